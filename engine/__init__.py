@@ -1,0 +1,36 @@
+"""What a runtime calls: `Engine` runs containers and recovers them, `Store` keeps records for a runtime of its own.
+
+Read `engine` (the whole in one place), `container` (a life, step by step), `store` and `commit` (how a change
+becomes durable), `recovery_pass` (what happens after a crash), then `starters` (how a process comes to be).
+
+Names are loaded when they are first used, so that a command line that needs none of them starts quickly.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limpet.engine.container import Container
+    from limpet.engine.engine import Engine
+    from limpet.engine.recovery_pass import recover
+    from limpet.engine.sandbox import Sandbox
+    from limpet.engine.store import Store
+    from limpet.schema import errors
+
+_HOMES = {
+    "Container": "limpet.engine.container",
+    "Engine": "limpet.engine.engine",
+    "Sandbox": "limpet.engine.sandbox",
+    "Store": "limpet.engine.store",
+    "recover": "limpet.engine.recovery_pass",
+}
+
+__all__ = ["Container", "Engine", "Sandbox", "Store", "errors", "recover"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("limpet.schema.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'limpet.engine' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

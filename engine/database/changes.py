@@ -1,0 +1,42 @@
+"""What one commit writes: rows that were checked and encoded before, in the order that foreign keys want."""
+
+from dataclasses import dataclass, field
+
+from limpet.schema.codec import Row
+
+KEPT_TRANSITIONS = 64
+"""How many state changes of each container are kept; older ones are dropped as newer ones come."""
+KEPT_RECOVERIES = 16
+"""How many reports of recovery passes are kept."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """Rows to write in one transaction. Rows lead with the id; the node's name is added when they are written."""
+
+    new_sandboxes: list[Row] = field(default_factory=list)
+    new_containers: list[Row] = field(default_factory=list)
+    new_statuses: dict[str, Row] = field(default_factory=dict)
+    statuses: dict[str, tuple[Row, int]] = field(default_factory=dict)
+    """The new row of a container that is there already, and the seq of the one that it replaces."""
+    transitions: list[Row] = field(default_factory=list)
+    """(id, number, seq, at, state, exit code, reason, message)."""
+    deleted_containers: list[str] = field(default_factory=list)
+    deleted_sandboxes: list[str] = field(default_factory=list)
+    reports: list[Row] = field(default_factory=list)
+    """(number, at, report as JSON)."""
+
+    @property
+    def only_statuses(self) -> bool:
+        """True if this is nothing but checkpoints that change no state: the common case, made fast."""
+        return not (
+            self.transitions
+            or self.new_containers
+            or self.new_sandboxes
+            or self.deleted_containers
+            or self.deleted_sandboxes
+            or self.reports
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.statuses) or not self.only_statuses

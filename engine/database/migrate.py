@@ -1,0 +1,95 @@
+"""Bring a database to the schema of this version: make it, or migrate it after a backup."""
+
+import sqlite3
+from collections.abc import Callable
+
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.pool import StaticPool
+
+from limpet.engine.database.backup import back_up
+from limpet.engine.database.reader import Reader, too_new
+from limpet.engine.database.sqlite import APPLICATION_ID, connect_writer, create_file, translate
+from limpet.schema.errors import StoreDamagedError, StoreError
+from limpet.schema.tables import SCHEMA_REVISION, TABLES
+
+
+def create_database(path: str) -> None:
+    """Make an empty database with the newest schema. A kill on the way leaves none, or an empty file."""
+    create_file(path)
+    _in_transaction(path, _create_tables)
+
+
+def prepare_database(path: str, node: str, backup_path: str) -> None:
+    """Upgrade an older schema after copying the database to `backup_path`; finish one that is still empty.
+
+    Raises StoreTooNewError if a newer limpet made it, StoreDamagedError if it is not ours; untouched then.
+    """
+    reader = Reader(path, node)
+    try:
+        revision = reader.identify()
+        if revision == SCHEMA_REVISION:
+            return
+        if revision is not None and revision > SCHEMA_REVISION:
+            raise too_new(path, revision)
+        if revision is not None:
+            back_up(reader, backup_path)
+    finally:
+        reader.close()
+    # An empty file is what a kill leaves between making the file and the first commit.
+    _in_transaction(path, _create_tables if revision is None else _upgrade)
+
+
+def _create_tables(connection: Connection) -> None:
+    TABLES.create_all(connection)
+    connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+    connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
+    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _upgrade(connection: Connection) -> None:
+    # Imported here: alembic costs more time than opening a store that has nothing to migrate.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", "limpet.schema:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, SCHEMA_REVISION)
+
+
+def _in_transaction(path: str, change: Callable[[Connection], None]) -> None:
+    """Run `change` in one transaction, all of it or nothing, also DDL."""
+    engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=StaticPool)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    try:
+        with engine.begin() as connection:
+            change(connection)
+            broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+            if broken:
+                raise StoreDamagedError(
+                    f"{path}: {len(broken)} rows refer to rows that are missing; see limpet check"
+                )
+    except sqlite3.Error as error:
+        raise translate(path, error) from error
+    except StoreError:
+        raise
+    except Exception as error:
+        cause = getattr(error, "orig", None)
+        if isinstance(cause, sqlite3.Error):
+            raise translate(path, cause) from error
+        raise StoreError(f"{path}: its schema could not be changed ({error}); nothing was written") from error
+    finally:
+        engine.dispose()
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    connection = connect_writer(path)
+    # Rebuilding a table drops the old one; with foreign keys on, the rows that refer to it would go with it.
+    connection.execute("PRAGMA foreign_keys = off")
+    return connection

@@ -1,0 +1,176 @@
+"""A read-only connection: for what is not kept in memory, and for looking beside a live engine.
+
+It can neither write nor checkpoint, and each read ends at once, so that it never holds the WAL back.
+"""
+
+import sqlite3
+import threading
+from functools import lru_cache
+
+import msgspec
+
+from limpet.engine.database import statements as sql
+from limpet.engine.database.sqlite import connect_reader, copy_database, find_damage, identify, translate
+from limpet.schema.codec import Row, row_is_sound, row_to_metadata, row_to_sandbox
+from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError
+from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.status import ContainerState
+from limpet.schema.tables import SCHEMA_REVISION
+
+_KEPT_METADATA = 1024
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a container's state, as `history` tells it."""
+
+    number: int
+    """Counts the container's transitions from 1, without a gap."""
+    seq: int
+    """The checkpoint that made it."""
+    at: int
+    """Nanoseconds since the epoch."""
+    state: ContainerState
+    exit_code: int
+    reason: str
+    message: str
+
+
+class Reader:
+    """Reads one node's records. Thread-safe."""
+
+    def __init__(self, path: str, node: str) -> None:
+        self._path = path
+        self.node = node
+        self._lock = threading.Lock()
+        try:
+            self._connection = connect_reader(path)
+        except sqlite3.Error as error:
+            raise translate(path, error) from error
+        self.metadata = lru_cache(_KEPT_METADATA)(self._load_metadata)
+
+    def identify(self) -> str | None:
+        """Return the database's schema revision, None if it is empty. Raises StoreDamagedError."""
+        with self._lock:
+            try:
+                return identify(self._connection, self._path)
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise translate(self._path, error) from error
+
+    def require_current(self) -> None:
+        """Raise StoreTooNewError, or StoreDamagedError for an older or empty one, unless the schema is ours."""
+        revision = self.identify()
+        if revision is None or revision < SCHEMA_REVISION:
+            raise StoreDamagedError(
+                f"{self._path}: schema {revision or 'none'} is older than {SCHEMA_REVISION};"
+                " open it with an engine once, which upgrades it"
+            )
+        if revision > SCHEMA_REVISION:
+            raise too_new(self._path, revision)
+
+    def load_statuses(self) -> list[Row]:
+        """Return the status row of every container."""
+        return self._read(sql.SELECT_STATUSES)
+
+    def load_names(self) -> list[tuple[str, str, str, str]]:
+        """Return (id, sandbox id, name, labels as JSON) of every container."""
+        return self._read(sql.SELECT_CONTAINER_NAMES)  # type: ignore[return-value]
+
+    def sandboxes(self) -> list[SandboxMetadata]:
+        """Return every sandbox. Raises StoreDamagedError for the first that is damaged."""
+        return [row_to_sandbox(self.node, row) for row in self._read(sql.SELECT_SANDBOXES)]
+
+    def history(self, container_id: str) -> list[Transition]:
+        """Return the container's state changes that are kept, oldest first."""
+        return [
+            Transition(
+                number=number,
+                seq=seq,
+                at=at,
+                state=ContainerState(state),
+                exit_code=exit_code,
+                reason=reason,
+                message=message,
+            )
+            for number, seq, at, state, exit_code, reason, message in self._read(
+                sql.SELECT_TRANSITIONS, container_id
+            )
+        ]
+
+    def last_report(self) -> bytes | None:
+        """Return the newest recovery report as JSON, None if there is none."""
+        ((number,),) = self._read(sql.SELECT_LAST_RECOVERY)
+        if number is None:
+            return None
+        return str(self._read(sql.SELECT_RECOVERY, number)[0][0]).encode()
+
+    def epoch(self) -> int:
+        """Return the node's epoch, 0 if it has none yet."""
+        rows = self._read(sql.SELECT_EPOCH)
+        return int(rows[0][0]) if rows else 0
+
+    def find_damage(self) -> list[str]:
+        """Return what SQLite's own checks find wrong."""
+        with self._lock:
+            try:
+                return find_damage(self._connection)
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                return [str(translate(self._path, error))]
+
+    def find_damaged_records(self) -> list[str]:
+        """Return each record that does not match its own checksum, and each gap in the records, in words."""
+        statuses = {row[0]: row for row in self.load_statuses()}
+        containers = self._read(sql.SELECT_CONTAINERS)
+        found = [
+            f"{table} {row[0]}: the row does not match its checksum"
+            for table, rows in (
+                ("sandbox", self._read(sql.SELECT_SANDBOXES)),
+                ("container", containers),
+                ("container_status", list(statuses.values())),
+            )
+            for row in rows
+            if not row_is_sound(self.node, row)
+        ]
+        found += [
+            f"container {row[0]}: its status row is missing" for row in containers if row[0] not in statuses
+        ]
+        newest = {row[0]: row[1] for row in self._read(sql.SELECT_NEWEST_TRANSITIONS)}
+        found += [
+            f"container {key}: its history does not reach its newest state change ({row[2]})"
+            for key, row in statuses.items()
+            if newest.get(key) != row[2]
+        ]
+        return found
+
+    def copy_to(self, target_path: str) -> None:
+        """Copy the database, as it is at one instant, into a new file. Raises StoreError, OSError."""
+        with self._lock:
+            try:
+                copy_database(self._connection, target_path)
+            except sqlite3.Error as error:
+                raise translate(target_path, error) from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._connection.close()
+
+    def _load_metadata(self, container_id: str) -> Metadata:
+        rows = self._read(sql.SELECT_CONTAINER, container_id)
+        if not rows:
+            raise NotFoundError(f"container {container_id!r} does not exist")
+        return row_to_metadata(self.node, rows[0])
+
+    def _read(self, statement: str, *parameters: object) -> list[Row]:
+        with self._lock:
+            try:
+                return self._connection.execute(statement, (self.node, *parameters)).fetchall()
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise translate(self._path, error) from error
+
+
+def too_new(path: str, revision: str) -> StoreTooNewError:
+    """Return the error for a database whose schema this version does not know."""
+    return StoreTooNewError(
+        f"{path}: its schema {revision} is newer than {SCHEMA_REVISION}, which this limpet knows;"
+        " it was left untouched: use a newer limpet, or a backup"
+    )

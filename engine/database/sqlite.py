@@ -1,0 +1,167 @@
+"""All that is particular to SQLite: how it is opened, made durable, examined and copied.
+
+Every connection is opened here, with the same settings read back: nothing may be acknowledged on a
+connection whose commits are not flushed. Writers are opened by the owner of the state directory alone;
+readers are opened with `mode=ro`, so that they cannot checkpoint: before SQLite 3.51.3 two checkpointers at
+once can destroy a database (https://sqlite.org/wal.html, "the WAL-reset bug").
+"""
+
+import os
+import sqlite3
+from urllib.parse import quote
+
+from limpet.schema.errors import DiskFullError, StoreDamagedError, StoreError, UnsupportedError
+from limpet.schema.tables import container_status
+
+APPLICATION_ID = 0x6C696D70  # "limp", in the database's header
+CHECKPOINT_PAGES = 250  # small, because commits slow down as the WAL grows
+BUSY_TIMEOUT_SECONDS = 5.0
+
+# Name, value to set, value that must be read back.
+_WRITER_PRAGMAS = (
+    ("journal_mode", "wal", "wal"),
+    ("synchronous", "full", 2),
+    ("foreign_keys", "on", 1),
+    ("mmap_size", "0", 0),
+    ("wal_autocheckpoint", str(CHECKPOINT_PAGES), CHECKPOINT_PAGES),
+    ("trusted_schema", "off", 0),
+)
+
+_BASE_COLUMNS = [column.name for column in container_status.columns if column.name not in {"node", "id"}]
+_VALUES = ", ".join(
+    f"{name} = json_extract(change.value, '$[{index}]')" for index, name in enumerate(_BASE_COLUMNS, start=1)
+)
+UPDATE_STATUSES = (
+    f"UPDATE container_status SET {_VALUES} FROM json_each(?) AS change"  # noqa: S608  # our own column names
+    " WHERE container_status.node = ? AND container_status.id = json_extract(change.value, '$[0]')"
+    f" AND container_status.seq = json_extract(change.value, '$[{len(_BASE_COLUMNS) + 1}]')"
+    " AND ? = (SELECT epoch FROM node WHERE name = container_status.node)"
+)
+"""One statement for a whole batch. Parameters: a JSON array of rows, each followed by the seq it replaces;
+the node; the epoch. The interpreter lock is given up once, not once for each row."""
+
+
+def connect_writer(path: str) -> sqlite3.Connection:
+    """Open the database for writing, every commit flushed. The caller holds the state directory's lock.
+
+    Raises UnsupportedError where SQLite or the file system does not give these settings, StoreError otherwise.
+    """
+    connection = _connect(path, "rw")
+    try:
+        for name, value, expected in _WRITER_PRAGMAS:
+            connection.execute(f"PRAGMA {name} = {value}")
+            found = connection.execute(f"PRAGMA {name}").fetchone()
+            if found is None or found[0] != expected:
+                raise UnsupportedError(
+                    f"{path}: SQLite {sqlite3.sqlite_version} answers {name} = {found and found[0]!r},"
+                    f" not {expected!r}; commits would not be durable here"
+                )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: str) -> sqlite3.Connection:
+    """Open the database for reading, beside a live writer or without one. Raises StoreError."""
+    return _connect(path, "ro")
+
+
+def _connect(path: str, mode: str) -> sqlite3.Connection:
+    # Autocommit (isolation_level None): transactions begin and end where this package says so.
+    return sqlite3.connect(
+        f"file:{quote(path)}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        check_same_thread=False,
+    )
+
+
+def create_file(path: str) -> None:
+    """Make the empty file of a new database, durably: its name must be on disk before its WAL's is."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def identify(connection: sqlite3.Connection, path: str) -> str | None:
+    """Return the schema revision of the database, None if it is empty.
+
+    Raises StoreDamagedError if it is not a database, or not one of limpet's. Reads only.
+    """
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application_id == 0 and objects == 0:
+        return None
+    if application_id != APPLICATION_ID:
+        raise StoreDamagedError(
+            f"{path} is a SQLite database, but not one of limpet's (application id {application_id:#x});"
+            " it was left untouched"
+        )
+    try:
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.OperationalError as error:
+        raise StoreDamagedError(f"{path}: the table of its schema version is gone ({error})") from error
+    if row is None:
+        raise StoreDamagedError(f"{path}: its schema version is missing; restore a backup")
+    return str(row[0])
+
+
+def checkpoint_all(connection: sqlite3.Connection) -> bool:
+    """Move the whole WAL into the database and flush it; False where a reader stood in the way."""
+    busy, in_wal, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return not busy and in_wal == moved
+
+
+def truncate_wal(connection: sqlite3.Connection) -> bool:
+    """Move the whole WAL into the database and cut the file to nothing; False where a reader is in the way."""
+    return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+
+
+def find_damage(connection: sqlite3.Connection) -> list[str]:
+    """Return what SQLite's integrity and foreign key checks find wrong, in words; none for a sound file."""
+    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+    found += [
+        f"a row of {table} refers to a missing row of {parent}"
+        for table, _, parent, _ in connection.execute("PRAGMA foreign_key_check")
+    ]
+    return found
+
+
+def copy_database(source: sqlite3.Connection, target_path: str) -> None:
+    """Copy the database into a new file at `target_path`, online. Flushing and naming it is the caller's."""
+    os.close(os.open(target_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    target = _connect(target_path, "rw")
+    try:
+        source.backup(target)
+        # The copy stands alone: without this it would ask for a WAL beside it.
+        target.execute("PRAGMA journal_mode = delete")
+    finally:
+        target.close()
+
+
+# SQLite's primary result codes (https://sqlite.org/rescode.html), for the lowest byte of an extended one.
+_ERRORS: dict[int, tuple[type[StoreError], str]] = {
+    sqlite3.SQLITE_FULL: (DiskFullError, "free some space, then call again"),
+    sqlite3.SQLITE_BUSY: (StoreError, "another program holds the database; close it, then call again"),
+    sqlite3.SQLITE_LOCKED: (StoreError, "another program holds the database; close it, then call again"),
+    sqlite3.SQLITE_READONLY: (StoreError, "the file or the file system is read-only"),
+    sqlite3.SQLITE_CANTOPEN: (StoreError, "the file is missing or may not be opened"),
+    sqlite3.SQLITE_PERM: (StoreError, "the file may not be opened"),
+    sqlite3.SQLITE_CORRUPT: (StoreDamagedError, "copy the state directory away, then restore a backup"),
+    sqlite3.SQLITE_NOTADB: (StoreDamagedError, "it is not a SQLite database; restore a backup"),
+}
+
+
+def translate(path: str, error: Exception) -> StoreError:
+    """Return the StoreError that says what `error`, from SQLite, means for the database at `path`."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if isinstance(error, UnicodeDecodeError):
+        code = sqlite3.SQLITE_CORRUPT
+    kind, cure = _ERRORS.get(code, (StoreError, "see the cause"))
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return kind(f"{path}: {error} ({name}); {cure}")

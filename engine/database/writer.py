@@ -1,0 +1,255 @@
+"""The one writing connection of a store: it loads the rows, commits batches, and settles what went wrong."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from limpet.engine.database import statements as sql
+from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
+from limpet.engine.database.sqlite import (
+    UPDATE_STATUSES,
+    checkpoint_all,
+    connect_writer,
+    translate,
+    truncate_wal,
+)
+from limpet.schema.codec import Row
+from limpet.schema.errors import (
+    OutcomeUnknownError,
+    StoreError,
+    StoreFencedError,
+    StoreReplacedError,
+)
+
+_SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # damaged text surfaces as the second
+
+
+class Writer:
+    """Writes for one node. Not thread-safe: the store lets one thread at a time in.
+
+    After a failed commit the connection is dropped, the database opened anew and asked what became of the
+    commit. Only if that cannot be found out is the writer broken; it then refuses everything.
+    """
+
+    def __init__(self, path: str, node: str) -> None:
+        self._path = path
+        self._node = node
+        self._epoch = 0
+        self._broken: StoreError | None = None
+        self._connection = connect_writer(path)
+        self._files: list[tuple[str, tuple[int, int]]] = []
+
+    def claim(self) -> int:
+        """Begin a new epoch, so that whoever wrote before can write no more, and return it."""
+        with self._transaction() as connection:
+            row = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
+            now = time.time_ns()
+            if row is None:
+                self._epoch = 1
+                connection.execute(sql.INSERT_NODE, (self._node, 1, now))
+            else:
+                self._epoch = row[0] + 1
+                connection.execute(sql.UPDATE_NODE, (self._epoch, now, self._node))
+        # The WAL has been written to, so both files are there now, and stay while we are.
+        self._files = [(path, _identify_file(path)) for path in (self._path, self._path + "-wal")]
+        return self._epoch
+
+    def load_statuses(self) -> Iterator[Row]:
+        """Yield the status row of every container of this node, as the database gives it."""
+        return iter(self._read_all(sql.SELECT_STATUSES))
+
+    def count_containers(self) -> int:
+        """Return how many containers this node has."""
+        row = self._read_one(sql.COUNT_CONTAINERS, (self._node,))
+        return int(row[0]) if row else 0
+
+    def load_container_ids(self) -> list[str]:
+        """Return the id of every container of this node, also of those that have no status row."""
+        return [row[0] for row in self._read_all(sql.SELECT_CONTAINER_IDS)]
+
+    def load_sandboxes(self) -> list[Row]:
+        """Return the row of every sandbox of this node."""
+        return self._read_all(sql.SELECT_SANDBOXES)
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
+        row = self._read_one(sql.SELECT_CONTAINER_BY_NAME, (self._node, sandbox_id, name, attempt))
+        return None if row is None else str(row[0])
+
+    def load_ids_of_sandbox(self, sandbox_id: str) -> list[str]:
+        """Return the ids of the sandbox's containers."""
+        found = self._connection.execute(sql.SELECT_IDS_OF_SANDBOX, (self._node, sandbox_id))
+        return [row[0] for row in found.fetchall()]
+
+    def last_recovery(self) -> int:
+        """Return the number of the newest recovery report, 0 if there is none."""
+        row = self._read_one(sql.SELECT_LAST_RECOVERY, (self._node,))
+        return int(row[0]) if row and row[0] is not None else 0
+
+    def commit(self, changes: Changes) -> None:
+        """Write `changes` in one transaction; durable when this returns.
+
+        Raises OutcomeUnknownError if it cannot be found out whether they are on disk, StoreReplacedError or
+        StoreFencedError if this is not our database any more: the writer is broken then. Any other StoreError
+        means that nothing was written and the writer goes on.
+        """
+        if self._broken is not None:
+            raise type(self._broken)(f"{self._broken}; nothing is written until the store is opened again")
+        try:
+            self._execute(changes)
+        except _SQLITE_ERRORS as error:
+            if not self.has_landed(changes, error):
+                raise translate(self._path, error) from error
+        except StoreFencedError as error:
+            self._broken = error
+            raise
+        self._require_same_files()
+
+    def has_landed(self, changes: Changes, error: BaseException) -> bool:
+        """After `error` broke into a commit: open the database anew and see whether the commit is in it.
+
+        Raises OutcomeUnknownError if that fails, or is itself interrupted; the writer is broken then.
+        """
+        self._broken = OutcomeUnknownError(
+            f"{self._path}: the commit failed ({error!r}) and was not read back"
+        )
+        try:
+            self._connection.close()
+            self._connection = connect_writer(self._path)
+            landed = self._find(changes)
+            # What was read back may have been in memory only: a failed flush leaves pages that look clean.
+            # Moving the WAL into the database writes and flushes them once more, by another way.
+            if landed and not checkpoint_all(self._connection):
+                raise StoreError(f"{self._path}: a reader keeps the WAL from being flushed anew")
+        except (*_SQLITE_ERRORS, StoreError) as cause:
+            self._broken = OutcomeUnknownError(
+                f"{self._path}: the commit failed ({error}), and so did reading it back ({cause})"
+            )
+            raise self._broken from error
+        self._broken = None
+        return landed
+
+    def close(self, before_unlink: Callable[[int], None]) -> None:
+        """Move the WAL into the database and close it; SQLite removes the WAL then.
+
+        `before_unlink` is called with the epoch once the WAL holds nothing: a kill before it leaves a WAL, a
+        kill after it a note that none is needed. Raises StoreError if that fails; nothing is lost by it.
+        """
+        try:
+            if self._broken is None and truncate_wal(self._connection):
+                before_unlink(self._epoch)
+        except _SQLITE_ERRORS as error:
+            raise translate(self._path, error) from error
+        finally:
+            self._connection.close()
+
+    def _execute(self, changes: Changes) -> None:
+        if changes.only_statuses:
+            if len(changes.statuses) == 1:
+                ((row, seq_before),) = changes.statuses.values()
+                parameters = (*row[1:], self._node, row[0], seq_before, self._node, self._epoch)
+                self._require_count(self._connection.execute(sql.UPDATE_STATUS, parameters).rowcount, 1)
+            elif changes.statuses:
+                self._update_statuses(changes)
+            return
+        with self._transaction() as connection:
+            found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
+            self._require_count(found[0] if found else 0, self._epoch)
+            node = (self._node,)
+            # Deletions first: a transaction may free a name and take it again.
+            connection.executemany(sql.DELETE_CONTAINER, [(*node, key) for key in changes.deleted_containers])
+            connection.executemany(sql.DELETE_SANDBOX, [(*node, key) for key in changes.deleted_sandboxes])
+            connection.executemany(sql.INSERT_SANDBOX, [node + row for row in changes.new_sandboxes])
+            connection.executemany(sql.INSERT_CONTAINER, [node + row for row in changes.new_containers])
+            connection.executemany(sql.INSERT_STATUS, [node + row for row in changes.new_statuses.values()])
+            if changes.statuses:
+                self._update_statuses(changes)
+            connection.executemany(sql.INSERT_TRANSITION, [node + row for row in changes.transitions])
+            connection.executemany(
+                sql.PRUNE_TRANSITIONS,
+                [
+                    (*node, row[0], row[1] - KEPT_TRANSITIONS)
+                    for row in changes.transitions
+                    if row[1] > KEPT_TRANSITIONS
+                ],
+            )
+            for row in changes.reports:
+                connection.execute(sql.INSERT_RECOVERY, node + row)
+                connection.execute(sql.PRUNE_RECOVERIES, (*node, row[0] - KEPT_RECOVERIES))
+
+    def _update_statuses(self, changes: Changes) -> None:
+        rows = msgspec.json.encode([(*row, before) for row, before in changes.statuses.values()]).decode()
+        parameters = (rows, self._node, self._epoch)
+        self._require_count(
+            self._connection.execute(UPDATE_STATUSES, parameters).rowcount, len(changes.statuses)
+        )
+
+    def _require_count(self, found: int, expected: int) -> None:
+        if found != expected:
+            raise StoreFencedError(
+                f"{self._path}: another writer has changed it since epoch {self._epoch} began; close this store"
+            )
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._connection)
+
+    def _find(self, changes: Changes) -> bool:
+        """Say whether a commit is in the database. It went in whole or not at all, so one row of it tells."""
+        for row, _ in changes.statuses.values():
+            return self._read_one(sql.SELECT_STATUS, (self._node, row[0])) == row
+        for key, row in changes.new_statuses.items():
+            return self._read_one(sql.SELECT_STATUS, (self._node, key)) == row
+        for row in changes.reports:
+            return self.last_recovery() >= row[0]
+        for row in changes.new_sandboxes:
+            return row in self.load_sandboxes()
+        if changes.deleted_containers:
+            return changes.deleted_containers[0] not in self.load_container_ids()
+        return changes.deleted_sandboxes[0] not in {row[0] for row in self.load_sandboxes()}
+
+    def _require_same_files(self) -> None:
+        for path, identity in self._files:
+            try:
+                found = _identify_file(path)
+            except OSError:
+                found = None
+            if found != identity:
+                self._broken = StoreReplacedError(
+                    f"{path} was removed or replaced while it was open; this store acknowledges nothing more"
+                )
+                raise self._broken
+
+    def _read_all(self, statement: str) -> list[Row]:
+        try:
+            return self._connection.execute(statement, (self._node,)).fetchall()
+        except _SQLITE_ERRORS as error:
+            raise translate(self._path, error) from error
+
+    def _read_one(self, statement: str, parameters: Row) -> Row | None:
+        row: Row | None = self._connection.execute(statement, parameters).fetchone()
+        return row
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE ... COMMIT; an exception inside rolls back, one from COMMIT goes to whoever settles it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._connection.execute("BEGIN IMMEDIATE")
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._connection.execute("COMMIT")
+        elif self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+
+def _identify_file(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino

@@ -1,0 +1,193 @@
+"""The state directory: private, locked by one engine at a time, and aware of how its last owner left it.
+
+lock            held with flock(2) while an engine or a writing store is open; never removed
+owner.json      who has it open, or had it: the last epoch, and whether the database was closed in order
+store.db        the database, with its -wal and -shm beside it while it is open
+containers/     a bundle for each container        sandboxes/   a directory for each sandbox
+images/         the image store                    quarantine/  what had no owner
+backups/        copies made before a migration
+"""
+
+import json
+import os
+import stat
+from typing import Self
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from limpet.engine.durable import make_directory, write_file
+from limpet.schema.errors import StateDirectoryError, StateDirectoryLockedError, UnsupportedError
+
+DATABASE = "store.db"
+CONTAINERS = "containers"
+SANDBOXES = "sandboxes"
+IMAGES = "images"
+QUARANTINE = "quarantine"
+BACKUPS = "backups"
+_LOCK = "lock"
+_OWNER = "owner.json"
+_OURS = {DATABASE, CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, _LOCK, _OWNER}
+_OURS |= {DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal"}
+
+# SQLite's WAL needs memory shared by all who open the database, and flock(2) the same on one machine.
+_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"}
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """What the last engine left beside the database, to show that the database has not gone back in time."""
+
+    pid: int
+    epoch: int
+    """The epoch of its opening: a database that knows only an older one is not the one it wrote to."""
+    closed: bool
+    """True once all is in the database file; while False, acknowledged commits may be in the WAL alone."""
+
+
+class StateDirectory:
+    """A state directory that this process holds the lock of. Made by `acquire`, given up by `release`."""
+
+    def __init__(self, path: str, lock: FileLock) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def acquire(cls, path: str) -> Self:
+        """Make the directory if it is missing, check it, and take its lock without waiting.
+
+        Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if
+        it is not a private directory of ours, UnsupportedError if it lies on a network file system.
+        """
+        path = os.path.abspath(path)
+        try:
+            make_directory(path)
+            _require_private(path, check_directory(path))
+            lock = FileLock(
+                os.path.join(path, _LOCK),
+                timeout=0,
+                mode=0o600,
+                thread_local=False,
+                fallback_to_soft=False,  # a soft lock is no lock: it survives its holder
+                preserve_lock_file=True,
+                on_acquired=_write_holder,
+            )
+            lock.acquire()
+        except Timeout as error:
+            raise _locked_error(path) from error
+        except NotImplementedError as error:
+            raise UnsupportedError(
+                f"{path}: this file system cannot lock files (flock); use another"
+            ) from error
+        except OSError as error:
+            raise StateDirectoryError(
+                f"state directory {path}: {error.strerror or error}; give a directory that you may write to"
+            ) from error
+        return cls(path, lock)
+
+    def join(self, name: str) -> str:
+        """Return the path of `name` in the directory."""
+        return os.path.join(self.path, name)
+
+    def read_owner(self) -> Owner | None:
+        """Return what the last owner left, None where there was none or its record cannot be read."""
+        try:
+            with open(self.join(_OWNER), "rb") as file:
+                return msgspec.json.decode(file.read(), type=Owner)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def write_owner(self, owner: Owner) -> None:
+        """Replace the owner's record, durably. Raises StateDirectoryError if the disk refuses."""
+        try:
+            write_file(self.join(_OWNER), msgspec.json.encode(owner))
+        except OSError as error:
+            raise StateDirectoryError(
+                f"{self.join(_OWNER)}: {error.strerror}; nothing was started"
+            ) from error
+
+    def release(self) -> None:
+        """Give the lock up; the file stays."""
+        self._lock.release()
+
+
+def check_directory(path: str) -> os.stat_result:
+    """Return the stat of a state directory that this user may use.
+
+    Raises StateDirectoryError where `path` is missing, a file, a link or another user's, UnsupportedError
+    where it lies on a network file system.
+    """
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        raise StateDirectoryError(f"state directory {path}: {error.strerror}") from error
+    if stat.S_ISLNK(found.st_mode):
+        raise StateDirectoryError(f"state directory {path} is a symbolic link; name the directory itself")
+    if not stat.S_ISDIR(found.st_mode):
+        raise StateDirectoryError(f"state directory {path} is not a directory; name another path")
+    if found.st_uid != os.geteuid():
+        raise StateDirectoryError(
+            f"state directory {path} belongs to user {found.st_uid}, this is user {os.geteuid()}; use your own"
+        )
+    kind = _file_system_type(found.st_dev)
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise UnsupportedError(
+            f"state directory {path} lies on {kind}, a network file system; use a local disk"
+        )
+    return found
+
+
+def find_foreign_entries(path: str) -> list[str]:
+    """Return the names in a directory that limpet did not make there."""
+    return sorted(name for name in os.listdir(path) if name not in _OURS and not name.startswith(".tmp-"))
+
+
+def _require_private(path: str, found: os.stat_result) -> None:
+    if not os.path.lexists(os.path.join(path, DATABASE)):
+        foreign = find_foreign_entries(path)
+        if foreign:
+            raise StateDirectoryError(
+                f"state directory {path} holds no limpet state, but other files ({foreign[0]!r}, ...);"
+                " give an empty directory or a path to make"
+            )
+        os.chmod(path, 0o700)
+    elif found.st_mode & 0o077:
+        raise StateDirectoryError(
+            f"state directory {path} is open to other users (mode {stat.S_IMODE(found.st_mode):04o});"
+            f" make it private: chmod 700 {path}"
+        )
+
+
+def _write_holder(descriptor: int) -> None:
+    # For the message alone: what the lock means is decided by flock.
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"pid": os.getpid()}).encode(), 0)
+
+
+def _locked_error(path: str) -> StateDirectoryLockedError:
+    try:
+        with open(os.path.join(path, _LOCK), "rb") as file:
+            pid = json.loads(file.read())["pid"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pid = None
+    if not isinstance(pid, int):
+        holder, pid = "another process", None
+    elif pid == os.getpid():
+        holder = f"this process (pid {pid})"
+    elif os.path.exists(f"/proc/{pid}"):
+        holder = f"process {pid}"
+    else:
+        holder, pid = f"a child of process {pid}, which has ended", None
+    return StateDirectoryLockedError(
+        f"state directory {path} is in use by {holder}; close that engine first, or use another directory",
+        pid,
+    )
+
+
+def _file_system_type(device: int) -> str:
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2] == number:
+                return rest.split()[0]
+    return ""

@@ -1,0 +1,206 @@
+"""Files and directories that survive a power cut: the few steps, in the order that the kernel asks for.
+
+A new name is durable only after an fsync of the directory that holds it (fsync(2)), and a file's content
+only after an fsync of the file; each function here returns after both. OSError passes through: the caller
+knows what the file means and says so.
+"""
+
+import ctypes
+import errno
+import os
+import secrets
+import stat
+from typing import NamedTuple
+
+TEMPORARY_PREFIX = ".tmp-"
+"""How the name of every file begins that is not finished yet; a crash can leave one behind."""
+
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def make_directory(path: str, mode: int = 0o700) -> None:
+    """Make the directory `path` and its missing parents with `mode` less the umask, durable level by level.
+
+    A directory that is there already keeps its mode. Raises OSError, for instance FileExistsError or
+    NotADirectoryError where a file is in the way.
+    """
+    path = os.path.abspath(path)
+    if not os.path.isdir(path):
+        make_directory(os.path.dirname(path), mode)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:  # another thread may have been faster
+            if not os.path.isdir(path):
+                raise
+    # Also for one that was there: a crash may have come between its mkdir and this fsync. Its parents are
+    # safe then, since each was made durable before the next one was made.
+    _sync_name(path)
+
+
+def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Write `path` whole: whoever reads it, also after a crash, finds the old content or the new one.
+
+    A crash before the rename leaves a file beside it whose name begins with TEMPORARY_PREFIX. Raises OSError;
+    nothing has changed then, unless it came from the last step, the fsync of the directory: the new content
+    is in place, but may not survive a power cut.
+    """
+    directory = os.path.dirname(os.path.abspath(path))
+    temporary = temporary_path(directory)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    sync_directory(directory)
+
+
+def temporary_path(directory: str) -> str:
+    """Return a path in `directory` that nobody else uses, for a file that is renamed once it is whole."""
+    return os.path.join(directory, TEMPORARY_PREFIX + secrets.token_hex(8))
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in the directory `path` durable: what was made, renamed and removed there.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_filesystem(path: str) -> None:
+    """Make everything durable that was written to the file system which holds `path` (syncfs(2)).
+
+    For a tree of many small files: one flush instead of one for each. Raises OSError, since Linux 5.8 also
+    where something on that file system could not be written back while this ran.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(path: str) -> None:
+    """Remove the directory `path` with all that is in it, and make that durable. A missing one is fine.
+
+    Symbolic links are removed, never followed, and no mount is entered: see `empty_directory`, also for
+    what is raised. NotADirectoryError where `path` itself is a link or a file.
+    """
+    path = os.path.abspath(path)
+    try:
+        descriptor = _open_directory(os.fsencode(path), None)
+    except FileNotFoundError:
+        if not os.path.isdir(os.path.dirname(path)):
+            return
+    else:
+        try:
+            empty_directory(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rmdir(path)
+    # Also for one that was missing: a crash may have come between its rmdir and this fsync.
+    _sync_name(path)
+
+
+class _Level(NamedTuple):
+    """A directory on the way down: its name in the one above, which inode it is, what is left to enter."""
+
+    name: bytes
+    inode: tuple[int, int]
+    children: list[bytes]
+
+
+def empty_directory(descriptor: int) -> None:
+    """Remove all that is in the directory open as `descriptor`; not durable by itself.
+
+    The walk goes from descriptor to descriptor, so that no symbolic link is followed, and holds one at a
+    time, so that no depth is too deep. Directories that their owner may not change are made writable first.
+    Raises OSError: EXDEV at a mount point, whose content is left alone; ESTALE where somebody moves
+    directories about meanwhile; else what the kernel says.
+    """
+    mount = _mount_id(descriptor)
+    current = os.dup(descriptor)
+    levels = [_Level(b".", _inode(current), _remove_files(current))]
+    try:
+        while levels[-1].children or len(levels) > 1:
+            if levels[-1].children:
+                name = levels[-1].children.pop()
+                current = _step(current, _open_directory(name, current))
+                if _mount_id(current) != mount:
+                    raise OSError(errno.EXDEV, "something is mounted here", os.fsdecode(name))
+                levels.append(_Level(name, _inode(current), _remove_files(current)))
+            else:
+                done = levels.pop()
+                current = _step(current, os.open("..", _DIRECTORY_FLAGS, dir_fd=current))
+                if _inode(current) != levels[-1].inode:
+                    raise OSError(errno.ESTALE, "moved while it was being removed", os.fsdecode(done.name))
+                os.rmdir(done.name, dir_fd=current)
+    finally:
+        os.close(current)
+
+
+def _step(current: int, following: int) -> int:
+    os.close(current)
+    return following
+
+
+def _remove_files(descriptor: int) -> list[bytes]:
+    """Remove what is no directory from this one, and return the names of the directories in it."""
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o700 != 0o700:
+        os.fchmod(descriptor, 0o700)
+    directories = []
+    with os.scandir(descriptor) as entries:
+        found = list(entries)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            directories.append(os.fsencode(entry.name))
+        else:
+            os.unlink(entry.name, dir_fd=descriptor)
+    return directories
+
+
+def _open_directory(name: bytes, parent: int | None) -> int:
+    """Open a directory, though not through a link, also where its owner may not read it."""
+    try:
+        return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+    except PermissionError:
+        # chmod by name would follow a link put there meanwhile; through an O_PATH descriptor it cannot.
+        handle = os.open(name, os.O_PATH | _DIRECTORY_FLAGS, dir_fd=parent)
+        try:
+            os.chmod(f"/proc/self/fd/{handle}", 0o700)
+        finally:
+            os.close(handle)
+        return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+
+
+def _inode(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _mount_id(descriptor: int) -> int:
+    """Return which mount the descriptor was opened in: a bind mount has another id and the same device."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
+
+
+def _sync_name(path: str) -> None:
+    """Make it durable that `path` is, or is not, in its parent directory."""
+    parent = os.path.dirname(path)
+    try:
+        sync_directory(parent)
+    except PermissionError:  # a parent that we may pass but not read, such as a home of mode 0711
+        sync_filesystem(path if os.path.isdir(path) else parent)

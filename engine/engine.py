@@ -1,0 +1,273 @@
+"""The engine: opened on a state directory, it knows what is true of every container, and runs new ones."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from limpet.engine.container import Container
+from limpet.engine.directory import CONTAINERS, IMAGES, SANDBOXES
+from limpet.engine.durable import make_directory
+from limpet.engine.images import DirectoryImageStore, ImageStore
+from limpet.engine.recovery_pass import recover
+from limpet.engine.runtime import Runtime
+from limpet.engine.sandbox import Sandbox, choose_log_path
+from limpet.engine.starters import Starter
+from limpet.engine.starters.process import ProcessStarter, end_leftovers
+from limpet.engine.store import DEFAULT_NODE, Store
+from limpet.engine.sweep import dispose, judge_orphans
+from limpet.recovery.host import find_bundle_processes
+from limpet.recovery.probe import HostProbe
+from limpet.recovery.report import Report
+from limpet.recovery.rules import Action, Verdict
+from limpet.schema.cri import (
+    ContainerConfig,
+    PodSandboxConfig,
+    parse_container_config,
+    parse_pod_sandbox_config,
+)
+from limpet.schema.errors import InvalidInputError, NotFoundError
+from limpet.schema.image import ImageName, MountType
+from limpet.schema.metadata import Metadata, SandboxMetadata, new_id
+from limpet.schema.status import ContainerState, Status
+
+HOST_IMAGE = ImageName("host")
+"""The built-in image: no layers, the host's own programs."""
+
+
+class Engine:
+    """Containers whose state survives a crash. Open it with `Engine.open`; thread-safe.
+
+    Closing the engine leaves its containers running; the next one that is opened finds them again.
+    """
+
+    recovery: Report
+    """What the last recovery pass found."""
+
+    def __init__(self, store: Store, images: ImageStore, starter: Starter) -> None:
+        self.store = store
+        self._containers_dir = store.directory.join(CONTAINERS)
+        self._sandboxes_dir = store.directory.join(SANDBOXES)
+        self._runtime = Runtime(
+            store=store,
+            images=images,
+            starter=starter,
+            environment=dict(os.environ),
+            reexamine=lambda _: self._recover_quietly(),
+        )
+
+    @classmethod
+    def open(
+        cls,
+        state_dir: str | os.PathLike[str],
+        *,
+        node: str = DEFAULT_NODE,
+        images: ImageStore | None = None,
+        starter: Starter | None = None,
+    ) -> Self:
+        """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
+
+        Raises StateDirectoryLockedError if another engine has it open, and the other errors of `Store.open`.
+        """
+        store = Store.open(os.path.realpath(os.fspath(state_dir)), node=node)
+        try:
+            for name in (CONTAINERS, SANDBOXES):
+                make_directory(store.directory.join(name))
+            if images is None:
+                images = DirectoryImageStore(store.directory.join(IMAGES))
+                images.register_builtin(HOST_IMAGE)
+            engine = cls(store, images, starter or ProcessStarter())
+        except BaseException:
+            store.close()
+            raise
+        try:
+            engine.recover()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Engine on {self.store!r}>"
+
+    @property
+    def images(self) -> ImageStore:
+        """The images that containers are made from."""
+        return self._runtime.images
+
+    def close(self) -> None:
+        """Stop watching and close the store; the containers run on. Repeating it is fine."""
+        if self.store.is_closed:
+            return
+        self._runtime.watcher.close()
+        self.store.close()
+
+    def create_sandbox(
+        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+    ) -> Sandbox:
+        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. Raises InvalidInputError."""
+        if not isinstance(config, PodSandboxConfig):
+            config = parse_pod_sandbox_config(config)
+        key = new_id() if id is None else id
+        metadata = SandboxMetadata(
+            id=key,
+            name=config.metadata.name,
+            config=config,
+            created_at=max(time.time_ns(), 1),
+            root_dir=os.path.join(self._sandboxes_dir, key),
+        )
+        choose_log_path(config.log_directory or "/", "check")
+        self.store.add_sandbox(metadata)
+        sandbox = Sandbox(self, metadata)
+        sandbox.bundle.make()
+        return sandbox
+
+    def create_container(
+        self,
+        config: ContainerConfig | bytes | str | Mapping[str, Any],
+        sandbox_id: str,
+        *,
+        id: str | None = None,
+        mount_type: MountType = MountType.PLAIN,
+    ) -> Container:
+        """Make a container from a CRI ContainerConfig, which may be given as JSON, in a sandbox; CREATED then.
+
+        Raises InvalidInputError, NotFoundError for the sandbox or the image, AlreadyExistsError for id or name.
+        """
+        container = self.add_container(config, sandbox_id, id=id)
+        try:
+            container.create(mount_type)
+        except BaseException:
+            self.store.delete(container.id)
+            raise
+        return container
+
+    def add_container(
+        self,
+        config: ContainerConfig | bytes | str | Mapping[str, Any],
+        sandbox_id: str,
+        *,
+        id: str | None = None,
+    ) -> Container:
+        """Write down a container that is not created yet; `Container.create` makes its bundle."""
+        if not isinstance(config, ContainerConfig):
+            config = parse_container_config(config)
+        sandbox = self.get_sandbox(sandbox_id)
+        manifest = self.images.manifest(ImageName.parse(config.image.image))
+        key = new_id() if id is None else id
+        metadata = Metadata(
+            id=key,
+            name=config.metadata.name,
+            sandbox_id=sandbox.id,
+            config=config,
+            image_manifest=manifest,
+            log_path=choose_log_path(sandbox.log_directory, config.log_path),
+            stop_signal=parse_signal(manifest.config.stop_signal),
+            root_dir=os.path.join(self._containers_dir, key),
+        )
+        self.store.add(metadata)
+        return Container(self._runtime, metadata)
+
+    def get(self, container_id: str) -> Container:
+        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        return Container(self._runtime, self.store.get(container_id).metadata)
+
+    def list(
+        self,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        state: ContainerState | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> "Sequence[Container]":
+        """Return the containers that match all that is given; see `Store.list`."""
+        records = self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
+        return [Container(self._runtime, record.metadata) for record in records]
+
+    def get_sandbox(self, sandbox_id: str) -> Sandbox:
+        """Return the sandbox with this id, or the one whose id begins with it. Raises NotFoundError."""
+        return Sandbox(self, self.store.get_sandbox(sandbox_id))
+
+    def list_sandboxes(self) -> "Sequence[Sandbox]":
+        """Return all sandboxes, oldest first."""
+        return [Sandbox(self, metadata) for metadata in self.store.list_sandboxes()]
+
+    def delete(self, container_id: str) -> None:
+        """Forget a container by its exact id; see `Container.delete`. One whose record is damaged, too."""
+        record = self.store.get(container_id)
+        if record.id != container_id:
+            raise NotFoundError(f"container {container_id!r}: give the whole id to delete it")
+        if self.store.is_damaged(container_id):
+            # What it was cannot be read. Its bundle, if there is one, becomes an orphan that recovery judges.
+            self.store.delete(container_id)
+        else:
+            self.get(container_id).delete()
+
+    def recover(self) -> Report:
+        """Look at every container that has not ended, now, and return the report; may be called at any time."""
+        leftovers = os.listdir(self._containers_dir)
+        orphans = judge_orphans(self.store, self._containers_dir, self._sandboxes_dir)
+        report = recover(
+            self.store,
+            probe=HostProbe(self._containers_dir),
+            leftovers=leftovers,
+            actors={Action.ADOPT: self._adopt, Action.REMOVE_BUNDLE: self._remove_bundle},
+            orphans=orphans,
+        )
+        self._end_leftovers()
+        self.recovery = dispose(self.store.directory, report)
+        for sandbox in self.list_sandboxes():
+            if not os.path.lexists(sandbox.bundle.path):
+                sandbox.bundle.make()  # a kill came between its row and its directory
+        return self.recovery
+
+    def _recover_quietly(self) -> None:
+        self.recover()
+
+    def _adopt(self, container_id: str, verdict: Verdict) -> None:
+        identity = verdict.status.identity
+        if identity is None or self._runtime.watcher.pidfd(container_id) is not None:
+            return
+        pidfd = self._runtime.starter.adopt(identity, os.path.join(self._containers_dir, container_id))
+        self._runtime.watcher.watch(container_id, identity.pid, pidfd)
+
+    def _remove_bundle(self, container_id: str, _: Verdict) -> None:
+        self.get(container_id).remove_bundle()
+
+    def _end_leftovers(self) -> None:
+        """Kill processes of containers that have ended: a kill may have come between the end and this."""
+        for bundle_path, pids in find_bundle_processes().items():
+            directory, container_id = os.path.split(bundle_path)
+            if directory != self._containers_dir:
+                continue
+            try:
+                status = self.store.status(container_id)
+            except NotFoundError:
+                continue
+            if _is_over(status):
+                end_leftovers(bundle_path, pids)
+
+
+def _is_over(status: Status) -> bool:
+    return not status.unknown and status.state is ContainerState.EXITED
+
+
+def parse_signal(name: str) -> str:
+    """Return the name of a stop signal, SIGTERM for none. Raises InvalidInputError."""
+    if not name:
+        return signal.SIGTERM.name
+    text = name.upper()
+    if text.isascii() and text.isdigit() and int(text) in set(signal.Signals):
+        return signal.Signals(int(text)).name
+    full = text if text.startswith("SIG") else f"SIG{text}"
+    if full not in signal.Signals.__members__:
+        raise InvalidInputError(f"stop signal {name!r}: give a signal's name, such as SIGTERM, or its number")
+    return full

@@ -1,0 +1,86 @@
+"""Blobs by digest on disk: whole and flushed before they get their name, so that no half one is found."""
+
+import os
+import stat
+from collections.abc import Collection
+
+from limpet.engine.durable import make_directory, sync_directory, temporary_path
+from limpet.engine.images.oci import DIGEST_ALGORITHMS, Descriptor, blob_path
+from limpet.engine.images.streams import CHUNK_BYTES, ByteStream, HashingReader, require_match
+from limpet.schema.errors import StoreDamagedError
+
+
+class BlobDirectory:
+    """The directory blobs/ below `root`, laid out as in an OCI image layout. OSError passes through."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._directories = [os.path.join(root, "blobs", algorithm) for algorithm in DIGEST_ALGORITHMS]
+        for directory in self._directories:
+            make_directory(directory)
+
+    def path(self, digest: str) -> str:
+        """Return where the blob is, or would be."""
+        return os.path.join(self._root, blob_path(digest))
+
+    def has(self, blob: Descriptor) -> bool:
+        """Tell whether the blob is there in its full size; its content is verified whenever it is read."""
+        try:
+            status = os.stat(self.path(blob.digest), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size == blob.size
+
+    def read(self, digest: str) -> bytes:
+        """Return a small blob's content. Raises StoreDamagedError where it is missing or not what it was."""
+        try:
+            with open(self.path(digest), "rb") as file:
+                reader = HashingReader(file, digest)
+                data = reader.read(-1)
+        except FileNotFoundError as error:
+            raise StoreDamagedError(f"the blob {self.path(digest)} is missing") from error
+        if reader.digest != digest:
+            raise StoreDamagedError(f"the blob {self.path(digest)} is damaged: its digest is {reader.digest}")
+        return data
+
+    def put(self, blob: Descriptor, stream: ByteStream) -> None:
+        """Store what comes from `stream`, durable on return, once its size and digest are as they should be.
+
+        Raises InvalidInputError, and stores nothing, where they are not. One that is here and undamaged
+        stays as it is, and `stream` is not read.
+        """
+        if self.has(blob) and self._is_undamaged(blob):
+            # Whoever renamed it may have been killed before this.
+            sync_directory(os.path.dirname(self.path(blob.digest)))
+            return
+        directory = os.path.dirname(self.path(blob.digest))
+        temporary = temporary_path(directory)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                reader = HashingReader(stream, blob.digest)
+                while reader.size <= blob.size and (chunk := reader.read(CHUNK_BYTES)):
+                    file.write(chunk)
+                require_match(blob, reader)
+                file.flush()
+                os.fsync(descriptor)
+            os.rename(temporary, self.path(blob.digest))
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        sync_directory(directory)
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Remove every other blob, and what unfinished writes left."""
+        wanted = {self.path(digest) for digest in digests}
+        for directory in self._directories:
+            with os.scandir(directory) as entries:
+                unwanted = [entry.path for entry in entries if entry.is_file() and entry.path not in wanted]
+            for path in unwanted:
+                os.unlink(path)
+
+    def _is_undamaged(self, blob: Descriptor) -> bool:
+        with open(self.path(blob.digest), "rb") as file:
+            reader = HashingReader(file, blob.digest)
+            reader.drain()
+        return reader.digest == blob.digest

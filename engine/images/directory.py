@@ -1,0 +1,278 @@
+"""The image store on disk: blobs by digest, and one record for each name.
+
+A record is written when all blobs of its image are durable, so that a crash leaves a whole image or none.
+Blobs that no record needs are removed by `remove` and at the next opening, and so is what a crash left.
+"""
+
+import errno
+import fcntl
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from limpet.engine.durable import make_directory, sync_filesystem
+from limpet.engine.images.blobs import BlobDirectory
+from limpet.engine.images.files import open_files
+from limpet.engine.images.layout import find_images
+from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest
+from limpet.engine.images.oci import LAYER_TYPES, Configuration, Descriptor, Manifest
+from limpet.engine.images.records import ImageRecord, RecordDirectory
+from limpet.engine.images.store import ImageSummary
+from limpet.engine.images.unpack import LayerFile, unpack
+from limpet.schema.errors import (
+    AlreadyExistsError,
+    DiskFullError,
+    InvalidInputError,
+    InvalidStateError,
+    LimpetError,
+    NotFoundError,
+    StateDirectoryError,
+    StoreDamagedError,
+    UnsupportedError,
+)
+from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
+
+_MOUNT_TYPES = frozenset({MountType.PLAIN})
+
+
+class _Image(NamedTuple):
+    """An image as it lies in the store."""
+
+    manifest: Manifest
+    configuration: Configuration
+
+    @property
+    def blobs(self) -> list[Descriptor]:
+        """Configuration and layers."""
+        return [self.manifest.config, *(self.manifest.layers or [])]
+
+
+class DirectoryImageStore:
+    """An ImageStore in the directory `root`, which it makes. Several processes and threads may share it.
+
+    Raises StateDirectoryError, here and below, where the directory cannot be used; DiskFullError.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = os.path.abspath(root)
+        with self._translated("open the image store"):
+            make_directory(self._root)
+            self._blobs = BlobDirectory(self._root)
+            self._records = RecordDirectory(self._root)
+            self._sweep_unless_busy()
+
+    def register_builtin(self, name: ImageName, config: ImageConfig = ImageConfig()) -> None:  # noqa: B008 - frozen
+        """Add an image without layers, whose containers run the host's own binaries; durable on return.
+
+        Doing it again replaces its config. Raises InvalidInputError for a name with a digest or a malformed
+        one, AlreadyExistsError where the name is that of a loaded image.
+        """
+        if ImageName.parse(str(name)) != name or name.digest:
+            raise InvalidInputError(
+                f"image name {str(name)!r}: a built-in image has a repository and a tag only"
+            )
+        record = ImageRecord(name=name, config=config)
+        with self._translated(f"register image {name}"), self._locked(fcntl.LOCK_EX):
+            present = self._find_record(name)
+            if present and present.digest:
+                raise AlreadyExistsError(
+                    f"image {name} is a loaded image; remove it before it becomes a built-in"
+                )
+            if present != record:
+                self._records.put(record)
+
+    def check(self, name: ImageName) -> bool:
+        """Tell whether the image is here and whole: its documents verified, its layers there in full size.
+
+        The layers' content is verified whenever it is read.
+        """
+        with self._translated(f"check image {name}"), self._locked(fcntl.LOCK_SH):
+            try:
+                record = self._records.get(name)
+                return not record.digest or all(self._blobs.has(blob) for blob in self._open(record).blobs)
+            except (NotFoundError, StoreDamagedError):
+                return False
+
+    def manifest(self, name: ImageName) -> ImageManifest:
+        """Return what a container keeps of the image. Raises NotFoundError, StoreDamagedError."""
+        with self._translated(f"read image {name}"), self._locked(fcntl.LOCK_SH):
+            record = self._records.get(name)
+            if not record.digest:
+                return ImageManifest(name=record.name, config=record.config)
+            image = self._open(record)
+            config = image.configuration.config
+            return ImageManifest(
+                name=record.name,
+                digest=record.digest,
+                config=config.to_image_config() if config else ImageConfig(),
+                layers=tuple(layer.digest for layer in image.manifest.layers or []),
+            )
+
+    def mount(self, name: ImageName, mount_type: MountType, target: str) -> None:
+        """Unpack the image into `target`: see ImageStore."""
+        if mount_type not in _MOUNT_TYPES:
+            raise UnsupportedError(
+                f"mount type {mount_type!r}: this store offers {MountType.PLAIN.value!r} only"
+            )
+        _require_empty_directory(target)
+        with self._translated(f"mount image {name} at {target}"), self._locked(fcntl.LOCK_SH):
+            record = self._records.get(name)
+            if record.digest:
+                image = self._open(record)
+                unpack(str(name), self._layer_files(image), target)
+                sync_filesystem(target)
+
+    def unmount(self, target: str) -> None:
+        """Make sure that nothing is mounted at or below `target`: PLAIN itself mounts nothing."""
+        target = os.path.realpath(target)
+        mounts = [point for point in _mount_points() if point == target or point.startswith(target + "/")]
+        if mounts:
+            raise InvalidStateError(
+                f"{mounts[0]} is still a mount point; unmount it before {target} is removed"
+            )
+
+    def load(self, path: str) -> list[ImageName]:
+        """Take in all images for this machine of an OCI layout or a `docker save` archive: see ImageStore.
+
+        A name that another loaded image has moves to the new one. Raises AlreadyExistsError where a built-in
+        image has it.
+        """
+        try:
+            with self._translated(f"load {path}"), self._locked(fcntl.LOCK_SH):
+                images = self._take_in(path)
+                for image in images:
+                    self._records.put(ImageRecord(name=image.name, digest=image.digest))
+                return [image.name for image in images]
+        except LimpetError:
+            self._sweep_unless_busy()
+            raise
+
+    def remove(self, name: ImageName) -> None:
+        """Forget the image, and free the space that no other image needs. Raises NotFoundError."""
+        with self._translated(f"remove image {name}"), self._locked(fcntl.LOCK_EX):
+            # A damaged record says no more what it stands for, and may well be removed.
+            with suppress(StoreDamagedError):
+                self._records.get(name)
+            self._records.remove(name)
+            self._sweep()
+
+    def list(self) -> list[ImageSummary]:
+        """Return all images, by name. Raises StoreDamagedError."""
+        with self._translated("list the images"), self._locked(fcntl.LOCK_SH):
+            return [self._summary(record) for record in self._records.all()]
+
+    def _summary(self, record: ImageRecord) -> ImageSummary:
+        if not record.digest:
+            return ImageSummary(name=record.name)
+        image = self._open(record)
+        return ImageSummary(
+            name=record.name,
+            digest=record.digest,
+            size=sum(blob.size for blob in image.blobs),
+            created_at=image.configuration.created_at,
+        )
+
+    def _open(self, record: ImageRecord) -> _Image:
+        manifest = read_manifest(self._blobs.read(record.digest))
+        return _Image(manifest, read_configuration(self._blobs.read(manifest.config.digest), manifest))
+
+    def _take_in(self, path: str) -> Sequence[FoundImage]:
+        """Store all blobs of the images at `path`; they belong to nobody until the records are written."""
+        try:
+            with open_files(path, self._root) as files:
+                images = find_images(files, _label(path))
+                for image in images:
+                    present = self._find_record(image.name)
+                    if present and not present.digest:
+                        raise AlreadyExistsError(f"image {image.name} is a built-in image; remove it first")
+                    for blob, file_name in image.blobs:
+                        with files.open(file_name) as stream:
+                            self._blobs.put(blob, stream)
+                    manifest = Descriptor(digest=image.digest, size=len(image.manifest))
+                    self._blobs.put(manifest, io.BytesIO(image.manifest))
+                return images
+        except InvalidInputError as error:
+            raise InvalidInputError(f"image layout {path}: {error}") from error
+
+    def _find_record(self, name: ImageName) -> ImageRecord | None:
+        try:
+            return self._records.get(name)
+        except (NotFoundError, StoreDamagedError):
+            return None
+
+    def _layer_files(self, image: _Image) -> Sequence[LayerFile]:
+        layers = zip(image.manifest.layers or [], image.configuration.rootfs.diff_ids or [], strict=True)
+        return [
+            LayerFile(self._blobs.path(layer.digest), layer.digest, LAYER_TYPES[layer.media_type], diff_id)
+            for layer, diff_id in layers
+        ]
+
+    def _sweep_unless_busy(self) -> None:
+        with suppress(BlockingIOError), self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove blobs without an image, and unfinished files. For the holder of the exclusive lock."""
+        self._records.sweep()
+        try:
+            records = [record for record in self._records.all() if record.digest]
+            wanted = {record.digest for record in records}
+            wanted.update(blob.digest for record in records for blob in self._open(record).blobs)
+        except (StoreDamagedError, InvalidInputError):
+            return  # which blobs a damaged image still needs is not known, so none is removed
+        self._blobs.keep_only(wanted)
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Hold the store's lock: shared while blobs are read or added, exclusive while some are removed.
+
+        The kernel drops it when this process ends, however it ends.
+        """
+        descriptor = os.open(os.path.join(self._root, "lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+            yield
+        finally:
+            # Said aloud: a child forked meanwhile, and not yet executing, shares the descriptor.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Turn OSError into the error of limpet that says what could not be done."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise DiskFullError(f"cannot {what}: {error}; free some space and try again") from error
+            raise StateDirectoryError(f"cannot {what} in {self._root}: {error}") from error
+
+
+def _label(path: str) -> str:
+    """Return the name of an image that has none: that of its directory or archive."""
+    label = os.path.basename(os.path.abspath(path))
+    return re.sub(r"(\.tar|\.tgz|\.tar\.(gz|zst))$", "", label)
+
+
+def _require_empty_directory(target: str) -> None:
+    try:
+        descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"mount target {target!r}: {error}; make it an empty directory first"
+        ) from error
+    try:
+        if os.listdir(descriptor):
+            raise InvalidInputError(f"mount target {target!r} is not empty; name one that is")
+    finally:
+        os.close(descriptor)
+
+
+def _mount_points() -> list[str]:
+    """Return where something is mounted in our mount namespace (proc_pid_mountinfo(5), field 5)."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        fields = [line.split(b" ")[4] for line in file]
+    return [os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), field)) for field in fields]

@@ -1,0 +1,155 @@
+"""The files of an image layout by name, be they in a directory or in a tar archive."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import BinaryIO, NamedTuple, Protocol
+
+from limpet.engine.durable import TEMPORARY_PREFIX
+from limpet.engine.images.layer import clean_path
+from limpet.engine.images.limits import Budget
+from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, Compression
+from limpet.engine.images.streams import CHUNK_BYTES, ByteStream, Decompressor, sniff
+from limpet.engine.images.tar import Kind, read_tar
+from limpet.schema.errors import InvalidInputError
+
+_CURE = "give an OCI image layout, a directory or a tar archive (plain, gzip or zstd)"
+
+
+class Files(Protocol):
+    """Where a layout's files come from."""
+
+    def size(self, name: str) -> int | None:
+        """Return the size in bytes of the file `name`, relative to the layout; None if there is none."""
+        ...
+
+    def open(self, name: str) -> AbstractContextManager[ByteStream]:
+        """Open a file for reading. Raises InvalidInputError where there is none."""
+        ...
+
+
+def read_document(files: Files, name: str) -> bytes:
+    """Return a whole file; InvalidInputError if it is too large for one of a layout's documents."""
+    with files.open(name) as stream:
+        data = stream.read(MAX_DOCUMENT_BYTES + 1)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise InvalidInputError(
+            f"{name} has more than the {MAX_DOCUMENT_BYTES} bytes that are read of a document"
+        )
+    return data
+
+
+@contextmanager
+def open_files(path: str, scratch: str) -> Iterator[Files]:
+    """Open the layout at `path`: a directory, or an archive, which is decompressed into `scratch` if need be.
+
+    What is put there has no name, and is gone with this process. Raises InvalidInputError.
+    """
+    try:
+        # O_NONBLOCK: a named pipe would keep us waiting for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"cannot be opened: {error}; {_CURE}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if not stat.S_ISDIR(mode):
+            raise InvalidInputError(f"neither a directory nor a file; {_CURE}")
+        yield _Directory(path)
+        return
+    budget = Budget()
+    with os.fdopen(descriptor, "rb") as file:
+        compression = sniff(file.read(4))
+        file.seek(0)
+        if compression is Compression.NONE:
+            yield _Archive(file, budget)
+            return
+        with tempfile.TemporaryFile(dir=scratch, prefix=TEMPORARY_PREFIX) as spool:
+            stream = Decompressor(file, compression, budget)
+            while chunk := stream.read(CHUNK_BYTES):
+                spool.write(chunk)
+            yield _Archive(spool, budget)
+
+
+class _Directory:
+    """A layout in a directory."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def size(self, name: str) -> int | None:
+        try:
+            return os.stat(self._where(name)).st_size
+        except OSError:
+            return None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[ByteStream]:
+        try:
+            descriptor = os.open(self._where(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidInputError(f"{name} cannot be opened: {error.strerror}") from error
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InvalidInputError(f"{name} is not a file")
+            yield file
+
+    def _where(self, name: str) -> str:
+        return os.path.join(self._path, os.fsdecode(clean_path(os.fsencode(name))))
+
+
+class _Place(NamedTuple):
+    """Where in an archive a file's content lies."""
+
+    position: int
+    size: int
+
+
+class _Archive:
+    """A layout in an uncompressed tar file."""
+
+    def __init__(self, file: BinaryIO, budget: Budget) -> None:
+        self._file = file
+        self._places: dict[str, _Place | str] = {}
+        file.seek(0)
+        for member, _ in read_tar(file, budget):
+            name = clean_path(member.name)
+            budget.take_name(name)
+            if member.kind is Kind.FILE and member.pieces == [(0, member.size)]:
+                self._places[os.fsdecode(name)] = _Place(member.position, member.size)
+            elif member.kind is Kind.SYMLINK:  # docker save links to a layer that is there already
+                target = os.path.join(os.path.dirname(name), member.link)
+                self._places[os.fsdecode(name)] = os.path.normpath(os.fsdecode(target))
+
+    def size(self, name: str) -> int | None:
+        place = self._find(name)
+        return place.size if place else None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[ByteStream]:
+        place = self._find(name)
+        if place is None:
+            raise InvalidInputError(f"{name} is not in the archive")
+        yield _Slice(self._file, place)
+
+    def _find(self, name: str) -> _Place | None:
+        place = self._places.get(name)
+        if isinstance(place, str):
+            place = self._places.get(place)
+        return place if isinstance(place, _Place) else None
+
+
+class _Slice:
+    """A part of a file."""
+
+    def __init__(self, file: BinaryIO, place: _Place) -> None:
+        self._file = file
+        self._left = place.size
+        file.seek(place.position)
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        return data

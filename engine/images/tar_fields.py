@@ -1,0 +1,90 @@
+"""The fields of tar headers, from bytes to values: pure functions that raise InvalidInputError."""
+
+import re
+
+from limpet.schema.errors import InvalidInputError
+
+_MAX_INTEGER = (1 << 63) - 1
+_DECIMAL = re.compile(rb"-?[0-9]{1,19}")
+_TIME = re.compile(rb"(-?)([0-9]{1,12})(?:\.([0-9]*))?")
+_RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
+_CHECKSUM = slice(148, 156)
+
+
+def show(name: bytes) -> str:
+    """Return a member's name as it can be printed: quoted, escaped, and not too long."""
+    text = repr(name.decode("utf-8", "backslashreplace"))
+    return text if len(text) <= 200 else f"{text[:160]}'... ({len(name)} bytes)"
+
+
+def require_checksum(block: bytes) -> None:
+    """Raise unless the header's checksum is right; some old tars added up signed bytes."""
+    given = number(block[_CHECKSUM], "checksum")
+    total = sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ")
+    negative = sum(1 for byte in block[:148] + block[156:] if byte >= 128)
+    if given not in {total, total - 256 * negative}:
+        raise InvalidInputError("a tar header with a wrong checksum")
+
+
+def number(field: bytes, what: str) -> int:
+    """Read a numeric field: octal digits, or GNU's base 256 where the first bit is set."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big") - (
+            1 << (8 * len(field) - 1) if field[0] & 0x40 else 0
+        )
+    digits = until_nul(field).strip(b" ")
+    if digits.strip(b"01234567"):
+        raise InvalidInputError(f"a tar header whose {what} is {field!r}, which is no number")
+    return int(digits or b"0", 8)
+
+
+def decimal(field: bytes, what: str) -> int:
+    """Read a number in a PAX record."""
+    if not _DECIMAL.fullmatch(field):
+        raise InvalidInputError(f"a PAX record whose {what} is {show(field)}, which is no number")
+    return int(field)
+
+
+def time_ns(field: bytes) -> int:
+    """Read a time in a PAX record, seconds with a fraction, as nanoseconds."""
+    match = _TIME.fullmatch(field)
+    if not match:
+        raise InvalidInputError(f"a PAX record whose time is {show(field)}, which is no number")
+    sign, seconds, fraction = match.groups()
+    value = int(seconds) * 10**9 + int((fraction or b"")[:9].ljust(9, b"0"))
+    return -value if sign else value
+
+
+def clamp_time(time: int) -> int:
+    """Return the nearest time, in nanoseconds, that the kernel's calls can carry."""
+    return max(-_MAX_INTEGER, min(_MAX_INTEGER, time))
+
+
+def until_nul(field: bytes) -> bytes:
+    """Return a text field without its padding."""
+    return field.partition(b"\0")[0]
+
+
+def pax_records(data: bytes) -> dict[bytes, bytes]:
+    """Read PAX records, a length and key=value each; the last of a key wins, an empty value unsets it.
+
+    The repeated records of GNU's oldest sparse format (0.0) are put together as those of the next (0.1).
+    """
+    records: dict[bytes, bytes] = {}
+    sparse: list[bytes] = []
+    position = 0
+    while position < len(data):
+        length = _RECORD_LENGTH.match(data, position)
+        end = position + int(length[1]) if length else 0
+        if not length or end <= length.end() or end > len(data) or data[end - 1 : end] != b"\n":
+            raise InvalidInputError("a PAX header that is not made of records")
+        key, equals, value = data[length.end() : end - 1].partition(b"=")
+        if not equals or not key:
+            raise InvalidInputError("a PAX record without a key")
+        if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
+            sparse.append(value)
+        records[key] = value
+        position = end
+    if sparse:
+        records[b"GNU.sparse.map"] = b",".join(sparse)
+    return {key: value for key, value in records.items() if value}

@@ -1,0 +1,208 @@
+"""The directory that a root file system is unpacked into, and everything that may be done in it.
+
+Every path is walked from the directory's own descriptor, one name at a time, without following a symbolic
+link (openat(2), O_NOFOLLOW): whatever names and links a stranger's archive contains, nothing outside is
+reached. That holds as long as nobody else moves directories about in it meanwhile.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Self
+
+from limpet.engine.durable import empty_directory
+from limpet.engine.images.tar import Attributes, Chunks
+from limpet.engine.images.tar_fields import show
+from limpet.schema.errors import InvalidInputError
+
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_IMPLIED = Attributes(mode=0o755, uid=0, gid=0, mtime_ns=None, xattrs={})
+"""For the root, and for directories that no member describes."""
+
+KEPT_XATTRS = (b"user.", b"security.capability")
+"""What is kept where the file system and our rights allow it. The others belong to the host: ACLs, labels of
+its security modules, and trusted.overlay.*, by which a layer could redirect a later overlay mount."""
+
+
+class Tree:
+    """A tree under construction. Paths are bytes, relative, without "." and ".."; b"" is the root.
+
+    Directories are private while files are put into them, since an ordinary user could not fill one of mode
+    0555; `finish` gives them their attributes. Owners are set for root only. OSError passes through.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._root = os.open(target, _DIRECTORY_FLAGS)
+        self._is_root_user = os.geteuid() == 0
+        self._directories = {b"": _IMPLIED}
+        self._near: tuple[bytes, int] = b"", os.dup(self._root)
+        """The directory that was opened last, since members come in the order of a walk."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._near[1])
+        os.close(self._root)
+
+    def put_directory(self, path: bytes, attributes: Attributes) -> None:
+        """Make a directory; one that is there keeps its content and gets these attributes."""
+        if path and not self._is_directory(path):
+            self.remove(path)
+            with self._parent(path) as (parent, name):
+                os.mkdir(name, 0o700, dir_fd=parent)
+        self._directories[path] = attributes
+
+    def put_file(self, path: bytes, attributes: Attributes, size: int, chunks: Chunks) -> None:
+        """Make a file in place of what is there; a new inode, so that other links keep the old content."""
+        self.remove(path)
+        with self._parent(path) as (parent, name):
+            descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
+        try:
+            for offset, chunk in chunks:
+                _write_at(descriptor, chunk, offset)
+            os.ftruncate(descriptor, size)
+            self._apply(descriptor, attributes)
+        finally:
+            os.close(descriptor)
+
+    def put_symlink(self, path: bytes, attributes: Attributes, link: bytes) -> None:
+        """Make a symbolic link in place of what is there. It may lead anywhere: nobody here follows it."""
+        self.remove(path)
+        with self._parent(path) as (parent, name):
+            os.symlink(link, name, dir_fd=parent)
+            self._apply_by_name(parent, name, attributes)
+
+    def put_fifo(self, path: bytes, attributes: Attributes) -> None:
+        """Make a named pipe in place of what is there."""
+        self.remove(path)
+        with self._parent(path) as (parent, name):
+            os.mkfifo(name, 0o600, dir_fd=parent)
+            self._apply_by_name(parent, name, attributes)
+            os.chmod(name, attributes.mode, dir_fd=parent)
+
+    def put_hard_link(self, path: bytes, existing: bytes) -> None:
+        """Make `path` another name of what `existing` names in the tree, be it a symbolic link itself."""
+        if (existing + b"/").startswith(path + b"/"):
+            raise InvalidInputError(f"it is a hard link to {show(existing)}, which it would replace")
+        self.remove(path)
+        with self._parent(existing) as (source, source_name), self._parent(path) as (parent, name):
+            os.link(source_name, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+
+    def remove(self, path: bytes) -> None:
+        """Remove whatever is at `path`, a directory with all that is in it. Nothing there is fine."""
+        if not path:
+            raise InvalidInputError("it would replace the root directory itself")
+        with contextlib.suppress(FileNotFoundError), self._parent(path, make=False) as (parent, name):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=parent)
+                return
+            descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+            try:
+                empty_directory(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rmdir(name, dir_fd=parent)
+            self._remember(b"", os.dup(self._root))  # the one remembered may be among those removed
+
+    def children(self, path: bytes) -> list[bytes]:
+        """Return the paths of what is in the directory; none where there is no directory."""
+        try:
+            with self._directory(path) as descriptor:
+                names = os.listdir(descriptor)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [os.path.join(path, os.fsencode(name)) for name in names]
+
+    def finish(self) -> None:
+        """Give the directories their attributes, the deepest first, so that none is locked up too early."""
+        for path in sorted(self._directories, key=lambda path: path.count(b"/") + bool(path), reverse=True):
+            # Some of these were removed or replaced since; one that was made again was noted again.
+            with (
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                self._directory(path) as descriptor,
+            ):
+                self._apply(descriptor, self._directories[path])
+
+    def _is_directory(self, path: bytes) -> bool:
+        with self._parent(path) as (parent, name):
+            try:
+                return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+            except FileNotFoundError:
+                return False
+
+    @contextlib.contextmanager
+    def _parent(self, path: bytes, *, make: bool = True) -> Iterator[tuple[int, bytes]]:
+        """Open the directory above `path`; give it with the last name."""
+        above, _, name = path.rpartition(b"/")
+        with self._directory(above, make=make) as descriptor:
+            yield descriptor, name
+
+    @contextlib.contextmanager
+    def _directory(self, path: bytes, *, make: bool = False) -> Iterator[int]:
+        """Open the directory `path`, after making it and what is missing above it if so asked."""
+        walked, start = self._near
+        if walked != path and walked and not path.startswith(walked + b"/"):
+            walked, start = b"", self._root
+        current = os.dup(start)
+        try:
+            for name in path[len(walked) :].split(b"/"):
+                if name:
+                    walked = os.path.join(walked, name)
+                    following = self._enter(current, name, walked, make=make)
+                    os.close(current)
+                    current = following
+            self._remember(path, os.dup(current))
+            yield current
+        finally:
+            os.close(current)
+
+    def _enter(self, parent: int, name: bytes, path: bytes, *, make: bool) -> int:
+        try:
+            return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+            os.mkdir(name, 0o700, dir_fd=parent)
+            self._directories[path] = _IMPLIED
+            return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
+                raise
+            reason = f"it leads through {show(path)}, which is a symbolic link or a file, not a directory"
+            raise NotADirectoryError(errno.ENOTDIR, reason) from error
+
+    def _remember(self, path: bytes, descriptor: int) -> None:
+        os.close(self._near[1])
+        self._near = path, descriptor
+
+    def _apply(self, descriptor: int, attributes: Attributes) -> None:
+        """Owner before mode and capabilities, which a change of owner takes away; times last."""
+        if self._is_root_user:
+            os.fchown(descriptor, attributes.uid, attributes.gid)
+        os.fchmod(descriptor, attributes.mode)
+        for name, value in attributes.xattrs.items():
+            if name.startswith(KEPT_XATTRS) and b"\0" not in name:
+                with contextlib.suppress(OSError):  # not every file system and user may; see KEPT_XATTRS
+                    os.setxattr(descriptor, name, value)
+        if attributes.mtime_ns is not None:
+            os.utime(descriptor, ns=(attributes.mtime_ns, attributes.mtime_ns))
+
+    def _apply_by_name(self, parent: int, name: bytes, attributes: Attributes) -> None:
+        """Set owner and times of what cannot be opened, or should not be: a link, a pipe."""
+        if self._is_root_user:
+            os.chown(name, attributes.uid, attributes.gid, dir_fd=parent, follow_symlinks=False)
+        if attributes.mtime_ns is not None:
+            times = attributes.mtime_ns, attributes.mtime_ns
+            os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,69 @@
+"""Unpacks an image's layers, one over the other, into one directory: MountType.PLAIN."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from limpet.engine.images.layer import apply_layer
+from limpet.engine.images.limits import Budget
+from limpet.engine.images.oci import Compression
+from limpet.engine.images.streams import Decompressor, HashingReader
+from limpet.engine.images.tar import read_tar
+from limpet.engine.images.tree import Tree
+from limpet.schema.errors import InvalidInputError, StoreDamagedError
+
+
+class LayerFile(NamedTuple):
+    """A layer as it lies on disk, and what it must turn out to be."""
+
+    path: str
+    digest: str
+    compression: Compression
+    diff_id: str
+    """Digest of the uncompressed tar file, from the image's configuration."""
+
+
+def unpack(image: str, layers: Sequence[LayerFile], target: str) -> None:
+    """Unpack the layers, lowest first, into the empty directory `target`.
+
+    Raises InvalidInputError, which names image, layer and member, for a layer that won't do;
+    StoreDamagedError for one that is not what was loaded; OSError. The tree is half there then.
+    """
+    budget = Budget()
+    with Tree(target) as tree:
+        for layer in layers:
+            try:
+                _unpack_layer(layer, tree, budget)
+            except InvalidInputError as error:
+                raise InvalidInputError(
+                    f"image {image}, layer {layer.digest}: {error}; load an image that is built without this"
+                ) from error
+            except StoreDamagedError as error:
+                raise StoreDamagedError(f"image {image}: {error}; load it again from a good copy") from error
+        tree.finish()
+
+
+def _unpack_layer(layer: LayerFile, tree: Tree, budget: Budget) -> None:
+    try:
+        file = open(layer.path, "rb")  # noqa: SIM115 - closed below; what is read in it raises the same error
+    except FileNotFoundError as error:
+        raise StoreDamagedError(f"the blob {layer.path} is missing") from error
+    with file:
+        blob = HashingReader(file, layer.digest)
+        content = HashingReader(Decompressor(blob, layer.compression, budget), layer.diff_id)
+        try:
+            apply_layer(tree, read_tar(content, budget), budget)
+            content.drain()
+        except InvalidInputError:
+            _require_undamaged(blob, layer)  # the image's fault only if the disk kept it as it was
+            raise
+        _require_undamaged(blob, layer)
+    if content.digest != layer.diff_id:
+        raise InvalidInputError(
+            f"unpacks to {content.digest}, but the image's configuration says {layer.diff_id}"
+        )
+
+
+def _require_undamaged(blob: HashingReader, layer: LayerFile) -> None:
+    blob.drain()
+    if blob.digest != layer.digest:
+        raise StoreDamagedError(f"the blob {layer.path} is damaged: its content has the digest {blob.digest}")

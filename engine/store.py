@@ -1,0 +1,389 @@
+"""The store: every container's record, in memory for reading and on disk for good.
+
+A call that changes something returns when the change is durable; memory is changed only after that, so a
+reader never sees what could still be lost. The store knows nothing of processes: `Engine` adds that, and a
+runtime that manages its own processes uses the store as it is.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+from limpet.engine.commit import Committer, Request
+from limpet.engine.database.backup import back_up
+from limpet.engine.database.migrate import create_database, prepare_database
+from limpet.engine.database.reader import Reader, Transition
+from limpet.engine.database.writer import Writer
+from limpet.engine.directory import BACKUPS, CONTAINERS, DATABASE, Owner, StateDirectory
+from limpet.engine.draft import Doubt, Draft, status_with_doubt
+from limpet.engine.durable import make_directory, sync_directory
+from limpet.engine.record import Record, Unsettled, matches_labels, resolve_prefix
+from limpet.engine.wal import examine_wal
+from limpet.schema.codec import STATUS_COLUMNS, Row, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError
+from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.status import ContainerState, Reason, Status
+from limpet.schema.tables import SCHEMA_REVISION
+
+DEFAULT_NODE = "local"
+_FINISHED_AT = STATUS_COLUMNS.index("finished_at")
+_RELEASED = STATUS_COLUMNS.index("released")
+_NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
+
+
+class Store:
+    """The records of one node's containers and sandboxes. Thread-safe. Open it with `Store.open`.
+
+    Whatever is not finished is Unknown when the store is opened, until `recover` or a checkpoint says what is
+    true. Reads come from memory, except for metadata, names and history, which are read from disk when asked for.
+    """
+
+    def __init__(self, directory: StateDirectory, writer: Writer, reader: Reader, node: str) -> None:
+        self.directory = directory
+        self.node = node
+        self._writer = writer
+        self._reader = reader
+        self._committer = Committer(self._commit)
+        self._view = threading.Lock()  # held while memory changes, so that a change is seen whole
+        self._rows: dict[str, Row] = {}
+        self._doubts: dict[str, Doubt] = {}
+        self._sandboxes: dict[str, SandboxMetadata] = {}
+        self._closed = False
+        self._pid = os.getpid()
+        self._load()
+
+    @classmethod
+    def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
+        """Lock the state directory, check the database, migrate it if it is older, and load its records.
+
+        Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or
+        another StoreError; the state is untouched then.
+        """
+        directory = StateDirectory.acquire(state_dir)
+        try:
+            return cls._open(directory, node)
+        except BaseException:
+            directory.release()
+            raise
+
+    @classmethod
+    def _open(cls, directory: StateDirectory, node: str) -> Self:
+        path = directory.join(DATABASE)
+        owner = directory.read_owner()
+        _require_plausible_files(directory, owner)
+        if os.path.lexists(path):
+            examine_wal(path + "-wal")
+            make_directory(directory.join(BACKUPS))
+            backup_path = directory.join(f"{BACKUPS}/before-{SCHEMA_REVISION}-{os.urandom(4).hex()}.db")
+            prepare_database(path, node, backup_path)
+        else:
+            create_database(path)
+        writer = Writer(path, node)
+        try:
+            epoch = writer.claim()
+            if owner is not None and epoch <= owner.epoch:
+                raise StoreDamagedError(
+                    f"{path} is older than when it was last open here (epoch {epoch - 1}, not {owner.epoch});"
+                    f" if you restored a backup, remove {directory.join('owner.json')} and open it again"
+                )
+            # The WAL's name must be durable before we say that acknowledged commits may be in it.
+            sync_directory(directory.path)
+            directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=False))
+            reader = Reader(path, node)
+        except BaseException:
+            writer.close()
+            raise
+        return cls(directory, writer, reader, node)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._rows)} containers, {len(self._doubts)} unknown"
+        return f"<Store {self.directory.path}: {state}>"
+
+    def add(self, metadata: Metadata, status: Status | None = None) -> Record:
+        """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
+        self._change(lambda draft: draft.add(metadata, status or Status()))
+        return self.get(metadata.id)
+
+    def get(self, container_id: str) -> Record:
+        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        self._require_open()
+        with self._view:
+            key = resolve_prefix(container_id, self._rows, "container")
+            return self._record(key)
+
+    def status(self, container_id: str) -> Status:
+        """Return the status of the container with exactly this id. Raises NotFoundError."""
+        self._require_open()
+        with self._view:
+            row = self._rows.get(container_id)
+            if row is None:
+                raise NotFoundError(f"container {container_id!r} does not exist")
+            return status_with_doubt(row, self._doubts.get(container_id))
+
+    def list(
+        self,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        state: ContainerState | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> "Sequence[Record]":
+        """Return the containers that match all that is given, as they were at one instant, oldest id first.
+
+        `id` is an id or the beginning of ids, `labels` must all be there with these values.
+        """
+        self._require_open()
+        with self._view:
+            records = [self._record(key) for key in self._rows if key.startswith(id)]
+        if state is not None:
+            records = [record for record in records if record.status.state == state]
+        if name or sandbox_id or labels:
+            names = {row[0]: row[1:] for row in self._reader.load_names()}
+            records = [
+                record
+                for record in records
+                if (found := names.get(record.id))
+                and (not sandbox_id or found[0] == sandbox_id)
+                and (not name or found[1] == name)
+                and (not labels or matches_labels(found[2], labels))
+            ]
+        return sorted(records, key=lambda record: record.id)
+
+    def delete(self, container_id: str) -> None:
+        """Remove a container's record and history. Raises NotFoundError."""
+        self._change(lambda draft: draft.delete(container_id))
+
+    def checkpoint(self, container_id: str, status: Status) -> Status:
+        """Replace a container's status, durably. Raises NotFoundError, InvalidInputError, StoreError."""
+        return self.update(container_id, lambda _: status)
+
+    def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
+        """Replace a container's status by `fn` of it, durably, and return the new one.
+
+        `fn` should be quick and pure: it may run on another thread, together with other callers' changes. What
+        it raises is raised here, and nothing has changed then. Raises NotFoundError, InvalidInputError, StoreError.
+        """
+        request = Request(lambda draft: draft.update(container_id, fn))
+        self._require_open()
+        status: Status = self._committer.run(request)
+        return status
+
+    def add_sandbox(self, metadata: SandboxMetadata) -> None:
+        """Add a sandbox. Raises AlreadyExistsError, InvalidInputError, StoreError."""
+        self._change(lambda draft: draft.add_sandbox(metadata))
+
+    def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
+        """Return the sandbox with this id, or the one whose id begins with it. Raises NotFoundError."""
+        self._require_open()
+        with self._view:
+            return self._sandboxes[resolve_prefix(sandbox_id, self._sandboxes, "sandbox")]
+
+    def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
+        """Return all sandboxes, oldest first."""
+        self._require_open()
+        with self._view:
+            return sorted(self._sandboxes.values(), key=lambda metadata: (metadata.created_at, metadata.id))
+
+    def delete_sandbox(self, sandbox_id: str) -> None:
+        """Remove a sandbox's record. Raises NotFoundError, InvalidStateError while it has containers."""
+        self._change(lambda draft: draft.delete_sandbox(sandbox_id))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Draft]:
+        """Change several containers at once: all of it becomes durable and visible together, or nothing does.
+
+        The block works on a draft with `add`, `update`, `delete` and the like, and is the only writer while it
+        runs, so keep it short. If it raises, nothing has changed. The commit happens at the end of the block.
+        """
+        self._require_open()
+        with self._committer.turn():
+            draft = self._draft()
+            yield draft
+            self._write(draft)
+
+    def history(self, container_id: str) -> "Sequence[Transition]":
+        """Return the container's state changes, oldest first; only the newest are kept. Raises NotFoundError."""
+        return self._reader.history(self.get(container_id).id)
+
+    def metadata(self, container_id: str) -> Metadata:
+        """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
+        self._require_open()
+        return self._reader.metadata(container_id)
+
+    def last_report(self) -> bytes | None:
+        """Return the newest recovery report as JSON, None if there is none yet."""
+        self._require_open()
+        return self._reader.last_report()
+
+    def unsettled(self, leftovers: Iterable[str] = ()) -> "Sequence[Unsettled]":
+        """Return what a recovery pass must look at: all that has not ended, is in doubt, or is in `leftovers`."""
+        self._require_open()
+        wanted = set(leftovers)
+        with self._view:
+            return [
+                Unsettled(
+                    Record(key, row_to_status(row) if row else Status(), self.metadata),
+                    "" if row else self._doubts[key][1],
+                )
+                for key, row in self._rows.items()
+                if not row
+                or not row[_FINISHED_AT]
+                or key in self._doubts
+                or (row[_RELEASED] and key in wanted)
+            ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, container_id: object) -> bool:
+        return container_id in self._rows
+
+    @property
+    def is_closed(self) -> bool:
+        """True once `close` was called, and in a fork of the process that opened the store."""
+        return self._closed or os.getpid() != self._pid
+
+    def is_damaged(self, container_id: str) -> bool:
+        """Say whether the container's status on disk cannot be read."""
+        return self._rows.get(container_id) == ()
+
+    def next_report_number(self) -> int:
+        """Return the number for the next recovery report. Only to be called in a transaction."""
+        return self._writer.last_recovery() + 1
+
+    def back_up(self, target_path: str) -> None:
+        """Copy the database to a new file while the store is in use; whole and verified, or not there."""
+        self._require_open()
+        back_up(self._reader, target_path)
+
+    def close(self) -> None:
+        """Let the commits that wait finish, close the database and give the lock up. Repeating it is fine."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        self._committer.close()
+        try:
+            self._reader.close()
+            self._writer.close(before_unlink=self._note_closed)
+        finally:
+            self.directory.release()
+
+    def _note_closed(self, epoch: int) -> None:
+        self.directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=True))
+
+    def _change(self, apply: Callable[[Draft], object]) -> None:
+        self._require_open()
+        self._committer.run(Request(apply))
+
+    def _draft(self) -> Draft:
+        return Draft(self.node, self._writer, self._rows, self._doubts, self._sandboxes)
+
+    def _commit(self, requests: Sequence[Request]) -> None:
+        draft = self._draft()
+        for request in requests:
+            try:
+                request.result = request.apply(draft)
+            except Exception as error:  # noqa: BLE001  # it goes to the caller whose change raised it
+                request.error = error
+        try:
+            self._write(draft)
+        except LimpetError as error:
+            for request in requests:
+                request.error = request.error or error
+
+    def _write(self, draft: Draft) -> None:
+        """Commit, then change memory. An interrupt in between is held back until both are done."""
+        interrupt: BaseException | None = None
+        if draft.changes:
+            try:
+                self._writer.commit(draft.changes)
+            except LimpetError:
+                raise
+            except BaseException as error:  # a signal handler raised: is it on disk, or not?
+                if not self._writer.has_landed(draft.changes, error):
+                    raise
+                interrupt = error
+        applied = False
+        while not applied:
+            try:
+                self._apply(draft)
+                applied = True
+            except BaseException as error:  # noqa: BLE001  # applying twice is the same as once
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _apply(self, draft: Draft) -> None:
+        with self._view:
+            for key, row in draft.rows.items():
+                if row is None:
+                    self._rows.pop(key, None)
+                    self._reader.metadata.cache_clear()
+                else:
+                    self._rows[key] = row
+            for key, doubt in draft.doubts.items():
+                if doubt is None:
+                    self._doubts.pop(key, None)
+                else:
+                    self._doubts[key] = doubt
+            for key, sandbox in draft.sandboxes.items():
+                if sandbox is None:
+                    self._sandboxes.pop(key, None)
+                else:
+                    self._sandboxes[key] = sandbox
+
+    def _load(self) -> None:
+        for row in self._writer.load_statuses():
+            key = row[0]
+            if not row_is_sound(self.node, row):
+                row = ()
+                self._doubts[key] = (Reason.DAMAGED, "its status on disk does not match its checksum")
+            elif not row[_FINISHED_AT]:
+                self._doubts[key] = _NOT_VERIFIED
+            self._rows[key] = row
+        if self._writer.count_containers() != len(self._rows):
+            for key in self._writer.load_container_ids():
+                if key not in self._rows:
+                    self._rows[key] = ()
+                    self._doubts[key] = (Reason.DAMAGED, "its status row is missing")
+        for row in self._writer.load_sandboxes():
+            self._sandboxes[row[0]] = row_to_sandbox(self.node, row)
+
+    def _record(self, key: str) -> Record:
+        return Record(key, status_with_doubt(self._rows[key], self._doubts.get(key)), self.metadata)
+
+    def _require_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"this store was opened by process {self._pid}; a fork cannot use it: open one in the child,"
+                " in another state directory"
+            )
+        if self._closed:
+            raise ClosedError("the store is closed; open it again")
+
+
+def _require_plausible_files(directory: StateDirectory, owner: Owner | None) -> None:
+    """Raise StoreDamagedError where a file is missing that must be there, given what was left behind."""
+    path = directory.join(DATABASE)
+    if not os.path.lexists(path):
+        containers = directory.join(CONTAINERS)
+        if owner is not None or os.path.lexists(path + "-wal") or os.path.isdir(containers):
+            raise StoreDamagedError(
+                f"{path} is missing, but its state directory has been in use; put a backup there and remove"
+                f" {directory.join('owner.json')}, or begin with another directory"
+            )
+    elif owner is not None and not owner.closed and not os.path.lexists(path + "-wal"):
+        raise StoreDamagedError(
+            f"{path}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
+            " have been in it. If another program has moved them into the database since (sqlite3 does), or if you"
+            f" accept the loss, remove {directory.join('owner.json')} and open it again"
+        )

@@ -1,0 +1,91 @@
+"""Examine a SQLite write-ahead log before SQLite opens it.
+
+SQLite stops at the first frame whose checksum fails and silently forgets all that follow, also transactions
+that were acknowledged. Under `synchronous=FULL` with one writer at most one transaction, the last, can
+legally be torn: it was not acknowledged yet. So more than one commit after the first bad frame is proof of
+damage. The format is that of https://sqlite.org/fileformat2.html#the_write_ahead_log.
+"""
+
+import struct
+
+from limpet.schema.errors import StoreDamagedError
+
+_HEADER = struct.Struct(
+    ">8I"
+)  # magic, version, page size, checkpoint, salt 1, salt 2, checksum 1, checksum 2
+_FRAME = struct.Struct(">6I")  # page, size of the database after commit or 0, salt 1, salt 2, checksums
+_MAGIC = 0x377F0682  # its lowest bit says that checksums read big-endian words
+_VERSION = 3007000
+
+
+def examine_wal(path: str) -> None:
+    """Raise StoreDamagedError if the WAL at `path` proves that acknowledged commits would be lost.
+
+    Only to be called while nobody in this process has the database open. A missing or empty WAL is fine.
+    """
+    try:
+        with open(path, "rb") as file:
+            wal = file.read()
+    except FileNotFoundError:
+        return
+    lost = count_lost_commits(wal)
+    if lost:
+        raise StoreDamagedError(
+            f"{path}: a frame in the middle is damaged, and at least {lost} acknowledged"
+            f" {'commit' if lost == 1 else 'commits'} after it would be lost. Copy the state directory away,"
+            " then restore a backup; or move the -wal file away to go on with the older state"
+        )
+
+
+def count_lost_commits(wal: bytes) -> int:
+    """Return how many acknowledged commits, at least, lie behind the first frame that SQLite would reject."""
+    if len(wal) < _HEADER.size:
+        return 0
+    magic, version, page_size, _, *salts_and_checksum = _HEADER.unpack_from(wal)
+    salts = tuple(salts_and_checksum[:2])
+    order = ">" if magic & 1 else "<"
+    checksum = _checksum(wal[: _HEADER.size - 8], (0, 0), order)
+    if magic & ~1 != _MAGIC or version != _VERSION or checksum != tuple(salts_and_checksum[2:]):
+        return _count_behind_damaged_header(wal)
+    sound = True
+    commits = 0
+    for start in range(_HEADER.size, len(wal) - _FRAME.size - page_size + 1, _FRAME.size + page_size):
+        _, commit_size, *rest = _FRAME.unpack_from(wal, start)
+        if sound:
+            page = start + _FRAME.size
+            checksum = _checksum(wal[start : start + 8], checksum, order)
+            checksum = _checksum(wal[page : page + page_size], checksum, order)
+            sound = tuple(rest) == (*salts, *checksum)
+        if not sound and tuple(rest[:2]) == salts:
+            commits += commit_size != 0
+    # The last of them may be a transaction that a power cut tore before anybody was told of it.
+    return max(0, commits - 1)
+
+
+def _count_behind_damaged_header(wal: bytes) -> int:
+    """Count commits of one generation at the start of a WAL whose header is not valid.
+
+    A header is flushed before its first frame is written. So a torn header has behind it only frames of the
+    generation before, whose content is in the database already; whether that is so shows in the database
+    alone. Frames that carry the very salts of the header are of its own generation: then the header was whole
+    once and has been damaged since.
+    """
+    salts = wal[16:24]
+    page_size = _HEADER.unpack_from(wal)[2]
+    if page_size not in {512 << power for power in range(8)}:
+        page_size = 4096  # the field is damaged; this is SQLite's default, and ours
+    step = _FRAME.size + page_size
+    commits = 0
+    for start in range(_HEADER.size, len(wal) - step + 1, step):
+        if wal[start + 8 : start + 16] == salts and any(salts):
+            commits += _FRAME.unpack_from(wal, start)[1] != 0
+    return max(0, commits - 1)
+
+
+def _checksum(data: bytes, start: tuple[int, int], order: str) -> tuple[int, int]:
+    first, second = start
+    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
+    for one, other in zip(words, words, strict=True):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + other + first) & 0xFFFFFFFF
+    return first, second

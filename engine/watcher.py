@@ -1,0 +1,143 @@
+"""The watcher: one thread that waits for the end of every running container, by pidfd.
+
+It observes how each one ended, has that written down, and only then reaps it: a kill in between leaves a
+zombie whose exit code the next engine may still read. One epoll set holds all pidfds, so waiting costs nothing per
+container. What cannot be written (a full disk) is kept and tried again; the container is Unknown meanwhile.
+"""
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from limpet.recovery.host import read_exit_code
+from limpet.schema.errors import ClosedError, LimpetError
+
+_log = logging.getLogger("limpet.watcher")
+_REAP_TIMEOUT_SECONDS = 10.0
+_RETRY_SECONDS = 1.0
+
+OnExit = Callable[[str, int | None, int], None]
+"""(container id, exit code or None, nanoseconds since the epoch): writes the end down, durably."""
+
+
+@dataclass(slots=True)
+class _Watch:
+    container_id: str
+    pid: int
+    pidfd: int
+    finished_at: int = 0
+    exit_code: int | None = None
+    deadline: float = 0.0
+    """Until when an ended process that is not our child may take to be reaped, or when to try again."""
+
+
+class Watcher:
+    """Watches processes until they end. `end_group(pidfd)` ends what is left of a group whose leader has ended."""
+
+    def __init__(self, on_exit: OnExit, end_group: Callable[[int], None]) -> None:
+        self._on_exit = on_exit
+        self._end_group = end_group
+        self._epoll = select.epoll()
+        self._lock = threading.Lock()
+        self._watches: dict[int, _Watch] = {}  # by pidfd
+        self._by_container: dict[str, _Watch] = {}
+        self._waiting: list[_Watch] = []  # ended; for their exit code or for a write that failed
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="limpet-watch", daemon=True)
+        self._thread.start()
+
+    def watch(self, container_id: str, pid: int, pidfd: int) -> None:
+        """Watch a process from now on; `pidfd` is ours to close. One that is watched already is left as it is."""
+        with self._lock:
+            if container_id in self._by_container or self._closing:
+                os.close(pidfd)
+                return
+            watch = _Watch(container_id, pid, pidfd)
+            self._watches[pidfd] = self._by_container[container_id] = watch
+            self._epoll.register(pidfd, select.EPOLLIN)
+
+    def pidfd(self, container_id: str) -> int | None:
+        """Return the pidfd of a container that is watched, valid until its end is written down."""
+        with self._lock:
+            watch = self._by_container.get(container_id)
+            return None if watch is None else watch.pidfd
+
+    def close(self) -> None:
+        """Stop watching. The containers run on; what has ended and is not written yet, recovery will find."""
+        with self._lock:
+            self._closing = True
+        os.write(self._wake_write, b"x")
+        self._thread.join()
+        self._epoll.close()
+        for descriptor in (self._wake_read, self._wake_write, *self._watches):
+            os.close(descriptor)
+        self._watches.clear()
+
+    def _run(self) -> None:
+        while True:
+            timeout = 0.05 if self._waiting else -1
+            for descriptor, event in self._epoll.poll(timeout):
+                if descriptor == self._wake_read:
+                    return
+                watch = self._watches.get(descriptor)
+                if watch is not None:
+                    self._notice(watch, reaped=bool(event & select.EPOLLHUP))
+            for watch in [watch for watch in self._waiting if self._is_due(watch)]:
+                self._waiting.remove(watch)
+                self._write_down(watch)
+
+    def _notice(self, watch: _Watch, *, reaped: bool) -> None:
+        """A process has ended: learn its exit code, at once or when whoever is its parent has reaped it."""
+        first = not watch.finished_at
+        if first:
+            watch.finished_at = time.time_ns()
+        watch.exit_code = _observe_exit(watch)
+        if watch.exit_code is not None or reaped:
+            self._epoll.unregister(watch.pidfd)
+            with suppress(ValueError):
+                self._waiting.remove(watch)
+            self._write_down(watch)
+        elif first:
+            # Not our child, and a zombie we may not look into: its code can be read once it is reaped (EPOLLHUP).
+            self._epoll.modify(watch.pidfd, 0)
+            watch.deadline = time.monotonic() + _REAP_TIMEOUT_SECONDS
+            self._waiting.append(watch)
+
+    def _is_due(self, watch: _Watch) -> bool:
+        return time.monotonic() >= watch.deadline
+
+    def _write_down(self, watch: _Watch) -> None:
+        try:
+            self._end_group(watch.pidfd)
+            self._on_exit(watch.container_id, watch.exit_code, watch.finished_at)
+        except ClosedError:
+            return  # recovery will find it
+        except LimpetError as error:
+            _log.warning("container %s ended, which cannot be written yet: %s", watch.container_id, error)
+            watch.deadline = time.monotonic() + _RETRY_SECONDS
+            self._waiting.append(watch)
+            return
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG)
+        with self._lock:
+            del self._watches[watch.pidfd]
+            del self._by_container[watch.container_id]
+            os.close(watch.pidfd)
+
+
+def _observe_exit(watch: _Watch) -> int | None:
+    """Return the exit code, 128 + signal for one; without reaping, so that a kill now loses nothing."""
+    try:
+        result = os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except ChildProcessError:  # adopted, or reaped by the program that we are part of
+        result = None
+    if result is None:
+        return read_exit_code(watch.pid, watch.pidfd)
+    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status

@@ -1,0 +1,103 @@
+"""What is in the place of a container's bundle, and who uses a directory. Looks, and touches nothing."""
+
+import os
+import stat
+
+import msgspec
+
+from limpet.recovery.evidence import Bundle
+from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, BundleMarker
+
+
+def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
+    """Return what stands at `path`, where the bundle of `container_id` should be, and what hid more."""
+    try:
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            return Bundle.FOREIGN, f"{path} is not a directory"
+        names = set(os.listdir(path))
+        # Making a bundle begins with an empty directory, removing one ends with it.
+        if not names - {name for name in names if name.startswith(".tmp-")}:
+            return Bundle.PARTIAL, ""
+        marker = read_marker(path)
+    except FileNotFoundError:
+        return Bundle.ABSENT, ""
+    except OSError as error:
+        return Bundle.HIDDEN, f"{path}: {error.strerror}"
+    if marker is None or (marker.limpet, marker.id) != ("container", container_id):
+        return Bundle.FOREIGN, f"{path} does not bear our marker for this container"
+    return (Bundle.WHOLE if {CONFIG_FILE, ROOTFS} <= names else Bundle.PARTIAL), ""
+
+
+def read_marker(path: str) -> BundleMarker | None:
+    """Return the marker in the directory `path`, None if it has none that can be read. Raises OSError."""
+    try:
+        descriptor = os.open(os.path.join(path, MARKER_FILE), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            return msgspec.json.decode(file.read(4096), type=BundleMarker)
+        except msgspec.MsgspecError:
+            return None
+
+
+def find_mounts(path: str) -> list[str]:
+    """Return the mount points at or under `path`. Raises OSError if the mounts may not be read."""
+    path = os.path.realpath(path)
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            point = _unescape(line.split(" ")[4])
+            if point == path or point.startswith(path + "/"):
+                found.append(point)
+    return found
+
+
+def find_users(path: str) -> tuple[list[int], list[int]]:
+    """Return the pids of live processes that use the directory `path`, and of those we may not look into.
+
+    A process uses it with its root, its working directory, its program or an open file. Another user's
+    process cannot reach into a private directory of ours, so only our own count as hidden. Raises OSError.
+    """
+    path = os.path.realpath(path)
+    users, hidden = [], []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            if _uses(f"/proc/{name}", path):
+                users.append(int(name))
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        except PermissionError:
+            if _is_ours(name):
+                hidden.append(int(name))
+    return users, hidden
+
+
+def _uses(process: str, path: str) -> bool:
+    links = [f"{process}/{name}" for name in ("root", "cwd", "exe")]
+    links += [f"{process}/fd/{name}" for name in os.listdir(f"{process}/fd")]
+    for link in links:
+        try:
+            target = os.readlink(link)
+        except FileNotFoundError:  # a kernel thread's program, a descriptor closed since
+            continue
+        if target == path or target.startswith(path + "/"):
+            return True
+    return False
+
+
+def _is_ours(pid: str) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False
+
+
+def _unescape(mount_point: str) -> str:
+    """Undo the octal escapes of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        mount_point = mount_point.replace(code, character)
+    return mount_point

@@ -1,0 +1,228 @@
+"""What the kernel says of processes: the only reader of /proc and of pidfds. It observes and judges nothing.
+
+Kernel interfaces: pidfd_open(2), proc_pid_stat(5), PIDFD_GET_INFO (linux/pidfd.h, Linux 6.13; its exit code
+6.15), pidfs inode numbers (Linux 6.9).
+"""
+
+import errno
+import fcntl
+import os
+import select
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from limpet.recovery.evidence import Boot, Process
+from limpet.schema.identity import ProcessIdentity
+from limpet.schema.layout import BUNDLE_VARIABLE
+
+_PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, 64 bytes)
+_PIDFD_INFO_EXIT = 1 << 3
+_EXIT_CODE_OFFSET = 60
+
+
+def read_boot_id() -> str | None:
+    """Return the boot id, None where it may not be read."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip() or None
+    except OSError:
+        return None
+
+
+def read_pid_namespace() -> int:
+    """Return the inode number of this process's pid namespace, 0 where it may not be read."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+@cache
+def has_pidfs() -> bool:
+    """Say whether pidfds have inode numbers of their own here: one process's differs from another's."""
+    inodes = set()
+    for pid in (os.getpid(), os.getppid() or 1):
+        try:
+            with open_pidfd(pid) as pidfd:
+                inodes.add(os.fstat(pidfd).st_ino)
+        except OSError:
+            return False
+    return len(inodes) > 1
+
+
+@contextmanager
+def open_pidfd(pid: int) -> Iterator[int]:
+    """Hold a pidfd for `pid`. Raises OSError: ESRCH if there is no such process."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def identify(pid: int, pidfd: int) -> ProcessIdentity:
+    """Return the identity of the live process `pid` that `pidfd` refers to.
+
+    Raises OSError if it is gone or /proc may not be read: without an identity nothing may be started.
+    """
+    boot_id = read_boot_id()
+    if boot_id is None:
+        raise OSError(errno.ENOENT, "the boot id cannot be read", "/proc/sys/kernel/random/boot_id")
+    return ProcessIdentity(
+        pid=pid,
+        start_ticks=int(read_stat(pid)[19]),
+        boot_id=boot_id,
+        pidfd_inode=os.fstat(pidfd).st_ino if has_pidfs() else 0,
+        pid_namespace=read_pid_namespace(),
+    )
+
+
+def read_stat(pid: int) -> list[bytes]:
+    """Return the fields of /proc/PID/stat from the third (the state) on. Raises OSError.
+
+    The second field, the command's name, is cut off at the last parenthesis: it may hold spaces and
+    parentheses itself, as in `4711 (a) R 1 2 (x) S 1 ...`.
+    """
+    descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(descriptor)
+
+
+def observe_boot(identity: ProcessIdentity | None) -> Boot:
+    """Say whether `identity` was recorded in this boot; SAME where there is none to compare."""
+    if identity is None:
+        return Boot.SAME
+    boot_id = read_boot_id()
+    if boot_id is None:
+        return Boot.UNREADABLE
+    return Boot.SAME if boot_id == identity.boot_id else Boot.CHANGED
+
+
+def observe_process(identity: ProcessIdentity, bundle_path: str) -> tuple[Process, int | None, str]:
+    """Return what became of a process of this boot, its exit code if it was observed, and what hid more."""
+    here = read_pid_namespace()
+    if here != identity.pid_namespace:
+        return (
+            Process.ELSEWHERE if here else Process.HIDDEN,
+            None,
+            f"pid {identity.pid} is of pid namespace {identity.pid_namespace}, this is {here or 'not readable'}",
+        )
+    try:
+        with open_pidfd(identity.pid) as pidfd:
+            found, detail = compare(identity, pidfd, bundle_path)
+            if found is not Process.ALIVE or not has_ended(pidfd):
+                return found, None, detail
+            exit_code = read_exit_code(identity.pid, pidfd)
+            return (Process.GONE if exit_code is None else Process.ENDED), exit_code, detail
+    except ProcessLookupError:
+        return Process.GONE, None, ""
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ENOENT}:  # the pid names a thread of another process now
+            return Process.STRANGER, None, f"pid {identity.pid} is a thread of another process"
+        return Process.HIDDEN, None, f"pid {identity.pid}: {error.strerror}"
+
+
+def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:
+    """Say whether the process behind `pidfd` is the one recorded: ALIVE (or just ended), STRANGER, or neither.
+
+    The inode number decides where there is one; a start time that differs beside an equal inode number is
+    only another time namespace. Without it the start time must agree and the bundle's path must stand in the
+    process's environment.
+    """
+    if identity.pidfd_inode and has_pidfs():
+        same = os.fstat(pidfd).st_ino == identity.pidfd_inode
+        return (Process.ALIVE, "") if same else (Process.STRANGER, f"pid {identity.pid} was reused")
+    try:
+        if int(read_stat(identity.pid)[19]) != identity.start_ticks:
+            return Process.STRANGER, f"pid {identity.pid} was reused"
+        if bundle_path and read_bundle_variable(identity.pid) == bundle_path:
+            return Process.ALIVE, ""
+    except OSError as error:
+        return Process.HIDDEN, f"/proc/{identity.pid}: {error.strerror}"
+    return Process.UNPROVEN, f"pid {identity.pid} and its start time agree, which is no proof"
+
+
+def has_ended(pidfd: int) -> bool:
+    """Say whether the process has ended; a zombie has. A pidfd is readable from then on (pidfd_open(2))."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def read_exit_code(pid: int, pidfd: int) -> int | None:
+    """Return the exit code of an ended process that need not be our child; 128 + signal; None if it is lost.
+
+    From the kernel if somebody has reaped it (Linux 6.15), from /proc/PID/stat while nobody has.
+    """
+    wait_status = _read_reaped_status(pidfd)
+    if wait_status is None:
+        wait_status = _read_zombie_status(pid, pidfd)
+    if wait_status is None:
+        return None
+    code = os.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else 128 - code
+
+
+def _read_reaped_status(pidfd: int) -> int | None:
+    info = bytearray(64)
+    struct.pack_into("Q", info, 0, _PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:  # not reaped yet, or a kernel without it
+        return None
+    if not struct.unpack_from("Q", info)[0] & _PIDFD_INFO_EXIT:
+        return None
+    status: int = struct.unpack_from("i", info, _EXIT_CODE_OFFSET)[0]
+    return status
+
+
+def _read_zombie_status(pid: int, pidfd: int) -> int | None:
+    try:
+        fields = read_stat(pid)
+    except OSError:
+        return None
+    # If it has been reaped meanwhile, what we have just read may be the pid's next owner's.
+    reaped_status = _read_reaped_status(pidfd)
+    if reaped_status is not None or fields[0] not in {b"Z", b"X"} or not _may_see(pid):
+        return reaped_status
+    return int(fields[49])  # exit_code, the 52nd field
+
+
+def _may_see(pid: int) -> bool:
+    """Say whether /proc/PID/stat shows us the exit code, or a 0 in its place (proc_pid_stat(5))."""
+    try:
+        os.readlink(f"/proc/{pid}/cwd")  # asks for the same permission; a zombie has none to show
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def read_bundle_variable(pid: int) -> str:
+    """Return the bundle path in the environment a process was started with, "" if none. Raises OSError."""
+    name = BUNDLE_VARIABLE.encode() + b"="
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        for entry in file.read().split(b"\0"):
+            if entry.startswith(name):
+                return os.fsdecode(entry[len(name) :])
+    return ""
+
+
+def find_bundle_processes() -> dict[str, list[int]]:
+    """Return the pids that carry each bundle path in their environment; those that hide theirs are left out."""
+    found: dict[str, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            bundle_path = read_bundle_variable(int(name))
+        except OSError:  # it has ended, or is another user's: then it is none of our containers
+            continue
+        if bundle_path:
+            found.setdefault(bundle_path, []).append(int(name))
+    return found

@@ -1,0 +1,210 @@
+"""The recovery rules: from evidence to verdict, as a table that reads top to bottom.
+
+Every combination of evidence meets exactly one rule, so their order decides nothing. A rule names the crash
+that makes its case. Nothing here looks at the machine or the clock.
+"""
+
+from collections.abc import Collection
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from limpet.recovery.evidence import Boot, Bundle, Checkpoint, Evidence, Observation, Process, classify
+from limpet.schema.status import EXIT_CODE_UNKNOWN, Reason, Status
+
+
+class Ruling(StrEnum):
+    """What is said of the container."""
+
+    KEEP = "keep"
+    """What the checkpoint says is true."""
+    RUNNING = "running"
+    EXITED = "exited"
+    """It ended, with the exit code that was observed."""
+    ENDED_UNSEEN = "ended unseen"
+    """It ended, and nobody observed its exit code: 255."""
+    UNKNOWN = "unknown"
+    """We cannot vouch for it; the checkpoint's fields are kept."""
+
+
+class Action(StrEnum):
+    """What is done once the verdict is durable. Each may be done again without harm."""
+
+    NONE = "none"
+    ADOPT = "adopt"
+    """Watch the process from now on, and record its end."""
+    REMOVE_BUNDLE = "remove bundle"
+
+
+_ANY_BOOT = frozenset(Boot)
+_ANY_PROCESS = frozenset(Process)
+_ANY_BUNDLE = frozenset(Bundle)
+_NOT_ALIVE = _ANY_PROCESS - {Process.ALIVE}
+_OVER = frozenset({Process.GONE, Process.STRANGER})
+_UNPROVEN = frozenset({Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE, Process.NONE})
+_USABLE = frozenset({Bundle.WHOLE, Bundle.NOT_KEPT})
+_LEFT = frozenset({Bundle.WHOLE, Bundle.PARTIAL})
+_NOTHING_LEFT = frozenset({Bundle.ABSENT, Bundle.NOT_KEPT})
+_NOT_OURS = frozenset({Bundle.FOREIGN, Bundle.HIDDEN})
+
+
+class Rule(NamedTuple):
+    """One row of the table: which evidence it answers, what it says, and which crash makes the case."""
+
+    label: str
+    checkpoint: Checkpoint
+    boot: Collection[Boot]
+    process: Collection[Process]
+    bundle: Collection[Bundle]
+    ruling: Ruling
+    reason: Reason | None
+    actions: tuple[Action, ...]
+    because: str
+
+    def matches(self, evidence: Evidence) -> bool:
+        """Say whether this rule answers `evidence`."""
+        return (
+            self.checkpoint == evidence.checkpoint
+            and evidence.boot in self.boot
+            and evidence.process in self.process
+            and evidence.bundle in self.bundle
+        )
+
+
+_C, _R, _A = Checkpoint, Ruling, Action
+_SAME, _CHANGED, _NO_BOOT = {Boot.SAME}, {Boot.CHANGED}, {Boot.UNREADABLE}
+_ALIVE, _ENDED = {Process.ALIVE}, {Process.ENDED}
+_NOT_CHANGED = _SAME | _NO_BOOT
+
+# fmt: off
+RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
+    # label, checkpoint, boot, process, bundle, ruling, reason, actions, because
+    ("new-empty", _C.NEW, _ANY_BOOT, _NOT_ALIVE, _NOTHING_LEFT, _R.KEEP, None, (),
+     "the engine ended between writing the row and making the bundle; it can be created again, or deleted"),
+    ("new-half-made", _C.NEW, _ANY_BOOT, _NOT_ALIVE, _LEFT, _R.KEEP, Reason.CREATE_INTERRUPTED, (_A.REMOVE_BUNDLE,),
+     "the engine ended while it made the bundle, which is removed; it can be created again, or deleted"),
+    ("new-foreign", _C.NEW, _ANY_BOOT, _NOT_ALIVE, _NOT_OURS, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
+     "something stands in the place of its bundle that was not made for it, or cannot be looked at"),
+    ("new-alive", _C.NEW, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process runs for a container that was never created"),
+    ("created", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _USABLE, _R.KEEP, None, (),
+     "it was created and not started; a start under way has ended without running the program"),
+    ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _ANY_BUNDLE - _USABLE, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
+     "its bundle was removed or damaged from outside while the engine was down; it cannot be started"),
+    ("created-alive", _C.CREATED, _SAME, _ALIVE, _ANY_BUNDLE, _R.RUNNING, None, (_A.ADOPT,),
+     "the runtime ended between starting it and writing that down"),
+    ("created-alive-boot", _C.CREATED, _CHANGED | _NO_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process is said to run that cannot be from this boot, or may not be"),
+    ("survivor", _C.RUNNING, _SAME, _ALIVE, _USABLE, _R.RUNNING, None, (_A.ADOPT,),
+     "the engine ended and the container runs on"),
+    ("survivor-no-bundle", _C.RUNNING, _SAME, _ALIVE, _ANY_BUNDLE - _USABLE, _R.RUNNING, Reason.BUNDLE_LOST, (_A.ADOPT,),
+     "the engine ended and the container runs on, but its bundle was removed or damaged from outside"),
+    ("exit-observed", _C.RUNNING, _ANY_BOOT, _ENDED, _ANY_BUNDLE, _R.EXITED, None, (),
+     "it ended while the engine was down, and its exit code was kept"),
+    ("exit-unseen", _C.RUNNING, _SAME, {Process.GONE}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),
+     "it ended while the engine was down, or the engine ended before it let its program run"),
+    ("pid-reused", _C.RUNNING, _SAME, {Process.STRANGER}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),
+     "it ended while the engine was down, and its pid belongs to another process now, which is left alone"),
+    ("rebooted", _C.RUNNING, _CHANGED, _OVER | _UNPROVEN, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.REBOOTED, (),
+     "the machine was rebooted, and no process outlives its boot"),
+    ("rebooted-alive", _C.RUNNING, _CHANGED, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process is said to run that cannot be from this boot"),
+    ("not-proven", _C.RUNNING, _SAME, _UNPROVEN, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "could not look is not dead: its process cannot be told from another, or may not be looked at"),
+    ("no-boot-id", _C.RUNNING, _NO_BOOT, _OVER | _UNPROVEN | _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "without a boot id a pid proves nothing"),
+    ("exited", _C.EXITED, _ANY_BOOT, _NOT_ALIVE, _ANY_BUNDLE, _R.KEEP, None, (),
+     "it had ended, and how was written down"),
+    ("exited-alive", _C.EXITED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process runs for a container that is said to have ended"),
+    ("release-unfinished", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _LEFT, _R.KEEP, None, (_A.REMOVE_BUNDLE,),
+     "the engine ended while it released the container; removing its bundle is finished now"),
+    ("released", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _NOTHING_LEFT, _R.KEEP, None, (),
+     "it was released"),
+    ("released-foreign", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _NOT_OURS, _R.KEEP, None, (),
+     "it was released; what stands in the place of its bundle was not made for it and is left alone"),
+    ("released-alive", _C.RELEASED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process runs for a container that was released"),
+    ("damaged", _C.DAMAGED, _ANY_BOOT, _ANY_PROCESS, _ANY_BUNDLE, _R.UNKNOWN, Reason.DAMAGED, (),
+     "its record on disk cannot be read; nothing is guessed"),
+))
+# fmt: on
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What recovery says of one container, and why."""
+
+    rule: str
+    """The label of the rule that decided."""
+    ruling: Ruling
+    status: Status
+    """The container's status from now on."""
+    actions: tuple[Action, ...]
+    because: str
+
+
+def find_rules(evidence: Evidence) -> list[Rule]:
+    """Return the rules that answer `evidence`: always exactly one, which a test proves for every combination."""
+    return [rule for rule in RULES if rule.matches(evidence)]
+
+
+def decide(status: Status, observation: Observation, *, now: int, damage: str = "") -> Verdict:
+    """Return the verdict on a container whose checkpoint is `status`, as it was on disk.
+
+    `now`, nanoseconds since the epoch, becomes the time of an end whose time nobody noted. `damage` says what is
+    wrong with the record, if it cannot be read.
+    """
+    evidence = Evidence(
+        checkpoint=Checkpoint.DAMAGED if damage else classify(status),
+        boot=observation.boot,
+        process=observation.process,
+        bundle=observation.bundle,
+    )
+    (rule,) = find_rules(evidence)
+    because = "; ".join(part for part in (rule.because, damage or observation.detail) if part)
+    return Verdict(
+        rule=rule.label,
+        ruling=rule.ruling,
+        status=_apply(rule, status, observation, because, now),
+        actions=rule.actions,
+        because=because,
+    )
+
+
+def _apply(rule: Rule, status: Status, observation: Observation, because: str, now: int) -> Status:
+    ended_at = max(observation.finished_at or now, 1)
+    match rule.ruling:
+        case Ruling.KEEP:
+            changes = {} if rule.reason is None else {"reason": rule.reason, "message": because}
+            return replace(status, unknown=False, **changes)
+        case Ruling.RUNNING:
+            changes = {} if rule.reason is None else {"reason": rule.reason, "message": because}
+            return replace(status, unknown=False, started_at=status.started_at or now, **changes)
+        case Ruling.EXITED:
+            return end(status, observation.exit_code, finished_at=ended_at)
+        case Ruling.ENDED_UNSEEN:
+            ended = end(status, None, finished_at=ended_at)
+            return replace(ended, reason=rule.reason or Reason.UNKNOWN, message=because)
+        case Ruling.UNKNOWN:
+            return replace(status, unknown=True, reason=rule.reason or Reason.UNVERIFIED, message=because)
+
+
+def end(status: Status, exit_code: int | None, *, finished_at: int, message: str = "") -> Status:
+    """Return `status` ended: with `exit_code`, or 255 and reason Unknown where nobody observed one."""
+    if exit_code is None:
+        reason, code = Reason.UNKNOWN, EXIT_CODE_UNKNOWN
+        message = message or "it ended, and its exit code could not be observed"
+    else:
+        reason, code = (Reason.ERROR if exit_code else Reason.COMPLETED), exit_code
+    return replace(
+        status,
+        pid=0,
+        identity=None,
+        finished_at=max(finished_at, 1),
+        exit_code=code,
+        reason=reason,
+        message=message,
+        unknown=False,
+    )

@@ -1,0 +1,70 @@
+"""Images as a container sees them: a name, a manifest, a way to mount."""
+
+from enum import StrEnum
+from typing import Self
+
+import msgspec
+
+from limpet.schema.errors import InvalidInputError
+
+DEFAULT_TAG = "latest"
+
+
+class MountType(StrEnum):
+    """How an image becomes a root file system."""
+
+    PLAIN = "plain"
+    """Every layer is unpacked into one directory."""
+
+
+class ImageName(msgspec.Struct, frozen=True):
+    """repository[:tag][@digest], as people write it. Compared as written: no registry is implied."""
+
+    repository: str
+    tag: str = DEFAULT_TAG
+    digest: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `repository[:tag][@algorithm:hex]`. Raises InvalidInputError if it is empty or malformed."""
+        name, at, digest = text.partition("@")
+        head, colon, tag = name.rpartition(":")
+        if not colon or "/" in tag:  # the colon of a port (host:5000/app) is not one of a tag
+            head, tag = name, ""
+        if not head or (colon and head != name and not tag) or (at and ":" not in digest):
+            raise InvalidInputError(f"image name {text!r}: expected repository[:tag][@algorithm:hex]")
+        if any(c.isspace() or not c.isprintable() for c in text):
+            raise InvalidInputError(f"image name {text!r}: no spaces or control characters are allowed")
+        return cls(head, tag or DEFAULT_TAG, digest)
+
+    def __str__(self) -> str:
+        return f"{self.repository}:{self.tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
+    """What an image says of its program: the `config` object of an OCI image configuration."""
+
+    user: str = ""
+    env: tuple[str, ...] = ()
+    """NAME=value each."""
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_dir: str = ""
+    stop_signal: str = ""
+    labels: dict[str, str] = {}
+
+
+class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a container keeps of its image: enough to run it again without asking the image store."""
+
+    name: ImageName
+    digest: str = ""
+    """Of the OCI image manifest; empty for a built-in image."""
+    config: ImageConfig = ImageConfig()
+    layers: tuple[str, ...] = ()
+    """Digests of the layers, lowest first; none for a built-in image, which uses the host's own files."""
+
+    @property
+    def is_builtin(self) -> bool:
+        """True for an image without layers, whose programs are the host's own binaries."""
+        return not self.layers

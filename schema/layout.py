@@ -1,0 +1,27 @@
+"""How a bundle lies on disk: the names in it, and the marker that says who made it and for whom.
+
+<bundle>/.limpet.json   the marker, written first: this directory is ours to remove
+<bundle>/rootfs/        the root file system
+<bundle>/working/       the program's working directory where the image has none of its own
+<bundle>/config.json    what is to be run, written last: the bundle is whole
+"""
+
+import msgspec
+
+MARKER_FILE = ".limpet.json"
+CONFIG_FILE = "config.json"
+ROOTFS = "rootfs"
+WORKING = "working"
+
+BUNDLE_VARIABLE = "LIMPET_BUNDLE"
+"""In the environment of every container's processes: the path of its bundle, so that what is left of a
+container can be recognized. A path, because another engine on this host may use the same id."""
+
+
+class BundleMarker(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of MARKER_FILE."""
+
+    limpet: str
+    """What the directory is: "container" or "sandbox"."""
+    id: str
+    node: str

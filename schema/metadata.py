@@ -1,0 +1,68 @@
+"""What never changes: the Metadata of a container and of a sandbox, and which ids and names are acceptable."""
+
+import re
+import secrets
+
+import msgspec
+
+from limpet.schema.cri import ContainerConfig, PodSandboxConfig
+from limpet.schema.errors import InvalidInputError
+from limpet.schema.image import ImageManifest
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+MAX_NAME_LENGTH = 253
+"""As for a Kubernetes object name (RFC 1123 subdomain)."""
+
+
+class Metadata(msgspec.Struct, frozen=True, kw_only=True):
+    """The immutable part of a container, written once with its row."""
+
+    id: str
+    name: str
+    sandbox_id: str
+    config: ContainerConfig
+    image_manifest: ImageManifest
+    log_path: str = ""
+    """Absolute path of the log file; empty if the output goes nowhere."""
+    stop_signal: str = "SIGTERM"
+    root_dir: str = ""
+    """Absolute path of the bundle; empty for a container whose runtime keeps no bundle with us."""
+
+
+class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox: what its containers share. Immutable, written once with its row."""
+
+    id: str
+    name: str
+    config: PodSandboxConfig
+    created_at: int
+    """Nanoseconds since the epoch."""
+    root_dir: str = ""
+    """Absolute path of the sandbox's directory; empty where the runtime keeps none with us."""
+
+
+def new_id() -> str:
+    """Return a fresh id: 64 hexadecimal digits, as the CRI's runtimes make them."""
+    return secrets.token_hex(32)
+
+
+def require_id(text: str) -> str:
+    """Return `text` if it can be an id, and so a file name; else raise InvalidInputError."""
+    if not _ID.fullmatch(text):
+        raise InvalidInputError(
+            f"id {_shorten(text)}: use 1 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or a digit"
+        )
+    return text
+
+
+def require_name(text: str) -> str:
+    """Return `text` if it can be a name; else raise InvalidInputError."""
+    if not 1 <= len(text) <= MAX_NAME_LENGTH or not text.isprintable() or "/" in text or text in {".", ".."}:
+        raise InvalidInputError(
+            f"name {_shorten(text)}: use 1 to {MAX_NAME_LENGTH} printable characters without '/', not '.' or '..'"
+        )
+    return text
+
+
+def _shorten(text: str) -> str:
+    return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"

@@ -1,0 +1,126 @@
+"""The tables, as SQLAlchemy Core sees them. Every row that a node owns carries the node's name.
+
+Immutable and mutable parts are apart, so that a checkpoint rewrites one narrow row. Only Integer and Text
+columns are used: those are what SQLite's STRICT tables and other databases both check for us.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKeyConstraint,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+SCHEMA_REVISION = "0002"
+"""The newest migration: what this version of limpet reads and writes."""
+
+INT64 = BigInteger().with_variant(Integer, "sqlite")
+
+TABLES = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+node = Table(
+    "node",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("epoch", INT64, nullable=False),  # grows by one with each opening; every write checks it
+    Column("opened_at", INT64, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+sandbox = Table(
+    "sandbox",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("root_dir", Text, nullable=False),
+    Column("config", Text, nullable=False),
+    Column("checksum", INT64, nullable=False),
+    sqlite_strict=True,
+)
+
+container = Table(
+    "container",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("sandbox_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("attempt", INT64, nullable=False),
+    Column("root_dir", Text, nullable=False),
+    Column("log_path", Text, nullable=False),
+    Column("stop_signal", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("config", Text, nullable=False),
+    Column("image_manifest", Text, nullable=False),
+    Column("checksum", INT64, nullable=False),
+    ForeignKeyConstraint(["node", "sandbox_id"], ["sandbox.node", "sandbox.id"]),
+    UniqueConstraint("node", "sandbox_id", "name", "attempt"),  # as the CRI reserves names
+    sqlite_strict=True,
+)
+
+container_status = Table(
+    "container_status",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("seq", INT64, nullable=False),  # numbers this container's checkpoints, without a gap
+    Column("transitions", INT64, nullable=False),  # how many state changes so far; the newest one's number
+    Column("pid", INT64, nullable=False),
+    Column("created_at", INT64, nullable=False),
+    Column("started_at", INT64, nullable=False),
+    Column("finished_at", INT64, nullable=False),
+    Column("exit_code", INT64, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("released", INT64, nullable=False),
+    Column("resources", Text),
+    Column("start_ticks", INT64),  # from here on the process identity, all or none
+    Column("boot_id", Text),
+    Column("pidfd_inode", INT64),
+    Column("pid_namespace", INT64),
+    Column("checksum", INT64, nullable=False),
+    ForeignKeyConstraint(["node", "id"], ["container.node", "container.id"], ondelete="CASCADE"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+transition = Table(
+    "transition",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("number", INT64, primary_key=True),
+    Column("seq", INT64, nullable=False),  # the checkpoint that made it
+    Column("at", INT64, nullable=False),
+    Column("state", INT64, nullable=False),  # a CRI state number
+    Column("exit_code", INT64, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    ForeignKeyConstraint(["node", "id"], ["container.node", "container.id"], ondelete="CASCADE"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+recovery = Table(
+    "recovery",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("number", INT64, primary_key=True),
+    Column("at", INT64, nullable=False),
+    Column("report", Text, nullable=False),
+    sqlite_strict=True,
+)

@@ -19,7 +19,7 @@ from typing import Any
 
 from limpet.schema.errors import ClosedError, InvalidStateError
 
-MAX_BATCH = 1024
+MAX_BATCH = 512
 
 
 class Request:

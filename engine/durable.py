@@ -193,8 +193,8 @@ def _inode(descriptor: int) -> tuple[int, int]:
 
 def _mount_id(descriptor: int) -> int:
     """Return which mount the descriptor was opened in: a bind mount has another id and the same device."""
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
 
 
 def _sync_name(path: str) -> None:

@@ -17,7 +17,7 @@ from limpet.engine.starters import Starter
 from limpet.engine.starters.process import ProcessStarter, end_leftovers
 from limpet.engine.store import DEFAULT_NODE, Store
 from limpet.engine.sweep import dispose, judge_orphans
-from limpet.recovery.host import find_bundle_processes
+from limpet.recovery.host import find_bundle_processes, read_boot_id, read_pid_namespace
 from limpet.recovery.probe import HostProbe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
@@ -252,12 +252,16 @@ class Engine:
                 status = self.store.status(container_id)
             except NotFoundError:
                 continue
-            if _is_over(status):
+            if _has_ended_here(status):
                 end_leftovers(bundle_path, pids)
 
 
-def _is_over(status: Status) -> bool:
-    return not status.unknown and status.state is ContainerState.EXITED
+def _has_ended_here(status: Status) -> bool:
+    """Say whether the container ran in this boot and has ended, so that no process of it may be left."""
+    if status.unknown or status.state is not ContainerState.EXITED or status.identity is None:
+        return False
+    here = (read_boot_id(), read_pid_namespace())
+    return here == (status.identity.boot_id, status.identity.pid_namespace)
 
 
 def parse_signal(name: str) -> str:

@@ -71,7 +71,8 @@ def find_users(path: str) -> tuple[list[int], list[int]]:
         except (FileNotFoundError, ProcessLookupError):  # it has ended
             continue
         except PermissionError:
-            if _is_ours(name):
+            # An init that may not be looked into is the machine's, with more rights than we have.
+            if name != "1" and _is_ours(name):
                 hidden.append(int(name))
     return users, hidden
 

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Status
 
 
@@ -70,6 +71,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     boot: Boot
     process: Process
     bundle: Bundle = Bundle.NOT_KEPT
+    identity: ProcessIdentity | None = None
+    """With Process.ALIVE, where the checkpoint does not name the process: who it is."""
+    started_at: int = 0
+    """With Process.ALIVE, where the checkpoint does not tell: nanoseconds since the epoch."""
     exit_code: int | None = None
     """With Process.ENDED: the code, 128 + signal where a signal ended it."""
     finished_at: int = 0

@@ -79,7 +79,7 @@ _DIRECTORY, _NO_DIRECTORY = {Kind.DIRECTORY}, {Kind.LINK, Kind.OTHER}
 ORPHAN_RULES: tuple[OrphanRule, ...] = (
     OrphanRule("orphan-in-use", _DIRECTORY, _ANY_ORIGIN, {Use.IN_USE}, _ANY_AGE, Disposal.LEAVE,
      "a live process or a mount is in it"),
-    OrphanRule("orphan-hidden", _DIRECTORY, _ANY_ORIGIN, {Use.HIDDEN}, _ANY_AGE, Disposal.LEAVE,
+    OrphanRule("orphan-hidden", _DIRECTORY, _ANY_ORIGIN, {Use.HIDDEN}, _ANY_AGE, Disposal.QUARANTINE,
      "whether somebody uses it cannot be seen"),
     OrphanRule("orphan-ours", _DIRECTORY, {Origin.OURS}, {Use.UNUSED}, {Age.OLD}, Disposal.REMOVE,
      "we made it, its container is deleted, and nobody uses it"),

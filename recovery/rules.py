@@ -181,7 +181,15 @@ def _apply(rule: Rule, status: Status, observation: Observation, because: str, n
             return replace(status, unknown=False, **changes)
         case Ruling.RUNNING:
             changes = {} if rule.reason is None else {"reason": rule.reason, "message": because}
-            return replace(status, unknown=False, started_at=status.started_at or now, **changes)
+            identity = status.identity or observation.identity
+            return replace(
+                status,
+                unknown=False,
+                identity=identity,
+                pid=identity.pid if identity else status.pid,
+                started_at=status.started_at or observation.started_at or now,
+                **changes,
+            )
         case Ruling.EXITED:
             return end(status, observation.exit_code, finished_at=ended_at)
         case Ruling.ENDED_UNSEEN:
@@ -201,7 +209,6 @@ def end(status: Status, exit_code: int | None, *, finished_at: int, message: str
     return replace(
         status,
         pid=0,
-        identity=None,
         finished_at=max(finished_at, 1),
         exit_code=code,
         reason=reason,

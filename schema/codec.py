@@ -38,6 +38,7 @@ STATUS_COLUMNS = (
     "message",
     "released",
     "resources",
+    "process_pid",
     "start_ticks",
     "boot_id",
     "pidfd_inode",
@@ -58,6 +59,7 @@ _StatusRow = tuple[
     _Message,
     _Flag,
     str | None,
+    _Natural | None,
     _Natural | None,
     str | None,
     _Natural | None,
@@ -102,9 +104,15 @@ def status_to_row(node: str, container_id: str, seq: int, transitions: int, stat
         1 if status.released else 0,
         None if status.resources is None else _encode(status.resources).decode(),
         *(
-            (None, None, None, None)
+            (None, None, None, None, None)
             if identity is None
-            else (identity.start_ticks, identity.boot_id, identity.pidfd_inode, identity.pid_namespace)
+            else (
+                identity.pid,
+                identity.start_ticks,
+                identity.boot_id,
+                identity.pidfd_inode,
+                identity.pid_namespace,
+            )
         ),
     )
     try:
@@ -142,7 +150,7 @@ def row_to_status(row: Row) -> Status:
             identity=None
             if row[12] is None
             else ProcessIdentity(
-                pid=row[3], start_ticks=row[12], boot_id=row[13], pidfd_inode=row[14], pid_namespace=row[15]
+                pid=row[12], start_ticks=row[13], boot_id=row[14], pidfd_inode=row[15], pid_namespace=row[16]
             ),
         )
     except msgspec.MsgspecError as error:

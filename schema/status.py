@@ -74,7 +74,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Release was decided: the bundle is removed, or recovery will finish removing it."""
     resources: Resources | None = None
     identity: ProcessIdentity | None = None
-    """The process that `pid` meant when it was started."""
+    """The process that the container was started as; kept after its end, to recognize what is left of it."""
     unknown: bool = False
 
     @property

@@ -88,7 +88,8 @@ container_status = Table(
     Column("message", Text, nullable=False),
     Column("released", INT64, nullable=False),
     Column("resources", Text),
-    Column("start_ticks", INT64),  # from here on the process identity, all or none
+    Column("process_pid", INT64),  # from here on the process identity, all or none
+    Column("start_ticks", INT64),
     Column("boot_id", Text),
     Column("pidfd_inode", INT64),
     Column("pid_namespace", INT64),

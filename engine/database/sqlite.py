@@ -8,6 +8,7 @@ once can destroy a database (https://sqlite.org/wal.html, "the WAL-reset bug").
 
 import os
 import sqlite3
+from functools import cache
 from urllib.parse import quote
 
 from limpet.schema.errors import DiskFullError, StoreDamagedError, StoreError, UnsupportedError
@@ -27,18 +28,24 @@ _WRITER_PRAGMAS = (
     ("trusted_schema", "off", 0),
 )
 
-_BASE_COLUMNS = [column.name for column in container_status.columns if column.name not in {"node", "id"}]
-_VALUES = ", ".join(
-    f"{name} = json_extract(change.value, '$[{index}]')" for index, name in enumerate(_BASE_COLUMNS, start=1)
-)
-UPDATE_STATUSES = (
-    f"UPDATE container_status SET {_VALUES} FROM json_each(?) AS change"  # noqa: S608  # our own column names
-    " WHERE container_status.node = ? AND container_status.id = json_extract(change.value, '$[0]')"
-    f" AND container_status.seq = json_extract(change.value, '$[{len(_BASE_COLUMNS) + 1}]')"
-    " AND ? = (SELECT epoch FROM node WHERE name = container_status.node)"
-)
-"""One statement for a whole batch. Parameters: a JSON array of rows, each followed by the seq it replaces;
-the node; the epoch. The interpreter lock is given up once, not once for each row."""
+_CHANGED_COLUMNS = [column.name for column in container_status.columns if column.name not in {"node", "id"}]
+_ROW = f"({', '.join('?' * (len(_CHANGED_COLUMNS) + 2))})"
+
+
+@cache
+def update_statuses(size: int) -> str:
+    """Return the statement that replaces `size` status rows: for a whole batch the interpreter lock is given up once.
+
+    Parameters: each new row followed by the seq that it replaces; then the node and the epoch.
+    """
+    values = ", ".join(f"{name} = new.column{index}" for index, name in enumerate(_CHANGED_COLUMNS, start=2))
+    rows = ", ".join([_ROW] * size)
+    return (
+        f"UPDATE container_status SET {values} FROM (VALUES {rows}) AS new"  # noqa: S608  # our own column names
+        " WHERE container_status.node = ? AND container_status.id = new.column1"
+        f" AND container_status.seq = new.column{len(_CHANGED_COLUMNS) + 2}"
+        " AND ? = (SELECT epoch FROM node WHERE name = container_status.node)"
+    )
 
 
 def connect_writer(path: str) -> sqlite3.Connection:

@@ -3,18 +3,17 @@
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-
-import msgspec
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 
 from limpet.engine.database import statements as sql
 from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
 from limpet.engine.database.sqlite import (
-    UPDATE_STATUSES,
     checkpoint_all,
     connect_writer,
     translate,
     truncate_wal,
+    update_statuses,
 )
 from limpet.schema.codec import Row
 from limpet.schema.errors import (
@@ -24,6 +23,8 @@ from limpet.schema.errors import (
     StoreReplacedError,
 )
 
+_Change = tuple[Row, int]
+_MAX_ROWS = 512  # of 18 values each: below the 32,766 parameters that SQLite takes by default
 _SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # damaged text surfaces as the second
 
 
@@ -152,9 +153,10 @@ class Writer:
                 ((row, seq_before),) = changes.statuses.values()
                 parameters = (*row[1:], self._node, row[0], seq_before, self._node, self._epoch)
                 self._require_count(self._connection.execute(sql.UPDATE_STATUS, parameters).rowcount, 1)
-            elif changes.statuses:
+                return
+            if len(changes.statuses) <= _MAX_ROWS:
                 self._update_statuses(changes)
-            return
+                return
         with self._transaction() as connection:
             found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
             self._require_count(found[0] if found else 0, self._epoch)
@@ -181,11 +183,13 @@ class Writer:
                 connection.execute(sql.PRUNE_RECOVERIES, (*node, row[0] - KEPT_RECOVERIES))
 
     def _update_statuses(self, changes: Changes) -> None:
-        rows = msgspec.json.encode([(*row, before) for row, before in changes.statuses.values()]).decode()
-        parameters = (rows, self._node, self._epoch)
-        self._require_count(
-            self._connection.execute(UPDATE_STATUSES, parameters).rowcount, len(changes.statuses)
-        )
+        for batch in _batched(changes.statuses.values(), _MAX_ROWS):
+            # Sizes are powers of two, so that few statements are ever compiled; a row that is repeated changes nothing.
+            size = 1 << (len(batch) - 1).bit_length()
+            rows = [(*row, before) for row, before in batch]
+            rows += rows[-1:] * (size - len(batch))
+            parameters = (*chain.from_iterable(rows), self._node, self._epoch)
+            self._require_count(self._connection.execute(update_statuses(size), parameters).rowcount, len(batch))
 
     def _require_count(self, found: int, expected: int) -> None:
         if found != expected:
@@ -248,6 +252,12 @@ class _Transaction:
             self._connection.execute("COMMIT")
         elif self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+
+
+def _batched(rows: Iterable[_Change], size: int) -> Iterator[list[_Change]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def _identify_file(path: str) -> tuple[int, int]:

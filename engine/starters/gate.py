@@ -16,6 +16,8 @@ import signal
 import sys
 
 GATE, REPORT, PLAN = 3, 4, 5
+NOT_STARTED = 128
+"""The exit code of a container whose program could not be started, also where nobody is left to be told why."""
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -28,7 +30,7 @@ def main() -> None:
     os.set_inheritable(REPORT, False)
     os.set_inheritable(GATE, False)
     if not wait_for_gate():
-        os._exit(0)
+        os._exit(NOT_STARTED)
     try:
         enter_root(plan["root"], plan["uid"])
         become_user(plan)
@@ -40,9 +42,11 @@ def main() -> None:
         os.execvpe(plan["args"][0], plan["args"], environment)
     except (OSError, ValueError) as error:
         name = getattr(error, "filename", None) or plan["args"][0]
+        if isinstance(name, bytes):  # the last place that execvpe has looked for the program
+            name = plan["args"][0]
         reason = getattr(error, "strerror", None) or str(error)
         os.write(REPORT, f"{name!r}: {reason}".encode(errors="replace")[:4096])
-        os._exit(127)
+        os._exit(NOT_STARTED)
 
 
 def wait_for_gate() -> bool:

@@ -70,6 +70,7 @@ def upgrade() -> None:
         sa.Column("message", sa.Text, nullable=False),
         sa.Column("released", INT64, nullable=False),
         sa.Column("resources", sa.Text),
+        sa.Column("process_pid", INT64),
         sa.Column("start_ticks", INT64),
         sa.Column("boot_id", sa.Text),
         sa.Column("pidfd_inode", INT64),

@@ -1,0 +1,46 @@
+# Everything is installed into .venv in this checkout; Python 3.11+, pip and make are all it takes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find engine recovery schema -name '*.py')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench constraints clean
+
+help: ## show this
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.installed ## kill an engine again and again, and see that it comes back knowing what is true
+	$(BIN)/limpet drill
+
+test: $(VENV)/.installed ## run all tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed ## check style and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed ## check types
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed ## compare with peers on this machine's disk
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --group bench
+	$(BIN)/limpet bench
+
+constraints: $(VENV)/bin/uv ## choose the newest versions anew and write them down
+	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url \
+		--python-version 3.11 --upgrade --group dev --group bench pyproject.toml -o constraints.txt
+
+clean: ## remove what make has made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet uv
+
+# Strict editable installs link each file, so a new file asks for a new install: about a second.
+$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt $(SOURCES)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --group dev --editable .
+	@touch $@

@@ -1,0 +1,119 @@
+"""What the tests share: a state directory, an engine in another process that can be killed, and waiting with a deadline."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet.engine import Engine
+
+DEADLINE_SECONDS = 30.0
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait until `condition` is true; fail with `what` after the deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {DEADLINE_SECONDS:.0f} s for {what}")
+        time.sleep(0.005)
+
+
+def is_running(pid: int) -> bool:
+    """Say whether a process is there and not a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class EngineProcess:
+    """An engine in a process of its own, whose script prints lines; to be killed at will."""
+
+    def __init__(self, state_dir: str, script: str) -> None:
+        prelude = (
+            "import os, signal, sys, time\n"
+            "from limpet.engine import Engine, Store\n"
+            "def say(*words): print(*words, flush=True)\n"
+            f"state_dir = {state_dir!r}\n"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", prelude + script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+
+    def read(self) -> list[str]:
+        """Return the words of the next line it says; fail if it ends first."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"the engine process ended with {self._process.wait()}"
+        return line.split()
+
+    def kill(self) -> None:
+        """SIGKILL it, and wait until it is gone."""
+        self._process.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> int:
+        """Wait until it has ended by itself, and return its exit status."""
+        code = self._process.wait(DEADLINE_SECONDS)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        return code
+
+    def is_over(self) -> bool:
+        """Say whether it has been waited for."""
+        return self._process.returncode is not None
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> str:
+    """A path for a state directory, on the disk that pytest uses."""
+    return str(tmp_path / "state")
+
+
+@pytest.fixture
+def engine(state_dir: str) -> Iterator[Engine]:
+    """An open engine."""
+    with Engine.open(state_dir) as opened:
+        yield opened
+        for container in opened.list():
+            if container.status.pid:
+                os.killpg(container.status.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def engine_process(state_dir: str) -> Iterator[Callable[[str], EngineProcess]]:
+    """Starts engine processes on the state directory; those that are left are killed at the end."""
+    started: list[EngineProcess] = []
+
+    def start(script: str) -> EngineProcess:
+        started.append(EngineProcess(state_dir, script))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if not process.is_over():
+            process.kill()
+    _kill_containers(state_dir)
+
+
+def _kill_containers(state_dir: str) -> None:
+    prefix = f"LIMPET_BUNDLE={os.path.realpath(state_dir)}/".encode()
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and prefix in Path(f"/proc/{name}/environ").read_bytes():
+                os.kill(int(name), signal.SIGKILL)
+        except OSError:
+            continue

@@ -1,0 +1,130 @@
+"""The decision tables are total and free of overlap, and their verdicts keep the promises."""
+
+from itertools import product
+
+import pytest
+
+from limpet.recovery import RULES, Boot, Bundle, Checkpoint, Evidence, Observation, Process, Ruling, decide
+from limpet.recovery.orphans import (
+    ORPHAN_RULES,
+    Age,
+    Disposal,
+    Kind,
+    OrphanFacts,
+    Origin,
+    Use,
+    find_orphan_rules,
+)
+from limpet.recovery.rules import Action, find_rules
+from limpet.schema import ContainerState, ProcessIdentity, Reason, Status
+
+EVERY_EVIDENCE = [
+    Evidence(checkpoint=checkpoint, boot=boot, process=process, bundle=bundle)
+    for checkpoint, boot, process, bundle in product(Checkpoint, Boot, Process, Bundle)
+]
+IDENTITY = ProcessIdentity(pid=7, start_ticks=70, boot_id="b", pidfd_inode=700, pid_namespace=1)
+STATUSES = {
+    Checkpoint.NEW: Status(),
+    Checkpoint.CREATED: Status(created_at=1),
+    Checkpoint.RUNNING: Status(created_at=1, started_at=2, pid=7, identity=IDENTITY),
+    Checkpoint.EXITED: Status(created_at=1, started_at=2, finished_at=3, exit_code=4, reason="Error"),
+    Checkpoint.RELEASED: Status(created_at=1, started_at=2, finished_at=3, exit_code=4, released=True),
+    Checkpoint.DAMAGED: Status(),
+}
+
+
+def verdict_on(evidence: Evidence, exit_code: int | None = 9):  # noqa: ANN201
+    observation = Observation(
+        boot=evidence.boot, process=evidence.process, bundle=evidence.bundle, exit_code=exit_code
+    )
+    damage = "torn" if evidence.checkpoint is Checkpoint.DAMAGED else ""
+    return decide(STATUSES[evidence.checkpoint], observation, now=99, damage=damage)
+
+
+def test_every_evidence_meets_exactly_one_rule() -> None:
+    """Whatever was recorded and seen, one rule answers, and only one."""
+    wrong = {str(e): [r.label for r in find_rules(e)] for e in EVERY_EVIDENCE if len(find_rules(e)) != 1}
+    assert not wrong
+
+
+def test_no_rule_is_dead() -> None:
+    """Each rule answers some evidence, and labels are unique."""
+    used = {rule.label for evidence in EVERY_EVIDENCE for rule in find_rules(evidence)}
+    assert used == {rule.label for rule in RULES}
+    assert len(used) == len(RULES)
+
+
+def test_running_is_said_only_of_a_process_seen_alive_in_this_boot() -> None:
+    """RUNNING needs the very process, alive now; nothing else is adopted."""
+    for evidence in EVERY_EVIDENCE:
+        verdict = verdict_on(evidence)
+        if verdict.status.state is ContainerState.RUNNING or Action.ADOPT in verdict.actions:
+            assert (evidence.process, evidence.boot) == (Process.ALIVE, Boot.SAME), evidence
+
+
+def test_an_exit_code_is_stated_only_where_it_was_observed() -> None:
+    """A container that recovery ends has the observed code, or 255 and a reason that says it is not known."""
+    for evidence in EVERY_EVIDENCE:
+        before, verdict = STATUSES[evidence.checkpoint], verdict_on(evidence)
+        if verdict.status.state is not ContainerState.EXITED or before.finished_at:
+            continue
+        if evidence.process is Process.ENDED:
+            assert (verdict.status.exit_code, verdict.status.reason) == (9, Reason.ERROR)
+        else:
+            assert verdict.status.exit_code == 255
+            assert verdict.status.reason in {Reason.UNKNOWN, Reason.REBOOTED}
+            assert verdict.status.message
+
+
+def test_a_finished_container_is_never_rewritten() -> None:
+    """How a container ended was written down; no evidence changes that, it can only be doubted."""
+    for evidence in EVERY_EVIDENCE:
+        before = STATUSES[evidence.checkpoint]
+        after = verdict_on(evidence).status
+        if before.finished_at and not after.unknown:
+            assert after == before
+
+
+def test_unknown_keeps_the_checkpoint_and_says_why() -> None:
+    """An Unknown container keeps its checkpointed fields, has a message, and nothing is done to it."""
+    for evidence in EVERY_EVIDENCE:
+        verdict = verdict_on(evidence)
+        if verdict.ruling is Ruling.UNKNOWN:
+            before = STATUSES[evidence.checkpoint]
+            kept = ("pid", "created_at", "started_at", "finished_at", "exit_code", "released", "identity")
+            assert all(getattr(verdict.status, name) == getattr(before, name) for name in kept)
+            assert verdict.status.state is ContainerState.UNKNOWN
+            assert verdict.status.message
+            assert verdict.actions == ()
+
+
+def test_deciding_again_says_the_same() -> None:
+    """A verdict that was committed, observed again, is confirmed: recovery can be repeated."""
+    for evidence in EVERY_EVIDENCE:
+        first = verdict_on(evidence)
+        if first.ruling is Ruling.UNKNOWN:
+            continue
+        process = Process.NONE if first.status.finished_at else evidence.process
+        bundle = Bundle.ABSENT if Action.REMOVE_BUNDLE in first.actions else evidence.bundle
+        observation = Observation(boot=evidence.boot, process=process, bundle=bundle, exit_code=9)
+        second = decide(first.status, observation, now=12345)
+        assert second.status.state == first.status.state, evidence
+
+
+@pytest.mark.parametrize("bundle", [Bundle.FOREIGN, Bundle.HIDDEN, Bundle.ABSENT, Bundle.NOT_KEPT])
+def test_only_our_own_bundle_is_removed(bundle: Bundle) -> None:
+    """A bundle is removed only if it is there and bears our marker for this container."""
+    for evidence in EVERY_EVIDENCE:
+        if evidence.bundle is bundle:
+            assert Action.REMOVE_BUNDLE not in verdict_on(evidence).actions
+
+
+def test_every_orphan_meets_exactly_one_rule_and_none_is_dead() -> None:
+    """The table for orphans is total, too; only what is ours, unused and old is removed."""
+    used = set()
+    for kind, origin, use, age in product(Kind, Origin, Use, Age):
+        (rule,) = find_orphan_rules(OrphanFacts(kind=kind, origin=origin, use=use, age=age))
+        used.add(rule.label)
+        if rule.disposal is Disposal.REMOVE:
+            assert (kind, origin, use, age) == (Kind.DIRECTORY, Origin.OURS, Use.UNUSED, Age.OLD)
+    assert used == {rule.label for rule in ORPHAN_RULES}

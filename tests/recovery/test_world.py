@@ -1,0 +1,274 @@
+"""Recovery tells the truth about real processes, real directories and a real SIGKILL of the engine."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from limpet.engine import Engine
+from limpet.schema import ContainerState, Reason
+from tests.conftest import EngineProcess, is_running, wait_until
+
+Start = Callable[[str], EngineProcess]
+
+LIVE = """
+engine = Engine.open(state_dir)
+sandbox = engine.create_sandbox({"metadata": {"name": "jobs"}})
+def make(name, *command):
+    return engine.create_container(
+        {"metadata": {"name": name}, "image": {"image": "host"}, "command": list(command)}, sandbox.id, id=name)
+"""
+
+
+def start_one(engine_process: Start, *command: str) -> int:
+    """Start container "one" in an engine, kill the engine, and return the container's pid."""
+    process = engine_process(LIVE + f"c = make('one', *{command!r}); c.start(); say(c.status.pid); time.sleep(999)")
+    pid = int(process.read()[0])
+    process.kill()
+    return pid
+
+
+def rule_of(engine: Engine, container_id: str = "one") -> str:
+    return next(finding.rule for finding in engine.recovery.findings if finding.id == container_id)
+
+
+def test_survivor_is_adopted_and_its_exit_code_is_read(engine_process: Start, state_dir: str) -> None:
+    """A container that outlives its engine is RUNNING again, the same process, and its later exit code is known."""
+    pid = start_one(engine_process, "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.05; done")
+    with Engine.open(state_dir) as engine:
+        container = engine.get("one")
+        assert (rule_of(engine), container.state, container.status.pid) == ("survivor", ContainerState.RUNNING, pid)
+        os.kill(pid, signal.SIGTERM)
+        status = container.wait(20)
+        assert (status.exit_code, status.reason) == (7, Reason.ERROR)
+
+
+def test_survivor_can_be_stopped_and_released(engine_process: Start, state_dir: str) -> None:
+    """An adopted container ignores SIGTERM, is killed after the timeout with its whole group, and released."""
+    pid = start_one(engine_process, "sh", "-c", "trap '' TERM; sleep 1000 & while :; do sleep 1000; done")
+    with Engine.open(state_dir) as engine:
+        container = engine.get("one")
+        assert container.stop(timeout=0.2).exit_code == 128 + signal.SIGKILL
+        assert not is_running(pid)
+        container.release()
+        assert not os.path.lexists(container.metadata.root_dir)
+        container.delete()
+        assert not engine.list()
+
+
+def test_exited_while_down_is_ended_with_code_unknown(engine_process: Start, state_dir: str) -> None:
+    """Nobody saw how it ended: EXITED, 255, reason Unknown, and what is left of its group is ended."""
+    pid = start_one(engine_process, "sh", "-c", "sleep 1000 & echo $! > child; exec sleep 1000")
+    child = int(Path(state_dir, "containers/one/working/child").read_text())
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the process to be reaped")
+    with Engine.open(state_dir) as engine:
+        status = engine.get("one").status
+        assert rule_of(engine) == "exit-unseen"
+        assert (status.state, status.exit_code, status.reason) == (ContainerState.EXITED, 255, Reason.UNKNOWN)
+        wait_until(lambda: not is_running(child), "the child that was left to be ended")
+
+
+def test_zombie_is_not_alive_and_tells_its_exit_code(state_dir: str, engine_process: Start) -> None:
+    """A process that ended while we were down and is not reaped yet is EXITED, with its real code."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER: orphans become ours, to reap when we please
+    try:
+        pid = start_one(engine_process, "sh", "-c", "while [ ! -e go ]; do sleep 0.02; done; exit 5")
+        Path(state_dir, "containers/one/working/go").touch()
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with Engine.open(state_dir) as engine:
+            status = engine.get("one").status
+            assert (rule_of(engine), status.exit_code) == ("exit-observed", 5)
+        os.waitpid(pid, 0)
+    finally:
+        libc.prctl(36, 0, 0, 0, 0)
+
+
+def test_host_rebooted(engine_process: Start, state_dir: str, tmp_path: Path) -> None:
+    """Under another boot id no process is ours, though one has the very pid: it is not signalled."""
+    pid = start_one(engine_process, "sleep", "1000")
+    fake = tmp_path / "boot_id"
+    fake.write_text("11111111-2222-3333-4444-555555555555\n")
+    script = textwrap.dedent(f"""
+        from limpet.engine import Engine
+        with Engine.open({state_dir!r}) as engine:
+            s = engine.get("one").status
+            print(engine.recovery.findings[0].rule, s.state.name, s.exit_code, s.reason)
+    """)
+    told = in_namespace(f"mount --bind {fake} /proc/sys/kernel/random/boot_id", script, "-m")
+    assert told.split() == ["rebooted", "EXITED", "255", "Rebooted"]
+    assert is_running(pid)
+
+
+def test_pid_reused_by_a_stranger(tmp_path: Path) -> None:
+    """A stranger with the container's pid is never called ours and never signalled."""
+    state = str(tmp_path / "state")
+    first = textwrap.dedent(f"""
+        import os, signal, subprocess, sys
+        {LIVE_IN_CHILD!r}
+        child = subprocess.Popen([sys.executable, "-c", {LIVE_IN_CHILD!r}, {state!r}], stdout=subprocess.PIPE, text=True)
+        pid = int(child.stdout.readline())
+        child.kill(); child.wait()
+        os.kill(pid, signal.SIGKILL)
+        while os.path.exists(f"/proc/{{pid}}"):
+            try: os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError: pass
+        open("/proc/sys/kernel/ns_last_pid", "w").write(str(pid - 1))
+        stranger = subprocess.Popen(["sleep", "1000"])
+        assert stranger.pid == pid, (stranger.pid, pid)
+        from limpet.engine import Engine
+        with Engine.open({state!r}) as engine:
+            c = engine.get("one")
+            print(engine.recovery.findings[0].rule, c.status.state.name, c.status.exit_code)
+            c.stop(); c.release()
+        print("stranger", stranger.poll())
+        stranger.kill()
+    """)
+    told = in_namespace("true", first, "-pfm", "--mount-proc")
+    assert told.split() == ["pid-reused", "EXITED", "255", "stranger", "None"]
+
+
+LIVE_IN_CHILD = (
+    "import sys, time\nfrom limpet.engine import Engine\nstate_dir = sys.argv[1] if len(sys.argv) > 1 else ''\n"
+    "if state_dir:\n"
+    + textwrap.indent(LIVE + "c = make('one', 'sleep', '1000'); c.start(); print(c.status.pid, flush=True)\n", "    ")
+    + "    time.sleep(999)\n"
+)
+
+
+def in_namespace(before: str, script: str, *flags: str) -> str:
+    """Run `before` in a shell and then Python code in new namespaces; as an ordinary user in a user namespace, too."""
+    if os.geteuid() != 0:
+        flags = (*flags, "-Ur")
+    command = ["unshare", *flags, "--", "sh", "-c", f'{before} && exec "$@"', "sh", sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_status_from_another_pid_namespace_is_unknown(engine_process: Start, state_dir: str) -> None:
+    """A pid of another pid namespace means nothing here: Unknown, not signalled, and ours again at home."""
+    pid = start_one(engine_process, "sleep", "1000")
+    script = textwrap.dedent(f"""
+        from limpet.engine import Engine, errors
+        with Engine.open({state_dir!r}) as engine:
+            c = engine.get("one")
+            print(engine.recovery.findings[0].rule, c.state.name, c.status.pid)
+            for step in (c.start, c.release, c.stop):
+                try: step()
+                except errors.InvalidStateError: print("refused")
+    """)
+    told = in_namespace("true", script, "-pfm", "--mount-proc")
+    assert told.split() == ["not-proven", "UNKNOWN", str(pid), "refused", "refused", "refused"]
+    with Engine.open(state_dir) as engine:
+        assert (rule_of(engine), engine.get("one").state) == ("survivor", ContainerState.RUNNING)
+
+
+def test_proc_that_may_not_be_read(engine_process: Start, state_dir: str) -> None:
+    """Without /proc nothing can be proven: Unknown, with its fields kept; recovering again later finds the truth."""
+    pid = start_one(engine_process, "sleep", "1000")
+    script = textwrap.dedent(f"""
+        import subprocess
+        from limpet.engine import Engine
+        from limpet.recovery import HostProbe
+        from limpet.engine import Store, recover
+        with Store.open({state_dir!r}) as store:
+            subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
+            report = recover(store, probe=HostProbe({state_dir!r} + "/containers"))
+            s = store.get("one").status
+            print(report.findings[0].rule, s.state.name, s.pid)
+            subprocess.run(["umount", "/proc"], check=True)
+            report = recover(store, probe=HostProbe({state_dir!r} + "/containers"))
+            print(report.findings[0].rule, store.get("one").status.state.name)
+    """)
+    told = in_namespace("true", script, "-m")
+    assert told.split() == ["no-boot-id", "UNKNOWN", str(pid), "survivor", "RUNNING"]
+
+
+def test_bundle_gone_under_a_running_and_under_stopped_containers(engine_process: Start, state_dir: str) -> None:
+    """A running container stays RUNNING without its bundle; a created one cannot be vouched for; an ended one has ended."""
+    process = engine_process(
+        LIVE
+        + "a = make('running', 'sleep', '1000'); a.start(); make('created', 'true')\n"
+        + "e = make('ended', 'sh', '-c', 'exit 4'); e.start(); e.wait(); say('done'); time.sleep(999)"
+    )
+    process.read()
+    process.kill()
+    for name in ("running", "created", "ended"):
+        shutil.rmtree(f"{state_dir}/containers/{name}")
+    with Engine.open(state_dir) as engine:
+        rules = {finding.id: finding.rule for finding in engine.recovery.findings}
+        assert rules == {"running": "survivor-no-bundle", "created": "created-no-bundle"}
+        assert engine.get("running").status.reason == Reason.BUNDLE_LOST
+        assert engine.get("created").state is ContainerState.UNKNOWN
+        assert engine.get("ended").status.exit_code == 4
+        assert engine.get("created").stop().state is ContainerState.EXITED
+        engine.get("created").release()
+        engine.get("ended").release()
+
+
+def test_orphan_directories(engine: Engine, state_dir: str, tmp_path: Path) -> None:
+    """Orphans: ours, old and unused is removed; unmarked or young is set aside; in use is left; a link is not followed."""
+    containers = Path(state_dir, "containers")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("keep")
+    marker = '{"limpet":"container","id":"x","node":"local"}'
+    for name in ("old", "young", "unmarked", "in-use", "mounted"):
+        (containers / name / "rootfs").mkdir(parents=True)
+        if name != "unmarked":
+            (containers / name / ".limpet.json").write_text(marker)
+    (containers / "unmarked" / "file").write_text("whose?")
+    (containers / "link").symlink_to(outside)
+    (containers / "old" / "rootfs" / "link").symlink_to(outside)
+    os.utime(containers / "old", (1, 1))
+    user = subprocess.Popen(["sleep", "1000"], cwd=containers / "in-use")
+    mounted = os.geteuid() == 0
+    if mounted:
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(containers / "mounted" / "rootfs")], check=True)
+    try:
+        report = engine.recover()
+    finally:
+        user.kill()
+        user.wait()
+        if mounted:
+            subprocess.run(["umount", str(containers / "mounted" / "rootfs")], check=True)
+    told = {os.path.basename(orphan.path): orphan.disposal.value for orphan in report.orphans}
+    expected = {"old": "remove", "young": "quarantine", "unmarked": "quarantine", "link": "quarantine"}
+    expected |= {"in-use": "leave", "mounted": "leave" if mounted else "quarantine"}
+    assert told == expected
+    assert not [orphan.error for orphan in report.orphans if orphan.error]
+    left = {path.name for path in containers.iterdir()}
+    assert left == {name for name, disposal in expected.items() if disposal == "leave"}
+    moved = {path.name.rpartition(".")[0] for path in Path(state_dir, "quarantine").iterdir()}
+    assert moved == {name for name, disposal in expected.items() if disposal == "quarantine"}
+    assert (outside / "precious").read_text() == "keep"
+
+
+def test_a_row_that_cannot_be_decoded_stops_nobody(engine_process: Start, state_dir: str) -> None:
+    """One damaged row is Unknown, with a message, and can be deleted; its neighbours are recovered as ever."""
+    import sqlite3
+
+    start_one(engine_process, "sleep", "1000")
+    with Engine.open(state_dir) as engine:
+        other = engine.create_container(
+            {"metadata": {"name": "b"}, "image": {"image": "host"}, "command": ["true"]}, engine.list_sandboxes()[0].id
+        )
+        engine.get("one").stop(5)
+    with sqlite3.connect(f"{state_dir}/store.db") as connection:
+        connection.execute("UPDATE container_status SET exit_code = 0 WHERE id = 'one'")
+    connection.close()
+    with Engine.open(state_dir) as engine:
+        status = engine.get("one").status
+        assert (status.state, status.reason, rule_of(engine)) == (ContainerState.UNKNOWN, Reason.DAMAGED, "damaged")
+        assert engine.get(other.id).state is ContainerState.CREATED
+        engine.delete("one")
+        assert [c.id for c in engine.list()] == [other.id]

@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find engine recovery schema -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench constraints clean
+.PHONY: help demo test lint types bench bench-quick constraints clean
 
 help: ## show this
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.installed ## kill an engine again and again, and see that it comes back knowing what is true
 	$(BIN)/limpet drill
@@ -28,6 +28,10 @@ types: $(VENV)/.installed ## check types
 bench: $(VENV)/.installed ## compare with peers on this machine's disk
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --group bench
 	$(BIN)/limpet bench
+
+bench-quick: $(VENV)/.installed ## the same in a minute, to see that it works
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --group bench
+	$(BIN)/limpet bench --quick
 
 constraints: $(VENV)/bin/uv ## choose the newest versions anew and write them down
 	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url \

@@ -8,7 +8,7 @@ runtime that manages its own processes uses the store as it is.
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from limpet.engine.commit import Committer, Request
@@ -80,21 +80,21 @@ class Store:
             prepare_database(path, node, backup_path)
         else:
             create_database(path)
-        writer = Writer(path, node)
-        try:
-            epoch = writer.claim()
-            if owner is not None and epoch <= owner.epoch:
+        with ExitStack() as undo:
+            reader = Reader(path, node)
+            undo.callback(reader.close)
+            if owner is not None and reader.epoch() < owner.epoch:
                 raise StoreDamagedError(
-                    f"{path} is older than when it was last open here (epoch {epoch - 1}, not {owner.epoch});"
+                    f"{path} is older than when it was last open here (epoch {reader.epoch()}, not {owner.epoch});"
                     f" if you restored a backup, remove {directory.join('owner.json')} and open it again"
                 )
+            writer = Writer(path, node)
+            undo.callback(writer.close)
+            epoch = writer.claim()
             # The WAL's name must be durable before we say that acknowledged commits may be in it.
             sync_directory(directory.path)
             directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=False))
-            reader = Reader(path, node)
-        except BaseException:
-            writer.close()
-            raise
+            undo.pop_all()
         return cls(directory, writer, reader, node)
 
     def __enter__(self) -> Self:
@@ -273,7 +273,7 @@ class Store:
         self._committer.close()
         try:
             self._reader.close()
-            self._writer.close(before_unlink=self._note_closed)
+            self._writer.close(self._note_closed)
         finally:
             self.directory.release()
 

@@ -54,8 +54,7 @@ class Writer:
             else:
                 self._epoch = row[0] + 1
                 connection.execute(sql.UPDATE_NODE, (self._epoch, now, self._node))
-        # The WAL has been written to, so both files are there now, and stay while we are.
-        self._files = [(path, _identify_file(path)) for path in (self._path, self._path + "-wal")]
+        self._note_files()
         return self._epoch
 
     def load_statuses(self) -> Iterator[Row]:
@@ -118,14 +117,18 @@ class Writer:
             f"{self._path}: the commit failed ({error!r}) and was not read back"
         )
         try:
+            self._require_same_files()
             self._connection.close()
             self._connection = connect_writer(self._path)
             landed = self._find(changes)
+            self._note_files()
             # What was read back may have been in memory only: a failed flush leaves pages that look clean.
             # Moving the WAL into the database writes and flushes them once more, by another way.
             if landed and not checkpoint_all(self._connection):
                 raise StoreError(f"{self._path}: a reader keeps the WAL from being flushed anew")
-        except (*_SQLITE_ERRORS, StoreError) as cause:
+        except StoreReplacedError:
+            raise
+        except (*_SQLITE_ERRORS, StoreError, OSError) as cause:
             self._broken = OutcomeUnknownError(
                 f"{self._path}: the commit failed ({error}), and so did reading it back ({cause})"
             )
@@ -133,14 +136,14 @@ class Writer:
         self._broken = None
         return landed
 
-    def close(self, before_unlink: Callable[[int], None]) -> None:
+    def close(self, before_unlink: Callable[[int], None] | None = None) -> None:
         """Move the WAL into the database and close it; SQLite removes the WAL then.
 
         `before_unlink` is called with the epoch once the WAL holds nothing: a kill before it leaves a WAL, a
         kill after it a note that none is needed. Raises StoreError if that fails; nothing is lost by it.
         """
         try:
-            if self._broken is None and truncate_wal(self._connection):
+            if before_unlink is not None and self._broken is None and truncate_wal(self._connection):
                 before_unlink(self._epoch)
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
@@ -213,6 +216,10 @@ class Writer:
         if changes.deleted_containers:
             return changes.deleted_containers[0] not in self.load_container_ids()
         return changes.deleted_sandboxes[0] not in {row[0] for row in self.load_sandboxes()}
+
+    def _note_files(self) -> None:
+        """Remember which files are open. Once the database was read or written its WAL is there, and stays."""
+        self._files = [(path, _identify_file(path)) for path in (self._path, self._path + "-wal")]
 
     def _require_same_files(self) -> None:
         for path, identity in self._files:

@@ -1,0 +1,517 @@
+"""The store's promises: durable, atomic, one writer, and nothing that is damaged is believed."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from limpet.engine import Engine, Store, errors, recover
+from limpet.recovery import Boot, Observation, Process
+from limpet.schema import ContainerState, ImageManifest, ImageName, Metadata, ProcessIdentity, SandboxMetadata, Status
+from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
+from tests.conftest import EngineProcess
+
+RUNNING = Status(created_at=1, started_at=2, pid=7)
+IMAGE = ImageManifest(name=ImageName("host"))
+
+
+def metadata(name: str, sandbox_id: str = "s", **labels: str) -> Metadata:
+    config = parse_container_config({"metadata": {"name": name}, "image": {"image": "host"}, "labels": labels})
+    return Metadata(id=name, name=name, sandbox_id=sandbox_id, config=config, image_manifest=IMAGE)
+
+
+def sandbox(name: str = "s") -> SandboxMetadata:
+    config = parse_pod_sandbox_config({"metadata": {"name": name, "uid": "u", "namespace": "n"}})
+    return SandboxMetadata(id=name, name=name, config=config, created_at=1)
+
+
+class Blind:
+    """A probe that may not look."""
+
+    def observe(self, container: object) -> Observation:
+        return Observation(boot=Boot.SAME, process=Process.HIDDEN)
+
+
+@pytest.fixture
+def store(state_dir: str) -> Iterator[Store]:
+    with Store.open(state_dir) as opened:
+        opened.add_sandbox(sandbox())
+        yield opened
+
+
+def test_add_get_list_delete(store: Store) -> None:
+    """What is added is found by id, prefix, name, state, labels and sandbox; what is deleted is gone."""
+    store.add_sandbox(sandbox("t"))
+    store.add(metadata("alpha", tier="web"), RUNNING)
+    store.add(metadata("alpine", "t", tier="db", zone="b"))
+    with pytest.raises(errors.AlreadyExistsError):
+        store.add(metadata("alpha"))
+    with pytest.raises(errors.AlreadyExistsError, match="name 'alpha'"):
+        store.add(Metadata(**{f: getattr(metadata("alpha"), f) for f in Metadata.__struct_fields__} | {"id": "other"}))
+    with pytest.raises(errors.NotFoundError, match="sandbox 'nope'"):
+        store.add(metadata("beta", "nope"))
+    assert store.get("alpha").metadata.config.labels == {"tier": "web"}
+    assert store.get("alpi").id == "alpine"
+    with pytest.raises(errors.NotFoundError, match="2 containers"):
+        store.get("al")
+    for found, wanted in (
+        (store.list(), ["alpha", "alpine"]),
+        (store.list(id="alpi"), ["alpine"]),
+        (store.list(name="alpha"), ["alpha"]),
+        (store.list(sandbox_id="t"), ["alpine"]),
+        (store.list(state=ContainerState.RUNNING), ["alpha"]),
+        (store.list(labels={"tier": "db", "zone": "b"}), ["alpine"]),
+        (store.list(labels={"tier": "db", "zone": "c"}), []),
+    ):
+        assert [record.id for record in found] == wanted
+    with pytest.raises(errors.InvalidStateError, match="1 containers"):
+        store.delete_sandbox("t")
+    store.delete("alpine")
+    store.delete_sandbox("t")
+    with pytest.raises(errors.NotFoundError):
+        store.get("alpine")
+
+
+def test_state_survives_closing_but_the_unknown_flag_is_never_written(state_dir: str, store: Store) -> None:
+    """Every field comes back, except `unknown`: no column and no JSON on disk has it."""
+    identity = ProcessIdentity(pid=7, start_ticks=8, boot_id="b", pidfd_inode=9, pid_namespace=10)
+    status = Status(pid=7, created_at=1, started_at=2, reason="r", message="m\n\u2603", identity=identity)
+    store.add(metadata("a"), status)
+    store.checkpoint("a", replace(status, unknown=True, message="doubt"))
+    assert store.status("a").state is ContainerState.UNKNOWN
+    recover(store, probe=Blind())
+    store.close()
+    with sqlite3.connect(f"{state_dir}/store.db") as raw:
+        columns = {row[1] for (t,) in raw.execute("SELECT name FROM sqlite_master") for row in raw.execute(f"PRAGMA table_info({t})")}
+        dump = "\n".join(raw.iterdump())
+    raw.close()
+    assert "unknown" not in columns
+    assert '"unknown"' not in dump
+    assert "doubt" not in dump
+    with Store.open(state_dir) as again:
+        found = again.status("a")
+        assert found.state is ContainerState.UNKNOWN  # not verified by this opening
+        (unsettled,) = again.unsettled()
+        assert unsettled.record.status == status
+
+
+def test_update_that_raises_changes_nothing(store: Store) -> None:
+    """An exception from the function, or a status that cannot be written, reaches its caller and nobody else."""
+    store.add(metadata("a"), RUNNING)
+
+    def fail(_: Status) -> Status:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        store.update("a", fail)
+    for bad in (
+        replace(RUNNING, pid=-1),
+        replace(RUNNING, finished_at=2**63),
+        replace(RUNNING, exit_code=2**31),
+        replace(RUNNING, reason="\ud800"),
+        replace(RUNNING, message="x" * 70_000),
+        replace(RUNNING, started_at="soon"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(errors.InvalidInputError):
+            store.checkpoint("a", bad)
+    with pytest.raises(errors.NotFoundError):
+        store.checkpoint("b", RUNNING)
+    assert store.status("a") == RUNNING
+
+
+def test_a_clock_that_jumps_back_is_no_error(store: Store) -> None:
+    """What the clock said is kept as it was said; the state does not depend on the order of times."""
+    store.add(metadata("a"), Status(created_at=100, started_at=50))
+    assert store.checkpoint("a", Status(created_at=100, started_at=50, finished_at=1)).state is ContainerState.EXITED
+
+
+def test_transaction_is_whole_or_not_at_all(store: Store, state_dir: str) -> None:
+    """Several containers change together; if the block raises, none does, in memory and on disk."""
+    for name in "abc":
+        store.add(metadata(name), RUNNING)
+    with store.transaction() as draft:
+        draft.update("a", lambda old: replace(old, message="1"))
+        draft.update("a", lambda old: replace(old, message=old.message + "2"))
+        draft.delete("b")
+        draft.add(metadata("d"), RUNNING)
+        assert store.status("a").message == ""
+    with pytest.raises(ZeroDivisionError), store.transaction() as draft:
+        draft.update("a", lambda old: replace(old, message="lost"))
+        draft.delete("c")
+        _ = 1 / 0
+    with pytest.raises(errors.InvalidStateError), store.transaction():
+        store.checkpoint("a", RUNNING)  # would wait for itself
+    expected = {"a": "12", "c": "", "d": ""}
+    assert {record.id: record.status.message for record in store.list()} == expected
+    store.close()
+    with Store.open(state_dir) as again:
+        assert {u.record.id: u.record.status.message for u in again.unsettled()} == expected
+
+
+def test_readers_never_see_half_a_transaction(store: Store) -> None:
+    """While two containers swap a token in transactions, every list shows exactly one holder."""
+    store.add(metadata("a"), replace(RUNNING, message="token"))
+    store.add(metadata("b"), RUNNING)
+    done = threading.Event()
+    seen: list[int] = []
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append(sum(record.status.message == "token" for record in store.list()))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for turn in range(200):
+        giver, taker = ("a", "b") if turn % 2 == 0 else ("b", "a")
+        with store.transaction() as draft:
+            draft.update(giver, lambda old: replace(old, message=""))
+            draft.update(taker, lambda old: replace(old, message="token"))
+    done.set()
+    reader.join()
+    assert set(seen) == {1}
+
+
+def test_many_threads_on_few_containers_lose_no_update(store: Store, state_dir: str) -> None:
+    """Read-modify-write from 32 threads on 3 containers: every increment counts, in memory and on disk."""
+    for name in "abc":
+        store.add(metadata(name), replace(RUNNING, exit_code=0))
+
+    def count(k: int) -> None:
+        for i in range(50):
+            store.update("abc"[(k + i) % 3], lambda old: replace(old, exit_code=old.exit_code + 1))
+            if i == 25:
+                with pytest.raises(errors.InvalidInputError):  # a neighbour's bad change is his own
+                    store.checkpoint("a", replace(RUNNING, pid=-1))
+
+    threads = [threading.Thread(target=count, args=(k,)) for k in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(store.status(name).exit_code for name in "abc") == 32 * 50
+    store.close()
+    with Store.open(state_dir) as again:
+        assert sum(u.record.status.exit_code for u in again.unsettled()) == 32 * 50
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    operations=st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(["add", "update", "delete", "fail"]), st.integers(0, 2**40)),
+        max_size=25,
+    ),
+    split=st.integers(1, 5),
+)
+def test_the_store_is_a_dictionary_that_survives(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, str, int]], split: int
+) -> None:
+    """Any sequence of calls, cut into transactions at will, leaves on disk what a dictionary would hold."""
+    state_dir = str(tmp_path_factory.mktemp("model") / "state")
+    model: dict[str, int] = {}
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        for start in range(0, len(operations), split):
+            part = dict(model)
+            try:
+                with store.transaction() as draft:
+                    for name, verb, value in operations[start : start + split]:
+                        if verb == "add":
+                            draft.add(metadata(name), replace(RUNNING, pid=value))
+                            part[name] = value
+                        elif verb == "update":
+                            draft.update(name, lambda old, value=value: replace(old, pid=value))
+                            part[name] = value
+                        elif verb == "delete":
+                            draft.delete(name)
+                            del part[name]
+                        else:
+                            raise errors.InvalidInputError("given up")
+                model = part
+            except errors.LimpetError:
+                pass
+            assert {record.id: record.status.pid for record in store.list()} == model
+    with Store.open(state_dir) as store:
+        assert {u.record.id: u.record.status.pid for u in store.unsettled()} == model
+
+
+def test_history_counts_every_state_change_and_is_bounded(store: Store) -> None:
+    """History numbers state changes without a gap and keeps the newest 64; checkpoints in one state add nothing."""
+    store.add(metadata("a"), RUNNING)
+    for turn in range(80):
+        store.checkpoint("a", replace(RUNNING, finished_at=turn % 2, exit_code=turn, message="x"))
+        store.checkpoint("a", replace(RUNNING, finished_at=turn % 2, exit_code=turn, message="y"))
+    numbers = [one.number for one in store.history("a")]
+    assert numbers == list(range(17, 81))
+    assert [one.seq for one in store.history("a")][-1] == 160
+
+
+def test_a_probe_of_ones_own(store: Store) -> None:
+    """A runtime that manages its own processes recovers with its own eyes; a probe that raises spoils one only."""
+
+    class MyProbe:
+        def observe(self, container: object) -> Observation:
+            name = container.id  # type: ignore[attr-defined]
+            if name == "broken":
+                raise RuntimeError("no answer")
+            seen = {"alive": Process.ALIVE, "done": Process.ENDED, "gone": Process.GONE}[name]
+            return Observation(boot=Boot.SAME, process=seen, exit_code=3 if name == "done" else None)
+
+    for name in ("alive", "done", "gone", "broken"):
+        store.add(metadata(name), RUNNING)
+    report = recover(store, probe=MyProbe())
+    states = {record.id: (record.status.state.name, record.status.exit_code) for record in store.list()}
+    assert states == {"alive": ("RUNNING", 0), "done": ("EXITED", 3), "gone": ("EXITED", 255), "broken": ("UNKNOWN", 0)}
+    assert {f.id: f.problem for f in report.findings if f.problem} == {"broken": "RuntimeError: no answer"}
+    assert report.totals["EXITED"] == 2
+    assert store.last_report() is not None
+
+
+# --- one writer, and what happens to those who are not -------------------------------------------------------------
+
+
+def test_second_opener_is_told_who_holds_it(state_dir: str, engine_process: Callable[[str], EngineProcess]) -> None:
+    """A second engine gets an error that names the holder's pid at once, and the first is not disturbed."""
+    process = engine_process("engine = Engine.open(state_dir); say('open'); time.sleep(999)")
+    process.read()
+    with pytest.raises(errors.StateDirectoryLockedError, match=str(process.pid)) as caught:
+        Engine.open(state_dir)
+    assert caught.value.holder_pid == process.pid
+    process.kill()
+    Engine.open(state_dir).close()
+
+
+def test_use_after_close_and_after_fork(state_dir: str) -> None:
+    """A closed store, and a store in a forked child, refuse clearly; the parent goes on."""
+    store = Store.open(state_dir)
+    store.add_sandbox(sandbox())
+    store.add(metadata("a"), RUNNING)
+    script = "ok"
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        told = b""
+        for call in (lambda: store.get("a"), lambda: store.checkpoint("a", RUNNING), store.list):
+            try:
+                call()
+                told += b"worked "
+            except errors.ClosedError:
+                told += b"refused "
+        store.close()
+        os.write(write, told)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"refused refused refused ", script
+    os.close(read)
+    os.close(write)
+    store.checkpoint("a", replace(RUNNING, pid=8))
+    store.close()
+    store.close()
+    for call in (lambda: store.get("a"), lambda: store.checkpoint("a", RUNNING), store.list, store.last_report):
+        with pytest.raises(errors.ClosedError):
+            call()
+
+
+def test_a_writer_that_was_overtaken_is_fenced(store: Store, state_dir: str) -> None:
+    """A lock is no fence: once another epoch has begun, the older store may not write any more."""
+    store.add(metadata("a"), RUNNING)
+    with sqlite3.connect(f"{state_dir}/store.db") as raw:
+        raw.execute("UPDATE node SET epoch = epoch + 1")
+    raw.close()
+    for _ in range(2):
+        with pytest.raises(errors.StoreFencedError):
+            store.checkpoint("a", replace(RUNNING, pid=8))
+    assert store.status("a").pid == 7
+
+
+@pytest.mark.parametrize("name", ["store.db", "store.db-wal"])
+@pytest.mark.parametrize("how", ["unlinked", "replaced"])
+def test_files_replaced_under_a_live_store(store: Store, state_dir: str, name: str, how: str) -> None:
+    """Nothing is acknowledged into a file that is not there any more."""
+    store.add(metadata("a"), RUNNING)
+    path = Path(state_dir, name)
+    content = path.read_bytes() if how == "replaced" else b""
+    path.unlink()
+    if how == "replaced":
+        path.write_bytes(content)
+    with pytest.raises(errors.StoreReplacedError):
+        store.checkpoint("a", replace(RUNNING, pid=8))
+    assert store.status("a").pid == 7
+    with pytest.raises(errors.StoreReplacedError):
+        store.checkpoint("a", replace(RUNNING, pid=9))
+
+
+# --- what may be found on disk -------------------------------------------------------------------------------------
+
+
+def killed_store(state_dir: str, changes: int = 6) -> None:
+    """Leave a state directory as a killed engine does: with a WAL that holds acknowledged commits."""
+    script = (
+        "import os, sys\nfrom tests.store.test_store import *\n"
+        "store = Store.open(sys.argv[1]); store.add_sandbox(sandbox()); store.add(metadata('a'), RUNNING)\n"
+        f"for i in range({changes}): store.checkpoint('a', replace(RUNNING, pid=i + 1))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script, state_dir], cwd=Path(__file__).parents[2], check=False)
+    assert result.returncode == -signal.SIGKILL
+
+
+def test_acknowledged_survives_sigkill(state_dir: str) -> None:
+    """What was acknowledged before a SIGKILL is there afterwards."""
+    killed_store(state_dir)
+    with Store.open(state_dir) as store:
+        assert store.unsettled()[0].record.status.pid == 6
+
+
+def test_a_flipped_bit_in_the_wal_is_reported_not_swallowed(state_dir: str) -> None:
+    """A damaged frame with acknowledged commits behind it: refused, and nothing on disk is changed by that."""
+    killed_store(state_dir)
+    wal = Path(state_dir, "store.db-wal")
+    content = bytearray(wal.read_bytes())
+    content[len(content) // 2] ^= 1
+    wal.write_bytes(content)
+    before = {path.name: path.read_bytes() for path in Path(state_dir).glob("store.db*")}
+    with pytest.raises(errors.StoreDamagedError, match="acknowledged"):
+        Store.open(state_dir)
+    assert {path.name: path.read_bytes() for path in Path(state_dir).glob("store.db*")} == before
+
+
+def bad_wal_removed(state: Path) -> None:
+    (state / "store.db-wal").unlink()
+
+
+def bad_database_removed(state: Path) -> None:
+    (state / "store.db").unlink()
+
+
+def bad_database_truncated(state: Path) -> None:
+    for name in ("store.db-wal", "store.db-shm"):
+        (state / name).unlink()
+    (state / "owner.json").unlink()
+    os.truncate(state / "store.db", 5000)
+
+
+def bad_database_not_one(state: Path) -> None:
+    (state / "store.db").write_bytes(b"not a database" * 1000)
+
+
+def bad_older_copy(state: Path) -> None:
+    with sqlite3.connect(state / "store.db") as raw:
+        raw.execute("UPDATE node SET epoch = 0")
+    raw.close()
+    (state / "store.db-wal").touch()
+
+
+def bad_newer_schema(state: Path) -> None:
+    with sqlite3.connect(state / "store.db") as raw:
+        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+    raw.close()
+    (state / "store.db-wal").touch()
+
+
+def bad_foreign(state: Path) -> None:
+    for path in state.glob("store.db*"):
+        path.unlink()
+    (state / "owner.json").unlink()
+    with sqlite3.connect(state / "store.db") as raw:
+        raw.execute("CREATE TABLE theirs (a)")
+    raw.close()
+
+
+def bad_mode(state: Path) -> None:
+    state.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "word"),
+    [
+        (bad_wal_removed, errors.StoreDamagedError, "store.db-wal is missing"),
+        (bad_database_removed, errors.StoreDamagedError, "is missing"),
+        (bad_database_truncated, errors.StoreDamagedError, "restore a backup"),
+        (bad_database_not_one, errors.StoreDamagedError, "not a database"),
+        (bad_older_copy, errors.StoreDamagedError, "older than when"),
+        (bad_newer_schema, errors.StoreTooNewError, "9999"),
+        (bad_foreign, errors.StoreDamagedError, "not one of limpet's"),
+        (bad_mode, errors.StateDirectoryError, "chmod 700"),
+    ],
+)
+def test_a_bad_state_directory_is_refused_and_left_alone(
+    state_dir: str, spoil: Callable[[Path], None], error: type[Exception], word: str
+) -> None:
+    """Each kind of damage has a clear error, and is the same afterwards."""
+    killed_store(state_dir)
+    spoil(Path(state_dir))
+    files = [path for path in Path(state_dir).iterdir() if path.is_file() and path.name not in {"lock"}]
+    before = {path.name: path.read_bytes() for path in files if not path.name.endswith("-shm")}
+    with pytest.raises(error, match=word):
+        Store.open(state_dir)
+    after = {path.name: path.read_bytes() for path in files if not path.name.endswith("-shm")}
+    assert after == before
+
+
+def test_paths_that_cannot_be_a_state_directory(tmp_path: Path) -> None:
+    """A file, a link, a directory of other things: named in the error, and not touched."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    for name in ("file", "link", "full"):
+        with pytest.raises(errors.StateDirectoryError, match=name):
+            Store.open(str(tmp_path / name))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "link", "real", "thesis.txt"]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """On a full disk the caller gets DiskFullError, memory keeps the truth, and it goes on when there is space."""
+    script = (
+        "import os, sys, subprocess\nfrom tests.store.test_store import *\n"
+        "state = sys.argv[1]; os.makedirs(state)\n"
+        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=600k,mode=700', 'none', state], check=True)\n"
+        "store = Store.open(state); store.add_sandbox(sandbox()); store.add(metadata('a'), RUNNING)\n"
+        "try: open(state + '/.tmp-ballast', 'wb', 0).write(b'x' * 10**6)\n"
+        "except OSError: pass\n"
+        "acknowledged, refused = 7, 0\n"
+        "for i in range(8, 400):\n"
+        "    try: store.checkpoint('a', replace(RUNNING, pid=i)); acknowledged = i\n"
+        "    except errors.DiskFullError: refused += 1\n"
+        "    assert store.status('a').pid == acknowledged\n"
+        "assert refused\n"
+        "os.unlink(state + '/.tmp-ballast')\n"
+        "store.checkpoint('a', replace(RUNNING, pid=1000))\n"
+        "store.close()\n"
+        "with Store.open(state) as again: print(again.unsettled()[0].record.status.pid)\n"
+    )
+    flags = ["-m"] if os.geteuid() == 0 else ["-Urm"]
+    command = ["unshare", *flags, sys.executable, "-c", script, str(tmp_path / "state")]
+    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, "1000"), result.stderr
+
+
+def test_backup_is_whole_and_opens(store: Store, tmp_path: Path) -> None:
+    """A backup taken under load opens as a store of its own, with what was acknowledged before."""
+    store.add(metadata("a"), RUNNING)
+    target = tmp_path / "elsewhere"
+    target.mkdir(mode=0o700)
+    store.back_up(str(target / "store.db"))
+    with pytest.raises(errors.AlreadyExistsError):
+        store.back_up(str(target / "store.db"))
+    assert os.stat(target / "store.db").st_mode & 0o777 == 0o600
+    assert os.listdir(target) == ["store.db"]
+    with Store.open(str(target)) as copy:
+        assert [record.id for record in copy.list()] == ["a"]
+
+
+def test_state_is_private(store: Store, state_dir: str) -> None:
+    """Directory 0700, files 0600, whatever the umask."""
+    assert os.stat(state_dir).st_mode & 0o777 == 0o700
+    for path in Path(state_dir).rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path

@@ -15,7 +15,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
 from limpet.schema.errors import ClosedError, InvalidStateError
 
@@ -23,22 +24,45 @@ MAX_BATCH = 512
 
 
 class Request:
-    """One caller's change, and what became of it. `apply` runs on the committing thread and may raise."""
+    """One thread's change, and what became of it. `apply` runs on the committing thread and may raise."""
 
-    __slots__ = ("_next", "_settled", "_wake", "apply", "error", "result")
+    __slots__ = ("apply", "error", "following", "result", "settled", "wake")
 
     def __init__(self, apply: Callable[..., Any]) -> None:
         self.apply = apply
         self.result: Any = None
         self.error: BaseException | None = None
-        self._settled = False
-        self._next: Request | None = None
-        self._wake = threading.Lock()
+        self.settled = False
+        self.following: Request | None = None
+        self.wake = threading.Lock()
+
+    def wait(self) -> None:
+        """Wait until `result` or `error` is set. An interrupt is raised after that: the outcome is due soon."""
+        interrupt: BaseException | None = None
+        while not self.settled:
+            try:
+                self.wake.acquire()
+            except BaseException as error:  # noqa: BLE001  # a signal handler may raise anything
+                interrupt = error
+        if self.following is not None:
+            self.following.finish()
+        if interrupt is not None:
+            raise interrupt
 
     def finish(self) -> None:
-        """Tell the caller that `result` or `error` is set."""
-        self._settled = True
-        self._wake.release()
+        """Wake the thread that waits for this request."""
+        self.settled = True
+        self.wake.release()
+
+    @classmethod
+    def settle(cls, requests: Sequence[Self]) -> None:
+        """Tell the callers of `requests` that they are settled.
+
+        One thread is woken, which wakes the next: so the committer is not held up by a herd.
+        """
+        for request, following in pairwise(requests):
+            request.following = following
+        requests[0].finish()
 
 
 class _Turn(Request):
@@ -71,13 +95,13 @@ class Committer:
             finally:
                 self._pass_on()
         else:
-            self._wait(request)
+            request.wait()
         if request.error is not None:
             raise request.error
         return request.result
 
     def submit(self, request: Request) -> None:
-        """Hand `request` to the committer thread and return; its `finish` is called from there."""
+        """Hand `request` to the committer thread and return; it is settled from there."""
         if self._begin(request, at_once=False):
             self._wake_committer()
 
@@ -86,7 +110,7 @@ class Committer:
         """Be the only one who commits, for as long as the block runs; requests that come meanwhile wait."""
         request = _Turn(_nothing)
         if not self._begin(request):
-            self._wait(request)
+            request.wait()
         self._holder = threading.get_ident()
         try:
             yield
@@ -122,7 +146,7 @@ class Committer:
                     return True
                 self._queue.append(request)
                 return True
-            request._wake.acquire()
+            request.wake.acquire()
             self._queue.append(request)
             return False
 
@@ -158,7 +182,8 @@ class Committer:
                     batch[0].finish()  # it has the right to commit now, and will pass it on
                     break
                 self._commit_batch(batch)
-                self._settle(batch)
+                for kind in {type(request) for request in batch}:
+                    kind.settle([request for request in batch if type(request) is kind])
             else:
                 if self._closed:
                     return
@@ -174,24 +199,6 @@ class Committer:
             if not batch:
                 self._busy = False
         return batch
-
-    def _settle(self, batch: list[Request]) -> None:
-        """Wake one caller, which wakes the next: so the committer is not held up by a herd."""
-        for request, following in zip(batch, batch[1:], strict=False):
-            request._next = following
-        batch[0].finish()
-
-    def _wait(self, request: Request) -> None:
-        interrupt: BaseException | None = None
-        while not request._settled:
-            try:
-                request._wake.acquire()
-            except BaseException as error:  # noqa: BLE001  # a signal handler raised: the outcome is due soon
-                interrupt = error
-        if request._next is not None:
-            request._next.finish()
-        if interrupt is not None:
-            raise interrupt
 
 
 def _nothing() -> None:

@@ -5,13 +5,23 @@ the database sees only what it will accept.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 
 from msgspec.structs import replace
 
 from limpet.engine.database.changes import Changes
 from limpet.engine.database.writer import Writer
-from limpet.schema.codec import Row, metadata_to_row, row_to_status, sandbox_to_row, status_to_row
+from limpet.schema.codec import (
+    Row,
+    metadata_to_row,
+    row_state,
+    row_to_status,
+    sandbox_to_row,
+    state_of,
+    status_to_row,
+)
 from limpet.schema.errors import (
     AlreadyExistsError,
     InvalidInputError,
@@ -20,7 +30,7 @@ from limpet.schema.errors import (
     StoreDamagedError,
 )
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
-from limpet.schema.status import ContainerState, Reason, Status
+from limpet.schema.status import Reason, Status
 
 Doubt = tuple[str, str]
 """Why a container is Unknown: a word and a sentence. Kept in memory only."""
@@ -77,30 +87,31 @@ class Draft:
 
     def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
         """Replace a container's status by `fn` of it, and return the new one. What `fn` raises passes through."""
+        return self.replace(container_id, fn(self.status(container_id)))
+
+    def replace(self, container_id: str, status: Status) -> Status:
+        """Replace a container's status, and return it. Raises NotFoundError, InvalidInputError, StoreDamagedError."""
         old_row = self._row(container_id)
-        old = self.status(container_id)
-        new = fn(old)
-        if not isinstance(new, Status):
-            raise InvalidInputError(f"container {container_id}: expected a Status, got {type(new).__name__}")
+        if not isinstance(status, Status):
+            raise InvalidInputError(f"container {container_id}: expected a Status, got {type(status).__name__}")
         if not old_row:
-            raise StoreDamagedError(
-                f"container {container_id}: {old.message}; delete it, or restore a backup"
-            )
-        written = new
-        if new.unknown:  # a doubt is not written, and what it hides is not forgotten
+            message = self.status(container_id).message
+            raise StoreDamagedError(f"container {container_id}: {message}; delete it, or restore a backup")
+        written = status
+        if status.unknown:  # a doubt is not written, and what it hides is not forgotten
             checkpointed = row_to_status(old_row)
-            written = replace(new, reason=checkpointed.reason, message=checkpointed.message)
-        changed = _persistent_state(old) != _persistent_state(new)
+            written = replace(status, reason=checkpointed.reason, message=checkpointed.message)
+        changed = row_state(old_row) != state_of(written)
         row = status_to_row(self._node, container_id, old_row[1] + 1, old_row[2] + changed, written)
         if container_id in self.changes.new_statuses:
             self.changes.new_statuses[container_id] = row
         else:
-            _, seq_before = self.changes.statuses.get(container_id, (None, old_row[1]))
-            self.changes.statuses[container_id] = (row, seq_before)
+            staged = self.changes.statuses.get(container_id)
+            self.changes.statuses[container_id] = (row, staged[1] if staged else old_row[1])
         if changed:
-            self._note_transition(container_id, row, new)
-        self._stage(container_id, row, new)
-        return new
+            self._note_transition(container_id, row, written)
+        self._stage(container_id, row, status)
+        return status
 
     def delete(self, container_id: str) -> None:
         """Remove a container and its history. Raises NotFoundError."""
@@ -147,6 +158,16 @@ class Draft:
         self._require(container_id)
         self.doubts[container_id] = doubt
 
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Take back all that the block has put into the draft, if it raises."""
+        before = (deepcopy(self.changes), dict(self.rows), dict(self.doubts), dict(self.sandboxes))
+        try:
+            yield
+        except BaseException:
+            self.changes, self.rows, self.doubts, self.sandboxes = before
+            raise
+
     def add_report(self, number: int, at: int, report: str) -> None:
         """Keep the report of a recovery pass."""
         self.changes.reports.append((number, at, report))
@@ -158,7 +179,7 @@ class Draft:
         )
 
     def _note_transition(self, container_id: str, row: Row, status: Status) -> None:
-        state, released = _persistent_state(status)
+        state, released = state_of(status)
         reason = "Released" if released else status.reason
         self.changes.transitions.append(
             (container_id, row[2], row[1], time.time_ns(), state, status.exit_code, reason, status.message)
@@ -185,13 +206,12 @@ class Draft:
         return self._old_sandboxes.get(sandbox_id)
 
     def _require(self, container_id: str) -> None:
-        if self._find(container_id) is None:
-            raise NotFoundError(f"container {container_id!r} does not exist")
+        self._row(container_id)
 
     def _row(self, container_id: str) -> Row:
-        self._require(container_id)
         row = self._find(container_id)
-        assert row is not None
+        if row is None:
+            raise NotFoundError(f"container {container_id!r} does not exist")
         return row
 
 
@@ -204,16 +224,3 @@ def status_with_doubt(row: Row, doubt: Doubt | None) -> Status:
     if doubt is None:
         return status
     return replace(status, reason=doubt[0], message=doubt[1], unknown=True)
-
-
-def _persistent_state(status: Status) -> tuple[ContainerState, bool]:
-    """Return the state that the status has on disk, where there is no Unknown flag, and whether it is released."""
-    if status.finished_at:
-        state = ContainerState.EXITED
-    elif status.started_at:
-        state = ContainerState.RUNNING
-    elif status.created_at:
-        state = ContainerState.CREATED
-    else:
-        state = ContainerState.UNKNOWN
-    return state, status.released

@@ -164,7 +164,9 @@ class Store:
 
     def checkpoint(self, container_id: str, status: Status) -> Status:
         """Replace a container's status, durably. Raises NotFoundError, InvalidInputError, StoreError."""
-        return self.update(container_id, lambda _: status)
+        self._require_open()
+        written: Status = self._committer.run(Request(lambda draft: draft.replace(container_id, status)))
+        return written
 
     def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
         """Replace a container's status by `fn` of it, durably, and return the new one.
@@ -172,9 +174,8 @@ class Store:
         `fn` should be quick and pure: it may run on another thread, together with other callers' changes. What
         it raises is raised here, and nothing has changed then. Raises NotFoundError, InvalidInputError, StoreError.
         """
-        request = Request(lambda draft: draft.update(container_id, fn))
         self._require_open()
-        status: Status = self._committer.run(request)
+        status: Status = self._committer.run(Request(lambda draft: draft.update(container_id, fn)))
         return status
 
     def add_sandbox(self, metadata: SandboxMetadata) -> None:
@@ -279,6 +280,11 @@ class Store:
 
     def _note_closed(self, epoch: int) -> None:
         self.directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=True))
+
+    def submit(self, request: Request) -> None:
+        """Hand a request to the committer thread; it is settled from there. For fronts such as `aio`."""
+        self._require_open()
+        self._committer.submit(request)
 
     def _change(self, apply: Callable[[Draft], object]) -> None:
         self._require_open()

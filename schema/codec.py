@@ -15,7 +15,7 @@ from limpet.schema.errors import InvalidInputError, StoreDamagedError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageManifest
 from limpet.schema.metadata import Metadata, SandboxMetadata
-from limpet.schema.status import Resources, Status
+from limpet.schema.status import ContainerState, Resources, Status
 
 Row = tuple[Any, ...]
 
@@ -129,6 +129,24 @@ def row_is_sound(node: str, row: Row) -> bool:
         return zlib.crc32(_encode((node, *row[:-1]))) == row[-1]
     except (UnicodeEncodeError, TypeError):
         return False
+
+
+def row_state(row: Row) -> tuple[ContainerState, bool]:
+    """Return the state that a sound row of table container_status has on disk, and whether it is released."""
+    return _state(row[4], row[5], row[6]), bool(row[10])
+
+
+def state_of(status: Status) -> tuple[ContainerState, bool]:
+    """Return the state that the status has on disk, where there is no Unknown flag, and whether it is released."""
+    return _state(status.created_at, status.started_at, status.finished_at), status.released
+
+
+def _state(created_at: int, started_at: int, finished_at: int) -> ContainerState:
+    if finished_at:
+        return ContainerState.EXITED
+    if started_at:
+        return ContainerState.RUNNING
+    return ContainerState.CREATED if created_at else ContainerState.UNKNOWN
 
 
 def row_to_status(row: Row) -> Status:

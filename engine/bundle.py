@@ -46,15 +46,11 @@ class Bundle:
         try:
             if not os.path.lexists(self.path):
                 return
-            if os.path.islink(self.path) or (
-                os.listdir(self.path) and read_marker(self.path) != self._marker
-            ):
+            if os.path.islink(self.path) or (os.listdir(self.path) and read_marker(self.path) != self._marker):
                 raise InvalidStateError(f"{self.path} is not ours; it was left alone, move it away yourself")
             mounts = find_mounts(self.path)
             if mounts:
-                raise InvalidStateError(
-                    f"{mounts[0]} is mounted; it was left alone, unmount it and try again"
-                )
+                raise InvalidStateError(f"{mounts[0]} is mounted; it was left alone, unmount it and try again")
             # The marker goes last, so that a kill on the way leaves a directory that is still known as ours.
             for name in os.listdir(self.path):
                 if name != MARKER_FILE:

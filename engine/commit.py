@@ -9,6 +9,9 @@ nobody starves and two requests of one caller, or for one container, never chang
 returns when the flush of its batch has returned; a request that is refused fails alone; a commit that fails
 fails its whole batch. Crash: a batch is one transaction, so a kill leaves all of it or nothing, and nobody had
 been told. A caller that is interrupted while it waits is interrupted after its outcome is known.
+
+A signal handler may raise in the main thread between any two instructions. So whose turn it is, is one field, and
+what a caller must do on leaving may be done twice: an interrupt can cut one of the two short, not both.
 """
 
 import threading
@@ -26,12 +29,15 @@ MAX_BATCH = 512
 class Request:
     """One thread's change, and what became of it. `apply` runs on the committing thread and may raise."""
 
-    __slots__ = ("apply", "error", "following", "result", "settled", "wake")
+    __slots__ = ("apply", "error", "following", "result", "settled", "taken", "thread", "wake")
 
     def __init__(self, apply: Callable[..., Any]) -> None:
         self.apply = apply
+        self.thread = threading.get_ident()
         self.result: Any = None
         self.error: BaseException | None = None
+        self.taken = False
+        """The committer has it: there will be an outcome."""
         self.settled = False
         self.following: Request | None = None
         self.wake = threading.Lock()
@@ -44,15 +50,21 @@ class Request:
                 self.wake.acquire()
             except BaseException as error:  # noqa: BLE001  # a signal handler may raise anything
                 interrupt = error
-        if self.following is not None:
-            self.following.finish()
+        self.pass_wake()
         if interrupt is not None:
             raise interrupt
 
+    def pass_wake(self) -> None:
+        """Wake the next thread of the batch. May be repeated."""
+        if self.following is not None:
+            self.following.finish()
+            self.following = None
+
     def finish(self) -> None:
-        """Wake the thread that waits for this request."""
+        """Wake the thread that waits for this request. May be repeated."""
         self.settled = True
-        self.wake.release()
+        if self.wake.locked():
+            self.wake.release()
 
     @classmethod
     def settle(cls, requests: Sequence[Self]) -> None:
@@ -79,125 +91,143 @@ class Committer:
 
     def __init__(self, commit: Callable[[Sequence[Request]], None]) -> None:
         self._commit = commit
-        self._guard = threading.Lock()  # over the four fields below; held for a few instructions only
+        self._guard = threading.Lock()  # over the queue and the owner; held for a few instructions only
         self._queue: deque[Request] = deque()
-        self._busy = False
-        self._holder = 0  # the thread that commits or has the turn, to catch calls from within
+        self._owner: Request | None = None
+        """Who has the right to commit: a caller, or `_own` for the committer thread."""
+        self._own = Request(_nothing)
         self._closed = False
         self._work = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
 
     def run(self, request: Request) -> Any:
         """Commit `request`, alone or in a batch; return its result or raise its error."""
-        if self._begin(request):
+        try:
             try:
-                self._commit_batch([request])
+                if self._begin(request):
+                    self._commit_batch([request])
+                else:
+                    request.wait()
             finally:
-                self._pass_on()
-        else:
-            request.wait()
+                self._leave(request)
+        finally:
+            self._leave(request)
         if request.error is not None:
             raise request.error
         return request.result
 
     def submit(self, request: Request) -> None:
         """Hand `request` to the committer thread and return; it is settled from there."""
-        if self._begin(request, at_once=False):
-            self._wake_committer()
+        self._require_outside(request)
+        with self._guard:
+            self._require_open()
+            self._queue.append(request)
+            if self._owner is None:
+                self._hand_over()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Be the only one who commits, for as long as the block runs; requests that come meanwhile wait."""
         request = _Turn(_nothing)
-        if not self._begin(request):
-            request.wait()
-        self._holder = threading.get_ident()
         try:
-            yield
+            try:
+                self._require_open()
+                if not self._begin(request):
+                    request.wait()
+                yield
+            finally:
+                self._leave(request)
         finally:
-            self._holder = 0
-            self._pass_on()
+            self._leave(request)
 
     def close(self) -> None:
         """Refuse new requests, let those that wait be committed, and stop the thread."""
-        with self._guard:
+        with self.turn():
             self._closed = True
-        try:
-            with self.turn():
-                pass
-        finally:
-            if self._thread is not None:
-                self._work.release()
-                self._thread.join()
+        if self._thread is not None:
+            self._work.release()
+            self._thread.join()
 
-    def _begin(self, request: Request, *, at_once: bool = True) -> bool:
-        """Return True if the caller may commit now (or, for `submit`, must wake the thread); else queue it."""
-        if self._holder == threading.get_ident():
-            raise InvalidStateError(
-                "the store was called from within a transaction or an update function;"
-                " use the transaction, or return the new status"
-            )
+    def _begin(self, request: Request) -> bool:
+        """Return True if the caller may commit now; else queue its request."""
+        self._require_outside(request)
         with self._guard:
-            if self._closed and not isinstance(request, _Turn):
-                raise ClosedError("the store is closed; open it again")
-            if not self._busy:
-                self._busy = True
-                if at_once:
-                    return True
-                self._queue.append(request)
+            self._require_open()
+            if self._owner is None:
+                self._owner = request
                 return True
             request.wake.acquire()
             self._queue.append(request)
             return False
 
+    def _leave(self, request: Request) -> None:
+        """Give back what `request` still holds: the right to commit, a place in the queue, the next one's wake."""
+        if self._owner is not request and request.settled and request.following is None:
+            return
+        with self._guard:
+            if self._owner is request:
+                if self._queue:
+                    self._hand_over()
+                else:
+                    self._owner = None
+            elif not request.taken and request in self._queue:
+                self._queue.remove(request)  # interrupted before anybody took it: it is never committed
+        if request.taken:
+            request.wait()
+
+    def _require_outside(self, request: Request) -> None:
+        owner = self._owner
+        if owner is not None and owner.thread == request.thread:
+            raise InvalidStateError(
+                "the store was called from within a transaction or an update function, and would wait for itself;"
+                " use the transaction's draft, or return the new status"
+            )
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the store is closed; open it again")
+
+    def _hand_over(self) -> None:
+        """Give the right to commit to the committer thread. Called with the guard held; may be repeated."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run_committer, name="limpet-commit", daemon=True)
+            self._thread.start()
+        self._work.release()
+        self._owner = self._own
+
     def _commit_batch(self, batch: Sequence[Request]) -> None:
-        self._holder = threading.get_ident()
         try:
             self._commit(batch)
         except BaseException as error:  # noqa: BLE001  # whatever it is, it is the outcome of every caller
             for request in batch:
                 request.error = error
-        finally:
-            self._holder = 0
-
-    def _pass_on(self) -> None:
-        """Give up the right to commit: to nobody, or to the committer thread if somebody waits."""
-        with self._guard:
-            if not self._queue:
-                self._busy = False
-                return
-        self._wake_committer()
-
-    def _wake_committer(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run_committer, name="limpet-commit", daemon=True)
-            self._thread.start()
-        self._work.release()
 
     def _run_committer(self) -> None:
-        while True:
+        self._own.thread = threading.get_ident()
+        while not self._closed:
             self._work.acquire()
             while batch := self._take_batch():
                 if isinstance(batch[0], _Turn):
-                    batch[0].finish()  # it has the right to commit now, and will pass it on
+                    batch[0].finish()
                     break
                 self._commit_batch(batch)
                 for kind in {type(request) for request in batch}:
                     kind.settle([request for request in batch if type(request) is kind])
-            else:
-                if self._closed:
-                    return
 
     def _take_batch(self) -> list[Request]:
-        """Take all that wait, up to the first turn; a turn comes alone. None left: the store is idle."""
+        """Take all that wait, up to the first turn, which comes alone and becomes the owner; none: nobody owns."""
         batch: list[Request] = []
         with self._guard:
-            while self._queue and len(batch) < MAX_BATCH:
-                if isinstance(self._queue[0], _Turn):
-                    return batch or [self._queue.popleft()]
+            if self._owner is not self._own:
+                return []  # woken once too often
+            while self._queue and len(batch) < MAX_BATCH and not isinstance(self._queue[0], _Turn):
                 batch.append(self._queue.popleft())
             if not batch:
-                self._busy = False
+                turn = self._queue.popleft() if self._queue else None
+                self._owner = turn
+                batch = [turn] if turn is not None else []
+            for request in batch:
+                request.taken = True
         return batch
 
 

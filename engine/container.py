@@ -85,9 +85,7 @@ class Container:
             except LimpetError:
                 self._bundle.remove()
                 raise
-            return self._update(
-                lambda old: replace(old, created_at=_now(), reason="", message="", unknown=False)
-            )
+            return self._update(lambda old: replace(old, created_at=_now(), reason="", message="", unknown=False))
 
     def start(self) -> Status:
         """Start the program; RUNNING and durable when this returns.
@@ -211,9 +209,7 @@ class Container:
             try:
                 pidfd = self._runtime.starter.adopt(status.identity, self._bundle.path)
             except NotFoundError as error:
-                raise self._refuse(
-                    "stop", f"{error}; nothing was signalled, and recover() may tell later"
-                ) from error
+                raise self._refuse("stop", f"{error}; nothing was signalled, and recover() may tell later") from error
             os.close(pidfd)  # it lives after all: the next look will say so
             raise self._refuse("stop", "its process has appeared just now; recover() and stop it again")
         if not status.created_at:
@@ -246,9 +242,7 @@ class Container:
     def _refuse(self, verb: str, why: str) -> InvalidStateError:
         status = self.status
         detail = f" ({status.message})" if status.unknown and status.message else ""
-        return InvalidStateError(
-            f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}"
-        )
+        return InvalidStateError(f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}")
 
 
 def _now() -> int:

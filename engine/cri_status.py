@@ -1,6 +1,6 @@
 """A container's status in the words of the CRI (runtime/v1 ContainerStatus)."""
 
-from limpet.schema.cri import ContainerResources, ContainerStatus, ImageSpec
+from limpet.schema.cri import ContainerResources, ContainerStateName, ContainerStatus, ImageSpec
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState, Status
 
@@ -14,7 +14,7 @@ def to_cri_status(metadata: Metadata, status: Status) -> ContainerStatus:
     return ContainerStatus(
         id=metadata.id,
         metadata=config.metadata,
-        state=f"CONTAINER_{state.name}",
+        state=ContainerStateName[f"CONTAINER_{state.name}"],
         created_at=status.created_at,
         started_at=status.started_at if started else 0,
         finished_at=status.finished_at if ended else 0,

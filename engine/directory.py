@@ -75,9 +75,7 @@ class StateDirectory:
         except Timeout as error:
             raise _locked_error(path) from error
         except NotImplementedError as error:
-            raise UnsupportedError(
-                f"{path}: this file system cannot lock files (flock); use another"
-            ) from error
+            raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
         except OSError as error:
             raise StateDirectoryError(
                 f"state directory {path}: {error.strerror or error}; give a directory that you may write to"
@@ -101,9 +99,7 @@ class StateDirectory:
         try:
             write_file(self.join(_OWNER), msgspec.json.encode(owner))
         except OSError as error:
-            raise StateDirectoryError(
-                f"{self.join(_OWNER)}: {error.strerror}; nothing was started"
-            ) from error
+            raise StateDirectoryError(f"{self.join(_OWNER)}: {error.strerror}; nothing was started") from error
 
     def release(self) -> None:
         """Give the lock up; the file stays."""
@@ -130,9 +126,7 @@ def check_directory(path: str) -> os.stat_result:
         )
     kind = _file_system_type(found.st_dev)
     if kind in _NETWORK_FILE_SYSTEMS:
-        raise UnsupportedError(
-            f"state directory {path} lies on {kind}, a network file system; use a local disk"
-        )
+        raise UnsupportedError(f"state directory {path} lies on {kind}, a network file system; use a local disk")
     return found
 
 

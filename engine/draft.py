@@ -119,9 +119,7 @@ class Draft:
         self.changes.statuses.pop(container_id, None)
         self.changes.transitions = [row for row in self.changes.transitions if row[0] != container_id]
         if self.changes.new_statuses.pop(container_id, None) is not None:
-            self.changes.new_containers = [
-                row for row in self.changes.new_containers if row[0] != container_id
-            ]
+            self.changes.new_containers = [row for row in self.changes.new_containers if row[0] != container_id]
         if container_id in self._rows:
             self.changes.deleted_containers.append(container_id)
         self.rows[container_id] = None
@@ -141,13 +139,9 @@ class Draft:
         if self._find_sandbox(sandbox_id) is None:
             raise NotFoundError(f"sandbox {sandbox_id!r} does not exist")
         left = {row[0] for row in self.changes.new_containers if row[1] == sandbox_id}
-        left.update(
-            key for key in self._writer.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None
-        )
+        left.update(key for key in self._writer.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         if left:
-            raise InvalidStateError(
-                f"sandbox {sandbox_id} still has {len(left)} containers; delete them first"
-            )
+            raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
         if sandbox_id in self._old_sandboxes:
             self.changes.deleted_sandboxes.append(sandbox_id)
         self.changes.new_sandboxes = [row for row in self.changes.new_sandboxes if row[0] != sandbox_id]
@@ -174,9 +168,7 @@ class Draft:
 
     def _stage(self, container_id: str, row: Row, status: Status) -> None:
         self.rows[container_id] = row
-        self.doubts[container_id] = (
-            (status.reason or Reason.UNVERIFIED, status.message) if status.unknown else None
-        )
+        self.doubts[container_id] = (status.reason or Reason.UNVERIFIED, status.message) if status.unknown else None
 
     def _note_transition(self, container_id: str, row: Row, status: Status) -> None:
         state, released = state_of(status)

@@ -75,9 +75,7 @@ def merge_environment(
         merged[name] = value
     for pair in config.envs:
         if not pair.key or "=" in pair.key or "\0" in pair.key + pair.value:
-            raise InvalidInputError(
-                f"environment variable {pair.key!r}: a name without '=' and NUL is needed"
-            )
+            raise InvalidInputError(f"environment variable {pair.key!r}: a name without '=' and NUL is needed")
         merged[pair.key] = pair.value
     merged.update(ours)
     return tuple(f"{name}={value}" for name, value in merged.items())

@@ -236,10 +236,7 @@ class Store:
                     "" if row else self._doubts[key][1],
                 )
                 for key, row in self._rows.items()
-                if not row
-                or not row[_FINISHED_AT]
-                or key in self._doubts
-                or (row[_RELEASED] and key in wanted)
+                if not row or not row[_FINISHED_AT] or key in self._doubts or (row[_RELEASED] and key in wanted)
             ]
 
     def __len__(self) -> int:
@@ -298,8 +295,10 @@ class Store:
         for request in requests:
             try:
                 request.result = request.apply(draft)
-            except Exception as error:  # noqa: BLE001  # it goes to the caller whose change raised it
+            except BaseException as error:  # noqa: BLE001  # it goes to the caller whose change raised it
                 request.error = error
+        if len(requests) == 1 and requests[0].error is not None:
+            return  # if it was an interrupt, the draft may be half made
         try:
             self._write(draft)
         except LimpetError as error:
@@ -350,12 +349,12 @@ class Store:
     def _load(self) -> None:
         for row in self._writer.load_statuses():
             key = row[0]
+            self._rows[key] = row
             if not row_is_sound(self.node, row):
-                row = ()
+                self._rows[key] = ()
                 self._doubts[key] = (Reason.DAMAGED, "its status on disk does not match its checksum")
             elif not row[_FINISHED_AT]:
                 self._doubts[key] = _NOT_VERIFIED
-            self._rows[key] = row
         if self._writer.count_containers() != len(self._rows):
             for key in self._writer.load_container_ids():
                 if key not in self._rows:

@@ -10,9 +10,7 @@ import struct
 
 from limpet.schema.errors import StoreDamagedError
 
-_HEADER = struct.Struct(
-    ">8I"
-)  # magic, version, page size, checkpoint, salt 1, salt 2, checksum 1, checksum 2
+_HEADER = struct.Struct(">8I")  # magic, version, page size, checkpoint, salt 1, salt 2, checksum 1, checksum 2
 _FRAME = struct.Struct(">6I")  # page, size of the database after commit or 0, salt 1, salt 2, checksums
 _MAGIC = 0x377F0682  # its lowest bit says that checksums read big-endian words
 _VERSION = 3007000

@@ -94,7 +94,7 @@ class Watcher:
                 self._write_down(watch)
 
     def _notice(self, watch: _Watch, *, reaped: bool) -> None:
-        """A process has ended: learn its exit code, at once or when whoever is its parent has reaped it."""
+        """Learn the exit code of a process that has ended: at once, or when whoever is its parent has reaped it."""
         first = not watch.finished_at
         if first:
             watch.finished_at = time.time_ns()

@@ -10,9 +10,7 @@ from limpet.schema.status import Reason, Status
 _NOT_OBSERVED = Observation(boot=Boot.UNREADABLE, process=Process.HIDDEN, bundle=Bundle.HIDDEN)
 
 
-def examine(
-    container: Subject, probe: Probe, *, now: int, damage: str = ""
-) -> tuple[Observation, Verdict, str]:
+def examine(container: Subject, probe: Probe, *, now: int, damage: str = "") -> tuple[Observation, Verdict, str]:
     """Return what was seen of a container, the verdict, and what went wrong on the way, if anything.
 
     `container.status` is the checkpoint as it is on disk; `damage` says why it cannot be believed, if so. A probe

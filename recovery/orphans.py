@@ -120,10 +120,7 @@ def find_orphan_rules(facts: OrphanFacts) -> list[OrphanRule]:
     return [
         rule
         for rule in ORPHAN_RULES
-        if facts.kind in rule.kind
-        and facts.origin in rule.origin
-        and facts.use in rule.use
-        and facts.age in rule.age
+        if facts.kind in rule.kind and facts.origin in rule.origin and facts.use in rule.use and facts.age in rule.age
     ]
 
 

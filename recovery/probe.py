@@ -59,9 +59,7 @@ class HostProbe:
         )
 
 
-def _observe_process(
-    identity: ProcessIdentity | None, bundle_path: str
-) -> tuple[Boot, Process, int | None, str]:
+def _observe_process(identity: ProcessIdentity | None, bundle_path: str) -> tuple[Boot, Process, int | None, str]:
     if identity is None:
         return Boot.SAME, Process.NONE, None, ""
     boot = observe_boot(identity)

@@ -92,7 +92,7 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
     ("created", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _USABLE, _R.KEEP, None, (),
      "it was created and not started; a start under way has ended without running the program"),
     ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _ANY_BUNDLE - _USABLE, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
-     "its bundle was removed or damaged from outside while the engine was down; it cannot be started"),
+     "its bundle was removed or damaged while the engine was down; it cannot be started"),
     ("created-alive", _C.CREATED, _SAME, _ALIVE, _ANY_BUNDLE, _R.RUNNING, None, (_A.ADOPT,),
      "the runtime ended between starting it and writing that down"),
     ("created-alive-boot", _C.CREATED, _CHANGED | _NO_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),

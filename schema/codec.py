@@ -126,7 +126,7 @@ def status_to_row(node: str, container_id: str, seq: int, transitions: int, stat
 def row_is_sound(node: str, row: Row) -> bool:
     """Say whether a row of any of the tables carries the checksum of its content."""
     try:
-        return zlib.crc32(_encode((node, *row[:-1]))) == row[-1]
+        return bool(zlib.crc32(_encode((node, *row[:-1]))) == row[-1])
     except (UnicodeEncodeError, TypeError):
         return False
 

@@ -27,9 +27,7 @@ def back_up(reader: Reader, target_path: str) -> None:
         finally:
             copy.close()
         if damage:
-            raise StoreDamagedError(
-                f"the copy of the database does not verify: {damage[0]}; run limpet check"
-            )
+            raise StoreDamagedError(f"the copy of the database does not verify: {damage[0]}; run limpet check")
         os.rename(temporary, target_path)
         sync_directory(directory)
     except OSError as error:

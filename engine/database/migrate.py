@@ -72,9 +72,7 @@ def _in_transaction(path: str, change: Callable[[Connection], None]) -> None:
             change(connection)
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
             if broken:
-                raise StoreDamagedError(
-                    f"{path}: {len(broken)} rows refer to rows that are missing; see limpet check"
-                )
+                raise StoreDamagedError(f"{path}: {len(broken)} rows refer to rows that are missing; see limpet check")
     except sqlite3.Error as error:
         raise translate(path, error) from error
     except StoreError:

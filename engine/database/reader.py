@@ -91,9 +91,7 @@ class Reader:
                 reason=reason,
                 message=message,
             )
-            for number, seq, at, state, exit_code, reason, message in self._read(
-                sql.SELECT_TRANSITIONS, container_id
-            )
+            for number, seq, at, state, exit_code, reason, message in self._read(sql.SELECT_TRANSITIONS, container_id)
         ]
 
     def last_report(self) -> bytes | None:
@@ -130,9 +128,7 @@ class Reader:
             for row in rows
             if not row_is_sound(self.node, row)
         ]
-        found += [
-            f"container {row[0]}: its status row is missing" for row in containers if row[0] not in statuses
-        ]
+        found += [f"container {row[0]}: its status row is missing" for row in containers if row[0] not in statuses]
         newest = {row[0]: row[1] for row in self._read(sql.SELECT_NEWEST_TRANSITIONS)}
         found += [
             f"container {key}: its history does not reach its newest state change ({row[2]})"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import ClauseElement
+from sqlalchemy.sql.elements import BindParameter
 
 from limpet.schema.codec import CONTAINER_COLUMNS, SANDBOX_COLUMNS, STATUS_COLUMNS
 from limpet.schema.tables import container, container_status, node, recovery, sandbox, transition
@@ -23,8 +24,8 @@ def _sql(statement: ClauseElement, order: Sequence[str]) -> str:
     return str(compiled)
 
 
-_NODE = bindparam("node")
-_ID = bindparam("id")
+_NODE: BindParameter[str] = bindparam("node")
+_ID: BindParameter[str] = bindparam("id")
 _epoch = select(node.c.epoch).where(node.c.name == bindparam("node")).scalar_subquery()
 
 INSERT_SANDBOX = _sql(insert(sandbox), ("node", *SANDBOX_COLUMNS))
@@ -33,9 +34,7 @@ INSERT_STATUS = _sql(insert(container_status), ("node", *STATUS_COLUMNS))
 INSERT_TRANSITION = _sql(insert(transition), [column.name for column in transition.columns])
 INSERT_RECOVERY = _sql(insert(recovery), ("node", "number", "at", "report"))
 DELETE_SANDBOX = _sql(delete(sandbox).where(sandbox.c.node == _NODE, sandbox.c.id == _ID), ("node", "id"))
-DELETE_CONTAINER = _sql(
-    delete(container).where(container.c.node == _NODE, container.c.id == _ID), ("node", "id")
-)
+DELETE_CONTAINER = _sql(delete(container).where(container.c.node == _NODE, container.c.id == _ID), ("node", "id"))
 UPDATE_STATUS = _sql(
     update(container_status)
     .where(
@@ -85,18 +84,14 @@ SELECT_STATUS = _sql(
 )
 SELECT_CONTAINER_IDS = _sql(select(container.c.id).where(container.c.node == _NODE), ("node",))
 SELECT_CONTAINER = _sql(
-    select(*(container.c[name] for name in CONTAINER_COLUMNS)).where(
-        container.c.node == _NODE, container.c.id == _ID
-    ),
+    select(*(container.c[name] for name in CONTAINER_COLUMNS)).where(container.c.node == _NODE, container.c.id == _ID),
     ("node", "id"),
 )
 SELECT_CONTAINERS = _sql(
     select(*(container.c[name] for name in CONTAINER_COLUMNS)).where(container.c.node == _NODE), ("node",)
 )
 SELECT_NEWEST_TRANSITIONS = _sql(
-    select(transition.c.id, func.max(transition.c.number))
-    .where(transition.c.node == _NODE)
-    .group_by(transition.c.id),
+    select(transition.c.id, func.max(transition.c.number)).where(transition.c.node == _NODE).group_by(transition.c.id),
     ("node",),
 )
 SELECT_CONTAINER_NAMES = _sql(
@@ -114,13 +109,9 @@ SELECT_CONTAINER_BY_NAME = _sql(
     ),
     ("node", "sandbox_id", "name", "attempt"),
 )
-COUNT_CONTAINERS = _sql(
-    select(func.count()).select_from(container).where(container.c.node == _NODE), ("node",)
-)
+COUNT_CONTAINERS = _sql(select(func.count()).select_from(container).where(container.c.node == _NODE), ("node",))
 SELECT_IDS_OF_SANDBOX = _sql(
-    select(container.c.id).where(
-        container.c.node == _NODE, container.c.sandbox_id == bindparam("sandbox_id")
-    ),
+    select(container.c.id).where(container.c.node == _NODE, container.c.sandbox_id == bindparam("sandbox_id")),
     ("node", "sandbox_id"),
 )
 SELECT_SANDBOXES = _sql(

@@ -113,9 +113,7 @@ class Writer:
 
         Raises OutcomeUnknownError if that fails, or is itself interrupted; the writer is broken then.
         """
-        self._broken = OutcomeUnknownError(
-            f"{self._path}: the commit failed ({error!r}) and was not read back"
-        )
+        self._broken = OutcomeUnknownError(f"{self._path}: the commit failed ({error!r}) and was not read back")
         try:
             self._require_same_files()
             self._connection.close()

@@ -71,16 +71,12 @@ class DirectoryImageStore:
         one, AlreadyExistsError where the name is that of a loaded image.
         """
         if ImageName.parse(str(name)) != name or name.digest:
-            raise InvalidInputError(
-                f"image name {str(name)!r}: a built-in image has a repository and a tag only"
-            )
+            raise InvalidInputError(f"image name {str(name)!r}: a built-in image has a repository and a tag only")
         record = ImageRecord(name=name, config=config)
         with self._translated(f"register image {name}"), self._locked(fcntl.LOCK_EX):
             present = self._find_record(name)
             if present and present.digest:
-                raise AlreadyExistsError(
-                    f"image {name} is a loaded image; remove it before it becomes a built-in"
-                )
+                raise AlreadyExistsError(f"image {name} is a loaded image; remove it before it becomes a built-in")
             if present != record:
                 self._records.put(record)
 
@@ -114,9 +110,7 @@ class DirectoryImageStore:
     def mount(self, name: ImageName, mount_type: MountType, target: str) -> None:
         """Unpack the image into `target`: see ImageStore."""
         if mount_type not in _MOUNT_TYPES:
-            raise UnsupportedError(
-                f"mount type {mount_type!r}: this store offers {MountType.PLAIN.value!r} only"
-            )
+            raise UnsupportedError(f"mount type {mount_type!r}: this store offers {MountType.PLAIN.value!r} only")
         _require_empty_directory(target)
         with self._translated(f"mount image {name} at {target}"), self._locked(fcntl.LOCK_SH):
             record = self._records.get(name)
@@ -128,11 +122,10 @@ class DirectoryImageStore:
     def unmount(self, target: str) -> None:
         """Make sure that nothing is mounted at or below `target`: PLAIN itself mounts nothing."""
         target = os.path.realpath(target)
-        mounts = [point for point in _mount_points() if point == target or point.startswith(target + "/")]
+        with self._translated(f"unmount {target}"):
+            mounts = [point for point in _mount_points() if f"{point}/".startswith(f"{target}/")]
         if mounts:
-            raise InvalidStateError(
-                f"{mounts[0]} is still a mount point; unmount it before {target} is removed"
-            )
+            raise InvalidStateError(f"{mounts[0]} is still a mount point; unmount it before {target} is removed")
 
     def load(self, path: str) -> list[ImageName]:
         """Take in all images for this machine of an OCI layout or a `docker save` archive: see ImageStore.
@@ -147,7 +140,8 @@ class DirectoryImageStore:
                     self._records.put(ImageRecord(name=image.name, digest=image.digest))
                 return [image.name for image in images]
         except LimpetError:
-            self._sweep_unless_busy()
+            with suppress(OSError):  # the next opening tries again
+                self._sweep_unless_busy()
             raise
 
     def remove(self, name: ImageName) -> None:
@@ -261,9 +255,7 @@ def _require_empty_directory(target: str) -> None:
     try:
         descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f"mount target {target!r}: {error}; make it an empty directory first"
-        ) from error
+        raise InvalidInputError(f"mount target {target!r}: {error}; make it an empty directory first") from error
     try:
         if os.listdir(descriptor):
             raise InvalidInputError(f"mount target {target!r} is not empty; name one that is")

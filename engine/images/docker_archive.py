@@ -46,9 +46,7 @@ def _describe(files: Files, entry: _Entry) -> list[FoundImage]:
     data = read_document(files, entry.config)
     configuration = decode(data, Configuration, entry.config)
     if platform_rank(configuration.platform) is None:
-        raise InvalidInputError(
-            f"{entry.config} is for {configuration.platform}, this machine is {this_platform()}"
-        )
+        raise InvalidInputError(f"{entry.config} is for {configuration.platform}, this machine is {this_platform()}")
     layers = [_layer(files, path) for path in entry.layers]
     config = Descriptor(media_type=CONFIG_TYPE, digest=digest_of(data), size=len(data))
     manifest = msgspec.json.encode(Manifest(media_type=MANIFEST_TYPE, config=config, layers=layers))

@@ -35,9 +35,7 @@ def read_document(files: Files, name: str) -> bytes:
     with files.open(name) as stream:
         data = stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise InvalidInputError(
-            f"{name} has more than the {MAX_DOCUMENT_BYTES} bytes that are read of a document"
-        )
+        raise InvalidInputError(f"{name} has more than the {MAX_DOCUMENT_BYTES} bytes that are read of a document")
     return data
 
 

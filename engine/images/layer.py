@@ -6,6 +6,7 @@ whichever order the two stand in the archive.
 
 import errno
 from collections.abc import Iterator
+from contextlib import suppress
 
 from limpet.engine.images.limits import Budget
 from limpet.engine.images.tar import Chunks, Kind, Member
@@ -16,7 +17,7 @@ from limpet.schema.errors import InvalidInputError
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"
 AUFS_PREFIX = b".wh..wh."
-"""Notes that aufs keeps for itself; every reader of layers skips them."""
+"""Of directories in which aufs keeps notes for itself; every reader of layers skips them."""
 
 MAX_PATH_BYTES = 4095
 """PATH_MAX without its NUL: nobody could name a longer one."""
@@ -75,8 +76,7 @@ class _Layer:
         elif name == OPAQUE_WHITEOUT:
             self._hide_lower(self._tree.children(above))
         elif name.startswith(WHITEOUT_PREFIX):
-            if not name.startswith(AUFS_PREFIX):
-                self._hide_lower([_join(above, _hidden_name(name))])
+            self._hide_lower([_join(above, _hidden_name(name))])
         else:
             self._bring(path)
             _put(self._tree, path, member, chunks)
@@ -91,10 +91,11 @@ class _Layer:
         """Remove these and all below them, except what this layer brought."""
         while paths:
             path = paths.pop()
-            if path in self._brought:
-                paths.extend(self._tree.children(path))
-            else:
+            if path not in self._brought:
                 self._tree.remove(path)
+                continue
+            with suppress(NotADirectoryError):
+                paths.extend(self._tree.children(path))
 
 
 def clean_path(name: bytes) -> bytes:

@@ -46,23 +46,17 @@ def find_images(files: Files, label: str) -> list[FoundImage]:
 def _find_in_layout(files: Files, label: str) -> list[FoundImage]:
     version = decode(read_document(files, "oci-layout"), LayoutFile, "oci-layout").image_layout_version
     if version != LAYOUT_VERSION:
-        raise InvalidInputError(
-            f"it is an OCI image layout of version {version!r}; limpet reads {LAYOUT_VERSION}"
-        )
+        raise InvalidInputError(f"it is an OCI image layout of version {version!r}; limpet reads {LAYOUT_VERSION}")
     offers = _offers(files)
     images = []
     for annotation, leaves in offers.items():
         suited = _suited(leaves)
         if not annotation and len(suited) > 1:
-            raise InvalidInputError(
-                f"{len(suited)} images without a name; annotate them with {REFERENCE_NAME}"
-            )
+            raise InvalidInputError(f"{len(suited)} images without a name; annotate them with {REFERENCE_NAME}")
         images += [_describe(files, _image_name(annotation, label), leaf) for leaf in suited[:1]]
     if not images:
         there = sorted({str(leaf.platform) for leaves in offers.values() for leaf in leaves})
-        raise InvalidInputError(
-            f"it has no image for {this_platform()}, only: {', '.join(there) or 'nothing'}"
-        )
+        raise InvalidInputError(f"it has no image for {this_platform()}, only: {', '.join(there) or 'nothing'}")
     return images
 
 

@@ -34,6 +34,4 @@ class Budget:
         """Account for a name that is remembered."""
         self._names -= len(name)
         if self._names < 0:
-            raise InvalidInputError(
-                f"has names of more than {MAX_NAME_BYTES} bytes together, which limpet refuses"
-            )
+            raise InvalidInputError(f"has names of more than {MAX_NAME_BYTES} bytes together, which limpet refuses")

@@ -29,18 +29,12 @@ def read_manifest(data: bytes) -> Manifest:
     """Read a manifest and require what limpet relies on: layers, all of a kind that it can unpack."""
     manifest = decode(data, Manifest, "an image manifest")
     if manifest.config.media_type not in CONFIG_TYPES:
-        raise InvalidInputError(
-            f"a configuration of type {manifest.config.media_type!r} is not that of an image"
-        )
-    if (
-        not manifest.layers
-    ):  # to limpet, an image without layers is a built-in one, which uses the host's files
+        raise InvalidInputError(f"a configuration of type {manifest.config.media_type!r} is not that of an image")
+    if not manifest.layers:  # to limpet, an image without layers is a built-in one, which uses the host's files
         raise InvalidInputError("an image without layers has nothing to run")
     for layer in manifest.layers:
         if layer.media_type not in LAYER_TYPES:
-            raise InvalidInputError(
-                f"layer {layer.digest} is of type {layer.media_type!r}, which is not supported"
-            )
+            raise InvalidInputError(f"layer {layer.digest} is of type {layer.media_type!r}, which is not supported")
     return manifest
 
 

@@ -40,9 +40,7 @@ class RecordDirectory:
         if (record.name.repository, record.name.tag) != (name.repository, name.tag):
             raise StoreDamagedError(f"{path} is the record of {record.name}, not of {name}; remove the file")
         if name.digest and name.digest != record.digest:
-            raise NotFoundError(
-                f"image {name} is not in the store: there, it has the digest {record.digest!r}"
-            )
+            raise NotFoundError(f"image {name} is not in the store: there, it has the digest {record.digest!r}")
         return record
 
     def put(self, record: ImageRecord) -> None:
@@ -81,6 +79,4 @@ def _read(path: str) -> ImageRecord:
             require_digest(record.digest)
         return record
     except (msgspec.MsgspecError, ValueError) as error:
-        raise StoreDamagedError(
-            f"{path} is damaged: {error}; remove the file and load the image again"
-        ) from error
+        raise StoreDamagedError(f"{path} is damaged: {error}; remove the file and load the image again") from error

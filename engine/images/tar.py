@@ -124,9 +124,7 @@ class _Source:
     def read_whole(self, size: int) -> bytes:
         data = self.read(size)
         if len(data) < size:
-            raise InvalidInputError(
-                f"the tar file ends after {self.position} bytes, in the middle of a member"
-            )
+            raise InvalidInputError(f"the tar file ends after {self.position} bytes, in the middle of a member")
         return data
 
     def skip(self, size: int) -> None:
@@ -139,9 +137,7 @@ def _read_headers(source: _Source, budget: Budget) -> tuple[bytes, dict[bytes, b
     extensions: dict[bytes, bytes] = {}
     while (block := source.read(BLOCK)).strip(b"\0"):
         if len(block) < BLOCK:
-            raise InvalidInputError(
-                f"the tar file ends after {source.position} bytes, in the middle of a header"
-            )
+            raise InvalidInputError(f"the tar file ends after {source.position} bytes, in the middle of a header")
         budget.take_member()
         require_checksum(block)
         flag = block[156:157]
@@ -149,9 +145,7 @@ def _read_headers(source: _Source, budget: Budget) -> tuple[bytes, dict[bytes, b
             return block, extensions
         size = number(block[124:136], "size")
         if not 0 <= size <= MAX_EXTENSION_BYTES:
-            raise InvalidInputError(
-                f"an extended header of {size} bytes; at most {MAX_EXTENSION_BYTES} are read"
-            )
+            raise InvalidInputError(f"an extended header of {size} bytes; at most {MAX_EXTENSION_BYTES} are read")
         if flag in extensions:
             raise InvalidInputError(f"two extended headers of type {flag.decode()} for one member")
         data = source.read_whole(size)
@@ -166,12 +160,7 @@ def _read_headers(source: _Source, budget: Budget) -> tuple[bytes, dict[bytes, b
 def _make_member(source: _Source, block: bytes, extensions: dict[bytes, bytes]) -> tuple[Member, int]:
     """Put a member together; return it with the position of the next header."""
     pax = pax_records(extensions.get(b"x", b""))
-    name = (
-        pax.get(b"GNU.sparse.name")
-        or pax.get(b"path")
-        or until_nul(extensions.get(b"L", b""))
-        or _name(block)
-    )
+    name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or until_nul(extensions.get(b"L", b"")) or _name(block)
     link = pax.get(b"linkpath") or until_nul(extensions.get(b"K", b"")) or until_nul(block[157:257])
     flag = block[156:157]
     kind = _KINDS.get(flag)
@@ -191,9 +180,7 @@ def _make_member(source: _Source, block: bytes, extensions: dict[bytes, bytes]) 
         if flag == b"S":  # its map stands before the data; that of a PAX header is a part of it
             start = source.position
         if sum(length for _, length in pieces) != start + stored - source.position:
-            raise InvalidInputError(
-                f"member {show(name)}: a sparse map that does not match its {stored} bytes"
-            )
+            raise InvalidInputError(f"member {show(name)}: a sparse map that does not match its {stored} bytes")
     end = start + stored + -stored % BLOCK
     return Member(name, kind, attributes, link, size, pieces, source.position), end
 

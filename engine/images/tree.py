@@ -106,15 +106,14 @@ class Tree:
                 empty_directory(descriptor)
             finally:
                 os.close(descriptor)
-            os.rmdir(name, dir_fd=parent)
-            self._remember(b"", os.dup(self._root))  # the one remembered may be among those removed
+            os.rmdir(name, dir_fd=parent)  # the one remembered is `parent`, so it stays a good place to start
 
     def children(self, path: bytes) -> list[bytes]:
-        """Return the paths of what is in the directory; none where there is no directory."""
+        """Return the paths of what is in the directory; none if it is missing. Raises NotADirectoryError."""
         try:
             with self._directory(path) as descriptor:
                 names = os.listdir(descriptor)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
         return [os.path.join(path, os.fsencode(name)) for name in names]
 

@@ -58,9 +58,7 @@ def _unpack_layer(layer: LayerFile, tree: Tree, budget: Budget) -> None:
             raise
         _require_undamaged(blob, layer)
     if content.digest != layer.diff_id:
-        raise InvalidInputError(
-            f"unpacks to {content.digest}, but the image's configuration says {layer.diff_id}"
-        )
+        raise InvalidInputError(f"unpacks to {content.digest}, but the image's configuration says {layer.diff_id}")
 
 
 def _require_undamaged(blob: HashingReader, layer: LayerFile) -> None:

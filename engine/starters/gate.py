@@ -39,7 +39,7 @@ def main() -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         environment = dict(entry.split("=", 1) for entry in plan["env"])
-        os.execvpe(plan["args"][0], plan["args"], environment)
+        os.execvpe(plan["args"][0], plan["args"], environment)  # noqa: S606  # a shell is what it must not be
     except (OSError, ValueError) as error:
         name = getattr(error, "filename", None) or plan["args"][0]
         if isinstance(name, bytes):  # the last place that execvpe has looked for the program
@@ -87,7 +87,7 @@ def enter_root(root: str, uid: int | None) -> None:
         )
 
     def enter_namespaces(flags: int) -> bool:
-        return libc.unshare(flags) == 0
+        return bool(libc.unshare(flags) == 0)
 
     if os.geteuid() == 0:
         own_mounts = enter_namespaces(_CLONE_NEWNS)
@@ -95,9 +95,7 @@ def enter_root(root: str, uid: int | None) -> None:
         outside_uid, outside_gid = os.geteuid(), os.getegid()
         own_mounts = enter_namespaces(_CLONE_NEWUSER | _CLONE_NEWNS)
         if not own_mounts:
-            raise OSError(
-                1, "an image with layers needs root or user namespaces, and this kernel allows neither", root
-            )
+            raise OSError(1, "an image with layers needs root or user namespaces, and this kernel allows neither", root)
         write_map("setgroups", "deny")
         write_map("uid_map", f"{uid or 0} {outside_uid} 1")
         write_map("gid_map", f"0 {outside_gid} 1")

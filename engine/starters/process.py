@@ -19,9 +19,7 @@ from limpet.schema.errors import NotFoundError, StartError, UnsupportedError
 from limpet.schema.identity import ProcessIdentity
 
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
-_FIRST_FREE_DESCRIPTOR = (
-    10  # above all that the gate is given, so that no dup2 overwrites the source of another
-)
+_FIRST_FREE_DESCRIPTOR = 10  # above all that the gate is given, so that no dup2 overwrites the source of another
 _END_TIMEOUT_SECONDS = 5.0
 
 
@@ -40,9 +38,7 @@ class ProcessStarter:
         try:
             pid, gate_end, report_end = _spawn(config, log_path)
         except OSError as error:
-            raise StartError(
-                f"container {container_id}: {error.filename or 'process'}: {error.strerror}"
-            ) from error
+            raise StartError(f"container {container_id}: {error.filename or 'process'}: {error.strerror}") from error
         pidfd = os.pidfd_open(pid)
         try:
             resources = apply_limits(container_id, pid, requested) if requested is not None else None
@@ -56,9 +52,7 @@ class ProcessStarter:
         except BaseException as error:
             _end_held(pidfd, gate_end, report_end)
             if isinstance(error, OSError):
-                raise StartError(
-                    f"container {container_id}: its process cannot be identified: {error}"
-                ) from error
+                raise StartError(f"container {container_id}: its process cannot be identified: {error}") from error
             raise
 
     def go(self, prepared: Prepared) -> None:
@@ -103,9 +97,7 @@ class ProcessStarter:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, number, None, _PROCESS_GROUP)
         except PermissionError as error:
-            raise UnsupportedError(
-                f"signal {number}: {error.strerror}; run as the container's user"
-            ) from error
+            raise UnsupportedError(f"signal {number}: {error.strerror}; run as the container's user") from error
         except OSError:  # EINVAL: a kernel before 6.9, which only signals the leader through its pidfd
             _signal_group_by_number(pidfd, number)
 
@@ -148,8 +140,8 @@ def _spawn(config: BundleConfig, log_path: str) -> tuple[int, int, int]:
         os.lseek(plan_file, 0, os.SEEK_SET)
         opened.append(log := _open_log(log_path))
         opened.append(null := _high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
-        targets = ((null, 0), (log, 1), (log, 2))
-        targets += ((gate_read, gate.GATE), (report_write, gate.REPORT), (plan_file, gate.PLAN))
+        targets = [(null, 0), (log, 1), (log, 2)]
+        targets += [(gate_read, gate.GATE), (report_write, gate.REPORT), (plan_file, gate.PLAN)]
         pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", "-S", gate.__file__],

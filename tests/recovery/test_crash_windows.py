@@ -135,9 +135,7 @@ RECOVERY = [
 
 
 @pytest.mark.parametrize(("where", "name", "when"), RECOVERY, ids=[f"{when}-{name}" for _, name, when in RECOVERY])
-def test_recovery_killed_and_run_again(
-    engine_process: Start, state_dir: str, where: str, name: str, when: str
-) -> None:
+def test_recovery_killed_and_run_again(engine_process: Start, state_dir: str, where: str, name: str, when: str) -> None:
     """A recovery pass that is killed at any step, and run again, says what an undisturbed one would have said."""
     process = engine_process(
         DIE

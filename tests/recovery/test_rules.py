@@ -10,8 +10,8 @@ from limpet.recovery.orphans import (
     Age,
     Disposal,
     Kind,
-    OrphanFacts,
     Origin,
+    OrphanFacts,
     Use,
     find_orphan_rules,
 )
@@ -33,10 +33,8 @@ STATUSES = {
 }
 
 
-def verdict_on(evidence: Evidence, exit_code: int | None = 9):  # noqa: ANN201
-    observation = Observation(
-        boot=evidence.boot, process=evidence.process, bundle=evidence.bundle, exit_code=exit_code
-    )
+def verdict_on(evidence: Evidence, exit_code: int | None = 9):
+    observation = Observation(boot=evidence.boot, process=evidence.process, bundle=evidence.bundle, exit_code=exit_code)
     damage = "torn" if evidence.checkpoint is Checkpoint.DAMAGED else ""
     return decide(STATUSES[evidence.checkpoint], observation, now=99, damage=damage)
 

@@ -10,8 +10,6 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from limpet.engine import Engine
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, is_running, wait_until

@@ -91,7 +91,11 @@ def test_state_survives_closing_but_the_unknown_flag_is_never_written(state_dir:
     recover(store, probe=Blind())
     store.close()
     with sqlite3.connect(f"{state_dir}/store.db") as raw:
-        columns = {row[1] for (t,) in raw.execute("SELECT name FROM sqlite_master") for row in raw.execute(f"PRAGMA table_info({t})")}
+        columns = {
+            row[1]
+            for (t,) in raw.execute("SELECT name FROM sqlite_master")
+            for row in raw.execute(f"PRAGMA table_info({t})")
+        }
         dump = "\n".join(raw.iterdump())
     raw.close()
     assert "unknown" not in columns

@@ -47,12 +47,8 @@ def upgrade() -> None:
         sa.Column("image_manifest", sa.Text, nullable=False),
         sa.Column("checksum", INT64, nullable=False),
         sa.PrimaryKeyConstraint("node", "id", name="pk_container"),
-        sa.ForeignKeyConstraint(
-            ["node", "sandbox_id"], ["sandbox.node", "sandbox.id"], name="fk_container_sandbox"
-        ),
-        sa.UniqueConstraint(
-            "node", "sandbox_id", "name", "attempt", name="uq_container_node_sandbox_id_name_attempt"
-        ),
+        sa.ForeignKeyConstraint(["node", "sandbox_id"], ["sandbox.node", "sandbox.id"], name="fk_container_sandbox"),
+        sa.UniqueConstraint("node", "sandbox_id", "name", "attempt", name="uq_container_node_sandbox_id_name_attempt"),
         sqlite_strict=True,
     )
     op.create_table(

@@ -1,0 +1,421 @@
+"""Loading: what real layouts look like, which of their images are taken, and what is refused."""
+
+import fcntl
+import gzip
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from oci_layout import ARCHITECTURE, INDEX, LAYER, NAME, Layout, directory, member, names, sha256, tar
+
+from limpet.engine.images import DirectoryImageStore, ImageSummary
+from limpet.schema.errors import AlreadyExistsError, InvalidInputError, NotFoundError, StoreDamagedError
+from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
+
+HELLO = tar(directory("bin"), member("bin/app", b"hello", mode=0o755))
+OTHER = {"os": "linux", "architecture": "m68k"}
+HERE = {"os": "linux", "architecture": ARCHITECTURE}
+APP = ImageName("app", "1")
+
+
+def make_target(path: Path) -> Path:
+    target = path / "rootfs"
+    target.mkdir()
+    return target
+
+
+@pytest.mark.parametrize("archive", ["", "app.tar", "app.tar.gz", "app.tar.zst"])
+@pytest.mark.parametrize("compression", ["", "+gzip", "+zstd"])
+def test_an_image_comes_out_as_it_went_in(
+    tmp_path: Path, store: DirectoryImageStore, archive: str, compression: str
+) -> None:
+    """A directory and each kind of archive, with each kind of layer, give the same root file system."""
+    layout = Layout(tmp_path / "app")
+    configuration = {
+        "created": "2024-05-06T07:08:09.123456789Z",
+        "config": {
+            "User": "1000",
+            "Env": ["A=b"],
+            "Entrypoint": ["/bin/app"],
+            "Cmd": None,
+            "WorkingDir": "/w",
+            "StopSignal": "SIGINT",
+            "Labels": {"a": "b"},
+        },
+    }
+    made = layout.add_image([HELLO], compression=compression, configuration=configuration)
+    source = layout.pack(tmp_path / archive) if archive else layout.path
+    assert not store.check(APP)
+    assert store.load(str(source)) == [APP]
+    assert store.check(APP)
+    config = ImageConfig(
+        user="1000", env=("A=b",), entrypoint=("/bin/app",), working_dir="/w", stop_signal="SIGINT", labels={"a": "b"}
+    )
+    manifest = json.loads(layout.blob_path(made["digest"]).read_bytes())
+    layers = tuple(layer["digest"] for layer in manifest["layers"])
+    assert store.manifest(APP) == ImageManifest(name=APP, digest=made["digest"], config=config, layers=layers)
+    size = manifest["config"]["size"] + manifest["layers"][0]["size"]
+    created_at = 1714979289_123456_000
+    assert store.list() == [ImageSummary(name=APP, digest=made["digest"], size=size, created_at=created_at)]
+    target = make_target(tmp_path)
+    store.mount(APP, MountType.PLAIN, str(target))
+    assert names(target) == {"bin", "bin/app"}
+    assert (target / "bin/app").read_bytes() == b"hello"
+    store.unmount(str(target))
+
+
+NAMES = {  # annotations of the manifest: the name it is loaded by
+    "tag": ({NAME: "1.2"}, ImageName("layout", "1.2")),
+    "full name": ({NAME: "docker.io/library/app:1"}, ImageName("docker.io/library/app", "1")),
+    "without a tag": ({NAME: "host:5000/app"}, ImageName("host:5000/app")),
+    "containerd": ({NAME: "1", "io.containerd.image.name": "a.b/c:2"}, ImageName("a.b/c", "2")),
+    "with a digest": ({NAME: "app:1@sha256:" + 64 * "a"}, APP),
+    "none": ({}, ImageName("layout")),
+}
+
+
+@pytest.mark.parametrize(("annotations", "expected"), NAMES.values(), ids=NAMES)
+def test_the_name_is_what_the_annotations_say(
+    tmp_path: Path, store: DirectoryImageStore, annotations: dict[str, str], expected: ImageName
+) -> None:
+    """containerd's full name, else the OCI reference (a lone word is a tag), else the layout's own name."""
+    layout = Layout(tmp_path / "layout")
+    layout.list_manifest(layout.add_manifest([HELLO]), "", annotations=annotations)
+    assert store.load(str(layout.path)) == [expected]
+    assert store.check(expected)
+
+
+def test_a_name_with_a_digest_means_that_image_only(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """app:1@digest is found while app:1 has that digest, and is not any other image."""
+    layout = Layout(tmp_path / "layout")
+    digest = layout.add_image([HELLO])["digest"]
+    store.load(str(layout.path))
+    assert store.check(ImageName("app", "1", digest))
+    wrong = ImageName("app", "1", sha256(b"other"))
+    assert not store.check(wrong)
+    with pytest.raises(NotFoundError, match=digest):
+        store.manifest(wrong)
+
+
+def test_the_image_for_this_machine_is_taken_from_nested_indexes(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """Of many platforms, attestations and variants, in an index within an index, the plain one for us is taken."""
+    layout = Layout(tmp_path / "layout")
+    here = layout.add_manifest([HELLO])
+    fast, base = layout.add_manifest([tar(member("fast"))]), layout.add_manifest([tar(member("base"))])
+    baseline = {"amd64": "v1", "arm64": "v8"}.get(ARCHITECTURE, "v9")
+    inner = {
+        "schemaVersion": 2,
+        "manifests": [
+            here | {"platform": OTHER, "digest": sha256(b"not in this layout")},
+            fast | {"platform": HERE | {"variant": "v9"}},
+            layout.add_manifest([tar(member("x"))]) | {"platform": {"os": "unknown", "architecture": "unknown"}},
+            base | {"platform": HERE | {"variant": baseline}},
+            here | {"platform": HERE},
+        ],
+    }
+    outer = {"schemaVersion": 2, "manifests": [layout.add_json(inner, INDEX)]}
+    layout.list_manifest(layout.add_json(outer, INDEX))
+    assert store.load(str(layout.path)) == [APP]
+    assert store.manifest(APP).digest == here["digest"]
+
+
+def test_indexes_that_share_indexes_are_read_once(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """Ten thousand million ways through a few small indexes lead to one image at once."""
+    layout = Layout(tmp_path / "layout")
+    descriptor = layout.add_manifest([HELLO])
+    for _ in range(10):
+        descriptor = layout.add_json({"schemaVersion": 2, "manifests": 10 * [descriptor]}, INDEX)
+    layout.list_manifest(descriptor)
+    assert store.load(str(layout.path)) == [APP]
+
+
+def docker_archive(path: Path, layer_compression: str = "") -> Path:
+    """What `docker save` wrote before version 25; some builders compress the layers in it."""
+    config = json.dumps({"os": "linux", "architecture": ARCHITECTURE, "rootfs": {"diff_ids": 2 * [sha256(HELLO)]}})
+    layer = gzip.compress(HELLO) if layer_compression else HELLO
+    manifest = json.dumps([{"Config": "c.json", "RepoTags": ["a:1", "b:2"], "Layers": ["1/layer.tar", "2/layer.tar"]}])
+    link = member("2/layer.tar", kind=tarfile.SYMTYPE, linkname="../1/layer.tar")
+    files = [member("c.json", config.encode()), member("1/layer.tar", layer), link]
+    path.write_bytes(tar(*files, member("manifest.json", manifest.encode())))
+    return path
+
+
+@pytest.mark.parametrize("compression", ["", "gzip"])
+def test_docker_save_archives_are_read(tmp_path: Path, store: DirectoryImageStore, compression: str) -> None:
+    """An archive without an index, whose second layer is a link to the first, gives both of its names."""
+    assert store.load(str(docker_archive(tmp_path / "d.tar", compression))) == [
+        ImageName("a", "1"),
+        ImageName("b", "2"),
+    ]
+    assert store.manifest(ImageName("a", "1")).digest == store.manifest(ImageName("b", "2")).digest
+    target = make_target(tmp_path)
+    store.mount(ImageName("b", "2"), MountType.PLAIN, str(target))
+    assert (target / "bin/app").read_bytes() == b"hello"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def first_layer(layout: Layout) -> Path:
+    manifest = json.loads(layout.blob_path(layout.index[0]["digest"]).read_bytes())
+    return layout.blob_path(manifest["layers"][0]["digest"])
+
+
+BROKEN = {  # what was done to a good layout: what is said of it
+    "layer damaged": (lambda it: flip(first_layer(it)), "is damaged: its content has the digest"),
+    "layer cut off": (lambda it: os.truncate(first_layer(it), 20), "has 20 bytes"),
+    "layer too long": (lambda it: os.truncate(first_layer(it), 1 << 42), "but its image says"),
+    "layer missing": (lambda it: first_layer(it).unlink(), "cannot be opened: No such file"),
+    "manifest damaged": (lambda it: flip(it.blob_path(it.index[0]["digest"])), "is damaged"),
+    "manifest missing": (lambda it: it.blob_path(it.index[0]["digest"]).unlink(), "No such file"),
+    "manifest a pipe": (lambda it: to_pipe(it.blob_path(it.index[0]["digest"])), "is not a file"),
+    "no oci-layout": (lambda it: (it.path / "oci-layout").unlink(), "no file oci-layout"),
+    "other version": (lambda it: it.write_json("oci-layout", {"imageLayoutVersion": "2.0"}), "version '2.0'"),
+    "no index": (lambda it: (it.path / "index.json").unlink(), "index.json cannot be opened"),
+    "index not JSON": (lambda it: (it.path / "index.json").write_text("{"), "index.json: Input data was truncated"),
+    "index too deep": (lambda it: (it.path / "index.json").write_text('{"manifests":' + 9999 * "["), "index.json"),
+    "index too large": (lambda it: (it.path / "index.json").write_bytes(bytes(5 << 20)), "index.json has more than"),
+    "empty index": (lambda it: it.write_json("index.json", {}), "only: nothing"),
+    "climbing digest": (lambda it: relist(it, digest="sha256:../../../etc/passwd"), "expected sha256:<64"),
+    "short digest": (lambda it: relist(it, digest="sha256:abc"), "expected sha256:<64"),
+    "unknown algorithm": (lambda it: relist(it, digest="md5:" + 32 * "a"), "expected sha256:<64"),
+    "wrong size": (lambda it: relist(it, size=7), "but its image says 7"),
+    "negative size": (lambda it: relist(it, size=-1), "a size of -1"),
+    "no image": (lambda it: relist(it, mediaType="text/plain"), "of type 'text/plain', not an image"),
+    "other machine": (lambda it: relist(it, platform=OTHER), "only: linux/m68k"),
+    "bad name": (lambda it: relist(it, annotations={NAME: "a b:1"}), "no spaces"),
+    "two without names": (lambda it: it.add_image([tar(member("b"))], "") and relist(it, annotations={}), "2 images"),
+    "no layers": (lambda it: relist(it, **it.add_manifest([])), "without layers"),
+    "artifact": (
+        lambda it: relist(it, **it.add_manifest([HELLO], config=it.add_blob(b"{}", "application/vnd.helm"))),
+        "'application/vnd.helm' is not that of an image",
+    ),
+    "layer of another kind": (
+        lambda it: relist(it, **it.add_manifest([HELLO], layers=[it.add_blob(b"", LAYER + "+lzma")])),
+        "not supported",
+    ),
+    "diff_ids missing": (
+        lambda it: relist(it, **it.add_manifest([HELLO], configuration={"rootfs": {"diff_ids": []}})),
+        "1 layers, but 0 diff_ids",
+    ),
+}
+
+
+def to_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def relist(layout: Layout, **fields: object) -> None:
+    layout.index[0] |= fields
+    layout.write_json("index.json", {"schemaVersion": 2, "manifests": layout.index})
+
+
+@pytest.mark.parametrize(("damage", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_bad_layout_is_refused_and_leaves_nothing(
+    tmp_path: Path, store: DirectoryImageStore, damage: object, message: str
+) -> None:
+    """Whatever is wrong with a layout is said, with its path, and the store is as it was."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO])
+    damage(layout)  # type: ignore[operator]
+    before = names(tmp_path / "store")
+    with pytest.raises(InvalidInputError) as caught:
+        store.load(str(layout.path))
+    assert str(layout.path) in str(caught.value)
+    assert message in str(caught.value)
+    assert names(tmp_path / "store") == before
+    assert store.list() == []
+
+
+SOURCES = {  # what is at the path: what is said
+    "nothing": (lambda path: None, "No such file"),
+    "a pipe": (os.mkfifo, "neither a directory nor a file"),
+    "an empty file": (lambda path: path.write_bytes(b""), "no file oci-layout"),
+    "noise": (lambda path: path.write_bytes(b"noise" * 999), "which is no number"),
+    "a tar file without a layout": (lambda path: path.write_bytes(HELLO), "no file oci-layout"),
+    "a cut tar file": (lambda path: path.write_bytes(HELLO[:700]), "in the middle of a header"),
+    "a cut gzip file": (lambda path: path.write_bytes(gzip.compress(HELLO)[:-20]), "no whole tar+gzip"),
+    "a climbing member": (lambda path: path.write_bytes(tar(member("../oci-layout"))), "climbs out"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), SOURCES.values(), ids=SOURCES)
+def test_what_is_no_layout_is_refused(tmp_path: Path, store: DirectoryImageStore, make: object, message: str) -> None:
+    """A path that is no layout and no archive of one is named in a clear error, at once."""
+    make(tmp_path / "source")  # type: ignore[operator]
+    with pytest.raises(InvalidInputError) as caught:
+        store.load(str(tmp_path / "source"))
+    assert str(tmp_path / "source") in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_truncated_archive_never_loads(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """Wherever an archive is cut off before its end marker, no image of it is taken in."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO])
+    data = layout.pack(tmp_path / "whole.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        end = max(each.offset_data + each.size + -each.size % 512 for each in archive)
+    for length in [*range(0, end, 256), end - 1]:
+        (tmp_path / "cut.tar").write_bytes(data[:length])
+        with pytest.raises(InvalidInputError, match=r"cut\.tar"):
+            store.load(str(tmp_path / "cut.tar"))
+    assert not store.check(APP)
+    (tmp_path / "cut.tar").write_bytes(data[:end])
+    assert store.load(str(tmp_path / "cut.tar")) == [APP]
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    """Whatever the umask, directories of the store are 0700 and its files 0600."""
+    before = os.umask(0)
+    try:
+        store = DirectoryImageStore(str(tmp_path / "store"))
+        layout = Layout(tmp_path / "layout")
+        layout.add_image([HELLO])
+        store.load(str(layout.path))
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
+    assert {oct(path.stat().st_mode & 0o7777) for path in paths if path.is_dir()} == {"0o700"}
+    assert {oct(path.stat().st_mode & 0o7777) for path in paths if path.is_file()} == {"0o600"}
+
+
+def test_remove_frees_what_no_other_image_needs(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """Of two images that share a layer, the other stays whole; with the last one all blobs go."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO, tar(member("a"))], "app:1")
+    layout.add_image([HELLO, tar(member("b"))], "app:2")
+    empty = names(tmp_path / "store")
+    store.load(str(layout.path))
+    store.remove(APP)
+    assert not store.check(APP)
+    assert [image.name for image in store.list()] == [ImageName("app", "2")]
+    assert store.check(ImageName("app", "2"))
+    with pytest.raises(NotFoundError, match="app:1"):
+        store.remove(APP)
+    store.remove(ImageName("app", "2"))
+    assert names(tmp_path / "store") == empty
+
+
+def test_a_name_moves_to_the_newest_image(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """Loading another image under the same name replaces it; the next opening frees the blobs of the old one."""
+    first, second = Layout(tmp_path / "one"), Layout(tmp_path / "two")
+    first.add_image([HELLO])
+    new = second.add_image([tar(member("new"))])
+    store.load(str(first.path))
+    store.load(str(second.path))
+    assert store.manifest(APP).digest == new["digest"]
+    DirectoryImageStore(str(tmp_path / "store"))
+    assert sum("sha256/" in name for name in names(tmp_path / "store")) == 3
+
+
+def stored(store_path: Path, digest: str) -> Path:
+    return store_path / "blobs" / digest.replace(":", "/")
+
+
+def test_damage_in_the_store_is_said_and_repaired_by_another_load(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """A blob that rotted is never unpacked as if it were whole; loading the image again mends it."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO])
+    store.load(str(layout.path))
+    (layer,) = store.manifest(APP).layers
+    target = make_target(tmp_path)
+    flip(stored(tmp_path / "store", layer))
+    with pytest.raises(StoreDamagedError, match=layer.removeprefix("sha256:")):
+        store.mount(APP, MountType.PLAIN, str(target))
+    os.truncate(stored(tmp_path / "store", layer), 9)
+    assert not store.check(APP)
+    stored(tmp_path / "store", layer).unlink()
+    assert not store.check(APP)
+    flip(stored(tmp_path / "store", store.manifest(APP).digest))
+    assert not store.check(APP)
+    with pytest.raises(StoreDamagedError, match="is damaged"):
+        store.manifest(APP)
+    store.load(str(layout.path))
+    assert store.check(APP)
+    (record,) = (tmp_path / "store/images").iterdir()
+    record.write_text("{")
+    with pytest.raises(StoreDamagedError, match=record.name):
+        DirectoryImageStore(str(tmp_path / "store")).list()
+    store.load(str(layout.path))
+    assert store.check(APP)
+
+
+def test_builtin_images_outlive_the_store_object(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """A built-in image is listed, mounts as an empty directory, is kept on disk, and can be removed."""
+    name, config = ImageName("host"), ImageConfig(env=("A=b",), cmd=("/bin/sh",))
+    store.register_builtin(name)
+    store.register_builtin(name, config)
+    again = DirectoryImageStore(str(tmp_path / "store"))
+    assert again.check(name)
+    assert again.manifest(name) == ImageManifest(name=name, config=config)
+    assert again.manifest(name).is_builtin
+    assert again.list() == [ImageSummary(name=name)]
+    target = make_target(tmp_path)
+    again.mount(name, MountType.PLAIN, str(target))
+    assert names(target) == set()
+    again.remove(name)
+    assert not store.check(name)
+
+
+def test_a_builtin_and_a_loaded_image_never_take_each_others_name(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """A name does not silently change from the image's files to the host's, nor back."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO])
+    store.register_builtin(APP)
+    with pytest.raises(AlreadyExistsError, match="app:1"):
+        store.load(str(layout.path))
+    store.remove(APP)
+    store.load(str(layout.path))
+    with pytest.raises(AlreadyExistsError, match="app:1"):
+        store.register_builtin(APP)
+    for name in [ImageName("a b"), ImageName(""), ImageName("a", "1", sha256(b""))]:
+        with pytest.raises(InvalidInputError, match="image name"):
+            store.register_builtin(name)
+
+
+def test_threads_may_load_and_remove_at_once(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """Eight threads that load, mount and remove images of shared layers end with all of them whole."""
+    errors = []
+
+    def work(number: int) -> None:
+        try:
+            layout = Layout(tmp_path / f"layout{number}")
+            layout.add_image([HELLO, tar(member(f"file{number % 4}"))], f"app:{number}")
+            for turn in range(5):
+                store.load(str(layout.path))
+                target = tmp_path / f"target{number}.{turn}"
+                target.mkdir()
+                store.mount(ImageName("app", str(number)), MountType.PLAIN, str(target))
+                assert names(target) == {"bin", "bin/app", f"file{number % 4}"}
+                if turn < 4:
+                    store.remove(ImageName("app", str(number)))
+        except Exception as error:  # noqa: BLE001 - handed to the test's own thread
+            errors.append(error)
+
+    threads = [Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert all(store.check(ImageName("app", str(number))) for number in range(8))
+
+
+def test_opening_does_not_disturb_a_load_in_progress(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """A second opening while blobs are being taken in leaves them, and the temporary files, alone."""
+    with store._locked(fcntl.LOCK_SH):  # as load holds it
+        leftover = tmp_path / "store/blobs/sha256/.tmp-0"
+        leftover.write_bytes(b"")
+        DirectoryImageStore(str(tmp_path / "store"))
+        assert leftover.exists()
+    DirectoryImageStore(str(tmp_path / "store"))
+    assert not leftover.exists()

@@ -1,0 +1,510 @@
+"""Unpacking: what a root file system looks like in the end, and that nothing outside of it is ever touched."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oci_layout import COMPRESSORS, LAYER, Layout, directory, hard_link, member, names, sha256, snapshot, symlink, tar
+
+from limpet.engine.images import DirectoryImageStore, limits
+from limpet.schema.errors import InvalidInputError, NotFoundError
+from limpet.schema.image import ImageName, MountType
+
+APP = ImageName("app", "1")
+Members = list[tuple[Any, bytes]]
+
+
+def unpack(path: Path, *layers: Members | bytes, compression: str = "") -> Path:
+    """Load an image of these layers and mount it; return the root file system."""
+    layout = Layout(path / "layout")
+    tars = [layer if isinstance(layer, bytes) else tar(*layer) for layer in layers]
+    layout.add_image(tars, compression=compression)
+    store = DirectoryImageStore(str(path / "store"))
+    store.load(str(layout.path))
+    target = path / "rootfs"
+    target.mkdir()
+    store.mount(APP, MountType.PLAIN, str(target))
+    return target
+
+
+LOWER = [
+    directory("d"),
+    member("d/a"),
+    member("d/b"),
+    directory("d/sub"),
+    member("d/sub/deep"),
+    symlink("link", "d"),
+    member("file"),
+]
+ALL = {"d", "d/a", "d/b", "d/sub", "d/sub/deep", "link", "file"}
+
+WHITEOUTS = {  # the upper layer: what is left of the lower one, and what is new
+    "a file": ([member("d/.wh.a")], ALL - {"d/a"}),
+    "a directory": ([member(".wh.d")], {"link", "file"}),
+    "a link, not what it leads to": ([member(".wh.link")], ALL - {"link"}),
+    "nothing there": ([member("d/.wh.no"), member("no/.wh.a")], ALL),
+    "opaque": ([member("d/.wh..wh..opq")], {"d", "link", "file"}),
+    "opaque, then new": ([member("d/.wh..wh..opq"), member("d/new")], {"d", "d/new", "link", "file"}),
+    "new, then opaque": ([member("d/new"), member("d/.wh..wh..opq")], {"d", "d/new", "link", "file"}),
+    "opaque keeps what is replaced": ([member("d/a"), member("d/.wh..wh..opq")], {"d", "d/a", "link", "file"}),
+    "opaque in an upper directory only": (
+        [member("d/sub/new"), member("d/.wh..wh..opq")],
+        {"d", "d/sub", "d/sub/new", "link", "file"},
+    ),
+    "the whole root": ([member(".wh..wh..opq"), member("new")], {"new"}),
+    "hidden, then made again": ([member(".wh.d"), directory("d"), member("d/new")], {"d", "d/new", "link", "file"}),
+    "made again, then hidden": ([directory("d"), member("d/new"), member(".wh.d")], {"d", "d/new", "link", "file"}),
+    "a file that its layer brings": ([member("d/a"), member("d/.wh.a")], ALL),
+    "with a leading ./": ([member("./d/.wh.a")], ALL - {"d/a"}),
+    "notes of aufs": ([directory(".wh..wh.plnk"), member(".wh..wh.plnk/1.2"), member(".wh..wh.aufs")], ALL),
+}
+
+
+@pytest.mark.parametrize(("upper", "expected"), WHITEOUTS.values(), ids=WHITEOUTS)
+def test_whiteouts(tmp_path: Path, upper: Members, expected: set[str]) -> None:
+    """A whiteout removes what lower layers left, and never what its own layer brings."""
+    assert names(unpack(tmp_path, LOWER, upper)) == expected
+
+
+REPLACED = {  # the upper layer: a path, and what it is then
+    "a file by a directory": ([directory("file")], "file", Path.is_dir),
+    "a directory by a file": ([member("d")], "d", Path.is_file),
+    "a directory by a link": ([symlink("d", "/etc")], "d", Path.is_symlink),
+    "a link by a directory": ([directory("link"), member("link/x")], "link", lambda path: not path.is_symlink()),
+    "a link by a file": ([member("link")], "link", lambda path: not path.is_symlink() and path.is_file()),
+    "a file by a pipe": ([member("file", kind=tarfile.FIFOTYPE)], "file", Path.is_fifo),
+    "a directory by itself": ([directory("d", mode=0o711)], "d/sub/deep", Path.is_file),
+    "twice in one layer": ([member("file", b"1"), member("file", b"2")], "file", lambda p: p.read_bytes() == b"2"),
+    "by a link to another": ([hard_link("file", "d/a")], "file", lambda p: p.stat().st_nlink == 2),
+    "a link to a link": ([hard_link("file", "link")], "file", Path.is_symlink),
+}
+
+
+@pytest.mark.parametrize(("upper", "path", "holds"), REPLACED.values(), ids=REPLACED)
+def test_an_upper_member_replaces_a_lower_one(
+    tmp_path: Path, upper: Members, path: str, holds: Callable[[Path], bool]
+) -> None:
+    """Whatever kind the lower one has, what the upper layer says is there; directories keep their content."""
+    assert holds(unpack(tmp_path, LOWER, upper) / path)
+
+
+def test_a_file_that_is_replaced_keeps_its_content_under_other_names(tmp_path: Path) -> None:
+    """An upper layer's file is a new one, not new content in an old one that has other names as well."""
+    root = unpack(tmp_path, [member("a", b"old"), hard_link("b", "a")], [member("a", b"new")])
+    assert ((root / "a").read_bytes(), (root / "b").read_bytes()) == (b"new", b"old")
+
+
+LONG = "/".join(["n" * 200] * 5)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_attributes_are_kept(tmp_path: Path, form: int) -> None:
+    """Modes with setuid and sticky bits, times, owners (as root), long names and link targets arrive as written."""
+    mtime_ns = 1_500_000_000_250_000_000 if form == tarfile.PAX_FORMAT else 1_500_000_000_000_000_000
+    fields = {"uid": 3_000_000, "gid": 70_000, "mtime": mtime_ns / 10**9}
+    layer = tar(
+        directory(".", mode=0o750, **fields),
+        directory("closed", mode=0o000, **fields),
+        member("closed/tool", b"x" * 3_000_000, mode=0o4755, **fields),
+        directory("tmp", mode=0o1777, **fields),
+        member(LONG, b"long", **fields),
+        symlink("link", "/" + LONG, **fields),
+        format=form,
+    )
+    root = unpack(tmp_path, layer)
+    paths = {"": 0o750, "closed": 0o000, "closed/tool": 0o4755, "tmp": 0o1777, LONG: 0o644, "link": 0o777}
+    for path, mode in paths.items():
+        status = (root / path).lstat()
+        assert (path, status.st_mode & 0o7777) == (path, mode)
+        assert status.st_mtime_ns == mtime_ns
+        if os.geteuid() == 0:
+            assert (status.st_uid, status.st_gid) == (3_000_000, 70_000)
+    assert (root / LONG).read_bytes() == b"long"
+    assert os.readlink(root / "link") == "/" + LONG
+    assert (root / "closed/tool").stat().st_size == 3_000_000
+
+
+def test_directories_that_no_member_describes_can_be_passed_by_all(tmp_path: Path) -> None:
+    """The root and implied directories are 0755, whatever the mode of the target was."""
+    root = unpack(tmp_path, [member("implied/x")])
+    assert [path.stat().st_mode & 0o7777 for path in (root, root / "implied")] == [0o755, 0o755]
+
+
+def test_a_name_of_gnu_tar_has_no_prefix(tmp_path: Path) -> None:
+    """Where POSIX has the beginning of a long name, GNU tar may keep a time."""
+    block = bytearray(tar(member("name"), format=tarfile.GNU_FORMAT)[:512])
+    block[345:357] = b"12345670123\0"
+    block[148:156] = b"        "
+    block[148:156] = b"%06o\0 " % sum(block)
+    assert names(unpack(tmp_path, bytes(block) + bytes(1024))) == {"name"}
+
+
+@pytest.mark.parametrize("compression", ["+gzip", "+zstd"])
+def test_a_layer_may_be_compressed_in_parts(tmp_path: Path, compression: str) -> None:
+    """Concatenated gzip members and zstd frames, as parallel compressors write them, are one layer."""
+    layout = Layout(tmp_path / "layout")
+    layer = tar(member("a", b"x" * 5000))
+    parts = b"".join(COMPRESSORS[compression](layer[start : start + 999]) for start in range(0, len(layer), 999))
+    layout.add_image([layer], layers=[layout.add_blob(parts, LAYER + compression)])
+    store = DirectoryImageStore(str(tmp_path / "store"))
+    store.load(str(layout.path))
+    (tmp_path / "rootfs").mkdir()
+    store.mount(APP, MountType.PLAIN, str(tmp_path / "rootfs"))
+    assert (tmp_path / "rootfs/a").read_bytes() == b"x" * 5000
+
+
+def test_extended_attributes_of_a_file_are_kept_but_not_those_of_the_host(tmp_path: Path) -> None:
+    """user.* is kept; trusted.overlay.*, which would redirect an overlay mount, is not."""
+    records = {"SCHILY.xattr.user.a": "b", "SCHILY.xattr.trusted.overlay.redirect": "/etc"}
+    root = unpack(tmp_path, [member("f", pax_headers=records)])
+    assert {name: os.getxattr(root / "f", name) for name in os.listxattr(root / "f")} == {"user.a": b"b"}
+
+
+@pytest.mark.parametrize("form", [["gnu"], *(["pax", f"--sparse-version={v}"] for v in ("0.0", "0.1", "1.0"))])
+def test_sparse_files_keep_their_content_and_their_holes(tmp_path: Path, form: list[str]) -> None:
+    """Each of the four formats of GNU tar gives the same file, and takes no more disk than its data."""
+    source = tmp_path / "source"
+    source.mkdir()
+    with open(source / "sparse", "wb") as file:
+        for piece in range(60):  # more than fit into one header
+            file.seek(piece << 20)
+            file.write(b"%d" % piece * 2000)
+        file.truncate(70 << 20)
+    command = ["tar", "-C", str(source), f"--format={form[0]}", *form[1:], "--sparse", "-c", "sparse"]
+    layer = subprocess.run(command, check=True, capture_output=True).stdout
+    assert len(layer) < 4 << 20
+    made = unpack(tmp_path, layer) / "sparse"
+    assert made.read_bytes() == (source / "sparse").read_bytes()
+    assert made.stat().st_blocks * 512 < 4 << 20
+
+
+def raw_name(name: bytes) -> Members:
+    """A member of this name, in a PAX record, which can hold any bytes."""
+    info = tarfile.TarInfo("placeholder")
+    info.pax_headers = {"path": name.decode("utf-8", "surrogateescape")}
+    return [(info, b"")]
+
+
+DEVICE = {"devmajor": 1, "devminor": 3}
+OUT = "../outside"
+
+HOSTILE = {  # layers, from the lowest: what is said of the member
+    "absolute": ([[member("/outside/x")]], "its path is absolute"),
+    "climbing": ([[member(f"{OUT}/x")]], "climbs out"),
+    "climbing inside": ([[member("a/b/../../../outside/x")]], "climbs out"),
+    "climbing directory": ([[directory("..", mode=0o777)]], "climbs out"),
+    "through a link": ([[symlink("l", OUT), member("l/x")]], "leads through 'l'"),
+    "through an absolute link": ([[symlink("l", "{outside}"), member("l/x")]], "leads through 'l'"),
+    "through a link of a lower layer": ([[symlink("l", OUT)], [member("l/x")]], "leads through 'l'"),
+    "through a link within": ([[directory("d"), symlink("l", "d"), member("l/x")]], "leads through 'l'"),
+    "through a chain of links": (
+        [[directory("a"), symlink("a/l", ".."), symlink("m", "a/l/../.."), member("m/outside/x")]],
+        "leads through 'm'",
+    ),
+    "directory below a link": ([[symlink("l", OUT)], [directory("l/new")]], "leads through 'l'"),
+    "whiteout through a link": ([[symlink("l", OUT)], [member("l/.wh.secret")]], "leads through 'l'"),
+    "opaque whiteout through a link": ([[symlink("l", OUT)], [member("l/.wh..wh..opq")]], "leads through 'l'"),
+    "whiteout of ..": ([[member(".wh...")]], "names no file"),
+    "whiteout of .": ([[member("d/.wh..")]], "names no file"),
+    "whiteout of nothing": ([[member(".wh.")]], "names no file"),
+    "inside a whiteout": ([[member(".wh.d/x")]], "whose name is that of a whiteout"),
+    "hard link out": ([[hard_link("h", f"{OUT}/secret")]], "climbs out"),
+    "hard link to an absolute path": ([[hard_link("h", "{outside}/secret")]], "is absolute"),
+    "hard link through a link": ([[symlink("l", OUT), hard_link("h", "l/secret")]], "leads through 'l'"),
+    "hard link to a directory": ([[directory("d"), hard_link("h", "d")]], "Operation not permitted"),
+    "hard link to nothing": ([[hard_link("h", "none")]], "No such file"),
+    "hard link to itself": ([[member("h"), hard_link("h", "h")]], "which it would replace"),
+    "hard link to what it replaces": ([[member("d/x"), hard_link("d", "d/x")]], "which it would replace"),
+    "writing through a hard link of a link": (
+        [[symlink("l", f"{OUT}/secret"), hard_link("h", "l")], [member("h/x")]],
+        "leads through 'h'",
+    ),
+    "character device": ([[member("null", kind=tarfile.CHRTYPE, **DEVICE)]], "is a character device"),
+    "overlay's whiteout": ([[member("x", kind=tarfile.CHRTYPE, devmajor=0, devminor=0)]], "is a character device"),
+    "block device": ([[member("sda", kind=tarfile.BLKTYPE, **DEVICE)]], "is a block device"),
+    "unknown type": ([[member("x", kind=b"Z")]], "no type of member"),
+    "NUL in a name": ([raw_name(b"a\0b")], "a NUL"),
+    "NUL in a link": ([[symlink("l", "x", pax_headers={"linkpath": "a\0b"})]], "with a NUL"),
+    "empty link": ([[symlink("l", "")]], "No such file"),
+    "name of 10 kB": ([[member("x" * 10_000)]], "more than 4095 bytes"),
+    "path of 10 kB": ([[member("x/" * 5_000 + "y")]], "more than 4095 bytes"),
+    "part of 300 bytes": ([[member("x" * 300)]], "name too long"),
+    "link of 10 kB": ([[symlink("l", "x" * 10_000)]], "name too long"),
+    "file as a directory": ([[member("f"), member("f/x")]], "leads through 'f'"),
+    "root as a file": ([[member(".")]], "the root directory"),
+    "root as a link": ([[symlink("./", OUT)]], "the root directory"),
+    "negative owner": ([[member("x", pax_headers={"uid": "-1"})]], "owner"),
+    "owner too large": ([[member("x", pax_headers={"gid": "4294967295"})]], "owner"),
+    "endless number": ([[member("x", pax_headers={"size": "9" * 5000})]], "no number"),
+    "time that is none": ([[member("x", pax_headers={"mtime": "1e999999999"})]], "no number"),
+    "negative size": ([[member("x", pax_headers={"size": "-512"})]], "a size of -512"),
+    "sparse overlap": (
+        [[member("x", b"ab", pax_headers={"GNU.sparse.map": "0,1,0,1", "GNU.sparse.size": "2"})]],
+        "overlap",
+    ),
+    "sparse too short": (
+        [[member("x", b"ab", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"})]],
+        "does not match its 2 bytes",
+    ),
+    "sparse bomb": (
+        [[member("x", pax_headers={"GNU.sparse.map": "", "GNU.sparse.size": str(1 << 60)})]],
+        "unpacks to more than",
+    ),
+}
+
+
+def place_outside(layers: list[Members], outside: Path) -> list[Members]:
+    """Put the real path of the sentinel into the members' links."""
+    for layer in layers:
+        for info, _ in layer:
+            info.linkname = info.linkname.replace("{outside}", str(outside))
+    return layers
+
+
+@pytest.mark.parametrize(("layers", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_member_is_refused_and_reaches_nothing(tmp_path: Path, layers: list[Members], message: str) -> None:
+    """The error names image, layer, member and reason; the tree beside the root file system is as it was."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    before = snapshot(outside)
+    tars = [tar(*layer) for layer in place_outside(layers, outside)]
+    with pytest.raises(InvalidInputError) as caught:
+        unpack(tmp_path, *tars)
+    assert snapshot(outside) == before
+    assert f"image app:1, layer {sha256(tars[-1])}: " in str(caught.value)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+def header(kind: bytes, size: int) -> bytes:
+    """One tar header with these fields and a right checksum."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+MALFORMED = {  # an uncompressed layer: what is said of it
+    "noise": (b"noise" * 500, "which is no number"),
+    "wrong checksum": (tar(member("a")).replace(b"a", b"b", 1), "wrong checksum"),
+    "noise after a member": (header(b"0", 0) + b"noise" * 500, "which is no number"),
+    "cut in a header": (tar(member("a", b"x"))[:300], "in the middle of a header"),
+    "cut in the data": (tar(member("a", b"x" * 2000))[:1000], "in the middle of a member"),
+    "huge name": (header(b"L", 1 << 40) + bytes(512), "an extended header of 1099511627776"),
+    "huge PAX header": (header(b"x", 1 << 40) + bytes(512), "an extended header of 1099511627776"),
+    "endless PAX headers": (900 * (header(b"x", 0)) + header(b"0", 0), "two extended headers"),
+    "PAX header for nobody": (header(b"x", 0) + bytes(1024), "without a member"),
+    "PAX header of noise": (header(b"x", 512) + b"?" * 512 + header(b"0", 0), "not made of records"),
+    "PAX record of no length": (header(b"x", 512) + b"0 a=b\n".ljust(512) + header(b"0", 0), "not made of records"),
+    "PAX record of no length, after one": (
+        header(b"x", 512) + b"6 a=b\n0 a=b\n".ljust(512) + header(b"0", 0),
+        "not made of records",
+    ),
+    "PAX record too long": (header(b"x", 512) + b"999 a=b\n".ljust(512) + header(b"0", 0), "not made of records"),
+    "file of 8 EiB": (header(b"0", (1 << 63) - 1), "in the middle of a member"),
+}
+
+
+@pytest.mark.parametrize("compression", ["", "+gzip", "+zstd"])
+@pytest.mark.parametrize(("layer", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_a_layer_that_is_no_tar_file_is_refused(tmp_path: Path, layer: bytes, message: str, compression: str) -> None:
+    """Noise, cut archives and headers that promise too much end in a clear error, not in memory or time used up."""
+    with pytest.raises(InvalidInputError, match=message):
+        unpack(tmp_path, layer, compression=compression)
+
+
+LIES = {  # what is done to the layer's blob before it gets its digest: what is said
+    "not the diff_id": (lambda data: tar(member("other")), "but the image's configuration says"),
+    "something after the end": (lambda data: data + bytes(512), "but the image's configuration says"),
+    "cut after the last member": (lambda data: data[:1024], "but the image's configuration says"),
+}
+
+
+@pytest.mark.parametrize("compression", ["", "+gzip", "+zstd"])
+@pytest.mark.parametrize(("change", "message"), LIES.values(), ids=LIES)
+def test_a_layer_that_is_not_what_the_configuration_says_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes], message: str, compression: str
+) -> None:
+    """The diff_id is checked over the whole uncompressed layer, its end marker included."""
+    layout = Layout(tmp_path / "layout")
+    good = tar(member("a", b"x"))
+    configuration = {"rootfs": {"diff_ids": [sha256(good)]}}
+    layout.add_image([change(good)], compression=compression, configuration=configuration)
+    store = DirectoryImageStore(str(tmp_path / "store"))
+    store.load(str(layout.path))
+    (tmp_path / "rootfs").mkdir()
+    with pytest.raises(InvalidInputError, match=message):
+        store.mount(APP, MountType.PLAIN, str(tmp_path / "rootfs"))
+
+
+BOUNDS = {"MAX_UNPACKED_BYTES": 900_000, "MAX_MEMBERS": 9, "MAX_NAME_BYTES": 10}
+
+
+@pytest.mark.parametrize("compression", ["", "+gzip", "+zstd"])
+@pytest.mark.parametrize(("bound", "value"), BOUNDS.items())
+def test_a_bomb_is_refused_at_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, value: int, compression: str
+) -> None:
+    """Bytes, members and names are counted over all layers together, and before they fill disk or memory."""
+    layer = tar(*(member(f"name{number}", bytes(50_000)) for number in range(10)))
+    monkeypatch.setattr(limits, bound, value)
+    with pytest.raises(InvalidInputError, match=f"more than {value}"):
+        unpack(tmp_path, layer, layer, compression=compression)
+
+
+def test_only_an_empty_directory_is_mounted_on(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """A target that is missing, a file, a link, or not empty is refused before anything is written."""
+    root = unpack(tmp_path, [member("a")])
+    (tmp_path / "link").symlink_to(tmp_path / "rootfs")
+    (tmp_path / "file").write_text("")
+    for target in [root, tmp_path / "link", tmp_path / "file", tmp_path / "none", "nul\0"]:
+        with pytest.raises(InvalidInputError, match="mount target"):
+            store.mount(APP, MountType.PLAIN, str(target))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFoundError, match="none:latest"):
+        store.mount(ImageName("none"), MountType.PLAIN, str(tmp_path / "empty"))
+    assert names(root) == {"a"}
+
+
+def test_unmount_says_when_something_is_still_mounted(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """A mount at or below the target is named, spaces and all, so that nobody removes what is mounted there."""
+    store.unmount(str(tmp_path))
+    store.unmount(str(tmp_path / "gone"))
+    script = """
+import os, sys
+from limpet.engine.images import DirectoryImageStore
+from limpet.schema.errors import InvalidStateError
+try:
+    DirectoryImageStore(sys.argv[1]).unmount(sys.argv[2])
+except InvalidStateError as error:
+    print(error)
+"""
+    point = tmp_path / "root fs" / "inner"
+    point.mkdir(parents=True)
+    inside = 'mount --bind /usr "$1" && exec "$2" -c "$3" "$4" "$5"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh", point, sys.executable, script]
+    done = subprocess.run([*command, tmp_path / "store", point.parent], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no mount namespace here: {done.stderr}")
+    assert f"{point} is still a mount point" in done.stdout
+
+
+ORDINARY = """
+import os, sys
+from limpet.engine.durable import remove_tree
+from limpet.engine.images import DirectoryImageStore
+from limpet.schema.image import ImageName, MountType
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+store = DirectoryImageStore(sys.argv[1] + "/store")
+name, = store.load(sys.argv[1] + "/layout")
+target = sys.argv[1] + "/rootfs"
+os.mkdir(target)
+store.mount(name, MountType.PLAIN, target)
+found = {}
+for path in ["", "shut", "ro", "ro/tool", "ro/new"]:
+    status = os.stat(os.path.join(target, path))
+    assert status.st_uid == os.geteuid() != 0
+    found[path] = oct(status.st_mode & 0o7777)
+print(found)
+remove_tree(target)
+store.remove(name)
+assert not os.path.exists(target) and not store.check(name)
+"""
+
+
+def test_an_ordinary_user_unpacks_and_removes_the_same_tree() -> None:
+    """Without root, owners are skipped, modes are kept, and a directory that is shut is no obstacle."""
+    closed = [directory("ro", mode=0o555, uid=0), member("ro/tool", mode=0o4755, uid=0), directory("shut", mode=0)]
+    closed += [directory("ro/in", mode=0o555), directory("shut/in", mode=0)]
+    upper = [member("ro/new", mode=0o600), member("shut/.wh.x")]
+    with tempfile.TemporaryDirectory() as path:
+        Layout(Path(path) / "layout").add_image([tar(*closed, member("shut/x")), tar(*upper)])
+        if os.geteuid() == 0:
+            os.chown(path, 65534, 65534)
+        done = subprocess.run([sys.executable, "-c", ORDINARY, path], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    modes = {"": "0o755", "shut": "0o0", "ro": "0o555", "ro/tool": "0o4755", "ro/new": "0o600"}
+    assert done.stdout == f"{modes}\n"
+
+
+PARTS = st.sampled_from(["a", "b", "c", "..", ".", "", ".wh.a", ".wh..wh..opq", ".wh...", "outside", "secret"])
+PATHS = st.one_of(
+    st.lists(PARTS, min_size=1, max_size=4).map("/".join),
+    st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map("/".join),
+)
+KINDS = st.sampled_from(
+    [
+        tarfile.REGTYPE,
+        tarfile.REGTYPE,
+        tarfile.DIRTYPE,
+        tarfile.SYMTYPE,
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.CHRTYPE,
+    ]
+)
+TARGETS = st.one_of(PATHS, st.sampled_from(["../outside", "../outside/secret", "../../outside", "/", "/tmp", "."]))
+
+
+@st.composite
+def members(draw: st.DrawFn) -> tuple[Any, bytes]:
+    kind = draw(KINDS)
+    data = draw(st.binary(max_size=3)) if kind == tarfile.REGTYPE else b""
+    mode = draw(st.sampled_from([0, 0o644, 0o755, 0o7777]))
+    return member(draw(PATHS), data, kind=kind, linkname=draw(TARGETS), mode=mode)
+
+
+@settings(max_examples=300, deadline=None)
+@given(layers=st.lists(st.lists(members(), max_size=7), min_size=1, max_size=3))
+def test_no_sequence_of_members_reaches_out_of_the_root(layers: list[Members]) -> None:
+    """Any members in any order either unpack or raise InvalidInputError, and never touch what lies beside."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        outside = path / "outside"
+        (outside / "a").mkdir(parents=True)
+        (outside / "a/b").write_text("b")
+        (outside / "secret").write_text("secret")
+        os.link(outside / "secret", outside / "c")
+        before = snapshot(outside)
+        with suppress(InvalidInputError):
+            unpack(path, *layers)
+        assert snapshot(outside) == before
+        assert {entry.name for entry in path.iterdir()} <= {"outside", "layout", "store", "rootfs"}
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_no_damage_to_a_layer_is_worse_than_a_refusal(data: st.DataObject) -> None:
+    """Whatever bytes a layer is made of, it unpacks or raises InvalidInputError."""
+    form = data.draw(st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
+    layer = bytearray(
+        tar(
+            member("x" * 120, b"data", pax_headers={"mtime": "1.5", "SCHILY.xattr.user.a": "b"}),
+            member("s", b"ab", pax_headers={"GNU.sparse.map": "0,1,5,1", "GNU.sparse.size": "9"}),
+            symlink("l", "y" * 120),
+            format=form,
+        )
+    )
+    for position, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(layer) - 1), st.integers(0, 255)), min_size=1, max_size=4)
+    ):
+        layer[position] = value
+    if data.draw(st.booleans()):  # as somebody would who wants to get past the checksum
+        for start in range(0, len(layer), 512):
+            block = layer[start : start + 512]
+            if block[257:262] == b"ustar":
+                block[148:156] = b"        "
+                layer[start + 148 : start + 156] = b"%06o\0 " % sum(block)
+    with tempfile.TemporaryDirectory() as name, suppress(InvalidInputError):
+        unpack(Path(name), bytes(layer))

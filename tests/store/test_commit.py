@@ -1,0 +1,316 @@
+"""Group commit: order, fairness, errors and interrupts, for threads, for tasks, and for both at once."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from limpet.engine import Store, errors
+from limpet.engine.aio import AsyncStore
+from limpet.engine.commit import Committer, Request
+from limpet.schema import Status
+from tests.conftest import wait_until
+from tests.store.test_store import RUNNING, metadata, sandbox
+
+
+@pytest.fixture
+def store(state_dir: str) -> Iterator[Store]:
+    with Store.open(state_dir) as opened:
+        opened.add_sandbox(sandbox())
+        for name in "abcd":
+            opened.add(metadata(name), RUNNING)
+        yield opened
+
+
+def bump(old: Status) -> Status:
+    return replace(old, exit_code=old.exit_code + 1)
+
+
+class Gated:
+    """A commit function that waits until it is let go, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.go = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self.batches: list[list[object]] = []
+        self.fail: BaseException | None = None
+
+    def __call__(self, requests: list[Request]) -> None:
+        self.entered.release()
+        assert self.go.acquire(timeout=30)
+        if self.fail is not None:
+            raise self.fail
+        self.batches.append([request.apply() for request in requests])
+        for request, value in zip(requests, self.batches[-1], strict=True):
+            request.result = value
+
+
+def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:  # noqa: BLE001
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
+
+
+def queue_up(committer: Committer, gated: Gated, count: int) -> list[tuple[threading.Thread, list[object]]]:
+    """One caller commits and is held; `count` more come meanwhile, in order."""
+    callers = [in_thread(lambda: committer.run(Request(lambda: 0)))]
+    assert gated.entered.acquire(timeout=30)
+    for number in range(1, count + 1):
+        callers.append(in_thread(lambda number=number: committer.run(Request(lambda: number))))
+        wait_until(lambda: len(committer._queue) == number, "the caller to queue up")
+    return callers
+
+
+def test_callers_that_come_during_a_commit_ride_in_the_next_in_order() -> None:
+    """A lone caller commits alone; all who come meanwhile form one batch, in the order in which they came."""
+    gated = Gated()
+    committer = Committer(gated)
+    callers = queue_up(committer, gated, 40)
+    gated.go.release(2)
+    for number, (thread, outcome) in enumerate(callers):
+        thread.join(30)
+        assert outcome == [number]
+    assert gated.batches == [[0], list(range(1, 41))]
+    committer.close()
+
+
+def test_a_failed_commit_fails_every_member_and_the_next_goes_on() -> None:
+    """Whatever the commit raises is raised by each member of its batch; later requests are not touched by it."""
+    gated = Gated()
+    committer = Committer(gated)
+    callers = queue_up(committer, gated, 5)
+    gated.fail = errors.StoreError("disk on fire")
+    gated.go.release(2)
+    for thread, outcome in callers:
+        thread.join(30)
+        assert isinstance(outcome[0], errors.StoreError)
+    gated.fail = None
+    gated.go.release()
+    assert committer.run(Request(lambda: "fine")) == "fine"
+    committer.close()
+
+
+def test_close_lets_the_waiting_be_committed_and_refuses_the_rest() -> None:
+    """Closing strands nobody: who waits gets an outcome, who comes later gets ClosedError."""
+    gated = Gated()
+    committer = Committer(gated)
+    callers = queue_up(committer, gated, 8)
+    closing, closed = in_thread(committer.close)
+    gated.go.release(10)
+    closing.join(30)
+    assert closed == [None]
+    for number, (thread, outcome) in enumerate(callers):
+        thread.join(30)
+        assert outcome == [number]
+    with pytest.raises(errors.ClosedError):
+        committer.run(Request(lambda: 1))
+
+
+def test_nobody_starves(store: Store) -> None:
+    """While 15 threads never stop, a 16th gets each of its changes through."""
+    stop = threading.Event()
+
+    def storm(k: int) -> None:
+        while not stop.is_set():
+            store.update("abc"[k % 3], bump)
+
+    threads = [threading.Thread(target=storm, args=(k,)) for k in range(15)]
+    for thread in threads:
+        thread.start()
+    thread, outcome = in_thread(lambda: [store.update("d", bump).exit_code for _ in range(100)])
+    thread.join(60)
+    stop.set()
+    for each in threads:
+        each.join()
+    assert outcome == [list(range(1, 101))]
+
+
+def test_threads_and_tasks_together_lose_nothing(store: Store, state_dir: str) -> None:
+    """Threads, tasks of two loops and transactions on the same containers: every increment is counted."""
+
+    async def tasks() -> None:
+        front = AsyncStore(store)
+
+        async def one(k: int) -> None:
+            for i in range(20):
+                await front.update("abcd"[(k + i) % 4], bump)
+                with pytest.raises(errors.InvalidInputError):
+                    await front.checkpoint("a", replace(RUNNING, pid=-1))
+                await front.transact(lambda draft: [draft.update(name, bump) for name in "ab"] and None)
+
+        await asyncio.gather(*(one(k) for k in range(20)))
+
+    def turns() -> None:
+        for _ in range(20):
+            with store.transaction() as draft:
+                for name in "abcd":
+                    draft.update(name, bump)
+
+    def singles(k: int) -> None:
+        for i in range(50):
+            store.update("abcd"[(k + i) % 4], bump)
+
+    calls = [lambda: asyncio.run(tasks())] * 2 + [turns] * 2 + [lambda k=k: singles(k) for k in range(8)]
+    running = [in_thread(call) for call in calls]
+    for thread, outcome in running:
+        thread.join(100)
+        assert outcome == [None]
+    expected = 2 * 20 * 20 * 3 + 2 * 20 * 4 + 8 * 50
+    assert sum(store.status(name).exit_code for name in "abcd") == expected
+    store.close()
+    with Store.open(state_dir) as again:
+        assert sum(u.record.status.exit_code for u in again.unsettled()) == expected
+
+
+def test_a_cancelled_task_is_not_left_in_doubt(store: Store) -> None:
+    """After a cancelled call has ended, the change is made or it never will be."""
+
+    async def main() -> None:
+        front = AsyncStore(store)
+        for turn in range(100):
+            calls = [asyncio.create_task(front.update("abcd"[k % 4], bump)) for k in range(8)]
+            await asyncio.sleep(0 if turn % 2 else 0.0002)
+            for call in calls[::2]:
+                call.cancel()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(not isinstance(r, Exception) or isinstance(r, asyncio.CancelledError) for r in results)
+            seen = [store.status(name) for name in "abcd"]
+            await asyncio.sleep(0.0005)
+            assert [store.status(name) for name in "abcd"] == seen
+
+    asyncio.run(main())
+
+
+def test_an_error_reaches_the_task_that_made_it(store: Store) -> None:
+    """Tasks get the errors that threads get, and a transaction of theirs is whole or not at all."""
+
+    async def main() -> None:
+        front = AsyncStore(store)
+
+        def half(draft: object) -> None:
+            draft.update("a", bump)  # type: ignore[attr-defined]
+            draft.delete("nobody")  # type: ignore[attr-defined]
+
+        results = await asyncio.gather(
+            front.update("nobody", bump),
+            front.transact(half),
+            front.add(metadata("a")),
+            front.update("b", bump),
+            return_exceptions=True,
+        )
+        kinds = [type(result) for result in results]
+        assert kinds == [errors.NotFoundError, errors.NotFoundError, errors.AlreadyExistsError, Status]
+
+    asyncio.run(main())
+    assert (store.status("a").exit_code, store.status("b").exit_code) == (0, 1)
+
+
+def test_interrupts_while_committing_leave_memory_and_disk_agreed(state_dir: str) -> None:
+    """A thousand signals whose handler raises, at any instruction: what is on disk is what memory says."""
+    script = f"""
+import os, signal, sys, threading, time
+from tests.store.test_commit import *
+class Interrupt(Exception): pass
+def interrupt(*_): raise Interrupt
+signal.signal(signal.SIGALRM, interrupt)
+store = Store.open({state_dir!r}); store.add_sandbox(sandbox()); store.add(metadata("a"), RUNNING)
+other = threading.Thread(target=lambda: [store.update("a", lambda old: old) for _ in range(1500)]); other.start()
+count = caught = 0
+while caught < 1000:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0001 + (caught % 17) * 0.00005)
+        while True:
+            store.update("a", bump)
+    except Interrupt:
+        caught += 1
+    except errors.OutcomeUnknownError:
+        break
+signal.setitimer(signal.ITIMER_REAL, 0)
+other.join()
+said = store.status("a").exit_code
+try: store.close()
+except Interrupt: pass
+with Store.open({state_dir!r}) as again:
+    print(said, again.unsettled()[0].record.status.exit_code, caught)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stderr
+    said, found, caught = map(int, result.stdout.split())
+    assert said == found > 0
+    assert caught > 20
+
+
+def test_sigkill_while_threads_and_tasks_write(state_dir: str) -> None:
+    """Killed at a random instant under load, again and again: nothing acknowledged is missing, nothing is half there."""
+    script = f"""
+import asyncio, os, sys, threading
+from tests.store.test_commit import *
+store = Store.open({state_dir!r})
+start = int(sys.argv[1])
+if not start:
+    store.add_sandbox(sandbox())
+    for k in range(12): store.add(metadata(f"c{{k}}"), RUNNING)
+def thread(k):
+    for i in range(start, start + 100000):
+        store.checkpoint(f"c{{k}}", replace(RUNNING, pid=i + 1)); os.write(1, b"c%d %d\\n" % (k, i + 1))
+async def task(front, k):
+    for i in range(start, start + 100000):
+        await front.checkpoint(f"c{{k}}", replace(RUNNING, pid=i + 1)); os.write(1, b"c%d %d\\n" % (k, i + 1))
+async def main():
+    front = AsyncStore(store)
+    await asyncio.gather(*(task(front, k) for k in range(4, 8)))
+def pair():
+    for i in range(start, start + 100000):
+        with store.transaction() as draft:
+            for k in range(8, 12): draft.update(f"c{{k}}", lambda old: replace(old, pid=i + 1))
+        os.write(1, b"c8 %d\\n" % (i + 1))
+for k in range(4): threading.Thread(target=thread, args=(k,)).start()
+threading.Thread(target=pair).start()
+asyncio.run(main())
+"""
+    floor: dict[str, int] = {}
+    for round_ in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(round_ * 100000)],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(50)]
+        time.sleep(0.01 * round_)
+        process.send_signal(signal.SIGKILL)
+        lines += process.stdout.read().splitlines()
+        process.wait()
+        process.stdout.close()
+        for line in lines:
+            name, _, value = line.decode().partition(" ")
+            if value.strip():
+                floor[name] = max(floor.get(name, 0), int(value))
+        with Store.open(state_dir) as store:
+            found = {u.record.id: u.record.status.pid for u in store.unsettled()}
+        assert all(found[name] >= value for name, value in floor.items())
+        assert len({found[f"c{k}"] for k in range(8, 12)}) == 1
+        assert os.path.exists(state_dir)

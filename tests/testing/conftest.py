@@ -1,0 +1,28 @@
+"""What the tests of the crash tests share."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet.engine.testing import supported
+
+sys.path.append(str(Path(__file__).parent))  # for workloads: in importlib mode pytest adds nothing itself
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, where the system cannot do it."""
+    reason = supported()
+    for item in items:
+        if reason is not None and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def no_child_left() -> Iterator[None]:
+    """Whatever a test does, no process of it is left, not even a zombie."""
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)

@@ -1,0 +1,81 @@
+"""Kill points: what a SIGKILL at each system call leaves, by copy and in earnest."""
+
+import os
+from pathlib import Path
+
+import pytest
+from workloads import JSONFiles, SQLiteCheckpoints
+
+from limpet.engine.testing import Life, NothingToTestError, Workload, kill_points, replay, true_kills
+from limpet.engine.testing.kills import KillPoint, kill_at
+
+BROKEN = {
+    "acknowledged before the commit": (SQLiteCheckpoints(acknowledge_early=True), {"lost"}),
+    "two transactions instead of one": (SQLiteCheckpoints(transactions=2), {"torn", "other"}),
+    "a file overwritten in place": (JSONFiles("fsync", "directory"), {"torn"}),
+}
+
+
+def test_a_store_that_keeps_its_promises_is_clean_at_every_kill_point() -> None:
+    """SQLite with one transaction per acknowledgement loses nothing to a kill, at any call or half-way through one."""
+    report = kill_points(SQLiteCheckpoints())
+    assert report.clean, report.findings
+    assert report.points > 150
+    assert report.acknowledged > 800
+
+
+def test_true_kills_agree() -> None:
+    """The same store killed in earnest before, after and half-way through every seventh call is clean too."""
+    report = true_kills(SQLiteCheckpoints(), every=7, workers=2)
+    assert report.clean, report.findings
+    assert report.points > 40
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("way", [kill_points, true_kills])
+def test_a_broken_store_is_found(name: str, way: object) -> None:
+    """Every mistake that a kill can show is shown, whichever way the kill is made."""
+    workload, kinds = BROKEN[name]
+    report = kill_points(workload) if way is kill_points else true_kills(workload, every=3)
+    assert {finding.kind for finding in report.findings} & kinds
+    assert {finding.kind for finding in report.findings} <= kinds
+
+
+def tree(directory: str) -> dict[str, bytes]:
+    return {name: Path(directory, name).read_bytes() for name in sorted(os.listdir(directory))}
+
+
+def test_a_copy_is_what_a_kill_leaves(tmp_path: Path) -> None:
+    """At every point the directory of the stopped life is, byte for byte, what the kill there leaves."""
+    workload, copies = JSONFiles("rename", count=3), []
+    (tmp_path / "live").mkdir()
+    with Life(workload.live, str(tmp_path / "live")) as life:
+        for step in life:
+            copies.append((tree(life.directory), life.acknowledged))
+            step.perform()
+    for number, copy in enumerate(copies):
+        acknowledged = kill_at(workload, KillPoint("kill", "before", number), str(tmp_path / "killed"), 60.0)
+        assert (tree(str(tmp_path / "killed")), acknowledged) == copy
+
+
+@pytest.mark.parametrize("way", ["snapshot", "kill"])
+def test_replay_repeats_a_finding(way: str, tmp_path: Path) -> None:
+    """The name in a finding is enough to make the same state again and find the same in it."""
+    workload: Workload = JSONFiles("fsync")
+    report = kill_points(workload) if way == "snapshot" else true_kills(workload, every=2)
+    for finding in report.findings[:3]:
+        again = replay(workload, finding.point, str(tmp_path / "again"))
+        assert [(f.point, f.kind) for f in again.findings] == [(finding.point, finding.kind)]
+        assert (tmp_path / "again" / "found").is_dir()
+
+
+def test_a_workload_that_does_nothing_proves_nothing() -> None:
+    """A life without a single operation is refused, for a report without findings would look like a pass."""
+
+    class Idle(JSONFiles):
+        def live(self, directory: str, acknowledge: object) -> None:
+            pass
+
+    for way in (kill_points, true_kills):
+        with pytest.raises(NothingToTestError):
+            way(Idle())

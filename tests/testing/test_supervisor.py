@@ -1,0 +1,322 @@
+"""Supervision: what lives under it may have threads, children, signals and bad habits, and nothing is missed or left."""
+
+import ctypes
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workloads import Acknowledge, JSONFiles, SQLiteCheckpoints
+
+from limpet.engine.testing import (
+    BlindSpotError,
+    HungError,
+    kill_points,
+    power_cuts,
+    record,
+    supervisor,
+    supported,
+    syscalls,
+)
+from limpet.engine.testing.operations import Create, Write
+from limpet.schema.errors import UnsupportedError
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> str:
+    (tmp_path / "live").mkdir()
+    return str(tmp_path / "live")
+
+
+def test_threads_are_seen_in_one_order(directory: str) -> None:
+    """Four threads that append to one file: the trace has every write once, at the offset where it landed."""
+
+    def live(place: str, acknowledge: Acknowledge) -> None:
+        file = os.open(f"{place}/log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+        def append(name: bytes) -> None:
+            for _ in range(50):
+                os.write(file, name * 8)
+                acknowledge(name)
+
+        threads = [threading.Thread(target=append, args=(name,)) for name in (b"a", b"b", b"c", b"d")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    trace = record(live, directory)
+    rebuilt = b"".join(op.data for op in trace.operations if isinstance(op, Write))
+    assert rebuilt == Path(directory, "log").read_bytes()
+    assert [op.offset for op in trace.operations if isinstance(op, Write)] == list(range(0, 1600, 8))
+    assert sorted(trace.acknowledged) == [b"a"] * 50 + [b"b"] * 50 + [b"c"] * 50 + [b"d"] * 50
+
+
+def test_descendants_are_seen_and_ended(directory: str) -> None:
+    """A program that the life starts is recorded, and one that detached itself does not outlive the life."""
+
+    def live(place: str, acknowledge: Acknowledge) -> None:
+        subprocess.run(
+            ["/bin/sh", "-c", f"cd {place} && echo hello > greeting && mkdir d && mv greeting d"], check=True
+        )
+        detached = (
+            "import os, time; os.fork() and os._exit(0); os.setsid(); print(os.getpid(), flush=True); time.sleep(600)"
+        )
+        with subprocess.Popen([sys.executable, "-c", detached], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            acknowledge(process.stdout.readline())
+            process.stdout.close()
+
+    trace = record(live, directory)
+    assert Path(directory, "d", "greeting").read_bytes() == b"hello\n"
+    assert [op.name for op in trace.operations if isinstance(op, Create)] == ["greeting"]
+    assert not Path(f"/proc/{int(trace.acknowledged[0])}").exists()
+
+
+@pytest.mark.parametrize("killable", [True, False])
+def test_signals_interrupt_nothing(killable: bool, directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a hail of signals every write is done once, also on a kernel that lets them wake a stopped process."""
+    if not killable:
+        monkeypatch.setattr(supervisor, "_WAIT_KILLABLE", 0)
+
+    def live(place: str, acknowledge: Acknowledge) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+        file = os.open(f"{place}/log", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        for number in range(400):
+            os.write(file, b"%04d" % number)
+            acknowledge(b"%04d" % number)
+
+    trace = record(live, directory)
+    expected = [b"%04d" % number for number in range(400)]
+    assert list(trace.acknowledged) == expected
+    assert Path(directory, "log").read_bytes() == b"".join(expected)
+    assert [op.data for op in trace.operations if isinstance(op, Write)] == expected
+
+
+def test_a_life_that_hangs_is_killed(directory: str) -> None:
+    """A life that does not end is killed at its deadline, asleep or busy, and said to have hung."""
+    started = time.monotonic()
+    with pytest.raises(HungError, match=r"0\.2 s"):
+        record(lambda *_: time.sleep(600), directory, deadline_seconds=0.2)
+
+    def busy(place: str, acknowledge: Acknowledge) -> None:
+        while True:
+            acknowledge(b"")
+
+    with pytest.raises(HungError):
+        record(busy, directory, deadline_seconds=0.2)
+    assert time.monotonic() - started < 20
+
+
+class BadCheck(JSONFiles):
+    """Its check misbehaves once something was acknowledged."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__(count=2)
+        self.act = act
+
+    def check(self, directory: str, acknowledged: object) -> None:
+        if acknowledged:
+            self.act()
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda: time.sleep(600), "nothing happened for 0.5 s"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "status -11"),
+        (lambda: os._exit(3), "status 3"),
+    ],
+    ids=["hangs", "crashes", "exits"],
+)
+def test_a_check_that_does_not_end_is_a_finding(act: Callable[[], object], says: str) -> None:
+    """A check that hangs or takes its process down is reported with its point, and the other points are tried."""
+    report = kill_points(BadCheck(act), deadline_seconds=0.5)
+    assert report.points > 8
+    assert 2 < report.other < report.points
+    assert all(says in finding.message and finding.point.startswith("snapshot:") for finding in report.findings)
+
+
+def test_a_check_may_leave_threads_and_processes() -> None:
+    """What a check leaves running neither disturbs the next point nor outlives the test."""
+    marker = f"600.{os.getpid()}"
+
+    def leave() -> None:
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        subprocess.Popen(["sleep", marker], start_new_session=True)
+
+    assert kill_points(BadCheck(leave), workers=2).clean
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if marker.encode() in _command(pid)]
+
+
+def _command(pid: Path) -> bytes:
+    try:
+        return (pid / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _fill(place: str) -> int:
+    file = os.open(f"{place}/file", os.O_CREAT | os.O_RDWR)
+    os.write(file, bytes(8192))
+    return file
+
+
+def _map_writable(place: str) -> None:
+    mmap.mmap(_fill(place), 8192)
+
+
+def _protect_writable(place: str) -> None:
+    libc.mmap.restype = ctypes.c_void_p
+    address = libc.mmap(None, 8192, mmap.PROT_READ, mmap.MAP_SHARED, _fill(place), ctypes.c_long(0))
+    libc.mprotect(ctypes.c_void_p(address), 8192, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def _send_file(place: str) -> None:
+    with open(__file__, "rb") as source:
+        os.sendfile(_fill(place), source.fileno(), 0, 10)
+
+
+def _rename_into(place: str) -> None:
+    Path(f"{place}.new").touch()
+    os.rename(f"{place}.new", f"{place}/new")
+
+
+BLIND_SPOTS: dict[str, Callable[[str], object]] = {
+    "mmap": _map_writable,
+    "mprotect": _protect_writable,
+    "sendfile": _send_file,
+    "copy_file_range": lambda place: os.copy_file_range(os.open(__file__, os.O_RDONLY), _fill(place), 10),
+    "splice": lambda place: os.splice(os.pipe()[0], _fill(place), 10, flags=os.SPLICE_F_NONBLOCK),
+    "fallocate": lambda place: libc.fallocate(_fill(place), 3, ctypes.c_long(0), ctypes.c_long(4096)),  # punch a hole
+    "openat": lambda place: os.open(place, os.O_TMPFILE | os.O_WRONLY),
+    "write": lambda place: os.write(os.open(f"{place}/f", os.O_CREAT | os.O_WRONLY | os.O_SYNC), b"x"),
+    "setxattr": lambda place: os.setxattr(place, "user.x", b"x"),
+    "rename": _rename_into,
+    "pwritev2": lambda place: os.pwritev(_fill(place), [b"x"], 0, os.RWF_DSYNC),
+    "io_uring_setup": lambda place: libc.syscall(425, 1, 0),
+    "linkat": lambda place: os.link(__file__, f"{place}/link"),
+}
+
+
+@pytest.mark.parametrize("call", BLIND_SPOTS)
+def test_what_is_not_modelled_ends_the_test(call: str, directory: str) -> None:
+    """A change that the model cannot follow stops the test and is named; nothing is missed in silence."""
+    with pytest.raises(BlindSpotError, match=rf"^{call}|^link "):
+        record(lambda place, _: BLIND_SPOTS[call](place), directory)
+
+
+def test_the_same_calls_elsewhere_are_let_go(directory: str, tmp_path: Path) -> None:
+    """What the life does outside of its directory is none of our business, whatever it is."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def live(_place: str, acknowledge: Acknowledge) -> None:
+        for call in set(BLIND_SPOTS) - {"io_uring_setup", "setxattr", "linkat"}:
+            with tempfile.TemporaryDirectory(dir=elsewhere) as place:
+                try:
+                    BLIND_SPOTS[call](place)
+                except OSError as error:
+                    acknowledge(f"{call}: {error}".encode())
+
+    trace = record(live, directory)
+    assert all(text.startswith(b"splice") for text in trace.acknowledged)  # an empty pipe
+    assert len(trace.operations) == len(trace.acknowledged)
+
+
+def test_shared_memory_of_sqlite_is_no_blind_spot(directory: str) -> None:
+    """SQLite's -shm is mapped and written at will, and comes back absent, zeroed and as garbage."""
+    trace = record(SQLiteCheckpoints(count=1).live, directory)
+    assert any(isinstance(op, Create) and op.name == "s.db-shm" for op in trace.operations)
+
+
+def test_an_unknown_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no table of system calls fits, supported() says so, and the tests refuse instead of passing."""
+    monkeypatch.setattr(syscalls, "machine", lambda: "riscv64")
+    assert "riscv64" in (supported.__wrapped__() or "")
+    with pytest.raises(UnsupportedError, match="riscv64"):
+        power_cuts(JSONFiles())
+
+
+def test_a_system_without_user_notification_is_said(directory: str) -> None:
+    """Within a life itself, where the kernel grants no second listener, supported() gives the kernel's reason."""
+    trace = record(lambda _, acknowledge: acknowledge(str(supported.__wrapped__()).encode()), directory)
+    assert b"seccomp user notification" in trace.acknowledged[0]
+
+
+def test_a_process_with_threads_is_refused(directory: str) -> None:
+    """Forking beside other threads is refused with the way out, for it would deadlock now and then."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with pytest.raises(UnsupportedError, match="one thread, and this one has 2"):
+            record(JSONFiles().live, directory)
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="every other test shows it where the tests do not run as root")
+def test_an_ordinary_user_can_do_it() -> None:
+    """Neither root nor a capability is needed."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from workloads import JSONFiles, SQLiteCheckpoints\n"
+        "from limpet.engine.testing import kill_points, power_cuts, supported\n"
+        "assert supported() is None, supported()\n"
+        "print(kill_points(SQLiteCheckpoints(count=2)).clean, power_cuts(JSONFiles()).lost > 0)\n"
+    )
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", script, here]
+    result = subprocess.run(command, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, cwd="/")
+    if "Permission denied" in result.stderr and "limpet" not in result.stderr:
+        pytest.skip("another user may not read this checkout")
+    assert result.stdout == "True True\n", result.stderr
+
+
+HEADERS = {
+    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    "aarch64": Path("/usr/include/asm-generic/unistd.h"),
+}
+
+
+@pytest.mark.parametrize("architecture", HEADERS)
+def test_numbers_are_the_kernels(architecture: str) -> None:
+    """Every number in the table is the one that the kernel's own header gives."""
+    if not HEADERS[architecture].exists():
+        pytest.skip("the kernel's headers are not installed")
+    known: dict[str, int] = {}
+    for line in HEADERS[architecture].read_text().splitlines():
+        words = line.split()
+        if len(words) == 3 and words[0] == "#define" and words[1].startswith("__NR") and words[2].isdigit():
+            known[words[1].removeprefix("__NR3264_").removeprefix("__NR_")] = int(words[2])
+    newer = {"fchmodat2"} - known.keys()  # than some headers
+    ours = {name: number for name, number in syscalls.numbers(architecture).items() if name not in newer}
+    assert ours == {name: known[name] for name in ours}
+    assert known["seccomp"] == syscalls.SECCOMP_NUMBERS[architecture]
+    assert known["renameat2"] == syscalls.RENAMEAT2_NUMBERS[architecture]
+
+
+def test_sockets_and_pipes_pass(directory: str) -> None:
+    """What a life writes to pipes and sockets is let go, untouched."""
+
+    def live(_place: str, acknowledge: Acknowledge) -> None:
+        reading, writing = os.pipe()
+        left, right = socket.socketpair()
+        os.write(writing, b"pipe")
+        os.writev(left.fileno(), [b"sock", b"et"])
+        acknowledge(os.read(reading, 10) + right.recv(10))
+
+    assert record(live, directory).acknowledged == (b"pipesocket",)

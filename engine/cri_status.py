@@ -14,7 +14,7 @@ def to_cri_status(metadata: Metadata, status: Status) -> ContainerStatus:
     return ContainerStatus(
         id=metadata.id,
         metadata=config.metadata,
-        state=ContainerStateName[f"CONTAINER_{state.name}"],
+        state=ContainerStateName[state.name],
         created_at=status.created_at,
         started_at=status.started_at if started else 0,
         finished_at=status.finished_at if ended else 0,

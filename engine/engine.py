@@ -27,8 +27,9 @@ from limpet.schema.cri import (
     parse_container_config,
     parse_pod_sandbox_config,
 )
+from limpet.schema.cri import Signal as CriSignal
 from limpet.schema.errors import InvalidInputError, NotFoundError
-from limpet.schema.image import ImageName, MountType
+from limpet.schema.image import ImageConfig, ImageName, MountType
 from limpet.schema.metadata import Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
 
@@ -113,8 +114,7 @@ class Engine:
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
     ) -> Sandbox:
         """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. Raises InvalidInputError."""
-        if not isinstance(config, PodSandboxConfig):
-            config = parse_pod_sandbox_config(config)
+        config = parse_pod_sandbox_config(config)
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
             id=key,
@@ -157,8 +157,7 @@ class Engine:
         id: str | None = None,
     ) -> Container:
         """Write down a container that is not created yet; `Container.create` makes its bundle."""
-        if not isinstance(config, ContainerConfig):
-            config = parse_container_config(config)
+        config = parse_container_config(config)
         sandbox = self.get_sandbox(sandbox_id)
         manifest = self.images.manifest(ImageName.parse(config.image.image))
         key = new_id() if id is None else id
@@ -169,7 +168,7 @@ class Engine:
             config=config,
             image_manifest=manifest,
             log_path=choose_log_path(sandbox.log_directory, config.log_path),
-            stop_signal=parse_signal(manifest.config.stop_signal),
+            stop_signal=choose_stop_signal(config, manifest.config),
             root_dir=os.path.join(self._containers_dir, key),
         )
         self.store.add(metadata)
@@ -264,10 +263,11 @@ def _has_ended_here(status: Status) -> bool:
     return here == (status.identity.boot_id, status.identity.pid_namespace)
 
 
-def parse_signal(name: str) -> str:
-    """Return the name of a stop signal, SIGTERM for none. Raises InvalidInputError."""
-    if not name:
-        return signal.SIGTERM.name
+def choose_stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
+    """Return the name of the stop signal: the config's, else the image's, else SIGTERM. Raises InvalidInputError."""
+    name = image.stop_signal or signal.SIGTERM.name
+    if config.stop_signal is not CriSignal.RUNTIME_DEFAULT:
+        name = config.stop_signal.value
     text = name.upper()
     if text.isascii() and text.isdigit() and int(text) in set(signal.Signals):
         return signal.Signals(int(text)).name

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Self
+from weakref import WeakSet
 
 from limpet.engine.commit import Committer, Request
 from limpet.engine.database.backup import back_up
@@ -53,6 +54,7 @@ class Store:
         self._closed = False
         self._pid = os.getpid()
         self._load()
+        _opened.add(self)
 
     @classmethod
     def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
@@ -275,6 +277,11 @@ class Store:
         finally:
             self.directory.release()
 
+    def abandon(self) -> None:
+        """In a fork: leave everything to the parent. What this store is asked from now on, it refuses."""
+        self._writer.abandon()
+        self._reader.abandon()
+
     def _note_closed(self, epoch: int) -> None:
         self.directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=True))
 
@@ -374,6 +381,17 @@ class Store:
             )
         if self._closed:
             raise ClosedError("the store is closed; open it again")
+
+
+_opened: WeakSet[Store] = WeakSet()
+
+
+def _abandon_after_fork() -> None:
+    for store in list(_opened):
+        store.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_after_fork)
 
 
 def _require_plausible_files(directory: StateDirectory, owner: Owner | None) -> None:

@@ -47,6 +47,7 @@ _UNPROVEN = frozenset({Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE, Proc
 _USABLE = frozenset({Bundle.WHOLE, Bundle.NOT_KEPT})
 _LEFT = frozenset({Bundle.WHOLE, Bundle.PARTIAL})
 _NOTHING_LEFT = frozenset({Bundle.ABSENT, Bundle.NOT_KEPT})
+_UNUSABLE = frozenset(Bundle) - _USABLE
 _NOT_OURS = frozenset({Bundle.FOREIGN, Bundle.HIDDEN})
 
 
@@ -91,7 +92,7 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
      "a process runs for a container that was never created"),
     ("created", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _USABLE, _R.KEEP, None, (),
      "it was created and not started; a start under way has ended without running the program"),
-    ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _ANY_BUNDLE - _USABLE, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
+    ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _UNUSABLE, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
      "its bundle was removed or damaged while the engine was down; it cannot be started"),
     ("created-alive", _C.CREATED, _SAME, _ALIVE, _ANY_BUNDLE, _R.RUNNING, None, (_A.ADOPT,),
      "the runtime ended between starting it and writing that down"),
@@ -99,8 +100,8 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
      "a process is said to run that cannot be from this boot, or may not be"),
     ("survivor", _C.RUNNING, _SAME, _ALIVE, _USABLE, _R.RUNNING, None, (_A.ADOPT,),
      "the engine ended and the container runs on"),
-    ("survivor-no-bundle", _C.RUNNING, _SAME, _ALIVE, _ANY_BUNDLE - _USABLE, _R.RUNNING, Reason.BUNDLE_LOST, (_A.ADOPT,),
-     "the engine ended and the container runs on, but its bundle was removed or damaged from outside"),
+    ("survivor-no-bundle", _C.RUNNING, _SAME, _ALIVE, _UNUSABLE, _R.RUNNING, Reason.BUNDLE_LOST, (_A.ADOPT,),
+     "the engine ended and the container runs on, but its bundle was removed or damaged"),
     ("exit-observed", _C.RUNNING, _ANY_BOOT, _ENDED, _ANY_BUNDLE, _R.EXITED, None, (),
      "it ended while the engine was down, and its exit code was kept"),
     ("exit-unseen", _C.RUNNING, _SAME, {Process.GONE}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),

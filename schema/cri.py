@@ -1,9 +1,9 @@
 """The CRI's messages (k8s.io/cri-api, runtime/v1/api.proto) that configure and show containers and sandboxes.
 
-Names, types and defaults are those of the proto file; fields that limpet does not act on are kept, so that
-writing back loses nothing. Two fields have a Python name that differs from the proto's (uid_mappings and
-gid_mappings, and cdi_devices). A message made by its constructor is not checked: `parse_container_config` and
-`parse_pod_sandbox_config` check it, as they check JSON.
+One flat list of declarations, to be laid beside the proto file: names, types and defaults are its own, and
+fields that limpet does not act on are kept, so that writing back loses nothing. Three fields have a Python name
+that differs: uid_mappings, gid_mappings and cdi_devices. A message made by its constructor is not checked;
+`parse_container_config` and `parse_pod_sandbox_config` check it as they check JSON. `protobuf_json.to_json` writes.
 """
 
 from collections.abc import Mapping

@@ -19,7 +19,7 @@ from msgspec import inspect
 from limpet.schema.errors import InvalidInputError
 
 MAX_BYTES = 4 << 20
-"""Of one message as JSON; gRPC's default limit for a message, so nothing larger comes over the CRI."""
+"""Of one message as JSON: as much as gRPC by default takes in one message."""
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 

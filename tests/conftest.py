@@ -1,4 +1,4 @@
-"""What the tests share: a state directory, an engine in another process that can be killed, and waiting with a deadline."""
+"""What the tests share: a state directory, engines in processes that can be killed, waiting with a deadline."""
 
 import os
 import signal

@@ -10,7 +10,7 @@ from functools import lru_cache
 import msgspec
 
 from limpet.engine.database import statements as sql
-from limpet.engine.database.sqlite import connect_reader, copy_database, find_damage, identify, translate
+from limpet.engine.database.sqlite import connect_reader, copy_database, find_damage, identify, keep_open, translate
 from limpet.schema.codec import Row, row_is_sound, row_to_metadata, row_to_sandbox
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError
 from limpet.schema.metadata import Metadata, SandboxMetadata
@@ -73,7 +73,7 @@ class Reader:
 
     def load_names(self) -> list[tuple[str, str, str, str]]:
         """Return (id, sandbox id, name, labels as JSON) of every container."""
-        return self._read(sql.SELECT_CONTAINER_NAMES)  # type: ignore[return-value]
+        return self._read(sql.SELECT_CONTAINER_NAMES)
 
     def sandboxes(self) -> list[SandboxMetadata]:
         """Return every sandbox. Raises StoreDamagedError for the first that is damaged."""
@@ -144,6 +144,10 @@ class Reader:
                 copy_database(self._connection, target_path)
             except sqlite3.Error as error:
                 raise translate(target_path, error) from error
+
+    def abandon(self) -> None:
+        """In a fork: never touch the connection again, not even to close it; it is the parent's."""
+        keep_open(self._connection)
 
     def close(self) -> None:
         """Close the connection."""

@@ -6,6 +6,7 @@ readers are opened with `mode=ro`, so that they cannot checkpoint: before SQLite
 once can destroy a database (https://sqlite.org/wal.html, "the WAL-reset bug").
 """
 
+import ctypes
 import os
 import sqlite3
 from functools import cache
@@ -127,6 +128,14 @@ def checkpoint_all(connection: sqlite3.Connection) -> bool:
 def truncate_wal(connection: sqlite3.Connection) -> bool:
     """Move the whole WAL into the database and cut the file to nothing; False where a reader is in the way."""
     return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+
+
+def keep_open(connection: sqlite3.Connection) -> None:
+    """Keep `connection` from ever being closed in this process, a fork of the one that opened it.
+
+    Closing it here could end what is going on over there (https://sqlite.org/howtocorrupt.html, 2.6).
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 def find_damage(connection: sqlite3.Connection) -> list[str]:

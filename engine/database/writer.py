@@ -11,6 +11,7 @@ from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Ch
 from limpet.engine.database.sqlite import (
     checkpoint_all,
     connect_writer,
+    keep_open,
     translate,
     truncate_wal,
     update_statuses,
@@ -203,14 +204,13 @@ class Writer:
 
     def _find(self, changes: Changes) -> bool:
         """Say whether a commit is in the database. It went in whole or not at all, so one row of it tells."""
-        for row, _ in changes.statuses.values():
-            return self._read_one(sql.SELECT_STATUS, (self._node, row[0])) == row
-        for key, row in changes.new_statuses.items():
-            return self._read_one(sql.SELECT_STATUS, (self._node, key)) == row
-        for row in changes.reports:
-            return self.last_recovery() >= row[0]
-        for row in changes.new_sandboxes:
-            return row in self.load_sandboxes()
+        expected = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
+        if expected:
+            return bool(self._read_one(sql.SELECT_STATUS, (self._node, expected[0][0])) == expected[0])
+        if changes.reports:
+            return self.last_recovery() >= int(changes.reports[0][0])
+        if changes.new_sandboxes:
+            return changes.new_sandboxes[0] in self.load_sandboxes()
         if changes.deleted_containers:
             return changes.deleted_containers[0] not in self.load_container_ids()
         return changes.deleted_sandboxes[0] not in {row[0] for row in self.load_sandboxes()}

@@ -9,6 +9,7 @@ Descriptors: 3 the gate (one byte opens it, end of file closes it), 4 the report
 what is written to it is why there was none), 5 the plan as JSON.
 """
 
+import errno
 import json
 import os
 import select
@@ -38,15 +39,31 @@ def main() -> None:
         # Python ignores these two; a program expects the defaults.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        environment = dict(entry.split("=", 1) for entry in plan["env"])
-        os.execvpe(plan["args"][0], plan["args"], environment)  # noqa: S606  # a shell is what it must not be
-    except (OSError, ValueError) as error:
+        execute(plan["args"], dict(entry.split("=", 1) for entry in plan["env"]))
+    except BaseException as error:  # noqa: BLE001  # if it is not reported, it passes for a start
         name = getattr(error, "filename", None) or plan["args"][0]
-        if isinstance(name, bytes):  # the last place that execvpe has looked for the program
-            name = plan["args"][0]
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         os.write(REPORT, f"{name!r}: {reason}".encode(errors="replace")[:4096])
         os._exit(NOT_STARTED)
+
+
+def execute(args: list[str], environment: dict[str, str]) -> None:
+    """Execute the program, looked for in the environment's PATH as execvp(3) does. Raises OSError.
+
+    Not os.execvpe: that imports modules when it is called, which the new root directory does not have.
+    """
+    name = args[0]
+    places = [""] if "/" in name else environment.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
+    problem: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    for place in places:
+        try:
+            os.execve(os.path.join(place, name), args, environment)  # noqa: S606  # a shell is what it must not be
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            problem = error  # somewhere else it may be executable
+    problem.filename = name
+    raise problem
 
 
 def wait_for_gate() -> bool:
@@ -66,50 +83,55 @@ def wait_for_gate() -> bool:
 def enter_root(root: str, uid: int | None) -> None:
     """Make `root` the root directory, with /proc and the usual devices; "" keeps the host's root.
 
-    In a mount namespace of its own, so that nothing is left on the host; an ordinary user needs a user namespace
-    for that, where it is `uid` (0 by default) and nobody else.
+    In a mount namespace of its own, so that nothing is left on the host. Root that may not have one (in a
+    container of somebody else's) goes without /proc and devices.
     """
     if not root:
         return
+    if enter_namespaces(uid):
+        mount("none", "/", _MS_REC | _MS_PRIVATE)
+        for directory, name, flags in (
+            *(("dev", name, _MS_BIND) for name in _DEVICES),
+            ("proc", "", _MS_BIND | _MS_REC),
+        ):
+            target = make_mount_point(root, directory, name)
+            if target:
+                mount(os.path.join("/", directory, name), target, flags)
+    os.chroot(root)
+    os.chdir("/")
+
+
+def enter_namespaces(uid: int | None) -> bool:
+    """Enter a mount namespace of our own; say whether there is one.
+
+    An ordinary user needs a user namespace for that, where it is `uid` (0 by default) and nobody else. Raises
+    OSError where the kernel does not allow it.
+    """
+    if os.geteuid() == 0:
+        return call_libc("unshare", _CLONE_NEWNS) == 0
+    outside_uid, outside_gid = os.geteuid(), os.getegid()
+    if call_libc("unshare", _CLONE_NEWUSER | _CLONE_NEWNS):
+        raise OSError(errno.EPERM, "an image with layers needs root or user namespaces, and there is neither here")
+    write_map("setgroups", "deny")
+    write_map("uid_map", f"{uid or 0} {outside_uid} 1")
+    write_map("gid_map", f"0 {outside_gid} 1")
+    return True
+
+
+def mount(source: str, target: str, flags: int) -> None:
+    """Mount without a type or options (mount(2)). Raises OSError."""
+    code = call_libc("mount", source.encode(), target.encode(), None, flags, None)
+    if code:
+        raise OSError(code, f"mounting it: {os.strerror(code)}", target)
+
+
+def call_libc(name: str, *arguments: object) -> int:
+    """Call a function of the C library that returns 0 or sets errno; return 0 or the errno."""
     import ctypes  # noqa: PLC0415  # only a container with a root of its own pays for it
 
     libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(what: str, result: int) -> None:
-        if result:
-            code = ctypes.get_errno()
-            raise OSError(code, f"{what}: {os.strerror(code)}", root)
-
-    def mount(source: str, target: str, flags: int) -> None:
-        call(
-            f"mounting {target}",
-            libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(flags), None),
-        )
-
-    def enter_namespaces(flags: int) -> bool:
-        return bool(libc.unshare(flags) == 0)
-
-    if os.geteuid() == 0:
-        own_mounts = enter_namespaces(_CLONE_NEWNS)
-    else:
-        outside_uid, outside_gid = os.geteuid(), os.getegid()
-        own_mounts = enter_namespaces(_CLONE_NEWUSER | _CLONE_NEWNS)
-        if not own_mounts:
-            raise OSError(1, "an image with layers needs root or user namespaces, and this kernel allows neither", root)
-        write_map("setgroups", "deny")
-        write_map("uid_map", f"{uid or 0} {outside_uid} 1")
-        write_map("gid_map", f"0 {outside_gid} 1")
-    if own_mounts:
-        mount("none", "/", _MS_REC | _MS_PRIVATE)
-        for name in _DEVICES:
-            target = make_mount_point(root, "dev", name)
-            if target:
-                mount(f"/dev/{name}", target, _MS_BIND)
-        target = make_mount_point(root, "proc", "")
-        if target:
-            mount("/proc", target, _MS_BIND | _MS_REC)
-    os.chroot(root)
-    os.chdir("/")
+    words = [ctypes.c_ulong(each) if isinstance(each, int) else each for each in arguments]
+    return ctypes.get_errno() if getattr(libc, name)(*words) else 0
 
 
 def make_mount_point(root: str, directory: str, name: str) -> str:

@@ -29,7 +29,7 @@ class ProcessStarter:
     def prepare(
         self,
         container_id: str,
-        bundle_path: str,
+        bundle_path: str,  # noqa: ARG002  # for runtimes that run a bundle; a process needs its config alone
         config: BundleConfig,
         log_path: str,
         requested: LinuxContainerResources | None,

@@ -112,7 +112,8 @@ def test_pid_reused_by_a_stranger(tmp_path: Path) -> None:
     first = textwrap.dedent(f"""
         import os, signal, subprocess, sys
         {LIVE_IN_CHILD!r}
-        child = subprocess.Popen([sys.executable, "-c", {LIVE_IN_CHILD!r}, {state!r}], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", {LIVE_IN_CHILD!r}, {state!r}]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         pid = int(child.stdout.readline())
         child.kill(); child.wait()
         os.kill(pid, signal.SIGKILL)
@@ -192,7 +193,7 @@ def test_proc_that_may_not_be_read(engine_process: Start, state_dir: str) -> Non
 
 
 def test_bundle_gone_under_a_running_and_under_stopped_containers(engine_process: Start, state_dir: str) -> None:
-    """A running container stays RUNNING without its bundle; a created one cannot be vouched for; an ended one has ended."""
+    """Without its bundle a running container runs, a created one cannot be vouched for, an ended one has ended."""
     process = engine_process(
         LIVE
         + "a = make('running', 'sleep', '1000'); a.start(); make('created', 'true')\n"
@@ -214,7 +215,7 @@ def test_bundle_gone_under_a_running_and_under_stopped_containers(engine_process
 
 
 def test_orphan_directories(engine: Engine, state_dir: str, tmp_path: Path) -> None:
-    """Orphans: ours, old and unused is removed; unmarked or young is set aside; in use is left; a link is not followed."""
+    """What is ours, old and unused is removed; unmarked or young is set aside; in use is left; links stay links."""
     containers = Path(state_dir, "containers")
     outside = tmp_path / "outside"
     outside.mkdir()

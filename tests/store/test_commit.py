@@ -264,7 +264,7 @@ with Store.open({state_dir!r}) as again:
 
 
 def test_sigkill_while_threads_and_tasks_write(state_dir: str) -> None:
-    """Killed at a random instant under load, again and again: nothing acknowledged is missing, nothing is half there."""
+    """Killed at a random instant under load, again and again: nothing acknowledged is missing or half there."""
     script = f"""
 import asyncio, os, sys, threading
 from tests.store.test_commit import *

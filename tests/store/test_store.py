@@ -453,7 +453,7 @@ def test_a_bad_state_directory_is_refused_and_left_alone(
     """Each kind of damage has a clear error, and is the same afterwards."""
     killed_store(state_dir)
     spoil(Path(state_dir))
-    files = [path for path in Path(state_dir).iterdir() if path.is_file() and path.name not in {"lock"}]
+    files = [path for path in Path(state_dir).iterdir() if path.is_file() and path.name != "lock"]
     before = {path.name: path.read_bytes() for path in files if not path.name.endswith("-shm")}
     with pytest.raises(error, match=word):
         Store.open(state_dir)

@@ -1,0 +1,135 @@
+"""The recovery rules as a page of Markdown, printed from the tables themselves.
+
+`python -m limpet.recovery.document > docs/recovery-rules.md` writes the page anew; a test compares the two.
+"""
+
+import ast
+import inspect
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from enum import StrEnum
+from textwrap import dedent
+
+from limpet.recovery.evidence import Boot, Bundle, Checkpoint, Process
+from limpet.recovery.orphans import GRACE_SECONDS, ORPHAN_RULES, Age, Kind, Origin, Use
+from limpet.recovery.rules import RULES, Action, Ruling
+
+_OPENING = """\
+# Recovery rules
+
+This page is printed by `python -m limpet.recovery.document` from the tables in `recovery/rules.py` and
+`recovery/orphans.py`; change those, and print it again.
+
+A rule answers evidence, and says what follows. Every combination of evidence meets exactly one rule, so their
+order decides nothing; a test walks all combinations. `any` stands for whatever was seen."""
+
+_CONTAINERS = """\
+## Containers
+
+One table for each checkpoint: how far the container had come, as its record says. A container that ended is not
+looked at again, unless it was released and its bundle is still there. A container whose probe raises meets no
+rule: it is Unknown, and the report says `not-observed`, with what was raised."""
+
+_ORPHANS = """\
+## Orphans
+
+An orphan is an entry of `containers/` or `sandboxes/` that no row owns. A grace period of {grace:.0f} seconds makes it
+old. What is quarantined is moved, by one rename, to `quarantine/` in the state directory; nothing there is ever
+removed by limpet."""
+
+
+def render() -> str:
+    """Return the page."""
+    parts = [_OPENING, _CONTAINERS]
+    for checkpoint in Checkpoint:
+        parts += [f"### Checkpoint: {checkpoint.value}", _container_rules(checkpoint)]
+    parts += [_ORPHANS.format(grace=GRACE_SECONDS), _orphan_rules()]
+    parts.append("## Words\n\nThose that say all of it themselves are left out.")
+    for title, enum in _WORDS:
+        meanings = "\n".join(f"- **{word}**: {meaning}" for word, meaning in _explain(enum))
+        parts.append(f"### {title}\n\n{meanings}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _container_rules(checkpoint: Checkpoint) -> str:
+    return _table(
+        ("rule", "boot", "process", "bundle", "ruling", "reason", "action", "because"),
+        (
+            (
+                f"`{rule.label}`",
+                _name(rule.boot, Boot),
+                _name(rule.process, Process),
+                _name(rule.bundle, Bundle),
+                rule.ruling.value,
+                rule.reason.value if rule.reason else "",
+                ", ".join(action.value for action in rule.actions),
+                rule.because,
+            )
+            for rule in RULES
+            if rule.checkpoint is checkpoint
+        ),
+    )
+
+
+def _orphan_rules() -> str:
+    return _table(
+        ("rule", "kind", "origin", "use", "age", "disposal", "because"),
+        (
+            (
+                f"`{rule.label}`",
+                _name(rule.kind, Kind),
+                _name(rule.origin, Origin),
+                _name(rule.use, Use),
+                _name(rule.age, Age),
+                rule.disposal.value,
+                rule.because,
+            )
+            for rule in ORPHAN_RULES
+        ),
+    )
+
+
+_WORDS: Sequence[tuple[str, type[StrEnum]]] = (
+    ("Checkpoint", Checkpoint),
+    ("Process", Process),
+    ("Bundle", Bundle),
+    ("Ruling", Ruling),
+    ("Action", Action),
+    ("Kind of an orphan", Kind),
+    ("Origin of an orphan", Origin),
+    ("Use of an orphan", Use),
+)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _name(chosen: Collection[StrEnum], enum: type[StrEnum]) -> str:
+    """Write a set of members in few words: all of them, all but a few, or each one."""
+    left_out = [member.value for member in enum if member not in chosen]
+    if not left_out:
+        return "any"
+    if len(left_out) < len(chosen):
+        return f"any but {', '.join(left_out)}"
+    return ", ".join(member.value for member in enum if member in chosen)
+
+
+def _explain(enum: type[StrEnum]) -> Iterator[tuple[str, str]]:
+    """Yield each member's word with the docstring below it; members without one are left out."""
+    (definition,) = ast.parse(dedent(inspect.getsource(enum))).body
+    assert isinstance(definition, ast.ClassDef)
+    for statement, following in zip(definition.body, definition.body[1:], strict=False):
+        match statement, following:
+            case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=str(meaning))):
+                yield enum[name].value, meaning
+
+
+def main() -> None:
+    """Print the page."""
+    sys.stdout.write(render())
+
+
+if __name__ == "__main__":
+    main()

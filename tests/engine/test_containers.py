@@ -1,0 +1,373 @@
+"""A container's life on a real host: images, command lines, logs, signals, and what is refused."""
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from limpet.engine import Container, Engine, errors
+from limpet.engine.process_config import choose_args, choose_user, merge_environment
+from limpet.schema import ContainerState, ImageConfig, ImageName, MountType
+from limpet.schema.cri import parse_container_config
+from tests.conftest import is_running, wait_until
+
+
+def config(name: str, *command: str, **fields: object) -> dict[str, object]:
+    return {"metadata": {"name": name}, "image": {"image": "host"}, "command": list(command), **fields}
+
+
+def make(engine: Engine, *command: str, name: str = "one", **fields: object) -> Container:
+    if not engine.list_sandboxes():
+        engine.create_sandbox({"metadata": {"name": "pod", "uid": "u", "namespace": "n"}}, id="pod")
+    return engine.create_container(config(name, *command, **fields), "pod")
+
+
+def test_a_whole_life(engine: Engine) -> None:
+    """Created, started, ended, released, deleted: each state, its CRI status and its log as users expect them."""
+    container = make(engine, "sh", "-c", "echo out; echo err >&2; exit 3", log_path="one.log")
+    assert container.state is ContainerState.CREATED
+    assert container.cri_status().started_at == 0
+    container.start()
+    status = container.wait(20)
+    assert (status.state, status.exit_code, status.reason, status.pid) == (ContainerState.EXITED, 3, "Error", 0)
+    assert status.created_at <= status.started_at <= status.finished_at
+    told = container.cri_status()
+    assert (told.state, told.exit_code, told.reason) == ("CONTAINER_EXITED", 3, "Error")
+    assert told.finished_at == status.finished_at
+    log = Path(container.metadata.log_path)
+    assert log.read_text() == "out\nerr\n"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert [one.state.name for one in engine.store.history(container.id)] == ["UNKNOWN", "CREATED", "RUNNING", "EXITED"]
+    with pytest.raises(errors.InvalidStateError, match="EXITED; only a CREATED"):
+        container.start()
+    container.release()
+    container.release()
+    assert not os.path.lexists(container.metadata.root_dir)
+    container.delete()
+    with pytest.raises(errors.NotFoundError):
+        _ = container.status
+    engine.get_sandbox("pod").delete()
+
+
+@pytest.mark.parametrize(
+    ("image", "given", "expected"),
+    [
+        ((("e",), ("c",)), ((), ()), ["e", "c"]),
+        ((("e",), ("c",)), ((), ("a",)), ["e", "a"]),
+        ((("e",), ("c",)), (("x",), ()), ["x"]),
+        ((("e",), ("c",)), (("x",), ("a",)), ["x", "a"]),
+        (((), ("c",)), ((), ()), ["c"]),
+        (((), ("c",)), ((), ("a",)), ["a"]),
+    ],
+)
+def test_command_line_rule(image: tuple, given: tuple, expected: list[str]) -> None:
+    """Entrypoint, cmd, command and args combine by the four rows of the CRI's rule."""
+    command, args = given
+    asked = parse_container_config(config("n", *command, args=list(args)))
+    assert choose_args(ImageConfig(entrypoint=image[0], cmd=image[1]), asked) == tuple(expected)
+
+
+def test_nothing_to_run_is_refused(engine: Engine) -> None:
+    """A container without a command is refused with what to do, and leaves nothing behind."""
+    with pytest.raises(errors.InvalidInputError, match="give `command`"):
+        make(engine)
+    assert not engine.list()
+    assert not os.listdir(engine.store.directory.join("containers"))
+
+
+def test_environment_is_host_then_image_then_config() -> None:
+    """Each source overrides the one before it; what limpet adds comes last."""
+    asked = parse_container_config(
+        config("n", "x", envs=[{"key": "B", "value": "config"}, {"key": "C", "value": "config"}])
+    )
+    image = ImageConfig(env=("A=image", "B=image"))
+    merged = merge_environment({"A": "host", "H": "host"}, image, asked, {"OURS": "1"})
+    assert dict(entry.split("=", 1) for entry in merged) == {
+        "A": "image", "B": "config", "C": "config", "H": "host", "OURS": "1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("user", ["alice", "1000:staff", "-1"])
+def test_users_by_name_are_refused(user: str) -> None:
+    """Names would have to be looked up in the image by its own tools: the error says what to give instead."""
+    with pytest.raises(errors.InvalidInputError, match="run_as_user"):
+        choose_user(ImageConfig(user=user), parse_container_config(config("n", "x")))
+
+
+def test_a_program_that_cannot_be_executed(engine: Engine) -> None:
+    """EXITED, 128, StartError, with the reason; no process is left, and it can be released."""
+    container = make(engine, "no-such-program")
+    with pytest.raises(errors.StartError, match="'no-such-program': No such file"):
+        container.start()
+    status = container.status
+    assert (status.state, status.exit_code, status.reason) == (ContainerState.EXITED, 128, "StartError")
+    container.release()
+
+
+def test_the_group_ends_with_its_leader(engine: Engine) -> None:
+    """Each container leads its own process group, which does not outlive it."""
+    container = make(engine, "sh", "-c", "sleep 1000 & echo $! > child; sleep 0.2; exit 0")
+    pid = container.start().pid
+    assert pid == 0 or os.getpgid(pid) == pid
+    assert container.wait(20).reason == "Completed"
+    child = int(Path(container.metadata.root_dir, "working", "child").read_text())
+    wait_until(lambda: not is_running(child), "the child to be ended")
+
+
+def test_stop_sends_the_stop_signal_then_kills(engine: Engine) -> None:
+    """The config's stop signal is sent first; who ignores it is killed after the timeout."""
+    polite = make(
+        engine, "sh", "-c", "trap 'exit 9' USR1; touch up; while :; do sleep 0.01; done", stop_signal="SIGUSR1"
+    )
+    stubborn = make(engine, "sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done", name="two")
+    for container in (polite, stubborn):
+        container.start()
+        wait_until(Path(container.metadata.root_dir, "working", "up").exists, "the trap to be set")
+    assert polite.stop(20).exit_code == 9
+    assert stubborn.stop(0.1).exit_code == 128 + signal.SIGKILL
+    assert stubborn.stop().exit_code == 128 + signal.SIGKILL
+    created = make(engine, "true", name="three")
+    assert created.stop().state is ContainerState.CREATED
+
+
+def test_running_cannot_be_released_or_deleted(engine: Engine) -> None:
+    """What runs must be stopped first, and says so."""
+    container = make(engine, "sleep", "1000")
+    container.start()
+    for step in (container.release, container.delete, container.start, container.create):
+        with pytest.raises(errors.InvalidStateError, match="RUNNING"):
+            step()
+    assert container.state is ContainerState.RUNNING
+
+
+def test_the_log_outlives_the_engine(state_dir: str, engine_process) -> None:  # noqa: ANN001
+    """Output goes on into the log while no engine runs; nothing blocks and nothing is lost."""
+    process = engine_process(
+        "engine = Engine.open(state_dir); s = engine.create_sandbox({'metadata': {'name': 'p'}})\n"
+        "c = engine.create_container({'metadata': {'name': 'n'}, 'image': {'image': 'host'}, 'log_path': 'n.log',\n"
+        "  'command': ['sh', '-c', 'i=0; while :; do i=$((i+1)); echo line $i; sleep 0.001; done']}, s.id)\n"
+        "c.start(); say(c.metadata.log_path, c.status.pid); time.sleep(999)"
+    )
+    path, pid = process.read()
+    process.kill()
+    size = os.path.getsize(path)
+    wait_until(lambda: os.path.getsize(path) > size + 1000, "the log to grow without an engine")
+    os.killpg(int(pid), signal.SIGKILL)
+    numbers = [int(line) for line in re.findall(r"^line (\d+)$", Path(path).read_text(), re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.mark.parametrize("log_path", ["../out", "/abs", "a/../../out", "link/out", "", "."])
+def test_log_paths_stay_in_the_log_directory(engine: Engine, tmp_path: Path, log_path: str) -> None:
+    """A log path that would leave its directory, also through a link, is refused; an empty one means no log."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "link").symlink_to(tmp_path)
+    engine.create_sandbox({"metadata": {"name": "p"}, "log_directory": str(tmp_path / "logs")}, id="pod")
+    if log_path == "":
+        assert make(engine, "true", log_path="").metadata.log_path == ""
+    else:
+        with pytest.raises(errors.InvalidInputError, match="log_path"):
+            make(engine, "true", log_path=log_path)
+    assert not list(tmp_path.rglob("out"))
+
+
+@pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "/etc", "a\0b", "x" * 10_000, "-x", "ü", " "])
+def test_ids_that_could_escape_are_refused(engine: Engine, bad: str) -> None:
+    """An id is a file name: everything else is refused, and nothing is made."""
+    engine.create_sandbox({"metadata": {"name": "p"}}, id="pod")
+    with pytest.raises(errors.InvalidInputError, match="id "):
+        engine.create_container(config("n", "true"), "pod", id=bad)
+    with pytest.raises(errors.InvalidInputError, match="id "):
+        engine.create_sandbox({"metadata": {"name": "q"}}, id=bad)
+    assert os.listdir(engine.store.directory.join("containers")) == []
+
+
+@pytest.mark.parametrize("bad", ["a/b", "..", "a\nb", "x" * 10_000])
+def test_bad_names_are_refused(engine: Engine, bad: str) -> None:
+    """A name is shown to people and to shells: separators and control characters are refused."""
+    engine.create_sandbox({"metadata": {"name": "p"}}, id="pod")
+    with pytest.raises(errors.InvalidInputError, match="name "):
+        make(engine, "true", name=bad)
+
+
+def test_names_are_reserved_until_deleted(engine: Engine) -> None:
+    """A name and attempt are one container's in its sandbox, as in the CRI; a refused create leaves nothing."""
+    first = make(engine, "true")
+    with pytest.raises(errors.AlreadyExistsError, match="raise the attempt"):
+        make(engine, "true")
+    engine.create_container({**config("one", "true"), "metadata": {"name": "one", "attempt": 1}}, "pod")
+    first.release()
+    first.delete()
+    make(engine, "true")
+    assert len(os.listdir(engine.store.directory.join("containers"))) == 2
+
+
+def test_image_is_missing(engine: Engine) -> None:
+    """An unknown image is named, and nothing is left."""
+    engine.create_sandbox({"metadata": {"name": "p"}}, id="pod")
+    with pytest.raises(errors.NotFoundError, match="nope"):
+        engine.create_container({**config("n", "true"), "image": {"image": "nope:1"}}, "pod")
+    assert not engine.list()
+
+
+def test_the_host_program_may_reap_children_itself(state_dir: str) -> None:
+    """Exit codes are known even if the program around the engine ignores SIGCHLD or reaps every child."""
+    script = f"""
+import os, signal, threading, time
+from limpet.engine import Engine
+with Engine.open({state_dir!r}) as engine:
+    s = engine.create_sandbox({{"metadata": {{"name": "p"}}}})
+    def run(name):
+        c = engine.create_container({{"metadata": {{"name": name}}, "image": {{"image": "host"}},
+            "command": ["sh", "-c", "sleep 0.1; exit 6"]}}, s.id)
+        c.start(); return c.wait(20).exit_code
+    codes = [run("a")]
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN); codes.append(run("b")); signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    def reap():
+        while True:
+            try: os.waitpid(-1, 0)
+            except ChildProcessError: time.sleep(0.001)
+    threading.Thread(target=reap, daemon=True).start()
+    codes += [run("c"), run("d")]
+    print(codes)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert told.strip() == "[6, 6, 6, 6]"
+
+
+def test_steps_from_many_threads(engine: Engine) -> None:
+    """Threads that race through the same steps: each step happens once, the losers are refused, nothing is left."""
+    import threading
+
+    containers = [make(engine, "sleep", "1000", name=f"c{k}") for k in range(4)]
+    refused = []
+
+    def race(k: int) -> None:
+        container = engine.get(containers[k % 4].id)
+        for step in (container.start, lambda: container.stop(5), container.release, container.delete):
+            try:
+                step()
+            except (errors.InvalidStateError, errors.NotFoundError) as error:
+                refused.append(error)
+
+    threads = [threading.Thread(target=race, args=(k,)) for k in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert engine.list() == []
+    assert len(refused) >= 4 * 3 * 2
+    assert os.listdir(engine.store.directory.join("containers")) == []
+
+
+# --- images with layers --------------------------------------------------------------------------------------------
+
+SCRIPT = "cat /etc/motto; pwd; id -u; echo $FROM_IMAGE; echo x > /dev/null && read -r pid rest < /proc/self/stat && echo proc; ls /"
+
+
+def load_image(engine: Engine, tmp_path: Path) -> ImageName:
+    """Load an OCI image made of the host's shell and a few tools, with the libraries they need."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "images"))
+    import oci_layout
+
+    members = [oci_layout.member("etc/motto", b"hold fast\n")]
+    needed = set()
+    for tool in ("sh", "cat", "ls", "id", "sleep"):
+        path = subprocess.run(
+            ["sh", "-c", f"command -v {tool}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        members.append(oci_layout.member(f"bin/{tool}", Path(path).read_bytes(), mode=0o755))
+        needed |= set(
+            re.findall(r"(/\S+)", subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout)
+        )
+    members += [oci_layout.member(lib.lstrip("/"), Path(lib).read_bytes(), mode=0o755) for lib in sorted(needed)]
+    layout = oci_layout.Layout(tmp_path / "layout")
+    image_config = {
+        "Env": ["PATH=/bin", "FROM_IMAGE=yes"],
+        "Entrypoint": ["sh", "-c"],
+        "Cmd": [SCRIPT],
+        "StopSignal": "SIGINT",
+    }
+    layout.add_image([oci_layout.tar(*members)], "tools:1", configuration={"config": image_config})
+    (name,) = engine.images.load(str(tmp_path / "layout"))
+    return name
+
+
+def run_image(engine: Engine, tmp_path: Path) -> str:
+    name = load_image(engine, tmp_path)
+    engine.create_sandbox({"metadata": {"name": "p"}}, id="pod")
+    container = engine.create_container(
+        {"metadata": {"name": "n"}, "image": {"image": str(name)}, "log_path": "n.log"},
+        "pod",
+        mount_type=MountType.PLAIN,
+    )
+    assert container.metadata.stop_signal == "SIGINT"
+    container.start()
+    assert container.wait(20).exit_code == 0, Path(container.metadata.log_path).read_text()
+    container.release()
+    return Path(container.metadata.log_path).read_text()
+
+
+EXPECTED = ["hold fast", "/", "0", "yes", "proc"]
+
+
+def test_a_standard_image_runs_in_its_own_root(engine: Engine, tmp_path: Path) -> None:
+    """An OCI image's program sees its own files as /, with /proc and /dev/null, and leaves no mount on the host."""
+    lines = run_image(engine, tmp_path).split("\n")
+    assert lines[:5] == EXPECTED
+    assert set(lines[5:-1]) <= {"bin", "dev", "etc", "lib", "lib64", "proc", "usr"}
+    assert engine.store.directory.path not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_standard_image_runs_as_an_ordinary_user(tmp_path: Path) -> None:
+    """Without root it runs in user and mount namespaces, where it is root and nobody else."""
+    script = (
+        "import os, sys, pathlib\nfrom tests.engine.test_containers import *\n"
+        "assert os.geteuid() == 1000, os.geteuid()\n"
+        "home = pathlib.Path(sys.argv[1])\n"
+        "with Engine.open(str(home / 'state')) as engine: print(run_image(engine, home))\n"
+    )
+    # Root becomes an ordinary user, who has no rights but to its own files, in a user namespace.
+    command = ["unshare", "-U", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
+    command += [sys.executable, "-c", script, str(tmp_path)]
+    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[:5] == EXPECTED
+
+
+def test_a_failed_create_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+    """If the image cannot be unpacked, neither row nor bundle is left, and the name is free again."""
+    name = load_image(engine, tmp_path)
+    engine.create_sandbox({"metadata": {"name": "p"}}, id="pod")
+    for blob in Path(engine.store.directory.join("images")).rglob("blobs/*/*"):
+        if blob.stat().st_size > 10_000:
+            blob.write_bytes(blob.read_bytes()[::-1])
+    asked = {"metadata": {"name": "n"}, "image": {"image": str(name)}}
+    for _ in range(2):
+        with pytest.raises(errors.StoreDamagedError):
+            engine.create_container(asked, "pod")
+    assert not engine.list()
+    assert os.listdir(engine.store.directory.join("containers")) == []
+
+
+def test_every_refusal_is_one_of_ours(engine: Engine) -> None:
+    """Any step in any state either works or raises a LimpetError that says what to do; never anything else."""
+    engine.create_sandbox({"metadata": {"name": "p"}}, id="pod")
+    steps = ("create", "start", "stop", "release", "delete")
+    for number, (first, second, third) in enumerate(product(steps, repeat=3)):
+        container = engine.add_container(config(f"c{number}", "sleep", "1000"), "pod", id=f"c{number}")
+        for step in (first, second, third):
+            try:
+                getattr(container, step)()
+            except errors.LimpetError as error:
+                assert len(str(error)) > 20
+        time.sleep(0)
+    for container in engine.list():
+        container.stop(0)

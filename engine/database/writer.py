@@ -149,6 +149,10 @@ class Writer:
         finally:
             self._connection.close()
 
+    def abandon(self) -> None:
+        """In a fork: never touch the connection again, not even to close it; it is the parent's."""
+        keep_open(self._connection)
+
     def _execute(self, changes: Changes) -> None:
         if changes.only_statuses:
             if len(changes.statuses) == 1:

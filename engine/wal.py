@@ -14,6 +14,7 @@ _HEADER = struct.Struct(">8I")  # magic, version, page size, checkpoint, salt 1,
 _FRAME = struct.Struct(">6I")  # page, size of the database after commit or 0, salt 1, salt 2, checksums
 _MAGIC = 0x377F0682  # its lowest bit says that checksums read big-endian words
 _VERSION = 3007000
+_DEFAULT_PAGE_SIZE = 4096
 
 
 def examine_wal(path: str) -> None:
@@ -61,22 +62,21 @@ def count_lost_commits(wal: bytes) -> int:
 
 
 def _count_behind_damaged_header(wal: bytes) -> int:
-    """Count commits of one generation at the start of a WAL whose header is not valid.
+    """Count the commits of the first frame's generation in a WAL whose header is not valid.
 
-    A header is flushed before its first frame is written. So a torn header has behind it only frames of the
-    generation before, whose content is in the database already; whether that is so shows in the database
-    alone. Frames that carry the very salts of the header are of its own generation: then the header was whole
-    once and has been damaged since.
+    A header is written whole, within one sector, and flushed before its first frame: a crash leaves the old one
+    or the new one. So a header that is neither has been damaged since, and the frames behind it were current.
     """
-    salts = wal[16:24]
     page_size = _HEADER.unpack_from(wal)[2]
     if page_size not in {512 << power for power in range(8)}:
-        page_size = 4096  # the field is damaged; this is SQLite's default, and ours
+        page_size = _DEFAULT_PAGE_SIZE  # the field itself is damaged
     step = _FRAME.size + page_size
+    salts = wal[_HEADER.size + 8 : _HEADER.size + 16]
     commits = 0
     for start in range(_HEADER.size, len(wal) - step + 1, step):
-        if wal[start + 8 : start + 16] == salts and any(salts):
-            commits += _FRAME.unpack_from(wal, start)[1] != 0
+        if wal[start + 8 : start + 16] != salts or not any(salts):
+            break
+        commits += _FRAME.unpack_from(wal, start)[1] != 0
     return max(0, commits - 1)
 
 

@@ -5,6 +5,7 @@ import os
 from limpet.engine.database.reader import Reader
 from limpet.engine.durable import sync_directory, temporary_path
 from limpet.schema.errors import AlreadyExistsError, StoreDamagedError, StoreError
+from limpet.schema.tables import SCHEMA_REVISION
 
 
 def back_up(reader: Reader, target_path: str) -> None:
@@ -23,7 +24,9 @@ def back_up(reader: Reader, target_path: str) -> None:
         _flush(temporary)
         copy = Reader(temporary, reader.node)
         try:
-            damage = copy.find_damage() + copy.find_damaged_records()
+            damage = copy.find_damage()
+            if copy.identify() == SCHEMA_REVISION:  # before a migration the tables are others
+                damage += copy.find_damaged_records()
         finally:
             copy.close()
         if damage:

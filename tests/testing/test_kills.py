@@ -8,6 +8,7 @@ from workloads import JSONFiles, SQLiteCheckpoints
 
 from limpet.engine.testing import Life, NothingToTestError, Workload, kill_points, replay, true_kills
 from limpet.engine.testing.kills import KillPoint, kill_at
+from limpet.engine.testing.operations import Write
 
 BROKEN = {
     "acknowledged before the commit": (SQLiteCheckpoints(acknowledge_early=True), {"lost"}),
@@ -46,16 +47,22 @@ def tree(directory: str) -> dict[str, bytes]:
 
 
 def test_a_copy_is_what_a_kill_leaves(tmp_path: Path) -> None:
-    """At every point the directory of the stopped life is, byte for byte, what the kill there leaves."""
-    workload, copies = JSONFiles("rename", count=3), []
+    """Before, after and half-way through every call the stopped life's directory is what a kill there leaves."""
+    workload: Workload = JSONFiles("rename", count=3)
+    seen: dict[KillPoint, object] = {}
     (tmp_path / "live").mkdir()
     with Life(workload.live, str(tmp_path / "live")) as life:
-        for step in life:
-            copies.append((tree(life.directory), life.acknowledged))
+        for number, step in enumerate(life):
+            seen[KillPoint("kill", "before", number)] = (tree(life.directory), life.acknowledged)
+            if isinstance(step.operation, Write):
+                step.perform(len(step.operation.data) // 2)
+                seen[KillPoint("kill", "half", number)] = (tree(life.directory), life.acknowledged)
             step.perform()
-    for number, copy in enumerate(copies):
-        acknowledged = kill_at(workload, KillPoint("kill", "before", number), str(tmp_path / "killed"), 60.0)
-        assert (tree(str(tmp_path / "killed")), acknowledged) == copy
+            seen[KillPoint("kill", "after", number)] = (tree(life.directory), life.acknowledged)
+    assert len({point.when for point in seen}) == 3
+    for point, state in seen.items():
+        acknowledged = kill_at(workload, point, str(tmp_path / "killed"), 60.0)
+        assert (tree(str(tmp_path / "killed")), acknowledged) == state, point
 
 
 @pytest.mark.parametrize("way", ["snapshot", "kill"])

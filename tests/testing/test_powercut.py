@@ -48,6 +48,12 @@ def test_a_broken_store_is_found(name: str) -> None:
         assert bool(report.lost) is (model in models)
 
 
+def test_a_forgotten_flush_is_found_without_chance() -> None:
+    """No sample at random is needed to find a file that was renamed before its data was flushed."""
+    report = power_cuts(JSONFiles("rename", "directory", count=1), samples=0)
+    assert {finding.point.split(":", 2)[2] for finding in report.findings} >= {"names:journaled", "names:posix"}
+
+
 @pytest.mark.parametrize("name", ["WAL NORMAL", "JSON rename"])
 def test_replay_repeats_every_finding(name: str, tmp_path: Path) -> None:
     """Findings of another seed and two workers repeat alone from their names, in the kind found."""

@@ -102,7 +102,7 @@ class JSONFiles:
         for number in range(1, self.count + 1):
             path = f"{directory}/{number % KEYS}.json"
             target = f"{path}.tmp" if "rename" in self.steps else path
-            with open(target, "w", encoding="ascii") as file:
+            with open(target, "w", encoding="utf-8") as file:
                 json.dump({"number": number, "body": payload(number).hex()}, file)
                 file.flush()
                 if "fsync" in self.steps:

@@ -1,0 +1,69 @@
+"""Run the steps of a pipeline as containers. It may be killed at any time and started again.
+
+What runs is waited for, and what has ended is not repeated. A step that ended while nobody saw its exit code is run
+as a new attempt: the code is not guessed.
+
+python ci_executor.py STATE_DIR PIPELINE_FILE
+
+The file holds a JSON list of stages; a stage maps the names of steps, which run side by side, to shell commands.
+"""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from limpet.engine import Container, Engine, Sandbox
+from limpet.schema import ContainerState, Reason
+
+UNSEEN = {Reason.UNKNOWN, Reason.REBOOTED}  # it ended, and nobody observed its exit code
+
+
+def find_attempts(sandbox: Sandbox, name: str) -> list[Container]:
+    """Return the attempts at a step so far, oldest first."""
+    attempts = [container for container in sandbox.containers() if container.metadata.name == name]
+    return sorted(attempts, key=lambda container: container.metadata.config.metadata.attempt)
+
+
+def run_step(engine: Engine, sandbox: Sandbox, name: str, command: str) -> int:
+    """Bring a step to its end from wherever it is, and return its exit code."""
+    attempts = find_attempts(sandbox, name)
+    if attempts and not attempts[-1].status.created_at:
+        attempts.pop().delete()  # the executor was killed while it made this one
+    if not attempts or attempts[-1].status.reason in UNSEEN:
+        config = {
+            "metadata": {"name": name, "attempt": len(attempts)},
+            "image": {"image": "host"},
+            "command": ["sh", "-c", command],
+            "log_path": f"{name}.{len(attempts)}.log",
+        }
+        attempts.append(engine.create_container(config, sandbox.id))
+    step = attempts[-1]
+    if step.state is ContainerState.UNKNOWN:
+        raise SystemExit(f"{name}: {step.status.message}; look for yourself, then start again")
+    if step.state is ContainerState.CREATED:
+        print(f"{name}: starts, attempt {len(attempts)}", flush=True)
+        step.start()
+    status = step.wait()
+    print(f"{name}: {status.reason} ({status.exit_code})", flush=True)
+    return status.exit_code
+
+
+def main() -> int:
+    """Run the pipeline; 0 if every step did well."""
+    state_dir, pipeline_file = sys.argv[1:]
+    stages: list[dict[str, str]] = json.loads(Path(pipeline_file).read_text(encoding="utf-8"))
+    with Engine.open(state_dir) as engine, ThreadPoolExecutor() as threads:
+        for finding in engine.recovery.findings:
+            print(f"recovered: {finding.state} [{finding.rule}]", flush=True)
+        known = engine.list_sandboxes()
+        sandbox = known[0] if known else engine.create_sandbox({"metadata": {"name": "pipeline"}})
+        for stage in stages:
+            runs = [threads.submit(run_step, engine, sandbox, name, command) for name, command in stage.items()]
+            if any(run.result() for run in runs):
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Which cgroups this process is in, and below which of them a container's may be made. Reads, and changes nothing."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+_DELEGATION_MARKS = ("trusted.delegate", "user.delegate")
+"""The extended attributes that systemd sets to "1" on a cgroup it gave away (CGROUP_DELEGATION.md; user.* from 251)."""
+
+
+class OwnCgroups(NamedTuple):
+    """The directories of the cgroups that this process is in."""
+
+    v1: dict[str, str]
+    """By controller; one that this process sees no cgroup v1 hierarchy of is not there."""
+    v2: str
+    """Empty where none is to be seen."""
+    v2_mount_point: str
+
+    def find_v2_parent(self) -> str:
+        """Return the cgroup v2 below which those of containers may be made. Raises OSError where there is none."""
+        if not self.v2:
+            raise OSError(errno.ENOENT, "no cgroup v2 hierarchy shows the cgroup of this process", "/proc/self/cgroup")
+        # Only the root has no type, and only the root may have both processes and children with controllers.
+        if not os.path.exists(os.path.join(self.v2, "cgroup.type")):
+            return self.v2
+        parent = os.path.dirname(self.v2)
+        if self.v2 != self.v2_mount_point and _is_delegated(parent):
+            return parent
+        raise OSError(
+            errno.EBUSY,
+            "this process is in it, and a cgroup v2 with processes gives its children no controllers; run the engine "
+            "in a subgroup of a delegated cgroup (systemd: Delegate=yes and DelegateSubgroup=)",
+            self.v2,
+        )
+
+    def find_parents(self) -> tuple[str, ...]:
+        """Return every cgroup below which this process may have made one of a container's."""
+        parents = dict.fromkeys(self.v1.values())
+        with suppress(OSError):  # where there is no parent, nothing was made
+            parents[self.find_v2_parent()] = None
+        return tuple(parents)
+
+
+def read_own_cgroups() -> OwnCgroups:
+    """Return the cgroups of this process. Raises OSError where the kernel has none or /proc cannot be read."""
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        cgroup = file.read()
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return find_own_cgroups(cgroup, file.read())
+
+
+def find_own_cgroups(cgroup: str, mountinfo: str) -> OwnCgroups:
+    """Return the cgroups from the text of /proc/self/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5))."""
+    mounts = list(_parse_mounts(mountinfo))
+    v1: dict[str, str] = {}
+    v2 = v2_mount_point = ""
+    for line in cgroup.splitlines():
+        number, names, path = line.split(":", 2)
+        controllers = {name for name in names.split(",") if name and not name.startswith("name=")}
+        kind = "cgroup2" if number == "0" else "cgroup"
+        for mount in mounts:
+            directory = mount.locate(path)
+            if mount.kind != kind or not directory or not controllers <= mount.options:
+                continue
+            if kind == "cgroup2":
+                v2, v2_mount_point = directory, mount.point
+            else:
+                v1.update(dict.fromkeys(controllers, directory))
+            break
+    return OwnCgroups(v1, v2, v2_mount_point)
+
+
+class _Mount(NamedTuple):
+    kind: str
+    root: str
+    """The cgroup that is to be seen at the mount point."""
+    point: str
+    options: frozenset[str]
+
+    def locate(self, path: str) -> str:
+        """Return the directory of the cgroup `path`; empty if this mount does not show it."""
+        root = self.root.rstrip("/")
+        if ".." in path.split("/") or not f"{path}/".startswith(f"{root}/"):
+            return ""  # outside of our cgroup namespace, or of the part that is mounted
+        return f"{self.point}{path[len(root) :]}".rstrip("/")
+
+
+def _parse_mounts(mountinfo: str) -> Iterator[_Mount]:
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        root, point = (_unescape(field) for field in before.split(" ")[3:5])
+        if kind in {"cgroup", "cgroup2"}:
+            yield _Mount(kind, root, point, frozenset(options.split(",")))
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _is_delegated(path: str) -> bool:
+    for name in _DELEGATION_MARKS:
+        try:
+            if os.getxattr(path, name) == b"1":
+                return True
+        except OSError:  # not marked, or not ours to read: the other may be
+            continue
+    return False

@@ -1,0 +1,102 @@
+"""The programs in docs/examples run as they stand, and print what is true."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet.recovery.host import has_pidfs
+from tests.conftest import wait_until
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def run(name: str, *arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-W", "error", EXAMPLES / name, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_run_containers(state_dir: str) -> None:
+    """A container runs and its end is kept; one that outlives a killed engine is found again, and stopped."""
+    output, _ = run("run_containers.py", state_dir).communicate(timeout=60)
+    assert output.splitlines() == [
+        "EXITED 3 Error",
+        "settled: 1 examined: 0",
+        "log: hello",
+        "left: []",
+        "recovered: RUNNING [survivor] the engine ended and the container runs on",
+        "stopped: 143",
+    ]
+
+
+def test_the_library_in_fifteen_lines() -> None:
+    """What the README shows of the example is fifteen lines at most, and complete."""
+    text = (EXAMPLES / "run_containers.py").read_text()
+    excerpt = re.search(
+        r"^# The library in fifteen lines: from here\n(.*?)^# to here\n", text, re.DOTALL | re.MULTILINE
+    )
+    assert excerpt is not None
+    assert len(excerpt[1].splitlines()) <= 15
+    compile(excerpt[1], "excerpt", "exec")
+
+
+@pytest.mark.skipif(not has_pidfs(), reason="before Linux 6.9 the job that runs is unproven")
+def test_own_runtime(state_dir: str, tmp_path: Path) -> None:
+    """A runtime of its own kind loses nothing to a SIGKILL: one job ended, one runs, and one never ran."""
+    output, _ = run("own_runtime.py", state_dir, tmp_path).communicate(timeout=60)
+    lines = output.splitlines()
+    assert lines[0] == "before: {'held': 'UNKNOWN', 'quick': 'UNKNOWN', 'slow': 'UNKNOWN'}"
+    assert [line.partition("]")[0] for line in lines[1:4]] == [
+        "held: CREATED [created",
+        "quick: EXITED [exit-observed",
+        "slow: RUNNING [survivor",
+    ]
+    assert lines[4:] == ["quick: 7", "slow: 143", "held has run: False"]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Iterator[Path]:
+    """A file that steps write their names to; whatever still waits for the file `go` is let go at the end."""
+    (tmp_path / "trace").touch()
+    yield tmp_path / "trace"
+    (tmp_path / "go").touch()
+
+
+def test_ci_executor(state_dir: str, tmp_path: Path, trace: Path) -> None:
+    """Killed with a step running, and started again, it runs every step exactly once."""
+    wait_for_go = f"until [ -e {tmp_path}/go ]; do sleep 0.01; done"
+    stages = [
+        {"build": f"echo build >> {trace}"},
+        {"lint": f"echo lint >> {trace}", "test": f"echo test >> {trace}; {wait_for_go}"},
+        {"publish": f"echo publish >> {trace}; exit 4"},
+    ]
+    pipeline = tmp_path / "pipeline.json"
+    pipeline.write_text(json.dumps(stages))
+    first = run("ci_executor.py", state_dir, pipeline)
+    read_until(first, "lint: Completed (0)")
+    wait_until(lambda: "test" in trace.read_text(), "the test step to run")
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+
+    second = run("ci_executor.py", state_dir, pipeline)
+    read_until(second, "recovered: RUNNING [survivor]")
+    (tmp_path / "go").touch()
+    assert second.stdout is not None
+    output = second.stdout.read().splitlines()
+    assert {"build: Completed (0)", "test: Completed (0)", "publish: Error (4)"} <= set(output)
+    assert second.wait() == 1
+    second.stdout.close()
+    assert sorted(trace.read_text().split()) == ["build", "lint", "publish", "test"]
+
+
+def read_until(process: "subprocess.Popen[str]", wanted: str) -> None:
+    assert process.stdout is not None
+    seen = []
+    while wanted not in seen:
+        seen.append(process.stdout.readline().rstrip("\n"))
+        assert process.poll() is None, seen

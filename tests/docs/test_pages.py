@@ -1,0 +1,137 @@
+"""The pages in docs say what the code does, as far as a machine can tell."""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Table, Text
+
+from limpet.engine import Engine, Store
+from limpet.recovery import RULES
+from limpet.recovery.document import render
+from limpet.recovery.orphans import ORPHAN_RULES
+from limpet.schema import ContainerState
+from limpet.schema.revision import SCHEMA_REVISION
+from limpet.schema.tables import TABLES
+from tests.conftest import EngineProcess
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+FORMAT = (ROOT / "docs" / "on-disk-format.md").read_text()
+SLEEPER = {"metadata": {"name": "sleeper"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+
+
+def blocks(section: str, language: str) -> list[str]:
+    """Return the code blocks in a section of the format's page, up to the next heading."""
+    text = re.split(r"^#+ ", FORMAT.partition(f"# {section}\n")[2], flags=re.MULTILINE)[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_rules_page_is_printed_from_the_tables() -> None:
+    """docs/recovery-rules.md is what `python -m limpet.recovery.document` prints."""
+    assert (ROOT / "docs" / "recovery-rules.md").read_text() == render()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page: Path) -> None:
+    """Every relative link and every path of the source that a page names exists."""
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    paths = re.findall(r"`((?:engine|recovery|schema|tests|docs)/[\w./-]+)`", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing + [path for path in paths if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("table", TABLES.sorted_tables, ids=lambda table: table.name)
+def test_every_column_is_described(table: Table) -> None:
+    """The format's page lists each table's columns in their order, with type and null as in the schema."""
+    section = re.split(r"^#", FORMAT.partition(f"### table `{table.name}`\n")[2], flags=re.MULTILINE)[0]
+    described = re.findall(r"^\| `(\w+)` \| (\w+(?: or null)?) \| \S", section, re.MULTILINE)
+    assert described == [
+        (
+            column.name,
+            ("text" if isinstance(column.type, Text) else "integer") + (" or null" if column.nullable else ""),
+        )
+        for column in table.columns
+    ]
+    assert f"Schema `{SCHEMA_REVISION}`." in FORMAT
+
+
+def test_crash_windows_name_rules_that_exist() -> None:
+    """The rules that the table of crash windows names are rules of the two tables."""
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("## Crash windows\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[-2] for line in text.splitlines() if line.startswith("| ")]
+    named = {label for cell in cells for label in re.findall(r"`([\w-]+)`", cell)}
+    assert named
+    assert named <= {rule.label for rule in RULES} | {rule.label for rule in ORPHAN_RULES}
+
+
+def test_checksums_are_computed_as_described(state_dir: str) -> None:
+    """The program on the page finds sound rows sound, and one changed value damaged."""
+    with Engine.open(state_dir) as engine:
+        sandbox = engine.create_sandbox({"metadata": {"name": "jöbs"}, "annotations": {"odd": '\x01\n"\\\x7f\u2028𝄞'}})
+        engine.create_container(SLEEPER, sandbox.id, id="one")
+    (program,) = blocks("Checksums", "python")
+    exec(program, {"state_dir": state_dir})
+    with closing(sqlite3.connect(f"{state_dir}/store.db")) as connection:
+        connection.execute("UPDATE container SET log_path = 'x'")
+        connection.commit()
+    with pytest.raises(AssertionError, match="container one is damaged"):
+        exec(program, {"state_dir": state_dir})
+
+
+def test_restoring_a_backup_as_described(state_dir: str, tmp_path: Path) -> None:
+    """The steps on the page find what runs, bring back the records of the backup, and are asked for nothing more."""
+    backup = str(tmp_path / "backup.db")
+    (find, *steps) = blocks("Restoring a backup", "sh")
+    with Engine.open(state_dir) as engine:
+        sandbox = engine.create_sandbox({"metadata": {"name": "jobs"}})
+        sleeper = engine.create_container(SLEEPER, sandbox.id, id="sleeper")
+        sleeper.start()
+        assert shell(state_dir, find) == [f"/proc/{sleeper.status.pid}/environ"]
+        engine.store.back_up(backup)
+    with Engine.open(state_dir) as engine:
+        engine.get("sleeper").stop(1)
+    for step in steps:
+        shell(state_dir, step, BACKUP=backup)
+    with Engine.open(state_dir) as engine:
+        assert [finding.rule for finding in engine.recovery.findings] == ["exit-unseen"]
+        assert engine.get("sleeper").status.exit_code == 255
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 tool is not installed")
+def test_reading_with_sqlite3_as_described(state_dir: str, engine_process: Callable[[str], EngineProcess]) -> None:
+    """The query on the page works beside a live engine and after its crash, and leaves the state as it was."""
+    (query,) = blocks("Reading it with sqlite3", "sh")
+    process = engine_process(f"""
+engine = Engine.open(state_dir)
+sandbox = engine.create_sandbox({{"metadata": {{"name": "jobs"}}}})
+container = engine.create_container({ {**SLEEPER, "command": ["false"]} }, sandbox.id, id="one")
+container.start()
+say(container.wait(10).exit_code)
+time.sleep(1000)
+""")
+    assert process.read() == ["1"]
+    (line,) = shell(state_dir, query)
+    assert line.startswith("sleeper|one|EXITED|1|Error|20")
+    process.kill()
+    assert shell(state_dir, query) == [line]
+    with Store.open(state_dir) as store:
+        assert store.status("one").state is ContainerState.EXITED
+
+
+def shell(state_dir: str, script: str, **environment: str) -> list[str]:
+    done = subprocess.run(
+        ["sh", "-eu", "-c", script],
+        env={**os.environ, "STATE": state_dir, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()

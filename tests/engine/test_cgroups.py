@@ -1,0 +1,497 @@
+"""Limits: what is asked for is in force or has a reason why not; tables, and real processes in real cgroups."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limpet.engine import Engine, errors
+from limpet.engine.cgroup_hierarchies import find_own_cgroups, read_own_cgroups
+from limpet.engine.cgroup_settings import Refusals, plan, requested_fields, shares_to_weight
+from limpet.engine.cgroups import _set, apply_limits, remove_limits
+from limpet.schema.cri import HugepageLimit, LinuxContainerResources
+from limpet.schema.metadata import new_id
+from limpet.schema.status import Resources
+from tests.conftest import DEADLINE_SECONDS
+
+MEBIBYTE = 1 << 20
+ALL_V1 = ("cpu", "memory", "cpuset", "hugetlb", "pids")
+NOBODY = 65534
+EVERYTHING = LinuxContainerResources(
+    cpu_period=50_000,
+    cpu_quota=20_000,
+    cpu_shares=512,
+    memory_limit_in_bytes=64 * MEBIBYTE,
+    memory_swap_limit_in_bytes=64 * MEBIBYTE,
+    oom_score_adj=300,
+    cpuset_cpus="0",
+    cpuset_mems="0",
+    hugepage_limits=(HugepageLimit(page_size="2MB", limit=4 * MEBIBYTE),),
+    unified={"cgroup.max.depth": "3"},
+)
+
+
+def lines(requested: LinuxContainerResources, v1: tuple[str, ...]) -> list[tuple[str, str]]:
+    settings, refusals = plan(requested, v1)
+    assert not refusals
+    return [(setting.file, setting.value) for setting in settings]
+
+
+@pytest.mark.parametrize(
+    ("asked", "v1", "v2"),
+    [
+        ({"cpu_shares": 2}, [("cpu.shares", "2")], [("cpu.weight", "1")]),
+        ({"cpu_shares": 1024}, [("cpu.shares", "1024")], [("cpu.weight", "100")]),
+        ({"cpu_period": 50_000}, [("cpu.cfs_period_us", "50000")], [("cpu.max", "max 50000")]),
+        ({"cpu_quota": 20_000}, [("cpu.cfs_quota_us", "20000")], [("cpu.max", "20000 100000")]),
+        ({"cpu_quota": -1}, [("cpu.cfs_quota_us", "-1")], [("cpu.max", "max 100000")]),
+        (
+            {"cpu_quota": 20_000, "cpu_period": 50_000},
+            [("cpu.cfs_period_us", "50000"), ("cpu.cfs_quota_us", "20000")],
+            [("cpu.max", "20000 50000"), ("cpu.max", "20000 50000")],
+        ),
+        ({"memory_limit_in_bytes": 4096}, [("memory.limit_in_bytes", "4096")], [("memory.max", "4096")]),
+        ({"memory_limit_in_bytes": -1}, [("memory.limit_in_bytes", "-1")], [("memory.max", "max")]),
+        (
+            {"memory_limit_in_bytes": 4096, "memory_swap_limit_in_bytes": 12288},
+            [("memory.limit_in_bytes", "4096"), ("memory.memsw.limit_in_bytes", "12288")],
+            [("memory.max", "4096"), ("memory.swap.max", "8192")],
+        ),
+        ({"memory_swap_limit_in_bytes": -1}, [("memory.memsw.limit_in_bytes", "-1")], [("memory.swap.max", "max")]),
+        ({"cpuset_cpus": "0-1"}, [("cpuset.cpus", "0-1")], [("cpuset.cpus", "0-1")]),
+        ({"cpuset_mems": "0"}, [("cpuset.mems", "0")], [("cpuset.mems", "0")]),
+        (
+            {"hugepage_limits": (HugepageLimit(page_size="1GB", limit=0),)},
+            [("hugetlb.1GB.rsvd.limit_in_bytes", "0"), ("hugetlb.1GB.limit_in_bytes", "0")],
+            [("hugetlb.1GB.rsvd.max", "0"), ("hugetlb.1GB.max", "0")],
+        ),
+        ({"oom_score_adj": 5}, [], []),
+        ({}, [], []),
+    ],
+)
+def test_each_limit_in_both_versions(
+    asked: dict[str, object], v1: list[tuple[str, str]], v2: list[tuple[str, str]]
+) -> None:
+    """Each field becomes the line that the kernel reads in cgroup v1, and in v2."""
+    requested = LinuxContainerResources(**asked)
+    assert lines(requested, ALL_V1) == v1
+    assert lines(requested, ()) == v2
+
+
+def test_weight_of_shares() -> None:
+    """All shares there are become weights in order, in range, with ends and default on each other."""
+    weights = [shares_to_weight(shares) for shares in range(2, 262145)]
+    assert weights == sorted(weights)
+    assert (weights[0], weights[1024 - 2], weights[-1]) == (1, 100, 10_000)
+    assert shares_to_weight(2000) == 170  # as runc 1.4 writes it
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "reason"),
+    [
+        ({"cpu_shares": 1}, "cpu_shares", "1 are not from 2 to 262144"),
+        ({"cpu_shares": 262145}, "cpu_shares", "262145 are not from"),
+        ({"cpuset_cpus": "0\n1"}, "cpuset_cpus", r"'0\\n1' has characters"),
+        ({"cpuset_mems": "0\x00"}, "cpuset_mems", "has characters"),
+        ({"memory_swap_limit_in_bytes": 1}, "memory_swap_limit_in_bytes", "needs a limit of memory"),
+        (
+            {"memory_swap_limit_in_bytes": 1, "memory_limit_in_bytes": 2},
+            "memory_swap_limit_in_bytes",
+            "less than memory alone, 2",
+        ),
+        ({"hugepage_limits": (HugepageLimit(page_size="../2MB"),)}, "hugepage_limits", "'../2MB' is no page size"),
+        ({"hugepage_limits": (HugepageLimit(page_size=""),)}, "hugepage_limits", "'' is no page size"),
+        ({"unified": {"../memory.max": "1"}}, "unified", "'../memory.max': this is no name"),
+        ({"unified": {"memory..max": "1"}}, "unified", "is no name"),
+        ({"unified": {"memory.max\n": "1"}}, "unified", "is no name"),
+        ({"unified": {"limpet-b/memory.max": "1"}}, "unified", "is no name"),
+        ({"unified": {"memory": "1"}}, "unified", "is no name"),
+        ({"unified": {"cgroup.procs": "1"}}, "unified", "moves, freezes or kills"),
+        ({"unified": {"cgroup.freeze": "1"}}, "unified", "moves, freezes or kills"),
+        ({"unified": {"memory.high": "1\x00"}}, "unified", "has characters"),
+        ({"unified": {"memory.max": "1"}, "memory_limit_in_bytes": 2}, "unified", "another field"),
+    ],
+)
+def test_what_cannot_be_written_down(asked: dict[str, object], field: str, reason: str) -> None:
+    """What has no line in cgroup v2, or would name another file, is refused with the value; the rest is planned."""
+    settings, refusals = plan(LinuxContainerResources(**asked), ())
+    assert list(refusals) == [field]
+    assert re.search(reason, refusals[field])
+    assert {setting.field for setting in settings} == set(asked) - {field}
+
+
+numbers = st.sampled_from([0, -1, -5, 1, 2, 1024, 2**62])
+texts = st.text(max_size=8) | st.sampled_from(["", "0", "memory.max", "cgroup.procs", "2MB", "a/b", "..", "a\nb"])
+
+
+@given(
+    st.builds(
+        LinuxContainerResources,
+        cpu_period=numbers,
+        cpu_quota=numbers,
+        cpu_shares=numbers,
+        memory_limit_in_bytes=numbers,
+        memory_swap_limit_in_bytes=numbers,
+        cpuset_cpus=texts,
+        cpuset_mems=texts,
+        hugepage_limits=st.lists(st.builds(HugepageLimit, page_size=texts, limit=st.just(1)), max_size=2).map(tuple),
+        unified=st.dictionaries(texts, texts, max_size=3),
+    ),
+    st.sets(st.sampled_from(ALL_V1)),
+)
+def test_whatever_is_asked_is_planned_or_refused(requested: LinuxContainerResources, v1: set[str]) -> None:
+    """No request is forgotten, and none becomes a path out of the cgroup or more than one line."""
+    settings, refusals = plan(requested, v1)
+    assert {setting.field for setting in settings} | set(refusals) == set(requested_fields(requested))
+    for setting in settings:
+        assert re.fullmatch(r"[a-z]+(\.[A-Za-z0-9_-]+)+", setting.file)
+        assert not setting.file.startswith("cgroup.") or setting.file.startswith("cgroup.max.")
+        assert setting.value.isprintable()
+
+
+HYBRID_MOUNTS = """\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /docker/c1 /sys/fs/cgroup/memory ro,relatime - cgroup memory rw,memory
+37 31 0:34 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+38 31 0:35 / /mnt/with\\040space rw,relatime - cgroup2 cgroup2 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mountinfo", "v1", "v2"),
+    [
+        (
+            "4:memory:/docker/c1/x\n2:cpu,cpuacct:/a\n1:name=systemd:/a\n0::/b:c\n",
+            HYBRID_MOUNTS,
+            {
+                "memory": "/sys/fs/cgroup/memory/x",
+                "cpu": "/sys/fs/cgroup/cpu,cpuacct/a",
+                "cpuacct": "/sys/fs/cgroup/cpu,cpuacct/a",
+            },
+            "/mnt/with space/b:c",
+        ),
+        ("4:memory:/docker/c1\n0::/\n", HYBRID_MOUNTS, {"memory": "/sys/fs/cgroup/memory"}, "/mnt/with space"),
+        ("4:memory:/docker/c12\n0::/../other\n", HYBRID_MOUNTS, {}, ""),
+        ("4:memory:/\n0::/\n", "22 27 0:21 / /proc rw,relatime - proc proc rw\n", {}, ""),
+        ("", "", {}, ""),
+    ],
+)
+def test_own_cgroups_are_found(cgroup: str, mountinfo: str, v1: dict[str, str], v2: str) -> None:
+    """Co-mounted controllers, partial mounts, named hierarchies and cgroup namespaces are read as they are."""
+    own = find_own_cgroups(cgroup, mountinfo)
+    assert (own.v1, own.v2) == (v1, v2)
+
+
+class Held:
+    """Children that wait at a pipe, and the container id they are limited under."""
+
+    def __init__(self) -> None:
+        self.id = f"test-{new_id()}"
+        self._children: list[subprocess.Popen[str]] = []
+
+    def start(self, script: str = "") -> subprocess.Popen[str]:
+        """Start a child that runs `script` once it reads a line."""
+        child = subprocess.Popen(
+            [sys.executable, "-c", f"import sys, time; print(flush=True); sys.stdin.readline()\n{script}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._children.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "\n"
+        return child
+
+    def limit(self, child: subprocess.Popen[str], requested: LinuxContainerResources) -> Resources:
+        """Limit a child; whatever the machine allows, applied and unapplied share out what was asked for."""
+        return check(apply_limits(self.id, child.pid, requested), requested)
+
+    def end(self) -> None:
+        """Kill the children."""
+        for child in self._children:
+            child.kill()
+            child.communicate()
+
+
+def check(resources: Resources, requested: LinuxContainerResources) -> Resources:
+    assert resources.requested == requested
+    assert sorted([*resources.applied, *resources.unapplied]) == sorted(requested_fields(requested))
+    assert all(resources.unapplied.values())
+    return resources
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    children = Held()
+    yield children
+    children.end()
+    assert remove_limits(children.id) == ()
+    assert find_directories(children.id) == []
+
+
+def find_directories(container_id: str) -> list[str]:
+    """Return the container's cgroups, looked for everywhere."""
+    found = []
+    for top, names, _ in os.walk("/sys/fs/cgroup"):
+        found += [os.path.join(top, name) for name in names if container_id in name]
+    return found
+
+
+def may_limit(controller: str) -> bool:
+    """Say whether this machine lets us make a cgroup for a controller of v1: then nothing excuses not limiting."""
+    parent = read_own_cgroups().v1.get(controller)
+    if not parent:
+        return False
+    try:
+        os.mkdir(f"{parent}/limpet-may-{os.getpid()}")
+        os.rmdir(f"{parent}/limpet-may-{os.getpid()}")
+    except OSError:
+        return False
+    return True
+
+
+def test_every_limit_on_this_machine(held: Held) -> None:
+    """What may be limited here is, as the kernel shows it; the rest has a reason; removed, nothing is left."""
+    child = held.start()
+    resources = held.limit(child, EVERYTHING)
+    for controller, fields in {
+        "cpu": {"cpu_period", "cpu_quota", "cpu_shares"},
+        "memory": {"memory_limit_in_bytes"},
+        "cpuset": {"cpuset_cpus", "cpuset_mems"},
+    }.items():
+        assert not may_limit(controller) or fields <= set(resources.applied), resources.unapplied
+    assert "oom_score_adj" in resources.applied
+    assert Path(f"/proc/{child.pid}/oom_score_adj").read_text() == "300\n"
+    if "cpuset_cpus" in resources.applied:
+        assert os.sched_getaffinity(child.pid) == {0}
+    cgroups = Path(f"/proc/{child.pid}/cgroup").read_text()
+    assert (f"/limpet-{held.id}\n" in cgroups) is (resources.applied != ("oom_score_adj",))
+    if may_limit("cpu"):
+        directory = Path(read_own_cgroups().v1["cpu"], f"limpet-{held.id}")
+        files = ("cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.shares")
+        assert [(directory / file).read_text() for file in files] == ["50000\n", "20000\n", "512\n"]
+
+
+def test_memory_is_limited(held: Held) -> None:
+    """A process that takes more memory than its limit is killed, where the limit is said to be applied."""
+    child = held.start("block = bytearray(256 << 20)")
+    both = LinuxContainerResources(memory_limit_in_bytes=32 * MEBIBYTE, memory_swap_limit_in_bytes=32 * MEBIBYTE)
+    resources = held.limit(child, both)
+    child.communicate("\n", DEADLINE_SECONDS)
+    if len(resources.applied) == 2:
+        assert child.returncode == -signal.SIGKILL
+    elif not resources.applied:
+        assert child.returncode == 0
+
+
+def test_cpu_time_is_limited(held: Held) -> None:
+    """A process that spins for a second with a fifth of a CPU gets no more, where the quota is said to be applied."""
+    child = held.start("end = time.monotonic() + 1\nwhile time.monotonic() < end: pass\nprint(time.process_time())")
+    resources = held.limit(child, LinuxContainerResources(cpu_quota=20_000))
+    output, _ = child.communicate("\n", DEADLINE_SECONDS)
+    if resources.applied:
+        assert float(output) < 0.6
+
+
+def test_what_the_kernel_refuses_is_unapplied(held: Held) -> None:
+    """A value that the kernel does not take comes back with its file and the kernel's words; its neighbours are set."""
+    child = held.start()
+    requested = LinuxContainerResources(
+        cpu_period=5_000_000, cpu_quota=100_000, cpu_shares=512, cpuset_cpus="4095", cpuset_mems="0", oom_score_adj=1001
+    )
+    resources = held.limit(child, requested)
+    assert re.search(rf"/proc/{child.pid}/oom_score_adj: Invalid argument", resources.unapplied["oom_score_adj"])
+    if may_limit("cpu") and may_limit("cpuset"):
+        assert resources.applied == ("cpu_shares", "cpuset_mems")
+        assert resources.unapplied["cpu_period"].endswith("cpu.cfs_period_us: Invalid argument")
+        assert "without cpu_period" in resources.unapplied["cpu_quota"]
+        assert "cpuset.cpus: " in resources.unapplied["cpuset_cpus"]
+
+
+def test_what_v2_accepts_and_does_not_follow_is_refused(tmp_path: Path) -> None:
+    """A CPU that cgroup v2 takes note of and does not grant is no limit that is applied."""
+    (setting,), _ = plan(LinuxContainerResources(cpuset_cpus="7"), ())
+    (tmp_path / "cpuset.cpus").touch()
+    (tmp_path / "cpuset.cpus.effective").write_text("0-1\n")
+    with pytest.raises(OSError, match="asked for 7, the kernel grants 0-1"):
+        _set(str(tmp_path), setting, Refusals())
+    (tmp_path / "cpuset.cpus.effective").write_text("7\n")
+    _set(str(tmp_path), setting, Refusals())
+
+
+def test_nothing_asked_makes_no_cgroup(held: Held) -> None:
+    """Without a limit, or with none that is a cgroup's, no cgroup is made; removing is fine all the same."""
+    child = held.start()
+    assert held.limit(child, LinuxContainerResources()).applied == ()
+    assert held.limit(child, LinuxContainerResources(oom_score_adj=1)).applied == ("oom_score_adj",)
+    assert find_directories(held.id) == []
+    assert remove_limits(held.id) == ()
+
+
+def test_a_cgroup_in_use_is_left_alone(held: Held) -> None:
+    """A second container with a live one's id is not limited through its cgroup, and says so; removing says it, too."""
+    if not may_limit("cpu"):
+        pytest.skip("needs a cgroup v1 hierarchy that may be written to")
+    first, second = held.start(), held.start()
+    assert held.limit(first, LinuxContainerResources(cpu_shares=512)).applied == ("cpu_shares",)
+    told = held.limit(second, LinuxContainerResources(cpu_shares=1024)).unapplied
+    assert told["cpu_shares"].endswith("processes of another container with this id are in it")
+    (left,) = remove_limits(held.id)
+    assert left.endswith(f"/limpet-{held.id}: Device or resource busy")
+    assert Path(read_own_cgroups().v1["cpu"], f"limpet-{held.id}", "cpu.shares").read_text() == "512\n"
+    first.kill()
+    first.wait()
+    assert remove_limits(held.id) == ()
+
+
+def test_a_left_over_cgroup_limits_nobody(held: Held) -> None:
+    """What a killed engine left of an id does not hold for the next container with it."""
+    if not may_limit("cpu"):
+        pytest.skip("needs a cgroup v1 hierarchy that may be written to")
+    earlier = held.start()
+    held.limit(earlier, LinuxContainerResources(cpu_quota=20_000))
+    earlier.kill()
+    earlier.wait()
+    assert held.limit(held.start(), LinuxContainerResources(cpu_shares=512)).applied == ("cpu_shares",)
+    assert Path(read_own_cgroups().v1["cpu"], f"limpet-{held.id}", "cpu.cfs_quota_us").read_text() == "-1\n"
+
+
+def test_a_process_that_is_gone_is_not_limited(held: Held) -> None:
+    """Nothing is said to be applied to a process that has ended, and no cgroup is left of the attempt."""
+    child = held.start()
+    child.kill()
+    child.wait()
+    assert held.limit(child, EVERYTHING).applied == ()
+    assert find_directories(held.id) == []
+
+
+@pytest.mark.parametrize("bad", ["", "..", "../x", "a/b", "a\x00b", "-", "a" * 129])
+def test_an_id_never_becomes_a_path(bad: str) -> None:
+    """An id that could leave the engine's own cgroup is refused before anything is looked at."""
+    with pytest.raises(errors.InvalidInputError):
+        apply_limits(bad, os.getpid(), EVERYTHING)
+    with pytest.raises(errors.InvalidInputError):
+        remove_limits(bad)
+
+
+def call_as(uid: int, cgroup: str, function: Callable[[], object]) -> object:
+    """Return what `function` returns in a fork that has joined a cgroup and become a user; "" and -1: as we are."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            if cgroup:
+                Path(cgroup, "cgroup.procs").write_text("0")
+            if uid != -1:
+                os.setgroups([])
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
+            os.write(write, json.dumps(function()).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        answer = file.read()
+    os.waitpid(pid, 0)
+    assert answer, "the fork failed"
+    return json.loads(answer)
+
+
+def limit_a_child(container_id: str, requested: LinuxContainerResources) -> dict[str, object]:
+    with subprocess.Popen(["sleep", "60"], cwd="/") as child:
+        try:
+            resources = check(apply_limits(container_id, child.pid, requested), requested)
+            cgroups = Path(f"/proc/{child.pid}/cgroup").read_text()
+        finally:
+            child.kill()
+            child.wait()
+    left = remove_limits(container_id)
+    return {"applied": resources.applied, "unapplied": resources.unapplied, "cgroups": cgroups, "left": left}
+
+
+def test_an_ordinary_user_is_told_what_is_absent(held: Held) -> None:
+    """Without the right to make cgroups nothing is applied but what needs none, and each field says why."""
+    uid = NOBODY if os.geteuid() == 0 else -1
+    told = call_as(uid, "", lambda: limit_a_child(held.id, EVERYTHING))
+    assert isinstance(told, dict)
+    if uid == NOBODY:
+        assert told["applied"] == ["oom_score_adj"]
+        for field, reason in told["unapplied"].items():
+            assert re.match(r"/\S+: \w", reason), (field, reason)
+    lowered = call_as(uid, "", lambda: limit_a_child(held.id, LinuxContainerResources(oom_score_adj=-999)))
+    assert isinstance(lowered, dict)
+    assert "oom_score_adj: Permission denied" in lowered["unapplied"]["oom_score_adj"]
+
+
+@pytest.fixture
+def unit_cgroup() -> Iterator[Path]:
+    """A cgroup v2 like that of a systemd unit, with an engine's subgroup, and with the hugetlb controller."""
+    own = read_own_cgroups()
+    control = Path(own.v2_mount_point, "cgroup.subtree_control")
+    unit = Path(own.v2_mount_point, f"test-{new_id()}")
+    try:
+        control.write_text("+hugetlb")
+        (unit / "engine").mkdir(parents=True)
+    except OSError as error:
+        pytest.skip(f"needs to write to a cgroup v2 with the hugetlb controller: {error}")
+    yield unit
+    (unit / "engine").rmdir()
+    unit.rmdir()
+
+
+def test_v2_is_used_where_it_is_delegated(held: Held, unit_cgroup: Path) -> None:
+    """In cgroup v2 an engine limits from a subgroup of a delegated cgroup, as an ordinary user, and only there."""
+    requested = LinuxContainerResources(
+        hugepage_limits=(HugepageLimit(page_size="2MB", limit=4 * MEBIBYTE),),
+        unified={"cgroup.max.depth": "1", "misc.max": "x 1"},
+    )
+
+    def attempt(cgroup: Path) -> dict[str, object]:
+        told = call_as(NOBODY, str(cgroup), lambda: limit_a_child(held.id, requested))
+        assert isinstance(told, dict)
+        return told
+
+    for cgroup in (unit_cgroup, unit_cgroup / "engine"):
+        told = attempt(cgroup)
+        assert told["applied"] == []
+        assert f"{cgroup}: this process is in it" in told["unapplied"]["hugepage_limits"]
+    for path in (unit_cgroup, unit_cgroup / "cgroup.procs", unit_cgroup / "cgroup.subtree_control"):
+        os.chown(path, NOBODY, NOBODY)
+    os.setxattr(unit_cgroup, "user.delegate", b"1")
+    told = attempt(unit_cgroup / "engine")
+    assert told["applied"] == ["hugepage_limits"]
+    assert f"/{unit_cgroup.name}/limpet-{held.id}\n" in told["cgroups"]
+    assert "no controller 'misc' here" in told["unapplied"]["unified"]
+    assert told["left"] == []
+
+
+def test_a_container_says_what_limits_it(engine: Engine) -> None:
+    """A container's status tells its limits from start to release, and release leaves no cgroup behind."""
+    sandbox = engine.create_sandbox({"metadata": {"name": "pod"}})
+    container = engine.create_container(
+        {
+            "metadata": {"name": "limited"},
+            "image": {"image": "host"},
+            "command": ["cat", "/proc/self/oom_score_adj"],
+            "log_path": "limited.log",
+            "linux": {"resources": {"memory_limit_in_bytes": 64 * MEBIBYTE, "oom_score_adj": 7}},
+        },
+        sandbox.id,
+    )
+    container.start()
+    resources = container.wait(DEADLINE_SECONDS).resources
+    assert resources is not None
+    assert "oom_score_adj" in check(resources, resources.requested).applied
+    assert not may_limit("memory") or "memory_limit_in_bytes" in resources.applied
+    assert Path(container.metadata.log_path).read_text() == "7\n"
+    container.release()
+    assert find_directories(container.id) == []

@@ -49,8 +49,8 @@ def remove_limits(container_id: str) -> tuple[str, ...]:
     """Remove the container's cgroups; return those that are left, each with the reason, or nothing.
 
     A cgroup with processes in it is left alone, after half a second for killed ones to leave it. Looks below the
-    cgroup that the engine is in now, so an engine that has moved does not find what it made elsewhere; such a
-    cgroup ends with the one above it. Raises InvalidInputError for an id that is none.
+    cgroups that this process is in now: what an engine made while it was in another one stays there, empty.
+    Raises InvalidInputError for an id that is none.
     """
     name = _name(container_id)
     left = []

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +22,7 @@ from limpet.engine.process_config import (
 )
 from limpet.recovery.rules import end
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources
-from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError, StartError
+from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError, StartError, StoreDamagedError
 from limpet.schema.image import MountType
 from limpet.schema.layout import BUNDLE_VARIABLE
 from limpet.schema.metadata import Metadata
@@ -40,18 +41,18 @@ class Container:
     Steps of one container exclude each other; different containers do not wait for one another.
     """
 
-    def __init__(self, runtime: "Runtime", metadata: Metadata) -> None:
+    def __init__(self, runtime: "Runtime", container_id: str) -> None:
         self._runtime = runtime
-        self.metadata = metadata
-        self._bundle = ContainerBundle(metadata.root_dir, metadata.id, runtime.store.node)
+        self.id = container_id
+        self._bundle = ContainerBundle(runtime.bundle_path(container_id), container_id, runtime.store.node)
 
     def __repr__(self) -> str:
         return f"<Container {self.id}: {self.state.name}>"
 
-    @property
-    def id(self) -> str:
-        """The container's id."""
-        return self.metadata.id
+    @cached_property
+    def metadata(self) -> Metadata:
+        """The immutable part. Raises StoreDamagedError if its record cannot be read: delete it, then."""
+        return self._runtime.store.metadata(self.id)
 
     @property
     def status(self) -> Status:
@@ -94,8 +95,9 @@ class Container:
         container is EXITED then, with code 128 and reason StartError.
         """
         with self._runtime.exclusive(self.id):
-            if self.state is not ContainerState.CREATED:
-                raise self._refuse("start", "only a CREATED one can be")
+            status = self.status
+            if status.state is not ContainerState.CREATED or status.released:
+                raise self._refuse("start", "only a CREATED one that was not released can be")
             try:
                 return self._start()
             except StartError as error:
@@ -139,10 +141,10 @@ class Container:
     def wait(self, timeout: float | None = None) -> Status:
         """Wait until the container has ended and return its status; after `timeout` seconds, whatever it is then.
 
-        Raises InvalidStateError for one that was never started: it would wait for ever.
+        Raises InvalidStateError for one that does not run: nobody would see it end.
         """
-        if self.state is ContainerState.CREATED:
-            raise self._refuse("wait for", "start it first")
+        if self.state not in {ContainerState.RUNNING, ContainerState.EXITED}:
+            raise self._refuse("wait for", "start it first, or recover() if it is Unknown")
         self._runtime.wait_until_ended(self.id, timeout)
         return self.status
 
@@ -170,6 +172,10 @@ class Container:
     def delete(self) -> None:
         """Forget the container. Raises InvalidStateError unless it is released, was never created, or is damaged."""
         with self._runtime.exclusive(self.id):
+            if self._is_damaged():
+                # What it was cannot be read. Its bundle, if there is one, becomes an orphan that recovery judges.
+                self._runtime.store.delete(self.id)
+                return
             status = self.status
             never_created = not status.created_at and not status.finished_at
             if not status.released and not never_created:
@@ -177,6 +183,15 @@ class Container:
             if status.state is not ContainerState.RUNNING and not status.unknown:
                 self.remove_bundle()
             self._runtime.store.delete(self.id)
+
+    def _is_damaged(self) -> bool:
+        if self._runtime.store.is_damaged(self.id):
+            return True
+        try:
+            self._runtime.store.metadata(self.id)
+        except StoreDamagedError:
+            return True
+        return False
 
     def _start(self) -> Status:
         config = msgspec.json.decode(self._bundle.read_config(), type=BundleConfig)

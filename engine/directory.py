@@ -11,13 +11,15 @@ backups/        copies made before a migration
 import json
 import os
 import stat
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
-from filelock import FileLock, Timeout
 
-from limpet.engine.durable import make_directory, write_file
-from limpet.schema.errors import StateDirectoryError, StateDirectoryLockedError, UnsupportedError
+from limpet.engine.durable import TEMPORARY_PREFIX, make_directory, write_file
+from limpet.schema.errors import StateDirectoryError, StateDirectoryLockedError, StoreDamagedError, UnsupportedError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 DATABASE = "store.db"
 CONTAINERS = "containers"
@@ -47,7 +49,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 class StateDirectory:
     """A state directory that this process holds the lock of. Made by `acquire`, given up by `release`."""
 
-    def __init__(self, path: str, lock: FileLock) -> None:
+    def __init__(self, path: str, lock: "FileLock") -> None:
         self.path = path
         self._lock = lock
 
@@ -58,6 +60,9 @@ class StateDirectory:
         Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if
         it is not a private directory of ours, UnsupportedError if it lies on a network file system.
         """
+        # Imported here: it takes as long to load as all that a look without the lock needs.
+        from filelock import FileLock, Timeout  # noqa: PLC0415
+
         path = os.path.abspath(path)
         try:
             make_directory(path)
@@ -88,11 +93,7 @@ class StateDirectory:
 
     def read_owner(self) -> Owner | None:
         """Return what the last owner left, None where there was none or its record cannot be read."""
-        try:
-            with open(self.join(_OWNER), "rb") as file:
-                return msgspec.json.decode(file.read(), type=Owner)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
+        return read_owner(self.path)
 
     def write_owner(self, owner: Owner) -> None:
         """Replace the owner's record, durably. Raises StateDirectoryError if the disk refuses."""
@@ -100,6 +101,15 @@ class StateDirectory:
             write_file(self.join(_OWNER), msgspec.json.encode(owner))
         except OSError as error:
             raise StateDirectoryError(f"{self.join(_OWNER)}: {error.strerror}; nothing was started") from error
+
+    def remove_temporary_files(self) -> None:
+        """Remove what a kill has left half written. Raises StateDirectoryError."""
+        try:
+            for entry in os.scandir(self.path):
+                if entry.name.startswith(TEMPORARY_PREFIX) and not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+        except OSError as error:
+            raise StateDirectoryError(f"{error.filename or self.path}: {error.strerror}") from error
 
     def release(self) -> None:
         """Give the lock up; the file stays."""
@@ -130,9 +140,36 @@ def check_directory(path: str) -> os.stat_result:
     return found
 
 
+def read_owner(path: str) -> Owner | None:
+    """Return what the last owner of the state directory `path` left, None if nothing that can be read."""
+    try:
+        with open(os.path.join(path, _OWNER), "rb") as file:
+            return msgspec.json.decode(file.read(), type=Owner)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def require_plausible_files(path: str, owner: Owner | None) -> None:
+    """Raise StoreDamagedError where a file is missing that must be there, given what was left behind."""
+    database, owner_file = os.path.join(path, DATABASE), os.path.join(path, _OWNER)
+    if not os.path.lexists(database):
+        containers = os.path.join(path, CONTAINERS)
+        if owner is not None or os.path.lexists(database + "-wal") or os.path.isdir(containers):
+            raise StoreDamagedError(
+                f"{database} is missing, but its state directory has been in use; put a backup there and remove"
+                f" {owner_file}, or begin with another directory"
+            )
+    elif owner is not None and not owner.closed and not os.path.lexists(database + "-wal"):
+        raise StoreDamagedError(
+            f"{database}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
+            " have been in it. If another program has moved them into the database since (sqlite3 does), or if you"
+            f" accept the loss, remove {owner_file} and open it again"
+        )
+
+
 def find_foreign_entries(path: str) -> list[str]:
     """Return the names in a directory that limpet did not make there."""
-    return sorted(name for name in os.listdir(path) if name not in _OURS and not name.startswith(".tmp-"))
+    return sorted(name for name in os.listdir(path) if name not in _OURS and not name.startswith(TEMPORARY_PREFIX))
 
 
 def _require_private(path: str, found: os.stat_result) -> None:
@@ -157,14 +194,39 @@ def _write_holder(descriptor: int) -> None:
     os.pwrite(descriptor, json.dumps({"pid": os.getpid()}).encode(), 0)
 
 
-def _locked_error(path: str) -> StateDirectoryLockedError:
+def find_holder(path: str) -> int | None:
+    """Return the pid of the process that has the state directory open; None if none is seen.
+
+    It reads /proc/locks, which shows those of our pid namespace: to try the lock itself, even for an instant, could
+    make an engine fail that is being opened. So None is no proof.
+    """
+    pid = _read_holder(path)
+    try:
+        inode = os.stat(os.path.join(path, _LOCK)).st_ino
+        with open("/proc/locks", encoding="ascii") as locks:
+            # 3: FLOCK  ADVISORY  WRITE 18113 fe:00:2146853 0 EOF; the device there is not always that of stat(2)
+            held = any(
+                kind == "FLOCK" and holder == str(pid) and file.endswith(f":{inode}")
+                for _, kind, _, _, holder, file, *_ in map(str.split, locks)
+            )
+    except OSError:
+        return None
+    return pid if held else None
+
+
+def _read_holder(path: str) -> int | None:
     try:
         with open(os.path.join(path, _LOCK), "rb") as file:
             pid = json.loads(file.read())["pid"]
     except (OSError, ValueError, KeyError, TypeError):
-        pid = None
-    if not isinstance(pid, int):
-        holder, pid = "another process", None
+        return None
+    return pid if isinstance(pid, int) else None
+
+
+def _locked_error(path: str) -> StateDirectoryLockedError:
+    pid = _read_holder(path)
+    if pid is None:
+        holder = "another process"
     elif pid == os.getpid():
         holder = f"this process (pid {pid})"
     elif os.path.exists(f"/proc/{pid}"):

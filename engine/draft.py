@@ -5,7 +5,7 @@ the database sees only what it will accept.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -46,18 +46,23 @@ class Draft:
         rows: Mapping[str, Row],
         doubts: Mapping[str, Doubt],
         sandboxes: Mapping[str, SandboxMetadata],
+        damaged_sandboxes: Container[str],
     ) -> None:
         self._node = node
         self._writer = writer
         self._rows = rows
         self._old_doubts = doubts
         self._old_sandboxes = sandboxes
+        self._damaged_sandboxes = damaged_sandboxes
         self.changes = Changes()
         self.rows: dict[str, Row | None] = {}
         """New status rows; None for a container that is deleted."""
         self.doubts: dict[str, Doubt | None] = {}
         """Doubts that come, and None for those that go."""
         self.sandboxes: dict[str, SandboxMetadata | None] = {}
+
+    def __contains__(self, container_id: str) -> bool:
+        return self._find(container_id) is not None
 
     def status(self, container_id: str) -> Status:
         """Return a container's status as this draft has it. Raises NotFoundError."""
@@ -136,13 +141,14 @@ class Draft:
 
     def delete_sandbox(self, sandbox_id: str) -> None:
         """Remove a sandbox. Raises NotFoundError, or InvalidStateError while it has containers."""
-        if self._find_sandbox(sandbox_id) is None:
+        damaged = sandbox_id in self._damaged_sandboxes
+        if self._find_sandbox(sandbox_id) is None and not damaged:
             raise NotFoundError(f"sandbox {sandbox_id!r} does not exist")
         left = {row[0] for row in self.changes.new_containers if row[1] == sandbox_id}
         left.update(key for key in self._writer.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         if left:
             raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
-        if sandbox_id in self._old_sandboxes:
+        if sandbox_id in self._old_sandboxes or damaged:
             self.changes.deleted_sandboxes.append(sandbox_id)
         self.changes.new_sandboxes = [row for row in self.changes.new_sandboxes if row[0] != sandbox_id]
         self.sandboxes[sandbox_id] = None

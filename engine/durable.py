@@ -66,6 +66,15 @@ def temporary_path(directory: str) -> str:
     return os.path.join(directory, TEMPORARY_PREFIX + secrets.token_hex(8))
 
 
+def sync_file(path: str) -> None:
+    """Make the content of the file `path` durable. Raises OSError. Never for a database that is open here."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(path: str) -> None:
     """Make the names in the directory `path` durable: what was made, renamed and removed there.
 

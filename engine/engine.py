@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
 from limpet.engine.container import Container
@@ -55,6 +56,7 @@ class Engine:
             images=images,
             starter=starter,
             environment=dict(os.environ),
+            containers_dir=self._containers_dir,
             reexamine=lambda _: self._recover_quietly(),
         )
 
@@ -124,9 +126,10 @@ class Engine:
             root_dir=os.path.join(self._sandboxes_dir, key),
         )
         choose_log_path(config.log_directory or "/", "check")
-        self.store.add_sandbox(metadata)
         sandbox = Sandbox(self, metadata)
-        sandbox.bundle.make()
+        with self._runtime.exclusive(key):
+            self.store.add_sandbox(metadata)
+            sandbox.bundle.make()
         return sandbox
 
     def create_container(
@@ -169,14 +172,14 @@ class Engine:
             image_manifest=manifest,
             log_path=choose_log_path(sandbox.log_directory, config.log_path),
             stop_signal=choose_stop_signal(config, manifest.config),
-            root_dir=os.path.join(self._containers_dir, key),
+            root_dir=self._runtime.bundle_path(key),
         )
         self.store.add(metadata)
-        return Container(self._runtime, metadata)
+        return Container(self._runtime, key)
 
     def get(self, container_id: str) -> Container:
         """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
-        return Container(self._runtime, self.store.get(container_id).metadata)
+        return Container(self._runtime, self.store.get(container_id).id)
 
     def list(
         self,
@@ -189,7 +192,7 @@ class Engine:
     ) -> "Sequence[Container]":
         """Return the containers that match all that is given; see `Store.list`."""
         records = self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
-        return [Container(self._runtime, record.metadata) for record in records]
+        return [Container(self._runtime, record.id) for record in records]
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox:
         """Return the sandbox with this id, or the one whose id begins with it. Raises NotFoundError."""
@@ -201,31 +204,33 @@ class Engine:
 
     def delete(self, container_id: str) -> None:
         """Forget a container by its exact id; see `Container.delete`. One whose record is damaged, too."""
-        record = self.store.get(container_id)
-        if record.id != container_id:
+        container = self.get(container_id)
+        if container.id != container_id:
             raise NotFoundError(f"container {container_id!r}: give the whole id to delete it")
-        if self.store.is_damaged(container_id):
-            # What it was cannot be read. Its bundle, if there is one, becomes an orphan that recovery judges.
-            self.store.delete(container_id)
-        else:
-            self.get(container_id).delete()
+        container.delete()
+
+    def exclusive(self, owner_id: str) -> AbstractContextManager[None]:
+        """Keep other steps of the same container or sandbox out while the block runs."""
+        return self._runtime.exclusive(owner_id)
 
     def recover(self) -> Report:
         """Look at every container that has not ended, now, and return the report; may be called at any time."""
-        leftovers = os.listdir(self._containers_dir)
-        orphans = judge_orphans(self.store, self._containers_dir, self._sandboxes_dir)
+        orphans = judge_orphans(
+            {self._containers_dir: lambda: self.store, self._sandboxes_dir: lambda: self.store.sandbox_ids}
+        )
         report = recover(
             self.store,
             probe=HostProbe(self._containers_dir),
-            leftovers=leftovers,
+            leftovers=os.listdir(self._containers_dir),
             actors={Action.ADOPT: self._adopt, Action.REMOVE_BUNDLE: self._remove_bundle},
             orphans=orphans,
         )
         self._end_leftovers()
-        self.recovery = dispose(self.store.directory, report)
+        self.recovery = dispose(self.store.directory, report, self.exclusive)
         for sandbox in self.list_sandboxes():
-            if not os.path.lexists(sandbox.bundle.path):
-                sandbox.bundle.make()  # a kill came between its row and its directory
+            with self._runtime.exclusive(sandbox.id):
+                if not os.path.lexists(sandbox.bundle.path):
+                    sandbox.bundle.make()  # a kill came between its row and its directory
         return self.recovery
 
     def _recover_quietly(self) -> None:
@@ -235,11 +240,14 @@ class Engine:
         identity = verdict.status.identity
         if identity is None or self._runtime.watcher.pidfd(container_id) is not None:
             return
-        pidfd = self._runtime.starter.adopt(identity, os.path.join(self._containers_dir, container_id))
+        pidfd = self._runtime.starter.adopt(identity, self._runtime.bundle_path(container_id))
         self._runtime.watcher.watch(container_id, identity.pid, pidfd)
 
     def _remove_bundle(self, container_id: str, _: Verdict) -> None:
-        self.get(container_id).remove_bundle()
+        with self._runtime.exclusive(container_id), suppress(NotFoundError):
+            status = self.store.status(container_id)
+            if status.released or not status.created_at:  # a step that was under way may have come in between
+                self.get(container_id).remove_bundle()
 
     def _end_leftovers(self) -> None:
         """Kill processes of containers that have ended: a kill may have come between the end and this."""

@@ -48,23 +48,23 @@ def recover(
     """
     begun, now = time.monotonic_ns(), time.time_ns()
     containers = store.unsettled(leftovers)
+    settled = len(store) - len(containers)
     examined = list(examine_all(containers, probe or HostProbe(), now))
-    report = Report(
-        number=0,
-        at=now,
-        took_ns=time.monotonic_ns() - begun,
-        boot_id=read_boot_id() or "",
-        settled=len(store) - len(containers),
-        findings=tuple(one.finding for one in examined),
-        orphans=tuple(orphans),
-    )
     with store.transaction() as draft:
-        for one in examined:
-            _rule(draft, one)
-        report = replace(report, number=store.next_report_number())
+        # What has changed since it was looked at is the business of whoever changed it.
+        examined = [one for one in examined if _apply(draft, one)]
+        report = Report(
+            number=store.next_report_number(),
+            at=now,
+            took_ns=time.monotonic_ns() - begun,
+            boot_id=read_boot_id() or "",
+            settled=settled,
+            findings=tuple(one.finding for one in examined),
+            orphans=tuple(orphans),
+        )
         draft.add_report(report.number, now, msgspec.json.encode(report).decode())
-    findings = [_act(one, actors or {}) for one in examined]
-    return replace(report, findings=tuple(findings), took_ns=time.monotonic_ns() - begun)
+    findings = tuple(_act(one, actors or {}) for one in examined)
+    return replace(report, findings=findings, took_ns=time.monotonic_ns() - begun)
 
 
 def examine_all(containers: Iterable[Unsettled], probe: Probe, now: int) -> Iterable[_Examined]:
@@ -76,17 +76,18 @@ def examine_all(containers: Iterable[Unsettled], probe: Probe, now: int) -> Iter
         yield _Examined(container, verdict, finding)
 
 
-def _rule(draft: Draft, one: _Examined) -> None:
-    """Put one verdict into the draft, unless the container has changed since it was looked at."""
+def _apply(draft: Draft, one: _Examined) -> bool:
+    """Put one verdict into the draft, unless the container has changed since it was looked at; say whether."""
     record, verdict = one.container.record, one.verdict
-    if draft.checkpoint(record.id) != record.status:
-        return
+    if record.id not in draft or (not one.container.damage and draft.checkpoint(record.id) != record.status):
+        return False
     if verdict.ruling is Ruling.UNKNOWN:
         draft.doubt(record.id, (verdict.status.reason, verdict.status.message))
     elif verdict.status == record.status:
         draft.doubt(record.id, None)
     else:
-        draft.update(record.id, lambda _: verdict.status)
+        draft.replace(record.id, verdict.status)
+    return True
 
 
 def _act(one: _Examined, actors: Mapping[Action, Actor]) -> Finding:

@@ -1,5 +1,6 @@
 """What the containers of one engine share, and how their steps keep out of each other's way."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ class Runtime:
     images: ImageStore
     starter: Starter
     environment: Mapping[str, str]
+    containers_dir: str
     reexamine: Callable[[str], None]
     watcher: Watcher = field(init=False)
     _ended: threading.Condition = field(default_factory=threading.Condition)
@@ -32,9 +34,13 @@ class Runtime:
     def __post_init__(self) -> None:
         self.watcher = Watcher(self._note_exit, lambda pidfd: self.starter.signal(pidfd, 9))
 
+    def bundle_path(self, container_id: str) -> str:
+        """Return where the container's bundle is, or would be."""
+        return os.path.join(self.containers_dir, container_id)
+
     @contextmanager
     def exclusive(self, container_id: str) -> Iterator[None]:
-        """Keep other steps of the same container out while the block runs."""
+        """Keep other steps of the same container (or sandbox) out while the block runs."""
         with self._guard:
             lock = self._steps.get(container_id)
             if lock is None:

@@ -45,9 +45,10 @@ class Sandbox:
 
     def delete(self) -> None:
         """Forget the sandbox and remove its directory. Raises InvalidStateError while it has containers."""
-        # The row first: a directory without a row is an orphan, which recovery removes.
-        self._engine.store.delete_sandbox(self.id)
-        self.bundle.remove()
+        with self._engine.exclusive(self.id):
+            # The row first: a directory without a row is an orphan, which recovery removes.
+            self._engine.store.delete_sandbox(self.id)
+            self.bundle.remove()
 
 
 def choose_log_path(log_directory: str, log_path: str) -> str:

@@ -7,7 +7,7 @@ runtime that manages its own processes uses the store as it is.
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Self
 from weakref import WeakSet
@@ -17,7 +17,7 @@ from limpet.engine.database.backup import back_up
 from limpet.engine.database.migrate import create_database, prepare_database
 from limpet.engine.database.reader import Reader, Transition
 from limpet.engine.database.writer import Writer
-from limpet.engine.directory import BACKUPS, CONTAINERS, DATABASE, Owner, StateDirectory
+from limpet.engine.directory import BACKUPS, DATABASE, Owner, StateDirectory, require_plausible_files
 from limpet.engine.draft import Doubt, Draft, status_with_doubt
 from limpet.engine.durable import make_directory, sync_directory
 from limpet.engine.record import Record, Unsettled, matches_labels, resolve_prefix
@@ -51,6 +51,7 @@ class Store:
         self._rows: dict[str, Row] = {}
         self._doubts: dict[str, Doubt] = {}
         self._sandboxes: dict[str, SandboxMetadata] = {}
+        self._damaged_sandboxes: dict[str, str] = {}
         self._closed = False
         self._pid = os.getpid()
         self._load()
@@ -74,7 +75,8 @@ class Store:
     def _open(cls, directory: StateDirectory, node: str) -> Self:
         path = directory.join(DATABASE)
         owner = directory.read_owner()
-        _require_plausible_files(directory, owner)
+        directory.remove_temporary_files()
+        require_plausible_files(directory.path, owner)
         if os.path.lexists(path):
             examine_wal(path + "-wal")
             make_directory(directory.join(BACKUPS))
@@ -185,16 +187,26 @@ class Store:
         self._change(lambda draft: draft.add_sandbox(metadata))
 
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
-        """Return the sandbox with this id, or the one whose id begins with it. Raises NotFoundError."""
+        """Return the sandbox with this id, or the one whose id begins with it.
+
+        Raises NotFoundError, StoreDamagedError if its record cannot be read.
+        """
         self._require_open()
         with self._view:
+            if sandbox_id in self._damaged_sandboxes:
+                raise StoreDamagedError(self._damaged_sandboxes[sandbox_id])
             return self._sandboxes[resolve_prefix(sandbox_id, self._sandboxes, "sandbox")]
 
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
-        """Return all sandboxes, oldest first."""
+        """Return all sandboxes whose records can be read, oldest first."""
         self._require_open()
         with self._view:
             return sorted(self._sandboxes.values(), key=lambda metadata: (metadata.created_at, metadata.id))
+
+    @property
+    def sandbox_ids(self) -> "Collection[str]":
+        """The ids of all sandboxes, also of those whose records cannot be read."""
+        return self._sandboxes.keys() | self._damaged_sandboxes.keys()
 
     def delete_sandbox(self, sandbox_id: str) -> None:
         """Remove a sandbox's record. Raises NotFoundError, InvalidStateError while it has containers."""
@@ -238,7 +250,7 @@ class Store:
                     "" if row else self._doubts[key][1],
                 )
                 for key, row in self._rows.items()
-                if not row or not row[_FINISHED_AT] or key in self._doubts or (row[_RELEASED] and key in wanted)
+                if key in self._doubts or (key in wanted if row[_RELEASED] else not row[_FINISHED_AT])
             ]
 
     def __len__(self) -> int:
@@ -295,7 +307,7 @@ class Store:
         self._committer.run(Request(apply))
 
     def _draft(self) -> Draft:
-        return Draft(self.node, self._writer, self._rows, self._doubts, self._sandboxes)
+        return Draft(self.node, self._writer, self._rows, self._doubts, self._sandboxes, self._damaged_sandboxes)
 
     def _commit(self, requests: Sequence[Request]) -> None:
         draft = self._draft()
@@ -350,6 +362,7 @@ class Store:
             for key, sandbox in draft.sandboxes.items():
                 if sandbox is None:
                     self._sandboxes.pop(key, None)
+                    self._damaged_sandboxes.pop(key, None)
                 else:
                     self._sandboxes[key] = sandbox
 
@@ -360,7 +373,7 @@ class Store:
             if not row_is_sound(self.node, row):
                 self._rows[key] = ()
                 self._doubts[key] = (Reason.DAMAGED, "its status on disk does not match its checksum")
-            elif not row[_FINISHED_AT]:
+            elif not row[_FINISHED_AT] and not row[_RELEASED]:
                 self._doubts[key] = _NOT_VERIFIED
         if self._writer.count_containers() != len(self._rows):
             for key in self._writer.load_container_ids():
@@ -368,7 +381,10 @@ class Store:
                     self._rows[key] = ()
                     self._doubts[key] = (Reason.DAMAGED, "its status row is missing")
         for row in self._writer.load_sandboxes():
-            self._sandboxes[row[0]] = row_to_sandbox(self.node, row)
+            try:
+                self._sandboxes[row[0]] = row_to_sandbox(self.node, row)
+            except StoreDamagedError as error:
+                self._damaged_sandboxes[row[0]] = str(error)
 
     def _record(self, key: str) -> Record:
         return Record(key, status_with_doubt(self._rows[key], self._doubts.get(key)), self.metadata)
@@ -392,21 +408,3 @@ def _abandon_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_after_fork)
-
-
-def _require_plausible_files(directory: StateDirectory, owner: Owner | None) -> None:
-    """Raise StoreDamagedError where a file is missing that must be there, given what was left behind."""
-    path = directory.join(DATABASE)
-    if not os.path.lexists(path):
-        containers = directory.join(CONTAINERS)
-        if owner is not None or os.path.lexists(path + "-wal") or os.path.isdir(containers):
-            raise StoreDamagedError(
-                f"{path} is missing, but its state directory has been in use; put a backup there and remove"
-                f" {directory.join('owner.json')}, or begin with another directory"
-            )
-    elif owner is not None and not owner.closed and not os.path.lexists(path + "-wal"):
-        raise StoreDamagedError(
-            f"{path}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
-            " have been in it. If another program has moved them into the database since (sqlite3 does), or if you"
-            f" accept the loss, remove {directory.join('owner.json')} and open it again"
-        )

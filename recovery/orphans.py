@@ -125,7 +125,10 @@ def find_orphan_rules(facts: OrphanFacts) -> list[OrphanRule]:
 
 
 def judge_orphan(path: str, *, now: float, grace_seconds: float = GRACE_SECONDS) -> Orphan:
-    """Look at an orphan and say what to do with it. `now` in seconds since the epoch. Touches nothing."""
+    """Look at an orphan and say what to do with it. `now` in seconds since the epoch. Touches nothing.
+
+    Raises FileNotFoundError if it is gone.
+    """
     facts = _observe(path, now, grace_seconds)
     (rule,) = find_orphan_rules(facts)
     return Orphan(path=path, facts=facts, rule=rule.label, disposal=rule.disposal, because=rule.because)
@@ -140,6 +143,8 @@ def _observe(path: str, now: float, grace_seconds: float) -> OrphanFacts:
             return OrphanFacts(kind=kind, origin=Origin.UNMARKED, use=Use.UNUSED, age=age)
         ours = not os.listdir(path) or read_marker(path) is not None
         use, detail = _observe_use(path)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         return OrphanFacts(
             kind=Kind.DIRECTORY,

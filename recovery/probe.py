@@ -1,11 +1,12 @@
 """A probe looks at one container and says what it sees. A runtime with processes of its own brings its own."""
 
 import os
+from functools import cached_property
 from typing import Protocol
 
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Boot, Bundle, Observation, Process
-from limpet.recovery.host import observe_boot, observe_process
+from limpet.recovery.host import find_bundle_processes, observe_boot, observe_process
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import Status
@@ -43,13 +44,22 @@ class HostProbe:
     def __init__(self, containers_dir: str = "") -> None:
         self._containers_dir = containers_dir
 
+    @cached_property
+    def _processes(self) -> dict[str, list[int]]:
+        return find_bundle_processes()
+
     def observe(self, container: Subject) -> Observation:
         """Return what the kernel and the file system say of the container."""
         bundle_path = os.path.join(self._containers_dir, container.id) if self._containers_dir else ""
         bundle, bundle_detail = Bundle.NOT_KEPT, ""
         if bundle_path:
             bundle, bundle_detail = observe_bundle(bundle_path, container.id)
-        boot, process, exit_code, detail = _observe_process(container.status.identity, bundle_path)
+        if container.status.identity is None and not container.status.finished_at and bundle_path in self._processes:
+            # It should have no process. After a database was restored from a backup it may.
+            boot, process, exit_code = Boot.SAME, Process.UNPROVEN, None
+            detail = f"process {self._processes[bundle_path][0]} bears its bundle's path"
+        else:
+            boot, process, exit_code, detail = _observe_process(container.status.identity, bundle_path)
         return Observation(
             boot=boot,
             process=process,

@@ -42,6 +42,8 @@ _ANY_BOOT = frozenset(Boot)
 _ANY_PROCESS = frozenset(Process)
 _ANY_BUNDLE = frozenset(Bundle)
 _NOT_ALIVE = _ANY_PROCESS - {Process.ALIVE}
+_NOT_THERE = frozenset({Process.NONE, Process.GONE, Process.STRANGER, Process.ENDED})
+_PERHAPS = frozenset({Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE})
 _OVER = frozenset({Process.GONE, Process.STRANGER})
 _UNPROVEN = frozenset({Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE, Process.NONE})
 _USABLE = frozenset({Bundle.WHOLE, Bundle.NOT_KEPT})
@@ -82,18 +84,22 @@ _NOT_CHANGED = _SAME | _NO_BOOT
 # fmt: off
 RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
     # label, checkpoint, boot, process, bundle, ruling, reason, actions, because
-    ("new-empty", _C.NEW, _ANY_BOOT, _NOT_ALIVE, _NOTHING_LEFT, _R.KEEP, None, (),
+    ("new-empty", _C.NEW, _ANY_BOOT, _NOT_THERE, _NOTHING_LEFT, _R.KEEP, None, (),
      "the engine ended between writing the row and making the bundle; it can be created again, or deleted"),
-    ("new-half-made", _C.NEW, _ANY_BOOT, _NOT_ALIVE, _LEFT, _R.KEEP, Reason.CREATE_INTERRUPTED, (_A.REMOVE_BUNDLE,),
+    ("new-half-made", _C.NEW, _ANY_BOOT, _NOT_THERE, _LEFT, _R.KEEP, Reason.CREATE_INTERRUPTED, (_A.REMOVE_BUNDLE,),
      "the engine ended while it made the bundle, which is removed; it can be created again, or deleted"),
-    ("new-foreign", _C.NEW, _ANY_BOOT, _NOT_ALIVE, _NOT_OURS, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
+    ("new-foreign", _C.NEW, _ANY_BOOT, _NOT_THERE, _NOT_OURS, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
      "something stands in the place of its bundle that was not made for it, or cannot be looked at"),
     ("new-alive", _C.NEW, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "a process runs for a container that was never created"),
-    ("created", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _USABLE, _R.KEEP, None, (),
+    ("new-perhaps", _C.NEW, _ANY_BOOT, _PERHAPS, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process may run for a container that was never created, as after an older copy of the database is restored"),
+    ("created", _C.CREATED, _ANY_BOOT, _NOT_THERE, _USABLE, _R.KEEP, None, (),
      "it was created and not started; a start under way has ended without running the program"),
-    ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_ALIVE, _UNUSABLE, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
+    ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_THERE, _UNUSABLE, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
      "its bundle was removed or damaged while the engine was down; it cannot be started"),
+    ("created-perhaps", _C.CREATED, _ANY_BOOT, _PERHAPS, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process may run for a container that was not started, as after an older copy of the database is restored"),
     ("created-alive", _C.CREATED, _SAME, _ALIVE, _ANY_BUNDLE, _R.RUNNING, None, (_A.ADOPT,),
      "the runtime ended between starting it and writing that down"),
     ("created-alive-boot", _C.CREATED, _CHANGED | _NO_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),

@@ -15,8 +15,18 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_REVISION = "0002"
-"""The newest migration: what this version of limpet reads and writes."""
+from limpet.schema.revision import SCHEMA_REVISION
+
+__all__ = [
+    "SCHEMA_REVISION",
+    "TABLES",
+    "container",
+    "container_status",
+    "node",
+    "recovery",
+    "sandbox",
+    "transition",
+]
 
 INT64 = BigInteger().with_variant(Integer, "sqlite")
 

@@ -3,9 +3,9 @@
 import os
 
 from limpet.engine.database.reader import Reader
-from limpet.engine.durable import sync_directory, temporary_path
+from limpet.engine.durable import sync_directory, sync_file, temporary_path
 from limpet.schema.errors import AlreadyExistsError, StoreDamagedError, StoreError
-from limpet.schema.tables import SCHEMA_REVISION
+from limpet.schema.revision import SCHEMA_REVISION
 
 
 def back_up(reader: Reader, target_path: str) -> None:
@@ -21,7 +21,7 @@ def back_up(reader: Reader, target_path: str) -> None:
     temporary = temporary_path(directory)
     try:
         reader.copy_to(temporary)
-        _flush(temporary)
+        sync_file(temporary)
         copy = Reader(temporary, reader.node)
         try:
             damage = copy.find_damage()
@@ -38,11 +38,3 @@ def back_up(reader: Reader, target_path: str) -> None:
     finally:
         if os.path.lexists(temporary):
             os.unlink(temporary)
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,9 @@
 """Bring a database to the schema of this version: make it, or migrate it after a backup."""
 
+import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection
@@ -10,18 +12,35 @@ from sqlalchemy.pool import StaticPool
 from limpet.engine.database.backup import back_up
 from limpet.engine.database.reader import Reader, too_new
 from limpet.engine.database.sqlite import APPLICATION_ID, connect_writer, create_file, translate
+from limpet.engine.durable import sync_directory, sync_file, temporary_path
 from limpet.schema.errors import StoreDamagedError, StoreError
 from limpet.schema.tables import SCHEMA_REVISION, TABLES
 
 
 def create_database(path: str) -> None:
-    """Make an empty database with the newest schema. A kill on the way leaves none, or an empty file."""
-    create_file(path)
-    _in_transaction(path, _create_tables)
+    """Make an empty database with the newest schema, durably: whoever looks, also after a crash, sees it whole.
+
+    It is made under a temporary name, because a database that is being made has a journal which only a
+    writer may roll back. Raises StoreError.
+    """
+    directory = os.path.dirname(path)
+    temporary = temporary_path(directory)
+    try:
+        create_file(temporary)
+        _in_transaction(temporary, _create_tables)
+        sync_file(temporary)
+        os.rename(temporary, path)
+        sync_directory(directory)
+    except OSError as error:
+        raise StoreError(f"{path}: it could not be made ({error.strerror})") from error
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(temporary + suffix)
 
 
 def prepare_database(path: str, node: str, backup_path: str) -> None:
-    """Upgrade an older schema after copying the database to `backup_path`; finish one that is still empty.
+    """Upgrade an older schema, after copying the database to `backup_path`.
 
     Raises StoreTooNewError if a newer limpet made it, StoreDamagedError if it is not ours; untouched then.
     """
@@ -30,14 +49,12 @@ def prepare_database(path: str, node: str, backup_path: str) -> None:
         revision = reader.identify()
         if revision == SCHEMA_REVISION:
             return
-        if revision is not None and revision > SCHEMA_REVISION:
+        if revision > SCHEMA_REVISION:
             raise too_new(path, revision)
-        if revision is not None:
-            back_up(reader, backup_path)
+        back_up(reader, backup_path)
     finally:
         reader.close()
-    # An empty file is what a kill leaves between making the file and the first commit.
-    _in_transaction(path, _create_tables if revision is None else _upgrade)
+    _in_transaction(path, _upgrade)
 
 
 def _create_tables(connection: Connection) -> None:

@@ -9,13 +9,13 @@ from functools import lru_cache
 
 import msgspec
 
-from limpet.engine.database import statements as sql
+from limpet.engine.database import reads
 from limpet.engine.database.sqlite import connect_reader, copy_database, find_damage, identify, keep_open, translate
 from limpet.schema.codec import Row, row_is_sound, row_to_metadata, row_to_sandbox
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError
 from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.revision import SCHEMA_REVISION
 from limpet.schema.status import ContainerState
-from limpet.schema.tables import SCHEMA_REVISION
 
 _KEPT_METADATA = 1024
 
@@ -38,18 +38,18 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
 class Reader:
     """Reads one node's records. Thread-safe."""
 
-    def __init__(self, path: str, node: str) -> None:
+    def __init__(self, path: str, node: str, *, immutable: bool = False) -> None:
         self._path = path
         self.node = node
         self._lock = threading.Lock()
         try:
-            self._connection = connect_reader(path)
+            self._connection = connect_reader(path, immutable=immutable)
         except sqlite3.Error as error:
             raise translate(path, error) from error
         self.metadata = lru_cache(_KEPT_METADATA)(self._load_metadata)
 
-    def identify(self) -> str | None:
-        """Return the database's schema revision, None if it is empty. Raises StoreDamagedError."""
+    def identify(self) -> str:
+        """Return the database's schema revision. Raises StoreDamagedError if it is not one of ours."""
         with self._lock:
             try:
                 return identify(self._connection, self._path)
@@ -57,11 +57,11 @@ class Reader:
                 raise translate(self._path, error) from error
 
     def require_current(self) -> None:
-        """Raise StoreTooNewError, or StoreDamagedError for an older or empty one, unless the schema is ours."""
+        """Raise StoreTooNewError, or StoreDamagedError for an older one, unless the schema is this version's."""
         revision = self.identify()
-        if revision is None or revision < SCHEMA_REVISION:
+        if revision < SCHEMA_REVISION:
             raise StoreDamagedError(
-                f"{self._path}: schema {revision or 'none'} is older than {SCHEMA_REVISION};"
+                f"{self._path}: schema {revision} is older than {SCHEMA_REVISION};"
                 " open it with an engine once, which upgrades it"
             )
         if revision > SCHEMA_REVISION:
@@ -69,15 +69,20 @@ class Reader:
 
     def load_statuses(self) -> list[Row]:
         """Return the status row of every container."""
-        return self._read(sql.SELECT_STATUSES)
+        return self._read(reads.SELECT_STATUSES)
+
+    def load_status(self, container_id: str) -> Row | None:
+        """Return the status row of one container, None if it has none."""
+        rows = self._read(reads.SELECT_STATUS, container_id)
+        return rows[0] if rows else None
 
     def load_names(self) -> list[tuple[str, str, str, str]]:
         """Return (id, sandbox id, name, labels as JSON) of every container."""
-        return self._read(sql.SELECT_CONTAINER_NAMES)
+        return self._read(reads.SELECT_CONTAINER_NAMES)
 
     def sandboxes(self) -> list[SandboxMetadata]:
         """Return every sandbox. Raises StoreDamagedError for the first that is damaged."""
-        return [row_to_sandbox(self.node, row) for row in self._read(sql.SELECT_SANDBOXES)]
+        return [row_to_sandbox(self.node, row) for row in self._read(reads.SELECT_SANDBOXES)]
 
     def history(self, container_id: str) -> list[Transition]:
         """Return the container's state changes that are kept, oldest first."""
@@ -91,19 +96,27 @@ class Reader:
                 reason=reason,
                 message=message,
             )
-            for number, seq, at, state, exit_code, reason, message in self._read(sql.SELECT_TRANSITIONS, container_id)
+            for number, seq, at, state, exit_code, reason, message in self._read(reads.SELECT_TRANSITIONS, container_id)
         ]
 
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none."""
-        ((number,),) = self._read(sql.SELECT_LAST_RECOVERY)
+        ((number,),) = self._read(reads.SELECT_LAST_RECOVERY)
         if number is None:
             return None
-        return str(self._read(sql.SELECT_RECOVERY, number)[0][0]).encode()
+        return str(self._read(reads.SELECT_RECOVERY, number)[0][0]).encode()
+
+    def nodes(self) -> list[str]:
+        """Return the names of all nodes that have opened this database."""
+        with self._lock:
+            try:
+                return sorted(row[0] for row in self._connection.execute(reads.SELECT_NODES))
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise translate(self._path, error) from error
 
     def epoch(self) -> int:
         """Return the node's epoch, 0 if it has none yet."""
-        rows = self._read(sql.SELECT_EPOCH)
+        rows = self._read(reads.SELECT_EPOCH)
         return int(rows[0][0]) if rows else 0
 
     def find_damage(self) -> list[str]:
@@ -117,11 +130,11 @@ class Reader:
     def find_damaged_records(self) -> list[str]:
         """Return each record that does not match its own checksum, and each gap in the records, in words."""
         statuses = {row[0]: row for row in self.load_statuses()}
-        containers = self._read(sql.SELECT_CONTAINERS)
+        containers = self._read(reads.SELECT_CONTAINERS)
         found = [
             f"{table} {row[0]}: the row does not match its checksum"
             for table, rows in (
-                ("sandbox", self._read(sql.SELECT_SANDBOXES)),
+                ("sandbox", self._read(reads.SELECT_SANDBOXES)),
                 ("container", containers),
                 ("container_status", list(statuses.values())),
             )
@@ -129,7 +142,7 @@ class Reader:
             if not row_is_sound(self.node, row)
         ]
         found += [f"container {row[0]}: its status row is missing" for row in containers if row[0] not in statuses]
-        newest = {row[0]: row[1] for row in self._read(sql.SELECT_NEWEST_TRANSITIONS)}
+        newest = {row[0]: row[1] for row in self._read(reads.SELECT_NEWEST_TRANSITIONS)}
         found += [
             f"container {key}: its history does not reach its newest state change ({row[2]})"
             for key, row in statuses.items()
@@ -155,7 +168,7 @@ class Reader:
             self._connection.close()
 
     def _load_metadata(self, container_id: str) -> Metadata:
-        rows = self._read(sql.SELECT_CONTAINER, container_id)
+        rows = self._read(reads.SELECT_CONTAINER, container_id)
         if not rows:
             raise NotFoundError(f"container {container_id!r} does not exist")
         return row_to_metadata(self.node, rows[0])

@@ -12,8 +12,8 @@ import sqlite3
 from functools import cache
 from urllib.parse import quote
 
+from limpet.schema.codec import STATUS_COLUMNS
 from limpet.schema.errors import DiskFullError, StoreDamagedError, StoreError, UnsupportedError
-from limpet.schema.tables import container_status
 
 APPLICATION_ID = 0x6C696D70  # "limp", in the database's header
 CHECKPOINT_PAGES = 250  # small, because commits slow down as the WAL grows
@@ -29,7 +29,7 @@ _WRITER_PRAGMAS = (
     ("trusted_schema", "off", 0),
 )
 
-_CHANGED_COLUMNS = [column.name for column in container_status.columns if column.name not in {"node", "id"}]
+_CHANGED_COLUMNS = [name for name in STATUS_COLUMNS if name != "id"]
 _ROW = f"({', '.join('?' * (len(_CHANGED_COLUMNS) + 2))})"
 
 
@@ -70,15 +70,19 @@ def connect_writer(path: str) -> sqlite3.Connection:
     return connection
 
 
-def connect_reader(path: str) -> sqlite3.Connection:
-    """Open the database for reading, beside a live writer or without one. Raises StoreError."""
-    return _connect(path, "ro")
+def connect_reader(path: str, *, immutable: bool = False) -> sqlite3.Connection:
+    """Open the database for reading, beside a live writer or without one. Raises StoreError.
+
+    Where nobody has it open and it has no WAL, `immutable` keeps SQLite from making one, and from locking
+    anything; what was read is only worth something if the file has not changed meanwhile.
+    """
+    return _connect(path, "ro&immutable=1" if immutable else "ro")
 
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:
     # Autocommit (isolation_level None): transactions begin and end where this package says so.
     return sqlite3.connect(
-        f"file:{quote(path)}?mode={mode}",
+        f"file:{quote(os.fsencode(path))}?mode={mode}",
         uri=True,
         isolation_level=None,
         timeout=BUSY_TIMEOUT_SECONDS,
@@ -87,24 +91,19 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
 
 
 def create_file(path: str) -> None:
-    """Make the empty file of a new database, durably: its name must be on disk before its WAL's is."""
+    """Make the empty file of a new database, private from the first moment. Raises OSError."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
-def identify(connection: sqlite3.Connection, path: str) -> str | None:
-    """Return the schema revision of the database, None if it is empty.
+def identify(connection: sqlite3.Connection, path: str) -> str:
+    """Return the schema revision of the database. Reads only.
 
-    Raises StoreDamagedError if it is not a database, or not one of limpet's. Reads only.
+    Raises StoreDamagedError if it is empty or not one of limpet's, sqlite3.Error if it is no database.
     """
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application_id == 0 and objects == 0:
-        return None
+        raise StoreDamagedError(f"{path} is empty, which limpet never leaves it; restore a backup")
     if application_id != APPLICATION_ID:
         raise StoreDamagedError(
             f"{path} is a SQLite database, but not one of limpet's (application id {application_id:#x});"
@@ -150,7 +149,7 @@ def find_damage(connection: sqlite3.Connection) -> list[str]:
 
 def copy_database(source: sqlite3.Connection, target_path: str) -> None:
     """Copy the database into a new file at `target_path`, online. Flushing and naming it is the caller's."""
-    os.close(os.open(target_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    create_file(target_path)
     target = _connect(target_path, "rw")
     try:
         source.backup(target)

@@ -54,7 +54,6 @@ UPDATE_STATUS = _sql(
     ),
 )
 """Parameters: the row without its id; node, id, the seq it replaces; node, epoch."""
-SELECT_EPOCH = _sql(select(node.c.epoch).where(node.c.name == _NODE), ("node",))
 INSERT_NODE = _sql(insert(node), ("name", "epoch", "opened_at"))
 UPDATE_NODE = _sql(
     update(node)
@@ -72,34 +71,7 @@ PRUNE_RECOVERIES = _sql(
     delete(recovery).where(recovery.c.node == _NODE, recovery.c.number <= bindparam("last")), ("node", "last")
 )
 
-SELECT_STATUSES = _sql(
-    select(*(container_status.c[name] for name in STATUS_COLUMNS)).where(container_status.c.node == _NODE),
-    ("node",),
-)
-SELECT_STATUS = _sql(
-    select(*(container_status.c[name] for name in STATUS_COLUMNS)).where(
-        container_status.c.node == _NODE, container_status.c.id == _ID
-    ),
-    ("node", "id"),
-)
 SELECT_CONTAINER_IDS = _sql(select(container.c.id).where(container.c.node == _NODE), ("node",))
-SELECT_CONTAINER = _sql(
-    select(*(container.c[name] for name in CONTAINER_COLUMNS)).where(container.c.node == _NODE, container.c.id == _ID),
-    ("node", "id"),
-)
-SELECT_CONTAINERS = _sql(
-    select(*(container.c[name] for name in CONTAINER_COLUMNS)).where(container.c.node == _NODE), ("node",)
-)
-SELECT_NEWEST_TRANSITIONS = _sql(
-    select(transition.c.id, func.max(transition.c.number)).where(transition.c.node == _NODE).group_by(transition.c.id),
-    ("node",),
-)
-SELECT_CONTAINER_NAMES = _sql(
-    select(container.c.id, container.c.sandbox_id, container.c.name, container.c.labels).where(
-        container.c.node == _NODE
-    ),
-    ("node",),
-)
 SELECT_CONTAINER_BY_NAME = _sql(
     select(container.c.id).where(
         container.c.node == _NODE,
@@ -113,18 +85,4 @@ COUNT_CONTAINERS = _sql(select(func.count()).select_from(container).where(contai
 SELECT_IDS_OF_SANDBOX = _sql(
     select(container.c.id).where(container.c.node == _NODE, container.c.sandbox_id == bindparam("sandbox_id")),
     ("node", "sandbox_id"),
-)
-SELECT_SANDBOXES = _sql(
-    select(*(sandbox.c[name] for name in SANDBOX_COLUMNS)).where(sandbox.c.node == _NODE), ("node",)
-)
-SELECT_TRANSITIONS = _sql(
-    select(*(column for column in transition.columns if column.name not in {"node", "id"}))
-    .where(transition.c.node == _NODE, transition.c.id == _ID)
-    .order_by(transition.c.number),
-    ("node", "id"),
-)
-SELECT_LAST_RECOVERY = _sql(select(func.max(recovery.c.number)).where(recovery.c.node == _NODE), ("node",))
-SELECT_RECOVERY = _sql(
-    select(recovery.c.report).where(recovery.c.node == _NODE, recovery.c.number == bindparam("number")),
-    ("node", "number"),
 )

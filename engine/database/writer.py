@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
+from limpet.engine.database import reads
 from limpet.engine.database import statements as sql
 from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
 from limpet.engine.database.sqlite import (
@@ -47,7 +48,7 @@ class Writer:
     def claim(self) -> int:
         """Begin a new epoch, so that whoever wrote before can write no more, and return it."""
         with self._transaction() as connection:
-            row = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
+            row = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
             now = time.time_ns()
             if row is None:
                 self._epoch = 1
@@ -60,7 +61,7 @@ class Writer:
 
     def load_statuses(self) -> Iterator[Row]:
         """Yield the status row of every container of this node, as the database gives it."""
-        return iter(self._read_all(sql.SELECT_STATUSES))
+        return iter(self._read_all(reads.SELECT_STATUSES))
 
     def count_containers(self) -> int:
         """Return how many containers this node has."""
@@ -73,7 +74,7 @@ class Writer:
 
     def load_sandboxes(self) -> list[Row]:
         """Return the row of every sandbox of this node."""
-        return self._read_all(sql.SELECT_SANDBOXES)
+        return self._read_all(reads.SELECT_SANDBOXES)
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
@@ -87,7 +88,7 @@ class Writer:
 
     def last_recovery(self) -> int:
         """Return the number of the newest recovery report, 0 if there is none."""
-        row = self._read_one(sql.SELECT_LAST_RECOVERY, (self._node,))
+        row = self._read_one(reads.SELECT_LAST_RECOVERY, (self._node,))
         return int(row[0]) if row and row[0] is not None else 0
 
     def commit(self, changes: Changes) -> None:
@@ -164,7 +165,7 @@ class Writer:
                 self._update_statuses(changes)
                 return
         with self._transaction() as connection:
-            found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
+            found = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
             self._require_count(found[0] if found else 0, self._epoch)
             node = (self._node,)
             # Deletions first: a transaction may free a name and take it again.
@@ -210,7 +211,7 @@ class Writer:
         """Say whether a commit is in the database. It went in whole or not at all, so one row of it tells."""
         expected = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
         if expected:
-            return bool(self._read_one(sql.SELECT_STATUS, (self._node, expected[0][0])) == expected[0])
+            return bool(self._read_one(reads.SELECT_STATUS, (self._node, expected[0][0])) == expected[0])
         if changes.reports:
             return self.last_recovery() >= int(changes.reports[0][0])
         if changes.new_sandboxes:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import NotFoundError, StartError, UnsupportedError
 from limpet.schema.identity import ProcessIdentity
 
+_log = logging.getLogger("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
 _FIRST_FREE_DESCRIPTOR = 10  # above all that the gate is given, so that no dup2 overwrites the source of another
 _END_TIMEOUT_SECONDS = 5.0
@@ -104,7 +106,9 @@ class ProcessStarter:
     def release(self, container_id: str, bundle_path: str) -> None:
         """Kill every process that is left of the container, and remove its cgroup."""
         end_leftovers(bundle_path, find_bundle_processes().get(bundle_path, ()))
-        remove_limits(container_id)
+        left = remove_limits(container_id)
+        if left:
+            _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
 
 
 def end_leftovers(bundle_path: str, pids: "tuple[int, ...] | list[int]") -> None:

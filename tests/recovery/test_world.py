@@ -10,7 +10,9 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from limpet.engine import Engine
+import pytest
+
+from limpet.engine import Engine, errors
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, is_running, wait_until
 
@@ -64,7 +66,9 @@ def test_survivor_can_be_stopped_and_released(engine_process: Start, state_dir: 
 def test_exited_while_down_is_ended_with_code_unknown(engine_process: Start, state_dir: str) -> None:
     """Nobody saw how it ended: EXITED, 255, reason Unknown, and what is left of its group is ended."""
     pid = start_one(engine_process, "sh", "-c", "sleep 1000 & echo $! > child; exec sleep 1000")
-    child = int(Path(state_dir, "containers/one/working/child").read_text())
+    note = Path(state_dir, "containers/one/working/child")
+    wait_until(lambda: note.exists() and note.read_text().endswith("\n"), "the child to be noted")
+    child = int(note.read_text())
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the process to be reaped")
     with Engine.open(state_dir) as engine:
@@ -271,3 +275,93 @@ def test_a_row_that_cannot_be_decoded_stops_nobody(engine_process: Start, state_
         assert engine.get(other.id).state is ContainerState.CREATED
         engine.delete("one")
         assert [c.id for c in engine.list()] == [other.id]
+
+
+def test_damaged_metadata_stops_nobody(engine_process: Start, state_dir: str) -> None:
+    """A container or sandbox whose metadata is damaged can be listed, seen and deleted; the others go on."""
+    import sqlite3
+
+    process = engine_process(
+        LIVE + "a = make('one', 'sleep', '1000'); a.start(); make('two', 'true')\nsay('x'); time.sleep(9)"
+    )
+    process.read()
+    process.kill()
+    with sqlite3.connect(f"{state_dir}/store.db") as raw:
+        raw.execute("UPDATE container SET config = replace(config, 'true', 'evil') WHERE id = 'two'")
+        raw.execute("UPDATE sandbox SET config = replace(config, 'jobs', 'evil')")
+    raw.close()
+    Path(state_dir, "owner.json").unlink()
+    with Engine.open(state_dir) as engine:
+        assert [container.id for container in engine.list()] == ["one", "two"]
+        assert engine.list_sandboxes() == []
+        (sandbox_id,) = engine.store.sandbox_ids
+        with pytest.raises(errors.StoreDamagedError, match="checksum"):
+            engine.get_sandbox(sandbox_id)
+        with pytest.raises(errors.StoreDamagedError, match="checksum"):
+            engine.get("two").start()
+        engine.delete("two")
+        engine.get("one").stop(5)
+        engine.get("one").release()
+        engine.delete("one")
+        engine.store.delete_sandbox(sandbox_id)
+        assert not engine.recovery.orphans
+
+
+def test_after_an_older_backup_is_restored_a_running_container_is_not_called_created(
+    engine_process: Start, state_dir: str, tmp_path: Path
+) -> None:
+    """A process that the restored record does not know of: Unknown, not CREATED, so that nothing is started twice."""
+    process = engine_process(
+        LIVE + "c = make('one', 'sleep', '1000'); engine.store.back_up(state_dir + '/../older.db')\n"
+        "c.start(); say(c.status.pid); time.sleep(999)"
+    )
+    pid = int(process.read()[0])
+    process.kill()
+    for path in Path(state_dir).glob("store.db*"):
+        path.unlink()
+    Path(state_dir, "owner.json").unlink()
+    (tmp_path / "older.db").rename(f"{state_dir}/store.db")
+    with Engine.open(state_dir) as engine:
+        assert (rule_of(engine), engine.get("one").state) == ("created-perhaps", ContainerState.UNKNOWN)
+        with pytest.raises(errors.InvalidStateError):
+            engine.get("one").start()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(pid), "the process to end")
+        engine.recover()
+        assert engine.get("one").state is ContainerState.CREATED
+
+
+def test_recovering_while_sandboxes_and_containers_come_and_go(engine: Engine) -> None:
+    """A pass beside other work takes nothing away from it: no directory of a living record is an orphan."""
+    import threading
+
+    done = threading.Event()
+    trouble: list[object] = []
+
+    def pass_after_pass() -> None:
+        while not done.is_set():
+            report = engine.recover()
+            trouble.extend(orphan for orphan in report.orphans if orphan.error or os.path.lexists(orphan.path))
+            trouble.extend(
+                finding
+                for finding in report.findings
+                if finding.problem or (finding.state == "UNKNOWN" and not finding.rule.startswith("new-"))
+            )
+
+    thread = threading.Thread(target=pass_after_pass)
+    thread.start()
+    try:
+        for turn in range(25):
+            sandbox = engine.create_sandbox({"metadata": {"name": f"s{turn}"}})
+            container = engine.create_container(
+                {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"]}, sandbox.id
+            )
+            container.start()
+            container.wait(20)
+            container.release()
+            container.delete()
+            sandbox.delete()
+    finally:
+        done.set()
+        thread.join()
+    assert not trouble

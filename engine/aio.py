@@ -12,7 +12,8 @@ from typing import Any, Self
 from limpet.engine.commit import Request
 from limpet.engine.draft import Draft
 from limpet.engine.record import Record
-from limpet.engine.store import DEFAULT_NODE, Store
+from limpet.engine.store import Store
+from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import ContainerState, Status
 

@@ -16,11 +16,12 @@ import msgspec
 
 from limpet.engine.directory import CONTAINERS, DATABASE, QUARANTINE, find_foreign_entries, find_holder
 from limpet.engine.plan import find_orphans
-from limpet.engine.snapshot import DEFAULT_NODE, Snapshot, require_sound_wal, require_state
+from limpet.engine.snapshot import Snapshot, require_sound_wal, require_state
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Bundle, Checkpoint, classify
 from limpet.recovery.orphans import Disposal
 from limpet.schema.errors import LimpetError, StoreDamagedError
+from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.revision import SCHEMA_REVISION
 
 _LOOK_AGAIN_SECONDS = 0.25
@@ -84,7 +85,8 @@ def check_state(state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) 
     path = os.path.realpath(os.fspath(state_dir))
     with suppress(StoreDamagedError):  # which is for the aspects to say
         require_state(path)
-    checked, problems = {}, {}
+    checked: dict[Aspect, str] = {}
+    problems: dict[str, Problem] = {}
     for aspect, look in _LOOKS.items():
         summary, messages = _look_twice(look, path, node)
         if summary:

@@ -16,7 +16,7 @@ from limpet.engine.runtime import Runtime
 from limpet.engine.sandbox import Sandbox, choose_log_path
 from limpet.engine.starters import Starter
 from limpet.engine.starters.process import ProcessStarter, end_leftovers
-from limpet.engine.store import DEFAULT_NODE, Store
+from limpet.engine.store import Store
 from limpet.engine.sweep import dispose, judge_orphans
 from limpet.recovery.host import find_bundle_processes, read_boot_id, read_pid_namespace
 from limpet.recovery.probe import HostProbe
@@ -31,6 +31,7 @@ from limpet.schema.cri import (
 from limpet.schema.cri import Signal as CriSignal
 from limpet.schema.errors import InvalidInputError, NotFoundError
 from limpet.schema.image import ImageConfig, ImageName, MountType
+from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
 

@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 
 from limpet.engine.directory import CONTAINERS, SANDBOXES
 from limpet.engine.recovery_pass import examine_all
@@ -17,12 +16,12 @@ from limpet.recovery.report import Report
 def find_orphans(snapshot: Snapshot) -> tuple[Orphan, ...]:
     """Return what lies in the state directory and belongs to no container or sandbox, with what is to become of it."""
     bundles, sandboxes = (os.path.join(snapshot.path, name) for name in (CONTAINERS, SANDBOXES))
-    owned = {bundles: set(snapshot.ids()), sandboxes: {metadata.id for metadata in snapshot.sandboxes()}}
-    found = judge_orphans({path: partial(frozenset, ids) for path, ids in owned.items() if os.path.isdir(path)})
-    # A live engine may have made or removed some of them since the records were read.
-    made = {row[0] for row in snapshot.source.ask(lambda reader: reader.load_names())}
-    made |= {metadata.id for metadata in snapshot.sandboxes()}
-    return tuple(one for one in found if os.path.basename(one.path) not in made and os.path.lexists(one.path))
+    # Read anew: a live engine may have made some since the snapshot was opened.
+    owned = {
+        bundles: lambda: {row[0] for row in snapshot.source.ask(lambda reader: reader.load_names())},
+        sandboxes: lambda: {row[0] for row in snapshot.source.ask(lambda reader: reader.load_sandboxes())},
+    }
+    return tuple(judge_orphans({path: find_ids for path, find_ids in owned.items() if os.path.isdir(path)}))
 
 
 def plan_recovery(snapshot: Snapshot) -> Report:
@@ -39,7 +38,7 @@ def plan_recovery(snapshot: Snapshot) -> Report:
     unsettled = [
         one
         for one in checkpoints
-        if not one.record.status.finished_at or (one.record.status.released and one.record.id in leftovers)
+        if (one.record.id in leftovers if one.record.status.released else not one.record.status.finished_at)
     ]
     return Report(
         number=0,

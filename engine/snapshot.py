@@ -8,7 +8,7 @@ container ended is for an engine to find out and write down.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import msgspec
@@ -31,12 +31,12 @@ from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.examine import examine
 from limpet.recovery.probe import HostProbe
 from limpet.recovery.rules import Ruling, Verdict
-from limpet.schema.codec import Row, row_is_sound, row_state, row_to_status
+from limpet.schema.codec import Row, row_is_sound, row_state, row_to_sandbox, row_to_status
 from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError
+from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import ContainerState, Reason, Status
 
-DEFAULT_NODE = "local"
 _READ_AGAIN_SECONDS = 0.05
 
 
@@ -77,9 +77,10 @@ class Snapshot:
         """The pid of the process that has the state directory open; None if none is seen."""
         containers_dir = os.path.join(path, CONTAINERS)
         self._probe = HostProbe(containers_dir if os.path.isdir(containers_dir) else "")
-        # Names first: a container's rows are written together, so what has a name by now has a status, too.
-        self._names = {key: _Name(*rest) for key, *rest in source.ask(lambda reader: reader.load_names())}
-        self._rows = {row[0]: row for row in source.ask(lambda reader: reader.load_statuses())}
+        sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
+        self._sandboxes = {row[0]: row for row in sandboxes}
+        self._names = {key: _Name(*rest) for key, *rest in names}
+        self._rows = {row[0]: row for row in rows}
         self._ids = sorted(self._rows.keys() | self._names.keys())
 
     @classmethod
@@ -114,9 +115,15 @@ class Snapshot:
         """Close the database."""
         self.source.close()
 
+    @property
     def ids(self) -> "Sequence[str]":
-        """Return the id of every container."""
+        """The id of every container."""
         return self._ids
+
+    @property
+    def sandbox_ids(self) -> "Collection[str]":
+        """The id of every sandbox."""
+        return self._sandboxes.keys()
 
     def list(
         self,
@@ -146,9 +153,11 @@ class Snapshot:
         """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
         return self._view(resolve_prefix(container_id, self._ids, "container"))
 
-    def sandboxes(self) -> "Sequence[SandboxMetadata]":
-        """Return every sandbox. Raises StoreDamagedError for the first that is damaged."""
-        return self.source.ask(lambda reader: reader.sandboxes())
+    def sandbox(self, sandbox_id: str) -> SandboxMetadata:
+        """Return the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
+        if sandbox_id not in self._sandboxes:
+            raise NotFoundError(f"sandbox {sandbox_id!r} does not exist")
+        return row_to_sandbox(self.node, self._sandboxes[sandbox_id])
 
     def metadata(self, container_id: str) -> Metadata:
         """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""

@@ -24,11 +24,11 @@ from limpet.engine.record import Record, Unsettled, matches_labels, resolve_pref
 from limpet.engine.wal import examine_wal
 from limpet.schema.codec import STATUS_COLUMNS, Row, row_is_sound, row_to_sandbox, row_to_status
 from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError
+from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import ContainerState, Reason, Status
 from limpet.schema.tables import SCHEMA_REVISION
 
-DEFAULT_NODE = "local"
 _FINISHED_AT = STATUS_COLUMNS.index("finished_at")
 _RELEASED = STATUS_COLUMNS.index("released")
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")

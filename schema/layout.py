@@ -13,6 +13,9 @@ CONFIG_FILE = "config.json"
 ROOTFS = "rootfs"
 WORKING = "working"
 
+DEFAULT_NODE = "local"
+"""The node's name where a runtime gives none. Every row and every marker bears its node's name."""
+
 BUNDLE_VARIABLE = "LIMPET_BUNDLE"
 """In the environment of every container's processes: the path of its bundle, so that what is left of a
 container can be recognized. A path, because another engine on this host may use the same id."""

@@ -11,9 +11,9 @@ import msgspec
 
 from limpet.engine.database import reads
 from limpet.engine.database.sqlite import connect_reader, copy_database, find_damage, identify, keep_open, translate
-from limpet.schema.codec import Row, row_is_sound, row_to_metadata, row_to_sandbox
+from limpet.schema.codec import Row, row_is_sound, row_to_metadata
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError
-from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.metadata import Metadata
 from limpet.schema.revision import SCHEMA_REVISION
 from limpet.schema.status import ContainerState
 
@@ -80,9 +80,25 @@ class Reader:
         """Return (id, sandbox id, name, labels as JSON) of every container."""
         return self._read(reads.SELECT_CONTAINER_NAMES)
 
-    def sandboxes(self) -> list[SandboxMetadata]:
-        """Return every sandbox. Raises StoreDamagedError for the first that is damaged."""
-        return [row_to_sandbox(self.node, row) for row in self._read(reads.SELECT_SANDBOXES)]
+    def load_instant(self) -> tuple[list[Row], list[tuple[str, str, str, str]], list[Row]]:
+        """Return what `load_sandboxes`, `load_names` and `load_statuses` do, all as it was at one instant."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN")
+                try:
+                    sandboxes, names, statuses = (
+                        self._connection.execute(statement, (self.node,)).fetchall()
+                        for statement in (reads.SELECT_SANDBOXES, reads.SELECT_CONTAINER_NAMES, reads.SELECT_STATUSES)
+                    )
+                finally:
+                    self._connection.execute("COMMIT")
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise translate(self._path, error) from error
+        return sandboxes, names, statuses
+
+    def load_sandboxes(self) -> list[Row]:
+        """Return the row of every sandbox."""
+        return self._read(reads.SELECT_SANDBOXES)
 
     def history(self, container_id: str) -> list[Transition]:
         """Return the container's state changes that are kept, oldest first."""

@@ -1,0 +1,59 @@
+"""Records as the JSON documents show them: states by name, times as RFC 3339, null for what is not there yet."""
+
+from typing import Any
+
+import msgspec
+
+from limpet.engine.cli.output import rfc3339
+from limpet.engine.snapshot import View
+from limpet.recovery.report import Report
+from limpet.schema.status import ContainerState, Status
+
+_TIMES = ("created_at", "started_at", "finished_at")
+
+
+def status_document(status: Status) -> dict[str, Any]:
+    """Return what `ps` and `inspect` say of a status."""
+    state = status.state
+    return {
+        "state": state.name,
+        "pid": status.pid if state is ContainerState.RUNNING else None,
+        **{name: rfc3339(getattr(status, name)) for name in _TIMES},
+        "exit_code": status.exit_code if state is ContainerState.EXITED else None,
+        "reason": status.reason,
+        "message": status.message,
+        "released": status.released,
+    }
+
+
+def container_document(view: View) -> dict[str, Any]:
+    """Return one container of `ps`."""
+    return {
+        "id": view.id,
+        "name": view.name,
+        "sandbox_id": view.sandbox_id,
+        "labels": view.labels,
+        **status_document(view.status),
+        "verified": not view.status.unknown,
+        "checkpoint": view.checkpoint.state.name,
+    }
+
+
+def verification_document(view: View) -> dict[str, Any]:
+    """Return what the look at a container found, and what recovery would say."""
+    return {
+        "verified": not view.status.unknown,
+        "observation": msgspec.to_builtins(view.observation),
+        "rule": view.verdict.rule if view.verdict else None,
+        "because": view.verdict.because if view.verdict else "it had ended, and how was written down",
+        "damage": view.damage,
+    }
+
+
+def report_document(report: Report) -> dict[str, Any]:
+    """Return a recovery report."""
+    fields: dict[str, Any] = msgspec.to_builtins(report)
+    for finding in fields["findings"]:
+        for name in ("checkpoint", "status"):
+            finding[name].update({key: rfc3339(finding[name][key]) for key in _TIMES})
+    return {**fields, "at": rfc3339(report.at), "totals": report.totals}

@@ -1,0 +1,65 @@
+"""`limpet history`: the states that a container went through."""
+
+from typing import Any
+
+import click
+
+from limpet.engine.cli.options import Place, complete_id, output_option, place_option
+from limpet.engine.cli.output import Cell, Column, print_json, print_table, rfc3339, state_cell
+from limpet.engine.database.reader import Transition
+from limpet.engine.snapshot import Snapshot
+from limpet.schema.status import ContainerState
+
+_COLUMNS = (
+    Column("#"),
+    Column("WHEN"),
+    Column("STATE"),
+    Column("EXIT"),
+    Column("REASON"),
+    Column("MESSAGE", flexible=True),
+)
+
+
+@click.command("history")
+@click.argument("id", shell_complete=complete_id)
+@output_option
+@place_option
+def command(place: Place, id: str, *, as_json: bool) -> None:
+    """Show the state changes of the container ID, oldest first, as they were written down; the newest 64 are kept."""
+    with Snapshot.open(place.state_dir, node=place.node) as snapshot:
+        container_id = snapshot.get(id).id
+        transitions = snapshot.history(container_id)
+    if as_json:
+        print_json(id=container_id, transitions=[_make_document(one) for one in transitions])
+    else:
+        print_table(_COLUMNS, [_make_row(one) for one in transitions])
+
+
+def _make_document(transition: Transition) -> dict[str, Any]:
+    ended = transition.state is ContainerState.EXITED
+    return {
+        "number": transition.number,
+        "checkpoint": transition.seq,
+        "at": rfc3339(transition.at),
+        "state": transition.state.name,
+        "exit_code": transition.exit_code if ended else None,
+        "reason": transition.reason,
+        "message": transition.message,
+    }
+
+
+def _make_row(transition: Transition) -> list[str | Cell]:
+    ended = transition.state is ContainerState.EXITED
+    return [
+        str(transition.number),
+        (rfc3339(transition.at) or "")[:23] + "Z",  # to the millisecond
+        _name_state(transition),
+        Cell(str(transition.exit_code), "red" if transition.exit_code else "") if ended else "",
+        transition.reason,
+        transition.message,
+    ]
+
+
+def _name_state(transition: Transition) -> Cell:
+    # What was never created has no state in the CRI's words.
+    return state_cell(transition.state.name) if transition.state is not ContainerState.UNKNOWN else Cell("NEW", "")

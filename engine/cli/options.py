@@ -1,0 +1,118 @@
+"""The options that verbs share: which state directory, which node, which form of output."""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import click
+from click.shell_completion import CompletionItem
+
+from limpet.schema.layout import DEFAULT_NODE
+
+_Function = Callable[..., Any]
+
+
+class Place(NamedTuple):
+    """Where the state is."""
+
+    state_dir: str
+    node: str
+
+
+def default_state_dir() -> str:
+    """Return the state directory of root, or of another user (XDG Base Directory Specification)."""
+    if os.geteuid() == 0:
+        return "/var/lib/limpet"
+    state_home = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state_home):  # the specification: others are to be ignored
+        state_home = os.path.expanduser("~/.local/state")
+    return os.path.join(state_home, "limpet")
+
+
+def root_options(function: _Function) -> _Function:
+    """Give `limpet` itself --state-dir and --node, which the environment may set."""
+    state_dir = _state_dir(
+        envvar="LIMPET_STATE_DIR",
+        show_envvar=True,
+        help="The state directory.  [default: /var/lib/limpet for root, else ~/.local/state/limpet]",
+    )
+    node = _node(
+        envvar="LIMPET_NODE",
+        show_envvar=True,
+        help=f"Whose records, if the engine was given a node's name.  [default: {DEFAULT_NODE}]",
+    )
+    return state_dir(node(function))
+
+
+def place_option(function: _Function) -> _Function:
+    """Give a verb --state-dir and --node, too, and pass on what they say as `place`."""
+
+    @click.pass_context
+    def placed(ctx: click.Context, /, state_dir: str | None, node: str | None, **arguments: object) -> object:
+        return ctx.invoke(function, place=find_place(ctx, state_dir, node), **arguments)
+
+    placed.__doc__ = function.__doc__
+    placed.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
+    return _state_dir(help="As before the verb.")(_node(hidden=True)(placed))
+
+
+def find_place(ctx: click.Context, state_dir: str | None, node: str | None) -> Place:
+    """Return where the state is: as said after the verb, else before it or by the environment, else the default."""
+    root = ctx.find_root().params
+    return Place(
+        state_dir or root.get("state_dir") or default_state_dir(),
+        node or root.get("node") or DEFAULT_NODE,
+    )
+
+
+def output_option(function: _Function) -> _Function:
+    """Give a verb -o table|json, and pass on `as_json`."""
+    return click.option(
+        "-o",
+        "--output",
+        "as_json",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        callback=lambda _ctx, _parameter, value: value == "json",
+        help="A table for people, or one JSON document.",
+    )(function)
+
+
+def no_trunc_option(function: _Function) -> _Function:
+    """Give a verb --no-trunc, and pass on `no_trunc`."""
+    return click.option("--no-trunc", is_flag=True, help="Show whole ids, and cut nothing.")(function)
+
+
+def complete_id(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the ids of containers that begin so, for a shell's completion; none where they cannot be read."""
+    from limpet.engine.snapshot import Snapshot  # noqa: PLC0415  # `limpet --help` must not load it
+    from limpet.schema.errors import LimpetError  # noqa: PLC0415
+
+    place = find_place(ctx, ctx.params.get("state_dir"), ctx.params.get("node"))
+    try:
+        with Snapshot.open(place.state_dir, node=place.node) as snapshot:
+            return [CompletionItem(key) for key in snapshot.ids if key.startswith(incomplete)]
+    except (LimpetError, OSError):  # there is nobody to tell: the shell waits for words
+        return []
+
+
+def _state_dir(**settings: Any) -> Callable[[_Function], _Function]:
+    return click.option(
+        "-s",
+        "--state-dir",
+        metavar="DIR",
+        callback=_require_text,
+        shell_complete=lambda _ctx, _parameter, incomplete: [CompletionItem(incomplete, type="dir")],
+        **settings,
+    )
+
+
+def _node(**settings: Any) -> Callable[[_Function], _Function]:
+    return click.option("--node", metavar="NAME", callback=_require_text, **settings)
+
+
+def _require_text(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value == "":  # a shell variable that is not set must not mean the default
+        raise click.BadParameter("it is empty")
+    return value

@@ -1,0 +1,191 @@
+"""What is printed: tables that fit the terminal, JSON documents, times. Data goes to stdout, the rest to stderr."""
+
+import os
+import shutil
+import sys
+import textwrap
+import time
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import click
+import msgspec
+
+SCHEMA_VERSION = 1
+"""Of the JSON documents: it grows if a key is renamed, removed, or means something else."""
+STATE_COLOURS = {"CREATED": "cyan", "RUNNING": "green", "EXITED": "", "UNKNOWN": "yellow"}
+_SHORT_ID = 12
+_GAP = "  "
+_NARROWEST = 8
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    flexible: bool = False
+    """May be cut where the terminal is narrow."""
+    optional: bool = False
+    """Is left out where the terminal is narrow."""
+
+
+class Cell(NamedTuple):
+    """A text in a colour."""
+
+    text: str
+    colour: str
+
+
+Row = Sequence[str | Cell]
+
+
+def print_json(**fields: object) -> None:
+    """Print one document: indented on a terminal, else on one line."""
+    data = msgspec.json.encode({"schema_version": SCHEMA_VERSION, **fields})
+    click.echo(msgspec.json.format(data, indent=2) if sys.stdout.isatty() else data)
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Row], *, no_trunc: bool = False) -> None:
+    """Print a table, cut to the terminal if it is printed on one."""
+    print_lines(render_table(columns, list(rows), None if no_trunc else terminal_width()))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines, in colour where that is wanted."""
+    text = "\n".join(lines)  # written at once: ten thousand writes would take longer than finding out what to write
+    if text:
+        click.echo(text, color=has_colour())
+
+
+def render_table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
+    """Return the lines of a table, its header first, none wider than `width` if that can be."""
+    header = [(column.title, "bold") for column in columns]
+    cells = [header, *([_split(cell) for cell in row] for row in rows)]
+    widths = [max(measure(row[index][0]) for row in cells) for index in range(len(columns))]
+    shown = _fit(columns, widths, width)
+    return [_join([row[index] for index in shown], [widths[index] for index in shown]) for row in cells]
+
+
+def _split(cell: str | Cell) -> tuple[str, str]:
+    return (printable(cell), "") if isinstance(cell, str) else (printable(cell.text), cell.colour)
+
+
+def _fit(columns: Sequence[Column], widths: list[int], width: int | None) -> list[int]:
+    """Return the indexes of the columns to show, and narrow `widths` so that these fit into `width`."""
+    shown = list(range(len(columns)))
+    while width is not None and sum(widths[index] + len(_GAP) for index in shown) - len(_GAP) > width:
+        optional = [index for index in shown if columns[index].optional]
+        flexible = [index for index in shown if columns[index].flexible and widths[index] > _NARROWEST]
+        if optional:
+            shown.remove(optional[-1])
+        elif flexible:
+            widths[max(flexible, key=lambda index: widths[index])] -= 1
+        else:
+            break
+    return shown
+
+
+def _join(cells: Sequence[tuple[str, str]], widths: Sequence[int]) -> str:
+    parts = []
+    for (text, colour), width in zip(cells, widths, strict=True):
+        fitting = cut(text, width)
+        # The padding stays uncoloured, so that it can be dropped at the end of the line.
+        parts.append(paint(fitting, colour) + " " * (width - measure(fitting)))
+    return _GAP.join(parts).rstrip()
+
+
+def paint(text: str, colour: str) -> str:
+    """Return `text` in a colour, or "bold" or "dim"; "" leaves it as it is."""
+    if not colour:
+        return text
+    if colour in {"bold", "dim"}:
+        return click.style(text, bold=colour == "bold" or None, dim=colour == "dim" or None)
+    return click.style(text, fg=colour)
+
+
+def fill(text: str, indent: int) -> list[str]:
+    """Return the lines of a paragraph, indented, and broken where the terminal ends."""
+    width = terminal_width()
+    margin = " " * indent
+    if width is None:
+        return [margin + printable(text)]
+    return textwrap.wrap(
+        printable(text), max(width, 40), initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+    )
+
+
+def printable(text: str) -> str:
+    """Return `text` with all that could move the cursor or colour the terminal escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def measure(text: str) -> int:
+    """Return how many columns of a terminal `text` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in {"W", "F"}) for c in text)
+
+
+def cut(text: str, width: int) -> str:
+    """Return `text` in at most `width` columns, with an ellipsis where something is left out."""
+    if measure(text) <= width:
+        return text
+    kept = text[:width]
+    while measure(kept) >= width:
+        kept = kept[:-1]
+    return kept + "…"
+
+
+def short_id(record_id: str, *, no_trunc: bool = False) -> str:
+    """Return an id as tables show it."""
+    return record_id if no_trunc else record_id[:_SHORT_ID]
+
+
+def state_cell(state: str) -> Cell:
+    """Return the cell for the name of a state."""
+    return Cell(state, STATE_COLOURS.get(state, ""))
+
+
+def note(text: str) -> None:
+    """Print a remark, to stderr."""
+    click.echo(printable(text), err=True)
+
+
+def terminal_width() -> int | None:
+    """Return how many columns stdout's terminal has, None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def has_colour() -> bool:
+    """Say whether what goes to stdout may be coloured (see https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def rfc3339(nanoseconds: int) -> str | None:
+    """Return a time as RFC 3339 writes it, in UTC and to the nanosecond; None for 0, which means "not yet"."""
+    if not nanoseconds:
+        return None
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
+
+
+def age(nanoseconds: int) -> str:
+    """Return how long ago that was; "-" for 0, which means "not yet"."""
+    return duration((time.time_ns() - nanoseconds) / 10**9) if nanoseconds else "-"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people say it: 48s, 3m20s, 25m, 5h, 12d. A negative one, of a clock set back, is 0s."""
+    whole = max(int(seconds), 0)
+    for (unit, name), (smaller, smaller_name) in pairwise(_UNITS):
+        count, rest = divmod(whole, unit)
+        if count >= 10 or (count and rest < smaller):
+            return f"{count}{name}"
+        if count:
+            return f"{count}{name}{rest // smaller}{smaller_name}"
+    return f"{whole}s"

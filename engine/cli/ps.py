@@ -1,0 +1,120 @@
+"""`limpet ps`: the containers, and what is true of them now."""
+
+from collections.abc import Mapping, Sequence
+
+import click
+
+from limpet.engine.cli.documents import container_document
+from limpet.engine.cli.options import Place, complete_id, no_trunc_option, output_option, place_option
+from limpet.engine.cli.output import Cell, Column, age, print_json, print_lines, print_table, short_id, state_cell
+from limpet.engine.snapshot import Snapshot, View
+from limpet.schema.status import ContainerState, Reason
+
+_COLUMNS = (
+    Column("CONTAINER"),
+    Column("NAME", flexible=True),
+    Column("SANDBOX", optional=True),
+    Column("STATE"),
+    Column("AGE"),
+    Column("STATUS", flexible=True),
+)
+_ENDS: Mapping[str, str] = {
+    Reason.COMPLETED: "exit {}",
+    Reason.ERROR: "exit {}",
+    Reason.UNKNOWN: "exit code not known",
+    Reason.REBOOTED: "machine rebooted, exit code not known",
+}
+"""How it ended; others are told with their exit code."""
+
+
+def _parse_labels(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{text!r}: give it as KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _parse_state(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> ContainerState | None:
+    return None if value is None else ContainerState[value.upper()]
+
+
+@click.command("ps")
+@click.argument("id", metavar="[ID]", default="", shell_complete=complete_id)
+@click.option("-a", "--all", "ended", is_flag=True, help="Those that have ended, too.")
+@click.option(
+    "--state",
+    type=click.Choice([state.name.lower() for state in ContainerState], case_sensitive=False),
+    callback=_parse_state,
+    help="Only those in this state.",
+)
+@click.option("--name", default="", help="Only those with this name.")
+@click.option(
+    "--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_parse_labels, help="Repeatable: all must match."
+)
+@click.option(
+    "--sandbox", "sandbox_id", metavar="ID", default="", help="Only those of this sandbox (or a prefix of its id)."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print whole ids, and nothing else.")
+@no_trunc_option
+@output_option
+@place_option
+def command(
+    place: Place,
+    id: str,
+    *,
+    ended: bool,
+    state: ContainerState | None,
+    name: str,
+    labels: dict[str, str],
+    sandbox_id: str,
+    quiet: bool,
+    no_trunc: bool,
+    as_json: bool,
+) -> None:
+    """List the containers that have not ended: all, or those whose id begins with ID.
+
+    RUNNING is said only of a process that was seen alive just now. What the store says of a container whose process
+    is gone is not known to be true until an engine has recovered: it is UNKNOWN here.
+    """
+    ended = ended or state is ContainerState.EXITED
+    with Snapshot.open(place.state_dir, node=place.node) as snapshot:
+        views = snapshot.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels, ended=ended)
+    if as_json:
+        print_json(containers=[container_document(view) for view in views])
+    elif quiet:
+        print_lines(view.id for view in views)
+    else:
+        print_table(_COLUMNS, _make_rows(views, no_trunc=no_trunc), no_trunc=no_trunc)
+
+
+def _make_rows(views: Sequence[View], *, no_trunc: bool) -> list[list[str | Cell]]:
+    return [
+        [
+            short_id(view.id, no_trunc=no_trunc),
+            view.name,
+            short_id(view.sandbox_id, no_trunc=no_trunc),
+            state_cell(view.status.state.name),
+            age(view.status.created_at),
+            describe(view),
+        ]
+        for view in views
+    ]
+
+
+def describe(view: View) -> str | Cell:
+    """Return a container's status in a few words."""
+    status = view.status
+    if status.unknown:
+        return Cell(status.message, "yellow")
+    if status.state is ContainerState.EXITED:
+        released = ", released" if status.released else ""
+        words = _ENDS.get(status.reason, f"exit {status.exit_code} ({status.reason})").format(status.exit_code)
+        return Cell(f"{words}, {age(status.finished_at)} ago{released}", "red" if status.exit_code else "")
+    if status.state is ContainerState.RUNNING:
+        return f"up {age(status.started_at)}, pid {status.pid}" + (f"; {status.message}" if status.message else "")
+    if status.state is ContainerState.CREATED:
+        return "released" if status.released else "not started"
+    return "never created"

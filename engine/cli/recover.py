@@ -1,0 +1,162 @@
+"""`limpet recover`: find out what is true after a crash, and write it down; or only say what would be."""
+
+from collections.abc import Iterator
+
+import click
+import msgspec
+
+from limpet.engine.cli.documents import report_document
+from limpet.engine.cli.exits import UNRESOLVED
+from limpet.engine.cli.options import Place, no_trunc_option, output_option, place_option
+from limpet.engine.cli.output import (
+    Cell,
+    Column,
+    fill,
+    note,
+    paint,
+    print_json,
+    print_lines,
+    render_table,
+    short_id,
+    state_cell,
+    terminal_width,
+)
+from limpet.engine.engine import Engine
+from limpet.engine.plan import plan_recovery
+from limpet.engine.snapshot import Snapshot, require_state
+from limpet.recovery.evidence import Boot, Bundle, classify
+from limpet.recovery.orphans import Disposal, Orphan
+from limpet.recovery.report import Finding, Report
+from limpet.recovery.rules import RULES
+from limpet.schema.status import Status
+
+_COLUMNS = (
+    Column("CONTAINER"),
+    Column("CHECKPOINT"),
+    Column("EVIDENCE", flexible=True),
+    Column("VERDICT"),
+    Column("RULE"),
+)
+_CHECKPOINTS = {rule.label: rule.checkpoint.value for rule in RULES}
+_NOT_LOOKED_AT = {"damaged", "not-observed"}
+_DISPOSALS = {
+    Disposal.REMOVE: ("would be removed", "removed"),
+    Disposal.QUARANTINE: ("would be moved to quarantine", "moved to quarantine"),
+    Disposal.LEAVE: ("would be left where it is", "left where it is"),
+}
+
+
+@click.command("recover")
+@click.option("--dry-run", is_flag=True, help="Say what would be found; change nothing. Works beside a live engine.")
+@no_trunc_option
+@output_option
+@place_option
+@click.pass_context
+def command(ctx: click.Context, place: Place, *, dry_run: bool, no_trunc: bool, as_json: bool) -> None:
+    """Look at every container that has not ended, say what is true of it and why, and write that down.
+
+    As opening an engine does: the state directory is locked meanwhile, an older schema is upgraded, half-made bundles
+    are removed and orphans moved aside. Processes that live are left running. Status 7 if any container stays UNKNOWN
+    or anything could not be done.
+    """
+    report = _plan(place) if dry_run else _recover(place)
+    if as_json:
+        print_json(report=report_document(report))
+    else:
+        print_lines(_describe(report, no_trunc=no_trunc))
+    ctx.exit(UNRESOLVED if has_unresolved(report) else 0)
+
+
+def has_unresolved(report: Report) -> bool:
+    """Say whether a pass left something that a person must look at."""
+    totals = report.totals
+    return bool(totals["UNKNOWN"] or totals["problems"] or any(orphan.error for orphan in report.orphans))
+
+
+def _recover(place: Place) -> Report:
+    # An engine would make the directory: a mistyped one must not look like a state without containers.
+    with Engine.open(require_state(place.state_dir), node=place.node) as engine:
+        return engine.recovery
+
+
+def _plan(place: Place) -> Report:
+    with Snapshot.open(place.state_dir, node=place.node) as snapshot:
+        if snapshot.holder is not None:
+            note(f"limpet: engine {snapshot.holder} is alive; this is what recovery would say if it were killed now")
+        return plan_recovery(snapshot)
+
+
+def _describe(report: Report, *, no_trunc: bool) -> Iterator[str]:
+    if report.findings:
+        yield from _table(report, no_trunc=no_trunc)
+        yield ""
+    for orphan in report.orphans:
+        yield from fill(_describe_orphan(orphan, dry_run=report.dry_run), 0)
+    yield from fill(_sum_up(report), 0)
+    if has_unresolved(report):
+        yield from fill("Something is unresolved: see why with limpet inspect, mend it, and recover again.", 0)
+
+
+def _sum_up(report: Report) -> str:
+    name = "dry run, nothing was changed" if report.dry_run else f"recovery {report.number}"
+    counts = ", ".join(f"{count} {state}" for state, count in report.totals.items() if count)
+    examined = f"{len(report.findings)} examined" + (f" ({counts})" if counts else "")
+    took = f"{report.took_ns / 1e6:.1f} ms"
+    return f"{name}: {examined}, {report.settled} ended before, {len(report.orphans)} orphans, {took}"
+
+
+def _table(report: Report, *, no_trunc: bool) -> Iterator[str]:
+    rows = [_make_row(finding, no_trunc=no_trunc) for finding in report.findings]
+    reasons = [_explain(finding) for finding in report.findings]
+    if terminal_width() is None:  # a line for each, for programs
+        yield from render_table(
+            (*_COLUMNS, Column("BECAUSE")), [[*row, why] for row, why in zip(rows, reasons, strict=True)], None
+        )
+        return
+    header, *lines = render_table(_COLUMNS, rows, None if no_trunc else terminal_width())
+    yield header
+    for line, reason in zip(lines, reasons, strict=True):
+        yield line
+        yield from (paint(text, "dim") for text in fill(reason, 2))
+
+
+def _explain(finding: Finding) -> str:
+    if finding.problem and finding.problem not in finding.because:
+        return f"{finding.because}; {finding.problem}"
+    return finding.because
+
+
+def _make_row(finding: Finding, *, no_trunc: bool) -> list[str | Cell]:
+    return [
+        short_id(finding.id, no_trunc=no_trunc),
+        _name_checkpoint(finding),
+        _evidence(finding),
+        state_cell(finding.state),
+        finding.rule,
+    ]
+
+
+def _name_checkpoint(finding: Finding) -> str:
+    if finding.rule in _CHECKPOINTS:
+        return _CHECKPOINTS[finding.rule]
+    return classify(msgspec.convert(finding.checkpoint, Status)).value
+
+
+def _evidence(finding: Finding) -> str:
+    seen = finding.observation
+    if finding.rule in _NOT_LOOKED_AT:
+        return "not looked at"
+    return ", ".join(
+        (
+            *([f"boot {seen.boot.value}"] if seen.boot is not Boot.SAME else []),
+            f"process {seen.process.value}",
+            *([f"bundle {seen.bundle.value}"] if seen.bundle is not Bundle.NOT_KEPT else []),
+        )
+    )
+
+
+def _describe_orphan(orphan: Orphan, *, dry_run: bool) -> str:
+    future, past = _DISPOSALS[orphan.disposal]
+    outcome = f"could not be dealt with: {orphan.error}" if orphan.error else future if dry_run else past
+    detail = f" ({orphan.facts.detail})" if orphan.facts.detail else ""
+    return f"orphan {orphan.path}: {outcome}; {orphan.rule}: {orphan.because}{detail}"

@@ -1,0 +1,175 @@
+"""What happens to the containers while the engine is down: processes die, bundles are removed, changed and planted."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import msgspec
+
+from limpet.engine.drill.judge import Discrepancy, Kind
+from limpet.engine.drill.plan import Disaster, Disturbance
+from limpet.engine.drill.truth import Truth
+from limpet.engine.drill.world import Subreaper, World
+from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, BundleMarker
+from limpet.schema.status import ContainerState
+
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO: the machine's own
+_LAST_PID = "/proc/sys/kernel/ns_last_pid"
+_TRIES = 20
+_PRECIOUS = "precious"
+
+
+class Scene(NamedTuple):
+    """Where disasters happen."""
+
+    containers_dir: str
+    quarantine_dir: str
+    outside_dir: str
+    """Not the engine's: links in its directories point here."""
+    truth: Truth
+    subreaper: Subreaper
+    planted: list[str]
+    """Names of files that the drill has put into the engine's directories, and that nobody may delete."""
+
+
+def prepare(scene: Scene) -> None:
+    """Make what is outside."""
+    os.mkdir(scene.outside_dir)
+    _write(os.path.join(scene.outside_dir, _PRECIOUS), "keep")
+
+
+def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> None:
+    """Let it happen. A disaster that finds no victim is left out."""
+    for disturbance in disturbances:
+        act, find = _ACTS[disturbance.disaster]
+        candidates = find(scene)
+        if candidates:
+            act(scene, candidates[int(disturbance.choice * len(candidates))])
+
+
+def find_harm(scene: Scene, world: World) -> list[Discrepancy]:
+    """Return what is not as it was though it is not the engine's."""
+    places = (scene.containers_dir, scene.quarantine_dir)
+    kept = {name for place in places for _, _, names in os.walk(place) for name in names}
+    outside = os.listdir(scene.outside_dir)
+    harm = [(f"file {name}, which the engine did not make, kept", "gone") for name in scene.planted if name not in kept]
+    harm += [(f"process {pid}, a stranger, alive", "ended") for pid in world.strangers - world.processes.keys()]
+    harm += [(f"{scene.outside_dir} as it was", f"{outside}")] if outside != [_PRECIOUS] else []
+    return [Discrepancy("-", Kind.HARMED, expected, said) for expected, said in harm]
+
+
+def _running(scene: Scene) -> list[str]:
+    world = scene.subreaper.look()
+    return [key for key in sorted(scene.truth.known) if world.is_led(os.path.join(scene.containers_dir, key))]
+
+
+def _with_bundle(scene: Scene) -> list[str]:
+    alone = sorted(scene.truth.known.keys() - scene.truth.grouped)
+    return [key for key in alone if _is_directory(os.path.join(scene.containers_dir, key))]
+
+
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _idle(scene: Scene) -> list[str]:
+    floors = {key: known.floor for key, known in scene.truth.known.items()}
+    return [
+        key
+        for key in _with_bundle(scene)
+        if (floor := floors[key]) is not None and floor.state in {ContainerState.CREATED, ContainerState.EXITED}
+    ]
+
+
+def _new_name(_: Scene) -> list[str]:
+    return [f"planted-{secrets.token_hex(4)}"]
+
+
+def _kill(scene: Scene, key: str) -> int:
+    pid = scene.subreaper.look().is_led(os.path.join(scene.containers_dir, key))
+    if pid:
+        scene.truth.known[key].signalled = True
+        scene.subreaper.kill(pid)
+    return pid
+
+
+def _replace(scene: Scene, key: str) -> None:
+    """Kill the container, and give its pid to a stranger.
+
+    Only in a pid namespace of the drill's own: elsewhere the pids of others would be chosen, too.
+    """
+    pid = _kill(scene, key)
+    if not pid or os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE or not os.access(_LAST_PID, os.W_OK):
+        return
+    scene.subreaper.await_reaped(pid)
+    with suppress(OSError), open(_LAST_PID, encoding="ascii") as file:
+        last = file.read()
+        for _ in range(_TRIES):
+            _write(_LAST_PID, str(pid - 1))
+            # The stranger is made by the same call that a container would be; another fork may come first.
+            stranger = os.posix_spawnp("sleep", ["sleep", "3000"], {"PATH": os.defpath}, setsid=True)
+            if stranger == pid:
+                scene.subreaper.adopt_stranger(pid)
+                break
+            scene.subreaper.kill(stranger)
+        _write(_LAST_PID, last)
+
+
+def _remove_bundle(scene: Scene, key: str) -> None:
+    scene.truth.known[key].disturbed = True
+    shutil.rmtree(os.path.join(scene.containers_dir, key))
+
+
+def _halve_bundle(scene: Scene, key: str) -> None:
+    scene.truth.known[key].disturbed = True
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(scene.containers_dir, key, CONFIG_FILE))
+
+
+def _swap_bundle(scene: Scene, key: str) -> None:
+    _remove_bundle(scene, key)
+    os.symlink(scene.outside_dir, os.path.join(scene.containers_dir, key))
+
+
+def _plant_unmarked(scene: Scene, name: str) -> None:
+    _plant_empty(scene, name)
+    _write(os.path.join(scene.containers_dir, name, f"{name}.txt"), "whose?")
+    scene.planted.append(f"{name}.txt")
+
+
+def _plant_marked(scene: Scene, name: str) -> None:
+    _plant_empty(scene, name)
+    marker = msgspec.json.encode(BundleMarker(limpet="container", id=name, node="local"))
+    _write(os.path.join(scene.containers_dir, name, MARKER_FILE), marker.decode())
+    os.mkdir(os.path.join(scene.containers_dir, name, ROOTFS))
+    os.symlink(scene.outside_dir, os.path.join(scene.containers_dir, name, ROOTFS, "link"))
+
+
+def _plant_empty(scene: Scene, name: str) -> None:
+    os.mkdir(os.path.join(scene.containers_dir, name))
+
+
+def _plant_link(scene: Scene, name: str) -> None:
+    os.symlink(scene.outside_dir, os.path.join(scene.containers_dir, name))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+_ACTS: dict[Disaster, tuple[Callable[[Scene, str], object], Callable[[Scene], list[str]]]] = {
+    Disaster.KILL: (_kill, _running),
+    Disaster.REPLACE: (_replace, _running),
+    Disaster.REMOVE_BUNDLE: (_remove_bundle, _with_bundle),
+    Disaster.HALVE_BUNDLE: (_halve_bundle, _idle),
+    Disaster.SWAP_BUNDLE: (_swap_bundle, _idle),
+    Disaster.PLANT_UNMARKED: (_plant_unmarked, _new_name),
+    Disaster.PLANT_MARKED: (_plant_marked, _new_name),
+    Disaster.PLANT_EMPTY: (_plant_empty, _new_name),
+    Disaster.PLANT_LINK: (_plant_link, _new_name),
+}
+"""For each disaster what it does, and who its victims can be."""

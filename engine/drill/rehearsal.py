@@ -1,0 +1,218 @@
+"""The rounds of a drill: a life, its kill, what happens while the engine is down, the recovery, the comparison."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from limpet.engine.directory import CONTAINERS, QUARANTINE
+from limpet.engine.drill.disasters import Scene, disturb, find_harm, prepare
+from limpet.engine.drill.engine_process import EngineEndedError, EngineProcess
+from limpet.engine.drill.judge import Discrepancy, Kind, find_leaks, judge
+from limpet.engine.drill.messages import (
+    AnyEvent,
+    Begun,
+    Close,
+    Finished,
+    Live,
+    Opening,
+    Recovered,
+    Returned,
+    Tell,
+    Told,
+)
+from limpet.engine.drill.plan import Round, plan_rounds
+from limpet.engine.drill.report import DrillReport, Failure, count_kinds, summarize_times
+from limpet.engine.drill.truth import Truth
+from limpet.engine.drill.world import Subreaper, World
+from limpet.schema.status import ContainerState
+
+ENGINE = "limpet.engine.engine:Engine.open"
+_SETTLE_SECONDS = 5.0
+"""So long an engine may take to notice that a process has ended, and a killed process to be gone."""
+
+
+def run_drill(
+    *,
+    rounds: int,
+    containers: int,
+    seed: int,
+    directory: str,
+    engine_factory: str = ENGINE,
+    on_round: Callable[[], object] = lambda: None,
+) -> DrillReport:
+    """Run a drill in `directory`, which must not exist and is left for the caller to remove.
+
+    No process is left when this returns or raises. To be run in a process that has no children, since all it has
+    are reaped and ended. `engine_factory`, as `module:name`, opens the engine under test on a state directory;
+    `on_round` is called after each round.
+    """
+    os.makedirs(directory, 0o700)
+    subreaper = Subreaper()
+    rehearsal = _Rehearsal(subreaper, os.path.realpath(directory), engine_factory)
+    try:
+        subreaper.start()
+        with suppress(EngineEndedError):  # it is in the report, and nothing can follow it
+            rehearsal.run(rounds, containers, seed, on_round)
+    finally:
+        subreaper.end_all()
+    return rehearsal.report(seed, f"limpet drill --rounds {rounds} --containers {containers} --seed {seed}")
+
+
+class _Rehearsal:
+    def __init__(self, subreaper: Subreaper, directory: str, factory: str) -> None:
+        self._subreaper = subreaper
+        self._factory = factory
+        self._state_dir = os.path.join(directory, "state")
+        self._log = os.path.join(directory, "engine.log")
+        self._containers_dir = os.path.join(self._state_dir, CONTAINERS)
+        self._truth = Truth()
+        self._scene = Scene(
+            containers_dir=self._containers_dir,
+            quarantine_dir=os.path.join(self._state_dir, QUARANTINE),
+            outside_dir=os.path.join(directory, "outside"),
+            truth=self._truth,
+            subreaper=subreaper,
+            planted=[],
+        )
+        self._round = 0
+        self._kills = 0
+        self._failures: dict[tuple[str, Kind], Failure] = {}
+        self._unknown: set[str] = set()
+        self._existed: set[str] = set()
+        self._took_ns: list[int] = []
+
+    def run(self, rounds: int, containers: int, seed: int, on_round: Callable[[], object]) -> None:
+        """Live through all rounds. Raises EngineEndedError, noted as a failure, when an engine is broken."""
+        prepare(self._scene)
+        try:
+            engine = self._open()
+            for planned in plan_rounds(rounds, containers, seed):
+                self._truth.expect(planned)
+                engine.send(Live(planned))
+                if planned.kill is None:
+                    self._finish(engine)
+                    break
+                self._round = planned.number
+                self._live(engine, planned)
+                engine = self._recover(planned)
+                on_round()
+        except EngineEndedError as error:
+            self._note([Discrepancy("-", Kind.BROKEN, "an engine that works", str(error))])
+            raise
+
+    def report(self, seed: int, repeat: str) -> DrillReport:
+        """Return what was found."""
+        failures = tuple(self._failures.values())
+        return DrillReport(
+            seed=seed,
+            rounds=self._round,
+            kills=self._kills,
+            containers=len(self._existed),
+            acknowledged=self._truth.acknowledged,
+            unknown=len(self._unknown),
+            recovery_ms=summarize_times(self._took_ns),
+            failures=failures,
+            repeat=repeat,
+            **count_kinds(failures),
+        )
+
+    def _live(self, engine: EngineProcess, planned: Round) -> None:
+        """Let it do its steps until the planned instant, and kill it."""
+        kill = planned.kill
+        assert kill is not None
+        awaited = Begun if kill.in_flight else Returned
+        count = 0
+        while count < kill.count:
+            event = engine.read()
+            self._note_event(event)
+            count += isinstance(event, awaited)
+            if isinstance(event, Finished):
+                break
+        time.sleep(kill.delay_seconds)
+        if planned.reaped_late:
+            self._subreaper.hold()
+        for event in self._kill(engine):
+            self._note_event(event)
+
+    def _kill(self, engine: EngineProcess) -> list[AnyEvent]:
+        self._kills += 1
+        return engine.kill()
+
+    def _recover(self, planned: Round) -> EngineProcess:
+        """Disturb what the dead engine has left, recover (and kill that, if so planned), and compare."""
+        disturb(self._scene, planned.disturbances)
+        for delay in planned.recovery_kills:
+            before = self._subreaper.look()
+            engine = self._spawn()
+            engine.read_until(Opening)
+            time.sleep(delay)
+            for event in self._kill(engine):
+                if isinstance(event, Recovered):
+                    self._compare(event, before)
+        return self._open()
+
+    def _open(self) -> EngineProcess:
+        before = self._subreaper.look()
+        engine = self._spawn()
+        engine.read_until(Opening)
+        recovered = engine.read_until(Recovered)
+        self._subreaper.resume()
+        self._compare(recovered, before)
+        self._settle(engine)
+        return engine
+
+    def _spawn(self) -> EngineProcess:
+        return EngineProcess(self._subreaper, self._state_dir, self._factory, self._log)
+
+    def _compare(self, recovered: Recovered, before: World) -> None:
+        """Compare what a recovery has said with the truth; from now on, that is acknowledged, too."""
+        self._took_ns.append(recovered.took_ns)
+        told = recovered.told
+        after = self._subreaper.look()
+        self._note(judge(self._truth, told, self._containers_dir, before, after) + find_harm(self._scene, after))
+        self._unknown |= {key for key, said in told.containers.items() if said.state is ContainerState.UNKNOWN}
+        self._existed |= told.containers.keys()
+        self._truth.learn(told)
+
+    def _settle(self, engine: EngineProcess) -> None:
+        """Ask again until all is true, also of what has ended since; what is not true in the end is noted."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            before = self._subreaper.look()
+            engine.send(Tell())
+            told = engine.read_until(Told)
+            after = self._subreaper.look()
+            found = judge(self._truth, told, self._containers_dir, before, after)
+            found += find_leaks(told, self._containers_dir, after)
+            if not found or time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        self._note(found)
+        self._truth.learn(told)
+
+    def _finish(self, engine: EngineProcess) -> None:
+        """Let the last life tidy up; then the engine is closed in order."""
+        event: AnyEvent | None = None
+        while not isinstance(event, Finished):
+            event = engine.read()
+            self._note_event(event)
+        self._settle(engine)
+        engine.send(Close())
+        engine.await_end()
+
+    def _note_event(self, event: AnyEvent) -> None:
+        if isinstance(event, Begun):
+            self._truth.begin(event.step)
+        elif isinstance(event, Returned):
+            key = self._truth.end(event)
+            if event.status is not None:
+                self._existed.add(key)
+            if event.broken:
+                self._note([Discrepancy(key, Kind.BROKEN, "a result, or an error of limpet's own", event.broken)])
+
+    def _note(self, found: list[Discrepancy]) -> None:
+        """Keep each failure once, in the round it was first seen in."""
+        for container, kind, expected, said in found:
+            failure = Failure(round=self._round, container=container, kind=kind, expected=expected, said=said)
+            self._failures.setdefault((container, kind), failure)

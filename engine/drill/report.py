@@ -1,0 +1,70 @@
+"""What a drill found: counts, and for each failure what was expected, what was said, and how to repeat it."""
+
+import statistics
+from collections.abc import Sequence
+
+import msgspec
+
+from limpet.engine.drill.judge import Kind
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that an engine said, or did, that is not true."""
+
+    round: int
+    container: str
+    kind: Kind
+    expected: str
+    said: str
+
+
+class RecoveryTime(msgspec.Struct, frozen=True, kw_only=True):
+    """How long it took to open an engine, with its recovery pass, in whole milliseconds."""
+
+    p50: int = 0
+    max: int = 0
+
+
+class DrillReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a drill."""
+
+    seed: int
+    rounds: int
+    """Lives that were ended by a kill."""
+    kills: int
+    """Kills of an engine, those of a recovery under way among them."""
+    containers: int
+    """Containers that existed."""
+    acknowledged: int
+    """Calls that returned and were not refused."""
+    lost: int
+    torn: int
+    false_running: int
+    false_exited: int
+    wrong_exit_code: int
+    leaked: int
+    harmed: int
+    broken: int
+    unknown: int
+    """Containers that a recovery could not vouch for, and said so."""
+    recovery_ms: RecoveryTime
+    failures: tuple[Failure, ...]
+    repeat: str
+    """The command that repeats the drill's plan."""
+
+    @property
+    def passed(self) -> bool:
+        """True if nothing false was said and nothing lost, torn, leaked or harmed."""
+        return not self.failures
+
+
+def count_kinds(failures: Sequence[Failure]) -> dict[str, int]:
+    """Return how many failures there are of each kind."""
+    return {kind.value: sum(failure.kind is kind for failure in failures) for kind in Kind}
+
+
+def summarize_times(nanoseconds: Sequence[int]) -> RecoveryTime:
+    """Return the median and the longest."""
+    if not nanoseconds:
+        return RecoveryTime()
+    return RecoveryTime(p50=round(statistics.median(nanoseconds) / 1e6), max=round(max(nanoseconds) / 1e6))

@@ -43,7 +43,7 @@ def verification_document(view: View) -> dict[str, Any]:
     """Return what the look at a container found, and what recovery would say."""
     return {
         "verified": not view.status.unknown,
-        "observation": msgspec.to_builtins(view.observation),
+        "observation": _with_times(msgspec.to_builtins(view.observation)) if view.observation else None,
         "rule": view.verdict.rule if view.verdict else None,
         "because": view.verdict.because if view.verdict else "it had ended, and how was written down",
         "damage": view.damage,
@@ -54,6 +54,10 @@ def report_document(report: Report) -> dict[str, Any]:
     """Return a recovery report."""
     fields: dict[str, Any] = msgspec.to_builtins(report)
     for finding in fields["findings"]:
-        for name in ("checkpoint", "status"):
-            finding[name].update({key: rfc3339(finding[name][key]) for key in _TIMES})
+        for name in ("checkpoint", "status", "observation"):
+            finding[name] = _with_times(finding[name])
     return {**fields, "at": rfc3339(report.at), "totals": report.totals}
+
+
+def _with_times(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: rfc3339(value) if name in _TIMES else value for name, value in fields.items()}

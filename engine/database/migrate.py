@@ -28,6 +28,7 @@ def create_database(path: str) -> None:
     try:
         create_file(temporary)
         _in_transaction(temporary, _create_tables)
+        _require_whole(temporary)
         sync_file(temporary)
         os.rename(temporary, path)
         sync_directory(directory)
@@ -37,6 +38,15 @@ def create_database(path: str) -> None:
         for suffix in ("", "-journal", "-wal", "-shm"):
             with suppress(FileNotFoundError):
                 os.unlink(temporary + suffix)
+
+
+def _require_whole(path: str) -> None:
+    """Raise StoreError unless all of a database that was just made is in its file, and nothing in a WAL beside it.
+
+    SQLite moves the WAL when it closes the database, and does not say so if that fails.
+    """
+    if os.path.lexists(path + "-wal"):
+        raise StoreError(f"{path}: it could not be written out; see whether the disk is full or failing")
 
 
 def prepare_database(path: str, node: str, backup_path: str) -> None:

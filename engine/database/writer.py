@@ -140,15 +140,18 @@ class Writer:
         """Move the WAL into the database and close it; SQLite removes the WAL then.
 
         `before_unlink` is called with the epoch once the WAL holds nothing: a kill before it leaves a WAL, a
-        kill after it a note that none is needed. Raises StoreError if that fails; nothing is lost by it.
+        kill after it a note that none is needed. Raises StoreError, or what `before_unlink` raises: the WAL stays
+        then, and nothing is lost.
         """
         try:
             if before_unlink is not None and self._broken is None and truncate_wal(self._connection):
                 before_unlink(self._epoch)
-        except _SQLITE_ERRORS as error:
-            raise translate(self._path, error) from error
-        finally:
-            self._connection.close()
+        except BaseException as error:
+            keep_open(self._connection)  # closing it would remove the WAL, of which there is no note
+            if isinstance(error, _SQLITE_ERRORS):
+                raise translate(self._path, error) from error
+            raise
+        self._connection.close()
 
     def abandon(self) -> None:
         """In a fork: never touch the connection again, not even to close it; it is the parent's."""

@@ -102,6 +102,10 @@ class StateDirectory:
         except OSError as error:
             raise StateDirectoryError(f"{self.join(_OWNER)}: {error.strerror}; nothing was started") from error
 
+    def note_closed(self, epoch: int) -> None:
+        """Note that all is in the database file, so that no WAL will be missed. Raises StateDirectoryError."""
+        self.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=True))
+
     def remove_temporary_files(self) -> None:
         """Remove what a kill has left half written. Raises StateDirectoryError."""
         try:

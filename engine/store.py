@@ -95,6 +95,7 @@ class Store:
             writer = Writer(path, node)
             undo.callback(writer.close)
             epoch = writer.claim()
+            undo.callback(writer.close, directory.note_closed)
             # The WAL's name must be durable before we say that acknowledged commits may be in it.
             sync_directory(directory.path)
             directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=False))
@@ -285,7 +286,7 @@ class Store:
         self._committer.close()
         try:
             self._reader.close()
-            self._writer.close(self._note_closed)
+            self._writer.close(self.directory.note_closed)
         finally:
             self.directory.release()
 
@@ -293,9 +294,6 @@ class Store:
         """In a fork: leave everything to the parent. What this store is asked from now on, it refuses."""
         self._writer.abandon()
         self._reader.abandon()
-
-    def _note_closed(self, epoch: int) -> None:
-        self.directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=True))
 
     def submit(self, request: Request) -> None:
         """Hand a request to the committer thread; it is settled from there. For fronts such as `aio`."""

@@ -16,7 +16,6 @@ from limpet.engine.store import Store
 from limpet.recovery.host import identify, open_pidfd
 from limpet.schema.codec import row_to_status
 
-
 _SLEEP = shutil.which("sleep") or "/bin/sleep"
 
 

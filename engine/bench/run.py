@@ -41,7 +41,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
 def run_bench(
     *, directory: str, quick: bool = False, on_cell: Callable[[int, int], object] = lambda *_: None
 ) -> BenchReport:
-    """Measure in a new directory below `directory`, which should be on a disk. `on_cell(done, all)` is told of progress.
+    """Measure in a new directory below `directory`, which should be on a disk. `on_cell(done, all)` tells progress.
 
     Everything that was made is removed again. Raises OSError, LimpetError.
     """

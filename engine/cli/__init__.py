@@ -74,7 +74,14 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @click.group("limpet", cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @root_options
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show versions, and exit.",
+)
 def limpet(**_: object) -> None:
     """Look at container state that survives a crash, check it, and recover it.
 
@@ -105,5 +112,4 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 def _fail(message: str, status: int) -> NoReturn:
     click.echo(f"limpet: {' '.join(message.split())}", err=True)
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # what it still holds could not be written
     sys.exit(status)

@@ -53,7 +53,7 @@ def place_option(function: _Function) -> _Function:
 
     placed.__doc__ = function.__doc__
     placed.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
-    return _state_dir(help="As before the verb.")(_node(hidden=True)(placed))
+    return _state_dir(help="The state directory; wins over one before the verb.")(_node(hidden=True)(placed))
 
 
 def find_place(ctx: click.Context, state_dir: str | None, node: str | None) -> Place:

@@ -56,21 +56,15 @@ def command(ctx: click.Context, place: Place, *, dry_run: bool, no_trunc: bool, 
     """Look at every container that has not ended, say what is true of it and why, and write that down.
 
     As opening an engine does: the state directory is locked meanwhile, an older schema is upgraded, half-made bundles
-    are removed and orphans moved aside. Processes that live are left running. Status 7 if any container stays UNKNOWN
-    or anything could not be done.
+    are removed and orphans moved aside. Processes that live are left running. Status 7 if any container cannot be
+    vouched for, or anything could not be done.
     """
     report = _plan(place) if dry_run else _recover(place)
     if as_json:
         print_json(report=report_document(report))
     else:
         print_lines(_describe(report, no_trunc=no_trunc))
-    ctx.exit(UNRESOLVED if has_unresolved(report) else 0)
-
-
-def has_unresolved(report: Report) -> bool:
-    """Say whether a pass left something that a person must look at."""
-    totals = report.totals
-    return bool(totals["UNKNOWN"] or totals["problems"] or any(orphan.error for orphan in report.orphans))
+    ctx.exit(UNRESOLVED if report.has_unresolved else 0)
 
 
 def _recover(place: Place) -> Report:
@@ -93,7 +87,7 @@ def _describe(report: Report, *, no_trunc: bool) -> Iterator[str]:
     for orphan in report.orphans:
         yield from fill(_describe_orphan(orphan, dry_run=report.dry_run), 0)
     yield from fill(_sum_up(report), 0)
-    if has_unresolved(report):
+    if report.has_unresolved:
         yield from fill("Something is unresolved: see why with limpet inspect, mend it, and recover again.", 0)
 
 

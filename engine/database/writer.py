@@ -42,6 +42,7 @@ class Writer:
         self._node = node
         self._epoch = 0
         self._broken: StoreError | None = None
+        self._is_kept_open = False
         self._connection = connect_writer(path)
         self._files: list[tuple[str, tuple[int, int]]] = []
 
@@ -147,11 +148,13 @@ class Writer:
             if before_unlink is not None and self._broken is None and truncate_wal(self._connection):
                 before_unlink(self._epoch)
         except BaseException as error:
-            keep_open(self._connection)  # closing it would remove the WAL, of which there is no note
+            self._is_kept_open = True  # closing it would remove the WAL, of which there is no note
+            keep_open(self._connection)
             if isinstance(error, _SQLITE_ERRORS):
                 raise translate(self._path, error) from error
             raise
-        self._connection.close()
+        if not self._is_kept_open:
+            self._connection.close()
 
     def abandon(self) -> None:
         """In a fork: never touch the connection again, not even to close it; it is the parent's."""

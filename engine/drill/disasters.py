@@ -112,9 +112,9 @@ def _replace(scene: Scene, key: str) -> None:
             # The stranger is made by the same call that a container would be; another fork may come first.
             stranger = os.posix_spawnp("sleep", ["sleep", "3000"], {"PATH": os.defpath}, setsid=True)
             if stranger == pid:
-                scene.subreaper.adopt_stranger(pid)
+                scene.subreaper.keep_stranger(pid)
                 break
-            scene.subreaper.kill(stranger)
+            scene.subreaper.dismiss_stranger(stranger)
         _write(_LAST_PID, last)
 
 

@@ -214,15 +214,17 @@ def _plan_round(
     sandbox = Step(0, Verb.SANDBOX, f"r{number:02}")
     lanes = _deal(rng, scripts, 1)
     count = sum(map(len, lanes))
+    disturbances = _plan_disturbances(rng)
+    reused = any(each.disaster is Disaster.REPLACE for each in disturbances)
     return Round(
         number=number,
         containers=tuple(planned),
         first=(sandbox,),
         lanes=lanes,
         kill=Kill(rng.randint(count // 5, count), rng.random() < 0.5, rng.choice((0.0, rng.uniform(0, 0.03)))),
-        disturbances=_plan_disturbances(rng),
+        disturbances=disturbances,
         recovery_kills=_plan_recovery_kills(rng, number),
-        reaped_late=number % RECOVERY_KILLED_EVERY == 1,
+        reaped_late=number % RECOVERY_KILLED_EVERY == 1 and not reused,  # a zombie's pid is not free
     )
 
 

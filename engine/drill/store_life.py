@@ -146,7 +146,7 @@ def _back_up(number: int) -> "Step":
 
 
 def _nothing(_: Model) -> None:
-    """A step that changes nothing that the model knows."""
+    """Leave the model as it is: the step changes nothing that it knows."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _make_steps(checkpoints: int) -> list[Step]:
 
 
 class StoreLife:
-    """The life: a store made, filled, changed, backed up, closed, opened again, recovered. `checkpoints` is its length."""
+    """A store is made, filled, changed, backed up, closed, opened again, recovered. `checkpoints` is the length."""
 
     def __init__(self, checkpoints: int = 12) -> None:
         self._steps = _make_steps(checkpoints)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from limpet.schema.errors import InvalidStateError
 from limpet.schema.layout import BUNDLE_VARIABLE
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -56,13 +57,19 @@ class World:
 
 
 class Subreaper:
-    """Reaps, in a thread of its own, what the engine's death leaves to this process, and remembers the exit codes."""
+    """Reaps, in a thread of its own, what the engine's death leaves to this process, and remembers the exit codes.
+
+    Raises InvalidStateError in a process that has children already.
+    """
 
     def __init__(self) -> None:
         if _has_children():
-            raise RuntimeError("a drill needs a process without children: it reaps and ends all there are")
+            raise InvalidStateError(
+                f"process {os.getpid()} has children, which a drill would end; run it in a process of its own"
+            )
         self._codes: dict[int, int] = {}
         self._strangers: set[int] = set()
+        self._dismissed: set[int] = set()
         self._may_reap = threading.Event()
         self._may_reap.set()
         self._stopping = False
@@ -114,9 +121,14 @@ class Subreaper:
         while os.path.exists(f"/proc/{pid}"):
             time.sleep(0.001)
 
-    def adopt_stranger(self, pid: int) -> None:
-        """Remember that this process is no container's."""
+    def keep_stranger(self, pid: int) -> None:
+        """Remember that this child is no container's process, whatever its pid."""
         self._strangers.add(pid)
+
+    def dismiss_stranger(self, pid: int) -> None:
+        """Kill a child that is no container's process either; how it ends says nothing of whoever had its pid."""
+        self._dismissed.add(pid)
+        self.kill(pid)
 
     def end_all(self) -> None:
         """Kill all children and all that become children by that, until there is none."""
@@ -140,7 +152,7 @@ class Subreaper:
                 continue
             assert found is not None
             exited = found.si_code == os.CLD_EXITED
-            if found.si_pid not in self._strangers:
+            if found.si_pid not in self._strangers | self._dismissed:
                 self._codes[found.si_pid] = found.si_status if exited else 128 + found.si_status
             self._may_reap.wait()
             os.waitid(os.P_PID, found.si_pid, os.WEXITED)

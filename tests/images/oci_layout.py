@@ -53,7 +53,7 @@ def hard_link(name: str, target: str) -> tuple[Any, bytes]:
     return member(name, kind=tarfile.LNKTYPE, linkname=target)
 
 
-def tar(*members: tuple[Any, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:  # noqa: A002 - tarfile's word
+def tar(*members: tuple[Any, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
     """A tar file of these members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=format) as archive:

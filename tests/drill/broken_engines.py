@@ -1,0 +1,119 @@
+"""Engines with one promise broken each, for the drill to find out. Each opens an engine as `Engine.open` does."""
+
+import os
+import time
+
+from limpet.engine.database.changes import Changes
+from limpet.engine.draft import Draft
+from limpet.engine.engine import Engine
+from limpet.engine.process_config import BundleConfig
+from limpet.engine.starters import Prepared, process
+from limpet.engine.starters.process import ProcessStarter
+from limpet.engine.store import Store
+from limpet.recovery import host, rules
+from limpet.recovery.evidence import Process
+from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.identity import ProcessIdentity
+from limpet.schema.status import Status
+
+
+def acknowledges_before_commit(state_dir: str) -> Engine:
+    """A change of status is acknowledged at once, and written together with the next change."""
+    write, waiting = Store._write, list[Draft]()
+
+    def write_later(store: Store, draft: Draft) -> None:
+        while waiting:
+            write(store, waiting.pop())
+        if draft.changes == Changes(statuses=draft.changes.statuses, transitions=draft.changes.transitions):
+            waiting.append(draft)
+            store._apply(draft)
+        else:
+            write(store, draft)
+
+    Store._write = write_later  # type: ignore[method-assign]
+    return Engine.open(state_dir)
+
+
+def commits_by_halves(state_dir: str) -> Engine:
+    """A transaction over several containers is committed one container at a time."""
+    write = Store._write
+
+    def write_by_halves(store: Store, draft: Draft) -> None:
+        if len(draft.changes.statuses) > 1 and not draft.changes.reports:
+            for key in list(draft.changes.statuses):
+                half = store._draft()
+                half.replace(key, draft.status(key))
+                write(store, half)
+                time.sleep(0.02)
+        else:
+            write(store, draft)
+
+    Store._write = write_by_halves  # type: ignore[method-assign]
+    return Engine.open(state_dir)
+
+
+def compares_pids_alone(state_dir: str) -> Engine:
+    """Whoever has the pid is taken for the container's process."""
+
+    def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:
+        return Process.ALIVE, ""
+
+    host.compare = process.compare = compare
+    return Engine.open(state_dir)
+
+
+def invents_exit_codes(state_dir: str) -> Engine:
+    """What ended unseen is said to have ended well."""
+    end = rules.end
+
+    def invent(status: Status, exit_code: int | None, *, finished_at: int, message: str = "") -> Status:
+        return end(status, exit_code or 0, finished_at=finished_at, message=message)
+
+    rules.end = invent
+    return Engine.open(state_dir)
+
+
+class HastyStarter(ProcessStarter):
+    """Opens the gate at once, while the checkpoint is still to be written."""
+
+    def prepare(
+        self,
+        container_id: str,
+        bundle_path: str,
+        config: BundleConfig,
+        log_path: str,
+        requested: LinuxContainerResources | None,
+    ) -> Prepared:
+        prepared = super().prepare(container_id, bundle_path, config, log_path, requested)
+        os.write(prepared.gate, b"g")
+        time.sleep(0.1)  # as on a slow disk
+        return prepared
+
+
+def opens_the_gate_early(state_dir: str) -> Engine:
+    """A container's program runs before its process is written down."""
+    return Engine.open(state_dir, starter=HastyStarter())
+
+
+def never_recovers(state_dir: str) -> Engine:
+    """What the checkpoints say is taken for the truth."""
+
+    def believe(engine: Engine) -> object:
+        with engine.store.transaction() as draft:
+            for record in engine.store.list():
+                draft.doubt(record.id, None)
+        return None
+
+    Engine.recover = believe  # type: ignore[assignment, method-assign]
+    return Engine.open(state_dir)
+
+
+def follows_links(state_dir: str) -> Engine:
+    """The sweep empties whatever it finds, also through a link."""
+    containers = os.path.join(state_dir, "containers")
+    for name in os.listdir(containers) if os.path.isdir(containers) else ():
+        path = os.path.join(containers, name)
+        if os.path.islink(path):
+            for inner in os.listdir(path):
+                os.unlink(os.path.join(path, inner))
+    return Engine.open(state_dir)

@@ -1,0 +1,73 @@
+"""The drill has teeth: it passes an engine that keeps its promises, and finds out those that do not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RUN = """
+import json, sys, msgspec
+from limpet.engine.drill import run_drill
+seed, directory, factory = sys.argv[1:]
+report = run_drill(rounds=4, containers=16, seed=int(seed), directory=directory, engine_factory=factory)
+print(json.dumps(msgspec.to_builtins(report) | {"passed": report.passed}))
+"""
+FAULTS = {"lost", "torn", "false_running", "false_exited", "wrong_exit_code", "leaked", "harmed", "broken"}
+
+
+def run(directory: Path, factory: str, seed: int) -> dict[str, Any]:
+    """Run a drill in a pid namespace of its own, where it may choose pids; a user needs a user namespace for that."""
+    flags = ["-pf", "--mount-proc", *([] if os.geteuid() == 0 else ["-Ur"])]
+    drill = [sys.executable, "-c", RUN, str(seed), str(directory), factory]
+    # The shell is the namespace's init, whose death ends whatever a broken engine may leave.
+    result = subprocess.run(
+        ["unshare", *flags, "--", "sh", "-c", '"$@"; exit $?', "sh", *drill],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.path.dirname(__file__)},
+    )
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def faults(report: dict[str, Any]) -> set[str]:
+    return {name for name in FAULTS if report[name]}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_engine_that_keeps_its_promises_passes(tmp_path: Path, seed: int) -> None:
+    """Nothing is held against the real engine, whatever was killed, reused, removed or planted; much has happened."""
+    report = run(tmp_path / "drill", "limpet.engine.engine:Engine.open", seed)
+    assert not report["failures"]
+    assert report["passed"]
+    assert report["rounds"] == 4
+    assert report["kills"] > 4
+    assert report["containers"] > 30
+    assert report["acknowledged"] > 100
+
+
+@pytest.mark.parametrize(
+    ("factory", "found"),
+    [
+        ("acknowledges_before_commit", {"lost"}),
+        ("commits_by_halves", {"torn"}),
+        ("compares_pids_alone", {"false_running"}),
+        ("invents_exit_codes", {"wrong_exit_code"}),
+        ("opens_the_gate_early", {"leaked"}),
+        ("never_recovers", {"false_running"}),
+        ("follows_links", {"harmed"}),
+    ],
+)
+def test_a_broken_engine_is_found_out(tmp_path: Path, factory: str, found: set[str]) -> None:
+    """Each broken promise is found by its own name, and the drill fails."""
+    report = run(tmp_path / "drill", f"broken_engines:{factory}", 3)
+    assert found <= faults(report), report["failures"]
+    assert not report["passed"]
+    assert report["failures"][0]["round"] >= 1

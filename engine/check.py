@@ -176,7 +176,7 @@ def _look_at_database(path: str, node: str) -> tuple[str, list[str]]:
 def _look_at_records(path: str, node: str) -> tuple[str, list[str]]:
     with Snapshot.open(path, node=node) as snapshot:
         damage = snapshot.source.ask(lambda reader: reader.find_damaged_records())
-        return f"{len(snapshot)} containers, checksums and history", damage
+        return f"checksums and history, containers: {len(snapshot)}", damage
 
 
 # What stands in the place of a bundle, as it should be for each checkpoint.
@@ -206,7 +206,7 @@ def _look_at_bundles(path: str, node: str) -> tuple[str, list[str]]:
                 problems.append(_describe_bundle(record.id, checkpoint, found, detail))
         orphans = find_orphans(snapshot)
     problems += [f"{orphan.path} belongs to nothing in the store: {_FATES[orphan.disposal]}" for orphan in orphans]
-    return f"{len(snapshot)} rows, {len(os.listdir(bundles))} bundles", problems
+    return f"rows: {len(snapshot)}, bundles: {len(os.listdir(bundles))}", problems
 
 
 _FATES = {

@@ -6,7 +6,7 @@ import msgspec
 
 from limpet.recovery.evidence import Observation
 from limpet.recovery.orphans import Orphan
-from limpet.recovery.rules import Action, Verdict
+from limpet.recovery.rules import RULES, Action, Ruling, Verdict
 from limpet.schema.status import Status
 
 
@@ -51,6 +51,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             totals[finding.state] += 1
         totals["problems"] = sum(bool(finding.problem) for finding in self.findings)
         return totals
+
+    @property
+    def has_unresolved(self) -> bool:
+        """True if a container cannot be vouched for, or something went wrong with one, or with an orphan."""
+        return any(finding.problem or finding.rule in _UNRESOLVED for finding in self.findings) or any(
+            orphan.error for orphan in self.orphans
+        )
+
+
+_UNRESOLVED = {rule.label for rule in RULES if rule.ruling is Ruling.UNKNOWN}
 
 
 def status_fields(status: Status) -> dict[str, Any]:

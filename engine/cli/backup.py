@@ -26,4 +26,4 @@ def command(place: Place, file: str, *, as_json: bool) -> None:
     if as_json:
         print_json(path=os.path.abspath(file), bytes=size, containers=len(snapshot))
     else:
-        print_lines([f"{printable(file)}: {len(snapshot)} containers, {size} bytes, verified"])
+        print_lines([f"{printable(file)}: {size} bytes, containers: {len(snapshot)}, verified"])

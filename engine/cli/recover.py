@@ -96,7 +96,7 @@ def _sum_up(report: Report) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in report.totals.items() if count)
     examined = f"{len(report.findings)} examined" + (f" ({counts})" if counts else "")
     took = f"{report.took_ns / 1e6:.1f} ms"
-    return f"{name}: {examined}, {report.settled} ended before, {len(report.orphans)} orphans, {took}"
+    return f"{name}: {examined}, {report.settled} ended before, orphans: {len(report.orphans)}, {took}"
 
 
 def _table(report: Report, *, no_trunc: bool) -> Iterator[str]:

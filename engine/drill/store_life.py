@@ -21,7 +21,7 @@ from limpet.engine.testing import Kind, Violation
 from limpet.recovery.evidence import Boot, Observation, Process
 from limpet.recovery.probe import Subject
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import LimpetError
+from limpet.schema.errors import LimpetError, StoreDamagedError
 from limpet.schema.image import ImageManifest, ImageName
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import Status
@@ -213,6 +213,17 @@ class StoreLife:
             yield dict(model)
 
 
+class FailingDiskLife(StoreLife):
+    """The same life on a disk that fails: there a store may also refuse to open, if it says what to do."""
+
+    def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
+        """Compare as before; a clear refusal is no silent wrong answer."""
+        try:
+            super().check(directory, acknowledged)
+        except StoreDamagedError:
+            return
+
+
 def _look(state_dir: str) -> Model:
     with Store.open(state_dir) as store:
         damaged = [record.id for record in store.list() if store.is_damaged(record.id)]
@@ -228,13 +239,15 @@ def _kind(found: Model, possible: Sequence[Model]) -> Kind:
 
 
 def _check_leftovers(directory: str) -> None:
-    """No file that nobody owns: a backup is whole, and nothing temporary outlives an opening."""
-    for name in os.listdir(directory):
+    """See that a backup is whole, and opens as a store. May be repeated, as a check that was itself cut short is."""
+    for name in sorted(os.listdir(directory)):
         if name.startswith("backup-"):
             place = f"{directory}/opened-{name}"
-            os.mkdir(place, 0o700)
+            os.makedirs(place, 0o700, exist_ok=True)
             os.rename(f"{directory}/{name}", f"{place}/store.db")
+    for name in sorted(os.listdir(directory)):
+        if name.startswith("opened-") and os.path.exists(f"{directory}/{name}/store.db"):
             try:
-                _look(place)
+                _look(f"{directory}/{name}")
             except LimpetError as error:
                 raise Violation("torn", f"{name}: {error}") from error

@@ -63,10 +63,11 @@ def test_a_dead_process_is_never_called_running(limpet: Limpet, jobs: Jobs) -> N
     assert states(limpet)["dying"] == "UNKNOWN"
 
     done = limpet.json("recover")["report"]
-    assert [(one["id"], one["rule"]) for one in done["findings"]] == [
-        (one["id"], one["rule"]) for one in planned["findings"]
-    ]
-    assert states(limpet) == {**states(limpet), "dying": "EXITED", "alive": "RUNNING"}
+    assert {one["id"]: one["state"] for one in done["findings"]} == {
+        one["id"]: one["state"] for one in planned["findings"]
+    }
+    assert done["dry_run"] is False
+    assert states(limpet) == {"alive": "RUNNING", "dying": "EXITED", "new": "CREATED", "ended": "EXITED"}
     # The kernel may have kept the code, where nobody has reaped it.
     assert limpet.json("history", "dying")["transitions"][-1]["exit_code"] in {255, 128 + signal.SIGKILL}
 

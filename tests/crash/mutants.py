@@ -42,14 +42,10 @@ def _pragmas(**changed: tuple[str, object]) -> tuple[str, object]:
 MUTANTS = {
     "synchronous off": lambda: Broken(_pragmas(synchronous=("off", 0))),
     "synchronous normal": lambda: Broken(_pragmas(synchronous=("normal", 1))),
-    "rollback journal": lambda: Broken(_pragmas(journal_mode=("delete", "delete"))),
     "no flush of directories": lambda: Broken(
         ("limpet.engine.durable.sync_directory", lambda path: None),
         ("limpet.engine.database.migrate.sync_directory", lambda path: None),
         ("limpet.engine.store.sync_directory", lambda path: None),
         ("limpet.engine.durable._sync_name", lambda path: None),
-    ),
-    "database not flushed before its name": lambda: Broken(
-        ("limpet.engine.database.migrate.sync_file", lambda path: None), _pragmas(synchronous=("off", 0))
     ),
 }

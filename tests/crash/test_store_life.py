@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.mutants import MUTANTS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,7 +20,7 @@ def run(calls: str) -> dict[str, int]:
     """Run calls of the testing package on a life in a fresh process, and return what the reports add up to."""
     script = (
         "import json, sys\n"
-        "from limpet.engine.drill.store_life import StoreLife\n"
+        "from limpet.engine.drill.store_life import FailingDiskLife, StoreLife\n"
         "from limpet.engine.testing import *\n"
         "from tests.crash.mutants import *\n"
         "reason = supported()\n"
@@ -48,7 +50,7 @@ def test_every_kill_point() -> None:
 def test_power_cuts() -> None:
     """Every disk that a power cut may leave, in both models, holds what was acknowledged, also after another cut."""
     report = run(
-        f"power_cuts(StoreLife(3), samples=1, workers={WORKERS})"
+        f"power_cuts(StoreLife(2), samples=1, workers={WORKERS})"
         f" + recovery_cuts(StoreLife(1), crashes=4, workers={WORKERS})"
     )
     assert report["images"] > 8000
@@ -57,7 +59,16 @@ def test_power_cuts() -> None:
 
 @pytest.mark.timeout(600)
 def test_failing_disk() -> None:
-    """Each call fails with an error: the caller is told, or the store refuses to open; never a silent wrong answer."""
-    report = run(f"fault_points(StoreLife(1), cuts=1, workers={WORKERS})")
-    assert report["faults"] > 200
+    """Calls fail with an error: the caller is told, or the store refuses to open; never a silent wrong answer."""
+    failures = {"flush": ["EIO"], "rename": ["EIO"], "mkdir": ["ENOSPC"], "unlink": ["EIO"]}
+    report = run(f"fault_points(FailingDiskLife(1), failures={failures!r}, cuts=0, workers={WORKERS})")
+    assert report["faults"] > 100
     assert report["violations"] == 0, report["findings"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_store_with_a_flush_left_out_is_caught(name: str) -> None:
+    """The harness has teeth: power cuts find acknowledged state that a broken store has lost."""
+    report = run(f"power_cuts(MUTANTS[{name!r}](), samples=1, workers={WORKERS})")
+    assert report["violations"] > 0

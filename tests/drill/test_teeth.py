@@ -4,17 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-RUN = """
+from limpet.engine.drill.plan import Disaster, plan_rounds
+
+ROUNDS, CONTAINERS = 5, 16
+RUN = f"""
 import json, sys, msgspec
 from limpet.engine.drill import run_drill
 seed, directory, factory = sys.argv[1:]
-report = run_drill(rounds=4, containers=16, seed=int(seed), directory=directory, engine_factory=factory)
-print(json.dumps(msgspec.to_builtins(report) | {"passed": report.passed}))
+report = run_drill(rounds={ROUNDS}, containers={CONTAINERS}, seed=int(seed), directory=directory, engine_factory=factory)
+print(json.dumps(msgspec.to_builtins(report) | dict(passed=report.passed)))
 """
 FAULTS = {"lost", "torn", "false_running", "false_exited", "wrong_exit_code", "leaked", "harmed", "broken"}
 
@@ -37,6 +42,16 @@ def run(directory: Path, factory: str, seed: int) -> dict[str, Any]:
     return report
 
 
+def eventful_seed() -> int:
+    """Return the first seed whose plan has many chances to go wrong."""
+    wanted = Counter({Disaster.KILL: 5, Disaster.REPLACE: 4, Disaster.SWAP_BUNDLE: 1, Disaster.PLANT_LINK: 1})
+    for seed in count(1):
+        rounds = plan_rounds(ROUNDS, CONTAINERS, seed)
+        if wanted <= Counter(each.disaster for planned in rounds for each in planned.disturbances):
+            return seed
+    raise AssertionError
+
+
 def faults(report: dict[str, Any]) -> set[str]:
     return {name for name in FAULTS if report[name]}
 
@@ -47,8 +62,8 @@ def test_an_engine_that_keeps_its_promises_passes(tmp_path: Path, seed: int) -> 
     report = run(tmp_path / "drill", "limpet.engine.engine:Engine.open", seed)
     assert not report["failures"]
     assert report["passed"]
-    assert report["rounds"] == 4
-    assert report["kills"] > 4
+    assert report["rounds"] == ROUNDS
+    assert report["kills"] > ROUNDS
     assert report["containers"] > 30
     assert report["acknowledged"] > 100
 
@@ -61,13 +76,12 @@ def test_an_engine_that_keeps_its_promises_passes(tmp_path: Path, seed: int) -> 
         ("compares_pids_alone", {"false_running"}),
         ("invents_exit_codes", {"wrong_exit_code"}),
         ("opens_the_gate_early", {"leaked"}),
-        ("never_recovers", {"false_running"}),
         ("follows_links", {"harmed"}),
     ],
 )
 def test_a_broken_engine_is_found_out(tmp_path: Path, factory: str, found: set[str]) -> None:
     """Each broken promise is found by its own name, and the drill fails."""
-    report = run(tmp_path / "drill", f"broken_engines:{factory}", 3)
+    report = run(tmp_path / "drill", f"broken_engines:{factory}", eventful_seed())
     assert found <= faults(report), report["failures"]
     assert not report["passed"]
     assert report["failures"][0]["round"] >= 1

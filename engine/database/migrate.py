@@ -11,7 +11,7 @@ from sqlalchemy.pool import StaticPool
 
 from limpet.engine.database.backup import back_up
 from limpet.engine.database.reader import Reader, too_new
-from limpet.engine.database.sqlite import APPLICATION_ID, connect_writer, create_file, translate
+from limpet.engine.database.sqlite import APPLICATION_ID, connect_writer, create_file, finish_rollback, translate
 from limpet.engine.durable import sync_directory, sync_file, temporary_path
 from limpet.schema.errors import StoreDamagedError, StoreError
 from limpet.schema.tables import SCHEMA_REVISION, TABLES
@@ -54,6 +54,9 @@ def prepare_database(path: str, node: str, backup_path: str) -> None:
 
     Raises StoreTooNewError if a newer limpet made it, StoreDamagedError if it is not ours; untouched then.
     """
+    if os.path.lexists(path + "-journal"):
+        # A restored backup was being turned to WAL when it was killed: a reader may not undo what is half done.
+        finish_rollback(path)
     reader = Reader(path, node)
     try:
         revision = reader.identify()

@@ -95,6 +95,17 @@ def create_file(path: str) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 
+def finish_rollback(path: str) -> None:
+    """Let SQLite undo the transaction whose journal lies beside the database. Raises StoreError."""
+    connection = _connect(path, "rw")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise translate(path, error) from error
+    finally:
+        connection.close()
+
+
 def identify(connection: sqlite3.Connection, path: str) -> str:
     """Return the schema revision of the database. Reads only.
 

@@ -105,11 +105,9 @@ def _replace(scene: Scene, key: str) -> None:
     if not pid or os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE or not os.access(_LAST_PID, os.W_OK):
         return
     # As long as its session has members, its number is not free.
-    members = [each.pid for each in scene.subreaper.look().processes.values() if each.session == pid]
-    for each in members:
-        scene.subreaper.kill(each)
-    for each in (pid, *members):
-        scene.subreaper.await_reaped(each)
+    while members := [each.pid for each in scene.subreaper.look().processes.values() if each.session == pid]:
+        for each in members:
+            scene.subreaper.kill(each)
     with suppress(OSError), open(_LAST_PID, encoding="ascii") as file:
         last = file.read()
         for _ in range(_TRIES):

@@ -116,11 +116,6 @@ class Subreaper:
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
-    def await_reaped(self, pid: int) -> None:
-        """Wait until a child that has ended is reaped, so that its pid is free."""
-        while os.path.exists(f"/proc/{pid}"):
-            time.sleep(0.001)
-
     def keep_stranger(self, pid: int) -> None:
         """Remember that this child is no container's process, whatever its pid."""
         self._strangers.add(pid)

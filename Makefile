@@ -26,16 +26,14 @@ types: $(VENV)/.installed ## check types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed ## compare with peers on this machine's disk
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --group bench
 	$(BIN)/limpet bench
 
 bench-quick: $(VENV)/.installed ## the same in a minute, to see that it works
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --group bench
 	$(BIN)/limpet bench --quick
 
 constraints: $(VENV)/bin/uv ## choose the newest versions anew and write them down
 	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url \
-		--python-version 3.11 --upgrade --group dev --group bench pyproject.toml -o constraints.txt
+		--python-version 3.11 --upgrade --group dev pyproject.toml -o constraints.txt
 
 clean: ## remove what make has made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -117,11 +117,10 @@ class Container:
         shown to be the very one, and otherwise the container is EXITED only if the process is shown to be gone.
         Raises InvalidStateError if neither can be shown.
         """
+        if self.status.unknown:
+            self._runtime.reexamine()
         with self._runtime.exclusive(self.id):
             status = self.status
-            if status.unknown:
-                self._runtime.reexamine(self.id)
-                status = self.status
             if status.unknown:
                 return self._stop_unknown(status)
             if status.state is not ContainerState.RUNNING:

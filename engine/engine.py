@@ -58,7 +58,7 @@ class Engine:
             starter=starter,
             environment=dict(os.environ),
             containers_dir=self._containers_dir,
-            reexamine=lambda _: self._recover_quietly(),
+            reexamine=self.recover,
         )
 
     @classmethod
@@ -233,9 +233,6 @@ class Engine:
                 if not os.path.lexists(sandbox.bundle.path):
                     sandbox.bundle.make()  # a kill came between its row and its directory
         return self.recovery
-
-    def _recover_quietly(self) -> None:
-        self.recover()
 
     def _adopt(self, container_id: str, verdict: Verdict) -> None:
         identity = verdict.status.identity

@@ -25,7 +25,7 @@ class Runtime:
     starter: Starter
     environment: Mapping[str, str]
     containers_dir: str
-    reexamine: Callable[[str], None]
+    reexamine: Callable[[], object]
     watcher: Watcher = field(init=False)
     _ended: threading.Condition = field(default_factory=threading.Condition)
     _steps: WeakValueDictionary[str, threading.RLock] = field(default_factory=WeakValueDictionary)

@@ -138,7 +138,7 @@ def check_directory(path: str) -> os.stat_result:
         raise StateDirectoryError(
             f"state directory {path} belongs to user {found.st_uid}, this is user {os.geteuid()}; use your own"
         )
-    kind = _file_system_type(found.st_dev)
+    kind = file_system_type(found.st_dev)
     if kind in _NETWORK_FILE_SYSTEMS:
         raise UnsupportedError(f"state directory {path} lies on {kind}, a network file system; use a local disk")
     return found
@@ -243,7 +243,8 @@ def _locked_error(path: str) -> StateDirectoryLockedError:
     )
 
 
-def _file_system_type(device: int) -> str:
+def file_system_type(device: int) -> str:
+    """Return the type of the file system on a device (st_dev), "" if it is not mounted here."""
     number = f"{os.major(device)}:{os.minor(device)}"
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:

@@ -90,7 +90,7 @@ def engine(state_dir: str) -> Iterator[Engine]:
         yield opened
         for container in opened.list():
             if container.status.pid:
-                os.killpg(container.status.pid, signal.SIGKILL)
+                container.stop(0)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import msgspec
 from limpet.engine.bench.checkpoints import Cell, time_tasks, time_threads
 from limpet.engine.bench.contenders import CONTENDERS, Floor
 from limpet.engine.bench.openings import Opening, time_openings
+from limpet.engine.directory import file_system_type
 
 THREADS = (1, 16, 64)
 TASKS = (64, 256)
@@ -92,20 +93,9 @@ def describe_machine(directory: str) -> dict[str, str]:
         "cpu": models[0] if models else platform.machine(),
         "cores": str(os.cpu_count()),
         "kernel": platform.release(),
-        "file system": _file_system(directory),
+        "file system": file_system_type(os.stat(directory).st_dev),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
         "limpet": version("limpet"),
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-
-
-def _file_system(directory: str) -> str:
-    device = os.stat(directory).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields, _, rest = line.partition(" - ")
-            if fields.split()[2] == number:
-                return rest.split()[0]
-    return "unknown"

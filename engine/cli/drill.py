@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FACTS = (
     ("kills", "engine killed with SIGKILL, also amid its recovery"),
-    ("containers", "containers made, each with a process of its own when started"),
+    ("containers", "containers made; each one started is a real process"),
     ("acknowledged", "calls that had returned: none may be forgotten"),
     ("unknown", "containers it could not vouch for, and said so"),
 )
@@ -122,11 +122,10 @@ def _describe(report: "DrillReport") -> Iterator[str]:
     yield from render_table((Column("DRILL"), Column("COUNT"), Column("IN PLAIN WORDS")), rows, None)
     yield ""
     took = report.recovery_ms
-    yield from fill(
-        f"A recovery took {took.p50} ms as a rule (the median), {took.max} ms at most. Seed {report.seed}.", 0
-    )
+    yield f"A recovery took {took.p50} ms as a rule (the median), {took.max} ms at most."
     if report.passed:
-        yield paint("PASSED", "green") + f": {report.rounds} rounds, and all that was said after them is true."
+        words = f": {report.rounds} rounds, and all that was said after each is true (seed {report.seed})."
+        yield paint("PASSED", "green") + words
         return
     yield paint("FAILED", "red") + ":"
     for failure in report.failures:
@@ -150,16 +149,16 @@ def _fault_cell(count: int) -> Cell:
 
 @contextmanager
 def _raise_on_signals() -> Iterator[None]:
+    """Let the first signal end the block, by an exception; after one, and on the way out, more are ignored."""
+
     def raise_interrupted(number: int, _: FrameType | None) -> None:
         _ignore_signals()  # one is enough
         raise _Interrupted(number)
 
     before = {number: signal.signal(number, raise_interrupted) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _ignore_signals() -> None:

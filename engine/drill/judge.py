@@ -170,6 +170,8 @@ def find_leaks(told: Told, containers_dir: str, after: World) -> list[Discrepanc
         if directory != containers_dir:
             key = leaders.get(process.group, "")
         said = told.containers.get(key)
+        if said is not None and said.finished_at and said.identity and said.identity.pid == process.pid:
+            continue  # said to have ended, which is false: `judge` tells
         if key and (said is None or said.state not in _MAY_RUN or said.identity is None):
             expected = f"no process; {process.pid} is alive"
             found.append(Discrepancy(key, Kind.LEAKED, expected, describe(said)))

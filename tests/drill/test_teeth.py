@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from itertools import count
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 
 from limpet.engine.drill.plan import Disaster, plan_rounds
 
-ROUNDS, CONTAINERS = 5, 16
+ROUNDS, CONTAINERS, DRILLS = 4, 16, 5
 RUN = f"""
 import json, sys, msgspec
 from limpet.engine.drill import run_drill
 seed, directory, factory = sys.argv[1:]
-report = run_drill(rounds={ROUNDS}, containers={CONTAINERS}, seed=int(seed), directory=directory, engine_factory=factory)
+report = run_drill(
+    rounds={ROUNDS}, containers={CONTAINERS}, seed=int(seed), directory=directory, engine_factory=factory
+)
 print(json.dumps(msgspec.to_builtins(report) | dict(passed=report.passed)))
 """
 FAULTS = {"lost", "torn", "false_running", "false_exited", "wrong_exit_code", "leaked", "harmed", "broken"}
@@ -42,14 +45,13 @@ def run(directory: Path, factory: str, seed: int) -> dict[str, Any]:
     return report
 
 
-def eventful_seed() -> int:
-    """Return the first seed whose plan has many chances to go wrong."""
-    wanted = Counter({Disaster.KILL: 5, Disaster.REPLACE: 4, Disaster.SWAP_BUNDLE: 1, Disaster.PLANT_LINK: 1})
+def eventful_seeds() -> Iterator[int]:
+    """Yield seeds whose plans have many chances to go wrong."""
+    wanted = Counter({Disaster.KILL: 4, Disaster.REPLACE: 2, Disaster.SWAP_BUNDLE: 1, Disaster.PLANT_LINK: 1})
     for seed in count(1):
         rounds = plan_rounds(ROUNDS, CONTAINERS, seed)
         if wanted <= Counter(each.disaster for planned in rounds for each in planned.disturbances):
-            return seed
-    raise AssertionError
+            yield seed
 
 
 def faults(report: dict[str, Any]) -> set[str]:
@@ -80,8 +82,11 @@ def test_an_engine_that_keeps_its_promises_passes(tmp_path: Path, seed: int) -> 
     ],
 )
 def test_a_broken_engine_is_found_out(tmp_path: Path, factory: str, found: set[str]) -> None:
-    """Each broken promise is found by its own name, and the drill fails."""
-    report = run(tmp_path / "drill", f"broken_engines:{factory}", eventful_seed())
-    assert found <= faults(report), report["failures"]
-    assert not report["passed"]
-    assert report["failures"][0]["round"] >= 1
+    """Each broken promise is found by its own name, by one drill or the next, and that drill fails."""
+    reports = []
+    for seed in islice(eventful_seeds(), DRILLS):  # when a kill hits is a matter of timing, so a drill may miss
+        reports.append(run(tmp_path / f"drill-{seed}", f"broken_engines:{factory}", seed))
+        assert reports[-1]["passed"] is not bool(reports[-1]["failures"])
+        if found <= faults(reports[-1]):
+            return
+    pytest.fail(f"not found in {DRILLS} drills: {[report['failures'] for report in reports]}")

@@ -1,0 +1,137 @@
+"""`limpet drill` as its users meet it: its result, its exit status, and that it leaves nothing behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import wait_until
+
+DRILL = [sys.executable, "-m", "limpet.engine.cli", "drill"]
+INTEGERS = {
+    "schema_version", "seed", "rounds", "kills", "containers", "acknowledged", "lost", "torn", "false_running",
+    "false_exited", "wrong_exit_code", "leaked", "harmed", "broken", "unknown",
+}  # fmt: skip
+
+
+@pytest.fixture
+def temporary() -> Iterator[str]:
+    """A directory that every user may reach, unlike pytest's."""
+    path = tempfile.mkdtemp()
+    yield path
+    shutil.rmtree(path)
+
+
+def processes_below(directory: str) -> list[int]:
+    prefix = f"LIMPET_BUNDLE={os.path.realpath(directory)}/".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and prefix in Path(f"/proc/{name}/environ").read_bytes():
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def as_nobody(command: list[str]) -> list[str]:
+    """Return a command that runs another as user nobody, also where the interpreter lies in root's home."""
+    lower = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+    home = sys.base_prefix
+    closed = [str(path) for path in reversed(Path(home).parents) if not path.stat().st_mode & 0o001]
+    if not closed:
+        return lower
+    # In a mount namespace of its own, an open directory takes the closed one's place, with the interpreter in it.
+    script = """
+        mount --bind "$1" /mnt && mount -t tmpfs -o mode=755 none "$2" && mkdir -p "$1" && mount --bind /mnt "$1"
+        shift 2; exec "$@"
+    """
+    return ["unshare", "-m", "sh", "-ec", script, "sh", home, closed[0], *lower]
+
+
+def test_an_ordinary_user_gets_a_result(temporary: str) -> None:
+    """Without root it runs, prints one JSON object with the counts, exits with 0, and leaves nothing."""
+    command = [*DRILL, "--rounds", "3", "--containers", "12", "--seed", "4", "-o", "json"]
+    if os.geteuid() == 0:
+        os.chown(temporary, 65534, 65534)
+        command = as_nobody(command)
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"TMPDIR": temporary},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    report = json.loads(result.stdout)
+    assert all(type(report[name]) is int for name in INTEGERS)
+    assert (report["seed"], report["rounds"], report["failures"]) == (4, 3, [])
+    assert 0 < report["recovery_ms"]["p50"] <= report["recovery_ms"]["max"]
+    assert report["repeat"] == "limpet drill --rounds 3 --containers 12 --seed 4"
+    assert os.listdir(temporary) == []
+    assert processes_below(temporary) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing(temporary: str, number: signal.Signals) -> None:
+    """Ctrl-C and SIGTERM, also again and again, end it; no process and no directory is left."""
+    drill = subprocess.Popen(
+        [*DRILL, "--rounds", "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": temporary},
+    )
+    wait_until(lambda: len(processes_below(temporary)) > 3 or drill.poll() is not None, "containers to run")
+    while drill.poll() is None:  # as one who is impatient
+        drill.send_signal(number)
+        time.sleep(0.001)
+    output, errors = drill.communicate(timeout=30)
+    assert (drill.returncode, output) == (128 + number, "")
+    assert "interrupted" in errors
+    assert os.listdir(temporary) == []
+    assert processes_below(temporary) == []
+
+
+def test_a_table_for_people(temporary: str) -> None:
+    """The table explains each count in plain words, fits 80 columns, and stands alone where there is no terminal."""
+    result = subprocess.run(
+        [*DRILL, "--rounds", "1", "--containers", "4", "--keep"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"TMPDIR": temporary},
+    )
+    assert result.returncode == 0, result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "false running    0" in result.stdout
+    assert "PASSED" in result.stdout
+    (kept,) = os.listdir(temporary)
+    assert result.stderr == f"limpet: kept {temporary}/{kept}\n"
+
+
+def test_a_process_with_children_is_refused(temporary: str) -> None:
+    """A drill ends all children of its process, so one that has other children is refused, and they live on."""
+    script = f"sleep 1000 > /dev/null 2>&1 & echo $!; exec {' '.join(DRILL)} --rounds 1"
+    result = subprocess.run(
+        ["sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"TMPDIR": temporary},
+    )
+    os.kill(int(result.stdout.split()[0]), signal.SIGKILL)
+    assert result.returncode == 4
+    assert "has children" in result.stderr
+    assert os.listdir(temporary) == []

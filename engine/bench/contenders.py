@@ -1,197 +1,224 @@
-"""What is compared: limpet's store, the floor that the disk sets, and ways that people keep state without it.
+"""What makes a status durable: limpet, the least that the disk takes, and files. `databases` has the others.
 
-Each makes one container's status durable with each call, in its own directory, from any number of threads.
+Each contender keeps one small status for each of `count` containers in a directory of its own, replaces one with
+each call, durably, from any number of threads, and says afterwards, from what is on disk, what it has kept.
 """
 
 import os
-import sqlite3
-import threading
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
 
 import msgspec
 from msgspec.structs import replace
 
-from limpet.engine.durable import write_file
+from limpet.engine.durable import sync_directory, write_file
 from limpet.engine.store import Store
-from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
+from limpet.schema.cri import ContainerConfig, parse_container_config, parse_pod_sandbox_config
+from limpet.schema.errors import LimpetError
 from limpet.schema.image import ImageManifest, ImageName
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import Status
 
 RUNNING = Status(created_at=1795475261936558660, started_at=1795475261936558661, pid=4711)
 ENDED = replace(RUNNING, pid=0, finished_at=1795475261936558662, reason="Completed")
-_IMAGE = ImageManifest(name=ImageName("host"))
-_BLOCK = 512
-_BLOCKS = 2048
+BLOCK_BYTES = 512
+_SANDBOX = "bench"
+_ROWS_AT_ONCE = 5000
 
 
-class Contender(Protocol):
-    """One way to keep the status of `size` containers."""
+class UnavailableError(LimpetError):
+    """This cannot be tried here; the message says why."""
 
-    name: str
 
-    def open(self, directory: str, size: int) -> None:
-        """Make everything ready in an empty directory."""
-        ...
+class Contender(ABC):
+    """One way to keep state. `turn` is a number that grows with each checkpoint of a container."""
 
-    def checkpoint(self, number: int, pid: int) -> None:
-        """Make a status of container `number` durable."""
-        ...
+    label: ClassVar[str]
+    caveat: ClassVar[str] = ""
+    """What it does not promise, though the others do."""
+    package: ClassVar[str] = ""
+    """What must be installed for it; limpet does not need it."""
 
-    def read(self, number: int) -> int:
-        """Return the pid that was kept last, to see that it was kept."""
-        ...
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
 
+    @abstractmethod
+    def open(self, count: int) -> None:
+        """Keep `count` containers, and be ready."""
+
+    @abstractmethod
+    def checkpoint(self, number: int, turn: int) -> None:
+        """Make a status of container `number` that names `turn` durable."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close what is open."""
-        ...
+
+    @abstractmethod
+    def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
+        """After `close`: return the turn that is on disk for each of these containers."""
 
 
 def container_id(number: int) -> str:
-    """Return an id as long as real ones are."""
-    return f"{number:064x}"
+    """Return an id as long as real ones are, in no order that a tree would like."""
+    return f"{(number * 0x9E3779B97F4A7C15) % (1 << 64):016x}{number:048x}"
 
 
-def fill_store(store: Store, size: int, status: Status) -> None:
-    """Add `size` containers with this status."""
-    store.add_sandbox(
-        SandboxMetadata(
-            id="bench",
-            name="bench",
-            config=parse_pod_sandbox_config({"metadata": {"name": "bench", "uid": "0", "namespace": "bench"}}),
-            created_at=1,
-        )
-    )
-    for start in range(0, size, 5000):
+def fill_store(store: Store, count: int, status: Status) -> None:
+    """Add `count` containers with this status."""
+    config = parse_pod_sandbox_config({"metadata": {"name": _SANDBOX, "uid": "0", "namespace": "bench"}})
+    store.add_sandbox(SandboxMetadata(id=_SANDBOX, name=_SANDBOX, config=config, created_at=1))
+    for start in range(0, count, _ROWS_AT_ONCE):
         with store.transaction() as draft:
-            for number in range(start, min(start + 5000, size)):
-                name = f"container-{number}"
-                config = parse_container_config({"metadata": {"name": name}, "image": {"image": "host"}})
-                draft.add(
-                    Metadata(
-                        id=container_id(number), name=name, sandbox_id="bench", config=config, image_manifest=_IMAGE
-                    ),
-                    status,
-                )
+            for number in range(start, min(start + _ROWS_AT_ONCE, count)):
+                draft.add(_make_metadata(number), status)
 
 
-class Limpet:
+def _make_metadata(number: int) -> Metadata:
+    name = f"container-{number}"
+    config: ContainerConfig = parse_container_config(
+        {"metadata": {"name": name}, "image": {"image": "host"}, "command": ["sleep", "1000"], "labels": {"app": "x"}}
+    )
+    manifest = ImageManifest(name=ImageName("host"))
+    return Metadata(id=container_id(number), name=name, sandbox_id=_SANDBOX, config=config, image_manifest=manifest)
+
+
+class Limpet(Contender):
     """limpet's store through its public API, every guard on."""
 
-    name = "limpet"
+    label = "limpet"
 
-    def open(self, directory: str, size: int) -> None:
-        """Make a store with `size` running containers."""
-        self._store = Store.open(f"{directory}/state")
-        fill_store(self._store, size, RUNNING)
+    @property
+    def state_dir(self) -> str:
+        """The store's state directory."""
+        return f"{self.directory}/state"
 
-    def checkpoint(self, number: int, pid: int) -> None:
+    def open(self, count: int) -> None:
+        """Make a store."""
+        self.store = Store.open(self.state_dir)
+        fill_store(self.store, count, RUNNING)
+
+    def checkpoint(self, number: int, turn: int) -> None:
         """Call `Store.checkpoint`."""
-        self._store.checkpoint(container_id(number), replace(RUNNING, pid=pid))
-
-    def read(self, number: int) -> int:
-        """Return the pid in the store."""
-        return self._store.status(container_id(number)).pid
+        self.store.checkpoint(container_id(number), replace(RUNNING, pid=turn))
 
     def close(self) -> None:
         """Close the store."""
-        self._store.close()
+        self.store.close()
+
+    def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
+        """Open the store again and ask it."""
+        with Store.open(self.state_dir) as store:
+            return {number: store.status(container_id(number)).pid for number in numbers}
 
 
-class Floor:
-    """What the disk takes for the least that is durable: 512 bytes into a file that is there, and a flush."""
+class LimpetPopulation(Limpet):
+    """limpet's store with a population that is there already: of ended containers, behind the few that run."""
 
-    name = "floor: write + fdatasync"
+    def __init__(self, state_dir: str, running: int) -> None:
+        super().__init__(state_dir)
+        self._running = running
 
-    def open(self, directory: str, size: int) -> None:  # noqa: ARG002  # it keeps no containers
+    @property
+    def state_dir(self) -> str:
+        """The population's."""
+        return self.directory
+
+    def open(self, count: int) -> None:
+        """Open the store; it has `count` containers."""
+        self.store = Store.open(self.state_dir)
+        assert len(self.store) == count, f"{len(self.store)} containers, not {count}"
+
+    def checkpoint(self, number: int, turn: int) -> None:
+        """Change how a container ended: it must stay one that has."""
+        self.store.checkpoint(container_id(self._running + number), replace(ENDED, exit_code=turn))
+
+    def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
+        """Open the store again and ask it."""
+        with Store.open(self.state_dir) as store:
+            return {number: store.status(container_id(self._running + number)).exit_code for number in numbers}
+
+
+class Floor(Contender):
+    """What the disk takes for the least that is durable: a block written into a file that is there, and a flush."""
+
+    label = "floor: 512 bytes + fdatasync"
+
+    def open(self, count: int) -> None:
         """Make a file that is filled already, so that nothing but data is flushed."""
-        self._file = os.open(f"{directory}/floor", os.O_RDWR | os.O_CREAT, 0o600)
-        os.pwrite(self._file, bytes(_BLOCK * _BLOCKS), 0)
+        self._file = os.open(f"{self.directory}/floor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.pwrite(self._file, bytes(BLOCK_BYTES * count), 0)
         os.fsync(self._file)
+        sync_directory(self.directory)
 
-    def checkpoint(self, number: int, pid: int) -> None:
+    def checkpoint(self, number: int, turn: int) -> None:
         """Write a block and flush it."""
-        os.pwrite(self._file, pid.to_bytes(8, "little").ljust(_BLOCK, b"x"), number % _BLOCKS * _BLOCK)
+        os.pwrite(self._file, turn.to_bytes(8, "little").ljust(BLOCK_BYTES, b"x"), number * BLOCK_BYTES)
         os.fdatasync(self._file)
-
-    def read(self, number: int) -> int:
-        """Return the pid in the block."""
-        return int.from_bytes(os.pread(self._file, 8, number % _BLOCKS * _BLOCK), "little")
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
+    def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
+        """Read the blocks."""
+        with open(f"{self.directory}/floor", "rb") as file:
+            blocks = file.read()
+        return {
+            number: int.from_bytes(blocks[number * BLOCK_BYTES : number * BLOCK_BYTES + 8], "little")
+            for number in numbers
+        }
 
-class FilePerContainer:
+
+class FilePerContainer(Contender):
     """A JSON file for each container: temporary file, flush, rename, flush of the directory."""
 
-    name = "file per container"
+    label = "file per container"
 
-    def open(self, directory: str, size: int) -> None:
+    def open(self, count: int) -> None:
         """Make the files."""
-        self._directory = directory
-        for number in range(size):
+        for number in range(count):
             with open(self._path(number), "wb") as file:
                 file.write(msgspec.json.encode(RUNNING))
+        os.sync()
 
-    def checkpoint(self, number: int, pid: int) -> None:
-        """Replace one file durably."""
-        write_file(self._path(number), msgspec.json.encode(replace(RUNNING, pid=pid)))
-
-    def read(self, number: int) -> int:
-        """Return the pid in the file."""
-        with open(self._path(number), "rb") as file:
-            return msgspec.json.decode(file.read(), type=Status).pid
+    def checkpoint(self, number: int, turn: int) -> None:
+        """Replace one file."""
+        write_file(self._path(number), msgspec.json.encode(replace(RUNNING, pid=turn)))
 
     def close(self) -> None:
         """Nothing is open."""
 
+    def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
+        """Read the files."""
+        return {number: read_status(self._path(number)).pid for number in numbers}
+
     def _path(self, number: int) -> str:
-        return f"{self._directory}/{container_id(number)}.json"
+        return f"{self.directory}/{container_id(number)}.json"
 
 
-class RawSqlite:
-    """sqlite3 by hand: WAL, synchronous FULL, one UPDATE for each call, one connection behind a lock."""
+class FileWithoutDirectoryFlush(FilePerContainer):
+    """The same, as most write it: the rename is atomic, but a power cut may undo it."""
 
-    name = "sqlite3 by hand"
+    label = "file per container, directory not flushed"
+    caveat = "not durable: a power cut may undo the last updates"
 
-    def open(self, directory: str, size: int) -> None:
-        """Make a table with the columns that limpet's has."""
-        self._lock = threading.Lock()
-        self._connection = sqlite3.connect(f"{directory}/raw.db", isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = wal", "synchronous = full"):
-            self._connection.execute(f"PRAGMA {pragma}")
-        self._connection.execute(
-            "CREATE TABLE status (id TEXT PRIMARY KEY, seq INT, transitions INT, pid INT, created_at INT,"
-            " started_at INT, finished_at INT, exit_code INT, reason TEXT, message TEXT, released INT) WITHOUT ROWID"
-        )
-        row = (0, 0, 0, RUNNING.created_at, RUNNING.started_at, 0, 0, "", "", 0)
-        self._connection.execute("BEGIN")
-        self._connection.executemany(
-            f"INSERT INTO status VALUES ({', '.join('?' * 11)})",  # noqa: S608  # question marks
-            [(container_id(number), *row) for number in range(size)],
-        )
-        self._connection.execute("COMMIT")
-
-    def checkpoint(self, number: int, pid: int) -> None:
-        """Update one row."""
-        values = (1, 1, pid, RUNNING.created_at, RUNNING.started_at, 0, 0, "", "", 0, container_id(number))
-        with self._lock:
-            self._connection.execute(
-                "UPDATE status SET seq = ?, transitions = ?, pid = ?, created_at = ?, started_at = ?, finished_at = ?,"
-                " exit_code = ?, reason = ?, message = ?, released = ? WHERE id = ?",
-                values,
-            )
-
-    def read(self, number: int) -> int:
-        """Return the pid in the row."""
-        row = self._connection.execute("SELECT pid FROM status WHERE id = ?", (container_id(number),)).fetchone()
-        return int(row[0])
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+    def checkpoint(self, number: int, turn: int) -> None:
+        """Replace one file, without flushing the directory."""
+        path = self._path(number)
+        temporary = f"{path}.{turn}"
+        with open(temporary, "wb") as file:
+            file.write(msgspec.json.encode(replace(RUNNING, pid=turn)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
 
 
-CONTENDERS: tuple[type[Contender], ...] = (Limpet, Floor, FilePerContainer, RawSqlite)
+def read_status(path: str) -> Status:
+    """Return the status in a JSON file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return msgspec.json.decode(os.read(descriptor, 1 << 16), type=Status)
+    finally:
+        os.close(descriptor)

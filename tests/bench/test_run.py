@@ -1,0 +1,164 @@
+"""The benchmark runs: everybody keeps what they acknowledge, the report is whole, and nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from limpet.engine.bench import BenchReport, Settings, run_bench
+from limpet.engine.bench.checkpoints import CONTENDERS, require_kept
+from limpet.engine.bench.databases import RawSqlite
+from limpet.engine.bench.experiments import EXPERIMENTS
+from limpet.engine.bench.load import Load, run_threads
+from limpet.engine.bench.machine import describe_machine
+from limpet.engine.bench.population import read_identities
+from limpet.engine.bench.run import choose_cases
+from limpet.engine.bench.saved import load_report, save_report
+from limpet.schema.errors import InvalidInputError, StoreError
+from tests.conftest import is_running, wait_until
+
+SMALL = {"growth": (20, 40), "opening": (40,), "memory": (40,), "liveness": (4,), "waiting": (4,), "command": (40,)}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """All experiments, with tiny cells and populations."""
+    directory = str(tmp_path_factory.mktemp("bench"))
+    return Settings(directory=directory, extent="quick", seconds=0.03, seed=7, sizes=SMALL)
+
+
+@pytest.fixture(scope="module")
+def report(settings: Settings) -> BenchReport:
+    """What came of them."""
+    return run_bench(settings)
+
+
+@pytest.mark.parametrize("key", CONTENDERS)
+def test_each_contender_keeps_what_it_acknowledges(key: str, tmp_path: Path) -> None:
+    """A contender that kept nothing would be fast: after threads have used it, it is read back from disk."""
+    kind = CONTENDERS[key]
+    if kind.package and find_spec(kind.package) is None:
+        pytest.skip(f"{kind.package} is not installed")
+    contender = kind(str(tmp_path))
+    contender.open(30)
+    finished = run_threads(Load(3, 30, calls=20), contender.checkpoint)
+    contender.close()
+    assert len(finished.kept) == 30
+    require_kept(contender, finished.kept)
+
+
+def test_who_forgets_a_checkpoint_is_found_out(tmp_path: Path) -> None:
+    """Reading back has teeth: one update that is acknowledged and not made is noticed."""
+
+    class Forgetful(RawSqlite):
+        def checkpoint(self, number: int, turn: int) -> None:
+            if (number, turn) != (7, 20):
+                super().checkpoint(number, turn)
+
+    contender = Forgetful(str(tmp_path))
+    contender.open(10)
+    for turn in (10, 20):
+        contender.checkpoint(7, turn)
+    contender.close()
+    with pytest.raises(StoreError, match="20 was acknowledged, 10 is kept"):
+        require_kept(contender, {7: 20})
+
+
+def test_a_quick_run_measures_everything_and_leaves_nothing(settings: Settings, report: BenchReport) -> None:
+    """Each case has all figures of its experiment, or says what is missing; the directory is as it was."""
+    assert [series.case for series in report.series] == list(choose_cases(settings))
+    for series in report.series:
+        assert not series.failed, series
+        if not series.missing:
+            wanted = {metric.key for metric in EXPERIMENTS[series.experiment].metrics}
+            assert wanted - set(series.spreads) <= {"open_ms", "recover_ms"}, series
+            assert all(spread.count == 1 for spread in series.spreads.values())
+    assert {series.missing for series in report.series} <= {"", "lmdb is not installed", "diskcache is not installed"}
+    assert os.listdir(settings.directory) == []
+
+
+def test_a_report_says_where_it_was_made_and_survives_saving(report: BenchReport, tmp_path: Path) -> None:
+    """The document has the machine and every version, and is read back as it was; something else is refused."""
+    assert {"cpu", "cores", "memory_bytes", "kernel", "file_system", "durable"} == set(report.machine)
+    assert {"python", "sqlite", "sqlalchemy", "msgspec", "limpet", "commit"} <= set(report.versions)
+    assert {"turns", "seconds", "seed", "extent"} <= set(report.settings)
+    path = str(tmp_path / "report.json")
+    save_report(report, path)
+    assert load_report(path) == report
+    Path(path).write_text('{"containers": []}')
+    with pytest.raises(InvalidInputError, match="no report"):
+        load_report(path)
+
+
+def test_plots_are_drawn_of_what_was_measured(report: BenchReport, tmp_path: Path) -> None:
+    """Each plot is there as a picture and as a drawing, and the same report gives the same drawing again."""
+    from limpet.engine.bench.plots import draw_plots
+
+    paths = [Path(path) for path in draw_plots(report, str(tmp_path / "plots"))]
+    assert {path.stem for path in paths} == {"throughput", "latency", "opening", "growth"}
+    for path in paths:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+        else:
+            assert ET.parse(path).getroot().tag.endswith("svg")
+    first = {path: path.read_bytes() for path in paths if path.suffix == ".svg"}
+    list(draw_plots(report, str(tmp_path / "plots")))
+    assert {path: path.read_bytes() for path in first} == first
+
+
+def bench(*arguments: str) -> list[str]:
+    """Return the command line of a benchmark."""
+    return [sys.executable, "-m", "limpet.engine.cli", "bench", *arguments]
+
+
+def test_the_command_saves_and_compares(tmp_path: Path) -> None:
+    """The document on stdout is the one that is saved, and a later run is compared with it."""
+    saved = str(tmp_path / "saved.json")
+    common = ("--quick", "--only", "liveness", "--dir", str(tmp_path), "-o", "json")
+    first = subprocess.run(bench(*common, "--save", saved), capture_output=True, text=True, check=True, timeout=60)
+    document = json.loads(first.stdout)
+    assert document.pop("comparison") == []
+    assert document == json.loads(Path(saved).read_text())
+    second = subprocess.run(bench(*common, "--compare", saved), capture_output=True, text=True, check=True, timeout=60)
+    comparison = json.loads(second.stdout)["comparison"]
+    assert {one["change"] for one in comparison} == {"too few turns to tell"}
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.json"]
+
+
+@pytest.fixture(params=[(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def interrupted(request: pytest.FixtureRequest, tmp_path: Path) -> list[int]:
+    """The pids of a population whose benchmark was ended by a signal."""
+    number, status = request.param
+    process = subprocess.Popen(
+        bench("--quick", "--repeat", "99", "--only", "waiting", "--dir", str(tmp_path)), stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: list(tmp_path.glob("*/stage/limpet-1000/owner.json")), "the population")
+        (made,) = tmp_path.glob("*/stage")
+        pids = [identity.pid for identity in read_identities(str(made))]
+        process.send_signal(number)
+        assert process.wait(30) == status
+    finally:
+        process.kill()
+        process.wait()
+    return pids
+
+
+def test_an_interrupted_run_leaves_nothing(interrupted: list[int], tmp_path: Path) -> None:
+    """No file and no process is left when a signal ends the run."""
+    assert list(tmp_path.iterdir()) == []
+    assert interrupted
+    wait_until(lambda: not any(map(is_running, interrupted)), "the end of the population")
+
+
+def test_a_file_system_in_memory_is_not_called_durable() -> None:
+    """A flush to memory is worth nothing, and the report says so."""
+    if not os.path.ismount("/dev/shm"):
+        pytest.skip("no tmpfs here")
+    assert describe_machine("/dev/shm")["durable"] is False

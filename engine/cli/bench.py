@@ -122,9 +122,9 @@ def _show(report: "BenchReport", before: "BenchReport | None", *, as_json: bool)
 
 
 def _draw(report: "BenchReport", directory: str) -> None:
-    from limpet.engine.bench.plots import draw_plots  # noqa: PLC0415  # it takes a second to load
-
     try:
+        from limpet.engine.bench.plots import draw_plots  # noqa: PLC0415  # it takes a second to load
+
         for path in draw_plots(report, directory):
             note(f"limpet: drew {path}")
     except ImportError as error:

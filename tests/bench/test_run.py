@@ -131,6 +131,18 @@ def test_the_command_saves_and_compares(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["saved.json"]
 
 
+def test_without_matplotlib_there_are_figures_but_no_plots(tmp_path: Path) -> None:
+    """What limpet does not need is said to be missing, after a run that is as good as any."""
+    stub = tmp_path / "stub"
+    stub.mkdir()
+    (stub / "matplotlib.py").write_text("raise ModuleNotFoundError('not here', name='matplotlib')")
+    command = bench("--quick", "--only", "waiting", "--dir", str(tmp_path), "--plots", str(tmp_path / "plots"))
+    environment = {**os.environ, "PYTHONPATH": str(stub)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    assert done.stderr == "limpet: no plots were drawn: matplotlib is not installed; pip install matplotlib\n"
+    assert "limpet: one epoll set" in done.stdout
+
+
 @pytest.fixture(params=[(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def interrupted(request: pytest.FixtureRequest, tmp_path: Path) -> list[int]:
     """The pids of a population whose benchmark was ended by a signal."""

@@ -39,7 +39,9 @@ EXPERIMENTS = (
 @click.option(
     "--quick", "extent", flag_value="quick", help="One short turn, to see that it works; figures mean little."
 )
-@click.option("--full", "extent", flag_value="full", help="Up to 1,000,000 containers; takes an hour and 8 GB.")
+@click.option(
+    "--full", "extent", flag_value="full", help="Up to 1,000,000 containers; takes far longer, and gigabytes of disk."
+)
 @click.option("--only", type=click.Choice(EXPERIMENTS), multiple=True, help="Only this; repeatable.")
 @click.option("--repeat", type=click.IntRange(1, 1000), help="How many turns.  [default: 5, or 1 with --quick]")
 @click.option("--seed", type=int, help="Repeat the order of an earlier run.  [default: a new one]")

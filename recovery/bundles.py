@@ -1,6 +1,7 @@
 """What is in the place of a container's bundle, and who uses a directory. Looks, and touches nothing."""
 
 import os
+import re
 import stat
 
 import msgspec
@@ -99,6 +100,4 @@ def _is_ours(pid: str) -> bool:
 
 def _unescape(mount_point: str) -> str:
     """Undo the octal escapes of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        mount_point = mount_point.replace(code, character)
-    return mount_point
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), mount_point)

@@ -22,6 +22,7 @@ from limpet.engine.images.oci import LAYER_TYPES, Configuration, Descriptor, Man
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
+from limpet.recovery.bundles import find_mounts
 from limpet.schema.errors import (
     AlreadyExistsError,
     DiskFullError,
@@ -123,7 +124,7 @@ class DirectoryImageStore:
         """Make sure that nothing is mounted at or below `target`: PLAIN itself mounts nothing."""
         target = os.path.realpath(target)
         with self._translated(f"unmount {target}"):
-            mounts = [point for point in _mount_points() if f"{point}/".startswith(f"{target}/")]
+            mounts = find_mounts(target)
         if mounts:
             raise InvalidStateError(f"{mounts[0]} is still a mount point; unmount it before {target} is removed")
 
@@ -261,10 +262,3 @@ def _require_empty_directory(target: str) -> None:
             raise InvalidInputError(f"mount target {target!r} is not empty; name one that is")
     finally:
         os.close(descriptor)
-
-
-def _mount_points() -> list[str]:
-    """Return where something is mounted in our mount namespace (proc_pid_mountinfo(5), field 5)."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        fields = [line.split(b" ")[4] for line in file]
-    return [os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), field)) for field in fields]

@@ -67,6 +67,10 @@ class Report:
     """Different disks that a power cut may leave, each recovered and checked."""
     faults: int = 0
     """Operations that were made to fail."""
+    damaged: int = 0
+    """States on disk that were damaged: bits flipped, files cut, swapped or replaced."""
+    cases: int = 0
+    """Worlds found after a restart, with real processes, on which recovery was judged."""
     acknowledged: int = 0
     """Acknowledgements that were compared, over all checks."""
     lost: int = 0
@@ -78,21 +82,31 @@ class Report:
 
     @classmethod
     def of(
-        cls, findings: Iterable[Finding], *, points: int = 0, images: int = 0, faults: int = 0, acknowledged: int = 0
+        cls,
+        findings: Iterable[Finding],
+        *,
+        points: int = 0,
+        images: int = 0,
+        faults: int = 0,
+        damaged: int = 0,
+        cases: int = 0,
+        acknowledged: int = 0,
     ) -> Self:
         """Return the report of one piece of work."""
         found = tuple(findings)
-        counts = Counter(finding.kind for finding in found)
+        kinds = Counter(finding.kind for finding in found)
         return cls(
-            points,
-            images,
-            faults,
-            acknowledged,
-            counts["lost"],
-            counts["torn"],
-            counts["false_verdict"],
-            counts["other"],
-            found[:KEPT_FINDINGS],
+            points=points,
+            images=images,
+            faults=faults,
+            damaged=damaged,
+            cases=cases,
+            acknowledged=acknowledged,
+            lost=kinds["lost"],
+            torn=kinds["torn"],
+            false_verdicts=kinds["false_verdict"],
+            other=kinds["other"],
+            findings=found[:KEPT_FINDINGS],
         )
 
     def __add__(self, more: "Report") -> "Report":
@@ -108,7 +122,8 @@ class Report:
     @property
     def clean(self) -> bool:
         """Whether something was tried and every promise was kept."""
-        return not self.violations and bool(self.points or self.images or self.faults)
+        tried = (self.points, self.images, self.faults, self.damaged, self.cases)
+        return not self.violations and any(tried)
 
 
 class Checker:

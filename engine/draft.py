@@ -34,6 +34,7 @@ from limpet.schema.status import Reason, Status
 
 Doubt = tuple[str, str]
 """Why a container is Unknown: a word and a sentence. Kept in memory only."""
+DAMAGED: Doubt = (Reason.DAMAGED, "its status on disk is missing, or does not match its checksum")
 
 
 class Draft:
@@ -218,7 +219,10 @@ def status_with_doubt(row: Row, doubt: Doubt | None) -> Status:
 
     An empty row stands for a container whose status on disk is damaged: all that is known is the doubt.
     """
-    status = row_to_status(row) if row else Status()
+    if not row:
+        status, doubt = Status(), doubt or DAMAGED
+    else:
+        status = row_to_status(row)
     if doubt is None:
         return status
     return replace(status, reason=doubt[0], message=doubt[1], unknown=True)

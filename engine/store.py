@@ -1,4 +1,4 @@
-"""The store: every container's record, in memory for reading and on disk for good.
+"""The store: every container's record on disk for good, and in memory for reading.
 
 A call that changes something returns when the change is durable; memory is changed only after that, so a
 reader never sees what could still be lost. The store knows nothing of processes: `Engine` adds that, and a
@@ -18,11 +18,12 @@ from limpet.engine.database.migrate import create_database, prepare_database
 from limpet.engine.database.reader import Reader, Transition
 from limpet.engine.database.writer import Writer
 from limpet.engine.directory import BACKUPS, DATABASE, Owner, StateDirectory, require_plausible_files
-from limpet.engine.draft import Doubt, Draft, status_with_doubt
+from limpet.engine.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.durable import make_directory, sync_directory
 from limpet.engine.record import Record, Unsettled, matches_labels, resolve_prefix
+from limpet.engine.rows import Rows
 from limpet.engine.wal import examine_wal
-from limpet.schema.codec import STATUS_COLUMNS, Row, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.codec import STATUS_COLUMNS, row_to_sandbox, row_to_status
 from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError
 from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata
@@ -38,7 +39,8 @@ class Store:
     """The records of one node's containers and sandboxes. Thread-safe. Open it with `Store.open`.
 
     Whatever is not finished is Unknown when the store is opened, until `recover` or a checkpoint says what is
-    true. Reads come from memory, except for metadata, names and history, which are read from disk when asked for.
+    true. Of containers that had ended by then, and of metadata, names and history, only what is asked for is read
+    from disk; everything else comes from memory.
     """
 
     def __init__(self, directory: StateDirectory, writer: Writer, reader: Reader, node: str) -> None:
@@ -48,13 +50,14 @@ class Store:
         self._reader = reader
         self._committer = Committer(self._commit)
         self._view = threading.Lock()  # held while memory changes, so that a change is seen whole
-        self._rows: dict[str, Row] = {}
-        self._doubts: dict[str, Doubt] = {}
+        self._rows = Rows(node, reader)
+        unfinished = [key for key, row in self._rows.known() if row and not row[_FINISHED_AT] and not row[_RELEASED]]
+        self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)
         self._sandboxes: dict[str, SandboxMetadata] = {}
         self._damaged_sandboxes: dict[str, str] = {}
         self._closed = False
         self._pid = os.getpid()
-        self._load()
+        self._load_sandboxes()
         _opened.add(self)
 
     @classmethod
@@ -147,20 +150,22 @@ class Store:
         `id` is an id or the beginning of ids, `labels` must all be there with these values.
         """
         self._require_open()
+        keys: Iterable[str] = self._rows
+        if name or sandbox_id or labels:
+            keys = (
+                row[0]
+                for row in self._reader.load_names()
+                if (not sandbox_id or row[1] == sandbox_id)
+                and (not name or row[2] == name)
+                and (not labels or matches_labels(row[3], labels))
+            )
+        matching = [key for key in list(keys) if key.startswith(id)]
+        found = self._rows.fetch(matching)
         with self._view:
-            records = [self._record(key) for key in self._rows if key.startswith(id)]
+            self._rows.keep(found)
+            records = [self._record(key) for key in matching if key in self._rows]
         if state is not None:
             records = [record for record in records if record.status.state == state]
-        if name or sandbox_id or labels:
-            names = {row[0]: row[1:] for row in self._reader.load_names()}
-            records = [
-                record
-                for record in records
-                if (found := names.get(record.id))
-                and (not sandbox_id or found[0] == sandbox_id)
-                and (not name or found[1] == name)
-                and (not labels or matches_labels(found[2], labels))
-            ]
         return sorted(records, key=lambda record: record.id)
 
     def delete(self, container_id: str) -> None:
@@ -245,13 +250,14 @@ class Store:
         self._require_open()
         wanted = set(leftovers)
         with self._view:
+            self._rows.keep(self._rows.fetch(wanted))
             return [
                 Unsettled(
                     Record(key, row_to_status(row) if row else Status(), self.metadata),
-                    "" if row else self._doubts[key][1],
+                    "" if row else self._doubts.get(key, DAMAGED)[1],
                 )
-                for key, row in self._rows.items()
-                if key in self._doubts or (key in wanted if row[_RELEASED] else not row[_FINISHED_AT])
+                for key, row in self._rows.known()
+                if not row or key in self._doubts or (key in wanted if row[_RELEASED] else not row[_FINISHED_AT])
             ]
 
     def __len__(self) -> int:
@@ -267,7 +273,7 @@ class Store:
 
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
-        return self._rows.get(container_id) == ()
+        return container_id in self._rows and not self._rows[container_id]
 
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
@@ -348,7 +354,7 @@ class Store:
         with self._view:
             for key, row in draft.rows.items():
                 if row is None:
-                    self._rows.pop(key, None)
+                    self._rows.pop(key)
                     self._reader.metadata.cache_clear()
                 else:
                     self._rows[key] = row
@@ -364,20 +370,7 @@ class Store:
                 else:
                     self._sandboxes[key] = sandbox
 
-    def _load(self) -> None:
-        for row in self._writer.load_statuses():
-            key = row[0]
-            self._rows[key] = row
-            if not row_is_sound(self.node, row):
-                self._rows[key] = ()
-                self._doubts[key] = (Reason.DAMAGED, "its status on disk does not match its checksum")
-            elif not row[_FINISHED_AT] and not row[_RELEASED]:
-                self._doubts[key] = _NOT_VERIFIED
-        if self._writer.count_containers() != len(self._rows):
-            for key in self._writer.load_container_ids():
-                if key not in self._rows:
-                    self._rows[key] = ()
-                    self._doubts[key] = (Reason.DAMAGED, "its status row is missing")
+    def _load_sandboxes(self) -> None:
         for row in self._writer.load_sandboxes():
             try:
                 self._sandboxes[row[0]] = row_to_sandbox(self.node, row)

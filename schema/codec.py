@@ -5,10 +5,12 @@ pass SQLite's own integrity check. A row of another shape, type or range than th
 written, and one that fails its checksum is never believed: decoding raises StoreDamagedError.
 """
 
-import zlib
+from collections.abc import Sequence
 from typing import Annotated, Any
+from zlib import crc32
 
 import msgspec
+from msgspec.structs import astuple
 
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, StoreDamagedError
@@ -65,6 +67,7 @@ _StatusRow = tuple[
     _Natural | None,
     _Natural | None,
 ]
+_NO_IDENTITY = (None,) * 5
 _status_row = msgspec.json.Decoder(_StatusRow)
 _resources = msgspec.json.Decoder(Resources)
 
@@ -89,8 +92,8 @@ def status_to_row(node: str, container_id: str, seq: int, transitions: int, stat
 
     Raises InvalidInputError if a field has the wrong type, is out of range or cannot be written as UTF-8.
     """
-    identity = status.identity
     row = (
+        node,
         container_id,
         seq,
         transitions,
@@ -103,32 +106,30 @@ def status_to_row(node: str, container_id: str, seq: int, transitions: int, stat
         status.message,
         1 if status.released else 0,
         None if status.resources is None else _encode(status.resources).decode(),
-        *(
-            (None, None, None, None, None)
-            if identity is None
-            else (
-                identity.pid,
-                identity.start_ticks,
-                identity.boot_id,
-                identity.pidfd_inode,
-                identity.pid_namespace,
-            )
-        ),
+        *(_NO_IDENTITY if status.identity is None else astuple(status.identity)),
     )
     try:
-        encoded = _encode((node, *row))
+        encoded = _encode(row)
         _status_row.decode(encoded)
     except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError) as error:
         raise InvalidInputError(f"status of container {container_id}: {_name_column(error)}") from error
-    return (*row, zlib.crc32(encoded))
+    return (*row[1:], crc32(encoded))
 
 
 def row_is_sound(node: str, row: Row) -> bool:
     """Say whether a row of any of the tables carries the checksum of its content."""
     try:
-        return bool(zlib.crc32(_encode((node, *row[:-1]))) == row[-1])
+        return bool(crc32(_encode((node, *row[:-1]))) == row[-1])
     except (UnicodeEncodeError, TypeError):
         return False
+
+
+def find_unsound(node: str, rows: Sequence[Row]) -> list[Row]:
+    """Return those of the rows of a table that do not carry the checksum of their content."""
+    try:  # a call for each row would double the time
+        return [row for row in rows if crc32(_encode((node, *row[:-1]))) != row[-1]]
+    except (UnicodeEncodeError, TypeError):
+        return [row for row in rows if not row_is_sound(node, row)]
 
 
 def row_state(row: Row) -> tuple[ContainerState, bool]:
@@ -244,7 +245,7 @@ def row_to_sandbox(node: str, row: Row) -> SandboxMetadata:
 
 def _checksummed(node: str, row: Row) -> Row:
     try:
-        return (*row, zlib.crc32(_encode((node, *row))))
+        return (*row, crc32(_encode((node, *row))))
     except UnicodeEncodeError as error:
         raise InvalidInputError(f"{row[0]}: {error.object!r} cannot be written as UTF-8") from error
 

@@ -25,6 +25,7 @@ ENDED = replace(RUNNING, pid=0, finished_at=1795475261936558662, reason="Complet
 BLOCK_BYTES = 512
 _SANDBOX = "bench"
 _ROWS_AT_ONCE = 5000
+_STATUS_FILE = "status"
 
 
 class UnavailableError(LimpetError):
@@ -172,15 +173,17 @@ class Floor(Contender):
 
 
 class FilePerContainer(Contender):
-    """A JSON file for each container: temporary file, flush, rename, flush of the directory."""
+    """A directory for each container with its status in it, as containerd has them.
+
+    A status is replaced by a temporary file, flush, rename, flush of the directory.
+    """
 
     label = "file per container"
 
     def open(self, count: int) -> None:
         """Make the files."""
         for number in range(count):
-            with open(self._path(number), "wb") as file:
-                file.write(msgspec.json.encode(RUNNING))
+            make_status_file(self.directory, container_id(number), RUNNING)
         os.sync()
 
     def checkpoint(self, number: int, turn: int) -> None:
@@ -195,7 +198,7 @@ class FilePerContainer(Contender):
         return {number: read_status(self._path(number)).pid for number in numbers}
 
     def _path(self, number: int) -> str:
-        return f"{self.directory}/{container_id(number)}.json"
+        return f"{self.directory}/{container_id(number)}/{_STATUS_FILE}"
 
 
 class FileWithoutDirectoryFlush(FilePerContainer):
@@ -213,6 +216,18 @@ class FileWithoutDirectoryFlush(FilePerContainer):
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)
+
+
+def make_status_file(directory: str, id: str, status: Status) -> None:
+    """Make the directory of one container, with its status in it."""
+    os.mkdir(f"{directory}/{id}")
+    with open(f"{directory}/{id}/{_STATUS_FILE}", "wb") as file:
+        file.write(msgspec.json.encode(status))
+
+
+def read_status_files(directory: str) -> dict[str, Status]:
+    """Return the status of every container, by its id."""
+    return {name: read_status(f"{directory}/{name}/{_STATUS_FILE}") for name in os.listdir(directory)}
 
 
 def read_status(path: str) -> Status:

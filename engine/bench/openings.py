@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from limpet.engine.bench.contenders import UnavailableError, read_status
+from limpet.engine.bench.contenders import UnavailableError, read_status_files
 from limpet.engine.bench.databases import map_objects
 from limpet.engine.bench.figures import Cell, Figures
 from limpet.engine.bench.population import count_running, files_path, limpet_path
@@ -120,15 +120,11 @@ def _select_objects(path: str) -> dict[str, Any]:
     return found
 
 
-def _read_files(path: str) -> dict[str, Any]:
-    return {entry.name: read_status(entry.path) for entry in os.scandir(path)}
-
-
 _READINGS: dict[str, Callable[[str], dict[str, Any]]] = {
     "select": _select_structs,
     "sqlalchemy-core": _select_core,
     "sqlalchemy-orm": _select_objects,
-    "files": _read_files,
+    "files": read_status_files,
 }
 
 

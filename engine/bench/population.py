@@ -12,7 +12,7 @@ from typing import IO
 import msgspec
 from msgspec.structs import replace
 
-from limpet.engine.bench.contenders import ENDED, RUNNING, container_id, fill_store
+from limpet.engine.bench.contenders import ENDED, RUNNING, container_id, fill_store, make_status_file
 from limpet.engine.store import Store
 from limpet.recovery.host import identify, open_pidfd
 from limpet.schema.identity import ProcessIdentity
@@ -105,5 +105,4 @@ def _make_store(path: str, size: int, identities: list[ProcessIdentity]) -> None
 def _make_files(path: str, size: int, identities: list[ProcessIdentity]) -> None:
     os.mkdir(path)
     for number in range(size):
-        with open(f"{path}/{container_id(number)}.json", "wb") as file:
-            file.write(msgspec.json.encode(_status_of(number, identities, size)))
+        make_status_file(path, container_id(number), _status_of(number, identities, size))

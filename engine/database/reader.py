@@ -10,7 +10,15 @@ from functools import lru_cache
 import msgspec
 
 from limpet.engine.database import reads
-from limpet.engine.database.sqlite import connect_reader, copy_database, find_damage, identify, keep_open, translate
+from limpet.engine.database.sqlite import (
+    connect_reader,
+    copy_database,
+    fetch_all,
+    find_damage,
+    identify,
+    keep_open,
+    translate,
+)
 from limpet.schema.codec import Row, row_is_sound, row_to_metadata
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError
 from limpet.schema.metadata import Metadata
@@ -71,6 +79,19 @@ class Reader:
         """Return the status row of every container."""
         return self._read(reads.SELECT_STATUSES)
 
+    def load_unsettled(self) -> list[Row]:
+        """Return the status row of every container that has not ended, or says that it has a process."""
+        return self._read(reads.SELECT_UNSETTLED)
+
+    def count_statuses(self) -> int:
+        """Return how many status rows there are."""
+        ((count,),) = self._read(reads.COUNT_STATUSES)
+        return int(count)
+
+    def load_container_ids(self) -> list[str]:
+        """Return the id of every container, also of those that have no status row."""
+        return [row[0] for row in self._read(reads.SELECT_CONTAINER_IDS)]
+
     def load_status(self, container_id: str) -> Row | None:
         """Return the status row of one container, None if it has none."""
         rows = self._read(reads.SELECT_STATUS, container_id)
@@ -87,7 +108,7 @@ class Reader:
                 self._connection.execute("BEGIN")
                 try:
                     sandboxes, names, statuses = (
-                        self._connection.execute(statement, (self.node,)).fetchall()
+                        fetch_all(self._connection, statement, (self.node,))
                         for statement in (reads.SELECT_SANDBOXES, reads.SELECT_CONTAINER_NAMES, reads.SELECT_STATUSES)
                     )
                 finally:
@@ -192,7 +213,7 @@ class Reader:
     def _read(self, statement: str, *parameters: object) -> list[Row]:
         with self._lock:
             try:
-                return self._connection.execute(statement, (self.node, *parameters)).fetchall()
+                return fetch_all(self._connection, statement, (self.node, *parameters))
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise translate(self._path, error) from error
 

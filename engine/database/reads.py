@@ -15,9 +15,13 @@ def _select(columns: tuple[str, ...], table: str, *keys: str) -> str:
 SELECT_NODES = "SELECT name FROM node"
 SELECT_EPOCH = "SELECT epoch FROM node WHERE name = ?"
 SELECT_STATUSES = _select(STATUS_COLUMNS, "container_status")
+SELECT_UNSETTLED = f"{SELECT_STATUSES} AND (finished_at = 0 OR pid <> 0)"
+"""What has not ended. One flipped bit cannot hide what has a process: both columns would have to change."""
+COUNT_STATUSES = "SELECT count(*) FROM container_status WHERE node = ?"
 SELECT_STATUS = _select(STATUS_COLUMNS, "container_status", "id")
 SELECT_CONTAINERS = _select(CONTAINER_COLUMNS, "container")
 SELECT_CONTAINER = _select(CONTAINER_COLUMNS, "container", "id")
+SELECT_CONTAINER_IDS = _select(("id",), "container")
 SELECT_CONTAINER_NAMES = _select(("id", "sandbox_id", "name", "labels"), "container")
 SELECT_SANDBOXES = _select(SANDBOX_COLUMNS, "sandbox")
 SELECT_TRANSITIONS = (

@@ -9,15 +9,20 @@ once can destroy a database (https://sqlite.org/wal.html, "the WAL-reset bug").
 import ctypes
 import os
 import sqlite3
+import time
 from functools import cache
 from urllib.parse import quote
 
-from limpet.schema.codec import STATUS_COLUMNS
+from limpet.schema.codec import STATUS_COLUMNS, Row
 from limpet.schema.errors import DiskFullError, StoreDamagedError, StoreError, UnsupportedError
 
 APPLICATION_ID = 0x6C696D70  # "limp", in the database's header
 CHECKPOINT_PAGES = 250  # small, because commits slow down as the WAL grows
+WAL_BYTES = 4 << 20  # beyond it the writer waits for readers, so that the WAL can begin anew
 BUSY_TIMEOUT_SECONDS = 5.0
+_READERS_TIMEOUT_SECONDS = 0.1
+_READERS_PAUSE_SECONDS = 0.001
+_NOT_UTF8 = "Could not decode to UTF-8"  # Python's words; there is no code for it
 
 # Name, value to set, value that must be read back.
 _WRITER_PRAGMAS = (
@@ -26,6 +31,7 @@ _WRITER_PRAGMAS = (
     ("foreign_keys", "on", 1),
     ("mmap_size", "0", 0),
     ("wal_autocheckpoint", str(CHECKPOINT_PAGES), CHECKPOINT_PAGES),
+    ("journal_size_limit", str(WAL_BYTES), WAL_BYTES),  # what it is cut to when it begins anew
     ("trusted_schema", "off", 0),
 )
 
@@ -90,6 +96,27 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
     )
 
 
+def fetch_all(connection: sqlite3.Connection, statement: str, parameters: Row) -> list[Row]:
+    """Run a statement that reads, and return its rows.
+
+    Text that is not UTF-8 any more is replaced: its row does not match its checksum then, and the others are read.
+    """
+    try:
+        return connection.execute(statement, parameters).fetchall()
+    except sqlite3.OperationalError as error:
+        if _NOT_UTF8 not in str(error):
+            raise
+    try:
+        connection.text_factory = _decode_what_can_be
+        return connection.execute(statement, parameters).fetchall()
+    finally:
+        connection.text_factory = str
+
+
+def _decode_what_can_be(text: bytes) -> str:
+    return text.decode(errors="replace")
+
+
 def create_file(path: str) -> None:
     """Make the empty file of a new database, private from the first moment. Raises OSError."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -133,6 +160,31 @@ def checkpoint_all(connection: sqlite3.Connection) -> bool:
     """Move the whole WAL into the database and flush it; False where a reader stood in the way."""
     busy, in_wal, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return not busy and in_wal == moved
+
+
+def restart_wal(connection: sqlite3.Connection) -> bool:
+    """Move the whole WAL into the database, and let the next commit begin it anew; False where that was not to be had.
+
+    Readers are waited for, a moment. It is asked again and again because SQLite, when it waits by itself, waits
+    for a place in its list of readers to become free, which others may take for ever. Where a reader or the disk
+    stands in the way, what is in the WAL stays there, and is safe.
+    """
+    deadline = time.monotonic() + _READERS_TIMEOUT_SECONDS
+    _set_busy_timeout(connection, 0)
+    try:
+        while connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_READERS_PAUSE_SECONDS)
+    except sqlite3.Error:
+        return False  # as with SQLite's own checkpoints; a disk that fails, fails the next commit, too
+    finally:
+        _set_busy_timeout(connection, BUSY_TIMEOUT_SECONDS)
+    return True
+
+
+def _set_busy_timeout(connection: sqlite3.Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
 
 def truncate_wal(connection: sqlite3.Connection) -> bool:

@@ -5,7 +5,7 @@ Building a statement for each call costs ten times what running it does, so noth
 
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import BindParameter
@@ -71,7 +71,6 @@ PRUNE_RECOVERIES = _sql(
     delete(recovery).where(recovery.c.node == _NODE, recovery.c.number <= bindparam("last")), ("node", "last")
 )
 
-SELECT_CONTAINER_IDS = _sql(select(container.c.id).where(container.c.node == _NODE), ("node",))
 SELECT_CONTAINER_BY_NAME = _sql(
     select(container.c.id).where(
         container.c.node == _NODE,
@@ -81,7 +80,6 @@ SELECT_CONTAINER_BY_NAME = _sql(
     ),
     ("node", "sandbox_id", "name", "attempt"),
 )
-COUNT_CONTAINERS = _sql(select(func.count()).select_from(container).where(container.c.node == _NODE), ("node",))
 SELECT_IDS_OF_SANDBOX = _sql(
     select(container.c.id).where(container.c.node == _NODE, container.c.sandbox_id == bindparam("sandbox_id")),
     ("node", "sandbox_id"),

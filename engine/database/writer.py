@@ -9,10 +9,14 @@ from itertools import chain, islice
 from limpet.engine.database import reads
 from limpet.engine.database import statements as sql
 from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
+from limpet.engine.database.identity import look_at
 from limpet.engine.database.sqlite import (
+    WAL_BYTES,
     checkpoint_all,
     connect_writer,
+    fetch_all,
     keep_open,
+    restart_wal,
     translate,
     truncate_wal,
     update_statuses,
@@ -44,7 +48,9 @@ class Writer:
         self._broken: StoreError | None = None
         self._is_kept_open = False
         self._connection = connect_writer(path)
-        self._files: list[tuple[str, tuple[int, int]]] = []
+        self._files: list[tuple[bytes, tuple[int, int, int]]] = []
+        self._wal_bytes = 0
+        self._allowed_wal_bytes = WAL_BYTES
 
     def claim(self) -> int:
         """Begin a new epoch, so that whoever wrote before can write no more, and return it."""
@@ -60,18 +66,9 @@ class Writer:
         self._note_files()
         return self._epoch
 
-    def load_statuses(self) -> Iterator[Row]:
-        """Yield the status row of every container of this node, as the database gives it."""
-        return iter(self._read_all(reads.SELECT_STATUSES))
-
-    def count_containers(self) -> int:
-        """Return how many containers this node has."""
-        row = self._read_one(sql.COUNT_CONTAINERS, (self._node,))
-        return int(row[0]) if row else 0
-
     def load_container_ids(self) -> list[str]:
         """Return the id of every container of this node, also of those that have no status row."""
-        return [row[0] for row in self._read_all(sql.SELECT_CONTAINER_IDS)]
+        return [row[0] for row in self._read_all(reads.SELECT_CONTAINER_IDS)]
 
     def load_sandboxes(self) -> list[Row]:
         """Return the row of every sandbox of this node."""
@@ -110,6 +107,7 @@ class Writer:
             self._broken = error
             raise
         self._require_same_files()
+        self._bound_wal()
 
     def has_landed(self, changes: Changes, error: BaseException) -> bool:
         """After `error` broke into a commit: open the database anew and see whether the commit is in it.
@@ -228,23 +226,38 @@ class Writer:
 
     def _note_files(self) -> None:
         """Remember which files are open. Once the database was read or written its WAL is there, and stays."""
-        self._files = [(path, _identify_file(path)) for path in (self._path, self._path + "-wal")]
+        paths = (os.fsencode(self._path), os.fsencode(self._path + "-wal"))
+        self._files = [(path, look_at(path).identity) for path in paths]
 
     def _require_same_files(self) -> None:
         for path, identity in self._files:
             try:
-                found = _identify_file(path)
+                found = look_at(path)
             except OSError:
                 found = None
-            if found != identity:
+            if found is None or found.identity != identity:
                 self._broken = StoreReplacedError(
-                    f"{path} was removed or replaced while it was open; this store acknowledges nothing more"
+                    f"{os.fsdecode(path)} was removed or replaced while it was open;"
+                    " this store acknowledges nothing more"
                 )
                 raise self._broken
+            self._wal_bytes = found.size  # the WAL comes last
+
+    def _bound_wal(self) -> None:
+        """Begin the WAL anew if it has grown beyond what is allowed.
+
+        SQLite does so by itself once all of it is in the database and nobody reads, a moment that readers who
+        overlap never leave. Where one of them reads for too long, the WAL may double before the next try.
+        """
+        if self._wal_bytes > self._allowed_wal_bytes:
+            if restart_wal(self._connection):
+                self._allowed_wal_bytes = WAL_BYTES
+            else:
+                self._allowed_wal_bytes = 2 * self._wal_bytes
 
     def _read_all(self, statement: str) -> list[Row]:
         try:
-            return self._connection.execute(statement, (self._node,)).fetchall()
+            return fetch_all(self._connection, statement, (self._node,))
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
 
@@ -274,8 +287,3 @@ def _batched(rows: Iterable[_Change], size: int) -> Iterator[list[_Change]]:
     iterator = iter(rows)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _identify_file(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino

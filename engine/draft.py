@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from limpet.engine.database.changes import Changes
 from limpet.engine.database.writer import Writer
+from limpet.engine.rows import Rows
 from limpet.schema.codec import (
     Row,
     metadata_to_row,
@@ -44,7 +45,7 @@ class Draft:
         self,
         node: str,
         writer: Writer,
-        rows: Mapping[str, Row],
+        rows: Rows,
         doubts: Mapping[str, Doubt],
         sandboxes: Mapping[str, SandboxMetadata],
         damaged_sandboxes: Container[str],
@@ -197,7 +198,9 @@ class Draft:
             )
 
     def _find(self, container_id: str) -> Row | None:
-        return self.rows[container_id] if container_id in self.rows else self._rows.get(container_id)
+        if container_id in self.rows:
+            return self.rows[container_id]
+        return self._rows.find(container_id, self._writer.load_status)
 
     def _find_sandbox(self, sandbox_id: str) -> SandboxMetadata | None:
         if sandbox_id in self.sandboxes:

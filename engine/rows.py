@@ -4,8 +4,7 @@ Most containers of a long-lived store have ended and will never be looked at aga
 somebody asks, so that opening costs little more than what runs; each row is verified when it is read.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from limpet.engine.database.reader import Reader
 from limpet.schema.codec import Row, find_unsound, row_is_sound
@@ -15,7 +14,7 @@ _FEW = 1000
 _DAMAGED: Row = ()
 
 
-class Rows(Mapping[str, Row]):
+class Rows:
     """The newest status row of each container. A row that is damaged or missing on disk is an empty tuple.
 
     A row is read before it is changed: who changes it, looks at it first. So what is unread is the same on disk as
@@ -34,18 +33,16 @@ class Rows(Mapping[str, Row]):
             found = {row[0] for row in reader.load_statuses()}
             self._rows.update(dict.fromkeys(self._rows.keys() - found, _DAMAGED))
 
-    def __getitem__(self, container_id: str) -> Row:
-        row = self._rows[container_id]
-        if row is None:
-            self.keep([(container_id, self._fetch(container_id))])
-            row = self._rows[container_id]
-            assert row is not None
-        return row
+    def find(self, container_id: str, load: Callable[[str], Row | None] | None = None) -> Row | None:
+        """Return a container's row, None if there is no such container. Raises StoreError.
 
-    def get(self, container_id: str, default: Any = None) -> Any:
-        """Return a container's row; `default` if there is no such container. As `Mapping.get`, but faster."""
-        row = self._rows.get(container_id, default)
-        return self[container_id] if row is None and container_id in self._rows else row
+        If it is unread it is read now, by `load` where the caller has a connection of its own.
+        """
+        row = self._rows.get(container_id)
+        if row is None and container_id in self._rows:
+            self.keep([(container_id, self._fetch(container_id, load or self._reader.load_status))])
+            row = self._rows[container_id]
+        return row
 
     def __contains__(self, container_id: object) -> bool:
         return container_id in self._rows
@@ -72,7 +69,7 @@ class Rows(Mapping[str, Row]):
         unread = [key for key in container_ids if self._rows.get(key, _DAMAGED) is None]
         if len(unread) > _FEW:
             return self._verify(self._reader.load_statuses())
-        return [(key, self._fetch(key)) for key in unread]
+        return [(key, self._fetch(key, self._reader.load_status)) for key in unread]
 
     def keep(self, found: Iterable[tuple[str, Row]]) -> None:
         """Keep rows that were fetched, where nobody has kept one before. Not while changes are applied."""
@@ -80,8 +77,8 @@ class Rows(Mapping[str, Row]):
             if self._rows.get(key, _DAMAGED) is None:
                 self._rows[key] = row
 
-    def _fetch(self, container_id: str) -> Row:
-        row = self._reader.load_status(container_id)
+    def _fetch(self, container_id: str, load: Callable[[str], Row | None]) -> Row:
+        row = load(container_id)
         return row if row is not None and row_is_sound(self._node, row) else _DAMAGED
 
     def _verify(self, rows: "list[Row]") -> "list[tuple[str, Row]]":

@@ -131,7 +131,7 @@ class Store:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
         self._require_open()
         with self._view:
-            row = self._rows.get(container_id)
+            row = self._rows.find(container_id)
             if row is None:
                 raise NotFoundError(f"container {container_id!r} does not exist")
             return status_with_doubt(row, self._doubts.get(container_id))
@@ -273,7 +273,9 @@ class Store:
 
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
-        return container_id in self._rows and not self._rows[container_id]
+        self._require_open()
+        with self._view:
+            return self._rows.find(container_id) == ()
 
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
@@ -378,7 +380,8 @@ class Store:
                 self._damaged_sandboxes[row[0]] = str(error)
 
     def _record(self, key: str) -> Record:
-        return Record(key, status_with_doubt(self._rows[key], self._doubts.get(key)), self.metadata)
+        row = self._rows.find(key) or ()
+        return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata)
 
     def _require_open(self) -> None:
         if os.getpid() != self._pid:

@@ -54,12 +54,18 @@ _SELECT = f"SELECT {', '.join(STATUS_COLUMNS)} FROM container_status"  # noqa: S
 
 
 def measure_opening(cell: Cell) -> Figures:
-    """Open one population and find out what is true, or read as much with less."""
+    """Open one population and find out what is true, or read as much with less; the first time is for the caches."""
     kind = cell.contender.removesuffix(_COLD)
     _warm_up(cell.directory)
-    if kind != cell.contender:
+    if kind == cell.contender:
+        _open(cell, kind)
+    else:
         drop_caches()
     gc.collect()
+    return _open(cell, kind)
+
+
+def _open(cell: Cell, kind: str) -> Figures:
     if kind == "limpet":
         return _open_limpet(limpet_path(cell.stage, cell.size), cell.size)
     path = files_path(cell.stage, cell.size) if kind == "files" else f"{limpet_path(cell.stage, cell.size)}/{DATABASE}"

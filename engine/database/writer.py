@@ -66,6 +66,11 @@ class Writer:
         self._note_files()
         return self._epoch
 
+    def load_status(self, container_id: str) -> Row | None:
+        """Return the status row of one container, None if it has none. It is about to be changed: its page is read."""
+        rows = self._read_all(reads.SELECT_STATUS, container_id)
+        return rows[0] if rows else None
+
     def load_container_ids(self) -> list[str]:
         """Return the id of every container of this node, also of those that have no status row."""
         return [row[0] for row in self._read_all(reads.SELECT_CONTAINER_IDS)]
@@ -255,9 +260,9 @@ class Writer:
             else:
                 self._allowed_wal_bytes = 2 * self._wal_bytes
 
-    def _read_all(self, statement: str) -> list[Row]:
+    def _read_all(self, statement: str, *parameters: object) -> list[Row]:
         try:
-            return fetch_all(self._connection, statement, (self._node,))
+            return fetch_all(self._connection, statement, (self._node, *parameters))
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
 

@@ -89,6 +89,6 @@ def _checksum(data: bytes, start: tuple[int, int], order: str) -> tuple[int, int
     first, second = start
     words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
     for one, other in zip(words, words, strict=True):
-        first = (first + one + second) & 0xFFFFFFFF
+        first += one + second  # of which the higher bits do no harm until the end, and a mask costs time
         second = (second + other + first) & 0xFFFFFFFF
-    return first, second
+    return first & 0xFFFFFFFF, second

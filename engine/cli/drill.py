@@ -19,6 +19,8 @@ from limpet.engine.cli.output import Cell, Column, Row, fill, note, paint, print
 if TYPE_CHECKING:
     from limpet.engine.drill import DrillReport, Failure
 
+MODES = ("kill", "power", "disk", "reuse", "reboot")
+_ROUNDS = 15
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FACTS = (
     ("kills", "engine killed with SIGKILL, also amid its recovery"),
@@ -45,7 +47,18 @@ class _Interrupted(BaseException):
 
 
 @click.command("drill")
-@click.option("--rounds", type=click.IntRange(1, 99_999), default=15, show_default=True, help="How often to kill it.")
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice([*MODES, "all"]),
+    help="What to rehearse; repeatable.  [default: kills at random]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 99_999),
+    help="How often to kill it, or how many lives of each mode.  [default: 15, or by mode 1 or 2]",
+)
 @click.option(
     "--containers",
     type=click.IntRange(1, 999),
@@ -54,28 +67,50 @@ class _Interrupted(BaseException):
     help="How many containers to make in each round.",
 )
 @click.option("--seed", type=int, help="Repeat the plan of an earlier drill.  [default: a new one]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes of a mode.  [default: one for each core]")
+@click.option("--point", metavar="POINT", help="Only this point of the mode, as a finding names it.")
 @click.option("--keep", is_flag=True, help="Leave the drill's directory for a look at it, and say where it is.")
 @output_option
-def command(*, rounds: int, containers: int, seed: int | None, keep: bool, as_json: bool) -> NoReturn:
+def command(
+    *,
+    modes: tuple[str, ...],
+    rounds: int | None,
+    containers: int,
+    seed: int | None,
+    workers: int | None,
+    point: str | None,
+    keep: bool,
+    as_json: bool,
+) -> NoReturn:
     """Kill an engine again and again, and compare what it says after each recovery with what is true.
 
-    In a directory of its own, as root or not. In each round an engine runs real containers (small shell programs)
-    until it is killed at a random instant. While it is down some of them are killed, and some of their bundles removed
-    or damaged. Then a new engine recovers. The truth is kept outside: which calls had returned, which processes
-    live, and with which codes the others ended.
+    Without --mode, in a directory of its own, as root or not. In each round an engine runs real containers (small
+    shell programs) until it is killed at a random instant. While it is down some of them are killed, and some of
+    their bundles removed or damaged. Then a new engine recovers. The truth is kept outside: which calls had returned,
+    which processes live, and with which codes the others ended.
 
     A seed repeats the plan, with the same rounds and containers. How far each life gets until its kill is a matter of
     timing, and may differ.
 
-    Status 0 if all that was said is true, and nothing was lost, torn, leaked or harmed, else 1; 128 + N if signal N
-    ended the drill. No process and no directory of it is left then, either.
+    With --mode, lives of a store that a seed draws are tried systematically: kill: killed at each system call that
+    changes a file. power: every disk that a power cut may leave. disk: each operation fails; files are damaged.
+    reuse: strangers get the pids of containers. reboot: another boot id. all: all of it. Each mode is also run on a
+    store that is broken on purpose, and must catch it.
+
+    Status 0 if all that was said is true, and nothing was lost, torn, leaked or harmed, else 1; 3 if something could
+    not be tried on this machine; 128 + N if signal N ended the drill. No process and no directory of it is left then,
+    either.
     """
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
+    if modes:
+        _run_modes(modes, rounds, chosen, workers, point, as_json=as_json)
+    if workers or point:
+        raise click.UsageError("--workers and --point are for a --mode")
     directory = os.path.join(tempfile.gettempdir(), f"limpet-drill-{secrets.token_hex(6)}")
     try:
         with _raise_on_signals():
             try:
-                report = _run(rounds, containers, chosen, directory)
+                report = _run(rounds or _ROUNDS, containers, chosen, directory)
             finally:
                 _ignore_signals()  # what is left to do is short, and must be whole
                 if keep:
@@ -92,6 +127,22 @@ def command(*, rounds: int, containers: int, seed: int | None, keep: bool, as_js
     else:
         print_lines(_describe(report))
     sys.exit(0 if report.passed else 1)
+
+
+def _run_modes(
+    modes: tuple[str, ...], rounds: int | None, seed: int, workers: int | None, point: str | None, *, as_json: bool
+) -> NoReturn:
+    from limpet.engine.cli.drill_modes import run  # noqa: PLC0415  # `limpet drill --help` must not wait for it
+
+    chosen = MODES if "all" in modes else tuple(mode for mode in MODES if mode in modes)
+    try:
+        with _raise_on_signals():
+            status = run(chosen, rounds, seed, workers or os.cpu_count() or 1, point, as_json=as_json)
+            _ignore_signals()
+    except _Interrupted as interrupted:
+        note("limpet: drill interrupted; nothing of it is left")
+        sys.exit(interrupted.exit_status)
+    sys.exit(status)
 
 
 def _run(rounds: int, containers: int, seed: int, directory: str) -> "DrillReport":

@@ -24,8 +24,7 @@ _READERS_TIMEOUT_SECONDS = 0.1
 _READERS_PAUSE_SECONDS = 0.001
 _NOT_UTF8 = "Could not decode to UTF-8"  # Python's words; there is no code for it
 
-# Name, value to set, value that must be read back.
-_WRITER_PRAGMAS = (
+WRITER_PRAGMAS: tuple[tuple[str, str, object], ...] = (
     ("journal_mode", "wal", "wal"),
     ("synchronous", "full", 2),
     ("foreign_keys", "on", 1),
@@ -34,6 +33,7 @@ _WRITER_PRAGMAS = (
     ("journal_size_limit", str(WAL_BYTES), WAL_BYTES),  # what it is cut to when it begins anew
     ("trusted_schema", "off", 0),
 )
+"""Of every connection that writes: name, value to set, value that must be read back."""
 
 _CHANGED_COLUMNS = [name for name in STATUS_COLUMNS if name != "id"]
 _ROW = f"({', '.join('?' * (len(_CHANGED_COLUMNS) + 2))})"
@@ -62,7 +62,7 @@ def connect_writer(path: str) -> sqlite3.Connection:
     """
     connection = _connect(path, "rw")
     try:
-        for name, value, expected in _WRITER_PRAGMAS:
+        for name, value, expected in WRITER_PRAGMAS:
             connection.execute(f"PRAGMA {name} = {value}")
             found = connection.execute(f"PRAGMA {name}").fetchone()
             if found is None or found[0] != expected:

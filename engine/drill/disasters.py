@@ -3,6 +3,9 @@
 import os
 import secrets
 import shutil
+import subprocess
+import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -17,6 +20,7 @@ from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, BundleMarker
 from limpet.schema.status import ContainerState
 
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO: the machine's own
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _LAST_PID = "/proc/sys/kernel/ns_last_pid"
 _TRIES = 20
 _PRECIOUS = "precious"
@@ -33,6 +37,8 @@ class Scene(NamedTuple):
     subreaper: Subreaper
     planted: list[str]
     """Names of files that the drill has put into the engine's directories, and that nobody may delete."""
+    happened: Counter[Disaster]
+    """Those that ask for namespaces of the drill's own are only counted here where they did happen."""
 
 
 def prepare(scene: Scene) -> None:
@@ -116,9 +122,35 @@ def _replace(scene: Scene, key: str) -> None:
             stranger = os.posix_spawnp("sleep", ["sleep", "3000"], {"PATH": os.defpath}, setsid=True)
             if stranger == pid:
                 scene.subreaper.keep_stranger(pid)
+                scene.happened[Disaster.REPLACE] += 1
                 break
             scene.subreaper.dismiss_stranger(stranger)
         _write(_LAST_PID, last)
+
+
+def _reboot(scene: Scene, boot_id_path: str) -> None:
+    """End all that runs in containers, and let the kernel name another boot."""
+    for key in _running(scene):
+        _kill(scene, key)
+    while left := _descendants_of_containers(scene.subreaper.look()):
+        for pid in left:
+            scene.subreaper.kill(pid)
+    is_mounted = os.path.exists(boot_id_path)
+    _write(boot_id_path, f"{uuid.uuid4()}\n")
+    if not is_mounted:
+        subprocess.run(["mount", "--bind", boot_id_path, _BOOT_ID], check=True)  # noqa: S607  # as PATH says
+    scene.happened[Disaster.REBOOT] += 1
+
+
+def _descendants_of_containers(world: World) -> list[int]:
+    return [each.pid for each in world.processes.values() if each.bundle and each.pid not in world.strangers]
+
+
+def _in_own_namespaces(scene: Scene) -> list[str]:
+    """Return where a boot id can be put, if the drill may change it without anybody else's notice."""
+    if os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE:
+        return []
+    return [os.path.join(os.path.dirname(scene.outside_dir), "boot_id")]
 
 
 def _remove_bundle(scene: Scene, key: str) -> None:
@@ -174,5 +206,6 @@ _ACTS: dict[Disaster, tuple[Callable[[Scene, str], object], Callable[[Scene], li
     Disaster.PLANT_MARKED: (_plant_marked, _new_name),
     Disaster.PLANT_EMPTY: (_plant_empty, _new_name),
     Disaster.PLANT_LINK: (_plant_link, _new_name),
+    Disaster.REBOOT: (_reboot, _in_own_namespaces),
 }
 """For each disaster what it does, and who its victims can be."""

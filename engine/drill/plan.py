@@ -6,7 +6,7 @@ happens to its containers while it is down. What the steps meet when they run de
 
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -52,6 +52,19 @@ class Disaster(StrEnum):
     PLANT_EMPTY = "plant empty"
     PLANT_LINK = "plant link"
     """A link to a directory outside that no container owns."""
+
+    REBOOT = "reboot"
+    """Every process is gone, and the boot id is another one, where the drill has namespaces of its own."""
+
+
+class Scenario(StrEnum):
+    """Which disasters a drill plans."""
+
+    MIXED = "mixed"
+    REUSE = "reuse"
+    """Strangers get the pids of containers."""
+    REBOOT = "reboot"
+    """The machine restarts, and strangers may have the pids of containers by then."""
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,21 +185,26 @@ _Call = tuple[Verb, str, float, tuple[str, ...]]
 _Script = list[_Call]
 
 
-def plan_rounds(rounds: int, containers: int, seed: int) -> Iterator[Round]:
+def plan_rounds(rounds: int, containers: int, seed: int, scenario: Scenario = Scenario.MIXED) -> Iterator[Round]:
     """Yield the rounds of a drill, and at last the one that tidies up; `containers` are made in each."""
     left: dict[str, int] = {}  # containers that are not planned to be deleted yet, and the round that made them
     groups: dict[str, tuple[str, ...]] = {}
     for number in range(1, rounds + 1):
         # Not for secrets: a plan must be repeatable.
         rng = random.Random(f"limpet drill {seed} {containers} {number}")  # noqa: S311
-        yield _plan_round(rng, number, containers, left, groups)
+        yield _plan_round(rng, number, containers, left, groups, _DISTURBANCES[scenario])
     last: list[_Script] = [[(verb, key, value, ()) for verb, value in _TIDY] for key in left]
     last += [[(Verb.DROP, name, 0.0, members)] for name, members in groups.items()]
     yield Round(number=rounds + 1, lanes=_deal(random.Random(seed), last, 1))  # noqa: S311
 
 
 def _plan_round(
-    rng: random.Random, number: int, containers: int, left: dict[str, int], groups: dict[str, tuple[str, ...]]
+    rng: random.Random,
+    number: int,
+    containers: int,
+    left: dict[str, int],
+    groups: dict[str, tuple[str, ...]],
+    choose: Callable[[random.Random], Sequence[Disaster]],
 ) -> Round:
     scripts = [_tend(rng, key, number - made, left) for key, made in list(left.items())]
     planned, members = [], []
@@ -214,8 +232,8 @@ def _plan_round(
     sandbox = Step(0, Verb.SANDBOX, f"r{number:02}")
     lanes = _deal(rng, scripts, 1)
     count = sum(map(len, lanes))
-    disturbances = _plan_disturbances(rng)
-    reused = any(each.disaster is Disaster.REPLACE for each in disturbances)
+    disturbances = tuple(Disturbance(disaster, rng.random()) for disaster in choose(rng))
+    all_reaped = any(each.disaster in {Disaster.REPLACE, Disaster.REBOOT} for each in disturbances)
     return Round(
         number=number,
         containers=tuple(planned),
@@ -224,7 +242,7 @@ def _plan_round(
         kill=Kill(rng.randint(count // 5, count), rng.random() < 0.5, rng.choice((0.0, rng.uniform(0, 0.03)))),
         disturbances=disturbances,
         recovery_kills=_plan_recovery_kills(rng, number),
-        reaped_late=number % RECOVERY_KILLED_EVERY == 1 and not reused,  # a zombie's pid is not free
+        reaped_late=number % RECOVERY_KILLED_EVERY == 1 and not all_reaped,  # a zombie's pid is not free
     )
 
 
@@ -265,11 +283,25 @@ def _deal(rng: random.Random, scripts: list[_Script], first_number: int) -> tupl
     return tuple(lanes)
 
 
-def _plan_disturbances(rng: random.Random) -> tuple[Disturbance, ...]:
+def _mix(rng: random.Random) -> Sequence[Disaster]:
     kills = [Disaster.KILL] * rng.randint(0, 3) + [Disaster.REPLACE] * rng.randint(0, 1)
-    others = [one for one in Disaster if one not in {Disaster.KILL, Disaster.REPLACE}]
-    chosen = kills + rng.sample(others, rng.randint(1, 4))
-    return tuple(Disturbance(disaster, rng.random()) for disaster in chosen)
+    others = [one for one in Disaster if one not in {Disaster.KILL, Disaster.REPLACE, Disaster.REBOOT}]
+    return kills + rng.sample(others, rng.randint(1, 4))
+
+
+def _reuse(rng: random.Random) -> Sequence[Disaster]:
+    return [Disaster.REPLACE] * rng.randint(2, 5) + [Disaster.KILL] * rng.randint(0, 2)
+
+
+def _reboot(rng: random.Random) -> Sequence[Disaster]:
+    return [Disaster.REPLACE] * rng.randint(0, 2) + [Disaster.REBOOT]
+
+
+_DISTURBANCES: dict[Scenario, Callable[[random.Random], Sequence[Disaster]]] = {
+    Scenario.MIXED: _mix,
+    Scenario.REUSE: _reuse,
+    Scenario.REBOOT: _reboot,
+}
 
 
 def _plan_recovery_kills(rng: random.Random, number: int) -> tuple[float, ...]:

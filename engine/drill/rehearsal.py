@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from limpet.engine.directory import CONTAINERS, QUARANTINE
@@ -21,7 +22,7 @@ from limpet.engine.drill.messages import (
     Tell,
     Told,
 )
-from limpet.engine.drill.plan import Round, plan_rounds
+from limpet.engine.drill.plan import Disaster, Round, Scenario, plan_rounds
 from limpet.engine.drill.report import DrillReport, Failure, count_kinds, summarize_times
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
@@ -38,13 +39,15 @@ def run_drill(
     containers: int,
     seed: int,
     directory: str,
+    scenario: Scenario = Scenario.MIXED,
     engine_factory: str = ENGINE,
     on_round: Callable[[], object] = lambda: None,
 ) -> DrillReport:
     """Run a drill in `directory`, which must not exist and is left for the caller to remove.
 
     No process is left when this returns or raises. To be run in a process that has no children, since all it has
-    are reaped and ended. `engine_factory`, as `module:name`, opens the engine under test on a state directory;
+    are reaped and ended. Reused pids and reboots ask for pid and mount namespaces of its own (`inside`), and do not
+    happen elsewhere. `engine_factory`, as `module:name`, opens the engine under test on a state directory;
     `on_round` is called after each round.
     """
     subreaper = Subreaper()
@@ -53,7 +56,7 @@ def run_drill(
     try:
         subreaper.start()
         with suppress(EngineEndedError):  # it is in the report, and nothing can follow it
-            rehearsal.run(rounds, containers, seed, on_round)
+            rehearsal.run(plan_rounds(rounds, containers, seed, scenario), on_round)
     finally:
         subreaper.end_all()
     return rehearsal.report(seed, f"limpet drill --rounds {rounds} --containers {containers} --seed {seed}")
@@ -74,20 +77,22 @@ class _Rehearsal:
             truth=self._truth,
             subreaper=subreaper,
             planted=[],
+            happened=Counter(),
         )
         self._round = 0
         self._kills = 0
+        self._judged = 0
         self._failures: dict[tuple[str, Kind], Failure] = {}
         self._unknown: set[str] = set()
         self._existed: set[str] = set()
         self._took_ns: list[int] = []
 
-    def run(self, rounds: int, containers: int, seed: int, on_round: Callable[[], object]) -> None:
+    def run(self, rounds: Iterable[Round], on_round: Callable[[], object]) -> None:
         """Live through all rounds. Raises EngineEndedError, noted as a failure, when an engine is broken."""
         prepare(self._scene)
         try:
             engine = self._open()
-            for planned in plan_rounds(rounds, containers, seed):
+            for planned in rounds:
                 self._truth.expect(planned)
                 engine.send(Live(planned))
                 if planned.kill is None:
@@ -111,6 +116,9 @@ class _Rehearsal:
             containers=len(self._existed),
             acknowledged=self._truth.acknowledged,
             unknown=len(self._unknown),
+            judged=self._judged,
+            reused=self._scene.happened[Disaster.REPLACE],
+            reboots=self._scene.happened[Disaster.REBOOT],
             recovery_ms=summarize_times(self._took_ns),
             failures=failures,
             repeat=repeat,
@@ -169,6 +177,7 @@ class _Rehearsal:
         """Compare what a recovery has said with the truth; from now on, that is acknowledged, too."""
         self._took_ns.append(recovered.took_ns)
         told = recovered.told
+        self._judged += len(told.containers)
         after = self._subreaper.look()
         self._note(judge(self._truth, told, self._containers_dir, before, after) + find_harm(self._scene, after))
         self._unknown |= {key for key, said in told.containers.items() if said.state is ContainerState.UNKNOWN}

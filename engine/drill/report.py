@@ -47,6 +47,11 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True):
     broken: int
     unknown: int
     """Containers that a recovery could not vouch for, and said so."""
+    judged: int = 0
+    """Containers that were compared with the truth after a recovery, over all recoveries."""
+    reused: int = 0
+    """Pids of containers that were given to strangers."""
+    reboots: int = 0
     recovery_ms: RecoveryTime
     failures: tuple[Failure, ...]
     repeat: str

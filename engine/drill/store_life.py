@@ -1,49 +1,45 @@
 """A scripted life of a store, for kill points, power cuts and failing disks; and the check of what a crash left.
 
-The life is a list of steps that do the same each time; a step is acknowledged by its number once it has returned.
-A model, a plain dictionary, says what must be in the store after each step. What a crash leaves must be the model
-after the last acknowledged step, or after the one that was under way.
+The life is a list of steps, drawn by a seed, that do the same each time; a step is acknowledged by its number once it
+has returned. A model, a plain dictionary, says what must be in the store after each step. What a crash leaves must be
+the model after the last acknowledged step, or after the one that was under way.
 """
 
+import hashlib
 import os
+import random
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
 
 from msgspec.structs import replace
 
 from limpet.engine.bundle import ContainerBundle
-from limpet.engine.directory import CONTAINERS
-from limpet.engine.draft import Draft
-from limpet.engine.durable import make_directory
+from limpet.engine.commit import Request
+from limpet.engine.directory import CONTAINERS, DATABASE
+from limpet.engine.drill.old_database import make_old_database
+from limpet.engine.drill.records import RUNNING, SANDBOX, Answer, make_metadata
+from limpet.engine.durable import make_directory, write_file
 from limpet.engine.recovery_pass import recover
 from limpet.engine.store import Store
 from limpet.engine.testing import Kind, Violation
-from limpet.recovery.evidence import Boot, Observation, Process
-from limpet.recovery.probe import Subject
-from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
+from limpet.recovery.evidence import Process
 from limpet.schema.errors import LimpetError, StoreDamagedError
-from limpet.schema.image import ImageManifest, ImageName
-from limpet.schema.metadata import Metadata, SandboxMetadata
-from limpet.schema.status import Status
 
-_RUNNING = Status(created_at=1, started_at=2, pid=1)
-_SANDBOX = SandboxMetadata(
-    id="s",
-    name="s",
-    config=parse_pod_sandbox_config({"metadata": {"name": "s", "uid": "u", "namespace": "n"}}),
-    created_at=1,
-)
-
+_OLDEST_REVISION: Final = "0001"
+_MEMORY: Final = "/dev/shm"  # noqa: S108  # its directories are private
 Model = dict[str, int]
 """What the store must hold: the pid of each container's status."""
 
 
 @dataclass
 class World:
-    """What a step works on, and what the model says of it."""
+    """What a step works on."""
 
     directory: str
-    model: Model = field(default_factory=dict)
     store: Store | None = None
 
     @property
@@ -58,23 +54,6 @@ class World:
         return self.store
 
 
-class _Answer:
-    """A probe that finds every process alive, or every one gone."""
-
-    def __init__(self, seen: Process) -> None:
-        self._seen = seen
-
-    def observe(self, container: Subject) -> Observation:  # noqa: ARG002  # it knows without looking
-        return Observation(boot=Boot.SAME, process=self._seen)
-
-
-def _metadata(name: str) -> Metadata:
-    config = parse_container_config({"metadata": {"name": name}, "image": {"image": "host"}})
-    return Metadata(
-        id=name, name=name, sandbox_id="s", config=config, image_manifest=ImageManifest(name=ImageName("host"))
-    )
-
-
 def _open(world: World) -> None:
     world.store = Store.open(world.state_dir)
 
@@ -83,66 +62,31 @@ def _close(world: World) -> None:
     world.opened.close()
 
 
+def _put_old_database(world: World) -> None:
+    """Begin with a database of the oldest schema, as if an earlier limpet had left it."""
+    make_directory(world.state_dir)
+    write_file(f"{world.state_dir}/{DATABASE}", _make_old_database())
+
+
+@cache
+def _make_old_database() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/{DATABASE}"
+        make_old_database(path, _OLDEST_REVISION)
+        with open(path, "rb") as file:
+            return file.read()
+
+
 def _add_sandbox(world: World) -> None:
-    world.opened.add_sandbox(_SANDBOX)
-
-
-def _add(name: str) -> "Step":
-    return Step(lambda world: world.opened.add(_metadata(name), _RUNNING), lambda model: model.__setitem__(name, 1))
-
-
-def _set(name: str, pid: int) -> "Step":
-    return Step(
-        lambda world: world.opened.checkpoint(name, replace(_RUNNING, pid=pid)),
-        lambda model: model.__setitem__(name, pid),
-    )
-
-
-def _delete(name: str) -> "Step":
-    return Step(lambda world: world.opened.delete(name), lambda model: model.__delitem__(name))
-
-
-def _swap(value: int) -> "Step":
-    """Change three containers, delete one and add one, in one transaction."""
-
-    def act(world: World) -> None:
-        with world.opened.transaction() as draft:
-            for name in "abc":
-                _to(draft, name, value)
-            draft.delete("d")
-            draft.add(_metadata("e"), _RUNNING)
-            draft.add(_metadata("d"), replace(_RUNNING, pid=value))
-            draft.delete("e")
-
-    def model(held: Model) -> None:
-        held.update(dict.fromkeys("abcd", value))
-
-    return Step(act, model)
-
-
-def _to(draft: Draft, name: str, pid: int) -> None:
-    draft.update(name, lambda old: replace(old, pid=pid))
+    world.opened.add_sandbox(SANDBOX)
 
 
 def _recover(world: World) -> None:
-    recover(world.opened, probe=_Answer(Process.ALIVE))
+    recover(world.opened, probe=Answer(Process.ALIVE))
 
 
 def _end_all(world: World) -> None:
-    recover(world.opened, probe=_Answer(Process.GONE))
-
-
-def _bundle(world: World) -> None:
-    containers = f"{world.state_dir}/{CONTAINERS}"
-    make_directory(containers)
-    bundle = ContainerBundle(f"{containers}/a", "a", world.opened.node)
-    bundle.begin()
-    bundle.finish(b"{}")
-    bundle.remove()
-
-
-def _back_up(number: int) -> "Step":
-    return Step(lambda world: world.opened.back_up(f"{world.directory}/backup-{number}.db"))
+    recover(world.opened, probe=Answer(Process.GONE))
 
 
 def _nothing(_: Model) -> None:
@@ -157,50 +101,172 @@ class Step:
     model: Callable[[Model], None] = _nothing
 
 
-def _make_steps(checkpoints: int) -> list[Step]:
-    steps = [Step(_open), Step(_add_sandbox), *(_add(name) for name in "abcd")]
-    steps += [_set("abcd"[number % 4], number + 2) for number in range(checkpoints)]
-    steps += [_swap(500), _delete("c"), _add("c"), Step(_recover), _back_up(1), Step(_bundle), Step(_close)]
-    steps += [
-        Step(_open),
-        Step(_recover),
-        *(_set("ab"[number % 2], number + 600) for number in range(checkpoints // 2)),
-    ]
-    steps += [
-        _swap(700),
-        Step(_end_all, lambda model: model.update(dict.fromkeys(model, 0))),
-        _back_up(2),
-        Step(_close),
-    ]
-    return steps
+class _Script:
+    """Writes a life: steps of many kinds in an order that a seed draws, each possible where it comes."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311  # repeats by its seed
+        self._names = list("abcd")
+        self._spare = ["e", "f"]
+        self._number = 0
+        self.steps: list[Step] = []
+
+    def write(self, checkpoints: int, *, from_old: bool) -> None:
+        """Write a whole life: every kind of step, and `checkpoints` checkpoints among them."""
+        self.steps += [Step(_put_old_database)] * from_old
+        self.steps += [Step(_open), Step(_add_sandbox), *(_add(name) for name in self._names)]
+        kinds = [self._checkpoint] * checkpoints + [
+            self._swap,
+            self._batch,
+            self._delete,
+            self._add,
+            self._recover,
+            self._back_up,
+            self._bundle,
+            self._reopen,
+            self._end_all,
+        ]
+        self._random.shuffle(kinds)
+        for kind in (*kinds, self._recover, self._checkpoint):
+            kind()
+        self.steps.append(Step(_close))
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number + 1
+
+    def _choose(self) -> str:
+        return self._random.choice(self._names)
+
+    def _checkpoint(self) -> None:
+        name, pid = self._choose(), self._next()
+        self.steps.append(
+            Step(
+                lambda world: world.opened.checkpoint(name, replace(RUNNING, pid=pid)),
+                lambda model: model.__setitem__(name, pid),
+            )
+        )
+
+    def _swap(self) -> None:
+        """Change all containers, make one anew, and add and delete another, in one transaction."""
+        names, renewed, pid = list(self._names), self._choose(), self._next()
+
+        def act(world: World) -> None:
+            with world.opened.transaction() as draft:
+                for name in names:
+                    draft.update(name, lambda old: replace(old, pid=pid))
+                draft.delete(renewed)
+                draft.add(make_metadata("transient"), RUNNING)
+                draft.add(make_metadata(renewed), replace(RUNNING, pid=pid))
+                draft.delete("transient")
+
+        self.steps.append(Step(act, lambda model: model.update(dict.fromkeys(names, pid))))
+
+    def _batch(self) -> None:
+        """Let changes of all containers find the store busy, so that they ride in one commit."""
+        names, pid = list(self._names), self._next()
+
+        def act(world: World) -> None:
+            requests: list[Request] = []
+
+            def submit() -> None:
+                for name in names:
+                    requests.append(_change(name, pid))
+                    world.opened.submit(requests[-1])
+
+            with world.opened.transaction():
+                others = threading.Thread(target=submit)
+                others.start()
+                others.join()
+            for request in requests:
+                request.wait()
+                if request.error is not None:
+                    raise request.error
+
+        self.steps.append(Step(act, lambda model: model.update(dict.fromkeys(names, pid))))
+
+    def _delete(self) -> None:
+        name = self._names.pop(self._random.randrange(len(self._names)))
+        self._spare.append(name)
+        self.steps.append(Step(lambda world: world.opened.delete(name), lambda model: model.__delitem__(name)))
+
+    def _add(self) -> None:
+        name = self._spare.pop(0)
+        self._names.append(name)
+        self.steps.append(_add(name))
+
+    def _recover(self) -> None:
+        self.steps.append(Step(_recover))
+
+    def _end_all(self) -> None:
+        self.steps.append(Step(_end_all, lambda model: model.update(dict.fromkeys(model, 0))))
+
+    def _back_up(self) -> None:
+        number = self._next()
+        self.steps.append(Step(lambda world: world.opened.back_up(f"{world.directory}/backup-{number}.db")))
+
+    def _bundle(self) -> None:
+        name = self._choose()
+
+        def act(world: World) -> None:
+            containers = f"{world.state_dir}/{CONTAINERS}"
+            make_directory(containers)
+            bundle = ContainerBundle(f"{containers}/{name}", name, world.opened.node)
+            bundle.begin()
+            bundle.finish(b"{}")
+            bundle.remove()
+
+        self.steps.append(Step(act))
+
+    def _reopen(self) -> None:
+        self.steps += [Step(_close), Step(_open)]
+
+
+def _add(name: str) -> Step:
+    return Step(lambda world: world.opened.add(make_metadata(name), RUNNING), lambda model: model.__setitem__(name, 1))
+
+
+def _change(name: str, pid: int) -> Request:
+    return Request(lambda draft: draft.replace(name, replace(RUNNING, pid=pid)))
 
 
 class StoreLife:
-    """A store is made, filled, changed, backed up, closed, opened again, recovered. `checkpoints` is the length."""
+    """A store is made, filled, changed, backed up, closed, opened again, recovered.
 
-    def __init__(self, checkpoints: int = 12) -> None:
-        self._steps = _make_steps(checkpoints)
+    `checkpoints` is the length, `seed` draws the order; every other seed begins with a database to migrate.
+    """
+
+    def __init__(self, checkpoints: int = 12, *, seed: int = 0) -> None:
+        script = _Script(seed)
+        script.write(checkpoints, from_old=bool(seed % 2))
+        self._steps = script.steps
+        self._sound_backups: set[bytes] = set()
+        """Digests of those that were found whole: most images of a life have the same ones."""
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
         """Do every step, and acknowledge each when it has returned."""
         world = World(directory)
         for number, step in enumerate(self._steps):
-            step.act(world)
+            self.perform(step, world)
             acknowledge(b"%d" % number)
 
+    def perform(self, step: Step, world: World) -> None:
+        """Do one step."""
+        step.act(world)
+
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
-        """Open what is left, twice, and compare with the model. Raises Violation."""
+        """Open and recover what is left, twice, and compare with the model. Raises Violation."""
         done = int(acknowledged[-1]) + 1 if acknowledged else 0
         possible = list(self._models(done))
-        first = _look(f"{directory}/state")
+        first, rules = _look(f"{directory}/state")
         if first not in possible:
             raise Violation(
                 _kind(first, possible), f"after step {done}: {first}, not {possible[0]} (or {possible[-1]})"
             )
-        second = _look(f"{directory}/state")
-        if second != first:
-            raise Violation("false_verdict", f"opened again it says {second}, not {first}")
-        _check_leftovers(directory)
+        second, rules_again = _look(f"{directory}/state")
+        if (second, rules_again) != (first, rules):
+            raise Violation("false_verdict", f"opened again it says {second} {rules_again}, not {first} {rules}")
+        self._check_backups(directory)
 
     def _models(self, done: int) -> Iterator[Model]:
         """Yield what the store may hold after `done` steps: their model, and that with the next step."""
@@ -211,6 +277,17 @@ class StoreLife:
         for step in self._steps[done : done + 1]:
             step.model(model)
             yield dict(model)
+
+    def _check_backups(self, directory: str) -> None:
+        """See that each backup is whole: that a copy of it opens as a store. May be repeated."""
+        for name in sorted(os.listdir(directory)):
+            if name.startswith("backup-"):
+                with open(f"{directory}/{name}", "rb") as file:
+                    content = file.read()
+                digest = hashlib.sha256(content).digest()
+                if digest not in self._sound_backups:
+                    _require_whole(name, content)
+                    self._sound_backups.add(digest)
 
 
 class FailingDiskLife(StoreLife):
@@ -224,30 +301,30 @@ class FailingDiskLife(StoreLife):
             return
 
 
-def _look(state_dir: str) -> Model:
+def _look(state_dir: str) -> tuple[Model, dict[str, str]]:
+    """Open and recover a store; return what it holds, and by which rule each container was judged."""
     with Store.open(state_dir) as store:
-        damaged = [record.id for record in store.list() if store.is_damaged(record.id)]
+        records = store.list()
+        damaged = [record.id for record in records if store.is_damaged(record.id)]
         if damaged:
             raise Violation("torn", f"damaged records: {damaged}")
-        return {record.id: record.status.pid for record in store.list()}
+        report = recover(store, probe=Answer(Process.ALIVE))
+        return {record.id: record.status.pid for record in records}, {
+            finding.id: finding.rule for finding in report.findings
+        }
+
+
+def _require_whole(name: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory(dir=_MEMORY if os.path.isdir(_MEMORY) else None) as directory:
+        with open(f"{directory}/{DATABASE}", "wb") as file:
+            file.write(content)
+        try:
+            _look(directory)
+        except LimpetError as error:
+            raise Violation("torn", f"{name}: {error}") from error
 
 
 def _kind(found: Model, possible: Sequence[Model]) -> Kind:
     whole = {frozenset(model.items()) for model in possible}
     mixed = set().union(*whole)
     return "torn" if set(found.items()) <= mixed and found else "lost"
-
-
-def _check_leftovers(directory: str) -> None:
-    """See that a backup is whole, and opens as a store. May be repeated, as a check that was itself cut short is."""
-    for name in sorted(os.listdir(directory)):
-        if name.startswith("backup-"):
-            place = f"{directory}/opened-{name}"
-            os.makedirs(place, 0o700, exist_ok=True)
-            os.rename(f"{directory}/{name}", f"{place}/store.db")
-    for name in sorted(os.listdir(directory)):
-        if name.startswith("opened-") and os.path.exists(f"{directory}/{name}/store.db"):
-            try:
-                _look(f"{directory}/{name}")
-            except LimpetError as error:
-                raise Violation("torn", f"{name}: {error}") from error

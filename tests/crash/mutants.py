@@ -34,8 +34,8 @@ def _pragmas(**changed: tuple[str, object]) -> tuple[str, object]:
     from limpet.engine.database import sqlite
 
     return (
-        "limpet.engine.database.sqlite._WRITER_PRAGMAS",
-        tuple((name, *changed.get(name, (value, back))) for name, value, back in sqlite._WRITER_PRAGMAS),
+        "limpet.engine.database.sqlite.WRITER_PRAGMAS",
+        tuple((name, *changed.get(name, (value, back))) for name, value, back in sqlite.WRITER_PRAGMAS),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from limpet.engine.drill.plan import Disaster, Verb, plan_rounds
+from limpet.engine.drill.plan import Disaster, Scenario, Verb, plan_rounds
 
 
 def test_the_same_seed_plans_the_same_drill() -> None:
@@ -28,10 +28,20 @@ def test_a_plan_is_whole() -> None:
         deleted.update(step.target for step in steps if step.verb is Verb.DELETE)
         deleted.update(member for step in steps if step.verb is Verb.DROP for member in step.members)
     assert set(verbs) == set(Verb)
-    assert {each.disaster for planned in plan for each in planned.disturbances} == set(Disaster)
+    assert {each.disaster for planned in plan for each in planned.disturbances} == set(Disaster) - {Disaster.REBOOT}
     assert sorted(made) == sorted(each.id for planned in plan for each in planned.containers)
     assert len(made) == len(set(made)) == 15 * 20
     assert set(made) <= deleted
     assert [planned.number for planned in plan if planned.kill is None] == [16]
     assert any(planned.recovery_kills for planned in plan)
     assert any(planned.reaped_late for planned in plan)
+
+
+def test_each_scenario_plans_its_disasters() -> None:
+    """Strangers get pids where that is rehearsed, every reboot comes last in its round, and nothing is left a zombie."""
+    for scenario, wanted in ((Scenario.REUSE, Disaster.REPLACE), (Scenario.REBOOT, Disaster.REBOOT)):
+        for planned in list(plan_rounds(9, 12, 3, scenario))[:-1]:
+            disasters = [each.disaster for each in planned.disturbances]
+            assert wanted in disasters
+            assert Disaster.REBOOT not in disasters[:-1]
+            assert not planned.reaped_late

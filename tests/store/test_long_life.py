@@ -26,8 +26,8 @@ def small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow the WAL less than SQLite's own checkpoints do, so that a short stream shows what a long one does."""
     monkeypatch.setattr("limpet.engine.database.writer.WAL_BYTES", WAL_BYTES)
     changed = {"journal_size_limit": (str(WAL_BYTES), WAL_BYTES)}
-    pragmas = tuple((name, *changed.get(name, rest)) for name, *rest in database_settings._WRITER_PRAGMAS)
-    monkeypatch.setattr(database_settings, "_WRITER_PRAGMAS", pragmas)
+    pragmas = tuple((name, *changed.get(name, rest)) for name, *rest in database_settings.WRITER_PRAGMAS)
+    monkeypatch.setattr(database_settings, "WRITER_PRAGMAS", pragmas)
 
 
 @contextmanager

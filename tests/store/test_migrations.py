@@ -7,15 +7,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from limpet.engine import Store, errors
 from limpet.engine.database import migrate
-from limpet.engine.database.sqlite import APPLICATION_ID, connect_writer
+from limpet.engine.drill.old_database import make_old_database
 from limpet.schema.tables import SCHEMA_REVISION, TABLES
 from tests.store.test_store import RUNNING, metadata, sandbox
 
@@ -23,20 +21,6 @@ VERSIONS = sorted(
     path.name.split("_")[0]
     for path in Path(__file__).parents[2].joinpath("schema/migrations/versions").glob("[0-9]*.py")
 )
-
-
-def replay(path: str, revision: str) -> None:
-    """Make a database by running the migrations up to `revision`."""
-    engine = create_engine("sqlite://", creator=lambda: connect_writer(path))
-    Path(path).touch(0o600)
-    with engine.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", "limpet.schema:migrations")
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-    engine.dispose()
 
 
 def schema_of(path: str) -> dict[str, str]:
@@ -55,7 +39,7 @@ def _normalize(sql: str) -> str:
 
 def test_replayed_equals_fresh(tmp_path: Path) -> None:
     """Running every migration gives the very tables that a new database is made with."""
-    replay(str(tmp_path / "replayed.db"), "head")
+    make_old_database(str(tmp_path / "replayed.db"), "head")
     migrate.create_database(str(tmp_path / "fresh.db"))
     assert schema_of(str(tmp_path / "replayed.db")) == schema_of(str(tmp_path / "fresh.db"))
     assert VERSIONS[-1] == SCHEMA_REVISION
@@ -69,7 +53,7 @@ def test_replayed_equals_fresh(tmp_path: Path) -> None:
 def test_an_older_database_is_backed_up_and_upgraded(state_dir: str, revision: str) -> None:
     """A database of each older revision opens, keeps its rows, and was copied before it was changed."""
     os.mkdir(state_dir, 0o700)
-    replay(f"{state_dir}/store.db", revision)
+    make_old_database(f"{state_dir}/store.db", revision)
     with sqlite3.connect(f"{state_dir}/store.db") as raw:
         raw.execute("INSERT INTO node VALUES ('other', 7, 1)")
     raw.close()
@@ -89,7 +73,7 @@ def test_an_older_database_is_backed_up_and_upgraded(state_dir: str, revision: s
 def test_a_migration_that_fails_changes_nothing(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in the middle of a migration leaves schema and revision as they were; the next opening succeeds."""
     os.mkdir(state_dir, 0o700)
-    replay(f"{state_dir}/store.db", VERSIONS[0])
+    make_old_database(f"{state_dir}/store.db", VERSIONS[0])
     before = schema_of(f"{state_dir}/store.db")
 
     def change_half(connection: object) -> None:

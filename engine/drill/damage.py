@@ -1,0 +1,399 @@
+"""Damaged states: a store's files with bits flipped, parts lost, swapped or replaced; checked, opened and judged.
+
+A case is named damage:SEED:NUMBER and drawn from that name alone: which state, which damage, where. What may come
+of it: everything is there as it was acknowledged; or the store refuses to open, says what it found, and leaves
+the database as it is; or it opens and says of each damaged record that it is damaged. The check must see whatever
+opening sees. What nobody can see is a WAL that ends earlier than it did: after a flipped bit that is the last
+transaction, which looks like one that a power cut tore; after a WAL was cut short, it may be more.
+"""
+
+import os
+import random
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from limpet.engine.check import find_store_damage
+from limpet.engine.directory import DATABASE
+from limpet.engine.drill.records import IDENTITY, RUNNING, SANDBOX, Answer, make_metadata
+from limpet.engine.recovery_pass import recover
+from limpet.engine.snapshot import Snapshot
+from limpet.engine.store import Store
+from limpet.engine.testing.pool import Mark
+from limpet.engine.testing.run import run_jobs
+from limpet.engine.testing.tree import empty, scratch
+from limpet.engine.testing.workload import Finding, Progress, Report, Violation
+from limpet.recovery.evidence import Process
+from limpet.schema.errors import InvalidInputError, LimpetError, StoreDamagedError
+from limpet.schema.status import Status
+
+Files = Mapping[str, bytes]
+"""The files of a state directory, by their names."""
+
+_WAL: Final = f"{DATABASE}-wal"
+_SHM: Final = f"{DATABASE}-shm"  # made of the others; means nothing to the next boot
+_OWNER: Final = "owner.json"
+_NAMES: Final = tuple(f"k{number}" for number in range(8))
+_CASES_PER_JOB: Final = 50
+_SECTOR, _PAGE, _WAL_HEADER, _FRAME = 512, 4096, 32, 24 + 4096
+
+
+class Outcome(StrEnum):
+    """What came of a damaged state. The last two are the losses that nobody can see."""
+
+    UNHARMED = "unharmed"
+    REFUSED = "refused"
+    FLAGGED = "flagged"
+    LAST_UNSEEN = "the last transaction is missing, unseen"
+    END_UNSEEN = "the end of a WAL is missing, unseen"
+
+
+@dataclass(frozen=True)
+class _State:
+    """A sound state as it lay on disk."""
+
+    files: Files
+    checkpoints: int
+    """How many were acknowledged; what the store held after each of them is known."""
+    is_in_wal: bool
+    """Whether the newest of them are in the WAL alone."""
+
+
+class _Case(NamedTuple):
+    name: str
+    words: str
+    files: Files
+    state: _State
+    unseen: int
+    """How many of the last checkpoints may be missing."""
+
+
+def damage_states(*, count: int, seed: int, workers: int = 1, progress: Progress | None = None) -> Report:
+    """Damage a state `count` times, each time otherwise, and judge what becomes of it."""
+    states = _make_states()
+    jobs = [range(first, min(first + _CASES_PER_JOB, count)) for first in range(0, count, _CASES_PER_JOB)]
+    with scratch() as directory:
+
+        def worker(index: int) -> Callable[[range, Mark], Report]:
+            return lambda numbers, mark: _check(states, seed, numbers, f"{directory}/{index}", mark)
+
+        return run_jobs(worker, jobs, workers=workers, deadline_seconds=60.0, progress=progress)
+
+
+def replay_damage(point: str) -> Report:
+    """Judge one case again, by its name. Raises InvalidInputError if it is none."""
+    try:
+        _, seed, number = point.split(":")
+        numbers = range(int(number), int(number) + 1)
+        with scratch() as directory:
+            return _check(_make_states(), int(seed), numbers, f"{directory}/0", lambda _: None)
+    except ValueError:
+        raise InvalidInputError(f"{point!r} names no damage: it is damage:SEED:NUMBER") from None
+
+
+def survey(*, count: int, seed: int) -> Iterator[tuple[str, Outcome]]:
+    """Yield what each damage is, in words, and what came of it. Raises Violation."""
+    states = _make_states()
+    with scratch() as directory:
+        for number in range(count):
+            case = _draw(states, seed, number)
+            yield case.words, _judge(case, f"{directory}/0")
+
+
+def _check(states: Sequence[_State], seed: int, numbers: range, place: str, mark: Mark) -> Report:
+    findings = []
+    for number in numbers:
+        case = _draw(states, seed, number)
+        mark(case.name)
+        try:
+            _judge(case, place)
+        except Violation as violation:
+            findings.append(Finding(case.name, violation.kind, f"{case.words}: {violation}"))
+        except Exception as error:  # noqa: BLE001  # whatever it is, no user should meet it
+            findings.append(Finding(case.name, "other", f"{case.words}: {type(error).__name__}: {error}"))
+    return Report.of(findings, damaged=len(numbers), acknowledged=len(numbers) * len(_NAMES))
+
+
+def _judge(case: _Case, place: str) -> Outcome:
+    """Check and open the state; return what came of it. Raises Violation."""
+    _materialise(case.files, place)
+    told = find_store_damage(place)
+    _look_beside(place)
+    if any(_read_files(place).get(name) != content for name, content in case.files.items() if name != _SHM):
+        raise Violation("other", "looking has changed a file")
+    try:
+        store = Store.open(place)
+    except LimpetError as error:
+        if not told:
+            raise Violation("other", f"the check found nothing, but opening says: {error}") from error
+        if _read_files(place).get(DATABASE) != case.files.get(DATABASE):
+            raise Violation("other", f"a database that was refused was changed: {error}") from error
+        return Outcome.REFUSED
+    with store:
+        outcome, damaged = _compare(store, case)
+    if damaged and not told:
+        raise Violation("other", f"the check found nothing, but the store says that {damaged} are damaged")
+    return Outcome.FLAGGED if damaged else outcome
+
+
+def _look_beside(place: str) -> None:
+    """Look as `limpet ps` does, which may fail, with an error of ours."""
+    try:
+        with Snapshot.open(place) as snapshot:
+            list(snapshot.checkpoints())
+    except LimpetError:
+        return
+
+
+def _compare(store: Store, case: _Case) -> tuple[Outcome, list[str]]:
+    """Return how much is there, and which records are said to be damaged. Raises Violation if one is wrong."""
+    recover(store, probe=Answer(Process.ALIVE))
+    found = {record.id: record.status for record in store.list()}
+    damaged = [key for key in found if store.is_damaged(key)]
+    for missing in range(case.unseen + 1):
+        model = model_after(case.state.checkpoints - missing)
+        if found.keys() == model.keys() and all(found[key] == model[key] for key in found if key not in damaged):
+            break
+    else:
+        said = {key: status.pid for key, status in found.items()}
+        expected = {key: status.pid for key, status in model_after(case.state.checkpoints).items()}
+        raise Violation("lost", f"{said}, damaged {damaged}; not {expected}")
+    return _LOSSES[min(missing, 2)], damaged + _find_damaged_metadata(store)
+
+
+_LOSSES: Final = (Outcome.UNHARMED, Outcome.LAST_UNSEEN, Outcome.END_UNSEEN)
+
+
+def _find_damaged_metadata(store: Store) -> list[str]:
+    damaged = []
+    for record in store.list():
+        try:
+            metadata = record.metadata
+        except StoreDamagedError:
+            damaged.append(f"the metadata of {record.id}")
+        else:
+            if metadata != make_metadata(record.id):
+                raise Violation("other", f"the metadata of {record.id} is not what it was")
+    known = store.list_sandboxes()
+    if known and known != [SANDBOX]:
+        raise Violation("other", f"the sandbox is not what it was: {known}")
+    if not known and not store.sandbox_ids:
+        raise Violation("lost", "the sandbox is gone")
+    return damaged if known else [*damaged, "the sandbox"]
+
+
+def model_after(checkpoints: int) -> dict[str, Status]:
+    """Return the status of each container after so many checkpoints."""
+    model = {key: _status(index, -1) for index, key in enumerate(_NAMES)}
+    model.update((_NAMES[turn % len(_NAMES)], _status(turn % len(_NAMES), turn)) for turn in range(checkpoints))
+    return model
+
+
+def _status(index: int, turn: int) -> Status:
+    """Return one that names the turn. Every other container has ended."""
+    if index % 2:
+        return Status(created_at=1, started_at=2, finished_at=3, exit_code=turn + 1, reason="Error", message="it ended")
+    return replace(RUNNING, pid=turn + 2, identity=replace(IDENTITY, pid=turn + 2))
+
+
+def _live(state_dir: str, lives: Sequence[int], *, is_closed: bool) -> None:
+    """Let a store live in `state_dir`, once for each number, which says how many checkpoints there are by then."""
+    done = 0
+    for number, checkpoints in enumerate(lives):
+        store = Store.open(state_dir)
+        if number == 0:
+            store.add_sandbox(SANDBOX)
+            for key, status in model_after(0).items():
+                store.add(make_metadata(key), status)
+        for turn in range(done, checkpoints):
+            index = turn % len(_NAMES)
+            store.checkpoint(_NAMES[index], _status(index, turn))
+        done = checkpoints
+        if number < len(lives) - 1 or is_closed:
+            store.close()
+
+
+def _make_states() -> list[_State]:
+    """Let stores live in processes of their own, some of which end without closing theirs."""
+    return [
+        _make_state(lives, is_closed=is_closed)
+        for lives, is_closed in (((20,), True), ((9,), False), ((5, 30), False), ((420,), False), ((4, 12), True))
+    ]
+
+
+def _make_state(lives: Sequence[int], *, is_closed: bool) -> _State:
+    with scratch() as directory:
+        state_dir = f"{directory}/state"
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                _live(state_dir, lives, is_closed=is_closed)
+                status = 0
+            finally:
+                os._exit(status)
+        if os.waitpid(pid, 0)[1]:
+            raise LimpetError("a store that was to be damaged could not be made")
+        files = _read_files(state_dir)
+        files.pop(_SHM, None)
+        return _State(files, lives[-1], not is_closed)
+
+
+def _read_files(directory: str) -> dict[str, bytes]:
+    found = {}
+    for entry in os.scandir(directory):
+        if entry.is_file(follow_symlinks=False) and entry.name != "lock":
+            with open(entry.path, "rb") as file:
+                found[entry.name] = file.read()
+    return found
+
+
+def _materialise(files: Files, directory: str) -> None:
+    empty(directory)
+    for name, content in files.items():
+        with open(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            file.write(content)
+
+
+_Damage = Callable[[random.Random, bytes], bytes]
+
+
+def _flip(rng: random.Random, content: bytes) -> bytes:
+    where = rng.randrange(len(content))
+    return content[:where] + bytes([content[where] ^ 1 << rng.randrange(8)]) + content[where + 1 :]
+
+
+def _overwrite(unit: int, fill: Callable[[random.Random, int], bytes]) -> _Damage:
+    def damage(rng: random.Random, content: bytes) -> bytes:
+        where = rng.randrange(max(1, len(content) // unit)) * unit
+        return content[:where] + fill(rng, min(unit, len(content) - where)) + content[where + unit :]
+
+    return damage
+
+
+def _zeros(_: random.Random, size: int) -> bytes:
+    return bytes(size)
+
+
+def _garbage(rng: random.Random, size: int) -> bytes:
+    return rng.randbytes(size)
+
+
+def _swap(unit: int, offset: int = 0) -> _Damage:
+    def damage(rng: random.Random, content: bytes) -> bytes:
+        units = [content[start : start + unit] for start in range(offset, len(content), unit)]
+        if len(units) > 1:
+            one, other = rng.sample(range(len(units)), 2)
+            units[one], units[other] = units[other], units[one]
+        return content[:offset] + b"".join(units)
+
+    return damage
+
+
+def _cut(rng: random.Random, content: bytes) -> bytes:
+    return content[: rng.randrange(len(content))]
+
+
+def _grow(rng: random.Random, content: bytes) -> bytes:
+    return content + rng.randbytes(rng.randrange(1, 3 * _PAGE))
+
+
+def _nothing(_: random.Random, __: bytes) -> bytes:
+    return b""
+
+
+_ONE, _MANY = 1, 1 << 30
+_DAMAGES: Final[Sequence[tuple[int, str, str, _Damage, int]]] = (
+    (12, "a flipped bit", DATABASE, _flip, 0),
+    (12, "a flipped bit", _WAL, _flip, _ONE),
+    (2, "a flipped bit", _OWNER, _flip, 0),
+    (3, "a sector of zeros", DATABASE, _overwrite(_SECTOR, _zeros), 0),
+    (3, "a sector of garbage", DATABASE, _overwrite(_SECTOR, _garbage), 0),
+    (2, "a page of zeros", DATABASE, _overwrite(_PAGE, _zeros), 0),
+    (2, "a page of garbage", DATABASE, _overwrite(_PAGE, _garbage), 0),
+    (2, "two pages swapped", DATABASE, _swap(_PAGE), 0),
+    (2, "cut short", DATABASE, _cut, 0),
+    (1, "grown", DATABASE, _grow, 0),
+    (1, "empty", DATABASE, _nothing, 0),
+    (1, "all garbage", DATABASE, lambda rng, content: rng.randbytes(len(content)), 0),
+    (2, "a sector of zeros", _WAL, _overwrite(_SECTOR, _zeros), _MANY),
+    (2, "a sector of garbage", _WAL, _overwrite(_SECTOR, _garbage), _MANY),
+    (2, "two frames swapped", _WAL, _swap(_FRAME, _WAL_HEADER), _MANY),
+    (2, "cut short", _WAL, _cut, _MANY),
+    (1, "grown", _WAL, _grow, 0),
+    (1, "empty", _WAL, _nothing, _MANY),
+    (1, "all garbage", _OWNER, lambda rng, content: rng.randbytes(len(content)), 0),
+    (1, "cut short", _OWNER, _cut, 0),
+)
+"""Weight, words, file, what is done to it, and how many of the last checkpoints may be missing unseen after it."""
+
+_SQL: Final = (
+    ("UPDATE container_status SET exit_code = exit_code + 1 WHERE id = 'k1'", "another exit code"),
+    ("UPDATE container_status SET pid = 1 WHERE id = 'k0'", "another pid"),
+    ("UPDATE container_status SET finished_at = 9 WHERE id = 'k2'", "an end that was not"),
+    ("UPDATE container_status SET message = CAST(x'fffe' AS TEXT) WHERE id = 'k3'", "text that is no UTF-8"),
+    ("UPDATE container_status SET resources = '{' WHERE id = 'k4'", "JSON that is none"),
+    ("UPDATE container_status SET checksum = 0", "checksums that are wrong"),
+    ("UPDATE container_status SET seq = -1 WHERE id = 'k5'", "a number out of range"),
+    ("DELETE FROM container_status WHERE id = 'k6'", "a status that is missing"),
+    ("UPDATE container SET config = '{}' WHERE id = 'k7'", "another config"),
+    ("UPDATE container SET name = 'other' WHERE id = 'k7'", "another name"),
+    ("UPDATE sandbox SET config = 'x'", "a sandbox's config that is none"),
+    ("UPDATE sandbox SET created_at = 7", "another birth of a sandbox"),
+    ("PRAGMA application_id = 7", "another application's id"),
+    ("UPDATE alembic_version SET version_num = '9999'", "a newer schema"),
+    ("DELETE FROM alembic_version", "no schema version"),
+    ("DROP TABLE alembic_version", "no table of the schema version"),
+    ("UPDATE node SET epoch = 0", "an older epoch"),
+    ("DELETE FROM node", "no epoch"),
+)
+"""What another program may have done to a database that was closed, and what that is in words."""
+
+
+def _draw(states: Sequence[_State], seed: int, number: int) -> _Case:
+    """Return the case of this name."""
+    name = f"damage:{seed}:{number}"
+    rng = random.Random(name)  # noqa: S311  # repeats by its name
+    state = rng.choice(states)
+    kind = rng.random()
+    if kind < 0.08:
+        return _replace_file(name, rng, state)
+    if kind < 0.2 and not state.is_in_wal:
+        statement, words = rng.choice(_SQL)
+        return _Case(name, words, _change_by_sql(state.files, statement), state, 0)
+    possible = [damage for damage in _DAMAGES if state.files.get(damage[2])]
+    (_, words, file, act, unseen) = rng.choices(possible, [damage[0] for damage in possible])[0]
+    files = {**state.files, file: act(rng, state.files[file])}
+    return _Case(name, f"{file}: {words}", files, state, min(unseen, state.checkpoints))
+
+
+def _replace_file(name: str, rng: random.Random, state: _State) -> _Case:
+    """Take a file away, or put another one in its place."""
+    choices = [
+        ("the database is missing", {key: state.files[key] for key in state.files if key != DATABASE}),
+        ("-shm is garbage", {**state.files, _SHM: rng.randbytes(32768)}),
+        ("owner.json is missing", {key: state.files[key] for key in state.files if key != _OWNER}),
+    ]
+    if state.is_in_wal:
+        choices.append(("the WAL is missing", {key: state.files[key] for key in state.files if key != _WAL}))
+    words, files = rng.choice(choices)
+    return _Case(name, words, files, state, 0)
+
+
+def _change_by_sql(files: Files, statement: str) -> Files:
+    with scratch() as directory:
+        path = f"{directory}/{DATABASE}"
+        with open(path, "wb") as file:
+            file.write(files[DATABASE])
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA journal_mode = delete")
+        connection.execute(statement)
+        connection.commit()
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.close()
+        with open(path, "rb") as file:
+            return {**files, DATABASE: file.read()}

@@ -1,0 +1,101 @@
+"""A drill in namespaces of its own, where it may choose pids and the boot id, also as an ordinary user.
+
+Run as a module, with its arguments as one JSON object: this is what lives inside. It prints a line for each
+round, and the report as the last one.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from limpet.engine.drill.plan import Scenario
+from limpet.engine.drill.rehearsal import ENGINE, run_drill
+from limpet.engine.drill.report import DrillReport
+from limpet.schema.errors import UnsupportedError
+
+_ROUND = "round"
+_PROBE = """
+    mount --bind "$1" /proc/sys/kernel/random/boot_id && test -w /proc/sys/kernel/ns_last_pid
+"""
+
+
+class _Arguments(msgspec.Struct, frozen=True, kw_only=True):
+    rounds: int
+    containers: int
+    seed: int
+    directory: str
+    scenario: Scenario
+    engine_factory: str = ENGINE
+
+
+def find_obstacle() -> str | None:
+    """Return why there are no such namespaces here, None if there are."""
+    try:
+        done = subprocess.run(
+            [*_unshare(), "sh", "-c", _PROBE, "sh", __file__], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        return f"unshare (util-linux) cannot be run: {error.strerror}"
+    if done.returncode == 0:
+        return None
+    said = done.stderr.strip().splitlines()
+    return f"no pid and mount namespaces of its own: {said[-1] if said else 'ns_last_pid may not be written'}"
+
+
+def run_inside(
+    *,
+    rounds: int,
+    containers: int,
+    seed: int,
+    directory: str,
+    scenario: Scenario,
+    engine_factory: str = ENGINE,
+    on_round: Callable[[], object] = lambda: None,
+) -> DrillReport:
+    """Run a drill in namespaces of its own; see `run_drill`. Raises UnsupportedError where there are none."""
+    arguments = _Arguments(
+        rounds=rounds,
+        containers=containers,
+        seed=seed,
+        directory=directory,
+        scenario=scenario,
+        engine_factory=engine_factory,
+    )
+    command = [*_unshare(), sys.executable, "-m", __name__, msgspec.json.encode(arguments).decode()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        last = ""
+        try:
+            for line in process.stdout:
+                last = line.strip()
+                if last == _ROUND:
+                    on_round()
+        except BaseException:
+            process.kill()  # with it goes the first process of the pid namespace, and all others with that
+            raise
+    if process.returncode:
+        raise UnsupportedError(f"the drill in namespaces of its own ended with status {process.returncode}")
+    return msgspec.json.decode(last, type=DrillReport)
+
+
+def _unshare() -> list[str]:
+    as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *as_user, "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
+
+
+def _main(text: str) -> None:
+    arguments = msgspec.json.decode(text, type=_Arguments)
+    report = run_drill(**msgspec.structs.asdict(arguments), on_round=lambda: _say(_ROUND))
+    _say(msgspec.json.encode(report).decode())
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,346 @@
+"""The modes of the drill: what each tries, in rounds of another seed each, and the control that it must catch."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from tempfile import TemporaryDirectory
+from typing import Final, NamedTuple
+
+import msgspec
+
+from limpet.engine.drill import inside
+from limpet.engine.drill.controls import DeafLife, HastyLife, UnflushedLife
+from limpet.engine.drill.damage import damage_states, replay_damage
+from limpet.engine.drill.engine_life import EngineLife
+from limpet.engine.drill.plan import Scenario
+from limpet.engine.drill.rehearsal import ENGINE
+from limpet.engine.drill.report import DrillReport
+from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
+from limpet.engine.testing import (
+    FAILURES,
+    Finding,
+    Kind,
+    Report,
+    Workload,
+    fault_points,
+    kill_points,
+    power_cuts,
+    recovery_cuts,
+    replay,
+    supported,
+    true_kills,
+)
+from limpet.schema.errors import InvalidInputError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being tried, how much of it is done, and how much there is."""
+
+
+class Mode(StrEnum):
+    """What a drill of a mode does to the store."""
+
+    KILL = "kill"
+    POWER = "power"
+    DISK = "disk"
+    REUSE = "reuse"
+    REBOOT = "reboot"
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """What the same trial found in a store, or an engine, that is broken on purpose."""
+
+    broken: str
+    """How it is broken."""
+    violations: int
+    """How often that was noticed; 0 means that the drill proves nothing."""
+
+
+class Repeatable(msgspec.Struct, frozen=True, kw_only=True):
+    """One promise that was broken, and the command that repeats it."""
+
+    mode: Mode
+    point: str
+    kind: Kind
+    message: str
+    repeat: str
+
+
+class ModesReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the drill of some modes has tried and found."""
+
+    modes: tuple[Mode, ...]
+    seed: int
+    rounds: dict[Mode, int]
+    points: int
+    """Places at which a life was killed."""
+    images: int
+    """Different disks that a power cut may leave."""
+    faults: int
+    """Operations that were made to fail."""
+    damaged: int
+    """States whose files were damaged."""
+    cases: int
+    """Containers whose state after a recovery was compared with the truth."""
+    acknowledged: int
+    """Acknowledgements that were compared."""
+    lost: int
+    torn: int
+    false_verdicts: int
+    other: int
+    findings: tuple[Repeatable, ...]
+    control: dict[Mode, Control]
+    unsupported: dict[Mode, str]
+    """What could not be tried here, and why."""
+    seconds: float
+    repeat: str
+    """The command that repeats all of it."""
+
+    @property
+    def is_clean(self) -> bool:
+        """True if no promise was broken, and each control was caught."""
+        return not self.findings and all(control.violations for control in self.control.values())
+
+
+class _Trial(NamedTuple):
+    """One round of a mode."""
+
+    seed: int
+    workers: int
+    directory: str
+    progress: Callable[[int, int], None]
+
+
+class _Plan(NamedTuple):
+    find_obstacle: Callable[[], str | None]
+    rounds: int
+    """How many there are if nobody says."""
+    run: Callable[[_Trial], Report]
+    broken: str
+    run_control: Callable[[_Trial], Report]
+
+
+_CHECKPOINTS: Final = {Mode.KILL: 6, Mode.POWER: 2, Mode.DISK: 1}
+_TRUE_KILLS_EVERY: Final = 40
+_RECOVERIES: Final = 2
+_DAMAGED: Final = 1000
+_CONTAINERS: Final = 12
+_ONE_ERROR_EACH: Final = {kind: errors[:1] for kind, errors in FAILURES.items()}
+_ENGINE: Final = "engine/"
+"""What the names of points in the life of an engine begin with."""
+_DAMAGE: Final = "damage:"
+
+
+def _kill(trial: _Trial) -> Report:
+    life = StoreLife(_CHECKPOINTS[Mode.KILL], seed=trial.seed)
+    snapshots = kill_points(life, workers=trial.workers, progress=trial.progress)
+    kills = true_kills(life, every=_TRUE_KILLS_EVERY, workers=trial.workers, progress=trial.progress)
+    engine = true_kills(EngineLife(trial.seed), every=_TRUE_KILLS_EVERY, workers=trial.workers, progress=trial.progress)
+    return snapshots + kills + _named(_ENGINE, engine)
+
+
+def _cut_power(trial: _Trial, life: Workload | None = None) -> Report:
+    life = life or StoreLife(_CHECKPOINTS[Mode.POWER], seed=trial.seed)
+    return power_cuts(life, seed=trial.seed, samples=1, workers=trial.workers, progress=trial.progress)
+
+
+def _cut_power_again(trial: _Trial) -> Report:
+    life = StoreLife(_CHECKPOINTS[Mode.POWER], seed=trial.seed)
+    return _cut_power(trial, life) + recovery_cuts(
+        life, crashes=_RECOVERIES, seed=trial.seed, workers=trial.workers, progress=trial.progress
+    )
+
+
+def _fail(trial: _Trial, life: Workload | None = None) -> Report:
+    return fault_points(
+        life or FailingDiskLife(_CHECKPOINTS[Mode.DISK], seed=trial.seed),
+        failures=_ONE_ERROR_EACH,
+        seed=trial.seed,
+        cuts=0,
+        workers=trial.workers,
+        progress=trial.progress,
+    )
+
+
+def _fail_and_damage(trial: _Trial) -> Report:
+    return _fail(trial) + damage_states(count=_DAMAGED, seed=trial.seed, workers=trial.workers, progress=trial.progress)
+
+
+def _rehearse(trial: _Trial, scenario: Scenario, factory: str = ENGINE) -> Report:
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        trial.progress(done, _REHEARSED_ROUNDS)
+
+    return as_report(
+        inside.run_inside(
+            rounds=_REHEARSED_ROUNDS,
+            containers=_CONTAINERS,
+            seed=trial.seed,
+            directory=os.path.join(trial.directory, f"{scenario}-{trial.seed}-{factory.rpartition(':')[2]}"),
+            scenario=scenario,
+            engine_factory=factory,
+            on_round=advance,
+        )
+    )
+
+
+_REHEARSED_ROUNDS: Final = 4
+_CONTROLS: Final = "limpet.engine.drill.controls"
+
+PLANS: Final[Mapping[Mode, _Plan]] = {
+    Mode.KILL: _Plan(
+        supported,
+        2,
+        _kill,
+        "acknowledges before it writes",
+        lambda trial: kill_points(HastyLife(2, seed=trial.seed), workers=trial.workers, progress=trial.progress),
+    ),
+    Mode.POWER: _Plan(
+        supported,
+        1,
+        _cut_power_again,
+        "does not flush its commits",
+        lambda trial: _cut_power(trial, UnflushedLife(1, seed=trial.seed)),
+    ),
+    Mode.DISK: _Plan(
+        supported,
+        1,
+        _fail_and_damage,
+        "acknowledges what has failed",
+        lambda trial: _fail(trial, DeafLife(1, seed=trial.seed)),
+    ),
+    Mode.REUSE: _Plan(
+        inside.find_obstacle,
+        1,
+        lambda trial: _rehearse(trial, Scenario.REUSE),
+        "knows a process by its pid alone",
+        lambda trial: _rehearse(trial, Scenario.REUSE, f"{_CONTROLS}:open_trusting_pids"),
+    ),
+    Mode.REBOOT: _Plan(
+        inside.find_obstacle,
+        1,
+        lambda trial: _rehearse(trial, Scenario.REBOOT),
+        "does not ask which boot it is",
+        lambda trial: _rehearse(trial, Scenario.REBOOT, f"{_CONTROLS}:open_blind_to_boots"),
+    ),
+}
+"""What each mode needs, tries, and must be able to find."""
+
+
+def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: int, progress: Progress) -> ModesReport:
+    """Run the drill of each mode, in a process that has one thread and no children.
+
+    `rounds` is for each mode, None for each one's own; round N has the seed `seed + N`.
+    """
+    began = time.monotonic()
+    total, findings = Report(), list[Repeatable]()
+    control: dict[Mode, Control] = {}
+    unsupported: dict[Mode, str] = {}
+    done: dict[Mode, int] = {}
+    with TemporaryDirectory(prefix="limpet-drill-") as directory:
+        for mode in modes:
+            plan = PLANS[mode]
+            obstacle = plan.find_obstacle()
+            if obstacle is not None:
+                unsupported[mode] = obstacle
+                continue
+            done[mode] = rounds or plan.rounds
+            for number in range(done[mode]):
+                words = f"{mode}, round {number + 1} of {done[mode]}"
+                trial = _Trial(seed + number, workers, directory, _Announced(progress, words))
+                report = plan.run(trial)
+                findings += [_repeatable(mode, trial.seed, finding) for finding in report.findings]
+                total += report
+            trial = _Trial(seed, workers, directory, _Announced(progress, f"{mode}, the control"))
+            control[mode] = Control(broken=plan.broken, violations=plan.run_control(trial).violations)
+    return ModesReport(
+        modes=tuple(modes),
+        seed=seed,
+        rounds=done,
+        points=total.points,
+        images=total.images,
+        faults=total.faults,
+        damaged=total.damaged,
+        cases=total.cases,
+        acknowledged=total.acknowledged,
+        lost=total.lost,
+        torn=total.torn,
+        false_verdicts=total.false_verdicts,
+        other=total.other,
+        findings=tuple(findings),
+        control=control,
+        unsupported=unsupported,
+        seconds=round(time.monotonic() - began, 1),
+        repeat=" ".join(
+            ["limpet drill", *(f"--mode {mode}" for mode in modes), f"--seed {seed}"]
+            + ([f"--rounds {rounds}"] if rounds else [])
+        ),
+    )
+
+
+def repeat_point(mode: Mode, seed: int, point: str) -> Report:
+    """Repeat one point alone. Raises InvalidInputError if it names none of this mode."""
+    with TemporaryDirectory(prefix="limpet-drill-") as directory:
+        if point.startswith(_DAMAGE):
+            return replay_damage(point)
+        if mode not in _CHECKPOINTS:
+            raise InvalidInputError(f"a drill of {mode} depends on timing: repeat it whole, by its seed")
+        place = os.path.join(directory, "point")
+        if point.startswith(_ENGINE):
+            return replay(EngineLife(seed), point.removeprefix(_ENGINE), place)
+        kind = FailingDiskLife if mode is Mode.DISK else StoreLife
+        return replay(kind(_CHECKPOINTS[mode], seed=seed), point, place)
+
+
+class _Announced:
+    """Progress of one trial, with the words for it."""
+
+    def __init__(self, progress: Progress, words: str) -> None:
+        self._progress, self._words = progress, words
+
+    def __call__(self, done: int, total: int) -> None:
+        self._progress(self._words, done, total)
+
+
+def _named(prefix: str, report: Report) -> Report:
+    findings = tuple(Finding(f"{prefix}{finding.point}", finding.kind, finding.message) for finding in report.findings)
+    return replace(report, findings=findings)
+
+
+_KINDS: Final[Mapping[str, Kind]] = {
+    "lost": "lost",
+    "torn": "torn",
+    "false_running": "false_verdict",
+    "false_exited": "false_verdict",
+    "wrong_exit_code": "false_verdict",
+}
+
+
+def as_report(drill: DrillReport) -> Report:
+    """Return what a rehearsal found in the words of the crash tests."""
+    findings = [
+        Finding(
+            f"round {failure.round}, {failure.container}",
+            _KINDS.get(failure.kind, "other"),
+            f"{failure.kind}: expected {failure.expected}; it said: {failure.said}",
+        )
+        for failure in drill.failures
+    ]
+    if not drill.reused and not drill.reboots:
+        findings.append(Finding("-", "other", "no pid was reused and no boot id changed: nothing was tried"))
+    return Report.of(findings, points=drill.kills, cases=drill.judged, acknowledged=drill.acknowledged)
+
+
+def _repeatable(mode: Mode, seed: int, finding: Finding) -> Repeatable:
+    alone = f" --point {finding.point}" if mode in _CHECKPOINTS else ""
+    return Repeatable(
+        mode=mode,
+        point=finding.point,
+        kind=finding.kind,
+        message=finding.message,
+        repeat=f"limpet drill --mode {mode} --seed {seed} --rounds 1{alone}",
+    )

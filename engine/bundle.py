@@ -10,10 +10,15 @@ import os
 import msgspec
 
 from limpet.engine.durable import make_directory, remove_tree, sync_directory, write_file
+from limpet.engine.process_config import BundleConfig
 from limpet.recovery.bundles import find_mounts, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
+from limpet.recovery.files import read_small_file
 from limpet.schema.errors import InvalidStateError, StateDirectoryError
 from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, WORKING, BundleMarker
+
+_CONFIG_BYTES = 64 << 20
+"""Far above what a config of limpet's size limit, an image's and an environment come to."""
 
 
 class Bundle:
@@ -92,13 +97,15 @@ class ContainerBundle(Bundle):
         except OSError as error:
             raise _translate(self.path, error) from error
 
-    def read_config(self) -> bytes:
-        """Return what `finish` wrote. Raises StateDirectoryError."""
+    def read_config(self) -> BundleConfig:
+        """Return what `finish` wrote. Raises StateDirectoryError, also if that is not what stands there now."""
+        path = os.path.join(self.path, CONFIG_FILE)
         try:
-            with open(os.path.join(self.path, CONFIG_FILE), "rb") as file:
-                return file.read()
+            return msgspec.json.decode(read_small_file(path, _CONFIG_BYTES), type=BundleConfig)
         except OSError as error:
             raise _translate(self.path, error) from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise StateDirectoryError(f"{path} is damaged: {error}; release the container and make it anew") from error
 
 
 def _remove(path: str) -> None:

@@ -14,7 +14,16 @@ from enum import StrEnum
 
 import msgspec
 
-from limpet.engine.directory import CONTAINERS, DATABASE, QUARANTINE, find_foreign_entries, find_holder
+from limpet.engine.directory import (
+    CONTAINERS,
+    DATABASE,
+    QUARANTINE,
+    find_foreign_entries,
+    find_holder,
+    read_owner,
+    require_same_age,
+)
+from limpet.engine.entries import resolve_directory
 from limpet.engine.plan import find_orphans
 from limpet.engine.snapshot import Snapshot, require_sound_wal, require_state
 from limpet.recovery.bundles import observe_bundle
@@ -82,7 +91,7 @@ def check_state(state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) 
     Raises NotFoundError if there is no state here, StateDirectoryError if it is not one that this user may use.
     """
     begun, now = time.monotonic_ns(), time.time_ns()
-    path = os.path.realpath(os.fspath(state_dir))
+    path = resolve_directory(state_dir)
     with suppress(StoreDamagedError):  # which is for the aspects to say
         require_state(path)
     checked: dict[Aspect, str] = {}
@@ -172,7 +181,9 @@ def _look_at_wal(path: str, _: str) -> tuple[str, list[str]]:
 
 
 def _look_at_database(path: str, node: str) -> tuple[str, list[str]]:
+    owner = read_owner(path)
     with Snapshot.open(path, node=node) as snapshot:
+        require_same_age(path, owner, snapshot.source.ask(lambda reader: reader.epoch()))
         damage = snapshot.source.ask(lambda reader: reader.find_damage())
     cure = "copy the state directory away, then restore a backup"
     return f"schema {SCHEMA_REVISION}, structure and references", [f"{DATABASE}: {each}; {cure}" for each in damage]

@@ -193,7 +193,7 @@ class Container:
         return False
 
     def _start(self) -> Status:
-        config = msgspec.json.decode(self._bundle.read_config(), type=BundleConfig)
+        config = self._bundle.read_config()
         starter = self._runtime.starter
         prepared = starter.prepare(
             self.id, self._bundle.path, config, self.metadata.log_path, self._requested_resources()

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from limpet.engine.durable import TEMPORARY_PREFIX, make_directory, write_file
-from limpet.schema.errors import StateDirectoryError, StateDirectoryLockedError, StoreDamagedError, UnsupportedError
+from limpet.engine.entries import require_entries
+from limpet.recovery.files import read_small_file
+from limpet.schema.errors import (
+    StateDirectoryError,
+    StateDirectoryLockedError,
+    StoreDamagedError,
+    UnsupportedError,
+    quote_path,
+)
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -29,8 +37,13 @@ QUARANTINE = "quarantine"
 BACKUPS = "backups"
 _LOCK = "lock"
 _OWNER = "owner.json"
-_OURS = {DATABASE, CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, _LOCK, _OWNER}
-_OURS |= {DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal"}
+_FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", _LOCK, _OWNER}
+_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS}
+_OURS = _FILES | _DIRECTORIES
+ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)
+"""Whether each is a directory."""
+_OWNER_BYTES = 4096
+_HOLDER_BYTES = 4096
 
 # SQLite's WAL needs memory shared by all who open the database, and flock(2) the same on one machine.
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"}
@@ -63,10 +76,11 @@ class StateDirectory:
         # Imported here: it takes as long to load as all that a look without the lock needs.
         from filelock import FileLock, Timeout  # noqa: PLC0415
 
-        path = os.path.abspath(path)
         try:
+            path = os.path.abspath(path)
             make_directory(path)
             _require_private(path, check_directory(path))
+            require_entries(path, ENTRIES)
             lock = FileLock(
                 os.path.join(path, _LOCK),
                 timeout=0,
@@ -81,9 +95,10 @@ class StateDirectory:
             raise _locked_error(path) from error
         except NotImplementedError as error:
             raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path with a NUL or a lone surrogate in it is none
+            reason = getattr(error, "strerror", None) or error
             raise StateDirectoryError(
-                f"state directory {path}: {error.strerror or error}; give a directory that you may write to"
+                f"state directory {quote_path(path)}: {reason}; give a directory that you may write to"
             ) from error
         return cls(path, lock)
 
@@ -147,9 +162,8 @@ def check_directory(path: str) -> os.stat_result:
 def read_owner(path: str) -> Owner | None:
     """Return what the last owner of the state directory `path` left, None if nothing that can be read."""
     try:
-        with open(os.path.join(path, _OWNER), "rb") as file:
-            return msgspec.json.decode(file.read(), type=Owner)
-    except (FileNotFoundError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_small_file(os.path.join(path, _OWNER), _OWNER_BYTES), type=Owner)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -163,11 +177,23 @@ def require_plausible_files(path: str, owner: Owner | None) -> None:
                 f"{database} is missing, but its state directory has been in use; put a backup there and remove"
                 f" {owner_file}, or begin with another directory"
             )
+    elif os.path.getsize(database) == 0:
+        # SQLite takes it for a new one, also where it may only read, and removes the WAL beside it.
+        raise StoreDamagedError(f"{database} is empty, which limpet never leaves it; restore a backup")
     elif owner is not None and not owner.closed and not os.path.lexists(database + "-wal"):
         raise StoreDamagedError(
             f"{database}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
             " have been in it. If another program has moved them into the database since (sqlite3 does), or if you"
             f" accept the loss, remove {owner_file} and open it again"
+        )
+
+
+def require_same_age(path: str, owner: Owner | None, epoch: int) -> None:
+    """Raise StoreDamagedError where the database knows an older epoch than its last owner did."""
+    if owner is not None and epoch < owner.epoch:
+        raise StoreDamagedError(
+            f"{os.path.join(path, DATABASE)} is older than when it was last open here (epoch {epoch}, not"
+            f" {owner.epoch}); if you restored a backup, remove {os.path.join(path, _OWNER)} and open it again"
         )
 
 
@@ -220,9 +246,8 @@ def find_holder(path: str) -> int | None:
 
 def _read_holder(path: str) -> int | None:
     try:
-        with open(os.path.join(path, _LOCK), "rb") as file:
-            pid = json.loads(file.read())["pid"]
-    except (OSError, ValueError, KeyError, TypeError):
+        pid = json.loads(read_small_file(os.path.join(path, _LOCK), _HOLDER_BYTES))["pid"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return pid if isinstance(pid, int) else None
 

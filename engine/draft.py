@@ -29,6 +29,7 @@ from limpet.schema.errors import (
     InvalidStateError,
     NotFoundError,
     StoreDamagedError,
+    quote,
 )
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
 from limpet.schema.status import Reason, Status
@@ -83,7 +84,7 @@ class Draft:
         if self._find(key) is not None:
             raise AlreadyExistsError(f"container {key} exists already; delete it first, or use another id")
         if self._find_sandbox(metadata.sandbox_id) is None:
-            raise NotFoundError(f"sandbox {metadata.sandbox_id!r} does not exist; create it first")
+            raise NotFoundError(f"sandbox {quote(metadata.sandbox_id)} does not exist; create it first")
         row = metadata_to_row(self._node, metadata)
         self._require_free_name(metadata)
         status_row = status_to_row(self._node, key, 1, 1, status)
@@ -145,7 +146,7 @@ class Draft:
         """Remove a sandbox. Raises NotFoundError, or InvalidStateError while it has containers."""
         damaged = sandbox_id in self._damaged_sandboxes
         if self._find_sandbox(sandbox_id) is None and not damaged:
-            raise NotFoundError(f"sandbox {sandbox_id!r} does not exist")
+            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
         left = {row[0] for row in self.changes.new_containers if row[1] == sandbox_id}
         left.update(key for key in self._writer.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         if left:
@@ -213,7 +214,7 @@ class Draft:
     def _row(self, container_id: str) -> Row:
         row = self._find(container_id)
         if row is None:
-            raise NotFoundError(f"container {container_id!r} does not exist")
+            raise NotFoundError(f"container {quote(container_id)} does not exist")
         return row
 
 

@@ -26,17 +26,29 @@ def make_directory(path: str, mode: int = 0o700) -> None:
     A directory that is there already keeps its mode. Raises OSError, for instance FileExistsError or
     NotADirectoryError where a file is in the way.
     """
+    missing: list[str] = []
     path = os.path.abspath(path)
-    if not os.path.isdir(path):
-        make_directory(os.path.dirname(path), mode)
+    while not _is_directory(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    # Also for one that was there: a crash may have come between its mkdir and this fsync. Its parents are
+    # safe then, since each was made durable before the next one was made.
+    _sync_name(path)
+    for path in reversed(missing):
         try:
             os.mkdir(path, mode)
         except FileExistsError:  # another thread may have been faster
             if not os.path.isdir(path):
                 raise
-    # Also for one that was there: a crash may have come between its mkdir and this fsync. Its parents are
-    # safe then, since each was made durable before the next one was made.
-    _sync_name(path)
+        _sync_name(path)
+
+
+def _is_directory(path: str) -> bool:
+    """Say whether a directory is there. Raises OSError for a path that nothing can be made at, as one too long."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from limpet.engine.container import Container
 from limpet.engine.directory import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.durable import make_directory
+from limpet.engine.entries import resolve_directory
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.recovery_pass import recover
 from limpet.engine.runtime import Runtime
@@ -29,7 +30,7 @@ from limpet.schema.cri import (
     parse_pod_sandbox_config,
 )
 from limpet.schema.cri import Signal as CriSignal
-from limpet.schema.errors import InvalidInputError, NotFoundError
+from limpet.schema.errors import InvalidInputError, NotFoundError, quote
 from limpet.schema.image import ImageConfig, ImageName, MountType
 from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata, new_id
@@ -74,7 +75,7 @@ class Engine:
 
         Raises StateDirectoryLockedError if another engine has it open, and the other errors of `Store.open`.
         """
-        store = Store.open(os.path.realpath(os.fspath(state_dir)), node=node)
+        store = Store.open(resolve_directory(state_dir), node=node)
         try:
             for name in (CONTAINERS, SANDBOXES):
                 make_directory(store.directory.join(name))
@@ -124,10 +125,10 @@ class Engine:
             name=config.metadata.name,
             config=config,
             created_at=max(time.time_ns(), 1),
-            root_dir=os.path.join(self._sandboxes_dir, key),
+            root_dir=self._sandbox_path(key),
         )
         choose_log_path(config.log_directory or "/", "check")
-        sandbox = Sandbox(self, metadata)
+        sandbox = self._sandbox(metadata)
         with self._runtime.exclusive(key):
             self.store.add_sandbox(metadata)
             sandbox.bundle.make()
@@ -197,17 +198,17 @@ class Engine:
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox:
         """Return the sandbox with this id, or the one whose id begins with it. Raises NotFoundError."""
-        return Sandbox(self, self.store.get_sandbox(sandbox_id))
+        return self._sandbox(self.store.get_sandbox(sandbox_id))
 
     def list_sandboxes(self) -> "Sequence[Sandbox]":
         """Return all sandboxes, oldest first."""
-        return [Sandbox(self, metadata) for metadata in self.store.list_sandboxes()]
+        return [self._sandbox(metadata) for metadata in self.store.list_sandboxes()]
 
     def delete(self, container_id: str) -> None:
         """Forget a container by its exact id; see `Container.delete`. One whose record is damaged, too."""
         container = self.get(container_id)
         if container.id != container_id:
-            raise NotFoundError(f"container {container_id!r}: give the whole id to delete it")
+            raise NotFoundError(f"container {quote(container_id)}: give the whole id to delete it")
         container.delete()
 
     def exclusive(self, owner_id: str) -> AbstractContextManager[None]:
@@ -233,6 +234,12 @@ class Engine:
                 if not os.path.lexists(sandbox.bundle.path):
                     sandbox.bundle.make()  # a kill came between its row and its directory
         return self.recovery
+
+    def _sandbox(self, metadata: SandboxMetadata) -> Sandbox:
+        return Sandbox(self, metadata, self._sandbox_path(metadata.id))
+
+    def _sandbox_path(self, sandbox_id: str) -> str:
+        return os.path.join(self._sandboxes_dir, sandbox_id)
 
     def _adopt(self, container_id: str, verdict: Verdict) -> None:
         identity = verdict.status.identity
@@ -275,9 +282,9 @@ def choose_stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
     if config.stop_signal is not CriSignal.RUNTIME_DEFAULT:
         name = config.stop_signal.value
     text = name.upper()
-    if text.isascii() and text.isdigit() and int(text) in set(signal.Signals):
+    if text.isascii() and text.isdigit() and len(text) < 4 and int(text) in set(signal.Signals):
         return signal.Signals(int(text)).name
     full = text if text.startswith("SIG") else f"SIG{text}"
     if full not in signal.Signals.__members__:
-        raise InvalidInputError(f"stop signal {name!r}: give a signal's name, such as SIGTERM, or its number")
+        raise InvalidInputError(f"stop signal {quote(name)}: give a signal's name, such as SIGTERM, or its number")
     return full

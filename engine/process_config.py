@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from limpet.schema.cri import ContainerConfig
-from limpet.schema.errors import InvalidInputError
+from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.image import ImageConfig
+from limpet.schema.protobuf_json import is_utf8
 
 OCI_VERSION = "1.2.0"
+_MAX_DIGITS = 10
+"""Of a user's or a group's number: 32 bits."""
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -68,8 +71,11 @@ def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
 def merge_environment(
     host: Mapping[str, str], image: ImageConfig, config: ContainerConfig, ours: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Return NAME=value for each variable; the host's first, overridden by the image's, then the config's."""
-    merged = dict(host)
+    """Return NAME=value for each variable; the host's first, overridden by the image's, then the config's.
+
+    Variables of the host that are not UTF-8 are left out: config.json cannot hold them. Raises InvalidInputError.
+    """
+    merged = {name: value for name, value in host.items() if is_utf8(name + value)}
     for entry in image.env:
         name, _, value = entry.partition("=")
         merged[name] = value
@@ -101,6 +107,6 @@ def _number(text: str) -> int | None:
     names: Sequence[str] = ("", "root")
     if text in names:
         return None if not text else 0
-    if not text.isascii() or not text.isdigit():
-        raise InvalidInputError(f"image user {text!r}: only numbers and root are understood; set run_as_user")
+    if not text.isascii() or not text.isdigit() or len(text) > _MAX_DIGITS:
+        raise InvalidInputError(f"image user {quote(text)}: only numbers and root are understood; set run_as_user")
     return int(text)

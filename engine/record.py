@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from limpet.schema.errors import NotFoundError
+from limpet.schema.errors import NotFoundError, quote
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import Status
 
@@ -44,13 +44,21 @@ def resolve_prefix(prefix: str, ids: Iterable[str], kind: str) -> str:
         return prefix
     found = [key for key in ids if key.startswith(prefix)] if prefix else []
     if not found:
-        raise NotFoundError(f"no {kind} has the id {prefix!r}, or one that begins so")
+        raise NotFoundError(f"no {kind} has the id {quote(prefix)}, or one that begins so")
     if len(found) > 1:
-        raise NotFoundError(f"{len(found)} {kind}s have ids that begin with {prefix!r}; give more of it")
+        raise NotFoundError(f"{len(found)} {kind}s have ids that begin with {quote(prefix)}; give more of it")
     return found[0]
+
+
+def read_labels(labels_json: str) -> dict[str, str]:
+    """Return labels as they are stored; none where they are damaged, which is for a check to tell."""
+    try:
+        return msgspec.json.decode(labels_json, type=dict[str, str])
+    except msgspec.MsgspecError:
+        return {}
 
 
 def matches_labels(labels_json: str, wanted: Mapping[str, str]) -> bool:
     """Say whether labels, as they are stored, hold all that is wanted."""
-    found = msgspec.json.decode(labels_json, type=dict[str, str])
+    found = read_labels(labels_json)
     return all(found.get(name) == value for name, value in wanted.items())

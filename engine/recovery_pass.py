@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from limpet.engine.draft import Draft
@@ -21,6 +20,7 @@ from limpet.recovery.orphans import Orphan
 from limpet.recovery.probe import HostProbe, Probe
 from limpet.recovery.report import Finding, Report, make_finding
 from limpet.recovery.rules import Action, Ruling, Verdict
+from limpet.schema.any_text import encode_any
 
 Actor = Callable[[str, Verdict], None]
 """Carries out one action for the container with this id. What it raises goes into the report."""
@@ -62,7 +62,7 @@ def recover(
             findings=tuple(one.finding for one in examined),
             orphans=tuple(orphans),
         )
-        draft.add_report(report.number, now, msgspec.json.encode(report).decode())
+        draft.add_report(report.number, now, encode_any(report).decode())
     findings = tuple(_act(one, actors or {}) for one in examined)
     return replace(report, findings=findings, took_ns=time.monotonic_ns() - begun)
 

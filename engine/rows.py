@@ -7,7 +7,7 @@ somebody asks, so that opening costs little more than what runs; each row is ver
 from collections.abc import Callable, Iterable, Iterator
 
 from limpet.engine.database.reader import Reader
-from limpet.schema.codec import Row, find_unsound, row_is_sound
+from limpet.schema.codec import Row, find_unsound, row_is_sound, status_can_be_read
 
 _FEW = 1000
 """Up to so many rows are read one by one, more of them all at once."""
@@ -26,12 +26,12 @@ class Rows:
         """Read the ids, and the rows of all that has not ended. Raises StoreError."""
         self._node = node
         self._reader = reader
-        self._rows: dict[str, Row | None] = dict.fromkeys(reader.load_container_ids())
+        containers, statuses = reader.load_container_ids(), reader.load_status_ids()
+        self._rows: dict[str, Row | None] = dict.fromkeys(statuses)
         """None for a row that is unread."""
+        if containers != statuses:  # damage: whoever is known to either of them is known, and nobody is lost in silence
+            self._rows.update(dict.fromkeys(set(containers) - set(statuses), _DAMAGED))
         self.keep(self._verify(reader.load_unsettled()))
-        if reader.count_statuses() != len(self._rows):
-            found = {row[0] for row in reader.load_statuses()}
-            self._rows.update(dict.fromkeys(self._rows.keys() - found, _DAMAGED))
 
     def find(self, container_id: str, load: Callable[[str], Row | None] | None = None) -> Row | None:
         """Return a container's row, None if there is no such container. Raises StoreError.
@@ -79,8 +79,13 @@ class Rows:
 
     def _fetch(self, container_id: str, load: Callable[[str], Row | None]) -> Row:
         row = load(container_id)
-        return row if row is not None and row_is_sound(self._node, row) else _DAMAGED
+        if (
+            row is None or row[0] != container_id
+        ):  # SQLite trusts the order of a tree, and finds another where it is wrong
+            return _DAMAGED
+        return row if row_is_sound(self._node, row) and status_can_be_read(row) else _DAMAGED
 
     def _verify(self, rows: "list[Row]") -> "list[tuple[str, Row]]":
         damaged = {row[0] for row in find_unsound(self._node, rows)}
+        damaged.update(row[0] for row in rows if not status_can_be_read(row))
         return [(row[0], _DAMAGED if row[0] in damaged else row) for row in rows]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from limpet.engine.bundle import Bundle
-from limpet.schema.errors import InvalidInputError
+from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.metadata import SandboxMetadata
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 class Sandbox:
     """One sandbox of an engine."""
 
-    def __init__(self, engine: "Engine", metadata: SandboxMetadata) -> None:
+    def __init__(self, engine: "Engine", metadata: SandboxMetadata, path: str) -> None:
         self._engine = engine
         self.metadata = metadata
-        self.bundle = Bundle(metadata.root_dir, metadata.id, engine.store.node)
+        # Not where its record says: in a copy of a state directory that would be the original's.
+        self.bundle = Bundle(path, metadata.id, engine.store.node)
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id}: {self.metadata.name}>"
@@ -59,11 +60,11 @@ def choose_log_path(log_directory: str, log_path: str) -> str:
     if not log_path:
         return ""
     if not os.path.isabs(log_directory):
-        raise InvalidInputError(f"log_directory {log_directory!r}: an absolute path is needed")
+        raise InvalidInputError(f"log_directory {quote_path(log_directory)}: an absolute path is needed")
     root = os.path.realpath(log_directory)
     path = os.path.join(root, log_path)
     directory = os.path.realpath(os.path.dirname(path))
     name = os.path.basename(path)
     if os.path.isabs(log_path) or name in {"", ".", ".."} or os.path.commonpath([root, directory]) != root:
-        raise InvalidInputError(f"log_path {log_path!r}: a path within the log directory {root} is needed")
+        raise InvalidInputError(f"log_path {quote_path(log_path)}: a path within the log directory {root} is needed")
     return os.path.join(directory, name)

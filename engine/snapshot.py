@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Self
 
-import msgspec
 from msgspec.structs import replace
 
 from limpet.engine.database.reader import Transition
@@ -19,25 +18,30 @@ from limpet.engine.database.source import Source
 from limpet.engine.directory import (
     CONTAINERS,
     DATABASE,
+    ENTRIES,
+    SANDBOXES,
     check_directory,
     find_foreign_entries,
     find_holder,
     read_owner,
     require_plausible_files,
 )
-from limpet.engine.record import Record, Unsettled, resolve_prefix
+from limpet.engine.entries import require_entries, resolve_directory
+from limpet.engine.record import Record, Unsettled, read_labels, resolve_prefix
 from limpet.engine.wal import examine_wal
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.examine import examine
 from limpet.recovery.probe import HostProbe
 from limpet.recovery.rules import Ruling, Verdict
 from limpet.schema.codec import Row, row_is_sound, row_state, row_to_sandbox, row_to_status
-from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError
+from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote, quote_path
 from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import ContainerState, Reason, Status
 
 _READ_AGAIN_SECONDS = 0.05
+_READ = {name: what for name, what in ENTRIES.items() if name.startswith((DATABASE, CONTAINERS, SANDBOXES))}
+"""What a look reads: the rest may be anything."""
 
 
 class View(NamedTuple):
@@ -91,6 +95,7 @@ class Snapshot:
         is not one that this user may use; StoreDamagedError, StoreTooNewError or another StoreError.
         """
         path = require_state(state_dir)
+        require_entries(path, _READ)
         if find_holder(path) is None:
             require_sound_wal(path)
         source = Source(os.path.join(path, DATABASE), node)
@@ -156,7 +161,7 @@ class Snapshot:
     def sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """Return the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
         if sandbox_id not in self._sandboxes:
-            raise NotFoundError(f"sandbox {sandbox_id!r} does not exist")
+            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
         return row_to_sandbox(self.node, self._sandboxes[sandbox_id])
 
     def metadata(self, container_id: str) -> Metadata:
@@ -184,7 +189,7 @@ class Snapshot:
     def _look(self, key: str, row: Row | None) -> View:
         record, damage = self._checkpoint(key, row)
         found = self._names.get(key, _Name())
-        view = View(key, found.name, found.sandbox_id, _read_labels(found.labels), record.status, record.status)
+        view = View(key, found.name, found.sandbox_id, read_labels(found.labels), record.status, record.status)
         if record.status.finished_at:
             return view
         observation, verdict, _ = examine(record, self._probe, now=time.time_ns(), damage=damage)
@@ -213,7 +218,7 @@ class Snapshot:
         return (
             (not name or found.name == name)
             and found.sandbox_id.startswith(sandbox_id)
-            and (not labels or labels.items() <= _read_labels(found.labels).items())
+            and (not labels or labels.items() <= read_labels(found.labels).items())
         )
 
 
@@ -240,9 +245,9 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
     Raises NotFoundError if there is none yet, StateDirectoryError if it is not one that this user may use,
     StoreDamagedError if something is missing from it.
     """
-    path = os.path.realpath(os.fspath(state_dir))
+    path = resolve_directory(state_dir)
     if not os.path.lexists(path):
-        raise NotFoundError(f"state directory {path} does not exist; name another with --state-dir")
+        raise NotFoundError(f"state directory {quote_path(path)} does not exist; name another with --state-dir")
     check_directory(path)
     try:
         _require_plausible(path)
@@ -270,6 +275,7 @@ def _require_plausible(path: str) -> None:
 
 def require_sound_wal(path: str) -> None:
     """Raise StoreDamagedError if the WAL of the state directory proves that acknowledged commits would be lost."""
+    require_entries(path, _READ)
     wal = os.path.join(path, DATABASE + "-wal")
     try:
         examine_wal(wal)
@@ -284,11 +290,3 @@ def _require_node(path: str, node: str, found: Sequence[str]) -> None:
         raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
     if node not in found:
         raise NotFoundError(f"{path} holds no state of node {node!r}, but of {', '.join(map(repr, found))}")
-
-
-def _read_labels(labels_json: str) -> dict[str, str]:
-    """Return labels as they are stored; none where they are damaged, which is for a check to tell."""
-    try:
-        return msgspec.json.decode(labels_json, type=dict[str, str])
-    except msgspec.MsgspecError:
-        return {}

@@ -17,16 +17,23 @@ from limpet.engine.database.backup import back_up
 from limpet.engine.database.migrate import create_database, prepare_database
 from limpet.engine.database.reader import Reader, Transition
 from limpet.engine.database.writer import Writer
-from limpet.engine.directory import BACKUPS, DATABASE, Owner, StateDirectory, require_plausible_files
+from limpet.engine.directory import (
+    BACKUPS,
+    DATABASE,
+    Owner,
+    StateDirectory,
+    require_plausible_files,
+    require_same_age,
+)
 from limpet.engine.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.durable import make_directory, sync_directory
 from limpet.engine.record import Record, Unsettled, matches_labels, resolve_prefix
 from limpet.engine.rows import Rows
 from limpet.engine.wal import examine_wal
-from limpet.schema.codec import STATUS_COLUMNS, row_to_sandbox, row_to_status
-from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError
+from limpet.schema.codec import STATUS_COLUMNS, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError, quote
 from limpet.schema.layout import DEFAULT_NODE
-from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.metadata import Metadata, SandboxMetadata, require_node
 from limpet.schema.status import ContainerState, Reason, Status
 from limpet.schema.tables import SCHEMA_REVISION
 
@@ -64,9 +71,10 @@ class Store:
     def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
         """Lock the state directory, check the database, migrate it if it is older, and load its records.
 
-        Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or
-        another StoreError; the state is untouched then.
+        Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
+        StoreError, InvalidInputError for a node's name that can be none; the state is untouched then.
         """
+        require_node(node)
         directory = StateDirectory.acquire(state_dir)
         try:
             return cls._open(directory, node)
@@ -90,11 +98,7 @@ class Store:
         with ExitStack() as undo:
             reader = Reader(path, node)
             undo.callback(reader.close)
-            if owner is not None and reader.epoch() < owner.epoch:
-                raise StoreDamagedError(
-                    f"{path} is older than when it was last open here (epoch {reader.epoch()}, not {owner.epoch});"
-                    f" if you restored a backup, remove {directory.join('owner.json')} and open it again"
-                )
+            require_same_age(directory.path, owner, reader.epoch())
             writer = Writer(path, node)
             undo.callback(writer.close)
             epoch = writer.claim()
@@ -133,7 +137,7 @@ class Store:
         with self._view:
             row = self._rows.find(container_id)
             if row is None:
-                raise NotFoundError(f"container {container_id!r} does not exist")
+                raise NotFoundError(f"container {quote(container_id)} does not exist")
             return status_with_doubt(row, self._doubts.get(container_id))
 
     def list(
@@ -238,7 +242,12 @@ class Store:
     def metadata(self, container_id: str) -> Metadata:
         """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
         self._require_open()
-        return self._reader.metadata(container_id)
+        try:
+            return self._reader.metadata(container_id)
+        except NotFoundError as error:
+            if container_id not in self._rows:
+                raise
+            raise StoreDamagedError(f"container {container_id}: its metadata is missing; restore a backup") from error
 
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none yet."""
@@ -373,11 +382,16 @@ class Store:
                     self._sandboxes[key] = sandbox
 
     def _load_sandboxes(self) -> None:
-        for row in self._writer.load_sandboxes():
+        for node, row in self._reader.load_all_sandboxes():
+            if node != self.node and row_is_sound(node, row):
+                continue  # another node's; one that is nobody's may have been ours
             try:
                 self._sandboxes[row[0]] = row_to_sandbox(self.node, row)
             except StoreDamagedError as error:
                 self._damaged_sandboxes[row[0]] = str(error)
+        for key in self._reader.load_sandbox_ids_in_use():
+            if key not in self.sandbox_ids:
+                self._damaged_sandboxes[key] = f"sandbox {key}: its record is missing; restore a backup"
 
     def _record(self, key: str) -> Record:
         row = self._rows.find(key) or ()

@@ -7,6 +7,8 @@ damage. The format is that of https://sqlite.org/fileformat2.html#the_write_ahea
 """
 
 import struct
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from limpet.schema.errors import StoreDamagedError
 
@@ -24,10 +26,9 @@ def examine_wal(path: str) -> None:
     """
     try:
         with open(path, "rb") as file:
-            wal = file.read()
+            lost = count_lost_commits(file)
     except FileNotFoundError:
         return
-    lost = count_lost_commits(wal)
     if lost:
         raise StoreDamagedError(
             f"{path}: a frame in the middle is damaged, and at least {lost} acknowledged"
@@ -36,24 +37,27 @@ def examine_wal(path: str) -> None:
         )
 
 
-def count_lost_commits(wal: bytes) -> int:
-    """Return how many acknowledged commits, at least, lie behind the first frame that SQLite would reject."""
-    if len(wal) < _HEADER.size:
+def count_lost_commits(wal: BinaryIO) -> int:
+    """Return how many acknowledged commits, at least, lie behind the first frame that SQLite would reject.
+
+    Reads frame by frame: a WAL may be larger than memory.
+    """
+    header = wal.read(_HEADER.size)
+    if len(header) < _HEADER.size:
         return 0
-    magic, version, page_size, _, *salts_and_checksum = _HEADER.unpack_from(wal)
+    magic, version, page_size, _, *salts_and_checksum = _HEADER.unpack(header)
     salts = tuple(salts_and_checksum[:2])
     order = ">" if magic & 1 else "<"
-    checksum = _checksum(wal[: _HEADER.size - 8], (0, 0), order)
+    checksum = _checksum(header[:-8], (0, 0), order)
     if magic & ~1 != _MAGIC or version != _VERSION or checksum != tuple(salts_and_checksum[2:]):
-        return _count_behind_damaged_header(wal)
+        return _count_behind_damaged_header(wal, page_size)
     sound = True
     commits = 0
-    for start in range(_HEADER.size, len(wal) - _FRAME.size - page_size + 1, _FRAME.size + page_size):
-        _, commit_size, *rest = _FRAME.unpack_from(wal, start)
+    for frame in _read_frames(wal, page_size):
+        _, commit_size, *rest = _FRAME.unpack_from(frame)
         if sound:
-            page = start + _FRAME.size
-            checksum = _checksum(wal[start : start + 8], checksum, order)
-            checksum = _checksum(wal[page : page + page_size], checksum, order)
+            checksum = _checksum(frame[:8], checksum, order)
+            checksum = _checksum(frame[_FRAME.size :], checksum, order)
             sound = tuple(rest) == (*salts, *checksum)
         if not sound and _differ_by_a_bit(rest[:2], salts):
             commits += commit_size != 0
@@ -66,22 +70,27 @@ def _differ_by_a_bit(found: list[int], salts: tuple[int, ...]) -> bool:
     return sum((one ^ other).bit_count() for one, other in zip(found, salts, strict=True)) <= 1
 
 
-def _count_behind_damaged_header(wal: bytes) -> int:
+def _read_frames(wal: BinaryIO, page_size: int) -> Iterator[bytes]:
+    """Yield each frame that is whole."""
+    while len(frame := wal.read(_FRAME.size + page_size)) == _FRAME.size + page_size:
+        yield frame
+
+
+def _count_behind_damaged_header(wal: BinaryIO, page_size: int) -> int:
     """Count the commits of the first frame's generation in a WAL whose header is not valid.
 
     A header is written whole, within one sector, and flushed before its first frame: a crash leaves the old one
     or the new one. So a header that is neither has been damaged since, and the frames behind it were current.
     """
-    page_size = _HEADER.unpack_from(wal)[2]
     if page_size not in {512 << power for power in range(8)}:
         page_size = _DEFAULT_PAGE_SIZE  # the field itself is damaged
-    step = _FRAME.size + page_size
-    salts = wal[_HEADER.size + 8 : _HEADER.size + 16]
+    salts = b""
     commits = 0
-    for start in range(_HEADER.size, len(wal) - step + 1, step):
-        if wal[start + 8 : start + 16] != salts or not any(salts):
+    for frame in _read_frames(wal, page_size):
+        salts = salts or frame[8:16]
+        if frame[8:16] != salts or not any(salts):
             break
-        commits += _FRAME.unpack_from(wal, start)[1] != 0
+        commits += _FRAME.unpack_from(frame)[1] != 0
     return max(0, commits - 1)
 
 

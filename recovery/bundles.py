@@ -7,7 +7,10 @@ import stat
 import msgspec
 
 from limpet.recovery.evidence import Bundle
+from limpet.recovery.files import read_small_file
 from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, BundleMarker
+
+_MARKER_BYTES = 4096
 
 
 def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
@@ -33,14 +36,9 @@ def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
 def read_marker(path: str) -> BundleMarker | None:
     """Return the marker in the directory `path`, None if it has none that can be read. Raises OSError."""
     try:
-        descriptor = os.open(os.path.join(path, MARKER_FILE), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+        return msgspec.json.decode(read_small_file(os.path.join(path, MARKER_FILE), _MARKER_BYTES), type=BundleMarker)
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            return msgspec.json.decode(file.read(4096), type=BundleMarker)
-        except msgspec.MsgspecError:
-            return None
 
 
 def find_mounts(path: str) -> list[str]:

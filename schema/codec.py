@@ -132,6 +132,17 @@ def find_unsound(node: str, rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if not row_is_sound(node, row)]
 
 
+def status_can_be_read(row: Row) -> bool:
+    """Say whether a sound row of table container_status decodes: another program may have written it."""
+    if row[11] is None:
+        return True
+    try:
+        _resources.decode(row[11])
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
 def row_state(row: Row) -> tuple[ContainerState, bool]:
     """Return the state that a sound row of table container_status has on disk, and whether it is released."""
     return _state(row[4], row[5], row[6]), bool(row[10])

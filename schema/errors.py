@@ -4,6 +4,24 @@ A message says what was wrong, with which value, and what to do about it. The cl
 a caller can act on it; the command line gives each kind its own exit status.
 """
 
+_MAX_PATH = 4096
+
+
+def quote(text: object) -> str:
+    """Return a value from outside as a message shows it: quoted and escaped, and not all of a long one."""
+    return _quote(text, 80)
+
+
+def quote_path(path: object) -> str:
+    """Return a path as a message shows it: whole, unless it is longer than any can be."""
+    return _quote(path, _MAX_PATH)
+
+
+def _quote(text: object, longest: int) -> str:
+    if isinstance(text, str) and len(text) > longest:
+        return f"{text[:60]!r}... ({len(text)} characters)"
+    return repr(text)
+
 
 class LimpetError(Exception):
     """Anything that limpet refuses or could not do."""

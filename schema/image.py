@@ -5,9 +5,11 @@ from typing import Self
 
 import msgspec
 
-from limpet.schema.errors import InvalidInputError
+from limpet.schema.errors import InvalidInputError, quote
 
 DEFAULT_TAG = "latest"
+_MAX_CHARACTERS = 1024
+"""Of an image's name: registries take 255 of a repository, 128 of a tag, and a digest has up to 135."""
 
 
 class MountType(StrEnum):
@@ -31,10 +33,11 @@ class ImageName(msgspec.Struct, frozen=True):
         head, colon, tag = name.rpartition(":")
         if not colon or "/" in tag:  # the colon of a port (host:5000/app) is not one of a tag
             head, tag = name, ""
-        if not head or (colon and head != name and not tag) or (at and ":" not in digest):
-            raise InvalidInputError(f"image name {text!r}: expected repository[:tag][@algorithm:hex]")
+        malformed = not head or (colon and head != name and not tag) or (at and ":" not in digest)
+        if malformed or len(text) > _MAX_CHARACTERS:
+            raise InvalidInputError(f"image name {quote(text)}: expected repository[:tag][@algorithm:hex]")
         if any(c.isspace() or not c.isprintable() for c in text):
-            raise InvalidInputError(f"image name {text!r}: no spaces or control characters are allowed")
+            raise InvalidInputError(f"image name {quote(text)}: no spaces or control characters are allowed")
         return cls(head, tag or DEFAULT_TAG, digest)
 
     def __str__(self) -> str:

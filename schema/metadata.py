@@ -6,7 +6,7 @@ import secrets
 import msgspec
 
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig
-from limpet.schema.errors import InvalidInputError
+from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.image import ImageManifest
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -50,8 +50,15 @@ def require_id(text: str) -> str:
     """Return `text` if it can be an id, and so a file name; else raise InvalidInputError."""
     if not _ID.fullmatch(text):
         raise InvalidInputError(
-            f"id {_shorten(text)}: use 1 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or a digit"
+            f"id {quote(text)}: use 1 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or a digit"
         )
+    return text
+
+
+def require_node(text: str) -> str:
+    """Return `text` if it can be a node's name; else raise InvalidInputError."""
+    if not 1 <= len(text) <= MAX_NAME_LENGTH or not text.isprintable():
+        raise InvalidInputError(f"node {quote(text)}: use 1 to {MAX_NAME_LENGTH} printable characters")
     return text
 
 
@@ -59,10 +66,6 @@ def require_name(text: str) -> str:
     """Return `text` if it can be a name; else raise InvalidInputError."""
     if not 1 <= len(text) <= MAX_NAME_LENGTH or not text.isprintable() or "/" in text or text in {".", ".."}:
         raise InvalidInputError(
-            f"name {_shorten(text)}: use 1 to {MAX_NAME_LENGTH} printable characters without '/', not '.' or '..'"
+            f"name {quote(text)}: use 1 to {MAX_NAME_LENGTH} printable characters without '/', not '.' or '..'"
         )
     return text
-
-
-def _shorten(text: str) -> str:
-    return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"

@@ -192,7 +192,7 @@ def _read_string(_kind: Any, value: object, path: str) -> Any:
     if not isinstance(value, str):
         _refuse(path, "a string", value)
     # A NUL cannot be handed to a program, and a lone surrogate cannot be stored.
-    if "\0" in value or not _is_utf8(value):
+    if "\0" in value or not is_utf8(value):
         _refuse(path, "without NUL characters and lone surrogates", value)
     return str.__str__(value)  # a plain string, also for a StrEnum
 
@@ -233,7 +233,8 @@ def _to_canonical(kind: Any, value: Any) -> Any:
     return value
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Say whether a text can be written as UTF-8: whether it has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

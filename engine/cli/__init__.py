@@ -30,6 +30,9 @@ VERBS = {
 }
 """Each verb's module in this package has a click command named `command`; the help is here, to load none for it."""
 
+_COMPLETE = "_LIMPET_COMPLETE"
+"""By this variable a shell's completion script asks click for words."""
+
 
 class _Verbs(click.Group):
     """A group whose commands are loaded by name."""
@@ -105,9 +108,24 @@ def main(args: list[str] | None = None) -> NoReturn:
         sys.exit(INTERRUPTED)
     except LimpetError as error:
         _fail(str(error), exit_status(error))
+    except (KeyError, ValueError) as error:
+        if _COMPLETE not in os.environ:
+            raise
+        _fail(f"{_COMPLETE} is set, and what a shell sets with it is not ({error}); unset it", 2)
     except OSError as error:
+        _drop_output()
         reason = error.strerror or str(error)
         _fail(f"{error.filename}: {reason}" if error.filename else reason, exit_status(error))
+
+
+def _drop_output() -> None:
+    """Forget what could not be printed: Python would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _fail(message: str, status: int) -> NoReturn:

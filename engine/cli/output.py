@@ -13,6 +13,8 @@ from typing import NamedTuple
 import click
 import msgspec
 
+from limpet.schema.any_text import encode_any
+
 SCHEMA_VERSION = 1
 """Of the JSON documents: it grows if a key is renamed, removed, or means something else."""
 STATE_COLOURS = {"CREATED": "cyan", "RUNNING": "green", "EXITED": "", "UNKNOWN": "yellow"}
@@ -44,7 +46,7 @@ Row = Sequence[str | Cell]
 
 def print_json(**fields: object) -> None:
     """Print one document: indented on a terminal, else on one line."""
-    data = msgspec.json.encode({"schema_version": SCHEMA_VERSION, **fields})
+    data = encode_any({"schema_version": SCHEMA_VERSION, **fields})
     click.echo(msgspec.json.format(data, indent=2) if sys.stdout.isatty() else data)
 
 

@@ -4,7 +4,7 @@ import os
 
 from limpet.engine.database.reader import Reader
 from limpet.engine.durable import sync_directory, sync_file, temporary_path
-from limpet.schema.errors import AlreadyExistsError, StoreDamagedError, StoreError
+from limpet.schema.errors import AlreadyExistsError, StoreDamagedError, StoreError, quote_path
 from limpet.schema.revision import SCHEMA_REVISION
 
 
@@ -33,8 +33,9 @@ def back_up(reader: Reader, target_path: str) -> None:
             raise StoreDamagedError(f"the copy of the database does not verify: {damage[0]}; run limpet check")
         os.rename(temporary, target_path)
         sync_directory(directory)
-    except OSError as error:
-        raise StoreError(f"backup to {target_path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a lone surrogate
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"backup to {quote_path(target_path)}: {reason}") from error
     finally:
         if os.path.lexists(temporary):
             os.unlink(temporary)

@@ -17,10 +17,11 @@ from limpet.engine.database.sqlite import (
     find_damage,
     identify,
     keep_open,
+    require_integer,
     translate,
 )
 from limpet.schema.codec import Row, row_is_sound, row_to_metadata
-from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError
+from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError, quote
 from limpet.schema.metadata import Metadata
 from limpet.schema.revision import SCHEMA_REVISION
 from limpet.schema.status import ContainerState
@@ -77,20 +78,19 @@ class Reader:
 
     def load_statuses(self) -> list[Row]:
         """Return the status row of every container."""
-        return self._read(reads.SELECT_STATUSES)
+        return self._read_keyed(reads.SELECT_STATUSES)
 
     def load_unsettled(self) -> list[Row]:
         """Return the status row of every container that has not ended, or says that it has a process."""
-        return self._read(reads.SELECT_UNSETTLED)
+        return self._read_keyed(reads.SELECT_UNSETTLED)
 
-    def count_statuses(self) -> int:
-        """Return how many status rows there are."""
-        ((count,),) = self._read(reads.COUNT_STATUSES)
-        return int(count)
+    def load_status_ids(self) -> list[str]:
+        """Return the id of every container that has a status row, in order."""
+        return [row[0] for row in self._read_keyed(reads.SELECT_STATUS_IDS)]
 
     def load_container_ids(self) -> list[str]:
-        """Return the id of every container, also of those that have no status row."""
-        return [row[0] for row in self._read(reads.SELECT_CONTAINER_IDS)]
+        """Return the id of every container, also of those that have no status row, in order."""
+        return [row[0] for row in self._read_keyed(reads.SELECT_CONTAINER_IDS)]
 
     def load_status(self, container_id: str) -> Row | None:
         """Return the status row of one container, None if it has none."""
@@ -99,7 +99,7 @@ class Reader:
 
     def load_names(self) -> list[tuple[str, str, str, str]]:
         """Return (id, sandbox id, name, labels as JSON) of every container."""
-        return self._read(reads.SELECT_CONTAINER_NAMES)
+        return self._read_keyed(reads.SELECT_CONTAINER_NAMES)
 
     def load_instant(self) -> tuple[list[Row], list[tuple[str, str, str, str]], list[Row]]:
         """Return what `load_sandboxes`, `load_names` and `load_statuses` do, all as it was at one instant."""
@@ -108,7 +108,7 @@ class Reader:
                 self._connection.execute("BEGIN")
                 try:
                     sandboxes, names, statuses = (
-                        fetch_all(self._connection, statement, (self.node,))
+                        self._require_ids(fetch_all(self._connection, statement, (self.node,)))
                         for statement in (reads.SELECT_SANDBOXES, reads.SELECT_CONTAINER_NAMES, reads.SELECT_STATUSES)
                     )
                 finally:
@@ -119,7 +119,19 @@ class Reader:
 
     def load_sandboxes(self) -> list[Row]:
         """Return the row of every sandbox."""
-        return self._read(reads.SELECT_SANDBOXES)
+        return self._read_keyed(reads.SELECT_SANDBOXES)
+
+    def load_all_sandboxes(self) -> list[tuple[str, Row]]:
+        """Return node and row of every sandbox of every node, read past the index: it may be what is damaged."""
+        with self._lock:
+            try:
+                return [(row[0], row[1:]) for row in fetch_all(self._connection, reads.SELECT_ALL_SANDBOXES)]
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise translate(self._path, error) from error
+
+    def load_sandbox_ids_in_use(self) -> list[str]:
+        """Return the ids of the sandboxes that containers are in."""
+        return [row[0] for row in self._read_keyed(reads.SELECT_SANDBOX_IDS_IN_USE)]
 
     def history(self, container_id: str) -> list[Transition]:
         """Return the container's state changes that are kept, oldest first."""
@@ -154,7 +166,7 @@ class Reader:
     def epoch(self) -> int:
         """Return the node's epoch, 0 if it has none yet."""
         rows = self._read(reads.SELECT_EPOCH)
-        return int(rows[0][0]) if rows else 0
+        return require_integer(self._path, rows[0][0]) if rows else 0
 
     def find_damage(self) -> list[str]:
         """Return what SQLite's own checks find wrong."""
@@ -179,6 +191,11 @@ class Reader:
             if not row_is_sound(self.node, row)
         ]
         found += [f"container {row[0]}: its status row is missing" for row in containers if row[0] not in statuses]
+        found += [
+            f"container {key}: its metadata is missing" for key in statuses.keys() - {row[0] for row in containers}
+        ]
+        for ask in (self.epoch, self.last_report, lambda: self.history("")):
+            ask()  # the other tables can be read, as their columns should be
         newest = {row[0]: row[1] for row in self._read(reads.SELECT_NEWEST_TRANSITIONS)}
         found += [
             f"container {key}: its history does not reach its newest state change ({row[2]})"
@@ -207,13 +224,29 @@ class Reader:
     def _load_metadata(self, container_id: str) -> Metadata:
         rows = self._read(reads.SELECT_CONTAINER, container_id)
         if not rows:
-            raise NotFoundError(f"container {container_id!r} does not exist")
+            raise NotFoundError(f"container {quote(container_id)} does not exist")
+        if rows[0][0] != container_id:
+            raise StoreDamagedError(
+                f"{self._path}: the key of container {container_id} leads to another; restore a backup"
+            )
         return row_to_metadata(self.node, rows[0])
+
+    def _read_keyed(self, statement: str) -> list[Row]:
+        return self._require_ids(self._read(statement))
+
+    def _require_ids(self, rows: list[Row]) -> list[Row]:
+        """Return rows that lead with an id; a page that has taken another's place leads with anything."""
+        for row in rows:
+            if type(row[0]) is not str:
+                raise StoreDamagedError(f"{self._path}: {row[0]!r} stands where an id should; restore a backup")
+        return rows
 
     def _read(self, statement: str, *parameters: object) -> list[Row]:
         with self._lock:
             try:
                 return fetch_all(self._connection, statement, (self.node, *parameters))
+            except UnicodeEncodeError:  # what cannot be written as UTF-8 is in no row
+                return []
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise translate(self._path, error) from error
 

@@ -17,13 +17,15 @@ SELECT_EPOCH = "SELECT epoch FROM node WHERE name = ?"
 SELECT_STATUSES = _select(STATUS_COLUMNS, "container_status")
 SELECT_UNSETTLED = f"{SELECT_STATUSES} AND (finished_at = 0 OR pid <> 0)"
 """What has not ended. One flipped bit cannot hide what has a process: both columns would have to change."""
-COUNT_STATUSES = "SELECT count(*) FROM container_status WHERE node = ?"
+SELECT_STATUS_IDS = f"{_select(('id',), 'container_status')} ORDER BY id"
 SELECT_STATUS = _select(STATUS_COLUMNS, "container_status", "id")
 SELECT_CONTAINERS = _select(CONTAINER_COLUMNS, "container")
 SELECT_CONTAINER = _select(CONTAINER_COLUMNS, "container", "id")
-SELECT_CONTAINER_IDS = _select(("id",), "container")
+SELECT_CONTAINER_IDS = f"{_select(('id',), 'container')} ORDER BY id"
 SELECT_CONTAINER_NAMES = _select(("id", "sandbox_id", "name", "labels"), "container")
 SELECT_SANDBOXES = _select(SANDBOX_COLUMNS, "sandbox")
+SELECT_ALL_SANDBOXES = f"SELECT node, {', '.join(SANDBOX_COLUMNS)} FROM sandbox"  # noqa: S608  # our own names
+SELECT_SANDBOX_IDS_IN_USE = "SELECT DISTINCT sandbox_id FROM container WHERE node = ?"
 SELECT_TRANSITIONS = (
     "SELECT number, seq, at, state, exit_code, reason, message FROM transition"
     " WHERE node = ? AND id = ? ORDER BY number"

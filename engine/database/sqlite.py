@@ -96,7 +96,7 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
     )
 
 
-def fetch_all(connection: sqlite3.Connection, statement: str, parameters: Row) -> list[Row]:
+def fetch_all(connection: sqlite3.Connection, statement: str, parameters: Row = ()) -> list[Row]:
     """Run a statement that reads, and return its rows.
 
     Text that is not UTF-8 any more is replaced: its row does not match its checksum then, and the others are read.
@@ -220,6 +220,16 @@ def copy_database(source: sqlite3.Connection, target_path: str) -> None:
         target.execute("PRAGMA journal_mode = delete")
     finally:
         target.close()
+
+
+_MAX_INTEGER = 2**63 - 1
+
+
+def require_integer(path: str, value: object) -> int:
+    """Return a number that was read; a damaged page may bring anything. Raises StoreDamagedError."""
+    if not isinstance(value, int) or not 0 <= value < _MAX_INTEGER:  # one more than it must fit, too
+        raise StoreDamagedError(f"{path}: {value!r} stands where a number should; restore a backup")
+    return value
 
 
 # SQLite's primary result codes (https://sqlite.org/rescode.html), for the lowest byte of an extended one.

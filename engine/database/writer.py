@@ -16,6 +16,7 @@ from limpet.engine.database.sqlite import (
     connect_writer,
     fetch_all,
     keep_open,
+    require_integer,
     restart_wal,
     translate,
     truncate_wal,
@@ -47,22 +48,28 @@ class Writer:
         self._epoch = 0
         self._broken: StoreError | None = None
         self._is_kept_open = False
-        self._connection = connect_writer(path)
+        try:
+            self._connection = connect_writer(path)
+        except _SQLITE_ERRORS as error:
+            raise translate(path, error) from error
         self._files: list[tuple[bytes, tuple[int, int, int]]] = []
         self._wal_bytes = 0
         self._allowed_wal_bytes = WAL_BYTES
 
     def claim(self) -> int:
-        """Begin a new epoch, so that whoever wrote before can write no more, and return it."""
-        with self._transaction() as connection:
-            row = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
-            now = time.time_ns()
-            if row is None:
-                self._epoch = 1
-                connection.execute(sql.INSERT_NODE, (self._node, 1, now))
-            else:
-                self._epoch = row[0] + 1
-                connection.execute(sql.UPDATE_NODE, (self._epoch, now, self._node))
+        """Begin a new epoch, so that whoever wrote before can write no more, and return it. Raises StoreError."""
+        try:
+            with self._transaction() as connection:
+                row = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
+                now = time.time_ns()
+                if row is None:
+                    self._epoch = 1
+                    connection.execute(sql.INSERT_NODE, (self._node, 1, now))
+                else:
+                    self._epoch = require_integer(self._path, row[0]) + 1
+                    connection.execute(sql.UPDATE_NODE, (self._epoch, now, self._node))
+        except _SQLITE_ERRORS as error:
+            raise translate(self._path, error) from error
         self._note_files()
         return self._epoch
 
@@ -86,13 +93,12 @@ class Writer:
 
     def load_ids_of_sandbox(self, sandbox_id: str) -> list[str]:
         """Return the ids of the sandbox's containers."""
-        found = self._connection.execute(sql.SELECT_IDS_OF_SANDBOX, (self._node, sandbox_id))
-        return [row[0] for row in found.fetchall()]
+        return [row[0] for row in self._read_all(sql.SELECT_IDS_OF_SANDBOX, sandbox_id)]
 
     def last_recovery(self) -> int:
         """Return the number of the newest recovery report, 0 if there is none."""
         row = self._read_one(reads.SELECT_LAST_RECOVERY, (self._node,))
-        return int(row[0]) if row and row[0] is not None else 0
+        return require_integer(self._path, row[0]) if row and row[0] is not None else 0
 
     def commit(self, changes: Changes) -> None:
         """Write `changes` in one transaction; durable when this returns.
@@ -267,7 +273,10 @@ class Writer:
             raise translate(self._path, error) from error
 
     def _read_one(self, statement: str, parameters: Row) -> Row | None:
-        row: Row | None = self._connection.execute(statement, parameters).fetchone()
+        try:
+            row: Row | None = self._connection.execute(statement, parameters).fetchone()
+        except _SQLITE_ERRORS as error:
+            raise translate(self._path, error) from error
         return row
 
 

@@ -129,10 +129,10 @@ def _replace(scene: Scene, key: str) -> None:
 
 
 def _reboot(scene: Scene, boot_id_path: str) -> None:
-    """End all that runs in containers, and let the kernel name another boot."""
-    for key in _running(scene):
-        _kill(scene, key)
-    while left := _descendants_of_containers(scene.subreaper.look()):
+    """End all processes but the strangers, who have come since, and let the kernel name another boot."""
+    for known in scene.truth.known.values():
+        known.signalled = True
+    while left := _find_descendants(scene.subreaper.look()):
         for pid in left:
             scene.subreaper.kill(pid)
     is_mounted = os.path.exists(boot_id_path)
@@ -142,8 +142,8 @@ def _reboot(scene: Scene, boot_id_path: str) -> None:
     scene.happened[Disaster.REBOOT] += 1
 
 
-def _descendants_of_containers(world: World) -> list[int]:
-    return [each.pid for each in world.processes.values() if each.bundle and each.pid not in world.strangers]
+def _find_descendants(world: World) -> set[int]:
+    return world.processes.keys() - world.strangers - {os.getpid()}
 
 
 def _in_own_namespaces(scene: Scene) -> list[str]:

@@ -19,7 +19,6 @@ from limpet.engine.drill.rehearsal import ENGINE
 from limpet.engine.drill.report import DrillReport
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.engine.testing import (
-    FAILURES,
     Finding,
     Kind,
     Report,
@@ -123,10 +122,11 @@ class _Plan(NamedTuple):
 
 _CHECKPOINTS: Final = {Mode.KILL: 6, Mode.POWER: 2, Mode.DISK: 1}
 _TRUE_KILLS_EVERY: Final = 40
-_RECOVERIES: Final = 2
+_CUTS_EVERY: Final = 4
+_FAULTS_EVERY: Final = 10
+_RECOVERIES: Final = 1
 _DAMAGED: Final = 1000
 _CONTAINERS: Final = 12
-_ONE_ERROR_EACH: Final = {kind: errors[:1] for kind, errors in FAILURES.items()}
 _ENGINE: Final = "engine/"
 """What the names of points in the life of an engine begin with."""
 _DAMAGE: Final = "damage:"
@@ -142,7 +142,9 @@ def _kill(trial: _Trial) -> Report:
 
 def _cut_power(trial: _Trial, life: Workload | None = None) -> Report:
     life = life or StoreLife(_CHECKPOINTS[Mode.POWER], seed=trial.seed)
-    return power_cuts(life, seed=trial.seed, samples=1, workers=trial.workers, progress=trial.progress)
+    return power_cuts(
+        life, seed=trial.seed, samples=1, every=_CUTS_EVERY, workers=trial.workers, progress=trial.progress
+    )
 
 
 def _cut_power_again(trial: _Trial) -> Report:
@@ -155,9 +157,9 @@ def _cut_power_again(trial: _Trial) -> Report:
 def _fail(trial: _Trial, life: Workload | None = None) -> Report:
     return fault_points(
         life or FailingDiskLife(_CHECKPOINTS[Mode.DISK], seed=trial.seed),
-        failures=_ONE_ERROR_EACH,
         seed=trial.seed,
         cuts=0,
+        every=_FAULTS_EVERY,
         workers=trial.workers,
         progress=trial.progress,
     )

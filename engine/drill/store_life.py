@@ -99,6 +99,8 @@ class Step:
 
     act: Callable[[World], object]
     model: Callable[[Model], None] = _nothing
+    backup: str = ""
+    """The name of the backup that it leaves."""
 
 
 class _Script:
@@ -202,8 +204,8 @@ class _Script:
         self.steps.append(Step(_end_all, lambda model: model.update(dict.fromkeys(model, 0))))
 
     def _back_up(self) -> None:
-        number = self._next()
-        self.steps.append(Step(lambda world: world.opened.back_up(f"{world.directory}/backup-{number}.db")))
+        name = f"backup-{self._next()}.db"
+        self.steps.append(Step(lambda world: world.opened.back_up(f"{world.directory}/{name}"), backup=name))
 
     def _bundle(self) -> None:
         name = self._choose()
@@ -266,7 +268,7 @@ class StoreLife:
         second, rules_again = _look(f"{directory}/state")
         if (second, rules_again) != (first, rules):
             raise Violation("false_verdict", f"opened again it says {second} {rules_again}, not {first} {rules}")
-        self._check_backups(directory)
+        self._check_backups(directory, done)
 
     def _models(self, done: int) -> Iterator[Model]:
         """Yield what the store may hold after `done` steps: their model, and that with the next step."""
@@ -278,9 +280,13 @@ class StoreLife:
             step.model(model)
             yield dict(model)
 
-    def _check_backups(self, directory: str) -> None:
-        """See that each backup is whole: that a copy of it opens as a store. May be repeated."""
-        for name in sorted(os.listdir(directory)):
+    def _check_backups(self, directory: str, done: int) -> None:
+        """See that each backup is there, and whole: that a copy of it opens as a store. May be repeated."""
+        found = sorted(os.listdir(directory))
+        missing = {step.backup for step in self._steps[:done] if step.backup}.difference(found)
+        if missing:
+            raise Violation("lost", f"after step {done}: {sorted(missing)} is gone")
+        for name in found:
             if name.startswith("backup-"):
                 with open(f"{directory}/{name}", "rb") as file:
                     content = file.read()

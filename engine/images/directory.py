@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from limpet.engine.durable import make_directory, sync_filesystem
+from limpet.engine.entries import require_entries
 from limpet.engine.images.blobs import BlobDirectory
 from limpet.engine.images.files import open_files
 from limpet.engine.images.layout import find_images
@@ -33,10 +34,14 @@ from limpet.schema.errors import (
     StateDirectoryError,
     StoreDamagedError,
     UnsupportedError,
+    quote_path,
 )
 from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
 
 _MOUNT_TYPES = frozenset({MountType.PLAIN})
+_MAX_REASON = 2000
+_ENTRIES = {"lock": False, "images": True, "blobs": True, "blobs/sha256": True, "blobs/sha512": True}
+"""Whether each is a directory."""
 
 
 class _Image(NamedTuple):
@@ -61,6 +66,7 @@ class DirectoryImageStore:
         self._root = os.path.abspath(root)
         with self._translated("open the image store"):
             make_directory(self._root)
+            require_entries(self._root, _ENTRIES)
             self._blobs = BlobDirectory(self._root)
             self._records = RecordDirectory(self._root)
             self._sweep_unless_busy()
@@ -122,7 +128,10 @@ class DirectoryImageStore:
 
     def unmount(self, target: str) -> None:
         """Make sure that nothing is mounted at or below `target`: PLAIN itself mounts nothing."""
-        target = os.path.realpath(target)
+        try:
+            target = os.path.realpath(target)
+        except ValueError as error:  # a NUL in it, or a lone surrogate
+            raise InvalidInputError(f"mount target {quote_path(target)}: {error}; name a directory") from error
         with self._translated(f"unmount {target}"):
             mounts = find_mounts(target)
         if mounts:
@@ -190,7 +199,9 @@ class DirectoryImageStore:
                     self._blobs.put(manifest, io.BytesIO(image.manifest))
                 return images
         except InvalidInputError as error:
-            raise InvalidInputError(f"image layout {path}: {error}") from error
+            # What it says may quote names and types of any length from the layout's documents.
+            reason = str(error) if len(str(error)) <= _MAX_REASON else f"{str(error)[:_MAX_REASON]}..."
+            raise InvalidInputError(f"image layout {quote_path(path)}: {reason}") from error
 
     def _find_record(self, name: ImageName) -> ImageRecord | None:
         try:
@@ -256,9 +267,12 @@ def _require_empty_directory(target: str) -> None:
     try:
         descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"mount target {target!r}: {error}; make it an empty directory first") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(
+            f"mount target {quote_path(target)}: {reason}; make it an empty directory first"
+        ) from error
     try:
         if os.listdir(descriptor):
-            raise InvalidInputError(f"mount target {target!r} is not empty; name one that is")
+            raise InvalidInputError(f"mount target {quote_path(target)} is not empty; name one that is")
     finally:
         os.close(descriptor)

@@ -49,7 +49,7 @@ def open_files(path: str, scratch: str) -> Iterator[Files]:
         # O_NONBLOCK: a named pipe would keep us waiting for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"cannot be opened: {error}; {_CURE}") from error
+        raise InvalidInputError(f"cannot be opened: {getattr(error, 'strerror', None) or error}; {_CURE}") from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

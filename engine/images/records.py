@@ -6,7 +6,8 @@ import os
 import msgspec
 
 from limpet.engine.durable import TEMPORARY_PREFIX, make_directory, sync_directory, write_file
-from limpet.engine.images.oci import require_digest
+from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, require_digest
+from limpet.recovery.files import read_small_file
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.image import ImageConfig, ImageName
 
@@ -71,12 +72,12 @@ class RecordDirectory:
 
 
 def _read(path: str) -> ImageRecord:
-    with open(path, "rb") as file:
-        data = file.read()
     try:
-        record = msgspec.json.decode(data, type=ImageRecord)
+        record = msgspec.json.decode(read_small_file(path, MAX_DOCUMENT_BYTES), type=ImageRecord)
         if record.digest:
             require_digest(record.digest)
         return record
-    except (msgspec.MsgspecError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: of msgspec, and ours for a digest
         raise StoreDamagedError(f"{path} is damaged: {error}; remove the file and load the image again") from error

@@ -16,7 +16,7 @@ from limpet.engine.starters import Prepared, gate
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import compare, find_bundle_processes, identify, open_pidfd, read_bundle_variable
 from limpet.schema.cri import LinuxContainerResources
-from limpet.schema.errors import NotFoundError, StartError, UnsupportedError
+from limpet.schema.errors import NotFoundError, StartError, UnsupportedError, quote_path
 from limpet.schema.identity import ProcessIdentity
 
 _log = logging.getLogger("limpet.starter")
@@ -40,7 +40,8 @@ class ProcessStarter:
         try:
             pid, gate_end, report_end = _spawn(config, log_path)
         except OSError as error:
-            raise StartError(f"container {container_id}: {error.filename or 'process'}: {error.strerror}") from error
+            name = quote_path(error.filename or "process")
+            raise StartError(f"container {container_id}: {name}: {error.strerror}") from error
         pidfd = os.pidfd_open(pid)
         try:
             resources = apply_limits(container_id, pid, requested) if requested is not None else None
@@ -170,8 +171,11 @@ def _open_log(path: str) -> int:
     if not path:
         return _high(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
     make_directory(os.path.dirname(path))
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return _high(os.open(path, flags, 0o600))
+    # O_NONBLOCK: a named pipe that nobody reads would keep us waiting; as it is, it is refused.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    log = _high(os.open(path, flags, 0o600))
+    os.set_blocking(log, True)
+    return log
 
 
 def _high_pipe(opened: list[int]) -> tuple[int, int]:

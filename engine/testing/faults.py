@@ -148,11 +148,12 @@ def fault_points(
     cuts: int = 3,
     models: Sequence[Model] = ALL_MODELS,
     samples: int = 1,
+    every: int = 1,
     workers: int = 1,
     deadline_seconds: float = 60.0,
     progress: Progress | None = None,
 ) -> Report:
-    """Let each operation of a life fail with each error, and check what every such life leaves.
+    """Let each operation of a life (or every k-th) fail with each error, and check what every such life leaves.
 
     After each, the power is cut at the fault, at the end, and at `cuts` other moments between them.
     Raises LifeFailedError, BlindSpotError, HungError (the life without a fault), UnsupportedError,
@@ -160,7 +161,7 @@ def fault_points(
     """
     test = _FaultTest(workload, Selection(seed, models, samples), cuts, deadline_seconds)
     with scratch() as directory:
-        faults = _faults(workload, failures, f"{directory}/0", deadline_seconds)
+        faults = _faults(workload, failures, f"{directory}/0", deadline_seconds)[seed % every :: every]
 
         def worker(index: int) -> Callable[[Fault, Mark], Report]:
             return lambda fault, mark: test.check(fault, f"{directory}/{index}", mark)

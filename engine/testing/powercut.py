@@ -223,11 +223,12 @@ def power_cuts(
     models: Sequence[Model] = ALL_MODELS,
     samples: int = 4,
     garbage: bool = False,
+    every: int = 1,
     workers: int = 1,
     deadline_seconds: float = 60.0,
     progress: Progress | None = None,
 ) -> Report:
-    """Record the workload's life once, cut the power after every operation, and check every image.
+    """Record the workload's life once, cut the power after every operation (or every k-th), and check every image.
 
     `samples` is how many images of each random kind are tried at each cut. With one worker an image lies at
     the very path where the life was. `deadline_seconds` is for the life, and for each check.
@@ -236,11 +237,11 @@ def power_cuts(
     selection = Selection(seed, models, samples, garbage)
     with scratch() as directory:
         trace = record_in(workload, f"{directory}/0", deadline_seconds)
-        cuts = range(len(trace.operations) + 1)
+        cuts = range(seed % every, len(trace.operations) + 1, every)
         jobs = [
-            (model, range(first, min(first + _CUTS_PER_JOB, len(cuts))))
+            (model, cuts[first : first + _CUTS_PER_JOB])
             for model in models
-            for first in cuts[::_CUTS_PER_JOB]
+            for first in range(0, len(cuts), _CUTS_PER_JOB)
         ]
 
         def worker(index: int) -> Callable[[tuple[Model, range], Mark], Report]:

@@ -1,51 +1,114 @@
 """Stores that are broken on purpose, one promise each: what the crash tests must find."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from unittest import mock
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from limpet.engine.drill.store_life import StoreLife
+from limpet.engine.commit import Request
+from limpet.engine.database import sqlite
+from limpet.engine.database.changes import Changes
+from limpet.engine.database.writer import Writer
+from limpet.engine.draft import Draft
+from limpet.engine.drill.controls import DeafLife, HastyLife
+from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
+from limpet.engine.store import Store
+
+_write, _commit = Store._write, Store._commit
 
 
 class Broken(StoreLife):
-    """The store's life with one thing replaced while it lives; its check is the real one."""
+    """The store's life with things replaced in the process that lives it; its check is the real one."""
 
-    def __init__(self, *replaced: tuple[str, object], checkpoints: int = 3) -> None:
-        super().__init__(checkpoints)
+    def __init__(self, *replaced: tuple[object, str, object], checkpoints: int = 2, seed: int = 0) -> None:
+        super().__init__(checkpoints, seed=seed)
         self._replaced = replaced
 
-    @contextmanager
-    def _break(self) -> Iterator[None]:
-        patches = [mock.patch(target, new) for target, new in self._replaced]
-        for patch in patches:
-            patch.start()
-        try:
-            yield
-        finally:
-            for patch in patches:
-                patch.stop()
-
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
-        with self._break():
-            super().live(directory, acknowledge)
+        for owner, name, value in self._replaced:
+            setattr(owner, name, value)
+        super().live(directory, acknowledge)
 
 
-def _pragmas(**changed: tuple[str, object]) -> tuple[str, object]:
-    from limpet.engine.database import sqlite
+class BrokenOnFailingDisk(Broken, FailingDiskLife):
+    """The same where the disk fails."""
 
-    return (
-        "limpet.engine.database.sqlite.WRITER_PRAGMAS",
-        tuple((name, *changed.get(name, (value, back))) for name, value, back in sqlite.WRITER_PRAGMAS),
-    )
 
+def _with_pragma(name: str, value: str, read_back: object) -> tuple[object, str, object]:
+    changed = {name: (name, value, read_back)}
+    return sqlite, "WRITER_PRAGMAS", tuple(changed.get(each[0], each) for each in sqlite.WRITER_PRAGMAS)
+
+
+def _module(name: str) -> object:
+    from importlib import import_module
+
+    return import_module(f"limpet.engine.{name}")
+
+
+def _do_nothing(*_: object) -> None: ...
+
+
+def _write_by_halves(store: Store, draft: Draft) -> None:
+    """Commit a transaction over several containers one at a time."""
+    if len(draft.changes.statuses) < 2 or draft.changes.reports:
+        return _write(store, draft)
+    for key, change in draft.changes.statuses.items():
+        store._writer.commit(Changes(statuses={key: change}))
+    draft.changes.statuses = {}
+    return _write(store, draft)
+
+
+def _answer_before_commit(store: Store, requests: Sequence[Request]) -> None:
+    """Tell those who ride in a batch that it is done, then do it."""
+    for request in requests:
+        if len(requests) > 1:
+            request.finish()
+    _commit(store, requests)
+
+
+def _always_landed(writer: Writer, changes: Changes, error: BaseException) -> bool:
+    """Take every commit that failed for one that succeeded."""
+    return True
+
+
+_NO_DIRECTORY_FLUSH = (
+    (_module("durable"), "sync_directory", _do_nothing),
+    (_module("durable"), "_sync_name", _do_nothing),
+    (_module("database.migrate"), "sync_directory", _do_nothing),
+    (_module("store"), "sync_directory", _do_nothing),
+)
+
+
+class Mutant(NamedTuple):
+    """A broken life, the trial that must notice it, and how many of its points are enough for that: each k-th."""
+
+    life: Callable[[], StoreLife]
+    trial: str
+    every: int = 1
+
+
+KILLS, POWER, DISK = (
+    "kill_points({life}, workers={workers})",
+    "power_cuts({life}, samples=1, every={every}, workers={workers})",
+    "fault_points({life}, failures={{'flush': ['EIO']}}, cuts=0, every={every}, workers={workers})",
+)
 
 MUTANTS = {
-    "synchronous off": lambda: Broken(_pragmas(synchronous=("off", 0))),
-    "synchronous normal": lambda: Broken(_pragmas(synchronous=("normal", 1))),
-    "no flush of directories": lambda: Broken(
-        ("limpet.engine.durable.sync_directory", lambda path: None),
-        ("limpet.engine.database.migrate.sync_directory", lambda path: None),
-        ("limpet.engine.store.sync_directory", lambda path: None),
-        ("limpet.engine.durable._sync_name", lambda path: None),
+    "synchronous off": Mutant(lambda: Broken(_with_pragma("synchronous", "off", 0)), POWER, 12),
+    "synchronous normal": Mutant(lambda: Broken(_with_pragma("synchronous", "normal", 1)), POWER, 12),
+    "no flush of directories": Mutant(lambda: Broken(*_NO_DIRECTORY_FLUSH), POWER, 6),
+    "acknowledged before it is written": Mutant(lambda: HastyLife(2), KILLS),
+    "a transaction in several commits": Mutant(lambda: Broken((Store, "_write", _write_by_halves)), KILLS),
+    "a batch that is told too early": Mutant(lambda: Broken((Store, "_commit", _answer_before_commit)), KILLS),
+    "a backup whose name is not flushed": Mutant(
+        lambda: Broken((_module("database.backup"), "sync_directory", _do_nothing)), POWER, 3
+    ),
+    "a backup made in place": Mutant(
+        lambda: Broken((_module("database.backup"), "temporary_path", lambda directory: f"{directory}/backup-0.db")),
+        KILLS,
+    ),
+    "errors that are not heard": Mutant(lambda: DeafLife(1), DISK, 4),
+    "a failed commit taken for done": Mutant(
+        lambda: BrokenOnFailingDisk((Writer, "has_landed", _always_landed), checkpoints=1), DISK, 2
     ),
 }
+"""Those of the store's life. Six broken engines, two that trust pids and boots, and a store that believes its rows are
+caught by the tests of the drill and of damaged states."""

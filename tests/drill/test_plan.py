@@ -38,7 +38,7 @@ def test_a_plan_is_whole() -> None:
 
 
 def test_each_scenario_plans_its_disasters() -> None:
-    """Strangers get pids where that is rehearsed, every reboot comes last in its round, and nothing is left a zombie."""
+    """Strangers get pids where that is rehearsed, a reboot comes last in its round, and no zombie is left."""
     for scenario, wanted in ((Scenario.REUSE, Disaster.REPLACE), (Scenario.REBOOT, Disaster.REBOOT)):
         for planned in list(plan_rounds(9, 12, 3, scenario))[:-1]:
             disasters = [each.disaster for each in planned.disturbances]

@@ -1,0 +1,29 @@
+"""What comes from outside, however hostile: accepted or refused in words, in bounded time, and nothing else touched."""
+
+import pytest
+
+from tests.hostile.campaign import KINDS, run_kind
+from tests.hostile.oracle import Fate
+
+INPUTS = {
+    "config": 3000,
+    "name": 2000,
+    "path": 250,
+    "bundle": 100,
+    "layer": 700,
+    "layout": 500,
+    "entry": 200,
+    "row": 80,
+    "command": 400,
+    "process": 30,
+}
+"""So many of each kind in a run of the tests: what takes about a minute. `python -m tests.hostile` tries more."""
+SEED = 20_240_611
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_hostile_input_breaks_a_promise(kind: str) -> None:
+    """Only refusals that say why come out, nothing around is touched, and what was good before goes on working."""
+    tally = run_kind(kind, SEED, range(INPUTS[kind]))
+    assert not tally.findings, "\n".join(map(str, tally.findings))
+    assert tally.counts[Fate.ACCEPTED], "nothing was accepted: these inputs reach no further than the first check"

@@ -1,0 +1,68 @@
+"""Controls: with one guard taken away the campaign finds it, and the finding's command repeats it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from limpet.engine import draft
+from limpet.engine.images import layer
+from limpet.schema import protobuf_json
+from tests.hostile.__main__ import main
+from tests.hostile.campaign import Finding, run_kind
+
+
+def allow_any_id(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(draft, "require_id", lambda text: text)
+    patch.setattr("limpet.engine.cgroups.require_id", lambda text: text)
+
+
+def allow_climbing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(layer, "clean_path", lambda name: name)
+
+
+def let_a_decode_error_pass(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(protobuf_json, "_parse", protobuf_json.json.loads)
+
+
+def wait_for_a_pipe(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("tests.hostile.oracle.SECONDS", 1.0)  # no need to wait for as long as a busy machine may take
+    patch.setattr("os.O_NONBLOCK", 0)
+
+
+GUARDS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
+    "any id": (allow_any_id, "name", 300),
+    "climbing out of a layer": (allow_climbing, "layer", 60),
+    "a decode error": (let_a_decode_error_pass, "config", 60),
+    "waiting for a pipe": (wait_for_a_pipe, "bundle", 200),
+}
+
+
+def first_finding(kind: str, inputs: int) -> Finding | None:
+    """Return the first finding of a campaign of one kind."""
+    for begin in range(0, inputs, 20):
+        tally = run_kind(kind, 1, range(begin, begin + 20))
+        if tally.findings:
+            return tally.findings[0]
+    return None
+
+
+@pytest.mark.parametrize(("take_away", "kind", "inputs"), GUARDS.values(), ids=GUARDS)
+def test_a_guard_that_is_missing_is_found(
+    take_away: Callable[[pytest.MonkeyPatch], None],
+    kind: str,
+    inputs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a guard taken away there is a finding soon; its command finds it again, and finds nothing with the guard."""
+    with monkeypatch.context() as patch:
+        take_away(patch)
+        finding = first_finding(kind, inputs)
+        assert finding is not None
+        assert finding.repeats, finding
+        words = finding.command.split()[3:]
+        patch.setattr("sys.argv", ["tests.hostile", *words])
+        assert main() == 1
+        assert finding.command in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["tests.hostile", *words])
+    assert main() == 0

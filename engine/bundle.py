@@ -16,6 +16,7 @@ from limpet.recovery.evidence import Bundle as Found
 from limpet.recovery.files import read_small_file
 from limpet.schema.errors import InvalidStateError, StateDirectoryError
 from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, WORKING, BundleMarker
+from limpet.schema.metadata import require_id
 
 _CONFIG_BYTES = 64 << 20
 """Far above what a config of limpet's size limit, an image's and an environment come to."""
@@ -33,8 +34,10 @@ class Bundle:
     def make(self) -> None:
         """Make the directory and mark it, durably; one of ours that is there already is kept.
 
-        Raises StateDirectoryError if something else is in the way or the disk refuses.
+        Raises StateDirectoryError if something else is in the way or the disk refuses, InvalidInputError for an id
+        that is none.
         """
+        require_id(self._marker.id)  # a row that somebody else wrote may lead anywhere
         try:
             make_directory(self.path)
             if os.listdir(self.path) and read_marker(self.path) != self._marker:
@@ -46,8 +49,10 @@ class Bundle:
     def remove(self) -> None:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.
 
-        Raises InvalidStateError if it is not ours or something is mounted in it: it is left as it is then.
+        Raises InvalidStateError if it is not ours or something is mounted in it, InvalidInputError for an id that is
+        none: it is left as it is then.
         """
+        require_id(self._marker.id)
         try:
             if not os.path.lexists(self.path):
                 return

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from limpet.engine import Engine, Store
+from limpet.engine.bundle import ContainerBundle
 from limpet.engine.check import check_state
 from limpet.engine.cli import main
 from limpet.engine.durable import make_directory, remove_tree
@@ -244,3 +245,17 @@ def test_output_that_cannot_be_written_is_one_message() -> None:
         command = [sys.executable, "-m", "limpet.engine.cli", "--version"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "limpet: No space left on device\n")
+
+
+def test_an_id_that_is_none_leads_to_no_directory(tmp_path: Path) -> None:
+    """A row that somebody else wrote may bear any id: nothing outside is removed or made for it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for bundle in (
+        ContainerBundle(f"{tmp_path}/containers/../outside", "../outside", "local"),
+        ContainerBundle(f"{tmp_path}/containers/../new", "../new", "local"),
+    ):
+        for step in (bundle.remove, bundle.begin):
+            with pytest.raises(InvalidInputError, match=r"\.\./"):
+                step()
+    assert os.listdir(tmp_path) == ["outside"]

@@ -12,6 +12,10 @@ import pytest
 
 from limpet.engine import Engine
 
+# A shell ignores SIGINT in what it runs in the background, and that is inherited: here Ctrl-C is to be tried.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 DEADLINE_SECONDS = 30.0
 
 

@@ -4,7 +4,7 @@ Most containers of a long-lived store have ended and will never be looked at aga
 somebody asks, so that opening costs little more than what runs; each row is verified when it is read.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, KeysView
 
 from limpet.engine.database.reader import Reader
 from limpet.schema.codec import Row, find_unsound, row_is_sound, status_can_be_read
@@ -29,7 +29,7 @@ class Rows:
         containers, statuses = reader.load_container_ids(), reader.load_status_ids()
         self._rows: dict[str, Row | None] = dict.fromkeys(statuses)
         """None for a row that is unread."""
-        if containers != statuses:  # damage: whoever is known to either of them is known, and nobody is lost in silence
+        if containers != statuses:  # damage: whoever either of them knows is known, and nobody is lost in silence
             self._rows.update(dict.fromkeys(set(containers) - set(statuses), _DAMAGED))
         self.keep(self._verify(reader.load_unsettled()))
 
@@ -52,6 +52,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def keys(self) -> KeysView[str]:
+        """Return the ids."""
+        return self._rows.keys()
 
     def __setitem__(self, container_id: str, row: Row) -> None:
         self._rows[container_id] = row
@@ -79,9 +83,7 @@ class Rows:
 
     def _fetch(self, container_id: str, load: Callable[[str], Row | None]) -> Row:
         row = load(container_id)
-        if (
-            row is None or row[0] != container_id
-        ):  # SQLite trusts the order of a tree, and finds another where it is wrong
+        if row is None or row[0] != container_id:  # where a tree is out of order, SQLite finds another
             return _DAMAGED
         return row if row_is_sound(self._node, row) and status_can_be_read(row) else _DAMAGED
 

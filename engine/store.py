@@ -37,6 +37,7 @@ from limpet.schema.metadata import Metadata, SandboxMetadata, require_node
 from limpet.schema.status import ContainerState, Reason, Status
 from limpet.schema.tables import SCHEMA_REVISION
 
+_TRIES = 3
 _FINISHED_AT = STATUS_COLUMNS.index("finished_at")
 _RELEASED = STATUS_COLUMNS.index("released")
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
@@ -106,8 +107,9 @@ class Store:
             # The WAL's name must be durable before we say that acknowledged commits may be in it.
             sync_directory(directory.path)
             directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=False))
+            store = cls(directory, writer, reader, node)
             undo.pop_all()
-        return cls(directory, writer, reader, node)
+        return store
 
     def __enter__(self) -> Self:
         return self
@@ -154,20 +156,20 @@ class Store:
         `id` is an id or the beginning of ids, `labels` must all be there with these values.
         """
         self._require_open()
-        keys: Iterable[str] = self._rows
         if name or sandbox_id or labels:
-            keys = (
-                row[0]
-                for row in self._reader.load_names()
-                if (not sandbox_id or row[1] == sandbox_id)
-                and (not name or row[2] == name)
-                and (not labels or matches_labels(row[3], labels))
+            records = self._list_filtered(
+                lambda row: (
+                    row[0].startswith(id)
+                    and (not sandbox_id or row[1] == sandbox_id)
+                    and (not name or row[2] == name)
+                    and (not labels or matches_labels(row[3], labels))
+                )
             )
-        matching = [key for key in list(keys) if key.startswith(id)]
-        found = self._rows.fetch(matching)
-        with self._view:
-            self._rows.keep(found)
-            records = [self._record(key) for key in matching if key in self._rows]
+        else:
+            found = self._rows.fetch([key for key in list(self._rows) if key.startswith(id)])
+            with self._view:
+                self._rows.keep(found)
+                records = [self._record(key) for key in self._rows if key.startswith(id)]
         if state is not None:
             records = [record for record in records if record.status.state == state]
         return sorted(records, key=lambda record: record.id)
@@ -392,6 +394,25 @@ class Store:
         for key in self._reader.load_sandbox_ids_in_use():
             if key not in self.sandbox_ids:
                 self._damaged_sandboxes[key] = f"sandbox {key}: its record is missing; restore a backup"
+
+    def _list_filtered(self, is_wanted: Callable[[tuple[str, str, str, str]], bool]) -> "Sequence[Record]":
+        """Return the containers whose names are wanted, at an instant when those on disk are those in memory."""
+        for _ in range(_TRIES):
+            records, is_whole = self._find_matching(is_wanted)
+            if is_whole:
+                return records
+        with self._committer.turn():  # so many come and go that only a pause shows them whole
+            return self._find_matching(is_wanted)[0]
+
+    def _find_matching(self, is_wanted: Callable[[tuple[str, str, str, str]], bool]) -> "tuple[Sequence[Record], bool]":
+        """Return the records of those that match, and whether nobody came or went meanwhile."""
+        names = {row[0]: row for row in self._reader.load_names()}
+        matching = [key for key, row in names.items() if is_wanted(row)]
+        found = self._rows.fetch(matching)
+        with self._view:
+            self._rows.keep(found)
+            records = [self._record(key) for key in matching if key in self._rows]
+            return records, names.keys() == self._rows.keys()
 
     def _record(self, key: str) -> Record:
         row = self._rows.find(key) or ()

@@ -184,6 +184,29 @@ def test_readers_never_see_half_a_transaction(store: Store) -> None:
     assert set(seen) == {1}
 
 
+def test_lists_never_see_half_of_who_came_and_went(store: Store) -> None:
+    """While transactions put one container in the place of another, every list shows exactly one, filtered or not."""
+    store.add(metadata("a"), RUNNING)
+    done = threading.Event()
+    seen: list[int] = []
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append(len(store.list()))
+            seen.append(len(store.list(sandbox_id="s")))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for turn in range(300):
+        goes, comes = ("a", "b") if turn % 2 == 0 else ("b", "a")
+        with store.transaction() as draft:
+            draft.delete(goes)
+            draft.add(metadata(comes), RUNNING)
+    done.set()
+    reader.join()
+    assert set(seen) == {1}
+
+
 def test_many_threads_on_few_containers_lose_no_update(store: Store, state_dir: str) -> None:
     """Read-modify-write from 32 threads on 3 containers: every increment counts, in memory and on disk."""
     for name in "abc":

@@ -107,9 +107,8 @@ class Store:
             # The WAL's name must be durable before we say that acknowledged commits may be in it.
             sync_directory(directory.path)
             directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=False))
-            store = cls(directory, writer, reader, node)
             undo.pop_all()
-        return store
+        return cls(directory, writer, reader, node)
 
     def __enter__(self) -> Self:
         return self

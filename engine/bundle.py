@@ -11,7 +11,7 @@ import msgspec
 
 from limpet.engine.durable import make_directory, remove_tree, sync_directory, write_file
 from limpet.engine.process_config import BundleConfig
-from limpet.recovery.bundles import find_mounts, observe_bundle, read_marker
+from limpet.recovery.bundles import find_mounts, is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
 from limpet.recovery.files import read_small_file
 from limpet.schema.errors import InvalidStateError, StateDirectoryError
@@ -40,11 +40,21 @@ class Bundle:
         require_id(self._marker.id)  # a row that somebody else wrote may lead anywhere
         try:
             make_directory(self.path)
-            if os.listdir(self.path) and read_marker(self.path) != self._marker:
+            names = os.listdir(self.path)
+            if is_begun(names):
+                for name in names:  # a kill came while the marker was written
+                    os.unlink(os.path.join(self.path, name))
+            elif read_marker(self.path) != self._marker:
                 raise StateDirectoryError(f"{self.path} is not ours; move it away and try again")
             write_file(os.path.join(self.path, MARKER_FILE), msgspec.json.encode(self._marker))
         except OSError as error:
             raise _translate(self.path, error) from error
+
+    def is_missing(self) -> bool:
+        """Say whether the directory is not there, or not marked yet. Raises OSError."""
+        if os.path.islink(self.path) or not os.path.isdir(self.path):
+            return not os.path.lexists(self.path)
+        return is_begun(os.listdir(self.path))
 
     def remove(self) -> None:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.
@@ -56,7 +66,9 @@ class Bundle:
         try:
             if not os.path.lexists(self.path):
                 return
-            if os.path.islink(self.path) or (os.listdir(self.path) and read_marker(self.path) != self._marker):
+            if os.path.islink(self.path) or not (
+                is_begun(os.listdir(self.path)) or read_marker(self.path) == self._marker
+            ):
                 raise InvalidStateError(f"{self.path} is not ours; it was left alone, move it away yourself")
             mounts = find_mounts(self.path)
             if mounts:

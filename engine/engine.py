@@ -231,8 +231,8 @@ class Engine:
         self.recovery = dispose(self.store.directory, report, self.exclusive)
         for sandbox in self.list_sandboxes():
             with self._runtime.exclusive(sandbox.id):
-                if not os.path.lexists(sandbox.bundle.path):
-                    sandbox.bundle.make()  # a kill came between its row and its directory
+                if sandbox.bundle.is_missing():
+                    sandbox.bundle.make()  # a kill came between its row and its marked directory
         return self.recovery
 
     def _sandbox(self, metadata: SandboxMetadata) -> Sandbox:

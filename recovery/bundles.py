@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from collections.abc import Iterable
 
 import msgspec
 
@@ -20,8 +21,7 @@ def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
         if not stat.S_ISDIR(found.st_mode):
             return Bundle.FOREIGN, f"{path} is not a directory"
         names = set(os.listdir(path))
-        # Making a bundle begins with an empty directory, removing one ends with it.
-        if not names - {name for name in names if name.startswith(".tmp-")}:
+        if is_begun(names):
             return Bundle.PARTIAL, ""
         marker = read_marker(path)
     except FileNotFoundError:
@@ -31,6 +31,14 @@ def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
     if marker is None or (marker.limpet, marker.id) != ("container", container_id):
         return Bundle.FOREIGN, f"{path} does not bear our marker for this container"
     return (Bundle.WHOLE if {CONFIG_FILE, ROOTFS} <= names else Bundle.PARTIAL), ""
+
+
+def is_begun(names: Iterable[str]) -> bool:
+    """Say whether a directory that holds these is a bundle without its marker, of which a kill may have left a part.
+
+    Making a bundle begins with an empty directory, removing one ends with it.
+    """
+    return all(name.startswith(".tmp-") for name in names)
 
 
 def read_marker(path: str) -> BundleMarker | None:

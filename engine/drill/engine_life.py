@@ -1,112 +1,228 @@
-"""A scripted life of an engine with real processes, for true kills; and the check of what a kill left.
+"""A scripted life of an engine, for kills and power cuts; and the check of what a crash left.
 
-Each container goes through its whole life, in an order that a seed mixes. When the engine is killed its containers
-are ended, too, before the next engine is opened: so nothing may be said to run, and all that was acknowledged must be
-there.
+An image is loaded and mounted, and each container goes through its whole life, in an order that a seed mixes. Each
+acknowledgement carries what the caller was told, and the check compares that with what the next engine says, and
+both with the processes that there are: RUNNING is said only of one that runs, EXITED only of one that does not, and
+none runs that the engine does not know.
 """
 
 import os
 import random
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from limpet.engine.container import Container
 from limpet.engine.directory import CONTAINERS, QUARANTINE, SANDBOXES
+from limpet.engine.drill.records import IDENTITY
+from limpet.engine.drill.small_image import CONTENT, FILE, IMAGE, make_archive
 from limpet.engine.durable import TEMPORARY_PREFIX
-from limpet.engine.engine import Engine
-from limpet.engine.testing import Kind, Violation
+from limpet.engine.engine import HOST_IMAGE, Engine
+from limpet.engine.testing import Violation
 from limpet.schema.errors import StartError
-from limpet.schema.status import ContainerState, Status
+from limpet.schema.identity import ProcessIdentity
+from limpet.schema.image import ImageName
+from limpet.schema.layout import BUNDLE_VARIABLE
+from limpet.schema.status import EXIT_CODE_UNKNOWN, ContainerState, Reason, Status
 
 _SANDBOX: Final = "jobs"
-_COMMANDS: Final = {"brief": ["sh", "-c", "exit 3"], "lasting": ["sleep", "3000"], "wrong": ["/nonexistent"]}
-"""What the containers run, by their ids."""
+_PATIENCE_SECONDS: Final = 30.0
+
+
+class _Program(NamedTuple):
+    image: str
+    command: Sequence[str]
+    ends_by_itself: bool = True
+
+
+_PROGRAMS: Final = {
+    "brief": _Program(str(HOST_IMAGE), ["sh", "-c", "exit 3"]),
+    "lasting": _Program(str(HOST_IMAGE), ["sleep", "3000"], ends_by_itself=False),
+    "wrong": _Program(str(HOST_IMAGE), ["/nonexistent"]),
+    "unpacked": _Program(IMAGE, ["/nonexistent"]),
+}
+"""What the containers are, by their ids."""
 
 
 def _start(container: Container) -> None:
-    with suppress(StartError):  # of the one whose program is not there
+    with suppress(StartError):  # of those whose program is not there
         container.start()
 
 
-_VERBS: Final[dict[str, Callable[[Container], object]]] = {
-    "start": _start,
-    "end": lambda container: container.wait(30) if container.id == "brief" else container.stop(30),
-    "release": lambda container: container.release(),
-    "delete": lambda container: container.delete(),
+def _end(container: Container) -> None:
+    if _PROGRAMS[container.id].ends_by_itself:
+        container.wait(_PATIENCE_SECONDS)
+    else:
+        container.stop(_PATIENCE_SECONDS)
+
+
+def _record_start(container: Container, engine: Engine) -> None:
+    """Write down a process of another boot: one that a power cut has ended in any case."""
+    engine.store.update(
+        container.id, lambda old: replace(old, pid=IDENTITY.pid, started_at=old.created_at + 1, identity=IDENTITY)
+    )
+
+
+def _record_end(container: Container, engine: Engine) -> None:
+    engine.store.update(
+        container.id,
+        lambda old: replace(old, pid=0, finished_at=old.started_at + 1, exit_code=3, reason=Reason.ERROR, message=""),
+    )
+
+
+_Verb = Callable[[Container, Engine], object]
+_STAGES: Final = ("create", "start", "end", "release", "delete")
+_VERBS: Final[Mapping[str, _Verb]] = {
+    "start": lambda container, _: _start(container),
+    "end": lambda container, _: _end(container),
+    "release": lambda container, _: container.release(),
+    "delete": lambda container, _: container.delete(),
 }
-_STAGES: Final = ("create", *_VERBS)
-_AFTER: Final[dict[str, Callable[[Status | None], bool]]] = {
-    "": lambda status: status is None,
-    "creating": lambda status: status is not None and not status.created_at,
-    "create": lambda status: status is not None and status.state is ContainerState.CREATED,
-    "start": lambda status: status is not None and status.state is ContainerState.EXITED and not status.released,
-    "end": lambda status: status is not None and status.state is ContainerState.EXITED and not status.released,
+_RECORDED: Final[Mapping[str, _Verb]] = {**_VERBS, "start": _record_start, "end": _record_end}
+"""The same without processes."""
+
+
+def _is_uncreated(status: Status) -> bool:
+    return status.state is ContainerState.UNKNOWN and not status.created_at
+
+
+def _is_exited(status: Status) -> bool:
+    return status.state is ContainerState.EXITED and not status.released
+
+
+_UNDER_WAY: Final[Mapping[str, Callable[[Status | None], bool]]] = {
+    "create": lambda status: (
+        status is None or status.state is ContainerState.CREATED or (_is_uncreated(status) and not status.finished_at)
+    ),
+    "start": lambda status: status is not None and (status.state is ContainerState.RUNNING or _is_exited(status)),
+    "end": lambda status: status is not None and _is_exited(status),
     "release": lambda status: status is not None and status.released,
     "delete": lambda status: status is None,
 }
-"""What must be said of a container after each stage of its life, once its process is gone."""
+"""What may be said of a container while a stage of its life is under way, besides what was told before."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """An acknowledgement: how many steps are done, and what is said of the container of the last one."""
+
+    done: int
+    status: Status | None
 
 
 class EngineLife:
-    """Three containers are made, started, ended, released and deleted; the engine is closed and opened in between."""
+    """Containers are made, started, ended, released and deleted; the engine is closed and opened in between.
 
-    def __init__(self, seed: int = 0) -> None:
+    Without `processes` the starts and ends are only written down, as of another boot: for power cuts, and faster. The
+    check then changes nothing but what recovery changes, so that it may be cut short, too.
+    """
+
+    def __init__(self, seed: int = 0, *, processes: bool = True) -> None:
         rng = random.Random(seed)  # noqa: S311  # repeats by its seed
-        waiting = {key: list(_STAGES) for key in _COMMANDS}
-        self._steps: list[tuple[str, str]] = [("open", ""), ("sandbox", "")]
+        waiting = {key: list(_STAGES) for key in _PROGRAMS}
+        self._steps: list[tuple[str, str]] = [("open", ""), ("load", ""), ("sandbox", "")]
         while waiting:
             key = rng.choice(sorted(waiting))
             self._steps.append((waiting[key].pop(0), key))
             if not waiting[key]:
                 del waiting[key]
-        self._steps.insert(rng.randrange(3, len(self._steps)), ("reopen", ""))
-        self._steps.append(("close", ""))
+        self._steps.insert(rng.randrange(4, len(self._steps)), ("reopen", ""))
+        self._steps += [("empty", ""), ("close", "")]
+        self._has_processes = processes
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
-        """Do every step, and acknowledge each when it has returned."""
+        """Do every step, and acknowledge each when it has returned, with what it has made of its container."""
         engine: Engine | None = None
-        for number, (verb, key) in enumerate(self._steps):
+        for done, (verb, key) in enumerate(self._steps, 1):
             if engine is not None and verb in {"reopen", "close"}:
                 engine.close()
             if verb in {"open", "reopen"}:
                 engine = Engine.open(f"{directory}/state")
             elif engine is not None and verb != "close":
-                _perform(engine, verb, key)
-            acknowledge(b"%d" % number)
+                self._perform(engine, verb, key)
+            status = engine.store.status(key) if engine is not None and key and verb != "delete" else None
+            acknowledge(msgspec.json.encode(Told(done, status)))
+
+    def _perform(self, engine: Engine, verb: str, key: str) -> None:
+        match verb:
+            case "load":
+                with tempfile.NamedTemporaryFile() as archive:
+                    archive.write(make_archive())
+                    archive.flush()
+                    engine.images.load(archive.name)
+            case "sandbox":
+                engine.create_sandbox({"metadata": {"name": _SANDBOX}}, id=_SANDBOX)
+            case "empty":
+                engine.images.remove(ImageName.parse(IMAGE))
+                engine.get_sandbox(_SANDBOX).delete()
+            case "create":
+                program = _PROGRAMS[key]
+                config = {"metadata": {"name": key}, "image": {"image": program.image}, "command": program.command}
+                engine.create_container(config, _SANDBOX, id=key)
+            case _:
+                (_VERBS if self._has_processes else _RECORDED)[verb](engine.get(key), engine)
 
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
         """Open an engine on what is left, twice, and compare. Raises Violation."""
-        done = int(acknowledged[-1]) + 1 if acknowledged else 0
-        first = _look(f"{directory}/state")
-        for key in _COMMANDS:
-            expected = [self._stage(key, done), self._stage(key, done + 1)]
-            if expected == ["", "create"]:
-                expected.append("creating")
-            if not any(_AFTER[stage](first.get(key)) for stage in expected):
-                said = first.get(key)
-                kind: Kind = "false_verdict" if said is not None and said.state is ContainerState.RUNNING else "lost"
-                raise Violation(kind, f"after step {done}, {expected[0] or 'nothing'} of {key}: {said}")
-        second = _look(f"{directory}/state")
-        if second != first:
-            raise Violation("false_verdict", f"opened again it says {second}, not {first}")
+        told = [msgspec.json.decode(each, type=Told) for each in acknowledged]
+        state_dir, done = f"{directory}/state", len(told)
+        verb, under_way = self._steps[done] if done < len(self._steps) else ("", "")
+        first = _look(state_dir)
+        if verb != "empty" and os.path.exists(f"{state_dir}/{QUARANTINE}"):  # a sandbox being deleted may get there
+            raise Violation("other", f"in quarantine: {os.listdir(f'{state_dir}/{QUARANTINE}')}")
+        ended = {key for key, status in first.items() if status.identity and not _runs(status.identity)}
+        last = {key: each.status for each, (_, key) in zip(told, self._steps[:done], strict=True)}
+        for key in _PROGRAMS:
+            said = first.get(key)
+            if not (_follows(last.get(key), said) or (key == under_way and _UNDER_WAY[verb](said))):
+                raise Violation("lost", f"after step {done}, {key}: {said}, not {last.get(key)}")
+        second = _look(state_dir)
+        for key in {*first, *second}:
+            _require_truth(key, first.get(key), second.get(key), has_ended=key in ended)
+        _require_known_processes(state_dir, second)
+        self._require_image(state_dir, done)
+        if self._has_processes:
+            _clear(state_dir)
 
-    def _stage(self, key: str, steps: int) -> str:
-        return next((verb for verb, each in reversed(self._steps[:steps]) if each == key), "")
+    def _require_image(self, state_dir: str, done: int) -> None:
+        verbs = [verb for verb, _ in self._steps[: done + 1]]
+        if "empty" in verbs or "load" not in verbs[:done]:
+            return
+        with Engine.open(state_dir) as engine:
+            if not engine.images.check(ImageName.parse(IMAGE)):
+                raise Violation("lost", f"the image is not there after step {done}, or not whole")
 
 
-def _perform(engine: Engine, verb: str, key: str) -> None:
-    if verb == "sandbox":
-        engine.create_sandbox({"metadata": {"name": _SANDBOX}}, id=_SANDBOX)
-    elif verb == "create":
-        config = {"metadata": {"name": key}, "image": {"image": "host"}, "command": _COMMANDS[key]}
-        engine.create_container(config, _SANDBOX, id=key)
-    else:
-        _VERBS[verb](engine.get(key))
+def _follows(told: Status | None, said: Status | None) -> bool:
+    """Say whether what is said of a container is what was told, or what may have become of it since by itself."""
+    if told is None or said is None or told.state is not ContainerState.RUNNING:
+        return said == told
+    process = (said.identity, said.started_at)
+    return process == (told.identity, told.started_at) and not said.released and not said.unknown
+
+
+def _require_truth(key: str, first: Status | None, second: Status | None, *, has_ended: bool) -> None:
+    """Raise Violation unless two looks agree with each other, and with the processes. `has_ended` before the second."""
+    if first is None or second is None or first.state is not ContainerState.RUNNING:
+        agrees = second == first
+    else:  # a process may end between the two
+        agrees = _follows(first, second) and second.state is (ContainerState.EXITED if has_ended else second.state)
+    if not agrees:
+        raise Violation("false_verdict", f"{key}: opened again it says {second}, not {first}")
+    if second is None or second.state is not ContainerState.EXITED or second.identity is None:
+        return
+    if _runs(second.identity):
+        raise Violation("false_verdict", f"{key} is said to have ended, but runs: {second}")
+    if second.identity == IDENTITY and second.exit_code not in {3, EXIT_CODE_UNKNOWN}:
+        raise Violation("false_verdict", f"{key}: an exit code that nobody has seen: {second}")
 
 
 def _look(state_dir: str) -> dict[str, Status]:
-    """Open an engine; return what it says. Raises Violation where something lies around that nobody owns."""
+    """Open an engine; return what it says. Raises Violation where something lies around, or a bundle is not whole."""
     with Engine.open(state_dir) as engine:
         statuses = {record.id: record.status for record in engine.store.list()}
         kept = {key for key, status in statuses.items() if not status.released}
@@ -114,7 +230,90 @@ def _look(state_dir: str) -> dict[str, Status]:
             left = set(os.listdir(f"{state_dir}/{folder}")) - owners
             if left:
                 raise Violation("other", f"{folder} holds {sorted(left)}, which nobody owns")
-    names = [name for name in os.listdir(state_dir) if name.startswith(TEMPORARY_PREFIX) or name == QUARANTINE]
-    if names:
-        raise Violation("other", f"{names} lie around")
+    left = {
+        f"{folder}/{name}"
+        for folder, _, names in os.walk(state_dir)
+        for name in [*names, *os.listdir(folder)]
+        if name.startswith(TEMPORARY_PREFIX)
+    }
+    if left:
+        raise Violation("other", f"{sorted(left)} lie around")
+    for key in kept:
+        if statuses[key].created_at:
+            _require_bundle(f"{state_dir}/{CONTAINERS}/{key}", _PROGRAMS[key])
     return statuses
+
+
+def _require_bundle(path: str, program: _Program) -> None:
+    files = {"config.json": None} | ({f"rootfs/{FILE}": CONTENT} if program.image == IMAGE else {})
+    for name, content in files.items():
+        try:
+            with open(f"{path}/{name}", "rb") as file:
+                found = file.read()
+        except OSError as error:
+            raise Violation("torn", f"{path}/{name}: {error.strerror}") from error
+        if not found or found != (content or found):
+            raise Violation("torn", f"{path}/{name} holds {found!r}")
+
+
+def _runs(identity: ProcessIdentity) -> bool:
+    """Say whether this very process runs. Asked of the kernel, past the engine."""
+    try:
+        descriptor = os.pidfd_open(identity.pid)
+    except OSError:
+        return False
+    try:
+        with open(f"/proc/{identity.pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        is_same = os.fstat(descriptor).st_ino == identity.pidfd_inode or not identity.pidfd_inode
+        return is_same and int(fields[19]) == identity.start_ticks and fields[0] not in {b"Z", b"X"}
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _require_known_processes(state_dir: str, said: Mapping[str, Status]) -> None:
+    """Raise Violation if a process runs in a container that is not said to run: a gate is given time to close."""
+    known = {key for key, status in said.items() if status.state is ContainerState.RUNNING}
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while unknown := {pid: key for pid, key in _find_processes(state_dir).items() if key not in known}:
+        if time.monotonic() > deadline:
+            raise Violation("other", f"processes run that nobody knows: {unknown}")
+        time.sleep(0.01)
+
+
+def _find_processes(state_dir: str) -> dict[int, str]:
+    """Return the containers in whose bundles processes run, by their pids."""
+    prefix = f"{BUNDLE_VARIABLE}={os.path.realpath(state_dir)}/{CONTAINERS}/".encode()
+    found: dict[int, str] = {}
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+            for variable in file.read().split(b"\0"):
+                if variable.startswith(prefix):
+                    found[int(name)] = variable.removeprefix(prefix).decode()
+    return found
+
+
+def _clear(state_dir: str) -> None:
+    """See that life can go on: all that is left is ended, released and deleted, and then nothing is left."""
+    here = set(_find_processes(state_dir).values())
+    with Engine.open(state_dir) as engine:
+        for container in engine.list():
+            if _is_uncreated(container.status):
+                container.create()
+            if container.id in here:
+                container.stop(_PATIENCE_SECONDS)
+            # One that runs elsewhere is that of the life whose files these are a copy of.
+            if container.state is not ContainerState.RUNNING:
+                container.release()
+                container.delete()
+        if not len(engine.store):
+            for sandbox in engine.list_sandboxes():
+                sandbox.delete()
+        left = [
+            f"{folder}/{name}" for folder in (CONTAINERS, SANDBOXES) for name in os.listdir(f"{state_dir}/{folder}")
+        ]
+        processes = _find_processes(state_dir)
+        if (left and not len(engine.store)) or processes:
+            raise Violation("other", f"all was deleted, and there is still: {left}, {processes}")

@@ -120,12 +120,14 @@ class _Plan(NamedTuple):
     run_control: Callable[[_Trial], Report]
 
 
-_CHECKPOINTS: Final = {Mode.KILL: 6, Mode.POWER: 2, Mode.DISK: 1}
+_CHECKPOINTS: Final = {Mode.KILL: 120, Mode.POWER: 12, Mode.DISK: 1}
 _TRUE_KILLS_EVERY: Final = 40
-_CUTS_EVERY: Final = 4
-_FAULTS_EVERY: Final = 10
-_RECOVERIES: Final = 1
-_DAMAGED: Final = 1000
+_SAMPLES: Final = 4
+_CUTS_EVERY: Final = 16
+"""Of those in the life of an engine."""
+_RECOVERIES: Final = 8
+_FAULTS_EVERY: Final = 16
+_DAMAGED: Final = 2000
 _CONTAINERS: Final = 12
 _ENGINE: Final = "engine/"
 """What the names of points in the life of an engine begin with."""
@@ -140,18 +142,19 @@ def _kill(trial: _Trial) -> Report:
     return snapshots + kills + _named(_ENGINE, engine)
 
 
-def _cut_power(trial: _Trial, life: Workload | None = None) -> Report:
-    life = life or StoreLife(_CHECKPOINTS[Mode.POWER], seed=trial.seed)
-    return power_cuts(
-        life, seed=trial.seed, samples=1, every=_CUTS_EVERY, workers=trial.workers, progress=trial.progress
-    )
-
-
-def _cut_power_again(trial: _Trial) -> Report:
+def _cut_power(trial: _Trial) -> Report:
     life = StoreLife(_CHECKPOINTS[Mode.POWER], seed=trial.seed)
-    return _cut_power(trial, life) + recovery_cuts(
-        life, crashes=_RECOVERIES, seed=trial.seed, workers=trial.workers, progress=trial.progress
+    cuts = power_cuts(life, seed=trial.seed, samples=_SAMPLES, workers=trial.workers, progress=trial.progress)
+    again = recovery_cuts(life, crashes=_RECOVERIES, seed=trial.seed, workers=trial.workers, progress=trial.progress)
+    engine = power_cuts(
+        EngineLife(trial.seed, processes=False),
+        seed=trial.seed,
+        samples=1,
+        every=_CUTS_EVERY,
+        workers=trial.workers,
+        progress=trial.progress,
     )
+    return cuts + again + _named(_ENGINE, engine)
 
 
 def _fail(trial: _Trial, life: Workload | None = None) -> Report:
@@ -204,9 +207,11 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
     Mode.POWER: _Plan(
         supported,
         1,
-        _cut_power_again,
+        _cut_power,
         "does not flush its commits",
-        lambda trial: _cut_power(trial, UnflushedLife(1, seed=trial.seed)),
+        lambda trial: power_cuts(
+            UnflushedLife(1, seed=trial.seed), samples=1, every=4, workers=trial.workers, progress=trial.progress
+        ),
     ),
     Mode.DISK: _Plan(
         supported,
@@ -293,7 +298,7 @@ def repeat_point(mode: Mode, seed: int, point: str) -> Report:
             raise InvalidInputError(f"a drill of {mode} depends on timing: repeat it whole, by its seed")
         place = os.path.join(directory, "point")
         if point.startswith(_ENGINE):
-            return replay(EngineLife(seed), point.removeprefix(_ENGINE), place)
+            return replay(EngineLife(seed, processes=mode is Mode.KILL), point.removeprefix(_ENGINE), place)
         kind = FailingDiskLife if mode is Mode.DISK else StoreLife
         return replay(kind(_CHECKPOINTS[mode], seed=seed), point, place)
 

@@ -150,7 +150,8 @@ class Subreaper:
             if found.si_pid not in self._strangers | self._dismissed:
                 self._codes[found.si_pid] = found.si_status if exited else 128 + found.si_status
             self._may_reap.wait()
-            os.waitid(os.P_PID, found.si_pid, os.WEXITED)
+            with suppress(ChildProcessError):  # who runs a command waits for it, too, and may be faster
+                os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
 
 
 def _set_subreaper(*, on: bool) -> None:

@@ -228,9 +228,7 @@ class _FaultTest:
         count = 0
         for fate in Fate if failed else (Fate.DROPPED,):
             named = place._replace(prefix=f"{fault._replace(fate=fate if failed else None)}>")
-            for model in self.selection.models:
-                images = self.selection.images(trace, model, fate)
-                count += check_cuts(checker, trace, images, cuts, named)
+            count += check_cuts(checker, trace, self.selection.images(trace, fate), cuts, named)
         return count
 
     def _choose(self, fault: Fault, struck_at: int, end: int) -> list[int]:

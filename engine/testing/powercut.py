@@ -17,11 +17,12 @@ Where KIND does not say, names land at random, in order in the journaled model.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from limpet.engine.testing.disk import PAGE, SECTOR, Disk, Fate, Image, Landing, Model
 from limpet.engine.testing.life import record
+from limpet.engine.testing.nodes import VOLATILE_SUFFIXES
 from limpet.engine.testing.operations import Acknowledge, Trace, acknowledged_before
 from limpet.engine.testing.pool import Mark
 from limpet.engine.testing.run import run_jobs
@@ -63,7 +64,11 @@ class Point(NamedTuple):
 
 
 class Images:
-    """The images of one trace in one model, cut after cut in rising order, no image twice."""
+    """The images of one trace in one model, cut after cut in rising order, no image twice.
+
+    Images that differ only in what is volatile count as one, which is tried with one such content. Images of other
+    models that have the same `seen` are not repeated either.
+    """
 
     def __init__(
         self,
@@ -74,17 +79,18 @@ class Images:
         samples: int = 4,
         garbage: bool = False,
         fate: Fate = Fate.DROPPED,
+        seen: set[int] | None = None,
     ) -> None:
         self._trace, self._model, self._seed, self._fate = trace, model, seed, fate
         self._samples, self._garbage = samples, garbage
-        self._seen: set[int] = set()
+        self._seen: set[int] = set() if seen is None else seen
         self._rewind()
 
     def at(self, cut: int) -> Iterator[tuple[Point, Image]]:
         """Yield the images that a cut after the first `cut` operations may leave, and that are new."""
         for point in self.points(cut):
             image = self._image(point)
-            key = hash((self._acknowledged, image))
+            key = hash((self._acknowledged, *(file for file in image if not file.path.endswith(VOLATILE_SUFFIXES))))
             if key not in self._seen:
                 self._seen.add(key)
                 yield point, image
@@ -211,9 +217,15 @@ class Selection(NamedTuple):
     samples: int = 4
     garbage: bool = False
 
-    def images(self, trace: Trace, model: Model, fate: Fate = Fate.DROPPED) -> Images:
-        """Return the images of a trace in one model."""
-        return Images(trace, model, seed=self.seed, samples=self.samples, garbage=self.garbage, fate=fate)
+    def images(self, trace: Trace, fate: Fate = Fate.DROPPED) -> dict[Model, Images]:
+        """Return the images of a trace in each model, none of which is repeated in another."""
+        seen: set[int] = set()
+        return {
+            model: Images(
+                trace, model, seed=self.seed, samples=self.samples, garbage=self.garbage, fate=fate, seen=seen
+            )
+            for model in self.models
+        }
 
 
 def power_cuts(
@@ -238,18 +250,13 @@ def power_cuts(
     with scratch() as directory:
         trace = record_in(workload, f"{directory}/0", deadline_seconds)
         cuts = range(seed % every, len(trace.operations) + 1, every)
-        jobs = [
-            (model, cuts[first : first + _CUTS_PER_JOB])
-            for model in models
-            for first in range(0, len(cuts), _CUTS_PER_JOB)
-        ]
+        jobs = [cuts[first : first + _CUTS_PER_JOB] for first in range(0, len(cuts), _CUTS_PER_JOB)]
 
-        def worker(index: int) -> Callable[[tuple[Model, range], Mark], Report]:
-            images = {model: selection.images(trace, model) for model in models}
-
-            def check(job: tuple[Model, range], mark: Mark) -> Report:
-                checker, (model, cuts) = Checker(workload), job
-                count = check_cuts(checker, trace, images[model], cuts, Place(f"{directory}/{index}", mark))
+        def worker(index: int) -> Callable[[range, Mark], Report]:
+            def check(cuts: range, mark: Mark) -> Report:
+                checker, images = Checker(workload), selection.images(trace)
+                _pass_by(images, cuts.start - every)
+                count = check_cuts(checker, trace, images, cuts, Place(f"{directory}/{index}", mark))
                 return checker.report(images=count)
 
             return check
@@ -280,12 +287,22 @@ class Place(NamedTuple):
     """What had been acknowledged before the trace began."""
 
 
-def check_cuts(checker: Checker, trace: Trace, images: Images, cuts: Iterable[int], place: Place) -> int:
+def _pass_by(images: Mapping[Model, Images], cut: int) -> None:
+    """Leave out the images of a cut that another job checks: what it leaves may also be left by the next cut."""
+    if cut >= 0:
+        for one in images.values():
+            for _ in one.at(cut):
+                pass
+
+
+def check_cuts(
+    checker: Checker, trace: Trace, images: Mapping[Model, Images], cuts: Iterable[int], place: Place
+) -> int:
     """Check every new image of these cuts, and return how many there were."""
     count = 0
     for cut in cuts:
         acknowledged = [*place.acknowledged, *acknowledged_before(trace.operations, cut)]
-        for point, image in images.at(cut):
+        for point, image in (found for one in images.values() for found in one.at(cut)):
             name = f"{place.prefix}{point}"
             place.mark(name)
             materialise(image, place.directory)

@@ -41,7 +41,7 @@ def recovery_cuts(
         test = _RecoveryTest(workload, trace, selection, deadline_seconds)
 
         def worker(index: int) -> Callable[[Point, Mark], Report]:
-            images = {model: selection.images(trace, model) for model in models}
+            images = selection.images(trace)
             place = f"{directory}/{index}"
             return lambda point, mark: test.crash_again(point, images[point.model].one(point), place, mark)
 
@@ -51,7 +51,7 @@ def recovery_cuts(
 def _choose(trace: Trace, selection: Selection, crashes: int) -> list[Point]:
     rng = random.Random(f"{selection.seed}:recovery")  # noqa: S311 - repeats by its seed
     cuts = sorted(rng.choices(range(1, len(trace.operations) + 1), k=crashes))
-    images = {model: selection.images(trace, model) for model in selection.models}
+    images = selection.images(trace)
     return [rng.choice(images[rng.choice(selection.models)].points(cut)) for cut in cuts]
 
 
@@ -88,8 +88,6 @@ class _RecoveryTest:
             return checker.report(images=1)
         if failure:
             checker.add(str(point), "other", failure)
-        count, cuts = 1, range(len(recovery.operations) + 1)
-        for model in self.selection.models:
-            images = self.selection.images(recovery, model)
-            count += check_cuts(checker, recovery, images, cuts, Place(place, mark, f"{point}>", acknowledged))
-        return checker.report(images=count)
+        images, cuts = self.selection.images(recovery), range(len(recovery.operations) + 1)
+        count = check_cuts(checker, recovery, images, cuts, Place(place, mark, f"{point}>", acknowledged))
+        return checker.report(images=count + 1)

@@ -35,7 +35,7 @@ def test_a_store_that_keeps_its_promises_is_clean(name: str) -> None:
     """No legal image of a correct store lacks anything acknowledged, in either model, garbage included."""
     report = power_cuts(CLEAN[name], garbage=name.startswith("WAL"), samples=2)
     assert report.clean, report.findings
-    assert report.images > 70
+    assert report.images > 40
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -50,8 +50,9 @@ def test_a_broken_store_is_found(name: str) -> None:
 
 def test_a_forgotten_flush_is_found_without_chance() -> None:
     """No sample at random is needed to find a file that was renamed before its data was flushed."""
-    report = power_cuts(JSONFiles("rename", "directory", count=1), samples=0)
-    assert {finding.point.split(":", 2)[2] for finding in report.findings} >= {"names:journaled", "names:posix"}
+    for model in Model:
+        report = power_cuts(JSONFiles("rename", "directory", count=1), samples=0, models=[model])
+        assert f"names:{model}" in {finding.point.split(":", 2)[2] for finding in report.findings}
 
 
 @pytest.mark.parametrize("name", ["WAL NORMAL", "JSON rename"])
@@ -65,8 +66,9 @@ def test_replay_repeats_every_finding(name: str, tmp_path: Path) -> None:
 
 
 def test_workers_and_seeds_do_not_change_what_is_certain() -> None:
-    """The same seed gives the same report, and another seed other images."""
+    """The same seed gives the same report, whoever does the work, and another seed other images."""
     workload = JSONFiles("fsync", "rename")
+    assert power_cuts(workload, seed=3, workers=2) == power_cuts(workload, seed=3)
     first, second, other = (power_cuts(workload, seed=seed) for seed in (3, 3, 4))
     assert (first, first.findings) == (second, second.findings)
     assert first.findings != other.findings
@@ -76,7 +78,7 @@ def test_crashes_in_recovery() -> None:
     """Recovery that is cut short by power cuts of its own still ends in the acknowledged state."""
     report = recovery_cuts(SQLiteCheckpoints(count=6), crashes=20)
     assert report.clean, report.findings
-    assert report.images > 400
+    assert report.images > 150
 
 
 class Forgetful(JSONFiles):

@@ -1,0 +1,43 @@
+"""Looks at a store that are repeatable to the byte, so that the same files need not be looked at twice."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Final
+
+from limpet.engine import wal
+
+_KEPT_FRAMES: Final = 1024  # of 4 KiB each
+_checksum = lru_cache(_KEPT_FRAMES)(wal._checksum)  # noqa: SLF001  # the disks of one life have the same frames
+
+
+@contextmanager
+def same_moment() -> Iterator[None]:
+    """Let the clocks that records are stamped with stand still: what is written depends only on what was there.
+
+    The checksum of each frame of a WAL is computed once. For a process with one thread.
+    """
+    before = time.time_ns, time.monotonic_ns, wal._checksum  # noqa: SLF001
+    time.time_ns = time.monotonic_ns = lambda: 1
+    wal._checksum = _checksum  # noqa: SLF001
+    try:
+        yield
+    finally:
+        time.time_ns, time.monotonic_ns, wal._checksum = before  # noqa: SLF001
+
+
+def digest(directory: str) -> bytes:
+    """Return a digest of all names and contents in `directory`."""
+    state = hashlib.blake2b()
+    for folder, folders, files in os.walk(directory):
+        folders.sort()
+        state.update(f"{folder}\0".encode())
+        for name in sorted(files):
+            with open(f"{folder}/{name}", "rb") as file:
+                content = file.read()
+            state.update(f"{name}\0{len(content)}\0".encode())
+            state.update(content)
+    return state.digest()

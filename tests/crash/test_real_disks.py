@@ -1,0 +1,28 @@
+"""Real file systems lose power amid a store's life."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.crash.real_disks import FILE_SYSTEMS
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+needs_loop = pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason="there are no loop devices here")
+
+
+@needs_root
+@needs_loop
+@pytest.mark.timeout(300)
+def test_real_power_cuts() -> None:
+    """After power cuts of ext4 and XFS all that was acknowledged is there; a store that does not flush loses it."""
+    assert not [kind for kind in FILE_SYSTEMS if not shutil.which(f"mkfs.{kind}")], "install e2fsprogs and xfsprogs"
+    command = [sys.executable, "-m", "tests.crash.real_disks", "--cuts", "24", "--seed", "1"]
+    result = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "limpet-disk-" not in Path("/proc/self/mountinfo").read_text()

@@ -90,10 +90,10 @@ class Store:
         directory.remove_temporary_files()
         require_plausible_files(directory.path, owner)
         if os.path.lexists(path):
-            examine_wal(path + "-wal")
+            is_torn = examine_wal(path + "-wal").is_torn
             make_directory(directory.join(BACKUPS))
             backup_path = directory.join(f"{BACKUPS}/before-{SCHEMA_REVISION}-{os.urandom(4).hex()}.db")
-            prepare_database(path, node, backup_path)
+            prepare_database(path, node, backup_path, is_torn=is_torn)
         else:
             create_database(path)
         with ExitStack() as undo:

@@ -8,7 +8,7 @@ damage. The format is that of https://sqlite.org/fileformat2.html#the_write_ahea
 
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from limpet.schema.errors import StoreDamagedError
 
@@ -19,50 +19,67 @@ _VERSION = 3007000
 _DEFAULT_PAGE_SIZE = 4096
 
 
-def examine_wal(path: str) -> None:
-    """Raise StoreDamagedError if the WAL at `path` proves that acknowledged commits would be lost.
+class Tail(NamedTuple):
+    """What lies behind the last commit of a WAL that SQLite accepts, and is of the same generation."""
 
-    Only to be called while nobody in this process has the database open. A missing or empty WAL is fine.
+    commits: int
+    """How many commits, at least: the last may be one that a power cut tore before anybody was told of it."""
+    is_torn: bool
+    """True if there is anything. The WAL must be begun anew before the next commit: one that is torn over the remains
+    of another may look like two of them, and so like damage."""
+
+
+def examine_wal(path: str) -> Tail:
+    """Look at the WAL at `path`, and return its tail. A missing or empty one is fine.
+
+    Raises StoreDamagedError if it proves that acknowledged commits would be lost. Only to be called while nobody in
+    this process has the database open.
     """
     try:
         with open(path, "rb") as file:
-            lost = count_lost_commits(file)
+            tail = find_tail(file)
     except FileNotFoundError:
-        return
-    if lost:
+        return Tail(0, is_torn=False)
+    lost = tail.commits - 1
+    if lost > 0:
         raise StoreDamagedError(
             f"{path}: a frame in the middle is damaged, and at least {lost} acknowledged"
             f" {'commit' if lost == 1 else 'commits'} after it would be lost. Copy the state directory away,"
             " then restore a backup; or move the -wal file away to go on with the older state"
         )
+    return tail
 
 
-def count_lost_commits(wal: BinaryIO) -> int:
-    """Return how many acknowledged commits, at least, lie behind the first frame that SQLite would reject.
-
-    Reads frame by frame: a WAL may be larger than memory.
-    """
+def find_tail(wal: BinaryIO) -> Tail:
+    """Return what lies behind the last commit that SQLite accepts. Frame by frame: a WAL may be larger than memory."""
     header = wal.read(_HEADER.size)
     if len(header) < _HEADER.size:
-        return 0
+        return Tail(0, is_torn=False)
     magic, version, page_size, _, *salts_and_checksum = _HEADER.unpack(header)
     salts = tuple(salts_and_checksum[:2])
     order = ">" if magic & 1 else "<"
     checksum = _checksum(header[:-8], (0, 0), order)
     if magic & ~1 != _MAGIC or version != _VERSION or checksum != tuple(salts_and_checksum[2:]):
-        return _count_behind_damaged_header(wal, page_size)
+        commits = _count_behind_damaged_header(wal, page_size)
+        return Tail(commits, is_torn=bool(commits))
     sound = True
     commits = 0
+    is_torn = False
     for frame in _read_frames(wal, page_size):
+        if len(frame) < _FRAME.size:
+            return Tail(commits, is_torn=True)  # of what generation it is cannot be said
         _, commit_size, *rest = _FRAME.unpack_from(frame)
-        if sound:
+        is_whole = len(frame) == _FRAME.size + page_size
+        if sound and is_whole:
             checksum = _checksum(frame[:8], checksum, order)
             checksum = _checksum(frame[_FRAME.size :], checksum, order)
-            sound = tuple(rest) == (*salts, *checksum)
-        if not sound and _differ_by_a_bit(rest[:2], salts):
-            commits += commit_size != 0
-    # The last of them may be a transaction that a power cut tore before anybody was told of it.
-    return max(0, commits - 1)
+        sound = sound and is_whole and tuple(rest) == (*salts, *checksum)
+        if sound:
+            is_torn = commit_size == 0
+        elif _differ_by_a_bit(rest[:2], salts):
+            is_torn = True
+            commits += is_whole and commit_size != 0
+    return Tail(commits, is_torn)
 
 
 def _differ_by_a_bit(found: list[int], salts: tuple[int, ...]) -> bool:
@@ -71,8 +88,8 @@ def _differ_by_a_bit(found: list[int], salts: tuple[int, ...]) -> bool:
 
 
 def _read_frames(wal: BinaryIO, page_size: int) -> Iterator[bytes]:
-    """Yield each frame that is whole."""
-    while len(frame := wal.read(_FRAME.size + page_size)) == _FRAME.size + page_size:
+    """Yield each frame; the last may not be whole."""
+    while frame := wal.read(_FRAME.size + page_size):
         yield frame
 
 
@@ -87,11 +104,13 @@ def _count_behind_damaged_header(wal: BinaryIO, page_size: int) -> int:
     salts = b""
     commits = 0
     for frame in _read_frames(wal, page_size):
+        if len(frame) < _FRAME.size + page_size:
+            break
         salts = salts or frame[8:16]
         if frame[8:16] != salts or not any(salts):
             break
         commits += _FRAME.unpack_from(frame)[1] != 0
-    return max(0, commits - 1)
+    return commits
 
 
 def _checksum(data: bytes, start: tuple[int, int], order: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection
@@ -11,7 +11,14 @@ from sqlalchemy.pool import StaticPool
 
 from limpet.engine.database.backup import back_up
 from limpet.engine.database.reader import Reader, too_new
-from limpet.engine.database.sqlite import APPLICATION_ID, connect_writer, create_file, finish_rollback, translate
+from limpet.engine.database.sqlite import (
+    APPLICATION_ID,
+    connect_writer,
+    create_file,
+    finish_rollback,
+    translate,
+    truncate_wal,
+)
 from limpet.engine.durable import sync_directory, sync_file, temporary_path
 from limpet.schema.errors import StoreDamagedError, StoreError
 from limpet.schema.tables import SCHEMA_REVISION, TABLES
@@ -49,8 +56,8 @@ def _require_whole(path: str) -> None:
         raise StoreError(f"{path}: it could not be written out; see whether the disk is full or failing")
 
 
-def prepare_database(path: str, node: str, backup_path: str) -> None:
-    """Upgrade an older schema, after copying the database to `backup_path`.
+def prepare_database(path: str, node: str, backup_path: str, *, is_torn: bool) -> None:
+    """Upgrade an older schema, after copying the database to `backup_path`; begin its WAL anew where that is torn.
 
     Raises StoreTooNewError if a newer limpet made it, StoreDamagedError if it is not ours; untouched then.
     """
@@ -58,16 +65,26 @@ def prepare_database(path: str, node: str, backup_path: str) -> None:
         # A restored backup was being turned to WAL when it was killed: a reader may not undo what is half done.
         finish_rollback(path)
     reader = Reader(path, node)
-    try:
+    try:  # It is closed last: a writer that is, removes the WAL, which would be missed.
         revision = reader.identify()
-        if revision == SCHEMA_REVISION:
-            return
         if revision > SCHEMA_REVISION:
             raise too_new(path, revision)
-        back_up(reader, backup_path)
+        if is_torn:
+            _begin_wal_anew(path)
+        if revision < SCHEMA_REVISION:
+            back_up(reader, backup_path)
+            _in_transaction(path, _upgrade)
     finally:
         reader.close()
-    _in_transaction(path, _upgrade)
+
+
+def _begin_wal_anew(path: str) -> None:
+    """Move what is sound in the WAL into the database, and drop the rest. Another program that reads may prevent it."""
+    try:
+        with closing(connect_writer(path)) as connection:
+            truncate_wal(connection)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise translate(path, error) from error
 
 
 def _create_tables(connection: Connection) -> None:

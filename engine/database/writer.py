@@ -136,6 +136,8 @@ class Writer:
             # Moving the WAL into the database writes and flushes them once more, by another way.
             if landed and not checkpoint_all(self._connection):
                 raise StoreError(f"{self._path}: a reader keeps the WAL from being flushed anew")
+            if not landed:
+                restart_wal(self._connection)  # so that its remains are not taken for a damaged commit
         except StoreReplacedError:
             raise
         except (*_SQLITE_ERRORS, StoreError, OSError) as cause:

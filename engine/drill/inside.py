@@ -35,7 +35,7 @@ def find_obstacle() -> str | None:
     """Return why there are no such namespaces here, None if there are."""
     try:
         done = subprocess.run(
-            [*_unshare(), "sh", "-c", _PROBE, "sh", __file__], capture_output=True, text=True, check=False
+            [*unshare(), "sh", "-c", _PROBE, "sh", __file__], capture_output=True, text=True, check=False
         )
     except OSError as error:
         return f"unshare (util-linux) cannot be run: {error.strerror}"
@@ -64,7 +64,7 @@ def run_inside(
         scenario=scenario,
         engine_factory=engine_factory,
     )
-    command = [*_unshare(), sys.executable, "-m", __name__, msgspec.json.encode(arguments).decode()]
+    command = [*unshare(), sys.executable, "-m", __name__, msgspec.json.encode(arguments).decode()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         last = ""
@@ -81,7 +81,8 @@ def run_inside(
     return msgspec.json.decode(last, type=DrillReport)
 
 
-def _unshare() -> list[str]:
+def unshare() -> list[str]:
+    """Return the command that runs another in such namespaces; what is in them ends with it."""
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return ["unshare", *as_user, "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
 

@@ -1,0 +1,39 @@
+"""Recovery is right about worlds that Hypothesis draws, and a recovery that is wrong is caught."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limpet.engine.drill import inside
+
+ROOT = Path(__file__).parents[2]
+BLIND_TO_STRANGERS = """
+import sys
+from limpet.recovery import host
+from limpet.recovery.evidence import Process
+from tests.recovery.properties import main
+host.compare = lambda *_: (Process.ALIVE, "")
+sys.exit(main())
+"""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.timeout(300)
+def test_every_verdict_is_true() -> None:
+    """Whatever has happened while the engine was down, it says what is true or that it does not know."""
+    result = run(sys.executable, "-m", "tests.recovery.properties", "--examples", "80", "--seed", "1")
+    assert result.returncode == 0, result.stdout + result.stderr[-8000:]
+
+
+@pytest.mark.timeout(300)
+def test_a_false_verdict_is_found() -> None:
+    """A recovery that takes whoever has a container's pid for its process is caught, with the way to it."""
+    arguments = ("--inside", "--examples", "300", "--seed", "1", "--no-shrink")
+    result = run(*inside.unshare(), sys.executable, "-c", BLIND_TO_STRANGERS, *arguments)
+    assert result.returncode != 0
+    assert "and the truth is" in result.stderr

@@ -196,6 +196,8 @@ class Reader:
         ]
         for ask in (self.epoch, self.last_report, lambda: self.history("")):
             ask()  # the other tables can be read, as their columns should be
+        for statement in reads.SELECT_WRITTEN_ONLY:
+            self._read(statement)
         newest = {row[0]: row[1] for row in self._read(reads.SELECT_NEWEST_TRANSITIONS)}
         found += [
             f"container {key}: its history does not reach its newest state change ({row[2]})"

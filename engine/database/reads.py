@@ -33,3 +33,5 @@ SELECT_TRANSITIONS = (
 SELECT_NEWEST_TRANSITIONS = "SELECT id, max(number) FROM transition WHERE node = ? GROUP BY id"
 SELECT_LAST_RECOVERY = "SELECT max(number) FROM recovery WHERE node = ?"
 SELECT_RECOVERY = _select(("report",), "recovery", "number")
+SELECT_WRITTEN_ONLY = ("SELECT opened_at FROM node WHERE name = ?", _select(("at",), "recovery"))
+"""What only people read: a column that is missing is noticed at the next write."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
+from limpet.engine.testing.disk import SECTOR
 from limpet.engine.testing.life import Life, Step, require_success
 from limpet.engine.testing.operations import Write
 from limpet.engine.testing.pool import Mark
@@ -102,8 +103,15 @@ def _snapshots(life: Life, directory: str) -> Iterator[_Snapshot]:
 
 
 def _half(step: Step) -> int:
-    """Return how many bytes are half of a write; 0 where there is no half."""
-    return len(step.operation.data) // 2 if isinstance(step.operation, Write) else 0
+    """Return how many bytes are about half of a write; 0 where there is no half.
+
+    It ends where a sector of the file does: the kernel copies page by page, and what lies within one is written whole.
+    """
+    if not isinstance(step.operation, Write):
+        return 0
+    offset, size = step.operation.offset, len(step.operation.data)
+    half = -(-(offset + size // 2) // SECTOR) * SECTOR - offset
+    return half if half < size else 0
 
 
 def _check_snapshot(workload: Workload, snapshot: _Snapshot, mark: Mark) -> Report:

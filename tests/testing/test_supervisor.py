@@ -123,7 +123,7 @@ class BadCheck(JSONFiles):
     """Its check misbehaves once something was acknowledged."""
 
     def __init__(self, act: Callable[[], object]) -> None:
-        super().__init__(count=2)
+        super().__init__(count=3)
         self.act = act
 
     def check(self, directory: str, acknowledged: object) -> None:

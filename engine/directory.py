@@ -269,11 +269,17 @@ def _locked_error(path: str) -> StateDirectoryLockedError:
 
 
 def file_system_type(device: int) -> str:
-    """Return the type of the file system on a device (st_dev), "" if it is not mounted here."""
+    """Return the type of the file system on a device (st_dev), "" if it is not mounted here.
+
+    Raises UnsupportedError where /proc is missing.
+    """
     number = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields, _, rest = line.partition(" - ")
-            if fields.split()[2] == number:
-                return rest.split()[0]
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                fields, _, rest = line.partition(" - ")
+                if fields.split()[2] == number:
+                    return rest.split()[0]
+    except OSError as error:
+        raise UnsupportedError(f"/proc/self/mountinfo: {error.strerror}; limpet needs /proc: mount it") from error
     return ""

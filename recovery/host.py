@@ -129,21 +129,32 @@ def observe_process(identity: ProcessIdentity, bundle_path: str) -> tuple[Proces
 def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:
     """Say whether the process behind `pidfd` is the one recorded: ALIVE (or just ended), STRANGER, or neither.
 
-    The inode number decides where there is one; a start time that differs beside an equal inode number is
-    only another time namespace. Without it the start time must agree and the bundle's path must stand in the
-    process's environment.
+    The inode number decides where there is one. Without it the start time must agree and the bundle's path must stand
+    in the process's environment. In another time namespace start times differ (time_namespaces(7)): a process that
+    carries the bundle's path may be ours then.
     """
     if identity.pidfd_inode and has_pidfs():
         same = os.fstat(pidfd).st_ino == identity.pidfd_inode
         return (Process.ALIVE, "") if same else (Process.STRANGER, f"pid {identity.pid} was reused")
     try:
-        if int(read_stat(identity.pid)[19]) != identity.start_ticks:
-            return Process.STRANGER, f"pid {identity.pid} was reused"
-        if bundle_path and read_bundle_variable(identity.pid) == bundle_path:
-            return Process.ALIVE, ""
+        is_same_start = int(read_stat(identity.pid)[19]) == identity.start_ticks
+        carries_bundle = bool(bundle_path) and read_bundle_variable(identity.pid) == bundle_path
     except OSError as error:
         return Process.HIDDEN, f"/proc/{identity.pid}: {error.strerror}"
-    return Process.UNPROVEN, f"pid {identity.pid} and its start time agree, which is no proof"
+    found, detail = _WITHOUT_INODE[is_same_start, carries_bundle]
+    return found, detail and f"pid {identity.pid} {detail}"
+
+
+_WITHOUT_INODE = {
+    (True, True): (Process.ALIVE, ""),
+    (True, False): (Process.UNPROVEN, "and its start time agree, which is no proof"),
+    (False, True): (
+        Process.UNPROVEN,
+        "carries the bundle's path, but its start time differs: a child, or this is another time namespace",
+    ),
+    (False, False): (Process.STRANGER, "was reused"),
+}
+"""Without an inode number: (the start time agrees, the environment carries the bundle's path) -> what it is."""
 
 
 def has_ended(pidfd: int) -> bool:

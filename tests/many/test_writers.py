@@ -1,4 +1,4 @@
-"""Many who would write: of those who race one opens, who was stopped is overtaken for good, and forks change nothing."""
+"""Many who would write: of those who race one opens; who was stopped is overtaken for good; forks change nothing."""
 
 import itertools
 import os
@@ -84,6 +84,7 @@ def test_of_many_that_race_one_opens(start: "Start", state_dir: str) -> None:
             if verb == "refused":
                 assert pid == "None" or int(pid) in pids, line
             elif verb == "opened":
+                assert not contenders.keys() & set(holders), f"{pid} opened it while {holders[-1]} had it open"
                 holders.append(int(pid))
             else:
                 assert int(pid) == holders[-1], f"{pid} counted while {holders[-1]} had it open"

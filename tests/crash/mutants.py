@@ -15,7 +15,7 @@ from limpet.engine.store import Store
 _write, _commit = Store._write, Store._commit
 
 
-class Broken(StoreLife):
+class Altered(StoreLife):
     """The store's life with things replaced in the process that lives it; its check is the real one."""
 
     def __init__(self, *replaced: tuple[object, str, object], checkpoints: int = 2, seed: int = 0) -> None:
@@ -28,8 +28,19 @@ class Broken(StoreLife):
         super().live(directory, acknowledge)
 
 
-class BrokenOnFailingDisk(Broken, FailingDiskLife):
+class AlteredOnFailingDisk(Altered, FailingDiskLife):
     """The same where the disk fails."""
+
+
+def small_wal(seed: int) -> Altered:
+    """A sound store's life whose WAL is begun anew every few commits: by the writer, or for odd seeds by SQLite."""
+    small = {
+        "wal_autocheckpoint": ("wal_autocheckpoint", "4", 4),
+        "journal_size_limit": ("journal_size_limit", "16384", 16384),
+    }
+    pragmas = sqlite, "WRITER_PRAGMAS", tuple(small.get(each[0], each) for each in sqlite.WRITER_PRAGMAS)
+    by_writer = _module("database.writer"), "WAL_BYTES", 16384
+    return Altered(pragmas, *(() if seed % 2 else (by_writer,)), checkpoints=24, seed=seed)
 
 
 def _with_pragma(name: str, value: str, read_back: object) -> tuple[object, str, object]:
@@ -92,22 +103,22 @@ KILLS, POWER, DISK = (
 )
 
 MUTANTS = {
-    "synchronous off": Mutant(lambda: Broken(_with_pragma("synchronous", "off", 0)), POWER, 12),
-    "synchronous normal": Mutant(lambda: Broken(_with_pragma("synchronous", "normal", 1)), POWER, 12),
-    "no flush of directories": Mutant(lambda: Broken(*_NO_DIRECTORY_FLUSH), POWER, 6),
+    "synchronous off": Mutant(lambda: Altered(_with_pragma("synchronous", "off", 0)), POWER, 12),
+    "synchronous normal": Mutant(lambda: Altered(_with_pragma("synchronous", "normal", 1)), POWER, 12),
+    "no flush of directories": Mutant(lambda: Altered(*_NO_DIRECTORY_FLUSH), POWER, 6),
     "acknowledged before it is written": Mutant(lambda: HastyLife(2), KILLS),
-    "a transaction in several commits": Mutant(lambda: Broken((Store, "_write", _write_by_halves)), KILLS),
-    "a batch that is told too early": Mutant(lambda: Broken((Store, "_commit", _answer_before_commit)), KILLS),
+    "a transaction in several commits": Mutant(lambda: Altered((Store, "_write", _write_by_halves)), KILLS),
+    "a batch that is told too early": Mutant(lambda: Altered((Store, "_commit", _answer_before_commit)), KILLS),
     "a backup whose name is not flushed": Mutant(
-        lambda: Broken((_module("database.backup"), "sync_directory", _do_nothing)), POWER, 3
+        lambda: Altered((_module("database.backup"), "sync_directory", _do_nothing)), POWER, 3
     ),
     "a backup made in place": Mutant(
-        lambda: Broken((_module("database.backup"), "temporary_path", lambda directory: f"{directory}/backup-0.db")),
+        lambda: Altered((_module("database.backup"), "temporary_path", lambda directory: f"{directory}/backup-0.db")),
         KILLS,
     ),
     "errors that are not heard": Mutant(lambda: DeafLife(1), DISK, 4),
     "a failed commit taken for done": Mutant(
-        lambda: BrokenOnFailingDisk((Writer, "has_landed", _always_landed), checkpoints=1), DISK, 2
+        lambda: AlteredOnFailingDisk((Writer, "has_landed", _always_landed), checkpoints=1), DISK, 2
     ),
 }
 """Those of the store's life. Six broken engines, two that trust pids and boots, and a store that believes its rows are

@@ -88,6 +88,17 @@ def test_power_cuts_of_the_recovery() -> None:
 
 
 @pytest.mark.timeout(600)
+def test_power_cuts_while_the_wal_begins_anew() -> None:
+    """A WAL that is begun anew every few commits, by the writer or by SQLite, and cut amid that and its recovery."""
+    report = run(
+        over(range(2), f"power_cuts(small_wal(seed), seed=seed, samples=1, workers={WORKERS})")
+        + f" + recovery_cuts(small_wal(2), crashes=2, seed=2, workers={WORKERS})"
+    )
+    assert report["images"] > 4_000
+    assert report["violations"] == 0, report["findings"]
+
+
+@pytest.mark.timeout(600)
 def test_failing_disk() -> None:
     """Every call fails with every error: the caller is told, or the store will not open; never a wrong answer."""
     report = run(f"fault_points(FailingDiskLife(1), cuts=0, workers={WORKERS})")

@@ -22,6 +22,7 @@ def run(calls: str) -> dict[str, int]:
         "from limpet.engine.drill.store_life import FailingDiskLife, StoreLife\n"
         "from limpet.engine.testing import *\n"
         "from tests.crash.mutants import *\n"
+        "from tests.crash.upgrade import Upgrade\n"
         "reason = supported()\n"
         "assert reason is None, reason\n"
         f"report = {calls}\n"
@@ -95,6 +96,18 @@ def test_power_cuts_while_the_wal_begins_anew() -> None:
         + f" + recovery_cuts(small_wal(2), crashes=2, seed=2, workers={WORKERS})"
     )
     assert report["images"] > 4_000
+    assert report["violations"] == 0, report["findings"]
+
+
+@pytest.mark.timeout(600)
+def test_an_upgrade_of_what_was_killed() -> None:
+    """An older limpet's state, with a WAL that must not be missed: a kill or a cut amid the upgrade loses nothing."""
+    report = run(
+        f"kill_points(Upgrade(), workers={WORKERS}) + power_cuts(Upgrade(), samples=2, workers={WORKERS})"
+        f" + recovery_cuts(Upgrade(), crashes=1, workers={WORKERS})"
+    )
+    assert report["points"] > 200
+    assert report["images"] > 1_000
     assert report["violations"] == 0, report["findings"]
 
 

@@ -89,5 +89,5 @@ class Rows:
 
     def _verify(self, rows: "list[Row]") -> "list[tuple[str, Row]]":
         damaged = {row[0] for row in find_unsound(self._node, rows)}
-        damaged.update(row[0] for row in rows if not status_can_be_read(row))
+        damaged.update(row[0] for row in rows if row[0] not in damaged and not status_can_be_read(row))
         return [(row[0], _DAMAGED if row[0] in damaged else row) for row in rows]

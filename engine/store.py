@@ -237,7 +237,10 @@ class Store:
             self._write(draft)
 
     def history(self, container_id: str) -> "Sequence[Transition]":
-        """Return the container's state changes, oldest first; only the newest are kept. Raises NotFoundError."""
+        """Return the container's state changes, oldest first; only the newest are kept.
+
+        Raises NotFoundError, StoreDamagedError.
+        """
         return self._reader.history(self.get(container_id).id)
 
     def metadata(self, container_id: str) -> Metadata:

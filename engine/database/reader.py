@@ -134,26 +134,19 @@ class Reader:
         return [row[0] for row in self._read_keyed(reads.SELECT_SANDBOX_IDS_IN_USE)]
 
     def history(self, container_id: str) -> list[Transition]:
-        """Return the container's state changes that are kept, oldest first."""
-        return [
-            Transition(
-                number=number,
-                seq=seq,
-                at=at,
-                state=ContainerState(state),
-                exit_code=exit_code,
-                reason=reason,
-                message=message,
-            )
-            for number, seq, at, state, exit_code, reason, message in self._read(reads.SELECT_TRANSITIONS, container_id)
-        ]
+        """Return the container's state changes that are kept, oldest first. Raises StoreDamagedError."""
+        rows = self._read(reads.SELECT_TRANSITIONS, container_id)
+        try:
+            return [msgspec.convert(dict(zip(reads.TRANSITION_COLUMNS, row, strict=True)), Transition) for row in rows]
+        except msgspec.ValidationError as error:
+            raise StoreDamagedError(
+                f"container {container_id}: its history does not decode: {error}; restore a backup"
+            ) from error
 
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none."""
-        ((number,),) = self._read(reads.SELECT_LAST_RECOVERY)
-        if number is None:
-            return None
-        return str(self._read(reads.SELECT_RECOVERY, number)[0][0]).encode()
+        rows = self._read(reads.SELECT_LAST_REPORT)
+        return str(rows[0][0]).encode() if rows else None
 
     def nodes(self) -> list[str]:
         """Return the names of all nodes that have opened this database."""
@@ -194,10 +187,14 @@ class Reader:
         found += [
             f"container {key}: its metadata is missing" for key in statuses.keys() - {row[0] for row in containers}
         ]
-        for ask in (self.epoch, self.last_report, lambda: self.history("")):
+        for ask in (self.epoch, lambda: self.history("")):
             ask()  # the other tables can be read, as their columns should be
-        for statement in reads.SELECT_WRITTEN_ONLY:
+        for statement in reads.SELECT_READ_BY_PEOPLE:
             self._read(statement)
+        found += [
+            f"container {row[0]}: transition {row[1]} of its history is to state {row[2]}, which is none"
+            for row in self._read(reads.SELECT_STATELESS_TRANSITIONS)
+        ]
         newest = {row[0]: row[1] for row in self._read(reads.SELECT_NEWEST_TRANSITIONS)}
         found += [
             f"container {key}: its history does not reach its newest state change ({row[2]})"

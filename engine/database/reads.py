@@ -26,12 +26,11 @@ SELECT_CONTAINER_NAMES = _select(("id", "sandbox_id", "name", "labels"), "contai
 SELECT_SANDBOXES = _select(SANDBOX_COLUMNS, "sandbox")
 SELECT_ALL_SANDBOXES = f"SELECT node, {', '.join(SANDBOX_COLUMNS)} FROM sandbox"  # noqa: S608  # our own names
 SELECT_SANDBOX_IDS_IN_USE = "SELECT DISTINCT sandbox_id FROM container WHERE node = ?"
-SELECT_TRANSITIONS = (
-    "SELECT number, seq, at, state, exit_code, reason, message FROM transition"
-    " WHERE node = ? AND id = ? ORDER BY number"
-)
+TRANSITION_COLUMNS = ("number", "seq", "at", "state", "exit_code", "reason", "message")
+SELECT_TRANSITIONS = f"{_select(TRANSITION_COLUMNS, 'transition', 'id')} ORDER BY number"
 SELECT_NEWEST_TRANSITIONS = "SELECT id, max(number) FROM transition WHERE node = ? GROUP BY id"
 SELECT_LAST_RECOVERY = "SELECT max(number) FROM recovery WHERE node = ?"
-SELECT_RECOVERY = _select(("report",), "recovery", "number")
-SELECT_WRITTEN_ONLY = ("SELECT opened_at FROM node WHERE name = ?", _select(("at",), "recovery"))
-"""What only people read: a column that is missing is noticed at the next write."""
+SELECT_LAST_REPORT = f"{_select(('report',), 'recovery')} ORDER BY number DESC LIMIT 1"
+SELECT_READ_BY_PEOPLE = ("SELECT opened_at FROM node WHERE name = ?", _select(("at", "report"), "recovery"))
+"""What no engine reads, only people: a column that is missing would be noticed at the next write."""
+SELECT_STATELESS_TRANSITIONS = "SELECT id, number, state FROM transition WHERE node = ? AND state NOT IN (0, 1, 2, 3)"

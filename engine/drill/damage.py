@@ -156,6 +156,7 @@ def _look_beside(place: str) -> None:
 
 def _compare(store: Store, case: _Case) -> tuple[Outcome, list[str]]:
     """Return how much is there, and which records are said to be damaged. Raises Violation if one is wrong."""
+    store.last_report()
     recover(store, probe=Answer(Process.ALIVE))
     found = {record.id: record.status for record in store.list()}
     damaged = [key for key in found if store.is_damaged(key)]
@@ -168,10 +169,20 @@ def _compare(store: Store, case: _Case) -> tuple[Outcome, list[str]]:
         pids = {key: status.pid for key, status in found.items()}
         expected = {key: status.pid for key, status in model_after(case.state.checkpoints).items()}
         raise Violation("lost", f"{pids}, damaged {damaged}; not {expected}")
-    return _LOSSES[min(missing, 2)], damaged + _find_damaged_metadata(store)
+    return _LOSSES[min(missing, 2)], damaged + _find_damaged_histories(store) + _find_damaged_metadata(store)
 
 
 _LOSSES: Final = (Outcome.UNHARMED, Outcome.LAST_UNSEEN, Outcome.END_UNSEEN)
+
+
+def _find_damaged_histories(store: Store) -> list[str]:
+    damaged = []
+    for record in store.list():
+        try:
+            store.history(record.id)
+        except StoreDamagedError:
+            damaged.append(f"the history of {record.id}")
+    return damaged
 
 
 def _find_damaged_metadata(store: Store) -> list[str]:

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -23,7 +23,14 @@ from limpet.engine.engine import choose_stop_signal
 from limpet.engine.process_config import choose_user
 from limpet.engine.snapshot import Snapshot
 from limpet.schema.cri import parse_container_config
-from limpet.schema.errors import InvalidInputError, LimpetError, NotFoundError, StartError, StateDirectoryError
+from limpet.schema.errors import (
+    InvalidInputError,
+    LimpetError,
+    NotFoundError,
+    StartError,
+    StateDirectoryError,
+    StoreDamagedError,
+)
 from limpet.schema.image import ImageConfig, ImageName
 from limpet.schema.status import ContainerState, Reason
 from tests.hostile.engines import TRICKS
@@ -128,6 +135,53 @@ def test_labels_that_do_not_decode_match_nothing(state: Path) -> None:
     write(state, "container", "bad", labels="[")
     with Engine.open(state) as engine:
         assert [each.id for each in engine.list(labels={"app": "web"})] == ["ended", "good", "new", "released"]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("container_status", "reason", b""),
+        ("container_status", "resources", 0),
+        ("container", "log_path", b""),
+        ("transition", "state", 9),
+    ],
+)
+def test_a_value_of_another_kind_is_damage(state: Path, table: str, column: str, value: object) -> None:
+    """An empty BLOB in the place of an empty text, which is one flipped bit away; a state that is none."""
+    declared = f"{column} {'INTEGER' if column == 'state' else 'TEXT'}"
+    edit_schema(state, table, declared, f"{column} ANY")
+    with closing(sqlite3.connect(state / "store.db")) as database, database:
+        database.execute(f"UPDATE {table} SET {column} = ? WHERE id = 'good'", (value,))
+    edit_schema(state, table, f"{column} ANY", declared)
+    assert any("good" in problem.message for problem in check_state(state).problems)
+    with Store.open(state) as store:
+        assert store.is_damaged("good") == (table == "container_status")
+        asks = {"container": store.metadata, "transition": store.history}
+        for other, ask in asks.items():
+            ask("bad")
+            with pytest.raises(StoreDamagedError, match="good") if other == table else nullcontext():
+                ask("good")
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [("node", "opened_at"), ("recovery", "at"), ("recovery", "report"), ("transition", "message")]
+)
+def test_a_column_of_another_name_is_found(state: Path, table: str, column: str) -> None:
+    """One flipped bit in the schema of a table that nothing was read of yet, and that may be empty."""
+    with closing(sqlite3.connect(state / "store.db")) as database, database:
+        database.execute("DELETE FROM recovery")
+    edit_schema(state, table, f"{column} ", f"{column[:-1]}_ ")
+    assert any(column in problem.message for problem in check_state(state).problems)
+
+
+def edit_schema(state: Path, table: str, old: str, new: str) -> None:
+    """Put `new` in the place of the last `old` in a table's definition, past SQLite's own care."""
+    with closing(sqlite3.connect(state / "store.db")) as database, database:
+        database.execute("PRAGMA writable_schema = 1")
+        ((sql,),) = database.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,))
+        head, found, tail = sql.rpartition(old)
+        assert found, sql
+        database.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (head + new + tail, table))
 
 
 @pytest.mark.parametrize("table", ["node", "recovery"])

@@ -184,7 +184,7 @@ def _look_at_database(path: str, node: str) -> tuple[str, list[str]]:
     owner = read_owner(path)
     with Snapshot.open(path, node=node) as snapshot:
         require_same_age(path, owner, snapshot.source.ask(lambda reader: reader.epoch()))
-        damage = snapshot.source.ask(lambda reader: reader.find_damage())
+        damage = snapshot.source.ask(lambda reader: reader.find_damage() + reader.find_format_damage())
     cure = "copy the state directory away, then restore a backup"
     return f"schema {SCHEMA_REVISION}, structure and references", [f"{DATABASE}: {each}; {cure}" for each in damage]
 

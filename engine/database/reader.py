@@ -5,6 +5,7 @@ It can neither write nor checkpoint, and each read ends at once, so that it neve
 
 import sqlite3
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 
 import msgspec
@@ -15,6 +16,7 @@ from limpet.engine.database.sqlite import (
     copy_database,
     fetch_all,
     find_damage,
+    find_format_damage,
     identify,
     keep_open,
     require_integer,
@@ -152,9 +154,10 @@ class Reader:
         """Return the names of all nodes that have opened this database."""
         with self._lock:
             try:
-                return sorted(row[0] for row in self._connection.execute(reads.SELECT_NODES))
+                rows = fetch_all(self._connection, reads.SELECT_NODES)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise translate(self._path, error) from error
+        return sorted(row[0] for row in self._require_ids(rows))
 
     def epoch(self) -> int:
         """Return the node's epoch, 0 if it has none yet."""
@@ -163,9 +166,16 @@ class Reader:
 
     def find_damage(self) -> list[str]:
         """Return what SQLite's own checks find wrong."""
+        return self._find(find_damage)
+
+    def find_format_damage(self) -> list[str]:
+        """Return what makes SQLite take the database for read-only. Takes as much memory as the database is long."""
+        return self._find(find_format_damage)
+
+    def _find(self, look: Callable[[sqlite3.Connection], list[str]]) -> list[str]:
         with self._lock:
             try:
-                return find_damage(self._connection)
+                return look(self._connection)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 return [str(translate(self._path, error))]
 

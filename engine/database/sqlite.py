@@ -22,6 +22,7 @@ WAL_BYTES = 4 << 20  # beyond it the writer waits for readers, so that the WAL c
 BUSY_TIMEOUT_SECONDS = 5.0
 _READERS_TIMEOUT_SECONDS = 0.1
 _READERS_PAUSE_SECONDS = 0.001
+_WRITE_FORMAT_BYTE, _NEWEST_WRITE_FORMAT = 18, 2  # https://sqlite.org/fileformat2.html, 1.3.3
 _NOT_UTF8 = "Could not decode to UTF-8"  # Python's words; there is no code for it
 
 WRITER_PRAGMAS: tuple[tuple[str, str, object], ...] = (
@@ -210,6 +211,18 @@ def find_damage(connection: sqlite3.Connection) -> list[str]:
     return found
 
 
+def find_format_damage(connection: sqlite3.Connection) -> list[str]:
+    """Return what is wrong with the number of the format that is to be written, which SQLite's checks pass over.
+
+    Asking SQLite for it takes as much memory as the database is long. But to open the file ourselves, and close it,
+    would drop the locks that this process has on it (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
+    write_format = connection.serialize()[_WRITE_FORMAT_BYTE]
+    if write_format <= _NEWEST_WRITE_FORMAT:
+        return []
+    return [f"its header asks for format {write_format}, so that SQLite takes it for read-only"]
+
+
 def copy_database(source: sqlite3.Connection, target_path: str) -> None:
     """Copy the database into a new file at `target_path`, online. Flushing and naming it is the caller's."""
     create_file(target_path)
@@ -234,10 +247,11 @@ def require_integer(path: str, value: object) -> int:
 
 # SQLite's primary result codes (https://sqlite.org/rescode.html), for the lowest byte of an extended one.
 _ERRORS: dict[int, tuple[type[StoreError], str]] = {
+    sqlite3.SQLITE_ERROR: (StoreError, "look at what limpet check finds"),
     sqlite3.SQLITE_FULL: (DiskFullError, "free some space, then call again"),
     sqlite3.SQLITE_BUSY: (StoreError, "another program holds the database; close it, then call again"),
     sqlite3.SQLITE_LOCKED: (StoreError, "another program holds the database; close it, then call again"),
-    sqlite3.SQLITE_READONLY: (StoreError, "the file or the file system is read-only"),
+    sqlite3.SQLITE_READONLY: (StoreError, "the file or the file system is read-only, unless limpet check finds damage"),
     sqlite3.SQLITE_CANTOPEN: (StoreError, "the file is missing or may not be opened"),
     sqlite3.SQLITE_PERM: (StoreError, "the file may not be opened"),
     sqlite3.SQLITE_CORRUPT: (StoreDamagedError, "copy the state directory away, then restore a backup"),

@@ -1,18 +1,20 @@
 """Damaged states: a store's files with bits flipped, parts lost, swapped or replaced; checked, opened and judged.
 
-A case is named damage:SEED:NUMBER and drawn from that name alone: which state, which damage, where. What may come
-of it: everything is there as it was acknowledged; or the store refuses to open, says what it found, and leaves
-the database as it is; or it opens and says of each damaged record that it is damaged. The check must see whatever
-opening sees. What nobody can see is a WAL that ends earlier than it did: after a flipped bit that is the last
-transaction, which looks like one that a power cut tore; after a WAL was cut short, it may be more.
+A case is named damage:SEED:NUMBER and drawn from that name alone: which state, which damage, where; or it is
+damage:bits:NUMBER, one of all the bits of a database. What may come of it: everything is there as it was
+acknowledged; or the store refuses to open, says what it found, and leaves the database as it is; or it opens and says
+of each damaged record that it is damaged. The check must see whatever opening sees. What nobody can see is a WAL that
+ends earlier than it did: after a flipped bit that is the last transaction, which looks like one that a power cut
+tore; after a WAL was cut short, it may be more.
 """
 
 import os
 import random
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -40,6 +42,9 @@ _SHM: Final = f"{DATABASE}-shm"  # made of the others; means nothing to the next
 _OWNER: Final = "owner.json"
 _NAMES: Final = tuple(f"k{number}" for number in range(8))
 _CASES_PER_JOB: Final = 50
+_BITS: Final = "bits"
+_NEAR: Final = 24
+"""Free space that is so near to anything else is not left out."""
 _WAL_PAGES: Final = 20
 _SECTOR, _PAGE, _WAL_HEADER, _FRAME = 512, 4096, 32, 24 + 4096
 
@@ -76,25 +81,29 @@ class _Case(NamedTuple):
 
 def damage_states(*, count: int, seed: int, workers: int = 1, progress: Progress | None = None) -> Report:
     """Damage a state `count` times, each time otherwise, and judge what becomes of it."""
-    states = _make_states()
-    jobs = [range(first, min(first + _CASES_PER_JOB, count)) for first in range(0, count, _CASES_PER_JOB)]
-    with scratch() as directory:
+    return _check_all(partial(_draw, _make_states(), seed), range(count), workers, progress)
 
-        def worker(index: int) -> Callable[[range, Mark], Report]:
-            return lambda numbers, mark: _check(states, seed, numbers, f"{directory}/{index}", mark)
 
-        return run_jobs(worker, jobs, workers=workers, deadline_seconds=60.0, progress=progress)
+def flip_bits(*, every: int = 1, workers: int = 1, progress: Progress | None = None) -> Report:
+    """Flip each bit of a database that was closed, or one of `every`, but those amid free space; one at a time."""
+    state = _make_states()[0]
+    places = _find_used(state.files[DATABASE])
+    return _check_all(partial(_flip_one, state, places), range(0, 8 * len(places), every), workers, progress)
 
 
 def replay_damage(point: str) -> Report:
     """Judge one case again, by its name. Raises InvalidInputError if it is none."""
+    states = _make_states()
     try:
         _, seed, number = point.split(":")
-        numbers = range(int(number), int(number) + 1)
-        with scratch() as directory:
-            return _check(_make_states(), int(seed), numbers, f"{directory}/0", lambda _: None)
-    except ValueError:
-        raise InvalidInputError(f"{point!r} names no damage: it is damage:SEED:NUMBER") from None
+        if seed == _BITS:
+            case = _flip_one(states[0], _find_used(states[0].files[DATABASE]), int(number))
+        else:
+            case = _draw(states, int(seed), int(number))
+    except (ValueError, IndexError):
+        raise InvalidInputError(f"{point!r} names no damage: it is damage:SEED:NUMBER or damage:bits:NUMBER") from None
+    with scratch() as directory:
+        return _check([case], f"{directory}/0", lambda _: None)
 
 
 def survey(*, count: int, seed: int) -> Iterator[tuple[str, Outcome]]:
@@ -106,10 +115,20 @@ def survey(*, count: int, seed: int) -> Iterator[tuple[str, Outcome]]:
             yield case.words, _judge(case, f"{directory}/0")
 
 
-def _check(states: Sequence[_State], seed: int, numbers: range, place: str, mark: Mark) -> Report:
-    findings = []
-    for number in numbers:
-        case = _draw(states, seed, number)
+def _check_all(draw: Callable[[int], _Case], numbers: range, workers: int, progress: Progress | None) -> Report:
+    jobs = [numbers[first : first + _CASES_PER_JOB] for first in range(0, len(numbers), _CASES_PER_JOB)]
+    with scratch() as directory:
+
+        def worker(index: int) -> Callable[[range, Mark], Report]:
+            return lambda job, mark: _check(map(draw, job), f"{directory}/{index}", mark)
+
+        return run_jobs(worker, jobs, workers=workers, deadline_seconds=60.0, progress=progress)
+
+
+def _check(cases: Iterable[_Case], place: str, mark: Mark) -> Report:
+    findings, count = [], 0
+    for case in cases:
+        count += 1
         mark(case.name)
         try:
             _judge(case, place)
@@ -117,7 +136,7 @@ def _check(states: Sequence[_State], seed: int, numbers: range, place: str, mark
             findings.append(Finding(case.name, violation.kind, f"{case.words}: {violation}"))
         except Exception as error:  # noqa: BLE001  # whatever it is, no user should meet it
             findings.append(Finding(case.name, "other", f"{case.words}: {type(error).__name__}: {error}"))
-    return Report.of(findings, damaged=len(numbers), acknowledged=len(numbers) * len(_NAMES))
+    return Report.of(findings, damaged=count, acknowledged=count * len(_NAMES))
 
 
 def _judge(case: _Case, place: str) -> Outcome:
@@ -391,6 +410,18 @@ def _draw(states: Sequence[_State], seed: int, number: int) -> _Case:
     (_, words, file, act, unseen) = rng.choices(possible, [damage[0] for damage in possible])[0]
     files = {**state.files, file: act(rng, state.files[file])}
     return _Case(name, f"{file}: {words}", files, state, min(unseen, state.checkpoints))
+
+
+def _find_used(content: bytes) -> list[int]:
+    """Return the offset of each byte that is not amid free space, which is zero."""
+    return [where for where in range(len(content)) if content[max(0, where - _NEAR) : where + _NEAR + 1].strip(b"\0")]
+
+
+def _flip_one(state: _State, places: Sequence[int], number: int) -> _Case:
+    """Return the case in which one bit of the database is flipped."""
+    where, content = places[number // 8], state.files[DATABASE]
+    flipped = content[:where] + bytes([content[where] ^ 1 << number % 8]) + content[where + 1 :]
+    return _Case(f"damage:{_BITS}:{number}", "a flipped bit", {**state.files, DATABASE: flipped}, state, 0)
 
 
 def _replace_file(name: str, rng: random.Random, state: _State) -> _Case:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 CASES = 10_000
 
 
-def run(code: str) -> dict[str, object]:
+def run(code: str) -> Any:
     """Run code in a fresh process, whose harness may fork, and return what it prints as JSON."""
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
@@ -32,6 +33,18 @@ def test_ten_thousand_damaged_states() -> None:
         "print(json.dumps([report.damaged, report.violations, [str(each) for each in report.findings[:5]]]))"
     )
     assert told == [CASES, 0, []]
+
+
+@pytest.mark.timeout(300)
+def test_the_bits_of_a_database() -> None:
+    """One bit of a closed database flipped, each thirteenth of all that mean anything."""
+    told = run(
+        "import json; from limpet.engine.drill.damage import flip_bits\n"
+        f"report = flip_bits(every=13, workers={2 * (os.cpu_count() or 1)})\n"
+        "print(json.dumps([report.damaged, report.violations, [str(each) for each in report.findings[:5]]]))"
+    )
+    assert told[1:] == [0, []]
+    assert told[0] > 3000
 
 
 @pytest.mark.timeout(120)

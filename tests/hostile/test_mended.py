@@ -174,6 +174,16 @@ def test_a_column_of_another_name_is_found(state: Path, table: str, column: str)
     assert any(column in problem.message for problem in check_state(state).problems)
 
 
+def test_a_format_that_sqlite_would_not_write_is_found(state: Path) -> None:
+    """One flipped bit in the header, and SQLite reads the database, and takes it for read-only."""
+    with open(state / "store.db", "r+b") as file:
+        file.seek(18)
+        file.write(b"\6")
+    with pytest.raises(LimpetError, match="limpet check"):
+        Store.open(state)
+    assert any("read-only" in problem.message for problem in check_state(state).problems)
+
+
 def edit_schema(state: Path, table: str, old: str, new: str) -> None:
     """Put `new` in the place of the last `old` in a table's definition, past SQLite's own care."""
     with closing(sqlite3.connect(state / "store.db")) as database, database:

@@ -255,7 +255,9 @@ class Container:
 
     def _refuse(self, verb: str, why: str) -> InvalidStateError:
         status = self.status
-        detail = f" ({status.message})" if status.unknown and status.message else ""
+        detail = " and released" if status.released else ""
+        if status.unknown and status.message:
+            detail = f" ({status.message})"
         return InvalidStateError(f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}")
 
 

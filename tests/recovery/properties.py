@@ -103,7 +103,9 @@ class Recovery(RuleBasedStateMachine):
     def start(self, data: st.DataObject) -> None:
         """Start one whose bundle is whole."""
         key = self._choose(data, ContainerState.CREATED)
-        if key is not None and self.world.truths[key].bundle is Bundle.WHOLE:
+        if key is None or self.world.truths[key].told.released:
+            return
+        if self.world.truths[key].bundle is Bundle.WHOLE:
             self.start_one(key)
 
     @precondition(_is_up)

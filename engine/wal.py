@@ -17,6 +17,7 @@ _FRAME = struct.Struct(">6I")  # page, size of the database after commit or 0, s
 _MAGIC = 0x377F0682  # its lowest bit says that checksums read big-endian words
 _VERSION = 3007000
 _DEFAULT_PAGE_SIZE = 4096
+_PAGE_SIZES = frozenset(512 << power for power in range(8))
 
 
 class Tail(NamedTuple):
@@ -59,7 +60,8 @@ def find_tail(wal: BinaryIO) -> Tail:
     salts = tuple(salts_and_checksum[:2])
     order = ">" if magic & 1 else "<"
     checksum = _checksum(header[:-8], (0, 0), order)
-    if magic & ~1 != _MAGIC or version != _VERSION or checksum != tuple(salts_and_checksum[2:]):
+    is_format_known = magic & ~1 == _MAGIC and version == _VERSION and page_size in _PAGE_SIZES
+    if not is_format_known or checksum != tuple(salts_and_checksum[2:]):
         commits = _count_behind_damaged_header(wal, page_size)
         return Tail(commits, is_torn=bool(commits))
     sound = True
@@ -99,7 +101,7 @@ def _count_behind_damaged_header(wal: BinaryIO, page_size: int) -> int:
     A header is written whole, within one sector, and flushed before its first frame: a crash leaves the old one
     or the new one. So a header that is neither has been damaged since, and the frames behind it were current.
     """
-    if page_size not in {512 << power for power in range(8)}:
+    if page_size not in _PAGE_SIZES:
         page_size = _DEFAULT_PAGE_SIZE  # the field itself is damaged
     salts = b""
     commits = 0

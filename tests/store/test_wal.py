@@ -1,6 +1,7 @@
 """The examination of the WAL: no damage that costs acknowledged commits passes, and no legal WAL is refused."""
 
 import sqlite3
+import struct
 from io import BytesIO
 from pathlib import Path
 
@@ -54,6 +55,26 @@ def test_a_flip_that_loses_commits_is_found(killed: Files, tmp_path: Path) -> No
             missed.append(where)
         assert not (kept == found and told), f"false alarm at {where}"
     assert not missed
+
+
+@pytest.mark.parametrize("page_size", [0, 1, 3, 511, 1000, 131072, 2**32 - 1])
+def test_a_page_size_that_is_none(killed: Files, tmp_path: Path, page_size: int) -> None:
+    """A sound checksum over a page size that SQLite would not have: SQLite forgets the WAL, and that is told."""
+    database, wal = killed
+    header = wal[:8] + page_size.to_bytes(4) + wal[12:24]
+    order = ">" if wal[3] & 1 else "<"
+    spoilt = header + struct.pack(">2I", *wal_checksum(header, order)) + wal[32:]
+    assert count_rows(tmp_path / "w.db", database, spoilt) == count_rows(tmp_path / "w.db", database, b"")
+    assert find_tail(BytesIO(spoilt)).commits > 1
+
+
+def wal_checksum(data: bytes, order: str) -> tuple[int, int]:
+    """Return the checksum of a WAL's header, by the format's description."""
+    one = other = 0
+    for first, second in struct.iter_unpack(f"{order}2I", data):
+        one = (one + first + other) % 2**32
+        other = (other + second + one) % 2**32
+    return one, other
 
 
 def count_rows(path: Path, database: bytes, wal: bytes) -> int:

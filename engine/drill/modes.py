@@ -102,7 +102,7 @@ class ModesReport(msgspec.Struct, frozen=True, kw_only=True):
         return not self.findings and all(control.violations for control in self.control.values())
 
 
-class _Trial(NamedTuple):
+class Trial(NamedTuple):
     """One round of a mode."""
 
     seed: int
@@ -115,9 +115,9 @@ class _Plan(NamedTuple):
     find_obstacle: Callable[[], str | None]
     rounds: int
     """How many there are if nobody says."""
-    run: Callable[[_Trial], Report]
+    run: Callable[[Trial], Report]
     broken: str
-    run_control: Callable[[_Trial], Report]
+    run_control: Callable[[Trial], Report]
 
 
 _CHECKPOINTS: Final = {Mode.KILL: 120, Mode.POWER: 12, Mode.DISK: 1}
@@ -134,7 +134,7 @@ _ENGINE: Final = "engine/"
 _DAMAGE: Final = "damage:"
 
 
-def _kill(trial: _Trial) -> Report:
+def _kill(trial: Trial) -> Report:
     life = StoreLife(_CHECKPOINTS[Mode.KILL], seed=trial.seed)
     snapshots = kill_points(life, workers=trial.workers, progress=trial.progress)
     kills = true_kills(life, every=_TRUE_KILLS_EVERY, workers=trial.workers, progress=trial.progress)
@@ -142,7 +142,7 @@ def _kill(trial: _Trial) -> Report:
     return snapshots + kills + _named(_ENGINE, engine)
 
 
-def _cut_power(trial: _Trial) -> Report:
+def _cut_power(trial: Trial) -> Report:
     life = StoreLife(_CHECKPOINTS[Mode.POWER], seed=trial.seed)
     cuts = power_cuts(life, seed=trial.seed, samples=_SAMPLES, workers=trial.workers, progress=trial.progress)
     again = recovery_cuts(life, crashes=_RECOVERIES, seed=trial.seed, workers=trial.workers, progress=trial.progress)
@@ -157,7 +157,7 @@ def _cut_power(trial: _Trial) -> Report:
     return cuts + again + _named(_ENGINE, engine)
 
 
-def _fail(trial: _Trial, life: Workload | None = None) -> Report:
+def _fail(trial: Trial, life: Workload | None = None) -> Report:
     return fault_points(
         life or FailingDiskLife(_CHECKPOINTS[Mode.DISK], seed=trial.seed),
         seed=trial.seed,
@@ -168,11 +168,11 @@ def _fail(trial: _Trial, life: Workload | None = None) -> Report:
     )
 
 
-def _fail_and_damage(trial: _Trial) -> Report:
+def _fail_and_damage(trial: Trial) -> Report:
     return _fail(trial) + damage_states(count=_DAMAGED, seed=trial.seed, workers=trial.workers, progress=trial.progress)
 
 
-def _rehearse(trial: _Trial, scenario: Scenario, factory: str = ENGINE) -> Report:
+def _rehearse(trial: Trial, scenario: Scenario, factory: str = ENGINE) -> Report:
     done = 0
 
     def advance() -> None:
@@ -258,11 +258,11 @@ def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: 
             done[mode] = rounds or plan.rounds
             for number in range(done[mode]):
                 words = f"{mode}, round {number + 1} of {done[mode]}"
-                trial = _Trial(seed + number, workers, directory, _Announced(progress, words))
+                trial = Trial(seed + number, workers, directory, _Announced(progress, words))
                 report = plan.run(trial)
                 findings += [_repeatable(mode, trial.seed, finding) for finding in report.findings]
                 total += report
-            trial = _Trial(seed, workers, directory, _Announced(progress, f"{mode}, the control"))
+            trial = Trial(seed, workers, directory, _Announced(progress, f"{mode}, the control"))
             control[mode] = Control(broken=plan.broken, violations=plan.run_control(trial).violations)
     return ModesReport(
         modes=tuple(modes),

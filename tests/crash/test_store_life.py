@@ -22,6 +22,7 @@ def run(calls: str) -> dict[str, int]:
         "from limpet.engine.drill.store_life import FailingDiskLife, StoreLife\n"
         "from limpet.engine.testing import *\n"
         "from tests.crash.mutants import *\n"
+        "from tests.crash.read_life import ReadLife, UnflushedReadLife\n"
         "from tests.crash.upgrade import Upgrade\n"
         "reason = supported()\n"
         "assert reason is None, reason\n"
@@ -74,6 +75,15 @@ def test_power_cuts() -> None:
     )
     assert report["images"] > 65_000  # to which the other tests here add more than 35,000
     assert report["violations"] == 0, report["findings"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("life", "is_sound"), [("ReadLife", True), ("UnflushedReadLife", False)])
+def test_power_cuts_that_are_read(life: str, is_sound: bool) -> None:
+    """Reading what a cut left, as the long run does, finds nothing in the store, and what is lost in a broken one."""
+    report = run(f"power_cuts({life}(2), samples=1, every=8, workers={WORKERS})")
+    assert report["images"] > 100
+    assert (report["violations"] == 0) is is_sound, report["findings"]
 
 
 @pytest.mark.timeout(600)

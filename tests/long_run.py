@@ -1,0 +1,212 @@
+"""The long run: `python -m tests.long_run`, hours of it, by seeds; what is done is kept, and the next call goes on.
+
+Each part has a file in docs/long-run with what its seeds have tried and found so far. A file is of one state of the
+sources that the promises rest on: of other sources nothing is added to it, and nothing taken from it.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, NamedTuple
+
+import msgspec
+
+from limpet.engine.drill.damage import damage_states
+from limpet.engine.drill.engine_life import EngineLife
+from limpet.engine.drill.modes import PLANS, Mode, Trial
+from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
+from limpet.engine.durable import write_file
+from limpet.engine.testing import Report, fault_points, kill_points, power_cuts, true_kills
+from tests.crash.read_life import RECOVERED_EVERY, ReadLife, UnflushedReadLife
+
+ROOT: Final = Path(__file__).parents[1]
+RESULTS: Final = ROOT / "docs" / "long-run"
+_NOT_PROMISED: Final = frozenset({"bench", "cli", "drill", "testing"})
+"""Parts of the engine's package that a container's state does not go through."""
+_CHECKPOINTS: Final = 120
+_CHECKPOINTS_OF_CUTS: Final = 12
+_SAMPLES: Final = 12
+_TRUE_KILLS_EVERY: Final = 40
+_DAMAGED: Final = 1000
+
+
+class Tried(NamedTuple):
+    """What one seed has tried and found."""
+
+    count: int
+    acknowledged: int
+    findings: tuple[str, ...]
+
+
+class Part(NamedTuple):
+    """One kind of trial: what it counts, how many there are to be, how one seed is tried, and its control."""
+
+    counts: str
+    goal: int
+    run: Callable[[Trial], Tried]
+    broken: str = ""
+    """What the control is, the same trial of something that is broken on purpose."""
+    run_control: Callable[[Trial], int] | None = None
+    """Tries it, and returns how often that was noticed."""
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """What a part has done so far, as it is kept."""
+
+    sources: str
+    """A digest of the sources that were tried."""
+    seeds: int = 0
+    """Seeds 1 to this one are done."""
+    count: int = 0
+    acknowledged: int = 0
+    findings: list[str] = msgspec.field(default_factory=list)
+    control: int = 0
+    """How often the control was noticed."""
+    seconds: float = 0.0
+
+
+def _tried(report: Report, name: str) -> Tried:
+    return Tried(getattr(report, name), report.acknowledged, tuple(map(str, report.findings)))
+
+
+def _snapshot(trial: Trial) -> Tried:
+    return _tried(kill_points(StoreLife(_CHECKPOINTS, seed=trial.seed), workers=trial.workers), "points")
+
+
+def _cut(life: ReadLife, trial: Trial, samples: int = _SAMPLES) -> Tried:
+    return _tried(power_cuts(life, seed=trial.seed, samples=samples, workers=trial.workers), "images")
+
+
+def _kill(trial: Trial) -> Tried:
+    lives = StoreLife(_CHECKPOINTS, seed=trial.seed), EngineLife(trial.seed)
+    store, engine = (true_kills(life, every=_TRUE_KILLS_EVERY, workers=trial.workers) for life in lives)
+    return _tried(store + engine, "points")
+
+
+def _fail(trial: Trial) -> Tried:
+    life = FailingDiskLife(1, seed=trial.seed)
+    return _tried(fault_points(life, seed=trial.seed, cuts=0, workers=trial.workers), "faults")
+
+
+def _mode(mode: Mode, counts: str, goal: int, name: str) -> Part:
+    return _with_control_of(mode, counts, goal, lambda trial: _tried(PLANS[mode].run(trial), name))
+
+
+def _with_control_of(mode: Mode, counts: str, goal: int, run: Callable[[Trial], Tried]) -> Part:
+    plan = PLANS[mode]
+    return Part(counts, goal, run, plan.broken, lambda trial: plan.run_control(trial).violations)
+
+
+def _damage(trial: Trial) -> Tried:
+    return _tried(damage_states(count=_DAMAGED, seed=trial.seed, workers=2 * trial.workers), "damaged")
+
+
+PARTS: Final[Mapping[str, Part]] = {
+    "kill": _with_control_of(Mode.KILL, "kill points, as what a kill there leaves", 200_000, _snapshot),
+    "sigkill": _with_control_of(Mode.KILL, "SIGKILLs at such points, also of an engine", 2_000, _kill),
+    "power": Part(
+        f"power-cut images, read, and one of {RECOVERED_EVERY} recovered",
+        2_000_000,
+        lambda trial: _cut(ReadLife(_CHECKPOINTS_OF_CUTS, seed=trial.seed), trial),
+        PLANS[Mode.POWER].broken,
+        lambda trial: len(_cut(UnflushedReadLife(1, seed=trial.seed), trial, samples=1).findings),
+    ),
+    "recovery": _mode(
+        Mode.POWER, "power-cut images, all recovered, also of a recovery and an engine", 100_000, "images"
+    ),
+    "errors": _with_control_of(Mode.DISK, "failed operations, each with the disks after it", 5_000, _fail),
+    "damage": Part("damaged states", 100_000, _damage),
+    "reuse": _mode(Mode.REUSE, "verdicts after pids were reused", 1_000, "cases"),
+    "reboot": _mode(Mode.REBOOT, "verdicts after reboots", 1_000, "cases"),
+}
+
+
+def digest_sources() -> str:
+    """Return a digest of the modules that a container's state goes through."""
+    digest = hashlib.sha256()
+    for path in sorted(path for package in ("engine", "recovery", "schema") for path in (ROOT / package).rglob("*.py")):
+        name = path.relative_to(ROOT)
+        if name.parts[1] not in _NOT_PROMISED:
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def read_result(directory: Path, name: str) -> Result | None:
+    """Return what a part has done so far, None if it was not begun."""
+    try:
+        return msgspec.json.decode((directory / f"{name}.json").read_bytes(), type=Result)
+    except FileNotFoundError:
+        return None
+
+
+def go_on(name: str, directory: Path, until: float, workers: int) -> Result:
+    """Try seed after seed until the part's goal is reached, or the clock (monotonic seconds) is past `until`.
+
+    Each seed's result is on disk before the next one begins.
+    """
+    part, sources = PARTS[name], digest_sources()
+    result = read_result(directory, name) or Result(sources=sources)
+    if result.sources != sources:
+        sys.exit(f"{directory / name}.json is of other sources, {result.sources}: remove it to begin anew")
+    while result.count < part.goal:
+        began = time.monotonic()
+        with TemporaryDirectory(prefix="limpet-long-run-") as scratch:
+            trial = Trial(result.seeds + 1, workers, scratch, lambda _done, _total: None)
+            if part.run_control and not result.control:
+                result.control = part.run_control(trial)
+            tried = part.run(trial)
+        result.seeds += 1
+        result.count += tried.count
+        result.acknowledged += tried.acknowledged
+        result.findings += [f"seed {result.seeds}: {finding}" for finding in tried.findings]
+        result.seconds = round(result.seconds + time.monotonic() - began, 1)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_file(str(directory / f"{name}.json"), msgspec.json.format(msgspec.json.encode(result)) + b"\n", 0o644)
+        _show(name, result)
+        if time.monotonic() > until:
+            break
+    return result
+
+
+def _show(name: str, result: Result) -> None:
+    part = PARTS[name]
+    line = f"{name}: seed {result.seeds}, {result.count:,} of {part.goal:,} {part.counts}, found {len(result.findings)}"
+    print(f"\r{line:100}" if sys.stderr.isatty() else line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr)
+
+
+def render(directory: Path) -> str:
+    """Return the table of all that is kept, as Markdown."""
+    lines = [
+        "| part | what | goal | tried | seeds | found | its control |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, part in PARTS.items():
+        result = read_result(directory, name)
+        if result is not None:
+            control = f"a store or an engine that {part.broken}: {result.control:,}" if part.run_control else ""
+            cells = (part.counts, f"{part.goal:,}", f"{result.count:,}", f"1-{result.seeds}", str(len(result.findings)))
+            lines.append(f"| `{name}` | {' | '.join(cells)} | {control} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Go on with the parts, and print what all of it comes to. Status 1 if anything was found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.long_run", description=__doc__)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this; repeatable")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of each part, after which no seed begins")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the directory of what is done")
+    options = parser.parse_args()
+    names = options.part or list(PARTS)
+    results = [go_on(name, options.results, time.monotonic() + options.minutes * 60, options.workers) for name in names]
+    print(render(options.results), end="")
+    return 1 if any(result.findings for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

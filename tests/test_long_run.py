@@ -10,7 +10,7 @@ import pytest
 from tests.long_run import RESULTS, Result, read_result, render
 
 ROOT = Path(__file__).parents[1]
-DAMAGE = 1000
+DAMAGE = 500
 """How many states a seed damages."""
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
@@ -75,22 +76,28 @@ def _tried(report: Report, name: str) -> Tried:
 
 
 def _snapshot(trial: Trial) -> Tried:
-    return _tried(kill_points(StoreLife(_CHECKPOINTS, seed=trial.seed), workers=trial.workers), "points")
+    return _tried(
+        kill_points(StoreLife(_CHECKPOINTS, seed=trial.seed), workers=trial.workers, progress=trial.progress), "points"
+    )
 
 
 def _cut(life: ReadLife, trial: Trial, samples: int = _SAMPLES) -> Tried:
-    return _tried(power_cuts(life, seed=trial.seed, samples=samples, workers=trial.workers), "images")
+    return _tried(
+        power_cuts(life, seed=trial.seed, samples=samples, workers=trial.workers, progress=trial.progress), "images"
+    )
 
 
 def _kill(trial: Trial) -> Tried:
     lives = StoreLife(_CHECKPOINTS, seed=trial.seed), EngineLife(trial.seed)
-    store, engine = (true_kills(life, every=_TRUE_KILLS_EVERY, workers=trial.workers) for life in lives)
+    store, engine = (
+        true_kills(life, every=_TRUE_KILLS_EVERY, workers=trial.workers, progress=trial.progress) for life in lives
+    )
     return _tried(store + engine, "points")
 
 
 def _fail(trial: Trial) -> Tried:
     life = FailingDiskLife(1, seed=trial.seed)
-    return _tried(fault_points(life, seed=trial.seed, cuts=0, workers=trial.workers), "faults")
+    return _tried(fault_points(life, seed=trial.seed, cuts=0, workers=trial.workers, progress=trial.progress), "faults")
 
 
 def _mode(mode: Mode, counts: str, goal: int, name: str) -> Part:
@@ -103,7 +110,9 @@ def _with_control_of(mode: Mode, counts: str, goal: int, run: Callable[[Trial], 
 
 
 def _damage(trial: Trial) -> Tried:
-    return _tried(damage_states(count=_DAMAGED, seed=trial.seed, workers=2 * trial.workers), "damaged")
+    return _tried(
+        damage_states(count=_DAMAGED, seed=trial.seed, workers=2 * trial.workers, progress=trial.progress), "damaged"
+    )
 
 
 PARTS: Final[Mapping[str, Part]] = {
@@ -156,7 +165,7 @@ def go_on(name: str, directory: Path, until: float, workers: int) -> Result:
     while result.count < part.goal:
         began = time.monotonic()
         with TemporaryDirectory(prefix="limpet-long-run-") as scratch:
-            trial = Trial(result.seeds + 1, workers, scratch, lambda _done, _total: None)
+            trial = Trial(result.seeds + 1, workers, scratch, partial(_show, name, result))
             if part.run_control and not result.control:
                 result.control = part.run_control(trial)
             tried = part.run(trial)
@@ -173,10 +182,15 @@ def go_on(name: str, directory: Path, until: float, workers: int) -> Result:
     return result
 
 
-def _show(name: str, result: Result) -> None:
+def _show(name: str, result: Result, done: int = 0, total: int = 0) -> None:
+    """Say how far a part has come: on a terminal in a line that is written over, elsewhere once a seed."""
     part = PARTS[name]
-    line = f"{name}: seed {result.seeds}, {result.count:,} of {part.goal:,} {part.counts}, found {len(result.findings)}"
-    print(f"\r{line:100}" if sys.stderr.isatty() else line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr)
+    line = f"{name}: {result.count:,} of {part.goal:,}, seeds 1-{result.seeds}, found {len(result.findings)}"
+    if sys.stderr.isatty():
+        line += f"; seed {result.seeds + 1}: {100 * done // total} %" if total else ""
+        print(f"\r{line:100}", end="", file=sys.stderr)
+    elif not total:
+        print(line, file=sys.stderr)
 
 
 def render(directory: Path) -> str:
@@ -204,7 +218,7 @@ def main() -> int:
     options = parser.parse_args()
     names = options.part or list(PARTS)
     results = [go_on(name, options.results, time.monotonic() + options.minutes * 60, options.workers) for name in names]
-    print(render(options.results), end="")
+    print(f"\n{render(options.results)}" if sys.stderr.isatty() else render(options.results), end="")
     unnoticed = [name for name, result in zip(names, results, strict=True) if PARTS[name].broken and not result.control]
     if unnoticed:
         print(f"The control was not noticed: {', '.join(unnoticed)}. What was tried proves nothing.", file=sys.stderr)

@@ -1,6 +1,6 @@
 """The store's life for very many images: most are read as `limpet ps` reads, which is quicker than to recover each.
 
-One of eight, and each that a reader refuses, is opened and recovered as in the drill.
+One of 32, and each that a reader refuses, is opened and recovered as in the drill.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from limpet.schema.codec import find_unsound, row_to_status
 from limpet.schema.errors import LimpetError
 from limpet.schema.layout import DEFAULT_NODE
 
-RECOVERED_EVERY = 8
+RECOVERED_EVERY = 32
 
 
 class ReadLife(StoreLife):

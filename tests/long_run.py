@@ -39,7 +39,7 @@ _DAMAGED: Final = 500
 class Tried(NamedTuple):
     """What one seed has tried and found."""
 
-    count: int
+    trials: int
     acknowledged: int
     findings: tuple[str, ...]
 
@@ -54,6 +54,8 @@ class Part(NamedTuple):
     """What the control is, the same trial of something that is broken on purpose."""
     run_control: Callable[[Trial], int] | None = None
     """Tries it, and returns how often that was noticed."""
+    find_obstacle: Callable[[], str | None] = lambda: None
+    """Says why this cannot be tried here, if so."""
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -106,7 +108,7 @@ def _mode(mode: Mode, counts: str, goal: int, name: str) -> Part:
 
 def _with_control_of(mode: Mode, counts: str, goal: int, run: Callable[[Trial], Tried]) -> Part:
     plan = PLANS[mode]
-    return Part(counts, goal, run, plan.broken, lambda trial: plan.run_control(trial).violations)
+    return Part(counts, goal, run, plan.broken, lambda trial: plan.run_control(trial).violations, plan.find_obstacle)
 
 
 def _damage(trial: Trial) -> Tried:
@@ -124,6 +126,7 @@ PARTS: Final[Mapping[str, Part]] = {
         lambda trial: _cut(ReadLife(_CHECKPOINTS_OF_CUTS, seed=trial.seed), trial),
         PLANS[Mode.POWER].broken,
         lambda trial: len(_cut(UnflushedReadLife(1, seed=trial.seed), trial, samples=1).findings),
+        PLANS[Mode.POWER].find_obstacle,
     ),
     "recovery": _mode(
         Mode.POWER, "power-cut images, all recovered, also of a recovery and an engine", 100_000, "images"
@@ -162,6 +165,8 @@ def go_on(name: str, directory: Path, until: float, workers: int) -> Result:
     result = read_result(directory, name) or Result(sources=sources)
     if result.sources != sources:
         sys.exit(f"{directory / name}.json is of other sources, {result.sources}: remove it to begin anew")
+    if (obstacle := part.find_obstacle()) is not None:
+        sys.exit(f"{name} cannot be tried here: {obstacle}")
     while result.count < part.goal:
         began = time.monotonic()
         with TemporaryDirectory(prefix="limpet-long-run-") as scratch:
@@ -170,7 +175,7 @@ def go_on(name: str, directory: Path, until: float, workers: int) -> Result:
                 result.control = part.run_control(trial)
             tried = part.run(trial)
         result.seeds += 1
-        result.count += tried.count
+        result.count += tried.trials
         result.acknowledged += tried.acknowledged
         result.findings += [f"seed {result.seeds}: {finding}" for finding in tried.findings]
         result.seconds = round(result.seconds + time.monotonic() - began, 1)

@@ -29,7 +29,7 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _NAME = "org.opencontainers.image.ref.name"
 _APP = ImageName("app", "1")
-_COMPRESSORS: dict[str, Any] = {
+COMPRESSORS: dict[str, Any] = {
     "": lambda data: data,
     "+gzip": lambda data: gzip.compress(data, 1),
     "+zstd": lambda data: zstandard.ZstdCompressor().compress(data),
@@ -277,14 +277,14 @@ class LayoutWorld(_ImageWorld):
                 TRICKS[random.choice(sorted(TRICKS.keys() - {"huge"}))](random.choice(files), self.place / "around")
             archive.write_bytes(_pack(layout) if shape != "directory" else b"")
         if shape in {"gzip", "zstd"}:
-            archive.write_bytes(_COMPRESSORS["+" + shape](archive.read_bytes()))
+            archive.write_bytes(COMPRESSORS["+" + shape](archive.read_bytes()))
         if random.random() < 0.3:
             archive.write_bytes(values.spoil_bytes(random, archive.read_bytes()))
         self._mount(str(layout if shape == "directory" else archive))
 
     def _draw_docker(self, random: Random) -> bytes:
         config = json.dumps(_configuration([self._tar])).encode()
-        layer = random.choice((self._tar, _COMPRESSORS["+gzip"](self._tar)))
+        layer = random.choice((self._tar, COMPRESSORS["+gzip"](self._tar)))
         entries: Any = [{"Config": "c.json", "RepoTags": ["app:1"], "Layers": ["l/layer.tar"]}]
         if random.random() < 0.7:
             entries = values.spoil_json(random, entries)[0]
@@ -339,7 +339,7 @@ def write_layout(path: Path, tars: list[bytes], *, compression: str = "", spoil:
         (blobs / digest[7:]).write_bytes(data)
         return {"mediaType": media_type, "digest": digest, "size": len(data)}
 
-    layers = [put(_COMPRESSORS[compression](each), _LAYER + compression) for each in tars]
+    layers = [put(COMPRESSORS[compression](each), _LAYER + compression) for each in tars]
     config = put(write(_configuration(tars), 0.3), _CONFIG)
     manifest = put(
         write({"schemaVersion": 2, "mediaType": _MANIFEST, "config": config, "layers": layers}, 0.3), _MANIFEST

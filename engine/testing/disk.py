@@ -307,7 +307,8 @@ def _volatile(path: str, mode: int, rng: random.Random) -> Iterator[File]:
     """Yield the file as nobody may trust it: absent, zeroed or garbage."""
     draw = rng.randrange(3)
     if draw:
-        yield File(path, mode, bytes(_VOLATILE_SIZE) if draw == 1 else rng.randbytes(SECTOR) * (_VOLATILE_SIZE // SECTOR))
+        sector = bytes(SECTOR) if draw == 1 else rng.randbytes(SECTOR)
+        yield File(path, mode, sector * (_VOLATILE_SIZE // SECTOR))
 
 
 def _pages(offset: int, size: int) -> range:

@@ -22,6 +22,7 @@ from limpet.engine.testing.plan import (
 from limpet.engine.testing.supervisor import Event
 
 _KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE
+_LARGEST: Final = (1 << 63) - 1  # an offset beyond it is negative: EINVAL, says the kernel
 
 
 class _Data(NamedTuple):
@@ -37,11 +38,13 @@ def _write(event: Event, nodes: Nodes, number: int, at: int | None, data: _Data)
             acknowledgement = Acknowledge(data.read())
             return keep(Plan(acknowledgement, lambda: Reply(len(acknowledgement.data))))
         node = nodes.find(status)
-        if node is None or not data.size:
+        if node is None or not data.size or (at is not None and at > _LARGEST):
             return None
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         if flags & os.O_DSYNC:
             raise blind_spot(event, "to a file opened with O_SYNC or O_DSYNC", number)
+        if flags & os.O_DIRECT:
+            raise blind_spot(event, "to a file opened with O_DIRECT", number)
         appends = bool(flags & os.O_APPEND)
         if at is not None and not appends:
             put = functools.partial(os.pwrite, descriptor)
@@ -83,7 +86,9 @@ def truncate_descriptor(event: Event, nodes: Nodes, a: list[int]) -> Plan | None
 def _truncate(nodes: Nodes, descriptor: int, size: int, cut: Callable[[], None]) -> Plan | None:
     with closed_unless_planned([descriptor]) as keep:
         node = nodes.find(os.fstat(descriptor))
-        return None if node is None else keep(Plan(Truncate(node, size), lambda: then_reply(cut)))
+        if node is None or size > _LARGEST:
+            return None
+        return keep(Plan(Truncate(node, size), lambda: then_reply(cut)))
 
 
 def allocate(event: Event, nodes: Nodes, a: list[int]) -> Plan | None:

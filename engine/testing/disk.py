@@ -62,6 +62,8 @@ class File(NamedTuple):
     path: str
     mode: int
     content: bytes | str | None
+    same_as: str = ""
+    """The earlier path of the image that is another name of this file, if there is one."""
 
 
 Image = tuple[File, ...]
@@ -159,20 +161,24 @@ class Disk:
         rng: random.Random,
     ) -> Iterator[File]:
         pending = [(ROOT, "")]
+        found = {ROOT: ""}  # where each directory and file has its first name
         while pending:
             directory, path = pending.pop()
             for name, node in sorted(names[directory].items()):
                 inode = self._inodes[node]
                 mode, here = modes.get(node, inode.mode), path + name
                 if node in names:
-                    yield File(here, mode, None)
-                    pending.append((node, here + "/"))
+                    if found.setdefault(node, here) == here:  # a directory is in one place, and never in itself
+                        yield File(here, mode, None)
+                        pending.append((node, here + "/"))
                 elif name.endswith(VOLATILE_SUFFIXES):
                     yield from _volatile(here, mode, rng)
                 elif inode.target is not None:
                     yield File(here, mode, inode.target)
                 else:
-                    yield File(here, mode, bytes(contents[node]) if node in contents else inode.bytes())
+                    first = found.setdefault(node, here)
+                    content = bytes(contents[node]) if node in contents else inode.bytes()
+                    yield File(here, mode, content, "" if first == here else first)
 
     def _make(self, operation: Create | MakeDirectory | Symlink) -> None:
         match operation:
@@ -238,9 +244,15 @@ class Disk:
         self.changes = [change for change in self.changes if change.node != node]
 
     def _redirty(self, change: Change) -> None:
-        """Bring back the lost pages that a new write touches: the next flush writes them whole."""
+        """Bring back the lost pages that a new write touches: the next flush writes them whole.
+
+        What of them is cut off is gone for processes, too.
+        """
         inode = self._inodes[change.node]
-        if inode.lost and isinstance(change, Write):
+        if inode.lost and isinstance(change, Truncate):
+            kept = {page: content[: change.size - page * PAGE] for page, content in inode.lost.items()}
+            inode.lost = {page: content for page, content in kept.items() if page * PAGE < change.size}
+        elif inode.lost and isinstance(change, Write):
             for page in _pages(change.offset, len(change.data)):
                 lost = inode.lost.pop(page, None)
                 if lost:

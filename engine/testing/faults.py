@@ -13,12 +13,12 @@ what does not survive, and not die by a signal.
 import errno
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from limpet.engine.testing.disk import Fate, Model
-from limpet.engine.testing.life import Life, Step, require_success
+from limpet.engine.testing.life import Life, LifeFailedError, NotReachedError, Step, require_success
 from limpet.engine.testing.operations import (
     Chmod,
     Create,
@@ -40,7 +40,7 @@ from limpet.engine.testing.powercut import ALL_MODELS, Place, Selection, check_c
 from limpet.engine.testing.run import run_jobs
 from limpet.engine.testing.supervisor import HungError
 from limpet.engine.testing.tree import empty, scratch
-from limpet.engine.testing.workload import Checker, NothingToTestError, Progress, Report, Workload
+from limpet.engine.testing.workload import Checker, NothingToTestError, Progress, Report, Workload, require_positive
 from limpet.schema.errors import InvalidInputError
 
 SHORT: Final = "SHORT"
@@ -137,7 +137,7 @@ class Aftermath(NamedTuple):
 
     trace: Trace
     status: int | None
-    struck_at: int | None
+    struck_at: int
 
 
 def fault_points(
@@ -157,13 +157,17 @@ def fault_points(
 
     After each, the power is cut at the fault, at the end, and at `cuts` other moments between them.
     Raises LifeFailedError, BlindSpotError, HungError (the life without a fault), UnsupportedError,
-    NothingToTestError.
+    NothingToTestError, and InvalidInputError for `failures` that are none.
     """
+    require_positive(every=every, workers=workers)
+    for kind, errors in failures.items():
+        for error in errors:
+            Fault.parse(str(Fault(kind, 0, error)))
     test = _FaultTest(workload, Selection(seed, models, samples), cuts, deadline_seconds)
     with scratch() as directory:
         faults = _faults(workload, failures, f"{directory}/0", deadline_seconds)[seed % every :: every]
 
-        def worker(index: int) -> Callable[[Fault, Mark], Report]:
+        def worker(index: int) -> Callable[[Fault, Mark], Iterator[Report]]:
             return lambda fault, mark: test.check(fault, f"{directory}/{index}", mark)
 
         return run_jobs(worker, faults, workers=workers, deadline_seconds=deadline_seconds, progress=progress)
@@ -189,12 +193,18 @@ def _faults(
 
 
 def live_with(workload: Workload, fault: Fault, place: str, deadline_seconds: float) -> Aftermath:
-    """Run a life with this fault in the directory `place`, emptied first. Raises HungError and what Life raises."""
+    """Run a life with this fault in the directory `place`, emptied first.
+
+    Raises NotReachedError or LifeFailedError when it ends before the fault strikes, and what Life raises.
+    """
     empty(place)
     injector = _Injector(fault)
     with Life(workload.live, place, deadline_seconds=deadline_seconds) as life:
         for step in life:
             injector.treat(step, len(life.operations))
+        if injector.struck_at is None:
+            require_success(life)
+            raise NotReachedError(f"the workload's life did not get as far as {fault}")
         return Aftermath(life.trace, life.status, injector.struck_at)
 
 
@@ -205,31 +215,28 @@ class _FaultTest:
     cuts: int
     deadline_seconds: float
 
-    def check(self, fault: Fault, place: str, mark: Mark) -> Report:
+    def check(self, fault: Fault, place: str, mark: Mark) -> Iterator[Report]:
         """Run a life with this fault, and check what it leaves, also after power cuts."""
         checker = Checker(self.workload)
         mark(str(fault))
         try:
             aftermath = live_with(self.workload, fault, place, self.deadline_seconds)
-        except HungError as error:
+        except (HungError, LifeFailedError, NotReachedError) as error:
             checker.add(str(fault), "other", str(error))
-            return checker.report(faults=1)
+            yield checker.report(faults=1)
+            return
         if aftermath.status is not None and aftermath.status < 0:
             checker.add(str(fault), "other", f"the workload was killed by signal {-aftermath.status}")
         checker.check(str(fault), place, aftermath.trace.acknowledged)
-        images = 0
-        if aftermath.struck_at is not None:
-            cuts = self._choose(fault, aftermath.struck_at, len(aftermath.trace.operations))
-            images = self._cut(checker, fault, aftermath.trace, cuts, Place(place, mark))
-        return checker.report(faults=1, images=images)
+        yield checker.report(faults=1)
+        cuts = self._choose(fault, aftermath.struck_at, len(aftermath.trace.operations))
+        yield from self._cut(checker, fault, aftermath.trace, cuts, Place(place, mark))
 
-    def _cut(self, checker: Checker, fault: Fault, trace: Trace, cuts: list[int], place: Place) -> int:
+    def _cut(self, checker: Checker, fault: Fault, trace: Trace, cuts: list[int], place: Place) -> Iterator[Report]:
         failed = any(isinstance(operation, SyncFailed) for operation in trace.operations)
-        count = 0
         for fate in Fate if failed else (Fate.DROPPED,):
             named = place._replace(prefix=f"{fault._replace(fate=fate if failed else None)}>")
-            count += check_cuts(checker, trace, self.selection.images(trace, fate), cuts, named)
-        return count
+            yield from check_cuts(checker, trace, self.selection.images(trace, fate), cuts, named)
 
     def _choose(self, fault: Fault, struck_at: int, end: int) -> list[int]:
         rng = random.Random(f"{self.selection.seed}:{fault}")  # noqa: S311 - repeats by the fault's name

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 from limpet.engine.testing.disk import SECTOR
-from limpet.engine.testing.life import Life, Step, require_success
+from limpet.engine.testing.life import Life, LifeFailedError, NotReachedError, Step, require_success
 from limpet.engine.testing.operations import Write
 from limpet.engine.testing.pool import Mark
 from limpet.engine.testing.run import run_jobs
 from limpet.engine.testing.supervisor import HungError
 from limpet.engine.testing.tree import copy, empty, scratch
-from limpet.engine.testing.workload import Checker, NothingToTestError, Progress, Report, Workload
+from limpet.engine.testing.workload import Checker, NothingToTestError, Progress, Report, Workload, require_positive
 from limpet.schema.errors import InvalidInputError
 
 When = Literal["before", "half", "after"]
@@ -66,6 +66,7 @@ def kill_points(
     Each check gets a copy of the directory, at another path. Raises LifeFailedError, BlindSpotError, HungError
     (the life), UnsupportedError, NothingToTestError.
     """
+    require_positive(workers=workers)
     with (
         scratch() as directory,
         Life(workload.live, _made(f"{directory}/live"), deadline_seconds=deadline_seconds) as life,
@@ -114,13 +115,13 @@ def _half(step: Step) -> int:
     return half if half < size else 0
 
 
-def _check_snapshot(workload: Workload, snapshot: _Snapshot, mark: Mark) -> Report:
+def _check_snapshot(workload: Workload, snapshot: _Snapshot, mark: Mark) -> Iterator[Report]:
     checker, point = Checker(workload), str(snapshot.point)
     mark(point)
     checker.check(point, snapshot.directory, snapshot.acknowledged)
     empty(snapshot.directory)
     os.rmdir(snapshot.directory)
-    return checker.report(points=1)
+    yield checker.report(points=1)
 
 
 def true_kills(
@@ -136,6 +137,7 @@ def true_kills(
     Each life and its check have the same directory. Descendants that outlive the killed process may go on
     until the check begins; they are ended with it. Raises what kill_points raises.
     """
+    require_positive(every=every, workers=workers)
     with scratch() as directory:
         halves = _count(workload, _made(f"{directory}/0"), deadline_seconds)
         points = [
@@ -145,9 +147,9 @@ def true_kills(
             if when != "half" or halves[number]
         ]
 
-        def worker(index: int) -> Callable[[KillPoint, Mark], Report]:
+        def worker(index: int) -> Callable[[KillPoint, Mark], Iterator[Report]]:
             place = f"{directory}/{index}"
-            return lambda point, mark: kill_and_check(workload, point, place, deadline_seconds, mark)
+            return lambda point, mark: _kill_and_check(workload, point, place, deadline_seconds, mark)
 
         return run_jobs(worker, points, workers=workers, deadline_seconds=deadline_seconds, progress=progress)
 
@@ -162,21 +164,26 @@ def _count(workload: Workload, directory: str, deadline_seconds: float) -> list[
     return halves
 
 
-def kill_and_check(workload: Workload, point: KillPoint, place: str, deadline_seconds: float, mark: Mark) -> Report:
+def _kill_and_check(
+    workload: Workload, point: KillPoint, place: str, deadline_seconds: float, mark: Mark
+) -> Iterator[Report]:
     """Kill a life at `point` and check what it left in the directory `place`."""
     mark(str(point))
     checker = Checker(workload)
     try:
         acknowledged = kill_at(workload, point, place, deadline_seconds)
-    except HungError as error:
+    except (HungError, LifeFailedError, NotReachedError) as error:
         checker.add(str(point), "other", str(error))
     else:
         checker.check(str(point), place, acknowledged)
-    return checker.report(points=1)
+    yield checker.report(points=1)
 
 
 def kill_at(workload: Workload, point: KillPoint, place: str, deadline_seconds: float) -> list[bytes]:
-    """Run a life in the directory `place`, emptied first, and kill it at `point`; return what it acknowledged."""
+    """Run a life in the directory `place`, emptied first, and kill it at `point`; return what it acknowledged.
+
+    Raises NotReachedError or LifeFailedError when it ends before that, and what Life raises.
+    """
     empty(place)
     with Life(workload.live, place, deadline_seconds=deadline_seconds) as life:
         for number, step in enumerate(life):
@@ -184,7 +191,9 @@ def kill_at(workload: Workload, point: KillPoint, place: str, deadline_seconds: 
                 if point.when != "before":
                     step.perform(_half(step) if point.when == "half" else None)
                 life.kill()
-        return life.acknowledged
+                return life.acknowledged
+        require_success(life)
+        raise NotReachedError(f"the workload's life did not get as far as {point}")
 
 
 def _made(directory: str) -> str:

@@ -27,7 +27,7 @@ from limpet.engine.testing.plan import Plan, Reply
 from limpet.engine.testing.process import require_single_thread
 from limpet.engine.testing.supervisor import Event, Supervisor
 from limpet.engine.testing.translate import plan
-from limpet.schema.errors import LimpetError
+from limpet.schema.errors import InvalidInputError, LimpetError
 
 Live = Callable[[str, Callable[[bytes], None]], None]
 """What a workload's live() is: it gets the directory and the function that acknowledges."""
@@ -35,6 +35,10 @@ Live = Callable[[str, Callable[[bytes], None]], None]
 
 class LifeFailedError(LimpetError):
     """The workload did not come to its end though nothing was done to it; the message has its traceback."""
+
+
+class NotReachedError(InvalidInputError):
+    """The life came to its end before the point that was asked for."""
 
 
 class Step:
@@ -64,7 +68,7 @@ class Step:
             self._reply = Reply(self._written) if self._written else error.errno or 0
 
     def fail(self, error: int) -> None:
-        """Let the call return this errno, and do nothing. A flush that fails is recorded as such."""
+        """Let the call return this errno, and do nothing. An fsync that fails is recorded as such."""
         if isinstance(self.operation, Sync):
             self._life.operations.append(SyncFailed(self.operation.node))
         self._reply = error

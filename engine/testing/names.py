@@ -42,6 +42,8 @@ CREAT_FLAGS: Final = os.O_CREAT | os.O_TRUNC | os.O_WRONLY
 _AT_SYMLINK_NOFOLLOW, _AT_SYMLINK_FOLLOW, _AT_EMPTY_PATH = 0x100, 0x400, 0x1000
 _O_TMPFILE: Final = 0o20000000 | os.O_DIRECTORY
 _RENAME_NOREPLACE: Final = 1
+_NOT_MODELLED: Final = {stat.S_IFIFO, stat.S_IFSOCK}
+"""Kinds of files that come, go and move unseen: no content of theirs survives anything."""
 
 
 def open_file(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> Plan | None:
@@ -139,9 +141,11 @@ def rename(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | N
     """Plan rename, renameat and renameat2; out of the tree it is an unlink, into it a blind spot."""
     old, new = path_of(event, a[0], a[1]), path_of(event, a[2], a[3])
     status = os.stat(old, follow_symlinks=False)
-    node, source, target = nodes.find(status), place_of(nodes, old), place_of(nodes, new)
-    descriptors = [place[1] for place in (source, target) if place is not None]
+    node, descriptors = nodes.find(status), list[int]()
     with closed_unless_planned(descriptors) as keep:
+        source, target = (_keep_open(place_of(nodes, path), descriptors) for path in (old, new))
+        if source is not None and stat.S_IFMT(status.st_mode) in _NOT_MODELLED:
+            return None
         if source is None and target is None and node is None:
             return None
         if source is None or node is None:
@@ -154,6 +158,12 @@ def rename(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | N
         if target is None:
             return keep(Plan(Unlink(source[0], source[2]), act))
         return keep(Plan(Rename(node, source[0], source[2], target[0], target[2]), act))
+
+
+def _keep_open(place: tuple[int, int, str] | None, descriptors: list[int]) -> tuple[int, int, str] | None:
+    if place is not None:
+        descriptors.append(place[1])
+    return place
 
 
 def _do_rename(old: str, new: str, flags: int) -> Reply:
@@ -206,7 +216,7 @@ def make_node(event: Event, nodes: Nodes, directory: int, address: int, mode: in
     place = place_of(nodes, path)
     if place is not None:
         os.close(place[1])
-        if stat.S_IFMT(mode) not in {stat.S_IFIFO, stat.S_IFSOCK}:
+        if stat.S_IFMT(mode) not in _NOT_MODELLED:
             raise blind_spot(event, f"with the mode {mode:#o}", path)
     return None
 

@@ -12,6 +12,8 @@ from limpet.engine.testing.supervisor import Event
 from limpet.schema.errors import UnsupportedError
 
 AT_FDCWD: Final = -100
+_ITS_OWN: Final = {"/proc/self": "", "/proc/thread-self": "", "/dev/fd": "/fd"}
+"""Directories that are others for each process, and where in its own under /proc they are found from here."""
 
 
 class BlindSpotError(UnsupportedError):
@@ -54,6 +56,9 @@ def path_of(event: Event, directory: int, address: int) -> str:
     """Return the path as it reads from here: through /proc, with the process's root and directories."""
     path = event.read_string(address)
     number = directory & 0xFFFFFFFF
+    for prefix, inside in _ITS_OWN.items():
+        if path == prefix or path.startswith(f"{prefix}/"):
+            return f"/proc/{event.pid}{inside}{path.removeprefix(prefix)}"
     if path.startswith("/"):
         return f"/proc/{event.pid}/root{path}"
     if number == AT_FDCWD & 0xFFFFFFFF:

@@ -1,4 +1,7 @@
-"""Work spread over forked processes, with a deadline: a job that hangs or crashes is reported, never waited for."""
+"""Work spread over forked processes, with a deadline: a job that hangs or crashes is reported, never waited for.
+
+A job yields its results one by one, so that those before its end are not lost with it.
+"""
 
 import contextlib
 import functools
@@ -10,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from limpet.engine.testing.process import own_descendants, start, thread_count
+from limpet.engine.testing.process import own_descendants, read_failure, start, thread_count
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Mark = Callable[[str], None]
 """What a job calls when it begins something: the name of it, and the sign that it is alive."""
 
-Prepare = Callable[[int], Callable[[Job, Mark], Result]]
+Prepare = Callable[[int], Callable[[Job, Mark], Iterator[Result]]]
 
 _COUNTER: Final = struct.Struct("=Q")
 _MARK_SIZE: Final = 256
@@ -28,6 +31,17 @@ class Lost(NamedTuple):
 
     mark: str
     reason: str
+
+
+class Ended(NamedTuple):
+    """A job that has ended, after its last result."""
+
+
+class _End(NamedTuple):
+    """How a job ended, as its process tells it."""
+
+    error: Exception | None
+    can_fork: bool
 
 
 class Pool(Generic[Job, Result]):
@@ -52,8 +66,8 @@ class Pool(Generic[Job, Result]):
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def map(self, jobs: Iterable[Job]) -> Iterator[Result | Lost]:
-        """Yield the results as they come. A job is taken from `jobs` ahead of the moment when one is idle.
+    def map(self, jobs: Iterable[Job]) -> Iterator[Result | Lost | Ended]:
+        """Yield the results as they come, and how each job ended. A job is taken from `jobs` before a process is idle.
 
         An exception that a job raises is raised here.
         """
@@ -64,7 +78,7 @@ class Pool(Generic[Job, Result]):
         while any(worker.is_busy for worker in self._workers):
             yield from self._collect()
 
-    def _collect(self) -> Iterator[Result | Lost]:
+    def _collect(self) -> Iterator[Result | Lost | Ended]:
         busy = [worker for worker in self._workers if worker.is_busy]
         waiting = min(worker.seconds_left for worker in busy)
         poll = select.poll()
@@ -83,7 +97,7 @@ class Pool(Generic[Job, Result]):
 
 
 class _Worker(Generic[Job, Result]):
-    def __init__(self, prepare: Callable[[], Callable[[Job, Mark], Result]], deadline_seconds: float) -> None:
+    def __init__(self, prepare: Callable[[], Callable[[Job, Mark], Iterator[Result]]], deadline_seconds: float) -> None:
         self._prepare, self._deadline_seconds = prepare, deadline_seconds
         self._memory = mmap.mmap(-1, _COUNTER.size + _MARK_SIZE)
         self.is_busy = False
@@ -108,19 +122,17 @@ class _Worker(Generic[Job, Result]):
         self.is_busy = True
         self._note_life()
 
-    def receive(self, ready: set[int]) -> Result | Lost | None:
-        """Return the result, or that there is none; None while the job is alive."""
+    def receive(self, ready: set[int]) -> Result | Lost | Ended | None:
+        """Return the next result, or how the job ended; None while it is alive."""
         if self.descriptors[0] in ready:
             with contextlib.suppress(EOFError, ConnectionResetError):
-                answer: tuple[Result | Exception, bool] = self._connection.recv()
-                self.is_busy = False
-                if not answer[1]:
-                    self._restart()
-                if isinstance(answer[0], Exception):
-                    raise answer[0]
-                return answer[0]
+                answer: Result | _End = self._connection.recv()
+                self._note_life()
+                return self._end(answer) if isinstance(answer, _End) else answer
         if not set(self.descriptors).isdisjoint(ready):
-            return self._lose(f"the process that checks ended with status {self._family.wait()}")
+            status, said = self._family.wait(), read_failure(self._family)
+            last_line = said.strip().rpartition("\n")[2]
+            return self._lose(f"the process that checks ended with status {status}" + (last_line and f": {last_line}"))
         if self.seconds_left > 0:
             return None
         if self._counter() != self._seen:
@@ -131,6 +143,14 @@ class _Worker(Generic[Job, Result]):
     def close(self) -> None:
         self._family.close()
         self._connection.close()
+
+    def _end(self, end: _End) -> Ended:
+        self.is_busy = False
+        if not end.can_fork:
+            self._restart()
+        if end.error is not None:
+            raise end.error
+        return Ended()
 
     def _lose(self, reason: str) -> Lost:
         mark = self._memory[_COUNTER.size :].split(b"\0", 1)[0].decode()
@@ -151,7 +171,7 @@ class _Worker(Generic[Job, Result]):
 
 
 def _serve(
-    prepare: Callable[[], Callable[[Job, Mark], Result]],
+    prepare: Callable[[], Callable[[Job, Mark], Iterator[Result]]],
     parents: Connection,
     connection: Connection,
     memory: mmap.mmap,
@@ -170,10 +190,11 @@ def _serve(
             job = connection.recv()
         except EOFError:
             return
-        result: Result | Exception
+        failure: Exception | None = None
         try:
-            result = function(job, mark)
-        except Exception as error:  # noqa: BLE001 - raised again where the result is asked for
-            result = error
+            for result in function(job, mark):
+                connection.send(result)
+        except Exception as error:  # noqa: BLE001 - raised again where the results are asked for
+            failure = error
         can_fork = thread_count() == 1  # else a check left threads behind: the next job gets a new process
-        connection.send((result, can_fork))
+        connection.send(_End(failure, can_fork))

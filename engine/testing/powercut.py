@@ -7,7 +7,7 @@ first CUT operations of the trace, MODEL says how names become durable (see `dis
     data, names        all data and no name, or all names and no data
     prefix.K           the first K writes
     drop.K, only.K     all writes but one, or one alone
-    subset.R           each write or not, at random
+    subset.R           each write or not, at random; where none is pending, each name
     torn.R, page.R     sectors of 512 bytes, or pages of 4096, each or not, at random; files have their full size
     zeros.R            the same where most sectors are missing: new ones read as zeros
     garbage.R          the same, with random bytes in some; beyond what is legal, so only when asked for
@@ -27,7 +27,7 @@ from limpet.engine.testing.operations import Acknowledge, Trace, acknowledged_be
 from limpet.engine.testing.pool import Mark
 from limpet.engine.testing.run import run_jobs
 from limpet.engine.testing.tree import empty, materialise, scratch
-from limpet.engine.testing.workload import Checker, NothingToTestError, Progress, Report, Workload
+from limpet.engine.testing.workload import Checker, NothingToTestError, Progress, Report, Workload, require_positive
 from limpet.schema.errors import InvalidInputError
 
 ALL_MODELS: Final = (Model.JOURNALED, Model.POSIX)
@@ -130,6 +130,8 @@ class Images:
             random_kinds = ("subset", "torn", "page", *(("garbage",) if self._garbage else ()))
             yield from (f"{kind}.{k}" for kind in random_kinds for k in range(self._samples))
             yield "zeros.0"
+        if namings > 1 and not changes and self._model is Model.POSIX:
+            yield from (f"subset.{k}" for k in range(self._samples))
         if namings > 1:
             newest = range(max(0, namings - _NEWEST), namings)
             kinds = ("name-prefix", "name-drop", "name-only") if self._model is Model.POSIX else ("name-prefix",)
@@ -246,18 +248,18 @@ def power_cuts(
     the very path where the life was. `deadline_seconds` is for the life, and for each check.
     Raises LifeFailedError, BlindSpotError, HungError (the life), UnsupportedError, NothingToTestError.
     """
+    require_positive(every=every, workers=workers)
     selection = Selection(seed, models, samples, garbage)
     with scratch() as directory:
         trace = record_in(workload, f"{directory}/0", deadline_seconds)
         cuts = range(seed % every, len(trace.operations) + 1, every)
         jobs = [cuts[first : first + _CUTS_PER_JOB] for first in range(0, len(cuts), _CUTS_PER_JOB)]
 
-        def worker(index: int) -> Callable[[range, Mark], Report]:
-            def check(cuts: range, mark: Mark) -> Report:
-                checker, images = Checker(workload), selection.images(trace)
+        def worker(index: int) -> Callable[[range, Mark], Iterator[Report]]:
+            def check(cuts: range, mark: Mark) -> Iterator[Report]:
+                images = selection.images(trace)
                 _pass_by(images, cuts.start - every)
-                count = check_cuts(checker, trace, images, cuts, Place(f"{directory}/{index}", mark))
-                return checker.report(images=count)
+                return check_cuts(Checker(workload), trace, images, cuts, Place(f"{directory}/{index}", mark))
 
             return check
 
@@ -297,9 +299,8 @@ def _pass_by(images: Mapping[Model, Images], cut: int) -> None:
 
 def check_cuts(
     checker: Checker, trace: Trace, images: Mapping[Model, Images], cuts: Iterable[int], place: Place
-) -> int:
-    """Check every new image of these cuts, and return how many there were."""
-    count = 0
+) -> Iterator[Report]:
+    """Check every new image of these cuts, and yield what each check found."""
     for cut in cuts:
         acknowledged = [*place.acknowledged, *acknowledged_before(trace.operations, cut)]
         for point, image in (found for one in images.values() for found in one.at(cut)):
@@ -307,5 +308,4 @@ def check_cuts(
             place.mark(name)
             materialise(image, place.directory)
             checker.check(name, place.directory, acknowledged)
-            count += 1
-    return count
+            yield checker.report(images=1)

@@ -174,6 +174,14 @@ class Family:
             os.close(self._pidfd)
 
 
+def read_failure(process: Process) -> str:
+    """Return the traceback of the exception that ended the process's function, once; else an empty string."""
+    try:
+        return process.report.recv(65_536, socket.MSG_DONTWAIT).decode(errors="replace")
+    except BlockingIOError:
+        return ""
+
+
 def require_single_thread() -> None:
     """Raise UnsupportedError when this process has more than one thread: it cannot fork safely."""
     threads = thread_count()

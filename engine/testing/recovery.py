@@ -4,7 +4,7 @@ The name of such an image is the two names of its cuts: SEED:CUT:KIND:MODEL>SEED
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from limpet.engine.testing.disk import Image, Model
@@ -15,7 +15,7 @@ from limpet.engine.testing.powercut import ALL_MODELS, Place, Point, Selection, 
 from limpet.engine.testing.run import run_jobs
 from limpet.engine.testing.supervisor import HungError
 from limpet.engine.testing.tree import materialise, scratch
-from limpet.engine.testing.workload import Checker, Progress, Report, Workload
+from limpet.engine.testing.workload import Checker, Progress, Report, Workload, require_positive
 
 
 def recovery_cuts(
@@ -33,6 +33,7 @@ def recovery_cuts(
 
     What the workload's check does in the directory is the recovery. Raises what power_cuts raises.
     """
+    require_positive(crashes=crashes, workers=workers)
     selection = Selection(seed, models, samples)
     with scratch() as directory:
         trace = record_in(workload, f"{directory}/0", deadline_seconds)
@@ -40,7 +41,7 @@ def recovery_cuts(
 
         test = _RecoveryTest(workload, trace, selection, deadline_seconds)
 
-        def worker(index: int) -> Callable[[Point, Mark], Report]:
+        def worker(index: int) -> Callable[[Point, Mark], Iterator[Report]]:
             images = selection.images(trace)
             place = f"{directory}/{index}"
             return lambda point, mark: test.crash_again(point, images[point.model].one(point), place, mark)
@@ -75,7 +76,7 @@ class _RecoveryTest:
     selection: Selection
     deadline_seconds: float
 
-    def crash_again(self, point: Point, image: Image, place: str, mark: Mark) -> Report:
+    def crash_again(self, point: Point, image: Image, place: str, mark: Mark) -> Iterator[Report]:
         """Recover from the image, record how, and check every image that a cut within that may leave."""
         checker = Checker(self.workload)
         acknowledged = acknowledged_before(self.trace.operations, point.cut)
@@ -85,9 +86,15 @@ class _RecoveryTest:
             recovery, failure = record_recovery(self.workload, place, acknowledged, self.deadline_seconds)
         except HungError as error:
             checker.add(str(point), "other", str(error))
-            return checker.report(images=1)
-        if failure:
+            yield checker.report(images=1)
+            return
+        if failure:  # its kind is lost with the process that was recorded: once more, here
+            materialise(image, place)
+            checker.check(str(point), place, acknowledged)
+        found = checker.report(images=1)
+        if failure and found.clean:
             checker.add(str(point), "other", failure)
+            found += checker.report()
+        yield found
         images, cuts = self.selection.images(recovery), range(len(recovery.operations) + 1)
-        count = check_cuts(checker, recovery, images, cuts, Place(place, mark, f"{point}>", acknowledged))
-        return checker.report(images=count + 1)
+        yield from check_cuts(checker, recovery, images, cuts, Place(place, mark, f"{point}>", acknowledged))

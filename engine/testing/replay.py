@@ -1,6 +1,6 @@
 """One point again, alone: the state that a finding names is made anew, kept, and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from limpet.engine.testing.disk import Fate
 from limpet.engine.testing.faults import Fault, live_with
@@ -18,18 +18,18 @@ def replay(workload: Workload, point: str, directory: str, *, deadline_seconds: 
     """Make the state that `point` names, the name in a Finding, and check it.
 
     `directory` is made, or emptied, and keeps two trees: `found` is the state as the crash left it, and
-    `checked` what the check made of it. Raises InvalidInputError for a name that is none, and what the kind of
-    test raises from which the name comes.
+    `checked` what the check made of it. Raises InvalidInputError for a name that is none, or of a point that this
+    life does not reach, and what the kind of test raises from which the name comes.
     """
 
-    def check(name: str, mark: Mark) -> Report:
+    def check(name: str, mark: Mark) -> Iterator[Report]:
         mark(name)
         place = f"{directory}/checked"
         acknowledged = _reach(workload, name, place, deadline_seconds)
         copy(place, f"{directory}/found")
         checker = Checker(workload)
         checker.check(name, place, acknowledged)
-        return checker.report(points=1)
+        yield checker.report(points=1)
 
     _parse(point)
     empty(directory)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sized
 
 from limpet.engine.testing.pool import Job, Lost, Pool, Prepare
-from limpet.engine.testing.workload import Finding, Progress, Report
+from limpet.engine.testing.workload import Finding, NothingToTestError, Progress, Report
 
 
 def run_jobs(
@@ -17,19 +17,25 @@ def run_jobs(
     """Do the jobs in `workers` processes and add up their reports.
 
     A job that hangs for `deadline_seconds`, or crashes its process, is a finding: what remained of it was
-    not tried.
+    not tried, and is not counted. Raises NothingToTestError when there is none.
     """
-    report = Report()
-    total = len(jobs) if isinstance(jobs, Sized) else 0
+    total = len(jobs) if isinstance(jobs, Sized) else None
+    if total == 0:
+        raise NothingToTestError("no point of the workload's life was chosen; it has fewer than `every` says")
+    report, done = Report(), 0
     with Pool(prepare, workers=workers, deadline_seconds=deadline_seconds) as pool:
-        for done, result in enumerate(pool.map(jobs), 1):
-            report += report_lost(result) if isinstance(result, Lost) else result
+        for result in pool.map(jobs):
+            if isinstance(result, Report):
+                report += result
+                continue
+            if isinstance(result, Lost):
+                report += _report_lost(result)
+            done += 1
             if progress is not None:
-                progress(done, max(done, total))
+                progress(done, max(done, total or 0))
     return report
 
 
-def report_lost(lost: Lost) -> Report:
-    """Return the report of a job that did not end."""
+def _report_lost(lost: Lost) -> Report:
     message = f"the check did not end: {lost.reason}; the points after it in its job were not tried"
-    return Report.of([Finding(lost.mark, "other", message)], points=1)
+    return Report.of([Finding(lost.mark, "other", message)])

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 from limpet.engine.testing import syscalls
-from limpet.engine.testing.process import libc, start
+from limpet.engine.testing.process import libc, read_failure, start
 from limpet.schema.errors import LimpetError, UnsupportedError
 
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags, seccomp_data
@@ -41,12 +41,16 @@ _NEW_LISTENER: Final = 1 << 3
 _WAIT_KILLABLE: Final = 1 << 5  # only a fatal signal wakes a process that was stopped
 
 
+_KEPT_PIDFDS: Final = 64
+"""Of the threads that were stopped last for the first time: a life may have any number of short processes."""
+
+
 class _Program(ctypes.Structure):  # struct sock_fprog
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
 class HungError(LimpetError):
-    """What ran under supervision used up its time and was killed. `where` names what it was doing."""
+    """What ran under supervision used up its time and was killed."""
 
 
 class Event:
@@ -105,6 +109,7 @@ class Supervisor:
         self.audit_architecture = syscalls.AUDIT_ARCHITECTURES[architecture]
         self.names = {number: name for name, number in syscalls.numbers(architecture).items()}
         self.killed = False
+        self._failure = ""
         self._left_seconds = deadline_seconds
         self._deadline_seconds = deadline_seconds
         self._pidfds: dict[int, int] = {}
@@ -130,10 +135,8 @@ class Supervisor:
 
     def failure(self) -> str:
         """Return the traceback of the exception that ended the function, or an empty string."""
-        try:
-            return self._family.report.recv(65_536, socket.MSG_DONTWAIT).decode()
-        except BlockingIOError:
-            return ""
+        self._failure = self._failure or read_failure(self._family)
+        return self._failure
 
     def events(self) -> Iterator[Event]:
         """Yield each call in the order in which they are stopped, until the process has ended.
@@ -212,6 +215,8 @@ class Supervisor:
         for _ in range(2):
             pidfd = self._pidfds.get(thread)
             if pidfd is None:
+                if len(self._pidfds) >= _KEPT_PIDFDS:
+                    os.close(self._pidfds.pop(next(iter(self._pidfds))))
                 pidfd = self._pidfds[thread] = os.pidfd_open(_process_of(thread))
             descriptor: int = libc.syscall(syscalls.PIDFD_GETFD, pidfd, number, 0)
             if descriptor >= 0:

@@ -31,9 +31,11 @@ def materialise(image: Image, directory: str) -> None:
     closed: list[tuple[str, int]] = []
     mask = os.umask(0)
     try:
-        for path, mode, content in image:
+        for path, mode, content, same_as in image:
             target = f"{directory}/{path}"
-            if content is None:
+            if same_as:
+                os.link(f"{directory}/{same_as}", target)
+            elif content is None:
                 os.mkdir(target, mode | stat.S_IRWXU)
                 if mode & stat.S_IRWXU != stat.S_IRWXU:
                     closed.append((target, mode))
@@ -52,12 +54,13 @@ def copy(source: str, directory: str) -> None:
     os.mkdir(directory, 0o700)
     mask = os.umask(0)
     try:
-        _copy_into(source, directory)
+        _copy_into(source, directory, {})
     finally:
         os.umask(mask)
 
 
-def _copy_into(source: str, directory: str) -> None:
+def _copy_into(source: str, directory: str, linked: dict[int, str]) -> None:
+    """Copy what is in `source`. `linked` has the copies of files with more than one name, by their inodes."""
     with os.scandir(source) as entries:
         for entry in entries:
             target = f"{directory}/{entry.name}"
@@ -68,9 +71,13 @@ def _copy_into(source: str, directory: str) -> None:
             mode = stat.S_IMODE(status.st_mode)
             if stat.S_ISDIR(status.st_mode):
                 os.mkdir(target, stat.S_IRWXU)
-                _copy_into(entry.path, target)
+                _copy_into(entry.path, target, linked)
                 os.chmod(target, mode)
+            elif status.st_ino in linked:
+                os.link(linked[status.st_ino], target)
             elif stat.S_ISREG(status.st_mode):
+                if status.st_nlink > 1:
+                    linked[status.st_ino] = target
                 _write(target, mode, _read(entry.path, status.st_size))
 
 

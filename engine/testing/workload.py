@@ -4,10 +4,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Literal, Protocol, Self, get_args
 
-from limpet.engine.testing.process import end_descendants
-from limpet.schema.errors import LimpetError
+from limpet.engine.testing.process import FAILED, end_descendants
+from limpet.schema.errors import InvalidInputError, LimpetError, quote
 
 Kind = Literal["lost", "torn", "false_verdict", "other"]
 """How a promise was broken: acknowledged and gone, half there, a statement that is not true, or otherwise."""
@@ -20,10 +20,15 @@ Progress = Callable[[int, int], None]
 
 
 class Violation(Exception):  # noqa: N818 - what is raised is a finding about the workload, no error of the test
-    """Raised by a check: the directory does not hold what was promised."""
+    """Raised by a check: the directory does not hold what was promised.
+
+    Raises InvalidInputError for a kind that is none, which a report could not count.
+    """
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
+        if kind not in get_args(Kind):
+            raise InvalidInputError(f"{quote(kind)} is no kind of violation: it is one of {', '.join(get_args(Kind))}")
         self.kind: Kind = kind
 
 
@@ -130,13 +135,15 @@ class Checker:
     """Checks directories one after another and collects what it finds."""
 
     def __init__(self, workload: Workload) -> None:
-        self._workload = workload
+        self._workload, self._process = workload, os.getpid()
         self._findings: list[Finding] = []
         self._acknowledged = 0
 
     def report(self, *, points: int = 0, images: int = 0, faults: int = 0) -> Report:
-        """Return the findings so far, as the report of so many points, images and faults."""
-        return Report.of(self._findings, points=points, images=images, faults=faults, acknowledged=self._acknowledged)
+        """Return what was found since the last report, as that of so many points, images and faults."""
+        findings, acknowledged = self._findings, self._acknowledged
+        self._findings, self._acknowledged = [], 0
+        return Report.of(findings, points=points, images=images, faults=faults, acknowledged=acknowledged)
 
     def add(self, point: str, kind: Kind, message: str) -> None:
         """Add what was found otherwise than by a check."""
@@ -149,7 +156,9 @@ class Checker:
             self._workload.check(directory, acknowledged)
         except Violation as violation:
             self.add(point, violation.kind, str(violation))
-        except Exception as error:  # noqa: BLE001 - a store that cannot be recovered is what we look for
+        except BaseException as error:  # noqa: BLE001 - also how sys.exit() and pytest.fail() say that it is not there
+            if os.getpid() != self._process:
+                os._exit(FAILED)  # a fork of the check's own: its parent hears of it
             self.add(point, "other", f"{type(error).__name__}: {error}")
         _end_children()
 
@@ -164,3 +173,10 @@ def _end_children() -> None:
 
 class NothingToTestError(LimpetError):
     """The workload did nothing that could be tested, for instance because it changes no file."""
+
+
+def require_positive(**arguments: int) -> None:
+    """Raise InvalidInputError for the first argument that is less than 1."""
+    for name, value in arguments.items():
+        if value < 1:
+            raise InvalidInputError(f"{name} is {value}, and must be 1 or more")

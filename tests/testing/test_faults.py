@@ -11,6 +11,7 @@ from workloads import Acknowledge, SQLiteCheckpoints, require, sync
 
 from limpet.engine.testing import FAILURES, Model, fault_points, replay
 from limpet.engine.testing.faults import Fault, live_with
+from limpet.schema.errors import InvalidInputError
 
 
 class EveryCall:
@@ -54,6 +55,17 @@ def test_every_error_is_delivered(kind: str, error: str, tmp_path: Path) -> None
     assert results[kind] == ("4" if error == "SHORT" else error.rstrip("+"))
     assert not set(before) & set(errno.errorcode.values())
     assert (error.rstrip("+") in after) is (error.endswith("+") and kind not in {"flush", "chmod"})
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [{"wirte": ("EIO",)}, {"write": ("ENOSUCH",)}, {"write": ("EDQUOT+",)}],
+    ids=["kind", "error", "lasting"],
+)
+def test_failures_that_are_none_are_refused(failures: dict[str, Sequence[str]]) -> None:
+    """A misspelt kind or error is refused; it would fail nothing, and look like a pass."""
+    with pytest.raises(InvalidInputError, match="names no fault"):
+        fault_points(EveryCall(), failures=failures)
 
 
 HARD = {"write": ("EIO", "SHORT"), "flush": ("EIO",), "open": ("EMFILE",), "unlink": ("EIO",)}

@@ -1,16 +1,26 @@
 """Kill points: what a SIGKILL at each system call leaves, by copy and in earnest."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from workloads import JSONFiles, SQLiteCheckpoints
+from workloads import JSONFiles, SQLiteCheckpoints, require, sync
 
-from limpet.engine.testing import Life, NothingToTestError, Workload, kill_points, replay, true_kills
+from limpet.engine.testing import (
+    Life,
+    NothingToTestError,
+    Workload,
+    fault_points,
+    kill_points,
+    power_cuts,
+    replay,
+    true_kills,
+)
 from limpet.engine.testing.disk import SECTOR
 from limpet.engine.testing.kills import KillPoint, kill_at
 from limpet.engine.testing.operations import Write
+from limpet.schema.errors import InvalidInputError
 
 BROKEN = {
     "acknowledged before the commit": (SQLiteCheckpoints(acknowledge_early=True), {"lost"}),
@@ -86,6 +96,64 @@ def test_replay_repeats_a_finding(way: str, tmp_path: Path) -> None:
         again = replay(workload, finding.point, str(tmp_path / "again"))
         assert [(f.point, f.kind) for f in again.findings] == [(finding.point, finding.kind)]
         assert (tmp_path / "again" / "found").is_dir()
+
+
+class LivesOnce(JSONFiles):
+    """Needs something outside that only its first life finds: the others end before their time."""
+
+    def __init__(self, outside: Path) -> None:
+        super().__init__("fsync", "directory")
+        self.outside = outside
+
+    def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
+        self.outside.mkdir()
+        super().live(directory, acknowledge)
+
+
+def test_a_point_that_is_not_reached_is_no_pass(tmp_path: Path) -> None:
+    """A life that ends too early is a finding with its traceback, and a point beyond its end is refused."""
+    for report in (true_kills(LivesOnce(tmp_path / "1")), fault_points(LivesOnce(tmp_path / "2"), every=3)):
+        assert report.other == report.points + report.faults > 5
+        assert "FileExistsError" in report.findings[0].message
+    for point in ("kill:before:999", "snapshot:half:999", "fault:write:999:EIO", "0:999:all:posix"):
+        with pytest.raises(InvalidInputError, match="999"):
+            replay(JSONFiles("fsync"), point, str(tmp_path / "again"))
+
+
+class Published(JSONFiles):
+    """Publishes a file by a second name, and the two are one."""
+
+    def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
+        with open(f"{directory}/new", "wb", buffering=0) as file:
+            file.write(b"x")
+            os.fsync(file.fileno())
+        os.link(f"{directory}/new", f"{directory}/published")
+        sync(directory)
+        acknowledge(b"")
+        os.unlink(f"{directory}/new")
+
+    def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
+        names = os.listdir(directory)
+        if acknowledged:
+            require("published" in names, "lost", f"{names}")
+        if len(names) == 2:
+            require(os.path.samefile(f"{directory}/new", f"{directory}/published"), "torn", "two files")
+
+
+def test_names_of_one_file_stay_names_of_one_file() -> None:
+    """What a kill or a power cut leaves has hard links where the life made them."""
+    for report in (kill_points(Published()), true_kills(Published()), power_cuts(Published())):
+        assert report.clean, report.findings
+
+
+@pytest.mark.parametrize("name", ["every", "workers"])
+def test_numbers_that_are_none_are_refused(name: str) -> None:
+    """A step or a number of processes of 0 is refused, and one that leaves no point proves nothing."""
+    for way in (true_kills, power_cuts, fault_points):
+        with pytest.raises(InvalidInputError, match=f"{name} is 0"):
+            way(JSONFiles(), **{name: 0})
+    with pytest.raises(NothingToTestError):
+        power_cuts(JSONFiles(), seed=998, every=999)
 
 
 def test_a_workload_that_does_nothing_proves_nothing() -> None:

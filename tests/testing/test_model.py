@@ -221,3 +221,33 @@ def test_acknowledgements_are_those_before_the_cut() -> None:
     trace = Trace((), (*FILE, Acknowledged(b"1"), Acknowledged(b"2")))
     images = Images(trace, Model.POSIX)
     assert [len(list(images.at(cut))) for cut in (4, 5, 6, 6)] == [1, 1, 1, 0]
+
+
+def test_what_is_cut_off_after_a_failed_flush_does_not_come_back() -> None:
+    """A file that is emptied and written anew, the cure for a failed flush, holds what is new and nothing else."""
+    failed = (Create(1, ROOT, "f", 0o600), Write(1, 0, b"o" * 5000), SyncFailed(1))
+    for size, kept in ((0, b""), (2, b"oo"), (4098, b"o" * 4098)):
+        operations = (*failed, Truncate(1, size), Write(1, size, b"new"), Write(1, 0, kept[:1]), SyncAll())
+        ((_, image),) = Images(Trace((), operations), Model.POSIX).at(len(operations))
+        assert image[0].content == kept + b"new"
+
+
+def test_any_names_may_be_missing_by_the_letter() -> None:
+    """Where only names are pending, some of which land and others do not, every combination is tried in the end."""
+    start = [(Create(node, ROOT, f"old{node}", 0o600)) for node in range(1, 5)]
+    renames = [Rename(node, ROOT, f"old{node}", ROOT, f"new{node}") for node in range(1, 5)]
+    images = Images(Trace(tuple(start), tuple(renames)), Model.POSIX, samples=200)
+    assert len({tuple(sorted(file.path for file in image)) for _, image in images.at(4)}) == 2**4
+
+
+def test_a_directory_is_never_in_itself() -> None:
+    """Renames of directories that land in any combination leave a tree, each directory in one place."""
+    start = (MakeDirectory(1, ROOT, "A", 0o700), MakeDirectory(2, ROOT, "B", 0o700))
+    renames = (
+        Rename(1, ROOT, "A", ROOT, "X"),
+        Rename(2, ROOT, "B", 1, "B"),
+        Rename(2, 1, "B", ROOT, "B"),
+        Rename(1, ROOT, "X", 2, "X"),
+    )
+    for _, image in Images(Trace(start, renames), Model.POSIX, samples=200).at(4):
+        assert len(image) <= 2, image

@@ -1,11 +1,12 @@
 """Power cuts: mistakes that only an image shows are found, correct stores are clean, and a name repeats an image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from workloads import JSONFiles, SQLiteCheckpoints
 
-from limpet.engine.testing import Model, Point, Workload, power_cuts, recovery_cuts, replay
+from limpet.engine.testing import Model, Point, Violation, Workload, power_cuts, recovery_cuts, replay
 from limpet.schema.errors import InvalidInputError
 
 BOTH = frozenset(Model)
@@ -102,6 +103,20 @@ def test_a_recovery_that_breaks_things_is_found(tmp_path: Path) -> None:
     assert finding.point.count(">") == 1
     again = replay(Forgetful(), finding.point, str(tmp_path / "again"))
     assert [(f.point, f.kind) for f in again.findings] == [(finding.point, finding.kind)]
+
+
+class LostInTwoLines(JSONFiles):
+    """Its recovery always says that something is lost, in more than one line."""
+
+    def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
+        raise Violation("lost", "payment 1\nis gone")
+
+
+def test_a_recovery_says_itself_what_it_found() -> None:
+    """What a recovery that is recorded finds is reported as it says it, its kind and all lines."""
+    report = recovery_cuts(LostInTwoLines(count=1), crashes=1)
+    assert report.lost == report.violations == report.images
+    assert report.findings[0].message == "payment 1\nis gone"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -10,17 +11,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from workloads import Acknowledge, JSONFiles, SQLiteCheckpoints
+from workloads import Acknowledge, JSONFiles, SQLiteCheckpoints, require
 
 from limpet.engine.testing import (
     BlindSpotError,
     HungError,
     Images,
     Model,
+    Violation,
     kill_points,
     power_cuts,
     record,
@@ -28,7 +30,7 @@ from limpet.engine.testing import (
     syscalls,
     true_kills,
 )
-from limpet.engine.testing.operations import Create, Write
+from limpet.engine.testing.operations import Chmod, Create, MakeDirectory, Write
 from limpet.engine.testing.process import start
 from limpet.schema.errors import UnsupportedError
 
@@ -143,9 +145,42 @@ class BadCheck(JSONFiles):
 def test_a_check_that_does_not_end_is_a_finding(act: Callable[[], object], says: str) -> None:
     """A check that hangs or takes its process down is reported with its point, and the other points are tried."""
     report = kill_points(BadCheck(act), deadline_seconds=0.5)
-    assert report.points > 8
-    assert 2 < report.other < report.points
+    assert report.other > 2
+    assert report.points + report.other > 8
     assert all(says in finding.message and finding.point.startswith("snapshot:") for finding in report.findings)
+
+
+@pytest.mark.parametrize("act", [lambda: sys.exit("it is gone"), lambda: pytest.fail("it is gone")])
+def test_a_check_may_say_so_as_a_program_or_a_test_does(act: Callable[[], object]) -> None:
+    """What ends a program or a test is the check's finding, in its words, and ends nothing else."""
+    report = kill_points(BadCheck(act))
+    assert 2 < report.other < report.points
+    assert all(finding.message.endswith("it is gone") for finding in report.findings)
+
+
+class LosesAndDies(JSONFiles):
+    """Its check finds all lost, and once everything was acknowledged it takes its process with it."""
+
+    def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
+        if len(acknowledged) == self.count:
+            os._exit(3)
+        if acknowledged:
+            raise Violation("lost", "all of it")
+
+
+def test_what_was_found_before_a_check_died_is_kept() -> None:
+    """A check that ends its process takes no finding and no count of those before it with it."""
+    report = power_cuts(LosesAndDies(count=2))
+    assert report.lost > 5
+    assert report.images > report.lost
+    assert "status 3" in report.findings[-1].message
+
+
+def test_a_kind_that_is_none_is_no_pass() -> None:
+    """A violation whose kind a report could not count is one all the same, and says which kinds there are."""
+    report = kill_points(BadCheck(lambda: require(False, "corrupt", "all is gone")))
+    assert report.other > 2
+    assert "'corrupt' is no kind" in report.findings[0].message
 
 
 def test_a_check_may_leave_threads_and_processes() -> None:
@@ -210,6 +245,9 @@ BLIND_SPOTS: dict[str, Callable[[str], object]] = {
     "fallocate": lambda place: libc.fallocate(_fill(place), 3, ctypes.c_long(0), ctypes.c_long(4096)),  # punch a hole
     "openat": lambda place: os.open(place, os.O_TMPFILE | os.O_WRONLY),
     "write": lambda place: os.write(os.open(f"{place}/f", os.O_CREAT | os.O_WRONLY | os.O_SYNC), b"x"),
+    "pwrite64": lambda place: os.pwrite(
+        os.open(f"{place}/f", os.O_CREAT | os.O_WRONLY | os.O_DIRECT), mmap.mmap(-1, 4096), 0
+    ),
     "setxattr": lambda place: os.setxattr(place, "user.x", b"x"),
     "rename": _rename_into,
     "pwritev2": lambda place: os.pwritev(_fill(place), [b"x"], 0, os.RWF_DSYNC),
@@ -335,3 +373,64 @@ def test_sockets_and_pipes_pass(directory: str) -> None:
         acknowledge(os.read(reading, 10) + right.recv(10))
 
     assert record(live, directory).acknowledged == (b"pipesocket",)
+
+
+def test_what_the_kernel_refuses_it_refuses_here(directory: str) -> None:
+    """A negative offset or size is the life's mistake, and it hears of it as it would alone."""
+
+    def live(place: str, acknowledge: Acknowledge) -> None:
+        file = os.open(f"{place}/file", os.O_CREAT | os.O_WRONLY)
+        for call in (lambda: os.pwrite(file, b"x", -1), lambda: os.ftruncate(file, -1)):
+            with pytest.raises(OSError, match="Invalid argument"):
+                call()
+        acknowledge(b"refused")
+
+    assert record(live, directory).acknowledged == (b"refused",)
+
+
+def test_sockets_may_be_renamed(directory: str) -> None:
+    """A socket is bound and moved to its name, as daemons do; it is nobody's state."""
+
+    def live(place: str, acknowledge: Acknowledge) -> None:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(f"{place}/s.tmp")
+            os.rename(f"{place}/s.tmp", f"{place}/s.sock")
+        acknowledge(b",".join(map(os.fsencode, os.listdir(place))))
+
+    assert record(live, directory).acknowledged == (b"s.sock",)
+
+
+def test_paths_through_ones_own_descriptors_are_seen(directory: str) -> None:
+    """/proc/self and /dev/fd are the life's own, not the supervisor's."""
+
+    def live(place: str, acknowledge: Acknowledge) -> None:
+        number = os.open(place, os.O_RDONLY)
+        os.mkdir(f"/proc/self/fd/{number}/sub")
+        with open(f"/dev/fd/{number}/sub/file", "wb", buffering=0) as file:
+            file.write(b"x")
+            os.chmod(f"/proc/thread-self/fd/{file.fileno()}", 0o600)
+
+    kinds = [type(operation) for operation in record(live, directory).operations]
+    assert kinds == [MakeDirectory, Create, Write, Chmod]
+
+
+def test_any_number_of_processes_and_failures(directory: str) -> None:
+    """Neither short processes nor renames that fail use up the supervisor's descriptors."""
+
+    def live(place: str, _: Acknowledge) -> None:
+        for number in range(150):
+            if os.fork() == 0:
+                with open(f"{place}/{number}", "wb", buffering=0) as file:
+                    file.write(b"x")
+                os._exit(0)
+            os.wait()
+            with pytest.raises(FileNotFoundError):
+                os.rename(f"{place}/{number}", f"{place}/missing/{number}")
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, before[1]))
+    try:
+        trace = record(live, directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert sum(isinstance(operation, Write) for operation in trace.operations) == 150

@@ -108,7 +108,7 @@ def _mode(mode: Mode, counts: str, goal: int, name: str) -> Part:
 
 def _with_control_of(mode: Mode, counts: str, goal: int, run: Callable[[Trial], Tried]) -> Part:
     plan = PLANS[mode]
-    return Part(counts, goal, run, plan.broken, lambda trial: plan.run_control(trial).violations, plan.find_obstacle)
+    return Part(counts, goal, run, plan.broken, plan.count_noticed, plan.find_obstacle)
 
 
 def _damage(trial: Trial) -> Tried:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from limpet.engine.drill import DrillReport, Failure
 
 MODES = ("kill", "power", "disk", "reuse", "reboot")
-_ROUNDS = 15
+_ROUNDS, _CONTAINERS = 15, 20
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FACTS = (
     ("kills", "engine killed with SIGKILL, also amid its recovery"),
@@ -62,20 +62,18 @@ class _Interrupted(BaseException):
 @click.option(
     "--containers",
     type=click.IntRange(1, 999),
-    default=20,
-    show_default=True,
-    help="How many containers to make in each round.",
+    help="How many containers to make in each round.  [default: 20]",
 )
 @click.option("--seed", type=int, help="Repeat the plan of an earlier drill.  [default: a new one]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes of a mode.  [default: one for each core]")
-@click.option("--point", metavar="POINT", help="Only this point of the mode, as a finding names it.")
+@click.option("--point", metavar="POINT", help="Only this point of the mode and seed, as a finding names it.")
 @click.option("--keep", is_flag=True, help="Leave the drill's directory for a look at it, and say where it is.")
 @output_option
 def command(
     *,
     modes: tuple[str, ...],
     rounds: int | None,
-    containers: int,
+    containers: int | None,
     seed: int | None,
     workers: int | None,
     point: str | None,
@@ -103,6 +101,10 @@ def command(
     """
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
     if modes:
+        if containers or keep:
+            raise click.UsageError("--containers and --keep are for a drill without --mode")
+        if point and seed is None:
+            raise click.UsageError("--point is of one --seed: the command that a finding prints has both")
         _run_modes(modes, rounds, chosen, workers, point, as_json=as_json)
     if workers or point:
         raise click.UsageError("--workers and --point are for a --mode")
@@ -110,7 +112,7 @@ def command(
     try:
         with _raise_on_signals():
             try:
-                report = _run(rounds or _ROUNDS, containers, chosen, directory)
+                report = _run(rounds or _ROUNDS, containers or _CONTAINERS, chosen, directory)
             finally:
                 _ignore_signals()  # what is left to do is short, and must be whole
                 if keep:

@@ -35,7 +35,7 @@ def run(modes: Sequence[str], rounds: int | None, seed: int, workers: int, point
     if point is not None:
         if len(modes) != 1:
             raise click.UsageError("--point is of one --mode")
-        return _repeat(Mode(modes[0]), seed, point)
+        return _repeat(Mode(modes[0]), seed, point, as_json=as_json)
     with _progress() as progress:
         report = run_modes([Mode(mode) for mode in modes], seed=seed, rounds=rounds, workers=workers, progress=progress)
     if as_json:
@@ -47,8 +47,11 @@ def run(modes: Sequence[str], rounds: int | None, seed: int, workers: int, point
     return UNSUPPORTED if report.unsupported else 0
 
 
-def _repeat(mode: Mode, seed: int, point: str) -> int:
+def _repeat(mode: Mode, seed: int, point: str, *, as_json: bool) -> int:
     report: Report = repeat_point(mode, seed, point)
+    if as_json:
+        print_json(**msgspec.to_builtins(report))
+        return 1 if report.violations else 0
     for finding in report.findings:
         print_lines(fill(f"{finding.kind}: {finding.message}", 2))
     print_lines([paint("FAILED", "red") if report.violations else paint("PASSED", "green")])
@@ -89,7 +92,8 @@ def _describe(report: ModesReport) -> Iterator[str]:
         told = f"noticed {control.violations:,} times" if control.violations else paint("NOT NOTICED", "red")
         yield f"Control of {mode}: a store or an engine that {control.broken}: {told}."
     for mode, why in report.unsupported.items():
-        yield from fill(f"{paint('NOT TRIED', 'yellow')}: {mode}: {why}", 0)
+        yield f"{paint('NOT TRIED', 'yellow')}: {mode}:"
+        yield from fill(why, 2)
     if report.is_clean:
         words = "PASSED what could be tried" if report.unsupported else "PASSED"
         yield f"{paint(words, 'green')} in {report.seconds:.0f} s (seed {report.seed})."
@@ -99,6 +103,6 @@ def _describe(report: ModesReport) -> Iterator[str]:
         yield from fill(f"{finding.mode}, {finding.kind}: {finding.message}", 2)
         yield f"    {finding.repeat}"
     if len(report.findings) > _SHOWN:
-        yield f"  and {len(report.findings) - _SHOWN} more; -o json has them all"
+        yield f"  and {len(report.findings) - _SHOWN} more; see -o json"
     yield "Repeat all of it with:"
     yield f"  {report.repeat}"

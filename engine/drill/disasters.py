@@ -35,8 +35,8 @@ class Scene(NamedTuple):
     """Not the engine's: links in its directories point here."""
     truth: Truth
     subreaper: Subreaper
-    planted: list[str]
-    """Names of files that the drill has put into the engine's directories, and that nobody may delete."""
+    planted: dict[str, str]
+    """Files that the drill has made, in the engine's directories or outside, and what nobody may change of them."""
     happened: Counter[Disaster]
     """Those that ask for namespaces of the drill's own are only counted here where they did happen."""
 
@@ -44,7 +44,7 @@ class Scene(NamedTuple):
 def prepare(scene: Scene) -> None:
     """Make what is outside."""
     os.mkdir(scene.outside_dir)
-    _write(os.path.join(scene.outside_dir, _PRECIOUS), "keep")
+    _plant(scene, scene.outside_dir, _PRECIOUS)
 
 
 def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> None:
@@ -58,10 +58,14 @@ def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> None:
 
 def find_harm(scene: Scene, world: World) -> list[Discrepancy]:
     """Return what is not as it was though it is not the engine's."""
-    places = (scene.containers_dir, scene.quarantine_dir)
-    kept = {name for place in places for _, _, names in os.walk(place) for name in names}
+    places = (scene.containers_dir, scene.quarantine_dir, scene.outside_dir)
+    kept = {name: os.path.join(where, name) for place in places for where, _, names in os.walk(place) for name in names}
     outside = os.listdir(scene.outside_dir)
-    harm = [(f"file {name}, which the engine did not make, kept", "gone") for name in scene.planted if name not in kept]
+    harm = [
+        (f"file {name}, which the engine did not make, {was}", now)
+        for name, was in scene.planted.items()
+        if (now := _describe(kept[name]) if name in kept else "gone") != was
+    ]
     harm += [(f"process {pid}, a stranger, alive", "ended") for pid in world.strangers - world.processes.keys()]
     harm += [(f"{scene.outside_dir} as it was", f"{outside}")] if outside != [_PRECIOUS] else []
     return [Discrepancy("-", Kind.HARMED, expected, said) for expected, said in harm]
@@ -69,7 +73,7 @@ def find_harm(scene: Scene, world: World) -> list[Discrepancy]:
 
 def _running(scene: Scene) -> list[str]:
     world = scene.subreaper.look()
-    return [key for key in sorted(scene.truth.known) if world.is_led(os.path.join(scene.containers_dir, key))]
+    return [key for key in sorted(scene.truth.known) if world.find_leader(os.path.join(scene.containers_dir, key))]
 
 
 def _with_bundle(scene: Scene) -> list[str]:
@@ -95,7 +99,7 @@ def _new_name(_: Scene) -> list[str]:
 
 
 def _kill(scene: Scene, key: str) -> int:
-    pid = scene.subreaper.look().is_led(os.path.join(scene.containers_dir, key))
+    pid = scene.subreaper.look().find_leader(os.path.join(scene.containers_dir, key))
     if pid:
         scene.truth.known[key].signalled = True
         scene.subreaper.kill(pid)
@@ -171,8 +175,7 @@ def _swap_bundle(scene: Scene, key: str) -> None:
 
 def _plant_unmarked(scene: Scene, name: str) -> None:
     _plant_empty(scene, name)
-    _write(os.path.join(scene.containers_dir, name, f"{name}.txt"), "whose?")
-    scene.planted.append(f"{name}.txt")
+    _plant(scene, os.path.join(scene.containers_dir, name), f"{name}.txt")
 
 
 def _plant_marked(scene: Scene, name: str) -> None:
@@ -189,6 +192,21 @@ def _plant_empty(scene: Scene, name: str) -> None:
 
 def _plant_link(scene: Scene, name: str) -> None:
     os.symlink(scene.outside_dir, os.path.join(scene.containers_dir, name))
+
+
+def _plant(scene: Scene, directory: str, name: str) -> None:
+    path = os.path.join(directory, name)
+    _write(path, f"{name}, keep")
+    scene.planted[name] = _describe(path)
+
+
+def _describe(path: str) -> str:
+    mode = f"mode {os.lstat(path).st_mode:o}"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return f"{mode}, {file.read()!r}"
+    except OSError as error:
+        return f"{mode}, {error.strerror}"
 
 
 def _write(path: str, text: str) -> None:

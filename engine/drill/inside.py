@@ -14,7 +14,7 @@ import msgspec
 from limpet.engine.drill.plan import Scenario
 from limpet.engine.drill.rehearsal import ENGINE, run_drill
 from limpet.engine.drill.report import DrillReport
-from limpet.schema.errors import UnsupportedError
+from limpet.engine.testing import LifeFailedError
 
 _ROUND = "round"
 _PROBE = """
@@ -55,7 +55,7 @@ def run_inside(
     engine_factory: str = ENGINE,
     on_round: Callable[[], object] = lambda: None,
 ) -> DrillReport:
-    """Run a drill in namespaces of its own; see `run_drill`. Raises UnsupportedError where there are none."""
+    """Run a drill in namespaces of its own; see `run_drill`. Raises LifeFailedError if it fails."""
     arguments = _Arguments(
         rounds=rounds,
         containers=containers,
@@ -77,7 +77,7 @@ def run_inside(
             process.kill()  # with it goes the first process of the pid namespace, and all others with that
             raise
     if process.returncode:
-        raise UnsupportedError(f"the drill in namespaces of its own ended with status {process.returncode}")
+        raise LifeFailedError(f"the drill in namespaces of its own ended with status {process.returncode}")
     return msgspec.json.decode(last, type=DrillReport)
 
 

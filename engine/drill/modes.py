@@ -1,10 +1,12 @@
 """The modes of the drill: what each tries, in rounds of another seed each, and the control that it must catch."""
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from operator import attrgetter
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
@@ -31,7 +33,7 @@ from limpet.engine.testing import (
     supported,
     true_kills,
 )
-from limpet.schema.errors import InvalidInputError
+from limpet.schema.errors import InvalidInputError, LimpetError
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being tried, how much of it is done, and how much there is."""
@@ -118,6 +120,12 @@ class _Plan(NamedTuple):
     run: Callable[[Trial], Report]
     broken: str
     run_control: Callable[[Trial], Report]
+    shows: Callable[[Report], int]
+    """What that breaks: anything else in the control's report is no sign that the trial can see."""
+
+    def count_noticed(self, trial: Trial) -> int:
+        """Run the control; return how often it was noticed."""
+        return self.shows(_try(self.run_control, trial))
 
 
 _CHECKPOINTS: Final = {Mode.KILL: 120, Mode.POWER: 12, Mode.DISK: 1}
@@ -132,6 +140,15 @@ _CONTAINERS: Final = 12
 _ENGINE: Final = "engine/"
 """What the names of points in the life of an engine begin with."""
 _DAMAGE: Final = "damage:"
+_PREFIXES: Final = {
+    Mode.KILL: ("snapshot:", "kill:"),
+    Mode.POWER: tuple("-0123456789"),
+    Mode.DISK: ("fault:", _DAMAGE),
+}
+"""What the names of a mode's points begin with, in whichever life."""
+_WHOLE: Final = "-"
+"""The point of a finding that no point of the mode repeats alone."""
+_LOST, _FALSE = attrgetter("lost"), attrgetter("false_verdicts")
 
 
 def _kill(trial: Trial) -> Report:
@@ -203,6 +220,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         _kill,
         "acknowledges before it writes",
         lambda trial: kill_points(HastyLife(2, seed=trial.seed), workers=trial.workers, progress=trial.progress),
+        _LOST,
     ),
     Mode.POWER: _Plan(
         supported,
@@ -212,6 +230,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         lambda trial: power_cuts(
             UnflushedLife(1, seed=trial.seed), samples=1, every=4, workers=trial.workers, progress=trial.progress
         ),
+        _LOST,
     ),
     Mode.DISK: _Plan(
         supported,
@@ -219,6 +238,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         _fail_and_damage,
         "acknowledges what has failed",
         lambda trial: _fail(trial, DeafLife(1, seed=trial.seed)),
+        _LOST,
     ),
     Mode.REUSE: _Plan(
         inside.find_obstacle,
@@ -226,6 +246,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         lambda trial: _rehearse(trial, Scenario.REUSE),
         "knows a process by its pid alone",
         lambda trial: _rehearse(trial, Scenario.REUSE, f"{_CONTROLS}:open_trusting_pids"),
+        _FALSE,
     ),
     Mode.REBOOT: _Plan(
         inside.find_obstacle,
@@ -233,6 +254,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         lambda trial: _rehearse(trial, Scenario.REBOOT),
         "does not ask which boot it is",
         lambda trial: _rehearse(trial, Scenario.REBOOT, f"{_CONTROLS}:open_blind_to_boots"),
+        _FALSE,
     ),
 }
 """What each mode needs, tries, and must be able to find."""
@@ -259,11 +281,11 @@ def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: 
             for number in range(done[mode]):
                 words = f"{mode}, round {number + 1} of {done[mode]}"
                 trial = Trial(seed + number, workers, directory, _Announced(progress, words))
-                report = plan.run(trial)
+                report = _try(plan.run, trial)
                 findings += [_repeatable(mode, trial.seed, finding) for finding in report.findings]
                 total += report
             trial = Trial(seed, workers, directory, _Announced(progress, f"{mode}, the control"))
-            control[mode] = Control(broken=plan.broken, violations=plan.run_control(trial).violations)
+            control[mode] = Control(broken=plan.broken, violations=plan.count_noticed(trial))
     return ModesReport(
         modes=tuple(modes),
         seed=seed,
@@ -289,8 +311,19 @@ def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: 
     )
 
 
+def _try(run: Callable[[Trial], Report], trial: Trial) -> Report:
+    """Return what a trial found. That it could not come to its end is a finding, too: others may have more to say."""
+    try:
+        return run(trial)
+    except LimpetError as error:
+        return Report.of([Finding(_WHOLE, "other", f"{type(error).__name__}: {error}")])
+
+
 def repeat_point(mode: Mode, seed: int, point: str) -> Report:
     """Repeat one point alone. Raises InvalidInputError if it names none of this mode."""
+    for other, prefixes in _PREFIXES.items():
+        if mode in _PREFIXES and mode is not other and point.removeprefix(_ENGINE).startswith(prefixes):
+            raise InvalidInputError(f"{point!r} is a point of the mode {other}, not of {mode}")
     with TemporaryDirectory(prefix="limpet-drill-") as directory:
         if point.startswith(_DAMAGE):
             return replay_damage(point)
@@ -338,12 +371,12 @@ def as_report(drill: DrillReport) -> Report:
         for failure in drill.failures
     ]
     if not drill.reused and not drill.reboots:
-        findings.append(Finding("-", "other", "no pid was reused and no boot id changed: nothing was tried"))
+        findings.append(Finding(_WHOLE, "other", "no pid was reused and no boot id changed: nothing was tried"))
     return Report.of(findings, points=drill.kills, cases=drill.judged, acknowledged=drill.acknowledged)
 
 
 def _repeatable(mode: Mode, seed: int, finding: Finding) -> Repeatable:
-    alone = f" --point {finding.point}" if mode in _CHECKPOINTS else ""
+    alone = f" --point {shlex.quote(finding.point)}" if mode in _CHECKPOINTS and finding.point != _WHOLE else ""
     return Repeatable(
         mode=mode,
         point=finding.point,

@@ -76,7 +76,7 @@ class _Rehearsal:
             outside_dir=os.path.join(directory, "outside"),
             truth=self._truth,
             subreaper=subreaper,
-            planted=[],
+            planted={},
             happened=Counter(),
         )
         self._round = 0

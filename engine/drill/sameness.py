@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from limpet.engine import wal
+from limpet.engine.testing.nodes import VOLATILE_SUFFIXES
 
 _KEPT_FRAMES: Final = 1024  # of 4 KiB each
 _checksum = lru_cache(_KEPT_FRAMES)(wal._checksum)  # noqa: SLF001  # the disks of one life have the same frames
@@ -30,12 +31,14 @@ def same_moment() -> Iterator[None]:
 
 
 def digest(directory: str) -> bytes:
-    """Return a digest of all names and contents in `directory`."""
+    """Return a digest of all names and contents in `directory`, but of what is volatile: nobody may trust that."""
     state = hashlib.blake2b()
     for folder, folders, files in os.walk(directory):
         folders.sort()
-        state.update(f"{folder}\0".encode())
+        state.update(f"{folder.removeprefix(directory)}\0".encode())
         for name in sorted(files):
+            if name.endswith(VOLATILE_SUFFIXES):
+                continue
             with open(f"{folder}/{name}", "rb") as file:
                 content = file.read()
             state.update(f"{name}\0{len(content)}\0".encode())

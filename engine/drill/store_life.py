@@ -27,13 +27,13 @@ from limpet.engine.durable import make_directory, write_file
 from limpet.engine.recovery_pass import recover
 from limpet.engine.store import Store
 from limpet.engine.testing import Kind, Violation
+from limpet.engine.testing.tree import scratch
 from limpet.recovery.evidence import Process
 from limpet.schema.errors import LimpetError, StoreDamagedError
 from limpet.schema.revision import SCHEMA_REVISION
 
 _BEGINNINGS: Final = ("", "0001", SCHEMA_REVISION)
 """The schema of the database that lives begin with, in turn; none where there is no database yet."""
-_MEMORY: Final = "/dev/shm"  # noqa: S108  # its directories are private
 Model = dict[str, int]
 """What the store must hold: the pid of each container's status."""
 Seen = tuple[Model, dict[str, str]]
@@ -252,8 +252,9 @@ class StoreLife:
         self._models = _models(script.steps)
         self._sound_backups: set[bytes] = set()
         """Digests of those that were found whole: most images of a life have the same ones."""
+        self._seen: dict[tuple[int, bytes], tuple[Seen, Seen]] = {}
         self._seen_again: dict[tuple[int, bytes], Seen] = {}
-        """What second looks saw, by process and digest: most images of a life are the same once recovered.
+        """What first and second looks saw, by process and digest: many disks of a life are the same to the byte.
 
         By process, because a recovery that is recorded in one of its own must be all there.
         """
@@ -274,21 +275,24 @@ class StoreLife:
         done = int(acknowledged[-1]) + 1 if acknowledged else 0
         possible = self._models[done : done + 2]
         with same_moment():
-            first = _look(f"{directory}/state")
+            first, second = self._look_twice(f"{directory}/state")
             if first[0] not in possible:
                 raise Violation(
                     _kind(first[0], possible), f"after step {done}: {first[0]}, not {possible[0]} (or {possible[-1]})"
                 )
-            second = self._look_again(f"{directory}/state")
             if second != first:
                 raise Violation("false_verdict", f"opened again it says {second}, not {first}")
             self._check_backups(directory, done)
 
-    def _look_again(self, state_dir: str) -> Seen:
+    def _look_twice(self, state_dir: str) -> tuple[Seen, Seen]:
         key = os.getpid(), digest(state_dir)
-        if key not in self._seen_again:
-            self._seen_again[key] = _look(state_dir)
-        return self._seen_again[key]
+        if key not in self._seen:
+            first = _look(state_dir)
+            left = os.getpid(), digest(state_dir)
+            if left not in self._seen_again:
+                self._seen_again[left] = _look(state_dir)
+            self._seen[key] = first, self._seen_again[left]
+        return self._seen[key]
 
     def _check_backups(self, directory: str, done: int) -> None:
         """See that each backup is there, and whole: that a copy of it opens as a store. May be repeated."""
@@ -300,10 +304,10 @@ class StoreLife:
             if name.startswith("backup-"):
                 with open(f"{directory}/{name}", "rb") as file:
                     content = file.read()
-                digest = hashlib.sha256(content).digest()
-                if digest not in self._sound_backups:
+                key = hashlib.sha256(content).digest()
+                if key not in self._sound_backups:
                     _require_whole(name, content)
-                    self._sound_backups.add(digest)
+                    self._sound_backups.add(key)
 
 
 class FailingDiskLife(StoreLife):
@@ -340,7 +344,7 @@ def _look(state_dir: str) -> Seen:
 
 
 def _require_whole(name: str, content: bytes) -> None:
-    with tempfile.TemporaryDirectory(dir=_MEMORY if os.path.isdir(_MEMORY) else None) as directory:
+    with scratch() as directory:
         with open(f"{directory}/{DATABASE}", "wb") as file:
             file.write(content)
         try:

@@ -48,7 +48,7 @@ class World:
             return False
         return process.bundle in {bundle, ""}  # before it executes the program it does not bear the path
 
-    def is_led(self, bundle: str) -> int:
+    def find_leader(self, bundle: str) -> int:
         """Return the pid of the process that leads the container with this bundle, 0 if none does."""
         for process in self.processes.values():
             if process.bundle == bundle and process.session == process.pid:

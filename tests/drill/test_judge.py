@@ -1,12 +1,17 @@
 """What the drill holds against an engine, case by case; and what it must not."""
 
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from limpet.engine.drill.disasters import Scene, find_harm, prepare
 from limpet.engine.drill.judge import Kind, find_leaks, judge
 from limpet.engine.drill.messages import Returned, Told
 from limpet.engine.drill.plan import Kill, Planned, Program, Round, Step, Verb
 from limpet.engine.drill.truth import Truth
-from limpet.engine.drill.world import Process, World
+from limpet.engine.drill.world import Process, Subreaper, World
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Reason, Status
 
@@ -156,3 +161,25 @@ def deleted(*, returned: bool) -> Truth:
     truth.end(Returned(1, CREATED))
     act(truth, 2, returned=returned)
     return truth
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda path: path.write_text(""),
+        lambda path: path.chmod(0),
+        lambda path: path.unlink(),
+        lambda path: (path.parent / "new").touch(),
+    ],
+    ids=["emptied", "closed", "gone", "joined by another"],
+)
+def test_what_is_outside_must_stay_as_it_is(tmp_path: Path, touch: Callable[[Path], object]) -> None:
+    """Somebody else's file is harmed where it is gone, holds something else, or has another mode."""
+    place = {name: str(tmp_path / name) for name in ("containers_dir", "quarantine_dir", "outside_dir")}
+    scene = Scene(**place, truth=Truth(), subreaper=Subreaper(), planted={}, happened=Counter())
+    world = World({}, {}, frozenset())
+    prepare(scene)
+    assert find_harm(scene, world) == []
+    (precious,) = (tmp_path / "outside_dir").iterdir()
+    touch(precious)
+    assert {found.kind for found in find_harm(scene, world)} == {Kind.HARMED}

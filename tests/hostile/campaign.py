@@ -94,7 +94,7 @@ def run_kind(
     while pending:
         batch, pending = pending[: kind.renewed_after], pending[kind.renewed_after :]
         with fresh_place(base) as place:
-            world = kind.world(place)
+            world, spoilt = kind.world(place), False
             while batch:
                 number = batch.pop(0)
                 attempt = world.draw(_random(name, seed, number))
@@ -104,9 +104,13 @@ def run_kind(
                 if verdict.fate is Fate.FINDING:
                     repeats = _happens_alone(name, seed, number, base)
                     tally.findings.append(Finding(name, number, seed, attempt.shown, verdict.words, repeats))
-                    pending = batch + pending  # this world may be spoilt
+                    pending, spoilt = batch + pending, True
                     break
-            _close(world)
+            words = _close(world)
+            if words and not spoilt:
+                tally.counts[Fate.FINDING] += 1
+                repeats = _happens_alone(name, seed, number, base)
+                tally.findings.append(Finding(name, number, seed, attempt.shown, words, repeats))
     return tally
 
 
@@ -118,12 +122,13 @@ def _happens_alone(name: str, seed: int, number: int, base: str | None) -> bool:
     with fresh_place(base) as place:
         world = KINDS[name].world(place)
         fate = judge(world, world.draw(_random(name, seed, number))).fate
-        _close(world)
-        return fate is Fate.FINDING
+        return bool(_close(world)) or fate is Fate.FINDING
 
 
-def _close(world: Any) -> None:
+def _close(world: Any) -> str:
+    """Close the world; return what went wrong: a finding, unless there is one that may have spoilt the world."""
     try:
         world.close()
-    except Exception as error:  # noqa: BLE001  # after a finding the world may be past closing
-        print(f"    closing the world: {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  # whatever it is, it came of what was tried
+        return f"closing the world: {type(error).__name__}: {error}"
+    return ""

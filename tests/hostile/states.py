@@ -23,10 +23,6 @@ from tests.hostile.canary import differences, make_canary, photograph
 from tests.hostile.engines import TRICKS, clear
 from tests.hostile.oracle import Attempt
 
-check._LOOK_AGAIN_SECONDS = snapshot._READ_AGAIN_SECONDS = (
-    0.0  # nobody writes meanwhile: no second look is needed later
-)
-
 _CONFIG = {"metadata": {"name": "good"}, "image": {"image": "host"}, "command": ["true"], "labels": {"app": "web"}}
 GOOD, BAD = "good", "bad"
 
@@ -54,6 +50,8 @@ class _SpoiltState:
         make_state(str(self._good))
         self.state = place / "state"
         self._around = self._photograph()
+        self._waits = check._LOOK_AGAIN_SECONDS, snapshot._READ_AGAIN_SECONDS
+        check._LOOK_AGAIN_SECONDS = snapshot._READ_AGAIN_SECONDS = 0.0  # nobody writes who would have to be waited for
 
     def _photograph(self) -> dict[str, Any]:
         return photograph(self.place, apart_from=frozenset({"state", "out"}))
@@ -69,7 +67,8 @@ class _SpoiltState:
         return differences(self._around, self._photograph())
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open. Who writes while others look is waited for again."""
+        check._LOOK_AGAIN_SECONDS, snapshot._READ_AGAIN_SECONDS = self._waits
 
 
 class EntryWorld(_SpoiltState):
@@ -232,9 +231,7 @@ class RowWorld(_SpoiltState):
                 with suppress(UnicodeEncodeError, OverflowError, TypeError, ValueError):
                     row["checksum"] = crc32(msgspec.json.encode(tuple(list(row.values())[:-1])))
             marks = ", ".join(
-                f"{name} = CAST(? AS {'TEXT' if isinstance(value, bytes) else ''})"
-                if isinstance(value, bytes)
-                else f"{name} = ?"
+                f"{name} = CAST(? AS TEXT)" if isinstance(value, bytes) else f"{name} = ?"
                 for name, value in row.items()
             )
             with suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):  # what the tables refuse by themselves
@@ -274,7 +271,6 @@ def _use_each(state_dir: str) -> None:
             for name in ("cri_status", "stop", "release", "delete"):
                 _ask(lambda each=container, name=name: getattr(each, name)())  # type: ignore[misc]
         engine.recover()
-        if GOOD in engine.store:
-            engine.store.checkpoint(GOOD, engine.store.status(GOOD))
+        engine.store.checkpoint(GOOD, engine.store.status(GOOD))
         for sandbox in engine.list_sandboxes():
             _ask(sandbox.delete)

@@ -8,7 +8,8 @@ from limpet.engine import draft
 from limpet.engine.images import layer
 from limpet.schema import protobuf_json
 from tests.hostile.__main__ import main
-from tests.hostile.campaign import Finding, run_kind
+from tests.hostile.campaign import KINDS, Finding, Kind, run_kind
+from tests.hostile.oracle import Attempt, Fate, judge
 
 
 def allow_any_id(patch: pytest.MonkeyPatch) -> None:
@@ -25,7 +26,7 @@ def let_a_decode_error_pass(patch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for_a_pipe(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("tests.hostile.oracle.SECONDS", 1.0)  # no need to wait for as long as a busy machine may take
+    patch.setattr("tests.hostile.oracle.SECONDS", 10.0)  # no need to wait for as long as a busy machine may take
     patch.setattr("os.O_NONBLOCK", 0)
 
 
@@ -66,3 +67,36 @@ def test_a_guard_that_is_missing_is_found(
         assert finding.command in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["tests.hostile", *words])
     assert main() == 0
+
+
+class Growing:
+    """A world whose every input takes more memory than any may, and that cannot be closed."""
+
+    def __init__(self, _: object) -> None:
+        self.mebibytes = 0
+
+    def draw(self, _: object) -> Attempt:
+        return Attempt("much", lambda: bytearray(self.mebibytes << 20).count(1))
+
+    def inspect(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        if not self.mebibytes:
+            raise RuntimeError("stuck")
+
+
+def test_memory_is_of_the_input_alone() -> None:
+    """What takes too much is found each time, whatever has taken as much before; what takes little never."""
+    world = Growing(None)
+    fates = []
+    for world.mebibytes in (300, 300, 100, 300):  # the world's size is what varies
+        fates.append(judge(world, world.draw(None)).fate)
+    assert fates == [Fate.FINDING, Fate.FINDING, Fate.ACCEPTED, Fate.FINDING]
+
+
+def test_a_world_that_cannot_be_closed_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that cannot be closed after inputs that it took is as bad as one that fails at once."""
+    monkeypatch.setitem(KINDS, "growing", Kind(Growing, 1.0, 5))
+    (finding,) = run_kind("growing", 1, range(5)).findings
+    assert (finding.words, finding.repeats) == ("closing the world: RuntimeError: stuck", True)

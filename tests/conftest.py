@@ -1,6 +1,7 @@
 """What the tests share: a state directory, engines in processes that can be killed, waiting with a deadline."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE_SECONDS = 30.0
+
+
+def require_tools(*names: str) -> None:
+    """Skip the test where a program is missing; fail it in the gate, which has installed it (see .ci/run)."""
+    missing = [name for name in names if shutil.which(name) is None]
+    if missing:
+        (pytest.fail if "LIMPET_GATE" in os.environ else pytest.skip)(f"not installed: {', '.join(missing)}")
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

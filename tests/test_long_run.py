@@ -25,7 +25,7 @@ def test_it_goes_on_with_the_next_seed(tmp_path: Path) -> None:
     kept = tmp_path / "damage.json"
     kept.write_bytes(msgspec.json.encode(Result(sources="others", seeds=7)))
     refused = go_on(tmp_path)
-    assert refused.returncode == 1
+    assert refused.returncode == 3
     assert "of other sources" in refused.stderr
     assert read_result(tmp_path, "damage") == Result(sources="others", seeds=7)
 

@@ -90,7 +90,7 @@ def _describe(report: ModesReport) -> Iterator[str]:
     yield ""
     for mode, control in report.control.items():
         told = f"noticed {control.violations:,} times" if control.violations else paint("NOT NOTICED", "red")
-        yield f"Control of {mode}: a store or an engine that {control.broken}: {told}."
+        yield f"Control of {mode}: {control.broken}: {told}."
     for mode, why in report.unsupported.items():
         yield f"{paint('NOT TRIED', 'yellow')}: {mode}:"
         yield from fill(why, 2)

@@ -53,7 +53,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     """What the same trial found in a store, or an engine, that is broken on purpose."""
 
     broken: str
-    """How it is broken."""
+    """What it is."""
     violations: int
     """How often that was noticed; 0 means that the drill proves nothing."""
 
@@ -218,7 +218,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         supported,
         2,
         _kill,
-        "acknowledges before it writes",
+        "a store that acknowledges before it writes",
         lambda trial: kill_points(HastyLife(2, seed=trial.seed), workers=trial.workers, progress=trial.progress),
         _LOST,
     ),
@@ -226,7 +226,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         supported,
         1,
         _cut_power,
-        "does not flush its commits",
+        "a store that does not flush its commits",
         lambda trial: power_cuts(
             UnflushedLife(1, seed=trial.seed), samples=1, every=4, workers=trial.workers, progress=trial.progress
         ),
@@ -236,7 +236,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         supported,
         1,
         _fail_and_damage,
-        "acknowledges what has failed",
+        "a store that acknowledges what has failed",
         lambda trial: _fail(trial, DeafLife(1, seed=trial.seed)),
         _LOST,
     ),
@@ -244,7 +244,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         inside.find_obstacle,
         1,
         lambda trial: _rehearse(trial, Scenario.REUSE),
-        "knows a process by its pid alone",
+        "an engine that knows a process by its pid alone",
         lambda trial: _rehearse(trial, Scenario.REUSE, f"{_CONTROLS}:open_trusting_pids"),
         _FALSE,
     ),
@@ -252,7 +252,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         inside.find_obstacle,
         1,
         lambda trial: _rehearse(trial, Scenario.REBOOT),
-        "does not ask which boot it is",
+        "an engine that does not ask which boot it is",
         lambda trial: _rehearse(trial, Scenario.REBOOT, f"{_CONTROLS}:open_blind_to_boots"),
         _FALSE,
     ),

@@ -1,13 +1,13 @@
 """Real file systems lose power amid a store's life."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import require_tools
 from tests.crash.real_disks import FILE_SYSTEMS
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
@@ -19,7 +19,7 @@ needs_loop = pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason=
 @pytest.mark.timeout(300)
 def test_real_power_cuts() -> None:
     """After power cuts of ext4 and XFS all that was acknowledged is there; a store that does not flush loses it."""
-    assert not [kind for kind in FILE_SYSTEMS if not shutil.which(f"mkfs.{kind}")], "install e2fsprogs and xfsprogs"
+    require_tools(*(f"mkfs.{kind}" for kind in FILE_SYSTEMS))
     command = [sys.executable, "-m", "tests.crash.real_disks", "--cuts", "24", "--seed", "1"]
     result = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240, check=False

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from limpet.recovery.orphans import ORPHAN_RULES
 from limpet.schema import ContainerState
 from limpet.schema.revision import SCHEMA_REVISION
 from limpet.schema.tables import TABLES
-from tests.conftest import EngineProcess
+from tests.conftest import EngineProcess, require_tools
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
@@ -105,9 +104,9 @@ def test_restoring_a_backup_as_described(state_dir: str, tmp_path: Path) -> None
         assert engine.get("sleeper").status.exit_code == 255
 
 
-@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 tool is not installed")
 def test_reading_with_sqlite3_as_described(state_dir: str, engine_process: Callable[[str], EngineProcess]) -> None:
     """The query on the page works beside a live engine and after its crash, and leaves the state as it was."""
+    require_tools("sqlite3")
     (query,) = blocks("Reading it with sqlite3", "sh")
     process = engine_process(f"""
 engine = Engine.open(state_dir)

@@ -90,7 +90,8 @@ def test_memory_is_of_the_input_alone() -> None:
     """What takes too much is found each time, whatever has taken as much before; what takes little never."""
     world = Growing(None)
     fates = []
-    for world.mebibytes in (300, 300, 100, 300):  # the world's size is what varies
+    for size in (300, 300, 100, 300):
+        world.mebibytes = size
         fates.append(judge(world, world.draw(None)).fate)
     assert fates == [Fate.FINDING, Fate.FINDING, Fate.ACCEPTED, Fate.FINDING]
 

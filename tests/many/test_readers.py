@@ -31,6 +31,7 @@ def acknowledged(): return struct.unpack("Q", os.pread(counter, 8, 0))[0]
 WRITER = f"""
 from limpet.engine.database import sqlite, writer
 writer.WAL_BYTES = {WAL_BYTES}  # so that a short stream begins the WAL anew as often as a long one
+sqlite._READERS_TIMEOUT_SECONDS = 30  # a busy machine is no reason to let it grow
 from limpet.engine import Store
 with Store.open(state_dir) as store:
     turn = next(one.record.status.pid for one in store.unsettled() if one.record.id == "left")

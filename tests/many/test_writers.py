@@ -134,7 +134,7 @@ def test_who_was_stopped_is_overtaken_for_good(
     old.send_signal(signal.SIGSTOP)
     _wait_until_stopped(old.pid)
     os.unlink(f"{state_dir}/lock")
-    store = _overtake(state_dir, old)
+    store = _overtake(state_dir, old, listen)
     with store:
         found = {name: store.status(name).exit_code for name in "abc"}
         store.checkpoint("d", replace(RUNNING, pid=8))
@@ -159,8 +159,8 @@ def _wait_until_stopped(pid: int) -> None:
     wait_until(lambda: re.search(r"\) T ", Path(f"/proc/{pid}/stat").read_text()), f"{pid} to stop")
 
 
-def _overtake(state_dir: str, old: "subprocess.Popen[str]") -> Store:
-    """Open the store; that is refused while the stopped one is amid a commit, and it must go on a bit."""
+def _overtake(state_dir: str, old: "subprocess.Popen[str]", go_on: Callable[[], object]) -> Store:
+    """Open the store; that is refused while the stopped one is amid a commit, and it must go on to its end."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
         try:
@@ -168,7 +168,9 @@ def _overtake(state_dir: str, old: "subprocess.Popen[str]") -> Store:
         except StoreError:
             assert time.monotonic() < deadline
             old.send_signal(signal.SIGCONT)
+            go_on()
             old.send_signal(signal.SIGSTOP)
+            _wait_until_stopped(old.pid)
 
 
 FORKING = """

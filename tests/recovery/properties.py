@@ -243,7 +243,7 @@ _ACTS: dict[str, Callable[[Recovery, st.DataObject], object]] = {
     "harm bundle": Recovery.harm_bundle,
     "plant": Recovery.plant,
 }
-"""The same by their names."""
+"""What may happen while the engine is down, by its name."""
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, StoreDamagedError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageManifest
-from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.metadata import Metadata, SandboxMetadata, require_id
 from limpet.schema.status import ContainerState, Resources, Status
 
 Row = tuple[Any, ...]
@@ -247,13 +247,13 @@ def row_to_sandbox(node: str, row: Row) -> SandboxMetadata:
     _require_sound(node, "sandbox", row)
     try:
         return SandboxMetadata(
-            id=row[0],
+            id=require_id(row[0]),  # no other could have been written here, and it names a directory
             name=row[1],
             created_at=row[2],
             root_dir=row[3],
             config=msgspec.json.decode(row[4], type=PodSandboxConfig),
         )
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, InvalidInputError) as error:
         raise StoreDamagedError(f"sandbox {row[0]}: its metadata does not decode: {error}") from error
 
 

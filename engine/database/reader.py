@@ -22,7 +22,7 @@ from limpet.engine.database.sqlite import (
     require_integer,
     translate,
 )
-from limpet.schema.codec import Row, row_is_sound, row_to_metadata
+from limpet.schema.codec import Row, row_is_sound, row_to_metadata, row_to_sandbox
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError, quote
 from limpet.schema.metadata import Metadata
 from limpet.schema.revision import SCHEMA_REVISION
@@ -180,19 +180,23 @@ class Reader:
                 return [str(translate(self._path, error))]
 
     def find_damaged_records(self) -> list[str]:
-        """Return each record that does not match its own checksum, and each gap in the records, in words."""
+        """Return each record that cannot be believed, and each gap in the records, in words."""
         statuses = {row[0]: row for row in self.load_statuses()}
         containers = self._read(reads.SELECT_CONTAINERS)
         found = [
             f"{table} {row[0]}: the row does not match its checksum"
             for table, rows in (
-                ("sandbox", self._read(reads.SELECT_SANDBOXES)),
                 ("container", containers),
                 ("container_status", list(statuses.values())),
             )
             for row in rows
             if not row_is_sound(self.node, row)
         ]
+        for row in self._read(reads.SELECT_SANDBOXES):
+            try:
+                row_to_sandbox(self.node, row)
+            except StoreDamagedError as error:
+                found.append(str(error))
         found += [f"container {row[0]}: its status row is missing" for row in containers if row[0] not in statuses]
         found += [
             f"container {key}: its metadata is missing" for key in statuses.keys() - {row[0] for row in containers}

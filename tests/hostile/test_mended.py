@@ -130,6 +130,18 @@ def test_a_status_that_does_not_decode_is_that_containers_trouble(state: Path, r
         engine.delete("bad")
 
 
+def test_a_sandbox_whose_id_is_none_is_that_sandboxs_trouble(state: Path) -> None:
+    """A row whose checksum is right and whose id leads elsewhere is damage that check names, and stops nobody."""
+    with closing(sqlite3.connect(state / "store.db")) as database, database:
+        row = database.execute("SELECT * FROM sandbox WHERE id = 'other'").fetchone()
+        checksum = crc32(msgspec.json.encode((row[0], "../root", *row[2:-1])))
+        database.execute("UPDATE sandbox SET id = '../root', checksum = ? WHERE id = 'other'", (checksum,))
+    assert any("sandbox ../root: its metadata does not decode" in each.message for each in check_state(state).problems)
+    with Engine.open(state) as engine:
+        assert [each.id for each in engine.list_sandboxes()] == ["pod"]
+        assert engine.get("good").state is ContainerState.CREATED
+
+
 def test_labels_that_do_not_decode_match_nothing(state: Path) -> None:
     """A list by labels passes over a container whose labels are damaged."""
     write(state, "container", "bad", labels="[")

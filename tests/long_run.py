@@ -142,7 +142,7 @@ PARTS: Final[Mapping[str, Part]] = {
         PLANS[Mode.POWER].find_obstacle,
     ),
     "recovery": _mode(
-        Mode.POWER, "power-cut images, all recovered, also of a recovery and an engine", 15_000, "images"
+        Mode.POWER, "power-cut images, all recovered, also of a recovery and an engine", 100_000, "images"
     ),
     "errors": _with_control_of(Mode.DISK, "failed operations, each with the disks after it", 5_000, _fail),
     "damage": Part("damaged states", 100_000, _damage),

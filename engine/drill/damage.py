@@ -122,7 +122,9 @@ def _check_all(draw: Callable[[int], _Case], numbers: range, workers: int, progr
         def worker(index: int) -> Callable[[range, Mark], Iterator[Report]]:
             return lambda job, mark: _check(map(draw, job), f"{directory}/{index}", mark)
 
-        return run_jobs(worker, jobs, workers=workers, deadline_seconds=60.0, progress=progress)
+        return run_jobs(
+            worker, jobs, counted=Report(damaged=1), workers=workers, deadline_seconds=60.0, progress=progress
+        )
 
 
 def _check(cases: Iterable[_Case], place: str, mark: Mark) -> Iterator[Report]:

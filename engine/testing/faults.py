@@ -170,7 +170,14 @@ def fault_points(
         def worker(index: int) -> Callable[[Fault, Mark], Iterator[Report]]:
             return lambda fault, mark: test.check(fault, f"{directory}/{index}", mark)
 
-        return run_jobs(worker, faults, workers=workers, deadline_seconds=deadline_seconds, progress=progress)
+        return run_jobs(
+            worker,
+            faults,
+            counted=Report(faults=1),
+            workers=workers,
+            deadline_seconds=deadline_seconds,
+            progress=progress,
+        )
 
 
 def _faults(

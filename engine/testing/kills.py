@@ -74,6 +74,7 @@ def kill_points(
         report = run_jobs(
             lambda _index: lambda snapshot, mark: _check_snapshot(workload, snapshot, mark),
             _snapshots(life, directory),
+            counted=Report(points=1),
             workers=workers,
             deadline_seconds=deadline_seconds,
             progress=progress,
@@ -151,7 +152,14 @@ def true_kills(
             place = f"{directory}/{index}"
             return lambda point, mark: _kill_and_check(workload, point, place, deadline_seconds, mark)
 
-        return run_jobs(worker, points, workers=workers, deadline_seconds=deadline_seconds, progress=progress)
+        return run_jobs(
+            worker,
+            points,
+            counted=Report(points=1),
+            workers=workers,
+            deadline_seconds=deadline_seconds,
+            progress=progress,
+        )
 
 
 def _count(workload: Workload, directory: str, deadline_seconds: float) -> list[bool]:

@@ -263,7 +263,14 @@ def power_cuts(
 
             return check
 
-        return run_jobs(worker, jobs, workers=workers, deadline_seconds=deadline_seconds, progress=progress)
+        return run_jobs(
+            worker,
+            jobs,
+            counted=Report(images=1),
+            workers=workers,
+            deadline_seconds=deadline_seconds,
+            progress=progress,
+        )
 
 
 def record_in(workload: Workload, place: str, deadline_seconds: float) -> Trace:

@@ -46,7 +46,14 @@ def recovery_cuts(
             place = f"{directory}/{index}"
             return lambda point, mark: test.crash_again(point, images[point.model].one(point), place, mark)
 
-        return run_jobs(worker, points, workers=workers, deadline_seconds=deadline_seconds, progress=progress)
+        return run_jobs(
+            worker,
+            points,
+            counted=Report(images=1),
+            workers=workers,
+            deadline_seconds=deadline_seconds,
+            progress=progress,
+        )
 
 
 def _choose(trace: Trace, selection: Selection, crashes: int) -> list[Point]:

@@ -33,7 +33,9 @@ def replay(workload: Workload, point: str, directory: str, *, deadline_seconds: 
 
     _parse(point)
     empty(directory)
-    return run_jobs(lambda _: check, [point], workers=1, deadline_seconds=deadline_seconds, progress=None)
+    return run_jobs(
+        lambda _: check, [point], counted=Report(points=1), workers=1, deadline_seconds=deadline_seconds, progress=None
+    )
 
 
 def _parse(name: str) -> tuple[KillPoint | Fault | Point, Point | None]:

@@ -10,14 +10,15 @@ def run_jobs(
     prepare: Prepare[Job, Report],
     jobs: Iterable[Job],
     *,
+    counted: Report,
     workers: int,
     deadline_seconds: float,
     progress: Progress | None,
 ) -> Report:
-    """Do the jobs in `workers` processes and add up their reports.
+    """Do the jobs in `workers` processes and add up their reports. `counted` is that of one point, without findings.
 
     A job that hangs for `deadline_seconds`, or crashes its process, is a finding: what remained of it was
-    not tried, and is not counted. Raises NothingToTestError when there is none.
+    not tried. Raises NothingToTestError when there is none.
     """
     total = len(jobs) if isinstance(jobs, Sized) else None
     if total == 0:
@@ -29,7 +30,7 @@ def run_jobs(
                 report += result
                 continue
             if isinstance(result, Lost):
-                report += _report_lost(result)
+                report += _report_lost(result) + counted
             done += 1
             if progress is not None:
                 progress(done, max(done, total or 0))

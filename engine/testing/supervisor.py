@@ -39,8 +39,6 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _SET_MODE_FILTER: Final = 1
 _NEW_LISTENER: Final = 1 << 3
 _WAIT_KILLABLE: Final = 1 << 5  # only a fatal signal wakes a process that was stopped
-
-
 _KEPT_PIDFDS: Final = 64
 """Of the threads that were stopped last for the first time: a life may have any number of short processes."""
 

@@ -96,6 +96,7 @@ class Committer:
         self._owner: Request | None = None
         """Who has the right to commit: a caller, or `_own` for the committer thread."""
         self._own = Request(_nothing)
+        self._own.thread = 0  # no thread's number: until its thread runs, nobody is it
         self._closed = False
         self._work = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
@@ -190,8 +191,7 @@ class Committer:
     def _hand_over(self) -> None:
         """Give the right to commit to the committer thread. Called with the guard held; may be repeated."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run_committer, name="limpet-commit", daemon=True)
-            self._thread.start()
+            threading.Thread(target=self._run_committer, name="limpet-commit", daemon=True).start()
         self._work.release()
         self._owner = self._own
 
@@ -203,7 +203,11 @@ class Committer:
                 request.error = error
 
     def _run_committer(self) -> None:
-        self._own.thread = threading.get_ident()
+        with self._guard:
+            if self._thread is not None:
+                return  # an interrupt cut short the call that started the first, and its repetition started this one
+            self._thread = threading.current_thread()
+            self._own.thread = threading.get_ident()
         while not self._closed:
             self._work.acquire()
             while batch := self._take_batch():

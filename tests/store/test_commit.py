@@ -90,6 +90,63 @@ def test_callers_that_come_during_a_commit_ride_in_the_next_in_order() -> None:
     committer.close()
 
 
+def test_whoever_started_the_committer_thread_may_call_before_it_runs() -> None:
+    """The thread that made the store is not taken for the committer, however late that one begins."""
+    gated = Gated()
+    gated.go.release(4)
+    committer = Committer(gated)
+    refused = threading.Event()
+
+    def delay(*_: object) -> None:
+        """Hold the new thread at its first step until the second call has been queued, or refused."""
+        wait_until(lambda: len(committer._queue) == 2 or refused.is_set(), "the second call")
+        sys.settrace(None)
+
+    def lead() -> int:
+        wait_until(lambda: len(committer._queue) == 1, "the other caller")
+        threading.settrace(delay)
+        return 1
+
+    other, outcome = in_thread(lambda: (gated.entered.acquire(timeout=30), committer.run(Request(lambda: 2))))
+    try:
+        assert committer.run(Request(lead)) == 1
+        threading.settrace(None)  # type: ignore[arg-type]
+        assert committer.run(Request(lambda: 3)) == 3
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+        refused.set()
+        other.join()
+        committer.close()
+    assert outcome == [(True, 2)]
+    assert gated.batches == [[1], [2, 3]]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_hand_over_cut_short_by_an_interrupt_is_repeated(started: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt right before or after the start of the committer thread: one commits, and nobody waits for ever."""
+    gated = Gated()
+    gated.go.release(4)
+    committer = Committer(gated)
+    start = threading.Thread.start
+    interrupts = [KeyboardInterrupt()]
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        interrupted = thread.name == "limpet-commit" and interrupts
+        if started or not interrupted:
+            start(thread)
+        if interrupted:
+            raise interrupts.pop()
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    other, outcome = in_thread(lambda: (gated.entered.acquire(timeout=30), committer.run(Request(lambda: 2))))
+    with pytest.raises(KeyboardInterrupt):
+        committer.run(Request(lambda: wait_until(lambda: len(committer._queue) == 1, "the other caller")))
+    other.join(timeout=30)
+    assert outcome == [(True, 2)]
+    committer.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "limpet-commit"]
+
+
 def test_a_failed_commit_fails_every_member_and_the_next_goes_on() -> None:
     """Whatever the commit raises is raised by each member of its batch; later requests are not touched by it."""
     gated = Gated()
@@ -227,11 +284,12 @@ def test_interrupts_while_committing_leave_memory_and_disk_agreed(state_dir: str
 import os, signal, sys, threading, time
 from tests.store.test_commit import *
 class Interrupt(Exception): pass
-def interrupt(*_): raise Interrupt
+def interrupt(*_):
+    if caught < 1000: raise Interrupt
+caught = 0
 signal.signal(signal.SIGALRM, interrupt)
 store = Store.open({state_dir!r}); store.add_sandbox(sandbox()); store.add(metadata("a"), RUNNING)
 other = threading.Thread(target=lambda: [store.update("a", lambda old: old) for _ in range(1500)]); other.start()
-count = caught = 0
 while caught < 1000:
     try:
         # Again after a while: what is raised in a callback of the collector, Python drops.

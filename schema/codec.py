@@ -26,6 +26,8 @@ _ExitCode = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _Message = Annotated[str, msgspec.Meta(max_length=1 << 16)]
 _Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
 _encode = msgspec.json.encode
+_UNREADABLE = (msgspec.MsgspecError, RecursionError)
+"""What decoding JSON raises: for JSON that is none, or of another shape, and for what is nested too deep."""
 
 STATUS_COLUMNS = (
     "id",
@@ -141,7 +143,7 @@ def status_can_be_read(row: Row) -> bool:
         return True
     try:
         _resources.decode(row[11])
-    except (msgspec.MsgspecError, RecursionError):
+    except _UNREADABLE:
         return False
     return True
 
@@ -186,8 +188,14 @@ def row_to_status(row: Row) -> Status:
                 pid=row[12], start_ticks=row[13], boot_id=row[14], pidfd_inode=row[15], pid_namespace=row[16]
             ),
         )
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise StoreDamagedError(f"container {row[0]}: its status does not decode: {error}") from error
+
+
+def require_readable_status(node: str, row: Row) -> None:
+    """Raise StoreDamagedError if a row of table container_status is not sound, or does not decode."""
+    _require_sound(node, "container_status", row)
+    row_to_status(row)
 
 
 def metadata_to_row(node: str, metadata: Metadata) -> Row:
@@ -224,7 +232,7 @@ def row_to_metadata(node: str, row: Row) -> Metadata:
             config=msgspec.json.decode(row[8], type=ContainerConfig),
             image_manifest=msgspec.json.decode(row[9], type=ImageManifest),
         )
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise StoreDamagedError(f"container {row[0]}: its metadata does not decode: {error}") from error
 
 
@@ -253,7 +261,7 @@ def row_to_sandbox(node: str, row: Row) -> SandboxMetadata:
             root_dir=row[3],
             config=msgspec.json.decode(row[4], type=PodSandboxConfig),
         )
-    except (msgspec.MsgspecError, InvalidInputError) as error:
+    except (*_UNREADABLE, InvalidInputError) as error:
         raise StoreDamagedError(f"sandbox {row[0]}: its metadata does not decode: {error}") from error
 
 

@@ -5,7 +5,7 @@ It can neither write nor checkpoint, and each read ends at once, so that it neve
 
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 import msgspec
@@ -22,7 +22,7 @@ from limpet.engine.database.sqlite import (
     require_integer,
     translate,
 )
-from limpet.schema.codec import Row, row_is_sound, row_to_metadata, row_to_sandbox
+from limpet.schema.codec import Row, require_readable_status, row_to_metadata, row_to_sandbox
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError, quote
 from limpet.schema.metadata import Metadata
 from limpet.schema.revision import SCHEMA_REVISION
@@ -184,19 +184,10 @@ class Reader:
         statuses = {row[0]: row for row in self.load_statuses()}
         containers = self._read(reads.SELECT_CONTAINERS)
         found = [
-            f"{table} {row[0]}: the row does not match its checksum"
-            for table, rows in (
-                ("container", containers),
-                ("container_status", list(statuses.values())),
-            )
-            for row in rows
-            if not row_is_sound(self.node, row)
+            *self._find_unreadable(row_to_metadata, containers),
+            *self._find_unreadable(require_readable_status, statuses.values()),
+            *self._find_unreadable(row_to_sandbox, self._read(reads.SELECT_SANDBOXES)),
         ]
-        for row in self._read(reads.SELECT_SANDBOXES):
-            try:
-                row_to_sandbox(self.node, row)
-            except StoreDamagedError as error:
-                found.append(str(error))
         found += [f"container {row[0]}: its status row is missing" for row in containers if row[0] not in statuses]
         found += [
             f"container {key}: its metadata is missing" for key in statuses.keys() - {row[0] for row in containers}
@@ -216,6 +207,13 @@ class Reader:
             if newest.get(key) != row[2]
         ]
         return found
+
+    def _find_unreadable(self, decode: Callable[[str, Row], object], rows: Iterable[Row]) -> Iterator[str]:
+        for row in rows:
+            try:
+                decode(self.node, row)
+            except StoreDamagedError as error:
+                yield str(error)
 
     def copy_to(self, target_path: str) -> None:
         """Copy the database, as it is at one instant, into a new file. Raises StoreError, OSError."""

@@ -239,6 +239,10 @@ class RowWorld(_SpoiltState):
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
+_DEEP = '{"x":' + "[" * 100_000 + "]" * 100_000 + "}"
+_JSON = ("null", "[]", "{}", '{"requested":{}}', '{"requested":null}', '{"a":1}', "0", '"x"', "{", "9999", _DEEP)
+
+
 def _column_value(random: Random) -> Any:
     match random.randrange(6):
         case 0 | 1:
@@ -246,9 +250,7 @@ def _column_value(random: Random) -> Any:
         case 2:
             return values.text(random)
         case 3:
-            return random.choice(
-                ("null", "[]", "{}", '{"requested":{}}', '{"requested":null}', '{"a":1}', "0", '"x"', "{", "9999")
-            )
+            return random.choice(_JSON)
         case 4:
             return None
     return values.file_name(random)  # bytes: text that need not be UTF-8

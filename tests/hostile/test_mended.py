@@ -142,6 +142,33 @@ def test_a_sandbox_whose_id_is_none_is_that_sandboxs_trouble(state: Path) -> Non
         assert engine.get("good").state is ContainerState.CREATED
 
 
+DEEP = '{"x":' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+@pytest.mark.parametrize("text", ["[", '{"labels":1}', DEEP], ids=["torn", "other", "deep"])
+@pytest.mark.parametrize(
+    ("table", "key", "column"),
+    [
+        ("sandbox", "other", "config"),
+        ("container", "bad", "config"),
+        ("container", "bad", "image_manifest"),
+        ("container_status", "bad", "resources"),
+    ],
+)
+def test_json_that_does_not_decode_is_that_records_trouble(
+    state: Path, table: str, key: str, column: str, text: str
+) -> None:
+    """JSON of another program, with a right checksum: check names the record, and an engine goes on without it."""
+    write(state, table, key, **{column: text})
+    assert [key in each.message for each in check_state(state).problems] == [True]
+    with Engine.open(state) as engine:
+        assert engine.get("good").state is ContainerState.CREATED
+        assert [each.id for each in engine.list_sandboxes()] == (["pod"] if table == "sandbox" else ["pod", "other"])
+        if table == "container":
+            with pytest.raises(StoreDamagedError, match="does not decode"):
+                engine.store.metadata("bad")
+
+
 def test_labels_that_do_not_decode_match_nothing(state: Path) -> None:
     """A list by labels passes over a container whose labels are damaged."""
     write(state, "container", "bad", labels="[")

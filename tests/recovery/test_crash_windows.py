@@ -47,12 +47,16 @@ WINDOWS = [
     ("start", STARTER, "go", "before", "held", ContainerState.EXITED, True),
     ("start", STARTER, "go", "after", "survivor", ContainerState.RUNNING, True),
     ("stop", STARTER, "signal", "before", "survivor", ContainerState.RUNNING, True),
+    ("stop", STARTER, "signal", "after", "ending", ContainerState.EXITED, True),
     ("release", STORE, "update", "before", None, ContainerState.EXITED, True),
     ("release", STORE, "update", "after", "release-unfinished", ContainerState.EXITED, False),
     ("release", BUNDLE, "remove", "before", "release-unfinished", ContainerState.EXITED, False),
     ("release", BUNDLE, "remove", "after", None, ContainerState.EXITED, False),
     ("delete", STORE, "delete", "before", None, ContainerState.EXITED, False),
+    ("delete", STORE, "delete", "after", None, None, False),
 ]
+# A process that is ending is seen on its way out, or not any more: its exit code is one of these.
+EXIT_CODES = {"held": {128, 255}, "ending": {128 + 15, 255}}
 STEPS = {
     "create": "{die}; make('one', 'sh', '-c', 'touch ran; sleep 1000')",
     "start": "c = make('one', 'sh', '-c', 'touch ran; sleep 1000'); {die}; c.start()",
@@ -75,7 +79,7 @@ def test_killed_in_the_middle(
     name: str,
     when: str,
     rule: str | None,
-    state: ContainerState,
+    state: ContainerState | None,
     bundle: bool,
 ) -> None:
     """Each crash window has its rule; nothing runs that the store does not know; recovering twice says the same."""
@@ -86,12 +90,15 @@ def test_killed_in_the_middle(
     with Engine.open(state_dir) as engine:
         if rule is None:
             assert not engine.recovery.findings
-        elif rule == "held":
-            # Its process was still held at the gate: it is seen on its way out, or not any more.
+        elif rule in EXIT_CODES:
             assert rule_of(engine) in {"survivor", "exit-observed", "exit-unseen"}
-            assert engine.get("one").wait(20).exit_code in {128, 255}
+            assert engine.get("one").wait(20).exit_code in EXIT_CODES[rule]
         else:
             assert rule_of(engine) == rule
+        if state is None:
+            assert not engine.list()
+            assert not path.exists()
+            return
         first = engine.get("one").status
         assert first.state is state
         assert path.exists() is bundle

@@ -14,11 +14,13 @@ A signal handler may raise in the main thread between any two instructions. So w
 what a caller must do on leaving may be done twice: an interrupt can cut one of the two short, not both.
 """
 
+import _thread
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from queue import SimpleQueue
 from typing import Any, Self
 
 from limpet.schema.errors import ClosedError, InvalidStateError
@@ -96,10 +98,10 @@ class Committer:
         self._owner: Request | None = None
         """Who has the right to commit: a caller, or `_own` for the committer thread."""
         self._own = Request(_nothing)
-        self._own.thread = 0  # no thread's number: until its thread runs, nobody is it
+        self._own.thread = 0  # until that runs: it is nobody's number
         self._closed = False
-        self._work = threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
+        self._work: SimpleQueue[None] = SimpleQueue()  # not a Semaphore: an interrupt can leave that locked for ever
+        self._ended: SimpleQueue[None] = SimpleQueue()
 
     def run(self, request: Request) -> Any:
         """Commit `request`, alone or in a batch; return its result or raise its error."""
@@ -145,9 +147,9 @@ class Committer:
         """Refuse new requests, let those that wait be committed, and stop the thread."""
         with self.turn():
             self._closed = True
-        if self._thread is not None:
-            self._work.release()
-            self._thread.join()
+        if self._own.thread:
+            self._work.put(None)
+            self._ended.get()
 
     def _begin(self, request: Request) -> bool:
         """Return True if the caller may commit now; else queue its request."""
@@ -190,9 +192,9 @@ class Committer:
 
     def _hand_over(self) -> None:
         """Give the right to commit to the committer thread. Called with the guard held; may be repeated."""
-        if self._thread is None:
-            threading.Thread(target=self._run_committer, name="limpet-commit", daemon=True).start()
-        self._work.release()
+        if not self._own.thread:
+            _thread.start_new_thread(self._run_committer, ())  # Thread.start() is no single step: it can be cut short
+        self._work.put(None)
         self._owner = self._own
 
     def _commit_batch(self, batch: Sequence[Request]) -> None:
@@ -204,19 +206,24 @@ class Committer:
 
     def _run_committer(self) -> None:
         with self._guard:
-            if self._thread is not None:
-                return  # an interrupt cut short the call that started the first, and its repetition started this one
-            self._thread = threading.current_thread()
+            if self._own.thread:
+                return  # an interrupt came right after the first was started, so the hand-over was repeated
             self._own.thread = threading.get_ident()
-        while not self._closed:
-            self._work.acquire()
-            while batch := self._take_batch():
-                if isinstance(batch[0], _Turn):
-                    batch[0].finish()
-                    break
-                self._commit_batch(batch)
-                for kind in {type(request) for request in batch}:
-                    kind.settle([request for request in batch if type(request) is kind])
+        try:
+            while not self._closed:
+                self._work.get()
+                self._commit_waiting()
+        finally:
+            self._ended.put(None)
+
+    def _commit_waiting(self) -> None:
+        while batch := self._take_batch():
+            if isinstance(batch[0], _Turn):
+                batch[0].finish()
+                break
+            self._commit_batch(batch)
+            for kind in {type(request) for request in batch}:
+                kind.settle([request for request in batch if type(request) is kind])
 
     def _take_batch(self) -> list[Request]:
         """Take all that wait, up to the first turn, which comes alone and becomes the owner; none: nobody owns."""

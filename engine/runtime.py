@@ -1,11 +1,13 @@
 """What the containers of one engine share, and how their steps keep out of each other's way."""
 
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from weakref import WeakValueDictionary
 
 from limpet.engine.images import ImageStore
@@ -27,7 +29,8 @@ class Runtime:
     containers_dir: str
     reexamine: Callable[[], object]
     watcher: Watcher = field(init=False)
-    _ended: threading.Condition = field(default_factory=threading.Condition)
+    _bells: list[SimpleQueue[None]] = field(default_factory=list)
+    """One for each who waits for an end. Not a Condition: a signal handler that raises can leave that locked."""
     _steps: WeakValueDictionary[str, threading.RLock] = field(default_factory=WeakValueDictionary)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,13 +53,18 @@ class Runtime:
 
     def wait_until_ended(self, container_id: str, timeout: float | None) -> bool:
         """Wait until the container has ended, for `timeout` seconds at most; say whether it has."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._ended:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        bell: SimpleQueue[None] = SimpleQueue()
+        self._bells.append(bell)
+        try:
             while not self.store.status(container_id).finished_at:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
+                left = deadline - time.monotonic()
+                if left <= 0:
                     return False
-                self._ended.wait(left)
+                with suppress(Empty):
+                    bell.get(timeout=min(left, threading.TIMEOUT_MAX))
+        finally:
+            self._bells.remove(bell)
         return True
 
     def _note_exit(self, container_id: str, exit_code: int | None, finished_at: int) -> None:
@@ -66,5 +74,5 @@ class Runtime:
                 container_id,
                 lambda old: old if old.finished_at else end(old, exit_code, finished_at=finished_at),
             )
-        with self._ended:
-            self._ended.notify_all()
+        for bell in list(self._bells):
+            bell.put(None)

@@ -93,11 +93,11 @@ class Store:
             is_torn = examine_wal(path + "-wal").is_torn
             make_directory(directory.join(BACKUPS))
             backup_path = directory.join(f"{BACKUPS}/before-{SCHEMA_REVISION}-{os.urandom(4).hex()}.db")
-            prepare_database(path, node, backup_path, is_torn=is_torn)
+            reader = prepare_database(path, node, backup_path, is_torn=is_torn)
         else:
             create_database(path)
-        with ExitStack() as undo:
             reader = Reader(path, node)
+        with ExitStack() as undo:
             undo.callback(reader.close)
             require_same_age(directory.path, owner, reader.epoch())
             writer = Writer(path, node)

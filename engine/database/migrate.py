@@ -56,8 +56,10 @@ def _require_whole(path: str) -> None:
         raise StoreError(f"{path}: it could not be written out; see whether the disk is full or failing")
 
 
-def prepare_database(path: str, node: str, backup_path: str, *, is_torn: bool) -> None:
+def prepare_database(path: str, node: str, backup_path: str, *, is_torn: bool) -> Reader:
     """Upgrade an older schema, after copying the database to `backup_path`; begin its WAL anew where that is torn.
+
+    Return a reader of it. It stays open, because a writer that is closed last removes the WAL, which would be missed.
 
     Raises StoreTooNewError if a newer limpet made it, StoreDamagedError if it is not ours; untouched then.
     """
@@ -65,7 +67,7 @@ def prepare_database(path: str, node: str, backup_path: str, *, is_torn: bool) -
         # A restored backup was being turned to WAL when it was killed: a reader may not undo what is half done.
         finish_rollback(path)
     reader = Reader(path, node)
-    try:  # It is closed last: a writer that is, removes the WAL, which would be missed.
+    try:
         revision = reader.identify()
         if revision > SCHEMA_REVISION:
             raise too_new(path, revision)
@@ -74,8 +76,10 @@ def prepare_database(path: str, node: str, backup_path: str, *, is_torn: bool) -
         if revision < SCHEMA_REVISION:
             back_up(reader, backup_path)
             _in_transaction(path, _upgrade)
-    finally:
+    except BaseException:
         reader.close()
+        raise
+    return reader
 
 
 def _begin_wal_anew(path: str) -> None:

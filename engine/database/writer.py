@@ -185,23 +185,23 @@ class Writer:
             found = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
             self._require_count(found[0] if found else 0, self._epoch)
             node = (self._node,)
-            # Deletions first: a transaction may free a name and take it again.
-            connection.executemany(sql.DELETE_CONTAINER, [(*node, key) for key in changes.deleted_containers])
-            connection.executemany(sql.DELETE_SANDBOX, [(*node, key) for key in changes.deleted_sandboxes])
-            connection.executemany(sql.INSERT_SANDBOX, [node + row for row in changes.new_sandboxes])
-            connection.executemany(sql.INSERT_CONTAINER, [node + row for row in changes.new_containers])
-            connection.executemany(sql.INSERT_STATUS, [node + row for row in changes.new_statuses.values()])
+            for statement, rows in (
+                # Deletions first: a transaction may free a name and take it again.
+                (sql.DELETE_CONTAINER, [(key,) for key in changes.deleted_containers]),
+                (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
+                (sql.INSERT_SANDBOX, changes.new_sandboxes),
+                (sql.INSERT_CONTAINER, changes.new_containers),
+                (sql.INSERT_STATUS, changes.new_statuses.values()),
+                (sql.INSERT_TRANSITION, changes.transitions),
+                (
+                    sql.PRUNE_TRANSITIONS,
+                    [(row[0], row[1] - KEPT_TRANSITIONS) for row in changes.transitions if row[1] > KEPT_TRANSITIONS],
+                ),
+            ):
+                if rows:  # for none, SQLite would compile the statement all the same
+                    connection.executemany(statement, [node + row for row in rows])
             if changes.statuses:
                 self._update_statuses(changes)
-            connection.executemany(sql.INSERT_TRANSITION, [node + row for row in changes.transitions])
-            connection.executemany(
-                sql.PRUNE_TRANSITIONS,
-                [
-                    (*node, row[0], row[1] - KEPT_TRANSITIONS)
-                    for row in changes.transitions
-                    if row[1] > KEPT_TRANSITIONS
-                ],
-            )
             for row in changes.reports:
                 connection.execute(sql.INSERT_RECOVERY, node + row)
                 connection.execute(sql.PRUNE_RECOVERIES, (*node, row[0] - KEPT_RECOVERIES))

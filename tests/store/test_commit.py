@@ -96,55 +96,23 @@ def test_whoever_started_the_committer_thread_may_call_before_it_runs() -> None:
     gated.go.release(4)
     committer = Committer(gated)
     refused = threading.Event()
+    run = committer._run_committer
 
-    def delay(*_: object) -> None:
-        """Hold the new thread at its first step until the second call has been queued, or refused."""
+    def run_late() -> None:
         wait_until(lambda: len(committer._queue) == 2 or refused.is_set(), "the second call")
-        sys.settrace(None)
+        run()
 
-    def lead() -> int:
-        wait_until(lambda: len(committer._queue) == 1, "the other caller")
-        threading.settrace(delay)
-        return 1
-
+    committer._run_committer = run_late  # type: ignore[method-assign]
     other, outcome = in_thread(lambda: (gated.entered.acquire(timeout=30), committer.run(Request(lambda: 2))))
     try:
-        assert committer.run(Request(lead)) == 1
-        threading.settrace(None)  # type: ignore[arg-type]
+        committer.run(Request(lambda: wait_until(lambda: len(committer._queue) == 1, "the other caller")))
         assert committer.run(Request(lambda: 3)) == 3
     finally:
-        threading.settrace(None)  # type: ignore[arg-type]
         refused.set()
         other.join()
         committer.close()
     assert outcome == [(True, 2)]
-    assert gated.batches == [[1], [2, 3]]
-
-
-@pytest.mark.parametrize("started", [False, True])
-def test_a_hand_over_cut_short_by_an_interrupt_is_repeated(started: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupt right before or after the start of the committer thread: one commits, and nobody waits for ever."""
-    gated = Gated()
-    gated.go.release(4)
-    committer = Committer(gated)
-    start = threading.Thread.start
-    interrupts = [KeyboardInterrupt()]
-
-    def start_and_interrupt(thread: threading.Thread) -> None:
-        interrupted = thread.name == "limpet-commit" and interrupts
-        if started or not interrupted:
-            start(thread)
-        if interrupted:
-            raise interrupts.pop()
-
-    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
-    other, outcome = in_thread(lambda: (gated.entered.acquire(timeout=30), committer.run(Request(lambda: 2))))
-    with pytest.raises(KeyboardInterrupt):
-        committer.run(Request(lambda: wait_until(lambda: len(committer._queue) == 1, "the other caller")))
-    other.join(timeout=30)
-    assert outcome == [(True, 2)]
-    committer.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "limpet-commit"]
+    assert gated.batches == [[None], [2, 3]]
 
 
 def test_a_failed_commit_fails_every_member_and_the_next_goes_on() -> None:

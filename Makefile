@@ -14,8 +14,13 @@ help: ## show this
 demo: $(VENV)/.installed ## kill an engine again and again, and see that it comes back knowing what is true
 	$(BIN)/limpet drill
 
-test: $(VENV)/.installed ## run all tests
-	$(BIN)/pytest
+# The harness of crash tests wants a process to itself, and takes all processors by itself.
+ALONE := tests/crash/ tests/drill/ tests/testing/
+TOGETHER := $(filter-out $(ALONE),$(sort $(dir $(wildcard tests/*/test_*.py))) $(wildcard tests/test_*.py))
+
+test: $(VENV)/.installed ## run all tests: first those that may run side by side
+	$(BIN)/pytest --numprocesses auto --dist worksteal $(TOGETHER)
+	$(BIN)/pytest $(ALONE)
 
 lint: $(VENV)/.installed ## check style and the direction of imports
 	$(BIN)/ruff check .

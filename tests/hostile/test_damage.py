@@ -68,7 +68,7 @@ def test_a_store_that_believes_its_rows_is_caught(monkeypatch: pytest.MonkeyPatc
     """The judge has teeth: without checksums a damaged row is taken for true, and that is noticed."""
     monkeypatch.setattr("limpet.engine.rows.row_is_sound", lambda *_: True)
     monkeypatch.setattr("limpet.engine.rows.find_unsound", lambda *_: [])
-    monkeypatch.setattr("limpet.engine.database.reader.row_is_sound", lambda *_: True)
+    monkeypatch.setattr("limpet.schema.codec.row_is_sound", lambda *_: True)
     with pytest.raises(Violation):
         for _ in survey(count=400, seed=2):
             pass

@@ -101,7 +101,8 @@ class Committer:
         self._own.thread = 0  # until that runs: it is nobody's number
         self._closed = False
         self._work: SimpleQueue[None] = SimpleQueue()  # not a Semaphore: an interrupt can leave that locked for ever
-        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._stopped = threading.Lock()  # held until the committer thread has ended
+        self._stopped.acquire()
 
     def run(self, request: Request) -> Any:
         """Commit `request`, alone or in a batch; return its result or raise its error."""
@@ -145,11 +146,12 @@ class Committer:
 
     def close(self) -> None:
         """Refuse new requests, let those that wait be committed, and stop the thread."""
-        with self.turn():
+        with self.turn(), self._guard:
             self._closed = True
-        if self._own.thread:
+        if self._owner is self._own or self._own.thread:  # it was started, even if it has not run yet
             self._work.put(None)
-            self._ended.get()
+            self._stopped.acquire()
+            self._stopped.release()
 
     def _begin(self, request: Request) -> bool:
         """Return True if the caller may commit now; else queue its request."""
@@ -210,11 +212,16 @@ class Committer:
                 return  # an interrupt came right after the first was started, so the hand-over was repeated
             self._own.thread = threading.get_ident()
         try:
-            while not self._closed:
+            while not self._is_done():
                 self._work.get()
                 self._commit_waiting()
         finally:
-            self._ended.put(None)
+            self._stopped.release()
+
+    def _is_done(self) -> bool:
+        """Say whether nobody waits, and nobody will: who was queued behind the one that closes is not left there."""
+        with self._guard:
+            return self._closed and not self._queue
 
     def _commit_waiting(self) -> None:
         while batch := self._take_batch():

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,29 @@ def test_close_lets_the_waiting_be_committed_and_refuses_the_rest() -> None:
         assert outcome == [number]
     with pytest.raises(errors.ClosedError):
         committer.run(Request(lambda: 1))
+
+
+def test_who_is_queued_behind_the_closing_is_committed() -> None:
+    """A caller who came just before the closing has an outcome, also if nobody was ever handed over to before."""
+    callers: list[tuple[threading.Thread, list[object]]] = []
+
+    class Contended(Committer):
+        @contextmanager
+        def turn(self) -> Iterator[None]:
+            with super().turn():
+                callers.append(in_thread(lambda: self.run(Request(lambda: 1))))
+                wait_until(lambda: self._queue, "the caller to queue up")
+                yield
+
+    gated = Gated()
+    gated.go.release()
+    committer = Contended(gated)
+    closing, closed = in_thread(committer.close)
+    closing.join(30)
+    ((thread, outcome),) = callers
+    thread.join(30)
+    assert (closed, outcome) == ([None], [1])
+    assert gated.batches == [[1]]
 
 
 def test_nobody_starves(store: Store) -> None:

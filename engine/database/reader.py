@@ -72,7 +72,7 @@ class Reader:
         revision = self.identify()
         if revision < SCHEMA_REVISION:
             raise StoreDamagedError(
-                f"{self._path}: schema {revision} is older than {SCHEMA_REVISION};"
+                f"{self._path}: schema {quote(revision)} is older than {SCHEMA_REVISION};"
                 " open it with an engine once, which upgrades it"
             )
         if revision > SCHEMA_REVISION:
@@ -265,6 +265,6 @@ class Reader:
 def too_new(path: str, revision: str) -> StoreTooNewError:
     """Return the error for a database whose schema this version does not know."""
     return StoreTooNewError(
-        f"{path}: its schema {revision} is newer than {SCHEMA_REVISION}, which this limpet knows;"
+        f"{path}: its schema {quote(revision)} is newer than {SCHEMA_REVISION}, which this limpet knows;"
         " it was left untouched: use a newer limpet, or a backup"
     )

@@ -33,6 +33,7 @@ from limpet.schema.errors import (
 )
 from limpet.schema.image import ImageConfig, ImageName
 from limpet.schema.status import ContainerState, Reason
+from tests.hostile import values
 from tests.hostile.engines import TRICKS
 from tests.hostile.oracle import time_limit
 from tests.hostile.states import make_state
@@ -142,10 +143,7 @@ def test_a_sandbox_whose_id_is_none_is_that_sandboxs_trouble(state: Path) -> Non
         assert engine.get("good").state is ContainerState.CREATED
 
 
-DEEP = '{"x":' + "[" * 100_000 + "]" * 100_000 + "}"
-
-
-@pytest.mark.parametrize("text", ["[", '{"labels":1}', DEEP], ids=["torn", "other", "deep"])
+@pytest.mark.parametrize("text", ["[", '{"labels":1}', values.DEEP_JSON], ids=["torn", "other", "deep"])
 @pytest.mark.parametrize(
     ("table", "key", "column"),
     [

@@ -202,3 +202,7 @@ def to_json(random: Random, value: Any) -> bytes:
         case 7:
             return b'{"a":' * random.choice((10, 900, 50_000)) + b"1"
     return data
+
+
+DEEP_JSON = '{"x":' + "[" * 100_000 + "]" * 100_000 + "}"
+"""Nested deeper than any decoder follows."""

@@ -46,7 +46,7 @@ class Aspect(StrEnum):
     DATABASE = "database"
     """Structure and references, as SQLite checks them."""
     RECORDS = "records"
-    """The checksum of each record; and none is missing."""
+    """That each record has its checksum and can be read; and none is missing."""
     BUNDLES = "bundles"
     """Bundles without rows, and rows without bundles."""
 

@@ -150,8 +150,8 @@ class Committer:
             self._closed = True
         if self._owner is self._own or self._own.thread:  # it was started, even if it has not run yet
             self._work.put(None)
-            self._stopped.acquire()
-            self._stopped.release()
+            with self._stopped:
+                pass
 
     def _begin(self, request: Request) -> bool:
         """Return True if the caller may commit now; else queue its request."""

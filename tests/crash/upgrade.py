@@ -12,6 +12,7 @@ from pathlib import Path
 from limpet.engine.database.sqlite import connect_writer
 from limpet.engine.drill.old_database import make_old_database
 from limpet.engine.drill.records import RUNNING, SANDBOX, make_metadata
+from limpet.engine.durable import sync_directory
 from limpet.engine.store import Store
 from limpet.engine.testing import Violation
 from limpet.schema.layout import DEFAULT_NODE
@@ -59,9 +60,9 @@ class Upgrade:
                 while left:
                     left = left[file.write(left) :]
                 os.fsync(descriptor)
-        _sync(f"{path}.new")
+        sync_directory(f"{path}.new")
         os.rename(f"{path}.new", path)
-        _sync(os.path.dirname(path))
+        sync_directory(os.path.dirname(path))
 
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
         shutil.rmtree(f"{directory}/state.new", ignore_errors=True)
@@ -78,9 +79,3 @@ class Upgrade:
         epoch = epochs.pop(DEFAULT_NODE)
         if epochs != _OTHERS or epoch < 5 + (b"open" in acknowledged):
             raise Violation("lost", f"the epochs are {epoch} and {epochs}")
-
-
-def _sync(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -92,7 +92,7 @@ def _begin_wal_anew(path: str) -> None:
 
 
 def _create_tables(connection: Connection) -> None:
-    TABLES.create_all(connection)
+    TABLES.create_all(connection, checkfirst=False)
     connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
     connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
     connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")

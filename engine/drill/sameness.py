@@ -32,7 +32,7 @@ def same_moment() -> Iterator[None]:
 
 def digest(directory: str) -> bytes:
     """Return a digest of all names and contents in `directory`, but of what is volatile: nobody may trust that."""
-    state = hashlib.blake2b()
+    state = hashlib.sha256()  # twice as fast as others where the processor has it
     for folder, folders, files in os.walk(directory):
         folders.sort()
         state.update(f"{folder.removeprefix(directory)}\0".encode())

@@ -70,17 +70,22 @@ Image = tuple[File, ...]
 """A tree as a power cut left it, every directory before what is in it."""
 
 
+MISSING: Final = 0
+LANDED: Final = 1
+GARBAGE: Final = 2
+
+
 class Landing(NamedTuple):
     """How much of what was not durable reached the disk: a choice for each pending change and naming.
 
-    A change lands whole (True), not at all (False), or in part: `units` of this size, each by chance.
+    A change lands whole (True), not at all (False), or in parts: each unit of it is MISSING, LANDED or GARBAGE,
+    and the file has its full size.
     """
 
-    changes: Sequence[bool]
+    changes: Sequence[bool | bytes]
     namings: Sequence[bool]
     unit: int = 0
-    chance: float = 0.5
-    garbage: float = 0.0
+    """The size of such a part, which begins where a multiple of it does in the file."""
 
 
 class _Inode:
@@ -105,12 +110,15 @@ class Disk:
     def __init__(self, start: Sequence[Operation], model: Model, *, fate: Fate = Fate.DROPPED, seed: int = 0) -> None:
         self._model, self._fate, self._seed = model, fate, seed
         self._failures = 0
+        self._volatile: set[int] = set()
         self._inodes: dict[int, _Inode] = {ROOT: _Inode(0o700, None)}
         self._names: dict[int, dict[str, int]] = {ROOT: {}}
         self.changes: list[Change] = []
         """Writes and truncations that are not durable for certain, in order."""
         self.namings: list[Naming] = []
         """Changes of names and modes that are not durable for certain, in order."""
+        self.flushes = 0
+        """How often a flush, done or failed, has changed what is durable for certain, or what is pending."""
         for operation in start:
             self.step(operation)
         self._flush_all()
@@ -118,6 +126,8 @@ class Disk:
     def step(self, operation: Operation) -> None:
         """Do the next operation of the trace."""
         match operation:
+            case Write() | Truncate() if operation.node in self._volatile:
+                self._settle(operation)  # whatever an image has of it, nothing depends on
             case Write() | Truncate():
                 self._redirty(operation)
                 self.changes.append(operation)
@@ -143,7 +153,10 @@ class Disk:
                 content = contents.get(change.node)
                 if content is None:
                     content = contents[change.node] = bytearray(self._inodes[change.node].bytes())
-                _apply(content, change, landing, rng)
+                if isinstance(lands, bytes) and isinstance(change, Write):
+                    _put_parts(content, change, lands, landing.unit, rng)
+                else:
+                    _put(content, change)
         names = self._names
         modes: dict[int, int] = {}
         if any(landing.namings):
@@ -184,6 +197,8 @@ class Disk:
         match operation:
             case Create():
                 self._inodes[operation.node] = _Inode(operation.mode, bytearray())
+                if operation.name.endswith(VOLATILE_SUFFIXES):
+                    self._volatile.add(operation.node)
             case MakeDirectory():
                 self._inodes[operation.node] = _Inode(operation.mode, None)
                 self._names[operation.node] = {}
@@ -191,6 +206,7 @@ class Disk:
                 self._inodes[operation.node] = _Inode(0o777, None, operation.target)
 
     def _flush(self, node: int) -> None:
+        self.flushes += 1
         rest: list[Change] = []
         for change in self.changes:
             if change.node == node:
@@ -201,6 +217,7 @@ class Disk:
         self._flush_names(lambda naming: self._model is Model.JOURNALED or _directory(naming) == node)
 
     def _flush_all(self) -> None:
+        self.flushes += 1
         for change in self.changes:
             self._settle(change)
         self.changes = []
@@ -210,10 +227,12 @@ class Disk:
         rest: list[Naming] = []
         modes: dict[int, int] = {}
         for naming in self.namings:
-            if is_durable(naming):
-                _name(self._names, modes, naming)
-            else:
+            if not is_durable(naming):
                 rest.append(naming)
+                continue
+            for step in (*_leading_to(naming, rest), naming):
+                _name(self._names, modes, step)
+                rest = [other for other in rest if other is not step]
         for node, mode in modes.items():
             self._inodes[node].mode = mode
         self.namings = rest
@@ -226,6 +245,7 @@ class Disk:
 
     def _lose(self, node: int) -> None:
         """Drop what a failed flush took from the pending changes; remember the pages as processes see them."""
+        self.flushes += 1
         inode, mine = self._inodes[node], [change for change in self.changes if change.node == node]
         if inode.content is None or not mine:
             return  # a directory: its names stay pending
@@ -259,19 +279,15 @@ class Disk:
                     self.changes.append(Write(change.node, page * PAGE, lost))
 
 
-def _apply(content: bytearray, change: Change, landing: Landing, rng: random.Random) -> None:
-    if isinstance(change, Truncate) or not landing.unit:
-        _put(content, change)
-        return
+def _put_parts(content: bytearray, change: Write, fates: bytes, unit: int, rng: random.Random) -> None:
     start, end = change.offset, change.offset + len(change.data)
     if len(content) < end:
         content.extend(bytes(end - len(content)))
-    while start < end:
-        stop = min(end, start - start % landing.unit + landing.unit)
-        draw = rng.random()
-        if draw < landing.chance:
+    for fate in fates:
+        stop = min(end, start - start % unit + unit)
+        if fate == LANDED:
             content[start:stop] = change.data[start - change.offset : stop - change.offset]
-        elif draw < landing.chance + landing.garbage:
+        elif fate == GARBAGE:
             content[start:stop] = rng.randbytes(stop - start)
         start = stop
 
@@ -302,6 +318,30 @@ def _name(names: dict[int, dict[str, int]], modes: dict[int, int], naming: Namin
             modes[naming.node] = naming.mode
         case _:
             names[naming.parent][naming.name] = naming.node
+
+
+def _leading_to(naming: Naming, pending: Sequence[Naming]) -> list[Naming]:
+    """Return those of the pending namings that gave the file the name which this one takes from it, in order.
+
+    A rename is one step: once the new name is durable, the old one is not there, nor comes back.
+    """
+    found: list[Naming] = []
+    for earlier in reversed(pending):
+        if isinstance(naming, Rename) and _gives(earlier) == (naming.node, naming.parent, naming.name):
+            found.append(earlier)
+            naming = earlier
+    return found[::-1]
+
+
+def _gives(naming: Naming) -> tuple[int, int, str] | None:
+    """Return the node and the place of the name that this gives, if it does."""
+    match naming:
+        case Rename():
+            return naming.node, naming.new_parent, naming.new_name
+        case Unlink() | Chmod():
+            return None
+        case _:
+            return naming.node, naming.parent, naming.name
 
 
 def _directory(naming: Naming) -> int:

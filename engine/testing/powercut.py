@@ -18,12 +18,25 @@ Where KIND does not say, names land at random, in order in the journaled model.
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Final, NamedTuple
 
-from limpet.engine.testing.disk import PAGE, SECTOR, Disk, Fate, Image, Landing, Model
+from limpet.engine.testing.disk import (
+    GARBAGE,
+    LANDED,
+    MISSING,
+    PAGE,
+    SECTOR,
+    Change,
+    Disk,
+    Fate,
+    Image,
+    Landing,
+    Model,
+)
 from limpet.engine.testing.life import record
 from limpet.engine.testing.nodes import VOLATILE_SUFFIXES
-from limpet.engine.testing.operations import Acknowledge, Trace, acknowledged_before
+from limpet.engine.testing.operations import Acknowledge, Trace, Truncate, acknowledged_before
 from limpet.engine.testing.pool import Mark
 from limpet.engine.testing.run import run_jobs
 from limpet.engine.testing.tree import empty, materialise, scratch
@@ -34,6 +47,8 @@ ALL_MODELS: Final = (Model.JOURNALED, Model.POSIX)
 _NEWEST: Final = 5
 """How many of the pending operations are dropped or kept one by one: the last ones."""
 _CUTS_PER_JOB: Final = 16
+_IMAGES_PER_REPORT: Final = 16
+"""Where nothing is found; to tell of each one would cost a tenth of the time."""
 _UNNUMBERED: Final = ("none", "all", "data", "names")
 
 
@@ -66,8 +81,8 @@ class Point(NamedTuple):
 class Images:
     """The images of one trace in one model, cut after cut in rising order, no image twice.
 
-    Images that differ only in what is volatile count as one, which is tried with one such content. Images of other
-    models that have the same `seen` are not repeated either.
+    Images that differ only in what is volatile count as one, which is tried with one such content. Images of the
+    same trace in another model that have the same `seen` are not repeated either.
     """
 
     def __init__(
@@ -89,7 +104,10 @@ class Images:
     def at(self, cut: int) -> Iterator[tuple[Point, Image]]:
         """Yield the images that a cut after the first `cut` operations may leave, and that are new."""
         for point in self.points(cut):
-            image = self._image(point)
+            rng, landing = self._choose(point)
+            if self._is_known(landing):
+                continue
+            image = self._disk.image(landing, rng)
             key = hash((self._acknowledged, *(file for file in image if not file.path.endswith(VOLATILE_SUFFIXES))))
             if key not in self._seen:
                 self._seen.add(key)
@@ -105,7 +123,8 @@ class Images:
         if point.cut > len(self._trace.operations):
             raise InvalidInputError(f"{point} is beyond the life's {len(self._trace.operations)} operations")
         self._move(point.cut)
-        return self._image(point)
+        rng, landing = self._choose(point)
+        return self._disk.image(landing, rng)
 
     def _rewind(self) -> None:
         self._disk = Disk(self._trace.start, self._model, fate=self._fate, seed=self._seed)
@@ -137,9 +156,26 @@ class Images:
             kinds = ("name-prefix", "name-drop", "name-only") if self._model is Model.POSIX else ("name-prefix",)
             yield from (f"{kind}.{k}" for kind in kinds for k in newest)
 
-    def _image(self, point: Point) -> Image:
+    def _choose(self, point: Point) -> tuple[random.Random, Landing]:
         rng = random.Random(str(point))  # noqa: S311 - repeats by its name
-        return self._disk.image(_landing(point, len(self._disk.changes), len(self._disk.namings), rng), rng)
+        return rng, _landing(point, self._disk, rng)
+
+    def _is_known(self, landing: Landing) -> bool:
+        """Say whether the same pending operations have landed on the same disk before: the image is not new then.
+
+        Most are found to be so without being made. Where all names are durable the models have the same disk.
+        """
+        if any(isinstance(lands, bytes) and GARBAGE in lands for lands in landing.changes):
+            return False
+        changes = tuple(
+            (id(change), lands) for change, lands in zip(self._disk.changes, landing.changes, strict=True) if lands
+        )
+        namings = tuple(map(id, compress(self._disk.namings, landing.namings)))
+        model = self._model if self._disk.namings else None
+        key = hash((self._disk.flushes, self._acknowledged, changes, landing.unit, namings, model))
+        is_known = key in self._seen
+        self._seen.add(key)
+        return is_known
 
 
 def _some(count: int, rng: random.Random) -> list[bool]:
@@ -203,12 +239,27 @@ _PARTS: Final = {  # unit, chance that it lands, chance that it is garbage
 }
 
 
-def _landing(point: Point, changes: int, namings: int, rng: random.Random) -> Landing:
+def _landing(point: Point, disk: Disk, rng: random.Random) -> Landing:
     base, _, number = point.kind.partition(".")
     k = int(number or 0)
+    changes: Sequence[bool | bytes] = _CHANGES[base](len(disk.changes), k, rng)
+    namings = _NAMINGS.get(base, _AT_RANDOM[point.model])(len(disk.namings), k, rng)
     unit, chance, garbage = _PARTS.get(base, (0, 0.0, 0.0))
-    names = _NAMINGS.get(base, _AT_RANDOM[point.model])
-    return Landing(_CHANGES[base](changes, k, rng), names(namings, k, rng), unit, chance, garbage)
+    if unit:
+        changes = [_in_parts(change, unit, chance, garbage, rng) for change in disk.changes]
+        if all(lands is True for lands in changes):
+            unit = 0
+    return Landing(changes, namings, unit)
+
+
+def _in_parts(change: Change, unit: int, chance: float, garbage: float, rng: random.Random) -> bool | bytes:
+    """Choose for each part of a change whether it lands; return True where all do."""
+    if isinstance(change, Truncate):
+        return True
+    count = -(-(change.offset + len(change.data)) // unit) - change.offset // unit
+    draws = (rng.random() for _ in range(count))
+    fates = bytes(LANDED if draw < chance else GARBAGE if draw < chance + garbage else MISSING for draw in draws)
+    return fates.count(LANDED) == count or fates
 
 
 class Selection(NamedTuple):
@@ -307,7 +358,8 @@ def _pass_by(images: Mapping[Model, Images], cut: int) -> None:
 def check_cuts(
     checker: Checker, trace: Trace, images: Mapping[Model, Images], cuts: Iterable[int], place: Place
 ) -> Iterator[Report]:
-    """Check every new image of these cuts, and yield what each check found."""
+    """Check every new image of these cuts, and yield what was found: at once, because the next check may not end."""
+    tried = 0
     for cut in cuts:
         acknowledged = [*place.acknowledged, *acknowledged_before(trace.operations, cut)]
         for point, image in (found for one in images.values() for found in one.at(cut)):
@@ -315,4 +367,9 @@ def check_cuts(
             place.mark(name)
             materialise(image, place.directory)
             checker.check(name, place.directory, acknowledged)
-            yield checker.report(images=1)
+            tried += 1
+            if checker.has_found or tried == _IMAGES_PER_REPORT:
+                yield checker.report(images=tried)
+                tried = 0
+    if tried:
+        yield checker.report(images=tried)

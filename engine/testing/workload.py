@@ -139,6 +139,11 @@ class Checker:
         self._findings: list[Finding] = []
         self._acknowledged = 0
 
+    @property
+    def has_found(self) -> bool:
+        """Whether there is a finding that no report has yet."""
+        return bool(self._findings)
+
     def report(self, *, points: int = 0, images: int = 0, faults: int = 0) -> Report:
         """Return what was found since the last report, as that of so many points, images and faults."""
         findings, acknowledged = self._findings, self._acknowledged

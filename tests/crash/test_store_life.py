@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,17 @@ def run(calls: str) -> dict[str, int]:
 WORKERS = os.cpu_count() or 1
 
 
-def over(seeds: range, call: str) -> str:
+def over(seeds: Iterable[int], call: str) -> str:
     """Return an expression that adds up the reports of a call over seeds."""
-    return f"sum(({call} for seed in {seeds!r}), Report())"
+    return f"sum(({call} for seed in {[*seeds]}), Report())"
+
+
+def mostly_current(count: int, others: int) -> list[int]:
+    """Return the seeds of so many lives, of which `others` make their database first, and as many migrate one.
+
+    What is left before that is made or migrated again by each check, which takes half as long again.
+    """
+    return [*(seed for seed in range(3 * others) if seed % 3 != 2), *range(2, 3 * (count - 2 * others), 3)]
 
 
 @pytest.mark.timeout(600)
@@ -49,7 +58,7 @@ def test_every_kill_point() -> None:
     """Killed before, amid and after every file-changing call: nothing acknowledged is lost or torn."""
     report = run(
         f"kill_points(StoreLife(6), workers={WORKERS})"
-        f" + {over(range(1, 20), f'kill_points(StoreLife(120, seed=seed), workers={WORKERS})')}"
+        f" + {over(mostly_current(19, 1), f'kill_points(StoreLife(120, seed=seed), workers={WORKERS})')}"
         f" + true_kills(StoreLife(2), every=7, workers={WORKERS})"
     )
     assert report["points"] > 20_000
@@ -70,10 +79,10 @@ def test_kills_of_an_engine() -> None:
 def test_power_cuts() -> None:
     """Every disk that a power cut may leave, in both models, holds what was acknowledged."""
     report = run(
-        over(range(16), f"power_cuts(StoreLife(12, seed=seed), seed=seed, samples=4, workers={WORKERS})")
+        over(mostly_current(13, 2), f"power_cuts(StoreLife(12, seed=seed), seed=seed, samples=4, workers={WORKERS})")
         + f" + power_cuts(EngineLife(processes=False), samples=1, every=8, workers={WORKERS})"
     )
-    assert report["images"] > 65_000  # to which the other tests here add more than 35,000
+    assert report["images"] > 55_000  # to which the other tests here add more than 45,000
     assert report["violations"] == 0, report["findings"]
 
 
@@ -94,7 +103,7 @@ def test_power_cuts_of_the_recovery() -> None:
         f" + recovery_cuts(StoreLife(12, seed=23), crashes=8, seed=23, workers={WORKERS})"
         f" + recovery_cuts(EngineLife(processes=False), crashes=1, workers={WORKERS})"
     )
-    assert report["images"] > 5_000
+    assert report["images"] > 8_000
     assert report["violations"] == 0, report["findings"]
 
 
@@ -105,7 +114,7 @@ def test_power_cuts_while_the_wal_begins_anew() -> None:
         over(range(2), f"power_cuts(small_wal(seed), seed=seed, samples=1, workers={WORKERS})")
         + f" + recovery_cuts(small_wal(2), crashes=2, seed=2, workers={WORKERS})"
     )
-    assert report["images"] > 4_000
+    assert report["images"] > 7_000
     assert report["violations"] == 0, report["findings"]
 
 
@@ -117,7 +126,7 @@ def test_an_upgrade_of_what_was_killed() -> None:
         f" + recovery_cuts(Upgrade(), crashes=1, workers={WORKERS})"
     )
     assert report["points"] > 200
-    assert report["images"] > 1_000
+    assert report["images"] > 1_500
     assert report["violations"] == 0, report["findings"]
 
 
@@ -126,5 +135,5 @@ def test_failing_disk() -> None:
     """Every call fails with every error: the caller is told, or the store will not open; never a wrong answer."""
     report = run(f"fault_points(FailingDiskLife(1), cuts=0, workers={WORKERS})")
     assert report["faults"] > 1_500
-    assert report["images"] > 25_000
+    assert report["images"] > 29_000
     assert report["violations"] == 0, report["findings"]

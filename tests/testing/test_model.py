@@ -149,7 +149,8 @@ def test_the_model_sees_what_the_file_system_does(before: list[tuple], calls: li
                 assert _found(f"{made}/image") == _found(f"{made}/copy") == _said(image)
 
 
-FILE = (Create(1, ROOT, "f", 0o600), Write(1, 0, b"old"), Sync(1), Sync(ROOT))
+NAMED = Sync(ROOT)
+FILE = (Create(1, ROOT, "f", 0o600), Write(1, 0, b"old"), Sync(1), NAMED)
 NEW = (Create(2, ROOT, "t", 0o600), Write(2, 0, b"new"))
 ZEROS = bytes(3)  # the size reached the disk, the data did not
 REPLACE = Rename(2, ROOT, "t", ROOT, "f")
@@ -168,6 +169,16 @@ LAWS: dict[str, tuple[tuple[Operation, ...], Model, set[bytes | None]]] = {
     "removed and flushed": ((*FILE, Unlink(ROOT, "f"), Sync(ROOT)), Model.POSIX, {None}),
     "cut": ((*FILE, Truncate(1, 1)), Model.JOURNALED, {b"old", b"o"}),
     "cut and everything flushed": ((*FILE, Truncate(1, 1), SyncAll()), Model.POSIX, {b"o"}),
+    "moved to another directory, which was flushed": (
+        (*FILE[:3], MakeDirectory(3, ROOT, "d", 0o700), Rename(1, ROOT, "f", 3, "g"), Sync(3)),
+        Model.POSIX,
+        {None},
+    ),
+    "moved away and back, and flushed": (
+        (*FILE, MakeDirectory(3, ROOT, "d", 0o700), Rename(1, ROOT, "f", 3, "g"), Rename(1, 3, "g", ROOT, "f"), NAMED),
+        Model.POSIX,
+        {b"old"},
+    ),
     "in a directory without a name": (
         (MakeDirectory(3, ROOT, "d", 0o700), Create(1, 3, "f", 0o600), Sync(1), Sync(3), Rename(1, 3, "f", ROOT, "f")),
         Model.POSIX,

@@ -34,11 +34,12 @@ from limpet.engine.testing.operations import (
 
 SECTOR: Final = 512
 PAGE: Final = 4096
+MISSING, LANDED, GARBAGE = range(3)
+"""What has become of a part of a write."""
 _VOLATILE_SIZE: Final = 32_768  # of SQLite's -shm at first
 
 Change = Write | Truncate
 Naming = Create | MakeDirectory | Symlink | Link | Unlink | Rename | Chmod
-Filler = Callable[[int], bytes]
 
 
 class Model(enum.StrEnum):
@@ -68,11 +69,6 @@ class File(NamedTuple):
 
 Image = tuple[File, ...]
 """A tree as a power cut left it, every directory before what is in it."""
-
-
-MISSING: Final = 0
-LANDED: Final = 1
-GARBAGE: Final = 2
 
 
 class Landing(NamedTuple):

@@ -113,8 +113,6 @@ class Disk:
         """Writes and truncations that are not durable for certain, in order."""
         self.namings: list[Naming] = []
         """Changes of names and modes that are not durable for certain, in order."""
-        self.flushes = 0
-        """How often a flush, done or failed, has changed what is durable for certain, or what is pending."""
         for operation in start:
             self.step(operation)
         self._flush_all()
@@ -131,6 +129,7 @@ class Disk:
                 self._make(operation)
                 self.namings.append(operation)
             case Link() | Unlink() | Rename() | Chmod():
+                self._trust(operation)
                 self.namings.append(operation)
             case Sync():
                 self._flush(operation.node)
@@ -189,6 +188,16 @@ class Disk:
                     content = bytes(contents[node]) if node in contents else inode.bytes()
                     yield File(here, mode, content, "" if first == here else first)
 
+    def _trust(self, naming: Naming) -> None:
+        """Let what was written to a volatile file be pending, like that of any other, once it gets another name."""
+        given = _gives(naming)
+        if given is None or given[0] not in self._volatile or given[2].endswith(VOLATILE_SUFFIXES):
+            return
+        node, inode = given[0], self._inodes[given[0]]
+        self._volatile.remove(node)
+        self.changes.append(Write(node, 0, bytes(inode.content or b"")))
+        inode.content, inode.frozen = bytearray(), None
+
     def _make(self, operation: Create | MakeDirectory | Symlink) -> None:
         match operation:
             case Create():
@@ -202,7 +211,6 @@ class Disk:
                 self._inodes[operation.node] = _Inode(0o777, None, operation.target)
 
     def _flush(self, node: int) -> None:
-        self.flushes += 1
         rest: list[Change] = []
         for change in self.changes:
             if change.node == node:
@@ -213,7 +221,6 @@ class Disk:
         self._flush_names(lambda naming: self._model is Model.JOURNALED or _directory(naming) == node)
 
     def _flush_all(self) -> None:
-        self.flushes += 1
         for change in self.changes:
             self._settle(change)
         self.changes = []
@@ -226,9 +233,10 @@ class Disk:
             if not is_durable(naming):
                 rest.append(naming)
                 continue
-            for step in (*_leading_to(naming, rest), naming):
-                _name(self._names, modes, step)
-                rest = [other for other in rest if other is not step]
+            for earlier in _leading_to(naming, rest):
+                _name(self._names, modes, earlier)
+                rest = [other for other in rest if other is not earlier]
+            _name(self._names, modes, naming)
         for node, mode in modes.items():
             self._inodes[node].mode = mode
         self.namings = rest
@@ -241,7 +249,6 @@ class Disk:
 
     def _lose(self, node: int) -> None:
         """Drop what a failed flush took from the pending changes; remember the pages as processes see them."""
-        self.flushes += 1
         inode, mine = self._inodes[node], [change for change in self.changes if change.node == node]
         if inode.content is None or not mine:
             return  # a directory: its names stay pending

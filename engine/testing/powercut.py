@@ -36,7 +36,15 @@ from limpet.engine.testing.disk import (
 )
 from limpet.engine.testing.life import record
 from limpet.engine.testing.nodes import VOLATILE_SUFFIXES
-from limpet.engine.testing.operations import Acknowledge, Trace, Truncate, acknowledged_before
+from limpet.engine.testing.operations import (
+    Acknowledge,
+    Sync,
+    SyncAll,
+    SyncFailed,
+    Trace,
+    Truncate,
+    acknowledged_before,
+)
 from limpet.engine.testing.pool import Mark
 from limpet.engine.testing.run import run_jobs
 from limpet.engine.testing.tree import empty, materialise, scratch
@@ -128,7 +136,7 @@ class Images:
 
     def _rewind(self) -> None:
         self._disk = Disk(self._trace.start, self._model, fate=self._fate, seed=self._seed)
-        self._position = self._acknowledged = 0
+        self._position = self._acknowledged = self._flushes = 0
 
     def _move(self, cut: int) -> None:
         if cut < self._position:
@@ -136,6 +144,7 @@ class Images:
         for operation in self._trace.operations[self._position : cut]:
             self._disk.step(operation)
             self._acknowledged += isinstance(operation, Acknowledge)
+            self._flushes += isinstance(operation, Sync | SyncFailed | SyncAll)
         self._position = cut
 
     def _kinds(self) -> Iterator[str]:
@@ -163,7 +172,8 @@ class Images:
     def _is_known(self, landing: Landing) -> bool:
         """Say whether the same pending operations have landed on the same disk before: the image is not new then.
 
-        Most are found to be so without being made. Where all names are durable the models have the same disk.
+        Most are found to be so without being made: only a flush, done or failed, changes what they land on. Where
+        all names are durable the models have the same disk.
         """
         if any(isinstance(lands, bytes) and GARBAGE in lands for lands in landing.changes):
             return False
@@ -172,7 +182,7 @@ class Images:
         )
         namings = tuple(map(id, compress(self._disk.namings, landing.namings)))
         model = self._model if self._disk.namings else None
-        key = hash((self._disk.flushes, self._acknowledged, changes, landing.unit, namings, model))
+        key = hash((self._flushes, self._acknowledged, changes, landing.unit, namings, model))
         is_known = key in self._seen
         self._seen.add(key)
         return is_known

@@ -174,6 +174,11 @@ LAWS: dict[str, tuple[tuple[Operation, ...], Model, set[bytes | None]]] = {
         Model.POSIX,
         {None},
     ),
+    "volatile by its first name, moved to another": (
+        (Create(1, ROOT, "f-shm", 0o600), Write(1, 0, b"old"), Rename(1, ROOT, "f-shm", ROOT, "f"), NAMED),
+        Model.POSIX,
+        {b"", ZEROS, b"old"},
+    ),
     "moved away and back, and flushed": (
         (*FILE, MakeDirectory(3, ROOT, "d", 0o700), Rename(1, ROOT, "f", 3, "g"), Rename(1, 3, "g", ROOT, "f"), NAMED),
         Model.POSIX,

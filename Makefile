@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find engine recovery schema -name '*.py')
+SOURCES := $(shell find benchmarks engine recovery schema -name '*.py')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench bench-quick constraints clean

@@ -10,19 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limpet.engine.container import Container
     from limpet.engine.engine import Engine
-    from limpet.engine.recovery_pass import recover
-    from limpet.engine.sandbox import Sandbox
-    from limpet.engine.store import Store
+    from limpet.engine.lifecycle.container import Container
+    from limpet.engine.lifecycle.sandbox import Sandbox
+    from limpet.engine.reconcile.recovery_pass import recover
+    from limpet.engine.store.store import Store
     from limpet.schema import errors
 
 _HOMES = {
-    "Container": "limpet.engine.container",
+    "Container": "limpet.engine.lifecycle.container",
     "Engine": "limpet.engine.engine",
-    "Sandbox": "limpet.engine.sandbox",
-    "Store": "limpet.engine.store",
-    "recover": "limpet.engine.recovery_pass",
+    "Sandbox": "limpet.engine.lifecycle.sandbox",
+    "Store": "limpet.engine.store.store",
+    "recover": "limpet.engine.reconcile.recovery_pass",
 }
 
 __all__ = ["Container", "Engine", "Sandbox", "Store", "errors", "recover"]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
-from limpet.engine.commit import Request
-from limpet.engine.draft import Draft
-from limpet.engine.record import Record
-from limpet.engine.store import Store
+from limpet.engine.store.commit import Request
+from limpet.engine.store.draft import Draft
+from limpet.engine.store.record import Record
+from limpet.engine.store.store import Store
 from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import ContainerState, Status

@@ -28,7 +28,9 @@ VERBS = {
     "bench": "Measure durable checkpoints and recovery on this machine.",
     "completion": "Print the completion script of a shell.",
 }
-"""Each verb's module in this package has a click command named `command`; the help is here, to load none for it."""
+"""Each verb's module has a click command named `command`; the help is here, so that none is loaded for it."""
+_ELSEWHERE = {"bench": "limpet.benchmarks.command"}
+"""The modules of the verbs that are not in this package."""
 
 _COMPLETE = "_LIMPET_COMPLETE"
 """By this variable a shell's completion script asks click for words."""
@@ -43,7 +45,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in VERBS:
             return None
-        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        command: click.Command = import_module(_ELSEWHERE.get(cmd_name, f"{__name__}.{cmd_name}")).command
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

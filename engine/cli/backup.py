@@ -6,8 +6,8 @@ import click
 
 from limpet.engine.cli.options import Place, output_option, place_option
 from limpet.engine.cli.output import print_json, print_lines, printable
-from limpet.engine.database.backup import back_up
-from limpet.engine.snapshot import Snapshot
+from limpet.engine.database.sqlite.backup import back_up
+from limpet.engine.inspection.snapshot import Snapshot
 
 
 @click.command("backup")

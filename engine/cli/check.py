@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import click
 import msgspec
 
-from limpet.engine.check import Aspect, CheckReport, check_state
 from limpet.engine.cli.exits import DAMAGED, UNRESOLVED
 from limpet.engine.cli.options import Place, output_option, place_option
 from limpet.engine.cli.output import fill, paint, print_json, print_lines, rfc3339
+from limpet.engine.inspection.check import Aspect, CheckReport, check_state
 
 
 @click.command("check")

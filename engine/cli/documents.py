@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from limpet.engine.cli.output import rfc3339
-from limpet.engine.snapshot import View
+from limpet.engine.inspection.snapshot import View
 from limpet.recovery.report import Report
 from limpet.schema.status import ContainerState, Status
 

@@ -9,7 +9,7 @@ import msgspec
 
 from limpet.engine.cli.output import Cell, Column, Row, fill, paint, print_json, print_lines, render_table
 from limpet.engine.drill.modes import Mode, ModesReport, repeat_point, run_modes
-from limpet.engine.testing import Report
+from limpet.testing import Report
 
 UNSUPPORTED = 3
 """The exit status if nothing false was found, but not all could be tried."""

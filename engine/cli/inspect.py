@@ -10,9 +10,9 @@ import msgspec
 from limpet.engine.cli.documents import status_document, verification_document
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
 from limpet.engine.cli.output import age, paint, print_json, print_lines, printable, rfc3339
-from limpet.engine.cri_status import to_cri_status
-from limpet.engine.record import resolve_prefix
-from limpet.engine.snapshot import Snapshot, View
+from limpet.engine.inspection.snapshot import Snapshot, View
+from limpet.engine.lifecycle.cri_status import to_cri_status
+from limpet.engine.store.record import resolve_prefix
 from limpet.recovery.evidence import Observation
 from limpet.schema.errors import StoreDamagedError
 from limpet.schema.metadata import Metadata, SandboxMetadata

@@ -86,7 +86,7 @@ def no_trunc_option(function: _Function) -> _Function:
 
 def complete_id(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the ids of containers that begin so, for a shell's completion; none where they cannot be read."""
-    from limpet.engine.snapshot import Snapshot  # noqa: PLC0415  # `limpet --help` must not load it
+    from limpet.engine.inspection.snapshot import Snapshot  # noqa: PLC0415  # `limpet --help` must not load it
     from limpet.schema.errors import LimpetError  # noqa: PLC0415
 
     place = find_place(ctx, ctx.params.get("state_dir"), ctx.params.get("node"))

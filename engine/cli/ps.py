@@ -7,7 +7,7 @@ import click
 from limpet.engine.cli.documents import container_document
 from limpet.engine.cli.options import Place, complete_id, no_trunc_option, output_option, place_option
 from limpet.engine.cli.output import Cell, Column, age, print_json, print_lines, print_table, short_id, state_cell
-from limpet.engine.snapshot import Snapshot, View
+from limpet.engine.inspection.snapshot import Snapshot, View
 from limpet.schema.status import ContainerState, Reason
 
 _COLUMNS = (

@@ -22,8 +22,8 @@ from limpet.engine.cli.output import (
     terminal_width,
 )
 from limpet.engine.engine import Engine
-from limpet.engine.plan import plan_recovery
-from limpet.engine.snapshot import Snapshot, require_state
+from limpet.engine.inspection.dry_run import plan_recovery
+from limpet.engine.inspection.snapshot import Snapshot, require_state
 from limpet.recovery.evidence import Boot, Bundle, classify
 from limpet.recovery.orphans import Disposal, Orphan
 from limpet.recovery.report import Finding, Report

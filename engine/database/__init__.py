@@ -1,1 +1,1 @@
-"""The database under the store: opening it, migrating it, writing batches to it, reading and copying it."""
+"""The database under the store. Behind this door stands SQLite."""

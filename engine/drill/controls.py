@@ -5,10 +5,10 @@ Each life breaks the store in the process that lives it, which ends with it; the
 
 from collections.abc import Callable
 
-from limpet.engine.database import sqlite
+from limpet.engine.database.sqlite import connection as sqlite
 from limpet.engine.drill.store_life import FailingDiskLife, Step, StoreLife, World
 from limpet.engine.engine import Engine
-from limpet.engine.starters import process
+from limpet.engine.starters.process import starter as process
 from limpet.recovery import host, probe
 from limpet.recovery.evidence import Boot, Process
 from limpet.schema.errors import LimpetError

@@ -19,20 +19,20 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from limpet.engine.check import find_store_damage
-from limpet.engine.database import sqlite
-from limpet.engine.directory import DATABASE
+from limpet.engine.database.sqlite import connection as sqlite
 from limpet.engine.drill.records import IDENTITY, RUNNING, SANDBOX, Answer, make_metadata
-from limpet.engine.recovery_pass import recover
-from limpet.engine.snapshot import Snapshot
-from limpet.engine.store import Store
-from limpet.engine.testing.pool import Mark
-from limpet.engine.testing.run import run_jobs
-from limpet.engine.testing.tree import empty, scratch
-from limpet.engine.testing.workload import Finding, Progress, Report, Violation
+from limpet.engine.inspection.check import find_store_damage
+from limpet.engine.inspection.snapshot import Snapshot
+from limpet.engine.reconcile.recovery_pass import recover
+from limpet.engine.state.directory import DATABASE
+from limpet.engine.store.store import Store
 from limpet.recovery.evidence import Process
 from limpet.schema.errors import InvalidInputError, LimpetError, StoreDamagedError
 from limpet.schema.status import Status
+from limpet.testing.pool import Mark
+from limpet.testing.run import run_jobs
+from limpet.testing.tree import empty, scratch
+from limpet.testing.workload import Finding, Progress, Report, Violation
 
 Files = Mapping[str, bytes]
 """The files of a state directory, by their names."""

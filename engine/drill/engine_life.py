@@ -17,18 +17,18 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from limpet.engine.container import Container
-from limpet.engine.directory import CONTAINERS, QUARANTINE, SANDBOXES
 from limpet.engine.drill.records import IDENTITY
 from limpet.engine.drill.small_image import CONTENT, FILE, IMAGE, make_archive
-from limpet.engine.durable import TEMPORARY_PREFIX
 from limpet.engine.engine import HOST_IMAGE, Engine
-from limpet.engine.testing import Violation
+from limpet.engine.lifecycle.container import Container
+from limpet.engine.state.directory import CONTAINERS, QUARANTINE, SANDBOXES
+from limpet.engine.state.durable import TEMPORARY_PREFIX
 from limpet.schema.errors import StartError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageName
 from limpet.schema.layout import BUNDLE_VARIABLE
 from limpet.schema.status import EXIT_CODE_UNKNOWN, ContainerState, Reason, Status
+from limpet.testing import Violation
 
 _SANDBOX: Final = "jobs"
 _PATIENCE_SECONDS: Final = 30.0

@@ -14,7 +14,7 @@ import msgspec
 from limpet.engine.drill.plan import Scenario
 from limpet.engine.drill.rehearsal import ENGINE, run_drill
 from limpet.engine.drill.report import DrillReport
-from limpet.engine.testing import LifeFailedError
+from limpet.testing import LifeFailedError
 
 _ROUND = "round"
 _PROBE = """

@@ -20,7 +20,8 @@ from limpet.engine.drill.plan import Scenario
 from limpet.engine.drill.rehearsal import ENGINE
 from limpet.engine.drill.report import DrillReport
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
-from limpet.engine.testing import (
+from limpet.schema.errors import InvalidInputError, LimpetError
+from limpet.testing import (
     Finding,
     Kind,
     Report,
@@ -33,7 +34,6 @@ from limpet.engine.testing import (
     supported,
     true_kills,
 )
-from limpet.schema.errors import InvalidInputError, LimpetError
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being tried, how much of it is done, and how much there is."""

@@ -5,7 +5,7 @@ from alembic.config import Config
 from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
-from limpet.engine.database.sqlite import APPLICATION_ID, connect_writer, create_file
+from limpet.engine.database.sqlite.connection import APPLICATION_ID, connect_writer, create_file
 
 
 def make_old_database(path: str, revision: str) -> None:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from limpet.engine.directory import CONTAINERS, QUARANTINE
 from limpet.engine.drill.disasters import Scene, disturb, find_harm, prepare
 from limpet.engine.drill.engine_process import EngineEndedError, EngineProcess
 from limpet.engine.drill.judge import Discrepancy, Kind, find_leaks, judge
@@ -26,6 +25,7 @@ from limpet.engine.drill.plan import Disaster, Round, Scenario, plan_rounds
 from limpet.engine.drill.report import DrillReport, Failure, count_kinds, summarize_times
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
+from limpet.engine.state.directory import CONTAINERS, QUARANTINE
 from limpet.schema.status import ContainerState
 
 ENGINE = "limpet.engine.engine:Engine.open"

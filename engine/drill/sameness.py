@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
-from limpet.engine import wal
-from limpet.engine.testing.nodes import VOLATILE_SUFFIXES
+from limpet.engine.database.sqlite import wal
+from limpet.testing.nodes import VOLATILE_SUFFIXES
 
 _KEPT_FRAMES: Final = 1024  # of 4 KiB each
 _checksum = lru_cache(_KEPT_FRAMES)(wal._checksum)  # noqa: SLF001  # the disks of one life have the same frames

@@ -17,20 +17,20 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from limpet.engine.bundle import ContainerBundle
-from limpet.engine.commit import Request
-from limpet.engine.directory import CONTAINERS, DATABASE
 from limpet.engine.drill.old_database import make_old_database
 from limpet.engine.drill.records import RUNNING, SANDBOX, Answer, make_metadata
 from limpet.engine.drill.sameness import digest, same_moment
-from limpet.engine.durable import make_directory, write_file
-from limpet.engine.recovery_pass import recover
-from limpet.engine.store import Store
-from limpet.engine.testing import Kind, Violation
-from limpet.engine.testing.tree import scratch
+from limpet.engine.lifecycle.bundle import ContainerBundle
+from limpet.engine.reconcile.recovery_pass import recover
+from limpet.engine.state.directory import CONTAINERS, DATABASE
+from limpet.engine.state.durable import make_directory, write_file
+from limpet.engine.store.commit import Request
+from limpet.engine.store.store import Store
 from limpet.recovery.evidence import Process
 from limpet.schema.errors import LimpetError, StoreDamagedError
 from limpet.schema.revision import SCHEMA_REVISION
+from limpet.testing import Kind, Violation
+from limpet.testing.tree import scratch
 
 _BEGINNINGS: Final = ("", "0001", SCHEMA_REVISION)
 """The schema of the database that lives begin with, in turn; none where there is no database yet."""

@@ -4,9 +4,9 @@ import os
 import stat
 from collections.abc import Collection
 
-from limpet.engine.durable import make_directory, sync_directory, temporary_path
 from limpet.engine.images.oci import DIGEST_ALGORITHMS, Descriptor, blob_path
 from limpet.engine.images.streams import CHUNK_BYTES, ByteStream, HashingReader, require_match
+from limpet.engine.state.durable import make_directory, sync_directory, temporary_path
 from limpet.schema.errors import StoreDamagedError
 
 

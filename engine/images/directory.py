@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from limpet.engine.durable import make_directory, sync_filesystem
-from limpet.engine.entries import require_entries
 from limpet.engine.images.blobs import BlobDirectory
 from limpet.engine.images.files import open_files
 from limpet.engine.images.layout import find_images
@@ -23,6 +21,8 @@ from limpet.engine.images.oci import LAYER_TYPES, Configuration, Descriptor, Man
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
+from limpet.engine.state.durable import make_directory, sync_filesystem
+from limpet.engine.state.entries import require_entries
 from limpet.recovery.bundles import find_mounts
 from limpet.schema.errors import (
     AlreadyExistsError,

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, NamedTuple, Protocol
 
-from limpet.engine.durable import TEMPORARY_PREFIX
 from limpet.engine.images.layer import clean_path
 from limpet.engine.images.limits import Budget
 from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, Compression
 from limpet.engine.images.streams import CHUNK_BYTES, ByteStream, Decompressor, sniff
 from limpet.engine.images.tar import Kind, read_tar
+from limpet.engine.state.durable import TEMPORARY_PREFIX
 from limpet.schema.errors import InvalidInputError
 
 _CURE = "give an OCI image layout, a directory or a tar archive (plain, gzip or zstd)"

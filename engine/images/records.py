@@ -5,8 +5,8 @@ import os
 
 import msgspec
 
-from limpet.engine.durable import TEMPORARY_PREFIX, make_directory, sync_directory, write_file
 from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, require_digest
+from limpet.engine.state.durable import TEMPORARY_PREFIX, make_directory, sync_directory, write_file
 from limpet.recovery.files import read_small_file
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.image import ImageConfig, ImageName

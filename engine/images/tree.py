@@ -12,9 +12,9 @@ import stat
 from collections.abc import Iterator
 from typing import Self
 
-from limpet.engine.durable import empty_directory
 from limpet.engine.images.tar import Attributes, Chunks
 from limpet.engine.images.tar_fields import show
+from limpet.engine.state.durable import empty_directory
 from limpet.schema.errors import InvalidInputError
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -7,7 +7,7 @@ run. A kill between any two of these leaves no process that the store does not k
 from dataclasses import dataclass
 from typing import Protocol
 
-from limpet.engine.process_config import BundleConfig
+from limpet.engine.lifecycle.command_line import BundleConfig
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Resources

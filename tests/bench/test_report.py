@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from limpet.engine.bench.compare import Change, compare, find_differences, judge_change
-from limpet.engine.bench.experiments import EXPERIMENTS, METRICS, PER_SECOND
-from limpet.engine.bench.figures import BenchReport, Case, Metric, Outcome, Series, Spread, times_as_good
-from limpet.engine.bench.goals import GOALS, Figure, Goal, judge
-from limpet.engine.bench.run import Settings, choose_cases, make_ratios, make_series, order_cells
-from limpet.engine.cli import bench as bench_command
-from limpet.engine.cli.bench_tables import describe, describe_comparison
+from limpet.benchmarks import command as bench_command
+from limpet.benchmarks.compare import Change, compare, find_differences, judge_change
+from limpet.benchmarks.experiments import EXPERIMENTS, METRICS, PER_SECOND
+from limpet.benchmarks.figures import BenchReport, Case, Metric, Outcome, Series, Spread, times_as_good
+from limpet.benchmarks.goals import GOALS, Figure, Goal, judge
+from limpet.benchmarks.run import Settings, choose_cases, make_ratios, make_series, order_cells
+from limpet.benchmarks.tables import describe, describe_comparison
 
 P50 = Metric("p50_us", "p50", "us")
 

@@ -10,15 +10,15 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from limpet.engine.bench import BenchReport, Settings, run_bench
-from limpet.engine.bench.checkpoints import CONTENDERS, require_kept
-from limpet.engine.bench.databases import RawSqlite
-from limpet.engine.bench.experiments import EXPERIMENTS
-from limpet.engine.bench.load import Load, run_threads
-from limpet.engine.bench.machine import describe_machine
-from limpet.engine.bench.population import read_identities
-from limpet.engine.bench.run import choose_cases
-from limpet.engine.bench.saved import load_report, save_report
+from limpet.benchmarks import BenchReport, Settings, run_bench
+from limpet.benchmarks.checkpoints import CONTENDERS, require_kept
+from limpet.benchmarks.databases import RawSqlite
+from limpet.benchmarks.experiments import EXPERIMENTS
+from limpet.benchmarks.load import Load, run_threads
+from limpet.benchmarks.machine import describe_machine
+from limpet.benchmarks.population import read_identities
+from limpet.benchmarks.run import choose_cases
+from limpet.benchmarks.saved import load_report, save_report
 from limpet.schema.errors import InvalidInputError, StoreError
 from tests.conftest import is_running, wait_until
 
@@ -95,7 +95,7 @@ def test_a_report_says_where_it_was_made_and_survives_saving(report: BenchReport
 
 def test_plots_are_drawn_of_what_was_measured(report: BenchReport, tmp_path: Path) -> None:
     """Each plot is there as a picture and as a drawing, and the same report gives the same drawing again."""
-    from limpet.engine.bench.plots import draw_plots
+    from limpet.benchmarks.plots import draw_plots
 
     paths = [Path(path) for path in draw_plots(report, str(tmp_path / "plots"))]
     assert {path.stem for path in paths} == {"throughput", "latency", "opening", "growth"}
@@ -111,7 +111,7 @@ def test_plots_are_drawn_of_what_was_measured(report: BenchReport, tmp_path: Pat
 
 def bench(*arguments: str) -> list[str]:
     """Return the command line of a benchmark."""
-    return [sys.executable, "-m", "limpet.engine.cli", "bench", *arguments]
+    return [sys.executable, "-m", "limpet", "bench", *arguments]
 
 
 def test_the_command_saves_and_compares(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class Limpet:
         """Run it, with nothing but `variables` and the state directory in its environment."""
         environment = {"PATH": os.environ["PATH"], "LIMPET_STATE_DIR": self.state_dir, **variables}
         return subprocess.run(
-            [sys.executable, "-m", "limpet.engine.cli", *args],
+            [sys.executable, "-m", "limpet", *args],
             env=environment,
             capture_output=True,
             text=True,

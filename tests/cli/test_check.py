@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Engine
-from limpet.engine.check import has_wal_reset_bug
+from limpet.engine.inspection.check import has_wal_reset_bug
 from tests.cli.conftest import Jobs, Limpet, photograph
 
 

@@ -143,7 +143,7 @@ def test_an_output_that_takes_nothing(limpet: Limpet, target: str) -> None:
     """A full disk, a reader that went away and a closed stdout never end in a traceback."""
     make_state(limpet.state_dir)
     redirect = {"/dev/full": "> /dev/full", "closed pipe": "| true", "closed": ">&-"}[target]
-    command = f"set -o pipefail; {sys.executable} -m limpet.engine.cli -s {limpet.state_dir} ps -o json {redirect}"
+    command = f"set -o pipefail; {sys.executable} -m limpet -s {limpet.state_dir} ps -o json {redirect}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
@@ -158,7 +158,7 @@ def test_interrupted(limpet: Limpet, state_dir: str) -> None:
     script = (
         "import os, signal\n"
         "from limpet.engine.cli import main\n"
-        "import limpet.engine.snapshot as snapshot\n"
+        "import limpet.engine.inspection.snapshot as snapshot\n"
         "snapshot.require_state = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
         f"main(['-s', {state_dir!r}, 'ps'])\n"
     )
@@ -192,9 +192,7 @@ def on_terminal(limpet: Limpet, columns: int, *args: str, **variables: str) -> s
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LIMPET_STATE_DIR": limpet.state_dir, **variables}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "limpet.engine.cli", *args], stdout=theirs, stderr=theirs, env=environment
-    )
+    process = subprocess.Popen([sys.executable, "-m", "limpet", *args], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     printed = b""
     while select.select([ours], [], [], 30)[0]:

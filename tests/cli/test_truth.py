@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Engine, Store
-from limpet.engine.snapshot import Snapshot
+from limpet.engine.inspection.snapshot import Snapshot
 from limpet.recovery.host import identify, open_pidfd
 from limpet.schema.status import ContainerState
 from tests.cli.conftest import Jobs, Limpet, photograph

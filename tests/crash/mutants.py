@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from limpet.engine.commit import Request
-from limpet.engine.database import sqlite
 from limpet.engine.database.changes import Changes
-from limpet.engine.database.writer import Writer
-from limpet.engine.draft import Draft
+from limpet.engine.database.sqlite import connection as sqlite
+from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.drill.controls import DeafLife, HastyLife
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
-from limpet.engine.store import Store
+from limpet.engine.store.commit import Request
+from limpet.engine.store.draft import Draft
+from limpet.engine.store.store import Store
 
 _write, _commit = Store._write, Store._commit
 
@@ -39,7 +39,7 @@ def small_wal(seed: int) -> Altered:
         "journal_size_limit": ("journal_size_limit", "16384", 16384),
     }
     pragmas = sqlite, "WRITER_PRAGMAS", tuple(small.get(each[0], each) for each in sqlite.WRITER_PRAGMAS)
-    by_writer = _module("database.writer"), "WAL_BYTES", 16384
+    by_writer = _module("database.sqlite.writer"), "WAL_BYTES", 16384
     return Altered(pragmas, *(() if seed % 2 else (by_writer,)), checkpoints=24, seed=seed)
 
 
@@ -81,10 +81,10 @@ def _always_landed(writer: Writer, changes: Changes, error: BaseException) -> bo
 
 
 _NO_DIRECTORY_FLUSH = (
-    (_module("durable"), "sync_directory", _do_nothing),
-    (_module("durable"), "_sync_name", _do_nothing),
-    (_module("database.migrate"), "sync_directory", _do_nothing),
-    (_module("store"), "sync_directory", _do_nothing),
+    (_module("state.durable"), "sync_directory", _do_nothing),
+    (_module("state.durable"), "_sync_name", _do_nothing),
+    (_module("database.sqlite.migrate"), "sync_directory", _do_nothing),
+    (_module("store.store"), "sync_directory", _do_nothing),
 )
 
 
@@ -110,10 +110,12 @@ MUTANTS = {
     "a transaction in several commits": Mutant(lambda: Altered((Store, "_write", _write_by_halves)), KILLS),
     "a batch that is told too early": Mutant(lambda: Altered((Store, "_commit", _answer_before_commit)), KILLS),
     "a backup whose name is not flushed": Mutant(
-        lambda: Altered((_module("database.backup"), "sync_directory", _do_nothing)), POWER, 3
+        lambda: Altered((_module("database.sqlite.backup"), "sync_directory", _do_nothing)), POWER, 3
     ),
     "a backup made in place": Mutant(
-        lambda: Altered((_module("database.backup"), "temporary_path", lambda directory: f"{directory}/backup-0.db")),
+        lambda: Altered(
+            (_module("database.sqlite.backup"), "temporary_path", lambda directory: f"{directory}/backup-0.db")
+        ),
         KILLS,
     ),
     "errors that are not heard": Mutant(lambda: DeafLife(1), DISK, 4),

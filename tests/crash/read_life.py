@@ -6,16 +6,16 @@ One of 32, and each that a reader refuses, is opened and recovered as in the dri
 from collections.abc import Sequence
 from contextlib import closing
 
-from limpet.engine.database.source import Source
-from limpet.engine.directory import DATABASE
+from limpet.engine.database.sqlite.source import Source
+from limpet.engine.database.sqlite.wal import examine_wal
 from limpet.engine.drill.controls import UnflushedLife
 from limpet.engine.drill.sameness import same_moment
 from limpet.engine.drill.store_life import Model, StoreLife, _kind
-from limpet.engine.testing import Violation
-from limpet.engine.wal import examine_wal
+from limpet.engine.state.directory import DATABASE
 from limpet.schema.codec import find_unsound, row_to_status
 from limpet.schema.errors import LimpetError
 from limpet.schema.layout import DEFAULT_NODE
+from limpet.testing import Violation
 
 RECOVERED_EVERY = 32
 

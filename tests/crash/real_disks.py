@@ -25,9 +25,9 @@ from typing import Final, NamedTuple
 from limpet.engine.drill.controls import UnflushedLife
 from limpet.engine.drill.engine_life import EngineLife
 from limpet.engine.drill.store_life import StoreLife
-from limpet.engine.durable import sync_directory
-from limpet.engine.testing import Violation, Workload, supported
-from limpet.engine.testing.supervisor import Supervisor
+from limpet.engine.state.durable import sync_directory
+from limpet.testing import Violation, Workload, supported
+from limpet.testing.supervisor import Supervisor
 
 _SHUTDOWN: Final = 0x8004587D  # _IOR('X', 125, __u32), in ext4 and XFS alike
 _NO_LOG_FLUSH: Final = 2

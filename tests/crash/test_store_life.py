@@ -21,7 +21,7 @@ def run(calls: str) -> dict[str, int]:
         "import json, sys\n"
         "from limpet.engine.drill.engine_life import EngineLife\n"
         "from limpet.engine.drill.store_life import FailingDiskLife, StoreLife\n"
-        "from limpet.engine.testing import *\n"
+        "from limpet.testing import *\n"
         "from tests.crash.mutants import *\n"
         "from tests.crash.read_life import ReadLife, UnflushedReadLife\n"
         "from tests.crash.upgrade import Upgrade\n"

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from limpet.engine.database.sqlite import connect_writer
+from limpet.engine.database.sqlite.connection import connect_writer
 from limpet.engine.drill.old_database import make_old_database
 from limpet.engine.drill.records import RUNNING, SANDBOX, make_metadata
-from limpet.engine.durable import sync_directory
-from limpet.engine.store import Store
-from limpet.engine.testing import Violation
+from limpet.engine.state.durable import sync_directory
+from limpet.engine.store.store import Store
 from limpet.schema.layout import DEFAULT_NODE
+from limpet.testing import Violation
 
 _OTHERS = {f"other{number}": number for number in range(1, 6)}
 """The epochs of other nodes, which must all be there after the upgrade."""

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import wait_until
 
-DRILL = [sys.executable, "-m", "limpet.engine.cli", "drill"]
+DRILL = [sys.executable, "-m", "limpet", "drill"]
 INTEGERS = {
     "schema_version", "seed", "rounds", "kills", "containers", "acknowledged", "lost", "torn", "false_running",
     "false_exited", "wrong_exit_code", "leaked", "harmed", "broken", "unknown",

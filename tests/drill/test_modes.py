@@ -10,10 +10,10 @@ import pytest
 
 from limpet.engine.drill import modes
 from limpet.engine.drill.modes import PLANS, Mode, Trial, run_modes
-from limpet.engine.testing import Finding, Report
 from limpet.schema.errors import InvalidInputError
+from limpet.testing import Finding, Report
 
-DRILL = [sys.executable, "-m", "limpet.engine.cli", "drill"]
+DRILL = [sys.executable, "-m", "limpet", "drill"]
 TRIED = {"kill": "points", "power": "images", "disk": "faults", "reuse": "cases", "reboot": "cases"}
 
 

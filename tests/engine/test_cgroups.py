@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limpet.engine import Engine, errors
-from limpet.engine.cgroup_hierarchies import find_own_cgroups, read_own_cgroups
-from limpet.engine.cgroup_settings import Refusals, plan, requested_fields, shares_to_weight
-from limpet.engine.cgroups import _set, apply_limits, remove_limits
+from limpet.engine.starters.process.cgroups.hierarchies import find_own_cgroups, read_own_cgroups
+from limpet.engine.starters.process.cgroups.limits import _set, apply_limits, remove_limits
+from limpet.engine.starters.process.cgroups.settings import Refusals, plan, requested_fields, shares_to_weight
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
 from limpet.schema.metadata import new_id
 from limpet.schema.status import Resources

@@ -15,8 +15,8 @@ from typing import Any
 
 import zstandard
 
-from limpet.engine.durable import remove_tree
 from limpet.engine.images import DirectoryImageStore
+from limpet.engine.state.durable import remove_tree
 from limpet.schema.image import ImageName, MountType
 from tests.hostile import values
 from tests.hostile.canary import differences, make_canary, photograph

@@ -151,7 +151,7 @@ class ProcessWorld(CommandWorld):
         clear(self.place / "out")
         (self.place / "out").mkdir()
         variables = {"PATH": os.environ["PATH"], "LIMPET_STATE_DIR": str(self.place / "nowhere"), **environment}
-        said, status = _run([os.fsencode(sys.executable), b"-m", b"limpet.engine.cli", *args], variables, streams)
+        said, status = _run([os.fsencode(sys.executable), b"-m", b"limpet", *args], variables, streams)
         assert b"Traceback" not in said, said[-900:]
         assert b"Exception ignored" not in said, said[-900:]
         assert status in STATUSES, f"exit status {status}: {said[-300:]!r}"

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from limpet.engine import Container, Engine, Store
-from limpet.engine.snapshot import Snapshot
+from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec
 from limpet.schema.errors import LimpetError
 from limpet.schema.image import ImageManifest, ImageName, MountType

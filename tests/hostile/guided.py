@@ -16,13 +16,13 @@ from pathlib import Path
 from sqlite3 import connect
 from typing import Final, NamedTuple
 
+from limpet.engine.database.sqlite.wal import find_tail
 from limpet.engine.images.layer import clean_path
 from limpet.engine.images.limits import Budget
 from limpet.engine.images.manifests import read_manifest
 from limpet.engine.images.oci import Compression, Configuration, Index, decode
 from limpet.engine.images.streams import Decompressor
 from limpet.engine.images.tar import read_tar
-from limpet.engine.wal import find_tail
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import InvalidInputError
 from tests.hostile.archives import COMPRESSORS

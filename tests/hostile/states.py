@@ -12,10 +12,11 @@ from zlib import crc32
 
 import msgspec
 
-from limpet.engine import Engine, Store, check, snapshot
-from limpet.engine.check import check_state
-from limpet.engine.plan import plan_recovery
-from limpet.engine.snapshot import Snapshot
+from limpet.engine import Engine, Store
+from limpet.engine.inspection import check, snapshot
+from limpet.engine.inspection.check import check_state
+from limpet.engine.inspection.dry_run import plan_recovery
+from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema.errors import LimpetError
 from limpet.schema.status import Status
 from tests.hostile import values
@@ -151,7 +152,7 @@ def _back_up(state_dir: str) -> None:
     target = os.path.join(os.path.dirname(state_dir), "out")
     clear(Path(target))
     with Snapshot.open(state_dir) as seen:
-        from limpet.engine.database.backup import back_up
+        from limpet.engine.database.sqlite.backup import back_up
 
         seen.source.ask(lambda reader: back_up(reader, target))
 

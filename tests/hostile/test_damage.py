@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from limpet.engine.drill.damage import Outcome, survey
-from limpet.engine.testing import Violation
+from limpet.testing import Violation
 
 ROOT = Path(__file__).parents[2]
 CASES = 10_000
@@ -66,8 +66,8 @@ def test_what_cannot_be_seen_is_little() -> None:
 @pytest.mark.timeout(120)
 def test_a_store_that_believes_its_rows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge has teeth: without checksums a damaged row is taken for true, and that is noticed."""
-    monkeypatch.setattr("limpet.engine.rows.row_is_sound", lambda *_: True)
-    monkeypatch.setattr("limpet.engine.rows.find_unsound", lambda *_: [])
+    monkeypatch.setattr("limpet.engine.store.rows.row_is_sound", lambda *_: True)
+    monkeypatch.setattr("limpet.engine.store.rows.find_unsound", lambda *_: [])
     monkeypatch.setattr("limpet.schema.codec.row_is_sound", lambda *_: True)
     with pytest.raises(Violation):
         for _ in survey(count=400, seed=2):

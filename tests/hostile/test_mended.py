@@ -15,13 +15,13 @@ import msgspec
 import pytest
 
 from limpet.engine import Engine, Store
-from limpet.engine.bundle import ContainerBundle
-from limpet.engine.check import check_state
 from limpet.engine.cli import main
-from limpet.engine.durable import make_directory, remove_tree
 from limpet.engine.engine import choose_stop_signal
-from limpet.engine.process_config import choose_user
-from limpet.engine.snapshot import Snapshot
+from limpet.engine.inspection.check import check_state
+from limpet.engine.inspection.snapshot import Snapshot
+from limpet.engine.lifecycle.bundle import ContainerBundle
+from limpet.engine.lifecycle.command_line import choose_user
+from limpet.engine.state.durable import make_directory, remove_tree
 from limpet.schema.cri import parse_container_config
 from limpet.schema.errors import (
     InvalidInputError,
@@ -343,7 +343,7 @@ def test_half_a_completion_is_wrong_usage(
 def test_output_that_cannot_be_written_is_one_message() -> None:
     """With a full disk under stdout there is one line, and nothing of Python's own at the end."""
     with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "limpet.engine.cli", "--version"]
+        command = [sys.executable, "-m", "limpet", "--version"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "limpet: No space left on device\n")
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from limpet.engine import draft
 from limpet.engine.images import layer
+from limpet.engine.store import draft
 from limpet.schema import protobuf_json
 from tests.hostile.__main__ import main
 from tests.hostile.campaign import KINDS, Finding, Kind, run_kind
@@ -14,7 +14,7 @@ from tests.hostile.oracle import Attempt, Fate, judge
 
 def allow_any_id(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(draft, "require_id", lambda text: text)
-    patch.setattr("limpet.engine.cgroups.require_id", lambda text: text)
+    patch.setattr("limpet.engine.starters.process.cgroups.limits.require_id", lambda text: text)
 
 
 def allow_climbing(patch: pytest.MonkeyPatch) -> None:

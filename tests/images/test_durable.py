@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from oci_layout import Layout, member, names, snapshot, tar
 
-from limpet.engine import durable
 from limpet.engine.images import DirectoryImageStore
+from limpet.engine.state import durable
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_removing_a_tree_stops_at_a_mount(tmp_path: Path) -> None:
     for path in [kept, point]:
         path.mkdir(parents=True)
     (kept / "file").write_text("kept")
-    script = "import sys; from limpet.engine.durable import remove_tree; remove_tree(sys.argv[1])"
+    script = "import sys; from limpet.engine.state.durable import remove_tree; remove_tree(sys.argv[1])"
     inside = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5"'
     arguments = [kept, point, sys.executable, script, tmp_path / "tree"]
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh", *arguments]

@@ -400,7 +400,7 @@ except InvalidStateError as error:
 
 ORDINARY = """
 import os, sys
-from limpet.engine.durable import remove_tree
+from limpet.engine.state.durable import remove_tree
 from limpet.engine.images import DirectoryImageStore
 from limpet.schema.image import ImageName, MountType
 if os.geteuid() == 0:

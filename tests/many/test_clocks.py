@@ -90,7 +90,7 @@ def test_what_is_said_depends_on_no_clock(state_dir: str, clock: str, told_by_th
     kept = list(Path(state_dir).glob("quarantine/strange*/precious"))
     assert len(kept) == 1
     for command in (("ps", "--all"), ("inspect", "runs"), ("history", "dies"), ("check",), ("recover",)):
-        limpet = [sys.executable, "-m", "limpet.engine.cli", "--state-dir", state_dir]
+        limpet = [sys.executable, "-m", "limpet", "--state-dir", state_dir]
         shown = subprocess.run([*limpet, *command], capture_output=True, text=True, check=False)
         assert (shown.returncode, shown.stderr) == (0, ""), command
 
@@ -101,7 +101,7 @@ UNSURE = "hidden" if AS_ROOT else "unproven"  # a user namespace may not look in
 LOOK = """
 import sys
 from msgspec.structs import replace
-from limpet.engine.snapshot import Snapshot
+from limpet.engine.inspection.snapshot import Snapshot
 from limpet.recovery.host import observe_process
 with Snapshot.open(sys.argv[1]) as look:
     view = look.get("one")

@@ -9,8 +9,10 @@ from types import FrameType, ModuleType
 
 import pytest
 
-from limpet.engine import Engine, commit, runtime
-from limpet.engine.commit import Committer, Request
+from limpet.engine import Engine
+from limpet.engine.lifecycle import runtime
+from limpet.engine.store import commit
+from limpet.engine.store.commit import Committer, Request
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.store.test_commit import in_thread
 

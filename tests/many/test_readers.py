@@ -29,7 +29,7 @@ counter = os.open(counter_path, os.O_RDWR)
 def acknowledged(): return struct.unpack("Q", os.pread(counter, 8, 0))[0]
 """
 WRITER = f"""
-from limpet.engine.database import sqlite, writer
+from limpet.engine.database.sqlite import connection as sqlite, writer
 writer.WAL_BYTES = {WAL_BYTES}  # so that a short stream begins the WAL anew as often as a long one
 sqlite._READERS_TIMEOUT_SECONDS = 30  # a busy machine is no reason to let it grow
 from limpet.engine import Store
@@ -46,7 +46,7 @@ with Store.open(state_dir) as store:
         os.pwrite(counter, struct.pack("Q", turn), 0)
 """
 READER = f"""
-from limpet.engine.snapshot import Snapshot
+from limpet.engine.inspection.snapshot import Snapshot
 last = 0
 while True:
     floor = acknowledged()
@@ -123,7 +123,7 @@ def test_readers_beside_a_long_stream(state_dir: str, tmp_path: Path) -> None:
 
 def _look_from_outside(state_dir: str) -> int:
     """Return how many containers the command line tells of."""
-    command = [sys.executable, "-m", "limpet.engine.cli", "--state-dir", state_dir, "ps", "--all", "-o", "json"]
+    command = [sys.executable, "-m", "limpet", "--state-dir", state_dir, "ps", "--all", "-o", "json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return len(json.loads(result.stdout)["containers"])

@@ -119,7 +119,7 @@ def test_who_was_stopped_is_overtaken_for_good(
     start: "Start", state_dir: str, turn: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine is stopped amid its commits and its lock file removed: once another has opened, it writes no more."""
-    monkeypatch.setattr("limpet.engine.database.sqlite.BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("limpet.engine.database.sqlite.connection.BUSY_TIMEOUT_SECONDS", 0.1)
     old = start(LOADED)
     counted = dict.fromkeys("abc", 0)
 

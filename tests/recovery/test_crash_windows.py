@@ -28,9 +28,9 @@ def die(where, name, when, count=1):
         return result
     setattr(owner, name, call)
 """
-BUNDLE = "limpet.engine.bundle:ContainerBundle"
-STARTER = "limpet.engine.starters.process:ProcessStarter"
-STORE = "limpet.engine.store:Store"
+BUNDLE = "limpet.engine.lifecycle.bundle:ContainerBundle"
+STARTER = "limpet.engine.starters.process.starter:ProcessStarter"
+STORE = "limpet.engine.store.store:Store"
 
 # Where the engine dies; what of; the rule that answers, the state it gives, and whether a bundle is left.
 WINDOWS = [
@@ -129,15 +129,15 @@ def processes_of(bundle: Path) -> list[int]:
 
 
 RECOVERY = [
-    ("limpet.engine.recovery_pass", "examine_all", "after"),
-    ("limpet.engine.store:Store", "_write", "before"),
-    ("limpet.engine.store:Store", "_write", "after"),
+    ("limpet.engine.reconcile.recovery_pass", "examine_all", "after"),
+    ("limpet.engine.store.store:Store", "_write", "before"),
+    ("limpet.engine.store.store:Store", "_write", "after"),
     ("limpet.engine.engine:Engine", "_adopt", "before"),
     ("limpet.engine.engine:Engine", "_remove_bundle", "before"),
     ("limpet.engine.engine:Engine", "_remove_bundle", "after"),
     ("limpet.engine.engine:Engine", "_end_leftovers", "before"),
-    ("limpet.engine.sweep", "_move_aside", "before"),
-    ("limpet.engine.sweep", "_move_aside", "after"),
+    ("limpet.engine.reconcile.sweep", "_move_aside", "before"),
+    ("limpet.engine.reconcile.sweep", "_move_aside", "after"),
 ]
 
 
@@ -150,7 +150,7 @@ def test_recovery_killed_and_run_again(engine_process: Start, state_dir: str, wh
         + "a = make('alive', 'sleep', '1000'); a.start(); make('created', 'true')\n"
         + "g = make('gone', 'sh', '-c', 'sleep 1000 & exec sleep 1000'); g.start()\n"
         + "r = make('released', 'true'); r.start(); r.wait()\n"
-        + "say(g.status.pid); die('limpet.engine.bundle:ContainerBundle', 'remove', 'before'); r.release()"
+        + "say(g.status.pid); die('limpet.engine.lifecycle.bundle:ContainerBundle', 'remove', 'before'); r.release()"
     )
     gone = int(process.read()[0])
     process.wait()

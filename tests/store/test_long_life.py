@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Store, recover
-from limpet.engine.database import sqlite as database_settings
+from limpet.engine.database.sqlite import connection as database_settings
 from limpet.schema import ContainerState, Reason
 from tests.store.test_store import RUNNING, metadata, sandbox
 
@@ -24,7 +24,7 @@ WAL_BYTES = 1 << 18
 @pytest.fixture
 def small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow the WAL less than SQLite's own checkpoints do, so that a short stream shows what a long one does."""
-    monkeypatch.setattr("limpet.engine.database.writer.WAL_BYTES", WAL_BYTES)
+    monkeypatch.setattr("limpet.engine.database.sqlite.writer.WAL_BYTES", WAL_BYTES)
     changed = {"journal_size_limit": (str(WAL_BYTES), WAL_BYTES)}
     pragmas = tuple((name, *changed.get(name, rest)) for name, *rest in database_settings.WRITER_PRAGMAS)
     monkeypatch.setattr(database_settings, "WRITER_PRAGMAS", pragmas)
@@ -84,7 +84,9 @@ def test_a_reader_that_stays_delays_nobody_for_long(state_dir: str) -> None:
         reader = sqlite3.connect(f"file:{state_dir}/store.db?mode=ro", uri=True, isolation_level=None)
         reader.execute("BEGIN")
         (before,) = reader.execute("SELECT seq FROM container_status").fetchone()
-        with mock.patch("limpet.engine.database.writer.restart_wal", wraps=database_settings.restart_wal) as restart:
+        with mock.patch(
+            "limpet.engine.database.sqlite.writer.restart_wal", wraps=database_settings.restart_wal
+        ) as restart:
             for turn in range(1500):
                 store.checkpoint("a", replace(RUNNING, pid=turn))
             assert 1 <= restart.call_count < 10

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from limpet.engine import Store, errors
-from limpet.engine.database import migrate
+from limpet.engine.database.sqlite import migrate
 from limpet.engine.drill.old_database import make_old_database
 from limpet.schema.tables import SCHEMA_REVISION, TABLES
 from tests.store.test_store import RUNNING, metadata, sandbox

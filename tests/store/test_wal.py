@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limpet.engine.wal import find_tail
+from limpet.engine.database.sqlite.wal import find_tail
 
 Files = tuple[bytes, bytes]
 """A database file and its WAL, as a kill leaves them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from limpet.engine.testing import supported
+from limpet.testing import supported
 
 sys.path.append(str(Path(__file__).parent))  # for workloads: in importlib mode pytest adds nothing itself
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from workloads import Acknowledge, SQLiteCheckpoints, require, sync
 
-from limpet.engine.testing import FAILURES, Model, fault_points, replay
-from limpet.engine.testing.faults import Fault, live_with
 from limpet.schema.errors import InvalidInputError
+from limpet.testing import FAILURES, Model, fault_points, replay
+from limpet.testing.faults import Fault, live_with
 
 
 class EveryCall:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from workloads import JSONFiles, SQLiteCheckpoints, require, sync
 
-from limpet.engine.testing import (
+from limpet.schema.errors import InvalidInputError
+from limpet.testing import (
     Life,
     NothingToTestError,
     Workload,
@@ -17,10 +18,9 @@ from limpet.engine.testing import (
     replay,
     true_kills,
 )
-from limpet.engine.testing.disk import SECTOR
-from limpet.engine.testing.kills import KillPoint, kill_at
-from limpet.engine.testing.operations import Write
-from limpet.schema.errors import InvalidInputError
+from limpet.testing.disk import SECTOR
+from limpet.testing.kills import KillPoint, kill_at
+from limpet.testing.operations import Write
 
 BROKEN = {
     "acknowledged before the commit": (SQLiteCheckpoints(acknowledge_early=True), {"lost"}),

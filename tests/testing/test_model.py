@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from workloads import Acknowledge
 
-from limpet.engine.testing import Fate, Images, Life, Model, Trace, materialise
-from limpet.engine.testing.disk import Disk, Image, Landing
-from limpet.engine.testing.operations import (
+from limpet.testing import Fate, Images, Life, Model, Trace, materialise
+from limpet.testing.disk import Disk, Image, Landing
+from limpet.testing.operations import (
     ROOT,
     Create,
     MakeDirectory,
@@ -25,10 +25,10 @@ from limpet.engine.testing.operations import (
     Unlink,
     Write,
 )
-from limpet.engine.testing.operations import (
+from limpet.testing.operations import (
     Acknowledge as Acknowledged,
 )
-from limpet.engine.testing.tree import copy
+from limpet.testing.tree import copy
 
 NAMES = st.sampled_from(["a", "b", "d/a", "d/b", "e", "d"])
 CALLS = st.one_of(

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from limpet.engine import testing
+from limpet import testing
 
 
 def test_the_example_finds_what_it_says(capsys: object) -> None:
@@ -24,4 +24,4 @@ def test_it_knows_nothing_of_the_store_that_it_tests() -> None:
     assert testing.__file__ is not None
     for path in Path(testing.__file__).parent.glob("*.py"):
         for module in re.findall(r"^\s*(?:from|import) (limpet[\w.]*)", path.read_text(), re.MULTILINE):
-            assert module.startswith("limpet.engine.testing") or module == "limpet.schema.errors", path
+            assert module.startswith("limpet.testing") or module == "limpet.schema.errors", path

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from workloads import JSONFiles, SQLiteCheckpoints
 
-from limpet.engine.testing import Model, Point, Violation, Workload, power_cuts, recovery_cuts, replay
 from limpet.schema.errors import InvalidInputError
+from limpet.testing import Model, Point, Violation, Workload, power_cuts, recovery_cuts, replay
 
 BOTH = frozenset(Model)
 CLEAN: dict[str, Workload] = {

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from workloads import Acknowledge, JSONFiles, SQLiteCheckpoints, require
 
-from limpet.engine.testing import (
+from limpet.schema.errors import UnsupportedError
+from limpet.testing import (
     BlindSpotError,
     HungError,
     Images,
@@ -30,9 +31,8 @@ from limpet.engine.testing import (
     syscalls,
     true_kills,
 )
-from limpet.engine.testing.operations import Chmod, Create, MakeDirectory, Write
-from limpet.engine.testing.process import start
-from limpet.schema.errors import UnsupportedError
+from limpet.testing.operations import Chmod, Create, MakeDirectory, Write
+from limpet.testing.process import start
 
 libc = ctypes.CDLL(None, use_errno=True)
 

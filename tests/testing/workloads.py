@@ -8,7 +8,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Sequence
 
-from limpet.engine.testing import Violation
+from limpet.testing import Violation
 
 Acknowledge = Callable[[bytes], None]
 KEYS = 3

@@ -1,0 +1,206 @@
+"""Durable checkpoints: throughput and latency from threads and tasks, bytes written, growth, and the WAL's size.
+
+After each load the contender is closed and what is on disk is compared with what it has acknowledged.
+"""
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from msgspec.structs import replace
+
+from limpet.benchmarks.contenders import (
+    RUNNING,
+    Contender,
+    FilePerContainer,
+    FileWithoutDirectoryFlush,
+    Floor,
+    Limpet,
+    LimpetPopulation,
+    container_id,
+)
+from limpet.benchmarks.databases import Diskcache, Lmdb, RawSqlite, SqlalchemyCore, SqlalchemyOrm
+from limpet.benchmarks.figures import Cell, Figures
+from limpet.benchmarks.load import Finished, Load, run_tasks, run_threads
+from limpet.benchmarks.population import count_running, limpet_path
+from limpet.engine.aio import AsyncStore
+from limpet.engine.database.sqlite.reader import Reader
+from limpet.engine.state.directory import DATABASE
+from limpet.schema.errors import StoreError
+from limpet.schema.layout import DEFAULT_NODE
+
+CONTAINERS = 1000
+_WARM_UP_CALLS = 20
+_CALLS_PER_SECOND = 4000
+"""How many checkpoints stand for a second where their number must be the same for all."""
+_LONG_CELLS = 4
+"""How many times as long as others a cell may take where an effect is seen late, or the disk is slow."""
+_READERS = 2
+_WAL_CALLERS = 16
+_SAMPLE_SECONDS = 0.01
+
+CONTENDERS: Mapping[str, type[Contender]] = {
+    "limpet": Limpet,
+    "floor": Floor,
+    "files": FilePerContainer,
+    "files-unflushed": FileWithoutDirectoryFlush,
+    "sqlite3": RawSqlite,
+    "lmdb": Lmdb,
+    "diskcache": Diskcache,
+    "sqlalchemy-core": SqlalchemyCore,
+    "sqlalchemy-orm": SqlalchemyOrm,
+}
+
+
+def measure_threads(cell: Cell) -> Figures:
+    """Let threads checkpoint for some time."""
+    contender = _open(cell)
+    load = Load(cell.size, max(CONTAINERS, cell.size), seconds=cell.seconds)
+    return _finish(contender, run_threads(load, contender.checkpoint)).figures
+
+
+def measure_tasks(cell: Cell) -> Figures:
+    """Let asyncio tasks checkpoint for some time: limpet with its own front, others with a thread for each call."""
+    contender = _open(cell)
+    load = Load(cell.size, max(CONTAINERS, cell.size), seconds=cell.seconds)
+    call: Callable[[int, int], Any]
+    if cell.contender == "limpet" and isinstance(contender, Limpet):
+        store = AsyncStore(contender.store)
+
+        def call(number: int, turn: int) -> Any:
+            return store.checkpoint(container_id(number), replace(RUNNING, pid=turn))
+
+    else:
+
+        def call(number: int, turn: int) -> Any:
+            return asyncio.to_thread(contender.checkpoint, number, turn)
+
+    return _finish(contender, asyncio.run(run_tasks(load, call))).figures
+
+
+def measure_bytes(cell: Cell) -> Figures:
+    """Count what is written for a number of checkpoints, until all of it is in the database."""
+    contender = _open(cell)
+    calls = max(1, round(cell.seconds * _CALLS_PER_SECOND / cell.size))
+    load = Load(cell.size, CONTAINERS, _LONG_CELLS * cell.seconds, calls)
+    before = _read_io()
+    finished = run_threads(load, contender.checkpoint)
+    contender.close()
+    after = _read_io()
+    require_kept(contender, finished.kept)
+    return {
+        "written_bytes": (after["wchar"] - before["wchar"]) / finished.calls,
+        "stored_bytes": (after["write_bytes"] - before["write_bytes"]) / finished.calls,
+        "calls": finished.calls,
+    }
+
+
+def measure_growth(cell: Cell) -> Figures:
+    """Let one caller checkpoint containers all over a store of some size."""
+    running = count_running(cell.size)
+    contender = CONTENDERS[cell.contender](cell.directory)
+    if cell.contender == "limpet":
+        contender = LimpetPopulation(limpet_path(cell.stage, cell.size), running)
+    contender.open(cell.size)
+    load = Load(1, cell.size - running, seconds=cell.seconds)
+    figures = _finish(contender, run_threads(load, contender.checkpoint)).figures
+    return {key: figures[key] for key in ("p50_us", "p99_us", "per_second", "cpu_us", "calls")}
+
+
+def measure_wal(cell: Cell) -> Figures:
+    """Watch the WAL while threads write without a pause, and readers read so that there is always one."""
+    contender = _open(cell)
+    sizes: list[int] = []
+    reads: list[int] = []
+    read: Callable[[threading.Event], int]
+    if isinstance(contender, Limpet):
+        path = f"{contender.state_dir}/{DATABASE}"
+        read = partial(_read_with_limpet, path)
+    else:
+        assert isinstance(contender, RawSqlite), f"{contender.label} has no WAL"
+        path = contender.path
+        read = partial(_read_by_hand, path)
+    readers = [lambda stop: reads.append(read(stop))] * _READERS
+    load = Load(_WAL_CALLERS, CONTAINERS, seconds=_LONG_CELLS * cell.seconds)
+    with _beside(*readers, lambda stop: _watch_size(f"{path}-wal", sizes, stop)):
+        finished = run_threads(load, contender.checkpoint)
+    _finish(contender, finished)
+    half = len(sizes) // 2
+    first, second = max(sizes[:half], default=0), max(sizes[half:], default=0)
+    return {
+        "peak_bytes": max(first, second),
+        "growth": second / first if first else 0.0,
+        "per_second": finished.figures["per_second"],
+        "reads": sum(reads),
+    }
+
+
+def _open(cell: Cell) -> Contender:
+    contender = CONTENDERS[cell.contender](cell.directory)
+    contender.open(max(CONTAINERS, cell.size))
+    for turn in range(1, _WARM_UP_CALLS + 1):
+        contender.checkpoint(0, turn)
+    return contender
+
+
+def _finish(contender: Contender, finished: Finished) -> Finished:
+    contender.close()
+    require_kept(contender, finished.kept)
+    return finished
+
+
+def require_kept(contender: Contender, expected: Mapping[int, int]) -> None:
+    """Raise StoreError unless the contender, which is closed, finds on disk what it has acknowledged."""
+    found = contender.read_back(expected)
+    for number, turn in expected.items():
+        if found[number] != turn:
+            raise StoreError(f"{contender.label}: container {number}: {turn} was acknowledged, {found[number]} is kept")
+
+
+def _read_io() -> dict[str, int]:
+    """Return this process's counters of what it has read and written (proc_pid_io(5))."""
+    with open("/proc/self/io", encoding="ascii") as file:
+        return {name: int(value) for name, _, value in (line.partition(":") for line in file)}
+
+
+@contextmanager
+def _beside(*loops: Callable[[threading.Event], object]) -> Iterator[None]:
+    """Run loops on threads of their own, until the block ends."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(loops)) as pool:
+        futures = [pool.submit(loop, stop) for loop in loops]
+        try:
+            yield
+        finally:
+            stop.set()
+    for future in futures:
+        future.result()
+
+
+def _read_with_limpet(path: str, stop: threading.Event) -> int:
+    reader, count = Reader(path, DEFAULT_NODE), 0
+    while not stop.is_set():
+        reader.load_statuses()
+        count += 1
+    reader.close()
+    return count
+
+
+def _read_by_hand(path: str, stop: threading.Event) -> int:
+    connection, count = sqlite3.connect(f"file:{path}?mode=ro", uri=True), 0
+    while not stop.is_set():
+        connection.execute("SELECT * FROM status").fetchall()
+        count += 1
+    connection.close()
+    return count
+
+
+def _watch_size(path: str, sizes: list[int], stop: threading.Event) -> None:
+    while not stop.wait(_SAMPLE_SECONDS):
+        sizes.append(os.stat(path).st_size)

@@ -1,0 +1,202 @@
+"""What is measured, as a table: each experiment with its sizes, its contenders, and its figures."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from limpet.benchmarks.checkpoints import (
+    CONTENDERS,
+    measure_bytes,
+    measure_growth,
+    measure_tasks,
+    measure_threads,
+    measure_wal,
+)
+from limpet.benchmarks.command_line import measure_command
+from limpet.benchmarks.figures import Cell, Figures, Metric
+from limpet.benchmarks.liveness import measure_liveness, measure_waiting
+from limpet.benchmarks.openings import measure_memory, measure_opening
+from limpet.benchmarks.population import MAX_FILES
+
+Extent = Literal["quick", "normal", "full"]
+
+
+class Entry(NamedTuple):
+    """A contender of an experiment. `sizes` is where it takes part: some would take minutes elsewhere."""
+
+    label: str
+    caveat: str = ""
+    package: str = ""
+    """What must be installed for it, beside what limpet needs."""
+    least: int = 0
+    most: int = 1 << 62
+    extents: tuple[Extent, ...] = ("quick", "normal", "full")
+
+
+class Experiment(NamedTuple):
+    """One thing that is measured. The first metric is the one that is compared and plotted."""
+
+    title: str
+    size_title: str
+    sizes: Mapping[Extent, tuple[int, ...]]
+    metrics: tuple[Metric, ...]
+    contenders: Mapping[str, Entry]
+    measure: Callable[[Cell], Figures]
+    staged: bool = False
+    """It uses the population."""
+    by_callers: bool = False
+    """Its sizes are callers: those with as many, also of other experiments, are measured one after the other."""
+
+
+def _ways(*keys: str, **most: int) -> dict[str, Entry]:
+    """Return entries for contenders that make checkpoints."""
+    return {
+        key: Entry(kind.label, kind.caveat, kind.package, most=most.get(key.replace("-", "_"), 1 << 62))
+        for key, kind in CONTENDERS.items()
+        if key in keys
+    }
+
+
+def _sizes(
+    quick: tuple[int, ...], normal: tuple[int, ...], full: tuple[int, ...] = ()
+) -> dict[Extent, tuple[int, ...]]:
+    return {"quick": quick, "normal": normal, "full": full or normal}
+
+
+PER_SECOND = Metric("per_second", "per second", "", more_is_better=True)
+_LATENCIES = (Metric("p50_us", "p50", "us"), Metric("p99_us", "p99", "us"), Metric("cpu_us", "CPU each", "us"))
+_LOAD_METRICS = (PER_SECOND, *_LATENCIES, Metric("fairness", "fairness", "", more_is_better=True))
+_COLD: tuple[Extent, ...] = ("normal", "full")
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "threads": Experiment(
+        "durable checkpoints from threads",
+        "threads",
+        _sizes((1, 64), (1, 16, 64, 256)),
+        _LOAD_METRICS,
+        _ways(*CONTENDERS, floor=1, diskcache=64, sqlalchemy_core=16, sqlalchemy_orm=16),
+        measure_threads,
+        by_callers=True,
+    ),
+    "tasks": Experiment(
+        "durable checkpoints from asyncio tasks",
+        "tasks",
+        _sizes((64,), (1, 16, 64, 256, 1024)),
+        _LOAD_METRICS,
+        {
+            key: entry._replace(label=f"{entry.label}, asyncio" if key == "limpet" else f"{entry.label}, to_thread")
+            for key, entry in _ways("limpet", "files", "sqlite3").items()
+        },
+        measure_tasks,
+        by_callers=True,
+    ),
+    "bytes": Experiment(
+        "bytes written for a checkpoint",
+        "threads",
+        _sizes((1,), (1, 64)),
+        (Metric("written_bytes", "written", "bytes"), Metric("stored_bytes", "to the disk", "bytes")),
+        _ways("limpet", "sqlite3", "files", "lmdb", "sqlalchemy-core", sqlalchemy_core=1),
+        measure_bytes,
+    ),
+    "growth": Experiment(
+        "a checkpoint in stores of all sizes",
+        "containers",
+        _sizes((100, 1000), (100, 10_000, 100_000), (100, 10_000, 100_000, 1_000_000)),
+        (_LATENCIES[0], PER_SECOND, *_LATENCIES[1:]),
+        _ways("limpet", "sqlite3"),
+        measure_growth,
+        staged=True,
+    ),
+    "wal": Experiment(
+        "the WAL under an endless stream, with readers",
+        "containers",
+        _sizes((1000,), (1000,)),
+        (Metric("peak_bytes", "peak", "bytes"), Metric("growth", "2nd half / 1st", ""), Metric("reads", "reads", "")),
+        _ways("limpet", "sqlite3"),
+        measure_wal,
+    ),
+    "opening": Experiment(
+        "opening and recovering",
+        "containers",
+        _sizes((1000,), (1000, 10_000, 100_000), (1000, 10_000, 100_000, 1_000_000)),
+        (
+            Metric("total_ms", "took", "ms"),
+            Metric("open_ms", "open", "ms"),
+            Metric("recover_ms", "recover", "ms"),
+        ),
+        {
+            "limpet": Entry("limpet: open and recover"),
+            "select": Entry("a bare SELECT into structs", "knows nothing of processes"),
+            "sqlalchemy-core": Entry("SQLAlchemy Core into structs", "knows nothing of processes"),
+            "sqlalchemy-orm": Entry("SQLAlchemy ORM objects", "knows nothing of processes", most=100_000),
+            "files": Entry("file per container", "knows nothing of processes", most=MAX_FILES),
+            "limpet-cold": Entry("limpet, caches dropped", least=100_000, extents=_COLD),
+            "files-cold": Entry(
+                "file per container, caches dropped",
+                "knows nothing of processes",
+                least=100_000,
+                most=MAX_FILES,
+                extents=_COLD,
+            ),
+        },
+        measure_opening,
+        staged=True,
+    ),
+    "memory": Experiment(
+        "memory, once open",
+        "containers",
+        _sizes((1000,), (10_000, 100_000), (10_000, 100_000, 1_000_000)),
+        (Metric("bytes_each", "each", "bytes"),),
+        {
+            "limpet": Entry("limpet"),
+            "select": Entry("flat structs in a dict"),
+            "statuses": Entry("Status structs in a dict"),
+            "dicts": Entry("dicts in a dict", most=100_000),
+            "sqlalchemy-orm": Entry("SQLAlchemy ORM objects", most=100_000),
+        },
+        measure_memory,
+        staged=True,
+    ),
+    "liveness": Experiment(
+        "is it the process that was started?",
+        "processes",
+        _sizes((100,), (10, 1000)),
+        (Metric("each_us", "each", "us"),),
+        {
+            "limpet": Entry("limpet"),
+            "start-time": Entry("start time in /proc", "may see another process that got the pid"),
+            "proc": Entry("is /proc/PID there", "sees any process with the pid"),
+            "kill-0": Entry("kill with signal 0", "sees any process with the pid"),
+        },
+        measure_liveness,
+        staged=True,
+    ),
+    "waiting": Experiment(
+        "waiting for the end of processes, CPU time for each second",
+        "processes",
+        _sizes((100,), (10, 1000)),
+        (Metric("each_us", "each", "us/s"),),
+        {
+            "limpet": Entry("limpet: one epoll set"),
+            "kill-0": Entry("kill with signal 0, ten times a second", "sees any process with the pid"),
+        },
+        measure_waiting,
+        staged=True,
+    ),
+    "command": Experiment(
+        "processor time of commands",
+        "containers",
+        _sizes((1000,), (10_000,)),
+        (Metric("cpu_ms", "CPU", "ms"),),
+        {
+            "help": Entry("limpet --help"),
+            "ps": Entry("limpet ps"),
+            "ps-all": Entry("limpet ps --all"),
+            "python": Entry("python -c pass"),
+        },
+        measure_command,
+        staged=True,
+    ),
+}
+
+METRICS: Mapping[str, Metric] = {name: experiment.metrics[0] for name, experiment in EXPERIMENTS.items()}
+"""The metric that each experiment is compared and plotted by."""

@@ -1,0 +1,25 @@
+"""Reports as files, so that one run can be compared with another."""
+
+import msgspec
+
+from limpet.benchmarks.figures import SCHEMA_VERSION, BenchReport
+from limpet.engine.state.durable import write_file
+from limpet.schema.errors import InvalidInputError
+
+
+def save_report(report: BenchReport, path: str) -> None:
+    """Write the JSON document to `path`. Raises OSError."""
+    write_file(path, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n", mode=0o644)
+
+
+def load_report(path: str) -> BenchReport:
+    """Read what `save_report` has written. Raises OSError, InvalidInputError if it is something else."""
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        report = msgspec.json.decode(data, type=BenchReport)
+    except msgspec.MsgspecError as error:
+        raise InvalidInputError(f"{path} is no report of `limpet bench`: {error}") from error
+    if report.schema_version != SCHEMA_VERSION:
+        raise InvalidInputError(f"{path}: its version is {report.schema_version}, this limpet reads {SCHEMA_VERSION}")
+    return report

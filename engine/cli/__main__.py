@@ -1,5 +1,0 @@
-"""`python -m limpet.engine.cli` is `limpet`."""
-
-from limpet.engine.cli import main
-
-main()

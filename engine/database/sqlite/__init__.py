@@ -1,0 +1,1 @@
+"""SQLite: opening it safely, migrating it, writing batches to it, reading and copying it."""

@@ -1,0 +1,41 @@
+"""A backup that is a whole database or none: copy, flush, verify, rename, flush the directory."""
+
+import os
+
+from limpet.engine.database.sqlite.reader import Reader
+from limpet.engine.state.durable import sync_directory, sync_file, temporary_path
+from limpet.schema.errors import AlreadyExistsError, StoreDamagedError, StoreError, quote_path
+from limpet.schema.revision import SCHEMA_REVISION
+
+
+def back_up(reader: Reader, target_path: str) -> None:
+    """Copy the database, as it is now, to the new file `target_path`; durable and verified on return.
+
+    A kill on the way leaves the target missing, and maybe a temporary file beside it. Raises
+    AlreadyExistsError if the target is there, StoreDamagedError if the copy does not verify, StoreError.
+    """
+    target_path = os.path.abspath(target_path)
+    directory = os.path.dirname(target_path)
+    if os.path.lexists(target_path):
+        raise AlreadyExistsError(f"{target_path} exists already; name a new file")
+    temporary = temporary_path(directory)
+    try:
+        reader.copy_to(temporary)
+        sync_file(temporary)
+        copy = Reader(temporary, reader.node)
+        try:
+            damage = copy.find_damage()
+            if copy.identify() == SCHEMA_REVISION:  # before a migration the tables are others
+                damage += copy.find_damaged_records()
+        finally:
+            copy.close()
+        if damage:
+            raise StoreDamagedError(f"the copy of the database does not verify: {damage[0]}; run limpet check")
+        os.rename(temporary, target_path)
+        sync_directory(directory)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a lone surrogate
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"backup to {quote_path(target_path)}: {reason}") from error
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)

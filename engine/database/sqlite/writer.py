@@ -1,0 +1,305 @@
+"""The one writing connection of a store: it loads the rows, commits batches, and settles what went wrong."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+
+from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
+from limpet.engine.database.sqlite import reads
+from limpet.engine.database.sqlite import statements as sql
+from limpet.engine.database.sqlite.connection import (
+    WAL_BYTES,
+    checkpoint_all,
+    connect_writer,
+    fetch_all,
+    keep_open,
+    require_integer,
+    restart_wal,
+    translate,
+    truncate_wal,
+    update_statuses,
+)
+from limpet.engine.database.sqlite.file_identity import look_at
+from limpet.schema.codec import Row
+from limpet.schema.errors import (
+    OutcomeUnknownError,
+    StoreError,
+    StoreFencedError,
+    StoreReplacedError,
+)
+
+_Change = tuple[Row, int]
+_MAX_ROWS = 512  # of 18 values each: below the 32,766 parameters that SQLite takes by default
+_SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # damaged text surfaces as the second
+
+
+class Writer:
+    """Writes for one node. Not thread-safe: the store lets one thread at a time in.
+
+    After a failed commit the connection is dropped, the database opened anew and asked what became of the
+    commit. Only if that cannot be found out is the writer broken; it then refuses everything.
+    """
+
+    def __init__(self, path: str, node: str) -> None:
+        self._path = path
+        self._node = node
+        self._epoch = 0
+        self._broken: StoreError | None = None
+        self._is_kept_open = False
+        try:
+            self._connection = connect_writer(path)
+        except _SQLITE_ERRORS as error:
+            raise translate(path, error) from error
+        self._files: list[tuple[bytes, tuple[int, int, int]]] = []
+        self._wal_bytes = 0
+        self._allowed_wal_bytes = WAL_BYTES
+
+    def claim(self) -> int:
+        """Begin a new epoch, so that whoever wrote before can write no more, and return it. Raises StoreError."""
+        try:
+            with self._transaction() as connection:
+                row = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
+                now = time.time_ns()
+                if row is None:
+                    self._epoch = 1
+                    connection.execute(sql.INSERT_NODE, (self._node, 1, now))
+                else:
+                    self._epoch = require_integer(self._path, row[0]) + 1
+                    connection.execute(sql.UPDATE_NODE, (self._epoch, now, self._node))
+        except _SQLITE_ERRORS as error:
+            raise translate(self._path, error) from error
+        self._note_files()
+        return self._epoch
+
+    def load_status(self, container_id: str) -> Row | None:
+        """Return the status row of one container, None if it has none. It is about to be changed: its page is read."""
+        rows = self._read_all(reads.SELECT_STATUS, container_id)
+        return rows[0] if rows else None
+
+    def load_container_ids(self) -> list[str]:
+        """Return the id of every container of this node, also of those that have no status row."""
+        return [row[0] for row in self._read_all(reads.SELECT_CONTAINER_IDS)]
+
+    def load_sandboxes(self) -> list[Row]:
+        """Return the row of every sandbox of this node."""
+        return self._read_all(reads.SELECT_SANDBOXES)
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
+        row = self._read_one(sql.SELECT_CONTAINER_BY_NAME, (self._node, sandbox_id, name, attempt))
+        return None if row is None else str(row[0])
+
+    def load_ids_of_sandbox(self, sandbox_id: str) -> list[str]:
+        """Return the ids of the sandbox's containers."""
+        return [row[0] for row in self._read_all(sql.SELECT_IDS_OF_SANDBOX, sandbox_id)]
+
+    def last_recovery(self) -> int:
+        """Return the number of the newest recovery report, 0 if there is none."""
+        row = self._read_one(reads.SELECT_LAST_RECOVERY, (self._node,))
+        return require_integer(self._path, row[0]) if row and row[0] is not None else 0
+
+    def commit(self, changes: Changes) -> None:
+        """Write `changes` in one transaction; durable when this returns.
+
+        Raises OutcomeUnknownError if it cannot be found out whether they are on disk, StoreReplacedError or
+        StoreFencedError if this is not our database any more: the writer is broken then. Any other StoreError
+        means that nothing was written and the writer goes on.
+        """
+        if self._broken is not None:
+            raise type(self._broken)(f"{self._broken}; nothing is written until the store is opened again")
+        try:
+            self._execute(changes)
+        except _SQLITE_ERRORS as error:
+            if not self.has_landed(changes, error):
+                raise translate(self._path, error) from error
+        except StoreFencedError as error:
+            self._broken = error
+            raise
+        self._require_same_files()
+        self._bound_wal()
+
+    def has_landed(self, changes: Changes, error: BaseException) -> bool:
+        """After `error` broke into a commit: open the database anew and see whether the commit is in it.
+
+        Raises OutcomeUnknownError if that fails, or is itself interrupted; the writer is broken then.
+        """
+        self._broken = OutcomeUnknownError(f"{self._path}: the commit failed ({error!r}) and was not read back")
+        try:
+            self._require_same_files()
+            self._connection.close()
+            self._connection = connect_writer(self._path)
+            landed = self._find(changes)
+            self._note_files()
+            # What was read back may have been in memory only: a failed flush leaves pages that look clean.
+            # Moving the WAL into the database writes and flushes them once more, by another way.
+            if landed and not checkpoint_all(self._connection):
+                raise StoreError(f"{self._path}: a reader keeps the WAL from being flushed anew")
+            if not landed:
+                restart_wal(self._connection)  # so that its remains are not taken for a damaged commit
+        except StoreReplacedError:
+            raise
+        except (*_SQLITE_ERRORS, StoreError, OSError) as cause:
+            self._broken = OutcomeUnknownError(
+                f"{self._path}: the commit failed ({error}), and so did reading it back ({cause})"
+            )
+            raise self._broken from error
+        self._broken = None
+        return landed
+
+    def close(self, before_unlink: Callable[[int], None] | None = None) -> None:
+        """Move the WAL into the database and close it; SQLite removes the WAL then.
+
+        `before_unlink` is called with the epoch once the WAL holds nothing: a kill before it leaves a WAL, a
+        kill after it a note that none is needed. Raises StoreError, or what `before_unlink` raises: the WAL stays
+        then, and nothing is lost.
+        """
+        try:
+            if before_unlink is not None and self._broken is None and truncate_wal(self._connection):
+                before_unlink(self._epoch)
+        except BaseException as error:
+            self._is_kept_open = True  # closing it would remove the WAL, of which there is no note
+            keep_open(self._connection)
+            if isinstance(error, _SQLITE_ERRORS):
+                raise translate(self._path, error) from error
+            raise
+        if not self._is_kept_open:
+            self._connection.close()
+
+    def abandon(self) -> None:
+        """In a fork: never touch the connection again, not even to close it; it is the parent's."""
+        keep_open(self._connection)
+
+    def _execute(self, changes: Changes) -> None:
+        if changes.only_statuses:
+            if len(changes.statuses) == 1:
+                ((row, seq_before),) = changes.statuses.values()
+                parameters = (*row[1:], self._node, row[0], seq_before, self._node, self._epoch)
+                self._require_count(self._connection.execute(sql.UPDATE_STATUS, parameters).rowcount, 1)
+                return
+            if len(changes.statuses) <= _MAX_ROWS:
+                self._update_statuses(changes)
+                return
+        with self._transaction() as connection:
+            found = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
+            self._require_count(found[0] if found else 0, self._epoch)
+            node = (self._node,)
+            for statement, rows in (
+                # Deletions first: a transaction may free a name and take it again.
+                (sql.DELETE_CONTAINER, [(key,) for key in changes.deleted_containers]),
+                (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
+                (sql.INSERT_SANDBOX, changes.new_sandboxes),
+                (sql.INSERT_CONTAINER, changes.new_containers),
+                (sql.INSERT_STATUS, changes.new_statuses.values()),
+                (sql.INSERT_TRANSITION, changes.transitions),
+                (
+                    sql.PRUNE_TRANSITIONS,
+                    [(row[0], row[1] - KEPT_TRANSITIONS) for row in changes.transitions if row[1] > KEPT_TRANSITIONS],
+                ),
+            ):
+                if rows:  # for none, SQLite would compile the statement all the same
+                    connection.executemany(statement, [node + row for row in rows])
+            if changes.statuses:
+                self._update_statuses(changes)
+            for row in changes.reports:
+                connection.execute(sql.INSERT_RECOVERY, node + row)
+                connection.execute(sql.PRUNE_RECOVERIES, (*node, row[0] - KEPT_RECOVERIES))
+
+    def _update_statuses(self, changes: Changes) -> None:
+        for batch in _batched(changes.statuses.values(), _MAX_ROWS):
+            # Sizes are powers of two, so that few statements are ever compiled; a row that is repeated changes nothing.
+            size = 1 << (len(batch) - 1).bit_length()
+            rows = [(*row, before) for row, before in batch]
+            rows += rows[-1:] * (size - len(batch))
+            parameters = (*chain.from_iterable(rows), self._node, self._epoch)
+            self._require_count(self._connection.execute(update_statuses(size), parameters).rowcount, len(batch))
+
+    def _require_count(self, found: int, expected: int) -> None:
+        if found != expected:
+            raise StoreFencedError(
+                f"{self._path}: another writer has changed it since epoch {self._epoch} began; close this store"
+            )
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._connection)
+
+    def _find(self, changes: Changes) -> bool:
+        """Say whether a commit is in the database. It went in whole or not at all, so one row of it tells."""
+        expected = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
+        if expected:
+            return bool(self._read_one(reads.SELECT_STATUS, (self._node, expected[0][0])) == expected[0])
+        if changes.reports:
+            return self.last_recovery() >= int(changes.reports[0][0])
+        if changes.new_sandboxes:
+            return changes.new_sandboxes[0] in self.load_sandboxes()
+        if changes.deleted_containers:
+            return changes.deleted_containers[0] not in self.load_container_ids()
+        return changes.deleted_sandboxes[0] not in {row[0] for row in self.load_sandboxes()}
+
+    def _note_files(self) -> None:
+        """Remember which files are open. Once the database was read or written its WAL is there, and stays."""
+        paths = (os.fsencode(self._path), os.fsencode(self._path + "-wal"))
+        self._files = [(path, look_at(path).identity) for path in paths]
+
+    def _require_same_files(self) -> None:
+        for path, identity in self._files:
+            try:
+                found = look_at(path)
+            except OSError:
+                found = None
+            if found is None or found.identity != identity:
+                self._broken = StoreReplacedError(
+                    f"{os.fsdecode(path)} was removed or replaced while it was open;"
+                    " this store acknowledges nothing more"
+                )
+                raise self._broken
+            self._wal_bytes = found.size  # the WAL comes last
+
+    def _bound_wal(self) -> None:
+        """Begin the WAL anew if it has grown beyond what is allowed.
+
+        SQLite does so by itself once all of it is in the database and nobody reads, a moment that readers who
+        overlap never leave. Where one of them reads for too long, the WAL may double before the next try.
+        """
+        if self._wal_bytes > self._allowed_wal_bytes:
+            if restart_wal(self._connection):
+                self._allowed_wal_bytes = WAL_BYTES
+            else:
+                self._allowed_wal_bytes = 2 * self._wal_bytes
+
+    def _read_all(self, statement: str, *parameters: object) -> list[Row]:
+        try:
+            return fetch_all(self._connection, statement, (self._node, *parameters))
+        except _SQLITE_ERRORS as error:
+            raise translate(self._path, error) from error
+
+    def _read_one(self, statement: str, parameters: Row) -> Row | None:
+        try:
+            row: Row | None = self._connection.execute(statement, parameters).fetchone()
+        except _SQLITE_ERRORS as error:
+            raise translate(self._path, error) from error
+        return row
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE ... COMMIT; an exception inside rolls back, one from COMMIT goes to whoever settles it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._connection.execute("BEGIN IMMEDIATE")
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._connection.execute("COMMIT")
+        elif self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+
+def _batched(rows: Iterable[_Change], size: int) -> Iterator[list[_Change]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,83 @@
+"""Crash tests for any store that keeps files in a directory: your workload, our kill points and power cuts.
+
+A workload lives in a directory and acknowledges what has become durable; its check recovers what a crash left
+and compares. Stopped at each of its file-changing system calls, one short life yields every point at which it
+can be killed, every disk that a power cut may leave, and every operation that a failing disk can refuse:
+
+    class Ledger:
+        def live(self, directory, acknowledge):
+            for number in range(10):
+                path = f"{directory}/{number}"
+                with open(path, "x") as file:
+                    file.write("paid")
+                    file.flush()
+                    os.fsync(file.fileno())
+                acknowledge(b"%d" % number)        # too early: the new name is not durable yet
+
+        def check(self, directory, acknowledged):
+            for number in acknowledged:
+                path = f"{directory}/{number.decode()}"
+                if not os.path.exists(path):
+                    raise Violation("lost", f"payment {number.decode()} is gone")
+
+    if (reason := supported()) is not None:
+        sys.exit(f"not tested: {reason}")
+    report = kill_points(Ledger()) + power_cuts(Ledger(), workers=2)
+    print(report.points, report.images, report.lost)
+    for finding in report.findings:                # replay(Ledger(), finding.point, "/tmp/look") repeats it
+        print(finding.point, finding.kind, finding.message)
+
+It needs Linux 5.19 or newer on x86_64 or aarch64, neither root nor a compiler, and a process with one thread. The life
+may have threads and child processes. What the model does not know (shared writable mappings, io_uring, sendfile
+into the store...) ends the test with BlindSpotError, so that nothing is missed in silence; SQLite's -shm is taken
+for what it is, volatile. Nothing here knows limpet's own store.
+"""
+
+from limpet.testing.disk import Fate, Model
+from limpet.testing.faults import FAILURES, fault_points
+from limpet.testing.kills import kill_points, true_kills
+from limpet.testing.life import Life, LifeFailedError, Step, record, supported
+from limpet.testing.operations import Trace
+from limpet.testing.plan import BlindSpotError
+from limpet.testing.powercut import Images, Point, power_cuts
+from limpet.testing.recovery import recovery_cuts
+from limpet.testing.replay import replay
+from limpet.testing.supervisor import HungError
+from limpet.testing.tree import materialise
+from limpet.testing.workload import (
+    Finding,
+    Kind,
+    NothingToTestError,
+    Report,
+    Violation,
+    Workload,
+)
+
+__all__ = [
+    "FAILURES",
+    "BlindSpotError",
+    "Fate",
+    "Finding",
+    "HungError",
+    "Images",
+    "Kind",
+    "Life",
+    "LifeFailedError",
+    "Model",
+    "NothingToTestError",
+    "Point",
+    "Report",
+    "Step",
+    "Trace",
+    "Violation",
+    "Workload",
+    "fault_points",
+    "kill_points",
+    "materialise",
+    "power_cuts",
+    "record",
+    "recovery_cuts",
+    "replay",
+    "supported",
+    "true_kills",
+]

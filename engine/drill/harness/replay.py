@@ -1,0 +1,71 @@
+"""One point again, alone: the state that a finding names is made anew, kept, and checked."""
+
+from collections.abc import Iterator, Sequence
+
+from limpet.testing.disk import Fate
+from limpet.testing.faults import Fault, live_with
+from limpet.testing.kills import KillPoint, kill_at
+from limpet.testing.operations import Trace, acknowledged_before
+from limpet.testing.pool import Mark
+from limpet.testing.powercut import Images, Point, record_in
+from limpet.testing.recovery import record_recovery
+from limpet.testing.run import run_jobs
+from limpet.testing.tree import copy, empty, materialise
+from limpet.testing.workload import Checker, Report, Workload
+
+
+def replay(workload: Workload, point: str, directory: str, *, deadline_seconds: float = 60.0) -> Report:
+    """Make the state that `point` names, the name in a Finding, and check it.
+
+    `directory` is made, or emptied, and keeps two trees: `found` is the state as the crash left it, and
+    `checked` what the check made of it. Raises InvalidInputError for a name that is none, or of a point that this
+    life does not reach, and what the kind of test raises from which the name comes.
+    """
+
+    def check(name: str, mark: Mark) -> Iterator[Report]:
+        mark(name)
+        place = f"{directory}/checked"
+        acknowledged = _reach(workload, name, place, deadline_seconds)
+        copy(place, f"{directory}/found")
+        checker = Checker(workload)
+        checker.check(name, place, acknowledged)
+        yield checker.report(points=1)
+
+    _parse(point)
+    empty(directory)
+    return run_jobs(
+        lambda _: check, [point], counted=Report(points=1), workers=1, deadline_seconds=deadline_seconds, progress=None
+    )
+
+
+def _parse(name: str) -> tuple[KillPoint | Fault | Point, Point | None]:
+    """Return what the name consists of. Raises InvalidInputError."""
+    outer, _, inner = name.partition(">")
+    way = outer.partition(":")[0]
+    first: KillPoint | Fault | Point
+    if way == "fault":
+        first = Fault.parse(outer)
+    else:
+        first = KillPoint.parse(outer) if way in {"kill", "snapshot"} else Point.parse(outer)
+    return first, Point.parse(inner) if inner else None
+
+
+def _reach(workload: Workload, name: str, place: str, deadline_seconds: float) -> Sequence[bytes]:
+    """Bring the directory `place` into the state that `name` names; return what was acknowledged until then."""
+    first, second = _parse(name)
+    if isinstance(first, KillPoint):
+        return kill_at(workload, first, place, deadline_seconds)
+    if isinstance(first, Fault):
+        trace = live_with(workload, first, place, deadline_seconds).trace
+        return trace.acknowledged if second is None else _make(trace, second, place, first.fate or Fate.DROPPED)
+    trace = record_in(workload, place, deadline_seconds)
+    acknowledged = _make(trace, first, place)
+    if second is None:
+        return acknowledged
+    recovery, _ = record_recovery(workload, place, acknowledged, deadline_seconds)
+    return [*acknowledged, *_make(recovery, second, place)]
+
+
+def _make(trace: Trace, point: Point, place: str, fate: Fate = Fate.DROPPED) -> list[bytes]:
+    materialise(Images(trace, point.model, seed=point.seed, fate=fate).one(point), place)
+    return acknowledged_before(trace.operations, point.cut)

@@ -1,0 +1,287 @@
+"""A process stopped at every system call that changes files: seccomp user notification, by ctypes alone.
+
+Needs Linux 5.19 or newer (so that no signal wakes a stopped process) on x86_64 or aarch64, and neither root
+nor a compiler nor ptrace. The process, its threads and all its descendants are stopped at the calls in
+`syscalls.CALLS`, one event at a time; whoever supervises lets the call go, fails it, answers it, or kills.
+Everything the process does after the filter is in place is seen, in one order. no_new_privs is set: set-uid
+programs that it starts do not get their privileges.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, Self
+
+from limpet.schema.errors import LimpetError, UnsupportedError
+from limpet.testing import syscalls
+from limpet.testing.process import libc, read_failure, start
+
+_NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags, seccomp_data
+_RESPONSE: Final = struct.Struct("=QqiI")  # struct seccomp_notif_resp: id, val, error, flags
+_ADD_DESCRIPTOR: Final = struct.Struct("=QIIII")  # struct seccomp_notif_addfd: id, flags, srcfd, newfd, flags
+_RECEIVE: Final = 0xC0502100
+_SEND: Final = 0xC0182101
+_IS_VALID: Final = 0x40082102
+_ADD: Final = 0x40182103
+_SET_FLAGS: Final = 0x40082104
+_CONTINUE: Final = 1
+_ADD_AND_SEND: Final = 2
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_SET_MODE_FILTER: Final = 1
+_NEW_LISTENER: Final = 1 << 3
+_WAIT_KILLABLE: Final = 1 << 5  # only a fatal signal wakes a process that was stopped
+_KEPT_PIDFDS: Final = 64
+"""Of the threads that were stopped last for the first time: a life may have any number of short processes."""
+
+
+class _Program(ctypes.Structure):  # struct sock_fprog
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+class HungError(LimpetError):
+    """What ran under supervision used up its time and was killed."""
+
+
+class Event:
+    """One system call at which a thread is stopped: its name and its six arguments."""
+
+    __slots__ = ("_supervisor", "arguments", "id", "name", "pid")
+
+    def __init__(self, supervisor: "Supervisor", notification: bytes | bytearray) -> None:
+        self.id, self.pid, _, number, architecture, _, *arguments = _NOTIFICATION.unpack(notification)
+        native = architecture == supervisor.audit_architecture
+        self.name = supervisor.names.get(number, syscalls.FOREIGN) if native else syscalls.FOREIGN
+        self.arguments: list[int] = arguments
+        self._supervisor = supervisor
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return `size` bytes of the process's memory.
+
+        Raises OSError where there is none, and UnsupportedError where the kernel does not let us look.
+        """
+        try:
+            memory = os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise UnsupportedError(
+                f"what process {self.pid} writes cannot be read: it has other privileges than this one, "
+                "or ptrace is restricted (see kernel.yama.ptrace_scope)"
+            ) from error
+        try:
+            return os.pread(memory, size, address)
+        finally:
+            os.close(memory)
+
+    def read_string(self, address: int) -> str:
+        """Return the text that ends with NUL at `address`. Raises OSError where there is none."""
+        text = b""
+        while b"\0" not in text:  # not across a page in one go: the next one may not be mapped
+            text += self.read(address + len(text), 4096 - (address + len(text)) % 4096)
+        return os.fsdecode(text[: text.index(0)])
+
+    def descriptor(self, number: int) -> int:
+        """Return a duplicate, ours to close, of the process's descriptor `number`.
+
+        Raises OSError where it has none, and UnsupportedError where the kernel does not let us look.
+        """
+        return self._supervisor.duplicate(self.pid, number)
+
+
+class Supervisor:
+    """Runs `function` in a family of its own, stopped at every call that changes files; a context manager.
+
+    Iterate events() and answer each event once. Raises UnsupportedError where the kernel has no means for it.
+    """
+
+    def __init__(self, function: Callable[[], None], *, deadline_seconds: float = 60.0) -> None:
+        architecture = _architecture()
+        program = syscalls.filter_program(architecture)
+        self.audit_architecture = syscalls.AUDIT_ARCHITECTURES[architecture]
+        self.names = {number: name for name, number in syscalls.numbers(architecture).items()}
+        self.killed = False
+        self._failure = ""
+        self._left_seconds = deadline_seconds
+        self._deadline_seconds = deadline_seconds
+        self._pidfds: dict[int, int] = {}
+        self._family = start(functools.partial(_install_and_run, function, program))
+        try:
+            self._listener = _receive_listener(self._family.report)
+        except BaseException:
+            self._family.close()
+            raise
+        with contextlib.suppress(OSError):  # Linux 6.6: wake up on the same CPU; faster, never needed
+            fcntl.ioctl(self._listener, _SET_FLAGS, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def status(self) -> int | None:
+        """How the process ended (negative: by that signal); None while it runs."""
+        return self._family.status
+
+    def failure(self) -> str:
+        """Return the traceback of the exception that ended the function, or an empty string."""
+        self._failure = self._failure or read_failure(self._family)
+        return self._failure
+
+    def events(self) -> Iterator[Event]:
+        """Yield each call in the order in which they are stopped, until the process has ended.
+
+        Its descendants may live on, unanswered, until close(). Raises HungError when the process has run
+        for longer than its deadline, the time in which an event is handled not counted; it is killed then.
+        """
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._family, select.POLLIN)
+        notification = bytearray(_NOTIFICATION.size)
+        while not self.killed:
+            ready = self._poll(poll)
+            if self._family.fileno() in ready:
+                self._family.wait()
+                return
+            if ready.get(self._listener, 0) & select.POLLIN:
+                notification[:] = bytes(_NOTIFICATION.size)
+                try:
+                    fcntl.ioctl(self._listener, _RECEIVE, notification)
+                except (FileNotFoundError, InterruptedError):  # it was killed or interrupted meanwhile
+                    continue
+                yield Event(self, notification)
+            elif ready.get(self._listener, 0) & select.POLLHUP:
+                poll.unregister(self._listener)
+
+    def is_waiting(self, event: Event) -> bool:
+        """Tell whether the call still waits for its answer: what was read of the process is its own then."""
+        try:
+            fcntl.ioctl(self._listener, _IS_VALID, struct.pack("=Q", event.id))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def let_go(self, event: Event) -> None:
+        """Let the kernel do the call. Where nobody waits for it any more, nothing happens, here and below."""
+        self._send(event, 0, 0, _CONTINUE)
+
+    def fail(self, event: Event, error: int) -> None:
+        """Fail the call with this errno, undone."""
+        self._send(event, 0, -error, 0)
+
+    def answer(self, event: Event, value: int) -> None:
+        """Return `value` from the call, undone."""
+        self._send(event, value, 0, 0)
+
+    def answer_descriptor(self, event: Event, descriptor: int, *, close_on_exec: bool) -> None:
+        """Return a duplicate of our `descriptor` from the call, as its lowest free one, or fail it with EMFILE."""
+        flags = os.O_CLOEXEC if close_on_exec else 0
+        request = _ADD_DESCRIPTOR.pack(event.id, _ADD_AND_SEND, descriptor, 0, flags)
+        try:
+            fcntl.ioctl(self._listener, _ADD, request)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            self.fail(event, errno.EMFILE)
+
+    def kill(self) -> None:
+        """SIGKILL the process and wait until it is gone. Its descendants live until close()."""
+        self.killed = True
+        self._family.kill()
+
+    def close(self) -> None:
+        """End the process and all its descendants, and wait until they are gone."""
+        self._family.close()
+        for descriptor in (self._listener, *self._pidfds.values()):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._pidfds.clear()
+        self._listener = -1
+
+    def duplicate(self, thread: int, number: int) -> int:
+        """Return a duplicate of the descriptor `number` of the process of `thread`. Raises OSError."""
+        for _ in range(2):
+            pidfd = self._pidfds.get(thread)
+            if pidfd is None:
+                if len(self._pidfds) >= _KEPT_PIDFDS:
+                    os.close(self._pidfds.pop(next(iter(self._pidfds))))
+                pidfd = self._pidfds[thread] = os.pidfd_open(_process_of(thread))
+            descriptor: int = libc.syscall(syscalls.PIDFD_GETFD, pidfd, number, 0)
+            if descriptor >= 0:
+                return descriptor
+            error = ctypes.get_errno()
+            if error == errno.EPERM:
+                raise UnsupportedError(f"the files of process {thread} cannot be seen: {os.strerror(error)}")
+            if error != errno.ESRCH:
+                break
+            os.close(self._pidfds.pop(thread))  # of one that died and whose number was used again
+        raise OSError(error, os.strerror(error))
+
+    def _poll(self, poll: select.poll) -> dict[int, int]:
+        started = time.monotonic()
+        ready = poll.poll(max(0.0, self._left_seconds) * 1000)
+        self._left_seconds -= time.monotonic() - started
+        if not ready:
+            self.kill()
+            raise HungError(f"what ran under supervision was not done in {self._deadline_seconds:g} s; killed")
+        return dict(ready)
+
+    def _send(self, event: Event, value: int, error: int, flags: int) -> None:
+        with contextlib.suppress(FileNotFoundError):  # it was killed meanwhile
+            fcntl.ioctl(self._listener, _SEND, _RESPONSE.pack(event.id, value, error, flags))
+
+
+def _process_of(thread: int) -> int:
+    with open(f"/proc/{thread}/status", "rb") as file:
+        return int(next(line for line in file if line.startswith(b"Tgid:")).split()[1])
+
+
+def _architecture() -> str:
+    machine = syscalls.machine()
+    if not sys.platform.startswith("linux") or machine not in syscalls.AUDIT_ARCHITECTURES:
+        known = " and ".join(syscalls.AUDIT_ARCHITECTURES)
+        raise UnsupportedError(f"crash tests need Linux on {known}; this is {sys.platform} on {machine}")
+    return machine
+
+
+def _install_and_run(function: Callable[[], None], program: bytes, report: socket.socket) -> None:
+    """Put this process under the filter, hand the listener to the supervisor, and run when it is ready."""
+    try:
+        listener = _install(program)
+    except OSError as error:
+        report.send(f"{error.strerror}".encode())
+        return
+    socket.send_fds(report, [b"l"], [listener])
+    os.close(listener)
+    function()
+
+
+def _install(program: bytes) -> int:
+    fprog = _Program(len(program) // 8, program)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "no_new_privs is refused")
+    number = syscalls.SECCOMP_NUMBERS[syscalls.machine()]
+    listener: int = libc.syscall(number, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, ctypes.byref(fprog))
+    if listener < 0:
+        error = ctypes.get_errno()
+        reason = "it needs Linux 5.19" if error == errno.EINVAL else os.strerror(error)
+        raise OSError(error, f"seccomp user notification: {reason}")
+    return listener
+
+
+def _receive_listener(report: socket.socket) -> int:
+    text, descriptors, _, _ = socket.recv_fds(report, 4096, 1)
+    if not descriptors:
+        reason = text.decode(errors="replace") or "the process ended before its filter was in place"
+        raise UnsupportedError(f"this system cannot stop a process at its system calls: {reason}")
+    return descriptors[0]

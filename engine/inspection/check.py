@@ -1,0 +1,280 @@
+"""A check of a state directory for damage, without its lock: beside a live engine, or while none runs.
+
+Each aspect is looked at by itself, so that one that is broken does not hide the others. Beside a live engine things
+change while they are looked at: what seems wrong is looked at again, and reported if it seems so still.
+"""
+
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from enum import StrEnum
+
+import msgspec
+
+from limpet.engine.inspection.dry_run import find_orphans
+from limpet.engine.inspection.snapshot import Snapshot, require_sound_wal, require_state
+from limpet.engine.state.directory import (
+    CONTAINERS,
+    DATABASE,
+    QUARANTINE,
+    find_foreign_entries,
+    find_holder,
+    read_owner,
+    require_same_age,
+)
+from limpet.engine.state.entries import resolve_directory
+from limpet.recovery.bundles import observe_bundle
+from limpet.recovery.evidence import Bundle, Checkpoint, classify
+from limpet.recovery.orphans import Disposal
+from limpet.schema.errors import LimpetError, StoreDamagedError
+from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.revision import SCHEMA_REVISION
+
+_LOOK_AGAIN_SECONDS = 0.25
+
+
+class Aspect(StrEnum):
+    """What is looked at."""
+
+    DIRECTORY = "directory"
+    """Whose the state directory and its files are, and who else may read them."""
+    WAL = "wal"
+    """The write-ahead log: no acknowledged commit is lost in it, or with it."""
+    DATABASE = "database"
+    """Structure and references, as SQLite checks them."""
+    RECORDS = "records"
+    """That each record has its checksum and can be read; and none is missing."""
+    BUNDLES = "bundles"
+    """Bundles without rows, and rows without bundles."""
+
+
+STORE = frozenset({Aspect.WAL, Aspect.DATABASE, Aspect.RECORDS})
+"""What is wrong here is damage to the store."""
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is wrong."""
+
+    aspect: Aspect
+    message: str
+    """What is wrong, where, and what to do about it."""
+
+
+class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a check found."""
+
+    state_dir: str
+    node: str
+    at: int
+    """Nanoseconds since the epoch."""
+    took_ns: int
+    holder: int | None
+    """The pid of the process that has the state directory open; None if none is seen."""
+    checked: Mapping[Aspect, str]
+    """What was looked at, in words; an aspect that could not be is not in it."""
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    """What is no problem, and worth knowing."""
+
+    @property
+    def is_damaged(self) -> bool:
+        """True if the store itself is damaged."""
+        return any(problem.aspect in STORE for problem in self.problems)
+
+
+def check_state(state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> CheckReport:
+    """Look at all aspects of a state directory. Writes nothing.
+
+    Raises NotFoundError if there is no state here, StateDirectoryError if it is not one that this user may use.
+    """
+    begun, now = time.monotonic_ns(), time.time_ns()
+    path = resolve_directory(state_dir)
+    with suppress(StoreDamagedError):  # which is for the aspects to say
+        require_state(path)
+    checked: dict[Aspect, str] = {}
+    problems: dict[str, Problem] = {}
+    for aspect, look in _LOOKS.items():
+        summary, messages = _look_twice(look, path, node)
+        if summary:
+            checked[aspect] = summary
+        for message in messages:
+            problems.setdefault(message, Problem(aspect=aspect, message=message))
+    return CheckReport(
+        state_dir=path,
+        node=node,
+        at=now,
+        holder=find_holder(path),
+        checked=checked,
+        problems=tuple(problems.values()),
+        notes=tuple(_find_notes(path)),
+        took_ns=time.monotonic_ns() - begun,
+    )
+
+
+def find_store_damage(state_dir: str, *, node: str = DEFAULT_NODE) -> list[str]:
+    """Return what is wrong with WAL, database and records, at one look; nobody must have them open. Writes nothing."""
+    return [message for aspect in sorted(STORE) for message in _look_once(_LOOKS[aspect], state_dir, node)[1]]
+
+
+_Look = Callable[[str, str], tuple[str, list[str]]]
+
+
+def _look_twice(look: _Look, path: str, node: str) -> tuple[str, list[str]]:
+    """Return the summary, "" if nothing could be seen, and what is wrong in both of two looks."""
+    summary, messages = _look_once(look, path, node)
+    if not messages:
+        return summary, messages
+    time.sleep(_LOOK_AGAIN_SECONDS)
+    summary, again = _look_once(look, path, node)
+    return summary, [message for message in messages if message in again]
+
+
+def _look_once(look: _Look, path: str, node: str) -> tuple[str, list[str]]:
+    try:
+        return look(path, node)
+    except LimpetError as error:
+        return "", [str(error)]
+    except OSError as error:
+        return "", [f"{error.filename or path}: {error.strerror}; look at who may read it"]
+
+
+def _look_at_directory(path: str, _: str) -> tuple[str, list[str]]:
+    foreign = find_foreign_entries(path)
+    names = [name for name in sorted(os.listdir(path)) if name not in foreign]
+    problems = [*_find_exposure(path)]
+    for name in names:
+        problems += _find_exposure(os.path.join(path, name))
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        problems.append(f"{path}: its file system is mounted read-only; no engine can be opened on it")
+    return f"private, and all {len(names)} entries in it", problems
+
+
+def _find_exposure(path: str) -> Iterator[str]:
+    """Yield what is wrong with whose a file or directory is, and who may use it."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:  # a live engine has removed it
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
+    if stat.S_ISLNK(found.st_mode):
+        yield f"{path} is a symbolic link; put what it points to in its place"
+    elif found.st_uid != os.geteuid():
+        yield f"{path} belongs to user {found.st_uid}: chown {os.geteuid()} {path}"
+    elif mode & 0o077:
+        yield f"{path} is open to other users (mode {mode:04o}): chmod {wanted:o} {path}"
+    elif mode & wanted != wanted:
+        yield f"{path} is not open to its owner (mode {mode:04o}): chmod {wanted:o} {path}"
+
+
+def _look_at_wal(path: str, _: str) -> tuple[str, list[str]]:
+    require_state(path)
+    require_sound_wal(path)
+    try:
+        size = os.stat(os.path.join(path, f"{DATABASE}-wal")).st_size
+    except FileNotFoundError:
+        return "none: all is in the database", []
+    return f"{size:,} bytes, no commit lost", []
+
+
+def _look_at_database(path: str, node: str) -> tuple[str, list[str]]:
+    owner = read_owner(path)
+    with Snapshot.open(path, node=node) as snapshot:
+        require_same_age(path, owner, snapshot.source.ask(lambda reader: reader.epoch()))
+        damage = snapshot.source.ask(lambda reader: reader.find_damage() + reader.find_format_damage())
+    cure = "copy the state directory away, then restore a backup"
+    return f"schema {SCHEMA_REVISION}, structure and references", [f"{DATABASE}: {each}; {cure}" for each in damage]
+
+
+def _look_at_records(path: str, node: str) -> tuple[str, list[str]]:
+    with Snapshot.open(path, node=node) as snapshot:
+        damage = snapshot.source.ask(lambda reader: reader.find_damaged_records())
+        return f"checksums and history, containers: {len(snapshot)}", damage
+
+
+# What stands in the place of a bundle, as it should be for each checkpoint.
+_SOUND = {
+    Checkpoint.NEW: Bundle.ABSENT,
+    Checkpoint.CREATED: Bundle.WHOLE,
+    Checkpoint.RUNNING: Bundle.WHOLE,
+    Checkpoint.EXITED: Bundle.WHOLE,
+    Checkpoint.RELEASED: Bundle.ABSENT,
+}
+_CHANGING = {Checkpoint.NEW, Checkpoint.RELEASED}
+"""A live engine is making or removing these bundles, which may take long."""
+
+
+def _look_at_bundles(path: str, node: str) -> tuple[str, list[str]]:
+    bundles = os.path.join(path, CONTAINERS)
+    if not os.path.isdir(bundles):
+        return "none are kept here", []
+    problems = []
+    with Snapshot.open(path, node=node) as snapshot:
+        for record, damage in snapshot.checkpoints():
+            checkpoint = classify(record.status)
+            if damage or (snapshot.holder is not None and checkpoint in _CHANGING):
+                continue
+            found, detail = observe_bundle(os.path.join(bundles, record.id), record.id)
+            if found is not _SOUND[checkpoint]:
+                problems.append(_describe_bundle(record.id, checkpoint, found, detail))
+        orphans = find_orphans(snapshot)
+    problems += [f"{orphan.path} belongs to nothing in the store: {_FATES[orphan.disposal]}" for orphan in orphans]
+    return f"rows: {len(snapshot)}, bundles: {len(os.listdir(bundles))}", problems
+
+
+_FATES = {
+    Disposal.REMOVE: "limpet recover removes it",
+    Disposal.QUARANTINE: "limpet recover moves it to quarantine",
+    Disposal.LEAVE: "it is in use, and left where it is",
+}
+
+
+def _describe_bundle(container_id: str, checkpoint: Checkpoint, found: Bundle, detail: str) -> str:
+    cure = "stop and release it"
+    if checkpoint in _CHANGING:
+        cure = "limpet recover removes it"
+    if found in {Bundle.FOREIGN, Bundle.HIDDEN}:
+        cure = f"{detail}; move it away"
+    return f"container {container_id} is {checkpoint.value}, but its bundle is {found.value}: {cure}"
+
+
+_LOOKS: Mapping[Aspect, _Look] = {
+    Aspect.DIRECTORY: _look_at_directory,
+    Aspect.WAL: _look_at_wal,
+    Aspect.DATABASE: _look_at_database,
+    Aspect.RECORDS: _look_at_records,
+    Aspect.BUNDLES: _look_at_bundles,
+}
+
+
+def _find_notes(path: str) -> Iterator[str]:
+    if has_wal_reset_bug(sqlite3.sqlite_version_info):
+        yield (
+            f"SQLite {sqlite3.sqlite_version} has the WAL-reset bug (fixed in 3.51.3): limpet keeps clear of it, with"
+            f" one process that writes; let no other program write to {DATABASE}"
+        )
+    else:
+        yield f"SQLite {sqlite3.sqlite_version}"
+    holder = find_holder(path)
+    yield "no engine has it open" if holder is None else f"engine {holder} has it open"
+    foreign = find_foreign_entries(path)
+    if foreign:
+        yield f"not limpet's, and left alone: {', '.join(foreign)}"
+    quarantine = os.path.join(path, QUARANTINE)
+    kept = os.listdir(quarantine) if os.path.isdir(quarantine) else []
+    if kept:
+        yield f"{len(kept)} in {quarantine}: nobody owned them; remove what you do not miss"
+
+
+def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
+    """Say whether that version of SQLite can destroy a database that two connections write to at once.
+
+    From 3.7.0 on; fixed in 3.51.3, 3.50.7 and 3.44.6 (https://sqlite.org/wal.html, "the WAL-reset bug").
+    """
+    if version >= (3, 51, 3) or version < (3, 7, 0):
+        return False
+    fixed = {(3, 50): 7, (3, 44): 6}.get(version[:2])
+    return fixed is None or version[2] < fixed

@@ -1,0 +1,292 @@
+"""A look at a state directory without its lock: beside a live engine, or while none runs. Nothing is written.
+
+The database says what was checkpointed, which is not always what is true: a checkpoint that says RUNNING outlives
+its process, and the engine that would write the end down may be dead. So each container that has not ended is
+looked at, and RUNNING is said only of the very process, seen alive now. What a look cannot settle is Unknown: how a
+container ended is for an engine to find out and write down.
+"""
+
+import os
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Self
+
+from msgspec.structs import replace
+
+from limpet.engine.database.sqlite.reader import Transition
+from limpet.engine.database.sqlite.source import Source
+from limpet.engine.database.sqlite.wal import examine_wal
+from limpet.engine.state.directory import (
+    CONTAINERS,
+    DATABASE,
+    ENTRIES,
+    SANDBOXES,
+    check_directory,
+    find_foreign_entries,
+    find_holder,
+    read_owner,
+    require_plausible_files,
+)
+from limpet.engine.state.entries import require_entries, resolve_directory
+from limpet.engine.store.record import Record, Unsettled, read_labels, resolve_prefix
+from limpet.recovery.evidence import Boot, Observation
+from limpet.recovery.examine import examine
+from limpet.recovery.probe import HostProbe
+from limpet.recovery.rules import Ruling, Verdict
+from limpet.schema.codec import Row, row_is_sound, row_state, row_to_sandbox, row_to_status
+from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote, quote_path
+from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.status import ContainerState, Reason, Status
+
+_READ_AGAIN_SECONDS = 0.05
+_READ = {name: what for name, what in ENTRIES.items() if name.startswith((DATABASE, CONTAINERS, SANDBOXES))}
+"""What a look reads: the rest may be anything."""
+
+
+class View(NamedTuple):
+    """One container: what its record says, and what may be said of it now."""
+
+    id: str
+    name: str
+    sandbox_id: str
+    labels: Mapping[str, str]
+    checkpoint: Status
+    """As it is on disk."""
+    status: Status
+    """The same where that is true still; else flagged Unknown, with a reason and a message."""
+    observation: Observation | None = None
+    """What was seen; None for a container that has ended, which needs no look."""
+    verdict: Verdict | None = None
+    """What a recovery pass would say, if it began now; None where there was no look."""
+    damage: str = ""
+    """Why the record cannot be believed, "" if it can."""
+
+
+class _Name(NamedTuple):
+    sandbox_id: str = ""
+    name: str = ""
+    labels: str = "{}"
+
+
+class Snapshot:
+    """The records as they were when it was opened, and a look at the machine for each that is asked for."""
+
+    def __init__(self, path: str, node: str, source: Source) -> None:
+        self.path = path
+        self.node = node
+        self.source = source
+        """The database, for what is not kept in memory."""
+        self.holder = find_holder(path)
+        """The pid of the process that has the state directory open; None if none is seen."""
+        containers_dir = os.path.join(path, CONTAINERS)
+        self._probe = HostProbe(containers_dir if os.path.isdir(containers_dir) else "")
+        sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
+        self._sandboxes = {row[0]: row for row in sandboxes}
+        self._names = {key: _Name(*rest) for key, *rest in names}
+        self._rows = {row[0]: row for row in rows}
+        self._ids = sorted(self._rows.keys() | self._names.keys())
+
+    @classmethod
+    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> Self:
+        """Read the records of `node`.
+
+        Raises NotFoundError if there is no state here, or none of this node; StateDirectoryError if the directory
+        is not one that this user may use; StoreDamagedError, StoreTooNewError or another StoreError.
+        """
+        path = require_state(state_dir)
+        require_entries(path, _READ)
+        if find_holder(path) is None:
+            require_sound_wal(path)
+        source = Source(os.path.join(path, DATABASE), node)
+        try:
+            source.ask(lambda reader: reader.require_current())
+            _require_node(path, node, source.ask(lambda reader: reader.nodes()))
+            return cls(path, node, source)
+        except BaseException:
+            source.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.source.close()
+
+    @property
+    def ids(self) -> "Sequence[str]":
+        """The id of every container."""
+        return self._ids
+
+    @property
+    def sandbox_ids(self) -> "Collection[str]":
+        """The id of every sandbox."""
+        return self._sandboxes.keys()
+
+    def list(
+        self,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        state: ContainerState | None = None,
+        labels: Mapping[str, str] | None = None,
+        ended: bool = True,
+    ) -> "Sequence[View]":
+        """Return the containers that match all that is given, oldest first; without `ended`, only those that live.
+
+        `id` and `sandbox_id` are ids or the beginning of ids; `labels` must all be there with these values.
+        """
+        views = [
+            self._view(key)
+            for key in self._ids
+            if key.startswith(id)
+            and (ended or not self._has_ended(key))
+            and self._matches(key, name, sandbox_id, labels or {})
+        ]
+        views = [view for view in views if state is None or view.status.state is state]
+        return sorted(views, key=lambda view: (view.checkpoint.created_at, view.id))
+
+    def get(self, container_id: str) -> View:
+        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        return self._view(resolve_prefix(container_id, self._ids, "container"))
+
+    def sandbox(self, sandbox_id: str) -> SandboxMetadata:
+        """Return the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
+        if sandbox_id not in self._sandboxes:
+            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
+        return row_to_sandbox(self.node, self._sandboxes[sandbox_id])
+
+    def metadata(self, container_id: str) -> Metadata:
+        """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""
+        return self.source.ask(lambda reader: reader.metadata(container_id))
+
+    def history(self, container_id: str) -> "Sequence[Transition]":
+        """Return the state changes that are kept of the container with exactly this id, oldest first."""
+        return self.source.ask(lambda reader: reader.history(container_id))
+
+    def checkpoints(self) -> "Sequence[Unsettled]":
+        """Return every record as it is on disk, and why it cannot be believed, if so."""
+        return [self._checkpoint(key, self._rows.get(key)) for key in self._ids]
+
+    def _view(self, key: str) -> View:
+        row = self._rows.get(key)
+        view = self._look(key, row)
+        if view.status.unknown and self.holder is not None:
+            # It may have ended since the rows were read, and been written down by now.
+            newer = self.source.ask(lambda reader: reader.load_status(key))
+            if newer is not None and newer != row:
+                return self._look(key, newer)
+        return view
+
+    def _look(self, key: str, row: Row | None) -> View:
+        record, damage = self._checkpoint(key, row)
+        found = self._names.get(key, _Name())
+        view = View(key, found.name, found.sandbox_id, read_labels(found.labels), record.status, record.status)
+        if record.status.finished_at:
+            return view
+        observation, verdict, _ = examine(record, self._probe, now=time.time_ns(), damage=damage)
+        status = say(record.status, observation, verdict, self.holder)
+        return view._replace(status=status, observation=observation, verdict=verdict, damage=damage)
+
+    def _checkpoint(self, key: str, row: Row | None) -> Unsettled:
+        status, damage = Status(), ""
+        if row is None:
+            damage = "its status row is missing"
+        elif not row_is_sound(self.node, row):
+            damage = "its status on disk does not match its checksum"
+        else:
+            try:
+                status = row_to_status(row)
+            except StoreDamagedError as error:
+                damage = str(error)
+        return Unsettled(Record(key, status, self.metadata), damage)
+
+    def _has_ended(self, key: str) -> bool:
+        row = self._rows.get(key)
+        return row is not None and row_is_sound(self.node, row) and row_state(row)[0] is ContainerState.EXITED
+
+    def _matches(self, key: str, name: str, sandbox_id: str, labels: Mapping[str, str]) -> bool:
+        found = self._names.get(key, _Name())
+        return (
+            (not name or found.name == name)
+            and found.sandbox_id.startswith(sandbox_id)
+            and (not labels or labels.items() <= read_labels(found.labels).items())
+        )
+
+
+def say(checkpoint: Status, observation: Observation, verdict: Verdict, holder: int | None) -> Status:
+    """Return what may be said of a container that has not ended, according to its record, after a look at it.
+
+    `holder` is the pid of a live engine that watches it, if there is one.
+    """
+    if verdict.ruling is Ruling.KEEP:
+        return checkpoint
+    if verdict.ruling in {Ruling.RUNNING, Ruling.UNKNOWN}:
+        return verdict.status
+    what = "the machine was rebooted" if observation.boot is Boot.CHANGED else "its process has ended"
+    if holder is None:
+        message = f"not verified; run limpet recover ({what})"
+    else:
+        message = f"not verified; {what}, and engine {holder} has not written that down yet"
+    return replace(checkpoint, unknown=True, reason=Reason.UNVERIFIED, message=message)
+
+
+def require_state(state_dir: str | os.PathLike[str]) -> str:
+    """Return the path of a state directory that has state in it.
+
+    Raises NotFoundError if there is none yet, StateDirectoryError if it is not one that this user may use,
+    StoreDamagedError if something is missing from it.
+    """
+    path = resolve_directory(state_dir)
+    if not os.path.lexists(path):
+        raise NotFoundError(f"state directory {quote_path(path)} does not exist; name another with --state-dir")
+    check_directory(path)
+    try:
+        _require_plausible(path)
+        if os.path.lexists(os.path.join(path, DATABASE)):
+            return path
+        foreign = find_foreign_entries(path)
+    except OSError as error:
+        raise StateDirectoryError(f"state directory {path}: {error.strerror}; use one that you may read") from error
+    if foreign:
+        raise StateDirectoryError(
+            f"state directory {path} holds no limpet state, but other files ({foreign[0]!r}, ...); name another"
+        )
+    raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
+
+
+def _require_plausible(path: str) -> None:
+    owner = read_owner(path)
+    try:
+        require_plausible_files(path, owner)
+    except StoreDamagedError:
+        if read_owner(path) == owner:
+            raise
+        require_plausible_files(path, read_owner(path))  # an engine was opened or closed meanwhile
+
+
+def require_sound_wal(path: str) -> None:
+    """Raise StoreDamagedError if the WAL of the state directory proves that acknowledged commits would be lost."""
+    require_entries(path, _READ)
+    wal = os.path.join(path, DATABASE + "-wal")
+    try:
+        examine_wal(wal)
+    except StoreDamagedError:
+        # If an engine writes to it that cannot be seen from here, only this reading of it was torn.
+        time.sleep(_READ_AGAIN_SECONDS)
+        examine_wal(wal)
+
+
+def _require_node(path: str, node: str, found: Sequence[str]) -> None:
+    if not found:
+        raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
+    if node not in found:
+        raise NotFoundError(f"{path} holds no state of node {node!r}, but of {', '.join(map(repr, found))}")

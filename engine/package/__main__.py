@@ -1,0 +1,5 @@
+"""`python -m limpet` is `limpet`."""
+
+from limpet.engine.cli import main
+
+main()

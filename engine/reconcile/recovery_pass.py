@@ -1,0 +1,101 @@
+"""The recovery pass: gather, decide, commit all verdicts in one transaction, then act.
+
+A kill before the commit leaves everything as it was. A kill after it leaves verdicts whose actions are still to
+be done: the next pass sees the same world and decides the same. A container that changes while the pass looks
+at it (its process ends, and the watcher writes that down) keeps what was written: the verdict is dropped.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from limpet.engine.store.draft import Draft
+from limpet.engine.store.record import Unsettled
+from limpet.engine.store.store import Store
+from limpet.recovery.examine import examine
+from limpet.recovery.host import read_boot_id
+from limpet.recovery.orphans import Orphan
+from limpet.recovery.probe import HostProbe, Probe
+from limpet.recovery.report import Finding, Report, make_finding
+from limpet.recovery.rules import Action, Ruling, Verdict
+from limpet.schema.any_text import encode_any
+
+Actor = Callable[[str, Verdict], None]
+"""Carries out one action for the container with this id. What it raises goes into the report."""
+
+
+class _Examined(NamedTuple):
+    container: Unsettled
+    verdict: Verdict
+    finding: Finding
+
+
+def recover(
+    store: Store,
+    *,
+    probe: Probe | None = None,
+    leftovers: Sequence[str] = (),
+    actors: Mapping[Action, Actor] | None = None,
+    orphans: Sequence[Orphan] = (),
+) -> Report:
+    """Find out what is true of every container that has not ended, write it down, and return the report.
+
+    A runtime with processes of its own passes its `probe`, and reads in the report what is left to do. Released
+    containers are looked at if they are among `leftovers`: those whose bundle is still there. `actors` carry out
+    actions; the engine brings them, with the `orphans` it has judged.
+    """
+    begun, now = time.monotonic_ns(), time.time_ns()
+    containers = store.unsettled(leftovers)
+    settled = len(store) - len(containers)
+    examined = list(examine_all(containers, probe or HostProbe(), now))
+    with store.transaction() as draft:
+        # What has changed since it was looked at is the business of whoever changed it.
+        examined = [one for one in examined if _apply(draft, one)]
+        report = Report(
+            number=store.next_report_number(),
+            at=now,
+            took_ns=time.monotonic_ns() - begun,
+            boot_id=read_boot_id() or "",
+            settled=settled,
+            findings=tuple(one.finding for one in examined),
+            orphans=tuple(orphans),
+        )
+        draft.add_report(report.number, now, encode_any(report).decode())
+    findings = tuple(_act(one, actors or {}) for one in examined)
+    return replace(report, findings=findings, took_ns=time.monotonic_ns() - begun)
+
+
+def examine_all(containers: Iterable[Unsettled], probe: Probe, now: int) -> Iterable[_Examined]:
+    """Look at each container and decide; nothing is touched and nothing is written."""
+    for container in containers:
+        record, damage = container
+        observation, verdict, problem = examine(record, probe, now=now, damage=damage)
+        finding = make_finding(record.id, record.status, observation, verdict, problem)
+        yield _Examined(container, verdict, finding)
+
+
+def _apply(draft: Draft, one: _Examined) -> bool:
+    """Put one verdict into the draft, unless the container has changed since it was looked at; say whether."""
+    record, verdict = one.container.record, one.verdict
+    if record.id not in draft or (not one.container.damage and draft.checkpoint(record.id) != record.status):
+        return False
+    if verdict.ruling is Ruling.UNKNOWN:
+        draft.doubt(record.id, (verdict.status.reason, verdict.status.message))
+    elif verdict.status == record.status:
+        draft.doubt(record.id, None)
+    else:
+        draft.replace(record.id, verdict.status)
+    return True
+
+
+def _act(one: _Examined, actors: Mapping[Action, Actor]) -> Finding:
+    finding = one.finding
+    for action in one.verdict.actions:
+        try:
+            if action in actors:
+                actors[action](finding.id, one.verdict)
+        except Exception as error:  # noqa: BLE001  # one container's trouble is reported, the others go on
+            finding = replace(finding, problem=f"{action.value}: {error}")
+    return finding

@@ -1,0 +1,66 @@
+"""The sweep: directories that no container or sandbox owns are judged, and removed, moved aside or left."""
+
+import os
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+
+from msgspec.structs import replace
+
+from limpet.engine.state.directory import QUARANTINE, StateDirectory
+from limpet.engine.state.durable import make_directory, remove_tree, sync_directory
+from limpet.recovery.orphans import Disposal, Orphan, judge_orphan
+from limpet.recovery.report import Report
+
+Exclusive = Callable[[str], AbstractContextManager[None]]
+
+
+def judge_orphans(owned: Mapping[str, Callable[[], Container[str]]]) -> Sequence[Orphan]:
+    """Look at each entry of a directory whose name is none of the ids owned there, and say what is to be done.
+
+    Touches nothing. Raises OSError if a directory cannot be listed.
+    """
+    now = time.time()
+    # What is listed first and has no row after that has none: a row is there before its directory.
+    listed = {directory: sorted(os.listdir(directory)) for directory in owned}
+    found = []
+    for directory, find_ids in owned.items():
+        ids = find_ids()
+        for name in listed[directory]:
+            if name not in ids:
+                with suppress(FileNotFoundError):  # removed in the meantime
+                    found.append(judge_orphan(os.path.join(directory, name), now=now))
+    return found
+
+
+def dispose(directory: StateDirectory, report: Report, exclusive: Exclusive) -> Report:
+    """Do what was said of each orphan; what cannot be done is noted with it. May be repeated after a kill.
+
+    `exclusive(id)` keeps out the steps of whoever is making or removing a directory of that name.
+    """
+    disposed = []
+    for orphan in report.orphans:
+        with exclusive(os.path.basename(orphan.path)):
+            disposed.append(_dispose(directory, orphan))
+    return replace(report, orphans=tuple(disposed))
+
+
+def _dispose(directory: StateDirectory, orphan: Orphan) -> Orphan:
+    try:
+        if not os.path.lexists(orphan.path):
+            return orphan
+        if orphan.disposal is Disposal.REMOVE:
+            remove_tree(orphan.path)
+        elif orphan.disposal is Disposal.QUARANTINE:
+            _move_aside(orphan.path, directory.join(QUARANTINE))
+    except OSError as error:
+        return replace(orphan, error=f"{error.filename or orphan.path}: {error.strerror}")
+    return orphan
+
+
+def _move_aside(path: str, quarantine: str) -> None:
+    make_directory(quarantine)
+    # The time keeps the names apart; rename(2) moves a link itself, never what it points to.
+    os.rename(path, os.path.join(quarantine, f"{os.path.basename(path)}.{time.time_ns()}"))
+    sync_directory(quarantine)
+    sync_directory(os.path.dirname(path))

@@ -1,0 +1,1 @@
+"""The process starter: a container is a process group on this host."""

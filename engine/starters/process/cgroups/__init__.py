@@ -1,0 +1,1 @@
+"""A container's limits, through cgroup v1 or v2."""

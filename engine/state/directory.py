@@ -1,0 +1,285 @@
+"""The state directory: private, locked by one engine at a time, and aware of how its last owner left it.
+
+lock            held with flock(2) while an engine or a writing store is open; never removed
+owner.json      who has it open, or had it: the last epoch, and whether the database was closed in order
+store.db        the database, with its -wal and -shm beside it while it is open
+containers/     a bundle for each container        sandboxes/   a directory for each sandbox
+images/         the image store                    quarantine/  what had no owner
+backups/        copies made before a migration
+"""
+
+import json
+import os
+import stat
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from limpet.engine.state.durable import TEMPORARY_PREFIX, make_directory, write_file
+from limpet.engine.state.entries import require_entries
+from limpet.recovery.files import read_small_file
+from limpet.schema.errors import (
+    StateDirectoryError,
+    StateDirectoryLockedError,
+    StoreDamagedError,
+    UnsupportedError,
+    quote_path,
+)
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+DATABASE = "store.db"
+CONTAINERS = "containers"
+SANDBOXES = "sandboxes"
+IMAGES = "images"
+QUARANTINE = "quarantine"
+BACKUPS = "backups"
+_LOCK = "lock"
+_OWNER = "owner.json"
+_FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", _LOCK, _OWNER}
+_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS}
+_OURS = _FILES | _DIRECTORIES
+ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)
+"""Whether each is a directory."""
+_OWNER_BYTES = 4096
+_HOLDER_BYTES = 4096
+
+# SQLite's WAL needs memory shared by all who open the database, and flock(2) the same on one machine.
+_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"}
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """What the last engine left beside the database, to show that the database has not gone back in time."""
+
+    pid: int
+    epoch: int
+    """The epoch of its opening: a database that knows only an older one is not the one it wrote to."""
+    closed: bool
+    """True once all is in the database file; while False, acknowledged commits may be in the WAL alone."""
+
+
+class StateDirectory:
+    """A state directory that this process holds the lock of. Made by `acquire`, given up by `release`."""
+
+    def __init__(self, path: str, lock: "FileLock") -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def acquire(cls, path: str) -> Self:
+        """Make the directory if it is missing, check it, and take its lock without waiting.
+
+        Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if
+        it is not a private directory of ours, UnsupportedError if it lies on a network file system.
+        """
+        # Imported here: it takes as long to load as all that a look without the lock needs.
+        from filelock import FileLock, Timeout  # noqa: PLC0415
+
+        try:
+            path = os.path.abspath(path)
+            make_directory(path)
+            _require_private(path, check_directory(path))
+            require_entries(path, ENTRIES)
+            lock = FileLock(
+                os.path.join(path, _LOCK),
+                timeout=0,
+                mode=0o600,
+                thread_local=False,
+                fallback_to_soft=False,  # a soft lock is no lock: it survives its holder
+                preserve_lock_file=True,
+                on_acquired=_write_holder,
+            )
+            lock.acquire()
+        except Timeout as error:
+            raise _locked_error(path) from error
+        except NotImplementedError as error:
+            raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
+        except (OSError, ValueError) as error:  # a path with a NUL or a lone surrogate in it is none
+            reason = getattr(error, "strerror", None) or error
+            raise StateDirectoryError(
+                f"state directory {quote_path(path)}: {reason}; give a directory that you may write to"
+            ) from error
+        return cls(path, lock)
+
+    def join(self, name: str) -> str:
+        """Return the path of `name` in the directory."""
+        return os.path.join(self.path, name)
+
+    def read_owner(self) -> Owner | None:
+        """Return what the last owner left, None where there was none or its record cannot be read."""
+        return read_owner(self.path)
+
+    def write_owner(self, owner: Owner) -> None:
+        """Replace the owner's record, durably. Raises StateDirectoryError if the disk refuses."""
+        try:
+            write_file(self.join(_OWNER), msgspec.json.encode(owner))
+        except OSError as error:
+            raise StateDirectoryError(f"{self.join(_OWNER)}: {error.strerror}; nothing was started") from error
+
+    def note_closed(self, epoch: int) -> None:
+        """Note that all is in the database file, so that no WAL will be missed. Raises StateDirectoryError."""
+        self.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=True))
+
+    def remove_temporary_files(self) -> None:
+        """Remove what a kill has left half written. Raises StateDirectoryError."""
+        try:
+            for entry in os.scandir(self.path):
+                if entry.name.startswith(TEMPORARY_PREFIX) and not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+        except OSError as error:
+            raise StateDirectoryError(f"{error.filename or self.path}: {error.strerror}") from error
+
+    def release(self) -> None:
+        """Give the lock up; the file stays."""
+        self._lock.release()
+
+
+def check_directory(path: str) -> os.stat_result:
+    """Return the stat of a state directory that this user may use.
+
+    Raises StateDirectoryError where `path` is missing, a file, a link or another user's, UnsupportedError
+    where it lies on a network file system.
+    """
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        raise StateDirectoryError(f"state directory {path}: {error.strerror}") from error
+    if stat.S_ISLNK(found.st_mode):
+        raise StateDirectoryError(f"state directory {path} is a symbolic link; name the directory itself")
+    if not stat.S_ISDIR(found.st_mode):
+        raise StateDirectoryError(f"state directory {path} is not a directory; name another path")
+    if found.st_uid != os.geteuid():
+        raise StateDirectoryError(
+            f"state directory {path} belongs to user {found.st_uid}, this is user {os.geteuid()}; use your own"
+        )
+    kind = file_system_type(found.st_dev)
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise UnsupportedError(f"state directory {path} lies on {kind}, a network file system; use a local disk")
+    return found
+
+
+def read_owner(path: str) -> Owner | None:
+    """Return what the last owner of the state directory `path` left, None if nothing that can be read."""
+    try:
+        return msgspec.json.decode(read_small_file(os.path.join(path, _OWNER), _OWNER_BYTES), type=Owner)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def require_plausible_files(path: str, owner: Owner | None) -> None:
+    """Raise StoreDamagedError where a file is missing that must be there, given what was left behind."""
+    database, owner_file = os.path.join(path, DATABASE), os.path.join(path, _OWNER)
+    if not os.path.lexists(database):
+        containers = os.path.join(path, CONTAINERS)
+        if owner is not None or os.path.lexists(database + "-wal") or os.path.isdir(containers):
+            raise StoreDamagedError(
+                f"{database} is missing, but its state directory has been in use; put a backup there and remove"
+                f" {owner_file}, or begin with another directory"
+            )
+    elif os.path.getsize(database) == 0:
+        # SQLite takes it for a new one, also where it may only read, and removes the WAL beside it.
+        raise StoreDamagedError(f"{database} is empty, which limpet never leaves it; restore a backup")
+    elif owner is not None and not owner.closed and not os.path.lexists(database + "-wal"):
+        raise StoreDamagedError(
+            f"{database}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
+            " have been in it. If another program has moved them into the database since (sqlite3 does), or if you"
+            f" accept the loss, remove {owner_file} and open it again"
+        )
+
+
+def require_same_age(path: str, owner: Owner | None, epoch: int) -> None:
+    """Raise StoreDamagedError where the database knows an older epoch than its last owner did."""
+    if owner is not None and epoch < owner.epoch:
+        raise StoreDamagedError(
+            f"{os.path.join(path, DATABASE)} is older than when it was last open here (epoch {epoch}, not"
+            f" {owner.epoch}); if you restored a backup, remove {os.path.join(path, _OWNER)} and open it again"
+        )
+
+
+def find_foreign_entries(path: str) -> list[str]:
+    """Return the names in a directory that limpet did not make there."""
+    return sorted(name for name in os.listdir(path) if name not in _OURS and not name.startswith(TEMPORARY_PREFIX))
+
+
+def _require_private(path: str, found: os.stat_result) -> None:
+    if not os.path.lexists(os.path.join(path, DATABASE)):
+        foreign = find_foreign_entries(path)
+        if foreign:
+            raise StateDirectoryError(
+                f"state directory {path} holds no limpet state, but other files ({foreign[0]!r}, ...);"
+                " give an empty directory or a path to make"
+            )
+        os.chmod(path, 0o700)
+    elif found.st_mode & 0o077:
+        raise StateDirectoryError(
+            f"state directory {path} is open to other users (mode {stat.S_IMODE(found.st_mode):04o});"
+            f" make it private: chmod 700 {path}"
+        )
+
+
+def _write_holder(descriptor: int) -> None:
+    # For the message alone: what the lock means is decided by flock.
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"pid": os.getpid()}).encode(), 0)
+
+
+def find_holder(path: str) -> int | None:
+    """Return the pid of the process that has the state directory open; None if none is seen.
+
+    It reads /proc/locks, which shows those of our pid namespace: to try the lock itself, even for an instant, could
+    make an engine fail that is being opened. So None is no proof.
+    """
+    pid = _read_holder(path)
+    try:
+        inode = os.stat(os.path.join(path, _LOCK)).st_ino
+        with open("/proc/locks", encoding="ascii") as locks:
+            # 3: FLOCK  ADVISORY  WRITE 18113 fe:00:2146853 0 EOF; the device there is not always that of stat(2)
+            held = any(
+                kind == "FLOCK" and holder == str(pid) and file.endswith(f":{inode}")
+                for _, kind, _, _, holder, file, *_ in map(str.split, locks)
+            )
+    except OSError:
+        return None
+    return pid if held else None
+
+
+def _read_holder(path: str) -> int | None:
+    try:
+        pid = json.loads(read_small_file(os.path.join(path, _LOCK), _HOLDER_BYTES))["pid"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return pid if isinstance(pid, int) else None
+
+
+def _locked_error(path: str) -> StateDirectoryLockedError:
+    pid = _read_holder(path)
+    if pid is None:
+        holder = "another process"
+    elif pid == os.getpid():
+        holder = f"this process (pid {pid})"
+    elif os.path.exists(f"/proc/{pid}"):
+        holder = f"process {pid}"
+    else:
+        holder, pid = f"a child of process {pid}, which has ended", None
+    return StateDirectoryLockedError(
+        f"state directory {path} is in use by {holder}; close that engine first, or use another directory",
+        pid,
+    )
+
+
+def file_system_type(device: int) -> str:
+    """Return the type of the file system on a device (st_dev), "" if it is not mounted here.
+
+    Raises UnsupportedError where /proc is missing.
+    """
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                fields, _, rest = line.partition(" - ")
+                if fields.split()[2] == number:
+                    return rest.split()[0]
+    except OSError as error:
+        raise UnsupportedError(f"/proc/self/mountinfo: {error.strerror}; limpet needs /proc: mount it") from error
+    return ""

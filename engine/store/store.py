@@ -1,0 +1,441 @@
+"""The store: every container's record on disk for good, and in memory for reading.
+
+A call that changes something returns when the change is durable; memory is changed only after that, so a
+reader never sees what could still be lost. The store knows nothing of processes: `Engine` adds that, and a
+runtime that manages its own processes uses the store as it is.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Self
+from weakref import WeakSet
+
+from limpet.engine.database.sqlite.backup import back_up
+from limpet.engine.database.sqlite.migrate import create_database, prepare_database
+from limpet.engine.database.sqlite.reader import Reader, Transition
+from limpet.engine.database.sqlite.wal import examine_wal
+from limpet.engine.database.sqlite.writer import Writer
+from limpet.engine.state.directory import (
+    BACKUPS,
+    DATABASE,
+    Owner,
+    StateDirectory,
+    require_plausible_files,
+    require_same_age,
+)
+from limpet.engine.state.durable import make_directory, sync_directory
+from limpet.engine.store.commit import Committer, Request
+from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
+from limpet.engine.store.record import Record, Unsettled, matches_labels, resolve_prefix
+from limpet.engine.store.rows import Rows
+from limpet.schema.codec import STATUS_COLUMNS, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError, quote
+from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.metadata import Metadata, SandboxMetadata, require_node
+from limpet.schema.status import ContainerState, Reason, Status
+from limpet.schema.tables import SCHEMA_REVISION
+
+_TRIES = 3
+_FINISHED_AT = STATUS_COLUMNS.index("finished_at")
+_RELEASED = STATUS_COLUMNS.index("released")
+_NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
+
+
+class Store:
+    """The records of one node's containers and sandboxes. Thread-safe. Open it with `Store.open`.
+
+    Whatever is not finished is Unknown when the store is opened, until `recover` or a checkpoint says what is
+    true. Of containers that had ended by then, and of metadata, names and history, only what is asked for is read
+    from disk; everything else comes from memory.
+    """
+
+    def __init__(self, directory: StateDirectory, writer: Writer, reader: Reader, node: str) -> None:
+        self.directory = directory
+        self.node = node
+        self._writer = writer
+        self._reader = reader
+        self._committer = Committer(self._commit)
+        self._view = threading.Lock()  # held while memory changes, so that a change is seen whole
+        self._rows = Rows(node, reader)
+        unfinished = [key for key, row in self._rows.known() if row and not row[_FINISHED_AT] and not row[_RELEASED]]
+        self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)
+        self._sandboxes: dict[str, SandboxMetadata] = {}
+        self._damaged_sandboxes: dict[str, str] = {}
+        self._closed = False
+        self._pid = os.getpid()
+        self._load_sandboxes()
+        _opened.add(self)
+
+    @classmethod
+    def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
+        """Lock the state directory, check the database, migrate it if it is older, and load its records.
+
+        Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
+        StoreError, InvalidInputError for a node's name that can be none; the state is untouched then.
+        """
+        require_node(node)
+        directory = StateDirectory.acquire(state_dir)
+        try:
+            return cls._open(directory, node)
+        except BaseException:
+            directory.release()
+            raise
+
+    @classmethod
+    def _open(cls, directory: StateDirectory, node: str) -> Self:
+        path = directory.join(DATABASE)
+        owner = directory.read_owner()
+        directory.remove_temporary_files()
+        require_plausible_files(directory.path, owner)
+        if os.path.lexists(path):
+            is_torn = examine_wal(path + "-wal").is_torn
+            make_directory(directory.join(BACKUPS))
+            backup_path = directory.join(f"{BACKUPS}/before-{SCHEMA_REVISION}-{os.urandom(4).hex()}.db")
+            reader = prepare_database(path, node, backup_path, is_torn=is_torn)
+        else:
+            create_database(path)
+            reader = Reader(path, node)
+        with ExitStack() as undo:
+            undo.callback(reader.close)
+            require_same_age(directory.path, owner, reader.epoch())
+            writer = Writer(path, node)
+            undo.callback(writer.close)
+            epoch = writer.claim()
+            undo.callback(writer.close, directory.note_closed)
+            # The WAL's name must be durable before we say that acknowledged commits may be in it.
+            sync_directory(directory.path)
+            directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=False))
+            undo.pop_all()
+        return cls(directory, writer, reader, node)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._rows)} containers, {len(self._doubts)} unknown"
+        return f"<Store {self.directory.path}: {state}>"
+
+    def add(self, metadata: Metadata, status: Status | None = None) -> Record:
+        """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
+        self._change(lambda draft: draft.add(metadata, status or Status()))
+        return self.get(metadata.id)
+
+    def get(self, container_id: str) -> Record:
+        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        self._require_open()
+        with self._view:
+            key = resolve_prefix(container_id, self._rows, "container")
+            return self._record(key)
+
+    def status(self, container_id: str) -> Status:
+        """Return the status of the container with exactly this id. Raises NotFoundError."""
+        self._require_open()
+        with self._view:
+            row = self._rows.find(container_id)
+            if row is None:
+                raise NotFoundError(f"container {quote(container_id)} does not exist")
+            return status_with_doubt(row, self._doubts.get(container_id))
+
+    def list(
+        self,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        state: ContainerState | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> "Sequence[Record]":
+        """Return the containers that match all that is given, as they were at one instant, oldest id first.
+
+        `id` is an id or the beginning of ids, `labels` must all be there with these values.
+        """
+        self._require_open()
+        if name or sandbox_id or labels:
+            records = self._list_filtered(
+                lambda row: (
+                    row[0].startswith(id)
+                    and (not sandbox_id or row[1] == sandbox_id)
+                    and (not name or row[2] == name)
+                    and (not labels or matches_labels(row[3], labels))
+                )
+            )
+        else:
+            found = self._rows.fetch([key for key in list(self._rows) if key.startswith(id)])
+            with self._view:
+                self._rows.keep(found)
+                records = [self._record(key) for key in self._rows if key.startswith(id)]
+        if state is not None:
+            records = [record for record in records if record.status.state == state]
+        return sorted(records, key=lambda record: record.id)
+
+    def delete(self, container_id: str) -> None:
+        """Remove a container's record and history. Raises NotFoundError."""
+        self._change(lambda draft: draft.delete(container_id))
+
+    def checkpoint(self, container_id: str, status: Status) -> Status:
+        """Replace a container's status, durably. Raises NotFoundError, InvalidInputError, StoreError."""
+        self._require_open()
+        written: Status = self._committer.run(Request(lambda draft: draft.replace(container_id, status)))
+        return written
+
+    def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
+        """Replace a container's status by `fn` of it, durably, and return the new one.
+
+        `fn` should be quick and pure: it may run on another thread, together with other callers' changes. What
+        it raises is raised here, and nothing has changed then. Raises NotFoundError, InvalidInputError, StoreError.
+        """
+        self._require_open()
+        status: Status = self._committer.run(Request(lambda draft: draft.update(container_id, fn)))
+        return status
+
+    def add_sandbox(self, metadata: SandboxMetadata) -> None:
+        """Add a sandbox. Raises AlreadyExistsError, InvalidInputError, StoreError."""
+        self._change(lambda draft: draft.add_sandbox(metadata))
+
+    def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
+        """Return the sandbox with this id, or the one whose id begins with it.
+
+        Raises NotFoundError, StoreDamagedError if its record cannot be read.
+        """
+        self._require_open()
+        with self._view:
+            if sandbox_id in self._damaged_sandboxes:
+                raise StoreDamagedError(self._damaged_sandboxes[sandbox_id])
+            return self._sandboxes[resolve_prefix(sandbox_id, self._sandboxes, "sandbox")]
+
+    def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
+        """Return all sandboxes whose records can be read, oldest first."""
+        self._require_open()
+        with self._view:
+            return sorted(self._sandboxes.values(), key=lambda metadata: (metadata.created_at, metadata.id))
+
+    @property
+    def sandbox_ids(self) -> "Collection[str]":
+        """The ids of all sandboxes, also of those whose records cannot be read."""
+        return self._sandboxes.keys() | self._damaged_sandboxes.keys()
+
+    def delete_sandbox(self, sandbox_id: str) -> None:
+        """Remove a sandbox's record. Raises NotFoundError, InvalidStateError while it has containers."""
+        self._change(lambda draft: draft.delete_sandbox(sandbox_id))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Draft]:
+        """Change several containers at once: all of it becomes durable and visible together, or nothing does.
+
+        The block works on a draft with `add`, `update`, `delete` and the like, and is the only writer while it
+        runs, so keep it short. If it raises, nothing has changed. The commit happens at the end of the block.
+        """
+        self._require_open()
+        with self._committer.turn():
+            draft = self._draft()
+            yield draft
+            self._write(draft)
+
+    def history(self, container_id: str) -> "Sequence[Transition]":
+        """Return the container's state changes, oldest first; only the newest are kept.
+
+        Raises NotFoundError, StoreDamagedError.
+        """
+        return self._reader.history(self.get(container_id).id)
+
+    def metadata(self, container_id: str) -> Metadata:
+        """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
+        self._require_open()
+        try:
+            return self._reader.metadata(container_id)
+        except NotFoundError as error:
+            if container_id not in self._rows:
+                raise
+            raise StoreDamagedError(f"container {container_id}: its metadata is missing; restore a backup") from error
+
+    def last_report(self) -> bytes | None:
+        """Return the newest recovery report as JSON, None if there is none yet."""
+        self._require_open()
+        return self._reader.last_report()
+
+    def unsettled(self, leftovers: Iterable[str] = ()) -> "Sequence[Unsettled]":
+        """Return what a recovery pass must look at: all that has not ended, is in doubt, or is in `leftovers`."""
+        self._require_open()
+        wanted = set(leftovers)
+        with self._view:
+            self._rows.keep(self._rows.fetch(wanted))
+            return [
+                Unsettled(
+                    Record(key, row_to_status(row) if row else Status(), self.metadata),
+                    "" if row else self._doubts.get(key, DAMAGED)[1],
+                )
+                for key, row in self._rows.known()
+                if not row or key in self._doubts or (key in wanted if row[_RELEASED] else not row[_FINISHED_AT])
+            ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, container_id: object) -> bool:
+        return container_id in self._rows
+
+    @property
+    def is_closed(self) -> bool:
+        """True once `close` was called, and in a fork of the process that opened the store."""
+        return self._closed or os.getpid() != self._pid
+
+    def is_damaged(self, container_id: str) -> bool:
+        """Say whether the container's status on disk cannot be read."""
+        self._require_open()
+        with self._view:
+            return self._rows.find(container_id) == ()
+
+    def next_report_number(self) -> int:
+        """Return the number for the next recovery report. Only to be called in a transaction."""
+        return self._writer.last_recovery() + 1
+
+    def back_up(self, target_path: str) -> None:
+        """Copy the database to a new file while the store is in use; whole and verified, or not there."""
+        self._require_open()
+        back_up(self._reader, target_path)
+
+    def close(self) -> None:
+        """Let the commits that wait finish, close the database and give the lock up. Repeating it is fine."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        self._committer.close()
+        try:
+            self._reader.close()
+            self._writer.close(self.directory.note_closed)
+        finally:
+            self.directory.release()
+
+    def abandon(self) -> None:
+        """In a fork: leave everything to the parent. What this store is asked from now on, it refuses."""
+        self._writer.abandon()
+        self._reader.abandon()
+
+    def submit(self, request: Request) -> None:
+        """Hand a request to the committer thread; it is settled from there. For fronts such as `aio`."""
+        self._require_open()
+        self._committer.submit(request)
+
+    def _change(self, apply: Callable[[Draft], object]) -> None:
+        self._require_open()
+        self._committer.run(Request(apply))
+
+    def _draft(self) -> Draft:
+        return Draft(self.node, self._writer, self._rows, self._doubts, self._sandboxes, self._damaged_sandboxes)
+
+    def _commit(self, requests: Sequence[Request]) -> None:
+        draft = self._draft()
+        for request in requests:
+            try:
+                request.result = request.apply(draft)
+            except BaseException as error:  # noqa: BLE001  # it goes to the caller whose change raised it
+                request.error = error
+        if len(requests) == 1 and requests[0].error is not None:
+            return  # if it was an interrupt, the draft may be half made
+        try:
+            self._write(draft)
+        except LimpetError as error:
+            for request in requests:
+                request.error = request.error or error
+
+    def _write(self, draft: Draft) -> None:
+        """Commit, then change memory. An interrupt in between is held back until both are done."""
+        interrupt: BaseException | None = None
+        if draft.changes:
+            try:
+                self._writer.commit(draft.changes)
+            except LimpetError:
+                raise
+            except BaseException as error:  # a signal handler raised: is it on disk, or not?
+                if not self._writer.has_landed(draft.changes, error):
+                    raise
+                interrupt = error
+        applied = False
+        while not applied:
+            try:
+                self._apply(draft)
+                applied = True
+            except BaseException as error:  # noqa: BLE001  # applying twice is the same as once
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _apply(self, draft: Draft) -> None:
+        with self._view:
+            for key, row in draft.rows.items():
+                if row is None:
+                    self._rows.pop(key)
+                    self._reader.metadata.cache_clear()
+                else:
+                    self._rows[key] = row
+            for key, doubt in draft.doubts.items():
+                if doubt is None:
+                    self._doubts.pop(key, None)
+                else:
+                    self._doubts[key] = doubt
+            for key, sandbox in draft.sandboxes.items():
+                if sandbox is None:
+                    self._sandboxes.pop(key, None)
+                    self._damaged_sandboxes.pop(key, None)
+                else:
+                    self._sandboxes[key] = sandbox
+
+    def _load_sandboxes(self) -> None:
+        for node, row in self._reader.load_all_sandboxes():
+            if node != self.node and row_is_sound(node, row):
+                continue  # another node's; one that is nobody's may have been ours
+            try:
+                self._sandboxes[row[0]] = row_to_sandbox(self.node, row)
+            except StoreDamagedError as error:
+                self._damaged_sandboxes[row[0]] = str(error)
+        for key in self._reader.load_sandbox_ids_in_use():
+            if key not in self.sandbox_ids:
+                self._damaged_sandboxes[key] = f"sandbox {key}: its record is missing; restore a backup"
+
+    def _list_filtered(self, is_wanted: Callable[[tuple[str, str, str, str]], bool]) -> "Sequence[Record]":
+        """Return the containers whose names are wanted, at an instant when those on disk are those in memory."""
+        for _ in range(_TRIES):
+            records, is_whole = self._find_matching(is_wanted)
+            if is_whole:
+                return records
+        with self._committer.turn():  # so many come and go that only a pause shows them whole
+            return self._find_matching(is_wanted)[0]
+
+    def _find_matching(self, is_wanted: Callable[[tuple[str, str, str, str]], bool]) -> "tuple[Sequence[Record], bool]":
+        """Return the records of those that match, and whether nobody came or went meanwhile."""
+        names = {row[0]: row for row in self._reader.load_names()}
+        matching = [key for key, row in names.items() if is_wanted(row)]
+        found = self._rows.fetch(matching)
+        with self._view:
+            self._rows.keep(found)
+            records = [self._record(key) for key in matching if key in self._rows]
+            return records, names.keys() == self._rows.keys()
+
+    def _record(self, key: str) -> Record:
+        row = self._rows.find(key) or ()
+        return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata)
+
+    def _require_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"this store was opened by process {self._pid}; a fork cannot use it: open one in the child,"
+                " in another state directory"
+            )
+        if self._closed:
+            raise ClosedError("the store is closed; open it again")
+
+
+_opened: WeakSet[Store] = WeakSet()
+
+
+def _abandon_after_fork() -> None:
+    for store in list(_opened):
+        store.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_after_fork)

@@ -15,8 +15,9 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateTable
 
 from limpet.benchmarks.contenders import RUNNING, Contender, container_id
-from limpet.schema.codec import Row, status_to_row
+from limpet.schema.codec import status_to_row
 from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.rows import AnyRow
 from limpet.schema.status import Status
 from limpet.schema.tables import container_status
 
@@ -32,7 +33,7 @@ STATUS = sa.Table(
 """limpet's own table of statuses, for the others: all write the same row."""
 
 
-def status_row(number: int, turn: int) -> Row:
+def status_row(number: int, turn: int) -> AnyRow:
     """Return the row of a status, as limpet keeps it."""
     return (DEFAULT_NODE, *status_to_row(DEFAULT_NODE, container_id(number), turn, 1, replace(RUNNING, pid=turn)))
 

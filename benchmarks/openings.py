@@ -17,7 +17,8 @@ from limpet.benchmarks.population import count_running, files_path, limpet_path
 from limpet.engine.reconcile.recovery_pass import recover
 from limpet.engine.state.directory import DATABASE
 from limpet.engine.store.store import Store
-from limpet.schema.codec import STATUS_COLUMNS, row_to_status
+from limpet.schema.codec import row_to_status
+from limpet.schema.rows import StatusRow
 from limpet.schema.status import Status
 from limpet.schema.tables import container_status
 
@@ -50,7 +51,7 @@ class _FlatStatus(msgspec.Struct, gc=False):
     checksum: int
 
 
-_SELECT = f"SELECT {', '.join(STATUS_COLUMNS)} FROM container_status"  # noqa: S608  # our own names
+_SELECT = f"SELECT {', '.join(StatusRow._fields)} FROM container_status"  # noqa: S608  # our own names
 
 
 def measure_opening(cell: Cell) -> Figures:
@@ -110,7 +111,7 @@ def _select_structs(path: str) -> dict[str, Any]:
 
 def _select_core(path: str) -> dict[str, Any]:
     engine = sa.create_engine(f"sqlite:///{path}")
-    columns = [container_status.c[name] for name in STATUS_COLUMNS]
+    columns = [container_status.c[name] for name in StatusRow._fields]
     with engine.connect() as connection:
         found = {row.id: _FlatStatus(*row) for row in connection.execute(sa.select(*columns))}
     engine.dispose()
@@ -162,14 +163,14 @@ def measure_memory(cell: Cell) -> Figures:
 
 def _keep_statuses(path: str) -> dict[str, Status]:
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    found = {row[0]: row_to_status(row) for row in connection.execute(_SELECT)}
+    found = {row[0]: row_to_status(StatusRow._make(row)) for row in connection.execute(_SELECT)}
     connection.close()
     return found
 
 
 def _keep_dicts(path: str) -> dict[str, Any]:
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    found = {row[0]: dict(zip(STATUS_COLUMNS, row, strict=True)) for row in connection.execute(_SELECT)}
+    found = {row[0]: dict(zip(StatusRow._fields, row, strict=True)) for row in connection.execute(_SELECT)}
     connection.close()
     return found
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from limpet.schema.identity import ProcessIdentity
-from limpet.schema.status import Status
+from limpet.schema.status import ContainerState, Status, state_at
 
 
 class Checkpoint(StrEnum):
@@ -96,10 +96,12 @@ def classify(status: Status) -> Checkpoint:
     """Return how far the container had come according to `status` as it was on disk."""
     if status.released:
         return Checkpoint.RELEASED
-    if status.finished_at:
-        return Checkpoint.EXITED
-    if status.started_at:
-        return Checkpoint.RUNNING
-    if status.created_at:
-        return Checkpoint.CREATED
-    return Checkpoint.NEW
+    return _CHECKPOINTS[state_at(status.created_at, status.started_at, status.finished_at)]
+
+
+_CHECKPOINTS = {
+    ContainerState.UNKNOWN: Checkpoint.NEW,
+    ContainerState.CREATED: Checkpoint.CREATED,
+    ContainerState.RUNNING: Checkpoint.RUNNING,
+    ContainerState.EXITED: Checkpoint.EXITED,
+}

@@ -1,12 +1,12 @@
-"""Records to rows and back. A row is a tuple in the order of its table's columns, the node's name left out.
+"""Records to rows and back: see `rows` for their columns, and `seal` for their checksums.
 
-Each row ends with a checksum over all of it and the node's name, because most bit flips in a database file
-pass SQLite's own integrity check. A row of another shape, type or range than the tables allow is never
-written, and one that fails its checksum is never believed: decoding raises StoreDamagedError.
+A row of another shape, type or range than the tables allow is never written, and one that fails its checksum is
+never believed: decoding raises StoreDamagedError.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from types import GenericAlias
+from typing import Any, TypeVar, get_type_hints
 from zlib import crc32
 
 import msgspec
@@ -17,79 +17,23 @@ from limpet.schema.errors import InvalidInputError, StoreDamagedError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageManifest
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id
-from limpet.schema.status import ContainerState, Resources, Status
+from limpet.schema.rows import AnyRow, ContainerRow, SandboxRow, StatusRow
+from limpet.schema.seal import is_sealed, seal
+from limpet.schema.status import ContainerState, Resources, Status, state_at
 
-Row = tuple[Any, ...]
-
-_Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_ExitCode = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
-_Message = Annotated[str, msgspec.Meta(max_length=1 << 16)]
-_Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
 _encode = msgspec.json.encode
 _UNREADABLE = (msgspec.MsgspecError, RecursionError)
-"""What decoding JSON raises: for JSON that is none, or of another shape, and for what is nested too deep."""
+"""What decoding JSON raises: for invalid JSON, for another shape, and for too deep nesting."""
+_Row = TypeVar("_Row", bound=AnyRow)
 
-STATUS_COLUMNS = (
-    "id",
-    "seq",
-    "transitions",
-    "pid",
-    "created_at",
-    "started_at",
-    "finished_at",
-    "exit_code",
-    "reason",
-    "message",
-    "released",
-    "resources",
-    "process_pid",
-    "start_ticks",
-    "boot_id",
-    "pidfd_inode",
-    "pid_namespace",
-    "checksum",
-)
-_StatusRow = tuple[
-    str,  # node
-    str,
-    _Natural,
-    _Natural,
-    _Natural,
-    _Natural,
-    _Natural,
-    _Natural,
-    _ExitCode,
-    _Message,
-    _Message,
-    _Flag,
-    str | None,
-    _Natural | None,
-    _Natural | None,
-    str | None,
-    _Natural | None,
-    _Natural | None,
-]
-_NO_IDENTITY = (None,) * 5
-_status_row = msgspec.json.Decoder(_StatusRow)
+_NO_IDENTITY = (None,) * len(ProcessIdentity.__struct_fields__)
+_status_types = tuple(get_type_hints(StatusRow, include_extras=True).values())[:-1]
+_status_row: msgspec.json.Decoder[Any] = msgspec.json.Decoder(GenericAlias(tuple, (str, *_status_types)))
+"""Checks the node's name and a row without its checksum."""
 _resources = msgspec.json.Decoder(Resources)
 
-CONTAINER_COLUMNS = (
-    "id",
-    "sandbox_id",
-    "name",
-    "attempt",
-    "root_dir",
-    "log_path",
-    "stop_signal",
-    "labels",
-    "config",
-    "image_manifest",
-    "checksum",
-)
-SANDBOX_COLUMNS = ("id", "name", "created_at", "root_dir", "config", "checksum")
 
-
-def status_to_row(node: str, container_id: str, seq: int, transitions: int, status: Status) -> Row:
+def status_to_row(node: str, container_id: str, seq: int, transitions: int, status: Status) -> StatusRow:
     """Return the row of table container_status. `status.unknown` has no column: it is never written.
 
     Raises InvalidInputError if a field has the wrong type, is out of range or cannot be written as UTF-8.
@@ -115,21 +59,15 @@ def status_to_row(node: str, container_id: str, seq: int, transitions: int, stat
         _status_row.decode(encoded)
     except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError) as error:
         raise InvalidInputError(f"status of container {container_id}: {_name_column(error)}") from error
-    return (*row[1:], crc32(encoded))
+    return StatusRow._make((*row[1:], crc32(encoded)))
 
 
-def row_is_sound(node: str, row: Row) -> bool:
-    """Say whether a row of any of the tables carries the checksum of its content.
-
-    JSON makes the same of an empty BLOB as of an empty text, which are one flipped bit apart: it is looked for.
-    """
-    try:
-        return bool(crc32(_encode((node, *row[:-1]))) == row[-1]) and bytes not in map(type, row)
-    except (UnicodeEncodeError, TypeError):
-        return False
+def row_is_sound(node: str, row: AnyRow) -> bool:
+    """Say whether a row of any of the tables carries the checksum of its content."""
+    return is_sealed((node, *row[:-1]), row[-1])
 
 
-def find_unsound(node: str, rows: Sequence[Row]) -> list[Row]:
+def find_unsound(node: str, rows: Sequence[_Row]) -> list[_Row]:
     """Return those of the rows of a table that do not carry the checksum of their content."""
     try:  # a call for each row would double the time
         return [row for row in rows if crc32(_encode((node, *row[:-1]))) != row[-1] or bytes in map(type, row)]
@@ -137,139 +75,140 @@ def find_unsound(node: str, rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if not row_is_sound(node, row)]
 
 
-def status_can_be_read(row: Row) -> bool:
+def status_can_be_read(row: StatusRow) -> bool:
     """Say whether a sound row of table container_status decodes: another program may have written it."""
-    if row[11] is None:
+    if row.resources is None:
         return True
     try:
-        _resources.decode(row[11])
+        _resources.decode(row.resources)
     except _UNREADABLE:
         return False
     return True
 
 
-def row_state(row: Row) -> tuple[ContainerState, bool]:
+def row_state(row: StatusRow) -> tuple[ContainerState, bool]:
     """Return the state that a sound row of table container_status has on disk, and whether it is released."""
-    return _state(row[4], row[5], row[6]), bool(row[10])
+    return state_at(row.created_at, row.started_at, row.finished_at), bool(row.released)
 
 
 def state_of(status: Status) -> tuple[ContainerState, bool]:
     """Return the state that the status has on disk, where there is no Unknown flag, and whether it is released."""
-    return _state(status.created_at, status.started_at, status.finished_at), status.released
+    return state_at(status.created_at, status.started_at, status.finished_at), status.released
 
 
-def _state(created_at: int, started_at: int, finished_at: int) -> ContainerState:
-    if finished_at:
-        return ContainerState.EXITED
-    if started_at:
-        return ContainerState.RUNNING
-    return ContainerState.CREATED if created_at else ContainerState.UNKNOWN
-
-
-def row_to_status(row: Row) -> Status:
+def row_to_status(row: StatusRow) -> Status:
     """Return the Status in a sound row of table container_status; `unknown` is False in it.
 
     Raises StoreDamagedError if the row's JSON does not decode.
     """
     try:
         return Status(
-            pid=row[3],
-            created_at=row[4],
-            started_at=row[5],
-            finished_at=row[6],
-            exit_code=row[7],
-            reason=row[8],
-            message=row[9],
-            released=bool(row[10]),
-            resources=None if row[11] is None else _resources.decode(row[11]),
-            identity=None
-            if row[12] is None
-            else ProcessIdentity(
-                pid=row[12], start_ticks=row[13], boot_id=row[14], pidfd_inode=row[15], pid_namespace=row[16]
-            ),
+            pid=row.pid,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            exit_code=row.exit_code,
+            reason=row.reason,
+            message=row.message,
+            released=bool(row.released),
+            resources=None if row.resources is None else _resources.decode(row.resources),
+            identity=_identity_of(row),
         )
     except _UNREADABLE as error:
-        raise StoreDamagedError(f"container {row[0]}: its status does not decode: {error}") from error
+        raise StoreDamagedError(f"container {row.id}: its status does not decode: {error}") from error
 
 
-def require_readable_status(node: str, row: Row) -> None:
+def _identity_of(row: StatusRow) -> ProcessIdentity | None:
+    if row.process_pid is None:
+        return None
+    return ProcessIdentity(
+        pid=row.process_pid,
+        start_ticks=row.start_ticks or 0,
+        boot_id=row.boot_id or "",
+        pidfd_inode=row.pidfd_inode or 0,
+        pid_namespace=row.pid_namespace or 0,
+    )
+
+
+def require_readable_status(node: str, row: StatusRow) -> None:
     """Raise StoreDamagedError if a row of table container_status is not sound, or does not decode."""
     _require_sound(node, "container_status", row)
     row_to_status(row)
 
 
-def metadata_to_row(node: str, metadata: Metadata) -> Row:
+def metadata_to_row(node: str, metadata: Metadata) -> ContainerRow:
     """Return the row of table container. Raises InvalidInputError if it cannot be written."""
     config = metadata.config
-    return _checksummed(
-        node,
-        (
-            metadata.id,
-            metadata.sandbox_id,
-            metadata.name,
-            config.metadata.attempt,
-            metadata.root_dir,
-            metadata.log_path,
-            metadata.stop_signal,
-            _to_text(metadata.id, config.labels),
-            _to_text(metadata.id, config),
-            _to_text(metadata.id, metadata.image_manifest),
-        ),
+    row = ContainerRow(
+        id=metadata.id,
+        sandbox_id=metadata.sandbox_id,
+        name=metadata.name,
+        attempt=config.metadata.attempt,
+        root_dir=metadata.root_dir,
+        log_path=metadata.log_path,
+        stop_signal=metadata.stop_signal,
+        labels=_to_text(metadata.id, config.labels),
+        config=_to_text(metadata.id, config),
+        image_manifest=_to_text(metadata.id, metadata.image_manifest),
+        starter=metadata.starter,
+        checksum=0,
     )
+    return row._replace(checksum=_seal(node, row))
 
 
-def row_to_metadata(node: str, row: Row) -> Metadata:
+def row_to_metadata(node: str, row: ContainerRow) -> Metadata:
     """Return the Metadata in a row of table container. Raises StoreDamagedError if it is damaged."""
     _require_sound(node, "container", row)
     try:
         return Metadata(
-            id=row[0],
-            sandbox_id=row[1],
-            name=row[2],
-            root_dir=row[4],
-            log_path=row[5],
-            stop_signal=row[6],
-            config=msgspec.json.decode(row[8], type=ContainerConfig),
-            image_manifest=msgspec.json.decode(row[9], type=ImageManifest),
+            id=row.id,
+            sandbox_id=row.sandbox_id,
+            name=row.name,
+            root_dir=row.root_dir,
+            log_path=row.log_path,
+            stop_signal=row.stop_signal,
+            starter=row.starter,
+            config=msgspec.json.decode(row.config, type=ContainerConfig),
+            image_manifest=msgspec.json.decode(row.image_manifest, type=ImageManifest),
         )
     except _UNREADABLE as error:
-        raise StoreDamagedError(f"container {row[0]}: its metadata does not decode: {error}") from error
+        raise StoreDamagedError(f"container {row.id}: its metadata does not decode: {error}") from error
 
 
-def sandbox_to_row(node: str, metadata: SandboxMetadata) -> Row:
+def sandbox_to_row(node: str, metadata: SandboxMetadata) -> SandboxRow:
     """Return the row of table sandbox. Raises InvalidInputError if it cannot be written."""
-    return _checksummed(
-        node,
-        (
-            metadata.id,
-            metadata.name,
-            metadata.created_at,
-            metadata.root_dir,
-            _to_text(metadata.id, metadata.config),
-        ),
+    row = SandboxRow(
+        id=metadata.id,
+        name=metadata.name,
+        created_at=metadata.created_at,
+        root_dir=metadata.root_dir,
+        config=_to_text(metadata.id, metadata.config),
+        checksum=0,
     )
+    return row._replace(checksum=_seal(node, row))
 
 
-def row_to_sandbox(node: str, row: Row) -> SandboxMetadata:
+def row_to_sandbox(node: str, row: SandboxRow) -> SandboxMetadata:
     """Return the SandboxMetadata in a row of table sandbox. Raises StoreDamagedError if it is damaged."""
     _require_sound(node, "sandbox", row)
     try:
         return SandboxMetadata(
-            id=require_id(row[0]),  # no other could have been written here, and it names a directory
-            name=row[1],
-            created_at=row[2],
-            root_dir=row[3],
-            config=msgspec.json.decode(row[4], type=PodSandboxConfig),
+            id=require_id(row.id),  # no other could have been written here, and it names a directory
+            name=row.name,
+            created_at=row.created_at,
+            root_dir=row.root_dir,
+            config=msgspec.json.decode(row.config, type=PodSandboxConfig),
         )
     except (*_UNREADABLE, InvalidInputError) as error:
-        raise StoreDamagedError(f"sandbox {row[0]}: its metadata does not decode: {error}") from error
+        raise StoreDamagedError(f"sandbox {row.id}: its metadata does not decode: {error}") from error
 
 
-def _checksummed(node: str, row: Row) -> Row:
+def _seal(node: str, row: ContainerRow | SandboxRow) -> int:
+    """Return the checksum of a row whose last column is not filled in yet."""
     try:
-        return (*row, crc32(_encode((node, *row))))
+        return seal((node, *row[:-1]))
     except UnicodeEncodeError as error:
-        raise InvalidInputError(f"{row[0]}: {error.object!r} cannot be written as UTF-8") from error
+        raise InvalidInputError(f"{row.id}: {error.object!r} cannot be written as UTF-8") from error
 
 
 def _to_text(record_id: str, value: object) -> str:
@@ -279,7 +218,7 @@ def _to_text(record_id: str, value: object) -> str:
         raise InvalidInputError(f"{record_id}: its config cannot be written as JSON: {error}") from error
 
 
-def _require_sound(node: str, table: str, row: Row) -> None:
+def _require_sound(node: str, table: str, row: AnyRow) -> None:
     if not row_is_sound(node, row):
         raise StoreDamagedError(
             f"{table} {row[0]}: the row does not match its checksum; restore it from a backup or delete it"
@@ -292,4 +231,4 @@ def _name_column(error: Exception) -> str:
     head, found, tail = text.partition("`$[")
     if not found:
         return text
-    return f"{head}`{('node', *STATUS_COLUMNS)[int(tail.partition(']')[0])]}`"
+    return f"{head}`{('node', *StatusRow._fields)[int(tail.partition(']')[0])]}`"

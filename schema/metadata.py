@@ -27,6 +27,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str = "SIGTERM"
     root_dir: str = ""
     """Absolute path of the bundle; empty for a container whose runtime keeps no bundle with us."""
+    starter: str = ""
+    """The name of the starter that runs it; empty for a container whose runtime has processes of its own."""
 
 
 class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The version of the schema, apart from the tables: who only reads need not load SQLAlchemy."""
+"""The revision of the schema, apart from the tables: reading it must not load SQLAlchemy."""
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The newest migration: what this version of limpet reads and writes."""

@@ -82,10 +82,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         """Unknown flag first, then finished, started, created; else UNKNOWN."""
         if self.unknown:
             return ContainerState.UNKNOWN
-        if self.finished_at:
-            return ContainerState.EXITED
-        if self.started_at:
-            return ContainerState.RUNNING
-        if self.created_at:
-            return ContainerState.CREATED
-        return ContainerState.UNKNOWN
+        return state_at(self.created_at, self.started_at, self.finished_at)
+
+
+def state_at(created_at: int, started_at: int, finished_at: int) -> ContainerState:
+    """Return the state that these times tell, each 0 for "not yet"; UNKNOWN if it was never created."""
+    if finished_at:
+        return ContainerState.EXITED
+    if started_at:
+        return ContainerState.RUNNING
+    return ContainerState.CREATED if created_at else ContainerState.UNKNOWN

@@ -1,7 +1,8 @@
 """The tables, as SQLAlchemy Core sees them. Every row that a node owns carries the node's name.
 
 Immutable and mutable parts are apart, so that a checkpoint rewrites one narrow row. Only Integer and Text
-columns are used: those are what SQLite's STRICT tables and other databases both check for us.
+columns are used: those are what SQLite's STRICT tables and other databases both check for us. Only migrations and
+tests load this module: what an engine runs is in `ddl`, printed from here, and in plain SQL.
 """
 
 from sqlalchemy import (
@@ -14,19 +15,6 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-
-from limpet.schema.revision import SCHEMA_REVISION
-
-__all__ = [
-    "SCHEMA_REVISION",
-    "TABLES",
-    "container",
-    "container_status",
-    "node",
-    "recovery",
-    "sandbox",
-    "transition",
-]
 
 INT64 = BigInteger().with_variant(Integer, "sqlite")
 
@@ -76,6 +64,7 @@ container = Table(
     Column("labels", Text, nullable=False),
     Column("config", Text, nullable=False),
     Column("image_manifest", Text, nullable=False),
+    Column("starter", Text, nullable=False),
     Column("checksum", INT64, nullable=False),
     ForeignKeyConstraint(["node", "sandbox_id"], ["sandbox.node", "sandbox.id"]),
     UniqueConstraint("node", "sandbox_id", "name", "attempt"),  # as the CRI reserves names

@@ -6,8 +6,8 @@ import click
 
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
 from limpet.engine.cli.output import Cell, Column, print_json, print_table, rfc3339, state_cell
-from limpet.engine.database.sqlite.reader import Transition
 from limpet.engine.inspection.snapshot import Snapshot
+from limpet.schema.history import Transition
 from limpet.schema.status import ContainerState
 
 _COLUMNS = (

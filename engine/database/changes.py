@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from limpet.schema.codec import Row
+from limpet.schema.rows import ContainerRow, ReportRow, SandboxRow, StatusRow, TransitionRow
 
 KEPT_TRANSITIONS = 64
 """How many state changes of each container are kept; older ones are dropped as newer ones come."""
@@ -14,17 +14,15 @@ KEPT_RECOVERIES = 16
 class Changes:
     """Rows to write in one transaction. Rows lead with the id; the node's name is added when they are written."""
 
-    new_sandboxes: list[Row] = field(default_factory=list)
-    new_containers: list[Row] = field(default_factory=list)
-    new_statuses: dict[str, Row] = field(default_factory=dict)
-    statuses: dict[str, tuple[Row, int]] = field(default_factory=dict)
+    new_sandboxes: list[SandboxRow] = field(default_factory=list)
+    new_containers: list[ContainerRow] = field(default_factory=list)
+    new_statuses: dict[str, StatusRow] = field(default_factory=dict)
+    statuses: dict[str, tuple[StatusRow, int]] = field(default_factory=dict)
     """The new row of a container that is there already, and the seq of the one that it replaces."""
-    transitions: list[Row] = field(default_factory=list)
-    """(id, number, seq, at, state, exit code, reason, message)."""
+    transitions: list[TransitionRow] = field(default_factory=list)
     deleted_containers: list[str] = field(default_factory=list)
     deleted_sandboxes: list[str] = field(default_factory=list)
-    reports: list[Row] = field(default_factory=list)
-    """(number, at, report as JSON)."""
+    reports: list[ReportRow] = field(default_factory=list)
 
     @property
     def only_statuses(self) -> bool:

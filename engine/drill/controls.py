@@ -5,7 +5,7 @@ Each life breaks the store in the process that lives it, which ends with it; the
 
 from collections.abc import Callable
 
-from limpet.engine.database.sqlite import connection as sqlite
+from limpet.engine.drill.opening import replace_pragmas
 from limpet.engine.drill.store_life import FailingDiskLife, Step, StoreLife, World
 from limpet.engine.engine import Engine
 from limpet.engine.starters.process import starter as process
@@ -27,11 +27,7 @@ class HastyLife(StoreLife):
 class UnflushedLife(StoreLife):
     """Its commits are not flushed (synchronous=OFF)."""
 
-    def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
-        """Live with another setting, which is read back as it should."""
-        without = {"synchronous": ("synchronous", "off", 0)}
-        sqlite.WRITER_PRAGMAS = tuple(without.get(pragma[0], pragma) for pragma in sqlite.WRITER_PRAGMAS)
-        super().live(directory, acknowledge)
+    pragmas = replace_pragmas(synchronous=("off", 0))
 
 
 class DeafLife(FailingDiskLife):

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from limpet.engine.database.sqlite import connection as sqlite
+from limpet.engine.drill.opening import open_store, replace_pragmas
 from limpet.engine.drill.records import IDENTITY, RUNNING, SANDBOX, Answer, make_metadata
 from limpet.engine.inspection.check import find_store_damage
 from limpet.engine.inspection.snapshot import Snapshot
@@ -242,11 +242,10 @@ def _live(state_dir: str, lives: Sequence[int], *, is_closed: bool) -> None:
 
     In a process of its own: its WAL begins anew early, so that old frames lie behind the new ones.
     """
-    small = {"wal_autocheckpoint": ("wal_autocheckpoint", str(_WAL_PAGES), _WAL_PAGES)}
-    sqlite.WRITER_PRAGMAS = tuple(small.get(pragma[0], pragma) for pragma in sqlite.WRITER_PRAGMAS)
+    pragmas = replace_pragmas(wal_autocheckpoint=(str(_WAL_PAGES), _WAL_PAGES))
     done = 0
     for number, checkpoints in enumerate(lives):
-        store = Store.open(state_dir)
+        store = open_store(state_dir, pragmas)
         if number == 0:
             store.add_sandbox(SANDBOX)
             for key, status in model_after(0).items():

@@ -13,11 +13,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import ClassVar, Final
 
 from msgspec.structs import replace
 
+from limpet.engine.database.sqlite import WRITER_PRAGMAS, Pragmas
 from limpet.engine.drill.old_database import make_old_database
+from limpet.engine.drill.opening import open_store
 from limpet.engine.drill.records import RUNNING, SANDBOX, Answer, make_metadata
 from limpet.engine.drill.sameness import digest, same_moment
 from limpet.engine.lifecycle.bundle import ContainerBundle
@@ -45,6 +47,8 @@ class World:
     """What a step works on."""
 
     directory: str
+    pragmas: Pragmas = WRITER_PRAGMAS
+    """The settings that its store is opened with."""
     store: Store | None = None
 
     @property
@@ -60,7 +64,7 @@ class World:
 
 
 def _open(world: World) -> None:
-    world.store = Store.open(world.state_dir)
+    world.store = open_store(world.state_dir, world.pragmas)
 
 
 def _close(world: World) -> None:
@@ -245,6 +249,9 @@ class StoreLife:
     third one without any.
     """
 
+    pragmas: ClassVar[Pragmas] = WRITER_PRAGMAS
+    """The settings that its store is opened with: a broken life has others."""
+
     def __init__(self, checkpoints: int = 12, *, seed: int = 0) -> None:
         script = _Script(seed)
         script.write(checkpoints, _BEGINNINGS[seed % len(_BEGINNINGS)])
@@ -261,7 +268,7 @@ class StoreLife:
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
         """Do every step, and acknowledge each when it has returned."""
-        world = World(directory)
+        world = World(directory, self.pragmas)
         for number, step in enumerate(self._steps):
             self.perform(step, world)
             acknowledge(b"%d" % number)

@@ -5,7 +5,6 @@ change while they are looked at: what seems wrong is looked at again, and report
 """
 
 import os
-import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from enum import StrEnum
 
 import msgspec
 
+from limpet.engine.database.sqlite import require_same_age, sqlite_version
 from limpet.engine.inspection.dry_run import find_orphans
 from limpet.engine.inspection.snapshot import Snapshot, require_sound_wal, require_state
 from limpet.engine.state.directory import (
@@ -23,7 +23,6 @@ from limpet.engine.state.directory import (
     find_foreign_entries,
     find_holder,
     read_owner,
-    require_same_age,
 )
 from limpet.engine.state.entries import resolve_directory
 from limpet.recovery.bundles import observe_bundle
@@ -183,7 +182,7 @@ def _look_at_wal(path: str, _: str) -> tuple[str, list[str]]:
 def _look_at_database(path: str, node: str) -> tuple[str, list[str]]:
     owner = read_owner(path)
     with Snapshot.open(path, node=node) as snapshot:
-        require_same_age(path, owner, snapshot.source.ask(lambda reader: reader.epoch()))
+        require_same_age(path, owner, snapshot.source.ask(lambda reader: reader.epochs()))
         damage = snapshot.source.ask(lambda reader: reader.find_damage() + reader.find_format_damage())
     cure = "copy the state directory away, then restore a backup"
     return f"schema {SCHEMA_REVISION}, structure and references", [f"{DATABASE}: {each}; {cure}" for each in damage]
@@ -251,13 +250,15 @@ _LOOKS: Mapping[Aspect, _Look] = {
 
 
 def _find_notes(path: str) -> Iterator[str]:
-    if has_wal_reset_bug(sqlite3.sqlite_version_info):
+    version = sqlite_version()
+    name = ".".join(map(str, version))
+    if has_wal_reset_bug(version):
         yield (
-            f"SQLite {sqlite3.sqlite_version} has the WAL-reset bug (fixed in 3.51.3): limpet keeps clear of it, with"
+            f"SQLite {name} has the WAL-reset bug (fixed in 3.51.3): limpet keeps clear of it, with"
             f" one process that writes; let no other program write to {DATABASE}"
         )
     else:
-        yield f"SQLite {sqlite3.sqlite_version}"
+        yield f"SQLite {name}"
     holder = find_holder(path)
     yield "no engine has it open" if holder is None else f"engine {holder} has it open"
     foreign = find_foreign_entries(path)

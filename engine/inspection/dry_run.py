@@ -18,8 +18,8 @@ def find_orphans(snapshot: Snapshot) -> tuple[Orphan, ...]:
     bundles, sandboxes = (os.path.join(snapshot.path, name) for name in (CONTAINERS, SANDBOXES))
     # Read anew: a live engine may have made some since the snapshot was opened.
     owned = {
-        bundles: lambda: {row[0] for row in snapshot.source.ask(lambda reader: reader.load_names())},
-        sandboxes: lambda: {row[0] for row in snapshot.source.ask(lambda reader: reader.load_sandboxes())},
+        bundles: lambda: {row.id for row in snapshot.source.ask(lambda reader: reader.load_names())},
+        sandboxes: lambda: {row.id for row in snapshot.source.ask(lambda reader: reader.load_sandboxes())},
     }
     return tuple(judge_orphans({path: find_ids for path, find_ids in owned.items() if os.path.isdir(path)}))
 

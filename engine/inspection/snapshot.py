@@ -13,9 +13,7 @@ from typing import NamedTuple, Self
 
 from msgspec.structs import replace
 
-from limpet.engine.database.sqlite.reader import Transition
-from limpet.engine.database.sqlite.source import Source
-from limpet.engine.database.sqlite.wal import examine_wal
+from limpet.engine.database.sqlite import Source, examine_wal, require_plausible_files
 from limpet.engine.state.directory import (
     CONTAINERS,
     DATABASE,
@@ -25,18 +23,20 @@ from limpet.engine.state.directory import (
     find_foreign_entries,
     find_holder,
     read_owner,
-    require_plausible_files,
 )
 from limpet.engine.state.entries import require_entries, resolve_directory
-from limpet.engine.store.record import Record, Unsettled, read_labels, resolve_prefix
+from limpet.engine.store.match import Filter, read_labels, resolve_prefix
+from limpet.engine.store.record import Record, Unsettled
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.examine import examine
 from limpet.recovery.probe import HostProbe
 from limpet.recovery.rules import Ruling, Verdict
-from limpet.schema.codec import Row, row_is_sound, row_state, row_to_sandbox, row_to_status
+from limpet.schema.codec import row_is_sound, row_state, row_to_sandbox, row_to_status
 from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote, quote_path
+from limpet.schema.history import Transition
 from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.rows import NameRow, StatusRow
 from limpet.schema.status import ContainerState, Reason, Status
 
 _READ_AGAIN_SECONDS = 0.05
@@ -63,12 +63,6 @@ class View(NamedTuple):
     """Why the record cannot be believed, "" if it can."""
 
 
-class _Name(NamedTuple):
-    sandbox_id: str = ""
-    name: str = ""
-    labels: str = "{}"
-
-
 class Snapshot:
     """The records as they were when it was opened, and a look at the machine for each that is asked for."""
 
@@ -82,9 +76,9 @@ class Snapshot:
         containers_dir = os.path.join(path, CONTAINERS)
         self._probe = HostProbe(containers_dir if os.path.isdir(containers_dir) else "")
         sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
-        self._sandboxes = {row[0]: row for row in sandboxes}
-        self._names = {key: _Name(*rest) for key, *rest in names}
-        self._rows = {row[0]: row for row in rows}
+        self._sandboxes = {row.id: row for row in sandboxes}
+        self._names = {row.id: row for row in names}
+        self._rows = {row.id: row for row in rows}
         self._ids = sorted(self._rows.keys() | self._names.keys())
 
     @classmethod
@@ -101,7 +95,7 @@ class Snapshot:
         source = Source(os.path.join(path, DATABASE), node)
         try:
             source.ask(lambda reader: reader.require_current())
-            _require_node(path, node, source.ask(lambda reader: reader.nodes()))
+            _require_node(path, node, source.ask(lambda reader: sorted(reader.epochs())))
             return cls(path, node, source)
         except BaseException:
             source.close()
@@ -142,14 +136,14 @@ class Snapshot:
     ) -> "Sequence[View]":
         """Return the containers that match all that is given, oldest first; without `ended`, only those that live.
 
-        `id` and `sandbox_id` are ids or the beginning of ids; `labels` must all be there with these values.
+        `id` is an id or the beginning of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all
+        be there with these values.
         """
+        wanted = Filter(id, name, sandbox_id, labels or {})
         views = [
             self._view(key)
             for key in self._ids
-            if key.startswith(id)
-            and (ended or not self._has_ended(key))
-            and self._matches(key, name, sandbox_id, labels or {})
+            if (ended or not self._has_ended(key)) and wanted.accepts(self._name(key), self._sandboxes)
         ]
         views = [view for view in views if state is None or view.status.state is state]
         return sorted(views, key=lambda view: (view.checkpoint.created_at, view.id))
@@ -186,9 +180,9 @@ class Snapshot:
                 return self._look(key, newer)
         return view
 
-    def _look(self, key: str, row: Row | None) -> View:
+    def _look(self, key: str, row: StatusRow | None) -> View:
         record, damage = self._checkpoint(key, row)
-        found = self._names.get(key, _Name())
+        found = self._name(key)
         view = View(key, found.name, found.sandbox_id, read_labels(found.labels), record.status, record.status)
         if record.status.finished_at:
             return view
@@ -196,7 +190,7 @@ class Snapshot:
         status = say(record.status, observation, verdict, self.holder)
         return view._replace(status=status, observation=observation, verdict=verdict, damage=damage)
 
-    def _checkpoint(self, key: str, row: Row | None) -> Unsettled:
+    def _checkpoint(self, key: str, row: StatusRow | None) -> Unsettled:
         status, damage = Status(), ""
         if row is None:
             damage = "its status row is missing"
@@ -213,13 +207,8 @@ class Snapshot:
         row = self._rows.get(key)
         return row is not None and row_is_sound(self.node, row) and row_state(row)[0] is ContainerState.EXITED
 
-    def _matches(self, key: str, name: str, sandbox_id: str, labels: Mapping[str, str]) -> bool:
-        found = self._names.get(key, _Name())
-        return (
-            (not name or found.name == name)
-            and found.sandbox_id.startswith(sandbox_id)
-            and (not labels or labels.items() <= read_labels(found.labels).items())
-        )
+    def _name(self, key: str) -> NameRow:
+        return self._names.get(key) or NameRow(id=key, sandbox_id="", name="", labels="{}")
 
 
 def say(checkpoint: Status, observation: Observation, verdict: Verdict, holder: int | None) -> Status:

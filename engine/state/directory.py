@@ -14,14 +14,14 @@ import stat
 from typing import TYPE_CHECKING, Self
 
 import msgspec
+from msgspec.structs import replace
 
 from limpet.engine.state.durable import TEMPORARY_PREFIX, make_directory, write_file
-from limpet.engine.state.entries import require_entries
+from limpet.engine.state.entries import require_entries, require_path
 from limpet.recovery.files import read_small_file
 from limpet.schema.errors import (
     StateDirectoryError,
     StateDirectoryLockedError,
-    StoreDamagedError,
     UnsupportedError,
     quote_path,
 )
@@ -36,8 +36,8 @@ IMAGES = "images"
 QUARANTINE = "quarantine"
 BACKUPS = "backups"
 _LOCK = "lock"
-_OWNER = "owner.json"
-_FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", _LOCK, _OWNER}
+OWNER = "owner.json"
+_FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", _LOCK, OWNER}
 _DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS}
 _OURS = _FILES | _DIRECTORIES
 ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)
@@ -55,8 +55,14 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     epoch: int
     """The epoch of its opening: a database that knows only an older one is not the one it wrote to."""
+    node: str = ""
+    """The node whose epoch it is; empty in the record of an older limpet."""
     closed: bool
     """True once all is in the database file; while False, acknowledged commits may be in the WAL alone."""
+
+    def as_closed(self) -> "Owner":
+        """Return the record of an owner that has closed the database: all is in its file, and no WAL is missed."""
+        return replace(self, pid=os.getpid(), closed=True)
 
 
 class StateDirectory:
@@ -67,7 +73,7 @@ class StateDirectory:
         self._lock = lock
 
     @classmethod
-    def acquire(cls, path: str) -> Self:
+    def acquire(cls, state_dir: str | os.PathLike[str]) -> Self:
         """Make the directory if it is missing, check it, and take its lock without waiting.
 
         Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if
@@ -76,6 +82,7 @@ class StateDirectory:
         # Imported here: it takes as long to load as all that a look without the lock needs.
         from filelock import FileLock, Timeout  # noqa: PLC0415
 
+        path = require_path(state_dir)
         try:
             path = os.path.abspath(path)
             make_directory(path)
@@ -113,13 +120,9 @@ class StateDirectory:
     def write_owner(self, owner: Owner) -> None:
         """Replace the owner's record, durably. Raises StateDirectoryError if the disk refuses."""
         try:
-            write_file(self.join(_OWNER), msgspec.json.encode(owner))
+            write_file(self.join(OWNER), msgspec.json.encode(owner))
         except OSError as error:
-            raise StateDirectoryError(f"{self.join(_OWNER)}: {error.strerror}; nothing was started") from error
-
-    def note_closed(self, epoch: int) -> None:
-        """Note that all is in the database file, so that no WAL will be missed. Raises StateDirectoryError."""
-        self.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=True))
+            raise StateDirectoryError(f"{self.join(OWNER)}: {error.strerror}; nothing was started") from error
 
     def remove_temporary_files(self) -> None:
         """Remove what a kill has left half written. Raises StateDirectoryError."""
@@ -162,39 +165,9 @@ def check_directory(path: str) -> os.stat_result:
 def read_owner(path: str) -> Owner | None:
     """Return what the last owner of the state directory `path` left, None if nothing that can be read."""
     try:
-        return msgspec.json.decode(read_small_file(os.path.join(path, _OWNER), _OWNER_BYTES), type=Owner)
+        return msgspec.json.decode(read_small_file(os.path.join(path, OWNER), _OWNER_BYTES), type=Owner)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def require_plausible_files(path: str, owner: Owner | None) -> None:
-    """Raise StoreDamagedError where a file is missing that must be there, given what was left behind."""
-    database, owner_file = os.path.join(path, DATABASE), os.path.join(path, _OWNER)
-    if not os.path.lexists(database):
-        containers = os.path.join(path, CONTAINERS)
-        if owner is not None or os.path.lexists(database + "-wal") or os.path.isdir(containers):
-            raise StoreDamagedError(
-                f"{database} is missing, but its state directory has been in use; put a backup there and remove"
-                f" {owner_file}, or begin with another directory"
-            )
-    elif os.path.getsize(database) == 0:
-        # SQLite takes it for a new one, also where it may only read, and removes the WAL beside it.
-        raise StoreDamagedError(f"{database} is empty, which limpet never leaves it; restore a backup")
-    elif owner is not None and not owner.closed and not os.path.lexists(database + "-wal"):
-        raise StoreDamagedError(
-            f"{database}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
-            " have been in it. If another program has moved them into the database since (sqlite3 does), or if you"
-            f" accept the loss, remove {owner_file} and open it again"
-        )
-
-
-def require_same_age(path: str, owner: Owner | None, epoch: int) -> None:
-    """Raise StoreDamagedError where the database knows an older epoch than its last owner did."""
-    if owner is not None and epoch < owner.epoch:
-        raise StoreDamagedError(
-            f"{os.path.join(path, DATABASE)} is older than when it was last open here (epoch {epoch}, not"
-            f" {owner.epoch}); if you restored a backup, remove {os.path.join(path, _OWNER)} and open it again"
-        )
 
 
 def find_foreign_entries(path: str) -> list[str]:

@@ -5,16 +5,35 @@ A link in the place of a file would have another one written, a pipe would keep 
 """
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 
-from limpet.schema.errors import StateDirectoryError, quote_path
+from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote_path
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(/|memory:$)|:memory:$")
+
+
+def require_path(state_dir: str | os.PathLike[str]) -> str:
+    """Return a state directory's path. Raises InvalidInputError for a URL, or any other value that is no path."""
+    try:
+        path = os.fspath(state_dir)
+    except TypeError:
+        raise InvalidInputError(f"state directory {quote_path(state_dir)}: give a path") from None
+    if not path:
+        raise InvalidInputError("state directory '': give a path")
+    if (found := _URL.match(path)) is not None:
+        what = f"a URL ({found['scheme']}:...)" if found["scheme"] else "a name that SQLite knows"
+        raise InvalidInputError(  # not all of it: it may hold a password
+            f"state directory: got {what}, not a path; name a directory on a local disk for limpet to use"
+        )
+    return path
 
 
 def resolve_directory(state_dir: str | os.PathLike[str]) -> str:
-    """Return the real path of a state directory. Raises StateDirectoryError for what can be no path."""
+    """Return the real path of a state directory. Raises StateDirectoryError, InvalidInputError."""
     try:
-        return os.path.realpath(os.fspath(state_dir))
+        return os.path.realpath(require_path(state_dir))
     except (OSError, ValueError) as error:  # a NUL in it, or a lone surrogate
         raise StateDirectoryError(f"state directory {quote_path(state_dir)}: {error}; name another") from error
 

@@ -12,10 +12,9 @@ from copy import deepcopy
 from msgspec.structs import replace
 
 from limpet.engine.database.changes import Changes
-from limpet.engine.database.sqlite.writer import Writer
-from limpet.engine.store.rows import Rows
+from limpet.engine.database.contract import Journal
+from limpet.engine.store.rows import Kept, Rows
 from limpet.schema.codec import (
-    Row,
     metadata_to_row,
     row_state,
     row_to_status,
@@ -32,11 +31,15 @@ from limpet.schema.errors import (
     quote,
 )
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
+from limpet.schema.rows import ReportRow, StatusRow, TransitionRow
 from limpet.schema.status import Reason, Status
 
 Doubt = tuple[str, str]
 """Why a container is Unknown: a word and a sentence. Kept in memory only."""
-DAMAGED: Doubt = (Reason.DAMAGED, "its status on disk is missing, or does not match its checksum")
+DAMAGED: Doubt = (
+    Reason.DAMAGED,
+    "its status on disk is missing, fails its checksum, or belongs to no container",
+)
 
 
 class Draft:
@@ -45,20 +48,20 @@ class Draft:
     def __init__(
         self,
         node: str,
-        writer: Writer,
+        journal: Journal,
         rows: Rows,
         doubts: Mapping[str, Doubt],
         sandboxes: Mapping[str, SandboxMetadata],
         damaged_sandboxes: Container[str],
     ) -> None:
         self._node = node
-        self._writer = writer
+        self._journal = journal
         self._rows = rows
         self._old_doubts = doubts
         self._old_sandboxes = sandboxes
         self._damaged_sandboxes = damaged_sandboxes
         self.changes = Changes()
-        self.rows: dict[str, Row | None] = {}
+        self.rows: dict[str, Kept | None] = {}
         """New status rows; None for a container that is deleted."""
         self.doubts: dict[str, Doubt | None] = {}
         """Doubts that come, and None for those that go."""
@@ -110,12 +113,12 @@ class Draft:
             checkpointed = row_to_status(old_row)
             written = replace(status, reason=checkpointed.reason, message=checkpointed.message)
         changed = row_state(old_row) != state_of(written)
-        row = status_to_row(self._node, container_id, old_row[1] + 1, old_row[2] + changed, written)
+        row = status_to_row(self._node, container_id, old_row.seq + 1, old_row.transitions + changed, written)
         if container_id in self.changes.new_statuses:
             self.changes.new_statuses[container_id] = row
         else:
             staged = self.changes.statuses.get(container_id)
-            self.changes.statuses[container_id] = (row, staged[1] if staged else old_row[1])
+            self.changes.statuses[container_id] = (row, staged[1] if staged else old_row.seq)
         if changed:
             self._note_transition(container_id, row, written)
         self._stage(container_id, row, status)
@@ -125,9 +128,9 @@ class Draft:
         """Remove a container and its history. Raises NotFoundError."""
         self._require(container_id)
         self.changes.statuses.pop(container_id, None)
-        self.changes.transitions = [row for row in self.changes.transitions if row[0] != container_id]
+        self.changes.transitions = [row for row in self.changes.transitions if row.id != container_id]
         if self.changes.new_statuses.pop(container_id, None) is not None:
-            self.changes.new_containers = [row for row in self.changes.new_containers if row[0] != container_id]
+            self.changes.new_containers = [row for row in self.changes.new_containers if row.id != container_id]
         if container_id in self._rows:
             self.changes.deleted_containers.append(container_id)
         self.rows[container_id] = None
@@ -147,13 +150,13 @@ class Draft:
         damaged = sandbox_id in self._damaged_sandboxes
         if self._find_sandbox(sandbox_id) is None and not damaged:
             raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
-        left = {row[0] for row in self.changes.new_containers if row[1] == sandbox_id}
-        left.update(key for key in self._writer.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
+        left = {row.id for row in self.changes.new_containers if row.sandbox_id == sandbox_id}
+        left.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         if left:
             raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
         if sandbox_id in self._old_sandboxes or damaged:
             self.changes.deleted_sandboxes.append(sandbox_id)
-        self.changes.new_sandboxes = [row for row in self.changes.new_sandboxes if row[0] != sandbox_id]
+        self.changes.new_sandboxes = [row for row in self.changes.new_sandboxes if row.id != sandbox_id]
         self.sandboxes[sandbox_id] = None
 
     def doubt(self, container_id: str, doubt: Doubt | None) -> None:
@@ -173,35 +176,47 @@ class Draft:
 
     def add_report(self, number: int, at: int, report: str) -> None:
         """Keep the report of a recovery pass."""
-        self.changes.reports.append((number, at, report))
+        self.changes.reports.append(ReportRow(number, at, report))
 
-    def _stage(self, container_id: str, row: Row, status: Status) -> None:
+    def _stage(self, container_id: str, row: StatusRow, status: Status) -> None:
         self.rows[container_id] = row
         self.doubts[container_id] = (status.reason or Reason.UNVERIFIED, status.message) if status.unknown else None
 
-    def _note_transition(self, container_id: str, row: Row, status: Status) -> None:
+    def _note_transition(self, container_id: str, row: StatusRow, status: Status) -> None:
         state, released = state_of(status)
         reason = "Released" if released else status.reason
         self.changes.transitions.append(
-            (container_id, row[2], row[1], time.time_ns(), state, status.exit_code, reason, status.message)
+            TransitionRow(
+                id=container_id,
+                number=row.transitions,
+                seq=row.seq,
+                at=time.time_ns(),
+                state=state,
+                exit_code=status.exit_code,
+                reason=reason,
+                message=status.message,
+            )
         )
 
     def _require_free_name(self, metadata: Metadata) -> None:
         attempt = metadata.config.metadata.attempt
         wanted = (metadata.sandbox_id, metadata.name, attempt)
-        taken = self._writer.find_container_by_name(*wanted)
+        taken = self._journal.find_container_by_name(*wanted)
         if taken is None or self.rows.get(taken, ()) is None:
-            taken = next((row[0] for row in self.changes.new_containers if row[1:4] == wanted), None)
+            taken = next(
+                (row.id for row in self.changes.new_containers if (row.sandbox_id, row.name, row.attempt) == wanted),
+                None,
+            )
         if taken is not None:
             raise AlreadyExistsError(
                 f"name {metadata.name!r} (attempt {attempt}) is taken in sandbox {metadata.sandbox_id}"
                 f" by container {taken}; raise the attempt or choose another name"
             )
 
-    def _find(self, container_id: str) -> Row | None:
+    def _find(self, container_id: str) -> Kept | None:
         if container_id in self.rows:
             return self.rows[container_id]
-        return self._rows.find(container_id, self._writer.load_status)
+        return self._rows.find(container_id, self._journal.load_status)
 
     def _find_sandbox(self, sandbox_id: str) -> SandboxMetadata | None:
         if sandbox_id in self.sandboxes:
@@ -211,14 +226,14 @@ class Draft:
     def _require(self, container_id: str) -> None:
         self._row(container_id)
 
-    def _row(self, container_id: str) -> Row:
+    def _row(self, container_id: str) -> Kept:
         row = self._find(container_id)
         if row is None:
             raise NotFoundError(f"container {quote(container_id)} does not exist")
         return row
 
 
-def status_with_doubt(row: Row, doubt: Doubt | None) -> Status:
+def status_with_doubt(row: Kept, doubt: Doubt | None) -> Status:
     """Return the Status in `row`, flagged Unknown with reason and message if there is a doubt.
 
     An empty row stands for a container whose status on disk is damaged: all that is known is the doubt.

@@ -4,36 +4,43 @@ Most containers of a long-lived store have ended and will never be looked at aga
 somebody asks, so that opening costs little more than what runs; each row is verified when it is read.
 """
 
-from collections.abc import Callable, Iterable, Iterator, KeysView
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
+from typing import Final
 
-from limpet.engine.database.sqlite.reader import Reader
-from limpet.schema.codec import Row, find_unsound, row_is_sound, status_can_be_read
+from limpet.engine.database.contract import Records
+from limpet.schema.codec import find_unsound, row_is_sound, status_can_be_read
+from limpet.schema.rows import StatusRow
 
 _FEW = 1000
 """Up to so many rows are read one by one, more of them all at once."""
-_DAMAGED: Row = ()
+
+Kept = StatusRow | tuple[()]
+"""A status row, or DAMAGED_ROW."""
+DAMAGED_ROW: Final = ()
+"""Stands for a row that is damaged, missing, or that nothing refers to."""
 
 
 class Rows:
-    """The newest status row of each container. A row that is damaged or missing on disk is an empty tuple.
+    """The newest status row of each container. A row that is damaged or missing on disk is DAMAGED_ROW.
 
     A row is read before it is changed: who changes it, looks at it first. So what is unread is the same on disk as
     it was at opening, and may be read at any time by any thread. Only what is kept of it needs care: a row that
     was fetched may have been kept and changed by somebody else in the meantime, and stays as it is then.
     """
 
-    def __init__(self, node: str, reader: Reader) -> None:
+    def __init__(self, node: str, reader: Records) -> None:
         """Read the ids, and the rows of all that has not ended. Raises StoreError."""
         self._node = node
         self._reader = reader
         containers, statuses = reader.load_container_ids(), reader.load_status_ids()
-        self._rows: dict[str, Row | None] = dict.fromkeys(statuses)
+        self._rows: dict[str, Kept | None] = dict.fromkeys(statuses)
         """None for a row that is unread."""
-        if containers != statuses:  # damage: whoever either of them knows is known, and nobody is lost in silence
-            self._rows.update(dict.fromkeys(set(containers) - set(statuses), _DAMAGED))
+        if containers != statuses:  # damage: what either table knows is known, and nothing is lost in silence
+            self._rows.update(dict.fromkeys(set(containers) ^ set(statuses), DAMAGED_ROW))
+        # A row without its container's is left aside: nothing could be written for it (foreign keys).
         self.keep(self._verify(reader.load_unsettled()))
 
-    def find(self, container_id: str, load: Callable[[str], Row | None] | None = None) -> Row | None:
+    def find(self, container_id: str, load: Callable[[str], StatusRow | None] | None = None) -> Kept | None:
         """Return a container's row, None if there is no such container. Raises StoreError.
 
         If it is unread it is read now, by `load` where the caller has a connection of its own.
@@ -57,37 +64,37 @@ class Rows:
         """Return the ids."""
         return self._rows.keys()
 
-    def __setitem__(self, container_id: str, row: Row) -> None:
+    def __setitem__(self, container_id: str, row: Kept) -> None:
         self._rows[container_id] = row
 
     def pop(self, container_id: str) -> None:
         """Forget a container; one that is not there is fine."""
         self._rows.pop(container_id, None)
 
-    def known(self) -> "list[tuple[str, Row]]":
+    def known(self) -> "list[tuple[str, Kept]]":
         """Return the rows that were read, by id: all that had not ended and all that has changed are among them."""
         return [(key, row) for key, row in self._rows.items() if row is not None]
 
-    def fetch(self, container_ids: Iterable[str]) -> "list[tuple[str, Row]]":
+    def fetch(self, container_ids: Iterable[str]) -> "list[tuple[str, Kept]]":
         """Read what is unread of these, and perhaps more. May take long, and changes nothing. Raises StoreError."""
-        unread = [key for key in container_ids if self._rows.get(key, _DAMAGED) is None]
+        unread = [key for key in container_ids if self._rows.get(key, DAMAGED_ROW) is None]
         if len(unread) > _FEW:
             return self._verify(self._reader.load_statuses())
         return [(key, self._fetch(key, self._reader.load_status)) for key in unread]
 
-    def keep(self, found: Iterable[tuple[str, Row]]) -> None:
+    def keep(self, found: Iterable[tuple[str, Kept]]) -> None:
         """Keep rows that were fetched, where nobody has kept one before. Not while changes are applied."""
         for key, row in found:
-            if self._rows.get(key, _DAMAGED) is None:
+            if self._rows.get(key, DAMAGED_ROW) is None:
                 self._rows[key] = row
 
-    def _fetch(self, container_id: str, load: Callable[[str], Row | None]) -> Row:
+    def _fetch(self, container_id: str, load: Callable[[str], StatusRow | None]) -> Kept:
         row = load(container_id)
-        if row is None or row[0] != container_id:  # where a tree is out of order, SQLite finds another
-            return _DAMAGED
-        return row if row_is_sound(self._node, row) and status_can_be_read(row) else _DAMAGED
+        if row is None or row.id != container_id:  # where a tree is out of order, SQLite finds another
+            return DAMAGED_ROW
+        return row if row_is_sound(self._node, row) and status_can_be_read(row) else DAMAGED_ROW
 
-    def _verify(self, rows: "list[Row]") -> "list[tuple[str, Row]]":
-        damaged = {row[0] for row in find_unsound(self._node, rows)}
-        damaged.update(row[0] for row in rows if row[0] not in damaged and not status_can_be_read(row))
-        return [(row[0], _DAMAGED if row[0] in damaged else row) for row in rows]
+    def _verify(self, rows: Sequence[StatusRow]) -> "list[tuple[str, Kept]]":
+        damaged = {row.id for row in find_unsound(self._node, rows)}
+        damaged.update(row.id for row in rows if row.id not in damaged and not status_can_be_read(row))
+        return [(row.id, DAMAGED_ROW if row.id in damaged else row) for row in rows]

@@ -8,38 +8,26 @@ runtime that manages its own processes uses the store as it is.
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Self
 from weakref import WeakSet
 
-from limpet.engine.database.sqlite.backup import back_up
-from limpet.engine.database.sqlite.migrate import create_database, prepare_database
-from limpet.engine.database.sqlite.reader import Reader, Transition
-from limpet.engine.database.sqlite.wal import examine_wal
-from limpet.engine.database.sqlite.writer import Writer
-from limpet.engine.state.directory import (
-    BACKUPS,
-    DATABASE,
-    Owner,
-    StateDirectory,
-    require_plausible_files,
-    require_same_age,
-)
-from limpet.engine.state.durable import make_directory, sync_directory
+from limpet.engine.database.contract import Database
+from limpet.engine.database.sqlite import open_database
+from limpet.engine.state.directory import StateDirectory
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
-from limpet.engine.store.record import Record, Unsettled, matches_labels, resolve_prefix
+from limpet.engine.store.match import Filter, resolve_prefix
+from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
-from limpet.schema.codec import STATUS_COLUMNS, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.codec import row_is_sound, row_to_sandbox, row_to_status
 from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError, quote
+from limpet.schema.history import Transition
 from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_node
 from limpet.schema.status import ContainerState, Reason, Status
-from limpet.schema.tables import SCHEMA_REVISION
 
 _TRIES = 3
-_FINISHED_AT = STATUS_COLUMNS.index("finished_at")
-_RELEASED = STATUS_COLUMNS.index("released")
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
 
 
@@ -51,15 +39,17 @@ class Store:
     from disk; everything else comes from memory.
     """
 
-    def __init__(self, directory: StateDirectory, writer: Writer, reader: Reader, node: str) -> None:
+    def __init__(self, directory: StateDirectory, database: Database) -> None:
+        """Load the records. The store owns both from now on, and gives them up in `close`."""
         self.directory = directory
-        self.node = node
-        self._writer = writer
-        self._reader = reader
+        self.node = database.node
+        self._database = database
+        self._journal = database.journal
+        self._records = database.records
         self._committer = Committer(self._commit)
         self._view = threading.Lock()  # held while memory changes, so that a change is seen whole
-        self._rows = Rows(node, reader)
-        unfinished = [key for key, row in self._rows.known() if row and not row[_FINISHED_AT] and not row[_RELEASED]]
+        self._rows = Rows(self.node, self._records)
+        unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
         self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)
         self._sandboxes: dict[str, SandboxMetadata] = {}
         self._damaged_sandboxes: dict[str, str] = {}
@@ -69,46 +59,19 @@ class Store:
         _opened.add(self)
 
     @classmethod
-    def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
+    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> Self:
         """Lock the state directory, check the database, migrate it if it is older, and load its records.
 
         Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
-        StoreError, InvalidInputError for a node's name that can be none; the state is untouched then.
+        StoreError, InvalidInputError for an invalid node's name or for what is no path; the state is untouched then.
         """
         require_node(node)
         directory = StateDirectory.acquire(state_dir)
         try:
-            return cls._open(directory, node)
+            return cls(directory, open_database(directory, node))
         except BaseException:
             directory.release()
             raise
-
-    @classmethod
-    def _open(cls, directory: StateDirectory, node: str) -> Self:
-        path = directory.join(DATABASE)
-        owner = directory.read_owner()
-        directory.remove_temporary_files()
-        require_plausible_files(directory.path, owner)
-        if os.path.lexists(path):
-            is_torn = examine_wal(path + "-wal").is_torn
-            make_directory(directory.join(BACKUPS))
-            backup_path = directory.join(f"{BACKUPS}/before-{SCHEMA_REVISION}-{os.urandom(4).hex()}.db")
-            reader = prepare_database(path, node, backup_path, is_torn=is_torn)
-        else:
-            create_database(path)
-            reader = Reader(path, node)
-        with ExitStack() as undo:
-            undo.callback(reader.close)
-            require_same_age(directory.path, owner, reader.epoch())
-            writer = Writer(path, node)
-            undo.callback(writer.close)
-            epoch = writer.claim()
-            undo.callback(writer.close, directory.note_closed)
-            # The WAL's name must be durable before we say that acknowledged commits may be in it.
-            sync_directory(directory.path)
-            directory.write_owner(Owner(pid=os.getpid(), epoch=epoch, closed=False))
-            undo.pop_all()
-        return cls(directory, writer, reader, node)
 
     def __enter__(self) -> Self:
         return self
@@ -152,18 +115,13 @@ class Store:
     ) -> "Sequence[Record]":
         """Return the containers that match all that is given, as they were at one instant, oldest id first.
 
-        `id` is an id or the beginning of ids, `labels` must all be there with these values.
+        `id` is an id or the beginning of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all
+        be there with these values.
         """
         self._require_open()
-        if name or sandbox_id or labels:
-            records = self._list_filtered(
-                lambda row: (
-                    row[0].startswith(id)
-                    and (not sandbox_id or row[1] == sandbox_id)
-                    and (not name or row[2] == name)
-                    and (not labels or matches_labels(row[3], labels))
-                )
-            )
+        wanted = Filter(id, name, sandbox_id, labels or {})
+        if wanted.asks_for_names:
+            records = self._list_by_names(wanted)
         else:
             found = self._rows.fetch([key for key in list(self._rows) if key.startswith(id)])
             with self._view:
@@ -241,13 +199,13 @@ class Store:
 
         Raises NotFoundError, StoreDamagedError.
         """
-        return self._reader.history(self.get(container_id).id)
+        return self._records.history(self.get(container_id).id)
 
     def metadata(self, container_id: str) -> Metadata:
         """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
         self._require_open()
         try:
-            return self._reader.metadata(container_id)
+            return self._records.metadata(container_id)
         except NotFoundError as error:
             if container_id not in self._rows:
                 raise
@@ -256,7 +214,7 @@ class Store:
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none yet."""
         self._require_open()
-        return self._reader.last_report()
+        return self._records.last_report()
 
     def unsettled(self, leftovers: Iterable[str] = ()) -> "Sequence[Unsettled]":
         """Return what a recovery pass must look at: all that has not ended, is in doubt, or is in `leftovers`."""
@@ -270,7 +228,7 @@ class Store:
                     "" if row else self._doubts.get(key, DAMAGED)[1],
                 )
                 for key, row in self._rows.known()
-                if not row or key in self._doubts or (key in wanted if row[_RELEASED] else not row[_FINISHED_AT])
+                if not row or key in self._doubts or (key in wanted if row.released else not row.finished_at)
             ]
 
     def __len__(self) -> int:
@@ -288,16 +246,17 @@ class Store:
         """Say whether the container's status on disk cannot be read."""
         self._require_open()
         with self._view:
-            return self._rows.find(container_id) == ()
+            row = self._rows.find(container_id)
+            return row is not None and not row
 
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
-        return self._writer.last_recovery() + 1
+        return self._journal.last_recovery() + 1
 
     def back_up(self, target_path: str) -> None:
         """Copy the database to a new file while the store is in use; whole and verified, or not there."""
         self._require_open()
-        back_up(self._reader, target_path)
+        self._database.back_up(target_path)
 
     def close(self) -> None:
         """Let the commits that wait finish, close the database and give the lock up. Repeating it is fine."""
@@ -306,15 +265,13 @@ class Store:
         self._closed = True
         self._committer.close()
         try:
-            self._reader.close()
-            self._writer.close(self.directory.note_closed)
+            self._database.close()
         finally:
             self.directory.release()
 
     def abandon(self) -> None:
         """In a fork: leave everything to the parent. What this store is asked from now on, it refuses."""
-        self._writer.abandon()
-        self._reader.abandon()
+        self._database.abandon()
 
     def submit(self, request: Request) -> None:
         """Hand a request to the committer thread; it is settled from there. For fronts such as `aio`."""
@@ -326,7 +283,7 @@ class Store:
         self._committer.run(Request(apply))
 
     def _draft(self) -> Draft:
-        return Draft(self.node, self._writer, self._rows, self._doubts, self._sandboxes, self._damaged_sandboxes)
+        return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes, self._damaged_sandboxes)
 
     def _commit(self, requests: Sequence[Request]) -> None:
         draft = self._draft()
@@ -348,11 +305,11 @@ class Store:
         interrupt: BaseException | None = None
         if draft.changes:
             try:
-                self._writer.commit(draft.changes)
+                self._journal.commit(draft.changes)
             except LimpetError:
                 raise
             except BaseException as error:  # a signal handler raised: is it on disk, or not?
-                if not self._writer.has_landed(draft.changes, error):
+                if not self._journal.has_landed(draft.changes, error):
                     raise
                 interrupt = error
         applied = False
@@ -370,7 +327,7 @@ class Store:
             for key, row in draft.rows.items():
                 if row is None:
                     self._rows.pop(key)
-                    self._reader.metadata.cache_clear()
+                    self._records.forget_metadata()
                 else:
                     self._rows[key] = row
             for key, doubt in draft.doubts.items():
@@ -386,30 +343,31 @@ class Store:
                     self._sandboxes[key] = sandbox
 
     def _load_sandboxes(self) -> None:
-        for node, row in self._reader.load_all_sandboxes():
+        for node, row in self._records.load_all_sandboxes():
             if node != self.node and row_is_sound(node, row):
                 continue  # another node's; one that is nobody's may have been ours
             try:
-                self._sandboxes[row[0]] = row_to_sandbox(self.node, row)
+                self._sandboxes[row.id] = row_to_sandbox(self.node, row)
             except StoreDamagedError as error:
-                self._damaged_sandboxes[row[0]] = str(error)
-        for key in self._reader.load_sandbox_ids_in_use():
+                self._damaged_sandboxes[row.id] = str(error)
+        for key in self._records.load_sandbox_ids_in_use():
             if key not in self.sandbox_ids:
                 self._damaged_sandboxes[key] = f"sandbox {key}: its record is missing; restore a backup"
 
-    def _list_filtered(self, is_wanted: Callable[[tuple[str, str, str, str]], bool]) -> "Sequence[Record]":
-        """Return the containers whose names are wanted, at an instant when those on disk are those in memory."""
+    def _list_by_names(self, wanted: Filter) -> "Sequence[Record]":
+        """Return the containers that are wanted, at an instant when those on disk are those in memory."""
         for _ in range(_TRIES):
-            records, is_whole = self._find_matching(is_wanted)
+            records, is_whole = self._find_matching(wanted)
             if is_whole:
                 return records
         with self._committer.turn():  # so many come and go that only a pause shows them whole
-            return self._find_matching(is_wanted)[0]
+            return self._find_matching(wanted)[0]
 
-    def _find_matching(self, is_wanted: Callable[[tuple[str, str, str, str]], bool]) -> "tuple[Sequence[Record], bool]":
+    def _find_matching(self, wanted: Filter) -> "tuple[Sequence[Record], bool]":
         """Return the records of those that match, and whether nobody came or went meanwhile."""
-        names = {row[0]: row for row in self._reader.load_names()}
-        matching = [key for key, row in names.items() if is_wanted(row)]
+        sandbox_ids = self.sandbox_ids
+        names = {row.id: row for row in self._records.load_names()}
+        matching = [key for key, row in names.items() if wanted.accepts(row, sandbox_ids)]
         found = self._rows.fetch(matching)
         with self._view:
             self._rows.keep(found)

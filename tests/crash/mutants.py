@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from limpet.engine.database.changes import Changes
-from limpet.engine.database.sqlite import connection as sqlite
 from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.drill.controls import DeafLife, HastyLife
+from limpet.engine.drill.opening import replace_pragmas
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.engine.store.commit import Request
 from limpet.engine.store.draft import Draft
@@ -34,18 +34,14 @@ class AlteredOnFailingDisk(Altered, FailingDiskLife):
 
 def small_wal(seed: int) -> Altered:
     """A sound store's life whose WAL is begun anew every few commits: by the writer, or for odd seeds by SQLite."""
-    small = {
-        "wal_autocheckpoint": ("wal_autocheckpoint", "4", 4),
-        "journal_size_limit": ("journal_size_limit", "16384", 16384),
-    }
-    pragmas = sqlite, "WRITER_PRAGMAS", tuple(small.get(each[0], each) for each in sqlite.WRITER_PRAGMAS)
+    small = replace_pragmas(wal_autocheckpoint=("4", 4), journal_size_limit=("16384", 16384))
+    pragmas = StoreLife, "pragmas", small
     by_writer = _module("database.sqlite.writer"), "WAL_BYTES", 16384
     return Altered(pragmas, *(() if seed % 2 else (by_writer,)), checkpoints=24, seed=seed)
 
 
 def _with_pragma(name: str, value: str, read_back: object) -> tuple[object, str, object]:
-    changed = {name: (name, value, read_back)}
-    return sqlite, "WRITER_PRAGMAS", tuple(changed.get(each[0], each) for each in sqlite.WRITER_PRAGMAS)
+    return StoreLife, "pragmas", replace_pragmas(**{name: (value, read_back)})
 
 
 def _module(name: str) -> object:
@@ -62,7 +58,7 @@ def _write_by_halves(store: Store, draft: Draft) -> None:
     if len(draft.changes.statuses) < 2 or draft.changes.reports:
         return _write(store, draft)
     for key, change in draft.changes.statuses.items():
-        store._writer.commit(Changes(statuses={key: change}))
+        store._journal.commit(Changes(statuses={key: change}))
     draft.changes.statuses = {}
     return _write(store, draft)
 
@@ -84,7 +80,7 @@ _NO_DIRECTORY_FLUSH = (
     (_module("state.durable"), "sync_directory", _do_nothing),
     (_module("state.durable"), "_sync_name", _do_nothing),
     (_module("database.sqlite.migrate"), "sync_directory", _do_nothing),
-    (_module("store.store"), "sync_directory", _do_nothing),
+    (_module("database.sqlite.opening"), "sync_directory", _do_nothing),
 )
 
 

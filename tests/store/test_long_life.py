@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,8 @@ from msgspec.structs import replace
 
 from limpet.engine import Store, recover
 from limpet.engine.database.sqlite import connection as database_settings
+from limpet.engine.database.sqlite import open_database
+from limpet.engine.drill.opening import replace_pragmas
 from limpet.schema import ContainerState, Reason
 from tests.store.test_store import RUNNING, metadata, sandbox
 
@@ -25,9 +28,8 @@ WAL_BYTES = 1 << 18
 def small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow the WAL less than SQLite's own checkpoints do, so that a short stream shows what a long one does."""
     monkeypatch.setattr("limpet.engine.database.sqlite.writer.WAL_BYTES", WAL_BYTES)
-    changed = {"journal_size_limit": (str(WAL_BYTES), WAL_BYTES)}
-    pragmas = tuple((name, *changed.get(name, rest)) for name, *rest in database_settings.WRITER_PRAGMAS)
-    monkeypatch.setattr(database_settings, "WRITER_PRAGMAS", pragmas)
+    pragmas = replace_pragmas(journal_size_limit=(str(WAL_BYTES), WAL_BYTES))
+    monkeypatch.setattr("limpet.engine.store.store.open_database", partial(open_database, pragmas=pragmas))
 
 
 @contextmanager
@@ -155,7 +157,7 @@ def test_more_than_a_few_are_read_at_once(state_dir: str) -> None:
                 draft.add(metadata(f"c{number}"), ENDED)
     statements: list[str] = []
     with Store.open(state_dir) as store:
-        store._reader._connection.set_trace_callback(statements.append)
+        store._records._connection.set_trace_callback(statements.append)
         assert store.status("c7").reason == "Completed"
         assert len(store.list(state=ContainerState.EXITED)) == 1200
         assert len(store.list()) == 1200

@@ -12,9 +12,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from limpet.engine import Store, errors
-from limpet.engine.database.sqlite import migrate
+from limpet.engine.database.sqlite import WRITER_PRAGMAS, migrate, upgrade
 from limpet.engine.drill.old_database import make_old_database
-from limpet.schema.tables import SCHEMA_REVISION, TABLES
+from limpet.schema.revision import SCHEMA_REVISION
+from limpet.schema.tables import TABLES
 from tests.store.test_store import RUNNING, metadata, sandbox
 
 VERSIONS = sorted(
@@ -31,7 +32,7 @@ def schema_of(path: str) -> dict[str, str]:
 
 
 def _normalize(sql: str) -> str:
-    head, _, body = re.sub(r"\s+", " ", sql).partition("(")
+    head, _, body = re.sub(r"\s+", " ", sql.replace('"', "")).partition("(")
     inner, _, options = body.rpartition(")")
     clauses = sorted(part.strip() for part in re.split(r",(?![^(]*\))", inner))
     return f"{head.strip()} ({', '.join(clauses)}) {options.strip()}"
@@ -40,7 +41,7 @@ def _normalize(sql: str) -> str:
 def test_replayed_equals_fresh(tmp_path: Path) -> None:
     """Running every migration gives the very tables that a new database is made with."""
     make_old_database(str(tmp_path / "replayed.db"), "head")
-    migrate.create_database(str(tmp_path / "fresh.db"))
+    migrate.create_database(str(tmp_path / "fresh.db"), WRITER_PRAGMAS)
     assert schema_of(str(tmp_path / "replayed.db")) == schema_of(str(tmp_path / "fresh.db"))
     assert VERSIONS[-1] == SCHEMA_REVISION
     engine = create_engine(f"sqlite:///{tmp_path}/replayed.db")
@@ -76,12 +77,12 @@ def test_a_migration_that_fails_changes_nothing(state_dir: str, monkeypatch: pyt
     make_old_database(f"{state_dir}/store.db", VERSIONS[0])
     before = schema_of(f"{state_dir}/store.db")
 
-    def change_half(connection: object) -> None:
+    def change_half(connection: object, revision: str) -> None:
         connection.exec_driver_sql("CREATE TABLE half (a)")  # type: ignore[attr-defined]
         raise RuntimeError("in the middle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(migrate, "_upgrade", change_half)
+        patch.setattr(upgrade, "run_migrations", change_half)
         with pytest.raises(errors.StoreError, match="in the middle"):
             Store.open(state_dir)
     assert schema_of(f"{state_dir}/store.db") == before

@@ -1,11 +1,11 @@
 """A backup that is a whole database or none: copy, flush, verify, rename, flush the directory."""
 
 import os
+from collections.abc import Callable, Sequence
 
 from limpet.engine.database.sqlite.reader import Reader
 from limpet.engine.state.durable import sync_directory, sync_file, temporary_path
 from limpet.schema.errors import AlreadyExistsError, StoreDamagedError, StoreError, quote_path
-from limpet.schema.revision import SCHEMA_REVISION
 
 
 def back_up(reader: Reader, target_path: str) -> None:
@@ -14,6 +14,25 @@ def back_up(reader: Reader, target_path: str) -> None:
     A kill on the way leaves the target missing, and maybe a temporary file beside it. Raises
     AlreadyExistsError if the target is there, StoreDamagedError if the copy does not verify, StoreError.
     """
+
+    def require_sound(copy: Reader) -> list[str]:
+        damage = copy.find_damage() + copy.find_damaged_records()
+        if damage:
+            raise StoreDamagedError(f"the copy of the database does not verify: {damage[0]}; run limpet check")
+        return damage
+
+    _copy(reader, target_path, require_sound)
+
+
+def copy(reader: Reader, target_path: str) -> Sequence[str]:
+    """Copy a database of any revision, as it is, to the new file `target_path`, durably.
+
+    Return what SQLite's checks find wrong with it. Raises AlreadyExistsError, StoreError.
+    """
+    return _copy(reader, target_path, Reader.find_damage)
+
+
+def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]]) -> list[str]:
     target_path = os.path.abspath(target_path)
     directory = os.path.dirname(target_path)
     if os.path.lexists(target_path):
@@ -22,15 +41,11 @@ def back_up(reader: Reader, target_path: str) -> None:
     try:
         reader.copy_to(temporary)
         sync_file(temporary)
-        copy = Reader(temporary, reader.node)
+        made = Reader(temporary, reader.node)
         try:
-            damage = copy.find_damage()
-            if copy.identify() == SCHEMA_REVISION:  # before a migration the tables are others
-                damage += copy.find_damaged_records()
+            damage = verify(made)
         finally:
-            copy.close()
-        if damage:
-            raise StoreDamagedError(f"the copy of the database does not verify: {damage[0]}; run limpet check")
+            made.close()
         os.rename(temporary, target_path)
         sync_directory(directory)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a lone surrogate
@@ -39,3 +54,4 @@ def back_up(reader: Reader, target_path: str) -> None:
     finally:
         if os.path.lexists(temporary):
             os.unlink(temporary)
+    return damage

@@ -10,11 +10,10 @@ import ctypes
 import os
 import sqlite3
 import time
-from functools import cache
-from urllib.parse import quote
+from collections.abc import Sequence
 
-from limpet.schema.codec import STATUS_COLUMNS, Row
 from limpet.schema.errors import DiskFullError, StoreDamagedError, StoreError, UnsupportedError
+from limpet.schema.rows import AnyRow
 
 APPLICATION_ID = 0x6C696D70  # "limp", in the database's header
 CHECKPOINT_PAGES = 250  # small, because commits slow down as the WAL grows
@@ -23,9 +22,13 @@ BUSY_TIMEOUT_SECONDS = 5.0
 _READERS_TIMEOUT_SECONDS = 0.1
 _READERS_PAUSE_SECONDS = 0.001
 _WRITE_FORMAT_BYTE, _NEWEST_WRITE_FORMAT = 18, 2  # https://sqlite.org/fileformat2.html, 1.3.3
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")  # RFC 3986, 2.3
 _NOT_UTF8 = "Could not decode to UTF-8"  # Python's words; there is no code for it
 
-WRITER_PRAGMAS: tuple[tuple[str, str, object], ...] = (
+Pragmas = Sequence[tuple[str, str, object]]
+"""Settings of a connection: name, value to set, value that must be read back."""
+
+WRITER_PRAGMAS: Pragmas = (
     ("journal_mode", "wal", "wal"),
     ("synchronous", "full", 2),
     ("foreign_keys", "on", 1),
@@ -34,36 +37,22 @@ WRITER_PRAGMAS: tuple[tuple[str, str, object], ...] = (
     ("journal_size_limit", str(WAL_BYTES), WAL_BYTES),  # what it is cut to when it begins anew
     ("trusted_schema", "off", 0),
 )
-"""Of every connection that writes: name, value to set, value that must be read back."""
-
-_CHANGED_COLUMNS = [name for name in STATUS_COLUMNS if name != "id"]
-_ROW = f"({', '.join('?' * (len(_CHANGED_COLUMNS) + 2))})"
+"""Those of every connection that writes."""
 
 
-@cache
-def update_statuses(size: int) -> str:
-    """Return the statement that replaces `size` status rows: for a whole batch the interpreter lock is given up once.
-
-    Parameters: each new row followed by the seq that it replaces; then the node and the epoch.
-    """
-    values = ", ".join(f"{name} = new.column{index}" for index, name in enumerate(_CHANGED_COLUMNS, start=2))
-    rows = ", ".join([_ROW] * size)
-    return (
-        f"UPDATE container_status SET {values} FROM (VALUES {rows}) AS new"  # noqa: S608  # our own column names
-        " WHERE container_status.node = ? AND container_status.id = new.column1"
-        f" AND container_status.seq = new.column{len(_CHANGED_COLUMNS) + 2}"
-        " AND ? = (SELECT epoch FROM node WHERE name = container_status.node)"
-    )
+def sqlite_version() -> tuple[int, int, int]:
+    """Return the version of the SQLite library."""
+    return sqlite3.sqlite_version_info
 
 
-def connect_writer(path: str) -> sqlite3.Connection:
+def connect_writer(path: str, pragmas: Pragmas = WRITER_PRAGMAS) -> sqlite3.Connection:
     """Open the database for writing, every commit flushed. The caller holds the state directory's lock.
 
     Raises UnsupportedError where SQLite or the file system does not give these settings, StoreError otherwise.
     """
     connection = _connect(path, "rw")
     try:
-        for name, value, expected in WRITER_PRAGMAS:
+        for name, value, expected in pragmas:
             connection.execute(f"PRAGMA {name} = {value}")
             found = connection.execute(f"PRAGMA {name}").fetchone()
             if found is None or found[0] != expected:
@@ -89,7 +78,7 @@ def connect_reader(path: str, *, immutable: bool = False) -> sqlite3.Connection:
 def _connect(path: str, mode: str) -> sqlite3.Connection:
     # Autocommit (isolation_level None): transactions begin and end where this package says so.
     return sqlite3.connect(
-        f"file:{quote(os.fsencode(path))}?mode={mode}",
+        f"file:{_quote(os.fsencode(path))}?mode={mode}",
         uri=True,
         isolation_level=None,
         timeout=BUSY_TIMEOUT_SECONDS,
@@ -97,7 +86,12 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
     )
 
 
-def fetch_all(connection: sqlite3.Connection, statement: str, parameters: Row = ()) -> list[Row]:
+def _quote(path: bytes) -> str:
+    """Return a path as a URI has it; urllib.parse would take longer to load than all this takes."""
+    return "".join(chr(byte) if chr(byte) in _UNRESERVED else f"%{byte:02X}" for byte in path)
+
+
+def fetch_all(connection: sqlite3.Connection, statement: str, parameters: AnyRow = ()) -> list[AnyRow]:
     """Run a statement that reads, and return its rows.
 
     Text that is not UTF-8 any more is replaced: its row does not match its checksum then, and the others are read.

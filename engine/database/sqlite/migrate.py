@@ -1,17 +1,14 @@
 """Bring a database to the schema of this version: make it, or migrate it after a backup."""
 
+import logging
 import os
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing, suppress
 
-from sqlalchemy import create_engine, event, text
-from sqlalchemy.engine import Connection
-from sqlalchemy.pool import StaticPool
-
-from limpet.engine.database.sqlite.backup import back_up
+from limpet.engine.database.sqlite.backup import copy
 from limpet.engine.database.sqlite.connection import (
     APPLICATION_ID,
+    Pragmas,
     connect_writer,
     create_file,
     finish_rollback,
@@ -20,11 +17,14 @@ from limpet.engine.database.sqlite.connection import (
 )
 from limpet.engine.database.sqlite.reader import Reader, too_new
 from limpet.engine.state.durable import sync_directory, sync_file, temporary_path
-from limpet.schema.errors import StoreDamagedError, StoreError
-from limpet.schema.tables import SCHEMA_REVISION, TABLES
+from limpet.schema.ddl import CREATE
+from limpet.schema.errors import StoreError
+from limpet.schema.revision import SCHEMA_REVISION
+
+_log = logging.getLogger("limpet.migrations")
 
 
-def create_database(path: str) -> None:
+def create_database(path: str, pragmas: Pragmas) -> None:
     """Make an empty database with the newest schema, durably: whoever looks, also after a crash, sees it whole.
 
     It is made under a temporary name, because a database that is being made has a journal which only a
@@ -34,7 +34,7 @@ def create_database(path: str) -> None:
     temporary = temporary_path(directory)
     try:
         create_file(temporary)
-        _in_transaction(temporary, _create_tables)
+        _create_tables(temporary, pragmas)
         _require_whole(temporary)
         sync_file(temporary)
         os.rename(temporary, path)
@@ -56,7 +56,7 @@ def _require_whole(path: str) -> None:
         raise StoreError(f"{path}: it could not be written out; see whether the disk is full or failing")
 
 
-def prepare_database(path: str, node: str, backup_path: str, *, is_torn: bool) -> Reader:
+def prepare_database(path: str, node: str, backup_path: str, pragmas: Pragmas, *, is_torn: bool) -> Reader:
     """Upgrade an older schema, after copying the database to `backup_path`; begin its WAL anew where that is torn.
 
     Return a reader of it. It stays open, because a writer that is closed last removes the WAL, which would be missed.
@@ -72,73 +72,43 @@ def prepare_database(path: str, node: str, backup_path: str, *, is_torn: bool) -
         if revision > SCHEMA_REVISION:
             raise too_new(path, revision)
         if is_torn:
-            _begin_wal_anew(path)
+            _begin_wal_anew(path, pragmas)
         if revision < SCHEMA_REVISION:
-            back_up(reader, backup_path)
-            _in_transaction(path, _upgrade)
+            _upgrade(reader, path, backup_path, pragmas)
     except BaseException:
         reader.close()
         raise
     return reader
 
 
-def _begin_wal_anew(path: str) -> None:
+def _begin_wal_anew(path: str, pragmas: Pragmas) -> None:
     """Move what is sound in the WAL into the database, and drop the rest. Another program that reads may prevent it."""
     try:
-        with closing(connect_writer(path)) as connection:
+        with closing(connect_writer(path, pragmas)) as connection:
             truncate_wal(connection)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise translate(path, error) from error
 
 
-def _create_tables(connection: Connection) -> None:
-    TABLES.create_all(connection, checkfirst=False)
-    connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
-    connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
-    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-
-
-def _upgrade(connection: Connection) -> None:
-    # Imported here: alembic costs more time than opening a store that has nothing to migrate.
-    from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", "limpet.schema:migrations")
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, SCHEMA_REVISION)
-
-
-def _in_transaction(path: str, change: Callable[[Connection], None]) -> None:
-    """Run `change` in one transaction, all of it or nothing, also DDL."""
-    engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=StaticPool)
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
+def _create_tables(path: str, pragmas: Pragmas) -> None:
+    """Make all tables in one transaction. Raises StoreError."""
     try:
-        with engine.begin() as connection:
-            change(connection)
-            broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
-            if broken:
-                raise StoreDamagedError(f"{path}: {len(broken)} rows refer to rows that are missing; see limpet check")
+        with closing(connect_writer(path, pragmas)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in CREATE:
+                connection.execute(statement)
+            connection.execute("INSERT INTO alembic_version VALUES (?)", (SCHEMA_REVISION,))
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("COMMIT")
     except sqlite3.Error as error:
         raise translate(path, error) from error
-    except StoreError:
-        raise
-    except Exception as error:
-        cause = getattr(error, "orig", None)
-        if isinstance(cause, sqlite3.Error):
-            raise translate(path, cause) from error
-        raise StoreError(f"{path}: its schema could not be changed ({error}); nothing was written") from error
-    finally:
-        engine.dispose()
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    connection = connect_writer(path)
-    # Rebuilding a table drops the old one; with foreign keys on, the rows that refer to it would go with it.
-    connection.execute("PRAGMA foreign_keys = off")
-    return connection
+def _upgrade(reader: Reader, path: str, backup_path: str, pragmas: Pragmas) -> None:
+    """Copy the database, then migrate it. What was damaged before is logged, and keeps nobody from upgrading."""
+    for damage in copy(reader, backup_path):
+        _log.warning("%s, copied before its upgrade: %s", backup_path, damage)
+    # Imported here: SQLAlchemy and alembic take ten times as long to load as a current store to open.
+    from limpet.engine.database.sqlite.upgrade import upgrade  # noqa: PLC0415
+
+    upgrade(path, pragmas)

@@ -7,10 +7,11 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from typing import TypeVar
 
 import msgspec
 
-from limpet.engine.database.sqlite import reads
+from limpet.engine.database.sqlite import statements as sql
 from limpet.engine.database.sqlite.connection import (
     connect_reader,
     copy_database,
@@ -22,28 +23,15 @@ from limpet.engine.database.sqlite.connection import (
     require_integer,
     translate,
 )
-from limpet.schema.codec import Row, require_readable_status, row_to_metadata, row_to_sandbox
+from limpet.schema.codec import require_readable_status, row_to_metadata, row_to_sandbox
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError, quote
+from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.revision import SCHEMA_REVISION
-from limpet.schema.status import ContainerState
+from limpet.schema.rows import AnyRow, ContainerRow, NameRow, SandboxRow, StatusRow, TransitionRow
 
 _KEPT_METADATA = 1024
-
-
-class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """One change of a container's state, as `history` tells it."""
-
-    number: int
-    """Counts the container's transitions from 1, without a gap."""
-    seq: int
-    """The checkpoint that made it."""
-    at: int
-    """Nanoseconds since the epoch."""
-    state: ContainerState
-    exit_code: int
-    reason: str
-    message: str
+_Row = TypeVar("_Row", bound=AnyRow)
 
 
 class Reader:
@@ -78,32 +66,32 @@ class Reader:
         if revision > SCHEMA_REVISION:
             raise too_new(self._path, revision)
 
-    def load_statuses(self) -> list[Row]:
+    def load_statuses(self) -> list[StatusRow]:
         """Return the status row of every container."""
-        return self._read_keyed(reads.SELECT_STATUSES)
+        return list(map(StatusRow._make, self._read_keyed(sql.SELECT_STATUSES)))
 
-    def load_unsettled(self) -> list[Row]:
+    def load_unsettled(self) -> list[StatusRow]:
         """Return the status row of every container that has not ended, or says that it has a process."""
-        return self._read_keyed(reads.SELECT_UNSETTLED)
+        return list(map(StatusRow._make, self._read_keyed(sql.SELECT_UNSETTLED)))
 
     def load_status_ids(self) -> list[str]:
         """Return the id of every container that has a status row, in order."""
-        return [row[0] for row in self._read_keyed(reads.SELECT_STATUS_IDS)]
+        return [row[0] for row in self._read_keyed(sql.SELECT_STATUS_IDS)]
 
     def load_container_ids(self) -> list[str]:
         """Return the id of every container, also of those that have no status row, in order."""
-        return [row[0] for row in self._read_keyed(reads.SELECT_CONTAINER_IDS)]
+        return [row[0] for row in self._read_keyed(sql.SELECT_CONTAINER_IDS)]
 
-    def load_status(self, container_id: str) -> Row | None:
+    def load_status(self, container_id: str) -> StatusRow | None:
         """Return the status row of one container, None if it has none."""
-        rows = self._read(reads.SELECT_STATUS, container_id)
-        return rows[0] if rows else None
+        rows = self._read(sql.SELECT_STATUS, container_id)
+        return StatusRow._make(rows[0]) if rows else None
 
-    def load_names(self) -> list[tuple[str, str, str, str]]:
-        """Return (id, sandbox id, name, labels as JSON) of every container."""
-        return self._read_keyed(reads.SELECT_CONTAINER_NAMES)
+    def load_names(self) -> list[NameRow]:
+        """Return what lists are filtered by, of every container."""
+        return list(map(NameRow._make, self._read_keyed(sql.SELECT_CONTAINER_NAMES)))
 
-    def load_instant(self) -> tuple[list[Row], list[tuple[str, str, str, str]], list[Row]]:
+    def load_instant(self) -> tuple[list[SandboxRow], list[NameRow], list[StatusRow]]:
         """Return what `load_sandboxes`, `load_names` and `load_statuses` do, all as it was at one instant."""
         with self._lock:
             try:
@@ -111,35 +99,40 @@ class Reader:
                 try:
                     sandboxes, names, statuses = (
                         self._require_ids(fetch_all(self._connection, statement, (self.node,)))
-                        for statement in (reads.SELECT_SANDBOXES, reads.SELECT_CONTAINER_NAMES, reads.SELECT_STATUSES)
+                        for statement in (sql.SELECT_SANDBOXES, sql.SELECT_CONTAINER_NAMES, sql.SELECT_STATUSES)
                     )
                 finally:
                     self._connection.execute("COMMIT")
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise translate(self._path, error) from error
-        return sandboxes, names, statuses
+        return (
+            list(map(SandboxRow._make, sandboxes)),
+            list(map(NameRow._make, names)),
+            list(map(StatusRow._make, statuses)),
+        )
 
-    def load_sandboxes(self) -> list[Row]:
+    def load_sandboxes(self) -> list[SandboxRow]:
         """Return the row of every sandbox."""
-        return self._read_keyed(reads.SELECT_SANDBOXES)
+        return list(map(SandboxRow._make, self._read_keyed(sql.SELECT_SANDBOXES)))
 
-    def load_all_sandboxes(self) -> list[tuple[str, Row]]:
+    def load_all_sandboxes(self) -> list[tuple[str, SandboxRow]]:
         """Return node and row of every sandbox of every node, read past the index: it may be what is damaged."""
         with self._lock:
             try:
-                return [(row[0], row[1:]) for row in fetch_all(self._connection, reads.SELECT_ALL_SANDBOXES)]
+                rows = fetch_all(self._connection, sql.SELECT_ALL_SANDBOXES)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise translate(self._path, error) from error
+        return [(node, SandboxRow._make(row)) for node, *row in rows]
 
     def load_sandbox_ids_in_use(self) -> list[str]:
         """Return the ids of the sandboxes that containers are in."""
-        return [row[0] for row in self._read_keyed(reads.SELECT_SANDBOX_IDS_IN_USE)]
+        return [row[0] for row in self._read_keyed(sql.SELECT_SANDBOX_IDS_IN_USE)]
 
     def history(self, container_id: str) -> list[Transition]:
         """Return the container's state changes that are kept, oldest first. Raises StoreDamagedError."""
-        rows = self._read(reads.SELECT_TRANSITIONS, container_id)
+        rows = self._read(sql.SELECT_TRANSITIONS, container_id)
         try:
-            return [msgspec.convert(dict(zip(reads.TRANSITION_COLUMNS, row, strict=True)), Transition) for row in rows]
+            return [msgspec.convert(TransitionRow._make(row)._asdict(), Transition) for row in rows]
         except msgspec.ValidationError as error:
             raise StoreDamagedError(
                 f"container {container_id}: its history does not decode: {error}; restore a backup"
@@ -147,22 +140,17 @@ class Reader:
 
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none."""
-        rows = self._read(reads.SELECT_LAST_REPORT)
+        rows = self._read(sql.SELECT_LAST_REPORT)
         return str(rows[0][0]).encode() if rows else None
 
-    def nodes(self) -> list[str]:
-        """Return the names of all nodes that have opened this database."""
+    def epochs(self) -> dict[str, int]:
+        """Return the epoch of each node that has opened this database, by the node's name."""
         with self._lock:
             try:
-                rows = fetch_all(self._connection, reads.SELECT_NODES)
+                rows = fetch_all(self._connection, sql.SELECT_NODES)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise translate(self._path, error) from error
-        return sorted(row[0] for row in self._require_ids(rows))
-
-    def epoch(self) -> int:
-        """Return the node's epoch, 0 if it has none yet."""
-        rows = self._read(reads.SELECT_EPOCH)
-        return require_integer(self._path, rows[0][0]) if rows else 0
+        return {name: require_integer(self._path, epoch) for name, epoch in self._require_ids(rows)}
 
     def find_damage(self) -> list[str]:
         """Return what SQLite's own checks find wrong."""
@@ -181,34 +169,34 @@ class Reader:
 
     def find_damaged_records(self) -> list[str]:
         """Return each record that cannot be believed, and each gap in the records, in words."""
-        statuses = {row[0]: row for row in self.load_statuses()}
-        containers = self._read(reads.SELECT_CONTAINERS)
+        statuses = {row.id: row for row in self.load_statuses()}
+        containers = list(map(ContainerRow._make, self._read(sql.SELECT_CONTAINERS)))
         found = [
             *self._find_unreadable(row_to_metadata, containers),
             *self._find_unreadable(require_readable_status, statuses.values()),
-            *self._find_unreadable(row_to_sandbox, self._read(reads.SELECT_SANDBOXES)),
+            *self._find_unreadable(row_to_sandbox, map(SandboxRow._make, self._read(sql.SELECT_SANDBOXES))),
         ]
-        found += [f"container {row[0]}: its status row is missing" for row in containers if row[0] not in statuses]
+        found += [f"container {row.id}: its status row is missing" for row in containers if row.id not in statuses]
         found += [
-            f"container {key}: its metadata is missing" for key in statuses.keys() - {row[0] for row in containers}
+            f"container {key}: its metadata is missing" for key in statuses.keys() - {row.id for row in containers}
         ]
-        for ask in (self.epoch, lambda: self.history("")):
+        for ask in (self.epochs, lambda: self.history("")):
             ask()  # the other tables can be read, as their columns should be
-        for statement in reads.SELECT_READ_BY_PEOPLE:
+        for statement in sql.SELECT_READ_BY_PEOPLE:
             self._read(statement)
         found += [
-            f"container {row[0]}: transition {row[1]} of its history is to state {row[2]}, which is none"
-            for row in self._read(reads.SELECT_STATELESS_TRANSITIONS)
+            f"container {key}: history entry {number} has invalid state {state}"
+            for key, number, state in self._read(sql.SELECT_INVALID_TRANSITIONS)
         ]
-        newest = {row[0]: row[1] for row in self._read(reads.SELECT_NEWEST_TRANSITIONS)}
+        newest: dict[str, int] = dict(self._read(sql.SELECT_NEWEST_TRANSITIONS))
         found += [
-            f"container {key}: its history does not reach its newest state change ({row[2]})"
+            f"container {key}: its history does not reach its newest state change ({row.transitions})"
             for key, row in statuses.items()
-            if newest.get(key) != row[2]
+            if newest.get(key) != row.transitions
         ]
         return found
 
-    def _find_unreadable(self, decode: Callable[[str, Row], object], rows: Iterable[Row]) -> Iterator[str]:
+    def _find_unreadable(self, decode: Callable[[str, _Row], object], rows: Iterable[_Row]) -> Iterator[str]:
         for row in rows:
             try:
                 decode(self.node, row)
@@ -223,6 +211,10 @@ class Reader:
             except sqlite3.Error as error:
                 raise translate(target_path, error) from error
 
+    def forget_metadata(self) -> None:
+        """Drop what is kept of metadata: a container was deleted."""
+        self.metadata.cache_clear()
+
     def abandon(self) -> None:
         """In a fork: never touch the connection again, not even to close it; it is the parent's."""
         keep_open(self._connection)
@@ -233,26 +225,26 @@ class Reader:
             self._connection.close()
 
     def _load_metadata(self, container_id: str) -> Metadata:
-        rows = self._read(reads.SELECT_CONTAINER, container_id)
+        rows = self._read(sql.SELECT_CONTAINER, container_id)
         if not rows:
             raise NotFoundError(f"container {quote(container_id)} does not exist")
         if rows[0][0] != container_id:
             raise StoreDamagedError(
                 f"{self._path}: the key of container {container_id} leads to another; restore a backup"
             )
-        return row_to_metadata(self.node, rows[0])
+        return row_to_metadata(self.node, ContainerRow._make(rows[0]))
 
-    def _read_keyed(self, statement: str) -> list[Row]:
+    def _read_keyed(self, statement: str) -> list[AnyRow]:
         return self._require_ids(self._read(statement))
 
-    def _require_ids(self, rows: list[Row]) -> list[Row]:
+    def _require_ids(self, rows: list[AnyRow]) -> list[AnyRow]:
         """Return rows that lead with an id; a page that has taken another's place leads with anything."""
         for row in rows:
             if type(row[0]) is not str:
                 raise StoreDamagedError(f"{self._path}: {row[0]!r} stands where an id should; restore a backup")
         return rows
 
-    def _read(self, statement: str, *parameters: object) -> list[Row]:
+    def _read(self, statement: str, *parameters: object) -> list[AnyRow]:
         with self._lock:
             try:
                 return fetch_all(self._connection, statement, (self.node, *parameters))

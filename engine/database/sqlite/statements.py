@@ -1,86 +1,84 @@
-"""The statements, written with SQLAlchemy Core and compiled once: what runs is plain SQL on the driver.
+"""All statements that an engine runs, as plain SQL: the one place for SQL beside migrations and settings.
 
-Building a statement for each call costs ten times what running it does, so nothing is built later on.
+Nothing is built while an engine runs, and SQLAlchemy, which takes longer to load than a store to open, is not needed
+for it. Parameters come in the order of the text. A test prepares each statement on the tables' own schema.
 """
 
-from collections.abc import Sequence
+from functools import cache
 
-from sqlalchemy import bindparam, delete, insert, select, update
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.sql import ClauseElement
-from sqlalchemy.sql.elements import BindParameter
-
-from limpet.schema.codec import CONTAINER_COLUMNS, SANDBOX_COLUMNS, STATUS_COLUMNS
-from limpet.schema.tables import container, container_status, node, recovery, sandbox, transition
-
-_DIALECT = sqlite.dialect(paramstyle="qmark")
+from limpet.schema.rows import ContainerRow, NameRow, ReportRow, SandboxRow, StatusRow, TransitionRow
 
 
-def _sql(statement: ClauseElement, order: Sequence[str]) -> str:
-    """Compile `statement`, whose parameters must come in this order."""
-    compiled = statement.compile(dialect=_DIALECT)
-    found = [name.removesuffix("_1") for name in compiled.positiontup or ()]  # type: ignore[attr-defined]
-    assert found == list(order), f"{found} is not {list(order)}"
-    return str(compiled)
+def _select(columns: tuple[str, ...], table: str, *keys: str) -> str:
+    conditions = " AND ".join(f"{key} = ?" for key in ("node", *keys))
+    return f"SELECT {', '.join(columns)} FROM {table} WHERE {conditions}"  # noqa: S608  # our own names
 
 
-_NODE: BindParameter[str] = bindparam("node")
-_ID: BindParameter[str] = bindparam("id")
-_epoch = select(node.c.epoch).where(node.c.name == bindparam("node")).scalar_subquery()
+def _insert(table: str, *columns: str) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608  # ours
 
-INSERT_SANDBOX = _sql(insert(sandbox), ("node", *SANDBOX_COLUMNS))
-INSERT_CONTAINER = _sql(insert(container), ("node", *CONTAINER_COLUMNS))
-INSERT_STATUS = _sql(insert(container_status), ("node", *STATUS_COLUMNS))
-INSERT_TRANSITION = _sql(insert(transition), [column.name for column in transition.columns])
-INSERT_RECOVERY = _sql(insert(recovery), ("node", "number", "at", "report"))
-DELETE_SANDBOX = _sql(delete(sandbox).where(sandbox.c.node == _NODE, sandbox.c.id == _ID), ("node", "id"))
-DELETE_CONTAINER = _sql(delete(container).where(container.c.node == _NODE, container.c.id == _ID), ("node", "id"))
-UPDATE_STATUS = _sql(
-    update(container_status)
-    .where(
-        container_status.c.node == bindparam("node"),
-        container_status.c.id == bindparam("key"),
-        container_status.c.seq == bindparam("seq_before"),
-        _epoch == bindparam("epoch"),
+
+SELECT_NODES = "SELECT name, epoch FROM node"
+SELECT_EPOCH = "SELECT epoch FROM node WHERE name = ?"
+INSERT_NODE = _insert("node", "name", "epoch", "opened_at")
+UPDATE_NODE = "UPDATE node SET epoch = ?, opened_at = ? WHERE name = ?"
+
+SELECT_STATUSES = _select(StatusRow._fields, "container_status")
+SELECT_UNSETTLED = f"{SELECT_STATUSES} AND (finished_at = 0 OR pid <> 0)"
+"""What has not ended. One flipped bit cannot hide a container that has a process: both columns would have to change."""
+SELECT_STATUS_IDS = f"{_select(('id',), 'container_status')} ORDER BY id"
+SELECT_STATUS = _select(StatusRow._fields, "container_status", "id")
+INSERT_STATUS = _insert("container_status", "node", *StatusRow._fields)
+DELETE_STATUS = "DELETE FROM container_status WHERE node = ? AND id = ?"
+_CHANGED = [name for name in StatusRow._fields if name != "id"]
+UPDATE_STATUS = (
+    f"UPDATE container_status SET {', '.join(f'{name} = ?' for name in _CHANGED)}"  # noqa: S608  # our own names
+    " WHERE node = ? AND id = ? AND seq = ? AND ? = (SELECT epoch FROM node WHERE name = container_status.node)"
+)
+"""Parameters: the row without its id; node, id, the seq that it replaces; epoch."""
+
+
+@cache
+def update_statuses(size: int) -> str:
+    """Return the statement that replaces `size` status rows: for a whole batch the interpreter lock is given up once.
+
+    Parameters: each new row followed by the seq that it replaces; then the node and the epoch.
+    """
+    values = ", ".join(f"{name} = new.column{index}" for index, name in enumerate(_CHANGED, start=2))
+    row = f"({', '.join('?' * (len(_CHANGED) + 2))})"
+    return (
+        f"UPDATE container_status SET {values} FROM (VALUES {', '.join([row] * size)}) AS new"  # noqa: S608  # our own names
+        " WHERE container_status.node = ? AND container_status.id = new.column1"
+        f" AND container_status.seq = new.column{len(_CHANGED) + 2}"
+        " AND ? = (SELECT epoch FROM node WHERE name = container_status.node)"
     )
-    .values({name: bindparam(f"new_{name}") for name in STATUS_COLUMNS if name != "id"}),
-    (
-        *(f"new_{name}" for name in STATUS_COLUMNS if name != "id"),
-        "node",
-        "key",
-        "seq_before",
-        "node",
-        "epoch",
-    ),
-)
-"""Parameters: the row without its id; node, id, the seq it replaces; node, epoch."""
-INSERT_NODE = _sql(insert(node), ("name", "epoch", "opened_at"))
-UPDATE_NODE = _sql(
-    update(node)
-    .where(node.c.name == bindparam("node"))
-    .values(epoch=bindparam("new_epoch"), opened_at=bindparam("new_opened_at")),
-    ("new_epoch", "new_opened_at", "node"),
-)
-PRUNE_TRANSITIONS = _sql(
-    delete(transition).where(
-        transition.c.node == _NODE, transition.c.id == _ID, transition.c.number <= bindparam("last")
-    ),
-    ("node", "id", "last"),
-)
-PRUNE_RECOVERIES = _sql(
-    delete(recovery).where(recovery.c.node == _NODE, recovery.c.number <= bindparam("last")), ("node", "last")
-)
 
-SELECT_CONTAINER_BY_NAME = _sql(
-    select(container.c.id).where(
-        container.c.node == _NODE,
-        container.c.sandbox_id == bindparam("sandbox_id"),
-        container.c.name == bindparam("name"),
-        container.c.attempt == bindparam("attempt"),
-    ),
-    ("node", "sandbox_id", "name", "attempt"),
-)
-SELECT_IDS_OF_SANDBOX = _sql(
-    select(container.c.id).where(container.c.node == _NODE, container.c.sandbox_id == bindparam("sandbox_id")),
-    ("node", "sandbox_id"),
-)
+
+SELECT_CONTAINERS = _select(ContainerRow._fields, "container")
+SELECT_CONTAINER = _select(ContainerRow._fields, "container", "id")
+SELECT_CONTAINER_IDS = f"{_select(('id',), 'container')} ORDER BY id"
+SELECT_CONTAINER_NAMES = _select(NameRow._fields, "container")
+SELECT_CONTAINER_BY_NAME = _select(("id",), "container", "sandbox_id", "name", "attempt")
+SELECT_IDS_OF_SANDBOX = _select(("id",), "container", "sandbox_id")
+SELECT_SANDBOX_IDS_IN_USE = "SELECT DISTINCT sandbox_id FROM container WHERE node = ?"
+INSERT_CONTAINER = _insert("container", "node", *ContainerRow._fields)
+DELETE_CONTAINER = "DELETE FROM container WHERE node = ? AND id = ?"
+
+SELECT_SANDBOXES = _select(SandboxRow._fields, "sandbox")
+SELECT_ALL_SANDBOXES = f"SELECT node, {', '.join(SandboxRow._fields)} FROM sandbox"  # noqa: S608  # our own names
+INSERT_SANDBOX = _insert("sandbox", "node", *SandboxRow._fields)
+DELETE_SANDBOX = "DELETE FROM sandbox WHERE node = ? AND id = ?"
+
+SELECT_TRANSITIONS = f"{_select(TransitionRow._fields, 'transition', 'id')} ORDER BY number"
+SELECT_NEWEST_TRANSITIONS = "SELECT id, max(number) FROM transition WHERE node = ? GROUP BY id"
+SELECT_INVALID_TRANSITIONS = "SELECT id, number, state FROM transition WHERE node = ? AND state NOT IN (0, 1, 2, 3)"
+INSERT_TRANSITION = _insert("transition", "node", *TransitionRow._fields)
+PRUNE_TRANSITIONS = "DELETE FROM transition WHERE node = ? AND id = ? AND number <= ?"
+
+SELECT_LAST_RECOVERY = "SELECT max(number) FROM recovery WHERE node = ?"
+SELECT_LAST_REPORT = f"{_select(('report',), 'recovery')} ORDER BY number DESC LIMIT 1"
+INSERT_RECOVERY = _insert("recovery", "node", *ReportRow._fields)
+PRUNE_RECOVERIES = "DELETE FROM recovery WHERE node = ? AND number <= ?"
+
+SELECT_READ_BY_PEOPLE = ("SELECT opened_at FROM node WHERE name = ?", _select(ReportRow._fields, "recovery"))
+"""Columns that no engine reads: one that is missing would be noticed at the next write only."""

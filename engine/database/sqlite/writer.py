@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
 from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
-from limpet.engine.database.sqlite import reads
 from limpet.engine.database.sqlite import statements as sql
 from limpet.engine.database.sqlite.connection import (
     WAL_BYTES,
+    WRITER_PRAGMAS,
+    Pragmas,
     checkpoint_all,
     connect_writer,
     fetch_all,
@@ -19,18 +20,17 @@ from limpet.engine.database.sqlite.connection import (
     restart_wal,
     translate,
     truncate_wal,
-    update_statuses,
 )
 from limpet.engine.database.sqlite.file_identity import look_at
-from limpet.schema.codec import Row
 from limpet.schema.errors import (
     OutcomeUnknownError,
     StoreError,
     StoreFencedError,
     StoreReplacedError,
 )
+from limpet.schema.rows import AnyRow, SandboxRow, StatusRow
 
-_Change = tuple[Row, int]
+_Change = tuple[StatusRow, int]
 _MAX_ROWS = 512  # of 18 values each: below the 32,766 parameters that SQLite takes by default
 _SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # damaged text surfaces as the second
 
@@ -42,14 +42,15 @@ class Writer:
     commit. Only if that cannot be found out is the writer broken; it then refuses everything.
     """
 
-    def __init__(self, path: str, node: str) -> None:
+    def __init__(self, path: str, node: str, pragmas: Pragmas = WRITER_PRAGMAS) -> None:
         self._path = path
+        self._pragmas = pragmas
         self._node = node
         self._epoch = 0
         self._broken: StoreError | None = None
         self._is_kept_open = False
         try:
-            self._connection = connect_writer(path)
+            self._connection = connect_writer(path, pragmas)
         except _SQLITE_ERRORS as error:
             raise translate(path, error) from error
         self._files: list[tuple[bytes, tuple[int, int, int]]] = []
@@ -60,7 +61,7 @@ class Writer:
         """Begin a new epoch, so that whoever wrote before can write no more, and return it. Raises StoreError."""
         try:
             with self._transaction() as connection:
-                row = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
+                row = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
                 now = time.time_ns()
                 if row is None:
                     self._epoch = 1
@@ -73,18 +74,18 @@ class Writer:
         self._note_files()
         return self._epoch
 
-    def load_status(self, container_id: str) -> Row | None:
+    def load_status(self, container_id: str) -> StatusRow | None:
         """Return the status row of one container, None if it has none. It is about to be changed: its page is read."""
-        rows = self._read_all(reads.SELECT_STATUS, container_id)
-        return rows[0] if rows else None
+        rows = self._read_all(sql.SELECT_STATUS, container_id)
+        return StatusRow._make(rows[0]) if rows else None
 
     def load_container_ids(self) -> list[str]:
         """Return the id of every container of this node, also of those that have no status row."""
-        return [row[0] for row in self._read_all(reads.SELECT_CONTAINER_IDS)]
+        return [row[0] for row in self._read_all(sql.SELECT_CONTAINER_IDS)]
 
-    def load_sandboxes(self) -> list[Row]:
+    def load_sandboxes(self) -> list[SandboxRow]:
         """Return the row of every sandbox of this node."""
-        return self._read_all(reads.SELECT_SANDBOXES)
+        return list(map(SandboxRow._make, self._read_all(sql.SELECT_SANDBOXES)))
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
@@ -97,7 +98,7 @@ class Writer:
 
     def last_recovery(self) -> int:
         """Return the number of the newest recovery report, 0 if there is none."""
-        row = self._read_one(reads.SELECT_LAST_RECOVERY, (self._node,))
+        row = self._read_one(sql.SELECT_LAST_RECOVERY, (self._node,))
         return require_integer(self._path, row[0]) if row and row[0] is not None else 0
 
     def commit(self, changes: Changes) -> None:
@@ -129,7 +130,7 @@ class Writer:
         try:
             self._require_same_files()
             self._connection.close()
-            self._connection = connect_writer(self._path)
+            self._connection = connect_writer(self._path, self._pragmas)
             landed = self._find(changes)
             self._note_files()
             # What was read back may have been in memory only: a failed flush leaves pages that look clean.
@@ -148,16 +149,16 @@ class Writer:
         self._broken = None
         return landed
 
-    def close(self, before_unlink: Callable[[int], None] | None = None) -> None:
+    def close(self, before_unlink: Callable[[], None] | None = None) -> None:
         """Move the WAL into the database and close it; SQLite removes the WAL then.
 
-        `before_unlink` is called with the epoch once the WAL holds nothing: a kill before it leaves a WAL, a
+        `before_unlink` is called once the WAL holds nothing: a kill before it leaves a WAL, a
         kill after it a note that none is needed. Raises StoreError, or what `before_unlink` raises: the WAL stays
         then, and nothing is lost.
         """
         try:
             if before_unlink is not None and self._broken is None and truncate_wal(self._connection):
-                before_unlink(self._epoch)
+                before_unlink()
         except BaseException as error:
             self._is_kept_open = True  # closing it would remove the WAL, of which there is no note
             keep_open(self._connection)
@@ -175,19 +176,21 @@ class Writer:
         if changes.only_statuses:
             if len(changes.statuses) == 1:
                 ((row, seq_before),) = changes.statuses.values()
-                parameters = (*row[1:], self._node, row[0], seq_before, self._node, self._epoch)
+                parameters = (*row[1:], self._node, row.id, seq_before, self._epoch)
                 self._require_count(self._connection.execute(sql.UPDATE_STATUS, parameters).rowcount, 1)
                 return
             if len(changes.statuses) <= _MAX_ROWS:
                 self._update_statuses(changes)
                 return
         with self._transaction() as connection:
-            found = connection.execute(reads.SELECT_EPOCH, (self._node,)).fetchone()
+            found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
             self._require_count(found[0] if found else 0, self._epoch)
             node = (self._node,)
             for statement, rows in (
                 # Deletions first: a transaction may free a name and take it again.
                 (sql.DELETE_CONTAINER, [(key,) for key in changes.deleted_containers]),
+                # It went with its container, unless that row was missing.
+                (sql.DELETE_STATUS, [(key,) for key in changes.deleted_containers]),
                 (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
                 (sql.INSERT_SANDBOX, changes.new_sandboxes),
                 (sql.INSERT_CONTAINER, changes.new_containers),
@@ -195,16 +198,20 @@ class Writer:
                 (sql.INSERT_TRANSITION, changes.transitions),
                 (
                     sql.PRUNE_TRANSITIONS,
-                    [(row[0], row[1] - KEPT_TRANSITIONS) for row in changes.transitions if row[1] > KEPT_TRANSITIONS],
+                    [
+                        (row.id, row.number - KEPT_TRANSITIONS)
+                        for row in changes.transitions
+                        if row.number > KEPT_TRANSITIONS
+                    ],
                 ),
             ):
                 if rows:  # for none, SQLite would compile the statement all the same
                     connection.executemany(statement, [node + row for row in rows])
             if changes.statuses:
                 self._update_statuses(changes)
-            for row in changes.reports:
-                connection.execute(sql.INSERT_RECOVERY, node + row)
-                connection.execute(sql.PRUNE_RECOVERIES, (*node, row[0] - KEPT_RECOVERIES))
+            for report in changes.reports:
+                connection.execute(sql.INSERT_RECOVERY, node + report)
+                connection.execute(sql.PRUNE_RECOVERIES, (*node, report.number - KEPT_RECOVERIES))
 
     def _update_statuses(self, changes: Changes) -> None:
         for batch in _batched(changes.statuses.values(), _MAX_ROWS):
@@ -213,7 +220,7 @@ class Writer:
             rows = [(*row, before) for row, before in batch]
             rows += rows[-1:] * (size - len(batch))
             parameters = (*chain.from_iterable(rows), self._node, self._epoch)
-            self._require_count(self._connection.execute(update_statuses(size), parameters).rowcount, len(batch))
+            self._require_count(self._connection.execute(sql.update_statuses(size), parameters).rowcount, len(batch))
 
     def _require_count(self, found: int, expected: int) -> None:
         if found != expected:
@@ -228,14 +235,15 @@ class Writer:
         """Say whether a commit is in the database. It went in whole or not at all, so one row of it tells."""
         expected = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
         if expected:
-            return bool(self._read_one(reads.SELECT_STATUS, (self._node, expected[0][0])) == expected[0])
+            return bool(self._read_one(sql.SELECT_STATUS, (self._node, expected[0].id)) == expected[0])
         if changes.reports:
-            return self.last_recovery() >= int(changes.reports[0][0])
+            return self.last_recovery() >= changes.reports[0].number
         if changes.new_sandboxes:
             return changes.new_sandboxes[0] in self.load_sandboxes()
         if changes.deleted_containers:
-            return changes.deleted_containers[0] not in self.load_container_ids()
-        return changes.deleted_sandboxes[0] not in {row[0] for row in self.load_sandboxes()}
+            key = changes.deleted_containers[0]
+            return key not in self.load_container_ids() and self.load_status(key) is None
+        return changes.deleted_sandboxes[0] not in {row.id for row in self.load_sandboxes()}
 
     def _note_files(self) -> None:
         """Remember which files are open. Once the database was read or written its WAL is there, and stays."""
@@ -268,15 +276,15 @@ class Writer:
             else:
                 self._allowed_wal_bytes = 2 * self._wal_bytes
 
-    def _read_all(self, statement: str, *parameters: object) -> list[Row]:
+    def _read_all(self, statement: str, *parameters: object) -> list[AnyRow]:
         try:
             return fetch_all(self._connection, statement, (self._node, *parameters))
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
 
-    def _read_one(self, statement: str, parameters: Row) -> Row | None:
+    def _read_one(self, statement: str, parameters: AnyRow) -> AnyRow | None:
         try:
-            row: Row | None = self._connection.execute(statement, parameters).fetchone()
+            row: AnyRow | None = self._connection.execute(statement, parameters).fetchone()
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
         return row

@@ -1,0 +1,104 @@
+"""What the store asks of a database: a `Journal` to write to, and `Records` to read, for one node.
+
+Behind it stands SQLite in `sqlite`, and `memory`, which keeps nothing and shows that the store needs no more than this.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from limpet.engine.database.changes import Changes
+from limpet.schema.history import Transition
+from limpet.schema.metadata import Metadata
+from limpet.schema.rows import NameRow, SandboxRow, StatusRow
+
+
+class Journal(Protocol):
+    """Writes for one node, and reads what a draft must know. One thread at a time calls it."""
+
+    def commit(self, changes: Changes) -> None:
+        """Write all of `changes` or nothing; durable when this returns.
+
+        Raises OutcomeUnknownError if it cannot be found out which, StoreReplacedError or StoreFencedError if the
+        database is not ours any more; the journal refuses everything then. After any other StoreError nothing was
+        written, and it goes on.
+        """
+
+    def has_landed(self, changes: Changes, error: BaseException) -> bool:
+        """Say whether a commit that `error` broke into is in the database. Raises OutcomeUnknownError."""
+
+    def load_status(self, container_id: str) -> StatusRow | None:
+        """Return the status row of one container, None if it has none."""
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
+
+    def load_ids_of_sandbox(self, sandbox_id: str) -> Sequence[str]:
+        """Return the ids of the sandbox's containers."""
+
+    def last_recovery(self) -> int:
+        """Return the number of the newest recovery report, 0 if there is none."""
+
+
+class Records(Protocol):
+    """Reads one node's records. Thread-safe. Its methods raise StoreError."""
+
+    def load_container_ids(self) -> Sequence[str]:
+        """Return the id of every container, in order."""
+
+    def load_status_ids(self) -> Sequence[str]:
+        """Return the id of every container that has a status row, in order."""
+
+    def load_unsettled(self) -> Sequence[StatusRow]:
+        """Return the status row of every container that has not ended, or has a process."""
+
+    def load_status(self, container_id: str) -> StatusRow | None:
+        """Return the status row of one container, None if it has none."""
+
+    def load_statuses(self) -> Sequence[StatusRow]:
+        """Return the status row of every container."""
+
+    def load_names(self) -> Sequence[NameRow]:
+        """Return what lists are filtered by, of every container."""
+
+    def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
+        """Return node and row of every sandbox of every node."""
+
+    def load_sandbox_ids_in_use(self) -> Sequence[str]:
+        """Return the ids of the sandboxes that containers are in."""
+
+    def metadata(self, container_id: str) -> Metadata:
+        """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
+
+    def forget_metadata(self) -> None:
+        """Drop what is kept of metadata: a container was deleted."""
+
+    def history(self, container_id: str) -> Sequence[Transition]:
+        """Return the state changes that are kept, oldest first. Raises StoreDamagedError."""
+
+    def last_report(self) -> bytes | None:
+        """Return the newest recovery report as JSON, None if there is none."""
+
+
+class Database(Protocol):
+    """One node's database, opened by the only process that may write to it."""
+
+    @property
+    def node(self) -> str:
+        """The node's name."""
+
+    @property
+    def journal(self) -> Journal:
+        """Its one writer."""
+
+    @property
+    def records(self) -> Records:
+        """Its reader."""
+
+    def back_up(self, target_path: str) -> None:
+        """Copy everything to a new file; whole and verified, or not there. Raises AlreadyExistsError, StoreError."""
+
+    def close(self) -> None:
+        """Close it, so that the next opening finds everything in order. Raises StoreError."""
+
+    def abandon(self) -> None:
+        """In a fork of the process that opened it: never touch it again."""

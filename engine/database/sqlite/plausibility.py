@@ -1,0 +1,43 @@
+"""Whether the files of a database can be those that its last owner left: nothing missing, and none older."""
+
+import os
+from collections.abc import Mapping
+
+from limpet.engine.state.directory import CONTAINERS, DATABASE, OWNER, Owner
+from limpet.schema.errors import StoreDamagedError
+
+
+def require_plausible_files(path: str, owner: Owner | None) -> None:
+    """Raise StoreDamagedError if a file is missing from the state directory `path` that its last owner left there."""
+    database, owner_file = os.path.join(path, DATABASE), os.path.join(path, OWNER)
+    if not os.path.lexists(database):
+        containers = os.path.join(path, CONTAINERS)
+        if owner is not None or os.path.lexists(database + "-wal") or os.path.isdir(containers):
+            raise StoreDamagedError(
+                f"{database} is missing, but its state directory has been in use; put a backup there and remove"
+                f" {owner_file}, or begin with another directory"
+            )
+    elif os.path.getsize(database) == 0:
+        # SQLite takes it for a new one, also where it may only read, and removes the WAL beside it.
+        raise StoreDamagedError(f"{database} is empty: it was truncated or replaced. Restore a backup")
+    elif owner is not None and not owner.closed and not os.path.lexists(database + "-wal"):
+        raise StoreDamagedError(
+            f"{database}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
+            " have been in it. If another program has moved them into the database since (sqlite3 does), or if you"
+            f" accept the loss, remove {owner_file} and open it again"
+        )
+
+
+def require_same_age(path: str, owner: Owner | None, epochs: Mapping[str, int]) -> None:
+    """Raise StoreDamagedError if the database knows an older epoch than its last owner did.
+
+    `epochs` are those of all nodes. The owner's record names its node, unless an older limpet wrote it.
+    """
+    if owner is None:
+        return
+    epoch = epochs.get(owner.node, 0) if owner.node else max(epochs.values(), default=0)
+    if epoch < owner.epoch:
+        raise StoreDamagedError(
+            f"{os.path.join(path, DATABASE)} is older than when it was last open here (epoch {epoch}, not"
+            f" {owner.epoch}); if you restored a backup, remove {os.path.join(path, OWNER)} and open it again"
+        )

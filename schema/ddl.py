@@ -1,0 +1,91 @@
+"""The newest schema as SQL, printed from `tables` by docs/printed/ddl.py."""
+
+CREATE = (
+    """CREATE TABLE node (
+    name TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    opened_at INTEGER NOT NULL,
+    CONSTRAINT pk_node PRIMARY KEY (name)
+)
+ WITHOUT ROWID,
+ STRICT""",
+    """CREATE TABLE recovery (
+    node TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    report TEXT NOT NULL,
+    CONSTRAINT pk_recovery PRIMARY KEY (node, number)
+)
+ STRICT""",
+    """CREATE TABLE sandbox (
+    node TEXT NOT NULL,
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    root_dir TEXT NOT NULL,
+    config TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    CONSTRAINT pk_sandbox PRIMARY KEY (node, id)
+)
+ STRICT""",
+    """CREATE TABLE container (
+    node TEXT NOT NULL,
+    id TEXT NOT NULL,
+    sandbox_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    root_dir TEXT NOT NULL,
+    log_path TEXT NOT NULL,
+    stop_signal TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    config TEXT NOT NULL,
+    image_manifest TEXT NOT NULL,
+    starter TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    CONSTRAINT pk_container PRIMARY KEY (node, id),
+    CONSTRAINT fk_container_sandbox FOREIGN KEY(node, sandbox_id) REFERENCES sandbox (node, id),
+    CONSTRAINT uq_container_node_sandbox_id_name_attempt UNIQUE (node, sandbox_id, name, attempt)
+)
+ STRICT""",
+    """CREATE TABLE container_status (
+    node TEXT NOT NULL,
+    id TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    transitions INTEGER NOT NULL,
+    pid INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER NOT NULL,
+    finished_at INTEGER NOT NULL,
+    exit_code INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    released INTEGER NOT NULL,
+    resources TEXT,
+    process_pid INTEGER,
+    start_ticks INTEGER,
+    boot_id TEXT,
+    pidfd_inode INTEGER,
+    pid_namespace INTEGER,
+    checksum INTEGER NOT NULL,
+    CONSTRAINT pk_container_status PRIMARY KEY (node, id),
+    CONSTRAINT fk_container_status_container FOREIGN KEY(node, id) REFERENCES container (node, id) ON DELETE CASCADE
+)
+ WITHOUT ROWID,
+ STRICT""",
+    """CREATE TABLE transition (
+    node TEXT NOT NULL,
+    id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    exit_code INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    CONSTRAINT pk_transition PRIMARY KEY (node, id, number),
+    CONSTRAINT fk_transition_container FOREIGN KEY(node, id) REFERENCES container (node, id) ON DELETE CASCADE
+)
+ WITHOUT ROWID,
+ STRICT""",
+    """CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)""",
+)

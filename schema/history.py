@@ -1,0 +1,20 @@
+"""What is kept of a container's past: its state changes."""
+
+import msgspec
+
+from limpet.schema.status import ContainerState
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a container's state."""
+
+    number: int
+    """Counts the container's transitions from 1, without a gap."""
+    seq: int
+    """The checkpoint that made it."""
+    at: int
+    """Nanoseconds since the epoch."""
+    state: ContainerState
+    exit_code: int
+    reason: str
+    message: str

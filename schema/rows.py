@@ -1,0 +1,97 @@
+"""The rows of the tables, column by column, without the node's name: the only place that knows their order.
+
+A row is made and read by the names of its columns, so that one that is added shifts nothing unseen.
+"""
+
+from typing import Annotated, Any, NamedTuple
+
+from msgspec import Meta
+
+AnyRow = tuple[Any, ...]
+"""A row of any table, or of a query."""
+
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+ExitCode = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Message = Annotated[str, Meta(max_length=1 << 16)]
+Flag = Annotated[int, Meta(ge=0, le=1)]
+
+
+class StatusRow(NamedTuple):
+    """A row of table container_status. The types are those that may be written."""
+
+    id: str
+    seq: Natural
+    transitions: Natural
+    pid: Natural
+    created_at: Natural
+    started_at: Natural
+    finished_at: Natural
+    exit_code: ExitCode
+    reason: Message
+    message: Message
+    released: Flag
+    resources: str | None
+    process_pid: Natural | None
+    start_ticks: Natural | None
+    boot_id: str | None
+    pidfd_inode: Natural | None
+    pid_namespace: Natural | None
+    checksum: int
+
+
+class ContainerRow(NamedTuple):
+    """A row of table container."""
+
+    id: str
+    sandbox_id: str
+    name: str
+    attempt: int
+    root_dir: str
+    log_path: str
+    stop_signal: str
+    labels: str
+    config: str
+    image_manifest: str
+    starter: str
+    checksum: int
+
+
+class SandboxRow(NamedTuple):
+    """A row of table sandbox."""
+
+    id: str
+    name: str
+    created_at: int
+    root_dir: str
+    config: str
+    checksum: int
+
+
+class TransitionRow(NamedTuple):
+    """A row of table transition."""
+
+    id: str
+    number: int
+    seq: int
+    at: int
+    state: int
+    exit_code: int
+    reason: str
+    message: str
+
+
+class ReportRow(NamedTuple):
+    """A row of table recovery."""
+
+    number: int
+    at: int
+    report: str
+
+
+class NameRow(NamedTuple):
+    """The columns of table container that a list is filtered by."""
+
+    id: str
+    sandbox_id: str
+    name: str
+    labels: str

@@ -38,7 +38,7 @@ Doubt = tuple[str, str]
 """Why a container is Unknown: a word and a sentence. Kept in memory only."""
 DAMAGED: Doubt = (
     Reason.DAMAGED,
-    "its status on disk is missing, fails its checksum, or belongs to no container",
+    "its status on disk is missing, or does not match its checksum",
 )
 
 

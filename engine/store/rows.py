@@ -17,7 +17,7 @@ _FEW = 1000
 Kept = StatusRow | tuple[()]
 """A status row, or DAMAGED_ROW."""
 DAMAGED_ROW: Final = ()
-"""Stands for a row that is damaged, missing, or that nothing refers to."""
+"""Stands for a row that is damaged or missing."""
 
 
 class Rows:
@@ -36,8 +36,7 @@ class Rows:
         self._rows: dict[str, Kept | None] = dict.fromkeys(statuses)
         """None for a row that is unread."""
         if containers != statuses:  # damage: what either table knows is known, and nothing is lost in silence
-            self._rows.update(dict.fromkeys(set(containers) ^ set(statuses), DAMAGED_ROW))
-        # A row without its container's is left aside: nothing could be written for it (foreign keys).
+            self._rows.update(dict.fromkeys(set(containers) - set(statuses), DAMAGED_ROW))
         self.keep(self._verify(reader.load_unsettled()))
 
     def find(self, container_id: str, load: Callable[[str], StatusRow | None] | None = None) -> Kept | None:

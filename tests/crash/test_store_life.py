@@ -119,14 +119,16 @@ def test_power_cuts_while_the_wal_begins_anew() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_an_upgrade_of_what_was_killed() -> None:
-    """An older limpet's state, with a WAL that must not be missed: a kill or a cut amid the upgrade loses nothing."""
+@pytest.mark.parametrize("name", ["0001", "0001-killed", "0002", "0002-killed"])
+def test_an_upgrade_cut_short(name: str) -> None:
+    """A saved state of each older revision, killed or cut off amid its upgrade, loses nothing and gains no damage."""
+    life = f"Upgrade({name!r})"
     report = run(
-        f"kill_points(Upgrade(), workers={WORKERS}) + power_cuts(Upgrade(), samples=2, workers={WORKERS})"
-        f" + recovery_cuts(Upgrade(), crashes=1, workers={WORKERS})"
+        f"kill_points({life}, workers={WORKERS}) + power_cuts({life}, samples=1, workers={WORKERS})"
+        f" + recovery_cuts({life}, crashes=1, samples=1, workers={WORKERS})"
     )
     assert report["points"] > 200
-    assert report["images"] > 1_500
+    assert report["images"] > 500
     assert report["violations"] == 0, report["findings"]
 
 

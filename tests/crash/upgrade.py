@@ -1,44 +1,28 @@
-"""The life of a store that an older limpet left when it was killed: its newest commits are in the WAL alone."""
+"""The life of a saved state directory that today's code opens, which upgrades it: killed and cut off on the way."""
 
-import json
 import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
-from limpet.engine.database.sqlite.connection import connect_writer
-from limpet.engine.drill.old_database import make_old_database
 from limpet.engine.drill.records import RUNNING, SANDBOX, make_metadata
 from limpet.engine.state.durable import sync_directory
-from limpet.engine.store.store import Store
-from limpet.schema.layout import DEFAULT_NODE
+from limpet.engine.store import Store
 from limpet.testing import Violation
-
-_OTHERS = {f"other{number}": number for number in range(1, 6)}
-"""The epochs of other nodes, which must all be there after the upgrade."""
-
-
-def _leave_old_state() -> dict[str, bytes]:
-    """Return the files of a state directory of the oldest schema, as a kill leaves them."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/store.db"
-        make_old_database(path, "0001")
-        with closing(connect_writer(path)) as connection:
-            for row in {DEFAULT_NODE: 3, **_OTHERS}.items():
-                connection.execute("INSERT INTO node VALUES (?, ?, 1)", row)
-                connection.commit()
-            files = {name: Path(directory, name).read_bytes() for name in ("store.db", "store.db-wal")}
-    return files | {"owner.json": json.dumps({"pid": 1, "epoch": 3, "closed": False}).encode(), "lock": b""}
+from tests.upgrade.saved import expected, read, unpack
 
 
 class Upgrade:
-    """Opened, which migrates it; filled; opened again."""
+    """Opened, which migrates it; one container more; opened again. Nothing that was there before may change."""
 
-    def __init__(self) -> None:
-        self._files = _leave_old_state()
+    def __init__(self, name: str) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            state_dir = unpack(name, directory)
+            self._files = {path.name: path.read_bytes() for path in Path(state_dir).iterdir() if path.is_file()}
+            # What today's code reads of it without any crash, from before the container is added.
+            self._nodes = [each["node"] for each in expected(name)]
+            self._said = read(state_dir, self._nodes)
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
         self._put_old_state(f"{directory}/state")
@@ -46,7 +30,7 @@ class Upgrade:
         with Store.open(f"{directory}/state") as store:
             acknowledge(b"open")
             store.add_sandbox(SANDBOX)
-            store.add(make_metadata("a"), RUNNING)
+            store.add(make_metadata("added"), RUNNING)
             acknowledge(b"added")
         Store.open(f"{directory}/state").close()
 
@@ -71,11 +55,13 @@ class Upgrade:
                 raise Violation("lost", "the state directory is gone")
             return
         for _ in range(2):
-            with Store.open(f"{directory}/state") as store:
-                if b"added" in acknowledged and store.status("a").pid != RUNNING.pid:
-                    raise Violation("lost", "container a is not what was acknowledged")
-        with closing(sqlite3.connect(f"{directory}/state/store.db")) as raw:
-            epochs = dict(raw.execute("SELECT name, epoch FROM node"))
-        epoch = epochs.pop(DEFAULT_NODE)
-        if epochs != _OTHERS or epoch < 5 + (b"open" in acknowledged):
-            raise Violation("lost", f"the epochs are {epoch} and {epochs}")
+            said = read(f"{directory}/state", self._nodes)
+            for each in said:
+                added = each["containers"].pop("added", None)
+                each["sandboxes"].pop(SANDBOX.id, None)
+                if added is not None and added["checkpoint"]["pid"] != RUNNING.pid:
+                    raise Violation("torn", "the added container is not what was written")
+                if added is None and b"added" in acknowledged and each["node"] == self._nodes[0]:
+                    raise Violation("lost", "the added container is gone")
+            if said != self._said:
+                raise Violation("lost", "what was there before the upgrade is not what it was")

@@ -72,7 +72,13 @@ DELETE_SANDBOX = "DELETE FROM sandbox WHERE node = ? AND id = ?"
 SELECT_TRANSITIONS = f"{_select(TransitionRow._fields, 'transition', 'id')} ORDER BY number"
 SELECT_NEWEST_TRANSITIONS = "SELECT id, max(number) FROM transition WHERE node = ? GROUP BY id"
 SELECT_INVALID_TRANSITIONS = "SELECT id, number, state FROM transition WHERE node = ? AND state NOT IN (0, 1, 2, 3)"
-INSERT_TRANSITION = _insert("transition", "node", *TransitionRow._fields)
+_COUNT = len(TransitionRow._fields) + 1
+INSERT_TRANSITION = (
+    f"INSERT INTO transition (node, {', '.join(TransitionRow._fields)})"  # noqa: S608  # our own names
+    f" SELECT {', '.join(f'?{number}' for number in range(1, _COUNT + 1))}"
+    " WHERE EXISTS (SELECT 1 FROM container WHERE node = ?1 AND id = ?2)"
+)
+"""Nothing, if damage has taken the container's row: its status can still be written, and so can all others'."""
 PRUNE_TRANSITIONS = "DELETE FROM transition WHERE node = ? AND id = ? AND number <= ?"
 
 SELECT_LAST_RECOVERY = "SELECT max(number) FROM recovery WHERE node = ?"

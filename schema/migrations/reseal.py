@@ -6,7 +6,7 @@ has one damaged row.
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -38,38 +38,79 @@ def rebuild(
     checksum, so that it stays damaged; if the new table refuses it, it is left out and logged, and the backup that was
     made before has it.
     """
-    driver: Any = connection.connection.driver_connection
-    driver.execute(create)
-    columns = (*new, "checksum")
-    into = f"INSERT INTO {table}_new ({', '.join(columns)}) VALUES "  # noqa: S608  # our own names
-    insert = f"{into}({', '.join('?' * len(columns))})"
-    damaged = left_out = 0
-    driver.text_factory = _Text
-    try:
-        for *found, checksum in driver.execute(f"SELECT {', '.join((*old, 'checksum'))} FROM {table}"):  # noqa: S608
-            values = _decode(found)
-            if values is not None and is_sealed(values, checksum):
-                row = dict(zip(old, values, strict=True))
-                row.update(fill(row))
-                sealed = tuple(row[name] for name in new)
-                driver.execute(insert, (*sealed, seal(sealed)))
-                continue
-            damaged += 1
+    copy = _Copy(connection, table, (*new, "checksum"))
+    copy.driver.execute(create)
+    for *found, checksum in copy.read((*old, "checksum")):
+        values = _decode(found)
+        if values is not None and is_sealed(values, checksum):
+            row = dict(zip(old, values, strict=True))
+            row.update(fill(row))
+            row["checksum"] = seal([row[name] for name in new])
+            copy.insert(row)
+        else:
             row = dict(zip(old, found, strict=True))
             row.update(fill(row), checksum=checksum)
-            holes = ("CAST(? AS TEXT)" if isinstance(row[name], _Text) else "?" for name in columns)
-            try:
-                driver.execute(f"{into}({', '.join(holes)})", [row[name] for name in columns])
-            except sqlite3.IntegrityError as error:  # a NULL or a type that the table does not take
-                left_out += 1
-                _log.warning("table %s: a damaged row was left out (%s); the backup has it", table, error)
-    finally:
-        driver.text_factory = str
-    driver.execute(f"DROP TABLE {table}")
-    driver.execute(f"ALTER TABLE {table}_new RENAME TO {table}")
-    connection.info[LEFT_OUT] = connection.info.get(LEFT_OUT, 0) + left_out
-    if damaged:
-        _log.warning("table %s: %d rows were damaged before, and stay so", table, damaged)
+            copy.insert_damaged(row)
+    copy.put_in_place()
+
+
+def rebuild_unsealed(
+    connection: Connection, table: str, create: str, old: Sequence[str], new: Mapping[str, object]
+) -> None:
+    """Make a table without checksums anew by `create`, which names it {table}_new, and copy its rows.
+
+    `new` are the values of the new columns in old rows. A row that the new table refuses is left out and logged.
+    """
+    copy = _Copy(connection, table, (*old, *new))
+    copy.driver.execute(create)
+    for found in copy.read(old):
+        copy.insert(dict(zip(old, found, strict=True)) | dict(new))
+    copy.put_in_place()
+
+
+class _Copy:
+    """The rows of one table on their way into its successor."""
+
+    def __init__(self, connection: Connection, table: str, columns: Sequence[str]) -> None:
+        self.driver: Any = connection.connection.driver_connection
+        self._info = connection.info
+        self._table = table
+        self._columns = columns
+        self._damaged = self._left_out = 0
+
+    def read(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Yield each row of the old table, its texts as their bytes."""
+        self.driver.text_factory = _Text
+        try:
+            yield from self.driver.execute(f"SELECT {', '.join(columns)} FROM {self._table}")  # noqa: S608  # our own names
+        finally:
+            self.driver.text_factory = str
+
+    def insert(self, row: Mapping[str, object]) -> None:
+        """Insert a row as it is. One that the table refuses, for a NULL or a type, is left out."""
+        values = [row[name] for name in self._columns]
+        holes = ("CAST(? AS TEXT)" if isinstance(value, _Text) else "?" for value in values)
+        try:
+            self.driver.execute(
+                f"INSERT INTO {self._table}_new ({', '.join(self._columns)}) VALUES ({', '.join(holes)})",  # noqa: S608
+                values,
+            )
+        except sqlite3.IntegrityError as error:
+            self._left_out += 1
+            _log.warning("table %s: a damaged row was left out (%s); the backup has it", self._table, error)
+
+    def insert_damaged(self, row: Mapping[str, object]) -> None:
+        """Insert a row that does not carry its seal."""
+        self._damaged += 1
+        self.insert(row)
+
+    def put_in_place(self) -> None:
+        """Let the new table take the old one's place, and say what was damaged."""
+        self.driver.execute(f"DROP TABLE {self._table}")
+        self.driver.execute(f"ALTER TABLE {self._table}_new RENAME TO {self._table}")
+        self._info[LEFT_OUT] = self._info.get(LEFT_OUT, 0) + self._left_out
+        if self._damaged:
+            _log.warning("table %s: %d rows were damaged before, and stay so", self._table, self._damaged)
 
 
 def _decode(row: Sequence[object]) -> list[object] | None:

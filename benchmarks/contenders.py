@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.engine.state.durable import sync_directory, write_file
-from limpet.engine.store.store import Store
+from limpet.engine.store import Store
 from limpet.schema.cri import ContainerConfig, parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import LimpetError
 from limpet.schema.image import ImageManifest, ImageName

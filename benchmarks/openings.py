@@ -14,9 +14,9 @@ from limpet.benchmarks.contenders import UnavailableError, read_status_files
 from limpet.benchmarks.databases import map_objects
 from limpet.benchmarks.figures import Cell, Figures
 from limpet.benchmarks.population import count_running, files_path, limpet_path
-from limpet.engine.reconcile.recovery_pass import recover
+from limpet.engine.reconcile import recover
 from limpet.engine.state.directory import DATABASE
-from limpet.engine.store.store import Store
+from limpet.engine.store import Store
 from limpet.schema.codec import row_to_status
 from limpet.schema.rows import StatusRow
 from limpet.schema.status import Status

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.benchmarks.contenders import ENDED, RUNNING, container_id, fill_store, make_status_file
-from limpet.engine.store.store import Store
+from limpet.engine.store import Store
 from limpet.recovery.host import identify, open_pidfd
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Status

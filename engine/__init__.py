@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from limpet.engine.engine import Engine
     from limpet.engine.lifecycle.container import Container
     from limpet.engine.lifecycle.sandbox import Sandbox
-    from limpet.engine.reconcile.recovery_pass import recover
-    from limpet.engine.store.store import Store
+    from limpet.engine.reconcile import recover
+    from limpet.engine.store import Store
     from limpet.schema import errors
 
 _HOMES = {

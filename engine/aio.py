@@ -9,10 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
-from limpet.engine.store.commit import Request
-from limpet.engine.store.draft import Draft
-from limpet.engine.store.record import Record
-from limpet.engine.store.store import Store
+from limpet.engine.store import Draft, Record, Request, Store
 from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import ContainerState, Status

@@ -11,14 +11,13 @@ from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox, choose_log_path
-from limpet.engine.reconcile.recovery_pass import recover
-from limpet.engine.reconcile.sweep import dispose, judge_orphans
+from limpet.engine.reconcile import dispose, judge_orphans, recover
 from limpet.engine.starters import Starter
 from limpet.engine.starters.process.starter import ProcessStarter, end_leftovers
 from limpet.engine.state.directory import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
-from limpet.engine.store.store import Store
+from limpet.engine.store import Store
 from limpet.recovery.host import find_bundle_processes, read_boot_id, read_pid_namespace
 from limpet.recovery.probe import HostProbe
 from limpet.recovery.report import Report

@@ -7,12 +7,25 @@ and only then acts, each action harmless to repeat. What cannot be seen is Unkno
 
 Read `evidence` (what is asked), `rules` (what follows from the answers), then `probe` and `host` (how it is
 seen), `orphans` (directories that nobody owns) and `report`.
+
+Names are loaded when they are first used: opening a store needs none of them.
 """
 
-from limpet.recovery.evidence import Boot, Bundle, Checkpoint, Evidence, Observation, Process
-from limpet.recovery.probe import HostProbe, Probe, Subject
-from limpet.recovery.report import Finding, Report
-from limpet.recovery.rules import RULES, Action, Ruling, Verdict, decide
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limpet.recovery.evidence import Boot, Bundle, Checkpoint, Evidence, Observation, Process
+    from limpet.recovery.probe import HostProbe, Probe, Subject
+    from limpet.recovery.report import Finding, Report
+    from limpet.recovery.rules import RULES, Action, Ruling, Verdict, decide
+
+_HOMES = {
+    **dict.fromkeys(("Boot", "Bundle", "Checkpoint", "Evidence", "Observation", "Process"), "evidence"),
+    **dict.fromkeys(("HostProbe", "Probe", "Subject"), "probe"),
+    **dict.fromkeys(("Finding", "Report"), "report"),
+    **dict.fromkeys(("RULES", "Action", "Ruling", "Verdict", "decide"), "rules"),
+}
 
 __all__ = [
     "RULES",
@@ -32,3 +45,9 @@ __all__ = [
     "Verdict",
     "decide",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'limpet.recovery' has no attribute {name!r}")
+    return getattr(import_module(f"limpet.recovery.{_HOMES[name]}"), name)

@@ -67,13 +67,12 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         return
     from importlib.metadata import version  # noqa: PLC0415  # only this needs them
     from platform import python_version  # noqa: PLC0415
-    from sqlite3 import sqlite_version  # noqa: PLC0415
 
+    from limpet.engine.database.sqlite import sqlite_version  # noqa: PLC0415
     from limpet.schema.revision import SCHEMA_REVISION  # noqa: PLC0415
 
-    click.echo(
-        f"limpet {version('limpet')} (schema {SCHEMA_REVISION}, Python {python_version()}, SQLite {sqlite_version})"
-    )
+    sqlite = ".".join(map(str, sqlite_version()))
+    click.echo(f"limpet {version('limpet')} (schema {SCHEMA_REVISION}, Python {python_version()}, SQLite {sqlite})")
     ctx.exit()
 
 

@@ -6,7 +6,7 @@ import click
 
 from limpet.engine.cli.options import Place, output_option, place_option
 from limpet.engine.cli.output import print_json, print_lines, printable
-from limpet.engine.database.sqlite.backup import back_up
+from limpet.engine.database.sqlite import back_up
 from limpet.engine.inspection.snapshot import Snapshot
 
 

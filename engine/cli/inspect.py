@@ -12,7 +12,7 @@ from limpet.engine.cli.options import Place, complete_id, output_option, place_o
 from limpet.engine.cli.output import age, paint, print_json, print_lines, printable, rfc3339
 from limpet.engine.inspection.snapshot import Snapshot, View
 from limpet.engine.lifecycle.cri_status import to_cri_status
-from limpet.engine.store.match import resolve_prefix
+from limpet.engine.store import resolve_prefix
 from limpet.recovery.evidence import Observation
 from limpet.schema.errors import StoreDamagedError
 from limpet.schema.metadata import Metadata, SandboxMetadata

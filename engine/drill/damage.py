@@ -23,9 +23,9 @@ from limpet.engine.drill.opening import open_store, replace_pragmas
 from limpet.engine.drill.records import IDENTITY, RUNNING, SANDBOX, Answer, make_metadata
 from limpet.engine.inspection.check import find_store_damage
 from limpet.engine.inspection.snapshot import Snapshot
-from limpet.engine.reconcile.recovery_pass import recover
+from limpet.engine.reconcile import recover
 from limpet.engine.state.directory import DATABASE
-from limpet.engine.store.store import Store
+from limpet.engine.store import Store
 from limpet.recovery.evidence import Process
 from limpet.schema.errors import InvalidInputError, LimpetError, StoreDamagedError
 from limpet.schema.status import Status

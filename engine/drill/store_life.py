@@ -23,11 +23,10 @@ from limpet.engine.drill.opening import open_store
 from limpet.engine.drill.records import RUNNING, SANDBOX, Answer, make_metadata
 from limpet.engine.drill.sameness import digest, same_moment
 from limpet.engine.lifecycle.bundle import ContainerBundle
-from limpet.engine.reconcile.recovery_pass import recover
+from limpet.engine.reconcile import recover
 from limpet.engine.state.directory import CONTAINERS, DATABASE
 from limpet.engine.state.durable import make_directory, write_file
-from limpet.engine.store.commit import Request
-from limpet.engine.store.store import Store
+from limpet.engine.store import Request, Store
 from limpet.recovery.evidence import Process
 from limpet.schema.errors import LimpetError, StoreDamagedError
 from limpet.schema.revision import SCHEMA_REVISION

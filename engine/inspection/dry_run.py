@@ -4,8 +4,7 @@ import os
 import time
 
 from limpet.engine.inspection.snapshot import Snapshot
-from limpet.engine.reconcile.recovery_pass import examine_all
-from limpet.engine.reconcile.sweep import judge_orphans
+from limpet.engine.reconcile import examine_all, judge_orphans
 from limpet.engine.state.directory import CONTAINERS, SANDBOXES
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.orphans import Orphan

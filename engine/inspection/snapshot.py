@@ -25,8 +25,7 @@ from limpet.engine.state.directory import (
     read_owner,
 )
 from limpet.engine.state.entries import require_entries, resolve_directory
-from limpet.engine.store.match import Filter, read_labels, resolve_prefix
-from limpet.engine.store.record import Record, Unsettled
+from limpet.engine.store import Filter, Record, Unsettled, read_labels, resolve_prefix
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.examine import examine
 from limpet.recovery.probe import HostProbe

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from limpet.engine.images import ImageStore
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
-from limpet.engine.store.store import Store
+from limpet.engine.store import Store
 from limpet.recovery.rules import end
 from limpet.schema.errors import NotFoundError
 

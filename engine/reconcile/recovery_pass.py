@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from limpet.engine.store.draft import Draft
-from limpet.engine.store.record import Unsettled
-from limpet.engine.store.store import Store
+from limpet.engine.store import Draft, Store, Unsettled
 from limpet.recovery.examine import examine
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.orphans import Orphan

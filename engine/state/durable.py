@@ -8,7 +8,6 @@ knows what the file means and says so.
 import ctypes
 import errno
 import os
-import secrets
 import stat
 from typing import NamedTuple
 
@@ -75,7 +74,7 @@ def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
 
 def temporary_path(directory: str) -> str:
     """Return a path in `directory` that nobody else uses, for a file that is renamed once it is whole."""
-    return os.path.join(directory, TEMPORARY_PREFIX + secrets.token_hex(8))
+    return os.path.join(directory, TEMPORARY_PREFIX + os.urandom(8).hex())
 
 
 def sync_file(path: str) -> None:

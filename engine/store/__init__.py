@@ -1,7 +1,12 @@
-"""The store: every record of one node, durable when a call returns, and in memory for reading."""
+"""The store: every record of one node, durable when a call returns, and in memory for reading.
 
+Read `store` (what it promises), `draft` (a change before it is written), `commit` (who writes), `rows` (what is kept).
+"""
+
+from limpet.engine.store.commit import Request
 from limpet.engine.store.draft import Draft
+from limpet.engine.store.match import Filter, read_labels, resolve_prefix
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.store import Store
 
-__all__ = ["Draft", "Record", "Store", "Unsettled"]
+__all__ = ["Draft", "Filter", "Record", "Request", "Store", "Unsettled", "read_labels", "resolve_prefix"]

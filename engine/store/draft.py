@@ -11,8 +11,7 @@ from copy import deepcopy
 
 from msgspec.structs import replace
 
-from limpet.engine.database.changes import Changes
-from limpet.engine.database.contract import Journal
+from limpet.engine.database import Changes, Journal
 from limpet.engine.store.rows import Kept, Rows
 from limpet.schema.codec import (
     metadata_to_row,

@@ -7,7 +7,7 @@ somebody asks, so that opening costs little more than what runs; each row is ver
 from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from typing import Final
 
-from limpet.engine.database.contract import Records
+from limpet.engine.database import Records
 from limpet.schema.codec import find_unsound, row_is_sound, status_can_be_read
 from limpet.schema.rows import StatusRow
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Self
 from weakref import WeakSet
 
-from limpet.engine.database.contract import Database
+from limpet.engine.database import Database
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.store.commit import Committer, Request

@@ -3,14 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from limpet.engine.database.changes import Changes
+from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.drill.controls import DeafLife, HastyLife
 from limpet.engine.drill.opening import replace_pragmas
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
-from limpet.engine.store.commit import Request
-from limpet.engine.store.draft import Draft
-from limpet.engine.store.store import Store
+from limpet.engine.store import Draft, Request, Store
 
 _write, _commit = Store._write, Store._commit
 

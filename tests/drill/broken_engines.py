@@ -3,14 +3,13 @@
 import os
 import time
 
-from limpet.engine.database.changes import Changes
+from limpet.engine.database import Changes
 from limpet.engine.engine import Engine
 from limpet.engine.lifecycle.command_line import BundleConfig
 from limpet.engine.starters import Prepared
 from limpet.engine.starters.process import starter as process
 from limpet.engine.starters.process.starter import ProcessStarter
-from limpet.engine.store.draft import Draft
-from limpet.engine.store.store import Store
+from limpet.engine.store import Draft, Store
 from limpet.recovery import host, rules
 from limpet.recovery.evidence import Process
 from limpet.schema.cri import LinuxContainerResources

@@ -152,7 +152,7 @@ def _back_up(state_dir: str) -> None:
     target = os.path.join(os.path.dirname(state_dir), "out")
     clear(Path(target))
     with Snapshot.open(state_dir) as seen:
-        from limpet.engine.database.sqlite.backup import back_up
+        from limpet.engine.database.sqlite import back_up
 
         seen.source.ask(lambda reader: back_up(reader, target))
 

@@ -89,17 +89,6 @@ def test_a_migration_that_fails_changes_nothing(state_dir: str, monkeypatch: pyt
     Store.open(state_dir).close()
 
 
-def test_opening_what_is_current_does_not_import_alembic(state_dir: str) -> None:
-    """alembic costs more time than opening; only a database that must be migrated pays for it."""
-    import subprocess
-    import sys
-
-    Store.open(state_dir).close()
-    script = f"import sys\nfrom limpet.engine import Store\nStore.open({state_dir!r}).close()\n"
-    script += "assert 'alembic' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
 def test_revisions_are_in_order() -> None:
     """Revisions are numbers that grow, so that newer and older can be told apart by comparing them."""
     modules = [

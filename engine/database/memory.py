@@ -1,0 +1,149 @@
+"""A database in memory: what the store asks of one, in a page. Nothing of it outlives the process.
+
+It keeps the contract honest, as its second implementation: the store's laws, durability aside, are tested on both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
+from limpet.schema.codec import row_to_metadata
+from limpet.schema.errors import NotFoundError, StoreError, StoreFencedError, UnsupportedError, quote
+from limpet.schema.history import Transition
+from limpet.schema.metadata import Metadata
+from limpet.schema.rows import ContainerRow, NameRow, ReportRow, SandboxRow, StatusRow, TransitionRow
+
+
+@dataclass
+class Tables:
+    """One node's rows. They outlive the databases that are opened on them."""
+
+    sandboxes: dict[str, SandboxRow] = field(default_factory=dict)
+    containers: dict[str, ContainerRow] = field(default_factory=dict)
+    statuses: dict[str, StatusRow] = field(default_factory=dict)
+    transitions: dict[str, list[TransitionRow]] = field(default_factory=dict)
+    reports: list[ReportRow] = field(default_factory=list)
+    epoch: int = 0
+
+
+class MemoryDatabase:
+    """A node's database on some tables; whoever opened one on them before can write no more."""
+
+    def __init__(self, tables: Tables, node: str) -> None:
+        self.node = node
+        tables.epoch += 1
+        self.journal = _Journal(tables)
+        self.records = _Records(tables, node)
+
+    def back_up(self, target_path: str) -> None:
+        """Raise UnsupportedError: there is no file to copy."""
+        raise UnsupportedError(f"{target_path}: a database in memory cannot be backed up; use one on disk")
+
+    def close(self) -> None:
+        """Do nothing: the tables stay."""
+
+    def abandon(self) -> None:
+        """Do nothing: a fork has a copy of its own."""
+
+
+class _Journal:
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._epoch = tables.epoch
+
+    def commit(self, changes: Changes) -> None:
+        tables = self._tables
+        if tables.epoch != self._epoch:
+            raise StoreFencedError(f"opened again since epoch {self._epoch} began; close this store")
+        for row, before in changes.statuses.values():
+            if row.id not in tables.statuses or tables.statuses[row.id].seq != before:
+                raise StoreError(f"container {row.id}: its newest checkpoint is not {before}")
+        for key in changes.deleted_containers:
+            for table in (tables.containers, tables.statuses, tables.transitions):
+                table.pop(key, None)
+        for key in changes.deleted_sandboxes:
+            tables.sandboxes.pop(key, None)
+        tables.sandboxes.update((row.id, row) for row in changes.new_sandboxes)
+        tables.containers.update((row.id, row) for row in changes.new_containers)
+        tables.statuses.update(changes.new_statuses)
+        tables.statuses.update((row.id, row) for row, _ in changes.statuses.values())
+        for transition in changes.transitions:
+            kept = tables.transitions.setdefault(transition.id, [])
+            kept.append(transition)
+            del kept[:-KEPT_TRANSITIONS]
+        tables.reports += changes.reports
+        del tables.reports[:-KEPT_RECOVERIES]
+
+    def has_landed(self, changes: Changes, error: BaseException) -> bool:  # noqa: ARG002  # it makes no difference
+        rows = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
+        if rows:
+            return self._tables.statuses.get(rows[0].id) == rows[0]
+        if changes.reports:
+            return changes.reports[0] in self._tables.reports
+        if changes.new_sandboxes:
+            return changes.new_sandboxes[0].id in self._tables.sandboxes
+        gone = (*changes.deleted_containers, *changes.deleted_sandboxes)
+        return not any(key in self._tables.statuses or key in self._tables.sandboxes for key in gone)
+
+    def load_status(self, container_id: str) -> StatusRow | None:
+        return self._tables.statuses.get(container_id)
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        wanted = (sandbox_id, name, attempt)
+        rows = self._tables.containers.values()
+        return next((row.id for row in rows if (row.sandbox_id, row.name, row.attempt) == wanted), None)
+
+    def load_ids_of_sandbox(self, sandbox_id: str) -> Sequence[str]:
+        return [row.id for row in self._tables.containers.values() if row.sandbox_id == sandbox_id]
+
+    def last_recovery(self) -> int:
+        return self._tables.reports[-1].number if self._tables.reports else 0
+
+
+class _Records:
+    def __init__(self, tables: Tables, node: str) -> None:
+        self._tables = tables
+        self._node = node
+
+    def load_container_ids(self) -> Sequence[str]:
+        return sorted(self._tables.containers)
+
+    def load_status_ids(self) -> Sequence[str]:
+        return sorted(self._tables.statuses)
+
+    def load_unsettled(self) -> Sequence[StatusRow]:
+        return [row for row in self._tables.statuses.copy().values() if not row.finished_at or row.pid]
+
+    def load_status(self, container_id: str) -> StatusRow | None:
+        return self._tables.statuses.get(container_id)
+
+    def load_statuses(self) -> Sequence[StatusRow]:
+        return list(self._tables.statuses.copy().values())
+
+    def load_names(self) -> Sequence[NameRow]:
+        rows = self._tables.containers.copy().values()
+        return [NameRow(row.id, row.sandbox_id, row.name, row.labels) for row in rows]
+
+    def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
+        return [(self._node, row) for row in self._tables.sandboxes.copy().values()]
+
+    def load_sandbox_ids_in_use(self) -> Sequence[str]:
+        return list({row.sandbox_id for row in self._tables.containers.copy().values()})
+
+    def metadata(self, container_id: str) -> Metadata:
+        row = self._tables.containers.get(container_id)
+        if row is None:
+            raise NotFoundError(f"container {quote(container_id)} does not exist")
+        return row_to_metadata(self._node, row)
+
+    def forget_metadata(self) -> None:
+        """Do nothing: none is kept."""
+
+    def history(self, container_id: str) -> Sequence[Transition]:
+        rows = self._tables.transitions.get(container_id, [])
+        return [msgspec.convert(row._asdict(), Transition) for row in rows]
+
+    def last_report(self) -> bytes | None:
+        return self._tables.reports[-1].report.encode() if self._tables.reports else None

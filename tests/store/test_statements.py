@@ -1,0 +1,99 @@
+"""The plain SQL that an engine runs, held against the tables that it is about."""
+
+import importlib.util
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from limpet import Store
+from limpet.engine.database.sqlite import statements
+from limpet.schema import ddl, rows
+from limpet.schema.revision import SCHEMA_REVISION
+from limpet.schema.seal import SEALS, sealed_columns
+from limpet.schema.tables import TABLES
+
+ROOT = Path(__file__).parents[2]
+ROWS = {
+    "container": rows.ContainerRow,
+    "container_status": rows.StatusRow,
+    "recovery": rows.ReportRow,
+    "sandbox": rows.SandboxRow,
+    "transition": rows.TransitionRow,
+}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """Return an empty database of the newest schema."""
+    with closing(sqlite3.connect(tmp_path / "fresh.db")) as connection:
+        for statement in ddl.CREATE:
+            connection.execute(statement)
+        yield connection
+
+
+def test_the_newest_schema_is_what_the_tables_print() -> None:
+    """schema/ddl.py is the output of docs/printed/ddl.py, to the letter."""
+    spec = importlib.util.spec_from_file_location("printed_ddl", ROOT / "docs" / "printed" / "ddl.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "schema" / "ddl.py").read_text() == module.print_ddl()
+
+
+def test_rows_have_the_columns_of_their_tables() -> None:
+    """Each row's class names the table's columns in order; the checksum of today covers all but itself."""
+    for name, row in ROWS.items():
+        columns = [column.name for column in TABLES.tables[name].columns]
+        assert ["node", *row._fields] == columns
+        if name in SEALS:
+            assert [*sealed_columns(name, SCHEMA_REVISION), "checksum"] == columns
+    assert {name for name, table in TABLES.tables.items() if "checksum" in table.columns} == set(SEALS)
+
+
+def test_every_statement_is_one_that_the_schema_knows(database: sqlite3.Connection) -> None:
+    """SQLite prepares each statement, with as many parameters as it has, on the newest schema."""
+    texts = [getattr(statements, name) for name in dir(statements) if name.isupper() and not name.startswith("_")]
+    texts = [text for each in texts for text in ([each] if isinstance(each, str) else each)]
+    assert len(texts) > 25
+    for text in (*texts, statements.update_statuses(4)):
+        count = len(rows.TransitionRow._fields) + 1 if text == statements.INSERT_TRANSITION else text.count("?")
+        database.execute(f"EXPLAIN {text}", (None,) * count).fetchall()
+
+
+def test_opening_a_current_store_loads_no_sqlalchemy(state_dir: str) -> None:
+    """SQLAlchemy and alembic take longer to load than a store to open; only a database that is older pays for them."""
+    script = (
+        f"import sys\nfrom limpet import Store\nfor _ in range(2): Store.open({state_dir!r}).close()\n"
+        "assert not {'sqlalchemy', 'alembic', 'asyncio', 'rich', 'click', 'zstandard'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_import_and_open_cost(state_dir: str, tmp_path: Path) -> None:
+    """Importing limpet and opening a current store takes at most 9 times the processor time of Python alone.
+
+    The least of processes that take turns, after one that has compiled the modules: what else runs only adds to it.
+    """
+    Store.open(state_dir).close()
+    measure = (
+        "import resource, subprocess, sys\n"
+        "def cpu(code):\n"
+        "    before = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "    subprocess.run([sys.executable, '-c', code], check=True)\n"
+        "    after = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime\n"
+        "pairs = [(cpu('pass'), cpu(sys.argv[1])) for _ in range(9)]\n"
+        "print(min(pair[1] for pair in pairs[1:]) / min(pair[0] for pair in pairs))\n"
+    )
+    code = f"from limpet import Store; Store.open({state_dir!r}).close()"
+    compiled = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-c", measure, code]
+    done = subprocess.run(command, env=os.environ | compiled, check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 9

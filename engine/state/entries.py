@@ -32,8 +32,9 @@ def require_path(state_dir: str | os.PathLike[str]) -> str:
 
 def resolve_directory(state_dir: str | os.PathLike[str]) -> str:
     """Return the real path of a state directory. Raises StateDirectoryError, InvalidInputError."""
+    path = require_path(state_dir)
     try:
-        return os.path.realpath(require_path(state_dir))
+        return os.path.realpath(path)
     except (OSError, ValueError) as error:  # a NUL in it, or a lone surrogate
         raise StateDirectoryError(f"state directory {quote_path(state_dir)}: {error}; name another") from error
 

@@ -11,7 +11,8 @@ import pytest
 
 from limpet.engine import Engine
 from limpet.engine.lifecycle import runtime
-from limpet.engine.store import Committer, Request, commit
+from limpet.engine.store import commit
+from limpet.engine.store.commit import Committer, Request
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.store.test_commit import in_thread
 

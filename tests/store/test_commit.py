@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from limpet.engine import Store, errors
 from limpet.engine.aio import AsyncStore
-from limpet.engine.store import Committer, Request
+from limpet.engine.store.commit import Committer, Request
 from limpet.schema import Status
 from tests.conftest import wait_until
 from tests.store.test_store import RUNNING, metadata, sandbox

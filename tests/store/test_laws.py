@@ -1,0 +1,285 @@
+"""The store's laws, durability aside: they hold on each database that is behind its contract."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from limpet import Store, errors, recover
+from limpet.engine.database.memory import MemoryDatabase, Tables
+from limpet.recovery import Boot, Observation, Process
+from limpet.schema import ContainerState, Status
+from tests.store.test_store import RUNNING, metadata, sandbox
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each state directory have a database of this kind."""
+    if request.param == "memory":
+        tables: defaultdict[str, Tables] = defaultdict(Tables)
+        monkeypatch.setattr(
+            "limpet.engine.store.store.open_database",
+            lambda directory, node: MemoryDatabase(tables[directory.path], node),
+        )
+
+
+@pytest.fixture
+def store(database: None, state_dir: str) -> Iterator[Store]:
+    with Store.open(state_dir) as opened:
+        opened.add_sandbox(sandbox())
+        yield opened
+
+
+def test_add_get_list_delete(store: Store) -> None:
+    """What is added is found by id, prefix, name, state, labels and sandbox; what is deleted is gone."""
+    store.add_sandbox(sandbox("t"))
+    store.add(metadata("alpha", tier="web"), RUNNING)
+    store.add(metadata("alpine", "t", tier="db", zone="b"))
+    with pytest.raises(errors.AlreadyExistsError):
+        store.add(metadata("alpha"))
+    with pytest.raises(errors.AlreadyExistsError, match="name 'alpha'"):
+        store.add(replace(metadata("alpha"), id="other"))
+    with pytest.raises(errors.NotFoundError, match="sandbox 'nope'"):
+        store.add(metadata("beta", "nope"))
+    assert store.get("alpha").metadata.config.labels == {"tier": "web"}
+    assert store.get("alpi").id == "alpine"
+    with pytest.raises(errors.NotFoundError, match="2 containers"):
+        store.get("al")
+    for found, wanted in (
+        (store.list(), ["alpha", "alpine"]),
+        (store.list(id="alpi"), ["alpine"]),
+        (store.list(name="alpha"), ["alpha"]),
+        (store.list(sandbox_id="t"), ["alpine"]),
+        (store.list(state=ContainerState.RUNNING), ["alpha"]),
+        (store.list(labels={"tier": "db", "zone": "b"}), ["alpine"]),
+        (store.list(labels={"tier": "db", "zone": "c"}), []),
+    ):
+        assert [record.id for record in found] == wanted
+    with pytest.raises(errors.InvalidStateError, match="1 containers"):
+        store.delete_sandbox("t")
+    store.delete("alpine")
+    store.delete_sandbox("t")
+    with pytest.raises(errors.NotFoundError):
+        store.get("alpine")
+
+
+def test_update_that_raises_changes_nothing(store: Store) -> None:
+    """An exception from the function, or a status that cannot be written, reaches its caller and nobody else."""
+    store.add(metadata("a"), RUNNING)
+
+    def fail(_: Status) -> Status:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        store.update("a", fail)
+    for bad in (
+        replace(RUNNING, pid=-1),
+        replace(RUNNING, finished_at=2**63),
+        replace(RUNNING, exit_code=2**31),
+        replace(RUNNING, reason="\ud800"),
+        replace(RUNNING, message="x" * 70_000),
+        replace(RUNNING, started_at="soon"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(errors.InvalidInputError):
+            store.checkpoint("a", bad)
+    with pytest.raises(errors.NotFoundError):
+        store.checkpoint("b", RUNNING)
+    assert store.status("a") == RUNNING
+
+
+def test_a_clock_that_jumps_back_is_no_error(store: Store) -> None:
+    """What the clock said is kept as it was said; the state does not depend on the order of times."""
+    store.add(metadata("a"), Status(created_at=100, started_at=50))
+    assert store.checkpoint("a", Status(created_at=100, started_at=50, finished_at=1)).state is ContainerState.EXITED
+
+
+def test_transaction_is_whole_or_not_at_all(store: Store, state_dir: str) -> None:
+    """Several containers change together; if the block raises, none does, in memory and on disk."""
+    for name in "abc":
+        store.add(metadata(name), RUNNING)
+    with store.transaction() as draft:
+        draft.update("a", lambda old: replace(old, message="1"))
+        draft.update("a", lambda old: replace(old, message=old.message + "2"))
+        draft.delete("b")
+        draft.add(metadata("d"), RUNNING)
+        assert store.status("a").message == ""
+    with pytest.raises(ZeroDivisionError), store.transaction() as draft:
+        draft.update("a", lambda old: replace(old, message="lost"))
+        draft.delete("c")
+        _ = 1 / 0
+    with pytest.raises(errors.InvalidStateError), store.transaction():
+        store.checkpoint("a", RUNNING)  # would wait for itself
+    expected = {"a": "12", "c": "", "d": ""}
+    assert {record.id: record.status.message for record in store.list()} == expected
+    store.close()
+    with Store.open(state_dir) as again:
+        assert {u.record.id: u.record.status.message for u in again.unsettled()} == expected
+
+
+def test_readers_never_see_half_a_transaction(store: Store) -> None:
+    """While two containers swap a token in transactions, every list shows exactly one holder."""
+    store.add(metadata("a"), replace(RUNNING, message="token"))
+    store.add(metadata("b"), RUNNING)
+    done = threading.Event()
+    seen: list[int] = []
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append(sum(record.status.message == "token" for record in store.list()))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for turn in range(200):
+        giver, taker = ("a", "b") if turn % 2 == 0 else ("b", "a")
+        with store.transaction() as draft:
+            draft.update(giver, lambda old: replace(old, message=""))
+            draft.update(taker, lambda old: replace(old, message="token"))
+    done.set()
+    reader.join()
+    assert set(seen) == {1}
+
+
+def test_lists_never_see_half_of_who_came_and_went(store: Store) -> None:
+    """While transactions put one container in the place of another, every list shows exactly one, filtered or not."""
+    store.add(metadata("a"), RUNNING)
+    done = threading.Event()
+    seen: list[int] = []
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append(len(store.list()))
+            seen.append(len(store.list(sandbox_id="s")))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for turn in range(300):
+        goes, comes = ("a", "b") if turn % 2 == 0 else ("b", "a")
+        with store.transaction() as draft:
+            draft.delete(goes)
+            draft.add(metadata(comes), RUNNING)
+    done.set()
+    reader.join()
+    assert set(seen) == {1}
+
+
+def test_many_threads_on_few_containers_lose_no_update(store: Store, state_dir: str) -> None:
+    """Read-modify-write from 32 threads on 3 containers: every increment counts, in memory and on disk."""
+    for name in "abc":
+        store.add(metadata(name), replace(RUNNING, exit_code=0))
+
+    def count(k: int) -> None:
+        for i in range(50):
+            store.update("abc"[(k + i) % 3], lambda old: replace(old, exit_code=old.exit_code + 1))
+            if i == 25:
+                with pytest.raises(errors.InvalidInputError):  # a neighbour's bad change is his own
+                    store.checkpoint("a", replace(RUNNING, pid=-1))
+
+    threads = [threading.Thread(target=count, args=(k,)) for k in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(store.status(name).exit_code for name in "abc") == 32 * 50
+    store.close()
+    with Store.open(state_dir) as again:
+        assert sum(u.record.status.exit_code for u in again.unsettled()) == 32 * 50
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    operations=st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(["add", "update", "delete", "fail"]), st.integers(0, 2**40)),
+        max_size=25,
+    ),
+    split=st.integers(1, 5),
+)
+def test_the_store_is_a_dictionary_that_survives(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, str, int]], split: int
+) -> None:
+    """Any sequence of calls, cut into transactions at will, leaves on disk what a dictionary would hold."""
+    state_dir = str(tmp_path_factory.mktemp("model") / "state")
+    model: dict[str, int] = {}
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        for start in range(0, len(operations), split):
+            part = dict(model)
+            try:
+                with store.transaction() as draft:
+                    for name, verb, value in operations[start : start + split]:
+                        if verb == "add":
+                            draft.add(metadata(name), replace(RUNNING, pid=value))
+                            part[name] = value
+                        elif verb == "update":
+                            draft.update(name, lambda old, value=value: replace(old, pid=value))
+                            part[name] = value
+                        elif verb == "delete":
+                            draft.delete(name)
+                            del part[name]
+                        else:
+                            raise errors.InvalidInputError("given up")
+                model = part
+            except errors.LimpetError:
+                pass
+            assert {record.id: record.status.pid for record in store.list()} == model
+    with Store.open(state_dir) as store:
+        assert {u.record.id: u.record.status.pid for u in store.unsettled()} == model
+
+
+def test_history_counts_every_state_change_and_is_bounded(store: Store) -> None:
+    """History numbers state changes without a gap and keeps the newest 64; checkpoints in one state add nothing."""
+    store.add(metadata("a"), RUNNING)
+    for turn in range(80):
+        store.checkpoint("a", replace(RUNNING, finished_at=turn % 2, exit_code=turn, message="x"))
+        store.checkpoint("a", replace(RUNNING, finished_at=turn % 2, exit_code=turn, message="y"))
+    numbers = [one.number for one in store.history("a")]
+    assert numbers == list(range(17, 81))
+    assert [one.seq for one in store.history("a")][-1] == 160
+
+
+def test_a_probe_of_ones_own(store: Store) -> None:
+    """A runtime that manages its own processes recovers with its own eyes; a probe that raises spoils one only."""
+
+    class MyProbe:
+        def observe(self, container: object) -> Observation:
+            name = container.id  # type: ignore[attr-defined]
+            if name == "broken":
+                raise RuntimeError("no answer")
+            seen = {"alive": Process.ALIVE, "done": Process.ENDED, "gone": Process.GONE}[name]
+            return Observation(boot=Boot.SAME, process=seen, exit_code=3 if name == "done" else None)
+
+    for name in ("alive", "done", "gone", "broken"):
+        store.add(metadata(name), RUNNING)
+    report = recover(store, probe=MyProbe())
+    states = {record.id: (record.status.state.name, record.status.exit_code) for record in store.list()}
+    assert states == {"alive": ("RUNNING", 0), "done": ("EXITED", 3), "gone": ("EXITED", 255), "broken": ("UNKNOWN", 0)}
+    assert {f.id: f.problem for f in report.findings if f.problem} == {"broken": "RuntimeError: no answer"}
+    assert report.totals["EXITED"] == 2
+    assert store.last_report() is not None
+
+
+def test_a_store_opened_again_fences_the_one_before(state_dir: str, store: Store) -> None:
+    """Once another store has claimed the database, the one before it writes nothing more, and says so."""
+    store.add(metadata("a"), RUNNING)
+    store.directory.release()  # as if its lock had been lost
+    with Store.open(state_dir) as newer:
+        with pytest.raises(errors.StoreFencedError):
+            store.checkpoint("a", replace(RUNNING, pid=8))
+        with pytest.raises(errors.StoreError):
+            store.checkpoint("a", replace(RUNNING, pid=8))
+        (unsettled,) = newer.unsettled()
+        assert unsettled.record.status.pid == RUNNING.pid
+
+
+def test_a_sandbox_is_meant_by_its_id_or_by_a_beginning_that_none_has(store: Store) -> None:
+    """A list takes the beginning of sandboxes' ids, but an id that a sandbox has means that one alone."""
+    for name in ("ab", "abc", "b"):
+        store.add_sandbox(sandbox(name))
+        store.add(metadata(f"in-{name}", name), RUNNING)
+    found = {wanted: [record.id for record in store.list(sandbox_id=wanted)] for wanted in ("a", "ab", "abc", "z")}
+    assert found == {"a": ["in-ab", "in-abc"], "ab": ["in-ab"], "abc": ["in-abc"], "z": []}

@@ -1,0 +1,78 @@
+"""What a store is opened on: a path, by one node or several, also where records are damaged."""
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine, Snapshot, Store, errors, recover
+from limpet.engine.drill.records import Answer
+from limpet.recovery import Process
+from tests.store.test_store import RUNNING, Blind, metadata, sandbox
+
+NOT_PATHS = [
+    "postgresql://user:secret@host/database",
+    "postgresql+psycopg://host/database",
+    "sqlite:///var/lib/limpet",
+    "file:/var/lib/limpet",
+    ":memory:",
+    "",
+]
+
+
+@pytest.mark.parametrize("value", NOT_PATHS)
+def test_what_is_no_path_is_refused(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL makes no directory; the error says what to give, and shows no password."""
+    monkeypatch.chdir(tmp_path)
+    for open_it in (Store.open, Engine.open, Snapshot.open):
+        with pytest.raises(errors.InvalidInputError, match=r"give a path|not a path") as caught:
+            open_it(value)
+        assert "secret" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a:b", "c:", "http", "x=y", "100%"])
+def test_a_name_with_odd_characters_is_a_path(name: str, tmp_path: Path) -> None:
+    """Only what begins like a URL is taken for one, and SQLite opens the very file that is meant."""
+    with Store.open(str(tmp_path / name)) as store:
+        store.add_sandbox(sandbox())
+    assert (tmp_path / name / "store.db").exists()
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_nodes_take_turns_in_one_directory(state_dir: str) -> None:
+    """Each node has an epoch of its own: one that comes later is not taken for a database that has gone back."""
+    for _ in range(2):
+        for node in ("local", "n2"):
+            with Store.open(state_dir, node=node) as store:
+                if "s" not in store.sandbox_ids:
+                    store.add_sandbox(sandbox())
+    older = Path(state_dir, "store.db").read_bytes()
+    Store.open(state_dir).close()
+    Path(state_dir, "store.db").write_bytes(older)
+    with pytest.raises(errors.StoreDamagedError, match="is older than"):
+        Store.open(state_dir, node="n2")
+
+
+def test_a_status_without_its_container_stops_no_other(state_dir: str) -> None:
+    """A container whose metadata row is gone gets its verdict like the others, and can be deleted for good."""
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        for name in ("half", "whole"):
+            store.add(metadata(name), RUNNING)
+    with closing(sqlite3.connect(f"{state_dir}/store.db", isolation_level=None)) as raw:
+        raw.execute("DELETE FROM container WHERE id = 'half'")  # foreign keys are off in this connection
+    with Store.open(state_dir) as store:
+        report = recover(store, probe=Answer(Process.GONE))
+        assert {finding.id: finding.rule for finding in report.findings} == {
+            "half": "exit-unseen",
+            "whole": "exit-unseen",
+        }
+        with pytest.raises(errors.StoreDamagedError, match="its metadata is missing"):
+            store.metadata("half")
+        store.delete("half")
+    with Store.open(state_dir) as store:
+        assert [record.id for record in store.list()] == ["whole"]
+        recover(store, probe=Blind())

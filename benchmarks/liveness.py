@@ -9,6 +9,7 @@ from statistics import median
 from limpet.benchmarks.figures import Cell, Figures
 from limpet.benchmarks.population import read_identities
 from limpet.engine.lifecycle.watcher import Watcher
+from limpet.engine.starters import make_default_starter
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import observe_process, read_stat
 from limpet.schema.errors import StoreError
@@ -68,7 +69,7 @@ def measure_waiting(cell: Cell) -> Figures:
 
 
 def _watch(identities: Sequence[ProcessIdentity], seconds: float) -> float:
-    watcher = Watcher(_be_surprised, lambda _: None)
+    watcher = Watcher(_be_surprised, make_default_starter())
     for identity in identities:
         watcher.watch(str(identity.pid), identity.pid, os.pidfd_open(identity.pid))
     began = time.process_time()

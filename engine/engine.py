@@ -1,7 +1,6 @@
 """The engine: opened on a state directory, it knows what is true of every container, and runs new ones."""
 
 import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -10,27 +9,21 @@ from typing import Any, Self
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
-from limpet.engine.lifecycle.sandbox import Sandbox, choose_log_path
-from limpet.engine.reconcile import dispose, judge_orphans, recover
-from limpet.engine.starters import Starter
-from limpet.engine.starters.process.starter import ProcessStarter, end_leftovers
+from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
+from limpet.engine.starters import Starter, choose_log_path, choose_stop_signal, make_default_starter, make_probe
 from limpet.engine.state.directory import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.store import Store
-from limpet.recovery.host import find_bundle_processes, read_boot_id, read_pid_namespace
-from limpet.recovery.probe import HostProbe
+from limpet.recovery.host import read_boot_id, read_pid_namespace
+from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
+from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
-from limpet.schema.cri import (
-    ContainerConfig,
-    PodSandboxConfig,
-    parse_container_config,
-    parse_pod_sandbox_config,
-)
-from limpet.schema.cri import Signal as CriSignal
-from limpet.schema.errors import InvalidInputError, NotFoundError, quote
-from limpet.schema.image import ImageConfig, ImageName, MountType
+from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
+from limpet.schema.errors import NotFoundError, quote
+from limpet.schema.image import ImageName, MountType
 from limpet.schema.layout import DEFAULT_NODE
 from limpet.schema.metadata import Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
@@ -48,17 +41,19 @@ class Engine:
     recovery: Report
     """What the last recovery pass found."""
 
-    def __init__(self, store: Store, images: ImageStore, starter: Starter) -> None:
+    def __init__(self, store: Store, images: ImageStore, starter: Starter, look_timeout: float) -> None:
         self.store = store
         self._containers_dir = store.directory.join(CONTAINERS)
         self._sandboxes_dir = store.directory.join(SANDBOXES)
+        self._look_timeout = look_timeout
+        self._actors = {Action.ADOPT: self._adopt, Action.REMOVE_BUNDLE: self._remove_bundle}
         self._runtime = Runtime(
             store=store,
             images=images,
             starter=starter,
-            environment=dict(os.environ),
             containers_dir=self._containers_dir,
-            reexamine=self.recover,
+            sandboxes_dir=self._sandboxes_dir,
+            reexamine=self._reexamine,
         )
 
     @classmethod
@@ -69,8 +64,12 @@ class Engine:
         node: str = DEFAULT_NODE,
         images: ImageStore | None = None,
         starter: Starter | None = None,
+        look_timeout: float = LOOK_TIMEOUT_SECONDS,
     ) -> Self:
         """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
+
+        In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
+        container Unknown.
 
         Raises StateDirectoryLockedError if another engine has it open, and the other errors of `Store.open`.
         """
@@ -81,7 +80,7 @@ class Engine:
             if images is None:
                 images = DirectoryImageStore(store.directory.join(IMAGES))
                 images.register_builtin(HOST_IMAGE)
-            engine = cls(store, images, starter or ProcessStarter())
+            engine = cls(store, images, starter or make_default_starter(), look_timeout)
         except BaseException:
             store.close()
             raise
@@ -124,10 +123,10 @@ class Engine:
             name=config.metadata.name,
             config=config,
             created_at=max(time.time_ns(), 1),
-            root_dir=self._sandbox_path(key),
+            root_dir=self._runtime.sandbox_path(key),
         )
         choose_log_path(config.log_directory or "/", "check")
-        sandbox = self._sandbox(metadata)
+        sandbox = Sandbox(self._runtime, metadata)
         with self._runtime.exclusive(key):
             self.store.add_sandbox(metadata)
             sandbox.bundle.make()
@@ -174,6 +173,7 @@ class Engine:
             log_path=choose_log_path(sandbox.log_directory, config.log_path),
             stop_signal=choose_stop_signal(config, manifest.config),
             root_dir=self._runtime.bundle_path(key),
+            starter=self._runtime.starter.name,
         )
         self.store.add(metadata)
         return Container(self._runtime, key)
@@ -197,11 +197,11 @@ class Engine:
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox:
         """Return the sandbox with this id, or the one whose id begins with it. Raises NotFoundError."""
-        return self._sandbox(self.store.get_sandbox(sandbox_id))
+        return Sandbox(self._runtime, self.store.get_sandbox(sandbox_id))
 
     def list_sandboxes(self) -> "Sequence[Sandbox]":
         """Return all sandboxes, oldest first."""
-        return [self._sandbox(metadata) for metadata in self.store.list_sandboxes()]
+        return [Sandbox(self._runtime, metadata) for metadata in self.store.list_sandboxes()]
 
     def delete(self, container_id: str) -> None:
         """Forget a container by its exact id; see `Container.delete`. One whose record is damaged, too."""
@@ -221,10 +221,11 @@ class Engine:
         )
         report = recover(
             self.store,
-            probe=HostProbe(self._containers_dir),
+            probe=self._probe(),
             leftovers=os.listdir(self._containers_dir),
-            actors={Action.ADOPT: self._adopt, Action.REMOVE_BUNDLE: self._remove_bundle},
+            actors=self._actors,
             orphans=orphans,
+            look_timeout=self._look_timeout,
         )
         self._end_leftovers()
         self.recovery = dispose(self.store.directory, report, self.exclusive)
@@ -234,11 +235,12 @@ class Engine:
                     sandbox.bundle.make()  # a kill came between its row and its marked directory
         return self.recovery
 
-    def _sandbox(self, metadata: SandboxMetadata) -> Sandbox:
-        return Sandbox(self, metadata, self._sandbox_path(metadata.id))
+    def _reexamine(self, container_id: str) -> None:
+        """Look at one container again, and write down what is true of it."""
+        reexamine(self.store, container_id, probe=self._probe(), actors=self._actors, look_timeout=self._look_timeout)
 
-    def _sandbox_path(self, sandbox_id: str) -> str:
-        return os.path.join(self._sandboxes_dir, sandbox_id)
+    def _probe(self) -> Probe:
+        return make_probe(self._runtime.starter, self._containers_dir)
 
     def _adopt(self, container_id: str, verdict: Verdict) -> None:
         identity = verdict.status.identity
@@ -254,17 +256,14 @@ class Engine:
                 self.get(container_id).remove_bundle()
 
     def _end_leftovers(self) -> None:
-        """Kill processes of containers that have ended: a kill may have come between the end and this."""
-        for bundle_path, pids in find_bundle_processes().items():
-            directory, container_id = os.path.split(bundle_path)
-            if directory != self._containers_dir:
-                continue
-            try:
-                status = self.store.status(container_id)
-            except NotFoundError:
-                continue
-            if _has_ended_here(status):
-                end_leftovers(bundle_path, pids)
+        """Have what is left of ended containers ended: a kill may have come between the end and this."""
+        self._runtime.starter.end_leftovers(self._containers_dir, self._has_ended_here)
+
+    def _has_ended_here(self, container_id: str) -> bool:
+        try:
+            return _has_ended_here(self.store.status(container_id))
+        except NotFoundError:
+            return False
 
 
 def _has_ended_here(status: Status) -> bool:
@@ -273,17 +272,3 @@ def _has_ended_here(status: Status) -> bool:
         return False
     here = (read_boot_id(), read_pid_namespace())
     return here == (status.identity.boot_id, status.identity.pid_namespace)
-
-
-def choose_stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
-    """Return the name of the stop signal: the config's, else the image's, else SIGTERM. Raises InvalidInputError."""
-    name = image.stop_signal or signal.SIGTERM.name
-    if config.stop_signal is not CriSignal.RUNTIME_DEFAULT:
-        name = config.stop_signal.value
-    text = name.upper()
-    if text.isascii() and text.isdigit() and len(text) < 4 and int(text) in set(signal.Signals):
-        return signal.Signals(int(text)).name
-    full = text if text.startswith("SIG") else f"SIG{text}"
-    if full not in signal.Signals.__members__:
-        raise InvalidInputError(f"stop signal {quote(name)}: give a signal's name, such as SIGTERM, or its number")
-    return full

@@ -1,29 +1,29 @@
-"""Gather and decide for one container, so that whatever goes wrong with it stays its own."""
+"""From what was seen of one container to its verdict, so that whatever goes wrong with it stays its own."""
 
 from msgspec.structs import replace
 
 from limpet.recovery.evidence import Boot, Bundle, Observation, Process
-from limpet.recovery.probe import Probe, Subject
+from limpet.recovery.looks import Seen
 from limpet.recovery.rules import Ruling, Verdict, decide
 from limpet.schema.status import Reason, Status
 
 _NOT_OBSERVED = Observation(boot=Boot.UNREADABLE, process=Process.HIDDEN, bundle=Bundle.HIDDEN)
 
 
-def examine(container: Subject, probe: Probe, *, now: int, damage: str = "") -> tuple[Observation, Verdict, str]:
+def examine(checkpoint: Status, seen: Seen, *, now: int, damage: str = "") -> tuple[Observation, Verdict, str]:
     """Return what was seen of a container, the verdict, and what went wrong on the way, if anything.
 
-    `container.status` is the checkpoint as it is on disk; `damage` says why it cannot be believed, if so. A probe
-    may raise anything: the container is Unknown then.
+    `checkpoint` is the status as it is on disk; `damage` says why it cannot be believed, if so.
     """
     if damage:
-        return _NOT_OBSERVED, decide(container.status, _NOT_OBSERVED, now=now, damage=damage), damage
+        return _NOT_OBSERVED, decide(checkpoint, _NOT_OBSERVED, now=now, damage=damage), damage
+    if seen.observation is None:
+        return _NOT_OBSERVED, _not_observed(checkpoint, seen.problem), seen.problem
     try:
-        observation = probe.observe(container)
-        return observation, decide(container.status, observation, now=now), ""
-    except Exception as error:  # noqa: BLE001  # a probe is foreign code, and one container never stops the others
+        return seen.observation, decide(checkpoint, seen.observation, now=now), ""
+    except Exception as error:  # noqa: BLE001  # what a foreign probe returns may be anything
         problem = f"{type(error).__name__}: {error}"
-        return _NOT_OBSERVED, _not_observed(container.status, problem), problem
+        return _NOT_OBSERVED, _not_observed(checkpoint, problem), problem
 
 
 def _not_observed(status: Status, problem: str) -> Verdict:

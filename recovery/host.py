@@ -1,4 +1,4 @@
-"""What the kernel says of processes: the only reader of /proc and of pidfds. It observes and judges nothing.
+"""What the kernel says of processes: what /proc and pidfds tell of one. It observes and judges nothing.
 
 Kernel interfaces: pidfd_open(2), proc_pid_stat(5), PIDFD_GET_INFO (linux/pidfd.h, Linux 6.13; its exit code
 6.15), pidfs inode numbers (Linux 6.9).
@@ -9,7 +9,7 @@ import fcntl
 import os
 import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -20,6 +20,9 @@ from limpet.schema.layout import BUNDLE_VARIABLE
 _PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, 64 bytes)
 _PIDFD_INFO_EXIT = 1 << 3
 _EXIT_CODE_OFFSET = 60
+
+Compare = Callable[[ProcessIdentity, int, str], tuple[Process, str]]
+"""Says whether the process behind a pidfd is the one that is recorded, given its bundle's path; `compare` is one."""
 
 
 def read_boot_id() -> str | None:
@@ -102,30 +105,6 @@ def observe_boot(identity: ProcessIdentity | None) -> Boot:
     return Boot.SAME if boot_id == identity.boot_id else Boot.CHANGED
 
 
-def observe_process(identity: ProcessIdentity, bundle_path: str) -> tuple[Process, int | None, str]:
-    """Return what became of a process of this boot, its exit code if it was observed, and what hid more."""
-    here = read_pid_namespace()
-    if here != identity.pid_namespace:
-        return (
-            Process.ELSEWHERE if here else Process.HIDDEN,
-            None,
-            f"pid {identity.pid} is of pid namespace {identity.pid_namespace}, this is {here or 'not readable'}",
-        )
-    try:
-        with open_pidfd(identity.pid) as pidfd:
-            found, detail = compare(identity, pidfd, bundle_path)
-            if found is not Process.ALIVE or not has_ended(pidfd):
-                return found, None, detail
-            exit_code = read_exit_code(identity.pid, pidfd)
-            return (Process.GONE if exit_code is None else Process.ENDED), exit_code, detail
-    except ProcessLookupError:
-        return Process.GONE, None, ""
-    except OSError as error:
-        if error.errno in {errno.EINVAL, errno.ENOENT}:  # the pid names a thread of another process now
-            return Process.STRANGER, None, f"pid {identity.pid} is a thread of another process"
-        return Process.HIDDEN, None, f"pid {identity.pid}: {error.strerror}"
-
-
 def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:
     """Say whether the process behind `pidfd` is the one recorded: ALIVE (or just ended), STRANGER, or neither.
 
@@ -155,6 +134,32 @@ _WITHOUT_INODE = {
     (False, False): (Process.STRANGER, "was reused"),
 }
 """Without an inode number: (the start time agrees, the environment carries the bundle's path) -> what it is."""
+
+
+def observe_process(
+    identity: ProcessIdentity, bundle_path: str, compare: Compare = compare
+) -> tuple[Process, int | None, str]:
+    """Return what became of a process of this boot, its exit code if it was observed, and what hid more."""
+    here = read_pid_namespace()
+    if here != identity.pid_namespace:
+        return (
+            Process.ELSEWHERE if here else Process.HIDDEN,
+            None,
+            f"pid {identity.pid} is of pid namespace {identity.pid_namespace}, this is {here or 'not readable'}",
+        )
+    try:
+        with open_pidfd(identity.pid) as pidfd:
+            found, detail = compare(identity, pidfd, bundle_path)
+            if found is not Process.ALIVE or not has_ended(pidfd):
+                return found, None, detail
+            exit_code = read_exit_code(identity.pid, pidfd)
+            return (Process.GONE if exit_code is None else Process.ENDED), exit_code, detail
+    except ProcessLookupError:
+        return Process.GONE, None, ""
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ENOENT}:  # the pid names a thread of another process now
+            return Process.STRANGER, None, f"pid {identity.pid} is a thread of another process"
+        return Process.HIDDEN, None, f"pid {identity.pid}: {error.strerror}"
 
 
 def has_ended(pidfd: int) -> bool:

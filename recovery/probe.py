@@ -1,12 +1,13 @@
 """A probe looks at one container and says what it sees. A runtime with processes of its own brings its own."""
 
 import os
+from collections.abc import Callable
 from functools import cached_property
 from typing import Protocol
 
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Boot, Bundle, Observation, Process
-from limpet.recovery.host import find_bundle_processes, observe_boot, observe_process
+from limpet.recovery.host import Compare, compare, find_bundle_processes, observe_boot, observe_process
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import Status
@@ -41,8 +42,16 @@ class Probe(Protocol):
 class HostProbe:
     """Looks at processes of this host and, if they are kept here, at bundles in `containers_dir`."""
 
-    def __init__(self, containers_dir: str = "") -> None:
+    def __init__(
+        self,
+        containers_dir: str = "",
+        *,
+        compare: Compare = compare,
+        observe_boot: Callable[[ProcessIdentity | None], Boot] = observe_boot,
+    ) -> None:
         self._containers_dir = containers_dir
+        self._compare = compare
+        self._observe_boot = observe_boot
 
     @cached_property
     def _processes(self) -> dict[str, list[int]]:
@@ -59,7 +68,7 @@ class HostProbe:
             boot, process, exit_code = Boot.SAME, Process.UNPROVEN, None
             detail = f"process {self._processes[bundle_path][0]} bears its bundle's path"
         else:
-            boot, process, exit_code, detail = _observe_process(container.status.identity, bundle_path)
+            boot, process, exit_code, detail = self._observe_process(container.status.identity, bundle_path)
         return Observation(
             boot=boot,
             process=process,
@@ -68,12 +77,13 @@ class HostProbe:
             detail="; ".join(filter(None, (detail, bundle_detail))),
         )
 
-
-def _observe_process(identity: ProcessIdentity | None, bundle_path: str) -> tuple[Boot, Process, int | None, str]:
-    if identity is None:
-        return Boot.SAME, Process.NONE, None, ""
-    boot = observe_boot(identity)
-    if boot is Boot.SAME:
-        return boot, *observe_process(identity, bundle_path)
-    # A pid of another boot names another process; without a boot id it may.
-    return boot, (Process.GONE if boot is Boot.CHANGED else Process.HIDDEN), None, ""
+    def _observe_process(
+        self, identity: ProcessIdentity | None, bundle_path: str
+    ) -> tuple[Boot, Process, int | None, str]:
+        if identity is None:
+            return Boot.SAME, Process.NONE, None, ""
+        boot = self._observe_boot(identity)
+        if boot is Boot.SAME:
+            return boot, *observe_process(identity, bundle_path, self._compare)
+        # A pid of another boot names another process; without a boot id it may.
+        return boot, (Process.GONE if boot is Boot.CHANGED else Process.HIDDEN), None, ""

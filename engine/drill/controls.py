@@ -8,9 +8,9 @@ from collections.abc import Callable
 from limpet.engine.drill.opening import replace_pragmas
 from limpet.engine.drill.store_life import FailingDiskLife, Step, StoreLife, World
 from limpet.engine.engine import Engine
-from limpet.engine.starters.process import starter as process
-from limpet.recovery import host, probe
+from limpet.engine.starters.process import ProcessStarter
 from limpet.recovery.evidence import Boot, Process
+from limpet.recovery.probe import HostProbe
 from limpet.schema.errors import LimpetError
 from limpet.schema.identity import ProcessIdentity
 
@@ -41,18 +41,23 @@ class DeafLife(FailingDiskLife):
             return
 
 
+def trust(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:  # noqa: ARG001
+    """Take whoever has the pid for the container's process."""
+    return Process.ALIVE, ""
+
+
+class _BlindStarter(ProcessStarter):
+    """Its probe does not ask for the boot."""
+
+    def probe(self, containers_dir: str) -> HostProbe:
+        return HostProbe(containers_dir, compare=trust, observe_boot=lambda _: Boot.SAME)
+
+
 def open_trusting_pids(state_dir: str) -> Engine:
     """Open an engine that takes whoever has a container's pid for its process."""
-
-    def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:  # noqa: ARG001
-        return Process.ALIVE, ""
-
-    for module in (host, process):
-        setattr(module, "compare", compare)  # noqa: B010
-    return Engine.open(state_dir)
+    return Engine.open(state_dir, starter=ProcessStarter(compare=trust))
 
 
 def open_blind_to_boots(state_dir: str) -> Engine:
     """Open an engine that does not ask in which boot a process was started, either."""
-    setattr(probe, "observe_boot", lambda _: Boot.SAME)  # noqa: B010
-    return open_trusting_pids(state_dir)
+    return Engine.open(state_dir, starter=_BlindStarter(compare=trust))

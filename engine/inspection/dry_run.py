@@ -5,10 +5,10 @@ import time
 
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.reconcile import examine_all, judge_orphans
+from limpet.engine.starters import make_host_probe
 from limpet.engine.state.directory import CONTAINERS, SANDBOXES
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.orphans import Orphan
-from limpet.recovery.probe import HostProbe
 from limpet.recovery.report import Report
 
 
@@ -45,7 +45,7 @@ def plan_recovery(snapshot: Snapshot) -> Report:
         boot_id=read_boot_id() or "",
         dry_run=True,
         settled=len(checkpoints) - len(unsettled),
-        findings=tuple(one.finding for one in examine_all(unsettled, HostProbe(bundles if keeps_bundles else ""), now)),
+        findings=tuple(one.finding for one in examine_all(unsettled, make_host_probe(bundles), now)),
         orphans=find_orphans(snapshot),
         took_ns=time.monotonic_ns() - begun,
     )

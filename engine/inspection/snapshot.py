@@ -8,12 +8,15 @@ container ended is for an engine to find out and write down.
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Self
 
 from msgspec.structs import replace
 
-from limpet.engine.database.sqlite import Source, examine_wal, require_plausible_files
+from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_plausible_files
+from limpet.engine.reconcile import examine_all
+from limpet.engine.starters import make_host_probe
 from limpet.engine.state.directory import (
     CONTAINERS,
     DATABASE,
@@ -27,8 +30,6 @@ from limpet.engine.state.directory import (
 from limpet.engine.state.entries import require_entries, resolve_directory
 from limpet.engine.store import Filter, Record, Unsettled, read_labels, resolve_prefix
 from limpet.recovery.evidence import Boot, Observation
-from limpet.recovery.examine import examine
-from limpet.recovery.probe import HostProbe
 from limpet.recovery.rules import Ruling, Verdict
 from limpet.schema.codec import row_is_sound, row_state, row_to_sandbox, row_to_status
 from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote, quote_path
@@ -72,8 +73,7 @@ class Snapshot:
         """The database, for what is not kept in memory."""
         self.holder = find_holder(path)
         """The pid of the process that has the state directory open; None if none is seen."""
-        containers_dir = os.path.join(path, CONTAINERS)
-        self._probe = HostProbe(containers_dir if os.path.isdir(containers_dir) else "")
+        self._probe = make_host_probe(os.path.join(path, CONTAINERS))
         sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
         self._sandboxes = {row.id: row for row in sandboxes}
         self._names = {row.id: row for row in names}
@@ -139,17 +139,18 @@ class Snapshot:
         be there with these values.
         """
         wanted = Filter(id, name, sandbox_id, labels or {})
-        views = [
-            self._view(key)
+        keys = [
+            key
             for key in self._ids
             if (ended or not self._has_ended(key)) and wanted.accepts(self._name(key), self._sandboxes)
         ]
-        views = [view for view in views if state is None or view.status.state is state]
+        views = [view for view in self._views(keys) if state is None or view.status.state is state]
         return sorted(views, key=lambda view: (view.checkpoint.created_at, view.id))
 
     def get(self, container_id: str) -> View:
         """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
-        return self._view(resolve_prefix(container_id, self._ids, "container"))
+        (view,) = self._views([resolve_prefix(container_id, self._ids, "container")])
+        return view
 
     def sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """Return the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -169,25 +170,30 @@ class Snapshot:
         """Return every record as it is on disk, and why it cannot be believed, if so."""
         return [self._checkpoint(key, self._rows.get(key)) for key in self._ids]
 
-    def _view(self, key: str) -> View:
-        row = self._rows.get(key)
-        view = self._look(key, row)
-        if view.status.unknown and self.holder is not None:
-            # It may have ended since the rows were read, and been written down by now.
-            newer = self.source.ask(lambda reader: reader.load_status(key))
-            if newer is not None and newer != row:
-                return self._look(key, newer)
-        return view
+    def _views(self, keys: "Sequence[str]") -> "Sequence[View]":
+        """Look at those of the containers that have not ended, and say what is true of each."""
+        views = {view.id: view for view in self._look({key: self._rows.get(key) for key in keys})}
+        if self.holder is not None:
+            # They may have ended since the rows were read, and been written down by now.
+            doubtful = [key for key in keys if views[key].status.unknown]
+            newer = {key: self.source.ask(partial(Reader.load_status, container_id=key)) for key in doubtful}
+            changed = {key: row for key, row in newer.items() if row is not None and row != self._rows.get(key)}
+            views.update((view.id, view) for view in self._look(changed))
+        return [views[key] for key in keys]
 
-    def _look(self, key: str, row: StatusRow | None) -> View:
-        record, damage = self._checkpoint(key, row)
-        found = self._name(key)
-        view = View(key, found.name, found.sandbox_id, read_labels(found.labels), record.status, record.status)
-        if record.status.finished_at:
-            return view
-        observation, verdict, _ = examine(record, self._probe, now=time.time_ns(), damage=damage)
-        status = say(record.status, observation, verdict, self.holder)
-        return view._replace(status=status, observation=observation, verdict=verdict, damage=damage)
+    def _look(self, rows: Mapping[str, StatusRow | None]) -> "Iterator[View]":
+        checkpoints = [self._checkpoint(key, row) for key, row in rows.items()]
+        to_look_at = [one for one in checkpoints if not one.record.status.finished_at]
+        examined = {one.finding.id: one for one in examine_all(to_look_at, self._probe, time.time_ns())}
+        for record, damage in checkpoints:
+            name = self._name(record.id)
+            labels = read_labels(name.labels)
+            view = View(record.id, name.name, name.sandbox_id, labels, record.status, record.status, damage=damage)
+            if record.id in examined:
+                verdict, observation = examined[record.id].verdict, examined[record.id].finding.observation
+                status = say(record.status, observation, verdict, self.holder)
+                view = view._replace(status=status, observation=observation, verdict=verdict)
+            yield view
 
     def _checkpoint(self, key: str, row: StatusRow | None) -> Unsettled:
         status, damage = Status(), ""

@@ -9,17 +9,12 @@ import os
 
 import msgspec
 
-from limpet.engine.lifecycle.command_line import BundleConfig
 from limpet.engine.state.durable import make_directory, remove_tree, sync_directory, write_file
 from limpet.recovery.bundles import find_mounts, is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
-from limpet.recovery.files import read_small_file
 from limpet.schema.errors import InvalidStateError, StateDirectoryError
 from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, WORKING, BundleMarker
 from limpet.schema.metadata import require_id
-
-_CONFIG_BYTES = 64 << 20
-"""Far above what a config of limpet's size limit, an image's and an environment come to."""
 
 
 class Bundle:
@@ -113,16 +108,6 @@ class ContainerBundle(Bundle):
             write_file(os.path.join(self.path, CONFIG_FILE), config)
         except OSError as error:
             raise _translate(self.path, error) from error
-
-    def read_config(self) -> BundleConfig:
-        """Return what `finish` wrote. Raises StateDirectoryError, also if that is not what stands there now."""
-        path = os.path.join(self.path, CONFIG_FILE)
-        try:
-            return msgspec.json.decode(read_small_file(path, _CONFIG_BYTES), type=BundleConfig)
-        except OSError as error:
-            raise _translate(self.path, error) from error
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise StateDirectoryError(f"{path} is damaged: {error}; release the container and make it anew") from error
 
 
 def _remove(path: str) -> None:

@@ -5,31 +5,19 @@ import signal
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.bundle import ContainerBundle
-from limpet.engine.lifecycle.command_line import (
-    BundleConfig,
-    Process,
-    Root,
-    choose_args,
-    choose_user,
-    merge_environment,
-)
 from limpet.engine.lifecycle.cri_status import to_cri_status
+from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.starters import Launch
 from limpet.recovery.rules import end
-from limpet.schema.cri import ContainerStatus, LinuxContainerResources
+from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError, StartError, StoreDamagedError
 from limpet.schema.image import MountType
-from limpet.schema.layout import BUNDLE_VARIABLE
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import EXIT_CODE_START_ERROR, ContainerState, Reason, Status
-
-if TYPE_CHECKING:
-    from limpet.engine.lifecycle.runtime import Runtime
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 _KILL_TIMEOUT_SECONDS = 10.0
@@ -41,7 +29,7 @@ class Container:
     Steps of one container exclude each other; different containers do not wait for one another.
     """
 
-    def __init__(self, runtime: "Runtime", container_id: str) -> None:
+    def __init__(self, runtime: Runtime, container_id: str) -> None:
         self._runtime = runtime
         self.id = container_id
         self._bundle = ContainerBundle(runtime.bundle_path(container_id), container_id, runtime.store.node)
@@ -82,7 +70,7 @@ class Container:
                 self._bundle.begin()
                 image = self.metadata.image_manifest
                 self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
-                self._bundle.finish(msgspec.json.encode(self._make_config()))
+                self._bundle.finish(self._runtime.starter.make_config(self._launch()))
             except LimpetError:
                 self._bundle.remove()
                 raise
@@ -98,6 +86,12 @@ class Container:
             status = self.status
             if status.state is not ContainerState.CREATED or status.released:
                 raise self._refuse("start", "only a CREATED one that was not released can be")
+            if self.metadata.starter != self._runtime.starter.name:
+                raise self._refuse(
+                    "start",
+                    f"it was made for the starter {self.metadata.starter!r}, this engine has"
+                    f" {self._runtime.starter.name!r}; open one with that",
+                )
             try:
                 return self._start()
             except StartError as error:
@@ -118,7 +112,7 @@ class Container:
         Raises InvalidStateError if neither can be shown.
         """
         if self.status.unknown:
-            self._runtime.reexamine()
+            self._runtime.reexamine(self.id)
         with self._runtime.exclusive(self.id):
             status = self.status
             if status.unknown:
@@ -193,11 +187,8 @@ class Container:
         return False
 
     def _start(self) -> Status:
-        config = self._bundle.read_config()
         starter = self._runtime.starter
-        prepared = starter.prepare(
-            self.id, self._bundle.path, config, self.metadata.log_path, self._requested_resources()
-        )
+        prepared = starter.prepare(self._launch())
         try:
             # Written before it may run: a kill until here closes the gate, and nothing has run.
             self._update(
@@ -231,24 +222,13 @@ class Container:
         # It holds no process: nothing to signal.
         return self._update(lambda old: end(old, None, finished_at=_now(), message=old.message))
 
-    def _make_config(self) -> BundleConfig:
-        config, image = self.metadata.config, self.metadata.image_manifest
-        default_directory = self._bundle.working if image.is_builtin else "/"
-        return BundleConfig(
-            process=Process(
-                args=choose_args(image.config, config),
-                env=merge_environment(
-                    self._runtime.environment, image.config, config, {BUNDLE_VARIABLE: self._bundle.path}
-                ),
-                cwd=config.working_dir or image.config.working_dir or default_directory,
-                user=choose_user(image.config, config),
-            ),
-            root=Root(path="" if image.is_builtin else self._bundle.rootfs),
-        )
-
-    def _requested_resources(self) -> LinuxContainerResources | None:
-        linux = self.metadata.config.linux
-        return linux.resources if linux else None
+    def _launch(self) -> Launch:
+        metadata = self.metadata
+        try:
+            sandbox = self._runtime.store.get_sandbox(metadata.sandbox_id)
+        except (NotFoundError, StoreDamagedError):
+            sandbox = None
+        return Launch(id=self.id, bundle_path=self._bundle.path, metadata=metadata, sandbox=sandbox)
 
     def _update(self, change: Callable[[Status], Status]) -> Status:
         return self._runtime.store.update(self.id, change)

@@ -4,7 +4,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -25,9 +25,10 @@ class Runtime:
     store: Store
     images: ImageStore
     starter: Starter
-    environment: Mapping[str, str]
     containers_dir: str
-    reexamine: Callable[[], object]
+    sandboxes_dir: str
+    reexamine: Callable[[str], object]
+    """Looks at one container again, and writes down what is true of it."""
     watcher: Watcher = field(init=False)
     _bells: list[SimpleQueue[None]] = field(default_factory=list)
     """One for each who waits for an end. Not a Condition: a signal handler that raises can leave that locked."""
@@ -35,11 +36,18 @@ class Runtime:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.watcher = Watcher(self._note_exit, lambda pidfd: self.starter.signal(pidfd, 9))
+        self.watcher = Watcher(self._note_exit, self.starter)
 
     def bundle_path(self, container_id: str) -> str:
         """Return where the container's bundle is, or would be."""
         return os.path.join(self.containers_dir, container_id)
+
+    def sandbox_path(self, sandbox_id: str) -> str:
+        """Return where the sandbox's directory is, or would be.
+
+        Not where its record says: in a copy of a state directory that would be the original's.
+        """
+        return os.path.join(self.sandboxes_dir, sandbox_id)
 
     @contextmanager
     def exclusive(self, container_id: str) -> Iterator[None]:

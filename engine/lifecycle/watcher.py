@@ -8,13 +8,14 @@ container. What cannot be written (a full disk) is kept and tried again; the con
 import logging
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from limpet.recovery.host import read_exit_code
+from limpet.engine.starters import Starter
 from limpet.schema.errors import ClosedError, LimpetError
 
 _log = logging.getLogger("limpet.watcher")
@@ -37,11 +38,11 @@ class _Watch:
 
 
 class Watcher:
-    """Watches processes until they end. `end_group(pidfd)` ends what is left of a group whose leader has ended."""
+    """Watches the processes of a starter until they end, and has what is left of their groups ended."""
 
-    def __init__(self, on_exit: OnExit, end_group: Callable[[int], None]) -> None:
+    def __init__(self, on_exit: OnExit, starter: Starter) -> None:
         self._on_exit = on_exit
-        self._end_group = end_group
+        self._starter = starter
         self._epoll = select.epoll()
         self._lock = threading.Lock()
         self._watches: dict[int, _Watch] = {}  # by pidfd
@@ -98,7 +99,7 @@ class Watcher:
         first = not watch.finished_at
         if first:
             watch.finished_at = time.time_ns()
-        watch.exit_code = _observe_exit(watch)
+        watch.exit_code = self._starter.read_exit(watch.pid, watch.pidfd)
         if watch.exit_code is not None or reaped:
             self._epoll.unregister(watch.pidfd)
             with suppress(ValueError):
@@ -115,7 +116,7 @@ class Watcher:
 
     def _write_down(self, watch: _Watch) -> None:
         try:
-            self._end_group(watch.pidfd)
+            self._starter.signal(watch.pidfd, signal.SIGKILL)  # what is left of its group
             self._on_exit(watch.container_id, watch.exit_code, watch.finished_at)
         except ClosedError:
             return  # recovery will find it
@@ -124,20 +125,8 @@ class Watcher:
             watch.deadline = time.monotonic() + _RETRY_SECONDS
             self._waiting.append(watch)
             return
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG)
+        self._starter.forget_exit(watch.pidfd)
         with self._lock:
             del self._watches[watch.pidfd]
             del self._by_container[watch.container_id]
             os.close(watch.pidfd)
-
-
-def _observe_exit(watch: _Watch) -> int | None:
-    """Return the exit code, 128 + signal for one; without reaping, so that a kill now loses nothing."""
-    try:
-        result = os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-    except ChildProcessError:  # adopted, or reaped by the program that we are part of
-        result = None
-    if result is None:
-        return read_exit_code(watch.pid, watch.pidfd)
-    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status

@@ -6,7 +6,7 @@ at it (its process ends, and the watcher writes that down) keeps what was writte
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from limpet.engine.store import Draft, Store, Unsettled
 from limpet.recovery.examine import examine
 from limpet.recovery.host import read_boot_id
+from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS, Seen, look_at_all
 from limpet.recovery.orphans import Orphan
 from limpet.recovery.probe import HostProbe, Probe
 from limpet.recovery.report import Finding, Report, make_finding
@@ -24,7 +25,12 @@ Actor = Callable[[str, Verdict], None]
 """Carries out one action for the container with this id. What it raises goes into the report."""
 
 
-class _Examined(NamedTuple):
+_NOT_LOOKED_AT = Seen(None, "its record is damaged")
+
+
+class Examined(NamedTuple):
+    """A container, what is said of it, and the report's entry."""
+
     container: Unsettled
     verdict: Verdict
     finding: Finding
@@ -37,17 +43,19 @@ def recover(
     leftovers: Sequence[str] = (),
     actors: Mapping[Action, Actor] | None = None,
     orphans: Sequence[Orphan] = (),
+    look_timeout: float = LOOK_TIMEOUT_SECONDS,
 ) -> Report:
     """Find out what is true of every container that has not ended, write it down, and return the report.
 
     A runtime with processes of its own passes its `probe`, and reads in the report what is left to do. Released
     containers are looked at if they are among `leftovers`: those whose bundle is still there. `actors` carry out
-    actions; the engine brings them, with the `orphans` it has judged.
+    actions; the engine brings them, with the `orphans` it has judged. A look that takes longer than `look_timeout`
+    seconds, or raises, makes its own container Unknown, with that reason, and no other.
     """
     begun, now = time.monotonic_ns(), time.time_ns()
     containers = store.unsettled(leftovers)
     settled = len(store) - len(containers)
-    examined = list(examine_all(containers, probe or HostProbe(), now))
+    examined = examine_all(containers, probe or HostProbe(), now, look_timeout)
     with store.transaction() as draft:
         # What has changed since it was looked at is the business of whoever changed it.
         examined = [one for one in examined if _apply(draft, one)]
@@ -65,16 +73,42 @@ def recover(
     return replace(report, findings=findings, took_ns=time.monotonic_ns() - begun)
 
 
-def examine_all(containers: Iterable[Unsettled], probe: Probe, now: int) -> Iterable[_Examined]:
+def reexamine(
+    store: Store,
+    container_id: str,
+    *,
+    probe: Probe,
+    actors: Mapping[Action, Actor],
+    look_timeout: float = LOOK_TIMEOUT_SECONDS,
+) -> Finding | None:
+    """Find out what is true of one container, and write it down; None if it has ended, or is gone."""
+    containers = [one for one in store.unsettled() if one.record.id == container_id]
+    for one in examine_all(containers, probe, time.time_ns(), look_timeout):
+        with store.transaction() as draft:
+            applied = _apply(draft, one)
+        return _act(one, actors) if applied else None
+    return None
+
+
+def examine_all(
+    containers: Sequence[Unsettled], probe: Probe, now: int, look_timeout: float = LOOK_TIMEOUT_SECONDS
+) -> "list[Examined]":
     """Look at each container and decide; nothing is touched and nothing is written."""
+    looked_at = [one for one in containers if not one.damage]
+    seen = look_at_all([one.record for one in looked_at], probe, timeout_seconds=look_timeout)
+    seen_of = {one.record.id: each for one, each in zip(looked_at, seen, strict=True)}
+    examined = []
     for container in containers:
         record, damage = container
-        observation, verdict, problem = examine(record, probe, now=now, damage=damage)
+        observation, verdict, problem = examine(
+            record.status, seen_of.get(record.id, _NOT_LOOKED_AT), now=now, damage=damage
+        )
         finding = make_finding(record.id, record.status, observation, verdict, problem)
-        yield _Examined(container, verdict, finding)
+        examined.append(Examined(container, verdict, finding))
+    return examined
 
 
-def _apply(draft: Draft, one: _Examined) -> bool:
+def _apply(draft: Draft, one: Examined) -> bool:
     """Put one verdict into the draft, unless the container has changed since it was looked at; say whether."""
     record, verdict = one.container.record, one.verdict
     if record.id not in draft or (not one.container.damage and draft.checkpoint(record.id) != record.status):
@@ -88,7 +122,7 @@ def _apply(draft: Draft, one: _Examined) -> bool:
     return True
 
 
-def _act(one: _Examined, actors: Mapping[Action, Actor]) -> Finding:
+def _act(one: Examined, actors: Mapping[Action, Actor]) -> Finding:
     finding = one.finding
     for action in one.verdict.actions:
         try:

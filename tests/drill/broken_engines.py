@@ -4,16 +4,12 @@ import os
 import time
 
 from limpet.engine.database import Changes
+from limpet.engine.drill.controls import open_trusting_pids
 from limpet.engine.engine import Engine
-from limpet.engine.lifecycle.command_line import BundleConfig
-from limpet.engine.starters import Prepared
-from limpet.engine.starters.process import starter as process
-from limpet.engine.starters.process.starter import ProcessStarter
+from limpet.engine.starters import Launch, Prepared
+from limpet.engine.starters.process import ProcessStarter
 from limpet.engine.store import Draft, Store
-from limpet.recovery import host, rules
-from limpet.recovery.evidence import Process
-from limpet.schema.cri import LinuxContainerResources
-from limpet.schema.identity import ProcessIdentity
+from limpet.recovery import rules
 from limpet.schema.status import Status
 
 
@@ -54,13 +50,7 @@ def commits_by_halves(state_dir: str) -> Engine:
 
 def compares_pids_alone(state_dir: str) -> Engine:
     """Whoever has the pid is taken for the container's process."""
-
-    def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:
-        return Process.ALIVE, ""
-
-    for module in (host, process):
-        setattr(module, "compare", compare)  # noqa: B010
-    return Engine.open(state_dir)
+    return open_trusting_pids(state_dir)
 
 
 def invents_exit_codes(state_dir: str) -> Engine:
@@ -77,16 +67,9 @@ def invents_exit_codes(state_dir: str) -> Engine:
 class HastyStarter(ProcessStarter):
     """Opens the gate at once, while the checkpoint is still to be written."""
 
-    def prepare(
-        self,
-        container_id: str,
-        bundle_path: str,
-        config: BundleConfig,
-        log_path: str,
-        requested: LinuxContainerResources | None,
-    ) -> Prepared:
-        prepared = super().prepare(container_id, bundle_path, config, log_path, requested)
-        os.write(prepared.gate, b"g")
+    def prepare(self, launch: Launch) -> Prepared:
+        prepared = super().prepare(launch)
+        os.write(prepared.own.gate, b"g")  # type: ignore[attr-defined]
         time.sleep(0.3)  # as on a slow disk
         return prepared
 

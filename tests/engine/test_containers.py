@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Container, Engine, errors
-from limpet.engine.lifecycle.command_line import choose_args, choose_user, merge_environment
+from limpet.engine.starters.choices import choose_args, choose_user, merge_environment
 from limpet.schema import ContainerState, ImageConfig, ImageName, MountType
 from limpet.schema.cri import parse_container_config
 from tests.conftest import is_running, wait_until

@@ -16,11 +16,10 @@ import pytest
 
 from limpet.engine import Engine, Store
 from limpet.engine.cli import main
-from limpet.engine.engine import choose_stop_signal
 from limpet.engine.inspection.check import check_state
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.lifecycle.bundle import ContainerBundle
-from limpet.engine.lifecycle.command_line import choose_user
+from limpet.engine.starters.choices import choose_stop_signal, choose_user
 from limpet.engine.state.durable import make_directory, remove_tree
 from limpet.schema.cri import parse_container_config
 from limpet.schema.errors import (

@@ -15,7 +15,7 @@ from limpet.engine.images.layer import apply_layer, clean_path
 from limpet.engine.images.limits import Budget
 from limpet.engine.images.tar import read_tar
 from limpet.engine.images.tree import Tree
-from limpet.engine.lifecycle.sandbox import choose_log_path
+from limpet.engine.starters.choices import choose_log_path
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import InvalidInputError, LimpetError
 from limpet.schema.image import ImageName

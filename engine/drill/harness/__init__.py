@@ -30,10 +30,12 @@ can be killed, every disk that a power cut may leave, and every operation that a
 It needs Linux 5.19 or newer on x86_64 or aarch64, neither root nor a compiler, and a process with one thread. The life
 may have threads and child processes. What the model does not know (shared writable mappings, io_uring, sendfile
 into the store...) ends the test with BlindSpotError, so that nothing is missed in silence; SQLite's -shm is taken
-for what it is, volatile. Nothing here knows limpet's own store.
+for what it is, volatile. None of that knows limpet's own store. `FakeStarter` is for tests of programs that use
+`Engine`: its containers are no processes, and do what the test says.
 """
 
 from limpet.testing.disk import Fate, Model
+from limpet.testing.fake_starter import FakeStarter
 from limpet.testing.faults import FAILURES, fault_points
 from limpet.testing.kills import kill_points, true_kills
 from limpet.testing.life import Life, LifeFailedError, Step, record, supported
@@ -56,6 +58,7 @@ from limpet.testing.workload import (
 __all__ = [
     "FAILURES",
     "BlindSpotError",
+    "FakeStarter",
     "Fate",
     "Finding",
     "HungError",

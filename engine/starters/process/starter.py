@@ -7,18 +7,31 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
-from limpet.engine.lifecycle.command_line import BundleConfig
-from limpet.engine.starters import Prepared
+import msgspec
+
+from limpet.engine.starters.contract import Launch, Prepared
 from limpet.engine.starters.process import gate
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits
+from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.state.durable import make_directory
 from limpet.recovery.evidence import Process
-from limpet.recovery.host import compare, find_bundle_processes, identify, open_pidfd, read_bundle_variable
-from limpet.schema.cri import LinuxContainerResources
+from limpet.recovery.host import (
+    Compare,
+    compare,
+    find_bundle_processes,
+    identify,
+    open_pidfd,
+    read_bundle_variable,
+    read_exit_code,
+)
+from limpet.recovery.probe import HostProbe
 from limpet.schema.errors import NotFoundError, StartError, UnsupportedError, quote_path
 from limpet.schema.identity import ProcessIdentity
+from limpet.schema.runtime_spec import Spec
 
 _log = logging.getLogger("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
@@ -26,50 +39,69 @@ _FIRST_FREE_DESCRIPTOR = 10  # above all that the gate is given, so that no dup2
 _END_TIMEOUT_SECONDS = 5.0
 
 
-class ProcessStarter:
-    """Starts containers as process groups of this host."""
+@dataclass(frozen=True)
+class _Held:
+    """Our ends of the pipes to a process at the gate."""
 
-    def prepare(
-        self,
-        container_id: str,
-        bundle_path: str,  # noqa: ARG002  # for runtimes that run a bundle; a process needs its config alone
-        config: BundleConfig,
-        log_path: str,
-        requested: LinuxContainerResources | None,
-    ) -> Prepared:
-        """Make the process and hold it at the gate, with its output going to the log. Raises StartError."""
+    gate: int
+    report: int
+
+
+class ProcessStarter:
+    """Starts containers as process groups of this host. `environment` is the host's part of each container's.
+
+    `compare` tells processes apart, here and in the probe; a drill gives one that is wrong.
+    """
+
+    name = "process"
+
+    def __init__(self, environment: Mapping[str, str] | None = None, *, compare: Compare = compare) -> None:
+        self._environment = dict(os.environ) if environment is None else environment
+        self._compare = compare
+
+    def make_config(self, launch: Launch) -> bytes:
+        """Return config.json: command line, environment, user and root. Raises InvalidInputError."""
+        return msgspec.json.encode(make_spec(launch, self._environment))
+
+    def prepare(self, launch: Launch) -> Prepared:
+        """Make the process and hold it at the gate, with its output going to the log.
+
+        Raises StartError, StateDirectoryError if the bundle's config.json is damaged.
+        """
+        spec = read_spec(launch.bundle_path)
         try:
-            pid, gate_end, report_end = _spawn(config, log_path)
+            pid, gate_end, report_end = _spawn(spec, launch.log_path)
         except OSError as error:
             name = quote_path(error.filename or "process")
-            raise StartError(f"container {container_id}: {name}: {error.strerror}") from error
+            raise StartError(f"container {launch.id}: {name}: {error.strerror}") from error
         pidfd = os.pidfd_open(pid)
         try:
-            resources = apply_limits(container_id, pid, requested) if requested is not None else None
+            requested = launch.resources
             return Prepared(
                 identity=identify(pid, pidfd),
                 pidfd=pidfd,
-                gate=gate_end,
-                report=report_end,
-                resources=resources,
+                resources=None if requested is None else apply_limits(launch.id, pid, requested),
+                own=_Held(gate_end, report_end),
             )
         except BaseException as error:
             _end_held(pidfd, gate_end, report_end)
             if isinstance(error, OSError):
-                raise StartError(f"container {container_id}: its process cannot be identified: {error}") from error
+                raise StartError(f"container {launch.id}: its process cannot be identified: {error}") from error
             raise
 
     def go(self, prepared: Prepared) -> None:
         """Open the gate; returns once the program runs. Raises StartError with the reason if it does not."""
+        held = prepared.own
+        assert isinstance(held, _Held)
         try:
             with suppress(BrokenPipeError):  # it has ended already: the report says why, or nothing
-                os.write(prepared.gate, b"g")
+                os.write(held.gate, b"g")
             problem = bytearray()
-            while chunk := os.read(prepared.report, 4096):
+            while chunk := os.read(held.report, 4096):
                 problem += chunk
         finally:
-            os.close(prepared.gate)
-            os.close(prepared.report)
+            os.close(held.gate)
+            os.close(held.report)
         if problem:
             _reap(prepared.pidfd)
             os.close(prepared.pidfd)
@@ -77,7 +109,9 @@ class ProcessStarter:
 
     def abort(self, prepared: Prepared) -> None:
         """Close the gate and wait until the process is gone."""
-        _end_held(prepared.pidfd, prepared.gate, prepared.report)
+        held = prepared.own
+        assert isinstance(held, _Held)
+        _end_held(prepared.pidfd, held.gate, held.report)
 
     def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
         """Return a pidfd of the process with this identity. Raises NotFoundError if it is not there."""
@@ -85,7 +119,7 @@ class ProcessStarter:
             pidfd = os.pidfd_open(identity.pid)
         except OSError as error:
             raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
-        found, detail = compare(identity, pidfd, bundle_path)
+        found, detail = self._compare(identity, pidfd, bundle_path)
         if found is not Process.ALIVE:
             os.close(pidfd)
             raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")
@@ -105,15 +139,46 @@ class ProcessStarter:
         except OSError:  # EINVAL: a kernel before 6.9, which only signals the leader through its pidfd
             _signal_group_by_number(pidfd, number)
 
+    def read_exit(self, pid: int, pidfd: int) -> int | None:
+        """Return the exit code of a process that has ended, without reaping it; None if it is not known."""
+        try:
+            result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        except ChildProcessError:  # adopted, or reaped by the program that we are part of
+            result = None
+        if result is None:
+            return read_exit_code(pid, pidfd)
+        return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+
+    def forget_exit(self, pidfd: int) -> None:
+        """Reap the process if it is our child."""
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+
     def release(self, container_id: str, bundle_path: str) -> None:
         """Kill every process that is left of the container, and remove its cgroup."""
-        end_leftovers(bundle_path, find_bundle_processes().get(bundle_path, ()))
+        _end_leftovers(bundle_path, find_bundle_processes().get(bundle_path, ()))
         left = remove_limits(container_id)
         if left:
             _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
 
+    def end_leftovers(self, containers_dir: str, has_ended: Callable[[str], bool]) -> None:
+        """Kill processes of containers that have ended: a kill may have come between the end and this."""
+        for bundle_path, pids in find_bundle_processes().items():
+            directory, container_id = os.path.split(bundle_path)
+            if directory == containers_dir and has_ended(container_id):
+                _end_leftovers(bundle_path, pids)
 
-def end_leftovers(bundle_path: str, pids: "tuple[int, ...] | list[int]") -> None:
+    def probe(self, containers_dir: str) -> HostProbe:
+        """Return what looks at the processes and the bundles."""
+        return HostProbe(containers_dir, compare=self._compare)
+
+
+def make_starter() -> ProcessStarter:
+    """Return the starter as an engine has it by default."""
+    return ProcessStarter()
+
+
+def _end_leftovers(bundle_path: str, pids: Sequence[int]) -> None:
     """Kill those of `pids` that bear the bundle's path in their environment, and wait until they are gone."""
     for pid in pids:
         with suppress(ProcessLookupError, FileNotFoundError), open_pidfd(pid) as pidfd:
@@ -123,14 +188,14 @@ def end_leftovers(bundle_path: str, pids: "tuple[int, ...] | list[int]") -> None
                 _wait(pidfd, _END_TIMEOUT_SECONDS)
 
 
-def _spawn(config: BundleConfig, log_path: str) -> tuple[int, int, int]:
+def _spawn(spec: Spec, log_path: str) -> tuple[int, int, int]:
     """Start the gate in a session of its own; return its pid and our ends of the gate and of the report."""
-    process = config.process
+    process = spec.process
     plan = {
         "args": process.args,
         "env": process.env,
         "cwd": process.cwd,
-        "root": config.root.path,
+        "root": spec.root.path,
         "uid": process.user.uid,
         "gid": process.user.gid,
         "groups": process.user.additional_gids,

@@ -1,52 +1,21 @@
-"""From a container's config and its image to what is run: command line, environment, user, directory.
+"""What a container's config and its image leave open: command line, environment, user, stop signal, log file.
 
-The command line follows the rule of the CRI and Kubernetes; the result is kept in the bundle's config.json,
-in the words of the OCI runtime specification.
+The command line follows the rule of the CRI and Kubernetes. Every starter asks here, so that all run the same.
 """
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from limpet.schema.cri import ContainerConfig
-from limpet.schema.errors import InvalidInputError, quote
+from limpet.schema.cri import Signal as CriSignal
+from limpet.schema.errors import InvalidInputError, quote, quote_path
 from limpet.schema.image import ImageConfig
 from limpet.schema.protobuf_json import is_utf8
+from limpet.schema.runtime_spec import User
 
-OCI_VERSION = "1.2.0"
 _MAX_DIGITS = 10
 """Of a user's or a group's number: 32 bits."""
-
-
-class User(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Who the program runs as, in the container; None for who the engine runs as."""
-
-    uid: int | None = None
-    gid: int | None = None
-    additional_gids: tuple[int, ...] = ()
-
-
-class Process(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The OCI `process` object, as far as it is used."""
-
-    args: tuple[str, ...]
-    env: tuple[str, ...]
-    cwd: str
-    user: User = User()
-
-
-class Root(msgspec.Struct, frozen=True, kw_only=True):
-    """The OCI `root` object; an empty path stands for the host's own root."""
-
-    path: str
-
-
-class BundleConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The content of config.json."""
-
-    process: Process
-    root: Root
-    oci_version: str = OCI_VERSION
 
 
 def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
@@ -110,3 +79,35 @@ def _number(text: str) -> int | None:
     if not text.isascii() or not text.isdigit() or len(text) > _MAX_DIGITS:
         raise InvalidInputError(f"image user {quote(text)}: only numbers and root are understood; set run_as_user")
     return int(text)
+
+
+def choose_stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
+    """Return the name of the stop signal: the config's, else the image's, else SIGTERM. Raises InvalidInputError."""
+    name = image.stop_signal or signal.SIGTERM.name
+    if config.stop_signal is not CriSignal.RUNTIME_DEFAULT:
+        name = config.stop_signal.value
+    text = name.upper()
+    if text.isascii() and text.isdigit() and len(text) < 4 and int(text) in set(signal.Signals):
+        return signal.Signals(int(text)).name
+    full = text if text.startswith("SIG") else f"SIG{text}"
+    if full not in signal.Signals.__members__:
+        raise InvalidInputError(f"stop signal {quote(name)}: give a signal's name, such as SIGTERM, or its number")
+    return full
+
+
+def choose_log_path(log_directory: str, log_path: str) -> str:
+    """Return the absolute path of a container's log, "" if it keeps none.
+
+    Raises InvalidInputError if it would leave the log directory, also through a link in it.
+    """
+    if not log_path:
+        return ""
+    if not os.path.isabs(log_directory):
+        raise InvalidInputError(f"log_directory {quote_path(log_directory)}: an absolute path is needed")
+    root = os.path.realpath(log_directory)
+    path = os.path.join(root, log_path)
+    directory = os.path.realpath(os.path.dirname(path))
+    name = os.path.basename(path)
+    if os.path.isabs(log_path) or name in {"", ".", ".."} or os.path.commonpath([root, directory]) != root:
+        raise InvalidInputError(f"log_path {quote_path(log_path)}: a path within the log directory {root} is needed")
+    return os.path.join(directory, name)

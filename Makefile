@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find benchmarks engine recovery schema -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench bench-quick constraints clean
+.PHONY: help demo test gate lint types bench bench-quick constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,13 +14,19 @@ help: ## show this
 demo: $(VENV)/.installed ## kill an engine again and again, and see that it comes back knowing what is true
 	$(BIN)/limpet drill
 
-# The harness of crash tests wants a process to itself, and takes all processors by itself.
-ALONE := tests/crash/ tests/drill/ tests/testing/
+# The harness of crash tests forks, so its tests want a process with one thread; pytest-xdist's workers have two.
+ALONE := tests/testing/
 TOGETHER := $(filter-out $(ALONE),$(sort $(dir $(wildcard tests/*/test_*.py))) $(wildcard tests/test_*.py))
 
-test: $(VENV)/.installed ## run all tests: first those that may run side by side
-	$(BIN)/pytest --numprocesses auto --dist worksteal $(TOGETHER)
-	$(BIN)/pytest $(ALONE)
+# $(call timed,NAME,COMMANDS) says how long they took, also if they failed.
+timed = @began=$$(date +%s); ($(2)); status=$$?; took=$$(($$(date +%s) - began)); \
+	echo "$(1) took $$((took / 60)) min $$((took % 60)) s"; exit $$status
+
+test: $(VENV)/.installed ## run all tests, of each campaign a twentieth: at most 5 minutes on two idle cores
+	$(call timed,make test,$(BIN)/pytest --numprocesses auto --dist worksteal $(TOGETHER) && $(BIN)/pytest $(ALONE))
+
+gate: $(VENV)/.installed ## run the campaigns (kills, power cuts, failing disks, damage, hostile input) as CI does
+	$(call timed,make gate,$(BIN)/pytest --numprocesses auto --dist worksteal -m campaign --campaign-size=gate $(TOGETHER))
 
 lint: $(VENV)/.installed ## check style and the direction of imports
 	$(BIN)/ruff check .

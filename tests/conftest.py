@@ -12,12 +12,27 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Engine
+from tests.campaigns.sizes import Size, size_of
 
 # A shell ignores SIGINT in what it runs in the background, and that is inherited: here Ctrl-C is to be tried.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE_SECONDS = 30.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the gate ask for all of each campaign."""
+    parser.addoption(
+        "--campaign-size", choices=["test", "gate"], default="test", help="see tests/campaigns/sizes.py (default: test)"
+    )
+
+
+@pytest.fixture
+def size(request: pytest.FixtureRequest) -> Size:
+    """How much the test's campaign, which its marker names, is to try."""
+    (name,) = request.node.get_closest_marker("campaign").args
+    return size_of(name, is_gate=request.config.getoption("--campaign-size") == "gate")
 
 
 def require_tools(*names: str) -> None:

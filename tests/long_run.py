@@ -24,6 +24,7 @@ from limpet.engine.drill.modes import PLANS, Mode, Trial
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.engine.state.durable import write_file
 from limpet.testing import Report, fault_points, kill_points, power_cuts, true_kills
+from tests.campaigns.sizes import CAMPAIGNS
 from tests.crash.read_life import RECOVERED_EVERY, ReadLife, UnflushedReadLife
 
 ROOT: Final = Path(__file__).parents[1]
@@ -124,10 +125,12 @@ def _damage(trial: Trial) -> Tried:
 
 
 PARTS: Final[Mapping[str, Part]] = {
-    "kill": _with_control_of(Mode.KILL, "kill points, as what a kill there leaves", 200_000, _snapshot),
+    "kill": _with_control_of(
+        Mode.KILL, "kill points, as what a kill there leaves", CAMPAIGNS["kill"].long_run, _snapshot
+    ),
     "sigkill": Part(
         "SIGKILLs at such points, also of an engine",
-        2_000,
+        CAMPAIGNS["sigkill"].long_run,
         _kill,
         PLANS[Mode.KILL].broken,
         lambda trial: true_kills(HastyLife(2, seed=trial.seed), workers=trial.workers, progress=trial.progress).lost,
@@ -135,19 +138,24 @@ PARTS: Final[Mapping[str, Part]] = {
     ),
     "power": Part(
         f"power-cut images, read, and one of {RECOVERED_EVERY} recovered",
-        2_000_000,
+        CAMPAIGNS["power"].long_run,
         lambda trial: _cut(ReadLife(_CHECKPOINTS_OF_CUTS, seed=trial.seed), trial),
         PLANS[Mode.POWER].broken,
         lambda trial: len(_cut(UnflushedReadLife(1, seed=trial.seed), trial, samples=1).findings),
         PLANS[Mode.POWER].find_obstacle,
     ),
     "recovery": _mode(
-        Mode.POWER, "power-cut images, all recovered, also of a recovery and an engine", 100_000, "images"
+        Mode.POWER,
+        "power-cut images, all recovered, also of a recovery and an engine",
+        CAMPAIGNS["recovery"].long_run,
+        "images",
     ),
-    "errors": _with_control_of(Mode.DISK, "failed operations, each with the disks after it", 5_000, _fail),
-    "damage": Part("damaged states", 100_000, _damage),
-    "reuse": _mode(Mode.REUSE, "verdicts after pids were reused", 1_000, "cases"),
-    "reboot": _mode(Mode.REBOOT, "verdicts after reboots", 1_000, "cases"),
+    "errors": _with_control_of(
+        Mode.DISK, "failed operations, each with the disks after it", CAMPAIGNS["errors"].long_run, _fail
+    ),
+    "damage": Part("damaged states", CAMPAIGNS["damage"].long_run, _damage),
+    "reuse": _mode(Mode.REUSE, "verdicts after pids were reused", CAMPAIGNS["reuse"].long_run, "cases"),
+    "reboot": _mode(Mode.REBOOT, "verdicts after reboots", CAMPAIGNS["reboot"].long_run, "cases"),
 }
 
 

@@ -28,6 +28,7 @@ from limpet.engine.drill.store_life import StoreLife
 from limpet.engine.state.durable import sync_directory
 from limpet.testing import Violation, Workload, supported
 from limpet.testing.supervisor import Supervisor
+from tests.campaigns.sizes import CAMPAIGNS
 
 _SHUTDOWN: Final = 0x8004587D  # _IOR('X', 125, __u32), in ext4 and XFS alike
 _NO_LOG_FLUSH: Final = 2
@@ -174,7 +175,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.crash.real_disks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--cuts", type=int, default=300, help="how many, over all file systems")
+    parser.add_argument("--cuts", type=int, default=CAMPAIGNS["disks"].long_run, help="how many, over all file systems")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="only the cut with this number, of each file system")
     parser.add_argument("--fs", choices=FILE_SYSTEMS, action="append", help="only this one; repeatable")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns.sizes import Size
 from tests.conftest import require_tools
 from tests.crash.real_disks import FILE_SYSTEMS
 
@@ -16,11 +17,12 @@ needs_loop = pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason=
 
 @needs_root
 @needs_loop
+@pytest.mark.campaign("disks")
 @pytest.mark.timeout(300)
-def test_real_power_cuts() -> None:
+def test_real_power_cuts(size: Size) -> None:
     """After power cuts of ext4 and XFS all that was acknowledged is there; a store that does not flush loses it."""
     require_tools(*(f"mkfs.{kind}" for kind in FILE_SYSTEMS))
-    command = [sys.executable, "-m", "tests.crash.real_disks", "--cuts", "24", "--seed", "1"]
+    command = [sys.executable, "-m", "tests.crash.real_disks", "--cuts", str(size.least), "--seed", "1"]
     result = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240, check=False
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from tests.conftest import wait_until
 
+ROOT = Path(__file__).parents[2]
 DRILL = [sys.executable, "-m", "limpet", "drill"]
 INTEGERS = {
     "schema_version", "seed", "rounds", "kills", "containers", "acknowledged", "lost", "torn", "false_running",
@@ -43,18 +45,31 @@ def processes_below(directory: str) -> list[int]:
 
 
 def as_nobody(command: list[str]) -> list[str]:
-    """Return a command that runs another as user nobody, also where the interpreter lies in root's home."""
+    """Return a command that runs another as user nobody, also where what it needs lies in a closed directory."""
     lower = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
-    home = sys.base_prefix
-    closed = [str(path) for path in reversed(Path(home).parents) if not path.stat().st_mode & 0o001]
+    closed = {path: gate for path in find_needed() if (gate := find_closed(path)) is not None}
     if not closed:
         return lower
-    # In a mount namespace of its own, an open directory takes the closed one's place, with the interpreter in it.
-    script = """
-        mount --bind "$1" /mnt && mount -t tmpfs -o mode=755 none "$2" && mkdir -p "$1" && mount --bind /mnt "$1"
-        shift 2; exec "$@"
-    """
-    return ["unshare", "-m", "sh", "-ec", script, "sh", home, closed[0], *lower]
+    # In a mount namespace of its own an open directory takes each closed one's place, with what is needed in it.
+    steps = ["umask 022", "mount -t tmpfs -o mode=755 none /mnt"]
+    for number, path in enumerate(closed):
+        steps += [f"mkdir /mnt/{number}", f"mount --bind {shlex.quote(path)} /mnt/{number}"]
+    steps += [f"mount -t tmpfs -o mode=755 none {shlex.quote(gate)}" for gate in dict.fromkeys(closed.values())]
+    for number, path in enumerate(closed):
+        steps += [f"mkdir -p {shlex.quote(path)}", f"mount --bind /mnt/{number} {shlex.quote(path)}"]
+    return ["unshare", "--mount", "sh", "-c", " && ".join([*steps, 'exec "$@"']), "sh", *lower]
+
+
+def find_needed() -> list[str]:
+    """Return the directories of the interpreter, of what is installed for it, and of the sources."""
+    folders = [str(path) for path in sorted(ROOT.iterdir()) if path.is_dir() and not path.is_symlink()]
+    return list(dict.fromkeys([sys.base_prefix, *folders, sys.prefix]))
+
+
+def find_closed(path: str) -> str | None:
+    """Return the topmost directory above `path` that others may not enter."""
+    above = reversed(Path(path).parents)
+    return next((str(each) for each in above if not each.stat().st_mode & 0o001), None)
 
 
 def test_an_ordinary_user_gets_a_result(temporary: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from tests.campaigns.sizes import CAMPAIGNS
 from tests.hostile.campaign import KINDS, Tally, run_kind
 from tests.hostile.oracle import Fate
 
@@ -30,7 +31,9 @@ class _Progress:
 def main() -> int:
     """Run a campaign, and print its table."""
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=100_000, help="how many in all kinds together")
+    parser.add_argument(
+        "--inputs", type=int, default=CAMPAIGNS["hostile"].long_run, help="how many in all kinds together"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this; repeatable")
     parser.add_argument("--from", dest="first", type=int, default=0, help="number of the first input of each kind")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.campaigns.sizes import CAMPAIGNS, Size
 from tests.hostile.campaign import KINDS, run_kind
 from tests.hostile.oracle import Fate
 
@@ -17,13 +18,20 @@ INPUTS = {
     "command": 400,
     "process": 30,
 }
-"""So many of each kind in a run of the tests: what takes about a minute. `python -m tests.hostile` tries more."""
+"""So many of each kind in the gate. `python -m tests.hostile` tries more."""
 SEED = 20_240_611
 
 
+@pytest.mark.campaign("hostile")
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_hostile_input_breaks_a_promise(kind: str) -> None:
+def test_no_hostile_input_breaks_a_promise(kind: str, size: Size) -> None:
     """Only refusals that say why come out, nothing around is touched, and what was good before goes on working."""
-    tally = run_kind(kind, SEED, range(INPUTS[kind]))
+    tally = run_kind(kind, SEED, range(0, INPUTS[kind], size.every))
     assert not tally.findings, "\n".join(map(str, tally.findings))
     assert tally.counts[Fate.ACCEPTED], "nothing was accepted: these inputs reach no further than the first check"
+
+
+def test_all_kinds_together_are_the_campaign() -> None:
+    """The table of sizes has as many inputs as there are of all kinds."""
+    assert INPUTS.keys() == KINDS.keys()
+    assert sum(INPUTS.values()) == CAMPAIGNS["hostile"].gate

@@ -12,9 +12,9 @@ import pytest
 
 from limpet.engine.drill.damage import Outcome, survey
 from limpet.testing import Violation
+from tests.campaigns.sizes import Size
 
 ROOT = Path(__file__).parents[2]
-CASES = 10_000
 
 
 def run(code: str) -> Any:
@@ -24,27 +24,29 @@ def run(code: str) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.campaign("damage")
 @pytest.mark.timeout(600)
-def test_ten_thousand_damaged_states() -> None:
+def test_damaged_states(size: Size) -> None:
     """Bits flipped anywhere, parts lost, swapped or replaced, rows changed: nothing is silently wrong."""
     told = run(
         "import json; from limpet.engine.drill.damage import damage_states\n"
-        f"report = damage_states(count={CASES}, seed=1, workers={2 * (os.cpu_count() or 1)})\n"
+        f"report = damage_states(count={size.least}, seed=1, workers={2 * (os.cpu_count() or 1)})\n"
         "print(json.dumps([report.damaged, report.violations, [str(each) for each in report.findings[:5]]]))"
     )
-    assert told == [CASES, 0, []]
+    assert told == [size.least, 0, []]
 
 
+@pytest.mark.campaign("bits")
 @pytest.mark.timeout(300)
-def test_the_bits_of_a_database() -> None:
-    """One bit of a closed database flipped, each thirteenth of all that mean anything."""
+def test_the_bits_of_a_database(size: Size) -> None:
+    """One bit of a closed database flipped, in the gate each thirteenth of all that mean anything."""
     told = run(
         "import json; from limpet.engine.drill.damage import flip_bits\n"
-        f"report = flip_bits(every=13, workers={2 * (os.cpu_count() or 1)})\n"
+        f"report = flip_bits(every={13 * size.every}, workers={2 * (os.cpu_count() or 1)})\n"
         "print(json.dumps([report.damaged, report.violations, [str(each) for each in report.findings[:5]]]))"
     )
     assert told[1:] == [0, []]
-    assert told[0] > 3000
+    assert told[0] >= size.least
 
 
 @pytest.mark.timeout(120)

@@ -1,5 +1,6 @@
 """A kill at any instant: afterwards an image is whole or not there, and what was left over is cleared away."""
 
+import itertools
 import os
 import random
 import signal
@@ -17,6 +18,8 @@ LAYERS = [tar(member("lower", b"x" * 400_000)), tar(member("upper", b"y"))]
 APP = ImageName("app", "1")
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.truncate", "os.scandir", "os.listdir", "fcntl.flock"}
 """Python's audit events of what touches the disk; between two of them it does not change, but for one write."""
+STEPS_OF_A_TURN = 200
+"""About so many of them open a store, load four times and remove."""
 
 
 def run_killed(work: Callable[[], None], before_kill: Callable[[int], None] = lambda pid: None) -> bool:
@@ -35,18 +38,15 @@ def run_killed(work: Callable[[], None], before_kill: Callable[[int], None] = la
     return not os.WIFSIGNALED(status)
 
 
+def call_at_steps(call: Callable[[], object]) -> None:
+    """Call `call` before each step of this process."""
+    sys.addaudithook(lambda event, _: call() if event in STEPS else None)
+
+
 def kill_at_step(number: int) -> None:
     """Kill this process before the step of that number."""
-    steps = 0
-
-    def count(event: str, _: object) -> None:
-        nonlocal steps
-        if event in STEPS:
-            steps += 1
-            if steps == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+    steps = itertools.count(1)
+    call_at_steps(lambda: next(steps) == number and os.kill(os.getpid(), signal.SIGKILL))
 
 
 def require_all_or_nothing(path: Path, mounts: Path) -> bool:
@@ -93,13 +93,14 @@ def test_a_kill_at_any_step_leaves_a_whole_image_or_none(tmp_path: Path) -> None
 
 
 def test_kills_at_random_instants_leave_a_whole_image_or_none(tmp_path: Path) -> None:
-    """One store, killed again and again while it loads and removes, also in the middle of writes."""
+    """One store, killed again and again a moment after a step of its loading and removing, also amid writes."""
     layout = Layout(tmp_path / "layout")
     layout.add_image(LAYERS)
     (tmp_path / "mounts").mkdir()
     seeded = random.Random(1)
 
     def work() -> None:
+        call_at_steps(lambda: os.write(writing, b"."))
         while True:
             store = DirectoryImageStore(str(tmp_path / "store"))
             for _ in range(4):
@@ -107,11 +108,19 @@ def test_kills_at_random_instants_leave_a_whole_image_or_none(tmp_path: Path) ->
             store.remove(APP)
 
     def kill(pid: int) -> None:
-        time.sleep(seeded.uniform(0, 0.03))  # the instant is the experiment, nothing waits for it
-        os.kill(pid, signal.SIGKILL)
+        os.close(writing)
+        with open(reading, "rb", buffering=0) as steps:
+            left = seeded.randrange(1, STEPS_OF_A_TURN)
+            while left > 0:  # however busy the machine is, it gets that far
+                read = len(steps.read(left))
+                assert read, "it ended by itself"
+                left -= read
+            time.sleep(seeded.uniform(0, 0.001))  # the instant is the experiment, nothing waits for it
+            os.kill(pid, signal.SIGKILL)
 
     outcomes = set()
     for _ in range(60):
+        reading, writing = os.pipe()
         assert not run_killed(work, kill)
         outcomes.add(require_all_or_nothing(tmp_path / "store", tmp_path / "mounts"))
     assert outcomes == {True, False}

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 from limpet.engine.drill import inside
 from limpet.recovery.evidence import Bundle
 from limpet.schema import ContainerState
+from tests.campaigns.sizes import CAMPAIGNS
 from tests.recovery.world import Expected, Surroundings, World, expect
 
 _NOT_TRIED = 3
@@ -253,7 +254,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--examples", type=int, default=100, help="how many worlds")
+    parser.add_argument("--examples", type=int, default=CAMPAIGNS["worlds"].long_run, help="how many worlds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-shrink", action="store_true", help="do not look for the shortest way to it")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)

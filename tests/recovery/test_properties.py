@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.drill import inside
+from tests.campaigns.sizes import Size
 
 ROOT = Path(__file__).parents[2]
 BLIND_TO_STRANGERS = """
@@ -23,10 +24,11 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.campaign("worlds")
 @pytest.mark.timeout(300)
-def test_every_verdict_is_true() -> None:
+def test_every_verdict_is_true(size: Size) -> None:
     """Whatever has happened while the engine was down, it says what is true or that it does not know."""
-    result = run(sys.executable, "-m", "tests.recovery.properties", "--examples", "80", "--seed", "1")
+    result = run(sys.executable, "-m", "tests.recovery.properties", "--examples", str(size.least), "--seed", "1")
     assert result.returncode == 0, result.stdout + result.stderr[-8000:]
 
 

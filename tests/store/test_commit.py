@@ -16,6 +16,8 @@ from msgspec.structs import replace
 
 from limpet.engine import Store, errors
 from limpet.engine.aio import AsyncStore
+from limpet.engine.database import Changes
+from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.store.commit import Committer, Request
 from limpet.schema import Status
 from tests.conftest import wait_until
@@ -268,6 +270,32 @@ def test_an_error_reaches_the_task_that_made_it(store: Store) -> None:
 
     asyncio.run(main())
     assert (store.status("a").exit_code, store.status("b").exit_code) == (0, 1)
+
+
+def test_a_store_that_does_not_know_an_outcome_leaves_the_wal(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while it reads a failed commit back, it closes without a note; the next opening has what it needs."""
+
+    def fail(writer: Writer, changes: Changes) -> None:
+        execute(writer, changes)
+        raise KeyboardInterrupt
+
+    def fail_again(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    execute = Writer._execute
+    store = Store.open(state_dir)
+    store.add_sandbox(sandbox())
+    store.add(metadata("a"), RUNNING)
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "_execute", fail)
+        patch.setattr(Writer, "_find", fail_again)
+        with pytest.raises((KeyboardInterrupt, errors.OutcomeUnknownError)):
+            store.update("a", bump)
+    with pytest.raises(errors.OutcomeUnknownError):
+        store.update("a", bump)
+    store.close()
+    with Store.open(state_dir) as again:
+        assert again.unsettled()[0].record.status.exit_code == 1
 
 
 def test_interrupts_while_committing_leave_memory_and_disk_agreed(state_dir: str) -> None:

@@ -153,18 +153,21 @@ class Writer:
         """Move the WAL into the database and close it; SQLite removes the WAL then.
 
         `before_unlink` is called once the WAL holds nothing: a kill before it leaves a WAL, a
-        kill after it a note that none is needed. Raises StoreError, or what `before_unlink` raises: the WAL stays
-        then, and nothing is lost.
+        kill after it a note that none is needed. Where it cannot be called, because a reader is in the way or the
+        outcome of a commit is not known, the WAL stays. Raises StoreError, or what `before_unlink` raises: the WAL
+        stays then, too, and nothing is lost.
         """
+        is_noted = before_unlink is None
         try:
             if before_unlink is not None and self._broken is None and truncate_wal(self._connection):
                 before_unlink()
-        except BaseException as error:
-            self._is_kept_open = True  # closing it would remove the WAL, of which there is no note
-            keep_open(self._connection)
-            if isinstance(error, _SQLITE_ERRORS):
-                raise translate(self._path, error) from error
-            raise
+                is_noted = True
+        except _SQLITE_ERRORS as error:
+            raise translate(self._path, error) from error
+        finally:
+            if not is_noted:
+                self._is_kept_open = True  # closing it would remove the WAL, of which there is no note
+                keep_open(self._connection)
         if not self._is_kept_open:
             self._connection.close()
 

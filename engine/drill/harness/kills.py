@@ -57,23 +57,24 @@ class _Snapshot(NamedTuple):
 def kill_points(
     workload: Workload,
     *,
+    every: int = 1,
     workers: int = 1,
     deadline_seconds: float = 60.0,
     progress: Progress | None = None,
 ) -> Report:
     """Check what a SIGKILL leaves before each operation of one life, half-way through each write, and at the end.
 
-    Each check gets a copy of the directory, at another path. Raises LifeFailedError, BlindSpotError, HungError
-    (the life), UnsupportedError, NothingToTestError.
+    Of the operations each `every`-th is tried. Each check gets a copy of the directory, at another path.
+    Raises LifeFailedError, BlindSpotError, HungError (the life), UnsupportedError, NothingToTestError.
     """
-    require_positive(workers=workers)
+    require_positive(every=every, workers=workers)
     with (
         scratch() as directory,
         Life(workload.live, _made(f"{directory}/live"), deadline_seconds=deadline_seconds) as life,
     ):
         report = run_jobs(
             lambda _index: lambda snapshot, mark: _check_snapshot(workload, snapshot, mark),
-            _snapshots(life, directory),
+            _snapshots(life, directory, every),
             counted=Report(points=1),
             workers=workers,
             deadline_seconds=deadline_seconds,
@@ -85,7 +86,7 @@ def kill_points(
     return report
 
 
-def _snapshots(life: Life, directory: str) -> Iterator[_Snapshot]:
+def _snapshots(life: Life, directory: str, every: int) -> Iterator[_Snapshot]:
     number = 0
 
     def take(when: When, number: int) -> _Snapshot:
@@ -94,11 +95,12 @@ def _snapshots(life: Life, directory: str) -> Iterator[_Snapshot]:
         return _Snapshot(KillPoint("snapshot", when, number), target, tuple(life.acknowledged))
 
     for step in life:
-        yield take("before", number)
-        if _half(step):
-            step.perform(_half(step))
-            yield take("half", number)
-            step.perform()
+        if number % every == 0:
+            yield take("before", number)
+            if _half(step):
+                step.perform(_half(step))
+                yield take("half", number)
+                step.perform()
         number += 1
     if number:
         yield take("after", number - 1)

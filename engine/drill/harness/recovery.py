@@ -25,21 +25,23 @@ def recovery_cuts(
     seed: int = 0,
     models: Sequence[Model] = ALL_MODELS,
     samples: int = 1,
+    every: int = 1,
     workers: int = 1,
     deadline_seconds: float = 60.0,
     progress: Progress | None = None,
 ) -> Report:
     """Cut the power again at every operation of the recovery from `crashes` power cuts, chosen at random.
 
-    What the workload's check does in the directory is the recovery. Raises what power_cuts raises.
+    What the workload's check does in the directory is the recovery; of the cuts within it each `every`-th is tried.
+    Raises what power_cuts raises.
     """
-    require_positive(crashes=crashes, workers=workers)
+    require_positive(crashes=crashes, every=every, workers=workers)
     selection = Selection(seed, models, samples)
     with scratch() as directory:
         trace = record_in(workload, f"{directory}/0", deadline_seconds)
         points = _choose(trace, selection, crashes)
 
-        test = _RecoveryTest(workload, trace, selection, deadline_seconds)
+        test = _RecoveryTest(workload, trace, selection, every, deadline_seconds)
 
         def worker(index: int) -> Callable[[Point, Mark], Iterator[Report]]:
             images = selection.images(trace)
@@ -81,6 +83,7 @@ class _RecoveryTest:
     workload: Workload
     trace: Trace
     selection: Selection
+    every: int
     deadline_seconds: float
 
     def crash_again(self, point: Point, image: Image, place: str, mark: Mark) -> Iterator[Report]:
@@ -103,5 +106,6 @@ class _RecoveryTest:
             checker.add(str(point), "other", failure)
             found += checker.report()
         yield found
-        images, cuts = self.selection.images(recovery), range(len(recovery.operations) + 1)
+        images = self.selection.images(recovery)
+        cuts = range(point.cut % self.every, len(recovery.operations) + 1, self.every)
         yield from check_cuts(checker, recovery, images, cuts, Place(place, mark, f"{point}>", acknowledged))

@@ -1,0 +1,76 @@
+"""How large each campaign is, in `make test`, in `make gate` and in the long run: `python -m tests.campaigns.sizes`.
+
+A campaign tries the same promise again and again: at each k-th point, over seeds. `make test` takes every twentieth
+of what `make gate` takes, from all over, so that a broken promise that shows in many places shows there, too.
+"""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+PART: Final = 20
+"""`make test` tries one in so many."""
+
+
+class Campaign(NamedTuple):
+    """One kind of trial, and how many there are at least."""
+
+    counts: str
+    gate: int
+    long_run: int = 0
+    """0 if the long run has none of these."""
+
+    @property
+    def test(self) -> int:
+        """How many there are at least in `make test`."""
+        return -(-self.gate // PART)
+
+
+CAMPAIGNS: Final[Mapping[str, Campaign]] = {
+    "kill": Campaign("kill points, as what a kill there leaves", 18_000, 200_000),
+    "sigkill": Campaign("SIGKILLs at such points, also of an engine", 260, 2_000),
+    "engine": Campaign("kill points of an engine with real processes", 600),
+    "power": Campaign("power-cut images of a store and an engine", 50_000, 2_000_000),
+    "recovery": Campaign("power-cut images of a recovery", 7_000, 100_000),
+    "wal": Campaign("power-cut images while the WAL begins anew", 6_000),
+    "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 700),
+    "errors": Campaign("failed operations, each with the disks after it", 1_500, 5_000),
+    "damage": Campaign("damaged states", 10_000, 100_000),
+    "bits": Campaign("flipped bits of a closed database", 3_600, 48_000),
+    "hostile": Campaign("hostile inputs", 7_260, 100_000),
+    "worlds": Campaign("worlds that Hypothesis draws", 80, 600),
+    "disks": Campaign("power cuts of real file systems", 24, 300),
+    "reuse": Campaign("verdicts after pids were reused", 40, 1_000),
+    "reboot": Campaign("verdicts after reboots", 40, 1_000),
+}
+
+
+class Size(NamedTuple):
+    """How much of a campaign one run tries."""
+
+    least: int
+    """So many trials at least; a run with fewer proves less than it says."""
+    every: int
+    """1, or which of the points, inputs or bits are tried: each so many-th."""
+
+    def share(self, count: int) -> int:
+        """Return what is left of `count`, at least 1."""
+        return -(-count // self.every)
+
+
+def size_of(name: str, *, is_gate: bool) -> Size:
+    """Return the size of a campaign in the gate, or in `make test`. Raises KeyError for a name that is none."""
+    campaign = CAMPAIGNS[name]
+    return Size(campaign.gate, 1) if is_gate else Size(campaign.test, PART)
+
+
+def render() -> str:
+    """Return the table, as Markdown."""
+    lines = ["| campaign | what | `make test` | `make gate` | long run |", "| --- | --- | --- | --- | --- |"]
+    for name, campaign in CAMPAIGNS.items():
+        long_run = f"{campaign.long_run:,}" if campaign.long_run else "-"
+        lines.append(f"| `{name}` | {campaign.counts} | {campaign.test:,} | {campaign.gate:,} | {long_run} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")

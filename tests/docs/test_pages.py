@@ -21,7 +21,7 @@ from limpet.schema.tables import TABLES
 from tests.conftest import EngineProcess, require_tools
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"])
 FORMAT = (ROOT / "docs" / "on-disk-format.md").read_text()
 SLEEPER = {"metadata": {"name": "sleeper"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
 
@@ -42,7 +42,7 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     """Every relative link and every path of the source that a page names exists."""
     text = page.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    paths = re.findall(r"`((?:engine|recovery|schema|tests|docs)/[\w./-]+)`", text)
+    paths = re.findall(r"`((?:benchmarks|engine|recovery|schema|tests|docs)/[\w./-]+)`", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing + [path for path in paths if not (ROOT / path).exists()]
 

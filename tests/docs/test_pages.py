@@ -47,6 +47,14 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     assert not missing + [path for path in paths if not (ROOT / path).exists()]
 
 
+def test_the_architecture_lists_every_room() -> None:
+    """The table of rooms has each folder of the engine with code, except the package that exports the names."""
+    section = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("## The rooms of the engine\n")[2]
+    listed = re.findall(r"^\| `engine/(\w+)/` \|", section.partition("\n## ")[0], re.MULTILINE)
+    rooms = {path.parent.name for path in ROOT.glob("engine/*/__init__.py")} - {"package"}
+    assert sorted(listed) == sorted(rooms)
+
+
 @pytest.mark.parametrize("table", TABLES.sorted_tables, ids=lambda table: table.name)
 def test_every_column_is_described(table: Table) -> None:
     """The format's page lists each table's columns in their order, with type and null as in the schema."""

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find benchmarks engine recovery schema -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate lint types bench bench-quick constraints clean
+.PHONY: help demo test gate lint types docs bench bench-quick constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ lint: $(VENV)/.installed ## check style and the direction of imports
 
 types: $(VENV)/.installed ## check types
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed ## build the documentation into build/site; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed ## compare with peers on this machine's disk
 	$(BIN)/limpet bench

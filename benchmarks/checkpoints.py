@@ -20,9 +20,9 @@ from limpet.benchmarks.contenders import (
     Contender,
     FilePerContainer,
     FileWithoutDirectoryFlush,
-    Floor,
     Limpet,
     LimpetPopulation,
+    OneFlush,
     container_id,
 )
 from limpet.benchmarks.databases import Diskcache, Lmdb, RawSqlite, SqlalchemyCore, SqlalchemyOrm
@@ -47,7 +47,7 @@ _SAMPLE_SECONDS = 0.01
 
 CONTENDERS: Mapping[str, type[Contender]] = {
     "limpet": Limpet,
-    "floor": Floor,
+    "one-flush": OneFlush,
     "files": FilePerContainer,
     "files-unflushed": FileWithoutDirectoryFlush,
     "sqlite3": RawSqlite,

@@ -37,13 +37,13 @@ EXPERIMENTS = (
 
 @click.command("bench")
 @click.option(
-    "--quick", "extent", flag_value="quick", help="One short turn, to see that it works; figures mean little."
+    "--quick", "extent", flag_value="quick", help="One short turn, to check that it works. The figures mean little."
 )
 @click.option(
-    "--full", "extent", flag_value="full", help="Up to 1,000,000 containers; takes far longer, and gigabytes of disk."
+    "--full", "extent", flag_value="full", help="Up to 1,000,000 containers. Takes much longer, and gigabytes of disk."
 )
-@click.option("--only", type=click.Choice(EXPERIMENTS), multiple=True, help="Only this; repeatable.")
-@click.option("--repeat", type=click.IntRange(1, 1000), help="How many turns.  [default: 5, or 1 with --quick]")
+@click.option("--only", type=click.Choice(EXPERIMENTS), multiple=True, help="Measure only this. Repeatable.")
+@click.option("--repeat", type=click.IntRange(1, 1000), help="Number of turns.  [default: 5, or 1 with --quick]")
 @click.option("--seed", type=int, help="Repeat the order of an earlier run.  [default: a new one]")
 @click.option(
     "--dir",
@@ -51,17 +51,17 @@ EXPERIMENTS = (
     type=click.Path(exists=True, file_okay=False, writable=True),
     default=".",
     show_default=True,
-    help="Where to measure: a directory on the disk in question.",
+    help="A directory on the disk to measure.",
 )
-@click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Write the JSON document there, too.")
+@click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the JSON document to FILE.")
 @click.option(
     "--compare",
     "earlier",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="Say what got better or worse since that document was saved.",
+    help="Compare with a saved document.",
 )
-@click.option("--plots", type=click.Path(file_okay=False), metavar="DIR", help="Draw SVG and PNG files there.")
+@click.option("--plots", type=click.Path(file_okay=False), metavar="DIR", help="Draw SVG and PNG plots into DIR.")
 @output_option
 def command(
     *,
@@ -75,13 +75,13 @@ def command(
     plots: str | None,
     as_json: bool,
 ) -> NoReturn:
-    """Measure how fast state becomes durable and comes back here, beside other ways to keep it.
+    """Measure how fast state becomes durable and is recovered on this machine, compared with other stores.
 
     Each figure is the median of several turns. In a turn every contender is measured once, in an order of the turn's
-    own, in a process of its own. Ratios are made turn by turn: disks and their moods differ. What is not durable
-    says so in its row.
+    own, in a process of its own. Ratios are made turn by turn, because disk speed drifts during a run. A contender
+    that is not durable is marked in its row.
 
-    Status 0, also if a goal was not reached; 1 if something failed. Everything it made is removed again.
+    Exits with 0, even if a goal was missed, or 1 if something failed. Removes everything it made.
     """
     from limpet.benchmarks import Settings, run_bench  # noqa: PLC0415  # `limpet bench --help` must not wait for it
     from limpet.benchmarks.saved import load_report, save_report  # noqa: PLC0415

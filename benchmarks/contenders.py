@@ -141,14 +141,14 @@ class LimpetPopulation(Limpet):
             return {number: store.status(container_id(self._running + number)).exit_code for number in numbers}
 
 
-class Floor(Contender):
-    """What the disk takes for the least that is durable: a block written into a file that is there, and a flush."""
+class OneFlush(Contender):
+    """The least that is durable: a block written into an existing file, and a flush, by one writer."""
 
-    label = "floor: 512 bytes + fdatasync"
+    label = "512 bytes + fdatasync"
 
     def open(self, count: int) -> None:
         """Make a file that is filled already, so that nothing but data is flushed."""
-        self._file = os.open(f"{self.directory}/floor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.open(f"{self.directory}/blocks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.pwrite(self._file, bytes(BLOCK_BYTES * count), 0)
         os.fsync(self._file)
         sync_directory(self.directory)
@@ -164,7 +164,7 @@ class Floor(Contender):
 
     def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
         """Read the blocks."""
-        with open(f"{self.directory}/floor", "rb") as file:
+        with open(f"{self.directory}/blocks", "rb") as file:
             blocks = file.read()
         return {
             number: int.from_bytes(blocks[number * BLOCK_BYTES : number * BLOCK_BYTES + 8], "little")

@@ -73,7 +73,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "threads",
         _sizes((1, 64), (1, 16, 64, 256)),
         _LOAD_METRICS,
-        _ways(*CONTENDERS, floor=1, diskcache=64, sqlalchemy_core=16, sqlalchemy_orm=16),
+        _ways(*CONTENDERS, one_flush=1, diskcache=64, sqlalchemy_core=16, sqlalchemy_orm=16),
         measure_threads,
         by_callers=True,
     ),

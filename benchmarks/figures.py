@@ -104,7 +104,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """How many times as good one contender was as another in the same turns, so that the disk's mood cancels out."""
+    """How many times as good one contender was as another in the same turns; the drift in disk speed cancels out."""
 
     experiment: str
     metric: str

@@ -1,13 +1,18 @@
-"""The plots: SVG and PNG files of a report, drawn with matplotlib, which limpet does not need otherwise."""
+"""The plots: SVG and PNG files of a report, drawn with matplotlib, which limpet does not need otherwise.
+
+`python -m limpet.benchmarks.plots REPORT DIRECTORY` draws those of a saved report.
+"""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
 from limpet.benchmarks.experiments import EXPERIMENTS
 from limpet.benchmarks.figures import BenchReport, Case, Series
-from limpet.benchmarks.run import FLOOR, LIMPET
+from limpet.benchmarks.run import LIMPET, ONE_FLUSH
+from limpet.benchmarks.saved import load_report
 
 # By name, so that types can be checked where matplotlib is not installed.
 _matplotlib: Any = import_module("matplotlib")
@@ -17,7 +22,7 @@ Figure = Any
 _COLOURS = {
     LIMPET: "#c2410c",
     "limpet-cold": "#fb923c",
-    FLOOR: "#111827",
+    ONE_FLUSH: "#111827",
     "files": "#2563eb",
     "files-cold": "#93c5fd",
     "files-unflushed": "#60a5fa",
@@ -38,6 +43,8 @@ _STYLE = {
     "svg.hashsalt": "limpet",  # so that the same figures give the same file
 }
 _PNG_DPI = 160
+_CALLED = {"tasks": "\n(limpet: AsyncStore; others: asyncio.to_thread)"}
+"""How the contenders of an experiment are called, below its axis."""
 
 
 def draw_plots(report: BenchReport, directory: str) -> Iterator[str]:
@@ -62,7 +69,7 @@ def _describe_place(report: BenchReport) -> str:
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['file_system']}{durable};"
         f" Python {report.versions['python']}, SQLite {report.versions['sqlite']};"
-        f" median and range of {report.settings['turns']}, {report.at[:10]}"
+        f" median and range of {report.settings['turns']} turns, {report.at[:10]}"
     )
 
 
@@ -72,15 +79,15 @@ def _draw_throughput(report: BenchReport) -> Figure | None:
         return None
     figure = _new_figure(figsize=(5.2 * len(names), 5.8), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    floor = report.find(Case("threads", FLOOR, 1))
+    one_flush = report.find(Case("threads", ONE_FLUSH, 1))
     for panel, name in zip(panels, names, strict=True):
-        _draw_lines(panel, [series for series in report.of(name) if series.contender != FLOOR], "per_second", "log")
-        if floor is not None and floor.spreads:
-            label = "floor: one writer, 512 bytes + fdatasync"
-            panel.axhline(floor.spreads["per_second"].median, color=_COLOURS[FLOOR], linestyle="--", label=label)
-        panel.set(title=EXPERIMENTS[name].title, xlabel=EXPERIMENTS[name].size_title)
+        _draw_lines(panel, [series for series in report.of(name) if series.contender != ONE_FLUSH], "per_second", "log")
+        if one_flush is not None and one_flush.spreads:
+            median = one_flush.spreads["per_second"].median
+            panel.axhline(median, color=_COLOURS[ONE_FLUSH], linestyle="--", label=ONE_FLUSH)
+        panel.set(title=EXPERIMENTS[name].title, xlabel=EXPERIMENTS[name].size_title + _CALLED.get(name, ""))
     panels[0].set_ylabel("per second (log)")
-    _add_legend(figure, panels)
+    _add_legend(figure, panels, [series for name in names for series in report.of(name)])
     return figure
 
 
@@ -124,7 +131,7 @@ def _draw_sizes(report: BenchReport, name: str, metric: str, label: str, scale: 
     panel.set(title=experiment.title, xlabel=experiment.size_title, ylabel=label)
     if scale == "linear":
         panel.set_ylim(bottom=0)
-    _add_legend(figure, [panel])
+    _add_legend(figure, [panel], report.of(name))
     return figure
 
 
@@ -144,7 +151,7 @@ def _draw_lines(panel: Any, found: Iterable[Series], metric: str, scale: str) ->
                 [spread.median - spread.low for spread in spreads],
                 [spread.high - spread.median for spread in spreads],
             ],
-            label=_name(line[0]),
+            label=contender,
             color=_colour(line[0]),
             linestyle=":" if line[0].caveat.startswith("not durable") else "-",
             linewidth=2.6 if contender == LIMPET else 1.4,
@@ -160,13 +167,18 @@ def _draw_lines(panel: Any, found: Iterable[Series], metric: str, scale: str) ->
     panel.margins(x=0.06)
 
 
-def _add_legend(figure: Figure, panels: Iterable[Any]) -> None:
-    """Put one legend below all panels; a contender is in it once, under the name it has in the first one."""
+def _add_legend(figure: Figure, panels: Iterable[Any], found: Iterable[Series]) -> None:
+    """Put one legend below all panels, with each contender once, under the first name that it has in `found`."""
+    names: dict[str, str] = {}
+    for series in found:
+        one_writer = ", one writer" if series.contender == ONE_FLUSH else ""
+        names.setdefault(series.contender, _name(series) + one_writer)
     handles: dict[str, Any] = {}
     for panel in panels:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        for handle, contender in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(contender, handle)
+    labels = [names[contender] for contender in handles]
+    figure.legend(handles.values(), labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
 def _name(series: Series) -> str:
@@ -183,3 +195,8 @@ _PLOTS: dict[str, Callable[[BenchReport], Figure | None]] = {
     "opening": _draw_opening,
     "growth": _draw_growth,
 }
+
+
+if __name__ == "__main__":
+    for drawn in draw_plots(load_report(sys.argv[1]), sys.argv[2]):
+        sys.stdout.write(f"{drawn}\n")

@@ -33,8 +33,8 @@ from limpet.benchmarks.processes import CellRunner, populate
 _DEFAULTS: Mapping[Extent, tuple[int, float]] = {"quick": (1, 0.15), "normal": (5, 0.8), "full": (5, 1.0)}
 """How many turns, and how many seconds a cell takes."""
 LIMPET = "limpet"
-FLOOR = "floor"
-_FLOOR = Case("threads", FLOOR, 1)
+ONE_FLUSH = "one-flush"
+_ONE_FLUSH = Case("threads", ONE_FLUSH, 1)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +116,7 @@ def choose_cases(settings: Settings) -> Iterator[Case]:
 def order_cells(cases: Sequence[Case], settings: Settings) -> Iterator[tuple[int, Case]]:
     """Yield each case once in each turn, in an order of the turn's own.
 
-    What is compared comes close together, because a disk's mood may change within seconds.
+    What is compared is measured close together, because disk speed may change within seconds.
     """
     groups: dict[tuple[str, int], list[Case]] = {}
     for case in cases:
@@ -208,16 +208,17 @@ def make_series(case: Case, outcomes: Mapping[int, Outcome]) -> Series:
 
 
 def make_ratios(series: Mapping[Case, Series]) -> Iterator[Ratio]:
-    """Yield how many times as good limpet was as each other at the same size, and everyone as the floor."""
-    floor = series.get(_FLOOR)
+    """Yield how many times as good limpet was as each other at the same size, and each as one flush."""
+    one_flush = series.get(_ONE_FLUSH)
     for case, one in series.items():
         metrics = EXPERIMENTS[case.experiment].metrics
         limpet = case._replace(contender=LIMPET)
         if case != limpet and limpet in series:
             yield from _ratios(metrics, series[limpet], one)
-        beside_floor = case.contender != FLOOR and case != _FLOOR._replace(contender=LIMPET)  # which is there already
-        if floor is not None and beside_floor and metrics[0] is PER_SECOND:
-            yield from _ratios(metrics, one, floor)
+        # limpet beside one flush, with one thread, is yielded above already
+        is_pair = case.contender != ONE_FLUSH and case != _ONE_FLUSH._replace(contender=LIMPET)
+        if one_flush is not None and is_pair and metrics[0] is PER_SECOND:
+            yield from _ratios(metrics, one, one_flush)
 
 
 def _ratios(metrics: Iterable[Metric], one: Series, beside: Series) -> Iterator[Ratio]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from limpet.benchmarks.compare import Change, Comparison
 from limpet.benchmarks.experiments import EXPERIMENTS, PER_SECOND
 from limpet.benchmarks.figures import BenchReport, GoalResult, Metric, Series, Spread
-from limpet.benchmarks.run import FLOOR, LIMPET
+from limpet.benchmarks.run import LIMPET, ONE_FLUSH
 from limpet.engine.cli.output import Cell, Column, Row, fill, paint, render_table, terminal_width
 
 _VERDICTS = {True: Cell("reached", "green"), False: Cell("not reached", "red"), None: Cell("not measured", "yellow")}
@@ -38,7 +38,9 @@ def _describe_place(report: BenchReport) -> Iterator[str]:
         f" seed {settings['seed']}"
     )
     yield from fill(
-        "LIMPET: how many times as good it was in the same turns, median and range; FLOOR: this, of the floor.", 0
+        "LIMPET: how many times as good limpet was in the same turns, median and range."
+        " ONE FLUSH: how many times as good this row was as one writer of 512 bytes + fdatasync.",
+        0,
     )
     if settings["extent"] == "quick":
         yield paint(
@@ -57,7 +59,7 @@ def _describe_experiment(report: BenchReport, name: str) -> Iterator[str]:
         Column(primary.title.upper()),
         Column("RANGE", optional=True),
         *(Column(metric.title.upper()) for metric in others),
-        *([Column("FLOOR", optional=True)] if primary is PER_SECOND else []),
+        *([Column("ONE FLUSH", optional=True)] if primary is PER_SECOND else []),
         Column("LIMPET"),
         Column("NOTE", flexible=True),
     ]
@@ -75,7 +77,7 @@ def _cells(report: BenchReport, series: Series, primary: Metric, others: Sequenc
     for metric in others:
         yield _with_unit(series.spreads.get(metric.key), metric)
     if primary is PER_SECOND:
-        yield _times(report, series, primary, FLOOR, series.contender)
+        yield _times(report, series, primary, ONE_FLUSH, series.contender)
     yield "" if series.contender == LIMPET else _times(report, series, primary, series.contender, LIMPET)
     yield Cell(series.failed, "red") if series.failed else Cell(series.missing or series.caveat, "yellow")
 

@@ -20,7 +20,7 @@ class MountType(StrEnum):
 
 
 class ImageName(msgspec.Struct, frozen=True):
-    """repository[:tag][@digest], as people write it. Compared as written: no registry is implied."""
+    """`repository[:tag][@digest]`, as people write it. Compared as written: no registry is implied."""
 
     repository: str
     tag: str = DEFAULT_TAG

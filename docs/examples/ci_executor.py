@@ -19,6 +19,11 @@ from limpet.schema import ContainerState, Reason
 UNSEEN = {Reason.UNKNOWN, Reason.REBOOTED}  # it ended, and nobody observed its exit code
 
 
+def say(text: str) -> None:
+    """Print a line in one piece, although other threads print, too."""
+    print(f"{text}\n", end="", flush=True)
+
+
 def find_attempts(sandbox: Sandbox, name: str) -> list[Container]:
     """Return the attempts at a step so far, oldest first."""
     attempts = [container for container in sandbox.containers() if container.metadata.name == name]
@@ -42,10 +47,10 @@ def run_step(engine: Engine, sandbox: Sandbox, name: str, command: str) -> int:
     if step.state is ContainerState.UNKNOWN:
         raise SystemExit(f"{name}: {step.status.message}; look for yourself, then start again")
     if step.state is ContainerState.CREATED:
-        print(f"{name}: starts, attempt {len(attempts)}", flush=True)
+        say(f"{name}: starts, attempt {len(attempts)}")
         step.start()
     status = step.wait()
-    print(f"{name}: {status.reason} ({status.exit_code})", flush=True)
+    say(f"{name}: {status.reason} ({status.exit_code})")
     return status.exit_code
 
 
@@ -55,7 +60,7 @@ def main() -> int:
     stages: list[dict[str, str]] = json.loads(Path(pipeline_file).read_text(encoding="utf-8"))
     with Engine.open(state_dir) as engine, ThreadPoolExecutor() as threads:
         for finding in engine.recovery.findings:
-            print(f"recovered: {finding.state} [{finding.rule}]", flush=True)
+            say(f"recovered: {finding.state} [{finding.rule}]")
         known = engine.list_sandboxes()
         sandbox = known[0] if known else engine.create_sandbox({"metadata": {"name": "pipeline"}})
         for stage in stages:

@@ -1,6 +1,7 @@
 """What is concluded from figures: ratios turn by turn, goals, and what got worse since an earlier run."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from limpet.benchmarks.experiments import EXPERIMENTS, METRICS, PER_SECOND
 from limpet.benchmarks.figures import BenchReport, Case, Metric, Outcome, Series, Spread, times_as_good
 from limpet.benchmarks.goals import GOALS, Figure, Goal, judge
 from limpet.benchmarks.run import Settings, choose_cases, make_ratios, make_series, order_cells
+from limpet.benchmarks.saved import load_report
 from limpet.benchmarks.tables import describe, describe_comparison
 
 P50 = Metric("p50_us", "p50", "us")
@@ -47,14 +49,14 @@ def test_ratios_pair_what_ran_in_the_same_turn() -> None:
     assert times_as_good(PER_SECOND, files, limpet) == Spread(median=0.25, low=0.25, high=0.25, count=2)
 
 
-def test_every_row_has_its_ratio_to_limpet_and_to_the_floor() -> None:
-    """The ratios of a report name each pair once, limpet beside each other and each beside the floor."""
+def test_every_row_has_its_ratio_to_limpet_and_to_one_flush() -> None:
+    """The ratios of a report name each pair once, limpet beside each other and each beside one flush."""
     report = report_of(
-        series_of("limpet", 10), series_of("floor", 5), series_of("files", 40), series_of("files", 80, size=64)
+        series_of("limpet", 10), series_of("one-flush", 5), series_of("files", 40), series_of("files", 80, size=64)
     )
     found = {(one.contender, one.size, one.beside, one.metric): one.times.median for one in report.ratios}
     assert found["limpet", 1, "files", "p50_us"] == 4.0
-    assert found["files", 64, "floor", "per_second"] == 0.0625
+    assert found["files", 64, "one-flush", "per_second"] == 0.0625
     assert ("limpet", 64, "files", "p50_us") not in found, "limpet was not measured there"
     assert len(found) == len(report.ratios)
 
@@ -90,18 +92,18 @@ def test_comparison_says_what_got_worse_and_what_else_differs() -> None:
     assert "0.50x as good" in lines
 
 
-LIMPET, FLOOR, LMDB = (Figure("threads", contender, 1, "p50_us") for contender in ("limpet", "floor", "lmdb"))
+LIMPET, ONE_FLUSH, LMDB = (Figure("threads", contender, 1, "p50_us") for contender in ("limpet", "one-flush", "lmdb"))
 
 
 @pytest.mark.parametrize(
     ("goal", "expected"),
     [
-        (Goal("", "at most", 1.5, LIMPET, FLOOR), False),
-        (Goal("", "at most", 2.0, LIMPET, FLOOR), True),
-        (Goal("", "at least", 2.0, LIMPET, FLOOR), True),
-        (Goal("", "at least", 2.1, LIMPET, FLOOR), False),
-        (Goal("", "at most", 4.9, LIMPET, FLOOR, "more than"), False),
-        (Goal("", "at most", 5.0, LIMPET, FLOOR, "more than"), True),
+        (Goal("", "at most", 1.5, LIMPET, ONE_FLUSH), False),
+        (Goal("", "at most", 2.0, LIMPET, ONE_FLUSH), True),
+        (Goal("", "at least", 2.0, LIMPET, ONE_FLUSH), True),
+        (Goal("", "at least", 2.1, LIMPET, ONE_FLUSH), False),
+        (Goal("", "at most", 4.9, LIMPET, ONE_FLUSH, "more than"), False),
+        (Goal("", "at most", 5.0, LIMPET, ONE_FLUSH, "more than"), True),
         (Goal("", "at most", 10, LIMPET), True),
         (Goal("", "at most", 10, LIMPET._replace(size=64)), None),
         (Goal("", "at most", 10, LIMPET, LMDB), None),
@@ -109,7 +111,7 @@ LIMPET, FLOOR, LMDB = (Figure("threads", contender, 1, "p50_us") for contender i
 )
 def test_a_goal_is_judged_by_the_median_of_its_turns(goal: Goal, expected: bool | None) -> None:
     """Reached, not reached, or not measured: a side that is missing is never a goal that was reached."""
-    series = {one.case: one for one in (series_of("limpet", 8, 10, 12), series_of("floor", 4, 5, 6))}
+    series = {one.case: one for one in (series_of("limpet", 8, 10, 12), series_of("one-flush", 4, 5, 6))}
     assert judge(goal, series).reached is expected
 
 
@@ -153,3 +155,16 @@ def test_tables_name_what_is_missing_failed_or_not_durable() -> None:
     assert re.search(r"diskcache, flushed .*not installed", text)
     assert "FAILED threads, LMDB, 1: MapFullError: full" in text
     assert "NOTHING HERE WAS DURABLE" in text
+
+
+def test_the_legend_has_each_contender_once(tmp_path: Path) -> None:
+    """limpet from threads and from asyncio tasks is one line of the legend; a line is named after what was measured."""
+    from limpet.benchmarks.plots import draw_plots
+
+    report = load_report(str(Path(__file__).parents[2] / "benchmarks" / "results" / "2-cores-ext4.json"))
+    list(draw_plots(report, str(tmp_path)))
+    drawing = (tmp_path / "throughput.svg").read_text()
+    names = re.findall(r"<!-- (.*?) -->", drawing.partition('id="legend_1"')[2])
+    contenders = {one.contender for one in (*report.of("threads"), *report.of("tasks"))}
+    assert len(names) == len(set(names)) == len(contenders)
+    assert {"limpet", "512 bytes + fdatasync, one writer"} <= set(names)

@@ -21,7 +21,7 @@ from limpet.schema.tables import TABLES
 from tests.conftest import EngineProcess, require_tools
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"])
 FORMAT = (ROOT / "docs" / "on-disk-format.md").read_text()
 SLEEPER = {"metadata": {"name": "sleeper"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
 
@@ -42,9 +42,17 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     """Every relative link and every path of the source that a page names exists."""
     text = page.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    paths = re.findall(r"`((?:engine|recovery|schema|tests|docs)/[\w./-]+)`", text)
+    paths = re.findall(r"`((?:benchmarks|engine|recovery|schema|tests|docs)/[\w./-]+)`", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing + [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_architecture_lists_every_room() -> None:
+    """The table of rooms has each folder of the engine with code, except the package that exports the names."""
+    section = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("## The rooms of the engine\n")[2]
+    listed = re.findall(r"^\| `engine/(\w+)/` \|", section.partition("\n## ")[0], re.MULTILINE)
+    rooms = {path.parent.name for path in ROOT.glob("engine/*/__init__.py")} - {"package"}
+    assert sorted(listed) == sorted(rooms)
 
 
 @pytest.mark.parametrize("table", TABLES.sorted_tables, ids=lambda table: table.name)

@@ -109,7 +109,7 @@ def test_what_cannot_be_tried_is_said() -> None:
     assert result.returncode == 3
     assert "unshare" in json.loads(result.stdout)["unsupported"]["reboot"]
     table = subprocess.run(command[:-2], capture_output=True, text=True, timeout=60, check=False, env=env)
-    assert table.stdout.count("NOT TRIED: reboot:\n  ") == 1
+    assert table.stdout.count("NOT RUN: reboot:\n  ") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Gather and decide for one container, so that whatever goes wrong with it stays its own."""
+"""Observes and decides for one container, so that an error affects only that container."""
 
 from msgspec.structs import replace
 
@@ -11,23 +11,23 @@ _NOT_OBSERVED = Observation(boot=Boot.UNREADABLE, process=Process.HIDDEN, bundle
 
 
 def examine(container: Subject, probe: Probe, *, now: int, damage: str = "") -> tuple[Observation, Verdict, str]:
-    """Return what was seen of a container, the verdict, and what went wrong on the way, if anything.
+    """Return what was seen of a container, the verdict, and the error met on the way, if any.
 
-    `container.status` is the checkpoint as it is on disk; `damage` says why it cannot be believed, if so. A probe
-    may raise anything: the container is Unknown then.
+    `container.status` is the checkpoint as on disk; `damage`, if not empty, says why it cannot be trusted. A probe may
+    raise any exception: the container is then Unknown.
     """
     if damage:
         return _NOT_OBSERVED, decide(container.status, _NOT_OBSERVED, now=now, damage=damage), damage
     try:
         observation = probe.observe(container)
         return observation, decide(container.status, observation, now=now), ""
-    except Exception as error:  # noqa: BLE001  # a probe is foreign code, and one container never stops the others
+    except Exception as error:  # noqa: BLE001  # a probe is foreign code; one container must not stop the others
         problem = f"{type(error).__name__}: {error}"
         return _NOT_OBSERVED, _not_observed(container.status, problem), problem
 
 
 def _not_observed(status: Status, problem: str) -> Verdict:
-    because = f"it could not be looked at: {problem}"
+    because = f"it could not be observed: {problem}"
     return Verdict(
         rule="not-observed",
         ruling=Ruling.UNKNOWN,

@@ -1,8 +1,8 @@
-"""The watcher: one thread that waits for the end of every running container, by pidfd.
+"""The watcher: one thread that waits for the exit of every running container, by pidfd.
 
-It observes how each one ended, has that written down, and only then reaps it: a kill in between leaves a
-zombie whose exit code the next engine may still read. One epoll set holds all pidfds, so waiting costs nothing per
-container. What cannot be written (a full disk) is kept and tried again; the container is Unknown meanwhile.
+It observes each exit, has it recorded, and only then reaps the process: a kill in between leaves a zombie whose exit
+code the next engine may still read. One epoll set holds all pidfds, so waiting costs nothing per container. An exit
+that cannot be recorded (a full disk) is kept and retried; meanwhile the container is Unknown.
 """
 
 import logging
@@ -22,7 +22,7 @@ _REAP_TIMEOUT_SECONDS = 10.0
 _RETRY_SECONDS = 1.0
 
 OnExit = Callable[[str, int | None, int], None]
-"""(container id, exit code or None, nanoseconds since the epoch): writes the end down, durably."""
+"""(container id, exit code or None, nanoseconds since the epoch): records the exit durably."""
 
 
 @dataclass(slots=True)
@@ -33,11 +33,11 @@ class _Watch:
     finished_at: int = 0
     exit_code: int | None = None
     deadline: float = 0.0
-    """Until when an ended process that is not our child may take to be reaped, or when to try again."""
+    """When to stop waiting for another process to reap this one, or when to try recording again."""
 
 
 class Watcher:
-    """Watches processes until they end. `end_group(pidfd)` ends what is left of a group whose leader has ended."""
+    """Watches processes until they end. `end_group(pidfd)` ends the rest of a group whose leader has ended."""
 
     def __init__(self, on_exit: OnExit, end_group: Callable[[int], None]) -> None:
         self._on_exit = on_exit
@@ -46,7 +46,7 @@ class Watcher:
         self._lock = threading.Lock()
         self._watches: dict[int, _Watch] = {}  # by pidfd
         self._by_container: dict[str, _Watch] = {}
-        self._waiting: list[_Watch] = []  # ended; for their exit code or for a write that failed
+        self._waiting: list[_Watch] = []  # ended; waiting for their exit code or a retry
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._closing = False
@@ -54,7 +54,7 @@ class Watcher:
         self._thread.start()
 
     def watch(self, container_id: str, pid: int, pidfd: int) -> None:
-        """Watch a process from now on; `pidfd` is ours to close. One that is watched already is left as it is."""
+        """Start watching a process, and take over `pidfd`. A container that is already watched keeps its watch."""
         with self._lock:
             if container_id in self._by_container or self._closing:
                 os.close(pidfd)
@@ -64,13 +64,13 @@ class Watcher:
             self._epoll.register(pidfd, select.EPOLLIN)
 
     def pidfd(self, container_id: str) -> int | None:
-        """Return the pidfd of a container that is watched, valid until its end is written down."""
+        """Return the pidfd of a watched container, valid until its exit is recorded."""
         with self._lock:
             watch = self._by_container.get(container_id)
             return None if watch is None else watch.pidfd
 
     def close(self) -> None:
-        """Stop watching. The containers run on; what has ended and is not written yet, recovery will find."""
+        """Stop watching. The containers keep running; recovery finds exits that are not recorded yet."""
         with self._lock:
             self._closing = True
         os.write(self._wake_write, b"x")
@@ -94,7 +94,7 @@ class Watcher:
                 self._write_down(watch)
 
     def _notice(self, watch: _Watch, *, reaped: bool) -> None:
-        """Learn the exit code of a process that has ended: at once, or when whoever is its parent has reaped it."""
+        """Get the exit code of an ended process: at once, or when its parent has reaped it."""
         first = not watch.finished_at
         if first:
             watch.finished_at = time.time_ns()
@@ -105,7 +105,7 @@ class Watcher:
                 self._waiting.remove(watch)
             self._write_down(watch)
         elif first:
-            # Not our child, and a zombie we may not look into: its code can be read once it is reaped (EPOLLHUP).
+            # Not our child, and a zombie that we may not inspect: its code is readable once it is reaped (EPOLLHUP).
             self._epoll.modify(watch.pidfd, 0)
             watch.deadline = time.monotonic() + _REAP_TIMEOUT_SECONDS
             self._waiting.append(watch)
@@ -120,7 +120,7 @@ class Watcher:
         except ClosedError:
             return  # recovery will find it
         except LimpetError as error:
-            _log.warning("container %s ended, which cannot be written yet: %s", watch.container_id, error)
+            _log.warning("container %s ended, but its exit cannot be recorded yet: %s", watch.container_id, error)
             watch.deadline = time.monotonic() + _RETRY_SECONDS
             self._waiting.append(watch)
             return
@@ -133,10 +133,10 @@ class Watcher:
 
 
 def _observe_exit(watch: _Watch) -> int | None:
-    """Return the exit code, 128 + signal for one; without reaping, so that a kill now loses nothing."""
+    """Return the exit code, 128 + signal for a signal; without reaping, so that a kill now loses nothing."""
     try:
         result = os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-    except ChildProcessError:  # adopted, or reaped by the program that we are part of
+    except ChildProcessError:  # adopted, or reaped by the program that embeds limpet
         result = None
     if result is None:
         return read_exit_code(watch.pid, watch.pidfd)

@@ -1,6 +1,6 @@
 """Lives and engines with one promise broken: a drill that does not catch its control proves nothing.
 
-Each life breaks the store in the process that lives it, which ends with it; the check is the real one.
+Each life breaks the store in its own process, which ends with it; the check is the real one.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class HastyLife(StoreLife):
     """Acknowledges each step before it is done."""
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
-        """Say that a step is done, then do it."""
+        """Acknowledge a step, then do it."""
         acknowledge(b"0")
         super().live(directory, lambda number: acknowledge(b"%d" % (int(number) + 1)))
 
@@ -28,17 +28,17 @@ class UnflushedLife(StoreLife):
     """Its commits are not flushed (synchronous=OFF)."""
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
-        """Live with another setting, which is read back as it should."""
+        """Live with another setting; reading it back gives the expected value."""
         without = {"synchronous": ("synchronous", "off", 0)}
         sqlite.WRITER_PRAGMAS = tuple(without.get(pragma[0], pragma) for pragma in sqlite.WRITER_PRAGMAS)
         super().live(directory, acknowledge)
 
 
 class DeafLife(FailingDiskLife):
-    """Acknowledges a step also when the store has said that it failed."""
+    """Acknowledges a step even if the store reported that it failed."""
 
     def perform(self, step: Step, world: World) -> None:
-        """Do a step, and hear no error."""
+        """Do a step, and ignore errors."""
         try:
             super().perform(step, world)
         except (LimpetError, OSError):
@@ -46,7 +46,7 @@ class DeafLife(FailingDiskLife):
 
 
 def open_trusting_pids(state_dir: str) -> Engine:
-    """Open an engine that takes whoever has a container's pid for its process."""
+    """Open an engine that takes any process with a container's pid for the container's."""
 
     def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:  # noqa: ARG001
         return Process.ALIVE, ""
@@ -57,6 +57,6 @@ def open_trusting_pids(state_dir: str) -> Engine:
 
 
 def open_blind_to_boots(state_dir: str) -> Engine:
-    """Open an engine that does not ask in which boot a process was started, either."""
+    """Open an engine that also ignores in which boot a process was started."""
     setattr(probe, "observe_boot", lambda _: Boot.SAME)  # noqa: B010
     return open_trusting_pids(state_dir)

@@ -1,4 +1,4 @@
-"""A database as an earlier limpet left it: made by its migrations, up to the revision of that time."""
+"""A database as an earlier limpet left it: created by the migrations up to a revision."""
 
 from alembic import command
 from alembic.config import Config
@@ -9,7 +9,7 @@ from limpet.engine.database.sqlite.connection import APPLICATION_ID, connect_wri
 
 
 def make_old_database(path: str, revision: str) -> None:
-    """Make the new file `path` an empty database of this schema revision."""
+    """Create the new file `path` as an empty database of this schema revision."""
     create_file(path)
     engine = create_engine("sqlite://", creator=lambda: connect_writer(path), poolclass=StaticPool)
     with engine.begin() as connection:

@@ -1,10 +1,10 @@
-"""`limpet bench`: measure durable checkpoints and recovery on this machine, beside other ways to keep state."""
+"""`limpet bench`: compare durable checkpoints and recovery with other ways to store state, on this machine."""
 
 import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -14,10 +14,10 @@ import click
 from limpet.engine.cli.exits import FAILED
 from limpet.engine.cli.options import output_option
 from limpet.engine.cli.output import note, print_json, print_lines
+from limpet.engine.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from limpet.benchmarks import BenchReport
-    from limpet.benchmarks import Progress as BenchProgress
     from limpet.benchmarks.experiments import Extent
 
 EXPERIMENTS = (
@@ -32,19 +32,19 @@ EXPERIMENTS = (
     "waiting",
     "command",
 )
-"""The names in the table of experiments, which takes too long to load for `--help`."""
+"""The names of the table of experiments, which is too slow to load for `--help`."""
 
 
 @click.command("bench")
 @click.option(
-    "--quick", "extent", flag_value="quick", help="One short turn, to check that it works. The figures mean little."
+    "--quick", "extent", flag_value="quick", help="Run once, with small sizes, to see that it works; figures are rough."
 )
 @click.option(
     "--full", "extent", flag_value="full", help="Up to 1,000,000 containers. Takes much longer, and gigabytes of disk."
 )
-@click.option("--only", type=click.Choice(EXPERIMENTS), multiple=True, help="Measure only this. Repeatable.")
-@click.option("--repeat", type=click.IntRange(1, 1000), help="Number of turns.  [default: 5, or 1 with --quick]")
-@click.option("--seed", type=int, help="Repeat the order of an earlier run.  [default: a new one]")
+@click.option("--only", type=click.Choice(EXPERIMENTS), multiple=True, help="Run only this experiment; repeatable.")
+@click.option("--repeat", type=click.IntRange(1, 1000), help="Number of turns.  [default: 5; with --quick 1]")
+@click.option("--seed", type=int, help="Repeat the order of an earlier run.  [default: random]")
 @click.option(
     "--dir",
     "directory",
@@ -59,9 +59,9 @@ EXPERIMENTS = (
     "earlier",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="Compare with a saved document.",
+    help="Show what got better or worse since FILE was saved.",
 )
-@click.option("--plots", type=click.Path(file_okay=False), metavar="DIR", help="Draw SVG and PNG plots into DIR.")
+@click.option("--plots", type=click.Path(file_okay=False), metavar="DIR", help="Draw SVG and PNG plots in DIR.")
 @output_option
 def command(
     *,
@@ -75,13 +75,13 @@ def command(
     plots: str | None,
     as_json: bool,
 ) -> NoReturn:
-    """Measure how fast state becomes durable and is recovered on this machine, compared with other stores.
+    """Measure how fast this machine makes state durable and recovers it, compared with other ways to store it.
 
-    Each figure is the median of several turns. In a turn every contender is measured once, in an order of the turn's
-    own, in a process of its own. Ratios are made turn by turn, because disk speed drifts during a run. A contender
-    that is not durable is marked in its row.
+    Each figure is the median of several turns. A turn measures every contender once, in random order, each in a
+    separate process. Ratios are computed within a turn, because disk speed drifts during a run. Contenders that are
+    not durable are marked.
 
-    Exits with 0, even if a goal was missed, or 1 if something failed. Removes everything it made.
+    The exit status is 0 even if a goal was not reached; 1 if something failed. Temporary files are always removed.
     """
     from limpet.benchmarks import Settings, run_bench  # noqa: PLC0415  # `limpet bench --help` must not wait for it
     from limpet.benchmarks.saved import load_report, save_report  # noqa: PLC0415
@@ -95,8 +95,8 @@ def command(
         repeat=repeat or 0,
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
     )
-    with _exit_on_signals(), _progress() as advance:
-        report = run_bench(settings, advance)
+    with _exit_on_signals(), progress_bar() as show:
+        report = run_bench(settings, lambda now: show(now.doing, now.done, now.total))
     if save:
         save_report(report, save)
     if plots:
@@ -112,7 +112,7 @@ def _show(report: "BenchReport", before: "BenchReport | None", *, as_json: bool)
 
     comparisons = list(compare(before, report, METRICS)) if before else []
     if as_json:
-        import msgspec  # noqa: PLC0415  # only what is asked for is loaded
+        import msgspec  # noqa: PLC0415  # loaded only if needed
 
         print_json(
             **msgspec.to_builtins(report), comparison=[msgspec.to_builtins(one._asdict()) for one in comparisons]
@@ -130,18 +130,18 @@ def _draw(report: "BenchReport", directory: str) -> None:
         for path in draw_plots(report, directory):
             note(f"limpet: drew {path}")
     except ImportError as error:
-        note(f"limpet: no plots were drawn: {error.name} is not installed; pip install matplotlib")
+        note(f"limpet: no plots drawn: {error.name} is not installed; pip install matplotlib")
 
 
 def _require_writable(path: str | None) -> None:
-    """Find out before the run, not after it, that its report has no place to go."""
+    """Check before the run, not after it, that the report can be saved."""
     if path and not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
-        raise click.BadParameter(f"{path}: its directory is not there, or may not be written to", param_hint="--save")
+        raise click.BadParameter(f"{path}: its directory does not exist or is not writable", param_hint="--save")
 
 
 @contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the run as Ctrl-C does: with everything removed."""
+    """Make SIGTERM and SIGHUP end the run as Ctrl-C does, with temporary files removed."""
 
     def exit_on(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -152,18 +152,3 @@ def _exit_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[["BenchProgress"], object]]:
-    """Show a progress bar on a terminal, and nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console  # noqa: PLC0415  # only a terminal needs it
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda now: progress.update(task, completed=now.done, total=now.total, description=now.doing)

@@ -1,12 +1,12 @@
-"""What is true after a restart: observe without touching, decide by a table, report.
+"""Recovery after a restart: observe without changing anything, decide by a table, report.
 
-Assumptions. The engine that wrote the checkpoints is dead: its lock is ours. Everything else may have happened
-since: processes ended, pids came around, the machine was rebooted, directories were removed or planted. A pass may
-be killed at any instant and run again: it observes and decides anew, commits all verdicts in one transaction,
-and only then acts, each action harmless to repeat. What cannot be seen is Unknown, never guessed.
+Assumptions: the engine that wrote the checkpoints is dead, because we hold its lock. Anything else may have happened
+since: processes ended, pids were reused, the machine was rebooted, directories were removed or planted. A pass may be
+killed at any moment and run again: it observes and decides anew, commits all verdicts in one transaction, and only then
+acts; every action can be repeated safely. What cannot be seen is Unknown, never guessed.
 
-Read `evidence` (what is asked), `rules` (what follows from the answers), then `probe` and `host` (how it is
-seen), `orphans` (directories that nobody owns) and `report`.
+Read `evidence` (the facts), `rules` (the decisions), then `probe`, `host` and `looks` (how facts are observed),
+`orphans` (directories without an owner) and `report`.
 
 Names are loaded when they are first used: opening a store needs none of them.
 """

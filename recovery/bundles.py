@@ -1,4 +1,4 @@
-"""What is in the place of a container's bundle, and who uses a directory. Looks, and touches nothing."""
+"""Finds out what is at the path of a container's bundle, and which processes use a directory. Changes nothing."""
 
 import os
 import re
@@ -15,7 +15,7 @@ _MARKER_BYTES = 4096
 
 
 def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
-    """Return what stands at `path`, where the bundle of `container_id` should be, and what hid more."""
+    """Return what is at `path`, where the bundle of `container_id` belongs, and what prevented a closer look."""
     try:
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode):
@@ -29,20 +29,20 @@ def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
     except OSError as error:
         return Bundle.HIDDEN, f"{path}: {error.strerror}"
     if marker is None or (marker.limpet, marker.id) != ("container", container_id):
-        return Bundle.FOREIGN, f"{path} does not bear our marker for this container"
+        return Bundle.FOREIGN, f"{path} does not contain limpet's marker for this container"
     return (Bundle.WHOLE if {CONFIG_FILE, ROOTFS} <= names else Bundle.PARTIAL), ""
 
 
 def is_begun(names: Iterable[str]) -> bool:
-    """Say whether a directory that holds these is a bundle without its marker, of which a kill may have left a part.
+    """Return whether these are the entries of a bundle without its marker, such as a kill can leave behind.
 
-    Making a bundle begins with an empty directory, removing one ends with it.
+    Creating a bundle starts with an empty directory; removing one ends with it.
     """
     return all(name.startswith(".tmp-") for name in names)
 
 
 def read_marker(path: str) -> BundleMarker | None:
-    """Return the marker in the directory `path`, None if it has none that can be read. Raises OSError."""
+    """Return the marker in the directory `path`, None if it has no readable one. Raises OSError."""
     try:
         return msgspec.json.decode(read_small_file(os.path.join(path, MARKER_FILE), _MARKER_BYTES), type=BundleMarker)
     except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -50,7 +50,7 @@ def read_marker(path: str) -> BundleMarker | None:
 
 
 def find_mounts(path: str) -> list[str]:
-    """Return the mount points at or under `path`. Raises OSError if the mounts may not be read."""
+    """Return the mount points at or below `path`. Raises OSError if the mounts cannot be read."""
     path = os.path.realpath(path)
     found = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
@@ -62,10 +62,10 @@ def find_mounts(path: str) -> list[str]:
 
 
 def find_users(path: str) -> tuple[list[int], list[int]]:
-    """Return the pids of live processes that use the directory `path`, and of those we may not look into.
+    """Return the pids of live processes that use the directory `path`, and of those that we may not inspect.
 
-    A process uses it with its root, its working directory, its program or an open file. Another user's
-    process cannot reach into a private directory of ours, so only our own count as hidden. Raises OSError.
+    A process uses it as its root, its working directory, its program or an open file. Another user's process
+    cannot reach into our private directory, so only our own count as hidden. Raises OSError.
     """
     path = os.path.realpath(path)
     users, hidden = [], []
@@ -78,7 +78,7 @@ def find_users(path: str) -> tuple[list[int], list[int]]:
         except (FileNotFoundError, ProcessLookupError):  # it has ended
             continue
         except PermissionError:
-            # An init that may not be looked into is the machine's, with more rights than we have.
+            # An init that we may not inspect is the machine's, with more rights than ours.
             if name != "1" and _is_ours(name):
                 hidden.append(int(name))
     return users, hidden

@@ -1,6 +1,6 @@
-"""The recovery rules as a page of Markdown, printed from the tables themselves.
+"""The recovery rules as a Markdown page, printed from the tables.
 
-`python -m limpet.recovery.document > docs/recovery-rules.md` writes the page anew; a test compares the two.
+`python -m limpet.recovery.document > docs/recovery-rules.md` writes the page; a test compares the two.
 """
 
 import ast
@@ -18,24 +18,24 @@ _OPENING = """\
 # Recovery rules
 
 This page is printed by `python -m limpet.recovery.document` from the tables in `recovery/rules.py` and
-`recovery/orphans.py`; change those, and print it again.
+`recovery/orphans.py`; to change a rule, edit those and print it again.
 
-A rule answers evidence, and says what follows. Every combination of evidence meets exactly one rule, so their
-order decides nothing; a test walks all combinations. `any` stands for whatever was seen."""
+A rule matches evidence and gives a ruling. Every combination of evidence matches exactly one rule, so their order does
+not matter; a test checks all combinations. `any` means that every value matches."""
 
 _CONTAINERS = """\
 ## Containers
 
-One table for each checkpoint: how far the container had come, as its record says. A container that ended is not
-looked at again, unless it was released and its bundle is still there. A container whose probe raises meets no
-rule: it is Unknown, and the report says `not-observed`, with what was raised."""
+There is one table for each checkpoint, the progress that a container's record shows. A container that exited is not
+examined again, unless it was released and its bundle still exists. If a container's probe raises an exception, no rule
+applies: the container is Unknown, and the report shows rule `not-observed` with the exception."""
 
 _ORPHANS = """\
 ## Orphans
 
-An orphan is an entry of `containers/` or `sandboxes/` that no row owns. A grace period of {grace:.0f} seconds makes it
-old. What is quarantined is moved, by one rename, to `quarantine/` in the state directory; nothing there is ever
-removed by limpet."""
+An orphan is an entry of `containers/` or `sandboxes/` that no row owns. It is old after a grace period of {grace:.0f}
+seconds. Quarantining moves it, by one rename, to `quarantine/` in the state directory; limpet never removes anything
+there."""
 
 
 def render() -> str:
@@ -44,7 +44,7 @@ def render() -> str:
     for checkpoint in Checkpoint:
         parts += [f"### Checkpoint: {checkpoint.value}", _container_rules(checkpoint)]
     parts += [_ORPHANS.format(grace=GRACE_SECONDS), _orphan_rules()]
-    parts.append("## Words\n\nThose that say all of it themselves are left out.")
+    parts.append("## Words\n\nSelf-explanatory words are left out.")
     for title, enum in _WORDS:
         meanings = "\n".join(f"- **{word}**: {meaning}" for word, meaning in _explain(enum))
         parts.append(f"### {title}\n\n{meanings}")
@@ -107,7 +107,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _name(chosen: Collection[StrEnum], enum: type[StrEnum]) -> str:
-    """Write a set of members in few words: all of them, all but a few, or each one."""
+    """Write a set of members briefly: "any", all but a few, or each one."""
     left_out = [member.value for member in enum if member not in chosen]
     if not left_out:
         return "any"
@@ -117,7 +117,7 @@ def _name(chosen: Collection[StrEnum], enum: type[StrEnum]) -> str:
 
 
 def _explain(enum: type[StrEnum]) -> Iterator[tuple[str, str]]:
-    """Yield each member's word with the docstring below it; members without one are left out."""
+    """Yield each member's word with the docstring below it; skip members without one."""
     (definition,) = ast.parse(dedent(inspect.getsource(enum))).body
     assert isinstance(definition, ast.ClassDef)
     for statement, following in zip(definition.body, definition.body[1:], strict=False):

@@ -1,4 +1,4 @@
-"""What a verdict rests on: the checkpoint (what was recorded) and the observation (what was seen)."""
+"""The basis of a verdict: the checkpoint (what was recorded) and the observation (what was seen)."""
 
 from enum import StrEnum
 
@@ -9,10 +9,10 @@ from limpet.schema.status import ContainerState, Status, state_at
 
 
 class Checkpoint(StrEnum):
-    """How far a container had come, as its record on disk says."""
+    """How far a container had come, according to its record on disk."""
 
     NEW = "new"
-    """It has a row, and nothing more was acknowledged."""
+    """It has a row; nothing more was acknowledged."""
     CREATED = "created"
     RUNNING = "running"
     EXITED = "exited"
@@ -30,12 +30,12 @@ class Boot(StrEnum):
 
 
 class Process(StrEnum):
-    """What became of the process that the checkpoint names."""
+    """What happened to the process that the checkpoint names."""
 
     NONE = "none"
-    """The checkpoint names none."""
+    """The checkpoint names no process."""
     ALIVE = "alive"
-    """The very one, running now."""
+    """The same process is running now."""
     ENDED = "ended"
     """It ended, and its exit code was observed: from the kernel, or from an exit record."""
     GONE = "gone"
@@ -45,46 +45,46 @@ class Process(StrEnum):
     UNPROVEN = "unproven"
     """A process has its pid and start time, but this kernel gives no proof that it is the same."""
     HIDDEN = "hidden"
-    """We may not look."""
+    """We are not allowed to look."""
     ELSEWHERE = "elsewhere"
-    """It was identified in another pid namespace; its pid means nothing here."""
+    """It was identified in another pid namespace, so its pid has no meaning here."""
 
 
 class Bundle(StrEnum):
-    """What became of the container's bundle directory."""
+    """What happened to the container's bundle directory."""
 
     NOT_KEPT = "not kept"
-    """This container has no bundle with us."""
+    """Limpet keeps no bundle for this container."""
     WHOLE = "whole"
     PARTIAL = "partial"
-    """Ours, but half-made or half-removed."""
+    """It is ours, but incomplete."""
     ABSENT = "absent"
     FOREIGN = "foreign"
-    """Something is there that we did not make for this container."""
+    """Something is there that limpet did not create for this container."""
     HIDDEN = "hidden"
-    """We may not look."""
+    """We are not allowed to look."""
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a probe saw, without touching anything."""
+    """What a probe saw, without changing anything."""
 
     boot: Boot
     process: Process
     bundle: Bundle = Bundle.NOT_KEPT
     identity: ProcessIdentity | None = None
-    """With Process.ALIVE, where the checkpoint does not name the process: who it is."""
+    """With Process.ALIVE, if the checkpoint does not name the process: its identity."""
     started_at: int = 0
-    """With Process.ALIVE, where the checkpoint does not tell: nanoseconds since the epoch."""
+    """With Process.ALIVE, if not in the checkpoint: nanoseconds since the epoch."""
     exit_code: int | None = None
-    """With Process.ENDED: the code, 128 + signal where a signal ended it."""
+    """With Process.ENDED: the exit code; 128 + signal if a signal ended it."""
     finished_at: int = 0
-    """With Process.ENDED, where an exit record tells it: nanoseconds since the epoch."""
+    """With Process.ENDED, if an exit record has it: nanoseconds since the epoch."""
     detail: str = ""
-    """What stood in the way of seeing more, in words."""
+    """What prevented a closer look."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts that the rules look at."""
+    """The facts that the rules match."""
 
     checkpoint: Checkpoint
     boot: Boot
@@ -93,7 +93,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def classify(status: Status) -> Checkpoint:
-    """Return how far the container had come according to `status` as it was on disk."""
+    """Return how far the container had come according to `status`, as read from disk."""
     if status.released:
         return Checkpoint.RELEASED
     return _CHECKPOINTS[state_at(status.created_at, status.started_at, status.finished_at)]

@@ -27,7 +27,7 @@ def examine(checkpoint: Status, seen: Seen, *, now: int, damage: str = "") -> tu
 
 
 def _not_observed(status: Status, problem: str) -> Verdict:
-    because = f"it could not be looked at: {problem}"
+    because = f"it could not be observed: {problem}"
     return Verdict(
         rule="not-observed",
         ruling=Ruling.UNKNOWN,

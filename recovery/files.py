@@ -1,4 +1,4 @@
-"""Reads small files that anybody may have put there: waits for no pipe, follows no link, and reads only so much."""
+"""Reads small files from untrusted places: without waiting for a pipe, following a link, or reading too much."""
 
 import errno
 import os
@@ -6,8 +6,8 @@ import stat
 
 
 def read_small_file(path: str, limit: int) -> bytes:
-    """Return the content of the file `path`. Raises OSError, also for what is no file, and for over `limit` bytes."""
-    # Without O_NONBLOCK a pipe would keep us waiting for somebody who writes to it.
+    """Return the content of `path`. Raises OSError, also if it is not a file or is larger than `limit` bytes."""
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -18,5 +18,5 @@ def read_small_file(path: str, limit: int) -> bytes:
     finally:
         os.close(descriptor)
     if len(data) > limit:
-        raise OSError(errno.EFBIG, f"it has more than the {limit} bytes that are read of it", path)
+        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes, the limit for this file", path)
     return bytes(data)

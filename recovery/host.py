@@ -1,4 +1,4 @@
-"""What the kernel says of processes: what /proc and pidfds tell of one. It observes and judges nothing.
+"""What the kernel says of processes: through /proc and pidfds. It makes no judgements.
 
 Kernel interfaces: pidfd_open(2), proc_pid_stat(5), PIDFD_GET_INFO (linux/pidfd.h, Linux 6.13; its exit code
 6.15), pidfs inode numbers (Linux 6.9).
@@ -26,7 +26,7 @@ Compare = Callable[[ProcessIdentity, int, str], tuple[Process, str]]
 
 
 def read_boot_id() -> str | None:
-    """Return the boot id, None where it may not be read."""
+    """Return the boot id, None if it cannot be read."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip() or None
@@ -35,7 +35,7 @@ def read_boot_id() -> str | None:
 
 
 def read_pid_namespace() -> int:
-    """Return the inode number of this process's pid namespace, 0 where it may not be read."""
+    """Return the inode number of this process's pid namespace, 0 if it cannot be read."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -44,7 +44,7 @@ def read_pid_namespace() -> int:
 
 @cache
 def has_pidfs() -> bool:
-    """Say whether pidfds have inode numbers of their own here: one process's differs from another's."""
+    """Return whether pidfds have unique inode numbers here, so that they distinguish processes."""
     inodes = set()
     for pid in (os.getpid(), os.getppid() or 1):
         try:
@@ -68,7 +68,7 @@ def open_pidfd(pid: int) -> Iterator[int]:
 def identify(pid: int, pidfd: int) -> ProcessIdentity:
     """Return the identity of the live process `pid` that `pidfd` refers to.
 
-    Raises OSError if it is gone or /proc may not be read: without an identity nothing may be started.
+    Raises OSError if it is gone or /proc cannot be read: nothing may be started without an identity.
     """
     boot_id = read_boot_id()
     if boot_id is None:
@@ -85,8 +85,8 @@ def identify(pid: int, pidfd: int) -> ProcessIdentity:
 def read_stat(pid: int) -> list[bytes]:
     """Return the fields of /proc/PID/stat from the third (the state) on. Raises OSError.
 
-    The second field, the command's name, is cut off at the last parenthesis: it may hold spaces and
-    parentheses itself, as in `4711 (a) R 1 2 (x) S 1 ...`.
+    The second field, the command's name, is removed up to the last parenthesis: it may contain spaces and
+    parentheses, as in `4711 (a) R 1 2 (x) S 1 ...`.
     """
     descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -96,7 +96,7 @@ def read_stat(pid: int) -> list[bytes]:
 
 
 def observe_boot(identity: ProcessIdentity | None) -> Boot:
-    """Say whether `identity` was recorded in this boot; SAME where there is none to compare."""
+    """Return whether `identity` was recorded in this boot; SAME if there is no identity."""
     if identity is None:
         return Boot.SAME
     boot_id = read_boot_id()
@@ -106,11 +106,11 @@ def observe_boot(identity: ProcessIdentity | None) -> Boot:
 
 
 def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:
-    """Say whether the process behind `pidfd` is the one recorded: ALIVE (or just ended), STRANGER, or neither.
+    """Return whether the process behind `pidfd` is the recorded one: ALIVE (or just ended), STRANGER, or neither.
 
-    The inode number decides where there is one. Without it the start time must agree and the bundle's path must stand
-    in the process's environment. In another time namespace start times differ (time_namespaces(7)): a process that
-    carries the bundle's path may be ours then.
+    An inode number decides if there is one. Otherwise the start time must match and the process's environment must
+    contain the bundle's path. Start times differ in another time namespace (time_namespaces(7)), so a process with the
+    bundle's path may still be ours.
     """
     if identity.pidfd_inode and has_pidfs():
         same = os.fstat(pidfd).st_ino == identity.pidfd_inode
@@ -126,14 +126,14 @@ def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Pr
 
 _WITHOUT_INODE = {
     (True, True): (Process.ALIVE, ""),
-    (True, False): (Process.UNPROVEN, "and its start time agree, which is no proof"),
+    (True, False): (Process.UNPROVEN, "and its start time match, which is not proof"),
     (False, True): (
         Process.UNPROVEN,
-        "carries the bundle's path, but its start time differs: a child, or this is another time namespace",
+        "has the bundle's path, but another start time: a child process, or another time namespace",
     ),
     (False, False): (Process.STRANGER, "was reused"),
 }
-"""Without an inode number: (the start time agrees, the environment carries the bundle's path) -> what it is."""
+"""Without an inode number: (the start time matches, the environment has the bundle's path) -> the result."""
 
 
 def observe_process(
@@ -163,16 +163,16 @@ def observe_process(
 
 
 def has_ended(pidfd: int) -> bool:
-    """Say whether the process has ended; a zombie has. A pidfd is readable from then on (pidfd_open(2))."""
+    """Return whether the process has ended (a zombie has). Its pidfd is then readable (pidfd_open(2))."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def read_exit_code(pid: int, pidfd: int) -> int | None:
-    """Return the exit code of an ended process that need not be our child; 128 + signal; None if it is lost.
+    """Return the exit code of an ended process, even if it is not our child; 128 + signal; None if it is lost.
 
-    From the kernel if somebody has reaped it (Linux 6.15), from /proc/PID/stat while nobody has.
+    The kernel has it if the process was reaped (Linux 6.15), /proc/PID/stat until it is reaped.
     """
     wait_status = _read_reaped_status(pidfd)
     if wait_status is None:
@@ -188,7 +188,7 @@ def _read_reaped_status(pidfd: int) -> int | None:
     struct.pack_into("Q", info, 0, _PIDFD_INFO_EXIT)
     try:
         fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
-    except OSError:  # not reaped yet, or a kernel without it
+    except OSError:  # not reaped yet, or not supported by the kernel
         return None
     if not struct.unpack_from("Q", info)[0] & _PIDFD_INFO_EXIT:
         return None
@@ -201,7 +201,7 @@ def _read_zombie_status(pid: int, pidfd: int) -> int | None:
         fields = read_stat(pid)
     except OSError:
         return None
-    # If it has been reaped meanwhile, what we have just read may be the pid's next owner's.
+    # If it was reaped meanwhile, the fields may be those of the pid's next owner.
     reaped_status = _read_reaped_status(pidfd)
     if reaped_status is not None or fields[0] not in {b"Z", b"X"} or not _may_see(pid):
         return reaped_status
@@ -209,9 +209,9 @@ def _read_zombie_status(pid: int, pidfd: int) -> int | None:
 
 
 def _may_see(pid: int) -> bool:
-    """Say whether /proc/PID/stat shows us the exit code, or a 0 in its place (proc_pid_stat(5))."""
+    """Return whether /proc/PID/stat shows us the real exit code, not 0 in its place (proc_pid_stat(5))."""
     try:
-        os.readlink(f"/proc/{pid}/cwd")  # asks for the same permission; a zombie has none to show
+        os.readlink(f"/proc/{pid}/cwd")  # needs the same permission; a zombie has no cwd
     except FileNotFoundError:
         return True
     except OSError:
@@ -220,7 +220,7 @@ def _may_see(pid: int) -> bool:
 
 
 def read_bundle_variable(pid: int) -> str:
-    """Return the bundle path in the environment a process was started with, "" if none. Raises OSError."""
+    """Return the bundle path in a process's initial environment, "" if it has none. Raises OSError."""
     name = BUNDLE_VARIABLE.encode() + b"="
     with open(f"/proc/{pid}/environ", "rb") as file:
         for entry in file.read().split(b"\0"):
@@ -230,14 +230,14 @@ def read_bundle_variable(pid: int) -> str:
 
 
 def find_bundle_processes() -> dict[str, list[int]]:
-    """Return the pids that carry each bundle path in their environment; those that hide theirs are left out."""
+    """Return the pids for each bundle path found in an environment; unreadable environments are skipped."""
     found: dict[str, list[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
             bundle_path = read_bundle_variable(int(name))
-        except OSError:  # it has ended, or is another user's: then it is none of our containers
+        except OSError:  # it ended, or is another user's and so not our container
             continue
         if bundle_path:
             found.setdefault(bundle_path, []).append(int(name))

@@ -1,7 +1,7 @@
 """What to do with a directory that no container owns: facts, a table of rules, a verdict.
 
-Removing is for what is provably ours, unused and old enough. Moving aside is for what may be somebody's.
-What a live process or a mount is using is left where it is: taking it away, even by renaming, would break it.
+Limpet removes what is provably its own, unused and old enough. It moves aside what may belong to others. It leaves in
+place what a live process or a mount is using: even renaming it would break its user.
 """
 
 import os
@@ -15,45 +15,45 @@ import msgspec
 from limpet.recovery.bundles import find_mounts, find_users, read_marker
 
 GRACE_SECONDS = 60.0
-"""How old an orphan must be to be removed: a directory this young may belong to a change under way."""
+"""The minimum age for removal: a younger directory may belong to a change in progress."""
 
 
 class Kind(StrEnum):
-    """What the orphan is."""
+    """The file type of the orphan."""
 
     DIRECTORY = "directory"
     LINK = "link"
-    """A symbolic link: it is never followed."""
+    """A symbolic link; it is never followed."""
     OTHER = "other"
 
 
 class Origin(StrEnum):
-    """Who made it."""
+    """Who created it."""
 
     OURS = "ours"
-    """It bears our marker, or is empty as a bundle is when it is begun."""
+    """It contains limpet's marker, or is empty like a bundle that was just begun."""
     UNMARKED = "unmarked"
 
 
 class Use(StrEnum):
-    """Whether somebody uses it."""
+    """Whether a process or mount uses it."""
 
     UNUSED = "unused"
     IN_USE = "in use"
     """By a live process or a mount."""
     HIDDEN = "hidden"
-    """We may not look."""
+    """We are not allowed to look."""
 
 
 class Age(StrEnum):
-    """Older than the grace period, or not."""
+    """Whether it is older than the grace period."""
 
     YOUNG = "young"
     OLD = "old"
 
 
 class Disposal(StrEnum):
-    """What becomes of it."""
+    """What is done with it."""
 
     REMOVE = "remove"
     QUARANTINE = "quarantine"
@@ -78,17 +78,17 @@ _DIRECTORY, _NO_DIRECTORY = {Kind.DIRECTORY}, {Kind.LINK, Kind.OTHER}
 # fmt: off
 ORPHAN_RULES: tuple[OrphanRule, ...] = (
     OrphanRule("orphan-in-use", _DIRECTORY, _ANY_ORIGIN, {Use.IN_USE}, _ANY_AGE, Disposal.LEAVE,
-     "a live process or a mount is in it"),
+     "a live process or a mount uses it"),
     OrphanRule("orphan-hidden", _DIRECTORY, _ANY_ORIGIN, {Use.HIDDEN}, _ANY_AGE, Disposal.QUARANTINE,
-     "whether somebody uses it cannot be seen"),
+     "it cannot be seen whether it is in use"),
     OrphanRule("orphan-ours", _DIRECTORY, {Origin.OURS}, {Use.UNUSED}, {Age.OLD}, Disposal.REMOVE,
-     "we made it, its container is deleted, and nobody uses it"),
+     "limpet made it, its container is deleted, and it is not in use"),
     OrphanRule("orphan-young", _DIRECTORY, {Origin.OURS}, {Use.UNUSED}, {Age.YOUNG}, Disposal.QUARANTINE,
-     "we made it not long ago, and no container owns it"),
+     "limpet made it recently, and no container owns it"),
     OrphanRule("orphan-unmarked", _DIRECTORY, {Origin.UNMARKED}, {Use.UNUSED}, _ANY_AGE, Disposal.QUARANTINE,
-     "it does not bear our marker"),
+     "it has no limpet marker"),
     OrphanRule("orphan-not-directory", _NO_DIRECTORY, _ANY_ORIGIN, _ANY_USE, _ANY_AGE, Disposal.QUARANTINE,
-     "it is not a directory; a link is moved itself, and never followed"),
+     "it is not a directory; a link itself is moved, never followed"),
 )
 # fmt: on
 
@@ -104,7 +104,7 @@ class OrphanFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Orphan(msgspec.Struct, frozen=True, kw_only=True):
-    """One orphan in the report: where it is, what was seen, what is done with it and why."""
+    """One orphan in the report: its path, what was seen, the disposal and the reason."""
 
     path: str
     facts: OrphanFacts
@@ -112,11 +112,11 @@ class Orphan(msgspec.Struct, frozen=True, kw_only=True):
     disposal: Disposal
     because: str
     error: str = ""
-    """Why what was decided could not be done, if so."""
+    """Why the disposal failed, if it did."""
 
 
 def find_orphan_rules(facts: OrphanFacts) -> list[OrphanRule]:
-    """Return the rules that answer `facts`: always exactly one, which a test proves for every combination."""
+    """Return the rules that match `facts`: always exactly one, which a test proves for every combination."""
     return [
         rule
         for rule in ORPHAN_RULES
@@ -125,7 +125,7 @@ def find_orphan_rules(facts: OrphanFacts) -> list[OrphanRule]:
 
 
 def judge_orphan(path: str, *, now: float, grace_seconds: float = GRACE_SECONDS) -> Orphan:
-    """Look at an orphan and say what to do with it. `now` in seconds since the epoch. Touches nothing.
+    """Observe an orphan and decide what to do with it; `now` in seconds since the epoch. Changes nothing.
 
     Raises FileNotFoundError if it is gone.
     """
@@ -163,7 +163,7 @@ def _observe_use(path: str) -> tuple[Use, str]:
         return Use.IN_USE, f"{mounts[0]} is a mount point"
     users, hidden = find_users(path)
     if users:
-        return Use.IN_USE, f"process {users[0]} is in it"
+        return Use.IN_USE, f"process {users[0]} uses it"
     if hidden:
-        return Use.HIDDEN, f"process {hidden[0]} may not be looked into"
+        return Use.HIDDEN, f"process {hidden[0]} cannot be inspected"
     return Use.UNUSED, ""

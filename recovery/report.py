@@ -1,4 +1,4 @@
-"""What a recovery pass found: for each container the checkpoint, the evidence, the verdict and why."""
+"""The result of a recovery pass: for each container the checkpoint, the evidence, the verdict and the reason."""
 
 from typing import Any
 
@@ -11,41 +11,41 @@ from limpet.schema.status import Status
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One container that was examined."""
+    """One examined container."""
 
     id: str
     checkpoint: dict[str, Any]
-    """The fields of the status as it was on disk."""
+    """The fields of the status on disk before the pass."""
     observation: Observation
     rule: str
     state: str
-    """The name of the container's state from now on."""
+    """The name of the container's new state."""
     status: dict[str, Any]
-    """The fields of the status from now on."""
+    """The fields of the new status."""
     because: str
     actions: tuple[Action, ...] = ()
     problem: str = ""
-    """What went wrong with this container alone: while it was looked at, or when an action was carried out."""
+    """What failed for this container: its observation, or an action."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One recovery pass. Finished containers are counted, not examined: how they ended was written down."""
+    """One recovery pass. Exited containers are counted, not examined: their exit was already recorded."""
 
     number: int
-    """Counts the passes over this store; 0 for a dry run."""
+    """The number of this pass over the store, from 1; 0 for a dry run."""
     at: int
-    """When it began: nanoseconds since the epoch."""
+    """When the pass began: nanoseconds since the epoch."""
     took_ns: int
     boot_id: str
     dry_run: bool = False
     settled: int = 0
-    """Containers that had ended, and needed no look."""
+    """Containers that had already exited and needed no examination."""
     findings: tuple[Finding, ...] = ()
     orphans: tuple[Orphan, ...] = ()
 
     @property
     def totals(self) -> dict[str, int]:
-        """How many of the examined containers are in each state now, and how many had a problem."""
+        """How many examined containers are now in each state, and how many had a problem."""
         totals = dict.fromkeys(("CREATED", "RUNNING", "EXITED", "UNKNOWN"), 0)
         for finding in self.findings:
             totals[finding.state] += 1
@@ -54,7 +54,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_unresolved(self) -> bool:
-        """True if a container cannot be vouched for, or something went wrong with one, or with an orphan."""
+        """True if a container's state remains unknown, or something failed for a container or an orphan."""
         return any(finding.problem or finding.rule in _UNRESOLVED for finding in self.findings) or any(
             orphan.error for orphan in self.orphans
         )
@@ -64,7 +64,7 @@ _UNRESOLVED = {rule.label for rule in RULES if rule.ruling is Ruling.UNKNOWN}
 
 
 def status_fields(status: Status) -> dict[str, Any]:
-    """Return the fields of a status that are kept on disk, by name: all but the Unknown flag."""
+    """Return by name the fields of a status that are stored on disk: all but the Unknown flag."""
     fields: dict[str, Any] = msgspec.to_builtins(status)
     del fields["unknown"]
     return fields
@@ -73,7 +73,7 @@ def status_fields(status: Status) -> dict[str, Any]:
 def make_finding(
     container_id: str, checkpoint: Status, observation: Observation, verdict: Verdict, problem: str = ""
 ) -> Finding:
-    """Return the report's entry for one container."""
+    """Return the report's entry for a container."""
     return Finding(
         id=container_id,
         checkpoint=status_fields(checkpoint),

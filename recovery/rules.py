@@ -1,7 +1,7 @@
 """The recovery rules: from evidence to verdict, as a table that reads top to bottom.
 
-Every combination of evidence meets exactly one rule, so their order decides nothing. A rule names the crash
-that makes its case. Nothing here looks at the machine or the clock.
+Every combination of evidence matches exactly one rule, so their order does not matter. A rule names the crash that
+leads to its case. Nothing here looks at the machine or the clock.
 """
 
 from collections.abc import Collection
@@ -16,25 +16,25 @@ from limpet.schema.status import EXIT_CODE_UNKNOWN, Reason, Status
 
 
 class Ruling(StrEnum):
-    """What is said of the container."""
+    """The ruling on a container."""
 
     KEEP = "keep"
-    """What the checkpoint says is true."""
+    """The checkpoint is true."""
     RUNNING = "running"
     EXITED = "exited"
-    """It ended, with the exit code that was observed."""
+    """It ended, and its exit code was observed."""
     ENDED_UNSEEN = "ended unseen"
-    """It ended, and nobody observed its exit code: 255."""
+    """It ended, and its exit code was not observed: 255."""
     UNKNOWN = "unknown"
-    """We cannot vouch for it; the checkpoint's fields are kept."""
+    """Its state cannot be determined; the checkpoint's fields are kept."""
 
 
 class Action(StrEnum):
-    """What is done once the verdict is durable. Each may be done again without harm."""
+    """What is done once the verdict is durable. Each action can be repeated safely."""
 
     NONE = "none"
     ADOPT = "adopt"
-    """Watch the process from now on, and record its end."""
+    """Watch the process, and record its exit."""
     REMOVE_BUNDLE = "remove bundle"
 
 
@@ -54,7 +54,7 @@ _NOT_OURS = frozenset({Bundle.FOREIGN, Bundle.HIDDEN})
 
 
 class Rule(NamedTuple):
-    """One row of the table: which evidence it answers, what it says, and which crash makes the case."""
+    """A row of the table: the evidence it matches, its ruling, and the crash that leads to it."""
 
     label: str
     checkpoint: Checkpoint
@@ -67,7 +67,7 @@ class Rule(NamedTuple):
     because: str
 
     def matches(self, evidence: Evidence) -> bool:
-        """Say whether this rule answers `evidence`."""
+        """Return whether this rule matches `evidence`."""
         return (
             self.checkpoint == evidence.checkpoint
             and evidence.boot in self.boot
@@ -85,83 +85,83 @@ _NOT_CHANGED = _SAME | _NO_BOOT
 RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
     # label, checkpoint, boot, process, bundle, ruling, reason, actions, because
     ("new-empty", _C.NEW, _ANY_BOOT, _NOT_THERE, _NOTHING_LEFT, _R.KEEP, None, (),
-     "the engine ended between writing the row and making the bundle; it can be created again, or deleted"),
+     "the engine ended after writing the row, before making the bundle; create it again, or delete it"),
     ("new-half-made", _C.NEW, _ANY_BOOT, _NOT_THERE, _LEFT, _R.KEEP, Reason.CREATE_INTERRUPTED, (_A.REMOVE_BUNDLE,),
-     "the engine ended while it made the bundle, which is removed; it can be created again, or deleted"),
+     "the engine ended while making the bundle, which is removed; create it again, or delete it"),
     ("new-foreign", _C.NEW, _ANY_BOOT, _NOT_THERE, _NOT_OURS, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
-     "something stands in the place of its bundle that was not made for it, or cannot be looked at"),
+     "at its bundle's path is something that was not made for it, or that cannot be read"),
     ("new-alive", _C.NEW, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "a process runs for a container that was never created"),
     ("new-perhaps", _C.NEW, _ANY_BOOT, _PERHAPS, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process may run for a container that was never created, as after an older copy of the database is restored"),
+     "a process may run for a container that was never created, as after restoring an old backup"),
     ("created", _C.CREATED, _ANY_BOOT, _NOT_THERE, _USABLE, _R.KEEP, None, (),
-     "it was created and not started; a start under way has ended without running the program"),
+     "it was created and not started; an interrupted start did not run the program"),
     ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_THERE, _UNUSABLE, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
      "its bundle was removed or damaged while the engine was down; it cannot be started"),
     ("created-perhaps", _C.CREATED, _ANY_BOOT, _PERHAPS, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process may run for a container that was not started, as after an older copy of the database is restored"),
+     "a process may run for a container that was not started, as after restoring an old backup"),
     ("created-alive", _C.CREATED, _SAME, _ALIVE, _ANY_BUNDLE, _R.RUNNING, None, (_A.ADOPT,),
-     "the runtime ended between starting it and writing that down"),
+     "the runtime ended after starting it, before recording the start"),
     ("created-alive-boot", _C.CREATED, _CHANGED | _NO_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process is said to run that cannot be from this boot, or may not be"),
+     "its process is reported alive, but is not, or may not be, of this boot"),
     ("survivor", _C.RUNNING, _SAME, _ALIVE, _USABLE, _R.RUNNING, None, (_A.ADOPT,),
-     "the engine ended and the container runs on"),
+     "the engine ended; the container is still running"),
     ("survivor-no-bundle", _C.RUNNING, _SAME, _ALIVE, _UNUSABLE, _R.RUNNING, Reason.BUNDLE_LOST, (_A.ADOPT,),
-     "the engine ended and the container runs on, but its bundle was removed or damaged"),
+     "the engine ended; the container is still running, but its bundle was removed or damaged"),
     ("exit-observed", _C.RUNNING, _ANY_BOOT, _ENDED, _ANY_BUNDLE, _R.EXITED, None, (),
-     "it ended while the engine was down, and its exit code was kept"),
+     "it ended while the engine was down, and its exit code was recorded"),
     ("exit-unseen", _C.RUNNING, _SAME, {Process.GONE}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),
-     "it ended while the engine was down, or the engine ended before it let its program run"),
+     "it ended while the engine was down, or the engine ended before its program could run"),
     ("pid-reused", _C.RUNNING, _SAME, {Process.STRANGER}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),
-     "it ended while the engine was down, and its pid belongs to another process now, which is left alone"),
+     "it ended while the engine was down, and its pid now belongs to another process, which is left alone"),
     ("rebooted", _C.RUNNING, _CHANGED, _OVER | _UNPROVEN, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.REBOOTED, (),
-     "the machine was rebooted, and no process outlives its boot"),
+     "the machine was rebooted, and no process survives a reboot"),
     ("rebooted-alive", _C.RUNNING, _CHANGED, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process is said to run that cannot be from this boot"),
+     "its process is reported alive, but cannot be of this boot"),
     ("not-proven", _C.RUNNING, _SAME, _UNPROVEN, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "could not look is not dead: its process cannot be told from another, or may not be looked at"),
+     "its process cannot be identified or inspected, so it may be alive"),
     ("no-boot-id", _C.RUNNING, _NO_BOOT, _OVER | _UNPROVEN | _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "without a boot id a pid proves nothing"),
     ("exited", _C.EXITED, _ANY_BOOT, _NOT_ALIVE, _ANY_BUNDLE, _R.KEEP, None, (),
-     "it had ended, and how was written down"),
+     "its exit was already recorded"),
     ("exited-alive", _C.EXITED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process runs for a container that is said to have ended"),
+     "a process runs for a container that is recorded as ended"),
     ("release-unfinished", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _LEFT, _R.KEEP, None, (_A.REMOVE_BUNDLE,),
-     "the engine ended while it released the container; removing its bundle is finished now"),
+     "the engine ended while releasing it; the removal of its bundle is completed now"),
     ("released", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _NOTHING_LEFT, _R.KEEP, None, (),
      "it was released"),
     ("released-foreign", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _NOT_OURS, _R.KEEP, None, (),
-     "it was released; what stands in the place of its bundle was not made for it and is left alone"),
+     "it was released; what is now at its bundle's path was not made for it and is left alone"),
     ("released-alive", _C.RELEASED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "a process runs for a container that was released"),
     ("damaged", _C.DAMAGED, _ANY_BOOT, _ANY_PROCESS, _ANY_BUNDLE, _R.UNKNOWN, Reason.DAMAGED, (),
-     "its record on disk cannot be read; nothing is guessed"),
+     "its record on disk cannot be read"),
 ))
 # fmt: on
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What recovery says of one container, and why."""
+    """Recovery's verdict on one container, and the reason."""
 
     rule: str
-    """The label of the rule that decided."""
+    """The label of the matching rule."""
     ruling: Ruling
     status: Status
-    """The container's status from now on."""
+    """The container's new status."""
     actions: tuple[Action, ...]
     because: str
 
 
 def find_rules(evidence: Evidence) -> list[Rule]:
-    """Return the rules that answer `evidence`: always exactly one, which a test proves for every combination."""
+    """Return the rules that match `evidence`: always exactly one, which a test proves for every combination."""
     return [rule for rule in RULES if rule.matches(evidence)]
 
 
 def decide(status: Status, observation: Observation, *, now: int, damage: str = "") -> Verdict:
-    """Return the verdict on a container whose checkpoint is `status`, as it was on disk.
+    """Return the verdict on a container whose checkpoint is `status`, as read from disk.
 
-    `now`, nanoseconds since the epoch, becomes the time of an end whose time nobody noted. `damage` says what is
-    wrong with the record, if it cannot be read.
+    `now`, nanoseconds since the epoch, is used as the end time if the real one is unknown. `damage`, if not empty, says
+    what is wrong with the record.
     """
     evidence = Evidence(
         checkpoint=Checkpoint.DAMAGED if damage else classify(status),
@@ -207,10 +207,10 @@ def _apply(rule: Rule, status: Status, observation: Observation, because: str, n
 
 
 def end(status: Status, exit_code: int | None, *, finished_at: int, message: str = "") -> Status:
-    """Return `status` ended: with `exit_code`, or 255 and reason Unknown where nobody observed one."""
+    """Return `status` as ended: with `exit_code`, or with 255 and reason Unknown if it was not observed."""
     if exit_code is None:
         reason, code = Reason.UNKNOWN, EXIT_CODE_UNKNOWN
-        message = message or "it ended, and its exit code could not be observed"
+        message = message or "it ended, and its exit code was not observed"
     else:
         reason, code = (Reason.ERROR if exit_code else Reason.COMPLETED), exit_code
     return replace(

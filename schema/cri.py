@@ -1,9 +1,9 @@
-"""The CRI's messages (k8s.io/cri-api, runtime/v1/api.proto) that configure and show containers and sandboxes.
+"""The CRI's messages (k8s.io/cri-api, runtime/v1/api.proto) that configure and describe containers and sandboxes.
 
-One flat list of declarations, to be laid beside the proto file: names, types and defaults are its own, and
-fields that limpet does not act on are kept, so that writing back loses nothing. Three fields have a Python name
-that differs: uid_mappings, gid_mappings and cdi_devices. A message made by its constructor is not checked;
-`parse_container_config` and `parse_pod_sandbox_config` check it as they check JSON. `protobuf_json.to_json` writes.
+One flat list of declarations, to compare with the proto file: it has the same names, types and defaults. Fields that
+limpet does not act on are kept, so that writing a message loses nothing. Three fields have a different Python name:
+uid_mappings, gid_mappings and cdi_devices. A message's constructor does not check it; `parse_container_config` and
+`parse_pod_sandbox_config` check it as they check JSON. `protobuf_json.to_json` writes messages.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from limpet.schema.protobuf_json import read_message
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 UInt32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-UInt64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec knows no bound above int64; the reader does
+UInt64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec has no bounds above int64; the reader checks the upper one
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What all messages share: immutable, built by keywords, written without defaults."""
+    """The base of all messages: immutable, keyword-only, written without defaults."""
 
 
-# Enums: members stand in the order of their numbers, from 0 without a gap; their values are the JSON names.
+# Enums: members are in the order of their numbers, from 0 without gaps; their values are the JSON names.
 
 
 class Protocol(StrEnum):
-    """Of a port mapping."""
+    """The protocol of a port mapping."""
 
     TCP = "TCP"
     UDP = "UDP"
@@ -36,7 +36,7 @@ class Protocol(StrEnum):
 
 
 class MountPropagation(StrEnum):
-    """Of a mount: rprivate, rslave, rshared in Linux's words."""
+    """The propagation of a mount: rprivate, rslave, rshared in Linux's terms."""
 
     PRIVATE = "PROPAGATION_PRIVATE"
     HOST_TO_CONTAINER = "PROPAGATION_HOST_TO_CONTAINER"
@@ -53,7 +53,7 @@ class NamespaceMode(StrEnum):
 
 
 class SupplementalGroupsPolicy(StrEnum):
-    """Whether the groups in the image's /etc/group count too."""
+    """Whether the groups in the image's /etc/group apply too."""
 
     MERGE = "Merge"
     STRICT = "Strict"
@@ -147,7 +147,7 @@ class Signal(StrEnum):
     SIGRTMAX = "SIGRTMAX"
 
 
-# What containers and sandboxes have in common.
+# Shared by containers and sandboxes.
 
 
 class Int64Value(Message, frozen=True, kw_only=True):
@@ -157,7 +157,7 @@ class Int64Value(Message, frozen=True, kw_only=True):
 
 
 class KeyValue(Message, frozen=True, kw_only=True):
-    """One environment variable."""
+    """An environment variable."""
 
     key: str
     value: str = ""
@@ -216,14 +216,14 @@ class SecurityProfile(Message, frozen=True, kw_only=True):
 
 
 class HugepageLimit(Message, frozen=True, kw_only=True):
-    """Limit in bytes for one size of huge pages, such as 2MB."""
+    """A limit in bytes for one size of huge pages, such as 2MB."""
 
     page_size: str = ""
     limit: UInt64 = 0
 
 
 class LinuxContainerResources(Message, frozen=True, kw_only=True):
-    """Limits on Linux. 0, "" and empty mean "not specified"; CPU times are microseconds, memory is bytes."""
+    """Limits on Linux. 0, "" and empty mean "not specified"; CPU times are in microseconds, memory in bytes."""
 
     cpu_period: Int64 = 0
     cpu_quota: Int64 = 0
@@ -234,12 +234,12 @@ class LinuxContainerResources(Message, frozen=True, kw_only=True):
     cpuset_mems: str = ""
     hugepage_limits: tuple[HugepageLimit, ...] = ()
     unified: dict[str, str] = {}
-    """File of cgroup v2, such as memory.max, to its content."""
+    """Name of a cgroup v2 file, such as memory.max, to its content."""
     memory_swap_limit_in_bytes: Int64 = 0
 
 
 class WindowsCpuGroupAffinity(Message, frozen=True, kw_only=True):
-    """Processors of one group, as a mask."""
+    """The processors of one group, as a mask."""
 
     cpu_mask: UInt64 = 0
     cpu_group: UInt32 = 0
@@ -267,7 +267,7 @@ class ContainerMetadata(Message, frozen=True, kw_only=True):
 
 
 class Mount(Message, frozen=True, kw_only=True):
-    """A directory or file of the host, or an image, in a container."""
+    """A directory or file of the host, or an image, mounted in a container."""
 
     container_path: str = ""
     host_path: str = ""
@@ -282,7 +282,7 @@ class Mount(Message, frozen=True, kw_only=True):
 
 
 class Device(Message, frozen=True, kw_only=True):
-    """A device of the host in a container; `permissions` are of "rwm"."""
+    """A host device in a container; `permissions` is made of "rwm"."""
 
     container_path: str = ""
     host_path: str = ""
@@ -304,7 +304,7 @@ class Capability(Message, frozen=True, kw_only=True):
 
 
 class LinuxContainerSecurityContext(Message, frozen=True, kw_only=True):
-    """As whom and with which privileges a container runs."""
+    """The user and the privileges of a container."""
 
     capabilities: Capability | None = None
     privileged: bool = False
@@ -322,19 +322,19 @@ class LinuxContainerSecurityContext(Message, frozen=True, kw_only=True):
     seccomp: SecurityProfile | None = None
     apparmor: SecurityProfile | None = None
     apparmor_profile: str = ""
-    """Deprecated by the CRI, as is the next."""
+    """Deprecated by the CRI, as is the next field."""
     seccomp_profile_path: str = ""
 
 
 class LinuxContainerConfig(Message, frozen=True, kw_only=True):
-    """What a container's config says for Linux."""
+    """The Linux part of a container's config."""
 
     resources: LinuxContainerResources | None = None
     security_context: LinuxContainerSecurityContext | None = None
 
 
 class WindowsContainerSecurityContext(Message, frozen=True, kw_only=True):
-    """As whom a container runs on Windows."""
+    """The user and the privileges of a container on Windows."""
 
     run_as_username: str = ""
     credential_spec: str = ""
@@ -342,14 +342,14 @@ class WindowsContainerSecurityContext(Message, frozen=True, kw_only=True):
 
 
 class WindowsContainerConfig(Message, frozen=True, kw_only=True):
-    """What a container's config says for Windows."""
+    """The Windows part of a container's config."""
 
     resources: WindowsContainerResources | None = None
     security_context: WindowsContainerSecurityContext | None = None
 
 
 class ContainerConfig(Message, frozen=True, kw_only=True):
-    """What a container is to be."""
+    """A container's config."""
 
     metadata: ContainerMetadata
     image: ImageSpec
@@ -364,7 +364,7 @@ class ContainerConfig(Message, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     log_path: str = ""
-    """Relative to the sandbox's log_directory."""
+    """A path relative to the sandbox's log_directory."""
     stdin: bool = False
     stdin_once: bool = False
     tty: bool = False
@@ -386,7 +386,7 @@ class DNSConfig(Message, frozen=True, kw_only=True):
 
 
 class PortMapping(Message, frozen=True, kw_only=True):
-    """A port of a sandbox on the host."""
+    """A host port mapped to a sandbox's port."""
 
     protocol: Protocol = Protocol.TCP
     container_port: Int32 = 0
@@ -395,7 +395,7 @@ class PortMapping(Message, frozen=True, kw_only=True):
 
 
 class LinuxSandboxSecurityContext(Message, frozen=True, kw_only=True):
-    """As whom and with which privileges a sandbox's own processes run."""
+    """The user and the privileges of a sandbox's own processes."""
 
     namespace_options: NamespaceOption | None = None
     selinux_options: SELinuxOption | None = None
@@ -412,7 +412,7 @@ class LinuxSandboxSecurityContext(Message, frozen=True, kw_only=True):
 
 
 class LinuxPodSandboxConfig(Message, frozen=True, kw_only=True):
-    """What a sandbox's config says for Linux."""
+    """The Linux part of a sandbox's config."""
 
     cgroup_parent: str = ""
     security_context: LinuxSandboxSecurityContext | None = None
@@ -422,13 +422,13 @@ class LinuxPodSandboxConfig(Message, frozen=True, kw_only=True):
 
 
 class WindowsNamespaceOption(Message, frozen=True, kw_only=True):
-    """Whose network namespace is used on Windows."""
+    """The network namespace used on Windows."""
 
     network: NamespaceMode = NamespaceMode.POD
 
 
 class WindowsSandboxSecurityContext(Message, frozen=True, kw_only=True):
-    """As whom a sandbox's own processes run on Windows."""
+    """The user and the privileges of a sandbox's own processes on Windows."""
 
     run_as_username: str = ""
     credential_spec: str = ""
@@ -437,13 +437,13 @@ class WindowsSandboxSecurityContext(Message, frozen=True, kw_only=True):
 
 
 class WindowsPodSandboxConfig(Message, frozen=True, kw_only=True):
-    """What a sandbox's config says for Windows."""
+    """The Windows part of a sandbox's config."""
 
     security_context: WindowsSandboxSecurityContext | None = None
 
 
 class PodSandboxMetadata(Message, frozen=True, kw_only=True):
-    """What a sandbox's name is made of."""
+    """The parts of a sandbox's name."""
 
     name: str
     uid: str = ""
@@ -452,7 +452,7 @@ class PodSandboxMetadata(Message, frozen=True, kw_only=True):
 
 
 class PodSandboxConfig(Message, frozen=True, kw_only=True):
-    """What a sandbox is to be."""
+    """A sandbox's config."""
 
     metadata: PodSandboxMetadata
     hostname: str = ""
@@ -465,7 +465,7 @@ class PodSandboxConfig(Message, frozen=True, kw_only=True):
     windows: WindowsPodSandboxConfig | None = None
 
 
-# What is shown of a container.
+# A container's status.
 
 
 class ContainerResources(Message, frozen=True, kw_only=True):
@@ -476,7 +476,7 @@ class ContainerResources(Message, frozen=True, kw_only=True):
 
 
 class LinuxContainerUser(Message, frozen=True, kw_only=True):
-    """As whom a container's first process was started."""
+    """The user that a container's first process was started as."""
 
     uid: Int64 = 0
     gid: Int64 = 0
@@ -484,13 +484,13 @@ class LinuxContainerUser(Message, frozen=True, kw_only=True):
 
 
 class ContainerUser(Message, frozen=True, kw_only=True):
-    """As whom a container was started, by platform."""
+    """The user that a container was started as, by platform."""
 
     linux: LinuxContainerUser | None = None
 
 
 class ContainerStatus(Message, frozen=True, kw_only=True):
-    """A container as the CRI shows it. Times are nanoseconds since the epoch; 0 is "not yet" and is not written."""
+    """A container's status in the CRI. Times are nanoseconds since the epoch; 0 is "not yet" and is not written."""
 
     id: str
     metadata: ContainerMetadata
@@ -499,7 +499,7 @@ class ContainerStatus(Message, frozen=True, kw_only=True):
     started_at: Int64 = 0
     finished_at: Int64 = 0
     exit_code: Int32 = 0
-    """Means something once `finished_at` is set."""
+    """Meaningful once `finished_at` is set."""
     image: ImageSpec
     image_ref: str = ""
     reason: str = ""
@@ -515,16 +515,16 @@ class ContainerStatus(Message, frozen=True, kw_only=True):
 
 
 def parse_container_config(data: bytes | str | Mapping[str, Any] | ContainerConfig) -> ContainerConfig:
-    """Return a container's config from JSON (as crictl reads it, or protobuf's), a mapping, or one built by hand.
+    """Return a container's config from JSON (crictl's form or protobuf's), a mapping, or a message.
 
-    Raises InvalidInputError, naming the field and the value, for whatever is not a complete and valid config.
+    Raises InvalidInputError, naming the field and the value, if it is not a complete and valid config.
     """
     return read_message(ContainerConfig, data, "container config")
 
 
 def parse_pod_sandbox_config(data: bytes | str | Mapping[str, Any] | PodSandboxConfig) -> PodSandboxConfig:
-    """Return a sandbox's config from JSON (as crictl reads it, or protobuf's), a mapping, or one built by hand.
+    """Return a sandbox's config from JSON (crictl's form or protobuf's), a mapping, or a message.
 
-    Raises InvalidInputError, naming the field and the value, for whatever is not a complete and valid config.
+    Raises InvalidInputError, naming the field and the value, if it is not a complete and valid config.
     """
     return read_message(PodSandboxConfig, data, "sandbox config")

@@ -1,19 +1,19 @@
-"""The errors of limpet: one small family, raised by every layer and caught by one base class.
+"""limpet's errors: one small family, raised by every layer, with one base class.
 
-A message says what was wrong, with which value, and what to do about it. The class tells the kind, so that
-a caller can act on it; the command line gives each kind its own exit status.
+A message says what was wrong, with which value, and what to do about it. The class gives the kind of error, so
+that a caller can act on it; the command line gives each kind its own exit status.
 """
 
 _MAX_PATH = 4096
 
 
 def quote(text: object) -> str:
-    """Return a value from outside as a message shows it: quoted and escaped, and not all of a long one."""
+    """Return an outside value for a message: quoted, escaped and shortened."""
     return _quote(text, 80)
 
 
 def quote_path(path: object) -> str:
-    """Return a path as a message shows it: whole, unless it is longer than any can be."""
+    """Return a path for a message: in full, unless it is longer than a path can be."""
     return _quote(path, _MAX_PATH)
 
 
@@ -24,15 +24,15 @@ def _quote(text: object, longest: int) -> str:
 
 
 class LimpetError(Exception):
-    """Anything that limpet refuses or could not do."""
+    """Anything that limpet refuses or fails to do."""
 
 
 class InvalidInputError(LimpetError, ValueError):
-    """A value from outside (config, id, path, image, argument, environment) is not acceptable; nothing changed."""
+    """A value from outside (config, id, path, image, argument, environment) is invalid; nothing changed."""
 
 
 class NotFoundError(LimpetError, LookupError):
-    """No container, sandbox or image has this id; or a prefix of an id matches none, or several."""
+    """No container, sandbox or image has this id; or an id prefix matches none, or several."""
 
 
 class AlreadyExistsError(LimpetError):
@@ -40,7 +40,7 @@ class AlreadyExistsError(LimpetError):
 
 
 class InvalidStateError(LimpetError):
-    """The container's state does not allow this: for instance, starting what is not CREATED."""
+    """The container's state does not allow this, such as starting a container that is not CREATED."""
 
 
 class StartError(LimpetError):
@@ -48,7 +48,7 @@ class StartError(LimpetError):
 
 
 class UnsupportedError(LimpetError):
-    """This kernel, file system or database cannot do what was asked, and doing less would break a promise."""
+    """This kernel, file system or database cannot do this, and doing less would break a promise."""
 
 
 class ClosedError(LimpetError):
@@ -60,7 +60,7 @@ class StateDirectoryError(LimpetError):
 
 
 class StateDirectoryLockedError(StateDirectoryError):
-    """Another process has the state directory open. `holder_pid` is its pid, or None where it is not known."""
+    """Another process has the state directory open. `holder_pid` is its pid, None if unknown."""
 
     def __init__(self, message: str, holder_pid: int | None = None) -> None:
         super().__init__(message)
@@ -68,7 +68,7 @@ class StateDirectoryLockedError(StateDirectoryError):
 
 
 class StoreError(LimpetError):
-    """The database could not do its work. Unless a subclass says otherwise nothing was written."""
+    """The database failed. Nothing was written, unless a subclass says otherwise."""
 
 
 class DiskFullError(StoreError):
@@ -76,11 +76,11 @@ class DiskFullError(StoreError):
 
 
 class OutcomeUnknownError(StoreError):
-    """The commit failed in a way that leaves open whether it is on disk; reopen the store to learn the truth."""
+    """The commit failed, and may or may not be on disk; reopen the store to find out."""
 
 
 class StoreDamagedError(StoreError):
-    """The database, its WAL or one record is damaged, and the message says where. Nothing is guessed."""
+    """The database, its WAL or a record is damaged; the message says which. Nothing is guessed."""
 
 
 class StoreReplacedError(StoreError):
@@ -88,8 +88,8 @@ class StoreReplacedError(StoreError):
 
 
 class StoreFencedError(StoreError):
-    """Another engine has opened this state since; this one may not write to it any more."""
+    """Another engine has opened this state since; this one can no longer write to it."""
 
 
 class StoreTooNewError(StoreError):
-    """The database was made by a newer limpet. It was left untouched; use that version, or a backup."""
+    """The database was created by a newer limpet. It was left untouched; use that version, or a backup."""

@@ -1,4 +1,4 @@
-"""Images as a container sees them: a name, a manifest, a way to mount."""
+"""Images as containers use them: a name, a manifest, a mount type."""
 
 from enum import StrEnum
 from typing import Self
@@ -9,7 +9,7 @@ from limpet.schema.errors import InvalidInputError, quote
 
 DEFAULT_TAG = "latest"
 _MAX_CHARACTERS = 1024
-"""Of an image's name: registries take 255 of a repository, 128 of a tag, and a digest has up to 135."""
+"""The limit for an image name: registries accept 255 for a repository, 128 for a tag, and a digest has up to 135."""
 
 
 class MountType(StrEnum):
@@ -31,7 +31,7 @@ class ImageName(msgspec.Struct, frozen=True):
         """Read `repository[:tag][@algorithm:hex]`. Raises InvalidInputError if it is empty or malformed."""
         name, at, digest = text.partition("@")
         head, colon, tag = name.rpartition(":")
-        if not colon or "/" in tag:  # the colon of a port (host:5000/app) is not one of a tag
+        if not colon or "/" in tag:  # the colon belongs to a port (host:5000/app), not a tag
             head, tag = name, ""
         malformed = not head or (colon and head != name and not tag) or (at and ":" not in digest)
         if malformed or len(text) > _MAX_CHARACTERS:
@@ -45,11 +45,11 @@ class ImageName(msgspec.Struct, frozen=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
-    """What an image says of its program: the `config` object of an OCI image configuration."""
+    """How an image's program runs: the `config` object of an OCI image configuration."""
 
     user: str = ""
     env: tuple[str, ...] = ()
-    """NAME=value each."""
+    """Each is NAME=value."""
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     working_dir: str = ""
@@ -58,14 +58,14 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", om
 
 
 class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a container keeps of its image: enough to run it again without asking the image store."""
+    """What a container records of its image: enough to run it again without the image store."""
 
     name: ImageName
     digest: str = ""
-    """Of the OCI image manifest; empty for a built-in image."""
+    """The OCI image manifest's digest; empty for a built-in image."""
     config: ImageConfig = ImageConfig()
     layers: tuple[str, ...] = ()
-    """Digests of the layers, lowest first; none for a built-in image, which uses the host's own files."""
+    """The layers' digests, lowest first; none for a built-in image, which uses the host's own files."""
 
     @property
     def is_builtin(self) -> bool:

@@ -1,4 +1,4 @@
-"""What never changes: the Metadata of a container and of a sandbox, and which ids and names are acceptable."""
+"""The immutable part of containers and sandboxes: their Metadata, and which ids and names are valid."""
 
 import os
 import re
@@ -11,11 +11,11 @@ from limpet.schema.image import ImageManifest
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 MAX_NAME_LENGTH = 253
-"""As for a Kubernetes object name (RFC 1123 subdomain)."""
+"""The limit for a Kubernetes object name (RFC 1123 subdomain)."""
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
-    """The immutable part of a container, written once with its row."""
+    """The immutable part of a container, written once, with its row."""
 
     id: str
     name: str
@@ -23,16 +23,16 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     config: ContainerConfig
     image_manifest: ImageManifest
     log_path: str = ""
-    """Absolute path of the log file; empty if the output goes nowhere."""
+    """Absolute path of the log file; empty if the output is discarded."""
     stop_signal: str = "SIGTERM"
     root_dir: str = ""
-    """Absolute path of the bundle; empty for a container whose runtime keeps no bundle with us."""
+    """Absolute path of the bundle; empty if the runtime keeps the bundle elsewhere."""
     starter: str = ""
     """The name of the starter that runs it; empty for a container whose runtime has processes of its own."""
 
 
 class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox: what its containers share. Immutable, written once with its row."""
+    """A sandbox: what its containers share. Immutable, written once, with its row."""
 
     id: str
     name: str
@@ -40,16 +40,16 @@ class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     """Nanoseconds since the epoch."""
     root_dir: str = ""
-    """Absolute path of the sandbox's directory; empty where the runtime keeps none with us."""
+    """Absolute path of the sandbox's directory; empty if the runtime keeps it elsewhere."""
 
 
 def new_id() -> str:
-    """Return a fresh id: 64 hexadecimal digits, as the CRI's runtimes make them."""
+    """Return a new id: 64 hexadecimal digits, as CRI runtimes use."""
     return os.urandom(32).hex()
 
 
 def require_id(text: str) -> str:
-    """Return `text` if it can be an id, and so a file name; else raise InvalidInputError."""
+    """Return `text` if it is a valid id, and so a safe file name. Raises InvalidInputError otherwise."""
     if not _ID.fullmatch(text):
         raise InvalidInputError(
             f"id {quote(text)}: use 1 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or a digit"
@@ -58,14 +58,14 @@ def require_id(text: str) -> str:
 
 
 def require_node(text: str) -> str:
-    """Return `text` if it can be a node's name; else raise InvalidInputError."""
+    """Return `text` if it is a valid node name. Raises InvalidInputError otherwise."""
     if not 1 <= len(text) <= MAX_NAME_LENGTH or not text.isprintable():
         raise InvalidInputError(f"node {quote(text)}: use 1 to {MAX_NAME_LENGTH} printable characters")
     return text
 
 
 def require_name(text: str) -> str:
-    """Return `text` if it can be a name; else raise InvalidInputError."""
+    """Return `text` if it is a valid name. Raises InvalidInputError otherwise."""
     if not 1 <= len(text) <= MAX_NAME_LENGTH or not text.isprintable() or "/" in text or text in {".", ".."}:
         raise InvalidInputError(
             f"name {quote(text)}: use 1 to {MAX_NAME_LENGTH} printable characters without '/', not '.' or '..'"

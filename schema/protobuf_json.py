@@ -1,9 +1,9 @@
 """Protobuf messages as JSON, read into msgspec structs strictly and written in both spellings.
 
 A field is read by its proto name (log_path) and by its lower camel case name (logPath). As protobuf's JSON
-mapping has it: null means "not set", an integer may stand in a string, an enum value is given by name or
-by number. Beyond it, whatever is not understood is refused rather than skipped. Every refusal is an
-InvalidInputError with the full path of the field and the value.
+mapping has it: null means "not set", an integer may be a string, an enum value is given by name or
+by number. Anything else that is not understood is refused, not skipped. Every refusal is an InvalidInputError
+with the full path of the field and the value.
 """
 
 import difflib
@@ -19,12 +19,12 @@ from msgspec import inspect
 from limpet.schema.errors import InvalidInputError
 
 MAX_BYTES = 4 << 20
-"""Of one message as JSON: as much as gRPC by default takes in one message."""
+"""The limit for one message as JSON: gRPC's default limit for a message."""
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 _MAX_DIGITS = 640
-"""However Python is configured, it converts this many (sys.int_info.str_digits_check_threshold)."""
+"""Python always converts this many digits, however it is configured (sys.int_info.str_digits_check_threshold)."""
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _PYTHON_TO_JSON = {"None": "null", "True": "true", "False": "false"}
 _MAX_UINT32 = 2**32 - 1
@@ -32,9 +32,9 @@ _MAX_UINT64 = 2**64 - 1
 
 
 def read_message(message_type: type[Message], data: bytes | str | Mapping[str, Any] | Message, what: str) -> Message:
-    """Return the message in `data`: JSON text, a mapping, or a message built by hand, which is then checked.
+    """Return the message in `data`: JSON text, a mapping, or a message, which is then checked.
 
-    `what` begins each error message. Raises InvalidInputError, and nothing else, for whatever is not acceptable.
+    Each error message begins with `what`. Raises InvalidInputError, and nothing else, for invalid data.
     """
     try:
         value = _parse(data) if isinstance(data, (bytes, str)) else data
@@ -48,7 +48,7 @@ def read_message(message_type: type[Message], data: bytes | str | Mapping[str, A
 def to_json(message: msgspec.Struct, *, camel_case: bool = False) -> bytes:
     """Return `message` as JSON without the fields that have their default value.
 
-    In snake case names are those of the proto file and integers are numbers: what the store keeps. In camel
+    In snake case names are those of the proto file and integers are numbers, as in the store. In camel
     case it is protobuf's canonical JSON, with 64-bit integers in strings, as CRI clients print it.
     """
     if not camel_case:
@@ -73,21 +73,21 @@ def _parse(text: bytes | str) -> object:
     except ValueError as error:  # malformed, or not UTF-8
         raise InvalidInputError(f"not valid JSON: {error}") from error
     except RecursionError as error:
-        raise InvalidInputError("not valid: it is nested too deeply") from error
+        raise InvalidInputError("it is nested too deeply") from error
 
 
 def _to_dict(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members: dict[str, object] = {}
     for key, value in pairs:
         if key in members:
-            raise InvalidInputError(f"the key {_show(key)} appears twice in one object; keep one of them")
+            raise InvalidInputError(f"the key {_show(key)} appears twice in one object; remove one")
         members[key] = value
     return members
 
 
 def _to_integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise InvalidInputError(f"{digits[:20]}... is a number of {len(digits)} digits; no field takes it")
+        raise InvalidInputError(f"{digits[:20]}... has {len(digits)} digits, too many for any field")
     return int(digits)
 
 
@@ -97,7 +97,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _require_size(size: int) -> None:
     if size > MAX_BYTES:
-        raise InvalidInputError(f"its size of {size} exceeds the limit of {MAX_BYTES} bytes")
+        raise InvalidInputError(f"it has {size} bytes, the limit is {MAX_BYTES}")
 
 
 @cache
@@ -123,7 +123,7 @@ def _read(kind: inspect.Type, value: object, path: str) -> Any:
 
 def _read_message(kind: Any, value: object, path: str) -> Any:
     if isinstance(value, kind.cls):
-        value = msgspec.structs.asdict(value)  # a message built by hand: nothing has checked it yet
+        value = msgspec.structs.asdict(value)  # a message, which its constructor did not check
     if not isinstance(value, Mapping):
         _refuse(path, "an object", value)
     spellings = _spellings(kind.cls)
@@ -135,14 +135,14 @@ def _read_message(kind: Any, value: object, path: str) -> Any:
         if field is None:
             raise InvalidInputError(_unknown_field(kind.cls, key, place))
         if field.name in spelled:
-            raise InvalidInputError(f"`{place}` is given as {spelled[field.name]} too; keep one of the two")
+            raise InvalidInputError(f"`{place}` is also given as {spelled[field.name]}; remove one")
         spelled[field.name] = key
         if member is not None:
             given[field.name] = _read(field.type, member, place)
     for field in kind.fields:
         # Proto3 cannot tell an empty string from an absent one, so neither satisfies a required field.
         if field.required and given.get(field.name, "") == "":
-            raise InvalidInputError(f"`{_join(path, field.encode_name)}` is required and may not be empty")
+            raise InvalidInputError(f"`{_join(path, field.encode_name)}` is required and must not be empty")
     return kind.cls(**given)
 
 
@@ -191,10 +191,10 @@ def _read_bool(_kind: Any, value: object, path: str) -> Any:
 def _read_string(_kind: Any, value: object, path: str) -> Any:
     if not isinstance(value, str):
         _refuse(path, "a string", value)
-    # A NUL cannot be handed to a program, and a lone surrogate cannot be stored.
+    # A NUL cannot be passed to a program, and a lone surrogate cannot be stored.
     if "\0" in value or not is_utf8(value):
         _refuse(path, "without NUL characters and lone surrogates", value)
-    return str.__str__(value)  # a plain string, also for a StrEnum
+    return str.__str__(value)  # a plain string, even for a StrEnum
 
 
 _READERS: dict[type[inspect.Type], Callable[[Any, object, str], Any]] = {
@@ -210,7 +210,7 @@ _READERS: dict[type[inspect.Type], Callable[[Any, object, str], Any]] = {
 
 
 def _inner(kind: inspect.UnionType) -> inspect.Type:
-    """Return the X of `X | None`, the only union that messages have."""
+    """Return the X of `X | None`, the only kind of union in messages."""
     (inner,) = (member for member in kind.types if not isinstance(member, inspect.NoneType))
     return inner
 
@@ -234,7 +234,7 @@ def _to_canonical(kind: Any, value: Any) -> Any:
 
 
 def is_utf8(text: str) -> bool:
-    """Say whether a text can be written as UTF-8: whether it has no lone surrogates."""
+    """Return whether a text can be encoded as UTF-8, that is, has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -268,7 +268,7 @@ def _show(value: object) -> str:
     match value:
         case str() if len(value) > 80:
             return f"{value[:60]!r}... ({len(value)} characters)"
-        case int() if value.bit_length() > 256:  # Python refuses to print very long ones
+        case int() if value.bit_length() > 256:  # Python refuses to print very long integers
             return f"an integer of {value.bit_length()} bits"
         case None | bool() | str() | int() | float():
             return _PYTHON_TO_JSON.get(repr(value), repr(value))

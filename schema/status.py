@@ -1,4 +1,4 @@
-"""What changes in a container's life: its Status, the states it passes through, its resources."""
+"""The mutable part of a container: its Status, its states, its resources."""
 
 from enum import IntEnum, StrEnum
 
@@ -8,13 +8,13 @@ from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.identity import ProcessIdentity
 
 EXIT_CODE_UNKNOWN = 255
-"""Written where a container ended and nobody observed its exit code (containerd uses the same)."""
+"""Recorded if a container ended and its exit code was not observed (containerd uses the same)."""
 EXIT_CODE_START_ERROR = 128
-"""Written where the container's program could not be started."""
+"""Recorded if the container's program could not be started."""
 
 
 class ContainerState(IntEnum):
-    """The states of the CRI, with its numbers (runtime/v1 ContainerState)."""
+    """The CRI's container states, with its numbers (runtime/v1 ContainerState)."""
 
     CREATED = 0
     RUNNING = 1
@@ -23,7 +23,7 @@ class ContainerState(IntEnum):
 
 
 class Reason(StrEnum):
-    """Why a container is in its state, in one word."""
+    """Why a container is in its state, as one word."""
 
     COMPLETED = "Completed"
     """Exited with code 0."""
@@ -34,47 +34,47 @@ class Reason(StrEnum):
     UNKNOWN = "Unknown"
     """It ended, and its exit code was not observed."""
     REBOOTED = "Rebooted"
-    """The machine was rebooted under it; its exit code was not observed."""
+    """The machine was rebooted while it ran; its exit code was not observed."""
     BUNDLE_LOST = "BundleLost"
-    """Its bundle is gone, half there, or not ours any more."""
+    """Its bundle is missing, incomplete, or no longer ours."""
     CREATE_INTERRUPTED = "CreateInterrupted"
     """The engine ended before the bundle was made."""
     UNVERIFIED = "Unverified"
-    """Recovery could not find out, or has not looked yet; the message says why."""
+    """Recovery could not determine the state, or has not examined it yet; the message says why."""
     DAMAGED = "Damaged"
     """Its record on disk cannot be read."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits a container was asked to have, and which of them the kernel enforces."""
+    """The limits requested for a container, and which of them the kernel enforces."""
 
     requested: LinuxContainerResources
     applied: tuple[str, ...] = ()
-    """Names of the fields of `requested` that a cgroup (or the kernel) enforces."""
+    """Names of the fields of `requested` that a cgroup or the kernel enforces."""
     unapplied: dict[str, str] = {}
-    """Name of each other field that was asked for, with the reason why it is not enforced."""
+    """Name of each other requested field, with the reason why it is not enforced."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The mutable part of a container. Times are nanoseconds since the epoch, 0 for "not yet".
 
-    `unknown` is never written to disk: it says that this process has not verified what the other fields say.
+    `unknown` is never written to disk: it means that this process has not verified the other fields.
     """
 
     pid: int = 0
-    """Of the container's first process while it runs, else 0."""
+    """The pid of the container's first process while it runs, else 0."""
     created_at: int = 0
     started_at: int = 0
     finished_at: int = 0
     exit_code: int = 0
-    """Means something once `finished_at` is set: the exit code, 128 + signal, or EXIT_CODE_UNKNOWN."""
+    """Meaningful once `finished_at` is set: the exit code, 128 + signal, or EXIT_CODE_UNKNOWN."""
     reason: str = ""
     message: str = ""
     released: bool = False
-    """Release was decided: the bundle is removed, or recovery will finish removing it."""
+    """The release is recorded: the bundle is removed, or recovery will finish removing it."""
     resources: Resources | None = None
     identity: ProcessIdentity | None = None
-    """The process that the container was started as; kept after its end, to recognize what is left of it."""
+    """The container's first process; kept after its end, to recognize what remains of it."""
     unknown: bool = False
 
     @property

@@ -1,7 +1,7 @@
-"""The command line `limpet`. Each verb is a module of its own, loaded when it is called.
+"""The command line `limpet`. Each verb is a separate module, loaded when it is called.
 
-Read `exits` (what the exit status says), `options` (where the state is), `output` (how things are printed), then any
-verb: it asks the library, and prints. What a verb finds out, a program can find out with the same calls.
+Start with `exits` (the exit statuses), `options` (where the state is) and `output` (printing), then read any verb: it
+calls the library and prints the result. A program can get the same result with the same calls.
 """
 
 import os
@@ -18,22 +18,22 @@ from limpet.engine.cli.options import root_options
 from limpet.schema.errors import LimpetError
 
 VERBS = {
-    "ps": "List containers, and what is true of them now.",
-    "inspect": "Show all that is known of containers or sandboxes.",
-    "history": "Show the states that a container went through.",
-    "recover": "Find out what is true after a crash, and write it down.",
-    "check": "Look for damage: database, records, permissions, bundles.",
-    "backup": "Copy the database to a file, also beside a live engine.",
-    "drill": "Rehearse crashes on this machine, and see what is said after them.",
+    "ps": "List containers and their actual state.",
+    "inspect": "Show details of containers or sandboxes.",
+    "history": "Show a container's state changes.",
+    "recover": "Recover the state after a crash, and record the result.",
+    "check": "Check the database, records, permissions and bundles for damage.",
+    "backup": "Copy the database to a file, even while an engine is running.",
+    "drill": "Cause crashes on this machine and check every recovery.",
     "bench": "Measure durable checkpoints and recovery on this machine.",
-    "completion": "Print the completion script of a shell.",
+    "completion": "Print a shell's completion script.",
 }
-"""Each verb's module has a click command named `command`; the help is here, so that none is loaded for it."""
+"""Each verb's module has a click command named `command`. The help is here so that --help loads no verb."""
 _ELSEWHERE = {"bench": "limpet.benchmarks.command"}
-"""The modules of the verbs that are not in this package."""
+"""The modules of the verbs outside this package."""
 
 _COMPLETE = "_LIMPET_COMPLETE"
-"""By this variable a shell's completion script asks click for words."""
+"""A shell's completion script sets this variable to ask click for completions."""
 
 
 class _Verbs(click.Group):
@@ -49,7 +49,7 @@ class _Verbs(click.Group):
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        # Like that of click's group, which would load every verb for its help.
+        # click's own version would load every verb to get its help.
         verbs = [CompletionItem(verb, help=text) for verb, text in VERBS.items() if verb.startswith(incomplete)]
         return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
@@ -84,23 +84,23 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Show versions, and exit.",
+    help="Show versions and exit.",
 )
 def limpet(**_: object) -> None:
-    """Look at container state that survives a crash, check it, and recover it.
+    """Inspect, check and recover container state that survives crashes.
 
-    ps, inspect, history, check and backup only read, and work beside a live engine. Tables are for people; with
-    -o json each prints one JSON document, whose schema_version grows if its form changes.
+    ps, inspect, history, check and backup only read, and can be used while an engine is running. With -o json each
+    prints one JSON document instead of a table; its schema_version increases when the format changes.
     """
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit. No error of the user, of the system or of ours ends in a traceback."""
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # it was closed by the caller
+    """Run the command line and exit. Usage errors, system errors and limpet's errors print no traceback."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # the caller closed it
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name is printed as well as the terminal can
+        sys.stdout.reconfigure(errors="backslashreplace")  # escape characters that the terminal cannot show
     try:
-        # Without standalone mode click hands back the status that a verb has exited with.
+        # Without standalone mode click returns the verb's exit status.
         sys.exit(limpet.main(args, prog_name="limpet", standalone_mode=False))
     except click.ClickException as error:
         error.show()
@@ -112,7 +112,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (KeyError, ValueError) as error:
         if _COMPLETE not in os.environ:
             raise
-        _fail(f"{_COMPLETE} is set, and what a shell sets with it is not ({error}); unset it", 2)
+        _fail(f"{_COMPLETE} is set, but not the variables that a shell sets with it ({error}); unset it", 2)
     except OSError as error:
         _drop_output()
         reason = error.strerror or str(error)
@@ -120,7 +120,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def _drop_output() -> None:
-    """Forget what could not be printed: Python would try again at its end, and complain."""
+    """Discard output that could not be printed: Python would try again at exit, and print an error."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""`limpet backup`: copy the database to a file, also beside a live engine."""
+"""`limpet backup`: copy the database to a file, even while an engine is running."""
 
 import os
 
@@ -15,10 +15,13 @@ from limpet.engine.inspection.snapshot import Snapshot
 @output_option
 @place_option
 def command(place: Place, file: str, *, as_json: bool) -> None:
-    """Copy the database, as it is at one instant, to the new FILE: whole, verified and flushed, or not there.
+    """Copy the database to the new FILE.
 
-    Restore it by putting it in the place of store.db in a state directory that is not in use, with -wal, -shm and
-    owner.json removed. Bundles and images are not in it.
+    The copy is a consistent snapshot, verified and flushed to disk. If anything fails, FILE is not created. Bundles and
+    images are not included.
+
+    To restore it, stop the engine, replace store.db in the state directory with FILE, and remove store.db-wal,
+    store.db-shm and owner.json.
     """
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
         snapshot.source.ask(lambda reader: back_up(reader, file))

@@ -1,4 +1,4 @@
-"""`limpet check`: look for damage."""
+"""`limpet check`: check the state for damage."""
 
 from collections.abc import Iterator
 
@@ -16,9 +16,9 @@ from limpet.engine.inspection.check import Aspect, CheckReport, check_state
 @place_option
 @click.pass_context
 def command(ctx: click.Context, place: Place, *, as_json: bool) -> None:
-    """Look for damage: who may read the state, the WAL, the database, each record, each bundle.
+    """Check the permissions, the WAL, the database, each record and each bundle.
 
-    Changes nothing. Status 6 if the store is damaged, 7 if anything else is wrong.
+    Changes nothing. The exit status is 6 if the store is damaged, 7 if anything else is wrong.
     """
     report = check_state(place.state_dir, node=place.node)
     if as_json:
@@ -37,7 +37,7 @@ def _describe(report: CheckReport) -> Iterator[str]:
         elif aspect in report.checked:
             yield _line("ok", "green", aspect.value, report.checked[aspect])
         else:
-            yield _line("-", "yellow", aspect.value, "could not be looked at")
+            yield _line("-", "yellow", aspect.value, "could not be checked")
         for message in problems:
             yield from fill(message, 9)
     for text in report.notes:

@@ -1,4 +1,4 @@
-"""Records as the JSON documents show them: states by name, times as RFC 3339, null for what is not there yet."""
+"""Records in the form of the JSON documents: states by name, times as RFC 3339, null for values not set yet."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _TIMES = ("created_at", "started_at", "finished_at")
 
 
 def status_document(status: Status) -> dict[str, Any]:
-    """Return what `ps` and `inspect` say of a status."""
+    """Return a status as `ps` and `inspect` show it."""
     state = status.state
     return {
         "state": state.name,
@@ -27,7 +27,7 @@ def status_document(status: Status) -> dict[str, Any]:
 
 
 def container_document(view: View) -> dict[str, Any]:
-    """Return one container of `ps`."""
+    """Return a container as `ps` shows it."""
     return {
         "id": view.id,
         "name": view.name,
@@ -40,12 +40,12 @@ def container_document(view: View) -> dict[str, Any]:
 
 
 def verification_document(view: View) -> dict[str, Any]:
-    """Return what the look at a container found, and what recovery would say."""
+    """Return what was observed of a container, and what recovery would conclude."""
     return {
         "verified": not view.status.unknown,
         "observation": _with_times(msgspec.to_builtins(view.observation)) if view.observation else None,
         "rule": view.verdict.rule if view.verdict else None,
-        "because": view.verdict.because if view.verdict else "it had ended, and how was written down",
+        "because": view.verdict.because if view.verdict else "its exit was already recorded",
         "damage": view.damage,
     }
 

@@ -1,4 +1,4 @@
-"""`limpet drill`: rehearse crashes on this machine, and see that what is said after them is true."""
+"""`limpet drill`: cause crashes on this machine, and check that every recovery reports the truth."""
 
 import os
 import secrets
@@ -6,8 +6,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,6 +16,7 @@ import click
 
 from limpet.engine.cli.options import output_option
 from limpet.engine.cli.output import Cell, Column, Row, fill, note, paint, print_json, print_lines, render_table
+from limpet.engine.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from limpet.engine.drill import DrillReport, Failure
@@ -23,20 +25,20 @@ MODES = ("kill", "power", "disk", "reuse", "reboot")
 _ROUNDS, _CONTAINERS = 15, 20
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FACTS = (
-    ("kills", "engine killed with SIGKILL, also amid its recovery"),
-    ("containers", "containers made; each one started is a real process"),
-    ("acknowledged", "calls that had returned: none may be forgotten"),
-    ("unknown", "containers it could not vouch for, and said so"),
+    ("kills", "SIGKILLs of the engine, some during its recovery"),
+    ("containers", "containers created; each started one is a real process"),
+    ("acknowledged", "calls that returned; none of them may be lost"),
+    ("unknown", "containers reported as UNKNOWN"),
 )
 _FAULTS = (
-    ("lost", "acknowledged, but gone or older after the kill"),
-    ("torn", "changed together, but found half done"),
-    ("false_running", "said to be RUNNING, but the process had ended"),
-    ("false_exited", "said to be EXITED, but the process was alive"),
-    ("wrong_exit_code", "an exit code stated that was not the true one"),
-    ("leaked", "a process alive that the engine does not account for"),
-    ("harmed", "somebody else's process or file touched"),
-    ("broken", "the engine failed by itself"),
+    ("lost", "acknowledged changes missing after a kill"),
+    ("torn", "atomic changes found half done"),
+    ("false_running", "reported RUNNING, but the process had ended"),
+    ("false_exited", "reported EXITED, but the process was alive"),
+    ("wrong_exit_code", "reported with a wrong exit code"),
+    ("leaked", "live processes that no container owns"),
+    ("harmed", "processes or files of others that were changed"),
+    ("broken", "errors of the engine itself"),
 )
 
 
@@ -52,22 +54,22 @@ class _Interrupted(BaseException):
     "modes",
     multiple=True,
     type=click.Choice([*MODES, "all"]),
-    help="What to rehearse; repeatable.  [default: kills at random]",
+    help="The kind of failure to test; repeatable.  [default: random kills]",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1, 99_999),
-    help="How often to kill it, or how many lives of each mode.  [default: 15, or by mode 1 or 2]",
+    help="Number of kills; with --mode, number of scripts per mode.  [default: 15; with --mode 1 or 2]",
 )
 @click.option(
     "--containers",
     type=click.IntRange(1, 999),
-    help="How many containers to make in each round.  [default: 20]",
+    help="Number of containers per round.  [default: 20]",
 )
-@click.option("--seed", type=int, help="Repeat the plan of an earlier drill.  [default: a new one]")
-@click.option("--workers", type=click.IntRange(1, 256), help="Processes of a mode.  [default: one for each core]")
-@click.option("--point", metavar="POINT", help="Only this point of the mode and seed, as a finding names it.")
-@click.option("--keep", is_flag=True, help="Leave the drill's directory for a look at it, and say where it is.")
+@click.option("--seed", type=int, help="Repeat the plan of an earlier drill.  [default: random]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Worker processes for --mode.  [default: one per core]")
+@click.option("--point", metavar="POINT", help="Run only this point of --mode and --seed, as printed with a finding.")
+@click.option("--keep", is_flag=True, help="Keep the drill's directory and print its path.")
 @output_option
 def command(
     *,
@@ -80,50 +82,54 @@ def command(
     keep: bool,
     as_json: bool,
 ) -> NoReturn:
-    """Kill an engine again and again, and compare what it says after each recovery with what is true.
+    """Kill an engine repeatedly, and compare what it reports after each recovery with the truth.
 
-    Without --mode, in a directory of its own, as root or not. In each round an engine runs real containers (small
-    shell programs) until it is killed at a random instant. While it is down some of them are killed, and some of
-    their bundles removed or damaged. Then a new engine recovers. The truth is kept outside: which calls had returned,
-    which processes live, and with which codes the others ended.
+    In each round an engine runs real containers (small shell programs) until it is killed at a random moment. While it
+    is down, the drill kills some containers and removes or damages some bundles. Then a new engine recovers. The drill
+    itself records the truth: which calls returned, which processes are alive, and the exit codes of the others. It
+    works in a temporary directory and does not need root.
 
-    A seed repeats the plan, with the same rounds and containers. How far each life gets until its kill is a matter of
-    timing, and may differ.
+    A seed repeats the plan: the same rounds and containers. How far each round gets before its kill depends on timing.
 
-    With --mode, lives of a store that a seed draws are tried systematically: kill: killed at each system call that
-    changes a file. power: every disk that a power cut may leave. disk: each operation fails; files are damaged.
-    reuse: strangers get the pids of containers. reboot: another boot id. all: all of it. Each mode is also run on a
-    store that is broken on purpose, and must catch it.
+    --mode runs a scripted store life against one kind of failure. Each mode also runs against a deliberately broken
+    store, and must detect it.
 
-    Status 0 if all that was said is true, and nothing was lost, torn, leaked or harmed, else 1; 3 if something could
-    not be tried on this machine; 128 + N if signal N ended the drill. No process and no directory of it is left then,
-    either.
-    """
+    \b
+      kill    kill it at each system call that changes a file
+      power   try every disk state that a power cut can leave
+      disk    make each disk operation fail; damage files
+      reuse   give the pids of containers to other processes
+      reboot  change the boot id
+      all     run every mode
+
+    The exit status is 0 if every report was true and nothing was lost, torn, leaked or harmed, otherwise 1; 3 if this
+    machine does not support a mode; 128 + N if signal N ended the drill. The drill always cleans up after itself.
+    """  # noqa: D301  # \b tells click not to rewrap the lines
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
     if modes:
         if containers or keep:
-            raise click.UsageError("--containers and --keep are for a drill without --mode")
+            raise click.UsageError("--containers and --keep cannot be used with --mode")
         if point and seed is None:
-            raise click.UsageError("--point is of one --seed: the command that a finding prints has both")
+            raise click.UsageError("--point needs --seed: use the command printed with the finding")
         _run_modes(modes, rounds, chosen, workers, point, as_json=as_json)
     if workers or point:
-        raise click.UsageError("--workers and --point are for a --mode")
+        raise click.UsageError("--workers and --point need --mode")
     directory = os.path.join(tempfile.gettempdir(), f"limpet-drill-{secrets.token_hex(6)}")
     try:
         with _raise_on_signals():
             try:
                 report = _run(rounds or _ROUNDS, containers or _CONTAINERS, chosen, directory)
             finally:
-                _ignore_signals()  # what is left to do is short, and must be whole
+                _ignore_signals()  # the cleanup is short and must not be interrupted
                 if keep:
                     note(f"limpet: kept {directory}")
                 else:
                     shutil.rmtree(directory, ignore_errors=True)
     except _Interrupted as interrupted:
-        note("limpet: drill interrupted; nothing of it is left" + (" but its directory" if keep else ""))
+        note("limpet: drill interrupted; cleaned up" + (", except its directory" if keep else ""))
         sys.exit(interrupted.exit_status)
     if as_json:
-        import msgspec  # noqa: PLC0415  # only what is asked for is loaded
+        import msgspec  # noqa: PLC0415  # loaded only if needed
 
         print_json(**msgspec.to_builtins(report))
     else:
@@ -142,7 +148,7 @@ def _run_modes(
             status = run(chosen, rounds, seed, workers or os.cpu_count() or 1, point, as_json=as_json)
             _ignore_signals()
     except _Interrupted as interrupted:
-        note("limpet: drill interrupted; nothing of it is left")
+        note("limpet: drill interrupted; cleaned up")
         sys.exit(interrupted.exit_status)
     sys.exit(status)
 
@@ -150,34 +156,25 @@ def _run_modes(
 def _run(rounds: int, containers: int, seed: int, directory: str) -> "DrillReport":
     from limpet.engine.drill import run_drill  # noqa: PLC0415  # `limpet drill --help` must not wait for it
 
-    with _progress(rounds, seed) as advance:
-        return run_drill(rounds=rounds, containers=containers, seed=seed, directory=directory, on_round=advance)
+    with progress_bar() as show:
+        finished = count()
 
+        def on_round() -> None:
+            show(f"drill {seed}: kill, recover, compare", next(finished), rounds)
 
-@contextmanager
-def _progress(rounds: int, seed: int) -> Iterator[Callable[[], object]]:
-    """Show a progress bar on a terminal, and nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console  # noqa: PLC0415  # only a terminal needs it
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"drill {seed}: kill, recover, compare", total=rounds)
-        yield lambda: progress.advance(task)
+        on_round()
+        return run_drill(rounds=rounds, containers=containers, seed=seed, directory=directory, on_round=on_round)
 
 
 def _describe(report: "DrillReport") -> Iterator[str]:
     rows: list[Row] = [(_label(field), str(getattr(report, field)), words) for field, words in _FACTS]
     rows += [(_label(field), _fault_cell(getattr(report, field)), words) for field, words in _FAULTS]
-    yield from render_table((Column("DRILL"), Column("COUNT"), Column("IN PLAIN WORDS")), rows, None)
+    yield from render_table((Column("DRILL"), Column("COUNT"), Column("MEANING")), rows, None)
     yield ""
     took = report.recovery_ms
-    yield f"A recovery took {took.p50} ms as a rule (the median), {took.max} ms at most."
+    yield f"Recovery time: median {took.p50} ms, maximum {took.max} ms."
     if report.passed:
-        words = f": {report.rounds} rounds, and all that was said after each is true (seed {report.seed})."
+        words = f": {report.rounds} rounds, and every report was true (seed {report.seed})."
         yield paint("PASSED", "green") + words
         return
     yield paint("FAILED", "red") + ":"
@@ -189,7 +186,7 @@ def _describe(report: "DrillReport") -> Iterator[str]:
 
 def _describe_failure(failure: "Failure") -> str:
     where = f"round {failure.round}, {failure.container}: {_label(failure.kind)}"
-    return f"{where}: expected {failure.expected}; it said: {failure.said}"
+    return f"{where}: expected {failure.expected}; the engine reported: {failure.said}"
 
 
 def _label(field: str) -> str:
@@ -202,10 +199,10 @@ def _fault_cell(count: int) -> Cell:
 
 @contextmanager
 def _raise_on_signals() -> Iterator[None]:
-    """Let the first signal end the block, by an exception; after one, and on the way out, more are ignored."""
+    """Raise _Interrupted at the first signal; ignore later ones."""
 
     def raise_interrupted(number: int, _: FrameType | None) -> None:
-        _ignore_signals()  # one is enough
+        _ignore_signals()
         raise _Interrupted(number)
 
     before = {number: signal.signal(number, raise_interrupted) for number in _SIGNALS}

@@ -1,4 +1,4 @@
-"""The exit statuses: what each means, and which error leads to which."""
+"""The exit statuses: what each means, and which errors lead to it."""
 
 import click
 
@@ -21,18 +21,18 @@ UNRESOLVED = 7
 INTERRUPTED = 130
 
 EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
-    (0, "all is well", ()),
-    (FAILED, "it could not be done", (LimpetError, OSError)),
+    (0, "success", ()),
+    (FAILED, "the command failed", (LimpetError, OSError)),
     (2, "wrong usage", (click.UsageError, InvalidInputError)),
-    (3, "not found: a container, a sandbox, or any state at all", (NotFoundError,)),
-    (4, "in conflict with what is there", (AlreadyExistsError, InvalidStateError)),
+    (3, "the container, sandbox or state directory was not found", (NotFoundError,)),
+    (4, "conflict with the current state", (AlreadyExistsError, InvalidStateError)),
     (5, "the state directory is in use by another process", (StateDirectoryLockedError,)),
     (
         DAMAGED,
-        "the store is damaged, or of another version",
+        "the store is damaged, was replaced, or is of a newer version",
         (StoreDamagedError, StoreTooNewError, StoreReplacedError, StoreFencedError),
     ),
-    (UNRESOLVED, "recover or check has left something unresolved", ()),
+    (UNRESOLVED, "recover or check left something unresolved", ()),
     (INTERRUPTED, "interrupted by Ctrl-C", (KeyboardInterrupt, click.Abort)),
 )
 
@@ -40,5 +40,5 @@ _STATUSES = {kind: status for status, _, kinds in EXITS for kind in kinds}
 
 
 def exit_status(error: BaseException) -> int:
-    """Return the exit status for `error`: that of the nearest of its classes in the table."""
+    """Return the exit status for `error`, that of its nearest base class in the table."""
     return next(_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES)

@@ -1,4 +1,4 @@
-"""`limpet history`: the states that a container went through."""
+"""`limpet history`: a container's state changes."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _COLUMNS = (
 @output_option
 @place_option
 def command(place: Place, id: str, *, as_json: bool) -> None:
-    """Show the state changes of the container ID, oldest first, as they were written down; the newest 64 are kept."""
+    """Show the recorded state changes of container ID, oldest first. The last 64 are kept."""
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
         container_id = snapshot.get(id).id
         transitions = snapshot.history(container_id)
@@ -61,5 +61,5 @@ def _make_row(transition: Transition) -> list[str | Cell]:
 
 
 def _name_state(transition: Transition) -> Cell:
-    # What was never created has no state in the CRI's words.
+    # The CRI has no state for a container that was never created.
     return state_cell(transition.state.name) if transition.state is not ContainerState.UNKNOWN else Cell("NEW", "")

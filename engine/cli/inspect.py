@@ -1,4 +1,4 @@
-"""`limpet inspect`: all that is known of containers and sandboxes."""
+"""`limpet inspect`: details of containers and sandboxes."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -27,10 +27,10 @@ _Line = tuple[str, str]
 @output_option
 @place_option
 def command(place: Place, ids: tuple[str, ...], *, as_json: bool) -> None:
-    """Show all that is known of containers or sandboxes, named by their ids or unique beginnings of these.
+    """Show details of the containers or sandboxes with these ids (or unique prefixes).
 
-    Of a container: what it was made from, the status on disk, and what is true of it now according to a look at its
-    process and its bundle. With -o json also the whole config, and the status in the CRI's words.
+    For a container: its image and command, its status on disk, and its actual state, found by looking at its process
+    and its bundle. -o json adds the whole config and the status as the CRI defines it.
     """
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
         keys = [resolve_prefix(text, [*snapshot.ids, *snapshot.sandbox_ids], "record") for text in ids]
@@ -68,7 +68,7 @@ def _full_status(status: Status) -> dict[str, Any]:
 
 
 def _load_metadata(snapshot: Snapshot, view: View) -> tuple[Metadata | None, str]:
-    """Return a container's metadata, or None and why it cannot be believed; and what is wrong with its status."""
+    """Return a container's metadata (None if damaged), and the damage found in its metadata and status."""
     try:
         return snapshot.metadata(view.id), view.damage
     except StoreDamagedError as error:

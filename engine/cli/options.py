@@ -1,4 +1,4 @@
-"""The options that verbs share: which state directory, which node, which form of output."""
+"""The options that verbs share: the state directory, the node, the output format."""
 
 import os
 from collections.abc import Callable
@@ -20,17 +20,17 @@ class Place(NamedTuple):
 
 
 def default_state_dir() -> str:
-    """Return the state directory of root, or of another user (XDG Base Directory Specification)."""
+    """Return the default state directory: root's, or the user's (XDG Base Directory Specification)."""
     if os.geteuid() == 0:
         return "/var/lib/limpet"
     state_home = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(state_home):  # the specification: others are to be ignored
+    if not os.path.isabs(state_home):  # the specification: ignore relative paths
         state_home = os.path.expanduser("~/.local/state")
     return os.path.join(state_home, "limpet")
 
 
 def root_options(function: _Function) -> _Function:
-    """Give `limpet` itself --state-dir and --node, which the environment may set."""
+    """Give `limpet` itself --state-dir and --node, which environment variables can set."""
     state_dir = _state_dir(
         envvar="LIMPET_STATE_DIR",
         show_envvar=True,
@@ -39,13 +39,13 @@ def root_options(function: _Function) -> _Function:
     node = _node(
         envvar="LIMPET_NODE",
         show_envvar=True,
-        help=f"Whose records, if the engine was given a node's name.  [default: {DEFAULT_NODE}]",
+        help=f"Show this node's records.  [default: {DEFAULT_NODE}]",
     )
     return state_dir(node(function))
 
 
 def place_option(function: _Function) -> _Function:
-    """Give a verb --state-dir and --node, too, and pass on what they say as `place`."""
+    """Give a verb --state-dir and --node too, and pass their values as `place`."""
 
     @click.pass_context
     def placed(ctx: click.Context, /, state_dir: str | None, node: str | None, **arguments: object) -> object:
@@ -53,11 +53,11 @@ def place_option(function: _Function) -> _Function:
 
     placed.__doc__ = function.__doc__
     placed.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
-    return _state_dir(help="The state directory; wins over one before the verb.")(_node(hidden=True)(placed))
+    return _state_dir(help="The state directory; overrides one given before the verb.")(_node(hidden=True)(placed))
 
 
 def find_place(ctx: click.Context, state_dir: str | None, node: str | None) -> Place:
-    """Return where the state is: as said after the verb, else before it or by the environment, else the default."""
+    """Return where the state is: from the options after the verb, those before it, the environment, or the default."""
     root = ctx.find_root().params
     return Place(
         state_dir or root.get("state_dir") or default_state_dir(),
@@ -66,7 +66,7 @@ def find_place(ctx: click.Context, state_dir: str | None, node: str | None) -> P
 
 
 def output_option(function: _Function) -> _Function:
-    """Give a verb -o table|json, and pass on `as_json`."""
+    """Give a verb -o table|json, and pass its value as `as_json`."""
     return click.option(
         "-o",
         "--output",
@@ -75,17 +75,17 @@ def output_option(function: _Function) -> _Function:
         default="table",
         show_default=True,
         callback=lambda _ctx, _parameter, value: value == "json",
-        help="A table for people, or one JSON document.",
+        help="The output format.",
     )(function)
 
 
 def no_trunc_option(function: _Function) -> _Function:
-    """Give a verb --no-trunc, and pass on `no_trunc`."""
-    return click.option("--no-trunc", is_flag=True, help="Show whole ids, and cut nothing.")(function)
+    """Give a verb --no-trunc, and pass its value as `no_trunc`."""
+    return click.option("--no-trunc", is_flag=True, help="Show full ids and do not shorten columns.")(function)
 
 
 def complete_id(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the ids of containers that begin so, for a shell's completion; none where they cannot be read."""
+    """Return the container ids with this prefix, for shell completion; an empty list if they cannot be read."""
     from limpet.engine.inspection.snapshot import Snapshot  # noqa: PLC0415  # `limpet --help` must not load it
     from limpet.schema.errors import LimpetError  # noqa: PLC0415
 
@@ -93,7 +93,7 @@ def complete_id(ctx: click.Context, _parameter: click.Parameter, incomplete: str
     try:
         with Snapshot.open(place.state_dir, node=place.node) as snapshot:
             return [CompletionItem(key) for key in snapshot.ids if key.startswith(incomplete)]
-    except (LimpetError, OSError):  # there is nobody to tell: the shell waits for words
+    except (LimpetError, OSError):  # a shell's completion has no place for an error
         return []
 
 
@@ -113,6 +113,6 @@ def _node(**settings: Any) -> Callable[[_Function], _Function]:
 
 
 def _require_text(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    if value == "":  # a shell variable that is not set must not mean the default
+    if value == "":  # an unset shell variable must not select the default
         raise click.BadParameter("it is empty")
     return value

@@ -1,4 +1,4 @@
-"""What is printed: tables that fit the terminal, JSON documents, times. Data goes to stdout, the rest to stderr."""
+"""Printing: tables that fit the terminal, JSON documents, times. Data goes to stdout, everything else to stderr."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ import msgspec
 from limpet.schema.any_text import encode_any
 
 SCHEMA_VERSION = 1
-"""Of the JSON documents: it grows if a key is renamed, removed, or means something else."""
+"""The version of the JSON documents. Increase it when a key is renamed, removed, or changes meaning."""
 STATE_COLOURS = {"CREATED": "cyan", "RUNNING": "green", "EXITED": "", "UNKNOWN": "yellow"}
 _SHORT_ID = 12
 _GAP = "  "
@@ -29,13 +29,13 @@ class Column(NamedTuple):
 
     title: str
     flexible: bool = False
-    """May be cut where the terminal is narrow."""
+    """Shortened on a narrow terminal."""
     optional: bool = False
-    """Is left out where the terminal is narrow."""
+    """Left out on a narrow terminal."""
 
 
 class Cell(NamedTuple):
-    """A text in a colour."""
+    """A table cell with a colour."""
 
     text: str
     colour: str
@@ -45,25 +45,25 @@ Row = Sequence[str | Cell]
 
 
 def print_json(**fields: object) -> None:
-    """Print one document: indented on a terminal, else on one line."""
+    """Print one JSON document, indented on a terminal, otherwise on one line."""
     data = encode_any({"schema_version": SCHEMA_VERSION, **fields})
     click.echo(msgspec.json.format(data, indent=2) if sys.stdout.isatty() else data)
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Row], *, no_trunc: bool = False) -> None:
-    """Print a table, cut to the terminal if it is printed on one."""
+    """Print a table; on a terminal, fit it to the width."""
     print_lines(render_table(columns, list(rows), None if no_trunc else terminal_width()))
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines, in colour where that is wanted."""
-    text = "\n".join(lines)  # written at once: ten thousand writes would take longer than finding out what to write
+    """Print lines, in colour if stdout may have colour."""
+    text = "\n".join(lines)  # one write: ten thousand would take longer than collecting the lines
     if text:
         click.echo(text, color=has_colour())
 
 
 def render_table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
-    """Return the lines of a table, its header first, none wider than `width` if that can be."""
+    """Return the lines of a table, header first, no wider than `width` if possible."""
     header = [(column.title, "bold") for column in columns]
     cells = [header, *([_split(cell) for cell in row] for row in rows)]
     widths = [max(measure(row[index][0]) for row in cells) for index in range(len(columns))]
@@ -94,13 +94,13 @@ def _join(cells: Sequence[tuple[str, str]], widths: Sequence[int]) -> str:
     parts = []
     for (text, colour), width in zip(cells, widths, strict=True):
         fitting = cut(text, width)
-        # The padding stays uncoloured, so that it can be dropped at the end of the line.
+        # The padding has no colour, so that it can be stripped at the end of the line.
         parts.append(paint(fitting, colour) + " " * (width - measure(fitting)))
     return _GAP.join(parts).rstrip()
 
 
 def paint(text: str, colour: str) -> str:
-    """Return `text` in a colour, or "bold" or "dim"; "" leaves it as it is."""
+    """Return `text` in a colour, "bold" or "dim"; "" leaves it unchanged."""
     if not colour:
         return text
     if colour in {"bold", "dim"}:
@@ -109,7 +109,7 @@ def paint(text: str, colour: str) -> str:
 
 
 def fill(text: str, indent: int) -> list[str]:
-    """Return the lines of a paragraph, indented, and broken where the terminal ends."""
+    """Return a paragraph's lines, indented and wrapped to the terminal's width."""
     width = terminal_width()
     margin = " " * indent
     if width is None:
@@ -120,21 +120,21 @@ def fill(text: str, indent: int) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Return `text` with all that could move the cursor or colour the terminal escaped."""
+    """Return `text` with unprintable characters escaped, such as those that control the terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def measure(text: str) -> int:
-    """Return how many columns of a terminal `text` takes."""
+    """Return how many terminal columns `text` takes."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in {"W", "F"}) for c in text)
 
 
 def cut(text: str, width: int) -> str:
-    """Return `text` in at most `width` columns, with an ellipsis where something is left out."""
+    """Return `text` in at most `width` columns, with an ellipsis if it was shortened."""
     if measure(text) <= width:
         return text
     kept = text[:width]
@@ -144,32 +144,32 @@ def cut(text: str, width: int) -> str:
 
 
 def short_id(record_id: str, *, no_trunc: bool = False) -> str:
-    """Return an id as tables show it."""
+    """Return an id shortened for tables."""
     return record_id if no_trunc else record_id[:_SHORT_ID]
 
 
 def state_cell(state: str) -> Cell:
-    """Return the cell for the name of a state."""
+    """Return a state's name as a coloured cell."""
     return Cell(state, STATE_COLOURS.get(state, ""))
 
 
 def note(text: str) -> None:
-    """Print a remark, to stderr."""
+    """Print a note to stderr."""
     click.echo(printable(text), err=True)
 
 
 def terminal_width() -> int | None:
-    """Return how many columns stdout's terminal has, None if it is none."""
+    """Return the width of the terminal in columns, None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def has_colour() -> bool:
-    """Say whether what goes to stdout may be coloured (see https://no-color.org)."""
+    """Return whether stdout may have colour (see https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def rfc3339(nanoseconds: int) -> str | None:
-    """Return a time as RFC 3339 writes it, in UTC and to the nanosecond; None for 0, which means "not yet"."""
+    """Return a time in RFC 3339 format, in UTC with nanoseconds; None for 0, which means "not yet"."""
     if not nanoseconds:
         return None
     seconds, rest = divmod(nanoseconds, 10**9)
@@ -177,12 +177,12 @@ def rfc3339(nanoseconds: int) -> str | None:
 
 
 def age(nanoseconds: int) -> str:
-    """Return how long ago that was; "-" for 0, which means "not yet"."""
+    """Return how long ago a time was; "-" for 0, which means "not yet"."""
     return duration((time.time_ns() - nanoseconds) / 10**9) if nanoseconds else "-"
 
 
 def duration(seconds: float) -> str:
-    """Return a time span as people say it: 48s, 3m20s, 25m, 5h, 12d. A negative one, of a clock set back, is 0s."""
+    """Return a time span in short form: 48s, 3m20s, 25m, 5h, 12d. A negative one (the clock was set back) is 0s."""
     whole = max(int(seconds), 0)
     for (unit, name), (smaller, smaller_name) in pairwise(_UNITS):
         count, rest = divmod(whole, unit)

@@ -1,4 +1,4 @@
-"""`limpet ps`: the containers, and what is true of them now."""
+"""`limpet ps`: containers and their actual state."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,10 +21,10 @@ _COLUMNS = (
 _ENDS: Mapping[str, str] = {
     Reason.COMPLETED: "exit {}",
     Reason.ERROR: "exit {}",
-    Reason.UNKNOWN: "exit code not known",
-    Reason.REBOOTED: "machine rebooted, exit code not known",
+    Reason.UNKNOWN: "exit code unknown",
+    Reason.REBOOTED: "machine rebooted, exit code unknown",
 }
-"""How it ended; others are told with their exit code."""
+"""How a container ended. Other reasons are shown with the exit code."""
 
 
 def _parse_labels(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -32,7 +32,7 @@ def _parse_labels(_ctx: click.Context, _parameter: click.Parameter, values: tupl
     for text in values:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise click.BadParameter(f"{text!r}: give it as KEY=VALUE")
+            raise click.BadParameter(f"{text!r}: expected KEY=VALUE")
         labels[key] = value
     return labels
 
@@ -43,21 +43,26 @@ def _parse_state(_ctx: click.Context, _parameter: click.Parameter, value: str | 
 
 @click.command("ps")
 @click.argument("id", metavar="[ID]", default="", shell_complete=complete_id)
-@click.option("-a", "--all", "ended", is_flag=True, help="Those that have ended, too.")
+@click.option("-a", "--all", "ended", is_flag=True, help="Include exited containers.")
 @click.option(
     "--state",
     type=click.Choice([state.name.lower() for state in ContainerState], case_sensitive=False),
     callback=_parse_state,
-    help="Only those in this state.",
+    help="Only containers in this state.",
 )
-@click.option("--name", default="", help="Only those with this name.")
+@click.option("--name", default="", help="Only containers with this name.")
 @click.option(
-    "--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_parse_labels, help="Repeatable: all must match."
+    "--label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_parse_labels,
+    help="Only containers with this label. Repeat it to require several.",
 )
 @click.option(
-    "--sandbox", "sandbox_id", metavar="ID", default="", help="Only those of this sandbox (or a prefix of its id)."
+    "--sandbox", "sandbox_id", metavar="ID", default="", help="Only containers of this sandbox (id or prefix)."
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print whole ids, and nothing else.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the full ids.")
 @no_trunc_option
 @output_option
 @place_option
@@ -74,10 +79,10 @@ def command(
     no_trunc: bool,
     as_json: bool,
 ) -> None:
-    """List the containers that have not ended: all, or those whose id begins with ID.
+    """List containers that have not exited; with ID, those whose id begins with ID.
 
-    RUNNING is said only of a process that was seen alive just now. What the store says of a container whose process
-    is gone is not known to be true until an engine has recovered: it is UNKNOWN here.
+    A container is shown as RUNNING only if its process is alive now. If its process is gone, it is shown as UNKNOWN
+    until an engine has recovered it.
     """
     ended = ended or state is ContainerState.EXITED
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
@@ -105,7 +110,7 @@ def _make_rows(views: Sequence[View], *, no_trunc: bool) -> list[list[str | Cell
 
 
 def describe(view: View) -> str | Cell:
-    """Return a container's status in a few words."""
+    """Return a short description of a container's status."""
     status = view.status
     if status.unknown:
         return Cell(status.message, "yellow")

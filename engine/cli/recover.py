@@ -1,4 +1,4 @@
-"""`limpet recover`: find out what is true after a crash, and write it down; or only say what would be."""
+"""`limpet recover`: recover the state after a crash; with --dry-run, only show what recovery would do."""
 
 from collections.abc import Iterator
 
@@ -42,22 +42,26 @@ _NOT_LOOKED_AT = {"damaged", "not-observed"}
 _DISPOSALS = {
     Disposal.REMOVE: ("would be removed", "removed"),
     Disposal.QUARANTINE: ("would be moved to quarantine", "moved to quarantine"),
-    Disposal.LEAVE: ("would be left where it is", "left where it is"),
+    Disposal.LEAVE: ("would be left in place", "left in place"),
 }
 
 
 @click.command("recover")
-@click.option("--dry-run", is_flag=True, help="Say what would be found; change nothing. Works beside a live engine.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show what recovery would do; change nothing. Can be used while an engine is running.",
+)
 @no_trunc_option
 @output_option
 @place_option
 @click.pass_context
 def command(ctx: click.Context, place: Place, *, dry_run: bool, no_trunc: bool, as_json: bool) -> None:
-    """Look at every container that has not ended, say what is true of it and why, and write that down.
+    """Find the actual state of every container that has not exited, and record it with the reason.
 
-    As opening an engine does: the state directory is locked meanwhile, an older schema is upgraded, half-made bundles
-    are removed and orphans moved aside. Processes that live are left running. Status 7 if any container cannot be
-    vouched for, or anything could not be done.
+    This is what opening an engine does: it locks the state directory, upgrades an older schema, removes unfinished
+    bundles and moves orphans to quarantine. Running processes are left running. The exit status is 7 if a container's
+    state remains unknown or an action failed.
     """
     report = _plan(place) if dry_run else _recover(place)
     if as_json:
@@ -68,7 +72,7 @@ def command(ctx: click.Context, place: Place, *, dry_run: bool, no_trunc: bool, 
 
 
 def _recover(place: Place) -> Report:
-    # An engine would make the directory: a mistyped one must not look like a state without containers.
+    # An engine would create a missing directory, and a mistyped path would look like a state without containers.
     with Engine.open(require_state(place.state_dir), node=place.node) as engine:
         return engine.recovery
 
@@ -76,7 +80,7 @@ def _recover(place: Place) -> Report:
 def _plan(place: Place) -> Report:
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
         if snapshot.holder is not None:
-            note(f"limpet: engine {snapshot.holder} is alive; this is what recovery would say if it were killed now")
+            note(f"limpet: engine {snapshot.holder} is running; this shows the recovery if it were killed now")
         return plan_recovery(snapshot)
 
 
@@ -88,21 +92,21 @@ def _describe(report: Report, *, no_trunc: bool) -> Iterator[str]:
         yield from fill(_describe_orphan(orphan, dry_run=report.dry_run), 0)
     yield from fill(_sum_up(report), 0)
     if report.has_unresolved:
-        yield from fill("Something is unresolved: see why with limpet inspect, mend it, and recover again.", 0)
+        yield from fill("Something is unresolved: find the cause with limpet inspect, fix it, and recover again.", 0)
 
 
 def _sum_up(report: Report) -> str:
-    name = "dry run, nothing was changed" if report.dry_run else f"recovery {report.number}"
+    name = "dry run, nothing changed" if report.dry_run else f"recovery {report.number}"
     counts = ", ".join(f"{count} {state}" for state, count in report.totals.items() if count)
     examined = f"{len(report.findings)} examined" + (f" ({counts})" if counts else "")
     took = f"{report.took_ns / 1e6:.1f} ms"
-    return f"{name}: {examined}, {report.settled} ended before, orphans: {len(report.orphans)}, {took}"
+    return f"{name}: {examined}, {report.settled} already exited, {len(report.orphans)} orphans, {took}"
 
 
 def _table(report: Report, *, no_trunc: bool) -> Iterator[str]:
     rows = [_make_row(finding, no_trunc=no_trunc) for finding in report.findings]
     reasons = [_explain(finding) for finding in report.findings]
-    if terminal_width() is None:  # a line for each, for programs
+    if terminal_width() is None:  # one line per container, for programs
         yield from render_table(
             (*_COLUMNS, Column("BECAUSE")), [[*row, why] for row, why in zip(rows, reasons, strict=True)], None
         )
@@ -139,7 +143,7 @@ def _name_checkpoint(finding: Finding) -> str:
 def _evidence(finding: Finding) -> str:
     seen = finding.observation
     if finding.rule in _NOT_LOOKED_AT:
-        return "not looked at"
+        return "not examined"
     return ", ".join(
         (
             *([f"boot {seen.boot.value}"] if seen.boot is not Boot.SAME else []),
@@ -151,6 +155,6 @@ def _evidence(finding: Finding) -> str:
 
 def _describe_orphan(orphan: Orphan, *, dry_run: bool) -> str:
     future, past = _DISPOSALS[orphan.disposal]
-    outcome = f"could not be dealt with: {orphan.error}" if orphan.error else future if dry_run else past
+    outcome = f"could not be moved or removed: {orphan.error}" if orphan.error else future if dry_run else past
     detail = f" ({orphan.facts.detail})" if orphan.facts.detail else ""
     return f"orphan {orphan.path}: {outcome}; {orphan.rule}: {orphan.because}{detail}"

@@ -1,6 +1,6 @@
-"""The drill: kill an engine at random instants, and compare what it says after recovery with what is true.
+"""The drill: kill an engine at random moments, and compare what it reports after recovery with the truth.
 
-A child process opens an engine and lives by a plan drawn from a seed; the drill keeps the truth outside. Read
+A child process opens an engine and follows a plan drawn from a seed; the drill records the truth outside it. Read
 `plan` (what will happen), `life` (the child), `truth` and `world` (what the drill knows and sees), `judge` (the
 comparison), then `rehearsal` (the rounds, in order) and `report`.
 """

@@ -1,6 +1,6 @@
 """Lives and engines with one promise broken: a drill that does not catch its control proves nothing.
 
-Each life breaks the store in the process that lives it, which ends with it; the check is the real one.
+Each life breaks the store in its own process, which ends with it; the check is the real one.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class HastyLife(StoreLife):
     """Acknowledges each step before it is done."""
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
-        """Say that a step is done, then do it."""
+        """Acknowledge a step, then do it."""
         acknowledge(b"0")
         super().live(directory, lambda number: acknowledge(b"%d" % (int(number) + 1)))
 
@@ -31,10 +31,10 @@ class UnflushedLife(StoreLife):
 
 
 class DeafLife(FailingDiskLife):
-    """Acknowledges a step also when the store has said that it failed."""
+    """Acknowledges a step even if the store reported that it failed."""
 
     def perform(self, step: Step, world: World) -> None:
-        """Do a step, and hear no error."""
+        """Do a step, and ignore errors."""
         try:
             super().perform(step, world)
         except (LimpetError, OSError):

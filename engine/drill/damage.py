@@ -1,11 +1,10 @@
-"""Damaged states: a store's files with bits flipped, parts lost, swapped or replaced; checked, opened and judged.
+"""Damaged states: a store's files with flipped bits, or with parts lost, swapped or replaced; checked, opened, judged.
 
-A case is named damage:SEED:NUMBER and drawn from that name alone: which state, which damage, where; or it is
-damage:bits:NUMBER, one of all the bits of a database. What may come of it: everything is there as it was
-acknowledged; or the store refuses to open, says what it found, and leaves the database as it is; or it opens and says
-of each damaged record that it is damaged. The check must see whatever opening sees. What nobody can see is a WAL that
-ends earlier than it did: after a flipped bit that is the last transaction, which looks like one that a power cut
-tore; after a WAL was cut short, it may be more.
+A case is named damage:SEED:NUMBER, and its name determines the state, the damage and the place; or damage:bits:NUMBER,
+one of all the bits of a database. Allowed outcomes: all acknowledged state is there; or the store refuses to open, says
+what it found, and does not change the database; or it opens and reports each damaged record as damaged. The check must
+find whatever opening finds. A WAL that ends early cannot be detected: after a flipped bit it lacks the last
+transaction, like one that a power cut tore; after truncation it may lack more.
 """
 
 import os
@@ -35,22 +34,22 @@ from limpet.testing.tree import empty, scratch
 from limpet.testing.workload import Finding, Progress, Report, Violation
 
 Files = Mapping[str, bytes]
-"""The files of a state directory, by their names."""
+"""The files of a state directory, by name."""
 
 _WAL: Final = f"{DATABASE}-wal"
-_SHM: Final = f"{DATABASE}-shm"  # made of the others; means nothing to the next boot
+_SHM: Final = f"{DATABASE}-shm"  # derived from the others; not used after a reboot
 _OWNER: Final = "owner.json"
 _NAMES: Final = tuple(f"k{number}" for number in range(8))
 _CASES_PER_JOB: Final = 50
 _BITS: Final = "bits"
 _NEAR: Final = 24
-"""Free space that is so near to anything else is not left out."""
+"""Free space this close to other data is not skipped."""
 _WAL_PAGES: Final = 20
 _SECTOR, _PAGE, _WAL_HEADER, _FRAME = 512, 4096, 32, 24 + 4096
 
 
 class Outcome(StrEnum):
-    """What came of a damaged state. The last two are the losses that nobody can see."""
+    """The outcome of a damaged state. The last two are losses that cannot be detected."""
 
     UNHARMED = "unharmed"
     REFUSED = "refused"
@@ -61,13 +60,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class _State:
-    """A sound state as it lay on disk."""
+    """An undamaged state, as files."""
 
     files: Files
     checkpoints: int
-    """How many were acknowledged; what the store held after each of them is known."""
+    """How many were acknowledged; the store's content after each of them is known."""
     is_in_wal: bool
-    """Whether the newest of them are in the WAL alone."""
+    """Whether the newest of them are only in the WAL."""
 
 
 class _Case(NamedTuple):
@@ -80,19 +79,19 @@ class _Case(NamedTuple):
 
 
 def damage_states(*, count: int, seed: int, workers: int = 1, progress: Progress | None = None) -> Report:
-    """Damage a state `count` times, each time otherwise, and judge what becomes of it."""
+    """Damage a state `count` times, each time differently, and judge the outcome."""
     return _check_all(partial(_draw, _make_states(), seed), range(count), workers, progress)
 
 
 def flip_bits(*, every: int = 1, workers: int = 1, progress: Progress | None = None) -> Report:
-    """Flip each bit of a database that was closed, or one of `every`, but those amid free space; one at a time."""
+    """Flip each bit (or every `every`th) of a closed database, one at a time, except within free space."""
     state = _make_states()[0]
     places = _find_used(state.files[DATABASE])
     return _check_all(partial(_flip_one, state, places), range(0, 8 * len(places), every), workers, progress)
 
 
 def replay_damage(point: str) -> Report:
-    """Judge one case again, by its name. Raises InvalidInputError if it is none."""
+    """Judge one case again, by its name. Raises InvalidInputError if the name is invalid."""
     states = _make_states()
     try:
         _, seed, number = point.split(":")
@@ -101,13 +100,13 @@ def replay_damage(point: str) -> Report:
         else:
             case = _draw(states, int(seed), int(number))
     except (ValueError, IndexError):
-        raise InvalidInputError(f"{point!r} names no damage: it is damage:SEED:NUMBER or damage:bits:NUMBER") from None
+        raise InvalidInputError(f"{point!r}: expected damage:SEED:NUMBER or damage:bits:NUMBER") from None
     with scratch() as directory:
         return sum(_check([case], f"{directory}/0", lambda _: None), Report())
 
 
 def survey(*, count: int, seed: int) -> Iterator[tuple[str, Outcome]]:
-    """Yield what each damage is, in words, and what came of it. Raises Violation."""
+    """Yield a description of each damage and its outcome. Raises Violation."""
     states = _make_states()
     with scratch() as directory:
         for number in range(count):
@@ -135,13 +134,13 @@ def _check(cases: Iterable[_Case], place: str, mark: Mark) -> Iterator[Report]:
             _judge(case, place)
         except Violation as violation:
             findings.append(Finding(case.name, violation.kind, f"{case.words}: {violation}"))
-        except Exception as error:  # noqa: BLE001  # whatever it is, no user should meet it
+        except Exception as error:  # noqa: BLE001  # any other error would be a defect
             findings.append(Finding(case.name, "other", f"{case.words}: {type(error).__name__}: {error}"))
         yield Report.of(findings, damaged=1, acknowledged=len(_NAMES))
 
 
 def _judge(case: _Case, place: str) -> Outcome:
-    """Check and open the state; return what came of it. Raises Violation."""
+    """Check and open the state; return the outcome. Raises Violation."""
     _materialise(case.files, place)
     told = find_store_damage(place)
     _look_beside(place)
@@ -151,9 +150,9 @@ def _judge(case: _Case, place: str) -> Outcome:
         store = Store.open(place)
     except LimpetError as error:
         if not told:
-            raise Violation("other", f"the check found nothing, but opening says: {error}") from error
+            raise Violation("other", f"the check found nothing, but opening failed: {error}") from error
         if _read_files(place).get(DATABASE) != case.files.get(DATABASE):
-            raise Violation("other", f"a database that was refused was changed: {error}") from error
+            raise Violation("other", f"a refused database was changed: {error}") from error
         return Outcome.REFUSED
     try:
         with store:
@@ -161,12 +160,12 @@ def _judge(case: _Case, place: str) -> Outcome:
     except LimpetError as error:
         outcome, damaged = Outcome.FLAGGED, [str(error)]
     if damaged and not told:
-        raise Violation("other", f"the check found nothing, but the store says that {damaged} are damaged")
+        raise Violation("other", f"the check found nothing, but the store reports damage: {damaged}")
     return Outcome.FLAGGED if damaged else outcome
 
 
 def _look_beside(place: str) -> None:
-    """Look as `limpet ps` does, which may fail, with an error of ours."""
+    """Read as `limpet ps` does; this may fail with one of limpet's errors."""
     try:
         with Snapshot.open(place) as snapshot:
             list(snapshot.checkpoints())
@@ -175,7 +174,7 @@ def _look_beside(place: str) -> None:
 
 
 def _compare(store: Store, case: _Case) -> tuple[Outcome, list[str]]:
-    """Return how much is there, and which records are said to be damaged. Raises Violation if one is wrong."""
+    """Return how much is there, and which records are reported damaged. Raises Violation if one is wrong."""
     store.last_report()
     recover(store, probe=Answer(Process.ALIVE))
     found = {record.id: record.status for record in store.list()}
@@ -188,7 +187,7 @@ def _compare(store: Store, case: _Case) -> tuple[Outcome, list[str]]:
     else:
         pids = {key: status.pid for key, status in found.items()}
         expected = {key: status.pid for key, status in model_after(case.state.checkpoints).items()}
-        raise Violation("lost", f"{pids}, damaged {damaged}; not {expected}")
+        raise Violation("lost", f"{pids}, damaged {damaged}; expected {expected}")
     return _LOSSES[min(missing, 2)], damaged + _find_damaged_histories(store) + _find_damaged_metadata(store)
 
 
@@ -214,33 +213,33 @@ def _find_damaged_metadata(store: Store) -> list[str]:
             damaged.append(f"the metadata of {record.id}")
         else:
             if metadata != make_metadata(record.id):
-                raise Violation("other", f"the metadata of {record.id} is not what it was")
+                raise Violation("other", f"the metadata of {record.id} has changed")
     known = store.list_sandboxes()
     if known and known != [SANDBOX]:
-        raise Violation("other", f"the sandbox is not what it was: {known}")
+        raise Violation("other", f"the sandbox has changed: {known}")
     if not known and not store.sandbox_ids:
         raise Violation("lost", "the sandbox is gone")
     return damaged if known else [*damaged, "the sandbox"]
 
 
 def model_after(checkpoints: int) -> dict[str, Status]:
-    """Return the status of each container after so many checkpoints."""
+    """Return the status of each container after that many checkpoints."""
     model = {key: _status(index, -1) for index, key in enumerate(_NAMES)}
     model.update((_NAMES[turn % len(_NAMES)], _status(turn % len(_NAMES), turn)) for turn in range(checkpoints))
     return model
 
 
 def _status(index: int, turn: int) -> Status:
-    """Return one that names the turn. Every other container has ended."""
+    """Return a status that contains the turn's number. Every other container has ended."""
     if index % 2:
         return Status(created_at=1, started_at=2, finished_at=3, exit_code=turn + 1, reason="Error", message="it ended")
     return replace(RUNNING, pid=turn + 2, identity=replace(IDENTITY, pid=turn + 2))
 
 
 def _live(state_dir: str, lives: Sequence[int], *, is_closed: bool) -> None:
-    """Let a store live in `state_dir`, once for each number, which says how many checkpoints there are by then.
+    """Run a store in `state_dir`, once for each number of checkpoints that must exist by then.
 
-    In a process of its own: its WAL begins anew early, so that old frames lie behind the new ones.
+    In a separate process: its WAL restarts early, so that old frames follow the new ones.
     """
     pragmas = replace_pragmas(wal_autocheckpoint=(str(_WAL_PAGES), _WAL_PAGES))
     done = 0
@@ -259,7 +258,7 @@ def _live(state_dir: str, lives: Sequence[int], *, is_closed: bool) -> None:
 
 
 def _make_states() -> list[_State]:
-    """Let stores live in processes of their own, some of which end without closing theirs."""
+    """Run stores in separate processes, some of which end without closing theirs."""
     return [
         _make_state(lives, is_closed=is_closed)
         for lives, is_closed in (((0, 20), True), ((0, 9), False), ((5, 30), False), ((0, 60), False), ((4, 12), True))
@@ -278,7 +277,7 @@ def _make_state(lives: Sequence[int], *, is_closed: bool) -> _State:
             finally:
                 os._exit(status)
         if os.waitpid(pid, 0)[1]:
-            raise LimpetError("a store that was to be damaged could not be made")
+            raise LimpetError("a store to be damaged could not be created")
         files = _read_files(state_dir)
         files.pop(_SHM, None)
         return _State(files, lives[-1], not is_closed)
@@ -370,7 +369,7 @@ _DAMAGES: Final[Sequence[tuple[int, str, str, _Damage, int]]] = (
     (1, "all garbage", _OWNER, lambda rng, content: rng.randbytes(len(content)), 0),
     (1, "cut short", _OWNER, _cut, 0),
 )
-"""Weight, words, file, what is done to it, and how many of the last checkpoints may be missing unseen after it."""
+"""Weight, description, file, the damage, and how many of the last checkpoints may then be missing undetected."""
 
 _SQL: Final = (
     ("UPDATE container_status SET exit_code = exit_code + 1 WHERE id = 'k1'", "another exit code"),
@@ -392,13 +391,13 @@ _SQL: Final = (
     ("UPDATE node SET epoch = 0", "an older epoch"),
     ("DELETE FROM node", "no epoch"),
 )
-"""What another program may have done to a database that was closed, and what that is in words."""
+"""What another program may do to a closed database, with a description."""
 
 
 def _draw(states: Sequence[_State], seed: int, number: int) -> _Case:
-    """Return the case of this name."""
+    """Return the case with this name."""
     name = f"damage:{seed}:{number}"
-    rng = random.Random(name)  # noqa: S311  # repeats by its name
+    rng = random.Random(name)  # noqa: S311  # repeatable by its name
     state = rng.choice(states)
     kind = rng.random()
     if kind < 0.08:
@@ -413,7 +412,7 @@ def _draw(states: Sequence[_State], seed: int, number: int) -> _Case:
 
 
 def _find_used(content: bytes) -> list[int]:
-    """Return the offset of each byte that is not amid free space, which is zero."""
+    """Return the offset of each byte that is not within free space, which is zero."""
     return [where for where in range(len(content)) if content[max(0, where - _NEAR) : where + _NEAR + 1].strip(b"\0")]
 
 
@@ -425,7 +424,7 @@ def _flip_one(state: _State, places: Sequence[int], number: int) -> _Case:
 
 
 def _replace_file(name: str, rng: random.Random, state: _State) -> _Case:
-    """Take a file away, or put another one in its place."""
+    """Remove a file, or put another in its place."""
     choices = [
         ("the database is missing", {key: state.files[key] for key in state.files if key != DATABASE}),
         ("-shm is garbage", {**state.files, _SHM: rng.randbytes(32768)}),

@@ -1,4 +1,4 @@
-"""What happens to the containers while the engine is down: processes die, bundles are removed, changed and planted."""
+"""Changes to containers while the engine is down: processes die, bundles are removed, changed and planted."""
 
 import os
 import secrets
@@ -27,28 +27,28 @@ _PRECIOUS = "precious"
 
 
 class Scene(NamedTuple):
-    """Where disasters happen."""
+    """The place where disasters happen."""
 
     containers_dir: str
     quarantine_dir: str
     outside_dir: str
-    """Not the engine's: links in its directories point here."""
+    """A directory that is not the engine's; links in the engine's directories point to it."""
     truth: Truth
     subreaper: Subreaper
     planted: dict[str, str]
-    """Files that the drill has made, in the engine's directories or outside, and what nobody may change of them."""
+    """Files that the drill created, in the engine's directories or outside, and what must not change."""
     happened: Counter[Disaster]
-    """Those that ask for namespaces of the drill's own are only counted here where they did happen."""
+    """Disasters that need private namespaces are counted here only if they happened."""
 
 
 def prepare(scene: Scene) -> None:
-    """Make what is outside."""
+    """Create the files outside."""
     os.mkdir(scene.outside_dir)
     _plant(scene, scene.outside_dir, _PRECIOUS)
 
 
 def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> None:
-    """Let it happen. A disaster that finds no victim is left out."""
+    """Make it happen. A disaster without a victim is skipped."""
     for disturbance in disturbances:
         act, find = _ACTS[disturbance.disaster]
         candidates = find(scene)
@@ -57,7 +57,7 @@ def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> None:
 
 
 def find_harm(scene: Scene, world: World) -> list[Discrepancy]:
-    """Return what is not as it was though it is not the engine's."""
+    """Return what changed although it is not the engine's."""
     places = (scene.containers_dir, scene.quarantine_dir, scene.outside_dir)
     kept = {name: os.path.join(where, name) for place in places for where, _, names in os.walk(place) for name in names}
     outside = os.listdir(scene.outside_dir)
@@ -107,14 +107,14 @@ def _kill(scene: Scene, key: str) -> int:
 
 
 def _replace(scene: Scene, key: str) -> None:
-    """Kill the container, and give its pid to a stranger.
+    """Kill the container, and give its pid to another process.
 
-    Only in a pid namespace of the drill's own: elsewhere the pids of others would be chosen, too.
+    Only in the drill's own pid namespace: elsewhere other processes could get chosen pids too.
     """
     pid = _kill(scene, key)
     if not pid or os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE or not os.access(_LAST_PID, os.W_OK):
         return
-    # As long as its session has members, its number is not free.
+    # The pid is not free while its session has members.
     while members := [each.pid for each in scene.subreaper.look().processes.values() if each.session == pid]:
         for each in members:
             scene.subreaper.kill(each)
@@ -122,7 +122,7 @@ def _replace(scene: Scene, key: str) -> None:
         last = file.read()
         for _ in range(_TRIES):
             _write(_LAST_PID, str(pid - 1))
-            # The stranger is made by the same call that a container would be; another fork may come first.
+            # The stranger is created by the call that creates containers; another fork may come first.
             stranger = os.posix_spawnp("sleep", ["sleep", "3000"], {"PATH": os.defpath}, setsid=True)
             if stranger == pid:
                 scene.subreaper.keep_stranger(pid)
@@ -133,7 +133,7 @@ def _replace(scene: Scene, key: str) -> None:
 
 
 def _reboot(scene: Scene, boot_id_path: str) -> None:
-    """End all processes but the strangers, who have come since, and let the kernel name another boot."""
+    """End all processes but the strangers, which came later, and change the kernel's boot id."""
     for known in scene.truth.known.values():
         known.signalled = True
     while left := _find_descendants(scene.subreaper.look()):
@@ -142,7 +142,7 @@ def _reboot(scene: Scene, boot_id_path: str) -> None:
     is_mounted = os.path.exists(boot_id_path)
     _write(boot_id_path, f"{uuid.uuid4()}\n")
     if not is_mounted:
-        subprocess.run(["mount", "--bind", boot_id_path, _BOOT_ID], check=True)  # noqa: S607  # as PATH says
+        subprocess.run(["mount", "--bind", boot_id_path, _BOOT_ID], check=True)  # noqa: S607  # found through PATH
     scene.happened[Disaster.REBOOT] += 1
 
 
@@ -151,7 +151,7 @@ def _find_descendants(world: World) -> set[int]:
 
 
 def _in_own_namespaces(scene: Scene) -> list[str]:
-    """Return where a boot id can be put, if the drill may change it without anybody else's notice."""
+    """Return where a boot id can be mounted, if the drill can change it without affecting others."""
     if os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE:
         return []
     return [os.path.join(os.path.dirname(scene.outside_dir), "boot_id")]
@@ -226,4 +226,4 @@ _ACTS: dict[Disaster, tuple[Callable[[Scene, str], object], Callable[[Scene], li
     Disaster.PLANT_LINK: (_plant_link, _new_name),
     Disaster.REBOOT: (_reboot, _in_own_namespaces),
 }
-"""For each disaster what it does, and who its victims can be."""
+"""For each disaster what it does, and its possible victims."""

@@ -1,9 +1,9 @@
 """A scripted life of an engine, for kills and power cuts; and the check of what a crash left.
 
-An image is loaded and mounted, and each container goes through its whole life, in an order that a seed mixes. Each
-acknowledgement carries what the caller was told, and the check compares that with what the next engine says, and
-both with the processes that there are: RUNNING is said only of one that runs, EXITED only of one that does not, and
-none runs that the engine does not know.
+An image is loaded and mounted, and each container goes through its whole life, in an order drawn from a seed. Each
+acknowledgement contains what the caller was told. The check compares that with what the next engine reports, and both
+with the actual processes: only a running container may be reported RUNNING, only an ended one EXITED, and the engine
+must know every process.
 """
 
 import os
@@ -46,11 +46,11 @@ _PROGRAMS: Final = {
     "wrong": _Program(str(HOST_IMAGE), ["/nonexistent"]),
     "unpacked": _Program(IMAGE, ["/nonexistent"]),
 }
-"""What the containers are, by their ids."""
+"""The containers, by id."""
 
 
 def _start(container: Container) -> None:
-    with suppress(StartError):  # of those whose program is not there
+    with suppress(StartError):  # for containers whose program does not exist
         container.start()
 
 
@@ -62,7 +62,7 @@ def _end(container: Container) -> None:
 
 
 def _record_start(container: Container, engine: Engine) -> None:
-    """Write down a process of another boot: one that a power cut has ended in any case."""
+    """Record a process of another boot: one that a power cut has ended in any case."""
     engine.store.update(
         container.id, lambda old: replace(old, pid=IDENTITY.pid, started_at=old.created_at + 1, identity=IDENTITY)
     )
@@ -104,25 +104,25 @@ _UNDER_WAY: Final[Mapping[str, Callable[[Status | None], bool]]] = {
     "release": lambda status: status is not None and status.released,
     "delete": lambda status: status is None,
 }
-"""What may be said of a container while a stage of its life is under way, besides what was told before."""
+"""What may be reported of a container during a stage of its life, besides what was reported before."""
 
 
 class Told(msgspec.Struct, frozen=True):
-    """An acknowledgement: how many steps are done, and what is said of the container of the last one."""
+    """An acknowledgement: how many steps are done, and the reported status of the last one's container."""
 
     done: int
     status: Status | None
 
 
 class EngineLife:
-    """Containers are made, started, ended, released and deleted; the engine is closed and opened in between.
+    """Containers are created, started, ended, released and deleted; the engine is closed and reopened in between.
 
-    Without `processes` the starts and ends are only written down, as of another boot: for power cuts, and faster. The
-    check then changes nothing but what recovery changes, so that it may be cut short, too.
+    Without `processes` starts and exits are only recorded, as of another boot: for power cuts, and faster. The check
+    then changes only what recovery changes, so that it can be interrupted by a crash too.
     """
 
     def __init__(self, seed: int = 0, *, processes: bool = True) -> None:
-        rng = random.Random(seed)  # noqa: S311  # repeats by its seed
+        rng = random.Random(seed)  # noqa: S311  # repeatable by its seed
         waiting = {key: list(_STAGES) for key in _PROGRAMS}
         self._steps: list[tuple[str, str]] = [("open", ""), ("load", ""), ("sandbox", "")]
         while waiting:
@@ -135,7 +135,7 @@ class EngineLife:
         self._has_processes = processes
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
-        """Do every step, and acknowledge each when it has returned, with what it has made of its container."""
+        """Do every step, and acknowledge each when it has returned, with the status it left."""
         engine: Engine | None = None
         for done, (verb, key) in enumerate(self._steps, 1):
             if engine is not None and verb in {"reopen", "close"}:
@@ -172,14 +172,14 @@ class EngineLife:
         state_dir, done = f"{directory}/state", len(told)
         verb, under_way = self._steps[done] if done < len(self._steps) else ("", "")
         first = _look(state_dir)
-        if verb != "empty" and os.path.exists(f"{state_dir}/{QUARANTINE}"):  # a sandbox being deleted may get there
+        if verb != "empty" and os.path.exists(f"{state_dir}/{QUARANTINE}"):  # perhaps a half-deleted sandbox
             raise Violation("other", f"in quarantine: {os.listdir(f'{state_dir}/{QUARANTINE}')}")
         ended = {key for key, status in first.items() if status.identity and not _runs(status.identity)}
         last = {key: each.status for each, (_, key) in zip(told, self._steps[:done], strict=True)}
         for key in _PROGRAMS:
             said = first.get(key)
             if not (_follows(last.get(key), said) or (key == under_way and _UNDER_WAY[verb](said))):
-                raise Violation("lost", f"after step {done}, {key}: {said}, not {last.get(key)}")
+                raise Violation("lost", f"after step {done}, {key}: {said}, expected {last.get(key)}")
         second = _look(state_dir)
         for key in {*first, *second}:
             _require_truth(key, first.get(key), second.get(key), has_ended=key in ended)
@@ -194,11 +194,11 @@ class EngineLife:
             return
         with Engine.open(state_dir) as engine:
             if not engine.images.check(ImageName.parse(IMAGE)):
-                raise Violation("lost", f"the image is not there after step {done}, or not whole")
+                raise Violation("lost", f"the image is missing or incomplete after step {done}")
 
 
 def _follows(told: Status | None, said: Status | None) -> bool:
-    """Say whether what is said of a container is what was told, or what may have become of it since by itself."""
+    """Return whether a container's reported status is the acknowledged one, or a later one it can reach by itself."""
     if told is None or said is None or told.state is not ContainerState.RUNNING:
         return said == told
     process = (said.identity, said.started_at)
@@ -206,30 +206,30 @@ def _follows(told: Status | None, said: Status | None) -> bool:
 
 
 def _require_truth(key: str, first: Status | None, second: Status | None, *, has_ended: bool) -> None:
-    """Raise Violation unless two looks agree with each other, and with the processes. `has_ended` before the second."""
+    """Raise Violation unless two looks agree with each other, and with the processes. `has_ended` is for the second."""
     if first is None or second is None or first.state is not ContainerState.RUNNING:
         agrees = second == first
-    else:  # a process may end between the two
+    else:  # a process may end in between
         agrees = _follows(first, second) and second.state is (ContainerState.EXITED if has_ended else second.state)
     if not agrees:
-        raise Violation("false_verdict", f"{key}: opened again it says {second}, not {first}")
+        raise Violation("false_verdict", f"{key}: reopened, it reports {second}, not {first}")
     if second is None or second.state is not ContainerState.EXITED or second.identity is None:
         return
     if _runs(second.identity):
-        raise Violation("false_verdict", f"{key} is said to have ended, but runs: {second}")
+        raise Violation("false_verdict", f"{key} is reported as ended, but runs: {second}")
     if second.identity == IDENTITY and second.exit_code not in {3, EXIT_CODE_UNKNOWN}:
-        raise Violation("false_verdict", f"{key}: an exit code that nobody has seen: {second}")
+        raise Violation("false_verdict", f"{key}: an exit code that was not observed: {second}")
 
 
 def _look(state_dir: str) -> dict[str, Status]:
-    """Open an engine; return what it says. Raises Violation where something lies around, or a bundle is not whole."""
+    """Open an engine; return what it reports. Raises Violation if there are leftovers, or a bundle is incomplete."""
     with Engine.open(state_dir) as engine:
         statuses = {record.id: record.status for record in engine.store.list()}
         kept = {key for key, status in statuses.items() if not status.released}
         for folder, owners in ((CONTAINERS, kept), (SANDBOXES, set(engine.store.sandbox_ids))):
             left = set(os.listdir(f"{state_dir}/{folder}")) - owners
             if left:
-                raise Violation("other", f"{folder} holds {sorted(left)}, which nobody owns")
+                raise Violation("other", f"{folder} contains {sorted(left)}, which no container owns")
     left = {
         f"{folder}/{name}"
         for folder, _, names in os.walk(state_dir)
@@ -237,7 +237,7 @@ def _look(state_dir: str) -> dict[str, Status]:
         if name.startswith(TEMPORARY_PREFIX)
     }
     if left:
-        raise Violation("other", f"{sorted(left)} lie around")
+        raise Violation("other", f"leftovers: {sorted(left)}")
     for key in kept:
         if statuses[key].created_at:
             _require_bundle(f"{state_dir}/{CONTAINERS}/{key}", _PROGRAMS[key])
@@ -253,11 +253,11 @@ def _require_bundle(path: str, program: _Program) -> None:
         except OSError as error:
             raise Violation("torn", f"{path}/{name}: {error.strerror}") from error
         if not found or found != (content or found):
-            raise Violation("torn", f"{path}/{name} holds {found!r}")
+            raise Violation("torn", f"{path}/{name} contains {found!r}")
 
 
 def _runs(identity: ProcessIdentity) -> bool:
-    """Say whether this very process runs. Asked of the kernel, past the engine."""
+    """Return whether this same process is alive, according to the kernel, not the engine."""
     try:
         descriptor = os.pidfd_open(identity.pid)
     except OSError:
@@ -274,17 +274,17 @@ def _runs(identity: ProcessIdentity) -> bool:
 
 
 def _require_known_processes(state_dir: str, said: Mapping[str, Status]) -> None:
-    """Raise Violation if a process runs in a container that is not said to run: a gate is given time to close."""
+    """Raise Violation if a process runs in a container that is not reported RUNNING; a gate gets time to close."""
     known = {key for key, status in said.items() if status.state is ContainerState.RUNNING}
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while unknown := {pid: key for pid, key in _find_processes(state_dir).items() if key not in known}:
         if time.monotonic() > deadline:
-            raise Violation("other", f"processes run that nobody knows: {unknown}")
+            raise Violation("other", f"unknown processes are running: {unknown}")
         time.sleep(0.01)
 
 
 def _find_processes(state_dir: str) -> dict[int, str]:
-    """Return the containers in whose bundles processes run, by their pids."""
+    """Return the containers whose bundles have running processes, by pid."""
     prefix = f"{BUNDLE_VARIABLE}={os.path.realpath(state_dir)}/{CONTAINERS}/".encode()
     found: dict[int, str] = {}
     for name in filter(str.isdecimal, os.listdir("/proc")):
@@ -296,7 +296,7 @@ def _find_processes(state_dir: str) -> dict[int, str]:
 
 
 def _clear(state_dir: str) -> None:
-    """See that life can go on: all that is left is ended, released and deleted, and then nothing is left."""
+    """Check that work can go on: everything is ended, released and deleted, and then nothing is left."""
     here = set(_find_processes(state_dir).values())
     with Engine.open(state_dir) as engine:
         for container in engine.list():
@@ -304,7 +304,7 @@ def _clear(state_dir: str) -> None:
                 container.create()
             if container.id in here:
                 container.stop(_PATIENCE_SECONDS)
-            # One that runs elsewhere is that of the life whose files these are a copy of.
+            # A process elsewhere belongs to the life whose files these are a copy of.
             if container.state is not ContainerState.RUNNING:
                 container.release()
                 container.delete()
@@ -316,4 +316,4 @@ def _clear(state_dir: str) -> None:
         ]
         processes = _find_processes(state_dir)
         if (left and not len(engine.store)) or processes:
-            raise Violation("other", f"all was deleted, and there is still: {left}, {processes}")
+            raise Violation("other", f"left after deleting everything: {left}, {processes}")

@@ -1,4 +1,4 @@
-"""The drill's end of the pipes to the process that is killed."""
+"""The drill's side of the pipes to the process that is killed."""
 
 import os
 import select
@@ -13,18 +13,18 @@ from limpet.engine.drill.world import Subreaper
 from limpet.schema.errors import LimpetError
 
 HUNG_SECONDS = 60.0
-"""So long no call of a drill can take."""
+"""No call of a drill can take longer."""
 
 _Wanted = TypeVar("_Wanted", bound=Event)
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
 
 class EngineEndedError(LimpetError):
-    """The engine's process ended, or said nothing any more, though nobody had killed it."""
+    """The engine's process ended, or stopped responding, without being killed."""
 
 
 class EngineProcess:
-    """A process with an engine, from its start to its end. Its pipes are closed by `kill` and `await_end`."""
+    """A process with an engine, from start to end. `kill` and `await_end` close its pipes."""
 
     def __init__(self, subreaper: Subreaper, state_dir: str, factory: str, log: str) -> None:
         self._subreaper = subreaper
@@ -42,7 +42,7 @@ class EngineProcess:
                 (os.POSIX_SPAWN_DUP2, source, target)
                 for target, source in enumerate((command_read, event_write, errors))
             ],
-            setsid=True,  # what the terminal sends is for the drill, which decides when this ends
+            setsid=True,  # the terminal's signals are for the drill, which decides when this ends
         )
         for descriptor in (command_read, event_write, errors):
             os.close(descriptor)
@@ -57,25 +57,25 @@ class EngineProcess:
             raise self._ended("was gone") from error
 
     def read(self) -> AnyEvent:
-        """Return the next event. Raises EngineEndedError, also if there is none for a long time."""
+        """Return the next event. Raises EngineEndedError, also if none arrives in time."""
         deadline = time.monotonic() + HUNG_SECONDS
         while b"\n" not in self._buffer:
             poll = select.poll()
             poll.register(self._events, select.POLLIN)
             if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-                raise self._ended(f"said nothing for {HUNG_SECONDS:.0f} s")
+                raise self._ended(f"did not respond for {HUNG_SECONDS:.0f} s")
             if not self._fill():
                 raise self._ended("ended by itself")
         return self._pop()
 
     def read_until(self, wanted: type[_Wanted]) -> _Wanted:
-        """Return the next event, which is to be of this kind."""
+        """Return the next event, which must be of this kind."""
         event = self.read()
         assert isinstance(event, wanted), event
         return event
 
     def kill(self) -> list[AnyEvent]:
-        """SIGKILL it; return all it had said until then. A line that was cut short was never said."""
+        """SIGKILL it; return everything it had written. An incomplete line does not count."""
         self._subreaper.kill(self.pid)
         while self._fill():
             pass
@@ -86,7 +86,7 @@ class EngineProcess:
         return rest
 
     def await_end(self) -> None:
-        """Wait until it has ended by itself, as it was told to. Raises EngineEndedError if that takes long."""
+        """Wait for it to end by itself, as it was told. Raises EngineEndedError if that takes too long."""
         poll = select.poll()
         poll.register(self._events, select.POLLIN)
         if not poll.poll(HUNG_SECONDS * 1000) or self._fill():

@@ -1,7 +1,7 @@
-"""A drill in namespaces of its own, where it may choose pids and the boot id, also as an ordinary user.
+"""A drill in its own namespaces, where it can choose pids and the boot id, even as an ordinary user.
 
-Run as a module, with its arguments as one JSON object: this is what lives inside. It prints a line for each
-round, and the report as the last one.
+Run as a module, with its arguments as one JSON object: this is the process inside. It prints a line for each
+round, and the report as the last line.
 """
 
 import os
@@ -32,7 +32,7 @@ class _Arguments(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_obstacle() -> str | None:
-    """Return why there are no such namespaces here, None if there are."""
+    """Return why such namespaces are not available, None if they are."""
     try:
         done = subprocess.run(
             [*unshare(), "sh", "-c", _PROBE, "sh", __file__], capture_output=True, text=True, check=False
@@ -42,7 +42,7 @@ def find_obstacle() -> str | None:
     if done.returncode == 0:
         return None
     said = done.stderr.strip().splitlines()
-    return f"no pid and mount namespaces of its own: {said[-1] if said else 'ns_last_pid may not be written'}"
+    return f"no private pid and mount namespaces: {said[-1] if said else 'ns_last_pid may not be written'}"
 
 
 def run_inside(
@@ -55,7 +55,7 @@ def run_inside(
     engine_factory: str = ENGINE,
     on_round: Callable[[], object] = lambda: None,
 ) -> DrillReport:
-    """Run a drill in namespaces of its own; see `run_drill`. Raises LifeFailedError if it fails."""
+    """Run a drill in its own namespaces; see `run_drill`. Raises LifeFailedError if it fails."""
     arguments = _Arguments(
         rounds=rounds,
         containers=containers,
@@ -74,15 +74,15 @@ def run_inside(
                 if last == _ROUND:
                     on_round()
         except BaseException:
-            process.kill()  # with it goes the first process of the pid namespace, and all others with that
+            process.kill()  # this also ends the pid namespace's first process, and so all others
             raise
     if process.returncode:
-        raise LifeFailedError(f"the drill in namespaces of its own ended with status {process.returncode}")
+        raise LifeFailedError(f"the drill in its own namespaces ended with status {process.returncode}")
     return msgspec.json.decode(last, type=DrillReport)
 
 
 def unshare() -> list[str]:
-    """Return the command that runs another in such namespaces; what is in them ends with it."""
+    """Return the command that runs another one in such namespaces; its processes end with it."""
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return ["unshare", *as_user, "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
 

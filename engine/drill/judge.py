@@ -1,7 +1,7 @@
-"""The comparison of what an engine says with what is true: pure, a table of questions asked about each container.
+"""The comparison of an engine's statements with the truth: pure, a table of questions about each container.
 
-Time passes while the engine is asked, so the world is looked at before and after. What had ended before cannot be
-RUNNING; what lives after cannot have ended: processes do not come back.
+Time passes while the engine is asked, so the world is observed before and after. What had ended before cannot be
+RUNNING; what is alive afterwards cannot have ended: processes do not come back.
 """
 
 import os
@@ -20,7 +20,7 @@ _MAY_RUN = frozenset({ContainerState.RUNNING, ContainerState.UNKNOWN})
 
 
 class Kind(StrEnum):
-    """What can be wrong; each fails the drill."""
+    """The kinds of fault; each fails the drill."""
 
     LOST = "lost"
     TORN = "torn"
@@ -29,13 +29,13 @@ class Kind(StrEnum):
     WRONG_EXIT_CODE = "wrong_exit_code"
     LEAKED = "leaked"
     HARMED = "harmed"
-    """Somebody else's process or file was touched, or a bundle that was in order."""
+    """A process or file that is not the engine's, or an intact bundle, was changed."""
     BROKEN = "broken"
-    """The engine ended by itself, hung, or raised what it must not."""
+    """The engine ended by itself, hung, or raised an unexpected error."""
 
 
 class Discrepancy(NamedTuple):
-    """One thing that is not as it should be."""
+    """One fault."""
 
     container: str
     kind: Kind
@@ -44,7 +44,7 @@ class Discrepancy(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One container: what is known, what is said (None for nothing), and the world around the saying."""
+    """One container: what is known, what the engine reported (None for nothing), and the world before and after."""
 
     key: str
     known: Known | None
@@ -55,12 +55,12 @@ class Case(NamedTuple):
 
     @property
     def pid(self) -> int:
-        """The pid it was started as, according to what is said; 0 for none."""
+        """The reported pid of its first process; 0 for none."""
         return self.said.identity.pid if self.said and self.said.identity else 0
 
 
 Expected = str
-"""What should have been said, "" if nothing is wrong."""
+"""The correct answer, "" if nothing is wrong."""
 
 
 def _lost(case: Case) -> Expected:
@@ -115,7 +115,7 @@ def _wrong_exit_code(case: Case) -> Expected:
     code = case.after.codes.get(case.pid)
     if code is not None:
         return "" if said.exit_code == code else f"code {code}, which the drill reaped"
-    # Reaped by its engine: what the program can have ended with.
+    # Reaped by its engine: the codes that the program can end with.
     possible = possible_codes(known.program, signalled=known.signalled)
     expected = f"code {' or '.join(map(str, sorted(possible)))}" if possible else "none: it does not end by itself"
     return "" if said.exit_code in possible else expected
@@ -135,11 +135,11 @@ CHECKS: tuple[tuple[Kind, Callable[[Case], Expected]], ...] = (
     (Kind.WRONG_EXIT_CODE, _wrong_exit_code),
     (Kind.HARMED, _harmed),
 )
-"""What is asked about each container, in this order."""
+"""The questions about each container, in this order."""
 
 
 def judge(truth: Truth, told: Told, containers_dir: str, before: World, after: World) -> list[Discrepancy]:
-    """Return what an engine said that is not true; see `find_leaks` for what it did not say."""
+    """Return the engine's false statements; see `find_leaks` for what it did not report."""
     found = []
     for key in sorted(truth.known.keys() | told.containers.keys()):
         case = Case(
@@ -157,9 +157,9 @@ def judge(truth: Truth, told: Told, containers_dir: str, before: World, after: W
 
 
 def find_leaks(told: Told, containers_dir: str, after: World) -> list[Discrepancy]:
-    """Return the processes of containers that are neither RUNNING nor UNKNOWN, or never had one by their record.
+    """Return the processes of containers that are neither RUNNING nor UNKNOWN, or never had a process by their record.
 
-    One that is just being ended is among them: look again before it is held against the engine.
+    A process that is just ending is included: look again before reporting it.
     """
     leaders = {status.identity.pid: key for key, status in told.containers.items() if status.identity}
     found = []
@@ -171,7 +171,7 @@ def find_leaks(told: Told, containers_dir: str, after: World) -> list[Discrepanc
             key = leaders.get(process.group, "")
         said = told.containers.get(key)
         if said is not None and said.finished_at and said.identity and said.identity.pid == process.pid:
-            continue  # said to have ended, which is false: `judge` tells
+            continue  # reported as ended, which is false: `judge` reports that
         if key and (said is None or said.state not in _MAY_RUN or said.identity is None):
             expected = f"no process; {process.pid} is alive"
             found.append(Discrepancy(key, Kind.LEAKED, expected, describe(said)))
@@ -179,12 +179,12 @@ def find_leaks(told: Told, containers_dir: str, after: World) -> list[Discrepanc
 
 
 def possible_codes(program: Program, *, signalled: bool) -> frozenset[int]:
-    """Return the exit codes that a program can have ended with."""
+    """Return the exit codes that a program can end with."""
     return program.codes | program.stop_codes if signalled and program.starts else program.codes
 
 
 def describe(status: Status | None) -> str:
-    """Return a status in a few words."""
+    """Return a short description of a status."""
     if status is None:
         return "nothing"
     words: Iterator[str] = iter(
@@ -203,13 +203,13 @@ def describe(status: Status | None) -> str:
 def _judge_group(name: str, group: Group, told: Told) -> list[Discrepancy]:
     statuses = [told.containers.get(member) for member in group.members]
     if any(status is not None and status.unknown for status in statuses):
-        return []  # why it is in doubt stands where the number was
+        return []  # the reason for the doubt replaces the number
     numbers = [None if status is None else number_of(status) for status in statuses]
     said = "; ".join(map(describe, statuses))
     if len(set(numbers)) > 1:
         return [Discrepancy(name, Kind.TORN, f"the same for {' and '.join(group.members)}", said)]
     if numbers[0] is None:
-        return []  # its members are judged one by one
+        return []  # its members are judged individually
     allowed = {group.acknowledged, group.acknowledged if group.under_way is None else group.under_way}
     if numbers[0] not in allowed:
         return [Discrepancy(name, Kind.LOST, f"transaction {group.acknowledged}", said)]

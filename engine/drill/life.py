@@ -1,7 +1,7 @@
-"""The process that is killed: it opens an engine, lives by the plan, and acknowledges each call once it returned.
+"""The process that is killed: it opens an engine, follows the plan, and acknowledges each call once it has returned.
 
-Run as `python -m limpet.engine.drill.life STATE_DIRECTORY FACTORY`; FACTORY is `module:name` of what opens an
-engine on the directory. Commands come on standard input, events go to standard output.
+Run as `python -m limpet.engine.drill.life STATE_DIRECTORY FACTORY`; FACTORY is `module:name` of a function that opens
+an engine on the directory. Commands come on stdin, events go to stdout.
 """
 
 import os
@@ -38,7 +38,7 @@ _saying = threading.Lock()
 
 
 def main() -> None:
-    """Open the engine, then do as told until told to close, or until the drill is gone."""
+    """Open the engine, then follow commands until told to close, or until the drill is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the drill decides when this ends
     state_dir, factory = sys.argv[1:]
     module, _, name = factory.partition(":")
@@ -64,11 +64,11 @@ def main() -> None:
             case Close():
                 engine.close()
                 return
-    os._exit(1)  # the drill is gone: leave at once, as if killed
+    os._exit(1)  # the drill is gone: exit at once, as if killed
 
 
 def say(event: AnyEvent) -> None:
-    """Write one line. A kill may cut a long one short, which its reader sees by the missing newline."""
+    """Write one line. A kill may cut a long line short; the reader sees that by the missing newline."""
     line = msgspec.json.encode(event) + b"\n"
     with _saying:
         while line:
@@ -76,13 +76,13 @@ def say(event: AnyEvent) -> None:
 
 
 def tell(engine: Engine) -> Told:
-    """Return what the engine says of everything."""
+    """Return everything that the engine reports."""
     containers = {record.id: record.status for record in engine.store.list()}
     return Told(containers, [sandbox.id for sandbox in engine.store.list_sandboxes()])
 
 
 def walk(engine: Engine, programs: Mapping[str, Program], steps: tuple[Step, ...]) -> None:
-    """Do the steps one after the other, and say so before and after each."""
+    """Do the steps one after the other, with an event before and after each."""
     for step in steps:
         say(Begun(step.number))
         refused = broken = ""
@@ -90,7 +90,7 @@ def walk(engine: Engine, programs: Mapping[str, Program], steps: tuple[Step, ...
             CALLS[step.verb](engine, step, programs.get(step.target))
         except LimpetError as error:
             refused = str(error) or type(error).__name__
-        except Exception as error:  # noqa: BLE001  # the drill reports it, with the step
+        except Exception as error:  # noqa: BLE001  # the drill reports any error, with the step
             broken = f"{type(error).__name__}: {error}"
         say(Returned(step.number, _status(engine, step.target), refused, broken))
 

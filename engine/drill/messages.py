@@ -1,4 +1,4 @@
-"""What the drill and the engine's process say to each other: one JSON object a line, over two pipes."""
+"""The messages between the drill and the engine's process: one JSON object per line, over two pipes."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from limpet.schema.status import Status
 
 
 class Event(msgspec.Struct, frozen=True, tag=True):
-    """From the engine's process to the drill."""
+    """An event from the engine's process to the drill."""
 
 
 class Opening(Event, frozen=True):
@@ -15,33 +15,33 @@ class Opening(Event, frozen=True):
 
 
 class Told(Event, frozen=True):
-    """What the engine says now."""
+    """What the engine reports now."""
 
     containers: dict[str, Status]
     sandboxes: list[str]
 
 
 class Recovered(Event, frozen=True):
-    """The engine is open; this is what it says."""
+    """The engine is open; this is what it reports."""
 
     took_ns: int
     told: Told
 
 
 class Begun(Event, frozen=True):
-    """The call of this step comes next."""
+    """The call of this step is next."""
 
     step: int
 
 
 class Returned(Event, frozen=True):
-    """The call of this step has returned, or was refused; and what a reader is told of its container now."""
+    """The call of this step has returned or was refused, with what a reader now sees of its container."""
 
     step: int
     status: Status | None = None
     refused: str = ""
     broken: str = ""
-    """What was raised, if it is no error of the engine's family."""
+    """An unexpected exception, that is, none of limpet's own errors."""
 
 
 class Finished(Event, frozen=True):
@@ -49,7 +49,7 @@ class Finished(Event, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True, tag=True):
-    """From the drill to the engine's process."""
+    """A command from the drill to the engine's process."""
 
 
 class Live(Command, frozen=True):
@@ -59,11 +59,11 @@ class Live(Command, frozen=True):
 
 
 class Tell(Command, frozen=True):
-    """Say what the engine says now."""
+    """Report everything now."""
 
 
 class Close(Command, frozen=True):
-    """Close the engine in order, and end."""
+    """Close the engine cleanly, and end."""
 
 
 AnyEvent = Opening | Told | Recovered | Begun | Returned | Finished

@@ -1,4 +1,4 @@
-"""The modes of the drill: what each tries, in rounds of another seed each, and the control that it must catch."""
+"""The modes of the drill: what each tries, in rounds with a different seed each, and the control it must catch."""
 
 import os
 import shlex
@@ -36,11 +36,11 @@ from limpet.testing import (
 )
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being tried, how much of it is done, and how much there is."""
+"""Called with what is being tried, how many steps are done, and how many there are."""
 
 
 class Mode(StrEnum):
-    """What a drill of a mode does to the store."""
+    """What a mode of the drill does to the store."""
 
     KILL = "kill"
     POWER = "power"
@@ -50,16 +50,16 @@ class Mode(StrEnum):
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
-    """What the same trial found in a store, or an engine, that is broken on purpose."""
+    """What the same trial found in a store or engine that is deliberately broken."""
 
     broken: str
-    """What it is."""
+    """What is broken."""
     violations: int
-    """How often that was noticed; 0 means that the drill proves nothing."""
+    """How often that was detected; 0 means that the drill proves nothing."""
 
 
 class Repeatable(msgspec.Struct, frozen=True, kw_only=True):
-    """One promise that was broken, and the command that repeats it."""
+    """A broken promise, and the command that repeats it."""
 
     mode: Mode
     point: str
@@ -69,19 +69,19 @@ class Repeatable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModesReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the drill of some modes has tried and found."""
+    """The result of the chosen modes."""
 
     modes: tuple[Mode, ...]
     seed: int
     rounds: dict[Mode, int]
     points: int
-    """Places at which a life was killed."""
+    """Points at which a life was killed."""
     images: int
-    """Different disks that a power cut may leave."""
+    """Distinct disk states that a power cut can leave."""
     faults: int
-    """Operations that were made to fail."""
+    """Operations made to fail."""
     damaged: int
-    """States whose files were damaged."""
+    """States with damaged files."""
     cases: int
     """Containers whose state after a recovery was compared with the truth."""
     acknowledged: int
@@ -96,7 +96,7 @@ class ModesReport(msgspec.Struct, frozen=True, kw_only=True):
     """What could not be tried here, and why."""
     seconds: float
     repeat: str
-    """The command that repeats all of it."""
+    """The command that repeats the whole drill."""
 
     @property
     def is_clean(self) -> bool:
@@ -116,15 +116,15 @@ class Trial(NamedTuple):
 class _Plan(NamedTuple):
     find_obstacle: Callable[[], str | None]
     rounds: int
-    """How many there are if nobody says."""
+    """The default number of rounds."""
     run: Callable[[Trial], Report]
     broken: str
     run_control: Callable[[Trial], Report]
     shows: Callable[[Report], int]
-    """What that breaks: anything else in the control's report is no sign that the trial can see."""
+    """What the control breaks: other findings do not show that the trial can detect it."""
 
     def count_noticed(self, trial: Trial) -> int:
-        """Run the control; return how often it was noticed."""
+        """Run the control; return how often it was detected."""
         return self.shows(_try(self.run_control, trial))
 
 
@@ -132,22 +132,22 @@ _CHECKPOINTS: Final = {Mode.KILL: 120, Mode.POWER: 12, Mode.DISK: 1}
 _TRUE_KILLS_EVERY: Final = 40
 _SAMPLES: Final = 4
 _CUTS_EVERY: Final = 16
-"""Of those in the life of an engine."""
+"""For points in the life of an engine."""
 _RECOVERIES: Final = 8
 _FAULTS_EVERY: Final = 16
 _DAMAGED: Final = 2000
 _CONTAINERS: Final = 12
 _ENGINE: Final = "engine/"
-"""What the names of points in the life of an engine begin with."""
+"""The prefix of the names of points in the life of an engine."""
 _DAMAGE: Final = "damage:"
 _PREFIXES: Final = {
     Mode.KILL: ("snapshot:", "kill:"),
     Mode.POWER: tuple("-0123456789"),
     Mode.DISK: ("fault:", _DAMAGE),
 }
-"""What the names of a mode's points begin with, in whichever life."""
+"""The prefix of the names of a mode's points, in any life."""
 _WHOLE: Final = "-"
-"""The point of a finding that no point of the mode repeats alone."""
+"""The point of a finding that cannot be repeated as a single point."""
 _LOST, _FALSE = attrgetter("lost"), attrgetter("false_verdicts")
 
 
@@ -261,9 +261,9 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
 
 
 def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: int, progress: Progress) -> ModesReport:
-    """Run the drill of each mode, in a process that has one thread and no children.
+    """Run the drill of each mode, in a process with one thread and no children.
 
-    `rounds` is for each mode, None for each one's own; round N has the seed `seed + N`.
+    `rounds` is per mode, None for each mode's default; round N has the seed `seed + N`.
     """
     began = time.monotonic()
     total, findings = Report(), list[Repeatable]()
@@ -284,7 +284,7 @@ def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: 
                 report = _try(plan.run, trial)
                 findings += [_repeatable(mode, trial.seed, finding) for finding in report.findings]
                 total += report
-            trial = Trial(seed, workers, directory, _Announced(progress, f"{mode}, the control"))
+            trial = Trial(seed, workers, directory, _Announced(progress, f"{mode}, control"))
             control[mode] = Control(broken=plan.broken, violations=plan.count_noticed(trial))
     return ModesReport(
         modes=tuple(modes),
@@ -312,7 +312,7 @@ def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: 
 
 
 def _try(run: Callable[[Trial], Report], trial: Trial) -> Report:
-    """Return what a trial found. That it could not come to its end is a finding, too: others may have more to say."""
+    """Return what a trial found. If it could not finish, that is a finding too: other trials may have more."""
     try:
         return run(trial)
     except LimpetError as error:
@@ -320,15 +320,15 @@ def _try(run: Callable[[Trial], Report], trial: Trial) -> Report:
 
 
 def repeat_point(mode: Mode, seed: int, point: str) -> Report:
-    """Repeat one point alone. Raises InvalidInputError if it names none of this mode."""
+    """Repeat a single point. Raises InvalidInputError if the mode has no such point."""
     for other, prefixes in _PREFIXES.items():
         if mode in _PREFIXES and mode is not other and point.removeprefix(_ENGINE).startswith(prefixes):
-            raise InvalidInputError(f"{point!r} is a point of the mode {other}, not of {mode}")
+            raise InvalidInputError(f"{point!r} is a point of mode {other}, not of {mode}")
     with TemporaryDirectory(prefix="limpet-drill-") as directory:
         if point.startswith(_DAMAGE):
             return replay_damage(point)
         if mode not in _CHECKPOINTS:
-            raise InvalidInputError(f"a drill of {mode} depends on timing: repeat it whole, by its seed")
+            raise InvalidInputError(f"a drill of {mode} depends on timing: repeat the whole drill, by its seed")
         place = os.path.join(directory, "point")
         if point.startswith(_ENGINE):
             return replay(EngineLife(seed, processes=mode is Mode.KILL), point.removeprefix(_ENGINE), place)
@@ -337,7 +337,7 @@ def repeat_point(mode: Mode, seed: int, point: str) -> Report:
 
 
 class _Announced:
-    """Progress of one trial, with the words for it."""
+    """The progress of one trial, with a description."""
 
     def __init__(self, progress: Progress, words: str) -> None:
         self._progress, self._words = progress, words
@@ -361,12 +361,12 @@ _KINDS: Final[Mapping[str, Kind]] = {
 
 
 def as_report(drill: DrillReport) -> Report:
-    """Return what a rehearsal found in the words of the crash tests."""
+    """Return a rehearsal's findings in the form of the crash tests' findings."""
     findings = [
         Finding(
             f"round {failure.round}, {failure.container}",
             _KINDS.get(failure.kind, "other"),
-            f"{failure.kind}: expected {failure.expected}; it said: {failure.said}",
+            f"{failure.kind}: expected {failure.expected}; the engine reported: {failure.said}",
         )
         for failure in drill.failures
     ]

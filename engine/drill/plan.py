@@ -1,7 +1,7 @@
-"""What a drill will do, drawn from its seed: pure, so that the same seed plans the same drill anywhere.
+"""The plan of a drill, drawn from its seed: pure, so that the same seed gives the same plan anywhere.
 
-A round is one life of an engine: steps in lanes that run side by side, the instant it is killed, and what
-happens to its containers while it is down. What the steps meet when they run depends on timing and is not planned.
+A round is one life of an engine: steps in parallel lanes, the moment of its kill, and what happens to its containers
+while it is down. What the steps encounter when they run depends on timing and is not planned.
 """
 
 import random
@@ -14,7 +14,7 @@ import msgspec
 LANES = 4
 GROUP_SIZE = 3
 OLDEST_ROUNDS = 3
-"""A container that was made so many rounds ago is stopped, released and deleted, so that a long drill stays small."""
+"""A container of this age in rounds is stopped, released and deleted, so that a long drill stays small."""
 RECOVERY_KILLED_EVERY = 3
 
 
@@ -29,64 +29,64 @@ class Verb(StrEnum):
     RELEASE = "release"
     DELETE = "delete"
     TRANSACT = "transact"
-    """Write `value` into the message of each member, in one transaction."""
+    """Write `value` into each member's message, in one transaction."""
     DROP = "drop"
     """Delete all members, in one transaction."""
 
 
 class Disaster(StrEnum):
-    """What happens while the engine is down."""
+    """A change made while the engine is down."""
 
     KILL = "kill"
     """A container's process dies."""
     REPLACE = "replace"
-    """The same, and another process is given its pid, where the drill may choose pids."""
+    """The same, and another process gets its pid, if the drill can choose pids."""
     REMOVE_BUNDLE = "remove bundle"
     HALVE_BUNDLE = "halve bundle"
-    """config.json goes."""
+    """config.json is removed."""
     SWAP_BUNDLE = "swap bundle"
-    """A link to a directory outside takes its place."""
+    """It is replaced by a link to a directory outside."""
     PLANT_UNMARKED = "plant unmarked"
     PLANT_MARKED = "plant marked"
-    """A directory with our marker that no container owns."""
+    """A directory with limpet's marker that no container owns."""
     PLANT_EMPTY = "plant empty"
     PLANT_LINK = "plant link"
     """A link to a directory outside that no container owns."""
 
     REBOOT = "reboot"
-    """Every process is gone, and the boot id is another one, where the drill has namespaces of its own."""
+    """Every process ends, and the boot id changes, if the drill has its own namespaces."""
 
 
 class Scenario(StrEnum):
-    """Which disasters a drill plans."""
+    """The kinds of disaster that a drill plans."""
 
     MIXED = "mixed"
     REUSE = "reuse"
-    """Strangers get the pids of containers."""
+    """Other processes get the pids of containers."""
     REBOOT = "reboot"
-    """The machine restarts, and strangers may have the pids of containers by then."""
+    """The machine restarts, and other processes may have the pids of containers afterwards."""
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
-    """What a container runs, and how it can end."""
+    """A container's program, and its possible exit codes."""
 
     argv: tuple[str, ...]
     codes: frozenset[int] = frozenset()
-    """The exit codes it ends with by itself; empty if it runs for longer than any drill."""
+    """The exit codes if it ends by itself; empty if it outlives any drill."""
     stop_codes: frozenset[int] = frozenset({137, 143})
-    """Those that are possible once it was sent its stop signal, and SIGKILL."""
+    """The exit codes after its stop signal and SIGKILL."""
     starts: bool = True
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """A container that a round makes."""
+    """A container that a round creates."""
 
     id: str
     program: Program
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One call: on `target`, or on all `members`."""
+    """A call: on `target`, or on all `members`."""
 
     number: int
     verb: Verb
@@ -105,27 +105,27 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Disturbance(msgspec.Struct, frozen=True):
-    """One disaster; `choice`, from 0 to 1, picks its victim among those that there are then."""
+    """One disaster; `choice`, from 0 to 1, picks its victim among those available then."""
 
     disaster: Disaster
     choice: float
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """One life of an engine, its end, and what happens until the next one."""
+    """One life of an engine, its end, and what happens until the next life."""
 
     number: int
     containers: tuple[Planned, ...] = ()
     first: tuple[Step, ...] = ()
-    """Done before the lanes begin."""
+    """Steps done before the lanes begin."""
     lanes: tuple[tuple[Step, ...], ...] = ()
     kill: Kill | None = None
-    """None for the last life, which tidies up and is closed in order."""
+    """None for the last life, which cleans up and is closed cleanly."""
     disturbances: tuple[Disturbance, ...] = ()
     recovery_kills: tuple[float, ...] = ()
-    """The recovery that follows is killed so many times, so many seconds after it has begun."""
+    """The following recovery is killed this many times, these seconds after it begins."""
     reaped_late: bool = False
-    """What dies is a zombie until the recovery that follows is over."""
+    """Ended processes stay zombies until the following recovery is over."""
 
 
 def _sh(script: str, *codes: int, stop_codes: frozenset[int] = frozenset({137, 143})) -> Program:
@@ -151,7 +151,7 @@ _LASTING = (
     _sh("sh -c 'sleep 3000 & sleep 3000' & exec sleep 3000"),
     _sh("trap 'exit 9' TERM; sleep 3000 & wait", stop_codes=frozenset({9, 137, 143})),
     _sh("trap '' TERM; sleep 3000 & wait; sleep 3000"),
-    # These end in a later life, as a rule: adopted by then, and no child of the engine that sees it.
+    # These usually end in a later life: adopted by then, and not a child of the engine that sees it.
     *(_sh(f"sleep {seconds}; exit {code}", code) for seconds, code in ((2, 11), (3, 12), (4, 0), (6, 13))),
 )
 _CANNOT_START = Program(argv=("/nonexistent/program",), codes=frozenset({128}), starts=False)
@@ -186,11 +186,11 @@ _Script = list[_Call]
 
 
 def plan_rounds(rounds: int, containers: int, seed: int, scenario: Scenario = Scenario.MIXED) -> Iterator[Round]:
-    """Yield the rounds of a drill, and at last the one that tidies up; `containers` are made in each."""
-    left: dict[str, int] = {}  # containers that are not planned to be deleted yet, and the round that made them
+    """Yield the rounds of a drill, finally the one that cleans up; each round creates `containers` containers."""
+    left: dict[str, int] = {}  # containers not yet planned to be deleted, and the round that creates them
     groups: dict[str, tuple[str, ...]] = {}
     for number in range(1, rounds + 1):
-        # Not for secrets: a plan must be repeatable.
+        # Not used for secrets: a plan must be repeatable.
         rng = random.Random(f"limpet drill {seed} {containers} {number}")  # noqa: S311
         yield _plan_round(rng, number, containers, left, groups, _DISTURBANCES[scenario])
     last: list[_Script] = [[(verb, key, value, ()) for verb, value in _TIDY] for key in left]
@@ -242,7 +242,7 @@ def _plan_round(
         kill=Kill(rng.randint(count // 5, count), rng.random() < 0.5, rng.choice((0.0, rng.uniform(0, 0.03)))),
         disturbances=disturbances,
         recovery_kills=_plan_recovery_kills(rng, number),
-        reaped_late=number % RECOVERY_KILLED_EVERY == 1 and not all_reaped,  # a zombie's pid is not free
+        reaped_late=number % RECOVERY_KILLED_EVERY == 1 and not all_reaped,  # a zombie's pid is not reusable
     )
 
 
@@ -267,7 +267,7 @@ def _transact(rng: random.Random, name: str, start: int, members: Sequence[str])
 
 
 def _deal(rng: random.Random, scripts: list[_Script], first_number: int) -> tuple[tuple[Step, ...], ...]:
-    """Deal scripts to lanes and mix those of a lane, each in its own order."""
+    """Distribute scripts over lanes, and interleave those of a lane, each in its own order."""
     rng.shuffle(scripts)
     lanes = []
     for lane in range(LANES):

@@ -1,4 +1,4 @@
-"""The records that the drill's stores hold, and a probe that knows how its processes are without looking."""
+"""The records in the drill's stores, and a probe that knows the state of its processes without looking."""
 
 from limpet.recovery.evidence import Boot, Observation, Process
 from limpet.recovery.probe import Subject
@@ -19,18 +19,18 @@ SANDBOX = SandboxMetadata(
 
 
 class Answer:
-    """A probe that finds every process alive, or every one gone."""
+    """A probe that reports every process as alive, or every process as gone."""
 
     def __init__(self, seen: Process) -> None:
         self._seen = seen
 
     def observe(self, container: Subject) -> Observation:  # noqa: ARG002  # it knows without looking
-        """Say what it was told to say."""
+        """Return the observation it was told to return."""
         return Observation(boot=Boot.SAME, process=self._seen)
 
 
 def make_metadata(name: str) -> Metadata:
-    """Return the metadata of a container of that name."""
+    """Return the metadata of a container with that name."""
     config = parse_container_config({"metadata": {"name": name}, "image": {"image": "host"}})
     return Metadata(
         id=name, name=name, sandbox_id="s", config=config, image_manifest=ImageManifest(name=ImageName("host"))

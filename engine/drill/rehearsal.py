@@ -30,7 +30,7 @@ from limpet.schema.status import ContainerState
 
 ENGINE = "limpet.engine.engine:Engine.open"
 _SETTLE_SECONDS = 5.0
-"""So long an engine may take to notice that a process has ended, and a killed process to be gone."""
+"""The time that an engine may take to notice an exit, and a killed process to disappear."""
 
 
 def run_drill(
@@ -43,19 +43,19 @@ def run_drill(
     engine_factory: str = ENGINE,
     on_round: Callable[[], object] = lambda: None,
 ) -> DrillReport:
-    """Run a drill in `directory`, which must not exist and is left for the caller to remove.
+    """Run a drill in `directory`, which must not exist; the caller removes it.
 
-    No process is left when this returns or raises. To be run in a process that has no children, since all it has
-    are reaped and ended. Reused pids and reboots ask for pid and mount namespaces of its own (`inside`), and do not
-    happen elsewhere. `engine_factory`, as `module:name`, opens the engine under test on a state directory;
-    `on_round` is called after each round.
+    No process is left when this returns or raises. Run it in a process without children, because all children are
+    reaped and ended. Reused pids and reboots need private pid and mount namespaces (`inside`), and do not happen
+    elsewhere. `engine_factory`, as `module:name`, opens the engine under test on a state directory; `on_round` is
+    called after each round.
     """
     subreaper = Subreaper()
     os.makedirs(directory, 0o700)
     rehearsal = _Rehearsal(subreaper, os.path.realpath(directory), engine_factory)
     try:
         subreaper.start()
-        with suppress(EngineEndedError):  # it is in the report, and nothing can follow it
+        with suppress(EngineEndedError):  # the report has it, and nothing can follow it
             rehearsal.run(plan_rounds(rounds, containers, seed, scenario), on_round)
     finally:
         subreaper.end_all()
@@ -88,7 +88,7 @@ class _Rehearsal:
         self._took_ns: list[int] = []
 
     def run(self, rounds: Iterable[Round], on_round: Callable[[], object]) -> None:
-        """Live through all rounds. Raises EngineEndedError, noted as a failure, when an engine is broken."""
+        """Run all rounds. Raises EngineEndedError, noted as a failure, if the engine is broken."""
         prepare(self._scene)
         try:
             engine = self._open()
@@ -103,11 +103,11 @@ class _Rehearsal:
                 engine = self._recover(planned)
                 on_round()
         except EngineEndedError as error:
-            self._note([Discrepancy("-", Kind.BROKEN, "an engine that works", str(error))])
+            self._note([Discrepancy("-", Kind.BROKEN, "a working engine", str(error))])
             raise
 
     def report(self, seed: int, repeat: str) -> DrillReport:
-        """Return what was found."""
+        """Return the results."""
         failures = tuple(self._failures.values())
         return DrillReport(
             seed=seed,
@@ -126,7 +126,7 @@ class _Rehearsal:
         )
 
     def _live(self, engine: EngineProcess, planned: Round) -> None:
-        """Let it do its steps until the planned instant, and kill it."""
+        """Let it do its steps until the planned moment, and kill it."""
         kill = planned.kill
         assert kill is not None
         awaited = Begun if kill.in_flight else Returned
@@ -148,7 +148,7 @@ class _Rehearsal:
         return engine.kill()
 
     def _recover(self, planned: Round) -> EngineProcess:
-        """Disturb what the dead engine has left, recover (and kill that, if so planned), and compare."""
+        """Change what the dead engine left, recover (and kill the recovery, if planned), and compare."""
         disturb(self._scene, planned.disturbances)
         for delay in planned.recovery_kills:
             before = self._subreaper.look()
@@ -174,7 +174,7 @@ class _Rehearsal:
         return EngineProcess(self._subreaper, self._state_dir, self._factory, self._log)
 
     def _compare(self, recovered: Recovered, before: World) -> None:
-        """Compare what a recovery has said with the truth; from now on, that is acknowledged, too."""
+        """Compare a recovery's statements with the truth; from now on, they too are acknowledged."""
         self._took_ns.append(recovered.took_ns)
         told = recovered.told
         self._judged += len(told.containers)
@@ -185,7 +185,7 @@ class _Rehearsal:
         self._truth.learn(told)
 
     def _settle(self, engine: EngineProcess) -> None:
-        """Ask again until all is true, also of what has ended since; what is not true in the end is noted."""
+        """Ask again until everything is true, including later exits; note what remains false."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while True:
             before = self._subreaper.look()
@@ -202,7 +202,7 @@ class _Rehearsal:
         self._truth.learn(told)
 
     def _finish(self, engine: EngineProcess) -> None:
-        """Let the last life tidy up; then the engine is closed in order."""
+        """Let the last life clean up; then close the engine cleanly."""
         event: AnyEvent | None = None
         while not isinstance(event, Finished):
             event = engine.read()
@@ -219,10 +219,10 @@ class _Rehearsal:
             if event.status is not None:
                 self._existed.add(key)
             if event.broken:
-                self._note([Discrepancy(key, Kind.BROKEN, "a result, or an error of limpet's own", event.broken)])
+                self._note([Discrepancy(key, Kind.BROKEN, "a result, or one of limpet's errors", event.broken)])
 
     def _note(self, found: list[Discrepancy]) -> None:
-        """Keep each failure once, in the round it was first seen in."""
+        """Record each failure once, in the round where it was first seen."""
         for container, kind, expected, said in found:
             failure = Failure(round=self._round, container=container, kind=kind, expected=expected, said=said)
             self._failures.setdefault((container, kind), failure)

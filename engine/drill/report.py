@@ -1,4 +1,4 @@
-"""What a drill found: counts, and for each failure what was expected, what was said, and how to repeat it."""
+"""The result of a drill: counts, and for each failure what was expected, what was reported, and how to repeat it."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from limpet.engine.drill.judge import Kind
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that an engine said, or did, that is not true."""
+    """One false statement or wrong action of an engine."""
 
     round: int
     container: str
@@ -19,7 +19,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecoveryTime(msgspec.Struct, frozen=True, kw_only=True):
-    """How long it took to open an engine, with its recovery pass, in whole milliseconds."""
+    """The time to open an engine, with its recovery pass, in whole milliseconds."""
 
     p50: int = 0
     max: int = 0
@@ -30,13 +30,13 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True):
 
     seed: int
     rounds: int
-    """Lives that were ended by a kill."""
+    """Lives ended by a kill."""
     kills: int
-    """Kills of an engine, those of a recovery under way among them."""
+    """Kills of an engine, including kills during a recovery."""
     containers: int
     """Containers that existed."""
     acknowledged: int
-    """Calls that returned and were not refused."""
+    """Calls that returned without being refused."""
     lost: int
     torn: int
     false_running: int
@@ -46,11 +46,11 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True):
     harmed: int
     broken: int
     unknown: int
-    """Containers that a recovery could not vouch for, and said so."""
+    """Containers that a recovery reported as UNKNOWN."""
     judged: int = 0
     """Containers that were compared with the truth after a recovery, over all recoveries."""
     reused: int = 0
-    """Pids of containers that were given to strangers."""
+    """Pids of containers that other processes were given."""
     reboots: int = 0
     recovery_ms: RecoveryTime
     failures: tuple[Failure, ...]
@@ -59,17 +59,17 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """True if nothing false was said and nothing lost, torn, leaked or harmed."""
+        """True if no statement was false and nothing was lost, torn, leaked or harmed."""
         return not self.failures
 
 
 def count_kinds(failures: Sequence[Failure]) -> dict[str, int]:
-    """Return how many failures there are of each kind."""
+    """Return the number of failures of each kind."""
     return {kind.value: sum(failure.kind is kind for failure in failures) for kind in Kind}
 
 
 def summarize_times(nanoseconds: Sequence[int]) -> RecoveryTime:
-    """Return the median and the longest."""
+    """Return the median and the maximum."""
     if not nanoseconds:
         return RecoveryTime()
     return RecoveryTime(p50=round(statistics.median(nanoseconds) / 1e6), max=round(max(nanoseconds) / 1e6))

@@ -1,4 +1,4 @@
-"""Looks at a store that are repeatable to the byte, so that the same files need not be looked at twice."""
+"""Makes runs of a store repeatable to the byte, so that identical files are checked only once."""
 
 import hashlib
 import os
@@ -12,14 +12,14 @@ from limpet.engine.database.sqlite import wal
 from limpet.testing.nodes import VOLATILE_SUFFIXES
 
 _KEPT_FRAMES: Final = 1024  # of 4 KiB each
-_checksum = lru_cache(_KEPT_FRAMES)(wal._checksum)  # noqa: SLF001  # the disks of one life have the same frames
+_checksum = lru_cache(_KEPT_FRAMES)(wal._checksum)  # noqa: SLF001  # the disks of one life share frames
 
 
 @contextmanager
 def same_moment() -> Iterator[None]:
-    """Let the clocks that records are stamped with stand still: what is written depends only on what was there.
+    """Stop the clocks that stamp records, so that what is written depends only on what was there.
 
-    The checksum of each frame of a WAL is computed once. For a process with one thread.
+    The checksum of each WAL frame is computed once. For a process with one thread.
     """
     before = time.time_ns, time.monotonic_ns, wal._checksum  # noqa: SLF001
     time.time_ns = time.monotonic_ns = lambda: 1
@@ -31,8 +31,8 @@ def same_moment() -> Iterator[None]:
 
 
 def digest(directory: str) -> bytes:
-    """Return a digest of all names and contents in `directory`, but of what is volatile: nobody may trust that."""
-    state = hashlib.sha256()  # twice as fast as others where the processor has it
+    """Return a digest of all names and contents in `directory`, except volatile files, which nothing relies on."""
+    state = hashlib.sha256()  # twice as fast as others on processors that support it
     for folder, folders, files in os.walk(directory):
         folders.sort()
         state.update(f"{folder.removeprefix(directory)}\0".encode())

@@ -1,4 +1,4 @@
-"""A small image for the drill: an OCI archive with one layer that holds one file."""
+"""A small image for the drill: an OCI archive with one layer that contains one file."""
 
 import hashlib
 import io
@@ -10,12 +10,12 @@ from typing import Any, Final
 IMAGE: Final = "small:1"
 FILE: Final = "etc/motd"
 CONTENT: Final = b"as it was unpacked\n"
-_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # in Go's words
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # in Go's terms
 _MEDIA_TYPE: Final = "application/vnd.oci.image"
 
 
 def make_archive() -> bytes:
-    """Return the archive, the same bytes each time."""
+    """Return the archive, always the same bytes."""
     layer = _pack({FILE: CONTENT})
     blobs: dict[str, bytes] = {}
 

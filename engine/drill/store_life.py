@@ -1,8 +1,8 @@
 """A scripted life of a store, for kill points, power cuts and failing disks; and the check of what a crash left.
 
-The life is a list of steps, drawn by a seed, that do the same each time; a step is acknowledged by its number once it
-has returned. A model, a plain dictionary, says what must be in the store after each step. What a crash leaves must be
-the model after the last acknowledged step, or after the one that was under way.
+The life is a list of steps, drawn from a seed, that do the same each time; a step is acknowledged by its number once it
+has returned. A model, a plain dictionary, gives the store's content after each step. A crash must leave the content
+after the last acknowledged step, or after the one in progress.
 """
 
 import hashlib
@@ -34,16 +34,16 @@ from limpet.testing import Kind, Violation
 from limpet.testing.tree import scratch
 
 _BEGINNINGS: Final = ("", "0001", SCHEMA_REVISION)
-"""The schema of the database that lives begin with, in turn; none where there is no database yet."""
+"""The schema revisions of the databases that lives start with, in turn; none means no database yet."""
 Model = dict[str, int]
-"""What the store must hold: the pid of each container's status."""
+"""The store's expected content: the pid in each container's status."""
 Seen = tuple[Model, dict[str, str]]
-"""What a look finds: what the store holds, and by which rule each container was judged."""
+"""The result of a look: the store's content, and the rule by which each container was judged."""
 
 
 @dataclass
 class World:
-    """What a step works on."""
+    """The objects that a step works on."""
 
     directory: str
     pragmas: Pragmas = WRITER_PRAGMAS
@@ -57,7 +57,7 @@ class World:
 
     @property
     def opened(self) -> Store:
-        """The store, which a step before has opened."""
+        """The store, opened by an earlier step."""
         assert self.store is not None
         return self.store
 
@@ -71,7 +71,7 @@ def _close(world: World) -> None:
 
 
 def _put_database(world: World, revision: str) -> None:
-    """Begin with an empty database of this schema, as if an earlier limpet had left it."""
+    """Start with an empty database of this schema, as an earlier limpet would have left it."""
     make_directory(world.state_dir)
     write_file(f"{world.state_dir}/{DATABASE}", _make_database(revision))
 
@@ -98,31 +98,31 @@ def _end_all(world: World) -> None:
 
 
 def _nothing(_: Model) -> None:
-    """Leave the model as it is: the step changes nothing that it knows."""
+    """Leave the model unchanged: the step changes nothing in it."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the life, and what it does to the model."""
+    """One step of the life, and its effect on the model."""
 
     act: Callable[[World], object]
     model: Callable[[Model], None] = _nothing
     backup: str = ""
-    """The name of the backup that it leaves."""
+    """The name of the backup that it creates."""
 
 
 class _Script:
-    """Writes a life: steps of many kinds in an order that a seed draws, each possible where it comes."""
+    """Writes a life: steps of many kinds in an order drawn from a seed, each possible at its place."""
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311  # repeats by its seed
+        self._random = random.Random(seed)  # noqa: S311  # repeatable by its seed
         self._names = list("abcd")
         self._spare = ["e", "f"]
         self._number = 0
         self.steps: list[Step] = []
 
     def write(self, checkpoints: int, beginning: str) -> None:
-        """Write a whole life: every kind of step, and `checkpoints` checkpoints among them."""
+        """Write a whole life: every kind of step, including `checkpoints` checkpoints."""
         if beginning:
             self.steps.append(Step(lambda world: _put_database(world, beginning)))
         self.steps += [Step(_open), Step(_add_sandbox), *(_add(name) for name in self._names)]
@@ -159,7 +159,7 @@ class _Script:
         )
 
     def _swap(self) -> None:
-        """Change all containers, make one anew, and add and delete another, in one transaction."""
+        """Change all containers, create one again, and add and delete another, in one transaction."""
         names, renewed, pid = list(self._names), self._choose(), self._next()
 
         def act(world: World) -> None:
@@ -174,7 +174,7 @@ class _Script:
         self.steps.append(Step(act, lambda model: model.update(dict.fromkeys(names, pid))))
 
     def _batch(self) -> None:
-        """Let changes of all containers find the store busy, so that they ride in one commit."""
+        """Let changes of all containers find the store busy, so that they share one commit."""
         names, pid = list(self._names), self._next()
 
         def act(world: World) -> None:
@@ -242,10 +242,10 @@ def _change(name: str, pid: int) -> Request:
 
 
 class StoreLife:
-    """A store is made, filled, changed, backed up, closed, opened again, recovered.
+    """A store is created, filled, changed, backed up, closed, reopened, recovered.
 
-    `checkpoints` is the length, `seed` draws the order; every third one begins with a database to migrate, and every
-    third one without any.
+    `checkpoints` is the length, `seed` determines the order; every third life starts with a database to migrate, and
+    every third one without a database.
     """
 
     pragmas: ClassVar[Pragmas] = WRITER_PRAGMAS
@@ -257,12 +257,12 @@ class StoreLife:
         self._steps = script.steps
         self._models = _models(script.steps)
         self._sound_backups: set[bytes] = set()
-        """Digests of those that were found whole: most images of a life have the same ones."""
+        """Digests of backups that were found intact: most images of a life have the same ones."""
         self._seen: dict[tuple[int, bytes], tuple[Seen, Seen]] = {}
         self._seen_again: dict[tuple[int, bytes], Seen] = {}
-        """What first and second looks saw, by process and digest: many disks of a life are the same to the byte.
+        """The results of first and second looks, by process and digest: many disks of a life are identical.
 
-        By process, because a recovery that is recorded in one of its own must be all there.
+        By process, because a recovery that is recorded in its own process must be complete.
         """
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
@@ -284,10 +284,11 @@ class StoreLife:
             first, second = self._look_twice(f"{directory}/state")
             if first[0] not in possible:
                 raise Violation(
-                    _kind(first[0], possible), f"after step {done}: {first[0]}, not {possible[0]} (or {possible[-1]})"
+                    _kind(first[0], possible),
+                    f"after step {done}: {first[0]}, not {possible[0]} (or {possible[-1]})",
                 )
             if second != first:
-                raise Violation("false_verdict", f"opened again it says {second}, not {first}")
+                raise Violation("false_verdict", f"reopened, it reports {second}, not {first}")
             self._check_backups(directory, done)
 
     def _look_twice(self, state_dir: str) -> tuple[Seen, Seen]:
@@ -301,11 +302,11 @@ class StoreLife:
         return self._seen[key]
 
     def _check_backups(self, directory: str, done: int) -> None:
-        """See that each backup is there, and whole: that a copy of it opens as a store. May be repeated."""
+        """Check that each backup exists and is intact: a copy of it opens as a store. May be repeated."""
         found = sorted(os.listdir(directory))
         missing = {step.backup for step in self._steps[:done] if step.backup}.difference(found)
         if missing:
-            raise Violation("lost", f"after step {done}: {sorted(missing)} is gone")
+            raise Violation("lost", f"after step {done}: {sorted(missing)} is missing")
         for name in found:
             if name.startswith("backup-"):
                 with open(f"{directory}/{name}", "rb") as file:
@@ -317,10 +318,10 @@ class StoreLife:
 
 
 class FailingDiskLife(StoreLife):
-    """The same life on a disk that fails: there a store may also refuse to open, if it says what to do."""
+    """The same life on a failing disk: there a store may also refuse to open, if it says what to do."""
 
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
-        """Compare as before; a clear refusal is no silent wrong answer."""
+        """Compare as before; a clear refusal is not a silent wrong answer."""
         try:
             super().check(directory, acknowledged)
         except StoreDamagedError:
@@ -328,7 +329,7 @@ class FailingDiskLife(StoreLife):
 
 
 def _models(steps: Sequence[Step]) -> list[Model]:
-    """Return what the store must hold before the first step, and after each."""
+    """Return the store's expected content before the first step, and after each step."""
     models: list[Model] = [{}]
     for step in steps:
         models.append(dict(models[-1]))
@@ -337,7 +338,7 @@ def _models(steps: Sequence[Step]) -> list[Model]:
 
 
 def _look(state_dir: str) -> Seen:
-    """Open and recover a store; return what it holds, and by which rule each container was judged."""
+    """Open and recover a store; return its content, and the rule by which each container was judged."""
     with Store.open(state_dir) as store:
         records = store.list()
         damaged = [record.id for record in records if store.is_damaged(record.id)]

@@ -1,4 +1,4 @@
-"""What the drill knows without asking the engine: what was acknowledged, what is under way, what may have ended how."""
+"""What the drill knows without asking the engine: acknowledged calls, calls in progress, possible exits."""
 
 from dataclasses import dataclass, field
 
@@ -9,18 +9,18 @@ from limpet.schema.status import Status
 
 @dataclass
 class Known:
-    """What is known of one container."""
+    """What is known of a container."""
 
     program: Program
     floor: Status | None = None
-    """The newest status that anybody was told; None if nobody was told of it."""
+    """The newest status that was acknowledged to a caller; None if there is none."""
     deleted: bool = False
     may_be_deleted: bool = False
     """A call that deletes it had begun when the engine was killed."""
     signalled: bool = False
-    """It was stopped, or killed by the drill: it may have ended by a signal."""
+    """It was stopped, or killed by the drill, so a signal may have ended it."""
     disturbed: bool = False
-    """The drill has touched its bundle."""
+    """The drill has changed its bundle."""
 
 
 @dataclass
@@ -34,25 +34,25 @@ class Group:
 
 @dataclass
 class Truth:
-    """All that is known. Changed by what the engine's process says, and by what the drill does itself."""
+    """Everything that is known. Updated from the events of the engine's process, and by the drill's own actions."""
 
     known: dict[str, Known] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     grouped: set[str] = field(default_factory=set)
-    """Members of groups, also of those that are only planned."""
+    """Members of groups, including planned ones."""
     sandboxes: set[str] = field(default_factory=set)
     acknowledged: int = 0
-    """Calls that returned and were not refused."""
+    """Calls that returned without being refused."""
     _steps: dict[int, Step] = field(default_factory=dict)
 
     def expect(self, planned: Round) -> None:
-        """Take note of what a round may make."""
+        """Record what a round may create."""
         self.known |= {each.id: Known(each.program) for each in planned.containers}
         self._steps = {step.number: step for lane in (planned.first, *planned.lanes) for step in lane}
         self.grouped.update(member for step in self._steps.values() for member in step.members)
 
     def begin(self, number: int) -> None:
-        """Take note that a call comes next: from now on it may have happened."""
+        """Record that a call is next: from now on it may have happened."""
         step = self._steps[number]
         if step.verb in {Verb.TRANSACT, Verb.DROP}:
             self._begin_transaction(step)
@@ -62,9 +62,9 @@ class Truth:
             self.known[step.target].signalled = True
 
     def end(self, returned: Returned) -> str:
-        """Take note of what a call did, and of what a reader was told after it: both are acknowledged.
+        """Record the result of a call, and what a reader saw after it: both are acknowledged.
 
-        Returns what it was called on.
+        Returns the container it was called on.
         """
         step = self._steps[returned.step]
         accepted = not returned.refused and not returned.broken
@@ -82,7 +82,7 @@ class Truth:
         return step.target
 
     def learn(self, told: Told) -> None:
-        """Take note of what an engine says after a kill: nothing is under way any more, and it must stay so."""
+        """Record what an engine reports after a kill: no call is in progress, and the report must stay true."""
         for key, known in self.known.items():
             known.deleted = known.deleted or (known.may_be_deleted and key not in told.containers)
             known.may_be_deleted = False
@@ -123,5 +123,5 @@ class Truth:
 
 
 def number_of(status: Status) -> int:
-    """Return the transaction whose number a member of a group bears, 0 for none."""
+    """Return the number of the transaction in a group member's message, 0 for none."""
     return int(status.message) if status.message.isdigit() else 0

@@ -1,8 +1,8 @@
-"""What the drill sees for itself: processes in /proc, and, as everybody's parent in the end, how they ended.
+"""What the drill sees for itself: processes in /proc, and their exit codes, as the parent of all in the end.
 
-As child subreaper (prctl(2)) the drill becomes the parent of all that a killed engine leaves behind. It learns
-their exit codes from wait, not through the kernel interfaces by which the engine reads those of processes that it
-has adopted. Run it in a process without other children: it reaps, and in the end kills, all there are.
+As child subreaper (prctl(2)) the drill becomes the parent of all processes that a killed engine leaves behind. It gets
+their exit codes from wait, not through the kernel interfaces that the engine uses for adopted processes. Run it in a
+process without other children: it reaps, and in the end kills, all children.
 """
 
 import ctypes
@@ -23,33 +23,33 @@ _VARIABLE = BUNDLE_VARIABLE.encode() + b"="
 
 @dataclass(frozen=True)
 class Process:
-    """One process, not a zombie, that descends from the drill, as /proc shows it."""
+    """A process, not a zombie, that descends from the drill, as seen in /proc."""
 
     pid: int
     group: int
     session: int
     bundle: str
-    """The bundle path in its environment, "" if there is none or it may not be read."""
+    """The bundle path in its environment, "" if there is none or it cannot be read."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes at one instant, and the exit codes that are known by then."""
+    """The processes at one moment, and the exit codes known by then."""
 
     processes: Mapping[int, Process]
     codes: Mapping[int, int]
     strangers: frozenset[int]
-    """Processes of the drill's own, which are no container's whatever their pid."""
+    """The drill's own processes, which belong to no container whatever their pid."""
 
     def leads(self, pid: int, bundle: str) -> bool:
-        """Say whether `pid` is alive and the process that the container with this bundle was started as."""
+        """Return whether `pid` is alive and is the first process of the container with this bundle."""
         process = self.processes.get(pid)
         if process is None or pid in self.strangers or process.session != pid:
             return False
-        return process.bundle in {bundle, ""}  # before it executes the program it does not bear the path
+        return process.bundle in {bundle, ""}  # before it executes the program, its environment lacks the path
 
     def find_leader(self, bundle: str) -> int:
-        """Return the pid of the process that leads the container with this bundle, 0 if none does."""
+        """Return the pid of the first process of the container with this bundle, 0 if there is none."""
         for process in self.processes.values():
             if process.bundle == bundle and process.session == process.pid:
                 return process.pid
@@ -57,15 +57,15 @@ class World:
 
 
 class Subreaper:
-    """Reaps, in a thread of its own, what the engine's death leaves to this process, and remembers the exit codes.
+    """Reaps, in its own thread, the processes left to this one by an engine's death, and remembers the exit codes.
 
-    Raises InvalidStateError in a process that has children already.
+    Raises InvalidStateError in a process that already has children.
     """
 
     def __init__(self) -> None:
         if _has_children():
             raise InvalidStateError(
-                f"process {os.getpid()} has children, which a drill would end; run it in a process of its own"
+                f"process {os.getpid()} has children, which a drill would end; run it in a separate process"
             )
         self._codes: dict[int, int] = {}
         self._strangers: set[int] = set()
@@ -76,12 +76,12 @@ class Subreaper:
         self._thread = threading.Thread(target=self._run, name="limpet-drill-reaper", daemon=True)
 
     def start(self) -> None:
-        """Become everybody's parent."""
+        """Become the parent of all descendants."""
         _set_subreaper(on=True)
         self._thread.start()
 
     def hold(self) -> None:
-        """Leave the dead as zombies until `resume`."""
+        """Leave ended processes as zombies until `resume`."""
         self._may_reap.clear()
 
     def resume(self) -> None:
@@ -89,7 +89,7 @@ class Subreaper:
         self._may_reap.set()
 
     def look(self) -> World:
-        """Return what is there now; how whatever had ended before did so is known, unless reaping is on hold."""
+        """Return the current state. Exit codes of all earlier exits are known, unless reaping is on hold."""
         while self._may_reap.is_set() and _has_zombies():
             time.sleep(0.001)
         stats = _read_stats()
@@ -101,37 +101,37 @@ class Subreaper:
         return World(processes, dict(self._codes), frozenset(self._strangers))
 
     def kill(self, pid: int) -> None:
-        """SIGKILL a child, and wait until it has ended; one that has ended is fine."""
+        """SIGKILL a child, and wait for its end; it may already have ended."""
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if pid in _children():  # looked at again now that the pidfd holds it
+                if pid in _children():  # checked again now that the pidfd refers to it
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
         self.await_end(pid)
 
     def await_end(self, pid: int) -> None:
-        """Wait until a child has ended; it is reaped elsewhere."""
+        """Wait for the end of a child that is reaped elsewhere."""
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
     def keep_stranger(self, pid: int) -> None:
-        """Remember that this child is no container's process, whatever its pid."""
+        """Mark this child as no container's process, whatever its pid."""
         self._strangers.add(pid)
 
     def dismiss_stranger(self, pid: int) -> None:
-        """Kill a child that is no container's process either; how it ends says nothing of whoever had its pid."""
+        """Kill a child that is no container's process; its exit says nothing about an earlier owner of its pid."""
         self._dismissed.add(pid)
         self.kill(pid)
 
     def end_all(self) -> None:
-        """Kill all children and all that become children by that, until there is none."""
+        """Kill all children, and all that become children by that, until none is left."""
         self._may_reap.set()
         while _has_children():
             for pid in _children():
                 with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)  # only we could reap it: the pid is nobody else's
+                    os.kill(pid, signal.SIGKILL)  # only we can reap it, so the pid was not reused
             time.sleep(0.002)
         self._stopping = True
         if self._thread.is_alive():
@@ -150,7 +150,7 @@ class Subreaper:
             if found.si_pid not in self._strangers | self._dismissed:
                 self._codes[found.si_pid] = found.si_status if exited else 128 + found.si_status
             self._may_reap.wait()
-            with suppress(ChildProcessError):  # who runs a command waits for it, too, and may be faster
+            with suppress(ChildProcessError):  # the caller of a command also waits for it, and may be faster
                 os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
 
 
@@ -175,7 +175,7 @@ def _has_zombies() -> bool:
 
 
 def _children() -> list[int]:
-    """Return the pids of this process's children; zombies are among them."""
+    """Return the pids of this process's children, including zombies."""
     return [pid for pid, (_, parent, _, _) in _read_stats().items() if parent == os.getpid()]
 
 
@@ -199,7 +199,7 @@ def _read_stat(pid: str) -> _Stat:
 
 
 def _descends(pid: int, stats: Mapping[int, _Stat]) -> bool:
-    """Say whether this process is an ancestor; as well where one has ended since: its children become ours."""
+    """Return whether this process is an ancestor, even if one in between has ended: its children become ours."""
     parent = stats[pid][1]
     while parent in stats and parent != os.getpid():
         parent = stats[parent][1]

@@ -1,4 +1,4 @@
-"""Images: where they are kept, and how they become root file systems."""
+"""Images: the image store, and unpacking images into root file systems."""
 
 from limpet.engine.images.directory import DirectoryImageStore
 from limpet.engine.images.store import ImageStore, ImageSummary

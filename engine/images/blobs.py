@@ -1,4 +1,4 @@
-"""Blobs by digest on disk: whole and flushed before they get their name, so that no half one is found."""
+"""Blobs on disk, named by digest. A blob gets its name once it is complete and flushed, so no partial blob is found."""
 
 import os
 import stat
@@ -20,11 +20,11 @@ class BlobDirectory:
             make_directory(directory)
 
     def path(self, digest: str) -> str:
-        """Return where the blob is, or would be."""
+        """Return the path of a blob, whether it exists or not."""
         return os.path.join(self._root, blob_path(digest))
 
     def has(self, blob: Descriptor) -> bool:
-        """Tell whether the blob is there in its full size; its content is verified whenever it is read."""
+        """Return whether the blob exists in its full size. Its content is verified whenever it is read."""
         try:
             status = os.stat(self.path(blob.digest), follow_symlinks=False)
         except FileNotFoundError:
@@ -32,7 +32,7 @@ class BlobDirectory:
         return stat.S_ISREG(status.st_mode) and status.st_size == blob.size
 
     def read(self, digest: str) -> bytes:
-        """Return a small blob's content. Raises StoreDamagedError where it is missing or not what it was."""
+        """Return a small blob's content. Raises StoreDamagedError if it is missing or its digest does not match."""
         try:
             with open(self.path(digest), "rb") as file:
                 reader = HashingReader(file, digest)
@@ -44,13 +44,13 @@ class BlobDirectory:
         return data
 
     def put(self, blob: Descriptor, stream: ByteStream) -> None:
-        """Store what comes from `stream`, durable on return, once its size and digest are as they should be.
+        """Store the content of `stream` once its size and digest are verified; durable on return.
 
-        Raises InvalidInputError, and stores nothing, where they are not. One that is here and undamaged
-        stays as it is, and `stream` is not read.
+        Raises InvalidInputError, and stores nothing, if they do not match. A blob that is already stored and
+        undamaged is kept, and `stream` is not read.
         """
         if self.has(blob) and self._is_undamaged(blob):
-            # Whoever renamed it may have been killed before this.
+            # The process that renamed it may have been killed before this sync.
             sync_directory(os.path.dirname(self.path(blob.digest)))
             return
         directory = os.path.dirname(self.path(blob.digest))
@@ -71,7 +71,7 @@ class BlobDirectory:
         sync_directory(directory)
 
     def keep_only(self, digests: Collection[str]) -> None:
-        """Remove every other blob, and what unfinished writes left."""
+        """Remove all other blobs, and the leftovers of unfinished writes."""
         wanted = {self.path(digest) for digest in digests}
         for directory in self._directories:
             with os.scandir(directory) as entries:

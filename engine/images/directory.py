@@ -1,7 +1,7 @@
 """The image store on disk: blobs by digest, and one record for each name.
 
-A record is written when all blobs of its image are durable, so that a crash leaves a whole image or none.
-Blobs that no record needs are removed by `remove` and at the next opening, and so is what a crash left.
+A record is written once all blobs of its image are durable, so a crash leaves a complete image or none.
+Blobs that no record needs, and leftovers of a crash, are removed by `remove` and when the store is next opened.
 """
 
 import errno
@@ -41,11 +41,11 @@ from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
 _MOUNT_TYPES = frozenset({MountType.PLAIN})
 _MAX_REASON = 2000
 _ENTRIES = {"lock": False, "images": True, "blobs": True, "blobs/sha256": True, "blobs/sha512": True}
-"""Whether each is a directory."""
+"""Each entry, and whether it is a directory."""
 
 
 class _Image(NamedTuple):
-    """An image as it lies in the store."""
+    """An image in the store."""
 
     manifest: Manifest
     configuration: Configuration
@@ -57,9 +57,9 @@ class _Image(NamedTuple):
 
 
 class DirectoryImageStore:
-    """An ImageStore in the directory `root`, which it makes. Several processes and threads may share it.
+    """An ImageStore in the directory `root`, which is created if missing. Processes and threads may share it.
 
-    Raises StateDirectoryError, here and below, where the directory cannot be used; DiskFullError.
+    All methods raise StateDirectoryError if the directory cannot be used, and DiskFullError.
     """
 
     def __init__(self, root: str) -> None:
@@ -74,21 +74,21 @@ class DirectoryImageStore:
     def register_builtin(self, name: ImageName, config: ImageConfig = ImageConfig()) -> None:  # noqa: B008 - frozen
         """Add an image without layers, whose containers run the host's own binaries; durable on return.
 
-        Doing it again replaces its config. Raises InvalidInputError for a name with a digest or a malformed
-        one, AlreadyExistsError where the name is that of a loaded image.
+        Registering it again replaces its config. Raises InvalidInputError if the name is malformed or has a digest,
+        AlreadyExistsError if a loaded image has the name.
         """
         if ImageName.parse(str(name)) != name or name.digest:
-            raise InvalidInputError(f"image name {str(name)!r}: a built-in image has a repository and a tag only")
+            raise InvalidInputError(f"image name {str(name)!r}: a built-in image has a repository and a tag, no digest")
         record = ImageRecord(name=name, config=config)
         with self._translated(f"register image {name}"), self._locked(fcntl.LOCK_EX):
             present = self._find_record(name)
             if present and present.digest:
-                raise AlreadyExistsError(f"image {name} is a loaded image; remove it before it becomes a built-in")
+                raise AlreadyExistsError(f"image {name} is a loaded image; remove it first")
             if present != record:
                 self._records.put(record)
 
     def check(self, name: ImageName) -> bool:
-        """Tell whether the image is here and whole: its documents verified, its layers there in full size.
+        """Return whether the image is complete: its documents verified, its layers present in full size.
 
         The layers' content is verified whenever it is read.
         """
@@ -100,7 +100,7 @@ class DirectoryImageStore:
                 return False
 
     def manifest(self, name: ImageName) -> ImageManifest:
-        """Return what a container keeps of the image. Raises NotFoundError, StoreDamagedError."""
+        """Return what a container records of the image. Raises NotFoundError, StoreDamagedError."""
         with self._translated(f"read image {name}"), self._locked(fcntl.LOCK_SH):
             record = self._records.get(name)
             if not record.digest:
@@ -117,7 +117,7 @@ class DirectoryImageStore:
     def mount(self, name: ImageName, mount_type: MountType, target: str) -> None:
         """Unpack the image into `target`: see ImageStore."""
         if mount_type not in _MOUNT_TYPES:
-            raise UnsupportedError(f"mount type {mount_type!r}: this store offers {MountType.PLAIN.value!r} only")
+            raise UnsupportedError(f"mount type {mount_type!r}: this store supports only {MountType.PLAIN.value!r}")
         _require_empty_directory(target)
         with self._translated(f"mount image {name} at {target}"), self._locked(fcntl.LOCK_SH):
             record = self._records.get(name)
@@ -127,21 +127,21 @@ class DirectoryImageStore:
                 sync_filesystem(target)
 
     def unmount(self, target: str) -> None:
-        """Make sure that nothing is mounted at or below `target`: PLAIN itself mounts nothing."""
+        """Check that nothing is mounted at or below `target`; PLAIN itself mounts nothing."""
         try:
             target = os.path.realpath(target)
-        except ValueError as error:  # a NUL in it, or a lone surrogate
-            raise InvalidInputError(f"mount target {quote_path(target)}: {error}; name a directory") from error
+        except ValueError as error:  # it contains a NUL or a lone surrogate
+            raise InvalidInputError(f"mount target {quote_path(target)}: {error}; give a directory") from error
         with self._translated(f"unmount {target}"):
             mounts = find_mounts(target)
         if mounts:
-            raise InvalidStateError(f"{mounts[0]} is still a mount point; unmount it before {target} is removed")
+            raise InvalidStateError(f"{mounts[0]} is still a mount point; unmount it before removing {target}")
 
     def load(self, path: str) -> list[ImageName]:
-        """Take in all images for this machine of an OCI layout or a `docker save` archive: see ImageStore.
+        """Load all images for this machine from an OCI layout or a `docker save` archive: see ImageStore.
 
-        A name that another loaded image has moves to the new one. Raises AlreadyExistsError where a built-in
-        image has it.
+        A name that another loaded image has moves to the new one. Raises AlreadyExistsError if a built-in image
+        has the name.
         """
         try:
             with self._translated(f"load {path}"), self._locked(fcntl.LOCK_SH):
@@ -150,21 +150,21 @@ class DirectoryImageStore:
                     self._records.put(ImageRecord(name=image.name, digest=image.digest))
                 return [image.name for image in images]
         except LimpetError:
-            with suppress(OSError):  # the next opening tries again
+            with suppress(OSError):  # opening the store tries again
                 self._sweep_unless_busy()
             raise
 
     def remove(self, name: ImageName) -> None:
-        """Forget the image, and free the space that no other image needs. Raises NotFoundError."""
+        """Remove the image, and the blobs that no other image needs. Raises NotFoundError."""
         with self._translated(f"remove image {name}"), self._locked(fcntl.LOCK_EX):
-            # A damaged record says no more what it stands for, and may well be removed.
+            # The kind of a damaged record is unknown, so it may be removed.
             with suppress(StoreDamagedError):
                 self._records.get(name)
             self._records.remove(name)
             self._sweep()
 
     def list(self) -> list[ImageSummary]:
-        """Return all images, by name. Raises StoreDamagedError."""
+        """Return all images, sorted by name. Raises StoreDamagedError."""
         with self._translated("list the images"), self._locked(fcntl.LOCK_SH):
             return [self._summary(record) for record in self._records.all()]
 
@@ -184,7 +184,7 @@ class DirectoryImageStore:
         return _Image(manifest, read_configuration(self._blobs.read(manifest.config.digest), manifest))
 
     def _take_in(self, path: str) -> Sequence[FoundImage]:
-        """Store all blobs of the images at `path`; they belong to nobody until the records are written."""
+        """Store all blobs of the images at `path`. No image owns them until its record is written."""
         try:
             with open_files(path, self._root) as files:
                 images = find_images(files, _label(path))
@@ -199,7 +199,7 @@ class DirectoryImageStore:
                     self._blobs.put(manifest, io.BytesIO(image.manifest))
                 return images
         except InvalidInputError as error:
-            # What it says may quote names and types of any length from the layout's documents.
+            # The message may quote names and types of any length from the layout's documents.
             reason = str(error) if len(str(error)) <= _MAX_REASON else f"{str(error)[:_MAX_REASON]}..."
             raise InvalidInputError(f"image layout {quote_path(path)}: {reason}") from error
 
@@ -221,34 +221,34 @@ class DirectoryImageStore:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove blobs without an image, and unfinished files. For the holder of the exclusive lock."""
+        """Remove blobs without an image, and unfinished files. The caller holds the exclusive lock."""
         self._records.sweep()
         try:
             records = [record for record in self._records.all() if record.digest]
             wanted = {record.digest for record in records}
             wanted.update(blob.digest for record in records for blob in self._open(record).blobs)
         except (StoreDamagedError, InvalidInputError):
-            return  # which blobs a damaged image still needs is not known, so none is removed
+            return  # the blobs of a damaged image are unknown, so keep all
         self._blobs.keep_only(wanted)
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
-        """Hold the store's lock: shared while blobs are read or added, exclusive while some are removed.
+        """Hold the store's lock: shared to read or add blobs, exclusive to remove some.
 
-        The kernel drops it when this process ends, however it ends.
+        The kernel releases it when this process ends, whatever the cause.
         """
         descriptor = os.open(os.path.join(self._root, "lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, how)
             yield
         finally:
-            # Said aloud: a child forked meanwhile, and not yet executing, shares the descriptor.
+            # Unlock explicitly: a child that was forked meanwhile shares the descriptor until it executes.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
-        """Turn OSError into the error of limpet that says what could not be done."""
+        """Turn OSError into a limpet error that says which operation failed."""
         try:
             yield
         except OSError as error:
@@ -258,7 +258,7 @@ class DirectoryImageStore:
 
 
 def _label(path: str) -> str:
-    """Return the name of an image that has none: that of its directory or archive."""
+    """Return the name for an unnamed image: that of its directory or archive."""
     label = os.path.basename(os.path.abspath(path))
     return re.sub(r"(\.tar|\.tgz|\.tar\.(gz|zst))$", "", label)
 
@@ -269,10 +269,10 @@ def _require_empty_directory(target: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInputError(
-            f"mount target {quote_path(target)}: {reason}; make it an empty directory first"
+            f"mount target {quote_path(target)}: {reason}; create it as an empty directory first"
         ) from error
     try:
         if os.listdir(descriptor):
-            raise InvalidInputError(f"mount target {quote_path(target)} is not empty; name one that is")
+            raise InvalidInputError(f"mount target {quote_path(target)} is not empty; give an empty directory")
     finally:
         os.close(descriptor)

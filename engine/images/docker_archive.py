@@ -1,7 +1,7 @@
-"""Reads what `docker save` wrote before version 25: manifest.json, configurations and layers, no index.
+"""Reads archives written by `docker save` before version 25: manifest.json, configurations and layers, no index.
 
 Source: "Docker Image Specification v1.2", Combined Image JSON + Filesystem Changeset Format. Such an archive
-has no OCI manifest; the one made here depends on the image alone, so that its digest is always the same.
+has no OCI manifest; the one created here depends on the image alone, so its digest is always the same.
 """
 
 import msgspec
@@ -38,7 +38,7 @@ def find_in_docker_archive(files: Files) -> list[FoundImage]:
     entries = decode(read_document(files, "manifest.json"), list[_Entry], "manifest.json")
     images = [image for entry in entries for image in _describe(files, entry)]
     if not images:
-        raise InvalidInputError("manifest.json names no image; save it by its name, not by its id")
+        raise InvalidInputError("manifest.json has no image name; save the image by name, not by id")
     return images
 
 

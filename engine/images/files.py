@@ -1,4 +1,4 @@
-"""The files of an image layout by name, be they in a directory or in a tar archive."""
+"""The files of an image layout, read from a directory or a tar archive."""
 
 import os
 import stat
@@ -19,34 +19,34 @@ _CURE = "give an OCI image layout, a directory or a tar archive (plain, gzip or 
 
 
 class Files(Protocol):
-    """Where a layout's files come from."""
+    """The source of a layout's files."""
 
     def size(self, name: str) -> int | None:
-        """Return the size in bytes of the file `name`, relative to the layout; None if there is none."""
+        """Return the size in bytes of the file `name`, relative to the layout; None if there is no such file."""
         ...
 
     def open(self, name: str) -> AbstractContextManager[ByteStream]:
-        """Open a file for reading. Raises InvalidInputError where there is none."""
+        """Open a file for reading. Raises InvalidInputError if there is no such file."""
         ...
 
 
 def read_document(files: Files, name: str) -> bytes:
-    """Return a whole file; InvalidInputError if it is too large for one of a layout's documents."""
+    """Return a whole file. Raises InvalidInputError if it is too large for a layout's document."""
     with files.open(name) as stream:
         data = stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise InvalidInputError(f"{name} has more than the {MAX_DOCUMENT_BYTES} bytes that are read of a document")
+        raise InvalidInputError(f"{name} is larger than {MAX_DOCUMENT_BYTES} bytes, the limit for a document")
     return data
 
 
 @contextmanager
 def open_files(path: str, scratch: str) -> Iterator[Files]:
-    """Open the layout at `path`: a directory, or an archive, which is decompressed into `scratch` if need be.
+    """Open the layout at `path`: a directory, or an archive, which is decompressed into `scratch` if compressed.
 
-    What is put there has no name, and is gone with this process. Raises InvalidInputError.
+    The decompressed file has no name and disappears with this process. Raises InvalidInputError.
     """
     try:
-        # O_NONBLOCK: a named pipe would keep us waiting for a writer.
+        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"cannot be opened: {getattr(error, 'strerror', None) or error}; {_CURE}") from error
@@ -99,7 +99,7 @@ class _Directory:
 
 
 class _Place(NamedTuple):
-    """Where in an archive a file's content lies."""
+    """The position of a file's content in an archive."""
 
     position: int
     size: int
@@ -117,7 +117,7 @@ class _Archive:
             budget.take_name(name)
             if member.kind is Kind.FILE and member.pieces == [(0, member.size)]:
                 self._places[os.fsdecode(name)] = _Place(member.position, member.size)
-            elif member.kind is Kind.SYMLINK:  # docker save links to a layer that is there already
+            elif member.kind is Kind.SYMLINK:  # docker save stores a repeated layer as a link
                 target = os.path.join(os.path.dirname(name), member.link)
                 self._places[os.fsdecode(name)] = os.path.normpath(os.fsdecode(target))
 

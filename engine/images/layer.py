@@ -1,7 +1,7 @@
-"""Applies one layer to a tree: what a member means, whiteouts, and whose fault it was when it failed.
+"""Applies one layer to a tree: its members, its whiteouts, and whether an error is the layer's or the disk's.
 
-Source: image-spec layer.md. A whiteout removes what lower layers left, never what its own layer brings, in
-whichever order the two stand in the archive.
+Source: image-spec layer.md. A whiteout removes files of lower layers, never files of its own layer, in
+whichever order the two appear in the archive.
 """
 
 import errno
@@ -17,10 +17,10 @@ from limpet.schema.errors import InvalidInputError
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"
 AUFS_PREFIX = b".wh..wh."
-"""Of directories in which aufs keeps notes for itself; every reader of layers skips them."""
+"""Directories in which aufs keeps its own data; every reader of layers skips them."""
 
 MAX_PATH_BYTES = 4095
-"""PATH_MAX without its NUL: nobody could name a longer one."""
+"""PATH_MAX without its NUL: longer paths cannot be opened."""
 
 _FAULT_OF_MEMBER = frozenset(
     {
@@ -40,11 +40,11 @@ _FAULT_OF_MEMBER = frozenset(
         errno.EXDEV,
     }
 )
-"""What the kernel answers to a name, a link or an owner that it won't have; else the disk is to blame."""
+"""Errors caused by an invalid name, link or owner; any other is the disk's."""
 
 
 def apply_layer(tree: Tree, members: Iterator[tuple[Member, Chunks]], budget: Budget) -> None:
-    """Put the members into the tree. Raises InvalidInputError naming the member; OSError for the disk."""
+    """Apply the members to the tree. Raises InvalidInputError naming the member; OSError if the disk fails."""
     layer = _Layer(tree, budget)
     for member, chunks in members:
         try:
@@ -58,21 +58,21 @@ def apply_layer(tree: Tree, members: Iterator[tuple[Member, Chunks]], budget: Bu
 
 
 class _Layer:
-    """The members of one layer, and what it has brought so far."""
+    """The members of one layer, and the paths it has created so far."""
 
     def __init__(self, tree: Tree, budget: Budget) -> None:
         self._tree = tree
         self._budget = budget
         self._brought: set[bytes] = set()
-        """Paths of this layer with all directories above them: not to be removed by its whiteouts."""
+        """This layer's paths and all their parent directories: its whiteouts must not remove them."""
 
     def apply(self, member: Member, chunks: Chunks) -> None:
-        """Do what one member says."""
+        """Apply one member."""
         path = clean_path(member.name)
         above, _, name = path.rpartition(b"/")
         if any(part.startswith(WHITEOUT_PREFIX) for part in above.split(b"/")):
             if AUFS_PREFIX not in above:
-                raise InvalidInputError("it lies in a directory whose name is that of a whiteout")
+                raise InvalidInputError("one of its parent directories has the name of a whiteout")
         elif name == OPAQUE_WHITEOUT:
             self._hide_lower(self._tree.children(above))
         elif name.startswith(WHITEOUT_PREFIX):
@@ -88,7 +88,7 @@ class _Layer:
             path = path.rpartition(b"/")[0]
 
     def _hide_lower(self, paths: list[bytes]) -> None:
-        """Remove these and all below them, except what this layer brought."""
+        """Remove these paths and everything below them, except what this layer created."""
         while paths:
             path = paths.pop()
             if path not in self._brought:
@@ -101,16 +101,16 @@ class _Layer:
 def clean_path(name: bytes) -> bytes:
     """Return a member's name as a path below the root; b"" is the root itself.
 
-    Raises InvalidInputError for a name that is absolute, climbs with "..", or could not be a path.
+    Raises InvalidInputError if the name is absolute, contains "..", or cannot be a path.
     """
     if name.startswith(b"/"):
-        raise InvalidInputError("its path is absolute; in a layer all paths are relative to the root")
+        raise InvalidInputError("its path is absolute; paths in a layer are relative to the root")
     parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
     if b".." in parts:
-        raise InvalidInputError("its path climbs out with '..'")
+        raise InvalidInputError("its path contains '..'")
     path = b"/".join(parts)
     if not name or b"\0" in path or len(path) > MAX_PATH_BYTES:
-        raise InvalidInputError(f"its path is empty, has a NUL in it, or more than {MAX_PATH_BYTES} bytes")
+        raise InvalidInputError(f"its path is empty, contains a NUL, or is longer than {MAX_PATH_BYTES} bytes")
     return path
 
 
@@ -122,14 +122,14 @@ def _put(tree: Tree, path: bytes, member: Member, chunks: Chunks) -> None:
             tree.put_file(path, member.attributes, member.size, chunks)
         case Kind.SYMLINK:
             if b"\0" in member.link:
-                raise InvalidInputError("it is a symbolic link with a NUL in its target")
+                raise InvalidInputError("it is a symbolic link whose target contains a NUL")
             tree.put_symlink(path, member.attributes, member.link)
         case Kind.HARD_LINK:
             tree.put_hard_link(path, _link_path(member.link))
         case Kind.FIFO:
             tree.put_fifo(path, member.attributes)
         case Kind.CHARACTER_DEVICE | Kind.BLOCK_DEVICE:
-            raise InvalidInputError(f"it is a {member.kind.value}, which limpet does not make for an image")
+            raise InvalidInputError(f"it is a {member.kind.value}, which limpet does not create")
 
 
 def _link_path(link: bytes) -> bytes:
@@ -142,7 +142,7 @@ def _link_path(link: bytes) -> bytes:
 def _hidden_name(whiteout: bytes) -> bytes:
     name = whiteout.removeprefix(WHITEOUT_PREFIX)
     if name in {b"", b".", b".."}:
-        raise InvalidInputError("it is a whiteout that names no file")
+        raise InvalidInputError("it is a whiteout without a file name")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Finds the images of an OCI layout: their names, those for this machine, and the blobs each is made of.
+"""Finds the images of an OCI layout: their names, those for this machine, and their blobs.
 
 Sources: image-spec image-layout.md, image-index.md, annotations.md; containerd's annotation for full names.
 """
@@ -32,15 +32,15 @@ REFERENCE_NAME = "org.opencontainers.image.ref.name"
 
 
 def find_images(files: Files, label: str) -> list[FoundImage]:
-    """Return the images for this machine; `label` names one that the layout itself does not name.
+    """Return the images for this machine; `label` names an image without a name in the layout.
 
-    Raises InvalidInputError where there is none, or where one is not well-formed.
+    Raises InvalidInputError if there is no such image, or one is malformed.
     """
     if files.size("oci-layout") is not None:
         return _find_in_layout(files, label)
     if files.size("manifest.json") is not None:
         return find_in_docker_archive(files)
-    raise InvalidInputError("it holds no file oci-layout, so it is no OCI image layout")
+    raise InvalidInputError("it has no file oci-layout, so it is not an OCI image layout")
 
 
 def _find_in_layout(files: Files, label: str) -> list[FoundImage]:
@@ -61,7 +61,7 @@ def _find_in_layout(files: Files, label: str) -> list[FoundImage]:
 
 
 def _offers(files: Files) -> dict[str, list[Descriptor]]:
-    """Return the manifests of the layout by the name that they, or the index above them, are given."""
+    """Return the layout's manifests by name. The name is given on the manifest or on the index above it."""
     index = decode(read_document(files, "index.json"), Index, "index.json")
     offers: dict[str, dict[str, Descriptor]] = {}
     for descriptor in index.manifests or []:
@@ -75,7 +75,7 @@ def _offers(files: Files) -> dict[str, list[Descriptor]]:
 def _leaves(files: Files, top: Descriptor) -> list[Descriptor]:
     """Return the manifests below a descriptor, each with its platform."""
     leaves = []
-    seen = set()  # indexes may share indexes: without this, a small layout could ask for endless work
+    seen = set()  # indexes can share indexes: without this, a small layout could cause endless work
     pending = [top]
     while pending:
         descriptor = pending.pop()
@@ -99,7 +99,7 @@ def _with_platform(files: Files, descriptor: Descriptor) -> Descriptor:
 
 
 def _suited(leaves: list[Descriptor]) -> list[Descriptor]:
-    """Return those for this machine, the best first."""
+    """Return the manifests for this machine, the best match first."""
     ranked = [(platform_rank(leaf.platform or Platform()), leaf) for leaf in leaves]
     suited = [(rank, leaf) for rank, leaf in ranked if rank is not None]
     return [leaf for _, leaf in sorted(suited, key=lambda pair: pair[0])]
@@ -122,7 +122,7 @@ def _read_blob(files: Files, blob: Descriptor) -> bytes:
 
 
 def _image_name(annotation: str, label: str) -> ImageName:
-    """Return the full name. A single word is a tag, as most tools write it; the label goes before it."""
+    """Return the full name. A single word is a tag, as most tools write it; the label is prefixed to it."""
     if not annotation:
         annotation = label
     elif ":" not in annotation and "/" not in annotation:

@@ -1,4 +1,4 @@
-"""The documents of an OCI image layout, as far as limpet reads them, and which platform an image must have.
+"""The documents of an OCI image layoutthat limpet reads, and this machine's platform.
 
 Sources: image-spec v1.1 (image-layout.md, image-index.md, manifest.md, config.md) and Docker's
 "Image Manifest Version 2, Schema 2". Unknown fields are ignored, as the specification demands; where Go
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = "1.0.0"
 
 MAX_DOCUMENT_BYTES = 4 << 20
-"""Of one JSON document: what registries accept for a manifest."""
+"""The limit for one JSON document: what registries accept for a manifest."""
 
 INDEX_TYPES = frozenset(
     {
@@ -39,7 +39,7 @@ LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
 
 class Compression(Enum):
-    """How a layer, or an archive of a layout, is compressed."""
+    """The compression of a layer, or of a layout's archive."""
 
     NONE = "tar"
     GZIP = "tar+gzip"
@@ -61,7 +61,7 @@ LAYER_TYPES = {
 
 
 class Platform(msgspec.Struct, frozen=True):
-    """The machine that an image is for, in Go's words."""
+    """The machine that an image is for, as Go names it."""
 
     os: str = ""
     architecture: str = ""
@@ -83,11 +83,11 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     def __post_init__(self) -> None:
         require_digest(self.digest)
         if self.size < 0:
-            raise ValueError(f"a size of {self.size} bytes")
+            raise ValueError(f"invalid size {self.size}")
 
 
 class LayoutFile(msgspec.Struct, rename="camel"):
-    """The file `oci-layout`, which makes a directory a layout."""
+    """The file `oci-layout`, which marks a directory as a layout."""
 
     image_layout_version: str
 
@@ -100,7 +100,7 @@ class Index(msgspec.Struct, kw_only=True, rename="camel"):
 
 
 class Manifest(msgspec.Struct, kw_only=True, rename="camel"):
-    """One image: its configuration, and its layers from the lowest up."""
+    """An image: its configuration, and its layers from the lowest up."""
 
     schema_version: int = 2
     media_type: str = ""
@@ -120,7 +120,7 @@ class RunConfig(msgspec.Struct, kw_only=True, rename="pascal"):
     labels: dict[str, str] | None = None
 
     def to_image_config(self) -> ImageConfig:
-        """Return the same in limpet's words."""
+        """Return it as limpet's type."""
         return ImageConfig(
             user=self.user or "",
             env=self.env or (),
@@ -156,7 +156,7 @@ class Configuration(msgspec.Struct, kw_only=True):
 
     @property
     def created_at(self) -> int:
-        """When the image was built, in nanoseconds since the epoch; 0 where it does not say."""
+        """When the image was built, in nanoseconds since the epoch; 0 if not given."""
         try:
             moment = datetime.fromisoformat(self.created or "")
         except ValueError:
@@ -169,7 +169,7 @@ _Document = TypeVar("_Document")
 
 
 def decode(data: bytes, kind: type[_Document], what: str) -> _Document:
-    """Read one JSON document; InvalidInputError, with `what` it was to be, if it is none of that kind."""
+    """Read one JSON document. Raises InvalidInputError, naming the expected `what`, if it is not valid."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -177,12 +177,12 @@ def decode(data: bytes, kind: type[_Document], what: str) -> _Document:
 
 
 DIGEST_ALGORITHMS = {"sha256": 64, "sha512": 128}
-"""Those of the image-spec, with the number of their hexadecimal digits."""
+"""The image-spec's algorithms, with their number of hexadecimal digits."""
 _DIGEST = re.compile("([a-z0-9]+):([0-9a-f]+)")
 
 
 def require_digest(text: str) -> str:
-    """Return `text` if it is a digest, and so a safe file name; else raise InvalidInputError."""
+    """Return `text` if it is a digest, and so a safe file name. Raises InvalidInputError otherwise."""
     match = _DIGEST.fullmatch(text)
     if not match or DIGEST_ALGORITHMS.get(match[1]) != len(match[2]):
         raise InvalidInputError(f"digest {text[:150]!r}: expected sha256:<64 hex digits> or sha512:<128>")
@@ -190,22 +190,22 @@ def require_digest(text: str) -> str:
 
 
 def hasher(digest: str) -> "_Hash":
-    """Return a fresh hash of the algorithm that `digest` names."""
+    """Return a new hash of the algorithm in `digest`."""
     return hashlib.new(digest.partition(":")[0], usedforsecurity=False)
 
 
 def digest_of(data: bytes) -> str:
-    """Return the SHA-256 digest of `data`, as OCI writes it."""
+    """Return the SHA-256 digest of `data` in OCI's form."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def blob_path(digest: str) -> str:
-    """Return where a layout, and limpet's store, keep the blob: blobs/<algorithm>/<hex>."""
+    """Return a blob's path in a layout and in limpet's store: blobs/<algorithm>/<hex>."""
     algorithm, _, value = digest.partition(":")
     return f"blobs/{algorithm}/{value}"
 
 
-_MACHINES = {  # uname -m: GOARCH, and the variants that every such machine runs, best first
+_MACHINES = {  # uname -m: GOARCH, and the variants that every such machine can run, best first
     "x86_64": ("amd64", ("", "v1")),
     "aarch64": ("arm64", ("", "v8")),
     "armv7l": ("arm", ("v7", "", "v6", "v5")),
@@ -225,7 +225,7 @@ def this_platform() -> Platform:
 
 
 def platform_rank(wanted: Platform) -> int | None:
-    """Return how well an image for that platform suits this machine: 0 is best, None means not at all."""
+    """Return how well a platform matches this machine: 0 is best, None means not at all."""
     machine = platform.machine()
     architecture, variants = _MACHINES.get(machine, (machine, ("",)))
     if (wanted.os, wanted.architecture) != ("linux", architecture) or wanted.variant not in variants:

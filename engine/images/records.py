@@ -1,4 +1,4 @@
-"""One small file for each image name: written last, it is what makes an image exist."""
+"""One small file for each image name. It is written last: an image exists once its record does."""
 
 import hashlib
 import os
@@ -15,13 +15,13 @@ _SUFFIX = ".json"
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an image name stands for: a manifest among the blobs, or a built-in image."""
+    """What an image name refers to: a manifest among the blobs, or a built-in image."""
 
     name: ImageName
     digest: str = ""
-    """Of the manifest; empty for a built-in image."""
+    """The manifest's digest; empty for a built-in image."""
     config: ImageConfig = ImageConfig()
-    """Of a built-in image; that of another is a blob."""
+    """A built-in image's config; other images have theirs in a blob."""
 
 
 class RecordDirectory:
@@ -39,9 +39,9 @@ class RecordDirectory:
         except FileNotFoundError as error:
             raise NotFoundError(f"image {name} is not in the store; load it first") from error
         if (record.name.repository, record.name.tag) != (name.repository, name.tag):
-            raise StoreDamagedError(f"{path} is the record of {record.name}, not of {name}; remove the file")
+            raise StoreDamagedError(f"{path} contains the record of {record.name}, not of {name}; remove the file")
         if name.digest and name.digest != record.digest:
-            raise NotFoundError(f"image {name} is not in the store: there, it has the digest {record.digest!r}")
+            raise NotFoundError(f"image {name} is not in the store: the stored image has digest {record.digest!r}")
         return record
 
     def put(self, record: ImageRecord) -> None:
@@ -49,24 +49,24 @@ class RecordDirectory:
         write_file(self._path(record.name), msgspec.json.encode(record))
 
     def remove(self, name: ImageName) -> None:
-        """Remove the record of a name, durable on return. FileNotFoundError if there is none."""
+        """Remove the record of a name, durable on return. Raises FileNotFoundError if there is no such record."""
         os.unlink(self._path(name))
         sync_directory(self._directory)
 
     def all(self) -> list[ImageRecord]:
-        """Return all records, by name. Raises StoreDamagedError."""
+        """Return all records, sorted by name. Raises StoreDamagedError."""
         names = [name for name in os.listdir(self._directory) if name.endswith(_SUFFIX)]
         records = [_read(os.path.join(self._directory, name)) for name in names]
         return sorted(records, key=lambda record: str(record.name))
 
     def sweep(self) -> None:
-        """Remove what unfinished writes left."""
+        """Remove the leftovers of unfinished writes."""
         for name in os.listdir(self._directory):
             if name.startswith(TEMPORARY_PREFIX):
                 os.unlink(os.path.join(self._directory, name))
 
     def _path(self, name: ImageName) -> str:
-        # A name may have slashes, any length, any letters; its hash is always a file name.
+        # A name can have slashes, any length, any letters; its hash is always a valid file name.
         key = f"{name.repository}:{name.tag}".encode("utf-8", "surrogatepass")
         return os.path.join(self._directory, hashlib.sha256(key).hexdigest() + _SUFFIX)
 
@@ -79,5 +79,5 @@ def _read(path: str) -> ImageRecord:
         return record
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: of msgspec, and ours for a digest
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: from msgspec, or from require_digest
         raise StoreDamagedError(f"{path} is damaged: {error}; remove the file and load the image again") from error

@@ -1,4 +1,4 @@
-"""Sparse files in tar: where their pieces go. GNU's four formats end in one list of (offset, length).
+"""Sparse files in tar: where their pieces are. GNU's four formats all give a list of (offset, length).
 
 Source: the GNU tar manual, "Storing Sparse Files": the header type S of GNU tar, and the PAX records
 GNU.sparse.* in versions 0.0, 0.1 and 1.0.
@@ -11,23 +11,23 @@ from limpet.engine.images.tar_fields import decimal, number
 from limpet.schema.errors import InvalidInputError
 
 MAX_PIECES = 1 << 16
-"""Of one file."""
+"""The limit for one file."""
 MAX_MAP_BLOCKS = 4096
 
 Pieces = list[tuple[int, int]]
 ReadBlock = Callable[[], bytes]
-"""Returns the next 512 bytes of the archive."""
+"""Returns the archive's next 512 bytes."""
 
 
 def is_sparse(flag: bytes, pax: dict[bytes, bytes]) -> bool:
-    """Tell whether a file's header says that it has holes."""
+    """Return whether a file's header marks it as sparse."""
     return flag == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax)
 
 
 def sparse_map(block: bytes, pax: dict[bytes, bytes], read_block: ReadBlock) -> tuple[int, Pieces]:
-    """Return the size of the file, holes included, and its pieces; reads on where the map is in the data.
+    """Return the file's size, holes included, and its pieces. If the map is in the data, read it from there.
 
-    Raises InvalidInputError for a map that is none, or that would not fit its file.
+    Raises InvalidInputError if the map is invalid or does not fit the file.
     """
     if block[156:157] == b"S":
         size, pieces = number(block[483:495], "real size"), _header_map(block, read_block)
@@ -57,11 +57,11 @@ def _entries(block: bytes, start: int, count: int) -> Pieces:
 
 
 def _data_map(read_block: ReadBlock) -> list[int]:
-    """Read the map of format 1.0, which is decimal lines in whole blocks: a count, then so many pairs."""
+    """Read the map of format 1.0: decimal lines in whole blocks, a count followed by that many pairs."""
     data = read_block()
     count = decimal(data.partition(b"\n")[0], "sparse map")
     if not 0 <= count <= MAX_PIECES:
-        raise InvalidInputError(f"a sparse file of {count} pieces; at most {MAX_PIECES} are read")
+        raise InvalidInputError(f"a sparse file of {count} pieces; limpet reads at most {MAX_PIECES}")
     blocks = [data]
     lines = data.count(b"\n")
     while lines < 1 + 2 * count and len(blocks) < MAX_MAP_BLOCKS:
@@ -76,13 +76,13 @@ def _split(text: bytes) -> list[bytes]:
 
 def _pairs(numbers: list[int]) -> Pieces:
     if len(numbers) % 2:
-        raise InvalidInputError("a sparse map with an offset that has no length")
+        raise InvalidInputError("a sparse map whose last offset has no length")
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def _require_fit(size: int, pieces: Pieces) -> None:
     if len(pieces) > MAX_PIECES:
-        raise InvalidInputError(f"a sparse file of {len(pieces)} pieces; at most {MAX_PIECES} are read")
+        raise InvalidInputError(f"a sparse file of {len(pieces)} pieces; limpet reads at most {MAX_PIECES}")
     marks = [0, *(mark for offset, length in pieces for mark in (offset, offset + length)), size]
     if any(earlier > later for earlier, later in pairwise(marks)):
-        raise InvalidInputError(f"a sparse file of {size} bytes whose pieces overlap or lie outside of it")
+        raise InvalidInputError(f"a sparse file of {size} bytes whose pieces overlap or lie outside the file")

@@ -1,4 +1,4 @@
-"""What limpet asks of an image store: seven calls that any other store can offer just as well."""
+"""The interface of an image store: seven calls, which other stores can implement."""
 
 from typing import Protocol
 
@@ -8,58 +8,58 @@ from limpet.schema.image import ImageManifest, ImageName, MountType
 
 
 class ImageSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a list of images."""
+    """An entry in the list of images."""
 
     name: ImageName
     digest: str = ""
-    """Of the OCI image manifest; empty for a built-in image."""
+    """The OCI image manifest's digest; empty for a built-in image."""
     size: int = 0
-    """Bytes that its layers, configuration and manifest take in the store, as compressed as they came."""
+    """Bytes that its layers, configuration and manifest use in the store, compressed as they were loaded."""
     created_at: int = 0
-    """When the image was built, in nanoseconds since the epoch; 0 where it does not say."""
+    """When the image was built, in nanoseconds since the epoch; 0 if not given."""
 
 
 class ImageStore(Protocol):
-    """Keeps images, and makes root file systems of them. Safe to call from several threads.
+    """Stores images, and unpacks them into root file systems. Safe to call from several threads.
 
-    A name with a digest means the image of that name only while it has that digest.
+    A name with a digest matches only while the image of that name has that digest.
     """
 
     def check(self, name: ImageName) -> bool:
-        """Tell whether the image is here and whole."""
+        """Return whether the image is stored and complete."""
         ...
 
     def manifest(self, name: ImageName) -> ImageManifest:
-        """Return what a container keeps of the image. Raises NotFoundError, StoreDamagedError."""
+        """Return what a container records of the image. Raises NotFoundError, StoreDamagedError."""
         ...
 
     def mount(self, name: ImageName, mount_type: MountType, target: str) -> None:
-        """Make the image's root file system in `target`, an existing and empty directory; durable on return.
+        """Unpack the image's root file system into `target`, an existing empty directory; durable on return.
 
-        A built-in image leaves it empty. After an error, `target` may hold a part of the tree, which the
-        caller removes. Raises NotFoundError; InvalidInputError for an image or a target that won't do;
-        StoreDamagedError where the image on disk is not what was loaded; DiskFullError.
+        A built-in image leaves it empty. After an error, `target` may contain part of the tree, which the caller
+        removes. Raises NotFoundError; InvalidInputError if the image or the target is unsuitable;
+        StoreDamagedError if the image on disk is not what was loaded; DiskFullError.
         """
         ...
 
     def unmount(self, target: str) -> None:
-        """Undo what mount did, as far as it must be undone before the directory is removed.
+        """Undo the parts of mount that must be undone before the directory is removed.
 
-        A target that is gone is fine. Raises InvalidStateError where something is still mounted there.
+        A missing target is not an error. Raises InvalidStateError if something is still mounted there.
         """
         ...
 
     def load(self, path: str) -> list[ImageName]:
-        """Take in all images of an OCI layout, a directory or a tar archive of one; durable on return.
+        """Load all images of an OCI layout, given as a directory or a tar archive; durable on return.
 
-        Raises InvalidInputError for what is no such thing, or damaged: no image of it is taken in then.
+        Raises InvalidInputError if it is not a layout or is damaged; then none of its images is loaded.
         """
         ...
 
     def remove(self, name: ImageName) -> None:
-        """Forget the image and free its space. Root file systems made of it stay. Raises NotFoundError."""
+        """Remove the image and free its space. Root file systems unpacked from it stay. Raises NotFoundError."""
         ...
 
     def list(self) -> list[ImageSummary]:
-        """Return all images, by name. Raises StoreDamagedError."""
+        """Return all images, sorted by name. Raises StoreDamagedError."""
         ...

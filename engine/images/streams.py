@@ -1,4 +1,4 @@
-"""Bytes on their way in: hashed as they pass, and decompressed piece by piece, never whole in memory."""
+"""Input streams: hashed while they are read, and decompressed piece by piece, never held in memory as a whole."""
 
 import gzip
 import zlib
@@ -13,57 +13,55 @@ from limpet.schema.errors import InvalidInputError
 CHUNK_BYTES = 1 << 20
 
 _MAX_ZSTD_WINDOW = 128 << 20
-"""What the zstd tool itself accepts without being asked for more memory."""
+"""The zstd tool's own default limit."""
 
 
 class ByteStream(Protocol):
-    """What can be read from, once."""
+    """A source that can be read once."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
+        """Return at most `size` bytes; b"" at the end."""
         ...
 
 
 class HashingReader:
-    """Passes a stream on, and keeps the count and the hash of what it passed."""
+    """Passes a stream through, counting and hashing what was read."""
 
     def __init__(self, stream: ByteStream, digest: str) -> None:
-        """Hash with the algorithm of `digest`, which is what is hoped for."""
+        """Hash with the algorithm of `digest`, the expected digest."""
         self._stream = stream
         self._hash = hasher(digest)
         self._algorithm = digest.partition(":")[0]
         self.size = 0
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
+        """Return at most `size` bytes; b"" at the end."""
         data = self._stream.read(size)
         self._hash.update(data)
         self.size += len(data)
         return data
 
     def drain(self) -> None:
-        """Read what is left, for the sake of the hash."""
+        """Read the rest, to complete the hash."""
         while self.read(CHUNK_BYTES):
             pass
 
     @property
     def digest(self) -> str:
-        """The digest of what was read so far."""
+        """The digest of the data read so far."""
         return f"{self._algorithm}:{self._hash.hexdigest()}"
 
 
 def require_match(blob: Descriptor, read: HashingReader) -> None:
-    """Raise InvalidInputError unless what was read, to its end, is the blob."""
+    """Check a stream that was read to its end. Raises InvalidInputError unless its size and digest are the blob's."""
     if read.size != blob.size:
-        raise InvalidInputError(
-            f"blob {blob.digest} has {read.size} bytes where it was read, but its image says {blob.size}"
-        )
+        raise InvalidInputError(f"blob {blob.digest} has {read.size} bytes, but its image says {blob.size}")
     if read.digest != blob.digest:
         raise InvalidInputError(f"blob {blob.digest} is damaged: its content has the digest {read.digest}")
 
 
 class Decompressor:
-    """A stream decompressed. InvalidInputError where it is damaged or cut off, or exceeds the budget."""
+    """A decompressed stream. Raises InvalidInputError if it is damaged or truncated, or exceeds the budget."""
 
     def __init__(self, stream: ByteStream, compression: Compression, budget: Budget) -> None:
         self._budget = budget
@@ -71,18 +69,18 @@ class Decompressor:
         self._stream = _open(stream, compression)
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
+        """Return at most `size` bytes; b"" at the end."""
         try:
             data = self._stream.read(size)
         except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
-            raise InvalidInputError(f"is no whole {self._compression.value} stream: {error}") from error
+            raise InvalidInputError(f"is damaged or truncated ({self._compression.value}): {error}") from error
         self._budget.take_bytes(len(data))
         return data
 
 
 def _open(stream: ByteStream, compression: Compression) -> ByteStream:
     if compression is Compression.GZIP:
-        # Read from front to back, GzipFile asks for nothing but read().
+        # When read sequentially, GzipFile calls only read().
         return gzip.GzipFile(fileobj=cast(IO[bytes], stream), mode="rb")
     if compression is Compression.ZSTD:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
@@ -94,5 +92,5 @@ _MAGIC = {b"\x1f\x8b": Compression.GZIP, b"\x28\xb5\x2f\xfd": Compression.ZSTD}
 
 
 def sniff(beginning: bytes) -> Compression:
-    """Tell by its first bytes how a file is compressed."""
+    """Return how a file is compressed, judging by its first bytes."""
     return next((how for magic, how in _MAGIC.items() if beginning.startswith(magic)), Compression.NONE)

@@ -1,7 +1,7 @@
-"""Reads a tar file as a stream: ustar, PAX and GNU headers, in bounded memory, trusting nothing in them.
+"""Reads a tar file as a stream: ustar, PAX and GNU headers, in bounded memory, without trusting its content.
 
-The standard library's reader takes a damaged header in the middle for the end of the archive, and reads an
-extended header of any size into memory; a layer from a stranger deserves neither. Sources: POSIX.1-2017
+The standard library's reader treats a damaged header in the middle as the end of the archive, and reads an
+extended header of any size into memory. Neither is acceptable for an untrusted layer. Sources: POSIX.1-2017
 (pax), and the GNU tar manual, "Basic Tar Format".
 """
 
@@ -26,16 +26,16 @@ from limpet.schema.errors import InvalidInputError
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
-"""Of one extended header (PAX records, a long name): what Go's archive/tar accepts."""
+"""The limit for one extended header (PAX records, a long name): what Go's archive/tar accepts."""
 
 _CHUNK = 1 << 20
 _XATTR = b"SCHILY.xattr."
 _MAX_OWNER = (1 << 32) - 2
-"""The kernel reads the next one as "leave it as it is"."""
+"""The kernel reads the next higher number as "leave it unchanged"."""
 
 
 class Kind(Enum):
-    """What a member is."""
+    """The type of a member."""
 
     FILE = "file"
     HARD_LINK = "hard link"
@@ -61,14 +61,14 @@ _KINDS = {
 
 
 class Attributes(NamedTuple):
-    """What a file has besides its name and content."""
+    """A file's attributes besides its name and content."""
 
     mode: int
     """The twelve permission bits."""
     uid: int
     gid: int
     mtime_ns: int | None
-    """Nanoseconds since the epoch; None for the moment it is made."""
+    """Nanoseconds since the epoch; None for the time of creation."""
     xattrs: dict[bytes, bytes]
 
 
@@ -79,24 +79,24 @@ class Member(NamedTuple):
     kind: Kind
     attributes: Attributes
     link: bytes
-    """Where a hard link or a symbolic link leads, as it is written."""
+    """The target of a hard link or symbolic link, as written."""
     size: int
-    """Of the file as it is read, holes included; 0 for what is no file."""
+    """The file's size as read, holes included; 0 if it is not a file."""
     pieces: Pieces
-    """(offset in the file, length) of what the archive holds of it, in this order."""
+    """(offset in the file, length) of each piece in the archive, in this order."""
     position: int
-    """Where in the archive that begins."""
+    """The position of the first piece in the archive."""
 
 
 Chunks = Iterator[tuple[int, bytes]]
-"""Offsets in a file, each with what is there; between them are holes."""
+"""Offsets in a file, each with the data there; between them are holes."""
 
 
 def read_tar(stream: ByteStream, budget: Budget) -> Iterator[tuple[Member, Chunks]]:
-    """Yield each member with its data, to be read before the next is asked for, or not at all.
+    """Yield each member with its data, which must be read before the next member is requested, or not at all.
 
-    Raises InvalidInputError where the stream is no well-formed tar file, or exceeds the budget. Ends at the
-    end marker, or where the stream ends after a whole member; what follows is left unread.
+    Raises InvalidInputError if the stream is not a well-formed tar file, or exceeds the budget. Ends at the end
+    marker, or if the stream ends after a complete member; the rest is not read.
     """
     source = _Source(stream)
     while (header := _read_headers(source, budget)) is not None:
@@ -107,7 +107,7 @@ def read_tar(stream: ByteStream, budget: Budget) -> Iterator[tuple[Member, Chunk
 
 
 class _Source:
-    """The stream with its position, and reads that are whole or fail."""
+    """The stream with its position; a read is complete or fails."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -133,7 +133,7 @@ class _Source:
 
 
 def _read_headers(source: _Source, budget: Budget) -> tuple[bytes, dict[bytes, bytes]] | None:
-    """Read up to the next member's own header; return it with the extensions before it. None at the end."""
+    """Read up to the next member's own header; return it with the extensions before it, None at the end."""
     extensions: dict[bytes, bytes] = {}
     while (block := source.read(BLOCK)).strip(b"\0"):
         if len(block) < BLOCK:
@@ -145,12 +145,12 @@ def _read_headers(source: _Source, budget: Budget) -> tuple[bytes, dict[bytes, b
             return block, extensions
         size = number(block[124:136], "size")
         if not 0 <= size <= MAX_EXTENSION_BYTES:
-            raise InvalidInputError(f"an extended header of {size} bytes; at most {MAX_EXTENSION_BYTES} are read")
+            raise InvalidInputError(f"an extended header of {size} bytes; limpet reads at most {MAX_EXTENSION_BYTES}")
         if flag in extensions:
             raise InvalidInputError(f"two extended headers of type {flag.decode()} for one member")
         data = source.read_whole(size)
         source.skip(-size % BLOCK)
-        if flag != b"g":  # global records say nothing of one file; the container tools skip them as well
+        if flag != b"g":  # global records describe no file; container tools skip them too
             extensions[flag] = data
     if extensions:
         raise InvalidInputError("an extended header without a member")
@@ -158,26 +158,26 @@ def _read_headers(source: _Source, budget: Budget) -> tuple[bytes, dict[bytes, b
 
 
 def _make_member(source: _Source, block: bytes, extensions: dict[bytes, bytes]) -> tuple[Member, int]:
-    """Put a member together; return it with the position of the next header."""
+    """Build a member; return it with the position of the next header."""
     pax = pax_records(extensions.get(b"x", b""))
     name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or until_nul(extensions.get(b"L", b"")) or _name(block)
     link = pax.get(b"linkpath") or until_nul(extensions.get(b"K", b"")) or until_nul(block[157:257])
     flag = block[156:157]
     kind = _KINDS.get(flag)
     if kind is None:
-        raise InvalidInputError(f"member {show(name)}: {flag!r} is no type of member that limpet knows")
+        raise InvalidInputError(f"member {show(name)}: unknown member type {flag!r}")
     if kind is Kind.FILE and name.endswith(b"/"):
-        kind = Kind.DIRECTORY  # how tar wrote one before ustar
+        kind = Kind.DIRECTORY  # tar's form of a directory before ustar
     attributes = _attributes(block, pax)
     if kind is not Kind.FILE:
         return Member(name, kind, attributes, link, 0, [], source.position), source.position
     stored = decimal(pax[b"size"], "size") if b"size" in pax else number(block[124:136], "size")
     if stored < 0:
-        raise InvalidInputError(f"member {show(name)}: a size of {stored} bytes")
+        raise InvalidInputError(f"member {show(name)}: invalid size {stored}")
     size, pieces, start = stored, [(0, stored)], source.position
     if is_sparse(flag, pax):
         size, pieces = sparse_map(block, pax, lambda: source.read_whole(BLOCK))
-        if flag == b"S":  # its map stands before the data; that of a PAX header is a part of it
+        if flag == b"S":  # its map precedes the data; with a PAX header it is part of the data
             start = source.position
         if sum(length for _, length in pieces) != start + stored - source.position:
             raise InvalidInputError(f"member {show(name)}: a sparse map that does not match its {stored} bytes")
@@ -187,7 +187,7 @@ def _make_member(source: _Source, block: bytes, extensions: dict[bytes, bytes]) 
 
 def _name(block: bytes) -> bytes:
     name, prefix = until_nul(block[:100]), until_nul(block[345:500])
-    # Only POSIX has a prefix there: GNU ("ustar" and two spaces) keeps other things in that place.
+    # Only POSIX has a prefix here: GNU ("ustar" and two spaces) stores other fields.
     return prefix + b"/" + name if prefix and block[257:263] == b"ustar\0" else name
 
 
@@ -198,7 +198,7 @@ def _attributes(block: bytes, pax: dict[bytes, bytes]) -> Attributes:
         decimal(pax[b"gid"], "gid") if b"gid" in pax else number(block[116:124], "gid"),
     ]
     if not all(0 <= each <= _MAX_OWNER for each in owner):
-        raise InvalidInputError(f"a tar header with owner {owner}; uid and gid go from 0 to {_MAX_OWNER}")
+        raise InvalidInputError(f"a tar header with owner {owner}; uid and gid must be from 0 to {_MAX_OWNER}")
     return Attributes(
         mode=number(block[100:108], "mode") & 0o7777,
         uid=owner[0],

@@ -1,4 +1,4 @@
-"""The directory that a root file system is unpacked into, and everything that may be done in it.
+"""The directory that a root file system is unpacked into, and all operations on it.
 
 Every path is walked from the directory's own descriptor, one name at a time, without following a symbolic
 link (openat(2), O_NOFOLLOW): whatever names and links a stranger's archive contains, nothing outside is
@@ -21,18 +21,18 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _IMPLIED = Attributes(mode=0o755, uid=0, gid=0, mtime_ns=None, xattrs={})
-"""For the root, and for directories that no member describes."""
+"""For the root, and for directories without a member of their own."""
 
 KEPT_XATTRS = (b"user.", b"security.capability")
-"""What is kept where the file system and our rights allow it. The others belong to the host: ACLs, labels of
+"""Kept if the file system and our rights allow it. All others belong to the host: ACLs, labels of
 its security modules, and trusted.overlay.*, by which a layer could redirect a later overlay mount."""
 
 
 class Tree:
     """A tree under construction. Paths are bytes, relative, without "." and ".."; b"" is the root.
 
-    Directories are private while files are put into them, since an ordinary user could not fill one of mode
-    0555; `finish` gives them their attributes. Owners are set for root only. OSError passes through.
+    Directories are private while files are put into them, because an ordinary user cannot fill one of mode
+    0555; `finish` gives them their attributes. Owners are set only as root. OSError passes through.
     """
 
     def __init__(self, target: str) -> None:
@@ -40,7 +40,7 @@ class Tree:
         self._is_root_user = os.geteuid() == 0
         self._directories = {b"": _IMPLIED}
         self._near: tuple[bytes, int] = b"", os.dup(self._root)
-        """The directory that was opened last, since members come in the order of a walk."""
+        """The last opened directory, because members come in the order of a walk."""
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +50,7 @@ class Tree:
         os.close(self._root)
 
     def put_directory(self, path: bytes, attributes: Attributes) -> None:
-        """Make a directory; one that is there keeps its content and gets these attributes."""
+        """Create a directory; an existing one keeps its content and gets these attributes."""
         if path and not self._is_directory(path):
             self.remove(path)
             with self._parent(path) as (parent, name):
@@ -58,7 +58,7 @@ class Tree:
         self._directories[path] = attributes
 
     def put_file(self, path: bytes, attributes: Attributes, size: int, chunks: Chunks) -> None:
-        """Make a file in place of what is there; a new inode, so that other links keep the old content."""
+        """Create a file, replacing what exists, as a new inode: other links keep the old content."""
         self.remove(path)
         with self._parent(path) as (parent, name):
             descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
@@ -71,14 +71,14 @@ class Tree:
             os.close(descriptor)
 
     def put_symlink(self, path: bytes, attributes: Attributes, link: bytes) -> None:
-        """Make a symbolic link in place of what is there. It may lead anywhere: nobody here follows it."""
+        """Create a symbolic link, replacing what exists. It may point anywhere: nothing here follows it."""
         self.remove(path)
         with self._parent(path) as (parent, name):
             os.symlink(link, name, dir_fd=parent)
             self._apply_by_name(parent, name, attributes)
 
     def put_fifo(self, path: bytes, attributes: Attributes) -> None:
-        """Make a named pipe in place of what is there."""
+        """Create a named pipe, replacing what exists."""
         self.remove(path)
         with self._parent(path) as (parent, name):
             os.mkfifo(name, 0o600, dir_fd=parent)
@@ -86,7 +86,7 @@ class Tree:
             os.chmod(name, attributes.mode, dir_fd=parent)
 
     def put_hard_link(self, path: bytes, existing: bytes) -> None:
-        """Make `path` another name of what `existing` names in the tree, be it a symbolic link itself."""
+        """Make `path` another name of `existing`, which may itself be a symbolic link."""
         if (existing + b"/").startswith(path + b"/"):
             raise InvalidInputError(f"it is a hard link to {show(existing)}, which it would replace")
         self.remove(path)
@@ -94,9 +94,9 @@ class Tree:
             os.link(source_name, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
 
     def remove(self, path: bytes) -> None:
-        """Remove whatever is at `path`, a directory with all that is in it. Nothing there is fine."""
+        """Remove whatever is at `path`, directories with their content. A missing path is not an error."""
         if not path:
-            raise InvalidInputError("it would replace the root directory itself")
+            raise InvalidInputError("it would replace the root directory")
         with contextlib.suppress(FileNotFoundError), self._parent(path, make=False) as (parent, name):
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=parent)
@@ -106,10 +106,10 @@ class Tree:
                 empty_directory(descriptor)
             finally:
                 os.close(descriptor)
-            os.rmdir(name, dir_fd=parent)  # the one remembered is `parent`, so it stays a good place to start
+            os.rmdir(name, dir_fd=parent)  # the remembered directory is `parent`, so it stays valid
 
     def children(self, path: bytes) -> list[bytes]:
-        """Return the paths of what is in the directory; none if it is missing. Raises NotADirectoryError."""
+        """Return the paths of the directory's entries; none if it is missing. Raises NotADirectoryError."""
         try:
             with self._directory(path) as descriptor:
                 names = os.listdir(descriptor)
@@ -118,9 +118,9 @@ class Tree:
         return [os.path.join(path, os.fsencode(name)) for name in names]
 
     def finish(self) -> None:
-        """Give the directories their attributes, the deepest first, so that none is locked up too early."""
+        """Set the directories' attributes, deepest first, so that no directory becomes inaccessible too early."""
         for path in sorted(self._directories, key=lambda path: path.count(b"/") + bool(path), reverse=True):
-            # Some of these were removed or replaced since; one that was made again was noted again.
+            # Some were removed or replaced since; a directory that was created again is listed again.
             with (
                 contextlib.suppress(FileNotFoundError, NotADirectoryError),
                 self._directory(path) as descriptor,
@@ -136,14 +136,14 @@ class Tree:
 
     @contextlib.contextmanager
     def _parent(self, path: bytes, *, make: bool = True) -> Iterator[tuple[int, bytes]]:
-        """Open the directory above `path`; give it with the last name."""
+        """Open the parent directory of `path`; yield it with the last name."""
         above, _, name = path.rpartition(b"/")
         with self._directory(above, make=make) as descriptor:
             yield descriptor, name
 
     @contextlib.contextmanager
     def _directory(self, path: bytes, *, make: bool = False) -> Iterator[int]:
-        """Open the directory `path`, after making it and what is missing above it if so asked."""
+        """Open the directory `path`; if `make` is set, create it and its missing parents first."""
         walked, start = self._near
         if walked != path and walked and not path.startswith(walked + b"/"):
             walked, start = b"", self._root
@@ -180,19 +180,19 @@ class Tree:
         self._near = path, descriptor
 
     def _apply(self, descriptor: int, attributes: Attributes) -> None:
-        """Owner before mode and capabilities, which a change of owner takes away; times last."""
+        """Set the owner before mode and capabilities, which a change of owner resets; set times last."""
         if self._is_root_user:
             os.fchown(descriptor, attributes.uid, attributes.gid)
         os.fchmod(descriptor, attributes.mode)
         for name, value in attributes.xattrs.items():
             if name.startswith(KEPT_XATTRS) and b"\0" not in name:
-                with contextlib.suppress(OSError):  # not every file system and user may; see KEPT_XATTRS
+                with contextlib.suppress(OSError):  # not every file system and user can; see KEPT_XATTRS
                     os.setxattr(descriptor, name, value)
         if attributes.mtime_ns is not None:
             os.utime(descriptor, ns=(attributes.mtime_ns, attributes.mtime_ns))
 
     def _apply_by_name(self, parent: int, name: bytes, attributes: Attributes) -> None:
-        """Set owner and times of what cannot be opened, or should not be: a link, a pipe."""
+        """Set owner and times of a file that cannot or should not be opened: a link, a pipe."""
         if self._is_root_user:
             os.chown(name, attributes.uid, attributes.gid, dir_fd=parent, follow_symlinks=False)
         if attributes.mtime_ns is not None:

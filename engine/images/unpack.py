@@ -1,4 +1,4 @@
-"""Unpacks an image's layers, one over the other, into one directory: MountType.PLAIN."""
+"""Unpacks an image's layers, one on top of the other, into one directory: MountType.PLAIN."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from limpet.schema.errors import InvalidInputError, StoreDamagedError
 
 
 class LayerFile(NamedTuple):
-    """A layer as it lies on disk, and what it must turn out to be."""
+    """A layer on disk, and the digests it must have."""
 
     path: str
     digest: str
@@ -25,8 +25,8 @@ class LayerFile(NamedTuple):
 def unpack(image: str, layers: Sequence[LayerFile], target: str) -> None:
     """Unpack the layers, lowest first, into the empty directory `target`.
 
-    Raises InvalidInputError, which names image, layer and member, for a layer that won't do;
-    StoreDamagedError for one that is not what was loaded; OSError. The tree is half there then.
+    Raises InvalidInputError, naming image, layer and member, for an invalid layer; StoreDamagedError if a layer
+    is not what was loaded; OSError. After an error the tree is incomplete.
     """
     budget = Budget()
     with Tree(target) as tree:
@@ -35,7 +35,7 @@ def unpack(image: str, layers: Sequence[LayerFile], target: str) -> None:
                 _unpack_layer(layer, tree, budget)
             except InvalidInputError as error:
                 raise InvalidInputError(
-                    f"image {image}, layer {layer.digest}: {error}; load an image that is built without this"
+                    f"image {image}, layer {layer.digest}: {error}; load an image built without this"
                 ) from error
             except StoreDamagedError as error:
                 raise StoreDamagedError(f"image {image}: {error}; load it again from a good copy") from error
@@ -44,7 +44,7 @@ def unpack(image: str, layers: Sequence[LayerFile], target: str) -> None:
 
 def _unpack_layer(layer: LayerFile, tree: Tree, budget: Budget) -> None:
     try:
-        file = open(layer.path, "rb")  # noqa: SIM115 - closed below; what is read in it raises the same error
+        file = open(layer.path, "rb")  # noqa: SIM115 - closed below; reading raises the same error
     except FileNotFoundError as error:
         raise StoreDamagedError(f"the blob {layer.path} is missing") from error
     with file:
@@ -54,7 +54,7 @@ def _unpack_layer(layer: LayerFile, tree: Tree, budget: Budget) -> None:
             apply_layer(tree, read_tar(content, budget), budget)
             content.drain()
         except InvalidInputError:
-            _require_undamaged(blob, layer)  # the image's fault only if the disk kept it as it was
+            _require_undamaged(blob, layer)  # the image is at fault only if the disk kept it intact
             raise
         _require_undamaged(blob, layer)
     if content.digest != layer.diff_id:

@@ -1,4 +1,4 @@
-"""A look beside a live engine, or at a dead one's state: nothing is written."""
+"""Reads the state of a running or a dead engine, without writing anything."""
 
 from limpet.engine.inspection.snapshot import Snapshot
 

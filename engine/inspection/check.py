@@ -1,7 +1,7 @@
-"""A check of a state directory for damage, without its lock: beside a live engine, or while none runs.
+"""Checks a state directory for damage, without its lock: while an engine is running, or while none is.
 
-Each aspect is looked at by itself, so that one that is broken does not hide the others. Beside a live engine things
-change while they are looked at: what seems wrong is looked at again, and reported if it seems so still.
+Each aspect is checked separately, so that a broken one does not hide the others. State changes while an engine is
+running: a problem is checked a second time, and reported only if it is still there.
 """
 
 import os
@@ -36,26 +36,26 @@ _LOOK_AGAIN_SECONDS = 0.25
 
 
 class Aspect(StrEnum):
-    """What is looked at."""
+    """What is checked."""
 
     DIRECTORY = "directory"
-    """Whose the state directory and its files are, and who else may read them."""
+    """Owner and permissions of the state directory and its files."""
     WAL = "wal"
-    """The write-ahead log: no acknowledged commit is lost in it, or with it."""
+    """The write-ahead log: no acknowledged commit in it is lost."""
     DATABASE = "database"
-    """Structure and references, as SQLite checks them."""
+    """Structure and references, checked by SQLite."""
     RECORDS = "records"
-    """That each record has its checksum and can be read; and none is missing."""
+    """Each record matches its checksum and can be read; none is missing."""
     BUNDLES = "bundles"
     """Bundles without rows, and rows without bundles."""
 
 
 STORE = frozenset({Aspect.WAL, Aspect.DATABASE, Aspect.RECORDS})
-"""What is wrong here is damage to the store."""
+"""Problems in these are damage to the store."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is wrong."""
+    """A problem that was found."""
 
     aspect: Aspect
     message: str
@@ -63,7 +63,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a check found."""
+    """The result of a check."""
 
     state_dir: str
     node: str
@@ -71,12 +71,12 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     """Nanoseconds since the epoch."""
     took_ns: int
     holder: int | None
-    """The pid of the process that has the state directory open; None if none is seen."""
+    """The pid of the process that has the state directory open; None if none is visible."""
     checked: Mapping[Aspect, str]
-    """What was looked at, in words; an aspect that could not be is not in it."""
+    """A summary of each checked aspect; aspects that could not be checked are missing."""
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-    """What is no problem, and worth knowing."""
+    """Facts worth knowing that are not problems."""
 
     @property
     def is_damaged(self) -> bool:
@@ -85,13 +85,13 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_state(state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> CheckReport:
-    """Look at all aspects of a state directory. Writes nothing.
+    """Check all aspects of a state directory. Writes nothing.
 
-    Raises NotFoundError if there is no state here, StateDirectoryError if it is not one that this user may use.
+    Raises NotFoundError if there is no state here, StateDirectoryError if this user cannot use the directory.
     """
     begun, now = time.monotonic_ns(), time.time_ns()
     path = resolve_directory(state_dir)
-    with suppress(StoreDamagedError):  # which is for the aspects to say
+    with suppress(StoreDamagedError):  # the aspects report it
         require_state(path)
     checked: dict[Aspect, str] = {}
     problems: dict[str, Problem] = {}
@@ -114,7 +114,7 @@ def check_state(state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) 
 
 
 def find_store_damage(state_dir: str, *, node: str = DEFAULT_NODE) -> list[str]:
-    """Return what is wrong with WAL, database and records, at one look; nobody must have them open. Writes nothing."""
+    """Return the problems of WAL, database and records, checked once; nobody may have them open. Writes nothing."""
     return [message for aspect in sorted(STORE) for message in _look_once(_LOOKS[aspect], state_dir, node)[1]]
 
 
@@ -122,7 +122,7 @@ _Look = Callable[[str, str], tuple[str, list[str]]]
 
 
 def _look_twice(look: _Look, path: str, node: str) -> tuple[str, list[str]]:
-    """Return the summary, "" if nothing could be seen, and what is wrong in both of two looks."""
+    """Return the summary ("" if the aspect could not be checked), and the problems found in both of two checks."""
     summary, messages = _look_once(look, path, node)
     if not messages:
         return summary, messages
@@ -137,7 +137,7 @@ def _look_once(look: _Look, path: str, node: str) -> tuple[str, list[str]]:
     except LimpetError as error:
         return "", [str(error)]
     except OSError as error:
-        return "", [f"{error.filename or path}: {error.strerror}; look at who may read it"]
+        return "", [f"{error.filename or path}: {error.strerror}; check its permissions"]
 
 
 def _look_at_directory(path: str, _: str) -> tuple[str, list[str]]:
@@ -148,11 +148,11 @@ def _look_at_directory(path: str, _: str) -> tuple[str, list[str]]:
         problems += _find_exposure(os.path.join(path, name))
     if os.statvfs(path).f_flag & os.ST_RDONLY:
         problems.append(f"{path}: its file system is mounted read-only; no engine can be opened on it")
-    return f"private, and all {len(names)} entries in it", problems
+    return f"private, with all its {len(names)} entries", problems
 
 
 def _find_exposure(path: str) -> Iterator[str]:
-    """Yield what is wrong with whose a file or directory is, and who may use it."""
+    """Yield what is wrong with the owner or permissions of a file or directory."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:  # a live engine has removed it
@@ -160,7 +160,7 @@ def _find_exposure(path: str) -> Iterator[str]:
     mode = stat.S_IMODE(found.st_mode)
     wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
     if stat.S_ISLNK(found.st_mode):
-        yield f"{path} is a symbolic link; put what it points to in its place"
+        yield f"{path} is a symbolic link; replace it with its target"
     elif found.st_uid != os.geteuid():
         yield f"{path} belongs to user {found.st_uid}: chown {os.geteuid()} {path}"
     elif mode & 0o077:
@@ -175,7 +175,7 @@ def _look_at_wal(path: str, _: str) -> tuple[str, list[str]]:
     try:
         size = os.stat(os.path.join(path, f"{DATABASE}-wal")).st_size
     except FileNotFoundError:
-        return "none: all is in the database", []
+        return "none: everything is in the database", []
     return f"{size:,} bytes, no commit lost", []
 
 
@@ -184,7 +184,7 @@ def _look_at_database(path: str, node: str) -> tuple[str, list[str]]:
     with Snapshot.open(path, node=node) as snapshot:
         require_same_age(path, owner, snapshot.source.ask(lambda reader: reader.epochs()))
         damage = snapshot.source.ask(lambda reader: reader.find_damage() + reader.find_format_damage())
-    cure = "copy the state directory away, then restore a backup"
+    cure = "copy the state directory elsewhere, then restore a backup"
     return f"schema {SCHEMA_REVISION}, structure and references", [f"{DATABASE}: {each}; {cure}" for each in damage]
 
 
@@ -194,7 +194,7 @@ def _look_at_records(path: str, node: str) -> tuple[str, list[str]]:
         return f"checksums and history, containers: {len(snapshot)}", damage
 
 
-# What stands in the place of a bundle, as it should be for each checkpoint.
+# What a bundle must be, for each checkpoint.
 _SOUND = {
     Checkpoint.NEW: Bundle.ABSENT,
     Checkpoint.CREATED: Bundle.WHOLE,
@@ -203,13 +203,13 @@ _SOUND = {
     Checkpoint.RELEASED: Bundle.ABSENT,
 }
 _CHANGING = {Checkpoint.NEW, Checkpoint.RELEASED}
-"""A live engine is making or removing these bundles, which may take long."""
+"""A live engine is creating or removing these bundles, which can take long."""
 
 
 def _look_at_bundles(path: str, node: str) -> tuple[str, list[str]]:
     bundles = os.path.join(path, CONTAINERS)
     if not os.path.isdir(bundles):
-        return "none are kept here", []
+        return "no bundles are kept here", []
     problems = []
     with Snapshot.open(path, node=node) as snapshot:
         for record, damage in snapshot.checkpoints():
@@ -220,14 +220,14 @@ def _look_at_bundles(path: str, node: str) -> tuple[str, list[str]]:
             if found is not _SOUND[checkpoint]:
                 problems.append(_describe_bundle(record.id, checkpoint, found, detail))
         orphans = find_orphans(snapshot)
-    problems += [f"{orphan.path} belongs to nothing in the store: {_FATES[orphan.disposal]}" for orphan in orphans]
+    problems += [f"{orphan.path} has no row in the store: {_FATES[orphan.disposal]}" for orphan in orphans]
     return f"rows: {len(snapshot)}, bundles: {len(os.listdir(bundles))}", problems
 
 
 _FATES = {
     Disposal.REMOVE: "limpet recover removes it",
     Disposal.QUARANTINE: "limpet recover moves it to quarantine",
-    Disposal.LEAVE: "it is in use, and left where it is",
+    Disposal.LEAVE: "it is in use, so it stays",
 }
 
 
@@ -254,24 +254,24 @@ def _find_notes(path: str) -> Iterator[str]:
     name = ".".join(map(str, version))
     if has_wal_reset_bug(version):
         yield (
-            f"SQLite {name} has the WAL-reset bug (fixed in 3.51.3): limpet keeps clear of it, with"
-            f" one process that writes; let no other program write to {DATABASE}"
+            f"SQLite {name} has the WAL-reset bug (fixed in 3.51.3): limpet avoids it by"
+            f" having one writer; let no other program write to {DATABASE}"
         )
     else:
         yield f"SQLite {name}"
     holder = find_holder(path)
-    yield "no engine has it open" if holder is None else f"engine {holder} has it open"
+    yield "no engine is using it" if holder is None else f"engine {holder} is using it"
     foreign = find_foreign_entries(path)
     if foreign:
-        yield f"not limpet's, and left alone: {', '.join(foreign)}"
+        yield f"not limpet's, left alone: {', '.join(foreign)}"
     quarantine = os.path.join(path, QUARANTINE)
     kept = os.listdir(quarantine) if os.path.isdir(quarantine) else []
     if kept:
-        yield f"{len(kept)} in {quarantine}: nobody owned them; remove what you do not miss"
+        yield f"{len(kept)} quarantined in {quarantine}: no container owned them. Delete what you do not need."
 
 
 def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
-    """Say whether that version of SQLite can destroy a database that two connections write to at once.
+    """Return whether this version of SQLite can destroy a database that two connections write to at once.
 
     From 3.7.0 on; fixed in 3.51.3, 3.50.7 and 3.44.6 (https://sqlite.org/wal.html, "the WAL-reset bug").
     """

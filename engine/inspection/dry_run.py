@@ -1,4 +1,4 @@
-"""What a recovery pass would say now: the same look, the same rules, and nothing is written or done."""
+"""What a recovery pass would decide now: same observations, same rules; nothing is written or done."""
 
 import os
 import time
@@ -13,9 +13,9 @@ from limpet.recovery.report import Report
 
 
 def find_orphans(snapshot: Snapshot) -> tuple[Orphan, ...]:
-    """Return what lies in the state directory and belongs to no container or sandbox, with what is to become of it."""
+    """Return the entries of the state directory that no container or sandbox owns, each with its disposal."""
     bundles, sandboxes = (os.path.join(snapshot.path, name) for name in (CONTAINERS, SANDBOXES))
-    # Read anew: a live engine may have made some since the snapshot was opened.
+    # Read again: a live engine may have created some since the snapshot was opened.
     owned = {
         bundles: lambda: {row.id for row in snapshot.source.ask(lambda reader: reader.load_names())},
         sandboxes: lambda: {row.id for row in snapshot.source.ask(lambda reader: reader.load_sandboxes())},
@@ -24,10 +24,9 @@ def find_orphans(snapshot: Snapshot) -> tuple[Orphan, ...]:
 
 
 def plan_recovery(snapshot: Snapshot) -> Report:
-    """Return the report of a pass that begins now. Raises StoreDamagedError where no pass could begin.
+    """Return the report of a pass that begins now. Raises StoreDamagedError if no pass could begin.
 
-    Its verdicts are those on a dead engine's containers: beside a live engine they are only what would be said if
-    it were killed this instant.
+    It treats the engine as dead: while an engine is running, it shows the recovery if that engine were killed now.
     """
     begun, now = time.monotonic_ns(), time.time_ns()
     bundles = os.path.join(snapshot.path, CONTAINERS)

@@ -1,9 +1,8 @@
-"""A look at a state directory without its lock: beside a live engine, or while none runs. Nothing is written.
+"""Reads a state directory without its lock: while an engine is running, or while none is. Writes nothing.
 
-The database says what was checkpointed, which is not always what is true: a checkpoint that says RUNNING outlives
-its process, and the engine that would write the end down may be dead. So each container that has not ended is
-looked at, and RUNNING is said only of the very process, seen alive now. What a look cannot settle is Unknown: how a
-container ended is for an engine to find out and write down.
+The database holds checkpoints, which may no longer be true: a RUNNING checkpoint outlives its process, and the engine
+that would record the exit may be dead. So each container that has not exited is observed, and is RUNNING only if
+the same process is alive now. Otherwise it is Unknown: only an engine can find out how it ended, and record that.
 """
 
 import os
@@ -41,30 +40,30 @@ from limpet.schema.status import ContainerState, Reason, Status
 
 _READ_AGAIN_SECONDS = 0.05
 _READ = {name: what for name, what in ENTRIES.items() if name.startswith((DATABASE, CONTAINERS, SANDBOXES))}
-"""What a look reads: the rest may be anything."""
+"""The entries that a snapshot reads; others may be anything."""
 
 
 class View(NamedTuple):
-    """One container: what its record says, and what may be said of it now."""
+    """One container: its record, and its actual status."""
 
     id: str
     name: str
     sandbox_id: str
     labels: Mapping[str, str]
     checkpoint: Status
-    """As it is on disk."""
+    """The status on disk."""
     status: Status
-    """The same where that is true still; else flagged Unknown, with a reason and a message."""
+    """The same if it is still true; otherwise Unknown, with a reason and a message."""
     observation: Observation | None = None
-    """What was seen; None for a container that has ended, which needs no look."""
+    """What was seen; None for an exited container, which is not observed."""
     verdict: Verdict | None = None
-    """What a recovery pass would say, if it began now; None where there was no look."""
+    """What a recovery pass would decide now; None if the container was not observed."""
     damage: str = ""
-    """Why the record cannot be believed, "" if it can."""
+    """Why the record cannot be trusted, "" if it can."""
 
 
 class Snapshot:
-    """The records as they were when it was opened, and a look at the machine for each that is asked for."""
+    """The records at the time of opening; each container is observed when it is requested."""
 
     def __init__(self, path: str, node: str, source: Source) -> None:
         self.path = path
@@ -72,7 +71,7 @@ class Snapshot:
         self.source = source
         """The database, for what is not kept in memory."""
         self.holder = find_holder(path)
-        """The pid of the process that has the state directory open; None if none is seen."""
+        """The pid of the process that has the state directory open; None if none is visible."""
         self._probe = make_host_probe(os.path.join(path, CONTAINERS))
         sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
         self._sandboxes = {row.id: row for row in sandboxes}
@@ -84,8 +83,8 @@ class Snapshot:
     def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> Self:
         """Read the records of `node`.
 
-        Raises NotFoundError if there is no state here, or none of this node; StateDirectoryError if the directory
-        is not one that this user may use; StoreDamagedError, StoreTooNewError or another StoreError.
+        Raises NotFoundError if there is no state here, or none of this node; StateDirectoryError if this user cannot
+        use the directory; StoreDamagedError, StoreTooNewError or another StoreError.
         """
         path = require_state(state_dir)
         require_entries(path, _READ)
@@ -133,7 +132,7 @@ class Snapshot:
         labels: Mapping[str, str] | None = None,
         ended: bool = True,
     ) -> "Sequence[View]":
-        """Return the containers that match all that is given, oldest first; without `ended`, only those that live.
+        """Return the containers that match all arguments, oldest first; without `ended`, only those not exited.
 
         `id` is an id or the beginning of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all
         be there with these values.
@@ -148,7 +147,7 @@ class Snapshot:
         return sorted(views, key=lambda view: (view.checkpoint.created_at, view.id))
 
     def get(self, container_id: str) -> View:
-        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        """Return the container with this id or unique prefix of an id. Raises NotFoundError."""
         (view,) = self._views([resolve_prefix(container_id, self._ids, "container")])
         return view
 
@@ -163,18 +162,18 @@ class Snapshot:
         return self.source.ask(lambda reader: reader.metadata(container_id))
 
     def history(self, container_id: str) -> "Sequence[Transition]":
-        """Return the state changes that are kept of the container with exactly this id, oldest first."""
+        """Return the recorded state changes of the container with exactly this id, oldest first."""
         return self.source.ask(lambda reader: reader.history(container_id))
 
     def checkpoints(self) -> "Sequence[Unsettled]":
-        """Return every record as it is on disk, and why it cannot be believed, if so."""
+        """Return every record on disk, and why it cannot be trusted, if it cannot."""
         return [self._checkpoint(key, self._rows.get(key)) for key in self._ids]
 
     def _views(self, keys: "Sequence[str]") -> "Sequence[View]":
-        """Look at those of the containers that have not ended, and say what is true of each."""
+        """Observe those of the containers that have not exited, and return what is true of each."""
         views = {view.id: view for view in self._look({key: self._rows.get(key) for key in keys})}
         if self.holder is not None:
-            # They may have ended since the rows were read, and been written down by now.
+            # They may have exited since the rows were read, and their exits may be recorded by now.
             doubtful = [key for key in keys if views[key].status.unknown]
             newer = {key: self.source.ask(partial(Reader.load_status, container_id=key)) for key in doubtful}
             changed = {key: row for key, row in newer.items() if row is not None and row != self._rows.get(key)}
@@ -217,9 +216,9 @@ class Snapshot:
 
 
 def say(checkpoint: Status, observation: Observation, verdict: Verdict, holder: int | None) -> Status:
-    """Return what may be said of a container that has not ended, according to its record, after a look at it.
+    """Return the actual status of an observed container that has not exited according to its record.
 
-    `holder` is the pid of a live engine that watches it, if there is one.
+    `holder` is the pid of a live engine that watches it, None if there is no such engine.
     """
     if verdict.ruling is Ruling.KEEP:
         return checkpoint
@@ -229,19 +228,19 @@ def say(checkpoint: Status, observation: Observation, verdict: Verdict, holder: 
     if holder is None:
         message = f"not verified; run limpet recover ({what})"
     else:
-        message = f"not verified; {what}, and engine {holder} has not written that down yet"
+        message = f"not verified; {what}, and engine {holder} has not recorded that yet"
     return replace(checkpoint, unknown=True, reason=Reason.UNVERIFIED, message=message)
 
 
 def require_state(state_dir: str | os.PathLike[str]) -> str:
-    """Return the path of a state directory that has state in it.
+    """Return the path of a state directory that contains state.
 
-    Raises NotFoundError if there is none yet, StateDirectoryError if it is not one that this user may use,
+    Raises NotFoundError if there is none yet, StateDirectoryError if this user cannot use the directory,
     StoreDamagedError if something is missing from it.
     """
     path = resolve_directory(state_dir)
     if not os.path.lexists(path):
-        raise NotFoundError(f"state directory {quote_path(path)} does not exist; name another with --state-dir")
+        raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
     check_directory(path)
     try:
         _require_plausible(path)
@@ -249,10 +248,10 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
             return path
         foreign = find_foreign_entries(path)
     except OSError as error:
-        raise StateDirectoryError(f"state directory {path}: {error.strerror}; use one that you may read") from error
+        raise StateDirectoryError(f"state directory {path}: {error.strerror}; use one that you can read") from error
     if foreign:
         raise StateDirectoryError(
-            f"state directory {path} holds no limpet state, but other files ({foreign[0]!r}, ...); name another"
+            f"state directory {path} contains no limpet state, but other files ({foreign[0]!r}, ...); give another"
         )
     raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
 
@@ -268,13 +267,13 @@ def _require_plausible(path: str) -> None:
 
 
 def require_sound_wal(path: str) -> None:
-    """Raise StoreDamagedError if the WAL of the state directory proves that acknowledged commits would be lost."""
+    """Raise StoreDamagedError if the state directory's WAL proves that acknowledged commits would be lost."""
     require_entries(path, _READ)
     wal = os.path.join(path, DATABASE + "-wal")
     try:
         examine_wal(wal)
     except StoreDamagedError:
-        # If an engine writes to it that cannot be seen from here, only this reading of it was torn.
+        # If an engine that we cannot see is writing to it, only this read was torn.
         time.sleep(_READ_AGAIN_SECONDS)
         examine_wal(wal)
 
@@ -283,4 +282,4 @@ def _require_node(path: str, node: str, found: Sequence[str]) -> None:
     if not found:
         raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
     if node not in found:
-        raise NotFoundError(f"{path} holds no state of node {node!r}, but of {', '.join(map(repr, found))}")
+        raise NotFoundError(f"{path} has no records of node {node!r}, only of {', '.join(map(repr, found))}")

@@ -1,8 +1,8 @@
-"""The watcher: one thread that waits for the end of every running container, by pidfd.
+"""The watcher: one thread that waits for the exit of every running container, by pidfd.
 
-It observes how each one ended, has that written down, and only then reaps it: a kill in between leaves a
-zombie whose exit code the next engine may still read. One epoll set holds all pidfds, so waiting costs nothing per
-container. What cannot be written (a full disk) is kept and tried again; the container is Unknown meanwhile.
+It observes each exit, has it recorded, and only then reaps the process: a kill in between leaves a zombie whose exit
+code the next engine may still read. One epoll set holds all pidfds, so waiting costs nothing per container. An exit
+that cannot be recorded (a full disk) is kept and retried; meanwhile the container is Unknown.
 """
 
 import logging
@@ -23,7 +23,7 @@ _REAP_TIMEOUT_SECONDS = 10.0
 _RETRY_SECONDS = 1.0
 
 OnExit = Callable[[str, int | None, int], None]
-"""(container id, exit code or None, nanoseconds since the epoch): writes the end down, durably."""
+"""(container id, exit code or None, nanoseconds since the epoch): records the exit durably."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class _Watch:
     finished_at: int = 0
     exit_code: int | None = None
     deadline: float = 0.0
-    """Until when an ended process that is not our child may take to be reaped, or when to try again."""
+    """When to stop waiting for another process to reap this one, or when to try recording again."""
 
 
 class Watcher:
@@ -47,7 +47,7 @@ class Watcher:
         self._lock = threading.Lock()
         self._watches: dict[int, _Watch] = {}  # by pidfd
         self._by_container: dict[str, _Watch] = {}
-        self._waiting: list[_Watch] = []  # ended; for their exit code or for a write that failed
+        self._waiting: list[_Watch] = []  # ended; waiting for their exit code or a retry
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._closing = False
@@ -55,7 +55,7 @@ class Watcher:
         self._thread.start()
 
     def watch(self, container_id: str, pid: int, pidfd: int) -> None:
-        """Watch a process from now on; `pidfd` is ours to close. One that is watched already is left as it is."""
+        """Start watching a process, and take over `pidfd`. A container that is already watched keeps its watch."""
         with self._lock:
             if container_id in self._by_container or self._closing:
                 os.close(pidfd)
@@ -65,13 +65,13 @@ class Watcher:
             self._epoll.register(pidfd, select.EPOLLIN)
 
     def pidfd(self, container_id: str) -> int | None:
-        """Return the pidfd of a container that is watched, valid until its end is written down."""
+        """Return the pidfd of a watched container, valid until its exit is recorded."""
         with self._lock:
             watch = self._by_container.get(container_id)
             return None if watch is None else watch.pidfd
 
     def close(self) -> None:
-        """Stop watching. The containers run on; what has ended and is not written yet, recovery will find."""
+        """Stop watching. The containers keep running; recovery finds exits that are not recorded yet."""
         with self._lock:
             self._closing = True
         os.write(self._wake_write, b"x")
@@ -95,7 +95,7 @@ class Watcher:
                 self._write_down(watch)
 
     def _notice(self, watch: _Watch, *, reaped: bool) -> None:
-        """Learn the exit code of a process that has ended: at once, or when whoever is its parent has reaped it."""
+        """Get the exit code of an ended process: at once, or when its parent has reaped it."""
         first = not watch.finished_at
         if first:
             watch.finished_at = time.time_ns()
@@ -106,7 +106,7 @@ class Watcher:
                 self._waiting.remove(watch)
             self._write_down(watch)
         elif first:
-            # Not our child, and a zombie we may not look into: its code can be read once it is reaped (EPOLLHUP).
+            # Not our child, and a zombie that we may not inspect: its code is readable once it is reaped (EPOLLHUP).
             self._epoll.modify(watch.pidfd, 0)
             watch.deadline = time.monotonic() + _REAP_TIMEOUT_SECONDS
             self._waiting.append(watch)
@@ -121,7 +121,7 @@ class Watcher:
         except ClosedError:
             return  # recovery will find it
         except LimpetError as error:
-            _log.warning("container %s ended, which cannot be written yet: %s", watch.container_id, error)
+            _log.warning("container %s ended, but its exit cannot be recorded yet: %s", watch.container_id, error)
             watch.deadline = time.monotonic() + _RETRY_SECONDS
             self._waiting.append(watch)
             return

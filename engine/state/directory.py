@@ -1,10 +1,10 @@
-"""The state directory: private, locked by one engine at a time, and aware of how its last owner left it.
+"""The state directory: private, locked by one engine at a time, with a record of how its last owner closed it.
 
-lock            held with flock(2) while an engine or a writing store is open; never removed
-owner.json      who has it open, or had it: the last epoch, and whether the database was closed in order
-store.db        the database, with its -wal and -shm beside it while it is open
+lock            locked with flock(2) while an engine or a writing store is open; never removed
+owner.json      its last owner: the epoch, and whether the database was closed cleanly
+store.db        the database, with its -wal and -shm next to it while it is open
 containers/     a bundle for each container        sandboxes/   a directory for each sandbox
-images/         the image store                    quarantine/  what had no owner
+images/         the image store                    quarantine/  entries without an owner
 backups/        copies made before a migration
 """
 
@@ -41,16 +41,16 @@ _FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal",
 _DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS}
 _OURS = _FILES | _DIRECTORIES
 ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)
-"""Whether each is a directory."""
+"""Whether each entry is a directory."""
 _OWNER_BYTES = 4096
 _HOLDER_BYTES = 4096
 
-# SQLite's WAL needs memory shared by all who open the database, and flock(2) the same on one machine.
+# SQLite's WAL needs memory shared by all users of the database, and flock(2) needs a single machine.
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"}
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """What the last engine left beside the database, to show that the database has not gone back in time."""
+    """The last engine's record beside the database, which shows whether the database has gone back in time."""
 
     pid: int
     epoch: int
@@ -58,7 +58,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     node: str = ""
     """The node whose epoch it is; empty in the record of an older limpet."""
     closed: bool
-    """True once all is in the database file; while False, acknowledged commits may be in the WAL alone."""
+    """True once everything is in the database file; while False, acknowledged commits may be only in the WAL."""
 
     def as_closed(self) -> "Owner":
         """Return the record of an owner that has closed the database: all is in its file, and no WAL is missed."""
@@ -66,7 +66,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateDirectory:
-    """A state directory that this process holds the lock of. Made by `acquire`, given up by `release`."""
+    """A state directory that this process has locked. Created by `acquire`, given up by `release`."""
 
     def __init__(self, path: str, lock: "FileLock") -> None:
         self.path = path
@@ -76,10 +76,10 @@ class StateDirectory:
     def acquire(cls, state_dir: str | os.PathLike[str]) -> Self:
         """Make the directory if it is missing, check it, and take its lock without waiting.
 
-        Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if
-        it is not a private directory of ours, UnsupportedError if it lies on a network file system.
+        Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if it is
+        not a private directory of this user, UnsupportedError if it is on a network file system.
         """
-        # Imported here: it takes as long to load as all that a look without the lock needs.
+        # Imported here: it takes as long to load as everything that reading without the lock needs.
         from filelock import FileLock, Timeout  # noqa: PLC0415
 
         path = require_path(state_dir)
@@ -93,7 +93,7 @@ class StateDirectory:
                 timeout=0,
                 mode=0o600,
                 thread_local=False,
-                fallback_to_soft=False,  # a soft lock is no lock: it survives its holder
+                fallback_to_soft=False,  # a soft lock survives its holder
                 preserve_lock_file=True,
                 on_acquired=_write_holder,
             )
@@ -102,10 +102,10 @@ class StateDirectory:
             raise _locked_error(path) from error
         except NotImplementedError as error:
             raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
-        except (OSError, ValueError) as error:  # a path with a NUL or a lone surrogate in it is none
+        except (OSError, ValueError) as error:  # the path contains a NUL or a lone surrogate
             reason = getattr(error, "strerror", None) or error
             raise StateDirectoryError(
-                f"state directory {quote_path(path)}: {reason}; give a directory that you may write to"
+                f"state directory {quote_path(path)}: {reason}; give a directory that you can write to"
             ) from error
         return cls(path, lock)
 
@@ -114,18 +114,18 @@ class StateDirectory:
         return os.path.join(self.path, name)
 
     def read_owner(self) -> Owner | None:
-        """Return what the last owner left, None where there was none or its record cannot be read."""
+        """Return the last owner's record, None if there is none or it cannot be read."""
         return read_owner(self.path)
 
     def write_owner(self, owner: Owner) -> None:
-        """Replace the owner's record, durably. Raises StateDirectoryError if the disk refuses."""
+        """Replace the owner's record, durably. Raises StateDirectoryError if writing fails."""
         try:
             write_file(self.join(OWNER), msgspec.json.encode(owner))
         except OSError as error:
             raise StateDirectoryError(f"{self.join(OWNER)}: {error.strerror}; nothing was started") from error
 
     def remove_temporary_files(self) -> None:
-        """Remove what a kill has left half written. Raises StateDirectoryError."""
+        """Remove files that a kill left half written. Raises StateDirectoryError."""
         try:
             for entry in os.scandir(self.path):
                 if entry.name.startswith(TEMPORARY_PREFIX) and not entry.is_dir(follow_symlinks=False):
@@ -134,36 +134,36 @@ class StateDirectory:
             raise StateDirectoryError(f"{error.filename or self.path}: {error.strerror}") from error
 
     def release(self) -> None:
-        """Give the lock up; the file stays."""
+        """Release the lock; the file stays."""
         self._lock.release()
 
 
 def check_directory(path: str) -> os.stat_result:
     """Return the stat of a state directory that this user may use.
 
-    Raises StateDirectoryError where `path` is missing, a file, a link or another user's, UnsupportedError
-    where it lies on a network file system.
+    Raises StateDirectoryError if `path` is missing, a file, a link or another user's, UnsupportedError if it is on
+    a network file system.
     """
     try:
         found = os.lstat(path)
     except OSError as error:
         raise StateDirectoryError(f"state directory {path}: {error.strerror}") from error
     if stat.S_ISLNK(found.st_mode):
-        raise StateDirectoryError(f"state directory {path} is a symbolic link; name the directory itself")
+        raise StateDirectoryError(f"state directory {path} is a symbolic link; give the directory itself")
     if not stat.S_ISDIR(found.st_mode):
-        raise StateDirectoryError(f"state directory {path} is not a directory; name another path")
+        raise StateDirectoryError(f"state directory {path} is not a directory; give another path")
     if found.st_uid != os.geteuid():
         raise StateDirectoryError(
-            f"state directory {path} belongs to user {found.st_uid}, this is user {os.geteuid()}; use your own"
+            f"state directory {path} belongs to user {found.st_uid}, you are user {os.geteuid()}; use your own"
         )
     kind = file_system_type(found.st_dev)
     if kind in _NETWORK_FILE_SYSTEMS:
-        raise UnsupportedError(f"state directory {path} lies on {kind}, a network file system; use a local disk")
+        raise UnsupportedError(f"state directory {path} is on {kind}, a network file system; use a local disk")
     return found
 
 
 def read_owner(path: str) -> Owner | None:
-    """Return what the last owner of the state directory `path` left, None if nothing that can be read."""
+    """Return the last owner's record in the state directory `path`, None if there is no readable one."""
     try:
         return msgspec.json.decode(read_small_file(os.path.join(path, OWNER), _OWNER_BYTES), type=Owner)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -171,7 +171,7 @@ def read_owner(path: str) -> Owner | None:
 
 
 def find_foreign_entries(path: str) -> list[str]:
-    """Return the names in a directory that limpet did not make there."""
+    """Return the names in a directory that are not limpet's."""
     return sorted(name for name in os.listdir(path) if name not in _OURS and not name.startswith(TEMPORARY_PREFIX))
 
 
@@ -180,8 +180,8 @@ def _require_private(path: str, found: os.stat_result) -> None:
         foreign = find_foreign_entries(path)
         if foreign:
             raise StateDirectoryError(
-                f"state directory {path} holds no limpet state, but other files ({foreign[0]!r}, ...);"
-                " give an empty directory or a path to make"
+                f"state directory {path} contains no limpet state, but other files ({foreign[0]!r}, ...);"
+                " give an empty directory or a new path"
             )
         os.chmod(path, 0o700)
     elif found.st_mode & 0o077:
@@ -192,16 +192,16 @@ def _require_private(path: str, found: os.stat_result) -> None:
 
 
 def _write_holder(descriptor: int) -> None:
-    # For the message alone: what the lock means is decided by flock.
+    # Only for the error message: flock alone decides who holds the lock.
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps({"pid": os.getpid()}).encode(), 0)
 
 
 def find_holder(path: str) -> int | None:
-    """Return the pid of the process that has the state directory open; None if none is seen.
+    """Return the pid of the process that has the state directory open; None if none is visible.
 
-    It reads /proc/locks, which shows those of our pid namespace: to try the lock itself, even for an instant, could
-    make an engine fail that is being opened. So None is no proof.
+    It reads /proc/locks, which shows only our pid namespace: trying the lock itself, even briefly, could make an engine
+    fail that is opening it. So None is no proof.
     """
     pid = _read_holder(path)
     try:
@@ -244,7 +244,7 @@ def _locked_error(path: str) -> StateDirectoryLockedError:
 def file_system_type(device: int) -> str:
     """Return the type of the file system on a device (st_dev), "" if it is not mounted here.
 
-    Raises UnsupportedError where /proc is missing.
+    Raises UnsupportedError if /proc is missing.
     """
     number = f"{os.major(device)}:{os.minor(device)}"
     try:

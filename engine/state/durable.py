@@ -1,8 +1,7 @@
-"""Files and directories that survive a power cut: the few steps, in the order that the kernel asks for.
+"""Files and directories that survive a power cut: each change with the fsync calls that the kernel requires.
 
-A new name is durable only after an fsync of the directory that holds it (fsync(2)), and a file's content
-only after an fsync of the file; each function here returns after both. OSError passes through: the caller
-knows what the file means and says so.
+A new name is durable only after an fsync of its directory (fsync(2)), and a file's content only after an fsync of the
+file; each function here returns after both. OSError passes through: the caller knows what the file is and says so.
 """
 
 import ctypes
@@ -12,7 +11,7 @@ import stat
 from typing import NamedTuple
 
 TEMPORARY_PREFIX = ".tmp-"
-"""How the name of every file begins that is not finished yet; a crash can leave one behind."""
+"""The prefix of every unfinished file's name; a crash can leave such files behind."""
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -20,18 +19,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def make_directory(path: str, mode: int = 0o700) -> None:
-    """Make the directory `path` and its missing parents with `mode` less the umask, durable level by level.
+    """Create the directory `path` and its missing parents with `mode` less the umask, durable level by level.
 
-    A directory that is there already keeps its mode. Raises OSError, for instance FileExistsError or
-    NotADirectoryError where a file is in the way.
+    An existing directory keeps its mode. Raises OSError, such as FileExistsError or NotADirectoryError if a file
+    is in the way.
     """
     missing: list[str] = []
     path = os.path.abspath(path)
     while not _is_directory(path):
         missing.append(path)
         path = os.path.dirname(path)
-    # Also for one that was there: a crash may have come between its mkdir and this fsync. Its parents are
-    # safe then, since each was made durable before the next one was made.
+    # Also for an existing one: a crash may have come between its mkdir and this fsync. Its parents are
+    # durable then, because each was synced before the next was created.
     _sync_name(path)
     for path in reversed(missing):
         try:
@@ -43,7 +42,7 @@ def make_directory(path: str, mode: int = 0o700) -> None:
 
 
 def _is_directory(path: str) -> bool:
-    """Say whether a directory is there. Raises OSError for a path that nothing can be made at, as one too long."""
+    """Return whether a directory exists. Raises OSError for an unusable path, such as one that is too long."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -51,11 +50,11 @@ def _is_directory(path: str) -> bool:
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Write `path` whole: whoever reads it, also after a crash, finds the old content or the new one.
+    """Write `path` atomically: readers, even after a crash, find the old content or the new.
 
-    A crash before the rename leaves a file beside it whose name begins with TEMPORARY_PREFIX. Raises OSError;
-    nothing has changed then, unless it came from the last step, the fsync of the directory: the new content
-    is in place, but may not survive a power cut.
+    A crash before the rename leaves a file next to it whose name starts with TEMPORARY_PREFIX. Raises OSError; then
+    nothing has changed, unless the last step failed, the fsync of the directory: the new content is in place, but may
+    not survive a power cut.
     """
     directory = os.path.dirname(os.path.abspath(path))
     temporary = temporary_path(directory)
@@ -73,7 +72,7 @@ def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def temporary_path(directory: str) -> str:
-    """Return a path in `directory` that nobody else uses, for a file that is renamed once it is whole."""
+    """Return a unique path in `directory`, for a file that is renamed once it is complete."""
     return os.path.join(directory, TEMPORARY_PREFIX + os.urandom(8).hex())
 
 
@@ -87,7 +86,7 @@ def sync_file(path: str) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Make the names in the directory `path` durable: what was made, renamed and removed there.
+    """Make all changes to the names in the directory `path` durable: created, renamed and removed entries.
 
     Raises OSError.
     """
@@ -99,10 +98,10 @@ def sync_directory(path: str) -> None:
 
 
 def sync_filesystem(path: str) -> None:
-    """Make everything durable that was written to the file system which holds `path` (syncfs(2)).
+    """Make everything durable that was written to the file system of `path` (syncfs(2)).
 
-    For a tree of many small files: one flush instead of one for each. Raises OSError, since Linux 5.8 also
-    where something on that file system could not be written back while this ran.
+    For a tree of many small files: one flush instead of one per file. Raises OSError, since Linux 5.8 also if
+    something on that file system could not be written back meanwhile.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -114,10 +113,10 @@ def sync_filesystem(path: str) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove the directory `path` with all that is in it, and make that durable. A missing one is fine.
+    """Remove the directory `path` with its content, durably. A missing directory is not an error.
 
-    Symbolic links are removed, never followed, and no mount is entered: see `empty_directory`, also for
-    what is raised. NotADirectoryError where `path` itself is a link or a file.
+    Symbolic links are removed, never followed, and no mount is entered: see `empty_directory`, also for the errors
+    raised. Raises NotADirectoryError if `path` itself is a link or a file.
     """
     path = os.path.abspath(path)
     try:
@@ -131,12 +130,12 @@ def remove_tree(path: str) -> None:
         finally:
             os.close(descriptor)
         os.rmdir(path)
-    # Also for one that was missing: a crash may have come between its rmdir and this fsync.
+    # Also for a missing one: a crash may have come between its rmdir and this fsync.
     _sync_name(path)
 
 
 class _Level(NamedTuple):
-    """A directory on the way down: its name in the one above, which inode it is, what is left to enter."""
+    """A directory on the way down: its name in its parent, its inode, and the subdirectories still to enter."""
 
     name: bytes
     inode: tuple[int, int]
@@ -144,12 +143,12 @@ class _Level(NamedTuple):
 
 
 def empty_directory(descriptor: int) -> None:
-    """Remove all that is in the directory open as `descriptor`; not durable by itself.
+    """Remove everything in the directory open as `descriptor`; not durable by itself.
 
-    The walk goes from descriptor to descriptor, so that no symbolic link is followed, and holds one at a
-    time, so that no depth is too deep. Directories that their owner may not change are made writable first.
-    Raises OSError: EXDEV at a mount point, whose content is left alone; ESTALE where somebody moves
-    directories about meanwhile; else what the kernel says.
+    The walk goes from descriptor to descriptor, so no symbolic link is followed, and holds one at a time, so no depth
+    is too deep. Directories that their owner cannot change are made writable first. Raises OSError: EXDEV at a mount
+    point, whose content is left alone; ESTALE if another process moves directories meanwhile; otherwise the kernel's
+    error.
     """
     mount = _mount_id(descriptor)
     current = os.dup(descriptor)
@@ -178,7 +177,7 @@ def _step(current: int, following: int) -> int:
 
 
 def _remove_files(descriptor: int) -> list[bytes]:
-    """Remove what is no directory from this one, and return the names of the directories in it."""
+    """Remove everything but directories from this directory, and return the names of its subdirectories."""
     if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o700 != 0o700:
         os.fchmod(descriptor, 0o700)
     directories = []
@@ -193,11 +192,11 @@ def _remove_files(descriptor: int) -> list[bytes]:
 
 
 def _open_directory(name: bytes, parent: int | None) -> int:
-    """Open a directory, though not through a link, also where its owner may not read it."""
+    """Open a directory, never through a link, even if its owner cannot read it."""
     try:
         return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
     except PermissionError:
-        # chmod by name would follow a link put there meanwhile; through an O_PATH descriptor it cannot.
+        # chmod by name would follow a link put there meanwhile; through an O_PATH descriptor it does not.
         handle = os.open(name, os.O_PATH | _DIRECTORY_FLAGS, dir_fd=parent)
         try:
             os.chmod(f"/proc/self/fd/{handle}", 0o700)
@@ -212,15 +211,15 @@ def _inode(descriptor: int) -> tuple[int, int]:
 
 
 def _mount_id(descriptor: int) -> int:
-    """Return which mount the descriptor was opened in: a bind mount has another id and the same device."""
+    """Return the id of the descriptor's mount: a bind mount has another id but the same device."""
     with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
 
 
 def _sync_name(path: str) -> None:
-    """Make it durable that `path` is, or is not, in its parent directory."""
+    """Make the presence or absence of `path` in its parent directory durable."""
     parent = os.path.dirname(path)
     try:
         sync_directory(parent)
-    except PermissionError:  # a parent that we may pass but not read, such as a home of mode 0711
+    except PermissionError:  # a parent that we can enter but not read, such as a home of mode 0711
         sync_filesystem(path if os.path.isdir(path) else parent)

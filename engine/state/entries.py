@@ -1,7 +1,7 @@
-"""What the entries of a state directory are: files and directories of ours, and nothing that leads elsewhere.
+"""Checks the entries of a state directory: they must be our files and directories, and lead nowhere else.
 
-A link in the place of a file would have another one written, a pipe would keep us waiting, and a link in the place of
-`containers` would have us judge somebody else's directories. None is used: it is named, and left alone.
+Through a link in place of a file, another file would be written; opening a pipe would wait; through a link in place of
+`containers`, foreign directories would be judged. Such an entry is not used: it is reported, and left alone.
 """
 
 import os
@@ -40,10 +40,10 @@ def resolve_directory(state_dir: str | os.PathLike[str]) -> str:
 
 
 def require_entries(path: str, wanted: Mapping[str, bool]) -> None:
-    """Raise StateDirectoryError where an entry of the directory is not what it must be; a missing one is fine.
+    """Raise StateDirectoryError if an entry of the directory has the wrong type; a missing one is fine.
 
-    `wanted` says for each name whether it is a directory, or else a file, which may have one name only: what is written
-    to it must not show elsewhere.
+    `wanted` says for each name whether it is a directory; otherwise it is a file, which must have only one name: writes
+    to it must not change another file.
     """
     for name, is_directory in wanted.items():
         entry = os.path.join(path, name)
@@ -52,10 +52,10 @@ def require_entries(path: str, wanted: Mapping[str, bool]) -> None:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise StateDirectoryError(f"{entry}: {error.strerror}; use a directory that you may read") from error
+            raise StateDirectoryError(f"{entry}: {error.strerror}; use a directory that you can read") from error
         if is_directory != stat.S_ISDIR(found.st_mode) or (not is_directory and not stat.S_ISREG(found.st_mode)):
             what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "something else"
             place = "a directory" if is_directory else "a file"
-            raise StateDirectoryError(f"{entry} is {what} in the place of {place}; move it away and try again")
+            raise StateDirectoryError(f"{entry} is {what} in place of {place}; move it away and try again")
         if not is_directory and found.st_nlink > 1:
-            raise StateDirectoryError(f"{entry} has {found.st_nlink} names (hard links); put a copy in its place")
+            raise StateDirectoryError(f"{entry} has {found.st_nlink} names (hard links); replace it with a copy")

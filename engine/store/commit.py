@@ -1,17 +1,17 @@
-"""Group commit: many callers, one writer, one flush for all who came in the meantime.
+"""Group commit: many callers, one writer, one flush for a whole batch of requests.
 
-Who finds the store idle commits on its own thread, with nobody in between. Who finds it busy joins the queue;
-when the commit under way is over, the committer thread takes the whole queue as the next batch. So a batch
-is as large as the disk is slow, and nobody waits for a timer.
+A caller that finds the store idle commits on its own thread. A caller that finds it busy joins the queue; when the
+current commit is done, the committer thread takes the whole queue as the next batch. So batches grow when the disk is
+slow, and no caller waits for a timer.
 
-Order: requests are taken in the order in which they came, and each batch holds all that were waiting, so
-nobody starves and two requests of one caller, or for one container, never change places. Outcome: a caller
-returns when the flush of its batch has returned; a request that is refused fails alone; a commit that fails
-fails its whole batch. Crash: a batch is one transaction, so a kill leaves all of it or nothing, and nobody had
-been told. A caller that is interrupted while it waits is interrupted after its outcome is known.
+Order: requests are taken in order of arrival, and each batch takes all that are waiting. So no caller starves, and two
+requests of one caller, or for one container, are never reordered. Outcome: a caller returns when the flush of its batch
+has returned; a refused request fails alone; a failed commit fails its whole batch. Crash: a batch is one transaction,
+so a kill leaves all of it or nothing, and no caller had been answered. A caller that is interrupted while waiting
+raises after its outcome is known.
 
-A signal handler may raise in the main thread between any two instructions. So whose turn it is, is one field, and
-what a caller must do on leaving may be done twice: an interrupt can cut one of the two short, not both.
+A signal handler may raise in the main thread between any two instructions. So the owner is a single field, and a
+caller's cleanup can be repeated: an interrupt can cut one run of it short, but not both.
 """
 
 import _thread
@@ -29,7 +29,7 @@ MAX_BATCH = 512
 
 
 class Request:
-    """One thread's change, and what became of it. `apply` runs on the committing thread and may raise."""
+    """One thread's change, and its outcome. `apply` runs on the committing thread and may raise."""
 
     __slots__ = ("apply", "error", "following", "result", "settled", "taken", "thread", "wake")
 
@@ -39,13 +39,13 @@ class Request:
         self.result: Any = None
         self.error: BaseException | None = None
         self.taken = False
-        """The committer has it: there will be an outcome."""
+        """The committer has taken it: there will be an outcome."""
         self.settled = False
         self.following: Request | None = None
         self.wake = threading.Lock()
 
     def wait(self) -> None:
-        """Wait until `result` or `error` is set. An interrupt is raised after that: the outcome is due soon."""
+        """Wait until `result` or `error` is set. An interrupt is raised afterwards, because the outcome is imminent."""
         interrupt: BaseException | None = None
         while not self.settled:
             try:
@@ -63,7 +63,7 @@ class Request:
             self.following = None
 
     def finish(self) -> None:
-        """Wake the thread that waits for this request. May be repeated."""
+        """Wake the thread waiting for this request. May be repeated."""
         self.settled = True
         if self.wake.locked():
             self.wake.release()
@@ -72,7 +72,7 @@ class Request:
     def settle(cls, requests: Sequence[Self]) -> None:
         """Tell the callers of `requests` that they are settled.
 
-        One thread is woken, which wakes the next: so the committer is not held up by a herd.
+        Only one thread is woken; it wakes the next. So a large batch does not delay the committer.
         """
         for request, following in pairwise(requests):
             request.following = following
@@ -80,27 +80,27 @@ class Request:
 
 
 class _Turn(Request):
-    """A request to be the only writer for a while: it is given the right to commit, not an outcome."""
+    """A request to be the only writer for a while: it receives the right to commit, not an outcome."""
 
     __slots__ = ()
 
 
 class Committer:
-    """Lets one thread at a time commit, and gathers the requests of all others into batches.
+    """Lets one thread at a time commit, and collects the requests of all others into batches.
 
-    `commit(requests)` sets `result` or `error` of each request; what it raises becomes the error of all.
+    `commit(requests)` sets `result` or `error` of each request; an exception becomes the error of all.
     """
 
     def __init__(self, commit: Callable[[Sequence[Request]], None]) -> None:
         self._commit = commit
-        self._guard = threading.Lock()  # over the queue and the owner; held for a few instructions only
+        self._guard = threading.Lock()  # guards the queue and the owner; held for a few instructions only
         self._queue: deque[Request] = deque()
         self._owner: Request | None = None
-        """Who has the right to commit: a caller, or `_own` for the committer thread."""
+        """The holder of the right to commit: a caller's request, or `_own` for the committer thread."""
         self._own = Request(_nothing)
-        self._own.thread = 0  # until that runs: it is nobody's number
+        self._own.thread = 0  # until the committer thread runs: no thread has this number
         self._closed = False
-        self._work: SimpleQueue[None] = SimpleQueue()  # not a Semaphore: an interrupt can leave that locked for ever
+        self._work: SimpleQueue[None] = SimpleQueue()  # not a Semaphore, which an interrupt can leave locked for ever
         self._stopped = threading.Lock()  # held until the committer thread has ended
         self._stopped.acquire()
 
@@ -121,7 +121,7 @@ class Committer:
         return request.result
 
     def submit(self, request: Request) -> None:
-        """Hand `request` to the committer thread and return; it is settled from there."""
+        """Pass `request` to the committer thread and return; the thread settles it."""
         self._require_outside(request)
         with self._guard:
             self._require_open()
@@ -131,7 +131,7 @@ class Committer:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Be the only one who commits, for as long as the block runs; requests that come meanwhile wait."""
+        """Hold the exclusive right to commit while the block runs; requests that arrive meanwhile wait."""
         request = _Turn(_nothing)
         try:
             try:
@@ -145,7 +145,7 @@ class Committer:
             self._leave(request)
 
     def close(self) -> None:
-        """Refuse new requests, let those that wait be committed, and stop the thread."""
+        """Refuse new requests, let waiting ones be committed, and stop the thread."""
         with self.turn(), self._guard:
             self._closed = True
         if self._owner is self._own or self._own.thread:  # it was started, even if it has not run yet
@@ -166,7 +166,7 @@ class Committer:
             return False
 
     def _leave(self, request: Request) -> None:
-        """Give back what `request` still holds: the right to commit, a place in the queue, the next one's wake."""
+        """Give up what `request` still holds: the right to commit, a place in the queue, the next request's wake."""
         if self._owner is not request and request.settled and request.following is None:
             return
         with self._guard:
@@ -176,7 +176,7 @@ class Committer:
                 else:
                     self._owner = None
             elif not request.taken and request in self._queue:
-                self._queue.remove(request)  # interrupted before anybody took it: it is never committed
+                self._queue.remove(request)  # interrupted before it was taken: it is never committed
         if request.taken:
             request.wait()
 
@@ -193,23 +193,23 @@ class Committer:
             raise ClosedError("the store is closed; open it again")
 
     def _hand_over(self) -> None:
-        """Give the right to commit to the committer thread. Called with the guard held; may be repeated."""
+        """Give the right to commit to the committer thread. Call it with the guard held; may be repeated."""
         if not self._own.thread:
-            _thread.start_new_thread(self._run_committer, ())  # Thread.start() is no single step: it can be cut short
+            _thread.start_new_thread(self._run_committer, ())  # an interrupt can cut Thread.start() short
         self._work.put(None)
         self._owner = self._own
 
     def _commit_batch(self, batch: Sequence[Request]) -> None:
         try:
             self._commit(batch)
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it is the outcome of every caller
+        except BaseException as error:  # noqa: BLE001  # any exception is the outcome of every caller
             for request in batch:
                 request.error = error
 
     def _run_committer(self) -> None:
         with self._guard:
             if self._own.thread:
-                return  # an interrupt came right after the first was started, so the hand-over was repeated
+                return  # an interrupt after the first start repeated the hand-over
             self._own.thread = threading.get_ident()
         try:
             while not self._is_done():
@@ -219,7 +219,7 @@ class Committer:
             self._stopped.release()
 
     def _is_done(self) -> bool:
-        """Say whether nobody waits, and nobody will: who was queued behind the one that closes is not left there."""
+        """Return whether the store is closed and the queue empty: requests queued behind a close are committed."""
         with self._guard:
             return self._closed and not self._queue
 
@@ -233,11 +233,11 @@ class Committer:
                 kind.settle([request for request in batch if type(request) is kind])
 
     def _take_batch(self) -> list[Request]:
-        """Take all that wait, up to the first turn, which comes alone and becomes the owner; none: nobody owns."""
+        """Take all waiting requests up to the first turn. A turn is taken alone and becomes the owner."""
         batch: list[Request] = []
         with self._guard:
             if self._owner is not self._own:
-                return []  # woken once too often
+                return []  # a redundant wake-up
             while self._queue and len(batch) < MAX_BATCH and not isinstance(self._queue[0], _Turn):
                 batch.append(self._queue.popleft())
             if not batch:
@@ -250,4 +250,4 @@ class Committer:
 
 
 def _nothing() -> None:
-    """Stand in for the change that a turn does not have."""
+    """Change nothing: a turn has no change of its own."""

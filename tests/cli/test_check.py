@@ -126,7 +126,7 @@ FOUND: dict[str, tuple[Callable[[Path], object], int, str, str]] = {
     "lost bundle": (lambda path: shutil.rmtree(path / "containers" / "one"), 7, "bundles", "is absent"),
     "half a bundle": (lambda path: (path / "containers/one/config.json").unlink(), 7, "bundles", "is partial"),
     "foreign bundle": (lambda path: (path / "containers/one/.limpet.json").unlink(), 7, "bundles", "is foreign"),
-    "stray bundle": (lambda path: (path / "containers" / "two").mkdir(), 7, "bundles", "belongs to nothing"),
+    "stray bundle": (lambda path: (path / "containers" / "two").mkdir(), 7, "bundles", "has no row in the store"),
     "stray link": (lambda path: (path / "sandboxes" / "x").symlink_to("/"), 7, "bundles", "quarantine"),
 }
 

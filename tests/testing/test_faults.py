@@ -64,7 +64,7 @@ def test_every_error_is_delivered(kind: str, error: str, tmp_path: Path) -> None
 )
 def test_failures_that_are_none_are_refused(failures: dict[str, Sequence[str]]) -> None:
     """A misspelt kind or error is refused; it would fail nothing, and look like a pass."""
-    with pytest.raises(InvalidInputError, match="names no fault"):
+    with pytest.raises(InvalidInputError, match="unknown kind"):
         fault_points(EveryCall(), failures=failures)
 
 

@@ -15,15 +15,15 @@ def require_plausible_files(path: str, owner: Owner | None) -> None:
         if owner is not None or os.path.lexists(database + "-wal") or os.path.isdir(containers):
             raise StoreDamagedError(
                 f"{database} is missing, but its state directory has been in use; put a backup there and remove"
-                f" {owner_file}, or begin with another directory"
+                f" {owner_file}, or use another directory"
             )
     elif os.path.getsize(database) == 0:
-        # SQLite takes it for a new one, also where it may only read, and removes the WAL beside it.
+        # SQLite treats it as a new database, even read-only, and removes the WAL next to it.
         raise StoreDamagedError(f"{database} is empty: it was truncated or replaced. Restore a backup")
     elif owner is not None and not owner.closed and not os.path.lexists(database + "-wal"):
         raise StoreDamagedError(
             f"{database}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
-            " have been in it. If another program has moved them into the database since (sqlite3 does), or if you"
+            " have been in it. If another program (such as sqlite3) has moved them into the database since, or if you"
             f" accept the loss, remove {owner_file} and open it again"
         )
 
@@ -38,6 +38,6 @@ def require_same_age(path: str, owner: Owner | None, epochs: Mapping[str, int]) 
     epoch = epochs.get(owner.node, 0) if owner.node else max(epochs.values(), default=0)
     if epoch < owner.epoch:
         raise StoreDamagedError(
-            f"{os.path.join(path, DATABASE)} is older than when it was last open here (epoch {epoch}, not"
+            f"{os.path.join(path, DATABASE)} is older than when it was last opened here (epoch {epoch}, not"
             f" {owner.epoch}); if you restored a backup, remove {os.path.join(path, OWNER)} and open it again"
         )

@@ -1,8 +1,8 @@
 """Crash tests for any store that keeps files in a directory: your workload, our kill points and power cuts.
 
-A workload lives in a directory and acknowledges what has become durable; its check recovers what a crash left
-and compares. Stopped at each of its file-changing system calls, one short life yields every point at which it
-can be killed, every disk that a power cut may leave, and every operation that a failing disk can refuse:
+A workload lives in a directory and acknowledges what has become durable; its check recovers what a crash left and
+compares. One short life, stopped at each system call that changes a file, yields every point at which it can be killed,
+every disk state that a power cut can leave, and every operation that a failing disk can refuse:
 
     class Ledger:
         def live(self, directory, acknowledge):
@@ -27,11 +27,12 @@ can be killed, every disk that a power cut may leave, and every operation that a
     for finding in report.findings:                # replay(Ledger(), finding.point, "/tmp/look") repeats it
         print(finding.point, finding.kind, finding.message)
 
-It needs Linux 5.19 or newer on x86_64 or aarch64, neither root nor a compiler, and a process with one thread. The life
-may have threads and child processes. What the model does not know (shared writable mappings, io_uring, sendfile
-into the store...) ends the test with BlindSpotError, so that nothing is missed in silence; SQLite's -shm is taken
-for what it is, volatile. None of that knows limpet's own store. `FakeStarter` is for tests of programs that use
-`Engine`: its containers are no processes, and do what the test says.
+It needs Linux 5.19 or newer on x86_64 or aarch64, and a process with one thread; it needs neither root nor a compiler.
+The life may have threads and child processes. Changes outside the model (shared writable mappings, io_uring, sendfile
+into the store...) end the test with BlindSpotError, so that nothing is missed silently; SQLite's -shm is treated as
+volatile. None of that knows limpet's own store.
+
+`FakeStarter` is for tests of programs that use `Engine`: its containers have no processes and do what the test says.
 """
 
 from limpet.testing.disk import Fate, Model

@@ -1,4 +1,4 @@
-"""Calls that could change a file of the tree unseen: each raises BlindSpotError where it would, and else nothing."""
+"""Calls that can change a file of the tree unseen: each raises BlindSpotError if it would, otherwise nothing."""
 
 import os
 from typing import Final
@@ -11,7 +11,7 @@ _PROT_WRITE: Final = 2
 
 
 def map_file(event: Event, nodes: Nodes, a: list[int]) -> None:
-    """Refuse a shared mapping of a file of the tree for writing (mmap)."""
+    """Refuse to map a file of the tree shared and writable (mmap)."""
     if node_of_descriptor(event, nodes.find_durable, a[4]) is None:
         return
     if a[2] & _PROT_WRITE:
@@ -36,7 +36,7 @@ def protect(event: Event, nodes: Nodes, a: list[int]) -> None:
 
 
 def into_descriptor(event: Event, nodes: Nodes, number: int) -> None:
-    """Refuse what alters a file of the tree without its data passing through the process."""
+    """Refuse calls that change a file of the tree without passing the data through the process."""
     if node_of_descriptor(event, nodes.find_durable, number) is not None:
         raise blind_spot(event, "into a file", number)
 
@@ -48,5 +48,5 @@ def attribute(event: Event, nodes: Nodes, path: str) -> None:
 
 
 def anywhere(event: Event, _nodes: Nodes, _arguments: list[int]) -> None:
-    """Refuse a call whose target cannot be seen at all."""
-    raise BlindSpotError(f"{event.name} by process {event.pid}: what it writes cannot be seen")
+    """Refuse a call whose target cannot be seen."""
+    raise BlindSpotError(f"{event.name} by process {event.pid}: its writes cannot be seen")

@@ -1,4 +1,4 @@
-"""Calls that change what a file holds, or flush it, as plans: write, truncate, fallocate, fsync."""
+"""Calls that change or flush a file's content, as plans: write, truncate, fallocate, fsync."""
 
 import fcntl
 import functools
@@ -22,7 +22,7 @@ from limpet.testing.plan import (
 from limpet.testing.supervisor import Event
 
 _KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE
-_LARGEST: Final = (1 << 63) - 1  # an offset beyond it is negative: EINVAL, says the kernel
+_LARGEST: Final = (1 << 63) - 1  # the kernel takes a larger offset for negative: EINVAL
 
 
 class _Data(NamedTuple):
@@ -92,7 +92,7 @@ def _truncate(nodes: Nodes, descriptor: int, size: int, cut: Callable[[], None])
 
 
 def allocate(event: Event, nodes: Nodes, a: list[int]) -> Plan | None:
-    """Plan fallocate: modelled as a truncation that extends; other modes are a blind spot."""
+    """Plan fallocate, modelled as an extending truncation; other modes are a blind spot."""
     descriptor = event.descriptor(a[0] & 0xFFFFFFFF)
     with closed_unless_planned([descriptor]) as keep:
         status = os.fstat(descriptor)
@@ -108,9 +108,9 @@ def allocate(event: Event, nodes: Nodes, a: list[int]) -> Plan | None:
 
 
 def sync(event: Event, nodes: Nodes, a: list[int]) -> Plan | None:
-    """Plan fsync and fdatasync, of files and directories; nothing is flushed really."""
+    """Plan fsync and fdatasync, of files and directories; nothing is really flushed."""
     node = node_of_descriptor(event, nodes.find, a[0])
-    return None if node is None else Plan(Sync(node), Reply)  # what is durable is the model's, not the disk's
+    return None if node is None else Plan(Sync(node), Reply)  # durability is the model's, not the disk's
 
 
 def sync_all(_event: Event, _nodes: Nodes, _arguments: list[int]) -> Plan | None:

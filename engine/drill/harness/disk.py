@@ -1,12 +1,12 @@
-"""The model of a disk: what is durable for certain, what may be, and the trees that a power cut may leave.
+"""The model of a disk: what is certainly durable, what may be, and the trees that a power cut can leave.
 
-Two models of names. `posix` is the letter of fsync(2): a name is durable only after an fsync of its directory,
-and names that are not may reach the disk in any combination. `journaled` is what ext4 and XFS do: metadata
-reaches the disk in its order, and any fsync commits all that came before it. In both, data that was not
-flushed may reach the disk in part and in any order, sector by sector.
+There are two models of names. `posix` follows the letter of fsync(2): a name is durable only after an fsync of its
+directory, and other names may reach the disk in any combination. `journaled` is what ext4 and XFS do: metadata
+reaches the disk in order, and any fsync commits all that came before it. In both, data that was not flushed may
+reach the disk in part and in any order, sector by sector.
 
-A failed fsync marks the pages clean (Linux): they are lost for later flushes until they are written again,
-and a page that is written again carries all its bytes. `Fate` says how much had landed on the disk.
+A failed fsync marks the pages clean (Linux): later flushes skip them until they are written again, and then write
+all their bytes. `Fate` says how much had reached the disk.
 """
 
 import enum
@@ -35,8 +35,8 @@ from limpet.testing.operations import (
 SECTOR: Final = 512
 PAGE: Final = 4096
 MISSING, LANDED, GARBAGE = range(3)
-"""What has become of a part of a write."""
-_VOLATILE_SIZE: Final = 32_768  # of SQLite's -shm at first
+"""What happened to a part of a write."""
+_VOLATILE_SIZE: Final = 32_768  # the initial size of SQLite's -shm
 
 Change = Write | Truncate
 Naming = Create | MakeDirectory | Symlink | Link | Unlink | Rename | Chmod
@@ -50,7 +50,7 @@ class Model(enum.StrEnum):
 
 
 class Fate(enum.StrEnum):
-    """What of the data was on the disk when a flush failed."""
+    """How much of the data was on the disk when a flush failed."""
 
     DROPPED = "dropped"
     LANDED = "landed"
@@ -64,35 +64,35 @@ class File(NamedTuple):
     mode: int
     content: bytes | str | None
     same_as: str = ""
-    """The earlier path of the image that is another name of this file, if there is one."""
+    """The earlier path of the image that is another name of this file, if any."""
 
 
 Image = tuple[File, ...]
-"""A tree as a power cut left it, every directory before what is in it."""
+"""A tree as a power cut left it, every directory before its entries."""
 
 
 class Landing(NamedTuple):
     """How much of what was not durable reached the disk: a choice for each pending change and naming.
 
-    A change lands whole (True), not at all (False), or in parts: each unit of it is MISSING, LANDED or GARBAGE,
-    and the file has its full size.
+    A change lands whole (True), not at all (False), or in parts: each unit of it is MISSING, LANDED or GARBAGE, and the
+    file has its full size.
     """
 
     changes: Sequence[bool | bytes]
     namings: Sequence[bool]
     unit: int = 0
-    """The size of such a part, which begins where a multiple of it does in the file."""
+    """The size of such a part, which starts at a multiple of it in the file."""
 
 
 class _Inode:
-    """What a file, link or directory holds for certain."""
+    """The certain content of a file, link or directory."""
 
     __slots__ = ("content", "frozen", "lost", "mode", "target")
 
     def __init__(self, mode: int, content: bytearray | None, target: str | None = None) -> None:
         self.mode, self.content, self.target = mode, content, target
         self.frozen: bytes | None = None
-        self.lost: dict[int, bytes] = {}  # page number -> what processes see and no flush will write
+        self.lost: dict[int, bytes] = {}  # page number -> what processes see but no flush will write
 
     def bytes(self) -> bytes:
         if self.frozen is None:
@@ -110,9 +110,9 @@ class Disk:
         self._inodes: dict[int, _Inode] = {ROOT: _Inode(0o700, None)}
         self._names: dict[int, dict[str, int]] = {ROOT: {}}
         self.changes: list[Change] = []
-        """Writes and truncations that are not durable for certain, in order."""
+        """Writes and truncations that are not certainly durable, in order."""
         self.namings: list[Naming] = []
-        """Changes of names and modes that are not durable for certain, in order."""
+        """Changes of names and modes that are not certainly durable, in order."""
         for operation in start:
             self.step(operation)
         self._flush_all()
@@ -121,7 +121,7 @@ class Disk:
         """Do the next operation of the trace."""
         match operation:
             case Write() | Truncate() if operation.node in self._volatile:
-                self._settle(operation)  # whatever an image has of it, nothing depends on
+                self._settle(operation)  # nothing depends on how much of it an image has
             case Write() | Truncate():
                 self._redirty(operation)
                 self.changes.append(operation)
@@ -138,10 +138,10 @@ class Disk:
             case SyncAll():
                 self._flush_all()
             case _:
-                pass  # an acknowledgement or an open: nothing on the disk
+                pass  # an acknowledgement or an open: no effect on the disk
 
     def image(self, landing: Landing, rng: random.Random) -> Image:
-        """Return the tree on the disk when this much of the pending operations landed."""
+        """Return the tree on the disk if these parts of the pending operations landed."""
         contents: dict[int, bytearray] = {}
         for change, lands in zip(self.changes, landing.changes, strict=True):
             if lands:
@@ -169,14 +169,14 @@ class Disk:
         rng: random.Random,
     ) -> Iterator[File]:
         pending = [(ROOT, "")]
-        found = {ROOT: ""}  # where each directory and file has its first name
+        found = {ROOT: ""}  # the first name of each directory and file
         while pending:
             directory, path = pending.pop()
             for name, node in sorted(names[directory].items()):
                 inode = self._inodes[node]
                 mode, here = modes.get(node, inode.mode), path + name
                 if node in names:
-                    if found.setdefault(node, here) == here:  # a directory is in one place, and never in itself
+                    if found.setdefault(node, here) == here:  # a directory has one place, never within itself
                         yield File(here, mode, None)
                         pending.append((node, here + "/"))
                 elif name.endswith(VOLATILE_SUFFIXES):
@@ -189,7 +189,7 @@ class Disk:
                     yield File(here, mode, content, "" if first == here else first)
 
     def _trust(self, naming: Naming) -> None:
-        """Let what was written to a volatile file be pending, like that of any other, once it gets another name."""
+        """Make writes to a volatile file pending, like any other's, once it gets another name."""
         given = _gives(naming)
         if given is None or given[0] not in self._volatile or given[2].endswith(VOLATILE_SUFFIXES):
             return
@@ -248,7 +248,7 @@ class Disk:
             inode.frozen = None
 
     def _lose(self, node: int) -> None:
-        """Drop what a failed flush took from the pending changes; remember the pages as processes see them."""
+        """Remove from the pending changes what a failed flush took; remember the pages as processes see them."""
         inode, mine = self._inodes[node], [change for change in self.changes if change.node == node]
         if inode.content is None or not mine:
             return  # a directory: its names stay pending
@@ -260,16 +260,16 @@ class Disk:
                 pages.update(_pages(change.offset, len(change.data)))
         inode.lost.update({page: bytes(seen[page * PAGE : (page + 1) * PAGE]) for page in pages})
         self._failures += 1
-        rng = random.Random(f"{self._seed}:{self._failures}")  # noqa: S311 - repeats by its seed
+        rng = random.Random(f"{self._seed}:{self._failures}")  # noqa: S311 - repeatable by its seed
         for change in mine:
             if self._fate is Fate.LANDED or (self._fate is Fate.PARTIAL and rng.random() < 0.5):
                 self._settle(change)
         self.changes = [change for change in self.changes if change.node != node]
 
     def _redirty(self, change: Change) -> None:
-        """Bring back the lost pages that a new write touches: the next flush writes them whole.
+        """Restore the lost pages that a new write touches: the next flush writes them whole.
 
-        What of them is cut off is gone for processes, too.
+        Truncated parts of them are gone for processes too.
         """
         inode = self._inodes[change.node]
         if inode.lost and isinstance(change, Truncate):
@@ -309,7 +309,7 @@ def _put(content: bytearray, change: Change) -> None:
 
 
 def _name(names: dict[int, dict[str, int]], modes: dict[int, int], naming: Naming) -> None:
-    """Do one change of names. Each says which node the name means, so that any subset of them is a tree."""
+    """Do one change of names. Each says which node the name refers to, so that any subset of them is a tree."""
     match naming:
         case Unlink():
             names[naming.parent].pop(naming.name, None)
@@ -324,9 +324,9 @@ def _name(names: dict[int, dict[str, int]], modes: dict[int, int], naming: Namin
 
 
 def _leading_to(naming: Naming, pending: Sequence[Naming]) -> list[Naming]:
-    """Return those of the pending namings that gave the file the name which this one takes from it, in order.
+    """Return in order the pending namings that gave the file the name which this one removes.
 
-    A rename is one step: once the new name is durable, the old one is not there, nor comes back.
+    A rename is one step: once the new name is durable, the old one is gone and does not come back.
     """
     found: list[Naming] = []
     for earlier in reversed(pending):
@@ -337,7 +337,7 @@ def _leading_to(naming: Naming, pending: Sequence[Naming]) -> list[Naming]:
 
 
 def _gives(naming: Naming) -> tuple[int, int, str] | None:
-    """Return the node and the place of the name that this gives, if it does."""
+    """Return the node and the place of the name that this gives, if it gives one."""
     match naming:
         case Rename():
             return naming.node, naming.new_parent, naming.new_name
@@ -348,7 +348,7 @@ def _gives(naming: Naming) -> tuple[int, int, str] | None:
 
 
 def _directory(naming: Naming) -> int:
-    """Return the node whose fsync makes this durable by the letter of POSIX."""
+    """Return the node whose fsync makes this durable according to POSIX."""
     match naming:
         case Rename():
             return naming.new_parent
@@ -359,7 +359,7 @@ def _directory(naming: Naming) -> int:
 
 
 def _volatile(path: str, mode: int, rng: random.Random) -> Iterator[File]:
-    """Yield the file as nobody may trust it: absent, zeroed or garbage."""
+    """Yield the unreliable states of the file: absent, zeroed or garbage."""
     draw = rng.randrange(3)
     if draw:
         sector = bytes(SECTOR) if draw == 1 else rng.randbytes(SECTOR)

@@ -1,13 +1,13 @@
-"""Failing disks: each operation is made to fail once, the life goes on as it will, and what it left is checked.
+"""Failing disks: each operation is made to fail once, the life continues, and what it leaves is checked.
 
-A fault is named fault:KIND:N:ERROR: the N-th operation of this kind (from 0) gets this errno, or SHORT, a
-write of half its bytes. ERROR+ lasts: a disk that flushes no more, is full, or has become read-only.
-When the life is over its directory is checked as it is, and then as power cuts after the fault leave it; the
-name of such an image is the fault's, with what of the data had landed where a flush failed, and the image's:
+A fault is named fault:KIND:N:ERROR: the N-th operation of this kind (from 0) gets this errno, or SHORT, a write of
+half its bytes. ERROR+ is permanent: a disk that no longer flushes, is full, or has become read-only. After the life
+its directory is checked as it is, and then as power cuts after the fault leave it. The name of such an image consists
+of the fault's, how much data had landed if a flush failed, and the image's:
 fault:flush:3:EIO:partial>SEED:CUT:KIND:MODEL.
 
-What the workload makes of the error is its own affair: it may raise, retry or go on. It must not acknowledge
-what does not survive, and not die by a signal.
+The workload decides how to handle the error: it may raise, retry or go on. It must not acknowledge what does not
+survive, and must not die by a signal.
 """
 
 import errno
@@ -56,7 +56,7 @@ FAILURES: Final[Mapping[str, Sequence[str]]] = {
     "symlink": ("EIO", "ENOSPC"),
     "chmod": ("EIO", "EROFS+"),
 }
-"""Which errors each kind of operation is given; those that Linux file systems return."""
+"""The errors tried for each kind of operation: those that Linux file systems return."""
 
 _KINDS: Final[dict[type, str]] = {
     Write: "write",
@@ -78,11 +78,11 @@ _REACH: Final = {
     "ENOSPC+": {"write", "open", "mkdir", "link", "symlink"},
     "EROFS+": set(FAILURES) - {"flush"},
 }
-"""Which operations an error that lasts makes fail from then on."""
+"""The operations that a permanent error makes fail from then on."""
 
 
 class Fault(NamedTuple):
-    """The name of a fault, and after a failed flush what of the data had landed."""
+    """The name of a fault, and after a failed flush how much of the data had landed."""
 
     kind: str
     number: int
@@ -94,20 +94,20 @@ class Fault(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Fault":
-        """Return the fault that `text` names. Raises InvalidInputError."""
+        """Return the fault named by `text`. Raises InvalidInputError."""
         try:
             _, kind, number, error, *fate = text.split(":")
             fault = cls(kind, int(number), error, Fate(fate[0]) if fate else None)
         except ValueError:
-            raise InvalidInputError(f"{text!r} names no fault: it is fault:KIND:N:ERROR") from None
+            raise InvalidInputError(f"{text!r}: expected fault:KIND:N:ERROR") from None
         known = error == SHORT or error in _REACH or hasattr(errno, error)
         if kind not in FAILURES or not known or fault.number < 0:
-            raise InvalidInputError(f"{text!r} names no fault: the kind or the error is not known")
+            raise InvalidInputError(f"{text!r}: unknown kind of operation or error")
         return fault
 
 
 class _Injector:
-    """Lets the steps of one life fail as a fault says."""
+    """Lets the steps of one life fail according to a fault."""
 
     def __init__(self, fault: Fault) -> None:
         self._fault, self._count = fault, 0
@@ -155,9 +155,9 @@ def fault_points(
 ) -> Report:
     """Let each operation of a life (or every k-th) fail with each error, and check what every such life leaves.
 
-    After each, the power is cut at the fault, at the end, and at `cuts` other moments between them.
+    After each, the power is cut at the fault, at the end, and at `cuts` other moments in between.
     Raises LifeFailedError, BlindSpotError, HungError (the life without a fault), UnsupportedError,
-    NothingToTestError, and InvalidInputError for `failures` that are none.
+    NothingToTestError, and InvalidInputError if `failures` are invalid.
     """
     require_positive(every=every, workers=workers)
     for kind, errors in failures.items():
@@ -183,7 +183,7 @@ def fault_points(
 def _faults(
     workload: Workload, failures: Mapping[str, Sequence[str]], place: str, deadline_seconds: float
 ) -> list[Fault]:
-    """Run one life without a fault, and return all faults that it can be given."""
+    """Run one life without a fault, and return all faults that are possible in it."""
     empty(place)
     with Life(workload.live, place, deadline_seconds=deadline_seconds) as life:
         counts = Counter(_KINDS[type(step.operation)] for step in life if type(step.operation) in _KINDS)
@@ -195,14 +195,14 @@ def _faults(
         for error in errors
     ]
     if not faults:
-        raise NothingToTestError("the workload's life did nothing to its files that could fail")
+        raise NothingToTestError("the workload's life has no file operations that could fail")
     return faults
 
 
 def live_with(workload: Workload, fault: Fault, place: str, deadline_seconds: float) -> Aftermath:
-    """Run a life with this fault in the directory `place`, emptied first.
+    """Run a life with this fault in the directory `place`, which is emptied first.
 
-    Raises NotReachedError or LifeFailedError when it ends before the fault strikes, and what Life raises.
+    Raises NotReachedError or LifeFailedError if it ends before the fault strikes, and what Life raises.
     """
     empty(place)
     injector = _Injector(fault)
@@ -211,7 +211,7 @@ def live_with(workload: Workload, fault: Fault, place: str, deadline_seconds: fl
             injector.treat(step, len(life.operations))
         if injector.struck_at is None:
             require_success(life)
-            raise NotReachedError(f"the workload's life did not get as far as {fault}")
+            raise NotReachedError(f"the workload's life did not reach {fault}")
         return Aftermath(life.trace, life.status, injector.struck_at)
 
 
@@ -246,6 +246,6 @@ class _FaultTest:
             yield from check_cuts(checker, trace, self.selection.images(trace, fate), cuts, named)
 
     def _choose(self, fault: Fault, struck_at: int, end: int) -> list[int]:
-        rng = random.Random(f"{self.selection.seed}:{fault}")  # noqa: S311 - repeats by the fault's name
+        rng = random.Random(f"{self.selection.seed}:{fault}")  # noqa: S311 - repeatable by the fault's name
         between = range(struck_at + 2, end)
         return sorted({min(struck_at + 1, end), end, *rng.sample(between, min(self.cuts, len(between)))})

@@ -1,11 +1,11 @@
-"""Kill points: the workload is killed at every operation on its files, and what it left is checked.
+"""Kill points: the workload is killed at every operation on its files, and what it leaves is checked.
 
-Two ways. `kill_points` runs one life and copies the directory at every operation: what a SIGKILL there leaves,
-because the kernel keeps what was written. `true_kills` runs one life for each point and does kill it, which
-takes ten times as long and shows also what a copy cannot: locks, shared memory, other processes.
+There are two ways. `kill_points` runs one life and copies the directory at every operation: this is what a SIGKILL
+leaves, because the kernel keeps what was written. `true_kills` runs and kills one life for each point, which takes ten
+times as long but includes what a copy cannot show: locks, shared memory, other processes.
 
-A point is named snapshot:WHEN:N or kill:WHEN:N: before, after, or half-way through the N-th operation (of a
-write, half of its bytes are there).
+A point is named snapshot:WHEN:N or kill:WHEN:N: before, after, or half-way through the N-th operation (half of a
+write's bytes are written).
 """
 
 import os
@@ -38,14 +38,14 @@ class KillPoint(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "KillPoint":
-        """Return the point that `text` names. Raises InvalidInputError."""
+        """Return the point named by `text`. Raises InvalidInputError."""
         way, _, rest = text.partition(":")
         when, _, number = rest.partition(":")
         for known_way in get_args(Way):
             for known_when in get_args(When):
                 if (way, when) == (known_way, known_when) and number.isdigit():
                     return cls(known_way, known_when, int(number))
-        raise InvalidInputError(f"{text!r} names no kill point: it is snapshot:WHEN:N or kill:WHEN:N")
+        raise InvalidInputError(f"{text!r}: expected snapshot:WHEN:N or kill:WHEN:N")
 
 
 class _Snapshot(NamedTuple):
@@ -82,7 +82,7 @@ def kill_points(
         )
         require_success(life)
     if not report.points:
-        raise NothingToTestError("the workload's life did nothing to files in its directory")
+        raise NothingToTestError("the workload's life did nothing to the files in its directory")
     return report
 
 
@@ -107,9 +107,9 @@ def _snapshots(life: Life, directory: str, every: int) -> Iterator[_Snapshot]:
 
 
 def _half(step: Step) -> int:
-    """Return how many bytes are about half of a write; 0 where there is no half.
+    """Return about half of the number of bytes of a write; 0 if it has no half.
 
-    It ends where a sector of the file does: the kernel copies page by page, and what lies within one is written whole.
+    It ends at a sector boundary of the file: the kernel copies page by page, and writes each page as a whole.
     """
     if not isinstance(step.operation, Write):
         return 0
@@ -137,8 +137,8 @@ def true_kills(
 ) -> Report:
     """Kill one life before, one after and one half-way through every operation (or every k-th), and check.
 
-    Each life and its check have the same directory. Descendants that outlive the killed process may go on
-    until the check begins; they are ended with it. Raises what kill_points raises.
+    Each life and its check use the same directory. Descendants that outlive the killed process may go on until the
+    check begins; they are ended with it. Raises what kill_points raises.
     """
     require_positive(every=every, workers=workers)
     with scratch() as directory:
@@ -165,19 +165,19 @@ def true_kills(
 
 
 def _count(workload: Workload, directory: str, deadline_seconds: float) -> list[bool]:
-    """Run one life undisturbed; return for each of its operations whether it can be cut in half."""
+    """Run one life without interference; return for each of its operations whether it can be cut in half."""
     with Life(workload.live, directory, deadline_seconds=deadline_seconds) as life:
         halves = [bool(_half(step)) for step in life]
         require_success(life)
     if not halves:
-        raise NothingToTestError("the workload's life did nothing to files in its directory")
+        raise NothingToTestError("the workload's life did nothing to the files in its directory")
     return halves
 
 
 def _kill_and_check(
     workload: Workload, point: KillPoint, place: str, deadline_seconds: float, mark: Mark
 ) -> Iterator[Report]:
-    """Kill a life at `point` and check what it left in the directory `place`."""
+    """Kill a life at `point` and check what it leaves in the directory `place`."""
     mark(str(point))
     checker = Checker(workload)
     try:
@@ -190,9 +190,9 @@ def _kill_and_check(
 
 
 def kill_at(workload: Workload, point: KillPoint, place: str, deadline_seconds: float) -> list[bytes]:
-    """Run a life in the directory `place`, emptied first, and kill it at `point`; return what it acknowledged.
+    """Run a life in the directory `place`, which is emptied first, and kill it at `point`; return what it acknowledged.
 
-    Raises NotReachedError or LifeFailedError when it ends before that, and what Life raises.
+    Raises NotReachedError or LifeFailedError if it ends before that, and what Life raises.
     """
     empty(place)
     with Life(workload.live, place, deadline_seconds=deadline_seconds) as life:
@@ -203,7 +203,7 @@ def kill_at(workload: Workload, point: KillPoint, place: str, deadline_seconds: 
                 life.kill()
                 return life.acknowledged
         require_success(life)
-        raise NotReachedError(f"the workload's life did not get as far as {point}")
+        raise NotReachedError(f"the workload's life did not reach {point}")
 
 
 def _made(directory: str) -> str:

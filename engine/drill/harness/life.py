@@ -1,7 +1,7 @@
 """One life: a workload that runs in a directory under supervision, one operation on its files at a time.
 
-Whoever iterates sees each operation before it happens and may perform it (also in part), fail it, or end the
-life; what is neither performed nor failed is performed. All that happened is in `operations`.
+The iterating caller sees each operation before it happens and may perform it (even in part), fail it, or end the
+life; an operation neither performed nor failed is performed. `operations` has all that happened.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from limpet.testing.supervisor import Event, Supervisor
 from limpet.testing.translate import plan
 
 Live = Callable[[str, Callable[[bytes], None]], None]
-"""What a workload's live() is: it gets the directory and the function that acknowledges."""
+"""A workload's live(): it gets the directory and the function that acknowledges."""
 
 
 class LifeFailedError(LimpetError):
-    """The workload did not come to its end though nothing was done to it; the message has its traceback."""
+    """The workload failed although nothing was done to it; the message has its traceback."""
 
 
 class NotReachedError(InvalidInputError):
-    """The life came to its end before the point that was asked for."""
+    """The life ended before the requested point."""
 
 
 class Step:
@@ -47,7 +47,7 @@ class Step:
     def __init__(self, life: "Life", event: Event, made: Plan) -> None:
         self.operation = made.operation
         self.call = event.name
-        """The system call that it is, for messages."""
+        """The system call, for messages."""
         self._life, self._plan = life, made
         self._reply: Reply | int | None = None  # an int is an errno
         self._written = 0
@@ -55,7 +55,7 @@ class Step:
     def perform(self, size: int | None = None) -> None:
         """Do the operation, and record it if it succeeds; of a Write only its first `size` bytes.
 
-        The rest of a Write may follow by another call; else the process sees a short write.
+        The rest of a Write may follow by another call; otherwise the process sees a short write.
         """
         try:
             if isinstance(self.operation, Write) and self._plan.put is not None:
@@ -68,13 +68,13 @@ class Step:
             self._reply = Reply(self._written) if self._written else error.errno or 0
 
     def fail(self, error: int) -> None:
-        """Let the call return this errno, and do nothing. An fsync that fails is recorded as such."""
+        """Make the call return this errno without doing anything. A failing fsync is recorded as such."""
         if isinstance(self.operation, Sync):
             self._life.operations.append(SyncFailed(self.operation.node))
         self._reply = error
 
     def conclude(self) -> Reply | int:
-        """Do what is not done yet, and return what the call is to be answered: a reply or an errno."""
+        """Do what is not done yet, and return the answer to the call: a reply or an errno."""
         if self._reply is None:
             self.perform()
         return Reply() if self._reply is None else self._reply
@@ -92,9 +92,9 @@ class Step:
 class Life:
     """A context manager that starts `live(directory, acknowledge)` and ends all of it; iterate it once.
 
-    `directory` exists and may hold files: they are taken to be durable. Raises UnsupportedError where the
-    system cannot stop a process at its system calls, BlindSpotError (one of those) at a change that is not
-    modelled, and HungError when the life uses up its time.
+    `directory` exists and may contain files, which are taken as durable. Raises UnsupportedError if the system cannot
+    stop a process at its system calls, BlindSpotError (a subclass) at a change that is not modelled, and HungError if
+    the life exceeds its time.
     """
 
     def __init__(self, live: Live, directory: str, *, deadline_seconds: float = 60.0) -> None:
@@ -128,12 +128,12 @@ class Life:
 
     @property
     def status(self) -> int | None:
-        """How the process ended (negative: by that signal); None while it lives."""
+        """How the process ended (negative: the signal); None while it lives."""
         return self._supervisor.status
 
     @property
     def trace(self) -> Trace:
-        """What happened so far."""
+        """All operations so far."""
         return Trace(self._start, tuple(self.operations))
 
     def __iter__(self) -> Iterator[Step]:
@@ -150,7 +150,7 @@ class Life:
                         self._answer(event, step.conclude())
 
     def kill(self) -> None:
-        """SIGKILL the process where it stands. Its descendants live on, stopped, until the life is closed."""
+        """SIGKILL the process where it is stopped. Its descendants stay alive, stopped, until the life is closed."""
         self._supervisor.kill()
 
     def failure(self) -> str:
@@ -177,10 +177,10 @@ class Life:
 
 
 def record(live: Live, directory: str, *, deadline_seconds: float = 60.0) -> Trace:
-    """Run `live` in `directory` to its end and return the trace of all that it did to the files there.
+    """Run `live` in `directory` to its end and return the trace of everything it did to the files there.
 
-    Nothing is flushed really: what is durable is for the images to say. Raises LifeFailedError when it ends
-    by an exception or a signal, and what Life raises.
+    Nothing is really flushed: the images decide what is durable. Raises LifeFailedError if it ends by an exception
+    or a signal, and what Life raises.
     """
     with Life(live, directory, deadline_seconds=deadline_seconds) as life:
         for _ in life:
@@ -190,17 +190,17 @@ def record(live: Live, directory: str, *, deadline_seconds: float = 60.0) -> Tra
 
 
 def require_success(life: Life) -> None:
-    """Raise LifeFailedError unless the life came to its end by itself."""
+    """Raise LifeFailedError unless the life ended by itself."""
     if life.status:
         raise LifeFailedError(f"the workload ended with status {life.status}: {life.failure() or 'no traceback'}")
 
 
 @functools.cache
 def supported() -> str | None:
-    """Return why crash tests cannot be made on this system, or None where they can.
+    """Return why crash tests are not possible on this system, None if they are.
 
-    Tried with a life that makes, writes and flushes one file; the answer is remembered. Raises
-    UnsupportedError only where this process is at fault: it has several threads.
+    Tried with a life that creates, writes and flushes one file; the answer is remembered. Raises UnsupportedError
+    only if this process is the cause: it has several threads.
     """
     require_single_thread()
     if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):

@@ -37,17 +37,17 @@ from limpet.testing.supervisor import Event
 
 AT_REMOVEDIR: Final = 0x200
 CREAT_FLAGS: Final = os.O_CREAT | os.O_TRUNC | os.O_WRONLY
-"""What creat(2) means."""
+"""The flags that creat(2) implies."""
 
 _AT_SYMLINK_NOFOLLOW, _AT_SYMLINK_FOLLOW, _AT_EMPTY_PATH = 0x100, 0x400, 0x1000
 _O_TMPFILE: Final = 0o20000000 | os.O_DIRECTORY
 _RENAME_NOREPLACE: Final = 1
 _NOT_MODELLED: Final = {stat.S_IFIFO, stat.S_IFSOCK}
-"""Kinds of files that come, go and move unseen: no content of theirs survives anything."""
+"""Kinds of files that come, go and move unseen: their content never survives."""
 
 
 def open_file(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> Plan | None:
-    """Plan open, openat and creat, where they make, empty, or could have made a file of the tree."""
+    """Plan open, openat and creat, if they create, empty, or could have created a file of the tree."""
     if flags & _O_TMPFILE == _O_TMPFILE:
         if nodes.find(os.stat(path)) is not None:
             raise blind_spot(event, "with O_TMPFILE", path)
@@ -73,7 +73,7 @@ def open_file(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> P
 
 def _create(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> Plan | None:
     if os.path.islink(path) and not flags & (os.O_EXCL | os.O_NOFOLLOW):
-        path = os.path.realpath(path)  # a dangling link: the file is made where it points to
+        path = os.path.realpath(path)  # a dangling link: the file is created at its target
     mask = _umask(event)
     place = place_of(nodes, path)
     if place is None:
@@ -138,7 +138,7 @@ def unlink(event: Event, nodes: Nodes, directory: int, address: int, flags: int)
 
 
 def rename(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | None:
-    """Plan rename, renameat and renameat2; out of the tree it is an unlink, into it a blind spot."""
+    """Plan rename, renameat and renameat2; a rename out of the tree is an unlink, one into it a blind spot."""
     old, new = path_of(event, a[0], a[1]), path_of(event, a[2], a[3])
     status = os.stat(old, follow_symlinks=False)
     node, descriptors = nodes.find(status), list[int]()
@@ -149,7 +149,7 @@ def rename(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | N
         if source is None and target is None and node is None:
             return None
         if source is None or node is None:
-            raise blind_spot(event, "of what is not in the directory of the life, or of that directory itself", old)
+            raise blind_spot(event, "of a file outside the life's directory, or of that directory itself", old)
         if flags & ~_RENAME_NOREPLACE:
             raise blind_spot(event, f"with the flags {flags:#x}", old)
         if os.path.lexists(new) and os.path.samestat(os.stat(new, follow_symlinks=False), status):
@@ -211,7 +211,7 @@ def symlink(event: Event, nodes: Nodes, address: int, directory: int, path: int)
 
 
 def make_node(event: Event, nodes: Nodes, directory: int, address: int, mode: int) -> Plan | None:
-    """Look at mknod and mknodat: pipes and sockets are let go, the rest is a blind spot."""
+    """Check mknod and mknodat: pipes and sockets are allowed, others are a blind spot."""
     path = path_of(event, directory, address)
     place = place_of(nodes, path)
     if place is not None:

@@ -1,10 +1,10 @@
-"""The files and directories of the tree in which a life takes place, numbered and known by their inodes."""
+"""The files and directories in the tree of a life, numbered and identified by their inodes."""
 
 import os
 from typing import Final
 
 VOLATILE_SUFFIXES: Final = ("-shm",)
-"""Names of files whose content is rebuilt after a crash, never trusted: SQLite's index of its WAL."""
+"""Names of files whose content is rebuilt after a crash, never relied on: SQLite's index of its WAL."""
 
 
 class Nodes:
@@ -15,7 +15,7 @@ class Nodes:
         self._volatile: set[int] = set()
         self._count = 0
         self.shared_mappings = False
-        """Whether a process has mapped a file of the tree shared, though not for writing."""
+        """Whether a process has mapped a file of the tree shared, not for writing."""
         status = os.fstat(acknowledgements)
         self._acknowledgements = (status.st_dev, status.st_ino)
 
@@ -25,19 +25,19 @@ class Nodes:
         return self._count - 1
 
     def register(self, status: os.stat_result, number: int | None = None) -> int:
-        """Remember the node, new under `number`, else found or numbered; return its number."""
+        """Register the node, under `number` if new, else found or numbered; return its number."""
         key = (status.st_dev, status.st_ino)
         if number is None:
             number = self._numbers[key] if key in self._numbers else self.allocate()
-        self._numbers[key] = number  # an inode that was freed may come again as another file
+        self._numbers[key] = number  # a freed inode may be reused for another file
         return number
 
     def find(self, status: os.stat_result) -> int | None:
-        """Return the node's number, or None for what is not in the tree."""
+        """Return the node's number, None if it is not in the tree."""
         return self._numbers.get((status.st_dev, status.st_ino))
 
     def note_name(self, node: int, name: str) -> None:
-        """Remember by its first name whether the file is volatile."""
+        """Record by its first name whether the file is volatile."""
         if name.endswith(VOLATILE_SUFFIXES):
             self._volatile.add(node)
 
@@ -47,5 +47,5 @@ class Nodes:
         return None if node in self._volatile else node
 
     def takes_acknowledgements(self, status: os.stat_result) -> bool:
-        """Tell whether this is the pipe into which the life acknowledges."""
+        """Return whether this is the pipe through which the life acknowledges."""
         return (status.st_dev, status.st_ino) == self._acknowledgements

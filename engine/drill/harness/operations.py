@@ -1,7 +1,7 @@
-"""What a life does to the disk: one frozen record per operation, and the trace that holds them in order.
+"""A life's operations on the disk: one frozen record per operation, and the trace that holds them in order.
 
-Files and directories are numbered in the order in which they appear; the root of the life is node 0. A name
-is an entry in a directory node, so that renames and links need no paths.
+Files and directories are numbered in order of appearance; the root of the life is node 0. A name is an entry in a
+directory node, so renames and links need no paths.
 """
 
 import os
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 ROOT: Final = 0
-"""The node of the directory in which the life takes place."""
+"""The node of the life's directory."""
 
 
 class Write(NamedTuple):
-    """Bytes put into a file at an offset; a gap before them reads as zeros."""
+    """Bytes written to a file at an offset; a gap before them reads as zeros."""
 
     node: int
     offset: int
@@ -21,7 +21,7 @@ class Write(NamedTuple):
 
 
 class Truncate(NamedTuple):
-    """The file's size is set: cut, or extended with zeros."""
+    """The file's size is set: truncated, or extended with zeros."""
 
     node: int
     size: int
@@ -34,7 +34,7 @@ class Sync(NamedTuple):
 
 
 class SyncFailed(NamedTuple):
-    """An fsync that returned an error: the pages are clean now, and what the disk holds is uncertain."""
+    """An fsync that returned an error: the pages are now clean, and the disk's content is uncertain."""
 
     node: int
 
@@ -79,14 +79,14 @@ class Link(NamedTuple):
 
 
 class Unlink(NamedTuple):
-    """A name is removed: of a file, of an empty directory, or because it was moved out of the root."""
+    """A name is removed: of a file, of an empty directory, or by a move out of the root."""
 
     parent: int
     name: str
 
 
 class Rename(NamedTuple):
-    """A name moves, and replaces what bore the new one."""
+    """A name moves, and replaces an existing one."""
 
     node: int
     parent: int
@@ -96,20 +96,20 @@ class Rename(NamedTuple):
 
 
 class Chmod(NamedTuple):
-    """Permission bits of a file or directory."""
+    """The permission bits of a file or directory."""
 
     node: int
     mode: int
 
 
 class Acknowledge(NamedTuple):
-    """The life told the outside world: from here on this must survive."""
+    """The life told the outside world: from now on this must survive."""
 
     data: bytes
 
 
 class Open(NamedTuple):
-    """A file that exists is opened by a call that could have made it. Changes nothing; it may fail."""
+    """An existing file is opened by a call that could have created it. Changes nothing; it may fail."""
 
     node: int
 
@@ -133,19 +133,19 @@ Operation = (
 
 
 class Trace(NamedTuple):
-    """One recorded life: the tree that it found, already durable, and all that it did, in order."""
+    """One recorded life: the tree it started with, already durable, and everything it did, in order."""
 
     start: tuple[Operation, ...]
     operations: tuple[Operation, ...]
 
     @property
     def acknowledged(self) -> tuple[bytes, ...]:
-        """All that was acknowledged, in order."""
+        """Everything that was acknowledged, in order."""
         return tuple(operation.data for operation in self.operations if isinstance(operation, Acknowledge))
 
 
 def describe_tree(root: str, register: Callable[[os.stat_result], int]) -> Iterator[Operation]:
-    """Yield what would make the tree under `root` as it is now, each node numbered by `register`.
+    """Yield the operations that create the present tree under `root`, each node numbered by `register`.
 
     Sockets, pipes and devices are left out. Raises OSError.
     """

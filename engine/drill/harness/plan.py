@@ -1,4 +1,4 @@
-"""What a stopped system call is about to do to the tree, and how the supervisor does it in its place."""
+"""What a stopped system call is about to do to the tree, and how the supervisor does it instead."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ from limpet.testing.supervisor import Event
 
 AT_FDCWD: Final = -100
 _ITS_OWN: Final = {"/proc/self": "", "/proc/thread-self": "", "/dev/fd": "/fd"}
-"""Directories that are others for each process, and where in its own under /proc they are found from here."""
+"""Directories that differ between processes, and their path below the process's own under /proc."""
 
 
 class BlindSpotError(UnsupportedError):
-    """The life changed a file of its directory in a way that is not modelled, and the message names it."""
+    """The life changed a file of its directory in a way that is not modelled; the message names it."""
 
 
 class Reply(NamedTuple):
-    """What the stopped call returns: a value, one of our descriptors, or what the kernel makes of it."""
+    """What the stopped call returns: a value, one of our descriptors, or the kernel's own result."""
 
     value: int = 0
     descriptor: int | None = None
@@ -31,12 +31,12 @@ class Reply(NamedTuple):
 
 @dataclass
 class Plan:
-    """An operation that is about to be done, and how: `act` does it and raises OSError where it fails."""
+    """An operation that is about to happen: `act` does it, and raises OSError if it fails."""
 
     operation: Operation
     act: Callable[[], Reply]
     descriptors: list[int] = field(default_factory=list)
-    """Ours, to close when the call is answered."""
+    """Our descriptors, to close when the call is answered."""
     put: Callable[[bytes, int], int] | None = None
     """For a Write: write these bytes at this offset and return how many were written."""
 
@@ -53,7 +53,7 @@ def then_reply(act: Callable[[], None]) -> Reply:
 
 
 def path_of(event: Event, directory: int, address: int) -> str:
-    """Return the path as it reads from here: through /proc, with the process's root and directories."""
+    """Return the path as seen from here: through /proc, with the process's root and directories."""
     path = event.read_string(address)
     number = directory & 0xFFFFFFFF
     for prefix, inside in _ITS_OWN.items():
@@ -80,7 +80,7 @@ def place_of(nodes: Nodes, path: str) -> tuple[int, int, str] | None:
 
 
 def node_of_descriptor(event: Event, find: Callable[[os.stat_result], int | None], number: int) -> int | None:
-    """Return the node of the process's descriptor `number`, as `find` knows it. Raises OSError."""
+    """Return the node of the process's descriptor `number`, according to `find`. Raises OSError."""
     descriptor = event.descriptor(number & 0xFFFFFFFF)
     try:
         return find(os.fstat(descriptor))
@@ -90,7 +90,7 @@ def node_of_descriptor(event: Event, find: Callable[[os.stat_result], int | None
 
 @contextlib.contextmanager
 def closed_unless_planned(descriptors: list[int]) -> Iterator[Callable[[Plan], Plan]]:
-    """Close the descriptors, unless a plan took them over through the function that this hands out."""
+    """Close the descriptors, unless a plan took them over through the yielded function."""
     plans: list[Plan] = []
 
     def keep(made: Plan) -> Plan:

@@ -1,6 +1,6 @@
-"""Work spread over forked processes, with a deadline: a job that hangs or crashes is reported, never waited for.
+"""Work spread over forked processes, with a deadline: a job that hangs or crashes is reported, not waited for.
 
-A job yields its results one by one, so that those before its end are not lost with it.
+A job yields its results one by one, so that the results before a crash are kept.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from limpet.testing.process import own_descendants, read_failure, start, thread_
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Mark = Callable[[str], None]
-"""What a job calls when it begins something: the name of it, and the sign that it is alive."""
+"""Called when a job begins something: gives its name, and shows that the job is alive."""
 
 Prepare = Callable[[int], Callable[[Job, Mark], Iterator[Result]]]
 
@@ -27,7 +27,7 @@ _MARK_SIZE: Final = 256
 
 
 class Lost(NamedTuple):
-    """A job that did not end: what it was doing, and what became of it."""
+    """A job that did not finish: what it was doing, and what happened to it."""
 
     mark: str
     reason: str
@@ -38,17 +38,17 @@ class Ended(NamedTuple):
 
 
 class _End(NamedTuple):
-    """How a job ended, as its process tells it."""
+    """How a job ended, as reported by its process."""
 
     error: Exception | None
     can_fork: bool
 
 
 class Pool(Generic[Job, Result]):
-    """Processes that do jobs; a context manager that ends them and all they started.
+    """Processes that do jobs; a context manager that ends them and everything they started.
 
-    In each process `prepare(index)` returns the function that does its jobs. Jobs and results are pickled;
-    `prepare` and all it refers to reach the processes by the fork.
+    In each process `prepare(index)` returns the function that does its jobs. Jobs and results are pickled; `prepare`
+    and all it refers to reach the processes by the fork.
     """
 
     def __init__(self, prepare: "Prepare[Job, Result]", *, workers: int, deadline_seconds: float) -> None:
@@ -67,9 +67,9 @@ class Pool(Generic[Job, Result]):
         self._close()
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Result | Lost | Ended]:
-        """Yield the results as they come, and how each job ended. A job is taken from `jobs` before a process is idle.
+        """Yield the results as they arrive, and how each job ended. Jobs are taken from `jobs` ahead of idle processes.
 
-        An exception that a job raises is raised here.
+        An exception raised by a job is raised here.
         """
         for job in jobs:
             while not (idle := [worker for worker in self._workers if not worker.is_busy]):
@@ -123,7 +123,7 @@ class _Worker(Generic[Job, Result]):
         self._note_life()
 
     def receive(self, ready: set[int]) -> Result | Lost | Ended | None:
-        """Return the next result, or how the job ended; None while it is alive."""
+        """Return the next result, or how the job ended; None while it is running."""
         if self.descriptors[0] in ready:
             with contextlib.suppress(EOFError, ConnectionResetError):
                 answer: Result | _End = self._connection.recv()
@@ -132,13 +132,13 @@ class _Worker(Generic[Job, Result]):
         if not set(self.descriptors).isdisjoint(ready):
             status, said = self._family.wait(), read_failure(self._family)
             last_line = said.strip().rpartition("\n")[2]
-            return self._lose(f"the process that checks ended with status {status}" + (last_line and f": {last_line}"))
+            return self._lose(f"the checking process ended with status {status}" + (last_line and f": {last_line}"))
         if self.seconds_left > 0:
             return None
         if self._counter() != self._seen:
             self._note_life()
             return None
-        return self._lose(f"nothing happened for {self._deadline_seconds:g} s; killed")
+        return self._lose(f"no progress for {self._deadline_seconds:g} s; killed")
 
     def close(self) -> None:
         self._family.close()
@@ -176,7 +176,7 @@ def _serve(
     connection: Connection,
     memory: mmap.mmap,
 ) -> None:
-    parents.close()  # else the end of the parent would go unnoticed
+    parents.close()  # otherwise the parent's end would go unnoticed
     own_descendants()
     function = prepare()
 
@@ -194,7 +194,7 @@ def _serve(
         try:
             for result in function(job, mark):
                 connection.send(result)
-        except Exception as error:  # noqa: BLE001 - raised again where the results are asked for
+        except Exception as error:  # noqa: BLE001 - raised again where the results are read
             failure = error
-        can_fork = thread_count() == 1  # else a check left threads behind: the next job gets a new process
+        can_fork = thread_count() == 1  # otherwise a check left threads: the next job gets a new process
         connection.send(_End(failure, can_fork))

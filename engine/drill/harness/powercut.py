@@ -1,19 +1,19 @@
-"""Power cuts: from one recorded life, every kind of disk that is legal after a cut, each recovered and checked.
+"""Power cuts: from one recorded life, every kind of disk that can result from a cut, each recovered and checked.
 
-An image is named SEED:CUT:KIND:MODEL and can be made again alone from that name: the cut comes after the
-first CUT operations of the trace, MODEL says how names become durable (see `disk`), and KIND what landed:
+An image is named SEED:CUT:KIND:MODEL and can be made again from that name alone: the cut comes after the first CUT
+operations of the trace, MODEL says how names become durable (see `disk`), and KIND says what landed:
 
-    none, all          nothing pending, or everything: what processes saw
+    none, all          nothing pending, or everything, as processes saw it
     data, names        all data and no name, or all names and no data
     prefix.K           the first K writes
-    drop.K, only.K     all writes but one, or one alone
-    subset.R           each write or not, at random; where none is pending, each name
-    torn.R, page.R     sectors of 512 bytes, or pages of 4096, each or not, at random; files have their full size
-    zeros.R            the same where most sectors are missing: new ones read as zeros
-    garbage.R          the same, with random bytes in some; beyond what is legal, so only when asked for
+    drop.K, only.K     all writes but one, or only one
+    subset.R           a random subset of the writes; without writes, of the names
+    torn.R, page.R     sectors of 512 bytes, or pages of 4096, a random subset; files have their full size
+    zeros.R            the same with most sectors missing: new ones read as zeros
+    garbage.R          the same, with random bytes in some; beyond the model, so only on request
     name-prefix.K, name-drop.K, name-only.K    all data, and these of the pending names
 
-Where KIND does not say, names land at random, in order in the journaled model.
+If KIND does not say, names land at random, in the journaled model in order.
 """
 
 import random
@@ -53,10 +53,10 @@ from limpet.testing.workload import Checker, NothingToTestError, Progress, Repor
 
 ALL_MODELS: Final = (Model.JOURNALED, Model.POSIX)
 _NEWEST: Final = 5
-"""How many of the pending operations are dropped or kept one by one: the last ones."""
+"""How many of the pending operations, counted from the last, are dropped or kept one by one."""
 _CUTS_PER_JOB: Final = 16
 _IMAGES_PER_REPORT: Final = 16
-"""Where nothing is found; to tell of each one would cost a tenth of the time."""
+"""For checks without a finding; reporting each would take a tenth of the time."""
 _UNNUMBERED: Final = ("none", "all", "data", "names")
 
 
@@ -73,24 +73,24 @@ class Point(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Point":
-        """Return the point that `text` names. Raises InvalidInputError."""
+        """Return the point named by `text`. Raises InvalidInputError."""
         try:
             seed, cut, kind, model = text.split(":")
             point = cls(int(seed), int(cut), kind, Model(model))
         except ValueError:
-            raise InvalidInputError(f"{text!r} names no image: it is SEED:CUT:KIND:MODEL") from None
+            raise InvalidInputError(f"{text!r}: expected SEED:CUT:KIND:MODEL") from None
         base, _, number = kind.partition(".")
         is_whole = kind == base if base in _UNNUMBERED else number.isdecimal()
         if point.cut < 0 or base not in _CHANGES or not is_whole:
-            raise InvalidInputError(f"{text!r} names no image: the cut or the kind is not one of ours")
+            raise InvalidInputError(f"{text!r}: unknown cut or kind")
         return point
 
 
 class Images:
-    """The images of one trace in one model, cut after cut in rising order, no image twice.
+    """The images of one trace in one model, in order of the cuts, none repeated.
 
-    Images that differ only in what is volatile count as one, which is tried with one such content. Images of the
-    same trace in another model that have the same `seen` are not repeated either.
+    Images that differ only in volatile content count as one, which is tried with one such content. Images of the same
+    trace in another model with the same `seen` are not repeated either.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Images:
         self._rewind()
 
     def at(self, cut: int) -> Iterator[tuple[Point, Image]]:
-        """Yield the images that a cut after the first `cut` operations may leave, and that are new."""
+        """Yield the new images among those that a cut after the first `cut` operations can leave."""
         for point in self.points(cut):
             rng, landing = self._choose(point)
             if self._is_known(landing):
@@ -122,12 +122,12 @@ class Images:
                 yield point, image
 
     def points(self, cut: int) -> list[Point]:
-        """Return the names of all images of this cut, some of which may be the same image."""
+        """Return the names of all images of this cut; some may be the same image."""
         self._move(cut)
         return [Point(self._seed, cut, kind, self._model) for kind in self._kinds()]
 
     def one(self, point: Point) -> Image:
-        """Return the image of this name. Raises InvalidInputError when the trace has no such cut."""
+        """Return the image with this name. Raises InvalidInputError if the trace has no such cut."""
         if point.cut > len(self._trace.operations):
             raise InvalidInputError(f"{point} is beyond the life's {len(self._trace.operations)} operations")
         self._move(point.cut)
@@ -166,14 +166,14 @@ class Images:
             yield from (f"{kind}.{k}" for kind in kinds for k in newest)
 
     def _choose(self, point: Point) -> tuple[random.Random, Landing]:
-        rng = random.Random(str(point))  # noqa: S311 - repeats by its name
+        rng = random.Random(str(point))  # noqa: S311 - repeatable by its name
         return rng, _landing(point, self._disk, rng)
 
     def _is_known(self, landing: Landing) -> bool:
-        """Say whether the same pending operations have landed on the same disk before: the image is not new then.
+        """Return whether the same pending operations have landed on the same disk before: the image is not new then.
 
-        Most are found to be so without being made: only a flush, done or failed, changes what they land on. Where
-        all names are durable the models have the same disk.
+        Most are recognized without being made: only a flush, done or failed, changes what they land on. If all names
+        are durable, the models have the same disk.
         """
         if any(isinstance(lands, bytes) and GARBAGE in lands for lands in landing.changes):
             return False
@@ -200,7 +200,7 @@ def _first(count: int, k: int) -> list[bool]:
     return [index < k for index in range(count)]
 
 
-_Choice = Callable[[int, int, random.Random], list[bool]]  # how many, the kind's number, chance: which of them land
+_Choice = Callable[[int, int, random.Random], list[bool]]  # count, the kind's number, random source: which of them land
 
 
 def _none(count: int, _k: int, _rng: random.Random) -> list[bool]:
@@ -263,7 +263,7 @@ def _landing(point: Point, disk: Disk, rng: random.Random) -> Landing:
 
 
 def _in_parts(change: Change, unit: int, chance: float, garbage: float, rng: random.Random) -> bool | bytes:
-    """Choose for each part of a change whether it lands; return True where all do."""
+    """Choose for each part of a change whether it lands; return True if all do."""
     if isinstance(change, Truncate):
         return True
     count = -(-(change.offset + len(change.data)) // unit) - change.offset // unit
@@ -281,7 +281,7 @@ class Selection(NamedTuple):
     garbage: bool = False
 
     def images(self, trace: Trace, fate: Fate = Fate.DROPPED) -> dict[Model, Images]:
-        """Return the images of a trace in each model, none of which is repeated in another."""
+        """Return the images of a trace in each model, none repeated in another."""
         seen: set[int] = set()
         return {
             model: Images(
@@ -305,8 +305,8 @@ def power_cuts(
 ) -> Report:
     """Record the workload's life once, cut the power after every operation (or every k-th), and check every image.
 
-    `samples` is how many images of each random kind are tried at each cut. With one worker an image lies at
-    the very path where the life was. `deadline_seconds` is for the life, and for each check.
+    `samples` is the number of images of each random kind tried at each cut. With one worker an image is at the same
+    path as the life was. `deadline_seconds` is for the life, and for each check.
     Raises LifeFailedError, BlindSpotError, HungError (the life), UnsupportedError, NothingToTestError.
     """
     require_positive(every=every, workers=workers)
@@ -347,18 +347,18 @@ def record_in(workload: Workload, place: str, deadline_seconds: float) -> Trace:
 
 
 class Place(NamedTuple):
-    """Where images are checked, and how what they come from came about."""
+    """Where images are checked, and their origin."""
 
     directory: str
     mark: Mark
     prefix: str = ""
-    """What the names of the images begin with."""
+    """The prefix of the images' names."""
     acknowledged: Sequence[bytes] = ()
     """What had been acknowledged before the trace began."""
 
 
 def _pass_by(images: Mapping[Model, Images], cut: int) -> None:
-    """Leave out the images of a cut that another job checks: what it leaves may also be left by the next cut."""
+    """Skip the images of a cut that another job checks; the next cut may leave the same images."""
     if cut >= 0:
         for one in images.values():
             for _ in one.at(cut):
@@ -368,7 +368,7 @@ def _pass_by(images: Mapping[Model, Images], cut: int) -> None:
 def check_cuts(
     checker: Checker, trace: Trace, images: Mapping[Model, Images], cuts: Iterable[int], place: Place
 ) -> Iterator[Report]:
-    """Check every new image of these cuts, and yield what was found: at once, because the next check may not end."""
+    """Check every new image of these cuts, and yield each finding at once, because the next check may not end."""
     tried = 0
     for cut in cuts:
         acknowledged = [*place.acknowledged, *acknowledged_before(trace.operations, cut)]

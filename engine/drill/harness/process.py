@@ -1,9 +1,9 @@
 """Forked processes that leave nothing behind: a family is a process and all its descendants, ended together.
 
-Between the caller and the process stands a keeper: a process that is the subreaper of all that follow it. A
-descendant cannot leave it, whatever session it makes and however often it forks, and the keeper ends the
-whole family when its caller closes it or dies, also by SIGKILL. The caller must have one thread: a lock that
-another thread holds at a fork stays locked in the child for ever.
+Between the caller and the process is a keeper, a process that is the subreaper of all its descendants. No descendant
+can leave it, whatever session it creates and however often it forks, and the keeper ends the whole family when its
+caller closes it or dies, even by SIGKILL. The caller must have one thread: a lock that another thread holds at a fork
+stays locked in the child for ever.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _owns_descendants = False
 class Process(Protocol):
     """A forked process that runs a function, and its descendants; a context manager that ends them all.
 
-    It leads a session of its own. An exception that ends the function is sent to `report` as its traceback.
+    It leads its own session. If an exception ends the function, its traceback is sent to `report`.
     """
 
     report: socket.socket
@@ -49,13 +49,13 @@ class Process(Protocol):
         """Its exit status (negative: the signal that ended it), once wait() has seen its end."""
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when it has ended, for poll()."""
+        """Return a descriptor for poll() that is readable once it has ended."""
 
     def wait(self, timeout_seconds: float | None = None) -> int | None:
-        """Wait for its end and return its status; None when the time is over first."""
+        """Wait for its end and return its status; None if the time runs out first."""
 
     def kill(self) -> None:
-        """SIGKILL the process alone, and wait until it is gone; its descendants live on."""
+        """SIGKILL only this process, and wait until it is gone; its descendants live on."""
 
     def close(self) -> None:
         """End the process and every descendant, and wait until all are reaped."""
@@ -64,8 +64,8 @@ class Process(Protocol):
 def start(function: Callable[[socket.socket], None]) -> Process:
     """Fork a process that runs `function`.
 
-    Where this process owns its descendants (see `own_descendants`) it is its own keeper, which saves a fork.
-    Raises UnsupportedError where this process has other threads, and OSError where it cannot fork.
+    If this process owns its descendants (see `own_descendants`) it is its own keeper, which saves a fork. Raises
+    UnsupportedError if this process has other threads, and OSError if it cannot fork.
     """
     require_single_thread()
     _flush()
@@ -165,7 +165,7 @@ class Family:
         if not self._keeper:
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._control.send(b"q")  # closing is not enough: a family forked later holds a copy
+            self._control.send(b"q")  # closing is not enough: a family forked later has a copy
         self._control.close()
         os.waitpid(self._keeper, 0)
         self._keeper = 0
@@ -175,7 +175,7 @@ class Family:
 
 
 def read_failure(process: Process) -> str:
-    """Return the traceback of the exception that ended the process's function, once; else an empty string."""
+    """Return the traceback of the exception that ended the process's function, once; otherwise an empty string."""
     try:
         return process.report.recv(65_536, socket.MSG_DONTWAIT).decode(errors="replace")
     except BlockingIOError:
@@ -183,7 +183,7 @@ def read_failure(process: Process) -> str:
 
 
 def require_single_thread() -> None:
-    """Raise UnsupportedError when this process has more than one thread: it cannot fork safely."""
+    """Raise UnsupportedError if this process has more than one thread: it cannot fork safely."""
     threads = thread_count()
     if threads > 1:
         raise UnsupportedError(
@@ -193,14 +193,14 @@ def require_single_thread() -> None:
 
 
 def thread_count() -> int:
-    """Return how many threads this process has, those that Python does not know included."""
+    """Return the number of threads of this process, including those unknown to Python."""
     return len(os.listdir("/proc/self/task"))
 
 
 def _keep(control: socket.socket, report: socket.socket, function: Callable[[socket.socket], None]) -> NoReturn:
-    """Be the keeper: fork the process, tell how it ends, and end all that is left when the caller lets go."""
+    """Be the keeper: fork the process, report how it ends, and end all that remains when the caller lets go."""
     try:
-        os.setsid()  # an interrupt typed at the terminal is the caller's to handle
+        os.setsid()  # the caller handles interrupts from the terminal
         own_descendants()
         process = os.fork()
         if process == 0:
@@ -224,7 +224,7 @@ def _keep(control: socket.socket, report: socket.socket, function: Callable[[soc
 
 
 def _run(report: socket.socket, function: Callable[[socket.socket], None]) -> NoReturn:
-    global _owns_descendants  # noqa: PLW0603 - it is the parent's fact, not the child's
+    global _owns_descendants  # noqa: PLW0603 - true of the parent, not of the child
     _owns_descendants = False
     status = FAILED
     try:
@@ -232,7 +232,7 @@ def _run(report: socket.socket, function: Callable[[socket.socket], None]) -> No
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         function(report)
         status = 0
-    except BaseException:  # noqa: BLE001 - whatever ends the function is told to the caller, who judges it
+    except BaseException:  # noqa: BLE001 - any exception is reported to the caller, who judges it
         with contextlib.suppress(OSError):
             report.send(traceback.format_exc()[-16_384:].encode(errors="replace"), socket.MSG_DONTWAIT)
     finally:
@@ -242,9 +242,9 @@ def _run(report: socket.socket, function: Callable[[socket.socket], None]) -> No
 
 
 def own_descendants() -> None:
-    """Become the parent of every descendant whose own parent dies, and end all of them together from now on.
+    """Become the parent of every descendant whose own parent dies, and end them all together from now on.
 
-    For a process in which nobody else starts processes: one that start() made.
+    For a process created by start(), in which nobody else starts processes.
     """
     global _owns_descendants  # noqa: PLW0603 - a fact about this process, as the kernel keeps it (PR_SET_CHILD_SUBREAPER)
     _owns_descendants = True
@@ -255,12 +255,12 @@ def end_descendants() -> None:
     """SIGKILL and reap every child of this process, and all that become its children by that."""
     while True:
         children = _children()
-        for pid in children:  # unreaped, so the number is still theirs
+        for pid in children:  # unreaped, so the pid is still theirs
             os.kill(pid, signal.SIGKILL)
         for pid in children:
             os.waitpid(pid, 0)
         try:
-            os.waitpid(-1, os.WNOHANG)  # proc(5): a list read while children end may lack some; look again
+            os.waitpid(-1, os.WNOHANG)  # proc(5): a list read while children end may miss some; look again
         except ChildProcessError:
             return
 

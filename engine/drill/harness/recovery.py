@@ -1,6 +1,6 @@
-"""Crashes during recovery: the power is cut once, the check recovers, and the power is cut again within that.
+"""Crashes during recovery: the power is cut once, the check recovers, and the power is cut again during that.
 
-The name of such an image is the two names of its cuts: SEED:CUT:KIND:MODEL>SEED:CUT:KIND:MODEL.
+The name of such an image consists of the names of both cuts: SEED:CUT:KIND:MODEL>SEED:CUT:KIND:MODEL.
 """
 
 import random
@@ -30,10 +30,10 @@ def recovery_cuts(
     deadline_seconds: float = 60.0,
     progress: Progress | None = None,
 ) -> Report:
-    """Cut the power again at every operation of the recovery from `crashes` power cuts, chosen at random.
+    """Cut the power again at every operation of the recovery from `crashes` randomly chosen power cuts.
 
-    What the workload's check does in the directory is the recovery; of the cuts within it each `every`-th is tried.
-    Raises what power_cuts raises.
+    The recovery is what the workload's check does in the directory; each `every`-th cut within it is tried. Raises what
+    power_cuts raises.
     """
     require_positive(crashes=crashes, every=every, workers=workers)
     selection = Selection(seed, models, samples)
@@ -59,7 +59,7 @@ def recovery_cuts(
 
 
 def _choose(trace: Trace, selection: Selection, crashes: int) -> list[Point]:
-    rng = random.Random(f"{selection.seed}:recovery")  # noqa: S311 - repeats by its seed
+    rng = random.Random(f"{selection.seed}:recovery")  # noqa: S311 - repeatable by its seed
     cuts = sorted(rng.choices(range(1, len(trace.operations) + 1), k=crashes))
     images = selection.images(trace)
     return [rng.choice(images[rng.choice(selection.models)].points(cut)) for cut in cuts]
@@ -68,7 +68,7 @@ def _choose(trace: Trace, selection: Selection, crashes: int) -> list[Point]:
 def record_recovery(
     workload: Workload, place: str, acknowledged: Sequence[bytes], deadline_seconds: float
 ) -> tuple[Trace, str]:
-    """Return the trace of a check in `place`, and the last line of what it raised, if it did."""
+    """Return the trace of a check in `place`, and the last line of the exception it raised, if any."""
     with Life(
         lambda directory, _: workload.check(directory, acknowledged), place, deadline_seconds=deadline_seconds
     ) as life:
@@ -87,7 +87,7 @@ class _RecoveryTest:
     deadline_seconds: float
 
     def crash_again(self, point: Point, image: Image, place: str, mark: Mark) -> Iterator[Report]:
-        """Recover from the image, record how, and check every image that a cut within that may leave."""
+        """Recover from the image, record that, and check every image that a cut during it can leave."""
         checker = Checker(self.workload)
         acknowledged = acknowledged_before(self.trace.operations, point.cut)
         mark(str(point))
@@ -98,7 +98,7 @@ class _RecoveryTest:
             checker.add(str(point), "other", str(error))
             yield checker.report(images=1)
             return
-        if failure:  # its kind is lost with the process that was recorded: once more, here
+        if failure:  # its kind is lost with the recorded process: check again, here
             materialise(image, place)
             checker.check(str(point), place, acknowledged)
         found = checker.report(images=1)

@@ -1,4 +1,4 @@
-"""One point again, alone: the state that a finding names is made anew, kept, and checked."""
+"""Repeats a single point: the state named by a finding is made again, kept, and checked."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,11 +15,11 @@ from limpet.testing.workload import Checker, Report, Workload
 
 
 def replay(workload: Workload, point: str, directory: str, *, deadline_seconds: float = 60.0) -> Report:
-    """Make the state that `point` names, the name in a Finding, and check it.
+    """Make the state named by `point`, a Finding's name, and check it.
 
-    `directory` is made, or emptied, and keeps two trees: `found` is the state as the crash left it, and
-    `checked` what the check made of it. Raises InvalidInputError for a name that is none, or of a point that this
-    life does not reach, and what the kind of test raises from which the name comes.
+    `directory` is created or emptied, and then holds two trees: `found` is the state as the crash left it, `checked`
+    what the check made of it. Raises InvalidInputError if the name is invalid or this life does not reach the point,
+    and what that kind of test raises.
     """
 
     def check(name: str, mark: Mark) -> Iterator[Report]:
@@ -39,7 +39,7 @@ def replay(workload: Workload, point: str, directory: str, *, deadline_seconds: 
 
 
 def _parse(name: str) -> tuple[KillPoint | Fault | Point, Point | None]:
-    """Return what the name consists of. Raises InvalidInputError."""
+    """Return the parts of the name. Raises InvalidInputError."""
     outer, _, inner = name.partition(">")
     way = outer.partition(":")[0]
     first: KillPoint | Fault | Point
@@ -51,7 +51,7 @@ def _parse(name: str) -> tuple[KillPoint | Fault | Point, Point | None]:
 
 
 def _reach(workload: Workload, name: str, place: str, deadline_seconds: float) -> Sequence[bytes]:
-    """Bring the directory `place` into the state that `name` names; return what was acknowledged until then."""
+    """Bring the directory `place` into the state named by `name`; return what was acknowledged by then."""
     first, second = _parse(name)
     if isinstance(first, KillPoint):
         return kill_at(workload, first, place, deadline_seconds)

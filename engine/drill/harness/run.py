@@ -1,4 +1,4 @@
-"""Jobs in, one report out: how every kind of crash test spreads its points over processes."""
+"""Jobs in, one report out: how every kind of crash test distributes its points over processes."""
 
 from collections.abc import Iterable, Sized
 
@@ -15,14 +15,14 @@ def run_jobs(
     deadline_seconds: float,
     progress: Progress | None,
 ) -> Report:
-    """Do the jobs in `workers` processes and add up their reports. `counted` is that of one point, without findings.
+    """Do the jobs in `workers` processes and add up their reports. `counted` is one point's report, without findings.
 
-    A job that hangs for `deadline_seconds`, or crashes its process, is a finding: what remained of it was
-    not tried. Raises NothingToTestError when there is none.
+    A job that hangs for `deadline_seconds`, or crashes its process, is a finding: its remaining points were not tried.
+    Raises NothingToTestError if there are no jobs.
     """
     total = len(jobs) if isinstance(jobs, Sized) else None
     if total == 0:
-        raise NothingToTestError("no point of the workload's life was chosen; it has fewer than `every` says")
+        raise NothingToTestError("no point of the workload's life was chosen: it has fewer than `every`")
     report, done = Report(), 0
     with Pool(prepare, workers=workers, deadline_seconds=deadline_seconds) as pool:
         for result in pool.map(jobs):
@@ -38,5 +38,5 @@ def run_jobs(
 
 
 def _report_lost(lost: Lost) -> Report:
-    message = f"the check did not end: {lost.reason}; the points after it in its job were not tried"
+    message = f"the check did not end: {lost.reason}; later points of its job were not tried"
     return Report.of([Finding(lost.mark, "other", message)])

@@ -1,10 +1,9 @@
-"""A process stopped at every system call that changes files: seccomp user notification, by ctypes alone.
+"""A process stopped at every system call that changes files: seccomp user notification, through ctypes alone.
 
-Needs Linux 5.19 or newer (so that no signal wakes a stopped process) on x86_64 or aarch64, and neither root
-nor a compiler nor ptrace. The process, its threads and all its descendants are stopped at the calls in
-`syscalls.CALLS`, one event at a time; whoever supervises lets the call go, fails it, answers it, or kills.
-Everything the process does after the filter is in place is seen, in one order. no_new_privs is set: set-uid
-programs that it starts do not get their privileges.
+Needs Linux 5.19 or newer (so that no signal wakes a stopped process) on x86_64 or aarch64, but no root, compiler or
+ptrace. The process, its threads and all its descendants are stopped at the calls in `syscalls.CALLS`, one event at a
+time; the caller lets the call go, fails it, answers it, or kills. Everything the process does after the filter is in
+place is seen, in one order. no_new_privs is set: set-uid programs that it starts do not get their privileges.
 """
 
 import contextlib
@@ -38,9 +37,9 @@ _ADD_AND_SEND: Final = 2
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SET_MODE_FILTER: Final = 1
 _NEW_LISTENER: Final = 1 << 3
-_WAIT_KILLABLE: Final = 1 << 5  # only a fatal signal wakes a process that was stopped
+_WAIT_KILLABLE: Final = 1 << 5  # only a fatal signal wakes a stopped process
 _KEPT_PIDFDS: Final = 64
-"""Of the threads that were stopped last for the first time: a life may have any number of short processes."""
+"""For the threads most recently stopped for the first time: a life may have any number of short processes."""
 
 
 class _Program(ctypes.Structure):  # struct sock_fprog
@@ -48,7 +47,7 @@ class _Program(ctypes.Structure):  # struct sock_fprog
 
 
 class HungError(LimpetError):
-    """What ran under supervision used up its time and was killed."""
+    """The supervised process exceeded its time and was killed."""
 
 
 class Event:
@@ -66,13 +65,13 @@ class Event:
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes of the process's memory.
 
-        Raises OSError where there is none, and UnsupportedError where the kernel does not let us look.
+        Raises OSError if there is none, and UnsupportedError if the kernel denies access.
         """
         try:
             memory = os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError as error:
             raise UnsupportedError(
-                f"what process {self.pid} writes cannot be read: it has other privileges than this one, "
+                f"cannot read what process {self.pid} writes: it has other privileges than this one, "
                 "or ptrace is restricted (see kernel.yama.ptrace_scope)"
             ) from error
         try:
@@ -81,24 +80,24 @@ class Event:
             os.close(memory)
 
     def read_string(self, address: int) -> str:
-        """Return the text that ends with NUL at `address`. Raises OSError where there is none."""
+        """Return the NUL-terminated text at `address`. Raises OSError if there is none."""
         text = b""
-        while b"\0" not in text:  # not across a page in one go: the next one may not be mapped
+        while b"\0" not in text:  # never across a page boundary: the next page may not be mapped
             text += self.read(address + len(text), 4096 - (address + len(text)) % 4096)
         return os.fsdecode(text[: text.index(0)])
 
     def descriptor(self, number: int) -> int:
         """Return a duplicate, ours to close, of the process's descriptor `number`.
 
-        Raises OSError where it has none, and UnsupportedError where the kernel does not let us look.
+        Raises OSError if it has none, and UnsupportedError if the kernel denies access.
         """
         return self._supervisor.duplicate(self.pid, number)
 
 
 class Supervisor:
-    """Runs `function` in a family of its own, stopped at every call that changes files; a context manager.
+    """Runs `function` in a separate family, stopped at every call that changes files; a context manager.
 
-    Iterate events() and answer each event once. Raises UnsupportedError where the kernel has no means for it.
+    Iterate events() and answer each event once. Raises UnsupportedError if the kernel does not support it.
     """
 
     def __init__(self, function: Callable[[], None], *, deadline_seconds: float = 60.0) -> None:
@@ -128,7 +127,7 @@ class Supervisor:
 
     @property
     def status(self) -> int | None:
-        """How the process ended (negative: by that signal); None while it runs."""
+        """How the process ended (negative: the signal); None while it runs."""
         return self._family.status
 
     def failure(self) -> str:
@@ -139,8 +138,8 @@ class Supervisor:
     def events(self) -> Iterator[Event]:
         """Yield each call in the order in which they are stopped, until the process has ended.
 
-        Its descendants may live on, unanswered, until close(). Raises HungError when the process has run
-        for longer than its deadline, the time in which an event is handled not counted; it is killed then.
+        Its descendants may live on, unanswered, until close(). Raises HungError if the process has run longer than its
+        deadline, not counting the time in which events are handled; it is then killed.
         """
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
@@ -162,7 +161,7 @@ class Supervisor:
                 poll.unregister(self._listener)
 
     def is_waiting(self, event: Event) -> bool:
-        """Tell whether the call still waits for its answer: what was read of the process is its own then."""
+        """Return whether the call still waits for its answer; if so, what was read of the process is its own."""
         try:
             fcntl.ioctl(self._listener, _IS_VALID, struct.pack("=Q", event.id))
         except FileNotFoundError:
@@ -170,15 +169,15 @@ class Supervisor:
         return True
 
     def let_go(self, event: Event) -> None:
-        """Let the kernel do the call. Where nobody waits for it any more, nothing happens, here and below."""
+        """Let the kernel do the call. If nothing waits for it any more, nothing happens, here and below."""
         self._send(event, 0, 0, _CONTINUE)
 
     def fail(self, event: Event, error: int) -> None:
-        """Fail the call with this errno, undone."""
+        """Fail the call with this errno, without doing it."""
         self._send(event, 0, -error, 0)
 
     def answer(self, event: Event, value: int) -> None:
-        """Return `value` from the call, undone."""
+        """Return `value` from the call, without doing it."""
         self._send(event, value, 0, 0)
 
     def answer_descriptor(self, event: Event, descriptor: int, *, close_on_exec: bool) -> None:
@@ -224,7 +223,7 @@ class Supervisor:
                 raise UnsupportedError(f"the files of process {thread} cannot be seen: {os.strerror(error)}")
             if error != errno.ESRCH:
                 break
-            os.close(self._pidfds.pop(thread))  # of one that died and whose number was used again
+            os.close(self._pidfds.pop(thread))  # of a thread that died and whose id was reused
         raise OSError(error, os.strerror(error))
 
     def _poll(self, poll: select.poll) -> dict[int, int]:
@@ -233,7 +232,7 @@ class Supervisor:
         self._left_seconds -= time.monotonic() - started
         if not ready:
             self.kill()
-            raise HungError(f"what ran under supervision was not done in {self._deadline_seconds:g} s; killed")
+            raise HungError(f"the supervised process did not finish in {self._deadline_seconds:g} s; killed")
         return dict(ready)
 
     def _send(self, event: Event, value: int, error: int, flags: int) -> None:
@@ -255,7 +254,7 @@ def _architecture() -> str:
 
 
 def _install_and_run(function: Callable[[], None], program: bytes, report: socket.socket) -> None:
-    """Put this process under the filter, hand the listener to the supervisor, and run when it is ready."""
+    """Put this process under the filter, pass the listener to the supervisor, and run when it is ready."""
     try:
         listener = _install(program)
     except OSError as error:

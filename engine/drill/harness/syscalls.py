@@ -1,8 +1,8 @@
-"""Which system calls change files, their numbers, and the seccomp filter that stops a process at each.
+"""The system calls that change files, their numbers, and the seccomp filter that stops a process at each.
 
-Numbers are those of the kernel's asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64). What could
-change a file unseen (a shared mapping, io_uring, a clone ioctl, a call of a 32-bit program) is stopped too,
-so that whoever watches can say so instead of missing it.
+Numbers are those of the kernel's asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64). Calls that could change
+a file unseen (a shared mapping, io_uring, a clone ioctl, a call of a 32-bit program) are stopped too, so that the
+supervisor can report them instead of missing them.
 """
 
 import functools
@@ -19,7 +19,7 @@ PIDFD_GETFD: Final = 438
 RENAMEAT2_NUMBERS: Final = {"x86_64": 316, "aarch64": 276}
 
 FOREIGN: Final = "32-bit system call"
-"""The name given to a call that is not of the native architecture: its number means something else."""
+"""The name for a call that is not of the native architecture: its number means something else."""
 
 CALLS: Final[dict[str, tuple[int | None, int | None]]] = {
     # name              x86_64  aarch64
@@ -80,7 +80,7 @@ _CLONE_IOCTLS: Final = (0x40049409, 0x4020940D, 0xC0189436)  # FICLONE, FICLONER
 
 
 class Condition(NamedTuple):
-    """Stop only where this holds for one argument: bits of `any_of` set, none of `none_of`, or equal."""
+    """Stop only if this holds for one argument: bits of `any_of` set, none of `none_of`, or equal."""
 
     argument: int
     any_of: int = 0
@@ -95,7 +95,7 @@ CONDITIONS: Final = {
     "mprotect": Condition(2, any_of=_PROT_WRITE),
     "ioctl": Condition(1, equal=_CLONE_IOCTLS),
 }
-"""Calls that are frequent and change a file only with these arguments."""
+"""Frequent calls that change a file only with these arguments."""
 
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF, linux/filter.h
 _NOTIFY, _ALLOW = 0x7FC00000, 0x7FFF0000  # SECCOMP_RET_USER_NOTIF, SECCOMP_RET_ALLOW
@@ -106,7 +106,7 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, co
 
 
 def machine() -> str:
-    """Return this machine's architecture as the tables name it."""
+    """Return this machine's architecture by its name in the tables."""
     return platform.machine()
 
 
@@ -135,7 +135,7 @@ def filter_program(architecture: str) -> bytes:
 
 
 def _conditional(condition: Condition) -> list[Instruction]:
-    """Return a block that ends in NOTIFY where the condition holds, and in ALLOW otherwise."""
+    """Return a block that ends in NOTIFY if the condition holds, otherwise in ALLOW."""
     load: Instruction = (_LOAD, 0, 0, _ARGUMENTS_AT + 8 * condition.argument)  # low word: little-endian
     if condition.equal:
         last = len(condition.equal) - 1

@@ -1,12 +1,12 @@
-"""From a stopped system call to the operation that it is about to do on the tree, and the means to do it.
+"""From a stopped system call to the operation it is about to do on the tree, and the means to do it.
 
-The supervisor does the operation itself, on duplicates of the process's own descriptors, and answers the call
-with the result. So it knows what really happened, in one order, also with many threads; it can stop half-way
-through a write; and a file that it makes for the process is handed over open, O_EXCL or not. Calls that
-touch nothing in the tree are let go.
+The supervisor does the operation itself, on duplicates of the process's own descriptors, and answers the call with
+the result. So it knows what really happened, in one order, even with many threads; it can stop half-way through a
+write; and a file that it creates for the process is passed over open, O_EXCL or not. Calls that touch nothing in
+the tree are let go.
 
-Not modelled, and no blind spot: owners, times, sockets and pipes in the tree. What could change a file of the
-tree unseen raises BlindSpotError.
+Owners, times, sockets and pipes in the tree are neither modelled nor blind spots. Anything that could change a file
+of the tree unseen raises BlindSpotError.
 """
 
 import errno
@@ -26,17 +26,16 @@ _FAILS_ANYWAY: Final = (
 
 
 def plan(event: Event, nodes: Nodes) -> Plan | None:
-    """Return what the call is about to do to the tree; None for a call that is none of our business.
+    """Return what the call is about to do to the tree; None for a call that does not concern it.
 
-    Raises BlindSpotError for a change that is not modelled, UnsupportedError for a process that may not be
-    looked into.
+    Raises BlindSpotError for a change that is not modelled, UnsupportedError for a process that cannot be inspected.
     """
     try:
         return _TRANSLATIONS[event.name](event, nodes, event.arguments)
     except OSError as error:
         if error.errno not in _FAILS_ANYWAY:
             raise
-        return None  # a bad address, descriptor or path: the kernel will say so to the process
+        return None  # a bad address, descriptor or path: the kernel will tell the process
 
 
 _Translation = Callable[[Event, Nodes, list[int]], Plan | None]

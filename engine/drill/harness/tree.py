@@ -1,4 +1,4 @@
-"""Directory trees, made, copied and emptied fast: a crash test does it tens of thousands of times a minute."""
+"""Fast creating, copying and emptying of directory trees: a crash test does it tens of thousands of times a minute."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ from typing import Final
 
 from limpet.testing.disk import Image
 
-_SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - its files are made in a private directory
+_SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - its files are in a private directory
 _ENOUGH_BYTES: Final = 256 * 1024 * 1024
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[str]:
-    """Make a private directory, in memory where there is room, and remove it in the end."""
+    """Create a private directory, in memory if there is room, and remove it in the end."""
     directory = tempfile.mkdtemp(prefix="limpet-testing-", dir=_roomiest())
     try:
         yield directory
@@ -26,7 +26,7 @@ def scratch() -> Iterator[str]:
 
 
 def materialise(image: Image, directory: str) -> None:
-    """Make `directory`, emptied first, the tree that the image says."""
+    """Make `directory`, which is emptied first, the image's tree."""
     empty(directory)
     closed: list[tuple[str, int]] = []
     mask = os.umask(0)
@@ -60,7 +60,7 @@ def copy(source: str, directory: str) -> None:
 
 
 def _copy_into(source: str, directory: str, linked: dict[int, str]) -> None:
-    """Copy what is in `source`. `linked` has the copies of files with more than one name, by their inodes."""
+    """Copy the entries of `source`. `linked` has the copies of files with more than one name, by inode."""
     with os.scandir(source) as entries:
         for entry in entries:
             target = f"{directory}/{entry.name}"
@@ -103,7 +103,7 @@ def _write(path: str, mode: int, content: bytes) -> None:
 
 
 def empty(directory: str) -> None:
-    """Make `directory`, which may be missing, exist and hold nothing."""
+    """Make `directory` exist and be empty."""
     try:
         with os.scandir(directory) as entries:
             found = list(entries)
@@ -118,7 +118,7 @@ def empty(directory: str) -> None:
 
 
 def _make_removable(_function: object, path: str, _: object) -> None:
-    """Remove what an ordinary user cannot yet, because its directory is read-only."""
+    """Remove what an ordinary user cannot remove yet, because its directory is read-only."""
     os.chmod(os.path.dirname(path), stat.S_IRWXU)
     if os.path.islink(path) or not os.path.isdir(path):
         os.unlink(path)

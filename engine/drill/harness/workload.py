@@ -1,4 +1,4 @@
-"""What the user of crash tests brings, a Workload, and what they get: a Report of what was tried and found."""
+"""What the user of crash tests provides, a Workload, and what they get: a Report of what was tried and found."""
 
 import os
 from collections import Counter
@@ -10,52 +10,52 @@ from limpet.schema.errors import InvalidInputError, LimpetError, quote
 from limpet.testing.process import FAILED, end_descendants
 
 Kind = Literal["lost", "torn", "false_verdict", "other"]
-"""How a promise was broken: acknowledged and gone, half there, a statement that is not true, or otherwise."""
+"""How a promise was broken: acknowledged but gone, half done, a false statement, or otherwise."""
 
 KEPT_FINDINGS: Final = 100
-"""How many findings a report carries in full; it counts all of them."""
+"""How many findings a report keeps in full; it counts all of them."""
 
 Progress = Callable[[int, int], None]
-"""Called between jobs with how many are done, and how many there are as far as is known."""
+"""Called between jobs with how many are done, and how many there are as far as known."""
 
 
-class Violation(Exception):  # noqa: N818 - what is raised is a finding about the workload, no error of the test
-    """Raised by a check: the directory does not hold what was promised.
+class Violation(Exception):  # noqa: N818 - a finding about the workload, not an error of the test
+    """Raised by a check: the directory does not contain what was promised.
 
-    Raises InvalidInputError for a kind that is none, which a report could not count.
+    Raises InvalidInputError for an unknown kind, which a report could not count.
     """
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
         if kind not in get_args(Kind):
-            raise InvalidInputError(f"{quote(kind)} is no kind of violation: it is one of {', '.join(get_args(Kind))}")
+            raise InvalidInputError(f"unknown kind of violation {quote(kind)}: use one of {', '.join(get_args(Kind))}")
         self.kind: Kind = kind
 
 
 class Workload(Protocol):
-    """A store under test: how it lives, and how one sees that it kept its promises.
+    """A store under test: how it lives, and how to check that it kept its promises.
 
-    The same life must do the same operations every time, or points cannot be repeated by their name.
+    Each life must do the same operations, or points cannot be repeated by name.
     """
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
         """Live in `directory` (empty at first), and acknowledge what has become durable, each by one call.
 
-        Runs in a process of its own, which may use threads and start processes; acknowledge() may be
-        called from any of them that were forked, not executed.
+        Runs in a separate process, which may use threads and start processes; acknowledge() may be called from any of
+        them that were forked, not executed.
         """
 
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
         """Recover in `directory`, which may be another path, and compare with all that was acknowledged.
 
-        The operation in flight at the crash may have happened or not. Raises Violation; any other
-        exception is a finding too, of the kind "other".
+        The operation in progress at the crash may have happened or not. Raises Violation; any other exception is a
+        finding too, of the kind "other".
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One broken promise, and the name of the point by which `replay` repeats it alone."""
+    """A broken promise, and the name of the point by which `replay` repeats it."""
 
     point: str
     kind: Kind
@@ -67,15 +67,15 @@ class Report:
     """What was tried and what was found. Reports add up."""
 
     points: int = 0
-    """Places in a life at which it was killed, or its state was taken as a kill leaves it."""
+    """Points in a life at which it was killed, or its state was copied as a kill leaves it."""
     images: int = 0
-    """Different disks that a power cut may leave, each recovered and checked."""
+    """Distinct disk states that a power cut can leave, each recovered and checked."""
     faults: int = 0
-    """Operations that were made to fail."""
+    """Operations made to fail."""
     damaged: int = 0
-    """States on disk that were damaged: bits flipped, files cut, swapped or replaced."""
+    """Damaged states on disk: flipped bits, or files truncated, swapped or replaced."""
     cases: int = 0
-    """Worlds found after a restart, with real processes, on which recovery was judged."""
+    """States found after a restart, with real processes, on which recovery was judged."""
     acknowledged: int = 0
     """Acknowledgements that were compared, over all checks."""
     lost: int = 0
@@ -121,7 +121,7 @@ class Report:
 
     @property
     def violations(self) -> int:
-        """How many checks failed."""
+        """The number of failed checks."""
         return self.lost + self.torn + self.false_verdicts + self.other
 
     @property
@@ -132,7 +132,7 @@ class Report:
 
 
 class Checker:
-    """Checks directories one after another and collects what it finds."""
+    """Checks directories one after another and collects the findings."""
 
     def __init__(self, workload: Workload) -> None:
         self._workload, self._process = workload, os.getpid()
@@ -141,17 +141,17 @@ class Checker:
 
     @property
     def has_found(self) -> bool:
-        """Whether there is a finding that no report has yet."""
+        """Whether there are findings that no report has yet."""
         return bool(self._findings)
 
     def report(self, *, points: int = 0, images: int = 0, faults: int = 0) -> Report:
-        """Return what was found since the last report, as that of so many points, images and faults."""
+        """Return the findings since the last report, as that of so many points, images and faults."""
         findings, acknowledged = self._findings, self._acknowledged
         self._findings, self._acknowledged = [], 0
         return Report.of(findings, points=points, images=images, faults=faults, acknowledged=acknowledged)
 
     def add(self, point: str, kind: Kind, message: str) -> None:
-        """Add what was found otherwise than by a check."""
+        """Add a finding that no check made."""
         self._findings.append(Finding(point, kind, message))
 
     def check(self, point: str, directory: str, acknowledged: Sequence[bytes]) -> None:
@@ -161,9 +161,9 @@ class Checker:
             self._workload.check(directory, acknowledged)
         except Violation as violation:
             self.add(point, violation.kind, str(violation))
-        except BaseException as error:  # noqa: BLE001 - also how sys.exit() and pytest.fail() say that it is not there
+        except BaseException as error:  # noqa: BLE001 - sys.exit() and pytest.fail() too mean a failed check
             if os.getpid() != self._process:
-                os._exit(FAILED)  # a fork of the check's own: its parent hears of it
+                os._exit(FAILED)  # a fork made by the check: its parent sees the status
             self.add(point, "other", f"{type(error).__name__}: {error}")
         _end_children()
 
@@ -177,11 +177,11 @@ def _end_children() -> None:
 
 
 class NothingToTestError(LimpetError):
-    """The workload did nothing that could be tested, for instance because it changes no file."""
+    """The workload did nothing that could be tested; for instance, it changes no file."""
 
 
 def require_positive(**arguments: int) -> None:
     """Raise InvalidInputError for the first argument that is less than 1."""
     for name, value in arguments.items():
         if value < 1:
-            raise InvalidInputError(f"{name} is {value}, and must be 1 or more")
+            raise InvalidInputError(f"{name} is {value}, but must be 1 or more")

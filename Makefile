@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find benchmarks engine recovery schema -name '*.py')
 
+# Compiled modules are kept, also where the environment asks for none: the tests start thousands of processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test gate lint types docs bench bench-quick constraints clean
 

@@ -33,7 +33,7 @@ from limpet.engine.aio import AsyncStore
 from limpet.engine.database.sqlite import Reader
 from limpet.engine.state.directory import DATABASE
 from limpet.schema.errors import StoreError
-from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.metadata import DEFAULT_NODE
 
 CONTAINERS = 1000
 _WARM_UP_CALLS = 20

@@ -16,7 +16,7 @@ from sqlalchemy.schema import CreateTable
 
 from limpet.benchmarks.contenders import RUNNING, Contender, container_id
 from limpet.schema.codec import status_to_row
-from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.metadata import DEFAULT_NODE
 from limpet.schema.rows import AnyRow
 from limpet.schema.status import Status
 from limpet.schema.tables import container_status

@@ -10,8 +10,7 @@ from functools import partial
 from typing import Any, Self
 
 from limpet.engine.store import Draft, Record, Request, Store
-from limpet.schema.layout import DEFAULT_NODE
-from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.status import ContainerState, Status
 
 

@@ -24,8 +24,7 @@ from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import NotFoundError, quote
 from limpet.schema.image import ImageName, MountType
-from limpet.schema.layout import DEFAULT_NODE
-from limpet.schema.metadata import Metadata, SandboxMetadata, new_id
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
 
 HOST_IMAGE = ImageName("host")

@@ -9,7 +9,7 @@ import msgspec
 
 from limpet.recovery.evidence import Bundle
 from limpet.recovery.files import read_small_file
-from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, BundleMarker
+from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, TEMPORARY_PREFIX, BundleMarker
 
 _MARKER_BYTES = 4096
 
@@ -38,7 +38,7 @@ def is_begun(names: Iterable[str]) -> bool:
 
     Creating a bundle starts with an empty directory; removing one ends with it.
     """
-    return all(name.startswith(".tmp-") for name in names)
+    return all(name.startswith(TEMPORARY_PREFIX) for name in names)
 
 
 def read_marker(path: str) -> BundleMarker | None:

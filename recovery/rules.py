@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.recovery.evidence import Boot, Bundle, Checkpoint, Evidence, Observation, Process, classify
-from limpet.schema.status import EXIT_CODE_UNKNOWN, Reason, Status
+from limpet.schema.status import Reason, Status, end
 
 
 class Ruling(StrEnum):
@@ -204,21 +204,3 @@ def _apply(rule: Rule, status: Status, observation: Observation, because: str, n
             return replace(ended, reason=rule.reason or Reason.UNKNOWN, message=because)
         case Ruling.UNKNOWN:
             return replace(status, unknown=True, reason=rule.reason or Reason.UNVERIFIED, message=because)
-
-
-def end(status: Status, exit_code: int | None, *, finished_at: int, message: str = "") -> Status:
-    """Return `status` as ended: with `exit_code`, or with 255 and reason Unknown if it was not observed."""
-    if exit_code is None:
-        reason, code = Reason.UNKNOWN, EXIT_CODE_UNKNOWN
-        message = message or "it ended, and its exit code was not observed"
-    else:
-        reason, code = (Reason.ERROR if exit_code else Reason.COMPLETED), exit_code
-    return replace(
-        status,
-        pid=0,
-        finished_at=max(finished_at, 1),
-        exit_code=code,
-        reason=reason,
-        message=message,
-        unknown=False,
-    )

@@ -13,8 +13,8 @@ CONFIG_FILE = "config.json"
 ROOTFS = "rootfs"
 WORKING = "working"
 
-DEFAULT_NODE = "local"
-"""The node's name where a runtime gives none. Every row and every marker bears its node's name."""
+TEMPORARY_PREFIX = ".tmp-"
+"""The names of unfinished files begin with this; a crash can leave one behind."""
 
 BUNDLE_VARIABLE = "LIMPET_BUNDLE"
 """In the environment of every container's processes: the path of its bundle, so that what is left of a

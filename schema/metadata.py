@@ -13,6 +13,9 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 MAX_NAME_LENGTH = 253
 """The limit for a Kubernetes object name (RFC 1123 subdomain)."""
 
+DEFAULT_NODE = "local"
+"""The node's name where a runtime gives none. Every row and every marker bears its node's name."""
+
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """The immutable part of a container, written once, with its row."""

@@ -3,6 +3,7 @@
 from enum import IntEnum, StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.identity import ProcessIdentity
@@ -92,3 +93,21 @@ def state_at(created_at: int, started_at: int, finished_at: int) -> ContainerSta
     if started_at:
         return ContainerState.RUNNING
     return ContainerState.CREATED if created_at else ContainerState.UNKNOWN
+
+
+def end(status: Status, exit_code: int | None, *, finished_at: int, message: str = "") -> Status:
+    """Return `status` as ended: with `exit_code`, or with 255 and reason Unknown if it was not observed."""
+    if exit_code is None:
+        reason, code = Reason.UNKNOWN, EXIT_CODE_UNKNOWN
+        message = message or "it ended, and its exit code was not observed"
+    else:
+        reason, code = (Reason.ERROR if exit_code else Reason.COMPLETED), exit_code
+    return replace(
+        status,
+        pid=0,
+        finished_at=max(finished_at, 1),
+        exit_code=code,
+        reason=reason,
+        message=message,
+        unknown=False,
+    )

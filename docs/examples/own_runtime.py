@@ -21,9 +21,9 @@ from msgspec.structs import replace
 from limpet.engine import Store, recover
 from limpet.recovery import HostProbe, Observation, Process, Subject
 from limpet.recovery.host import compare, identify, open_pidfd, read_exit_code
-from limpet.recovery.rules import end
 from limpet.schema import ImageManifest, ImageName, Metadata, ProcessIdentity, SandboxMetadata, Status
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
+from limpet.schema.status import end
 
 STATE_DIR, RECORDS = sys.argv[1], Path(sys.argv[2])
 WRAPPER = """

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.metadata import DEFAULT_NODE
 
 _Function = Callable[..., Any]
 

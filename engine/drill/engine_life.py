@@ -22,11 +22,10 @@ from limpet.engine.drill.small_image import CONTENT, FILE, IMAGE, make_archive
 from limpet.engine.engine import HOST_IMAGE, Engine
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.state.directory import CONTAINERS, QUARANTINE, SANDBOXES
-from limpet.engine.state.durable import TEMPORARY_PREFIX
 from limpet.schema.errors import StartError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageName
-from limpet.schema.layout import BUNDLE_VARIABLE
+from limpet.schema.layout import BUNDLE_VARIABLE, TEMPORARY_PREFIX
 from limpet.schema.status import EXIT_CODE_UNKNOWN, ContainerState, Reason, Status
 from limpet.testing import Violation
 

@@ -3,7 +3,7 @@
 from limpet.engine.database.sqlite import WRITER_PRAGMAS, Pragmas, open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.store import Store
-from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.metadata import DEFAULT_NODE
 
 
 def replace_pragmas(**values: tuple[str, object]) -> Pragmas:

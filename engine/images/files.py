@@ -12,8 +12,8 @@ from limpet.engine.images.limits import Budget
 from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, Compression
 from limpet.engine.images.streams import CHUNK_BYTES, ByteStream, Decompressor, sniff
 from limpet.engine.images.tar import Kind, read_tar
-from limpet.engine.state.durable import TEMPORARY_PREFIX
 from limpet.schema.errors import InvalidInputError
+from limpet.schema.layout import TEMPORARY_PREFIX
 
 _CURE = "give an OCI image layout, a directory or a tar archive (plain, gzip or zstd)"
 

@@ -6,10 +6,11 @@ import os
 import msgspec
 
 from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, require_digest
-from limpet.engine.state.durable import TEMPORARY_PREFIX, make_directory, sync_directory, write_file
+from limpet.engine.state.durable import make_directory, sync_directory, write_file
 from limpet.recovery.files import read_small_file
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.image import ImageConfig, ImageName
+from limpet.schema.layout import TEMPORARY_PREFIX
 
 _SUFFIX = ".json"
 

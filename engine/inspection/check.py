@@ -29,7 +29,7 @@ from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Bundle, Checkpoint, classify
 from limpet.recovery.orphans import Disposal
 from limpet.schema.errors import LimpetError, StoreDamagedError
-from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.metadata import DEFAULT_NODE
 from limpet.schema.revision import SCHEMA_REVISION
 
 _LOOK_AGAIN_SECONDS = 0.25

@@ -33,8 +33,7 @@ from limpet.recovery.rules import Ruling, Verdict
 from limpet.schema.codec import row_is_sound, row_state, row_to_sandbox, row_to_status
 from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote, quote_path
 from limpet.schema.history import Transition
-from limpet.schema.layout import DEFAULT_NODE
-from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.rows import NameRow, StatusRow
 from limpet.schema.status import ContainerState, Reason, Status
 

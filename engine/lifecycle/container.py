@@ -12,12 +12,11 @@ from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.starters import Launch
-from limpet.recovery.rules import end
 from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError, StartError, StoreDamagedError
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
-from limpet.schema.status import EXIT_CODE_START_ERROR, ContainerState, Reason, Status
+from limpet.schema.status import EXIT_CODE_START_ERROR, ContainerState, Reason, Status, end
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 _KILL_TIMEOUT_SECONDS = 10.0

@@ -14,8 +14,8 @@ from limpet.engine.images import ImageStore
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
 from limpet.engine.store import Store
-from limpet.recovery.rules import end
 from limpet.schema.errors import NotFoundError
+from limpet.schema.status import end
 
 
 @dataclass(kw_only=True)

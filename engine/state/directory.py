@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 from msgspec.structs import replace
 
-from limpet.engine.state.durable import TEMPORARY_PREFIX, make_directory, write_file
+from limpet.engine.state.durable import make_directory, write_file
 from limpet.engine.state.entries import require_entries, require_path
 from limpet.recovery.files import read_small_file
 from limpet.schema.errors import (
@@ -25,6 +25,7 @@ from limpet.schema.errors import (
     UnsupportedError,
     quote_path,
 )
+from limpet.schema.layout import TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
     from filelock import FileLock

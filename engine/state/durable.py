@@ -10,8 +10,7 @@ import os
 import stat
 from typing import NamedTuple
 
-TEMPORARY_PREFIX = ".tmp-"
-"""The prefix of every unfinished file's name; a crash can leave such files behind."""
+from limpet.schema.layout import TEMPORARY_PREFIX
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

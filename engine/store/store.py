@@ -23,8 +23,7 @@ from limpet.engine.store.rows import Rows
 from limpet.schema.codec import row_is_sound, row_to_sandbox, row_to_status
 from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError, quote
 from limpet.schema.history import Transition
-from limpet.schema.layout import DEFAULT_NODE
-from limpet.schema.metadata import Metadata, SandboxMetadata, require_node
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
 from limpet.schema.status import ContainerState, Reason, Status
 
 _TRIES = 3

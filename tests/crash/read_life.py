@@ -14,7 +14,7 @@ from limpet.engine.drill.store_life import Model, StoreLife, _kind
 from limpet.engine.state.directory import DATABASE
 from limpet.schema.codec import find_unsound, row_to_status
 from limpet.schema.errors import LimpetError
-from limpet.schema.layout import DEFAULT_NODE
+from limpet.schema.metadata import DEFAULT_NODE
 from limpet.testing import Violation
 
 RECOVERED_EVERY = 32

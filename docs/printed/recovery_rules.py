@@ -1,6 +1,6 @@
 """The recovery rules as a Markdown page, printed from the tables.
 
-`python -m limpet.recovery.document > docs/recovery-rules.md` writes the page; a test compares the two.
+`python docs/printed/recovery_rules.py > docs/recovery-rules.md` writes the page; a test compares the two.
 """
 
 import ast
@@ -17,7 +17,7 @@ from limpet.recovery.rules import RULES, Action, Ruling
 _OPENING = """\
 # Recovery rules
 
-This page is printed by `python -m limpet.recovery.document` from the tables in `recovery/rules.py` and
+This page is printed by `python docs/printed/recovery_rules.py` from the tables in `recovery/rules.py` and
 `recovery/orphans.py`; to change a rule, edit those and print it again.
 
 A rule matches evidence and gives a ruling. Every combination of evidence matches exactly one rule, so their order does

@@ -1,7 +1,7 @@
-"""What makes a status durable: limpet, the least that the disk takes, and files. `databases` has the others.
+"""Contenders that make a status durable: limpet, a bare disk write, and files. The rest are in `databases`.
 
-Each contender keeps one small status for each of `count` containers in a directory of its own, replaces one with
-each call, durably, from any number of threads, and says afterwards, from what is on disk, what it has kept.
+Each contender stores one small status for each of `count` containers in its own directory, replaces one with each
+call, durably, from any number of threads, and afterwards reports from disk what it has stored.
 """
 
 import os
@@ -29,40 +29,40 @@ _STATUS_FILE = "status"
 
 
 class UnavailableError(LimpetError):
-    """This cannot be tried here; the message says why."""
+    """A contender cannot run here; the message says why."""
 
 
 class Contender(ABC):
-    """One way to keep state. `turn` is a number that grows with each checkpoint of a container."""
+    """A way to store state. `turn` is a number that increases with each checkpoint of a container."""
 
     label: ClassVar[str]
     caveat: ClassVar[str] = ""
-    """What it does not promise, though the others do."""
+    """A promise that others make and it does not."""
     package: ClassVar[str] = ""
-    """What must be installed for it; limpet does not need it."""
+    """The package that it needs and limpet does not."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
 
     @abstractmethod
     def open(self, count: int) -> None:
-        """Keep `count` containers, and be ready."""
+        """Store `count` containers, and get ready."""
 
     @abstractmethod
     def checkpoint(self, number: int, turn: int) -> None:
-        """Make a status of container `number` that names `turn` durable."""
+        """Make a status of container `number` that contains `turn` durable."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close what is open."""
+        """Close everything that is open."""
 
     @abstractmethod
     def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
-        """After `close`: return the turn that is on disk for each of these containers."""
+        """After `close`: return the turn on disk for each of these containers."""
 
 
 def container_id(number: int) -> str:
-    """Return an id as long as real ones are, in no order that a tree would like."""
+    """Return an id as long as real ones, in an order that is unfavourable for a tree."""
     return f"{(number * 0x9E3779B97F4A7C15) % (1 << 64):016x}{number:048x}"
 
 
@@ -86,7 +86,7 @@ def _make_metadata(number: int) -> Metadata:
 
 
 class Limpet(Contender):
-    """limpet's store through its public API, every guard on."""
+    """limpet's store through its public API, with every safeguard on."""
 
     label = "limpet"
 
@@ -96,7 +96,7 @@ class Limpet(Contender):
         return f"{self.directory}/state"
 
     def open(self, count: int) -> None:
-        """Make a store."""
+        """Create a store."""
         self.store = Store.open(self.state_dir)
         fill_store(self.store, count, RUNNING)
 
@@ -109,13 +109,13 @@ class Limpet(Contender):
         self.store.close()
 
     def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
-        """Open the store again and ask it."""
+        """Open the store again and read it."""
         with Store.open(self.state_dir) as store:
             return {number: store.status(container_id(number)).pid for number in numbers}
 
 
 class LimpetPopulation(Limpet):
-    """limpet's store with a population that is there already: of ended containers, behind the few that run."""
+    """limpet's store with an existing population of ended containers, besides the few that run."""
 
     def __init__(self, state_dir: str, running: int) -> None:
         super().__init__(state_dir)
@@ -123,7 +123,7 @@ class LimpetPopulation(Limpet):
 
     @property
     def state_dir(self) -> str:
-        """The population's."""
+        """The population's directory."""
         return self.directory
 
     def open(self, count: int) -> None:
@@ -132,22 +132,22 @@ class LimpetPopulation(Limpet):
         assert len(self.store) == count, f"{len(self.store)} containers, not {count}"
 
     def checkpoint(self, number: int, turn: int) -> None:
-        """Change how a container ended: it must stay one that has."""
+        """Change how a container ended; it must stay ended."""
         self.store.checkpoint(container_id(self._running + number), replace(ENDED, exit_code=turn))
 
     def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
-        """Open the store again and ask it."""
+        """Open the store again and read it."""
         with Store.open(self.state_dir) as store:
             return {number: store.status(container_id(self._running + number)).exit_code for number in numbers}
 
 
 class Floor(Contender):
-    """What the disk takes for the least that is durable: a block written into a file that is there, and a flush."""
+    """The least durable write a disk can do: a block written into an existing file, and a flush."""
 
-    label = "floor: 512 bytes + fdatasync"
+    label = "bare disk: 512 bytes + fdatasync"
 
     def open(self, count: int) -> None:
-        """Make a file that is filled already, so that nothing but data is flushed."""
+        """Create a file that is already filled, so that only data is flushed."""
         self._file = os.open(f"{self.directory}/floor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.pwrite(self._file, bytes(BLOCK_BYTES * count), 0)
         os.fsync(self._file)
@@ -173,7 +173,7 @@ class Floor(Contender):
 
 
 class FilePerContainer(Contender):
-    """A directory for each container with its status in it, as containerd has them.
+    """A directory per container with its status in it, as containerd does it.
 
     A status is replaced by a temporary file, flush, rename, flush of the directory.
     """
@@ -191,7 +191,7 @@ class FilePerContainer(Contender):
         write_file(self._path(number), msgspec.json.encode(replace(RUNNING, pid=turn)))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
     def read_back(self, numbers: Iterable[int]) -> dict[int, int]:
         """Read the files."""
@@ -202,7 +202,7 @@ class FilePerContainer(Contender):
 
 
 class FileWithoutDirectoryFlush(FilePerContainer):
-    """The same, as most write it: the rename is atomic, but a power cut may undo it."""
+    """The same in its common form: the rename is atomic, but a power cut may undo it."""
 
     label = "file per container, directory not flushed"
     caveat = "not durable: a power cut may undo the last updates"
@@ -219,14 +219,14 @@ class FileWithoutDirectoryFlush(FilePerContainer):
 
 
 def make_status_file(directory: str, id: str, status: Status) -> None:
-    """Make the directory of one container, with its status in it."""
+    """Create the directory of one container, with its status in it."""
     os.mkdir(f"{directory}/{id}")
     with open(f"{directory}/{id}/{_STATUS_FILE}", "wb") as file:
         file.write(msgspec.json.encode(status))
 
 
 def read_status_files(directory: str) -> dict[str, Status]:
-    """Return the status of every container, by its id."""
+    """Return the status of every container, by id."""
     return {name: read_status(f"{directory}/{name}/{_STATUS_FILE}") for name in os.listdir(directory)}
 
 

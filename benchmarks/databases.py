@@ -1,4 +1,4 @@
-"""Databases that one might use instead: sqlite3 by hand, SQLAlchemy, LMDB, diskcache. All flush each commit."""
+"""Alternative databases: sqlite3 by hand, SQLAlchemy, LMDB, diskcache. All flush each commit."""
 
 import sqlite3
 import threading
@@ -29,16 +29,16 @@ STATUS = sa.Table(
     *(sa.Column(column.name, column.type, primary_key=column.primary_key) for column in container_status.columns),
     sqlite_with_rowid=False,
 )
-"""limpet's own table of statuses, for the others: all write the same row."""
+"""limpet's own table of statuses, so that all contenders write the same row."""
 
 
 def status_row(number: int, turn: int) -> Row:
-    """Return the row of a status, as limpet keeps it."""
+    """Return the row of a status, as limpet stores it."""
     return (DEFAULT_NODE, *status_to_row(DEFAULT_NODE, container_id(number), turn, 1, replace(RUNNING, pid=turn)))
 
 
 class RawSqlite(Contender):
-    """One UPDATE for each call, on one connection; a lock lets threads share it."""
+    """One UPDATE per call, on one connection; a lock lets threads share it."""
 
     label = "sqlite3 by hand"
     UPDATE: ClassVar[str] = (
@@ -47,11 +47,11 @@ class RawSqlite(Contender):
 
     @property
     def path(self) -> str:
-        """The database's."""
+        """The database's path."""
         return f"{self.directory}/raw.db"
 
     def open(self, count: int) -> None:
-        """Make the table and its rows."""
+        """Create the table and its rows."""
         self._lock = threading.Lock()
         self._template = status_row(0, 0)
         self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -82,10 +82,10 @@ class RawSqlite(Contender):
 
 
 class _Sqlalchemy(RawSqlite):
-    """What the two ways to use SQLAlchemy share: its engine, with a connection for each thread."""
+    """The part shared by both uses of SQLAlchemy: its engine, with a connection per thread."""
 
     def open(self, count: int) -> None:
-        """Make the table and its rows."""
+        """Create the table and its rows."""
         super().open(count)
         super().close()
         self._engine = sa.create_engine(f"sqlite:///{self.path}", connect_args={"timeout": 30.0})
@@ -102,7 +102,7 @@ def _set_pragmas(connection: Any, _: object) -> None:
 
 
 class SqlalchemyCore(_Sqlalchemy):
-    """SQLAlchemy Core as its tutorial shows it: a statement is built for each call."""
+    """SQLAlchemy Core as in its tutorial: a statement is built for each call."""
 
     label = "SQLAlchemy Core, a statement per call"
 
@@ -118,12 +118,12 @@ class SqlalchemyCore(_Sqlalchemy):
 
 
 class SqlalchemyOrm(_Sqlalchemy):
-    """SQLAlchemy's ORM: a session for each call."""
+    """SQLAlchemy's ORM: a session per call."""
 
     label = "SQLAlchemy ORM, a session per call"
 
     def open(self, count: int) -> None:
-        """Make the database, and map the table."""
+        """Create the database, and map the table."""
         super().open(count)
         self._open_session, self._kind = map_objects(self._engine, STATUS)
 
@@ -136,7 +136,7 @@ class SqlalchemyOrm(_Sqlalchemy):
 
 
 def map_objects(engine: sa.Engine, table: sa.Table) -> tuple[Callable[[], Any], type[Any]]:
-    """Return what opens a session of the ORM, and a class of its own for the rows of `table`."""
+    """Return a session factory of the ORM, and a new class for the rows of `table`."""
     kind = type("StatusObject", (), {})
     orm.registry().map_imperatively(kind, table)
     return partial(orm.Session, engine), kind
@@ -149,7 +149,7 @@ class Lmdb(Contender):
     package = "lmdb"
 
     def open(self, count: int) -> None:
-        """Make the tree."""
+        """Create the tree."""
         self._lmdb = import_module("lmdb")
         self._environment = self._open()
         with self._environment.begin(write=True) as transaction:
@@ -179,13 +179,13 @@ class Lmdb(Contender):
 
 
 class Diskcache(Contender):
-    """A cache on SQLite that is popular for keeping state; its flushes are turned on."""
+    """A cache on SQLite that is often used to keep state; its flushes are turned on."""
 
     label = "diskcache, flushed"
     package = "diskcache"
 
     def open(self, count: int) -> None:
-        """Make the cache."""
+        """Create the cache."""
         self._diskcache = import_module("diskcache")
         self._cache = self._open()
         with self._cache.transact():

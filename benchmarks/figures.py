@@ -1,6 +1,6 @@
-"""What a run of the benchmark found: figures of each cell, and the medians, spreads and ratios drawn from them.
+"""The results of a benchmark run: figures of each cell, and the medians, spreads and ratios computed from them.
 
-Pure: nothing here measures. The structs are the JSON document; fields with units say so in their names.
+Pure: nothing here measures. The structs are the JSON document; fields with units have them in their names.
 """
 
 import statistics
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 SCHEMA_VERSION = 1
-"""Of the JSON document: it grows if a key is renamed, removed, or means something else."""
+"""The version of the JSON document. Increase it when a key is renamed, removed, or changes meaning."""
 Figures = dict[str, float]
-"""What one cell measured: a value for each metric of its experiment, by the metric's key."""
+"""The result of a cell: a value for each metric of its experiment, by the metric's key."""
 
 
 class Metric(NamedTuple):
@@ -25,7 +25,7 @@ class Metric(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is measured again in each turn: a contender of an experiment, at one size."""
+    """What is measured in each turn: a contender of an experiment, at one size."""
 
     experiment: str
     contender: str
@@ -33,38 +33,38 @@ class Case(NamedTuple):
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One case in one turn: what its process is told."""
+    """One case in one turn: the input of its process."""
 
     experiment: str
     contender: str
     size: int
     seconds: float
-    """How long to go on, where it is time that limits."""
+    """How long to run, if time is the limit."""
     directory: str
-    """Empty, on the disk in question, and the cell's own."""
+    """An empty directory for this cell, on the disk to measure."""
     stage: str = ""
     """The directory of the population, for experiments that use it."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process of a cell says."""
+    """The output of a cell's process."""
 
     figures: Figures = {}
     missing: str = ""
-    """Why it could not be tried here, such as a package that is not installed."""
+    """Why it cannot run here, such as a package that is not installed."""
     failed: str = ""
-    """What went wrong."""
+    """What failed."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of one turn. Runs with the same turn were made side by side."""
+    """The figures of one turn. Runs with the same turn were made close together."""
 
     turn: int
     figures: Figures
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """The median of some values, and how far they lie apart."""
+    """The median of some values, and their range."""
 
     median: float
     low: float
@@ -83,28 +83,28 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     experiment: str
     contender: str
     label: str
-    """The contender's name in words."""
+    """The contender's display name."""
     size: int
     caveat: str
-    """What it does not promise, though the others do; "" if nothing."""
+    """A promise that others make and it does not; "" if none."""
     missing: str
     failed: str
     runs: list[Run]
     spreads: dict[str, Spread]
-    """By metric."""
+    """The spread of each metric."""
 
     @property
     def case(self) -> Case:
-        """What was measured."""
+        """The measured case."""
         return Case(self.experiment, self.contender, self.size)
 
     def median(self, metric: str) -> float | None:
-        """Return the median of a metric, None if there is none."""
+        """Return the median of a metric, None if it was not measured."""
         return self.spreads[metric].median if metric in self.spreads else None
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """How many times as good one contender was as another in the same turns, so that the disk's mood cancels out."""
+    """How many times better one contender was than another in the same turns, which cancels out drifting disk speed."""
 
     experiment: str
     metric: str
@@ -116,22 +116,22 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GoalResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One goal, and what came of it."""
+    """A goal, and its result."""
 
     goal: str
     bound: str
     measured: Spread | None
-    """None if a side of it was not measured in this run."""
+    """None if this run did not measure both sides of it."""
     unit: str
     reached: bool | None
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was measured, and where."""
+    """Everything that was measured, and on which machine."""
 
     schema_version: int = SCHEMA_VERSION
     at: str
-    """When it began; RFC 3339."""
+    """When it began, in RFC 3339."""
     took_seconds: float
     machine: dict[str, Any]
     versions: dict[str, str]
@@ -142,7 +142,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failures(self) -> list[Series]:
-        """What went wrong; what is only missing here did not."""
+        """What failed; missing packages are not failures."""
         return [series for series in self.series if series.failed]
 
     def of(self, experiment: str) -> list[Series]:
@@ -150,7 +150,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
         return [series for series in self.series if series.experiment == experiment]
 
     def find_ratio(self, case: Case, metric: str, beside: str) -> Ratio | None:
-        """Return how a case did beside another contender, None if that was not measured."""
+        """Return how a case compares with another contender, None if that was not measured."""
         wanted = (case.experiment, metric, case.size, case.contender, beside)
         return next(
             (one for one in self.ratios if (one.experiment, one.metric, one.size, one.contender, one.beside) == wanted),
@@ -171,6 +171,6 @@ def pair(one: Series, one_metric: str, other: Series, other_metric: str) -> Iter
 
 
 def times_as_good(metric: Metric, one: Series, other: Series) -> Spread | None:
-    """Return how many times as good `one` was as `other`, turn by turn; None if they have no turn in common."""
+    """Return how many times better `one` was than `other`, turn by turn; None if they share no turn."""
     values = [a / b if metric.more_is_better else b / a for a, b in pair(one, metric.key, other, metric.key) if a and b]
     return Spread.of(values) if values else None

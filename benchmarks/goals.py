@@ -1,4 +1,4 @@
-"""The goals, as a table; and whether a run has reached them. Pure."""
+"""The goals, as a table, and the check whether a run reached them. Pure."""
 
 from collections.abc import Callable, Mapping
 from operator import sub, truediv
@@ -8,7 +8,7 @@ from limpet.benchmarks.figures import Case, GoalResult, Series, Spread, pair
 
 
 class Figure(NamedTuple):
-    """A figure that a goal is about."""
+    """The figure that a goal refers to."""
 
     experiment: str
     contender: str
@@ -17,12 +17,12 @@ class Figure(NamedTuple):
 
     @property
     def case(self) -> Case:
-        """The case that it is measured in."""
+        """The case in which it is measured."""
         return Case(self.experiment, self.contender, self.size)
 
 
 class Goal(NamedTuple):
-    """A bound on a figure, or on how it relates to another one of the same turn."""
+    """A bound on a figure, or on its relation to another figure of the same turn."""
 
     text: str
     bound: Literal["at most", "at least"]
@@ -46,10 +46,10 @@ _OPENING = _limpet("opening", 100_000, "total_ms")
 _STEADY = _limpet("growth", 100, "p50_us")
 
 GOALS: tuple[Goal, ...] = (
-    Goal("1 thread: p50, of the floor's", "at most", 1.5, _ONE, _ONE._replace(contender="floor")),
-    Goal("1 thread: p50, of sqlite3's by hand", "at most", 1.25, _ONE, _ONE._replace(contender="sqlite3")),
+    Goal("1 thread: p50, vs the bare disk", "at most", 1.5, _ONE, _ONE._replace(contender="floor")),
+    Goal("1 thread: p50, vs sqlite3 by hand", "at most", 1.25, _ONE, _ONE._replace(contender="sqlite3")),
     Goal(
-        "1 thread: CPU beyond sqlite3's by hand",
+        "1 thread: CPU, more than sqlite3 by hand",
         "at most",
         20,
         _ONE._replace(metric="cpu_us"),
@@ -57,68 +57,89 @@ GOALS: tuple[Goal, ...] = (
         "more than",
         "us",
     ),
-    Goal("64 threads: throughput, of file per container's", "at least", 8, _MANY, _MANY._replace(contender="files")),
-    Goal("64 threads: throughput, of shared sqlite3's", "at least", 8, _MANY, _MANY._replace(contender="sqlite3")),
-    Goal("64 threads: p99, of p50", "at most", 10, _MANY._replace(metric="p99_us"), _MANY._replace(metric="p50_us")),
-    Goal("64 threads: calls of the one with the fewest", "at least", 1, _MANY._replace(metric="fewest")),
     Goal(
-        "64 tasks: throughput, of file per container's from 64 threads",
+        "64 threads: throughput, vs file per container",
+        "at least",
+        8,
+        _MANY,
+        _MANY._replace(contender="files"),
+    ),
+    Goal("64 threads: throughput, vs shared sqlite3", "at least", 8, _MANY, _MANY._replace(contender="sqlite3")),
+    Goal(
+        "64 threads: p99, vs p50",
+        "at most",
+        10,
+        _MANY._replace(metric="p99_us"),
+        _MANY._replace(metric="p50_us"),
+    ),
+    Goal("64 threads: fewest calls of any thread", "at least", 1, _MANY._replace(metric="fewest")),
+    Goal(
+        "64 tasks: throughput, vs file per container from 64 threads",
         "at least",
         12,
         _limpet("tasks", 64, "per_second"),
         _limpet("threads", 64, "per_second", "files"),
     ),
     Goal(
-        "256 tasks: throughput, of file per container's from 256 threads",
+        "256 tasks: throughput, vs file per container from 256 threads",
         "at least",
         18,
         _limpet("tasks", 256, "per_second"),
         _limpet("threads", 256, "per_second", "files"),
     ),
     Goal(
-        "bytes written for a checkpoint, of sqlite3's by hand",
+        "bytes written per checkpoint, vs sqlite3 by hand",
         "at most",
         1.25,
         _limpet("bytes", 1, "written_bytes"),
         _limpet("bytes", 1, "written_bytes", "sqlite3"),
     ),
-    Goal("100,000 containers: p50, of that with 100", "at most", 1.2, _STEADY._replace(size=100_000), _STEADY),
-    Goal("1,000,000 containers: p50, of that with 100", "at most", 1.2, _STEADY._replace(size=1_000_000), _STEADY),
-    Goal("WAL under a stream: peak of the 2nd half, of the 1st's", "at most", 1.2, _limpet("wal", 1000, "growth")),
+    Goal("100,000 containers: p50, vs 100", "at most", 1.2, _STEADY._replace(size=100_000), _STEADY),
+    Goal("1,000,000 containers: p50, vs 100", "at most", 1.2, _STEADY._replace(size=1_000_000), _STEADY),
     Goal(
-        "100,000 containers: memory for each", "at most", 1300, _limpet("memory", 100_000, "bytes_each"), unit="bytes"
+        "WAL under continuous writes: peak of the 2nd half, vs the 1st",
+        "at most",
+        1.2,
+        _limpet("wal", 1000, "growth"),
     ),
     Goal(
-        "100,000: open and recover, less 40 us for each that runs, of a bare SELECT",
+        "100,000 containers: memory per container",
+        "at most",
+        1300,
+        _limpet("memory", 100_000, "bytes_each"),
+        unit="bytes",
+    ),
+    Goal(
+        "100,000: open and recover, less 40 us per running one, vs a bare SELECT",
         "at most",
         1.5,
         _OPENING._replace(metric="beyond_ms"),
         _OPENING._replace(contender="select"),
     ),
-    Goal("1,000,000: open and recover, of 100,000", "at most", 11, _OPENING._replace(size=1_000_000), _OPENING),
+    Goal("1,000,000: open and recover, vs 100,000", "at most", 11, _OPENING._replace(size=1_000_000), _OPENING),
     Goal(
-        "100,000: open and recover, file per container's, of it",
+        "100,000: open and recover, file per container vs limpet",
         "at least",
         4,
         _OPENING._replace(contender="files"),
         _OPENING,
     ),
     Goal(
-        "100,000, caches dropped: file per container's, of it",
+        "100,000, caches dropped: file per container vs limpet",
         "at least",
         20,
         _OPENING._replace(contender="files-cold"),
         _OPENING._replace(contender="limpet-cold"),
     ),
-    Goal("liveness: for each process", "at most", 25, _limpet("liveness", 1000, "each_us"), unit="us"),
-    Goal("waiting for exits: CPU for each and second", "at most", 1, _limpet("waiting", 1000, "each_us"), unit="us"),
+    Goal("liveness: per process", "at most", 25, _limpet("liveness", 1000, "each_us"), unit="us"),
+    Goal("waiting for exits: CPU per process and second", "at most", 1, _limpet("waiting", 1000, "each_us"), unit="us"),
     Goal("limpet --help: CPU", "at most", 250, _limpet("command", 10_000, "cpu_ms", "help"), unit="ms"),
     Goal("limpet ps, 10,000 containers: CPU", "at most", 500, _limpet("command", 10_000, "cpu_ms", "ps"), unit="ms"),
 )
 
 
 def judge(goal: Goal, series: Mapping[Case, Series]) -> GoalResult:
-    """Say what a run measured for a goal, and whether the median reaches it."""
+    """Return what a run measured for a goal, and whether the median reaches it."""
     measured = _measure(goal, series)
     reached = None
     if measured is not None:

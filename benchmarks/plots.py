@@ -1,4 +1,4 @@
-"""The plots: SVG and PNG files of a report, drawn with matplotlib, which limpet does not need otherwise."""
+"""The plots: SVG and PNG files of a report, drawn with matplotlib, which limpet needs only for this."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ from limpet.benchmarks.experiments import EXPERIMENTS
 from limpet.benchmarks.figures import BenchReport, Case, Series
 from limpet.benchmarks.run import FLOOR, LIMPET
 
-# By name, so that types can be checked where matplotlib is not installed.
+# Imported by name, so that types can be checked without matplotlib.
 _matplotlib: Any = import_module("matplotlib")
 _new_figure: Any = import_module("matplotlib.figure").Figure
 Figure = Any
@@ -35,13 +35,13 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#e5e7eb",
-    "svg.hashsalt": "limpet",  # so that the same figures give the same file
+    "svg.hashsalt": "limpet",  # the same figures give the same file
 }
 _PNG_DPI = 160
 
 
 def draw_plots(report: BenchReport, directory: str) -> Iterator[str]:
-    """Draw what was measured into `directory`, and yield the path of each file. Raises OSError."""
+    """Draw the report into `directory`, and yield the path of each file. Raises OSError."""
     os.makedirs(directory, exist_ok=True)
     with _matplotlib.rc_context(_STYLE):
         for name, draw in _PLOTS.items():
@@ -73,10 +73,12 @@ def _draw_throughput(report: BenchReport) -> Figure | None:
     figure = _new_figure(figsize=(5.2 * len(names), 5.8), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     floor = report.find(Case("threads", FLOOR, 1))
+    labels: dict[str, str] = {}
     for panel, name in zip(panels, names, strict=True):
-        _draw_lines(panel, [series for series in report.of(name) if series.contender != FLOOR], "per_second", "log")
+        found = [series for series in report.of(name) if series.contender != FLOOR]
+        _draw_lines(panel, found, "per_second", "log", labels)
         if floor is not None and floor.spreads:
-            label = "floor: one writer, 512 bytes + fdatasync"
+            label = "bare disk, one writer: 512 bytes + fdatasync"
             panel.axhline(floor.spreads["per_second"].median, color=_COLOURS[FLOOR], linestyle="--", label=label)
         panel.set(title=EXPERIMENTS[name].title, xlabel=EXPERIMENTS[name].size_title)
     panels[0].set_ylabel("per second (log)")
@@ -119,7 +121,7 @@ def _draw_sizes(report: BenchReport, name: str, metric: str, label: str, scale: 
         return None
     figure = _new_figure(figsize=(7.2, 5.4), layout="constrained")
     panel = figure.subplots()
-    _draw_lines(panel, report.of(name), metric, scale)
+    _draw_lines(panel, report.of(name), metric, scale, {})
     experiment = EXPERIMENTS[name]
     panel.set(title=experiment.title, xlabel=experiment.size_title, ylabel=label)
     if scale == "linear":
@@ -128,8 +130,12 @@ def _draw_sizes(report: BenchReport, name: str, metric: str, label: str, scale: 
     return figure
 
 
-def _draw_lines(panel: Any, found: Iterable[Series], metric: str, scale: str) -> None:
-    """Draw a line for each contender over the sizes, with the range of its turns."""
+def _draw_lines(panel: Any, found: Iterable[Series], metric: str, scale: str, labels: dict[str, str]) -> None:
+    """Draw a line for each contender over the sizes, with the range of its turns.
+
+    `labels` has the contenders' labels in earlier panels of the figure, and gets those of new ones: so that each
+    contender has one label, and one entry in the legend.
+    """
     lines: dict[str, list[Series]] = {}
     for series in found:
         if metric in series.spreads:
@@ -144,7 +150,7 @@ def _draw_lines(panel: Any, found: Iterable[Series], metric: str, scale: str) ->
                 [spread.median - spread.low for spread in spreads],
                 [spread.high - spread.median for spread in spreads],
             ],
-            label=_name(line[0]),
+            label=labels.setdefault(contender, _name(line[0])),
             color=_colour(line[0]),
             linestyle=":" if line[0].caveat.startswith("not durable") else "-",
             linewidth=2.6 if contender == LIMPET else 1.4,
@@ -161,7 +167,7 @@ def _draw_lines(panel: Any, found: Iterable[Series], metric: str, scale: str) ->
 
 
 def _add_legend(figure: Figure, panels: Iterable[Any]) -> None:
-    """Put one legend below all panels; a contender is in it once, under the name it has in the first one."""
+    """Put one legend below all panels; each label appears once."""
     handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""The run: what is asked for as cells, turn by turn in shuffled order, contenders side by side; then the report."""
+"""The run: the requested cells, turn by turn in random order, compared contenders close together; then the report."""
 
 import os
 import random
@@ -31,42 +31,42 @@ from limpet.benchmarks.population import MAX_FILES, Plan
 from limpet.benchmarks.processes import CellRunner, populate
 
 _DEFAULTS: Mapping[Extent, tuple[int, float]] = {"quick": (1, 0.15), "normal": (5, 0.8), "full": (5, 1.0)}
-"""How many turns, and how many seconds a cell takes."""
+"""The number of turns, and the seconds per cell."""
 LIMPET = "limpet"
 FLOOR = "floor"
 _FLOOR = Case("threads", FLOOR, 1)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be run."""
+    """What to run."""
 
     directory: str
-    """Where: a directory on the disk in question."""
+    """A directory on the disk to measure."""
     extent: Extent = "normal"
     only: Sequence[str] = ()
-    """Names of experiments; none for all."""
+    """Names of experiments; empty for all."""
     repeat: int = 0
-    """How many turns; 0 for as many as befit the extent."""
+    """The number of turns; 0 for the extent's default."""
     seconds: float = 0.0
-    """How long a cell takes; 0 for as long as befits the extent."""
+    """Seconds per cell; 0 for the extent's default."""
     seed: int = 0
-    """Decides on the order."""
+    """Determines the order."""
     sizes: Mapping[str, Sequence[int]] = {}
-    """Other sizes than the table's, by experiment."""
+    """Sizes that replace the table's, by experiment."""
 
     @property
     def turns(self) -> int:
-        """How many turns there are."""
+        """The number of turns."""
         return self.repeat or _DEFAULTS[self.extent][0]
 
     @property
     def cell_seconds(self) -> float:
-        """How long a cell takes."""
+        """The seconds per cell."""
         return self.seconds or _DEFAULTS[self.extent][1]
 
     @property
     def experiments(self) -> dict[str, Experiment]:
-        """The experiments that are asked for."""
+        """The requested experiments."""
         return {name: EXPERIMENTS[name] for name in EXPERIMENTS if not self.only or name in self.only}
 
     def sizes_of(self, name: str) -> Sequence[int]:
@@ -75,7 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a run is."""
+    """The progress of a run."""
 
     done: int
     total: int
@@ -83,9 +83,9 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 def run_bench(settings: Settings, on_progress: Callable[[Progress], object] = lambda _: None) -> BenchReport:
-    """Measure in a new directory below `settings.directory`, which is removed again, and return the report.
+    """Measure in a new directory below `settings.directory`, which is removed afterwards, and return the report.
 
-    A cell that fails is in the report, and stops nobody. Raises OSError, StoreError.
+    A cell that fails is in the report, and the others go on. Raises OSError, StoreError.
     """
     at, began = time.time(), time.monotonic()
     outcomes: dict[Case, dict[int, Outcome]] = {case: {} for case in choose_cases(settings)}
@@ -94,7 +94,7 @@ def run_bench(settings: Settings, on_progress: Callable[[Progress], object] = la
         for staged in (False, True):
             cases = [case for case in outcomes if EXPERIMENTS[case.experiment].staged is staged]
             stage = f"{work}/stage" if staged else ""
-            on_progress(Progress(done, total, "making the population" if staged and cases else ""))
+            on_progress(Progress(done, total, "creating the population" if staged and cases else ""))
             with populate(_plan(stage, cases)) if staged and cases else nullcontext():
                 for turn, case in order_cells(cases, settings):
                     on_progress(Progress(done, total, f"{case.experiment}: {case.contender}, {case.size:,}"))
@@ -105,7 +105,7 @@ def run_bench(settings: Settings, on_progress: Callable[[Progress], object] = la
 
 
 def choose_cases(settings: Settings) -> Iterator[Case]:
-    """Yield what is to be measured in each turn."""
+    """Yield what to measure in each turn."""
     for name, experiment in settings.experiments.items():
         for size in settings.sizes_of(name):
             for contender, entry in experiment.contenders.items():
@@ -114,16 +114,16 @@ def choose_cases(settings: Settings) -> Iterator[Case]:
 
 
 def order_cells(cases: Sequence[Case], settings: Settings) -> Iterator[tuple[int, Case]]:
-    """Yield each case once in each turn, in an order of the turn's own.
+    """Yield each case once per turn, in a new order for each turn.
 
-    What is compared comes close together, because a disk's mood may change within seconds.
+    Compared contenders come close together, because disk speed can change within seconds.
     """
     groups: dict[tuple[str, int], list[Case]] = {}
     for case in cases:
         key = ("", case.size) if EXPERIMENTS[case.experiment].by_callers else (case.experiment, 0)
         groups.setdefault(key, []).append(case)
     for turn in range(settings.turns):
-        random_order = random.Random(f"{settings.seed}/{turn}")  # noqa: S311  # an order, not a secret
+        random_order = random.Random(f"{settings.seed}/{turn}")  # noqa: S311  # a random order, not a secret
         for group in random_order.sample(list(groups.values()), len(groups)):
             yield from ((turn, case) for case in random_order.sample(group, len(group)))
 
@@ -139,7 +139,7 @@ def _work_directory(parent: str) -> Iterator[str]:
 
 def _plan(stage: str, cases: Iterable[Case]) -> Plan:
     os.mkdir(stage)
-    # Looks at processes need no more than those who live in a population ten times their number.
+    # For liveness, the running containers of a ten times larger population are enough.
     sizes = {case.size * (10 if EXPERIMENTS[case.experiment].size_title == "processes" else 1) for case in cases}
     files = {case.size for case in cases if case.contender.startswith("files") and case.size <= MAX_FILES}
     return Plan(directory=stage, sizes=sorted(sizes), file_sizes=sorted(files))
@@ -190,7 +190,7 @@ def _describe_settings(settings: Settings) -> dict[str, Any]:
 
 
 def make_series(case: Case, outcomes: Mapping[int, Outcome]) -> Series:
-    """Gather the turns of one case."""
+    """Collect the turns of one case."""
     entry = EXPERIMENTS[case.experiment].contenders[case.contender]
     runs = [Run(turn=turn, figures=outcome.figures) for turn, outcome in outcomes.items() if outcome.figures]
     keys = dict.fromkeys(key for run in runs for key in run.figures)
@@ -208,14 +208,14 @@ def make_series(case: Case, outcomes: Mapping[int, Outcome]) -> Series:
 
 
 def make_ratios(series: Mapping[Case, Series]) -> Iterator[Ratio]:
-    """Yield how many times as good limpet was as each other at the same size, and everyone as the floor."""
+    """Yield how many times better limpet was than each other at the same size, and all relative to the bare disk."""
     floor = series.get(_FLOOR)
     for case, one in series.items():
         metrics = EXPERIMENTS[case.experiment].metrics
         limpet = case._replace(contender=LIMPET)
         if case != limpet and limpet in series:
             yield from _ratios(metrics, series[limpet], one)
-        beside_floor = case.contender != FLOOR and case != _FLOOR._replace(contender=LIMPET)  # which is there already
+        beside_floor = case.contender != FLOOR and case != _FLOOR._replace(contender=LIMPET)  # already included
         if floor is not None and beside_floor and metrics[0] is PER_SECOND:
             yield from _ratios(metrics, one, floor)
 

@@ -1,4 +1,4 @@
-"""How `limpet bench` shows a report on a terminal: a table for each experiment, the goals, and a comparison."""
+"""The report of `limpet bench` on a terminal: a table for each experiment, the goals, and a comparison."""
 
 from collections.abc import Iterator, Sequence
 
@@ -38,12 +38,10 @@ def _describe_place(report: BenchReport) -> Iterator[str]:
         f" seed {settings['seed']}"
     )
     yield from fill(
-        "LIMPET: how many times as good it was in the same turns, median and range; FLOOR: this, of the floor.", 0
+        "LIMPET: how many times better limpet was in the same turns (median, range). BARE DISK: relative to it.", 0
     )
     if settings["extent"] == "quick":
-        yield paint(
-            "A quick run: it shows that all works. Its figures, and what they say of the goals, mean little.", "bold"
-        )
+        yield paint("A quick run shows that everything works. Its figures and goals are only rough.", "bold")
     if not machine["durable"]:
         yield paint(f"{machine['file_system']} is not a disk: NOTHING HERE WAS DURABLE. Give --dir on a disk.", "red")
 
@@ -57,7 +55,7 @@ def _describe_experiment(report: BenchReport, name: str) -> Iterator[str]:
         Column(primary.title.upper()),
         Column("RANGE", optional=True),
         *(Column(metric.title.upper()) for metric in others),
-        *([Column("FLOOR", optional=True)] if primary is PER_SECOND else []),
+        *([Column("BARE DISK", optional=True)] if primary is PER_SECOND else []),
         Column("LIMPET"),
         Column("NOTE", flexible=True),
     ]
@@ -93,7 +91,7 @@ def _with_unit(spread: Spread | None, metric: Metric) -> str:
 
 
 def figure(value: float) -> str:
-    """Return a figure with three digits, or more where they are in front of the point."""
+    """Return a figure with three digits, or more if it has more before the point."""
     digits = 0 if abs(value) >= 100 or value == int(value) else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f}"
 
@@ -121,7 +119,7 @@ def describe_comparison(comparisons: Sequence[Comparison], differences: Sequence
     """Yield what changed since an earlier run."""
     yield ""
     for difference in differences:
-        yield from fill(f"Not the same as then: {difference}", 0)
+        yield from fill(f"Changed since then: {difference}", 0)
     changed = [one for one in comparisons if one.change is not Change.SAME]
     rows: list[Row] = [
         (
@@ -130,7 +128,7 @@ def describe_comparison(comparisons: Sequence[Comparison], differences: Sequence
             one.metric.title,
             _with_unit(one.before, one.metric),
             _with_unit(one.after, one.metric),
-            Cell(f"{one.times:.2f}x as good", _CHANGES.get(one.change, "")),
+            Cell(f"{one.times:.2f}x", _CHANGES.get(one.change, "")),
             Cell(one.change.value, _CHANGES.get(one.change, "")),
         )
         for one in sorted(changed, key=lambda one: one.case.contender != LIMPET)

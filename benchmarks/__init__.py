@@ -1,8 +1,8 @@
-"""The benchmark: limpet on this machine's disk, beside what else one might use. What runs is `limpet bench`.
+"""The benchmark: limpet on this machine's disk, compared with alternatives. `limpet bench` runs it.
 
-Read `experiments` (what is measured, as a table), `goals` (what is to come of it), `contenders` and `databases` (who
-takes part), then `checkpoints`, `openings` and `liveness` (how it is measured), `run` and `worker` (in what order, each
-in a process of its own). `figures` is the JSON document.
+Read `experiments` (what is measured, as a table), `goals` (the targets), `contenders` and `databases` (what is
+compared), then `checkpoints`, `openings` and `liveness` (how it is measured), `run` and `worker` (the order; each cell
+in a separate process). `figures` is the JSON document.
 """
 
 from limpet.benchmarks.figures import BenchReport

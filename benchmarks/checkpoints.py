@@ -1,6 +1,6 @@
 """Durable checkpoints: throughput and latency from threads and tasks, bytes written, growth, and the WAL's size.
 
-After each load the contender is closed and what is on disk is compared with what it has acknowledged.
+After each load the contender is closed, and its content on disk is compared with what it acknowledged.
 """
 
 import asyncio
@@ -38,9 +38,9 @@ from limpet.schema.metadata import DEFAULT_NODE
 CONTAINERS = 1000
 _WARM_UP_CALLS = 20
 _CALLS_PER_SECOND = 4000
-"""How many checkpoints stand for a second where their number must be the same for all."""
+"""Checkpoints per second of cell time, if all contenders must make the same number."""
 _LONG_CELLS = 4
-"""How many times as long as others a cell may take where an effect is seen late, or the disk is slow."""
+"""How many times longer a cell may take if an effect shows late, or the disk is slow."""
 _READERS = 2
 _WAL_CALLERS = 16
 _SAMPLE_SECONDS = 0.01
@@ -59,14 +59,14 @@ CONTENDERS: Mapping[str, type[Contender]] = {
 
 
 def measure_threads(cell: Cell) -> Figures:
-    """Let threads checkpoint for some time."""
+    """Let threads checkpoint for a given time."""
     contender = _open(cell)
     load = Load(cell.size, max(CONTAINERS, cell.size), seconds=cell.seconds)
     return _finish(contender, run_threads(load, contender.checkpoint)).figures
 
 
 def measure_tasks(cell: Cell) -> Figures:
-    """Let asyncio tasks checkpoint for some time: limpet with its own front, others with a thread for each call."""
+    """Let asyncio tasks checkpoint for a given time: limpet with its own async API, others with a thread per call."""
     contender = _open(cell)
     load = Load(cell.size, max(CONTAINERS, cell.size), seconds=cell.seconds)
     call: Callable[[int, int], Any]
@@ -85,7 +85,7 @@ def measure_tasks(cell: Cell) -> Figures:
 
 
 def measure_bytes(cell: Cell) -> Figures:
-    """Count what is written for a number of checkpoints, until all of it is in the database."""
+    """Count the bytes written for a number of checkpoints, until all of them are in the database."""
     contender = _open(cell)
     calls = max(1, round(cell.seconds * _CALLS_PER_SECOND / cell.size))
     load = Load(cell.size, CONTAINERS, _LONG_CELLS * cell.seconds, calls)
@@ -102,7 +102,7 @@ def measure_bytes(cell: Cell) -> Figures:
 
 
 def measure_growth(cell: Cell) -> Figures:
-    """Let one caller checkpoint containers all over a store of some size."""
+    """Let one caller checkpoint containers throughout a store of a given size."""
     running = count_running(cell.size)
     contender = CONTENDERS[cell.contender](cell.directory)
     if cell.contender == "limpet":
@@ -114,7 +114,7 @@ def measure_growth(cell: Cell) -> Figures:
 
 
 def measure_wal(cell: Cell) -> Figures:
-    """Watch the WAL while threads write without a pause, and readers read so that there is always one."""
+    """Watch the WAL while threads write without pause, and at least one reader is always active."""
     contender = _open(cell)
     sizes: list[int] = []
     reads: list[int] = []
@@ -156,22 +156,22 @@ def _finish(contender: Contender, finished: Finished) -> Finished:
 
 
 def require_kept(contender: Contender, expected: Mapping[int, int]) -> None:
-    """Raise StoreError unless the contender, which is closed, finds on disk what it has acknowledged."""
+    """Raise StoreError unless the closed contender has on disk what it acknowledged."""
     found = contender.read_back(expected)
     for number, turn in expected.items():
         if found[number] != turn:
-            raise StoreError(f"{contender.label}: container {number}: {turn} was acknowledged, {found[number]} is kept")
+            raise StoreError(f"{contender.label}: container {number}: acknowledged {turn}, on disk {found[number]}")
 
 
 def _read_io() -> dict[str, int]:
-    """Return this process's counters of what it has read and written (proc_pid_io(5))."""
+    """Return this process's counters of bytes read and written (proc_pid_io(5))."""
     with open("/proc/self/io", encoding="ascii") as file:
         return {name: int(value) for name, _, value in (line.partition(":") for line in file)}
 
 
 @contextmanager
 def _beside(*loops: Callable[[threading.Event], object]) -> Iterator[None]:
-    """Run loops on threads of their own, until the block ends."""
+    """Run loops, each on a separate thread, until the block ends."""
     stop = threading.Event()
     with ThreadPoolExecutor(len(loops)) as pool:
         futures = [pool.submit(loop, stop) for loop in loops]

@@ -130,7 +130,7 @@ def _draw(report: "BenchReport", directory: str) -> None:
         for path in draw_plots(report, directory):
             note(f"limpet: drew {path}")
     except ImportError as error:
-        note(f"limpet: no plots drawn: {error.name} is not installed; pip install matplotlib")
+        note(f"limpet: no plots drawn: {error.name} is not installed; pip install 'limpet[plots]'")
 
 
 def _require_writable(path: str | None) -> None:

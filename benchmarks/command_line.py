@@ -1,4 +1,4 @@
-"""The command line: how much processor time a command takes, its children and the start of Python included."""
+"""The command line: how much CPU time a command takes, including its children and the start of Python."""
 
 import os
 import subprocess

@@ -13,7 +13,7 @@ _SAME_SETTINGS = ("quick", "seconds")
 
 
 class Change(StrEnum):
-    """What came of a figure."""
+    """How a figure changed."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -22,7 +22,7 @@ class Change(StrEnum):
 
 
 class Comparison(NamedTuple):
-    """One case before and after. `times` is how many times as good it is now: below 1 it got worse."""
+    """One case before and after. `times` is how many times better it is now: below 1 it got worse."""
 
     case: Case
     label: str
@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
 
 
 def compare(before: BenchReport, after: BenchReport, metrics: Mapping[str, Metric]) -> Iterator[Comparison]:
-    """Compare the cases that both runs measured, by the metric that `metrics` gives for their experiment."""
+    """Compare the cases that both runs measured, by the metric of their experiment in `metrics`."""
     for series in after.series:
         metric, earlier = metrics.get(series.experiment), before.find(series.case)
         if metric is None or earlier is None:
@@ -53,7 +53,7 @@ def _compare(earlier: Series, series: Series, metric: Metric) -> Comparison | No
 
 
 def judge_change(before: Spread, after: Spread, times: float) -> Change:
-    """Say whether a change is beyond the spread: each median lies outside of what the other run saw."""
+    """Return whether a change exceeds the spread: each median lies outside the other run's range."""
     if min(before.count, after.count) < MIN_RUNS:
         return Change.UNCERTAIN
     within = before.low <= after.median <= before.high or after.low <= before.median <= after.high
@@ -63,7 +63,7 @@ def judge_change(before: Spread, after: Spread, times: float) -> Change:
 
 
 def find_differences(before: BenchReport, after: BenchReport) -> list[str]:
-    """Return what else differs between the runs, so that their figures may, too."""
+    """Return other differences between the runs that may affect their figures."""
     pairs = [(name, before.machine.get(name), after.machine.get(name)) for name in _SAME_MACHINE]
     pairs += [(name, before.settings.get(name), after.settings.get(name)) for name in _SAME_SETTINGS]
     names = sorted({*before.versions, *after.versions} - {"commit"})

@@ -1,4 +1,4 @@
-"""What is measured, as a table: each experiment with its sizes, its contenders, and its figures."""
+"""The experiments, as a table: each with its sizes, its contenders and its metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
@@ -21,19 +21,19 @@ Extent = Literal["quick", "normal", "full"]
 
 
 class Entry(NamedTuple):
-    """A contender of an experiment. `sizes` is where it takes part: some would take minutes elsewhere."""
+    """A contender of an experiment. `sizes` limits it: elsewhere some would take minutes."""
 
     label: str
     caveat: str = ""
     package: str = ""
-    """What must be installed for it, beside what limpet needs."""
+    """The package that it needs and limpet does not."""
     least: int = 0
     most: int = 1 << 62
     extents: tuple[Extent, ...] = ("quick", "normal", "full")
 
 
 class Experiment(NamedTuple):
-    """One thing that is measured. The first metric is the one that is compared and plotted."""
+    """An experiment. The first metric is the one that is compared and plotted."""
 
     title: str
     size_title: str
@@ -44,7 +44,7 @@ class Experiment(NamedTuple):
     staged: bool = False
     """It uses the population."""
     by_callers: bool = False
-    """Its sizes are callers: those with as many, also of other experiments, are measured one after the other."""
+    """Its sizes are numbers of callers: equal ones, also of other experiments, are measured one after the other."""
 
 
 def _ways(*keys: str, **most: int) -> dict[str, Entry]:
@@ -90,7 +90,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         by_callers=True,
     ),
     "bytes": Experiment(
-        "bytes written for a checkpoint",
+        "bytes written per checkpoint",
         "threads",
         _sizes((1,), (1, 64)),
         (Metric("written_bytes", "written", "bytes"), Metric("stored_bytes", "to the disk", "bytes")),
@@ -98,7 +98,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         measure_bytes,
     ),
     "growth": Experiment(
-        "a checkpoint in stores of all sizes",
+        "a checkpoint in stores of different sizes",
         "containers",
         _sizes((100, 1000), (100, 10_000, 100_000), (100, 10_000, 100_000, 1_000_000)),
         (_LATENCIES[0], PER_SECOND, *_LATENCIES[1:]),
@@ -107,7 +107,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         staged=True,
     ),
     "wal": Experiment(
-        "the WAL under an endless stream, with readers",
+        "the WAL under continuous writes, with readers",
         "containers",
         _sizes((1000,), (1000,)),
         (Metric("peak_bytes", "peak", "bytes"), Metric("growth", "2nd half / 1st", ""), Metric("reads", "reads", "")),
@@ -115,7 +115,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         measure_wal,
     ),
     "opening": Experiment(
-        "opening and recovering",
+        "open and recover",
         "containers",
         _sizes((1000,), (1000, 10_000, 100_000), (1000, 10_000, 100_000, 1_000_000)),
         (
@@ -125,14 +125,14 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         ),
         {
             "limpet": Entry("limpet: open and recover"),
-            "select": Entry("a bare SELECT into structs", "knows nothing of processes"),
-            "sqlalchemy-core": Entry("SQLAlchemy Core into structs", "knows nothing of processes"),
-            "sqlalchemy-orm": Entry("SQLAlchemy ORM objects", "knows nothing of processes", most=100_000),
-            "files": Entry("file per container", "knows nothing of processes", most=MAX_FILES),
+            "select": Entry("a bare SELECT into structs", "does not check processes"),
+            "sqlalchemy-core": Entry("SQLAlchemy Core into structs", "does not check processes"),
+            "sqlalchemy-orm": Entry("SQLAlchemy ORM objects", "does not check processes", most=100_000),
+            "files": Entry("file per container", "does not check processes", most=MAX_FILES),
             "limpet-cold": Entry("limpet, caches dropped", least=100_000, extents=_COLD),
             "files-cold": Entry(
                 "file per container, caches dropped",
-                "knows nothing of processes",
+                "does not check processes",
                 least=100_000,
                 most=MAX_FILES,
                 extents=_COLD,
@@ -142,7 +142,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         staged=True,
     ),
     "memory": Experiment(
-        "memory, once open",
+        "memory of an open store",
         "containers",
         _sizes((1000,), (10_000, 100_000), (10_000, 100_000, 1_000_000)),
         (Metric("bytes_each", "each", "bytes"),),
@@ -157,33 +157,33 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         staged=True,
     ),
     "liveness": Experiment(
-        "is it the process that was started?",
+        "check that a process is the one that was started",
         "processes",
         _sizes((100,), (10, 1000)),
         (Metric("each_us", "each", "us"),),
         {
             "limpet": Entry("limpet"),
-            "start-time": Entry("start time in /proc", "may see another process that got the pid"),
-            "proc": Entry("is /proc/PID there", "sees any process with the pid"),
-            "kill-0": Entry("kill with signal 0", "sees any process with the pid"),
+            "start-time": Entry("start time in /proc", "may accept another process with a reused pid"),
+            "proc": Entry("/proc/PID exists", "accepts any process with the pid"),
+            "kill-0": Entry("kill with signal 0", "accepts any process with the pid"),
         },
         measure_liveness,
         staged=True,
     ),
     "waiting": Experiment(
-        "waiting for the end of processes, CPU time for each second",
+        "waiting for processes to end, CPU time per second",
         "processes",
         _sizes((100,), (10, 1000)),
         (Metric("each_us", "each", "us/s"),),
         {
             "limpet": Entry("limpet: one epoll set"),
-            "kill-0": Entry("kill with signal 0, ten times a second", "sees any process with the pid"),
+            "kill-0": Entry("kill with signal 0, ten times a second", "accepts any process with the pid"),
         },
         measure_waiting,
         staged=True,
     ),
     "command": Experiment(
-        "processor time of commands",
+        "CPU time of commands",
         "containers",
         _sizes((1000,), (10_000,)),
         (Metric("cpu_ms", "CPU", "ms"),),

@@ -1,4 +1,4 @@
-"""Liveness: what it costs to see whether a process is the one that was started, and to wait for its end."""
+"""Liveness: the cost of checking that a process is the one that was started, and of waiting for its end."""
 
 import os
 import resource
@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.1
 
 
 def measure_liveness(cell: Cell) -> Figures:
-    """Look at each live process, again and again; the median of the rounds."""
+    """Check each live process repeatedly; the median of the rounds."""
     look = LOOKS[cell.contender]
     identities = read_identities(cell.stage)[: cell.size]
     rounds: list[float] = []
@@ -59,7 +59,7 @@ LOOKS: Mapping[str, Callable[[ProcessIdentity], bool]] = {
 
 
 def measure_waiting(cell: Cell) -> Figures:
-    """Wait for the end of live processes for some time, and see what processor time that takes."""
+    """Wait for the end of live processes for a given time, and measure the CPU time used."""
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     identities = read_identities(cell.stage)[: cell.size]
@@ -88,4 +88,4 @@ def _poll(identities: Sequence[ProcessIdentity], seconds: float) -> float:
 
 
 def _be_surprised(container_id: str, *_: object) -> None:
-    raise StoreError(f"process {container_id} has ended while it was waited for")
+    raise StoreError(f"process {container_id} ended while it was waited for")

@@ -1,4 +1,4 @@
-"""A load: callers in a closed loop, each calling again at once, and what each call took."""
+"""A load: callers in a closed loop, each calling again at once, and the time of each call."""
 
 import asyncio
 import threading
@@ -13,9 +13,9 @@ from limpet.benchmarks.figures import Figures
 
 
 class Load(NamedTuple):
-    """How many callers, over how many containers, until when: a time is up, or each caller has made `calls`.
+    """The number of callers and containers, and the end: a time limit, or `calls` per caller.
 
-    Each caller has containers of its own, so that it is known afterwards what must be there.
+    Each caller has its own containers, so that it is known afterwards what must be on disk.
     """
 
     callers: int
@@ -24,24 +24,24 @@ class Load(NamedTuple):
     calls: float = inf
 
     def number(self, caller: int, turn: int) -> int:
-        """Return the container that a caller checkpoints in a turn; one after the other, but not neighbours."""
+        """Return the container that a caller checkpoints in a turn: in sequence, but not neighbours."""
         own = self.containers // self.callers
         return caller + self.callers * (turn * 7919 % own)
 
 
 class Finished(NamedTuple):
-    """What came of a load."""
+    """The result of a load."""
 
     load: Load
     times: list[list[float]]
-    """What each call took, in seconds, for each caller."""
+    """The duration of each call, in seconds, for each caller."""
     took: float
     cpu: float
-    """Processor seconds of the whole process."""
+    """CPU seconds of the whole process."""
 
     @property
     def calls(self) -> int:
-        """How many calls there were."""
+        """The number of calls."""
         return sum(map(len, self.times))
 
     @property
@@ -55,7 +55,7 @@ class Finished(NamedTuple):
 
     @property
     def figures(self) -> Figures:
-        """Throughput, percentiles, processor time and fairness."""
+        """Throughput, percentiles, CPU time and fairness."""
         calls = sorted(each for mine in self.times for each in mine)
         fewest, most = min(map(len, self.times)), max(map(len, self.times))
         return {
@@ -70,7 +70,7 @@ class Finished(NamedTuple):
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
-    """Return a percentile of values in ascending order, the nearest rank."""
+    """Return a percentile of ascending values, by the nearest rank."""
     return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)]
 
 

@@ -1,4 +1,4 @@
-"""What figures depend on: the machine, the file system, and what was installed."""
+"""The conditions that figures depend on: the machine, the file system, the installed versions."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 
 
 def describe_machine(directory: str) -> dict[str, Any]:
-    """Return the machine, and what holds `directory`. `durable` is False where a flush writes to no disk."""
+    """Return the machine and the file system of `directory`. `durable` is False if a flush writes to no disk."""
     file_system = file_system_type(os.stat(directory).st_dev)
     return {
         "cpu": _read_cpu(),
@@ -27,13 +27,13 @@ def describe_machine(directory: str) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Return the versions of what is measured; "" for a package that is not installed."""
+    """Return the versions of the measured packages; "" for one that is not installed."""
     found = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
     return {**found, **{name: _read_version(name) for name in _PACKAGES}, "commit": read_commit()}
 
 
 def read_commit() -> str:
-    """Return the commit of the checkout that this file is in, with "+" if it was changed; "" if it is in none."""
+    """Return the commit of this file's checkout, with "+" if it was changed; "" if there is no checkout."""
     directory, name = os.path.split(os.path.realpath(__file__))
     git = ("git", "-C", directory)
     try:

@@ -1,4 +1,4 @@
-"""Opening: a store of many containers from the disk into memory, and what of it stays there."""
+"""Opening: reading a store of many containers from disk into memory, and how much memory that keeps."""
 
 import gc
 import os
@@ -24,12 +24,12 @@ from limpet.schema.tables import container_status
 
 _DROP_CACHES = "/proc/sys/vm/drop_caches"
 _ALLOWANCE_MS = 0.04
-"""For each running container: to look at its process. The goal for opening allows for it beside the SELECT."""
+"""The allowance for checking each running container's process, which the SELECT does not do."""
 _COLD = "-cold"
 
 
 class _FlatStatus(msgspec.Struct, gc=False):
-    """A status row as a struct: the least that one has to make of it."""
+    """A status row as a struct: the minimum that any reader has to create."""
 
     id: str
     seq: int
@@ -55,7 +55,7 @@ _SELECT = f"SELECT {', '.join(StatusRow._fields)} FROM container_status"  # noqa
 
 
 def measure_opening(cell: Cell) -> Figures:
-    """Open one population and find out what is true, or read as much with less; the first time is for the caches."""
+    """Open one population and recover it, or read the same rows with less work; the first time fills the caches."""
     kind = cell.contender.removesuffix(_COLD)
     _warm_up(cell.directory)
     if kind == cell.contender:
@@ -78,7 +78,7 @@ def _open(cell: Cell, kind: str) -> Figures:
 
 
 def _warm_up(directory: str) -> None:
-    """Let everything be loaded and made that is loaded and made once in a process."""
+    """Make everything happen that happens only once per process, such as imports."""
     with Store.open(f"{directory}/warm-up") as store:
         recover(store)
     with sa.create_engine("sqlite://").connect():
@@ -136,7 +136,7 @@ _READINGS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 def drop_caches() -> None:
-    """Make the kernel forget what it has read from disks. Raises UnavailableError where that is root's alone."""
+    """Make the kernel drop its disk caches. Raises UnavailableError if only root may do that."""
     os.sync()
     try:
         with open(_DROP_CACHES, "w", encoding="ascii") as file:
@@ -146,7 +146,7 @@ def drop_caches() -> None:
 
 
 def measure_memory(cell: Cell) -> Figures:
-    """See how much memory one population takes once it is open and looked at, for each container."""
+    """Measure the memory per container of a population that is open and examined."""
     path = limpet_path(cell.stage, cell.size)
     _warm_up(cell.directory)
     before = _resident_bytes()

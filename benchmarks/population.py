@@ -1,7 +1,7 @@
-"""A population: stores and files of many containers, a few of them alive, that several cells use one after another.
+"""A population: stores and files of many containers, a few of them running, shared by several cells.
 
-A process of its own makes it and holds its live processes, which read from a pipe that only this process can
-write to: they end when it does, however it ends.
+A separate process creates it and holds its live processes, which read from a pipe that only this process can write
+to: they end when it does, however it ends.
 """
 
 import os
@@ -24,16 +24,16 @@ READY = b"ready\n"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be made in `directory`."""
+    """What to create in `directory`."""
 
     directory: str
     sizes: list[int]
     file_sizes: list[int]
-    """The sizes that are wanted as a file for each container, too."""
+    """The sizes to create also as a file per container."""
 
 
 def count_running(size: int) -> int:
-    """Return how many containers of a population run."""
+    """Return how many containers of a population are running."""
     return min(MAX_RUNNING, size // 10)
 
 
@@ -54,7 +54,7 @@ def read_identities(stage: str) -> list[ProcessIdentity]:
 
 
 def hold(plan: Plan, control: IO[bytes]) -> None:
-    """Make the population, say so on standard output, and hold it until `control` ends."""
+    """Create the population, report that on stdout, and hold it until `control` ends."""
     with ExitStack() as stack:
         identities = _start_processes(max(map(count_running, plan.sizes)), stack)
         with open(f"{plan.directory}/identities.json", "wb") as file:

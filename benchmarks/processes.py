@@ -1,6 +1,6 @@
-"""The processes of a run: one that measures cells, one that holds the population. `worker` is what they do.
+"""The processes of a run: one measures cells, one holds the population. `worker` is their code.
 
-They are in sessions of their own: an interrupt reaches the run alone, which ends them with all that they have started.
+They run in separate sessions: an interrupt reaches only the run, which ends them and everything they started.
 """
 
 import os
@@ -23,7 +23,7 @@ _MODULE = "limpet.benchmarks.worker"
 
 
 class CellRunner:
-    """Measures one cell after the other, each in a process of its own. Use it in a with statement."""
+    """Measures cells one after the other, each in a separate process. Use it in a with statement."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -35,7 +35,7 @@ class CellRunner:
         self._end()
 
     def run(self, cell: Cell) -> Outcome:
-        """Measure a cell. That it fails, or takes too long, is an outcome, too."""
+        """Measure a cell. A failure or a timeout is an outcome too."""
         if self._process is None:
             self._process = _start("serve")
         assert self._process.stdin is not None
@@ -64,7 +64,7 @@ def populate(plan: Plan) -> Iterator[None]:
     try:
         assert process.stdout is not None
         if process.stdout.readline() != READY:
-            raise StoreError(f"the population was not made: its process ended with {process.wait()}")
+            raise StoreError(f"the population was not created: its process ended with {process.wait()}")
         yield
     finally:
         _end(process)
@@ -76,7 +76,7 @@ def _start(*arguments: str) -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has started."""
+    """End a process and everything it started."""
     with process:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -13,13 +13,13 @@ def save_report(report: BenchReport, path: str) -> None:
 
 
 def load_report(path: str) -> BenchReport:
-    """Read what `save_report` has written. Raises OSError, InvalidInputError if it is something else."""
+    """Read what `save_report` wrote. Raises OSError, InvalidInputError if it is not a report."""
     with open(path, "rb") as file:
         data = file.read()
     try:
         report = msgspec.json.decode(data, type=BenchReport)
     except msgspec.MsgspecError as error:
-        raise InvalidInputError(f"{path} is no report of `limpet bench`: {error}") from error
+        raise InvalidInputError(f"{path} is not a report of `limpet bench`: {error}") from error
     if report.schema_version != SCHEMA_VERSION:
         raise InvalidInputError(f"{path}: its version is {report.schema_version}, this limpet reads {SCHEMA_VERSION}")
     return report

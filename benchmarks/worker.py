@@ -1,7 +1,7 @@
-"""What the processes of a run do: `python -m limpet.benchmarks.worker serve`, or `hold PLAN`.
+"""The code of a run's processes: `python -m limpet.benchmarks.worker serve`, or `hold PLAN`.
 
-Each cell is measured in a fork of a process which has loaded everything and done nothing else: so nothing is left to
-the next cell, and none measures how long modules take to load.
+Each cell is measured in a fork of a process that has loaded all modules and done nothing else. So no cell affects the
+next, and none measures module loading.
 """
 
 import os
@@ -17,7 +17,7 @@ from limpet.benchmarks.population import Plan, hold
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Measure each cell that is asked for in a fork of this process."""
+    """Measure each requested cell in a fork of this process."""
     for line in requests:
         read_end, write_end = os.pipe()
         pid = os.fork()
@@ -52,13 +52,13 @@ def measure(cell: Cell) -> Outcome:
 
 
 def main() -> None:
-    """Do what the command line says: serve cells, or hold a population; until standard input ends."""
+    """Do what the command line says, serve cells or hold a population, until stdin ends."""
     task, *arguments = sys.argv[1:]
     if task == "hold":
         hold(msgspec.json.decode(arguments[0], type=Plan), sys.stdin.buffer)
         return
     with open(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # what a contender prints is no answer
+        os.dup2(2, 1)  # a contender's own output is not an answer
         _serve(sys.stdin.buffer, answers)
 
 

@@ -139,7 +139,7 @@ class Engine:
         id: str | None = None,
         mount_type: MountType = MountType.PLAIN,
     ) -> Container:
-        """Make a container from a CRI ContainerConfig, which may be given as JSON, in a sandbox; CREATED then.
+        """Make a container from a CRI ContainerConfig, which may be given as JSON, in a sandbox. It is then CREATED.
 
         Raises InvalidInputError, NotFoundError for the sandbox or the image, AlreadyExistsError for id or name.
         """
@@ -203,7 +203,7 @@ class Engine:
         return [Sandbox(self._runtime, metadata) for metadata in self.store.list_sandboxes()]
 
     def delete(self, container_id: str) -> None:
-        """Forget a container by its exact id; see `Container.delete`. One whose record is damaged, too."""
+        """Forget a container by its exact id; see `Container.delete`. Its record may be damaged."""
         container = self.get(container_id)
         if container.id != container_id:
             raise NotFoundError(f"container {quote(container_id)}: give the whole id to delete it")

@@ -56,7 +56,7 @@ class _Looks:
         self._containers = containers
         self._probe = probe
         self._timeout_seconds = timeout_seconds
-        self._indexes = count()  # of which each is handed out once, whoever asks
+        self._indexes = count()  # each is handed out once
         self._found: list[Seen | None] = [None] * len(containers)
         self._current: dict[threading.Thread, _Look] = {}
         self._finished: SimpleQueue[threading.Thread] = SimpleQueue()
@@ -81,7 +81,7 @@ class _Looks:
         return [seen or missing for seen in self._found]
 
     def _start(self) -> None:
-        """Let one thread more look; if there can be none, and there is no other, look from here."""
+        """Start one more thread; if that fails and there is no other, look from this one."""
         if len(self._working) >= _MOST_AT_ONCE or self._started >= _MOST_THREADS:
             return
         thread = threading.Thread(target=self._look, name="limpet-look", daemon=True)

@@ -29,7 +29,7 @@ class Tables:
 
 
 class MemoryDatabase:
-    """A node's database on some tables; whoever opened one on them before can write no more."""
+    """A node's database on some tables; one that was opened on them before can no longer write."""
 
     def __init__(self, tables: Tables, node: str) -> None:
         self.node = node

@@ -125,7 +125,7 @@ def _harmed(case: Case) -> Expected:
     known, said = case.known, case.said
     if known is None or said is None or said.reason != Reason.BUNDLE_LOST or known.disturbed:
         return ""
-    return "its bundle as it was: the drill did not touch it"
+    return "its bundle unchanged: the drill did not touch it"
 
 
 CHECKS: tuple[tuple[Kind, Callable[[Case], Expected]], ...] = (

@@ -29,8 +29,8 @@ class Bundle:
     def make(self) -> None:
         """Make the directory and mark it, durably; one of ours that is there already is kept.
 
-        Raises StateDirectoryError if something else is in the way or the disk refuses, InvalidInputError for an id
-        that is none.
+        Raises StateDirectoryError if something else is in the way or the disk refuses, InvalidInputError for an
+        invalid id.
         """
         require_id(self._marker.id)  # a row that somebody else wrote may lead anywhere
         try:
@@ -54,8 +54,8 @@ class Bundle:
     def remove(self) -> None:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.
 
-        Raises InvalidStateError if it is not ours or something is mounted in it, InvalidInputError for an id that is
-        none: it is left as it is then.
+        Raises InvalidStateError if it is not ours or something is mounted in it, InvalidInputError for an invalid
+        id; the directory is then left alone.
         """
         require_id(self._marker.id)
         try:

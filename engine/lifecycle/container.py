@@ -56,10 +56,10 @@ class Container:
         return to_cri_status(self.metadata, self.status)
 
     def create(self, mount_type: MountType = MountType.PLAIN) -> Status:
-        """Make the bundle: unpack the image and write down what is to be run. The container is CREATED then.
+        """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.
 
         A create that was cut short may be repeated. Raises InvalidStateError if it is created already,
-        InvalidInputError for an image or a config that will not do; nothing is left of the bundle then.
+        InvalidInputError for an unsuitable image or config; the bundle is then removed again.
         """
         with self._runtime.exclusive(self.id):
             status = self.status
@@ -131,7 +131,7 @@ class Container:
             )
 
     def wait(self, timeout: float | None = None) -> Status:
-        """Wait until the container has ended and return its status; after `timeout` seconds, whatever it is then.
+        """Wait until the container has ended, for `timeout` seconds at most, and return its status at that time.
 
         Raises InvalidStateError for one that does not run: nobody would see it end.
         """

@@ -31,7 +31,7 @@ class Runtime:
     """Looks at one container again, and writes down what is true of it."""
     watcher: Watcher = field(init=False)
     _bells: list[SimpleQueue[None]] = field(default_factory=list)
-    """One for each who waits for an end. Not a Condition: a signal handler that raises can leave that locked."""
+    """One for each waiting caller. Not a Condition: a signal handler that raises can leave that locked."""
     _steps: WeakValueDictionary[str, threading.RLock] = field(default_factory=WeakValueDictionary)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 

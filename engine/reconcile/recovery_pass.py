@@ -57,7 +57,7 @@ def recover(
     settled = len(store) - len(containers)
     examined = examine_all(containers, probe or HostProbe(), now, look_timeout)
     with store.transaction() as draft:
-        # What has changed since it was looked at is the business of whoever changed it.
+        # A container that has changed since it was looked at keeps that change: its verdict is dropped.
         examined = [one for one in examined if _apply(draft, one)]
         report = Report(
             number=store.next_report_number(),

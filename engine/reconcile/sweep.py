@@ -16,7 +16,7 @@ Exclusive = Callable[[str], AbstractContextManager[None]]
 
 
 def judge_orphans(owned: Mapping[str, Callable[[], Container[str]]]) -> Sequence[Orphan]:
-    """Look at each entry of a directory whose name is none of the ids owned there, and say what is to be done.
+    """Look at each entry of a directory that no id owns, and say what is to be done with it.
 
     Touches nothing. Raises OSError if a directory cannot be listed.
     """
@@ -36,7 +36,7 @@ def judge_orphans(owned: Mapping[str, Callable[[], Container[str]]]) -> Sequence
 def dispose(directory: StateDirectory, report: Report, exclusive: Exclusive) -> Report:
     """Do what was said of each orphan; what cannot be done is noted with it. May be repeated after a kill.
 
-    `exclusive(id)` keeps out the steps of whoever is making or removing a directory of that name.
+    `exclusive(id)` keeps out other steps that make or remove a directory of that name.
     """
     disposed = []
     for orphan in report.orphans:

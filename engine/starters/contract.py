@@ -44,7 +44,7 @@ class Prepared:
 
     identity: ProcessIdentity
     pidfd: int
-    """Readable once the process has ended. `Starter.abort` closes it, and so does whoever watches the process."""
+    """Readable once the process has ended. `Starter.abort` closes it; after `go`, the watcher does."""
     resources: Resources | None
     """Which limits are in force; None if none were asked for."""
     own: object = None
@@ -82,7 +82,7 @@ class Starter(Protocol):
     def read_exit(self, pid: int, pidfd: int) -> int | None:
         """Return the exit code of a process that has ended, 128 + signal if one ended it; None if it is not known.
 
-        Whoever asks again gets the same answer, until `forget_exit`.
+        Asking again gives the same answer, until `forget_exit`.
         """
 
     def forget_exit(self, pidfd: int) -> None:

@@ -1,1 +1,1 @@
-"""The state directory: what lies in it, who owns it, and how a file there survives a power cut."""
+"""The state directory: its entries, its owner, and how its files survive a power cut."""

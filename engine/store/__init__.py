@@ -1,6 +1,7 @@
 """The store: every record of one node, durable when a call returns, and in memory for reading.
 
-Read `store` (what it promises), `draft` (a change before it is written), `commit` (who writes), `rows` (what is kept).
+Read `store` (what it promises), `draft` (a change before it is written), `commit` (which thread writes), then `rows`
+(what is kept).
 """
 
 from limpet.engine.store.commit import Request

@@ -23,9 +23,9 @@ DAMAGED_ROW: Final = ()
 class Rows:
     """The newest status row of each container. A row that is damaged or missing on disk is DAMAGED_ROW.
 
-    A row is read before it is changed: who changes it, looks at it first. So what is unread is the same on disk as
+    A row is read before it is changed: a change begins by looking at it. So what is unread is the same on disk as
     it was at opening, and may be read at any time by any thread. Only what is kept of it needs care: a row that
-    was fetched may have been kept and changed by somebody else in the meantime, and stays as it is then.
+    was fetched may have been kept and changed by another thread in the meantime, and then stays as it is.
     """
 
     def __init__(self, node: str, reader: Records) -> None:
@@ -35,7 +35,7 @@ class Rows:
         containers, statuses = reader.load_container_ids(), reader.load_status_ids()
         self._rows: dict[str, Kept | None] = dict.fromkeys(statuses)
         """None for a row that is unread."""
-        if containers != statuses:  # damage: what either table knows is known, and nothing is lost in silence
+        if containers != statuses:  # damage: what either table knows is known, and nothing is lost silently
             self._rows.update(dict.fromkeys(set(containers) - set(statuses), DAMAGED_ROW))
         self.keep(self._verify(reader.load_unsettled()))
 

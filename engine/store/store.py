@@ -1,4 +1,4 @@
-"""The store: every container's record on disk for good, and in memory for reading.
+"""The store: every container's record, durable on disk, and in memory for reading.
 
 A call that changes something returns when the change is durable; memory is changed only after that, so a
 reader never sees what could still be lost. The store knows nothing of processes: `Engine` adds that, and a
@@ -62,7 +62,7 @@ class Store:
         """Lock the state directory, check the database, migrate it if it is older, and load its records.
 
         Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
-        StoreError, InvalidInputError for an invalid node's name or for what is no path; the state is untouched then.
+        StoreError, InvalidInputError for an invalid node's name or for what is no path, and leaves the state untouched.
         """
         require_node(node)
         directory = StateDirectory.acquire(state_dir)

@@ -1,4 +1,4 @@
-"""What alembic runs. The connection comes from whoever opens the store, with its transaction already begun."""
+"""What alembic runs. The connection comes from the opening, with its transaction already begun."""
 
 from alembic import context
 

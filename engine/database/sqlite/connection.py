@@ -172,7 +172,7 @@ def restart_wal(connection: sqlite3.Connection) -> bool:
                 return False
             time.sleep(_READERS_PAUSE_SECONDS)
     except sqlite3.Error:
-        return False  # as with SQLite's own checkpoints; a disk that fails, fails the next commit, too
+        return False  # as with SQLite's own checkpoints; a failing disk fails the next commit as well
     finally:
         _set_busy_timeout(connection, BUSY_TIMEOUT_SECONDS)
     return True
@@ -234,7 +234,7 @@ _MAX_INTEGER = 2**63 - 1
 
 def require_integer(path: str, value: object) -> int:
     """Return a number that was read; a damaged page may bring anything. Raises StoreDamagedError."""
-    if not isinstance(value, int) or not 0 <= value < _MAX_INTEGER:  # one more than it must fit, too
+    if not isinstance(value, int) or not 0 <= value < _MAX_INTEGER:  # the next number must fit as well
         raise StoreDamagedError(f"{path}: {value!r} stands where a number should; restore a backup")
     return value
 

@@ -25,7 +25,7 @@ _log = logging.getLogger("limpet.migrations")
 
 
 def create_database(path: str, pragmas: Pragmas) -> None:
-    """Make an empty database with the newest schema, durably: whoever looks, also after a crash, sees it whole.
+    """Make an empty database with the newest schema, durably: as soon as it is visible, it is complete.
 
     It is made under a temporary name, because a database that is being made has a journal which only a
     writer may roll back. Raises StoreError.
@@ -61,7 +61,7 @@ def prepare_database(path: str, node: str, backup_path: str, pragmas: Pragmas, *
 
     Return a reader of it. It stays open, because a writer that is closed last removes the WAL, which would be missed.
 
-    Raises StoreTooNewError if a newer limpet made it, StoreDamagedError if it is not ours; untouched then.
+    Raises StoreTooNewError if a newer limpet made it, StoreDamagedError if it is not limpet's; it is left untouched.
     """
     if os.path.lexists(path + "-journal"):
         # A restored backup was being turned to WAL when it was killed: a reader may not undo what is half done.

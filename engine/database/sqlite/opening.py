@@ -44,7 +44,7 @@ def open_database(directory: StateDirectory, node: str, pragmas: Pragmas = WRITE
     """Open the database of a state directory whose lock is held: check it, migrate it if it is older, claim it.
 
     `pragmas` are set and read back on each connection that writes; a crash test gives others, to break a promise.
-    Raises StoreDamagedError, StoreTooNewError or another StoreError; the database is untouched then.
+    Raises StoreDamagedError, StoreTooNewError or another StoreError, and leaves the database untouched.
     """
     path = directory.join(DATABASE)
     last = directory.read_owner()

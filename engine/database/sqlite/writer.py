@@ -58,7 +58,7 @@ class Writer:
         self._allowed_wal_bytes = WAL_BYTES
 
     def claim(self) -> int:
-        """Begin a new epoch, so that whoever wrote before can write no more, and return it. Raises StoreError."""
+        """Begin a new epoch, so that earlier writers can no longer write, and return it. Raises StoreError."""
         try:
             with self._transaction() as connection:
                 row = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
@@ -105,8 +105,8 @@ class Writer:
         """Write `changes` in one transaction; durable when this returns.
 
         Raises OutcomeUnknownError if it cannot be found out whether they are on disk, StoreReplacedError or
-        StoreFencedError if this is not our database any more: the writer is broken then. Any other StoreError
-        means that nothing was written and the writer goes on.
+        StoreFencedError if this is not our database any more: after that the writer refuses everything. After any other
+        StoreError nothing was written, and the writer goes on.
         """
         if self._broken is not None:
             raise type(self._broken)(f"{self._broken}; nothing is written until the store is opened again")
@@ -124,7 +124,7 @@ class Writer:
     def has_landed(self, changes: Changes, error: BaseException) -> bool:
         """After `error` broke into a commit: open the database anew and see whether the commit is in it.
 
-        Raises OutcomeUnknownError if that fails, or is itself interrupted; the writer is broken then.
+        Raises OutcomeUnknownError if that fails, or is itself interrupted; after that the writer refuses everything.
         """
         self._broken = OutcomeUnknownError(f"{self._path}: the commit failed ({error!r}) and was not read back")
         try:
@@ -150,7 +150,7 @@ class Writer:
         return landed
 
     def close(self, before_unlink: Callable[[], None] | None = None) -> None:
-        """Move the WAL into the database and close it; SQLite removes the WAL then.
+        """Move the WAL into the database and close it, after which SQLite removes the WAL.
 
         `before_unlink` is called once the WAL holds nothing: a kill before it leaves a WAL, a
         kill after it a note that none is needed. Where it cannot be called, because a reader is in the way or the
@@ -294,7 +294,7 @@ class Writer:
 
 
 class _Transaction:
-    """BEGIN IMMEDIATE ... COMMIT; an exception inside rolls back, one from COMMIT goes to whoever settles it."""
+    """BEGIN IMMEDIATE ... COMMIT; an exception inside rolls back, one from COMMIT is settled by reading back."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection

@@ -184,7 +184,7 @@ def link(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | Non
         old, follow = path_of(event, a[0], a[1]), bool(flags & _AT_SYMLINK_FOLLOW)
         node = None if flags & _AT_EMPTY_PATH else nodes.find(os.stat(old, follow_symlinks=follow))
         if node is None:
-            raise blind_spot(event, "of what is not in the directory of the life", old)
+            raise blind_spot(event, "of a file outside the life's directory", old)
 
         def act() -> Reply:
             os.link(old, name, dst_dir_fd=at, follow_symlinks=follow)

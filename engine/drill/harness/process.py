@@ -188,7 +188,7 @@ def require_single_thread() -> None:
     if threads > 1:
         raise UnsupportedError(
             f"crash tests fork, which is safe only from a process with one thread, and this one has {threads}; "
-            "start them before other threads, or in a process of their own"
+            "start them before other threads, or in a separate process"
         )
 
 

@@ -26,7 +26,7 @@ def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources
 
     For a child that is held: nothing of the container's has run, so nothing runs unlimited. What the kernel or a
     permission refuses is in `unapplied`, with the file and the kernel's words. A kill midway leaves an empty cgroup,
-    which the next call for this id, or `remove_limits`, removes. Raises InvalidInputError for an id that is none.
+    which the next call for this id, or `remove_limits`, removes. Raises InvalidInputError for an invalid id.
     """
     name = _name(container_id)
     asked = requested_fields(requested)
@@ -50,7 +50,7 @@ def remove_limits(container_id: str) -> tuple[str, ...]:
 
     A cgroup with processes in it is left alone, after half a second for killed ones to leave it. Looks below the
     cgroups that this process is in now: what an engine made while it was in another one stays there, empty.
-    Raises InvalidInputError for an id that is none.
+    Raises InvalidInputError for an invalid id.
     """
     name = _name(container_id)
     left = []

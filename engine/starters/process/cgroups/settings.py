@@ -81,7 +81,7 @@ def _swap_max(requested: LinuxContainerResources) -> str:
     if both == UNLIMITED:
         return "max"
     if memory <= 0:
-        raise ValueError(f"memory and swap together are limited to {both} bytes; that needs a limit of memory, too")
+        raise ValueError(f"memory and swap together are limited to {both} bytes; set a limit of memory as well")
     if both < memory:
         raise ValueError(f"memory and swap together, {both} bytes, are less than memory alone, {memory}")
     return str(both - memory)

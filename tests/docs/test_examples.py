@@ -29,7 +29,7 @@ def test_run_containers(state_dir: str) -> None:
         "settled: 1 examined: 0",
         "log: hello",
         "left: []",
-        "recovered: RUNNING [survivor] the engine ended and the container runs on",
+        "recovered: RUNNING [survivor] the engine ended; the container is still running",
         "stopped: 143",
     ]
 

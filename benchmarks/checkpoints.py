@@ -31,7 +31,7 @@ from limpet.benchmarks.load import Finished, Load, run_tasks, run_threads
 from limpet.benchmarks.population import count_running, limpet_path
 from limpet.engine.aio import AsyncStore
 from limpet.engine.database.sqlite import Reader
-from limpet.engine.state.directory import DATABASE
+from limpet.engine.state.names import DATABASE
 from limpet.schema.errors import StoreError
 from limpet.schema.metadata import DEFAULT_NODE
 

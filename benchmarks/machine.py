@@ -7,7 +7,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from limpet.engine.state.directory import file_system_type
+from limpet.recovery.mounts import find_file_system
 
 _PACKAGES = ("limpet", "sqlalchemy", "msgspec", "lmdb", "diskcache")
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
@@ -15,7 +15,7 @@ _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 
 def describe_machine(directory: str) -> dict[str, Any]:
     """Return the machine and the file system of `directory`. `durable` is False if a flush writes to no disk."""
-    file_system = file_system_type(os.stat(directory).st_dev)
+    file_system = find_file_system(os.stat(directory).st_dev)
     return {
         "cpu": _read_cpu(),
         "cores": len(os.sched_getaffinity(0)),

@@ -15,7 +15,7 @@ from limpet.benchmarks.databases import map_objects
 from limpet.benchmarks.figures import Cell, Figures
 from limpet.benchmarks.population import count_running, files_path, limpet_path
 from limpet.engine.reconcile import recover
-from limpet.engine.state.directory import DATABASE
+from limpet.engine.state.names import DATABASE
 from limpet.engine.store import Store
 from limpet.schema.codec import row_to_status
 from limpet.schema.rows import StatusRow

@@ -12,9 +12,9 @@ from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import Starter, choose_log_path, choose_stop_signal, make_default_starter, make_probe
-from limpet.engine.state.directory import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
+from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.store import Store
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS

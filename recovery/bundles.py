@@ -1,7 +1,6 @@
 """Finds out what is at the path of a container's bundle, and which processes use a directory. Changes nothing."""
 
 import os
-import re
 import stat
 from collections.abc import Iterable
 
@@ -49,18 +48,6 @@ def read_marker(path: str) -> BundleMarker | None:
         return None
 
 
-def find_mounts(path: str) -> list[str]:
-    """Return the mount points at or below `path`. Raises OSError if the mounts cannot be read."""
-    path = os.path.realpath(path)
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            point = _unescape(line.split(" ")[4])
-            if point == path or point.startswith(path + "/"):
-                found.append(point)
-    return found
-
-
 def find_users(path: str) -> tuple[list[int], list[int]]:
     """Return the pids of live processes that use the directory `path`, and of those that we may not inspect.
 
@@ -102,8 +89,3 @@ def _is_ours(pid: str) -> bool:
         return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
     except FileNotFoundError:
         return False
-
-
-def _unescape(mount_point: str) -> str:
-    """Undo the octal escapes of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), mount_point)

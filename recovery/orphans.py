@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from limpet.recovery.bundles import find_mounts, find_users, read_marker
+from limpet.recovery.bundles import find_users, read_marker
+from limpet.recovery.mounts import find_mounts
 
 GRACE_SECONDS = 60.0
 """The minimum age for removal: a younger directory may belong to a change in progress."""

@@ -23,7 +23,7 @@ from limpet.engine.drill.records import IDENTITY, RUNNING, SANDBOX, Answer, make
 from limpet.engine.inspection.check import find_store_damage
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.reconcile import recover
-from limpet.engine.state.directory import DATABASE
+from limpet.engine.state.names import DATABASE
 from limpet.engine.store import Store
 from limpet.recovery.evidence import Process
 from limpet.schema.errors import InvalidInputError, LimpetError, StoreDamagedError

@@ -21,7 +21,7 @@ from limpet.engine.drill.records import IDENTITY
 from limpet.engine.drill.small_image import CONTENT, FILE, IMAGE, make_archive
 from limpet.engine.engine import HOST_IMAGE, Engine
 from limpet.engine.lifecycle.container import Container
-from limpet.engine.state.directory import CONTAINERS, QUARANTINE, SANDBOXES
+from limpet.engine.state.names import CONTAINERS, QUARANTINE, SANDBOXES
 from limpet.schema.errors import StartError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageName

@@ -25,7 +25,7 @@ from limpet.engine.drill.plan import Disaster, Round, Scenario, plan_rounds
 from limpet.engine.drill.report import DrillReport, Failure, count_kinds, summarize_times
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
-from limpet.engine.state.directory import CONTAINERS, QUARANTINE
+from limpet.engine.state.names import CONTAINERS, QUARANTINE
 from limpet.schema.status import ContainerState
 
 ENGINE = "limpet.engine.engine:Engine.open"

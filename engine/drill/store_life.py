@@ -24,8 +24,8 @@ from limpet.engine.drill.records import RUNNING, SANDBOX, Answer, make_metadata
 from limpet.engine.drill.sameness import digest, same_moment
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.reconcile import recover
-from limpet.engine.state.directory import CONTAINERS, DATABASE
 from limpet.engine.state.durable import make_directory, write_file
+from limpet.engine.state.names import CONTAINERS, DATABASE
 from limpet.engine.store import Request, Store
 from limpet.recovery.evidence import Process
 from limpet.schema.errors import LimpetError, StoreDamagedError

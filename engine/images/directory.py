@@ -23,7 +23,7 @@ from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
 from limpet.engine.state.durable import make_directory, sync_filesystem
 from limpet.engine.state.entries import require_entries
-from limpet.recovery.bundles import find_mounts
+from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import (
     AlreadyExistsError,
     DiskFullError,

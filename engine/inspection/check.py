@@ -16,15 +16,11 @@ import msgspec
 from limpet.engine.database.sqlite import require_same_age, sqlite_version
 from limpet.engine.inspection.dry_run import find_orphans
 from limpet.engine.inspection.snapshot import Snapshot, require_sound_wal, require_state
-from limpet.engine.state.directory import (
-    CONTAINERS,
-    DATABASE,
-    QUARANTINE,
-    find_foreign_entries,
-    find_holder,
-    read_owner,
-)
+from limpet.engine.state.directory import find_foreign_entries
 from limpet.engine.state.entries import resolve_directory
+from limpet.engine.state.lock import find_holder
+from limpet.engine.state.names import CONTAINERS, DATABASE, QUARANTINE
+from limpet.engine.state.owner import read_owner
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Bundle, Checkpoint, classify
 from limpet.recovery.orphans import Disposal

@@ -6,7 +6,7 @@ import time
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.reconcile import examine_all, judge_orphans
 from limpet.engine.starters import make_host_probe
-from limpet.engine.state.directory import CONTAINERS, SANDBOXES
+from limpet.engine.state.names import CONTAINERS, SANDBOXES
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.orphans import Orphan
 from limpet.recovery.report import Report

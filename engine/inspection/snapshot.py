@@ -16,17 +16,11 @@ from msgspec.structs import replace
 from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_plausible_files
 from limpet.engine.reconcile import examine_all
 from limpet.engine.starters import make_host_probe
-from limpet.engine.state.directory import (
-    CONTAINERS,
-    DATABASE,
-    ENTRIES,
-    SANDBOXES,
-    check_directory,
-    find_foreign_entries,
-    find_holder,
-    read_owner,
-)
+from limpet.engine.state.directory import check_directory, find_foreign_entries
 from limpet.engine.state.entries import require_entries, resolve_directory
+from limpet.engine.state.lock import find_holder
+from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
+from limpet.engine.state.owner import read_owner
 from limpet.engine.store import Filter, Record, Unsettled, read_labels, resolve_prefix
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.rules import Ruling, Verdict

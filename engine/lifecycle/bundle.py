@@ -10,8 +10,9 @@ import os
 import msgspec
 
 from limpet.engine.state.durable import make_directory, remove_tree, sync_directory, write_file
-from limpet.recovery.bundles import find_mounts, is_begun, observe_bundle, read_marker
+from limpet.recovery.bundles import is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
+from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import InvalidStateError, StateDirectoryError
 from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, WORKING, BundleMarker
 from limpet.schema.metadata import require_id

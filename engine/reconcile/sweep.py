@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, suppress
 
 from msgspec.structs import replace
 
-from limpet.engine.state.directory import QUARANTINE, StateDirectory
+from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.durable import make_directory, remove_tree, sync_directory
+from limpet.engine.state.names import QUARANTINE
 from limpet.recovery.orphans import Disposal, Orphan, judge_orphan
 from limpet.recovery.report import Report
 

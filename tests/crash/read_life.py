@@ -11,7 +11,7 @@ from limpet.engine.database.sqlite.wal import examine_wal
 from limpet.engine.drill.controls import UnflushedLife
 from limpet.engine.drill.sameness import same_moment
 from limpet.engine.drill.store_life import Model, StoreLife, _kind
-from limpet.engine.state.directory import DATABASE
+from limpet.engine.state.names import DATABASE
 from limpet.schema.codec import find_unsound, row_to_status
 from limpet.schema.errors import LimpetError
 from limpet.schema.metadata import DEFAULT_NODE

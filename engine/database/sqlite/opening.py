@@ -10,8 +10,10 @@ from limpet.engine.database.sqlite.plausibility import require_plausible_files, 
 from limpet.engine.database.sqlite.reader import Reader
 from limpet.engine.database.sqlite.wal import examine_wal
 from limpet.engine.database.sqlite.writer import Writer
-from limpet.engine.state.directory import BACKUPS, DATABASE, Owner, StateDirectory
+from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.durable import make_directory, sync_directory
+from limpet.engine.state.names import BACKUPS, DATABASE
+from limpet.engine.state.owner import Owner
 from limpet.schema.revision import SCHEMA_REVISION
 
 

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Mapping
 
-from limpet.engine.state.directory import CONTAINERS, DATABASE, OWNER, Owner
+from limpet.engine.state.names import CONTAINERS, DATABASE, OWNER
+from limpet.engine.state.owner import Owner
 from limpet.schema.errors import StoreDamagedError
 
 

@@ -2,10 +2,10 @@
 
 import errno
 import os
-import re
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
+
+from limpet.recovery.mounts import MOUNTINFO, Mount, parse_mounts
 
 _DELEGATION_MARKS = ("trusted.delegate", "user.delegate")
 """The extended attributes that systemd sets to "1" on a cgroup it gave away (CGROUP_DELEGATION.md; user.* from 251)."""
@@ -49,13 +49,13 @@ def read_own_cgroups() -> OwnCgroups:
     """Return the cgroups of this process. Raises OSError where the kernel has none or /proc cannot be read."""
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         cgroup = file.read()
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as file:
         return find_own_cgroups(cgroup, file.read())
 
 
 def find_own_cgroups(cgroup: str, mountinfo: str) -> OwnCgroups:
     """Return the cgroups from the text of /proc/self/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5))."""
-    mounts = list(_parse_mounts(mountinfo))
+    mounts = list(parse_mounts(mountinfo.splitlines()))
     v1: dict[str, str] = {}
     v2 = v2_mount_point = ""
     for line in cgroup.splitlines():
@@ -63,7 +63,7 @@ def find_own_cgroups(cgroup: str, mountinfo: str) -> OwnCgroups:
         controllers = {name for name in names.split(",") if name and not name.startswith("name=")}
         kind = "cgroup2" if number == "0" else "cgroup"
         for mount in mounts:
-            directory = mount.locate(path)
+            directory = _locate(mount, path)
             if mount.kind != kind or not directory or not controllers <= mount.options:
                 continue
             if kind == "cgroup2":
@@ -74,32 +74,12 @@ def find_own_cgroups(cgroup: str, mountinfo: str) -> OwnCgroups:
     return OwnCgroups(v1, v2, v2_mount_point)
 
 
-class _Mount(NamedTuple):
-    kind: str
-    root: str
-    """The cgroup that is to be seen at the mount point."""
-    point: str
-    options: frozenset[str]
-
-    def locate(self, path: str) -> str:
-        """Return the directory of the cgroup `path`; empty if this mount does not show it."""
-        root = self.root.rstrip("/")
-        if ".." in path.split("/") or not f"{path}/".startswith(f"{root}/"):
-            return ""  # outside of our cgroup namespace, or of the part that is mounted
-        return f"{self.point}{path[len(root) :]}".rstrip("/")
-
-
-def _parse_mounts(mountinfo: str) -> Iterator[_Mount]:
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
-        root, point = (_unescape(field) for field in before.split(" ")[3:5])
-        if kind in {"cgroup", "cgroup2"}:
-            yield _Mount(kind, root, point, frozenset(options.split(",")))
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+def _locate(mount: Mount, path: str) -> str:
+    """Return the directory of the cgroup `path` in a mounted hierarchy; empty if this mount does not show it."""
+    root = mount.root.rstrip("/")
+    if ".." in path.split("/") or not f"{path}/".startswith(f"{root}/"):
+        return ""  # outside of our cgroup namespace, or of the part that is mounted
+    return f"{mount.point}{path[len(root) :]}".rstrip("/")
 
 
 def _is_delegated(path: str) -> bool:

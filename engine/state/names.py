@@ -1,0 +1,24 @@
+"""The names in a state directory.
+
+lock            locked with flock(2) while an engine or a writing store is open; never removed
+owner.json      its last owner: the epoch, and whether the database was closed cleanly
+store.db        the database, with its -wal and -shm next to it while it is open
+containers/     a bundle for each container        sandboxes/   a directory for each sandbox
+images/         the image store                    quarantine/  entries without an owner
+backups/        copies made before a migration
+"""
+
+DATABASE = "store.db"
+CONTAINERS = "containers"
+SANDBOXES = "sandboxes"
+IMAGES = "images"
+QUARANTINE = "quarantine"
+BACKUPS = "backups"
+LOCK = "lock"
+OWNER = "owner.json"
+_FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER}
+_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS}
+OURS = _FILES | _DIRECTORIES
+"""All names that limpet makes there."""
+ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)
+"""Whether each entry is a directory."""

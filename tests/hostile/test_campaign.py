@@ -28,7 +28,8 @@ def test_no_hostile_input_breaks_a_promise(kind: str, size: Size) -> None:
     """Only refusals that say why come out, nothing around is touched, and what was good before goes on working."""
     tally = run_kind(kind, SEED, range(0, INPUTS[kind], size.every))
     assert not tally.findings, "\n".join(map(str, tally.findings))
-    assert tally.counts[Fate.ACCEPTED], "nothing was accepted: these inputs reach no further than the first check"
+    if size.every == 1:
+        assert tally.counts[Fate.ACCEPTED], "nothing was accepted: these inputs reach no further than the first check"
 
 
 def test_all_kinds_together_are_the_campaign() -> None:

@@ -26,7 +26,7 @@ def let_a_decode_error_pass(patch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for_a_pipe(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("tests.hostile.oracle.SECONDS", 10.0)  # no need to wait for as long as a busy machine may take
+    patch.setattr("tests.hostile.oracle.SECONDS", 4.0)  # no need to wait for as long as a busy machine may take
     patch.setattr("os.O_NONBLOCK", 0)
 
 

@@ -115,9 +115,9 @@ def test_what_cannot_be_tried_is_said() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--point", "x"), "for a --mode"),
-        (("--mode", "all", "--seed", "1", "--point", "kill:after:1"), "of one --mode"),
-        (("--mode", "kill", "--point", "kill:after:1"), "of one --seed"),
+        (("--point", "x"), "need --mode"),
+        (("--mode", "all", "--seed", "1", "--point", "kill:after:1"), "exactly one --mode"),
+        (("--mode", "kill", "--point", "kill:after:1"), "needs --seed"),
         (("--mode", "power", "--seed", "1", "--point", "what"), "expected SEED:CUT:KIND:MODEL"),
         (("--mode", "kill", "--seed", "1", "--point", "7:118:torn.0:journaled"), "a point of mode power"),
         (("--mode", "power", "--seed", "1", "--point", "engine/kill:before:1"), "a point of mode kill"),

@@ -36,7 +36,7 @@ _FAULTS = (
     ("false_running", "reported RUNNING, but the process had ended"),
     ("false_exited", "reported EXITED, but the process was alive"),
     ("wrong_exit_code", "reported with a wrong exit code"),
-    ("leaked", "live processes that no container owns"),
+    ("leaked", "live processes that the engine does not report"),
     ("harmed", "processes or files of others that were changed"),
     ("broken", "errors of the engine itself"),
 )

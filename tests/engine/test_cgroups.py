@@ -102,7 +102,7 @@ def test_weight_of_shares() -> None:
         ({"cpu_shares": 262145}, "cpu_shares", "262145 are not from"),
         ({"cpuset_cpus": "0\n1"}, "cpuset_cpus", r"'0\\n1' has characters"),
         ({"cpuset_mems": "0\x00"}, "cpuset_mems", "has characters"),
-        ({"memory_swap_limit_in_bytes": 1}, "memory_swap_limit_in_bytes", "needs a limit of memory"),
+        ({"memory_swap_limit_in_bytes": 1}, "memory_swap_limit_in_bytes", "set a limit of memory"),
         (
             {"memory_swap_limit_in_bytes": 1, "memory_limit_in_bytes": 2},
             "memory_swap_limit_in_bytes",

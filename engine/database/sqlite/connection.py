@@ -136,7 +136,7 @@ def identify(connection: sqlite3.Connection, path: str) -> str:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application_id == 0 and objects == 0:
-        raise StoreDamagedError(f"{path} is empty, which limpet never leaves it; restore a backup")
+        raise StoreDamagedError(f"{path} is empty: it was truncated or replaced. Restore a backup")
     if application_id != APPLICATION_ID:
         raise StoreDamagedError(
             f"{path} is a SQLite database, but not one of limpet's (application id {application_id:#x});"

@@ -226,12 +226,12 @@ def test_table() -> None:
     """Columns are aligned by what a terminal shows, control characters are escaped, optional columns go first."""
     columns = (Column("ID"), Column("NAME", flexible=True), Column("MORE", optional=True), Column("X"))
     rows = [["1", "日本", "m", "end"], ["22", "a\x1b[31m\n", "mm", Cell("red", "red")]]
-    assert [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in render_table(columns, rows, None)] == [
+    assert [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in render_table(columns, rows, None)] == [  # type: ignore[arg-type]
         "ID  NAME         MORE  X",
         "1   日本         m     end",
         "22  a\\x1b[31m\\n  mm    red",
     ]
-    narrow = render_table(columns, rows, 19)
+    narrow = render_table(columns, rows, 19)  # type: ignore[arg-type]
     assert "MORE" not in narrow[0]
     assert all(measure(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 19 for line in narrow)
 

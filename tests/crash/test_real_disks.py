@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns.real_disks import FILE_SYSTEMS
 from tests.campaigns.sizes import Size
 from tests.conftest import require_tools
-from tests.crash.real_disks import FILE_SYSTEMS
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 needs_loop = pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason="there are no loop devices here")
@@ -22,7 +22,7 @@ needs_loop = pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason=
 def test_real_power_cuts(size: Size) -> None:
     """After power cuts of ext4 and XFS all that was acknowledged is there; a store that does not flush loses it."""
     require_tools(*(f"mkfs.{kind}" for kind in FILE_SYSTEMS))
-    command = [sys.executable, "-m", "tests.crash.real_disks", "--cuts", str(size.least), "--seed", "1"]
+    command = [sys.executable, "-m", "tests.campaigns.real_disks", "--cuts", str(size.least), "--seed", "1"]
     result = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240, check=False
     )

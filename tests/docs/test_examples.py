@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 def run(name: str, *arguments: object) -> "subprocess.Popen[str]":
     command = [sys.executable, "-W", "error", EXAMPLES / name, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # type: ignore[arg-type]
 
 
 def test_run_containers(state_dir: str) -> None:

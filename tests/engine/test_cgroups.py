@@ -82,7 +82,7 @@ def test_each_limit_in_both_versions(
     asked: dict[str, object], v1: list[tuple[str, str]], v2: list[tuple[str, str]]
 ) -> None:
     """Each field becomes the line that the kernel reads in cgroup v1, and in v2."""
-    requested = LinuxContainerResources(**asked)
+    requested = LinuxContainerResources(**asked)  # type: ignore[arg-type]
     assert lines(requested, ALL_V1) == v1
     assert lines(requested, ()) == v2
 
@@ -123,7 +123,7 @@ def test_weight_of_shares() -> None:
 )
 def test_what_cannot_be_written_down(asked: dict[str, object], field: str, reason: str) -> None:
     """What has no line in cgroup v2, or would name another file, is refused with the value; the rest is planned."""
-    settings, refusals = plan(LinuxContainerResources(**asked), ())
+    settings, refusals = plan(LinuxContainerResources(**asked), ())  # type: ignore[arg-type]
     assert list(refusals) == [field]
     assert re.search(reason, refusals[field])
     assert {setting.field for setting in settings} == set(asked) - {field}
@@ -493,14 +493,14 @@ def test_v2_is_used_where_it_is_delegated(held: Held, unit_cgroup: Path) -> None
     for cgroup in (unit_cgroup, unit_cgroup / "engine"):
         told = attempt(cgroup)
         assert told["applied"] == []
-        assert f"{cgroup}: this process is in it" in told["unapplied"]["hugepage_limits"]
+        assert f"{cgroup}: this process is in it" in told["unapplied"]["hugepage_limits"]  # type: ignore[index]
     for path in (unit_cgroup, unit_cgroup / "cgroup.procs", unit_cgroup / "cgroup.subtree_control"):
         os.chown(path, NOBODY, NOBODY)
     os.setxattr(unit_cgroup, "user.delegate", b"1")
     told = attempt(unit_cgroup / "engine")
     assert told["applied"] == ["hugepage_limits"]
-    assert f"/{unit_cgroup.name}/limpet-{held.id}\n" in told["cgroups"]
-    assert "no controller 'misc' here" in told["unapplied"]["unified"]
+    assert f"/{unit_cgroup.name}/limpet-{held.id}\n" in told["cgroups"]  # type: ignore[operator]
+    assert "no controller 'misc' here" in told["unapplied"]["unified"]  # type: ignore[index]
     assert told["left"] == []
 
 

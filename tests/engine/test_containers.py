@@ -67,7 +67,7 @@ def test_a_whole_life(engine: Engine) -> None:
         (((), ("c",)), ((), ("a",)), ["a"]),
     ],
 )
-def test_command_line_rule(image: tuple, given: tuple, expected: list[str]) -> None:
+def test_command_line_rule(image: tuple, given: tuple, expected: list[str]) -> None:  # type: ignore[type-arg]
     """Entrypoint, cmd, command and args combine by the four rows of the CRI's rule."""
     command, args = given
     asked = parse_container_config(config("n", *command, args=list(args)))
@@ -147,7 +147,7 @@ def test_running_cannot_be_released_or_deleted(engine: Engine) -> None:
     assert container.state is ContainerState.RUNNING
 
 
-def test_the_log_outlives_the_engine(state_dir: str, engine_process) -> None:
+def test_the_log_outlives_the_engine(state_dir: str, engine_process) -> None:  # type: ignore[no-untyped-def]
     """Output goes on into the log while no engine runs; nothing blocks and nothing is lost."""
     process = engine_process(
         "engine = Engine.open(state_dir); s = engine.create_sandbox({'metadata': {'name': 'p'}})\n"
@@ -277,8 +277,7 @@ SCRIPT = (
 
 def load_image(engine: Engine, tmp_path: Path) -> ImageName:
     """Load an OCI image made of the host's shell and a few tools, with the libraries they need."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "images"))
-    import oci_layout
+    from tests import oci_layout
 
     members = [oci_layout.member("etc/motto", b"hold fast\n")]
     needed = set()
@@ -293,7 +292,7 @@ def load_image(engine: Engine, tmp_path: Path) -> ImageName:
     members += [oci_layout.member(lib.lstrip("/"), Path(lib).read_bytes(), mode=0o755) for lib in sorted(needed)]
     layout = oci_layout.Layout(tmp_path / "layout")
     image_config = {"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Entrypoint": ["sh", "-c"], "Cmd": [SCRIPT]}
-    image_config["StopSignal"] = "SIGINT"
+    image_config["StopSignal"] = "SIGINT"  # type: ignore[assignment]
     layout.add_image([oci_layout.tar(*members)], "tools:1", configuration={"config": image_config})
     (name,) = engine.images.load(str(tmp_path / "layout"))
     return name

@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.campaigns.hostile.campaign import KINDS, run_kind
+from tests.campaigns.hostile.oracle import Fate
 from tests.campaigns.sizes import CAMPAIGNS, Size
-from tests.hostile.campaign import KINDS, run_kind
-from tests.hostile.oracle import Fate
 
 INPUTS = {
     "config": 3000,
@@ -18,7 +18,7 @@ INPUTS = {
     "command": 400,
     "process": 30,
 }
-"""So many of each kind in the gate. `python -m tests.hostile` tries more."""
+"""So many of each kind in the gate. `python -m tests.campaigns.hostile` tries more."""
 SEED = 20_240_611
 
 

@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from tests.hostile import guided
-from tests.hostile.guided import KINDS, try_one
+from tests.campaigns.hostile import guided
+from tests.campaigns.hostile.guided import KINDS, try_one
 
 
 @pytest.mark.parametrize("name", KINDS)

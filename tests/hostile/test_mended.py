@@ -32,10 +32,10 @@ from limpet.schema.errors import (
 )
 from limpet.schema.image import ImageConfig, ImageName
 from limpet.schema.status import ContainerState, Reason
-from tests.hostile import values
-from tests.hostile.engines import TRICKS
-from tests.hostile.oracle import time_limit
-from tests.hostile.states import make_state
+from tests.campaigns.hostile import values
+from tests.campaigns.hostile.engines import TRICKS
+from tests.campaigns.hostile.oracle import time_limit
+from tests.campaigns.hostile.states import make_state
 
 CONFIG = {"metadata": {"name": "web"}, "image": {"image": "host"}, "command": ["true"]}
 NO_PATHS = ("a\0b", "\ud800", "a/" * 3000)

@@ -21,10 +21,10 @@ from limpet.schema.errors import InvalidInputError, LimpetError
 from limpet.schema.image import ImageName
 from limpet.schema.metadata import require_id, require_name
 from limpet.schema.protobuf_json import to_json
-from tests.hostile.archives import header
-from tests.hostile.canary import differences, make_canary, photograph
-from tests.hostile.engines import CONFIG, SANDBOX
-from tests.hostile.values import places, replaced
+from tests.campaigns.hostile.archives import header
+from tests.campaigns.hostile.canary import differences, make_canary, photograph
+from tests.campaigns.hostile.engines import CONFIG, SANDBOX
+from tests.campaigns.hostile.values import places, replaced
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=300)
 JSON = st.recursive(

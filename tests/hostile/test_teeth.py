@@ -7,9 +7,9 @@ import pytest
 from limpet.engine.images import layer
 from limpet.engine.store import draft
 from limpet.schema import protobuf_json
-from tests.hostile.__main__ import main
-from tests.hostile.campaign import KINDS, Finding, Kind, run_kind
-from tests.hostile.oracle import Attempt, Fate, judge
+from tests.campaigns.hostile.__main__ import main
+from tests.campaigns.hostile.campaign import KINDS, Finding, Kind, run_kind
+from tests.campaigns.hostile.oracle import Attempt, Fate, judge
 
 
 def allow_any_id(patch: pytest.MonkeyPatch) -> None:
@@ -22,11 +22,13 @@ def allow_climbing(patch: pytest.MonkeyPatch) -> None:
 
 
 def let_a_decode_error_pass(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(protobuf_json, "_parse", protobuf_json.json.loads)
+    patch.setattr(protobuf_json, "_parse", protobuf_json.json.loads)  # type: ignore[attr-defined]
 
 
 def wait_for_a_pipe(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("tests.hostile.oracle.SECONDS", 4.0)  # no need to wait for as long as a busy machine may take
+    patch.setattr(
+        "tests.campaigns.hostile.oracle.SECONDS", 4.0
+    )  # no need to wait for as long as a busy machine may take
     patch.setattr("os.O_NONBLOCK", 0)
 
 
@@ -62,10 +64,10 @@ def test_a_guard_that_is_missing_is_found(
         assert finding is not None
         assert finding.repeats, finding
         words = finding.command.split()[3:]
-        patch.setattr("sys.argv", ["tests.hostile", *words])
+        patch.setattr("sys.argv", ["tests.campaigns.hostile", *words])
         assert main() == 1
         assert finding.command in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["tests.hostile", *words])
+    monkeypatch.setattr("sys.argv", ["tests.campaigns.hostile", *words])
     assert main() == 0
 
 

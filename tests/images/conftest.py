@@ -1,13 +1,10 @@
 """What the tests of the image store share."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from limpet.engine.images import DirectoryImageStore
-
-sys.path.append(str(Path(__file__).parent))  # for oci_layout: in importlib mode pytest adds nothing itself
 
 
 @pytest.fixture

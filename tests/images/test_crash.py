@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from oci_layout import Layout, member, names, tar
-
 from limpet.engine.images import DirectoryImageStore
 from limpet.schema.image import ImageName, MountType
+from tests.oci_layout import Layout, member, names, tar
 
 LAYERS = [tar(member("lower", b"x" * 400_000)), tar(member("upper", b"y"))]
 APP = ImageName("app", "1")

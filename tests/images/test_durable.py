@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from oci_layout import Layout, member, names, snapshot, tar
 
 from limpet.engine.images import DirectoryImageStore
 from limpet.engine.state import durable
+from tests.oci_layout import Layout, member, names, snapshot, tar
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_removing_a_tree_stops_at_a_mount(tmp_path: Path) -> None:
     inside = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5"'
     arguments = [kept, point, sys.executable, script, tmp_path / "tree"]
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # type: ignore[arg-type]
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mount namespace here: {done.stderr}")
     assert f"[Errno {errno.EXDEV}] something is mounted here: 'point'" in done.stderr

@@ -10,11 +10,11 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from oci_layout import ARCHITECTURE, INDEX, LAYER, NAME, Layout, directory, member, names, sha256, tar
 
 from limpet.engine.images import DirectoryImageStore, ImageSummary
 from limpet.schema.errors import AlreadyExistsError, InvalidInputError, NotFoundError, StoreDamagedError
 from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
+from tests.oci_layout import ARCHITECTURE, INDEX, LAYER, NAME, Layout, directory, member, names, sha256, tar
 
 HELLO = tar(directory("bin"), member("bin/app", b"hello", mode=0o755))
 OTHER = {"os": "linux", "architecture": "m68k"}

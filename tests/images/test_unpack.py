@@ -13,11 +13,23 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oci_layout import COMPRESSORS, LAYER, Layout, directory, hard_link, member, names, sha256, snapshot, symlink, tar
 
 from limpet.engine.images import DirectoryImageStore, limits
 from limpet.schema.errors import InvalidInputError, NotFoundError
 from limpet.schema.image import ImageName, MountType
+from tests.oci_layout import (
+    COMPRESSORS,
+    LAYER,
+    Layout,
+    directory,
+    hard_link,
+    member,
+    names,
+    sha256,
+    snapshot,
+    symlink,
+    tar,
+)
 
 APP = ImageName("app", "1")
 Members = list[tuple[Any, bytes]]
@@ -114,9 +126,9 @@ def test_attributes_are_kept(tmp_path: Path, form: int) -> None:
     layer = tar(
         directory(".", mode=0o750, **fields),
         directory("closed", mode=0o000, **fields),
-        member("closed/tool", b"x" * 3_000_000, mode=0o4755, **fields),
+        member("closed/tool", b"x" * 3_000_000, mode=0o4755, **fields),  # type: ignore[arg-type]
         directory("tmp", mode=0o1777, **fields),
-        member(LONG, b"long", **fields),
+        member(LONG, b"long", **fields),  # type: ignore[arg-type]
         symlink("link", "/" + LONG, **fields),
         format=form,
     )
@@ -228,9 +240,9 @@ HOSTILE = {  # layers, from the lowest: what is said of the member
         [[symlink("l", f"{OUT}/secret"), hard_link("h", "l")], [member("h/x")]],
         "leads through 'h'",
     ),
-    "character device": ([[member("null", kind=tarfile.CHRTYPE, **DEVICE)]], "is a character device"),
+    "character device": ([[member("null", kind=tarfile.CHRTYPE, **DEVICE)]], "is a character device"),  # type: ignore[arg-type]
     "overlay's whiteout": ([[member("x", kind=tarfile.CHRTYPE, devmajor=0, devminor=0)]], "is a character device"),
-    "block device": ([[member("sda", kind=tarfile.BLKTYPE, **DEVICE)]], "is a block device"),
+    "block device": ([[member("sda", kind=tarfile.BLKTYPE, **DEVICE)]], "is a block device"),  # type: ignore[arg-type]
     "unknown type": ([[member("x", kind=b"Z")]], "unknown member type"),
     "NUL in a name": ([raw_name(b"a\0b")], "a NUL"),
     "NUL in a link": ([[symlink("l", "x", pax_headers={"linkpath": "a\0b"})]], "contains a NUL"),
@@ -392,7 +404,7 @@ except InvalidStateError as error:
     point.mkdir(parents=True)
     inside = 'mount --bind /usr "$1" && exec "$2" -c "$3" "$4" "$5"'
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, "sh", point, sys.executable, script]
-    done = subprocess.run([*command, tmp_path / "store", point.parent], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, tmp_path / "store", point.parent], capture_output=True, text=True, check=False)  # type: ignore[list-item]
     if done.returncode:
         pytest.skip(f"no mount namespace here: {done.stderr}")
     assert f"{point} is still a mount point" in done.stdout

@@ -66,10 +66,10 @@ def live_and_recover(state_dir: str, clock: str) -> object:
     engine = subprocess.Popen(
         [sys.executable, "-c", CLOCKS + LIFE, state_dir, clock, "live"], stdout=subprocess.PIPE, text=True
     )
-    pid = int(engine.stdout.readline())
+    pid = int(engine.stdout.readline())  # type: ignore[union-attr]
     engine.kill()
     engine.wait()
-    engine.stdout.close()
+    engine.stdout.close()  # type: ignore[union-attr]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the process to be reaped")
     command = [sys.executable, "-c", CLOCKS + END, state_dir, clock, "end"]

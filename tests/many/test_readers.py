@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from limpet.engine import Store
 from tests.conftest import wait_until
-from tests.store.test_store import RUNNING, metadata, sandbox
+from tests.records import RUNNING, metadata, sandbox
 
 ROOT = Path(__file__).parents[2]
 WAL_BYTES = 1 << 18
@@ -23,7 +23,7 @@ LIVING = 50
 PRELUDE = """
 import os, struct, sys
 from msgspec.structs import replace
-from tests.store.test_store import RUNNING, metadata
+from tests.records import RUNNING, metadata
 state_dir, counter_path = sys.argv[1:]
 counter = os.open(counter_path, os.O_RDWR)
 def acknowledged(): return struct.unpack("Q", os.pread(counter, 8, 0))[0]
@@ -81,7 +81,7 @@ def test_readers_beside_a_long_stream(state_dir: str, tmp_path: Path) -> None:
 
     def turn() -> int:
         (number,) = struct.unpack("Q", counter.read_bytes())
-        return number
+        return number  # type: ignore[no-any-return]
 
     def looks(name: str) -> int:
         return (tmp_path / f"{name}.out").stat().st_size

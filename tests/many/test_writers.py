@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from limpet.engine import Store
 from limpet.schema.errors import LimpetError, StateDirectoryLockedError, StoreError
 from tests.conftest import DEADLINE_SECONDS, wait_until
-from tests.store.test_store import RUNNING, metadata, sandbox
+from tests.records import RUNNING, metadata, sandbox
 
 ROOT = Path(__file__).parents[2]
 PRELUDE = """
@@ -24,7 +24,7 @@ import os, signal, sys, threading, time
 from msgspec.structs import replace
 from limpet.engine import Engine, Store
 from limpet.schema.errors import *
-from tests.store.test_store import RUNNING
+from tests.records import RUNNING
 state_dir = sys.argv[1]
 def say(*words): os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # in one piece, whoever else writes
 """
@@ -124,7 +124,7 @@ def test_who_was_stopped_is_overtaken_for_good(
     counted = dict.fromkeys("abc", 0)
 
     def listen() -> str:
-        verb, name, rest = old.stdout.readline().split()
+        verb, name, rest = old.stdout.readline().split()  # type: ignore[union-attr]
         if verb == "counted":
             counted[name] = int(rest)
         return rest
@@ -139,7 +139,7 @@ def test_who_was_stopped_is_overtaken_for_good(
         found = {name: store.status(name).exit_code for name in "abc"}
         store.checkpoint("d", replace(RUNNING, pid=8))
         old.send_signal(signal.SIGCONT)
-        refusals = []
+        refusals = []  # type: ignore[var-annotated]
         while len(refusals) < 3:
             said = listen()
             if not said.isdigit():
@@ -220,7 +220,7 @@ def test_forks_amid_commits(start: "Start", state_dir: str) -> None:
     counted = dict.fromkeys("abc", 0)
     forks = stays = 0
     while not stays:
-        verb, what, value = process.stdout.readline().split()
+        verb, what, value = process.stdout.readline().split()  # type: ignore[union-attr]
         assert verb != "wrong", (what, value)
         if verb == "counted":
             counted[what] = int(value)

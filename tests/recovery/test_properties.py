@@ -14,7 +14,7 @@ BLIND_TO_STRANGERS = """
 import sys
 from limpet.recovery import host
 from limpet.recovery.evidence import Process
-from tests.recovery.properties import main
+from tests.campaigns.worlds import main
 host.compare = lambda *_: (Process.ALIVE, "")
 sys.exit(main())
 """
@@ -28,7 +28,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(300)
 def test_every_verdict_is_true(size: Size) -> None:
     """Whatever has happened while the engine was down, it says what is true or that it does not know."""
-    result = run(sys.executable, "-m", "tests.recovery.properties", "--examples", str(size.least), "--seed", "1")
+    result = run(sys.executable, "-m", "tests.campaigns.worlds", "--examples", str(size.least), "--seed", "1")
     assert result.returncode == 0, result.stdout + result.stderr[-8000:]
 
 

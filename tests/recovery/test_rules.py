@@ -33,7 +33,7 @@ STATUSES = {
 }
 
 
-def verdict_on(evidence: Evidence, exit_code: int | None = 9):
+def verdict_on(evidence: Evidence, exit_code: int | None = 9):  # type: ignore[no-untyped-def]
     observation = Observation(boot=evidence.boot, process=evidence.process, bundle=evidence.bundle, exit_code=exit_code)
     damage = "torn" if evidence.checkpoint is Checkpoint.DAMAGED else ""
     return decide(STATUSES[evidence.checkpoint], observation, now=99, damage=damage)

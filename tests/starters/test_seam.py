@@ -14,7 +14,7 @@ from limpet.recovery.looks import look_at_all
 from limpet.schema import ContainerState, Reason
 from limpet.testing import FakeStarter
 from tests.conftest import wait_until
-from tests.store.test_store import RUNNING, metadata, sandbox
+from tests.records import RUNNING, metadata, sandbox
 
 SANDBOX = {"metadata": {"name": "jobs"}}
 
@@ -55,7 +55,7 @@ def test_stop_and_failing_starts(engine: Engine, fake: FakeStarter) -> None:
     """stop sends the stop signal, then SIGKILL; a start that fails is EXITED with 128, and the next one works."""
     container = engine.create_container(config("stubborn"), "jobs")
     container.start()
-    fake.ends_on = frozenset({9})
+    fake.ends_on = frozenset({9})  # type: ignore[arg-type]
     assert container.stop(0.05).exit_code == 128 + 9
     assert fake.signals(container.id) == [15, 9]
     fake.fail_next_start("no such program")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.store.commit import Committer, Request
 from limpet.schema import Status
 from tests.conftest import wait_until
-from tests.store.test_store import RUNNING, metadata, sandbox
+from tests.records import RUNNING, metadata, sandbox
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ class Gated:
         self.batches: list[list[object]] = []
         self.fail: BaseException | None = None
 
-    def __call__(self, requests: list[Request]) -> None:
+    def __call__(self, requests: Sequence[Request]) -> None:
         self.entered.release()
         assert self.go.acquire(timeout=30)
         if self.fail is not None:
@@ -75,7 +75,7 @@ def queue_up(committer: Committer, gated: Gated, count: int) -> list[tuple[threa
     callers = [in_thread(lambda: committer.run(Request(lambda: 0)))]
     assert gated.entered.acquire(timeout=30)
     for number in range(1, count + 1):
-        callers.append(in_thread(lambda number=number: committer.run(Request(lambda: number))))
+        callers.append(in_thread(lambda number=number: committer.run(Request(lambda: number))))  # type: ignore[misc]
         wait_until(lambda: len(committer._queue) == number, "the caller to queue up")
     return callers
 
@@ -203,7 +203,7 @@ def test_threads_and_tasks_together_lose_nothing(store: Store, state_dir: str) -
                 await front.update("abcd"[(k + i) % 4], bump)
                 with pytest.raises(errors.InvalidInputError):
                     await front.checkpoint("a", replace(RUNNING, pid=-1))
-                await front.transact(lambda draft: [draft.update(name, bump) for name in "ab"] and None)
+                await front.transact(lambda draft: [draft.update(name, bump) for name in "ab"] and None)  # type: ignore[arg-type]
 
         await asyncio.gather(*(one(k) for k in range(20)))
 

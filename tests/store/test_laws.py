@@ -13,7 +13,7 @@ from limpet import Store, errors, recover
 from limpet.engine.database.memory import MemoryDatabase, Tables
 from limpet.recovery import Boot, Observation, Process
 from limpet.schema import ContainerState, Status
-from tests.store.test_store import RUNNING, metadata, sandbox
+from tests.records import RUNNING, metadata, sandbox
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -84,7 +84,7 @@ def test_update_that_raises_changes_nothing(store: Store) -> None:
         replace(RUNNING, exit_code=2**31),
         replace(RUNNING, reason="\ud800"),
         replace(RUNNING, message="x" * 70_000),
-        replace(RUNNING, started_at="soon"),  # type: ignore[arg-type]
+        replace(RUNNING, started_at="soon"),
     ):
         with pytest.raises(errors.InvalidInputError):
             store.checkpoint("a", bad)
@@ -216,7 +216,7 @@ def test_the_store_is_a_dictionary_that_survives(
                             draft.add(metadata(name), replace(RUNNING, pid=value))
                             part[name] = value
                         elif verb == "update":
-                            draft.update(name, lambda old, value=value: replace(old, pid=value))
+                            draft.update(name, lambda old, value=value: replace(old, pid=value))  # type: ignore[misc]
                             part[name] = value
                         elif verb == "delete":
                             draft.delete(name)

@@ -18,7 +18,7 @@ from limpet.engine.database.sqlite import connection as database_settings
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.drill.opening import replace_pragmas
 from limpet.schema import ContainerState, Reason
-from tests.store.test_store import RUNNING, metadata, sandbox
+from tests.records import RUNNING, metadata, sandbox
 
 ENDED = replace(RUNNING, pid=0, finished_at=3, reason="Completed")
 WAL_BYTES = 1 << 18
@@ -157,7 +157,7 @@ def test_more_than_a_few_are_read_at_once(state_dir: str) -> None:
                 draft.add(metadata(f"c{number}"), ENDED)
     statements: list[str] = []
     with Store.open(state_dir) as store:
-        store._records._connection.set_trace_callback(statements.append)
+        store._records._connection.set_trace_callback(statements.append)  # type: ignore[attr-defined]
         assert store.status("c7").reason == "Completed"
         assert len(store.list(state=ContainerState.EXITED)) == 1200
         assert len(store.list()) == 1200

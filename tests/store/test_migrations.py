@@ -16,7 +16,7 @@ from limpet.engine.database.sqlite import WRITER_PRAGMAS, migrate, upgrade
 from limpet.engine.drill.old_database import make_old_database
 from limpet.schema.revision import SCHEMA_REVISION
 from limpet.schema.tables import TABLES
-from tests.store.test_store import RUNNING, metadata, sandbox
+from tests.records import RUNNING, metadata, sandbox
 
 VERSIONS = sorted(
     path.name.split("_")[0]

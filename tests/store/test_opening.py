@@ -10,7 +10,7 @@ import pytest
 from limpet import Engine, Snapshot, Store, errors, recover
 from limpet.engine.drill.records import Answer
 from limpet.recovery import Process
-from tests.store.test_store import RUNNING, Blind, metadata, sandbox
+from tests.records import RUNNING, Blind, metadata, sandbox
 
 NOT_PATHS = [
     "postgresql://user:secret@host/database",

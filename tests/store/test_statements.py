@@ -47,7 +47,7 @@ def test_rows_have_the_columns_of_their_tables() -> None:
     """Each row's class names the table's columns in order; the checksum of today covers all but itself."""
     for name, row in ROWS.items():
         columns = [column.name for column in TABLES.tables[name].columns]
-        assert ["node", *row._fields] == columns
+        assert ["node", *row._fields] == columns  # type: ignore[attr-defined]
         if name in SEALS:
             assert [*sealed_columns(name, SCHEMA_REVISION), "checksum"] == columns
     assert {name for name, table in TABLES.tables.items() if "checksum" in table.columns} == set(SEALS)

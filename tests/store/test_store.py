@@ -12,30 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Engine, Store, errors, recover
-from limpet.recovery import Boot, Observation, Process
-from limpet.schema import ContainerState, ImageManifest, ImageName, Metadata, ProcessIdentity, SandboxMetadata, Status
-from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
+from limpet.schema import ContainerState, ProcessIdentity, Status
 from tests.conftest import EngineProcess
-
-RUNNING = Status(created_at=1, started_at=2, pid=7)
-IMAGE = ImageManifest(name=ImageName("host"))
-
-
-def metadata(name: str, sandbox_id: str = "s", **labels: str) -> Metadata:
-    config = parse_container_config({"metadata": {"name": name}, "image": {"image": "host"}, "labels": labels})
-    return Metadata(id=name, name=name, sandbox_id=sandbox_id, config=config, image_manifest=IMAGE)
-
-
-def sandbox(name: str = "s") -> SandboxMetadata:
-    config = parse_pod_sandbox_config({"metadata": {"name": name, "uid": "u", "namespace": "n"}})
-    return SandboxMetadata(id=name, name=name, config=config, created_at=1)
-
-
-class Blind:
-    """A probe that may not look."""
-
-    def observe(self, container: object) -> Observation:
-        return Observation(boot=Boot.SAME, process=Process.HIDDEN)
+from tests.records import RUNNING, Blind, metadata, sandbox
 
 
 @pytest.fixture
@@ -112,7 +91,7 @@ def test_use_after_close_and_after_fork(state_dir: str) -> None:
     store.checkpoint("a", replace(RUNNING, pid=8))
     store.close()
     store.close()
-    for call in (lambda: store.get("a"), lambda: store.checkpoint("a", RUNNING), store.list, store.last_report):
+    for call in (lambda: store.get("a"), lambda: store.checkpoint("a", RUNNING), store.list, store.last_report):  # type: ignore[assignment]
         with pytest.raises(errors.ClosedError):
             call()
 
@@ -152,7 +131,8 @@ def test_files_replaced_under_a_live_store(store: Store, state_dir: str, name: s
 def killed_store(state_dir: str, changes: int = 6) -> None:
     """Leave a state directory as a killed engine does: with a WAL that holds acknowledged commits."""
     script = (
-        "import os, sys\nfrom tests.store.test_store import *\n"
+        "import os, sys\nfrom limpet import Store\nfrom msgspec.structs import replace\n"
+        "from tests.records import RUNNING, metadata, sandbox\n"
         "store = Store.open(sys.argv[1]); store.add_sandbox(sandbox()); store.add(metadata('a'), RUNNING)\n"
         f"for i in range({changes}): store.checkpoint('a', replace(RUNNING, pid=i + 1))\n"
         "os.kill(os.getpid(), 9)\n"
@@ -270,7 +250,8 @@ def test_paths_that_cannot_be_a_state_directory(tmp_path: Path) -> None:
 def test_full_disk(tmp_path: Path) -> None:
     """On a full disk the caller gets DiskFullError, memory keeps the truth, and it goes on when there is space."""
     script = (
-        "import os, sys, subprocess\nfrom tests.store.test_store import *\n"
+        "import os, sys, subprocess\nfrom limpet import Store, errors\nfrom msgspec.structs import replace\n"
+        "from tests.records import RUNNING, metadata, sandbox\n"
         "state = sys.argv[1]; os.makedirs(state)\n"
         "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=600k,mode=700', 'none', state], check=True)\n"
         "store = Store.open(state); store.add_sandbox(sandbox()); store.add(metadata('a'), RUNNING)\n"

@@ -1,7 +1,6 @@
 """What the tests of the crash tests share."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from limpet.testing import supported
-
-sys.path.append(str(Path(__file__).parent))  # for workloads: in importlib mode pytest adds nothing itself
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from workloads import Acknowledge, SQLiteCheckpoints, require, sync
 
 from limpet.schema.errors import InvalidInputError
 from limpet.testing import FAILURES, Model, fault_points, replay
 from limpet.testing.faults import Fault, live_with
+from tests.workloads import Acknowledge, SQLiteCheckpoints, require, sync
 
 
 class EveryCall:
@@ -36,7 +36,7 @@ class EveryCall:
             try:
                 result = call()
             except OSError as error:
-                result = errno.errorcode[error.errno]
+                result = errno.errorcode[error.errno]  # type: ignore[assignment, index]
             acknowledge(f"{kind}={result}".encode())
 
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from workloads import JSONFiles, SQLiteCheckpoints, require, sync
 
 from limpet.schema.errors import InvalidInputError
 from limpet.testing import (
@@ -21,6 +20,7 @@ from limpet.testing import (
 from limpet.testing.disk import SECTOR
 from limpet.testing.kills import KillPoint, kill_at
 from limpet.testing.operations import Write
+from tests.workloads import JSONFiles, SQLiteCheckpoints, require, sync
 
 BROKEN = {
     "acknowledged before the commit": (SQLiteCheckpoints(acknowledge_early=True), {"lost"}),
@@ -49,7 +49,7 @@ def test_true_kills_agree() -> None:
 def test_a_broken_store_is_found(name: str, way: object) -> None:
     """Every mistake that a kill can show is shown, whichever way the kill is made."""
     workload, kinds = BROKEN[name]
-    report = kill_points(workload) if way is kill_points else true_kills(workload, every=3)
+    report = kill_points(workload) if way is kill_points else true_kills(workload, every=3)  # type: ignore[arg-type]
     assert {finding.kind for finding in report.findings} & kinds
     assert {finding.kind for finding in report.findings} <= kinds
 
@@ -151,7 +151,7 @@ def test_numbers_that_are_none_are_refused(name: str) -> None:
     """A step or a number of processes of 0 is refused, and one that leaves no point proves nothing."""
     for way in (true_kills, power_cuts, fault_points):
         with pytest.raises(InvalidInputError, match=f"{name} is 0"):
-            way(JSONFiles(), **{name: 0})
+            way(JSONFiles(), **{name: 0})  # type: ignore[arg-type]
     with pytest.raises(NothingToTestError):
         power_cuts(JSONFiles(), seed=998, every=999)
 

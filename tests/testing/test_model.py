@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from workloads import Acknowledge
 
 from limpet.testing import Fate, Images, Life, Model, Trace, materialise
 from limpet.testing.disk import Disk, Image, Landing
@@ -29,6 +28,7 @@ from limpet.testing.operations import (
     Acknowledge as Acknowledged,
 )
 from limpet.testing.tree import copy
+from tests.workloads import Acknowledge
 
 NAMES = st.sampled_from(["a", "b", "d/a", "d/b", "e", "d"])
 CALLS = st.one_of(
@@ -115,7 +115,7 @@ def _visible(disk: Disk) -> Image:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(before=st.lists(CALLS, max_size=4), calls=st.lists(CALLS, min_size=1, max_size=14))
-def test_the_model_sees_what_the_file_system_does(before: list[tuple], calls: list[tuple]) -> None:
+def test_the_model_sees_what_the_file_system_does(before: list[tuple], calls: list[tuple]) -> None:  # type: ignore[type-arg]
     """At every operation of any life the model's visible tree is the real one, and after a sync so is every image."""
 
     def live(directory: str, acknowledge: Acknowledge) -> None:

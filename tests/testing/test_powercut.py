@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from workloads import JSONFiles, SQLiteCheckpoints
 
 from limpet.schema.errors import InvalidInputError
 from limpet.testing import Model, Point, Violation, Workload, power_cuts, recovery_cuts, replay
+from tests.workloads import JSONFiles, SQLiteCheckpoints
 
 BOTH = frozenset(Model)
 CLEAN: dict[str, Workload] = {

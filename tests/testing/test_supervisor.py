@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from workloads import Acknowledge, JSONFiles, SQLiteCheckpoints, require
 
 from limpet.schema.errors import UnsupportedError
 from limpet.testing import (
@@ -33,6 +32,7 @@ from limpet.testing import (
 )
 from limpet.testing.operations import Chmod, Create, MakeDirectory, Write
 from limpet.testing.process import start
+from tests.workloads import Acknowledge, JSONFiles, SQLiteCheckpoints, require
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -260,7 +260,7 @@ BLIND_SPOTS: dict[str, Callable[[str], object]] = {
 def test_what_is_not_modelled_ends_the_test(call: str, directory: str) -> None:
     """A change that the model cannot follow stops the test and is named; nothing is missed in silence."""
     with pytest.raises(BlindSpotError, match=rf"^{call}|^link "):
-        record(lambda place, _: BLIND_SPOTS[call](place), directory)
+        record(lambda place, _: BLIND_SPOTS[call](place), directory)  # type: ignore[arg-type]
 
 
 def test_the_same_calls_elsewhere_are_let_go(directory: str, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def stop_the_clock() -> None:
     clock = itertools.count(BEGIN + 3600 * SECOND, SECOND)
     time.time_ns = lambda: next(clock)
     time.monotonic_ns = lambda: 0
-    recovery_pass.read_boot_id = lambda: BOOT_ID
+    recovery_pass.read_boot_id = lambda: BOOT_ID  # type: ignore[attr-defined]
 
 
 def read_copy(state_dir: str, nodes: tuple[str, ...]) -> Said:

@@ -19,10 +19,10 @@ from limpet.engine.inspection.dry_run import plan_recovery
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema.errors import LimpetError
 from limpet.schema.status import Status
-from tests.hostile import values
-from tests.hostile.canary import differences, make_canary, photograph
-from tests.hostile.engines import TRICKS, clear
-from tests.hostile.oracle import Attempt
+from tests.campaigns.hostile import values
+from tests.campaigns.hostile.canary import differences, make_canary, photograph
+from tests.campaigns.hostile.engines import TRICKS, clear
+from tests.campaigns.hostile.oracle import Attempt
 
 _CONFIG = {"metadata": {"name": "good"}, "image": {"image": "host"}, "command": ["true"], "labels": {"app": "web"}}
 GOOD, BAD = "good", "bad"

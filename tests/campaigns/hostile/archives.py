@@ -18,10 +18,10 @@ import zstandard
 from limpet.engine.images import DirectoryImageStore
 from limpet.engine.state.durable import remove_tree
 from limpet.schema.image import ImageName, MountType
-from tests.hostile import values
-from tests.hostile.canary import differences, make_canary, photograph
-from tests.hostile.engines import TRICKS
-from tests.hostile.oracle import Attempt
+from tests.campaigns.hostile import values
+from tests.campaigns.hostile.canary import differences, make_canary, photograph
+from tests.campaigns.hostile.engines import TRICKS
+from tests.campaigns.hostile.oracle import Attempt
 
 _ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 _LAYER = "application/vnd.oci.image.layer.v1.tar"

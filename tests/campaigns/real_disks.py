@@ -1,4 +1,4 @@
-"""Real power cuts: `python -m tests.crash.real_disks --cuts 300 --seed 1`, as root.
+"""Real power cuts: `python -m tests.campaigns.real_disks --cuts 300 --seed 1`, as root.
 
 A life runs on an ext4 and on an XFS file system of its own, on a loop device. Before one of its system calls that
 change files, drawn by the seed, the file system is shut down without its journal being flushed (FS_IOC_SHUTDOWN of the
@@ -166,14 +166,14 @@ def find_obstacle(kinds: Sequence[str]) -> str | None:
 def _enter_namespace() -> None:
     """Go on in a mount namespace of one's own; what is mounted there ends with it."""
     os.execvp(
-        "unshare", ["unshare", "--mount", sys.executable, "-m", "tests.crash.real_disks", "--inside", *sys.argv[1:]]
+        "unshare", ["unshare", "--mount", sys.executable, "-m", "tests.campaigns.real_disks", "--inside", *sys.argv[1:]]
     )
 
 
 def main() -> int:
     """Cut the power of every file system, and print what was found."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.crash.real_disks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m tests.campaigns.real_disks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--cuts", type=int, default=CAMPAIGNS["disks"].long_run, help="how many, over all file systems")
     parser.add_argument("--seed", type=int, default=1)

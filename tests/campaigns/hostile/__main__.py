@@ -1,12 +1,12 @@
-"""The long form: `python -m tests.hostile --inputs 100000 --seed 1`. Status 1 if there is a finding."""
+"""The long form: `python -m tests.campaigns.hostile --inputs 100000 --seed 1`. Status 1 if there is a finding."""
 
 import argparse
 import sys
 import time
 
+from tests.campaigns.hostile.campaign import KINDS, Tally, run_kind
+from tests.campaigns.hostile.oracle import Fate
 from tests.campaigns.sizes import CAMPAIGNS
-from tests.hostile.campaign import KINDS, Tally, run_kind
-from tests.hostile.oracle import Fate
 
 
 class _Progress:
@@ -30,7 +30,7 @@ class _Progress:
 
 def main() -> int:
     """Run a campaign, and print its table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.hostile", description=__doc__)
     parser.add_argument(
         "--inputs", type=int, default=CAMPAIGNS["hostile"].long_run, help="how many in all kinds together"
     )

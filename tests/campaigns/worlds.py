@@ -1,4 +1,4 @@
-"""Whatever happens while the engine is down: `python -m tests.recovery.properties --examples 2000 --seed 1`.
+"""Whatever happens while the engine is down: `python -m tests.campaigns.worlds --examples 2000 --seed 1`.
 
 Hypothesis draws what happens: containers come, run, end, are released and deleted, the engine is killed, processes end
 and are reaped or not, strangers get their pids, the machine is rebooted, bundles are lost, spoilt and replaced,
@@ -250,7 +250,7 @@ _ACTS: dict[str, Callable[[Recovery, st.DataObject], object]] = {
 def main() -> int:
     """Let Hypothesis look for a false verdict."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.recovery.properties",
+        prog="python -m tests.campaigns.worlds",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
@@ -264,7 +264,7 @@ def main() -> int:
         if obstacle is not None:
             print(f"not tried: {obstacle}", file=sys.stderr)
             return _NOT_TRIED
-        command = [*inside.unshare(), sys.executable, "-m", "tests.recovery.properties", "--inside", *sys.argv[1:]]
+        command = [*inside.unshare(), sys.executable, "-m", "tests.campaigns.worlds", "--inside", *sys.argv[1:]]
         return subprocess.run(command, check=False).returncode
     run_state_machine_as_test(
         seed(options.seed)(Recovery),

@@ -1,4 +1,4 @@
-"""Each bit of a closed database flipped: `python -m tests.hostile.bits`. Status 1 if there is a finding."""
+"""Each bit of a closed database flipped: `python -m tests.campaigns.hostile.bits`. Status 1 if there is a finding."""
 
 import os
 import sys

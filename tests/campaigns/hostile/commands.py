@@ -11,10 +11,10 @@ from typing import Any
 
 from limpet.engine.cli import VERBS, main
 from limpet.engine.cli.exits import EXITS
-from tests.hostile import values
-from tests.hostile.engines import TRICKS, clear
-from tests.hostile.oracle import Attempt
-from tests.hostile.states import EntryWorld
+from tests.campaigns.hostile import values
+from tests.campaigns.hostile.engines import TRICKS, clear
+from tests.campaigns.hostile.oracle import Attempt
+from tests.campaigns.hostile.states import EntryWorld
 
 STATUSES = {status for status, _, _ in EXITS}
 FLAGS = (
@@ -113,7 +113,7 @@ class CommandWorld(EntryWorld):
             sys.stdout, sys.stderr = before[:2]
             os.environ.clear()
             os.environ.update(before[2])
-        said = b"".join(stream.buffer.getvalue() for stream in streams)  # type: ignore[attr-defined]
+        said = b"".join(stream.buffer.getvalue() for stream in streams)
         assert (status or 0) in STATUSES, f"exit status {status!r}"
         assert b"Traceback" not in said, said[-500:]
         assert status in {0, None, 7} or said or "_LIMPET_COMPLETE" in environment, f"status {status} without a word"

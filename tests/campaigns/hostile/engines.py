@@ -18,9 +18,9 @@ from limpet.schema.errors import LimpetError
 from limpet.schema.image import ImageManifest, ImageName, MountType
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import Status
-from tests.hostile import values
-from tests.hostile.canary import differences, make_canary, photograph
-from tests.hostile.oracle import Attempt
+from tests.campaigns.hostile import values
+from tests.campaigns.hostile.canary import differences, make_canary, photograph
+from tests.campaigns.hostile.oracle import Attempt
 
 CONFIG: dict[str, Any] = {
     "metadata": {"name": "web", "attempt": 1},
@@ -241,7 +241,7 @@ class PathWorld(EngineWorld):
         if random.random() < 0.3:
             config["working_dir"] = values.text(random)
         if random.random() < 0.3:
-            config["envs"] = [{"key": values.text(random), "value": values.text(random)}]
+            config["envs"] = [{"key": values.text(random), "value": values.text(random)}]  # type: ignore[list-item]
         if random.random() < 0.2:
             user = {"run_as_user": {"value": random.choice(values.NUMBERS)}, "run_as_group": {"value": 0}}
             config["linux"] = {"security_context": user}

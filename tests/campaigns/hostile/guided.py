@@ -1,4 +1,4 @@
-"""Bytes that coverage guides: `python -m tests.hostile.guided KIND [libFuzzer's options]`, with atheris installed.
+"""Bytes that coverage guides, with atheris: `python -m tests.campaigns.hostile.guided KIND [libFuzzer's options]`.
 
 For what is parsed byte by byte, where a change of one byte leads somewhere else; what is drawn from a seed, with its
 meaning, is in the campaign. An AssertionError, any exception but InvalidInputError, or a hang ends it, and the bytes
@@ -25,7 +25,7 @@ from limpet.engine.images.streams import Decompressor
 from limpet.engine.images.tar import read_tar
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import InvalidInputError
-from tests.hostile.archives import COMPRESSORS
+from tests.campaigns.hostile.archives import COMPRESSORS
 
 _BLOCK: Final = 512
 _READ_BYTES: Final = 1 << 22

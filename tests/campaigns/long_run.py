@@ -1,4 +1,4 @@
-"""The long run: `python -m tests.long_run`, hours of it, by seeds; what is done is kept, and the next call goes on.
+"""The long run, for hours, seed after seed: `python -m tests.campaigns.long_run`. The next call goes on.
 
 Each part has a file in docs/long-run with what its seeds have tried and found so far. A file is of one state of the
 sources that the promises rest on: of other sources nothing is added to it, and nothing taken from it.
@@ -27,7 +27,7 @@ from limpet.testing import Report, fault_points, kill_points, power_cuts, true_k
 from tests.campaigns.sizes import CAMPAIGNS
 from tests.crash.read_life import RECOVERED_EVERY, ReadLife, UnflushedReadLife
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "docs" / "long-run"
 _NOT_PROMISED: Final = frozenset({"cli", "drill", "package"})
 """Parts of the engine's package that a container's state does not go through."""
@@ -239,7 +239,7 @@ def main() -> int:
 
     Status 1 if one found anything or missed its control, else 3 if one could not be tried.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.long_run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.long_run", description=__doc__)
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; repeatable")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of each part, after which no seed begins")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

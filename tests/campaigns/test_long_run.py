@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.long_run import RESULTS, Result, read_result, render
+from tests.campaigns.long_run import RESULTS, Result, read_result, render
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DAMAGE = 500
 """How many states a seed damages."""
 
@@ -43,13 +43,23 @@ def test_what_was_found_is_status_1(tmp_path: Path) -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    """docs/testing.md has the table that `python -m tests.long_run` prints."""
+    """docs/testing.md has the table that `python -m tests.campaigns.long_run` prints."""
     assert render(RESULTS) in (ROOT / "docs" / "testing.md").read_text()
 
 
 def go_on(results: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.long_run", "--part", "damage", "--minutes", "0", "--results", str(results)],
+        [
+            sys.executable,
+            "-m",
+            "tests.campaigns.long_run",
+            "--part",
+            "damage",
+            "--minutes",
+            "0",
+            "--results",
+            str(results),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

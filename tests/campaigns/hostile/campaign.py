@@ -10,11 +10,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from tests.hostile.archives import LayerWorld, LayoutWorld
-from tests.hostile.commands import CommandWorld, ProcessWorld
-from tests.hostile.engines import BundleWorld, ConfigWorld, NameWorld, PathWorld
-from tests.hostile.oracle import Fate, judge
-from tests.hostile.states import EntryWorld, RowWorld
+from tests.campaigns.hostile.archives import LayerWorld, LayoutWorld
+from tests.campaigns.hostile.commands import CommandWorld, ProcessWorld
+from tests.campaigns.hostile.engines import BundleWorld, ConfigWorld, NameWorld, PathWorld
+from tests.campaigns.hostile.oracle import Fate, judge
+from tests.campaigns.hostile.states import EntryWorld, RowWorld
 
 _MEMORY = "/dev/shm"  # what is tried here is not whether a disk flushes
 
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
     @property
     def command(self) -> str:
         """What repeats it."""
-        return f"python -m tests.hostile --kind {self.kind} --seed {self.seed} --only {self.number}"
+        return f"python -m tests.campaigns.hostile --kind {self.kind} --seed {self.seed} --only {self.number}"
 
     def __str__(self) -> str:
         alone = "" if self.repeats else " (not alone: it needs those before it)"

@@ -55,11 +55,16 @@ constraints: $(VENV)/bin/uv ## choose the newest versions anew and write them do
 clean: ## remove what make has made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
+# As pip does, uv is to trust the certificates that the system trusts.
+export UV_SYSTEM_CERTS ?= true
+
 $(VENV)/bin/uv:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet uv
+	@echo "Making $(VENV) and installing uv into it"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv
 
 # Strict editable installs link each file, so a new file asks for a new install: about a second.
 $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt $(SOURCES)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --group dev --editable .
+	@echo "Installing limpet and what its tests need, at the versions in constraints.txt"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --group dev --editable .
 	@touch $@

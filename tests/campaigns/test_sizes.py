@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.campaigns.sizes import CAMPAIGNS, PART, render
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_has_the_table() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.crash.mutants import MUTANTS
-from tests.crash.test_store_life import WORKERS, run
+from tests.crash.trial import WORKERS, run
 
 
 @pytest.mark.timeout(300)

@@ -1,45 +1,11 @@
-"""The store is killed at every system call, loses power at every one, and has each of them fail.
+"""The store is killed at every system call, loses power at every one, and has each of them fail."""
 
-The harness must be the only thread of its process, so each test runs it in a process of its own.
-"""
-
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 
 from tests.campaigns.sizes import Size
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(calls: str) -> dict[str, int]:
-    """Run calls of the testing package on a life in a fresh process, and return what the reports add up to."""
-    script = (
-        "import json, sys\n"
-        "from limpet.engine.drill.engine_life import EngineLife\n"
-        "from limpet.engine.drill.store_life import FailingDiskLife, StoreLife\n"
-        "from limpet.testing import *\n"
-        "from tests.crash.mutants import *\n"
-        "from tests.crash.read_life import ReadLife, UnflushedReadLife\n"
-        "from tests.crash.upgrade import Upgrade\n"
-        "reason = supported()\n"
-        "assert reason is None, reason\n"
-        f"report = {calls}\n"
-        "names = ('points', 'images', 'faults', 'lost', 'torn', 'false_verdicts', 'other', 'violations')\n"
-        "told = {name: getattr(report, name) for name in names}\n"
-        "print(json.dumps(told | {'findings': [str(finding) for finding in report.findings[:5]]}))\n"
-    )
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads(result.stdout.splitlines()[-1])  # type: ignore[no-any-return]
-
-
-WORKERS = os.cpu_count() or 1
+from tests.crash.trial import WORKERS, run
 
 
 def over(seeds: Iterable[int], call: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from limpet.engine import Engine
 from limpet.schema import ContainerState
 from tests.conftest import wait_until
-from tests.recovery.test_world import Start, rule_of, start_one
+from tests.engine_lives import Start, rule_of, start_one
 
 CLOCKS = """
 import itertools, json, os, sys, time

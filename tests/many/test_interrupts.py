@@ -13,8 +13,7 @@ from limpet.engine import Engine
 from limpet.engine.lifecycle import runtime
 from limpet.engine.store import commit
 from limpet.engine.store.commit import Committer, Request
-from tests.conftest import DEADLINE_SECONDS, wait_until
-from tests.store.test_commit import in_thread
+from tests.conftest import DEADLINE_SECONDS, in_thread, wait_until
 
 
 class InterruptError(Exception):

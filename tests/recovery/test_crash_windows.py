@@ -9,7 +9,7 @@ import pytest
 from limpet.engine import Engine
 from limpet.schema import ContainerState
 from tests.conftest import EngineProcess, is_running, wait_until
-from tests.recovery.test_world import LIVE, rule_of
+from tests.engine_lives import LIVE, rule_of
 
 Start = Callable[[str], EngineProcess]
 

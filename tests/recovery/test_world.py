@@ -7,36 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from limpet.engine import Engine, errors
 from limpet.schema import ContainerState, Reason
-from tests.conftest import EngineProcess, is_running, wait_until
-
-Start = Callable[[str], EngineProcess]
-
-LIVE = """
-engine = Engine.open(state_dir)
-sandbox = engine.create_sandbox({"metadata": {"name": "jobs"}})
-def make(name, *command):
-    return engine.create_container(
-        {"metadata": {"name": name}, "image": {"image": "host"}, "command": list(command)}, sandbox.id, id=name)
-"""
-
-
-def start_one(engine_process: Start, *command: str) -> int:
-    """Start container "one" in an engine, kill the engine, and return the container's pid."""
-    process = engine_process(LIVE + f"c = make('one', *{command!r}); c.start(); say(c.status.pid); time.sleep(999)")
-    pid = int(process.read()[0])
-    process.kill()
-    return pid
-
-
-def rule_of(engine: Engine, container_id: str = "one") -> str:
-    return next(finding.rule for finding in engine.recovery.findings if finding.id == container_id)
+from tests.conftest import is_running, wait_until
+from tests.engine_lives import LIVE, Start, rule_of, start_one
 
 
 def test_survivor_is_adopted_and_its_exit_code_is_read(engine_process: Start, state_dir: str) -> None:

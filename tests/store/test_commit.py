@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.store.commit import Committer, Request
 from limpet.schema import Status
-from tests.conftest import wait_until
+from tests.conftest import in_thread, wait_until
 from tests.records import RUNNING, metadata, sandbox
 
 
@@ -54,20 +54,6 @@ class Gated:
         self.batches.append([request.apply() for request in requests])
         for request, value in zip(requests, self.batches[-1], strict=True):
             request.result = value
-
-
-def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    outcome: list[object] = []
-
-    def run() -> None:
-        try:
-            outcome.append(call())
-        except BaseException as error:  # noqa: BLE001
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, outcome
 
 
 def queue_up(committer: Committer, gated: Gated, count: int) -> list[tuple[threading.Thread, list[object]]]:

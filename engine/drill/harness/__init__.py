@@ -35,8 +35,10 @@ volatile. None of that knows limpet's own store.
 `FakeStarter` is for tests of programs that use `Engine`: its containers have no processes and do what the test says.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from limpet.testing.disk import Fate, Model
-from limpet.testing.fake_starter import FakeStarter
 from limpet.testing.faults import FAILURES, fault_points
 from limpet.testing.kills import kill_points, true_kills
 from limpet.testing.life import Life, LifeFailedError, Step, record, supported
@@ -55,6 +57,9 @@ from limpet.testing.workload import (
     Violation,
     Workload,
 )
+
+if TYPE_CHECKING:
+    from limpet.testing.fake_starter import FakeStarter
 
 __all__ = [
     "FAILURES",
@@ -85,3 +90,9 @@ __all__ = [
     "supported",
     "true_kills",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "FakeStarter":  # loaded apart: all the rest needs nothing of limpet
+        raise AttributeError(f"module 'limpet.testing' has no attribute {name!r}")
+    return import_module("limpet.testing.fake_starter").FakeStarter

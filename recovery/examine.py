@@ -18,15 +18,16 @@ def examine(checkpoint: Status, seen: Seen, *, now: int, damage: str = "") -> tu
     if damage:
         return _NOT_OBSERVED, decide(checkpoint, _NOT_OBSERVED, now=now, damage=damage), damage
     if seen.observation is None:
-        return _NOT_OBSERVED, _not_observed(checkpoint, seen.problem), seen.problem
+        return _NOT_OBSERVED, could_not_observe(checkpoint, seen.problem), seen.problem
     try:
         return seen.observation, decide(checkpoint, seen.observation, now=now), ""
     except Exception as error:  # noqa: BLE001  # what a foreign probe returns may be anything
         problem = f"{type(error).__name__}: {error}"
-        return _NOT_OBSERVED, _not_observed(checkpoint, problem), problem
+        return _NOT_OBSERVED, could_not_observe(checkpoint, problem), problem
 
 
-def _not_observed(status: Status, problem: str) -> Verdict:
+def could_not_observe(status: Status, problem: str) -> Verdict:
+    """Return the verdict on a container of which nothing could be seen, or nothing that makes sense: Unknown."""
     because = f"it could not be observed: {problem}"
     return Verdict(
         rule="not-observed",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from limpet.engine.store import Draft, Store, Unsettled
-from limpet.recovery.examine import examine
+from limpet.recovery.examine import could_not_observe, examine
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS, Seen, look_at_all
 from limpet.recovery.orphans import Orphan
@@ -20,6 +20,7 @@ from limpet.recovery.probe import HostProbe, Probe
 from limpet.recovery.report import Finding, Report, make_finding
 from limpet.recovery.rules import Action, Ruling, Verdict
 from limpet.schema.any_text import encode_any
+from limpet.schema.errors import InvalidInputError
 
 Actor = Callable[[str, Verdict], None]
 """Carries out one action for the container with this id. What it raises goes into the report."""
@@ -58,7 +59,7 @@ def recover(
     examined = examine_all(containers, probe or HostProbe(), now, look_timeout)
     with store.transaction() as draft:
         # A container that has changed since it was looked at keeps that change: its verdict is dropped.
-        examined = [one for one in examined if _apply(draft, one)]
+        examined = [applied for one in examined if (applied := _apply(draft, one)) is not None]
         report = Report(
             number=store.next_report_number(),
             at=now,
@@ -86,7 +87,7 @@ def reexamine(
     for one in examine_all(containers, probe, time.time_ns(), look_timeout):
         with store.transaction() as draft:
             applied = _apply(draft, one)
-        return _act(one, actors) if applied else None
+        return None if applied is None else _act(applied, actors)
     return None
 
 
@@ -108,18 +109,24 @@ def examine_all(
     return examined
 
 
-def _apply(draft: Draft, one: Examined) -> bool:
-    """Put one verdict into the draft, unless the container has changed since it was looked at; say whether."""
+def _apply(draft: Draft, one: Examined) -> Examined | None:
+    """Put one verdict into the draft, and return it; None if the container has changed since it was looked at."""
     record, verdict = one.container.record, one.verdict
     if record.id not in draft or (not one.container.damage and draft.checkpoint(record.id) != record.status):
-        return False
+        return None
     if verdict.ruling is Ruling.UNKNOWN:
         draft.doubt(record.id, (verdict.status.reason, verdict.status.message))
     elif verdict.status == record.status:
         draft.doubt(record.id, None)
     else:
-        draft.replace(record.id, verdict.status)
-    return True
+        try:
+            draft.replace(record.id, verdict.status)
+        except InvalidInputError as error:  # a foreign probe may say what no record can hold
+            verdict = could_not_observe(record.status, str(error))
+            finding = make_finding(record.id, record.status, one.finding.observation, verdict, str(error))
+            one = Examined(one.container, verdict, finding)
+            draft.doubt(record.id, (verdict.status.reason, verdict.status.message))
+    return one
 
 
 def _act(one: Examined, actors: Mapping[Action, Actor]) -> Finding:

@@ -107,6 +107,8 @@ class Hanging:
             self.released.wait(60)
         if container.id == "rude":
             raise SystemExit("not my business")
+        if container.id == "absurd":
+            return Observation(boot=Boot.SAME, process=Process.ENDED, exit_code=1 << 40)
         return Observation(boot=Boot.SAME, process=Process.GONE)
 
 
@@ -115,7 +117,7 @@ def test_a_look_that_hangs_or_raises_spoils_its_own_container(state_dir: str) ->
     probe = Hanging("h1", "h2", "h3")
     with Store.open(state_dir) as store:
         store.add_sandbox(sandbox())
-        names = ["a", "h1", "b", "h2", "c", "h3", "rude", "d"]
+        names = ["a", "h1", "b", "h2", "c", "h3", "rude", "absurd", "d"]
         for name in names:
             store.add(metadata(name), RUNNING)
         began = time.monotonic()
@@ -129,6 +131,9 @@ def test_a_look_that_hangs_or_raises_spoils_its_own_container(state_dir: str) ->
                 assert "no answer within 0.5 s" in store.status(name).message
             elif name == "rude":
                 assert said[name] == ("UNKNOWN", "SystemExit: not my business")
+            elif name == "absurd":
+                assert said[name][0] == "UNKNOWN"
+                assert "exit_code" in said[name][1]
             else:
                 assert said[name] == ("EXITED", "")
         assert took < 20  # side by side: one deadline, not one for each

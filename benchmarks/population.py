@@ -23,7 +23,7 @@ MAX_FILES = 100_000
 READY = b"ready\n"
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Population(msgspec.Struct, frozen=True, kw_only=True):
     """What to create in `directory`."""
 
     directory: str
@@ -53,16 +53,16 @@ def read_identities(stage: str) -> list[ProcessIdentity]:
         return msgspec.json.decode(file.read(), type=list[ProcessIdentity])
 
 
-def hold(plan: Plan, control: IO[bytes]) -> None:
+def hold(population: Population, control: IO[bytes]) -> None:
     """Create the population, report that on stdout, and hold it until `control` ends."""
     with ExitStack() as stack:
-        identities = _start_processes(max(map(count_running, plan.sizes)), stack)
-        with open(f"{plan.directory}/identities.json", "wb") as file:
+        identities = _start_processes(max(map(count_running, population.sizes)), stack)
+        with open(f"{population.directory}/identities.json", "wb") as file:
             file.write(msgspec.json.encode(identities))
-        for size in plan.sizes:
-            _make_store(limpet_path(plan.directory, size), size, identities)
-        for size in plan.file_sizes:
-            _make_files(files_path(plan.directory, size), size, identities)
+        for size in population.sizes:
+            _make_store(limpet_path(population.directory, size), size, identities)
+        for size in population.file_sizes:
+            _make_files(files_path(population.directory, size), size, identities)
         os.sync()
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()

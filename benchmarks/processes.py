@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 
 from limpet.benchmarks.figures import Cell, Outcome
-from limpet.benchmarks.population import READY, Plan
+from limpet.benchmarks.population import READY, Population
 from limpet.schema.errors import StoreError
 
 _TIMEOUT_SECONDS = 300.0
@@ -58,9 +58,9 @@ class CellRunner:
 
 
 @contextmanager
-def populate(plan: Plan) -> Iterator[None]:
+def populate(population: Population) -> Iterator[None]:
     """Make a population and keep it alive while the block runs. Raises StoreError."""
-    process = _start("hold", msgspec.json.encode(plan).decode())
+    process = _start("hold", msgspec.json.encode(population).decode())
     try:
         assert process.stdout is not None
         if process.stdout.readline() != READY:

@@ -27,7 +27,7 @@ from limpet.benchmarks.figures import (
 )
 from limpet.benchmarks.goals import GOALS, judge
 from limpet.benchmarks.machine import describe_machine, describe_versions
-from limpet.benchmarks.population import MAX_FILES, Plan
+from limpet.benchmarks.population import MAX_FILES, Population
 from limpet.benchmarks.processes import CellRunner, populate
 
 _DEFAULTS: Mapping[Extent, tuple[int, float]] = {"quick": (1, 0.15), "normal": (5, 0.8), "full": (5, 1.0)}
@@ -95,7 +95,7 @@ def run_bench(settings: Settings, on_progress: Callable[[Progress], object] = la
             cases = [case for case in outcomes if EXPERIMENTS[case.experiment].staged is staged]
             stage = f"{work}/stage" if staged else ""
             on_progress(Progress(done, total, "making the population" if staged and cases else ""))
-            with populate(_plan(stage, cases)) if staged and cases else nullcontext():
+            with populate(_population(stage, cases)) if staged and cases else nullcontext():
                 for turn, case in order_cells(cases, settings):
                     on_progress(Progress(done, total, f"{case.experiment}: {case.contender}, {case.size:,}"))
                     outcomes[case][turn] = _run_case(runner, case, settings.cell_seconds, work, stage)
@@ -137,12 +137,12 @@ def _work_directory(parent: str) -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _plan(stage: str, cases: Iterable[Case]) -> Plan:
+def _population(stage: str, cases: Iterable[Case]) -> Population:
     os.mkdir(stage)
     # Looks at processes need no more than those who live in a population ten times their number.
     sizes = {case.size * (10 if EXPERIMENTS[case.experiment].size_title == "processes" else 1) for case in cases}
     files = {case.size for case in cases if case.contender.startswith("files") and case.size <= MAX_FILES}
-    return Plan(directory=stage, sizes=sorted(sizes), file_sizes=sorted(files))
+    return Population(directory=stage, sizes=sorted(sizes), file_sizes=sorted(files))
 
 
 def _run_case(runner: CellRunner, case: Case, seconds: float, work: str, stage: str) -> Outcome:

@@ -13,7 +13,7 @@ import msgspec
 from limpet.benchmarks.contenders import UnavailableError
 from limpet.benchmarks.experiments import EXPERIMENTS
 from limpet.benchmarks.figures import Cell, Outcome
-from limpet.benchmarks.population import Plan, hold
+from limpet.benchmarks.population import Population, hold
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     """Do what the command line says, serve cells or hold a population, until stdin ends."""
     task, *arguments = sys.argv[1:]
     if task == "hold":
-        hold(msgspec.json.decode(arguments[0], type=Plan), sys.stdin.buffer)
+        hold(msgspec.json.decode(arguments[0], type=Population), sys.stdin.buffer)
         return
     with open(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # a contender's own output is not an answer

@@ -15,13 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limpet.recovery.evidence import Boot, Bundle, Checkpoint, Evidence, Observation, Process
+    from limpet.recovery.evidence import Boot, Bundle, Evidence, Observation, Process, Stage
     from limpet.recovery.probe import HostProbe, Probe, Subject
     from limpet.recovery.report import Finding, Report
     from limpet.recovery.rules import RULES, Action, Ruling, Verdict, decide
 
 _HOMES = {
-    **dict.fromkeys(("Boot", "Bundle", "Checkpoint", "Evidence", "Observation", "Process"), "evidence"),
+    **dict.fromkeys(("Boot", "Bundle", "Stage", "Evidence", "Observation", "Process"), "evidence"),
     **dict.fromkeys(("HostProbe", "Probe", "Subject"), "probe"),
     **dict.fromkeys(("Finding", "Report"), "report"),
     **dict.fromkeys(("RULES", "Action", "Ruling", "Verdict", "decide"), "rules"),
@@ -32,7 +32,6 @@ __all__ = [
     "Action",
     "Boot",
     "Bundle",
-    "Checkpoint",
     "Evidence",
     "Finding",
     "HostProbe",
@@ -41,6 +40,7 @@ __all__ = [
     "Process",
     "Report",
     "Ruling",
+    "Stage",
     "Subject",
     "Verdict",
     "decide",

@@ -8,7 +8,7 @@ from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import ContainerState, Status, state_at
 
 
-class Checkpoint(StrEnum):
+class Stage(StrEnum):
     """How far a container had come, according to its record on disk."""
 
     NEW = "new"
@@ -86,22 +86,22 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that the rules match."""
 
-    checkpoint: Checkpoint
+    stage: Stage
     boot: Boot
     process: Process
     bundle: Bundle
 
 
-def classify(status: Status) -> Checkpoint:
+def classify(status: Status) -> Stage:
     """Return how far the container had come according to `status`, as read from disk."""
     if status.released:
-        return Checkpoint.RELEASED
-    return _CHECKPOINTS[state_at(status.created_at, status.started_at, status.finished_at)]
+        return Stage.RELEASED
+    return _STAGES[state_at(status.created_at, status.started_at, status.finished_at)]
 
 
-_CHECKPOINTS = {
-    ContainerState.UNKNOWN: Checkpoint.NEW,
-    ContainerState.CREATED: Checkpoint.CREATED,
-    ContainerState.RUNNING: Checkpoint.RUNNING,
-    ContainerState.EXITED: Checkpoint.EXITED,
+_STAGES = {
+    ContainerState.UNKNOWN: Stage.NEW,
+    ContainerState.CREATED: Stage.CREATED,
+    ContainerState.RUNNING: Stage.RUNNING,
+    ContainerState.EXITED: Stage.EXITED,
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from limpet.recovery.evidence import Boot, Bundle, Checkpoint, Evidence, Observation, Process, classify
+from limpet.recovery.evidence import Boot, Bundle, Evidence, Observation, Process, Stage, classify
 from limpet.schema.status import Reason, Status, end
 
 
@@ -57,7 +57,7 @@ class Rule(NamedTuple):
     """A row of the table: the evidence it matches, its ruling, and the crash that leads to it."""
 
     label: str
-    checkpoint: Checkpoint
+    stage: Stage
     boot: Collection[Boot]
     process: Collection[Process]
     bundle: Collection[Bundle]
@@ -69,21 +69,21 @@ class Rule(NamedTuple):
     def matches(self, evidence: Evidence) -> bool:
         """Return whether this rule matches `evidence`."""
         return (
-            self.checkpoint == evidence.checkpoint
+            self.stage == evidence.stage
             and evidence.boot in self.boot
             and evidence.process in self.process
             and evidence.bundle in self.bundle
         )
 
 
-_C, _R, _A = Checkpoint, Ruling, Action
+_C, _R, _A = Stage, Ruling, Action
 _SAME, _CHANGED, _NO_BOOT = {Boot.SAME}, {Boot.CHANGED}, {Boot.UNREADABLE}
 _ALIVE, _ENDED = {Process.ALIVE}, {Process.ENDED}
 _NOT_CHANGED = _SAME | _NO_BOOT
 
 # fmt: off
 RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
-    # label, checkpoint, boot, process, bundle, ruling, reason, actions, because
+    # label, stage, boot, process, bundle, ruling, reason, actions, because
     ("new-empty", _C.NEW, _ANY_BOOT, _NOT_THERE, _NOTHING_LEFT, _R.KEEP, None, (),
      "the engine ended after writing the row, before making the bundle; create it again, or delete it"),
     ("new-half-made", _C.NEW, _ANY_BOOT, _NOT_THERE, _LEFT, _R.KEEP, Reason.CREATE_INTERRUPTED, (_A.REMOVE_BUNDLE,),
@@ -164,7 +164,7 @@ def decide(status: Status, observation: Observation, *, now: int, damage: str = 
     what is wrong with the record.
     """
     evidence = Evidence(
-        checkpoint=Checkpoint.DAMAGED if damage else classify(status),
+        stage=Stage.DAMAGED if damage else classify(status),
         boot=observation.boot,
         process=observation.process,
         bundle=observation.bundle,

@@ -16,7 +16,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     additional_gids: tuple[int, ...] = ()
 
 
-class Process(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The `process` object."""
 
     args: tuple[str, ...]
@@ -34,6 +34,6 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
 class Spec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The content of config.json."""
 
-    process: Process
+    process: ProcessSpec
     root: Root
     oci_version: str = OCI_VERSION

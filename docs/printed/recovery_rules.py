@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
 from textwrap import dedent
 
-from limpet.recovery.evidence import Boot, Bundle, Checkpoint, Process
+from limpet.recovery.evidence import Boot, Bundle, Process, Stage
 from limpet.recovery.orphans import GRACE_SECONDS, ORPHAN_RULES, Age, Kind, Origin, Use
 from limpet.recovery.rules import RULES, Action, Ruling
 
@@ -26,7 +26,7 @@ not matter; a test checks all combinations. `any` means that every value matches
 _CONTAINERS = """\
 ## Containers
 
-There is one table for each checkpoint, the progress that a container's record shows. A container that exited is not
+There is one table for each stage, which is how far a container had come according to its record. A container that exited is not
 examined again, unless it was released and its bundle still exists. If a container's probe raises an exception, no rule
 applies: the container is Unknown, and the report shows rule `not-observed` with the exception."""
 
@@ -41,8 +41,8 @@ there."""
 def render() -> str:
     """Return the page."""
     parts = [_OPENING, _CONTAINERS]
-    for checkpoint in Checkpoint:
-        parts += [f"### Checkpoint: {checkpoint.value}", _container_rules(checkpoint)]
+    for stage in Stage:
+        parts += [f"### Stage: {stage.value}", _container_rules(stage)]
     parts += [_ORPHANS.format(grace=GRACE_SECONDS), _orphan_rules()]
     parts.append("## Words\n\nSelf-explanatory words are left out.")
     for title, enum in _WORDS:
@@ -51,7 +51,7 @@ def render() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _container_rules(checkpoint: Checkpoint) -> str:
+def _container_rules(stage: Stage) -> str:
     return _table(
         ("rule", "boot", "process", "bundle", "ruling", "reason", "action", "because"),
         (
@@ -66,7 +66,7 @@ def _container_rules(checkpoint: Checkpoint) -> str:
                 rule.because,
             )
             for rule in RULES
-            if rule.checkpoint is checkpoint
+            if rule.stage is stage
         ),
     )
 
@@ -90,7 +90,7 @@ def _orphan_rules() -> str:
 
 
 _WORDS: Sequence[tuple[str, type[StrEnum]]] = (
-    ("Checkpoint", Checkpoint),
+    ("Stage", Stage),
     ("Process", Process),
     ("Bundle", Bundle),
     ("Ruling", Ruling),

@@ -22,7 +22,7 @@ from limpet.engine.cli.output import (
     terminal_width,
 )
 from limpet.engine.engine import Engine
-from limpet.engine.inspection.dry_run import plan_recovery
+from limpet.engine.inspection.dry_run import predict_recovery
 from limpet.engine.inspection.snapshot import Snapshot, require_state
 from limpet.recovery.evidence import Boot, Bundle, classify
 from limpet.recovery.orphans import Disposal, Orphan
@@ -32,12 +32,12 @@ from limpet.schema.status import Status
 
 _COLUMNS = (
     Column("CONTAINER"),
-    Column("CHECKPOINT"),
+    Column("STAGE"),
     Column("EVIDENCE", flexible=True),
     Column("VERDICT"),
     Column("RULE"),
 )
-_CHECKPOINTS = {rule.label: rule.checkpoint.value for rule in RULES}
+_STAGES = {rule.label: rule.stage.value for rule in RULES}
 _NOT_LOOKED_AT = {"damaged", "not-observed"}
 _DISPOSALS = {
     Disposal.REMOVE: ("would be removed", "removed"),
@@ -81,7 +81,7 @@ def _plan(place: Place) -> Report:
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
         if snapshot.holder is not None:
             note(f"limpet: engine {snapshot.holder} is running; this shows the recovery if it were killed now")
-        return plan_recovery(snapshot)
+        return predict_recovery(snapshot)
 
 
 def _describe(report: Report, *, no_trunc: bool) -> Iterator[str]:
@@ -127,16 +127,16 @@ def _explain(finding: Finding) -> str:
 def _make_row(finding: Finding, *, no_trunc: bool) -> list[str | Cell]:
     return [
         short_id(finding.id, no_trunc=no_trunc),
-        _name_checkpoint(finding),
+        _name_stage(finding),
         _evidence(finding),
         state_cell(finding.state),
         finding.rule,
     ]
 
 
-def _name_checkpoint(finding: Finding) -> str:
-    if finding.rule in _CHECKPOINTS:
-        return _CHECKPOINTS[finding.rule]
+def _name_stage(finding: Finding) -> str:
+    if finding.rule in _STAGES:
+        return _STAGES[finding.rule]
     return classify(msgspec.convert(finding.checkpoint, Status)).value
 
 

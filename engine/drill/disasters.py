@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from limpet.engine.drill.judge import Discrepancy, Kind
-from limpet.engine.drill.plan import Disaster, Disturbance
+from limpet.engine.drill.script import Disaster, Disturbance
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
 from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, BundleMarker

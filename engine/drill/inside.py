@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from limpet.engine.drill.plan import Scenario
 from limpet.engine.drill.rehearsal import ENGINE, run_drill
 from limpet.engine.drill.report import DrillReport
+from limpet.engine.drill.script import Scenario
 from limpet.testing import LifeFailedError
 
 _ROUND = "round"

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from limpet.engine.drill.messages import Told
-from limpet.engine.drill.plan import Program
+from limpet.engine.drill.script import Program
 from limpet.engine.drill.truth import Group, Known, Truth, number_of
 from limpet.engine.drill.world import World
 from limpet.schema.status import EXIT_CODE_UNKNOWN, ContainerState, Reason, Status

@@ -29,7 +29,7 @@ from limpet.engine.drill.messages import (
     Tell,
     Told,
 )
-from limpet.engine.drill.plan import Program, Step, Verb
+from limpet.engine.drill.script import Program, Step, Verb
 from limpet.engine.engine import Engine
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.status import Status

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from limpet.engine.drill.plan import Round
+from limpet.engine.drill.script import Round
 from limpet.schema.status import Status
 
 

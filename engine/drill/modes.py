@@ -16,9 +16,9 @@ from limpet.engine.drill import inside
 from limpet.engine.drill.controls import DeafLife, HastyLife, UnflushedLife
 from limpet.engine.drill.damage import damage_states, replay_damage
 from limpet.engine.drill.engine_life import EngineLife
-from limpet.engine.drill.plan import Scenario
 from limpet.engine.drill.rehearsal import ENGINE
 from limpet.engine.drill.report import DrillReport
+from limpet.engine.drill.script import Scenario
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.schema.errors import InvalidInputError, LimpetError
 from limpet.testing import (
@@ -113,7 +113,7 @@ class Trial(NamedTuple):
     progress: Callable[[int, int], None]
 
 
-class _Plan(NamedTuple):
+class _ModeTrial(NamedTuple):
     find_obstacle: Callable[[], str | None]
     rounds: int
     """The default number of rounds."""
@@ -213,8 +213,8 @@ def _rehearse(trial: Trial, scenario: Scenario, factory: str = ENGINE) -> Report
 _REHEARSED_ROUNDS: Final = 4
 _CONTROLS: Final = "limpet.engine.drill.controls"
 
-PLANS: Final[Mapping[Mode, _Plan]] = {
-    Mode.KILL: _Plan(
+MODE_TRIALS: Final[Mapping[Mode, _ModeTrial]] = {
+    Mode.KILL: _ModeTrial(
         supported,
         2,
         _kill,
@@ -222,7 +222,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         lambda trial: kill_points(HastyLife(2, seed=trial.seed), workers=trial.workers, progress=trial.progress),
         _LOST,
     ),
-    Mode.POWER: _Plan(
+    Mode.POWER: _ModeTrial(
         supported,
         1,
         _cut_power,
@@ -232,7 +232,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         ),
         _LOST,
     ),
-    Mode.DISK: _Plan(
+    Mode.DISK: _ModeTrial(
         supported,
         1,
         _fail_and_damage,
@@ -240,7 +240,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         lambda trial: _fail(trial, DeafLife(1, seed=trial.seed)),
         _LOST,
     ),
-    Mode.REUSE: _Plan(
+    Mode.REUSE: _ModeTrial(
         inside.find_obstacle,
         1,
         lambda trial: _rehearse(trial, Scenario.REUSE),
@@ -248,7 +248,7 @@ PLANS: Final[Mapping[Mode, _Plan]] = {
         lambda trial: _rehearse(trial, Scenario.REUSE, f"{_CONTROLS}:open_trusting_pids"),
         _FALSE,
     ),
-    Mode.REBOOT: _Plan(
+    Mode.REBOOT: _ModeTrial(
         inside.find_obstacle,
         1,
         lambda trial: _rehearse(trial, Scenario.REBOOT),
@@ -272,7 +272,7 @@ def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: 
     done: dict[Mode, int] = {}
     with TemporaryDirectory(prefix="limpet-drill-") as directory:
         for mode in modes:
-            plan = PLANS[mode]
+            plan = MODE_TRIALS[mode]
             obstacle = plan.find_obstacle()
             if obstacle is not None:
                 unsupported[mode] = obstacle

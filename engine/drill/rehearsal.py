@@ -21,8 +21,8 @@ from limpet.engine.drill.messages import (
     Tell,
     Told,
 )
-from limpet.engine.drill.plan import Disaster, Round, Scenario, plan_rounds
 from limpet.engine.drill.report import DrillReport, Failure, count_kinds, summarize_times
+from limpet.engine.drill.script import Disaster, Round, Scenario, draw_rounds
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
 from limpet.engine.state.names import CONTAINERS, QUARANTINE
@@ -56,7 +56,7 @@ def run_drill(
     try:
         subreaper.start()
         with suppress(EngineEndedError):  # the report has it, and nothing can follow it
-            rehearsal.run(plan_rounds(rounds, containers, seed, scenario), on_round)
+            rehearsal.run(draw_rounds(rounds, containers, seed, scenario), on_round)
     finally:
         subreaper.end_all()
     return rehearsal.report(seed, f"limpet drill --rounds {rounds} --containers {containers} --seed {seed}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from limpet.engine.drill.messages import Returned, Told
-from limpet.engine.drill.plan import Program, Round, Step, Verb
+from limpet.engine.drill.script import Program, Round, Step, Verb
 from limpet.schema.status import Status
 
 

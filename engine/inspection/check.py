@@ -22,7 +22,7 @@ from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import CONTAINERS, DATABASE, QUARANTINE
 from limpet.engine.state.owner import read_owner
 from limpet.recovery.bundles import observe_bundle
-from limpet.recovery.evidence import Bundle, Checkpoint, classify
+from limpet.recovery.evidence import Bundle, Stage, classify
 from limpet.recovery.orphans import Disposal
 from limpet.schema.errors import LimpetError, StoreDamagedError
 from limpet.schema.metadata import DEFAULT_NODE
@@ -190,15 +190,15 @@ def _look_at_records(path: str, node: str) -> tuple[str, list[str]]:
         return f"checksums and history, containers: {len(snapshot)}", damage
 
 
-# What a bundle must be, for each checkpoint.
+# What a bundle must be, at each stage.
 _SOUND = {
-    Checkpoint.NEW: Bundle.ABSENT,
-    Checkpoint.CREATED: Bundle.WHOLE,
-    Checkpoint.RUNNING: Bundle.WHOLE,
-    Checkpoint.EXITED: Bundle.WHOLE,
-    Checkpoint.RELEASED: Bundle.ABSENT,
+    Stage.NEW: Bundle.ABSENT,
+    Stage.CREATED: Bundle.WHOLE,
+    Stage.RUNNING: Bundle.WHOLE,
+    Stage.EXITED: Bundle.WHOLE,
+    Stage.RELEASED: Bundle.ABSENT,
 }
-_CHANGING = {Checkpoint.NEW, Checkpoint.RELEASED}
+_CHANGING = {Stage.NEW, Stage.RELEASED}
 """A live engine is creating or removing these bundles, which can take long."""
 
 
@@ -209,12 +209,12 @@ def _look_at_bundles(path: str, node: str) -> tuple[str, list[str]]:
     problems = []
     with Snapshot.open(path, node=node) as snapshot:
         for record, damage in snapshot.checkpoints():
-            checkpoint = classify(record.status)
-            if damage or (snapshot.holder is not None and checkpoint in _CHANGING):
+            stage = classify(record.status)
+            if damage or (snapshot.holder is not None and stage in _CHANGING):
                 continue
             found, detail = observe_bundle(os.path.join(bundles, record.id), record.id)
-            if found is not _SOUND[checkpoint]:
-                problems.append(_describe_bundle(record.id, checkpoint, found, detail))
+            if found is not _SOUND[stage]:
+                problems.append(_describe_bundle(record.id, stage, found, detail))
         orphans = find_orphans(snapshot)
     problems += [f"{orphan.path} has no row in the store: {_FATES[orphan.disposal]}" for orphan in orphans]
     return f"rows: {len(snapshot)}, bundles: {len(os.listdir(bundles))}", problems
@@ -227,13 +227,13 @@ _FATES = {
 }
 
 
-def _describe_bundle(container_id: str, checkpoint: Checkpoint, found: Bundle, detail: str) -> str:
+def _describe_bundle(container_id: str, stage: Stage, found: Bundle, detail: str) -> str:
     cure = "stop and release it"
-    if checkpoint in _CHANGING:
+    if stage in _CHANGING:
         cure = "limpet recover removes it"
     if found in {Bundle.FOREIGN, Bundle.HIDDEN}:
         cure = f"{detail}; move it away"
-    return f"container {container_id} is {checkpoint.value}, but its bundle is {found.value}: {cure}"
+    return f"container {container_id} is {stage.value}, but its bundle is {found.value}: {cure}"
 
 
 _LOOKS: Mapping[Aspect, _Look] = {

@@ -23,7 +23,7 @@ def find_orphans(snapshot: Snapshot) -> tuple[Orphan, ...]:
     return tuple(judge_orphans({path: find_ids for path, find_ids in owned.items() if os.path.isdir(path)}))
 
 
-def plan_recovery(snapshot: Snapshot) -> Report:
+def predict_recovery(snapshot: Snapshot) -> Report:
     """Return the report of a pass that begins now. Raises StoreDamagedError if no pass could begin.
 
     It treats the engine as dead: while an engine is running, it shows the recovery if that engine were killed now.

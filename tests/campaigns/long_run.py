@@ -20,7 +20,7 @@ import msgspec
 from limpet.engine.drill.controls import HastyLife
 from limpet.engine.drill.damage import damage_states
 from limpet.engine.drill.engine_life import EngineLife
-from limpet.engine.drill.modes import PLANS, Mode, Trial
+from limpet.engine.drill.modes import MODE_TRIALS, Mode, Trial
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.engine.state.durable import write_file
 from limpet.testing import Report, fault_points, kill_points, power_cuts, true_kills
@@ -110,11 +110,11 @@ def _fail(trial: Trial) -> Tried:
 
 
 def _mode(mode: Mode, counts: str, goal: int, name: str) -> Part:
-    return _with_control_of(mode, counts, goal, lambda trial: _tried(PLANS[mode].run(trial), name))
+    return _with_control_of(mode, counts, goal, lambda trial: _tried(MODE_TRIALS[mode].run(trial), name))
 
 
 def _with_control_of(mode: Mode, counts: str, goal: int, run: Callable[[Trial], Tried]) -> Part:
-    plan = PLANS[mode]
+    plan = MODE_TRIALS[mode]
     return Part(counts, goal, run, plan.broken, plan.count_noticed, plan.find_obstacle)
 
 
@@ -132,17 +132,17 @@ PARTS: Final[Mapping[str, Part]] = {
         "SIGKILLs at such points, also of an engine",
         CAMPAIGNS["sigkill"].long_run,
         _kill,
-        PLANS[Mode.KILL].broken,
+        MODE_TRIALS[Mode.KILL].broken,
         lambda trial: true_kills(HastyLife(2, seed=trial.seed), workers=trial.workers, progress=trial.progress).lost,
-        PLANS[Mode.KILL].find_obstacle,
+        MODE_TRIALS[Mode.KILL].find_obstacle,
     ),
     "power": Part(
         f"power-cut images, read, and one of {RECOVERED_EVERY} recovered",
         CAMPAIGNS["power"].long_run,
         lambda trial: _cut(ReadLife(_CHECKPOINTS_OF_CUTS, seed=trial.seed), trial),
-        PLANS[Mode.POWER].broken,
+        MODE_TRIALS[Mode.POWER].broken,
         lambda trial: len(_cut(UnflushedReadLife(1, seed=trial.seed), trial, samples=1).findings),
-        PLANS[Mode.POWER].find_obstacle,
+        MODE_TRIALS[Mode.POWER].find_obstacle,
     ),
     "recovery": _mode(
         Mode.POWER,

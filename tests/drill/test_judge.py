@@ -9,7 +9,7 @@ import pytest
 from limpet.engine.drill.disasters import Scene, find_harm, prepare
 from limpet.engine.drill.judge import Kind, find_leaks, judge
 from limpet.engine.drill.messages import Returned, Told
-from limpet.engine.drill.plan import Kill, Planned, Program, Round, Step, Verb
+from limpet.engine.drill.script import Kill, Planned, Program, Round, Step, Verb
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Process, Subreaper, World
 from limpet.schema.identity import ProcessIdentity

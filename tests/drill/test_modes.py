@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from limpet.engine.drill import modes
-from limpet.engine.drill.modes import PLANS, Mode, Trial, run_modes
+from limpet.engine.drill.modes import MODE_TRIALS, Mode, Trial, run_modes
 from limpet.schema.errors import InvalidInputError
 from limpet.testing import Finding, Report
 from tests.campaigns.sizes import CAMPAIGNS
@@ -97,10 +97,10 @@ def test_what_earlier_modes_found_is_not_lost_with_a_later_one(monkeypatch: pyte
     anywhere: dict[str, Any] = {"find_obstacle": lambda: None, "rounds": 1}
     found = Report.of([Finding("kill:after:1", "lost", "x")], points=1)
     plans = {
-        Mode.KILL: PLANS[Mode.KILL]._replace(**anywhere, run=lambda _: found, run_control=lambda _: found),
-        Mode.POWER: PLANS[Mode.POWER]._replace(**anywhere, run=fail, run_control=fail),
+        Mode.KILL: MODE_TRIALS[Mode.KILL]._replace(**anywhere, run=lambda _: found, run_control=lambda _: found),
+        Mode.POWER: MODE_TRIALS[Mode.POWER]._replace(**anywhere, run=fail, run_control=fail),
     }
-    monkeypatch.setattr(modes, "PLANS", plans)
+    monkeypatch.setattr(modes, "MODE_TRIALS", plans)
     report = run_modes(list(plans), seed=1, rounds=None, workers=1, progress=lambda *_: None)
     assert [finding.message for finding in report.findings] == ["x", "InvalidInputError: the trial is broken"]
     assert "--point" not in report.findings[1].repeat

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from limpet.engine.drill.plan import Disaster, plan_rounds
+from limpet.engine.drill.script import Disaster, draw_rounds
 
 ROUNDS, CONTAINERS, DRILLS = 4, 16, 5
 RUN = f"""
@@ -49,7 +49,7 @@ def eventful_seeds() -> Iterator[int]:
     """Yield seeds whose plans have many chances to go wrong."""
     wanted = Counter({Disaster.KILL: 4, Disaster.REPLACE: 2, Disaster.SWAP_BUNDLE: 1, Disaster.PLANT_LINK: 1})
     for seed in count(1):
-        rounds = plan_rounds(ROUNDS, CONTAINERS, seed)
+        rounds = draw_rounds(ROUNDS, CONTAINERS, seed)
         if wanted <= Counter(each.disaster for planned in rounds for each in planned.disturbances):
             yield seed
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from limpet.engine import Engine, errors
 from limpet.engine.starters.process.cgroups.hierarchies import find_own_cgroups, read_own_cgroups
 from limpet.engine.starters.process.cgroups.limits import _set, apply_limits, remove_limits
-from limpet.engine.starters.process.cgroups.settings import Refusals, plan, requested_fields, shares_to_weight
+from limpet.engine.starters.process.cgroups.settings import Refusals, make_settings, requested_fields, shares_to_weight
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
 from limpet.schema.metadata import new_id
 from limpet.schema.status import Resources
@@ -41,7 +41,7 @@ EVERYTHING = LinuxContainerResources(
 
 
 def lines(requested: LinuxContainerResources, v1: tuple[str, ...]) -> list[tuple[str, str]]:
-    settings, refusals = plan(requested, v1)
+    settings, refusals = make_settings(requested, v1)
     assert not refusals
     return [(setting.file, setting.value) for setting in settings]
 
@@ -123,7 +123,7 @@ def test_weight_of_shares() -> None:
 )
 def test_what_cannot_be_written_down(asked: dict[str, object], field: str, reason: str) -> None:
     """What has no line in cgroup v2, or would name another file, is refused with the value; the rest is planned."""
-    settings, refusals = plan(LinuxContainerResources(**asked), ())  # type: ignore[arg-type]
+    settings, refusals = make_settings(LinuxContainerResources(**asked), ())  # type: ignore[arg-type]
     assert list(refusals) == [field]
     assert re.search(reason, refusals[field])
     assert {setting.field for setting in settings} == set(asked) - {field}
@@ -137,7 +137,7 @@ def test_unified_is_for_v2_alone() -> None:
         ("io.max", "8:16 rbps=2"),
         ("cgroup.max.depth", "3"),
     ]
-    settings, refusals = plan(requested, ("io",))
+    settings, refusals = make_settings(requested, ("io",))
     assert [setting.file for setting in settings] == ["cgroup.max.depth"]
     assert refusals == {"unified": "'io.max': this is for cgroup v2, and controller 'io' is on cgroup v1 here"}
 
@@ -163,7 +163,7 @@ texts = st.text(max_size=8) | st.sampled_from(["", "0", "memory.max", "cgroup.pr
 )
 def test_whatever_is_asked_is_planned_or_refused(requested: LinuxContainerResources, v1: set[str]) -> None:
     """No request is forgotten, and none becomes a path out of the cgroup or more than one line."""
-    settings, refusals = plan(requested, v1)
+    settings, refusals = make_settings(requested, v1)
     assert {setting.field for setting in settings} | set(refusals) == set(requested_fields(requested))
     for setting in settings:
         assert re.fullmatch(r"[a-z]+(\.[A-Za-z0-9_-]+)+", setting.file)
@@ -335,7 +335,7 @@ def test_what_the_kernel_refuses_is_unapplied(held: Held) -> None:
 
 def test_what_v2_accepts_and_does_not_follow_is_refused(tmp_path: Path) -> None:
     """A CPU that cgroup v2 takes note of and does not grant is no limit that is applied."""
-    (setting,), _ = plan(LinuxContainerResources(cpuset_cpus="7"), ())
+    (setting,), _ = make_settings(LinuxContainerResources(cpuset_cpus="7"), ())
     (tmp_path / "cpuset.cpus").touch()
     (tmp_path / "cpuset.cpus.effective").write_text("0-1\n")
     with pytest.raises(OSError, match="asked for 7, the kernel grants 0-1"):

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from limpet.recovery import RULES, Boot, Bundle, Checkpoint, Evidence, Observation, Process, Ruling, decide
+from limpet.recovery import RULES, Boot, Bundle, Evidence, Observation, Process, Ruling, Stage, decide
 from limpet.recovery.orphans import (
     ORPHAN_RULES,
     Age,
@@ -19,24 +19,24 @@ from limpet.recovery.rules import Action, find_rules
 from limpet.schema import ContainerState, ProcessIdentity, Reason, Status
 
 EVERY_EVIDENCE = [
-    Evidence(checkpoint=checkpoint, boot=boot, process=process, bundle=bundle)
-    for checkpoint, boot, process, bundle in product(Checkpoint, Boot, Process, Bundle)
+    Evidence(stage=checkpoint, boot=boot, process=process, bundle=bundle)
+    for checkpoint, boot, process, bundle in product(Stage, Boot, Process, Bundle)
 ]
 IDENTITY = ProcessIdentity(pid=7, start_ticks=70, boot_id="b", pidfd_inode=700, pid_namespace=1)
 STATUSES = {
-    Checkpoint.NEW: Status(),
-    Checkpoint.CREATED: Status(created_at=1),
-    Checkpoint.RUNNING: Status(created_at=1, started_at=2, pid=7, identity=IDENTITY),
-    Checkpoint.EXITED: Status(created_at=1, started_at=2, finished_at=3, exit_code=4, reason="Error"),
-    Checkpoint.RELEASED: Status(created_at=1, started_at=2, finished_at=3, exit_code=4, released=True),
-    Checkpoint.DAMAGED: Status(),
+    Stage.NEW: Status(),
+    Stage.CREATED: Status(created_at=1),
+    Stage.RUNNING: Status(created_at=1, started_at=2, pid=7, identity=IDENTITY),
+    Stage.EXITED: Status(created_at=1, started_at=2, finished_at=3, exit_code=4, reason="Error"),
+    Stage.RELEASED: Status(created_at=1, started_at=2, finished_at=3, exit_code=4, released=True),
+    Stage.DAMAGED: Status(),
 }
 
 
 def verdict_on(evidence: Evidence, exit_code: int | None = 9):  # type: ignore[no-untyped-def]
     observation = Observation(boot=evidence.boot, process=evidence.process, bundle=evidence.bundle, exit_code=exit_code)
-    damage = "torn" if evidence.checkpoint is Checkpoint.DAMAGED else ""
-    return decide(STATUSES[evidence.checkpoint], observation, now=99, damage=damage)
+    damage = "torn" if evidence.stage is Stage.DAMAGED else ""
+    return decide(STATUSES[evidence.stage], observation, now=99, damage=damage)
 
 
 def test_every_evidence_meets_exactly_one_rule() -> None:
@@ -63,7 +63,7 @@ def test_running_is_said_only_of_a_process_seen_alive_in_this_boot() -> None:
 def test_an_exit_code_is_stated_only_where_it_was_observed() -> None:
     """A container that recovery ends has the observed code, or 255 and a reason that says it is not known."""
     for evidence in EVERY_EVIDENCE:
-        before, verdict = STATUSES[evidence.checkpoint], verdict_on(evidence)
+        before, verdict = STATUSES[evidence.stage], verdict_on(evidence)
         if verdict.status.state is not ContainerState.EXITED or before.finished_at:
             continue
         if evidence.process is Process.ENDED:
@@ -77,7 +77,7 @@ def test_an_exit_code_is_stated_only_where_it_was_observed() -> None:
 def test_a_finished_container_is_never_rewritten() -> None:
     """How a container ended was written down; no evidence changes that, it can only be doubted."""
     for evidence in EVERY_EVIDENCE:
-        before = STATUSES[evidence.checkpoint]
+        before = STATUSES[evidence.stage]
         after = verdict_on(evidence).status
         if before.finished_at and not after.unknown:
             assert after == before
@@ -88,7 +88,7 @@ def test_unknown_keeps_the_checkpoint_and_says_why() -> None:
     for evidence in EVERY_EVIDENCE:
         verdict = verdict_on(evidence)
         if verdict.ruling is Ruling.UNKNOWN:
-            before = STATUSES[evidence.checkpoint]
+            before = STATUSES[evidence.stage]
             kept = ("pid", "created_at", "started_at", "finished_at", "exit_code", "released", "identity")
             assert all(getattr(verdict.status, name) == getattr(before, name) for name in kept)
             assert verdict.status.state is ContainerState.UNKNOWN

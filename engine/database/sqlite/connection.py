@@ -16,7 +16,7 @@ from limpet.schema.errors import DiskFullError, StoreDamagedError, StoreError, U
 from limpet.schema.rows import AnyRow
 
 APPLICATION_ID = 0x6C696D70  # "limp", in the database's header
-CHECKPOINT_PAGES = 250  # small, because commits slow down as the WAL grows
+WAL_PAGES = 250  # small, because commits slow down as the WAL grows
 WAL_BYTES = 4 << 20  # beyond it the writer waits for readers, so that the WAL can begin anew
 BUSY_TIMEOUT_SECONDS = 5.0
 _READERS_TIMEOUT_SECONDS = 0.1
@@ -33,7 +33,7 @@ WRITER_PRAGMAS: Pragmas = (
     ("synchronous", "full", 2),
     ("foreign_keys", "on", 1),
     ("mmap_size", "0", 0),
-    ("wal_autocheckpoint", str(CHECKPOINT_PAGES), CHECKPOINT_PAGES),
+    ("wal_autocheckpoint", str(WAL_PAGES), WAL_PAGES),
     ("journal_size_limit", str(WAL_BYTES), WAL_BYTES),  # what it is cut to when it begins anew
     ("trusted_schema", "off", 0),
 )
@@ -128,7 +128,7 @@ def finish_rollback(path: str) -> None:
         connection.close()
 
 
-def identify(connection: sqlite3.Connection, path: str) -> str:
+def read_revision(connection: sqlite3.Connection, path: str) -> str:
     """Return the schema revision of the database. Reads only.
 
     Raises StoreDamagedError if it is empty or not one of limpet's, sqlite3.Error if it is no database.
@@ -151,7 +151,7 @@ def identify(connection: sqlite3.Connection, path: str) -> str:
     return str(row[0])
 
 
-def checkpoint_all(connection: sqlite3.Connection) -> bool:
+def move_wal(connection: sqlite3.Connection) -> bool:
     """Move the whole WAL into the database and flush it; False where a reader stood in the way."""
     busy, in_wal, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return not busy and in_wal == moved

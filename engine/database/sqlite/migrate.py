@@ -68,7 +68,7 @@ def prepare_database(path: str, node: str, backup_path: str, pragmas: Pragmas, *
         finish_rollback(path)
     reader = Reader(path, node)
     try:
-        revision = reader.identify()
+        revision = reader.read_revision()
         if revision > SCHEMA_REVISION:
             raise too_new(path, revision)
         if is_torn:

@@ -18,8 +18,8 @@ from limpet.engine.database.sqlite.connection import (
     fetch_all,
     find_damage,
     find_format_damage,
-    identify,
     keep_open,
+    read_revision,
     require_integer,
     translate,
 )
@@ -47,17 +47,17 @@ class Reader:
             raise translate(path, error) from error
         self.metadata = lru_cache(_KEPT_METADATA)(self._load_metadata)
 
-    def identify(self) -> str:
+    def read_revision(self) -> str:
         """Return the database's schema revision. Raises StoreDamagedError if it is not one of ours."""
         with self._lock:
             try:
-                return identify(self._connection, self._path)
+                return read_revision(self._connection, self._path)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise translate(self._path, error) from error
 
     def require_current(self) -> None:
         """Raise StoreTooNewError, or StoreDamagedError for an older one, unless the schema is this version's."""
-        revision = self.identify()
+        revision = self.read_revision()
         if revision < SCHEMA_REVISION:
             raise StoreDamagedError(
                 f"{self._path}: schema {quote(revision)} is older than {SCHEMA_REVISION};"

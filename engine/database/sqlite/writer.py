@@ -12,10 +12,10 @@ from limpet.engine.database.sqlite.connection import (
     WAL_BYTES,
     WRITER_PRAGMAS,
     Pragmas,
-    checkpoint_all,
     connect_writer,
     fetch_all,
     keep_open,
+    move_wal,
     require_integer,
     restart_wal,
     translate,
@@ -135,7 +135,7 @@ class Writer:
             self._note_files()
             # What was read back may have been in memory only: a failed flush leaves pages that look clean.
             # Moving the WAL into the database writes and flushes them once more, by another way.
-            if landed and not checkpoint_all(self._connection):
+            if landed and not move_wal(self._connection):
                 raise StoreError(f"{self._path}: a reader keeps the WAL from being flushed anew")
             if not landed:
                 restart_wal(self._connection)  # so that its remains are not taken for a damaged commit

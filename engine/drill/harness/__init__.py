@@ -39,11 +39,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from limpet.testing.disk import Fate, Model
+from limpet.testing.emulation import BlindSpotError
 from limpet.testing.faults import FAILURES, fault_points
 from limpet.testing.kills import kill_points, true_kills
 from limpet.testing.life import Life, LifeFailedError, Step, record, supported
 from limpet.testing.operations import Trace
-from limpet.testing.plan import BlindSpotError
 from limpet.testing.powercut import Images, Point, power_cuts
 from limpet.testing.recovery import recovery_cuts
 from limpet.testing.replay import replay

@@ -3,8 +3,8 @@
 import os
 from typing import Final
 
+from limpet.testing.emulation import BlindSpotError, blind_spot, node_of_descriptor
 from limpet.testing.nodes import Nodes
-from limpet.testing.plan import BlindSpotError, blind_spot, node_of_descriptor
 from limpet.testing.supervisor import Event
 
 _PROT_WRITE: Final = 2

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Self
 
 from limpet.schema.errors import InvalidInputError, LimpetError
+from limpet.testing.emulation import Emulation, Reply
 from limpet.testing.nodes import Nodes
 from limpet.testing.operations import (
     Acknowledge,
@@ -24,10 +25,9 @@ from limpet.testing.operations import (
     Write,
     describe_tree,
 )
-from limpet.testing.plan import Plan, Reply
 from limpet.testing.process import require_single_thread
 from limpet.testing.supervisor import Event, Supervisor
-from limpet.testing.translate import plan
+from limpet.testing.translate import emulate
 
 Live = Callable[[str, Callable[[bytes], None]], None]
 """A workload's live(): it gets the directory and the function that acknowledges."""
@@ -44,7 +44,7 @@ class NotReachedError(InvalidInputError):
 class Step:
     """One operation that the stopped process is about to do."""
 
-    def __init__(self, life: "Life", event: Event, made: Plan) -> None:
+    def __init__(self, life: "Life", event: Event, made: Emulation) -> None:
         self.operation = made.operation
         self.call = event.name
         """The system call, for messages."""
@@ -138,7 +138,7 @@ class Life:
 
     def __iter__(self) -> Iterator[Step]:
         for event in self._supervisor.events():
-            made = plan(event, self._nodes)
+            made = emulate(event, self._nodes)
             if made is None:
                 self._supervisor.let_go(event)
                 continue

@@ -1,4 +1,4 @@
-"""Calls that change names and modes, as plans: open, mkdir, unlink, rename, link, symlink, mknod, chmod."""
+"""Calls that change names and modes, as emulations: open, mkdir, unlink, rename, link, symlink, mknod, chmod."""
 
 import contextlib
 import ctypes
@@ -10,6 +10,16 @@ from collections.abc import Iterator
 from typing import Final
 
 from limpet.testing import syscalls
+from limpet.testing.emulation import (
+    AT_FDCWD,
+    Emulation,
+    Reply,
+    blind_spot,
+    closed_unless_kept,
+    path_of,
+    place_of,
+    then_reply,
+)
 from limpet.testing.nodes import Nodes
 from limpet.testing.operations import (
     Chmod,
@@ -21,16 +31,6 @@ from limpet.testing.operations import (
     Symlink,
     Truncate,
     Unlink,
-)
-from limpet.testing.plan import (
-    AT_FDCWD,
-    Plan,
-    Reply,
-    blind_spot,
-    closed_unless_planned,
-    path_of,
-    place_of,
-    then_reply,
 )
 from limpet.testing.process import libc
 from limpet.testing.supervisor import Event
@@ -46,8 +46,8 @@ _NOT_MODELLED: Final = {stat.S_IFIFO, stat.S_IFSOCK}
 """Kinds of files that come, go and move unseen: their content never survives."""
 
 
-def open_file(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> Plan | None:
-    """Plan open, openat and creat, if they create, empty, or could have created a file of the tree."""
+def open_file(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> Emulation | None:
+    """Emulate open, openat and creat, if they create, empty, or could have created a file of the tree."""
     if flags & _O_TMPFILE == _O_TMPFILE:
         if nodes.find(os.stat(path)) is not None:
             raise blind_spot(event, "with O_TMPFILE", path)
@@ -61,17 +61,17 @@ def open_file(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> P
     if node is None or exclusive or not stat.S_ISREG(status.st_mode):
         return None
     if not flags & os.O_TRUNC:
-        return Plan(Open(node), lambda: Reply(let_go=True))
+        return Emulation(Open(node), lambda: Reply(let_go=True))
     descriptors: list[int] = []
 
     def act() -> Reply:
         descriptors.append(os.open(path, flags & ~os.O_CREAT))
         return Reply(descriptor=descriptors[0], close_on_exec=bool(flags & os.O_CLOEXEC))
 
-    return Plan(Truncate(node, 0), act, descriptors)
+    return Emulation(Truncate(node, 0), act, descriptors)
 
 
-def _create(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> Plan | None:
+def _create(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> Emulation | None:
     if os.path.islink(path) and not flags & (os.O_EXCL | os.O_NOFOLLOW):
         path = os.path.realpath(path)  # a dangling link: the file is created at its target
     mask = _umask(event)
@@ -89,11 +89,11 @@ def _create(event: Event, nodes: Nodes, path: str, flags: int, mode: int) -> Pla
         nodes.note_name(node, name)
         return Reply(descriptor=descriptor, close_on_exec=bool(flags & os.O_CLOEXEC))
 
-    return Plan(Create(node, parent, name, mode & 0o7777 & ~mask), act, descriptors)
+    return Emulation(Create(node, parent, name, mode & 0o7777 & ~mask), act, descriptors)
 
 
-def open_how(event: Event, nodes: Nodes, a: list[int]) -> Plan | None:
-    """Plan openat2."""
+def open_how(event: Event, nodes: Nodes, a: list[int]) -> Emulation | None:
+    """Emulate openat2."""
     flags, mode, resolve = struct.unpack("=3Q", event.read(a[2], 24))
     if not flags & (os.O_CREAT | os.O_TRUNC | _O_TMPFILE & ~os.O_DIRECTORY):
         return None
@@ -105,8 +105,8 @@ def open_how(event: Event, nodes: Nodes, a: list[int]) -> Plan | None:
     return made
 
 
-def make_directory(event: Event, nodes: Nodes, directory: int, address: int, mode: int) -> Plan | None:
-    """Plan mkdir and mkdirat."""
+def make_directory(event: Event, nodes: Nodes, directory: int, address: int, mode: int) -> Emulation | None:
+    """Emulate mkdir and mkdirat."""
     mask = _umask(event)
     place = place_of(nodes, path_of(event, directory, address))
     if place is None:
@@ -120,11 +120,11 @@ def make_directory(event: Event, nodes: Nodes, directory: int, address: int, mod
         nodes.register(os.stat(name, dir_fd=at, follow_symlinks=False), node)
         return Reply()
 
-    return Plan(MakeDirectory(node, parent, name, mode & 0o7777 & ~mask), act, [at])
+    return Emulation(MakeDirectory(node, parent, name, mode & 0o7777 & ~mask), act, [at])
 
 
-def unlink(event: Event, nodes: Nodes, directory: int, address: int, flags: int) -> Plan | None:
-    """Plan unlink, unlinkat and rmdir."""
+def unlink(event: Event, nodes: Nodes, directory: int, address: int, flags: int) -> Emulation | None:
+    """Emulate unlink, unlinkat and rmdir."""
     place = place_of(nodes, path_of(event, directory, address))
     if place is None:
         return None
@@ -134,15 +134,15 @@ def unlink(event: Event, nodes: Nodes, directory: int, address: int, flags: int)
         (os.rmdir if flags & AT_REMOVEDIR else os.unlink)(name, dir_fd=at)
         return Reply()
 
-    return Plan(Unlink(parent, name), act, [at])
+    return Emulation(Unlink(parent, name), act, [at])
 
 
-def rename(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | None:
-    """Plan rename, renameat and renameat2; a rename out of the tree is an unlink, one into it a blind spot."""
+def rename(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Emulation | None:
+    """Emulate rename, renameat and renameat2; a rename out of the tree is an unlink, one into it a blind spot."""
     old, new = path_of(event, a[0], a[1]), path_of(event, a[2], a[3])
     status = os.stat(old, follow_symlinks=False)
     node, descriptors = nodes.find(status), list[int]()
-    with closed_unless_planned(descriptors) as keep:
+    with closed_unless_kept(descriptors) as keep:
         source, target = (_keep_open(place_of(nodes, path), descriptors) for path in (old, new))
         if source is not None and stat.S_IFMT(status.st_mode) in _NOT_MODELLED:
             return None
@@ -156,8 +156,8 @@ def rename(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | N
             return None  # two names of one file: nothing happens
         act = functools.partial(_do_rename, old, new, flags)
         if target is None:
-            return keep(Plan(Unlink(source[0], source[2]), act))
-        return keep(Plan(Rename(node, source[0], source[2], target[0], target[2]), act))
+            return keep(Emulation(Unlink(source[0], source[2]), act))
+        return keep(Emulation(Rename(node, source[0], source[2], target[0], target[2]), act))
 
 
 def _keep_open(place: tuple[int, int, str] | None, descriptors: list[int]) -> tuple[int, int, str] | None:
@@ -174,13 +174,13 @@ def _do_rename(old: str, new: str, flags: int) -> Reply:
     return Reply()
 
 
-def link(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | None:
-    """Plan link and linkat."""
+def link(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Emulation | None:
+    """Emulate link and linkat."""
     place = place_of(nodes, path_of(event, a[2], a[3]))
     if place is None:
         return None
     parent, at, name = place
-    with closed_unless_planned([at]) as keep:
+    with closed_unless_kept([at]) as keep:
         old, follow = path_of(event, a[0], a[1]), bool(flags & _AT_SYMLINK_FOLLOW)
         node = None if flags & _AT_EMPTY_PATH else nodes.find(os.stat(old, follow_symlinks=follow))
         if node is None:
@@ -190,11 +190,11 @@ def link(event: Event, nodes: Nodes, a: list[int], flags: int = 0) -> Plan | Non
             os.link(old, name, dst_dir_fd=at, follow_symlinks=follow)
             return Reply()
 
-        return keep(Plan(Link(node, parent, name), act))
+        return keep(Emulation(Link(node, parent, name), act))
 
 
-def symlink(event: Event, nodes: Nodes, address: int, directory: int, path: int) -> Plan | None:
-    """Plan symlink and symlinkat."""
+def symlink(event: Event, nodes: Nodes, address: int, directory: int, path: int) -> Emulation | None:
+    """Emulate symlink and symlinkat."""
     target = event.read_string(address)
     place = place_of(nodes, path_of(event, directory, path))
     if place is None:
@@ -207,10 +207,10 @@ def symlink(event: Event, nodes: Nodes, address: int, directory: int, path: int)
         nodes.register(os.stat(name, dir_fd=at, follow_symlinks=False), node)
         return Reply()
 
-    return Plan(Symlink(node, parent, name, target), act, [at])
+    return Emulation(Symlink(node, parent, name, target), act, [at])
 
 
-def make_node(event: Event, nodes: Nodes, directory: int, address: int, mode: int) -> Plan | None:
+def make_node(event: Event, nodes: Nodes, directory: int, address: int, mode: int) -> Emulation | None:
     """Check mknod and mknodat: pipes and sockets are allowed, others are a blind spot."""
     path = path_of(event, directory, address)
     place = place_of(nodes, path)
@@ -221,23 +221,23 @@ def make_node(event: Event, nodes: Nodes, directory: int, address: int, mode: in
     return None
 
 
-def chmod(nodes: Nodes, path: str, mode: int, flags: int = 0) -> Plan | None:
-    """Plan chmod, fchmodat and fchmodat2."""
+def chmod(nodes: Nodes, path: str, mode: int, flags: int = 0) -> Emulation | None:
+    """Emulate chmod, fchmodat and fchmodat2."""
     if flags & _AT_SYMLINK_NOFOLLOW and os.path.islink(path):
         return None
     return _chmod_of(nodes, os.open(path, os.O_PATH | os.O_CLOEXEC), mode)
 
 
-def chmod_descriptor(event: Event, nodes: Nodes, a: list[int]) -> Plan | None:
-    """Plan fchmod."""
+def chmod_descriptor(event: Event, nodes: Nodes, a: list[int]) -> Emulation | None:
+    """Emulate fchmod."""
     return _chmod_of(nodes, event.descriptor(a[0] & 0xFFFFFFFF), a[1])
 
 
-def _chmod_of(nodes: Nodes, descriptor: int, mode: int) -> Plan | None:
-    with closed_unless_planned([descriptor]) as keep:
+def _chmod_of(nodes: Nodes, descriptor: int, mode: int) -> Emulation | None:
+    with closed_unless_kept([descriptor]) as keep:
         node = nodes.find(os.fstat(descriptor))
         act = functools.partial(os.chmod, f"/proc/self/fd/{descriptor}", mode & 0o7777)
-        return None if node is None else keep(Plan(Chmod(node, mode & 0o7777), lambda: then_reply(act)))
+        return None if node is None else keep(Emulation(Chmod(node, mode & 0o7777), lambda: then_reply(act)))
 
 
 def _umask(event: Event) -> int:

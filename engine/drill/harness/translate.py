@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Final
 
 from limpet.testing import blindspots, contents, names, syscalls
+from limpet.testing.emulation import AT_FDCWD, Emulation, path_of
 from limpet.testing.nodes import Nodes
-from limpet.testing.plan import AT_FDCWD, Plan, path_of
 from limpet.testing.supervisor import Event
 
 _CURRENT: Final = 0xFFFFFFFFFFFFFFFF  # the offset -1 of pwritev2: the file's own position
@@ -25,7 +25,7 @@ _FAILS_ANYWAY: Final = (
 )  # fmt: skip
 
 
-def plan(event: Event, nodes: Nodes) -> Plan | None:
+def emulate(event: Event, nodes: Nodes) -> Emulation | None:
     """Return what the call is about to do to the tree; None for a call that does not concern it.
 
     Raises BlindSpotError for a change that is not modelled, UnsupportedError for a process that cannot be inspected.
@@ -38,7 +38,7 @@ def plan(event: Event, nodes: Nodes) -> Plan | None:
         return None  # a bad address, descriptor or path: the kernel will tell the process
 
 
-_Translation = Callable[[Event, Nodes, list[int]], Plan | None]
+_Translation = Callable[[Event, Nodes, list[int]], Emulation | None]
 _TRANSLATIONS: Final[dict[str, _Translation]] = {
     "write": contents.write_one,
     "pwrite64": lambda e, n, a: contents.write_one(e, n, a, at=a[3]),

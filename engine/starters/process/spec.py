@@ -10,7 +10,7 @@ from limpet.engine.starters.contract import Launch
 from limpet.recovery.files import read_small_file
 from limpet.schema.errors import StateDirectoryError
 from limpet.schema.layout import BUNDLE_VARIABLE, CONFIG_FILE, ROOTFS, WORKING
-from limpet.schema.runtime_spec import Process, Root, Spec
+from limpet.schema.runtime_spec import ProcessSpec, Root, Spec
 
 _CONFIG_BYTES = 64 << 20
 """Far above what a config of limpet's size limit, an image's and an environment come to."""
@@ -21,7 +21,7 @@ def make_spec(launch: Launch, environment: Mapping[str, str]) -> Spec:
     config, image = launch.metadata.config, launch.metadata.image_manifest
     default_directory = os.path.join(launch.bundle_path, WORKING) if image.is_builtin else "/"
     return Spec(
-        process=Process(
+        process=ProcessSpec(
             args=choose_args(image.config, config),
             env=merge_environment(environment, image.config, config, {BUNDLE_VARIABLE: launch.bundle_path}),
             cwd=config.working_dir or image.config.working_dir or default_directory,

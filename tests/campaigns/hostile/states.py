@@ -15,7 +15,7 @@ import msgspec
 from limpet.engine import Engine, Store
 from limpet.engine.inspection import check, snapshot
 from limpet.engine.inspection.check import check_state
-from limpet.engine.inspection.dry_run import plan_recovery
+from limpet.engine.inspection.dry_run import predict_recovery
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema.errors import LimpetError
 from limpet.schema.status import Status
@@ -145,7 +145,7 @@ def _look(state_dir: str) -> None:
             _ask(lambda each=key: seen.get(each))  # type: ignore[misc]
             _ask(lambda each=key: seen.metadata(each))  # type: ignore[misc]
             _ask(lambda each=key: seen.history(each))  # type: ignore[misc]
-        plan_recovery(seen)
+        predict_recovery(seen)
 
 
 def _back_up(state_dir: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from limpet.engine.starters.process.cgroups.hierarchies import OwnCgroups, read_own_cgroups
-from limpet.engine.starters.process.cgroups.settings import Refusals, Setting, plan, requested_fields
+from limpet.engine.starters.process.cgroups.settings import Refusals, Setting, make_settings, requested_fields
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.metadata import require_id
 from limpet.schema.status import Resources
@@ -76,7 +76,7 @@ def _apply_through_cgroups(name: str, pid: int, requested: LinuxContainerResourc
     except OSError as error:
         fields = requested_fields(requested)
         return Refusals({field: _describe(error) for field in fields if field != "oom_score_adj"})
-    settings, refusals = plan(requested, own.v1)
+    settings, refusals = make_settings(requested, own.v1)
     in_cgroup: dict[str, list[Setting]] = {}
     for setting in settings:
         try:

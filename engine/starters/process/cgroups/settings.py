@@ -134,7 +134,9 @@ def requested_fields(requested: LinuxContainerResources) -> tuple[str, ...]:
     return tuple(name for name in requested.__struct_fields__ if getattr(requested, name))
 
 
-def plan(requested: LinuxContainerResources, v1_controllers: Collection[str]) -> tuple[list[Setting], Refusals]:
+def make_settings(
+    requested: LinuxContainerResources, v1_controllers: Collection[str]
+) -> tuple[list[Setting], Refusals]:
     """Return what to write, in order, and the fields that cannot be written down at all, with the reason.
 
     `v1_controllers` are on a cgroup v1 hierarchy; all others are taken to be on v2. oom_score_adj is no cgroup's.

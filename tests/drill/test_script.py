@@ -2,20 +2,20 @@
 
 from collections import Counter
 
-from limpet.engine.drill.plan import Disaster, Scenario, Verb, plan_rounds
+from limpet.engine.drill.script import Disaster, Scenario, Verb, draw_rounds
 
 
 def test_the_same_seed_plans_the_same_drill() -> None:
     """A seed repeats the plan, another plans another drill, and a shorter drill is a longer one's beginning."""
-    plan = list(plan_rounds(6, 20, 7))
-    assert plan == list(plan_rounds(6, 20, 7))
-    assert not any(ours == others for ours, others in zip(plan, plan_rounds(6, 20, 8), strict=True))
-    assert plan[:3] == list(plan_rounds(3, 20, 7))[:3]
+    plan = list(draw_rounds(6, 20, 7))
+    assert plan == list(draw_rounds(6, 20, 7))
+    assert not any(ours == others for ours, others in zip(plan, draw_rounds(6, 20, 8), strict=True))
+    assert plan[:3] == list(draw_rounds(3, 20, 7))[:3]
 
 
 def test_a_plan_is_whole() -> None:
     """Every call and disaster is planned, steps are numbered without a gap, what is made is deleted in the end."""
-    plan = list(plan_rounds(15, 20, 1))
+    plan = list(draw_rounds(15, 20, 1))
     verbs, made, deleted = Counter[Verb](), list[str](), set[str]()
     for planned in plan:
         steps = [step for lane in (planned.first, *planned.lanes) for step in lane]
@@ -40,7 +40,7 @@ def test_a_plan_is_whole() -> None:
 def test_each_scenario_plans_its_disasters() -> None:
     """Strangers get pids where that is rehearsed, a reboot comes last in its round, and no zombie is left."""
     for scenario, wanted in ((Scenario.REUSE, Disaster.REPLACE), (Scenario.REBOOT, Disaster.REBOOT)):
-        for planned in list(plan_rounds(9, 12, 3, scenario))[:-1]:
+        for planned in list(draw_rounds(9, 12, 3, scenario))[:-1]:
             disasters = [each.disaster for each in planned.disturbances]
             assert wanted in disasters
             assert Disaster.REBOOT not in disasters[:-1]

@@ -185,7 +185,7 @@ _Call = tuple[Verb, str, float, tuple[str, ...]]
 _Script = list[_Call]
 
 
-def plan_rounds(rounds: int, containers: int, seed: int, scenario: Scenario = Scenario.MIXED) -> Iterator[Round]:
+def draw_rounds(rounds: int, containers: int, seed: int, scenario: Scenario = Scenario.MIXED) -> Iterator[Round]:
     """Yield the rounds of a drill, finally the one that cleans up; each round creates `containers` containers."""
     left: dict[str, int] = {}  # containers not yet planned to be deleted, and the round that creates them
     groups: dict[str, tuple[str, ...]] = {}

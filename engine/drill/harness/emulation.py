@@ -30,7 +30,7 @@ class Reply(NamedTuple):
 
 
 @dataclass
-class Plan:
+class Emulation:
     """An operation that is about to happen: `act` does it, and raises OSError if it fails."""
 
     operation: Operation
@@ -89,19 +89,19 @@ def node_of_descriptor(event: Event, find: Callable[[os.stat_result], int | None
 
 
 @contextlib.contextmanager
-def closed_unless_planned(descriptors: list[int]) -> Iterator[Callable[[Plan], Plan]]:
+def closed_unless_kept(descriptors: list[int]) -> Iterator[Callable[[Emulation], Emulation]]:
     """Close the descriptors, unless a plan took them over through the yielded function."""
-    plans: list[Plan] = []
+    emulations: list[Emulation] = []
 
-    def keep(made: Plan) -> Plan:
+    def keep(made: Emulation) -> Emulation:
         made.descriptors.extend(descriptors)
-        plans.append(made)
+        emulations.append(made)
         return made
 
     try:
         yield keep
     finally:
-        if not plans:
+        if not emulations:
             for descriptor in descriptors:
                 os.close(descriptor)
 

@@ -26,9 +26,10 @@ not matter; a test checks all combinations. `any` means that every value matches
 _CONTAINERS = """\
 ## Containers
 
-There is one table for each stage, which is how far a container had come according to its record. A container that exited is not
-examined again, unless it was released and its bundle still exists. If a container's probe raises an exception, no rule
-applies: the container is Unknown, and the report shows rule `not-observed` with the exception."""
+There is one table for each stage, which is how far a container had come according to its record. A container that
+exited is not examined again, unless it was released and its bundle still exists. If a container's probe raises an
+exception or does not answer in time, no rule applies: the container is Unknown, and the report shows rule
+`not-observed` with the reason."""
 
 _ORPHANS = """\
 ## Orphans

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limpet import Store, recover
+from limpet import Store, errors, recover
 from limpet.engine.inspection.check import find_store_damage
 from limpet.schema import Reason
 from limpet.schema.revision import SCHEMA_REVISION
@@ -74,3 +74,22 @@ def test_every_revision_has_saved_states() -> None:
         for path in Path(__file__).parents[2].joinpath("schema/migrations/versions").glob("[0-9]*.py")
     }
     assert {*revisions} | {f"{revision}-killed" for revision in revisions} == set(NAMES)
+
+
+def test_no_upgrade_without_a_copy_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old damage is copied and upgraded; a copy that cannot be checked for another reason stops the upgrade."""
+    state_dir = unpack("0002", str(tmp_path))
+    before = Path(state_dir, "store.db").read_bytes()
+
+    def fail(_: sqlite3.Connection) -> list[str]:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("limpet.engine.database.sqlite.reader.find_damage", fail)
+        with pytest.raises(errors.StoreError, match="disk I/O error"):
+            Store.open(state_dir)
+    assert Path(state_dir, "store.db").read_bytes() == before
+    assert os.listdir(f"{state_dir}/backups") == []
+    assert find_differences("0002", state_dir) == []

@@ -27,9 +27,10 @@ def back_up(reader: Reader, target_path: str) -> None:
 def copy(reader: Reader, target_path: str) -> Sequence[str]:
     """Copy a database of any revision, as it is, to the new file `target_path`, durably.
 
-    Return what SQLite's checks find wrong with it. Raises AlreadyExistsError, StoreError.
+    Return what SQLite's checks find wrong with it. Raises AlreadyExistsError, StoreError also if the copy cannot be
+    checked: a failing disk is no damage that was there before.
     """
-    return _copy(reader, target_path, Reader.find_damage)
+    return _copy(reader, target_path, Reader.check_structure)
 
 
 def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]]) -> list[str]:

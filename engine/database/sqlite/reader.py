@@ -24,7 +24,7 @@ from limpet.engine.database.sqlite.connection import (
     translate,
 )
 from limpet.schema.codec import require_readable_status, row_to_metadata, row_to_sandbox
-from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreTooNewError, quote
+from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreError, StoreTooNewError, quote
 from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.revision import SCHEMA_REVISION
@@ -160,12 +160,25 @@ class Reader:
         """Return what makes SQLite take the database for read-only. Takes as much memory as the database is long."""
         return self._find(find_format_damage)
 
+    def check_structure(self) -> list[str]:
+        """Return what SQLite's own checks find wrong, damage that ends them included. Raises any other StoreError."""
+        try:
+            return self._look(find_damage)
+        except StoreDamagedError as error:
+            return [str(error)]
+
     def _find(self, look: Callable[[sqlite3.Connection], list[str]]) -> list[str]:
+        try:
+            return self._look(look)
+        except StoreError as error:
+            return [str(error)]
+
+    def _look(self, look: Callable[[sqlite3.Connection], list[str]]) -> list[str]:
         with self._lock:
             try:
                 return look(self._connection)
             except (sqlite3.Error, UnicodeDecodeError) as error:
-                return [str(translate(self._path, error))]
+                raise translate(self._path, error) from error
 
     def find_damaged_records(self) -> list[str]:
         """Return each record that cannot be believed, and each gap in the records, in words."""

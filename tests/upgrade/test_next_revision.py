@@ -54,17 +54,19 @@ def test_old_rows_have_the_new_field(copy: Copy) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_kill_amid_the_upgrade(copy: Copy) -> None:
-    """The upgrade to the next revision may be killed at every call, and loses nothing."""
+def test_a_kill_or_a_power_cut_amid_the_upgrade(copy: Copy) -> None:
+    """The upgrade to the next revision may be killed at every call, or lose power, and loses nothing."""
     script = (
-        "from limpet.testing import kill_points\nfrom tests.crash.upgrade import Upgrade\n"
-        f"report = kill_points(Upgrade('{int(NEXT) - 1:04}-killed'))\n"
-        "print(report.points, report.violations, *report.findings[:3])\n"
+        "from limpet.testing import kill_points, power_cuts\nfrom tests.crash.upgrade import Upgrade\n"
+        f"life = Upgrade('{int(NEXT) - 1:04}-killed')\n"
+        "report = kill_points(life) + power_cuts(life, samples=1, every=4)\n"
+        "print(report.points, report.images, report.violations, *report.findings[:3])\n"
     )
     done = copy.run("-c", script)
     assert done.returncode == 0, done.stderr[-3000:]
-    points, violations, *findings = done.stdout.split(maxsplit=2)
+    points, images, violations, *findings = done.stdout.split(maxsplit=3)
     assert int(points) > 200
+    assert int(images) > 100
     assert violations == "0", findings
 
 

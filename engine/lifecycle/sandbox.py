@@ -31,8 +31,12 @@ class Sandbox:
         return self.metadata.config.log_directory or os.path.join(self.bundle.path, "logs")
 
     def containers(self) -> Sequence[Container]:
-        """Return its containers."""
-        return [Container(self._runtime, record.id) for record in self._runtime.store.list(sandbox_id=self.id)]
+        """Return its containers; none once it is deleted."""
+        store = self._runtime.store
+        records = store.list(sandbox_id=self.id)
+        if self.id not in store.sandbox_ids:
+            return []  # the id of a sandbox that is gone would mean all whose ids begin with it
+        return [Container(self._runtime, record.id) for record in records]
 
     def stop(self, timeout: float) -> None:
         """Stop all its containers, one after the other, each as `Container.stop` does."""

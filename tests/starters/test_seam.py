@@ -192,3 +192,15 @@ def test_a_look_beside_an_engine_has_a_deadline_too(state_dir: str, monkeypatch:
         said = {view.id: view.status.message for view in snapshot.list()}
         assert "SystemExit: not my business" in said["rude"]
         assert "its process has ended" in said["a"]
+
+
+def test_a_deleted_sandbox_stops_nobody_elses_containers(engine: Engine, fake: FakeStarter) -> None:
+    """An object of a sandbox that is gone has no containers, whichever other sandbox's id begins with its own."""
+    gone = engine.create_sandbox(SANDBOX, id="job")
+    running = engine.create_container(config("one"), "jobs")
+    running.start()
+    assert gone.containers() == []
+    gone.delete()
+    assert gone.containers() == []
+    gone.stop(0.1)
+    assert fake.is_running(running.id)

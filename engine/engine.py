@@ -216,7 +216,8 @@ class Engine:
     def recover(self) -> Report:
         """Look at every container that has not ended, now, and return the report; may be called at any time."""
         orphans = judge_orphans(
-            {self._containers_dir: lambda: self.store, self._sandboxes_dir: lambda: self.store.sandbox_ids}
+            {self._containers_dir: lambda: self.store, self._sandboxes_dir: lambda: self.store.sandbox_ids},
+            self.store.node,
         )
         report = recover(
             self.store,

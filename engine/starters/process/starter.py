@@ -113,13 +113,13 @@ class ProcessStarter:
         assert isinstance(held, _Held)
         _end_held(prepared.pidfd, held.gate, held.report)
 
-    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
+    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:  # noqa: ARG002  # others need it
         """Return a pidfd of the process with this identity. Raises NotFoundError if it is not there."""
         try:
             pidfd = os.pidfd_open(identity.pid)
         except OSError as error:
             raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
-        found, detail = self._compare(identity, pidfd, bundle_path)
+        found, detail = self._compare(identity, pidfd)
         if found is not Process.ALIVE:
             os.close(pidfd)
             raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")

@@ -16,7 +16,6 @@ from functools import cache
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.pid_namespaces import observe_elsewhere
 from limpet.schema.identity import ProcessIdentity
-from limpet.schema.layout import BUNDLE_VARIABLE
 
 _PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, 64 bytes)
 _PIDFD_INFO_EXIT = 1 << 3
@@ -227,28 +226,3 @@ def _may_see(pid: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def read_bundle_variable(pid: int) -> str:
-    """Return the bundle path in a process's initial environment, "" if it has none. Raises OSError."""
-    name = BUNDLE_VARIABLE.encode() + b"="
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        for entry in file.read().split(b"\0"):
-            if entry.startswith(name):
-                return os.fsdecode(entry[len(name) :])
-    return ""
-
-
-def find_bundle_processes() -> dict[str, list[int]]:
-    """Return the pids for each bundle path found in an environment; unreadable environments are skipped."""
-    found: dict[str, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            bundle_path = read_bundle_variable(int(name))
-        except OSError:  # it ended, or is another user's and so not our container
-            continue
-        if bundle_path:
-            found.setdefault(bundle_path, []).append(int(name))
-    return found

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.recovery.evidence import Boot, Bundle, Evidence, Observation, Process, Stage, classify
-from limpet.schema.status import EXIT_CODE_START_ERROR, Reason, Status, end
+from limpet.schema.status import Reason, Status, end, end_never_run
 
 
 class Ruling(StrEnum):
@@ -124,7 +124,7 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
     ("exit-observed", _C.RUNNING, _ANY_BOOT, _ENDED, _ANY_BUNDLE, _R.EXITED, None, (),
      "it ended while the engine was down, and its exit code was recorded"),
     ("never-ran", _C.RUNNING, _ANY_BOOT, _NEVER_RAN, _ANY_BUNDLE, _R.NEVER_RAN, Reason.START_ERROR, (),
-     "never ran: the engine ended before its program was executed"),
+     "the engine ended before its program was executed"),
     ("exit-unseen", _C.RUNNING, _SAME, {Process.GONE}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),
      "it ended while the engine was down, or the engine ended before its program could run"),
     ("pid-reused", _C.RUNNING, _SAME, {Process.STRANGER}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),
@@ -219,8 +219,7 @@ def _apply(rule: Rule, status: Status, observation: Observation, because: str, n
         case Ruling.EXITED:
             return end(status, observation.exit_code, finished_at=ended_at)
         case Ruling.NEVER_RAN:
-            ended = end(status, EXIT_CODE_START_ERROR, finished_at=ended_at, message=because)
-            return replace(ended, reason=Reason.START_ERROR)
+            return end_never_run(status, because, finished_at=ended_at)
         case Ruling.ENDED_UNSEEN:
             ended = end(status, None, finished_at=ended_at)
             return replace(ended, reason=rule.reason or Reason.UNKNOWN, message=because)

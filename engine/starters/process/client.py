@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import find_interpreter
-from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, DIRECTORY, SOCKET
+from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
 from limpet.engine.starters.process.keeper.messages import VERSION, Message, receive, send
 from limpet.engine.state.durable import make_directory
 from limpet.recovery.host import read_pid_namespace
@@ -237,7 +237,9 @@ class KeeperClient:
             opened.append(null := _high(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
             read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             opened += (read, write := _high(write))
-            actions = [(os.POSIX_SPAWN_DUP2, each, number) for number, each in enumerate((null, null, write, directory))]
+            actions = [
+                (os.POSIX_SPAWN_DUP2, each, number) for number, each in enumerate((null, null, write, directory))
+            ]
             interpreter = find_interpreter()
             # posix_spawn: a fork of this process by another thread holds no pipe that we would wait for.
             pid = os.posix_spawn(

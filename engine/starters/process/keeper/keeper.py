@@ -275,7 +275,9 @@ class Keeper:
             container.executed = not container.why and stat is not None and stat.has_executed
             if container.executed:
                 container.uts = hold_uts_namespace(container.pid)
-            self._journal.append({"id": container.id, "executed": container.executed, "why": container.describe().get("why")})
+            self._journal.append(
+                {"id": container.id, "executed": container.executed, "why": container.describe().get("why")}
+            )
             if container.executed:
                 self._tell_who_waits(container)  # of one that did not, its end says more
 
@@ -395,9 +397,7 @@ class Keeper:
     def _rewrite(self) -> None:
         if not any(each.is_durable and not each.is_acknowledged for each in self._containers.values()):
             with suppress(OSError):
-                self._journal.rewrite(
-                    each.describe() for each in self._containers.values() if not each.is_acknowledged
-                )
+                self._journal.rewrite(each.describe() for each in self._containers.values() if not each.is_acknowledged)
 
     # What else belongs to it
 

@@ -94,5 +94,3 @@ def become_user(plan: dict[str, object]) -> None:
         os.setgid(gid)
     if isinstance(uid, int):
         os.setuid(uid)
-
-

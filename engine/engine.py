@@ -120,7 +120,7 @@ class Engine:
             starter.close()
             raise
         try:
-            engine._recover()  # noqa: SLF001  # a class method of its own class
+            engine._recover()  # a class method of its own class
         except BaseException:
             engine.close()
             raise

@@ -60,7 +60,7 @@ class UnsupportedError(LimpetError):
 
 
 class ResourcesError(LimpetError):
-    """The host has no descriptors, threads, processes or memory left for this. Free some or raise the limit; try again."""
+    """The host has no descriptors, threads, processes or memory left for this. Free some, or raise the limit."""
 
 
 class ClosedError(LimpetError):

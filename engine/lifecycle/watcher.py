@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Self
 
@@ -59,7 +60,7 @@ class _Recording(Request):
     def __init__(
         self, watches: Sequence[_Watch], queue: "SimpleQueue[_Recording]", wake_watcher: Callable[[], None]
     ) -> None:
-        super().__init__(self._record)
+        super().__init__(self._put_into)
         self.watches = watches
         self.queue = queue
         self.wake_watcher = wake_watcher
@@ -67,10 +68,10 @@ class _Recording(Request):
         self.begun = time.monotonic()
         self.is_slow = False
 
-    def _record(self, draft: Draft) -> None:
+    def _put_into(self, draft: Draft) -> None:
         for watch in self.watches:
             try:
-                draft.update(watch.container_id, lambda old, watch=watch: _end(old, watch))
+                draft.update(watch.container_id, partial(_end, watch))
             except NotFoundError:
                 continue  # deleted in the meantime
             except LimpetError as error:
@@ -245,185 +246,6 @@ class Watcher:
         if watch.exit is None and time.time_ns() - watch.noticed_at > _EXIT_SECONDS * 1e9:
             watch.exit = Exit(None)
 
-    def _record(self, draft: Draft) -> None:
-        for watch in self.watches:
-            try:
-                draft.update(watch.container_id, lambda old, watch=watch: _end(old, watch))
-            except NotFoundError:
-                continue  # deleted in the meantime
-            except LimpetError as error:
-                self.failed[watch.container_id] = error
-
-    @classmethod
-    def settle(cls, requests: Sequence[Self]) -> None:
-        for request in requests:
-            request.queue.put(request)
-            request.wake_watcher()
-
-
-class Watcher:
-    """Watches the processes of a starter until they end. `on_end` is told each container whose end is durable."""
-
-    def __init__(self, store: Store, starter: Starter, on_end: Callable[[str], None]) -> None:
-        self._store = store
-        self._starter = starter
-        self._on_end = on_end
-        self._lock = threading.Lock()
-        self._watches: dict[str, _Watch] = {}
-        self._by_pidfd: dict[int, _Watch] = {}
-        self._kills: dict[str, tuple[ProcessIdentity, float]] = {}
-        self._recordings: list[_Recording] = []
-        self._done: SimpleQueue[_Recording] = SimpleQueue()
-        self._is_closing = False
-        self._epoll = select.epoll()
-        try:
-            self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            self._epoll.register(self._wake_read, select.EPOLLIN)
-            self._thread = threading.Thread(target=self._run, name="limpet-watch", daemon=True)
-            self._thread.start()
-        except BaseException as error:
-            self._close_descriptors()
-            if isinstance(error, RuntimeError):
-                raise ResourcesError("no thread can be started that watches the containers") from error
-            raise
-
-    def watch(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> None:
-        """Start watching a process, and take over `pidfd`, -1 if none could be had.
-
-        A container that is already watched keeps its watch. Never fails: what cannot be told by the kernel is looked
-        at again and again.
-        """
-        with self._lock:
-            if container_id in self._watches or self._is_closing:
-                if pidfd >= 0:
-                    os.close(pidfd)
-                return
-            watch = _Watch(container_id, identity, pidfd)
-            self._watches[container_id] = watch
-            self._register(watch)
-        if watch.is_polled:
-            self._wake()
-
-    def is_watched(self, container_id: str) -> bool:
-        """Say whether the container is watched: its end will be written down."""
-        return container_id in self._watches
-
-    def kill_at(self, container_id: str, identity: ProcessIdentity, seconds: float) -> None:
-        """Have all that is left of a container ended by SIGKILL in so many seconds; the earliest time stands."""
-        when = time.monotonic() + seconds
-        with self._lock:
-            before = self._kills.get(container_id)
-            self._kills[container_id] = identity, min(when, before[1]) if before else when
-        self._wake()
-
-    def close(self) -> None:
-        """Stop watching. The containers run on; recovery finds what has not been written down. May be repeated."""
-        with self._lock:
-            self._is_closing = True
-        self._wake()
-        self._thread.join()
-        with self._lock:
-            self._close_descriptors()
-
-    def _close_descriptors(self) -> None:
-        descriptors = [*self._by_pidfd, *(getattr(self, name, -1) for name in ("_wake_read", "_wake_write"))]
-        self._by_pidfd, self._wake_read, self._wake_write = {}, -1, -1
-        self._watches = {}
-        self._epoll.close()
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                os.close(descriptor)
-
-    def _wake(self) -> None:
-        with suppress(OSError):  # a full pipe wakes as well; a closed one has nobody to wake
-            os.write(self._wake_write, b"x")
-
-    def _register(self, watch: _Watch) -> None:
-        if watch.pidfd < 0:
-            return
-        self._by_pidfd[watch.pidfd] = watch
-        with suppress(OSError):  # too many watches on this host (max_user_watches), or no memory: looked at instead
-            self._epoll.register(watch.pidfd, select.EPOLLIN)
-            watch.is_polled = False
-
-    # The thread
-
-    def _run(self) -> None:
-        while not self._is_closing:
-            try:
-                ready = self._epoll.poll(self._patience())
-                self._look(ready)
-            except Exception:
-                _log.exception("the watcher goes on after an error")
-                time.sleep(_LOOK_AGAIN_SECONDS)
-
-    def _patience(self) -> float:
-        now = time.monotonic()
-        with self._lock:
-            due = [watch.due for watch in self._watches.values() if watch.is_polled and not watch.is_told]
-            due += [when for _, when in self._kills.values()]
-        due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
-        return max(0.0, min(due) - now) if due else -1
-
-    def _look(self, ready: Sequence[tuple[int, int]]) -> None:
-        now = time.monotonic()
-        for descriptor, _ in ready:
-            if descriptor == self._wake_read:
-                with suppress(BlockingIOError):
-                    os.read(descriptor, 4096)
-            elif (watch := self._by_pidfd.get(descriptor)) is not None:
-                self._notice(watch)
-        with self._lock:
-            polled = [one for one in self._watches.values() if one.is_polled and not one.is_told and one.due <= now]
-        for watch in polled:
-            watch.due = now + _LOOK_AGAIN_SECONDS
-            self._look_at(watch)
-        self._record([watch for watch in self._watches.values() if watch.exit is not None and not watch.is_told])
-        self._finish_recordings()
-        self._kill_overdue(now)
-
-    def _notice(self, watch: _Watch) -> None:
-        """A pidfd is readable: the process has ended. From here on it is asked how, until that is known."""
-        watch.noticed_at = time.time_ns()
-        with suppress(OSError):
-            self._epoll.unregister(watch.pidfd)
-        watch.is_polled = True
-        self._ask(watch)
-
-    def _look_at(self, watch: _Watch) -> None:
-        """Find out whether a process that no pidfd tells of has ended; watch it by pidfd again where that works."""
-        if watch.exit is not None:
-            return  # its end waits to be written
-        if watch.noticed_at:
-            self._ask(watch)
-            return
-        if watch.pidfd < 0:
-            try:
-                watch.pidfd = self._starter.adopt(watch.identity, "")
-            except NotFoundError:
-                watch.noticed_at = time.time_ns()
-                self._ask(watch)
-                return
-            except (LimpetError, OSError):
-                return  # no descriptor is left for it; looked at again
-            with self._lock:
-                self._register(watch)
-        elif _is_readable(watch.pidfd):
-            watch.noticed_at = time.time_ns()
-            self._ask(watch)
-
-    def _ask(self, watch: _Watch) -> None:
-        try:
-            watch.exit = self._starter.read_exit(watch.container_id, watch.identity, watch.pidfd)
-        except (LimpetError, OSError) as error:
-            self._doubt(watch, f"it has ended, and how cannot be asked: {error}")
-            watch.due = time.monotonic() + _RETRY_SECONDS
-            return
-        if watch.exit is None or (watch.exit.code is None and not watch.exit.never_ran and not watch.exit.finished_at):
-            is_over = time.time_ns() - watch.noticed_at > _EXIT_SECONDS * 1e9
-            watch.exit = Exit(None) if is_over else watch.exit if watch.exit is not None and watch.pidfd < 0 else None
-            watch.due = time.monotonic() + 0.02
-
     def _record(self, watches: Sequence[_Watch]) -> None:
         if not watches:
             return
@@ -498,7 +320,7 @@ class Watcher:
                 self.kill_at(key, identity, _RETRY_SECONDS)
 
 
-def _end(status: Status, watch: _Watch) -> Status:
+def _end(watch: _Watch, status: Status) -> Status:
     """Return the status of a container that has ended, unless that is known already."""
     found = watch.exit
     assert found is not None

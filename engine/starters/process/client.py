@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import find_interpreter
-from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, DIRECTORY, SOCKET
+from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
 from limpet.engine.starters.process.keeper.messages import VERSION, Message, receive, send
 from limpet.engine.state.durable import make_directory
 from limpet.recovery.host import read_pid_namespace

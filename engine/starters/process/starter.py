@@ -90,9 +90,7 @@ class ProcessStarter:
             return Prepared(
                 identity=identify(pid, pidfd),
                 pidfd=pidfd,
-                resources=None
-                if requested is None
-                else apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
+                resources=requested and apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
                 own=_Held(launch.id, connection),
             )
         except BaseException as error:
@@ -132,7 +130,7 @@ class ProcessStarter:
         finally:
             os.close(prepared.pidfd)
 
-    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:  # noqa: ARG002  # others need it
+    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
         """Return a pidfd of the process with this identity. Raises NotFoundError if it is not there."""
         try:
             pidfd = os.pidfd_open(identity.pid)
@@ -160,8 +158,7 @@ class ProcessStarter:
         """Return how the process ended, as the keeper has seen it; without one, as the kernel tells it."""
         answer = self._ask_about(container_id, identity)
         if answer is None:
-            code = read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None
-            return Exit(code, time.time_ns() if code is not None else 0)
+            return _read_exit_alone(identity, pidfd)
         if "end" not in answer:
             return None
         return self._to_exit(container_id, answer)
@@ -257,11 +254,7 @@ class ProcessStarter:
         end = answer.get("end") or {}
         if answer.get("why"):
             return str(answer["why"])
-        if (
-            end.get("signal")
-            and end["code"] == signal.SIGKILL
-            and was_out_of_memory(container_id, self._keeper.keeper_pid)
-        ):
+        if self._was_out_of_memory(container_id, end):
             return "its memory limit leaves no room to execute its program; raise memory_limit_in_bytes"
         if end.get("signal"):
             return f"it was ended by {_name_signal(end['code'])} before its program was executed"
@@ -275,8 +268,11 @@ class ProcessStarter:
         if end.get("unseen"):
             return Exit(None)
         code = 128 + end["code"] if end["signal"] else end["code"]
-        is_out_of_memory = code == 128 + signal.SIGKILL and was_out_of_memory(container_id, self._keeper.keeper_pid)
-        return Exit(code, finished_at, is_out_of_memory=is_out_of_memory)
+        return Exit(code, finished_at, is_out_of_memory=self._was_out_of_memory(container_id, end))
+
+    def _was_out_of_memory(self, container_id: str, end: Message) -> bool:
+        is_killed = end.get("signal") and end["code"] == signal.SIGKILL
+        return bool(is_killed) and was_out_of_memory(container_id, self._keeper.keeper_pid)
 
     def _ask(self, message: Message) -> Message | None:
         return self._keeper.ask(message)
@@ -337,6 +333,17 @@ def _write_plan(spec: Spec) -> int:
 
 def _original_nofile() -> tuple[int, int]:
     return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:
+    """Return how a process ended that no keeper knows; None while its parent may still reap it."""
+    if pidfd < 0:
+        return Exit(None)
+    code = read_exit_code(identity.pid, pidfd)
+    if code is not None:
+        return Exit(code)
+    is_reaped = read_stat(identity.pid) is None
+    return Exit(None) if is_reaped else None
 
 
 def _name_signal(number: int) -> str:

@@ -19,7 +19,6 @@ To the keeper:
 """
 
 import ctypes
-import errno
 import fcntl
 import json
 import os

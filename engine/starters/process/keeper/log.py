@@ -101,7 +101,7 @@ class Log:
 
     def is_full(self) -> bool:
         """Return whether it has grown to where it is rotated."""
-        return 0 < self._max_bytes and self._rotate_at <= self._known[2]
+        return self._max_bytes > 0 and self._rotate_at <= self._known[2]
 
     def rotate(self) -> None:
         """Give the file a name with the time, as the kubelet does, begin a new one, and remove the oldest.

@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from .copies import Copies
-from .kernel import become_subreaper, read_stat
 from .keeper import Keeper
+from .kernel import become_subreaper, read_stat
 
 LOCK, SOCKET = "lock", "socket"
 DIRECTORY = 3
@@ -94,7 +94,7 @@ def _take_lock() -> int:
 
 def _listen() -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    name = f"/proc/self/fd/{DIRECTORY}/{SOCKET}"  # a socket's path has at most 107 bytes, a state directory's may have more
+    name = f"/proc/self/fd/{DIRECTORY}/{SOCKET}"  # a socket's path has at most 107 bytes, a state directory's more
     with suppress(FileNotFoundError):
         os.unlink(name)
     listener.bind(name)
@@ -111,7 +111,7 @@ def _require_executed_flag() -> None:
         if not pid:
             try:
                 if executes:
-                    os.execv(sys.executable, [sys.executable, "-V"])
+                    os.execv(sys.executable, [sys.executable, "-V"])  # noqa: S606
             finally:
                 os._exit(0)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

@@ -22,6 +22,7 @@ from limpet.engine.starters import (
     make_probe,
     number_of_signal,
 )
+from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
@@ -32,7 +33,7 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import NotFoundError, quote
+from limpet.schema.errors import NotFoundError, quote, quote_path
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
@@ -83,11 +84,16 @@ class Engine:
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
         container Unknown.
 
-        Raises StateDirectoryLockedError if another engine has it open, and the other errors of `Store.open`.
+        This process's soft limit of file descriptors is raised to the hard one; containers get the original limits.
+
+        Raises StateDirectoryLockedError if another engine has it open, ResourcesError if no file descriptors are left,
+        and the other errors of `Store.open`.
         """
+        raise_descriptor_limit()
         steps, opened = Steps(), []
         try:
-            steps.run(lambda: opened.append(cls._open(state_dir, node, images, starter, look_timeout)))
+            with system_errors_told(f"state directory {quote_path(state_dir)}"):
+                steps.run(lambda: opened.append(cls._open(state_dir, node, images, starter, look_timeout)))
         except BaseException:
             for engine in opened:  # an interrupt came while it was opened
                 engine.close()
@@ -263,7 +269,8 @@ class Engine:
 
     def recover(self) -> Report:
         """Look at every container that has not ended, now, and return the report; may be called at any time."""
-        return self._runtime.step(self._recover)
+        with system_errors_told(f"recovery in {quote_path(self.store.directory.path)}"):
+            return self._runtime.step(self._recover)
 
     def _recover(self) -> Report:
         orphans = judge_orphans(

@@ -83,8 +83,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """With Process.ENDED: the exit code; 128 + signal if a signal ended it."""
     finished_at: int = 0
     """When it ended, if an exit record has that: nanoseconds since the epoch."""
+    is_out_of_memory: bool = False
+    """With Process.ENDED: its memory limit ended it."""
     detail: str = ""
-    """What prevented a closer look."""
+    """What prevented a closer look; with Process.NEVER_RAN, why its program was not executed."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,11 +42,19 @@ def read_pid_namespace() -> int:
         return 0
 
 
-@cache
 def has_pidfs() -> bool:
-    """Return whether pidfds have unique inode numbers here, so that they distinguish processes.
+    """Return whether pidfds are known to have unique inode numbers here, so that they distinguish processes."""
+    try:
+        return ask_for_pidfs()
+    except OSError:
+        return False
 
-    Raises OSError if it cannot be found out now: only an answer is remembered.
+
+@cache
+def ask_for_pidfs() -> bool:
+    """Return whether pidfds have unique inode numbers here.
+
+    Raises OSError if that cannot be found out now: only an answer of the kernel is remembered.
     """
     # Without pidfs, a pidfd has the one inode that all anonymous files share, such as an eventfd.
     with open_pidfd(os.getpid()) as pidfd:
@@ -79,7 +87,7 @@ def identify(pid: int, pidfd: int) -> ProcessIdentity:
         pid=pid,
         start_ticks=read_start_ticks(pid),
         boot_id=boot_id,
-        pidfd_inode=os.fstat(pidfd).st_ino if has_pidfs() else 0,
+        pidfd_inode=os.fstat(pidfd).st_ino if ask_for_pidfs() else 0,
         pid_namespace=read_pid_namespace(),
     )
 
@@ -135,7 +143,7 @@ def compare(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:
     nothing: whoever is the process's parent knows more.
     """
     try:
-        if identity.pidfd_inode and has_pidfs():
+        if identity.pidfd_inode and ask_for_pidfs():
             same = os.fstat(pidfd).st_ino == identity.pidfd_inode
             return (Process.ALIVE, "") if same else (Process.STRANGER, f"pid {identity.pid} was reused")
         if abs(read_start_ticks(identity.pid) - identity.start_ticks) <= 1:  # rounded twice, between time namespaces

@@ -46,6 +46,10 @@ class Witnessed(NamedTuple):
     exit_code: int | None = None
     finished_at: int = 0
     """Nanoseconds since the epoch; 0 if not known."""
+    is_out_of_memory: bool = False
+    """Its memory limit ended it."""
+    detail: str = ""
+    """With NEVER_RAN: why."""
 
 
 Witness = Callable[[str, ProcessIdentity | None], Witnessed | None]
@@ -81,42 +85,40 @@ class HostProbe:
         bundle, bundle_detail = Bundle.NOT_KEPT, ""
         if self._containers_dir:
             bundle, bundle_detail = observe_bundle(os.path.join(self._containers_dir, container.id), container.id)
-        boot, seen, detail = self._observe_process(identity)
+        boot, seen = self._observe_process(identity)
         if not container.status.finished_at:
             # Asked after the look: what has ended in between is known to it.
-            witnessed = self._witness(container.id, identity)
-            seen, detail = _believe(identity, seen, detail, witnessed)
+            seen = _believe(identity, seen, self._witness(container.id, identity))
         return Observation(
             boot=boot,
             process=seen.process,
             bundle=bundle,
             exit_code=seen.exit_code,
             finished_at=seen.finished_at,
-            detail="; ".join(filter(None, (detail, bundle_detail))),
+            is_out_of_memory=seen.is_out_of_memory,
+            detail="; ".join(filter(None, (seen.detail, bundle_detail))),
         )
 
-    def _observe_process(self, identity: ProcessIdentity | None) -> tuple[Boot, Witnessed, str]:
+    def _observe_process(self, identity: ProcessIdentity | None) -> tuple[Boot, Witnessed]:
         if identity is None:
-            return Boot.SAME, Witnessed(Process.NONE), ""
+            return Boot.SAME, Witnessed(Process.NONE)
         boot = self._observe_boot(identity)
         if boot is Boot.SAME:
             process, exit_code, detail = observe_process(identity, self._compare)
-            return boot, Witnessed(process, exit_code), detail
+            return boot, Witnessed(process, exit_code, detail=detail)
         # A pid of another boot names another process; without a boot id it may.
-        return boot, Witnessed(Process.GONE if boot is Boot.CHANGED else Process.HIDDEN), ""
+        return boot, Witnessed(Process.GONE if boot is Boot.CHANGED else Process.HIDDEN)
 
 
-def _believe(
-    identity: ProcessIdentity | None, seen: Witnessed, detail: str, witnessed: Witnessed | None
-) -> tuple[Witnessed, str]:
+def _believe(identity: ProcessIdentity | None, seen: Witnessed, witnessed: Witnessed | None) -> Witnessed:
     """Return what is true, from what was seen and what a witness says, if it says anything."""
     if witnessed is None:
-        return seen, detail
+        return seen
     if identity is None:
         # It should have no process. After a database was restored from a backup it may; of an end that was witnessed
         # it is not known whose it was.
         is_alive = witnessed.process is Process.ALIVE
-        return (Witnessed(Process.UNPROVEN), "a process of it is said to run") if is_alive else (seen, detail)
+        return Witnessed(Process.UNPROVEN, detail="a process of it is said to run") if is_alive else seen
     if witnessed.process is not Process.ALIVE:
-        return witnessed, ""
-    return (witnessed, "") if seen.process is Process.UNPROVEN else (seen, detail)
+        return witnessed
+    return witnessed if seen.process is Process.UNPROVEN else seen

@@ -78,7 +78,7 @@ def test_an_end_that_was_witnessed_is_told_as_it_was(sleeper: ProcessIdentity, w
     end(sleeper)
     for identity in (sleeper, replace(sleeper, boot_id="another"), replace(sleeper, pid_namespace=1)):
         seen = look(identity, witnessed)
-        assert (seen.process, seen.exit_code, seen.finished_at) == witnessed
+        assert (seen.process, seen.exit_code, seen.finished_at) == witnessed[:3]
 
 
 def test_a_record_without_a_process_is_warned_of_one_and_nothing_else() -> None:
@@ -123,8 +123,9 @@ if sys.argv[1] == "full":
     held = len(os.listdir("/proc/self/fd")) - 1
     for free in (0, 1):
         resource.setrlimit(resource.RLIMIT_NOFILE, (held + free, hard))
+        print(host.has_pidfs())
         try:
-            host.has_pidfs()
+            host.ask_for_pidfs()
         except OSError as error:
             print(error.errno)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -142,7 +143,7 @@ def test_whether_the_kernel_has_pidfs_is_asked_until_it_answers() -> None:
 
     python = (sys.executable, "-c", PIDFS)
     (answer,) = ask(*python, "plain")
-    assert ask(*python, "full") == [str(errno.EMFILE), str(errno.EMFILE), answer]
+    assert ask(*python, "full") == ["False", str(errno.EMFILE)] * 2 + [answer]
     assert ask("unshare", *AS_ROOT, "-p", "-f", "--mount-proc", *python, "plain") == [answer]
 
 

@@ -1,9 +1,9 @@
 """The process starter: a container is a process of this host and all that descends from it, under a keeper."""
 
+import errno
 import json
 import logging
 import os
-import resource
 import select
 import signal
 import time
@@ -19,10 +19,11 @@ from limpet.engine.starters.process.client import Connection, KeeperClient, Keep
 from limpet.engine.starters.process.keeper.kernel import read_stat
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.spec import make_spec, read_spec
+from limpet.engine.state.descriptors import original_descriptor_limit
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
-from limpet.recovery.probe import HostProbe
+from limpet.recovery.probe import HostProbe, Witnessed
 from limpet.schema.errors import KeeperError, NotFoundError, StartError, UnsupportedError, quote_path
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.runtime_spec import Spec
@@ -135,6 +136,8 @@ class ProcessStarter:
         try:
             pidfd = os.pidfd_open(identity.pid)
         except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise
             raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
         found, detail = self._compare(identity, pidfd)
         if found is not Process.ALIVE:
@@ -188,7 +191,23 @@ class ProcessStarter:
 
     def probe(self, containers_dir: str) -> HostProbe:
         """Return what looks at the processes and the bundles, and knows the ends that the keeper has seen."""
-        return HostProbe(containers_dir, compare=self._compare)
+        return HostProbe(containers_dir, witness=self._witness, compare=self._compare)
+
+    def _witness(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
+        """Say what the keeper knows of a container's process, if it knows anything."""
+        if identity is None:
+            answer = self._ask({"op": "end", "id": container_id})
+        else:
+            answer = self._ask_about(container_id, identity)
+        if answer is None:
+            return None
+        if "end" not in answer:
+            return Witnessed(Process.ALIVE) if answer.get("executed") else None
+        end = self._to_exit(container_id, answer)
+        if end.never_ran:
+            return Witnessed(Process.NEVER_RAN, None, end.finished_at, detail=end.never_ran)
+        process = Process.GONE if end.code is None else Process.ENDED
+        return Witnessed(process, end.code, end.finished_at, end.is_out_of_memory)
 
     def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[Connection, int, int]:
         """Return the connection that holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
@@ -332,7 +351,7 @@ def _write_plan(spec: Spec) -> int:
 
 
 def _original_nofile() -> tuple[int, int]:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)
+    return original_descriptor_limit()
 
 
 def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:

@@ -34,7 +34,7 @@ def measure_liveness(cell: Cell) -> Figures:
 
 
 def _look_with_limpet(identity: ProcessIdentity) -> bool:
-    return observe_process(identity, "")[0] is Process.ALIVE
+    return observe_process(identity)[0] is Process.ALIVE
 
 
 def _look_at_start_time(identity: ProcessIdentity) -> bool:

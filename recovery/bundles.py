@@ -1,4 +1,4 @@
-"""Finds out what is at the path of a container's bundle, and which processes use a directory. Changes nothing."""
+"""Finds out what is at the path of a container's bundle. Changes nothing."""
 
 import os
 import stat
@@ -46,46 +46,3 @@ def read_marker(path: str) -> BundleMarker | None:
         return msgspec.json.decode(read_small_file(os.path.join(path, MARKER_FILE), _MARKER_BYTES), type=BundleMarker)
     except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def find_users(path: str) -> tuple[list[int], list[int]]:
-    """Return the pids of live processes that use the directory `path`, and of those that we may not inspect.
-
-    A process uses it as its root, its working directory, its program or an open file. Another user's process
-    cannot reach into our private directory, so only our own count as hidden. Raises OSError.
-    """
-    path = os.path.realpath(path)
-    users, hidden = [], []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            if _uses(f"/proc/{name}", path):
-                users.append(int(name))
-        except (FileNotFoundError, ProcessLookupError):  # it has ended
-            continue
-        except PermissionError:
-            # An init that we may not inspect is the machine's, with more rights than ours.
-            if name != "1" and _is_ours(name):
-                hidden.append(int(name))
-    return users, hidden
-
-
-def _uses(process: str, path: str) -> bool:
-    links = [f"{process}/{name}" for name in ("root", "cwd", "exe")]
-    links += [f"{process}/fd/{name}" for name in os.listdir(f"{process}/fd")]
-    for link in links:
-        try:
-            target = os.readlink(link)
-        except FileNotFoundError:  # a kernel thread's program, a descriptor closed since
-            continue
-        if target == path or target.startswith(path + "/"):
-            return True
-    return False
-
-
-def _is_ours(pid: str) -> bool:
-    try:
-        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
-    except FileNotFoundError:
-        return False

@@ -1,6 +1,5 @@
 """The engine: opened on a state directory, it knows what is true of every container, and runs new ones."""
 
-import errno
 import os
 import threading
 import time
@@ -33,7 +32,7 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import NotFoundError, quote, quote_path
+from limpet.schema.errors import NotFoundError, ResourcesError, quote, quote_path
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
@@ -305,10 +304,8 @@ class Engine:
         if identity is None or self._runtime.watcher.is_watched(container_id):
             return
         try:
-            pidfd = self._runtime.starter.adopt(identity, self._runtime.bundle_path(container_id))
-        except OSError as error:
-            if error.errno not in {errno.EMFILE, errno.ENFILE}:
-                raise
+            pidfd = self._runtime.starter.adopt(container_id, identity)
+        except ResourcesError:
             pidfd = -1  # looked at again and again, then
         self._runtime.watcher.watch(container_id, identity, pidfd)
         if verdict.status.stop_requested_at:

@@ -218,10 +218,7 @@ def _apply(rule: Rule, status: Status, observation: Observation, because: str, n
             )
         case Ruling.EXITED:
             return end(
-                status,
-                observation.exit_code,
-                finished_at=ended_at,
-                is_out_of_memory=observation.is_out_of_memory,
+                status, observation.exit_code, finished_at=ended_at, is_out_of_memory=observation.is_out_of_memory
             )
         case Ruling.NEVER_RAN:
             return end_never_run(status, because, finished_at=ended_at)

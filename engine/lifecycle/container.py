@@ -219,7 +219,7 @@ class Container:
             if late > _KILL_TIMEOUT_SECONDS:
                 raise InvalidStateError(
                     f"container {self.id}: process {identity.pid}, or one that it left, has not ended"
-                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); stop it again later"
+                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again later"
                 )
             if status.finished_at:
                 time.sleep(patience)
@@ -264,7 +264,7 @@ class Container:
     def _stop_unknown(self, status: Status) -> Status:
         if status.identity is not None:
             try:
-                pidfd = self._runtime.starter.adopt(status.identity, self._bundle.path)
+                pidfd = self._runtime.starter.adopt(self.id, status.identity)
             except NotFoundError as error:
                 raise self._refuse("stop", f"{error}; nothing was signalled, and recover() may tell later") from error
             os.close(pidfd)  # it lives after all: the next look will say so

@@ -92,8 +92,11 @@ class Starter(Protocol):
     def abort(self, prepared: Prepared) -> None:
         """End a process that is still held, and wait until it is gone."""
 
-    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
-        """Return a pidfd of the very process, running or just ended. Raises NotFoundError if it is not there."""
+    def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of the very process, running or just ended.
+
+        Raises NotFoundError if it is not there, ResourcesError if no descriptor is left.
+        """
 
     def signal(self, container_id: str, identity: ProcessIdentity, number: int) -> int:
         """Send a signal to all processes of the container, 0 to none; return how many there are.

@@ -24,7 +24,7 @@ from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe, Witnessed
-from limpet.schema.errors import KeeperError, NotFoundError, StartError, UnsupportedError, quote_path
+from limpet.schema.errors import KeeperError, NotFoundError, ResourcesError, StartError, UnsupportedError, quote_path
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.runtime_spec import Spec
 
@@ -91,7 +91,9 @@ class ProcessStarter:
             return Prepared(
                 identity=identify(pid, pidfd),
                 pidfd=pidfd,
-                resources=requested and apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
+                resources=None
+                if requested is None
+                else apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
                 own=_Held(launch.id, connection),
             )
         except BaseException as error:
@@ -131,15 +133,20 @@ class ProcessStarter:
         finally:
             os.close(prepared.pidfd)
 
-    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
-        """Return a pidfd of the process with this identity. Raises NotFoundError if it is not there."""
+    def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of the process with this identity.
+
+        Raises NotFoundError if it is not there, ResourcesError if no descriptor is left.
+        """
         try:
             pidfd = os.pidfd_open(identity.pid)
         except OSError as error:
-            if error.errno in {errno.EMFILE, errno.ENFILE}:
-                raise
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+                raise ResourcesError(f"process {identity.pid}: {error.strerror}") from error
             raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
         found, detail = self._compare(identity, pidfd)
+        if found is Process.UNPROVEN and self._ask_about(container_id, identity) is not None:
+            return pidfd  # its parent knows it, and has not reaped it
         if found is not Process.ALIVE:
             os.close(pidfd)
             raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")
@@ -194,20 +201,22 @@ class ProcessStarter:
         return HostProbe(containers_dir, witness=self._witness, compare=self._compare)
 
     def _witness(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
-        """Say what the keeper knows of a container's process, if it knows anything."""
+        """Say what the keeper knows of a container's process. Raises KeeperError."""
         if identity is None:
             answer = self._ask({"op": "end", "id": container_id})
-        else:
-            answer = self._ask_about(container_id, identity)
+            is_alive = answer is not None and bool(answer.get("running"))
+            return Witnessed(Process.ALIVE) if is_alive else None
+        answer = self._ask_about(container_id, identity)
         if answer is None:
             return None
         if "end" not in answer:
-            return Witnessed(Process.ALIVE) if answer.get("executed") else None
-        end = self._to_exit(container_id, answer)
-        if end.never_ran:
-            return Witnessed(Process.NEVER_RAN, None, end.finished_at, detail=end.never_ran)
-        process = Process.GONE if end.code is None else Process.ENDED
-        return Witnessed(process, end.code, end.finished_at, end.is_out_of_memory)
+            return Witnessed(Process.ALIVE)
+        found = self._to_exit(container_id, answer)
+        if found.never_ran:
+            return Witnessed(Process.NEVER_RAN, finished_at=found.finished_at, detail=found.never_ran)
+        if found.code is None:
+            return Witnessed(Process.GONE)
+        return Witnessed(Process.ENDED, found.code, found.finished_at, found.is_out_of_memory)
 
     def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[Connection, int, int]:
         """Return the connection that holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
@@ -338,7 +347,7 @@ def _write_plan(spec: Spec) -> int:
         "groups": process.user.additional_gids,
         "setgroups": os.geteuid() == 0,
         "own_uts_namespace": os.geteuid() == 0,
-        "nofile": _original_nofile(),
+        "nofile": original_descriptor_limit(),
     }
     descriptor = os.memfd_create("limpet-plan", os.MFD_CLOEXEC)
     try:
@@ -348,10 +357,6 @@ def _write_plan(spec: Spec) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _original_nofile() -> tuple[int, int]:
-    return original_descriptor_limit()
 
 
 def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:

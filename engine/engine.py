@@ -292,6 +292,25 @@ class Engine:
                     sandbox.bundle.make()  # a kill came between its row and its marked directory
         return self.recovery
 
+    def declare_gone(self, container_id: str, why: str) -> Status:
+        """Look at an Unknown container once more; if it stays Unknown, record on your word that it is gone.
+
+        For what no look can settle, such as a process of a pid namespace that is over. Nothing is signalled. Return the
+        status, which says what is true if the look has found that out. See `Store.declare_gone` for what is raised.
+        """
+
+        def settle() -> Status:
+            key = self.get(container_id).id
+            with self.exclusive(key):
+                if self.store.status(key).unknown and not self.store.is_damaged(key):
+                    self._reexamine(key)
+                    status = self.store.status(key)
+                    if status.state is ContainerState.EXITED:
+                        return status
+                return self.store.declare_gone(key, why)
+
+        return self._runtime.step(settle)
+
     def _reexamine(self, container_id: str) -> None:
         """Look at one container again, and write down what is true of it."""
         reexamine(self.store, container_id, probe=self._probe(), actors=self._actors, look_timeout=self._look_timeout)

@@ -84,9 +84,9 @@ _C, _R, _A = Stage, Ruling, Action
 _SAME, _CHANGED, _NO_BOOT = {Boot.SAME}, {Boot.CHANGED}, {Boot.UNREADABLE}
 _ALIVE, _ENDED, _NEVER_RAN, _ORIGINAL = {Process.ALIVE}, {Process.ENDED}, {Process.NEVER_RAN}, {Process.ORIGINAL}
 
-_DECLARE = "or, if you know that no process of it is left, say so with declare_gone (limpet resolve)"
-_ONCE_ENDED = f"recover again once that process has ended, {_DECLARE}"
-_LOOK_AGAIN = f"recover again where its process can be seen, {_DECLARE}"
+DECLARE = "or, if you know that no process of it is left, say so with declare_gone (limpet resolve)"
+_ONCE_ENDED = f"recover again once that process has ended, {DECLARE}"
+_LOOK_AGAIN = f"recover again where its process can be seen, {DECLARE}"
 
 # fmt: off
 RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
@@ -134,12 +134,12 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
     ("rebooted-alive", _C.RUNNING, _CHANGED, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "its process is reported alive, but cannot be of this boot", _LOOK_AGAIN),
     ("copied", _C.RUNNING, _SAME, _ORIGINAL, _ANY_BUNDLE, _R.UNKNOWN, Reason.COPIED, (),
-     "this state directory is a copy, and the process is the original's, which alone looks after it", _DECLARE[4:]),
+     "this state directory is a copy, and the process is the original's, which alone looks after it", DECLARE[4:]),
     ("not-proven", _C.RUNNING, _SAME, _UNPROVEN, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "its process cannot be identified or inspected, so it may be alive", _LOOK_AGAIN),
     ("no-boot-id", _C.RUNNING, _NO_BOOT, _OVER | _UNPROVEN | _ALIVE | _ORIGINAL, _ANY_BUNDLE, _R.UNKNOWN,
      Reason.UNVERIFIED, (),
-     "without a boot id a pid proves nothing", f"recover again with a readable /proc, {_DECLARE}"),
+     "without a boot id a pid proves nothing", f"recover again with a readable /proc, {DECLARE}"),
     ("exited", _C.EXITED, _ANY_BOOT, _NOT_ALIVE, _ANY_BUNDLE, _R.KEEP, None, (),
      "its exit was already recorded"),
     ("exited-alive", _C.EXITED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),

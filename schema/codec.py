@@ -112,13 +112,13 @@ def row_to_status(row: StatusRow) -> Status:
             message=row.message,
             released=bool(row.released),
             resources=None if row.resources is None else _resources.decode(row.resources),
-            identity=_identity_of(row),
+            identity=read_identity(row),
         )
     except _UNREADABLE as error:
         raise StoreDamagedError(f"container {row.id}: its status does not decode: {error}") from error
 
 
-def _identity_of(row: StatusRow) -> ProcessIdentity | None:
+def read_identity(row: StatusRow) -> ProcessIdentity | None:
     if row.process_pid is None:
         return None
     return ProcessIdentity(

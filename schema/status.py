@@ -139,3 +139,8 @@ def end_never_run(status: Status, why: str, *, finished_at: int) -> Status:
     """Return `status` as ended without its program ever having been executed: code 128, reason StartError."""
     ended = end(status, EXIT_CODE_START_ERROR, finished_at=finished_at, message=f"never ran: {why}")
     return replace(ended, reason=Reason.START_ERROR)
+
+
+def mark_copied(status: Status, original: str, copy: str) -> Status:
+    """Return the RUNNING `status` in a copy of a state directory, marked as a process of the original's."""
+    return replace(status, reason=Reason.COPIED, message=f"{copy} is a copy of {original}, which looks after it")

@@ -22,6 +22,7 @@ VERBS = {
     "inspect": "Show details of containers or sandboxes.",
     "history": "Show a container's state changes.",
     "recover": "Recover the state after a crash, and record the result.",
+    "resolve": "Settle an UNKNOWN container on your word.",
     "check": "Check the database, records, permissions and bundles for damage.",
     "backup": "Copy the database to a file, even while an engine is running.",
     "drill": "Cause crashes on this machine and check every recovery.",

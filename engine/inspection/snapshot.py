@@ -18,6 +18,7 @@ from limpet.engine.reconcile import examine_all
 from limpet.engine.starters import make_host_probe
 from limpet.engine.state.directory import check_directory, find_foreign_entries
 from limpet.engine.state.entries import require_entries, resolve_directory
+from limpet.engine.state.identity import find_original
 from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
 from limpet.engine.state.owner import read_owner
@@ -29,7 +30,7 @@ from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamage
 from limpet.schema.history import Transition
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.rows import NameRow, StatusRow
-from limpet.schema.status import ContainerState, Reason, Status
+from limpet.schema.status import ContainerState, Reason, Status, mark_copied
 
 _READ_AGAIN_SECONDS = 0.05
 _READ = {name: what for name, what in ENTRIES.items() if name.startswith((DATABASE, CONTAINERS, SANDBOXES))}
@@ -66,6 +67,7 @@ class Snapshot:
         self.holder = find_holder(path)
         """The pid of the process that has the state directory open; None if none is visible."""
         self._probe = make_host_probe(os.path.join(path, CONTAINERS))
+        self._original = find_original(path, node)
         sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
         self._sandboxes = {row.id: row for row in sandboxes}
         self._names = {row.id: row for row in names}
@@ -198,6 +200,8 @@ class Snapshot:
                 status = row_to_status(row)
             except StoreDamagedError as error:
                 damage = str(error)
+        if self._original and status.identity is not None and not status.finished_at:
+            status = mark_copied(status, self._original, self.path)  # as the next engine does, durably
         return Unsettled(Record(key, status, self.metadata), damage)
 
     def _has_ended(self, key: str) -> bool:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from limpet.engine.state.durable import make_directory, write_file
+from limpet.engine.state.durable import make_directory, remove_tree, write_file
 from limpet.engine.state.entries import require_entries, require_path
+from limpet.engine.state.identity import find_original, read_identity, settle_identity
 from limpet.engine.state.lock import locked_error, write_holder
-from limpet.engine.state.names import DATABASE, ENTRIES, LOCK, OURS, OWNER
+from limpet.engine.state.names import DATABASE, ENTRIES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, read_owner
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
@@ -85,6 +86,38 @@ class StateDirectory:
             write_file(self.join(OWNER), msgspec.json.encode(owner))
         except OSError as error:
             raise StateDirectoryError(f"{self.join(OWNER)}: {error.strerror}; nothing was started") from error
+
+    def find_original(self, node: str) -> str:
+        """Return where the original is if this is a copy of which `node` has not been told; else nothing.
+
+        Raises StateDirectoryError.
+        """
+        try:
+            return find_original(self.path, node)
+        except OSError as error:
+            raise StateDirectoryError(f"state directory {self.path}: {error.strerror}") from error
+
+    def settle_identity(self, node: str, original: str) -> None:
+        """Record, durably, which directory this is, now that what it holds is settled. Raises StateDirectoryError."""
+        try:
+            settle_identity(self.path, node, original)
+        except OSError as error:
+            raise StateDirectoryError(f"{self.join(IDENTITY)}: {error.strerror}; nothing was started") from error
+
+    def forget_keeper(self) -> None:
+        """Remove the copy of a keeper's files: what it noted is of the original's containers. May be repeated."""
+        path = self.join(KEEPER)
+        try:
+            if os.path.lexists(path):
+                remove_tree(path)
+        except OSError as error:
+            raise StateDirectoryError(f"{error.filename or path}: {error.strerror}; nothing was started") from error
+
+    @property
+    def is_copy(self) -> bool:
+        """True if this directory was made as a copy of another one."""
+        record = read_identity(self.path)
+        return record is not None and bool(record.original)
 
     def remove_temporary_files(self) -> None:
         """Remove files that a kill left half written. Raises StateDirectoryError."""

@@ -7,6 +7,7 @@ runtime that manages its own processes uses the store as it is.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -20,11 +21,21 @@ from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.match import Filter, resolve_prefix
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
-from limpet.schema.codec import row_is_sound, row_to_sandbox, row_to_status
-from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError, quote
+from limpet.recovery.host import read_boot_id
+from limpet.schema.codec import read_identity, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.errors import (
+    ClosedError,
+    InvalidInputError,
+    InvalidStateError,
+    LimpetError,
+    NotFoundError,
+    StoreDamagedError,
+    quote,
+)
 from limpet.schema.history import Transition
+from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
-from limpet.schema.status import ContainerState, Reason, Status
+from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied
 
 _TRIES = 3
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
@@ -67,10 +78,16 @@ class Store:
         require_node(node)
         directory = StateDirectory.acquire(state_dir)
         try:
-            return cls(directory, open_database(directory, node))
+            store = cls(directory, open_database(directory, node))
         except BaseException:
             directory.release()
             raise
+        try:
+            store._settle_copy()  # noqa: SLF001  # a class method of its own class
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def __enter__(self) -> Self:
         return self
@@ -254,6 +271,44 @@ class Store:
             row = self._rows.find(container_id)
             return row is not None and not row
 
+    def find_suspect(self, container_id: str) -> ProcessIdentity | None:
+        """Return the process that a damaged record names, if that much can be read and no other record names it.
+
+        It is no proof of anything: a flipped bit, or another container's row in its place, may have named it.
+        """
+        row = self._records.load_status(container_id)
+        suspect = read_identity(row) if row else None
+        if suspect is None or not has_sound_types(suspect):
+            return None
+        others = (row_to_status(other).identity for _, other in self._rows.known() if other)
+        return None if suspect in others else suspect
+
+    def declare_gone(self, container_id: str, why: str) -> Status:
+        """Record on a person's word that no process of an Unknown container is left, and return its status.
+
+        It is then EXITED, 255, reason DeclaredGone, with `why` as its message; how one ended that has ended already is
+        kept. Nothing is signalled. Raises InvalidStateError unless it is Unknown, InvalidInputError if `why` is empty,
+        NotFoundError, StoreDamagedError for a damaged record, which can be deleted.
+        """
+        if not why.strip():
+            raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
+
+        def settle(draft: Draft) -> Status:
+            status, checkpoint = draft.status(container_id), draft.checkpoint(container_id)
+            if checkpoint is None:
+                raise StoreDamagedError(f"container {container_id}: {status.message}")
+            if not status.unknown:
+                raise InvalidStateError(
+                    f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
+                )
+            settled = draft.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
+            draft.doubt(container_id, None)
+            return settled
+
+        self._require_open()
+        settled: Status = self._committer.run(Request(settle))
+        return settled
+
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
         return self._journal.last_recovery() + 1
@@ -346,6 +401,20 @@ class Store:
                     self._damaged_sandboxes.pop(key, None)
                 else:
                     self._sandboxes[key] = sandbox
+
+    def _settle_copy(self) -> None:
+        """In a copy of a state directory: mark, durably, what runs as the original's, before it is one of its own."""
+        original = self.directory.find_original(self.node)
+        if original:
+            boot_id = read_boot_id()
+            with self.transaction() as draft:
+                for key in [key for key, row in self._rows.known() if row and row.started_at and not row.finished_at]:
+                    status = draft.checkpoint(key)
+                    if status is not None and status.identity is not None and status.identity.boot_id == boot_id:
+                        draft.replace(key, mark_copied(status, original, self.directory.path))
+                        draft.doubt(key, _NOT_VERIFIED)
+            self.directory.forget_keeper()
+        self.directory.settle_identity(self.node, original)
 
     def _load_sandboxes(self) -> None:
         for node, row in self._records.load_all_sandboxes():

@@ -9,29 +9,104 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from limpet.engine.starters import process
-from tests.conftest import DEADLINE_SECONDS, wait_until
+from tests.conftest import DEADLINE_SECONDS, is_running, wait_until
 
-RUN = (
-    "import socket, sys\n"
-    f"sys.path.insert(0, {os.path.dirname(process.__file__)!r})\n"
-    "from keeper.copier import run\n"
-    "run(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))\n"
-)
+FORK = f"""
+import array, json, os, resource, signal, socket, sys
+sys.path.insert(0, {os.path.dirname(process.__file__)!r})
+from keeper import copier
+
+def wrap(name, die):
+    call = getattr(os, name)
+    def wrapped(*args, **settings):
+        die["calls"] -= 1
+        if die["calls"] or die["when"] == "before":
+            if not die["calls"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **settings)
+        if name == "writev" and die["when"] == "amid":
+            whole = b"".join(args[1])
+            os.write(args[0], whole[: len(whole) * 2 // 3])
+        else:
+            call(*args, **settings)
+        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(os, name, wrapped)
+
+control = socket.socket(fileno=int(sys.argv[1]))
+while data := control.recv(65536):
+    order = json.loads(data)
+    if "wait" in order:
+        control.send(str(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])).encode())
+        continue
+    _, beside, _, _ = control.recvmsg(1, socket.CMSG_SPACE(8))
+    link, directory = array.array("i", beside[0][2])
+    pid = os.fork()
+    if not pid:
+        control.close()
+        if order["nofile"]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (order["nofile"],) * 2)
+        if order["fsize"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (order["fsize"], resource.RLIM_INFINITY))
+        for name in order["die"]["of"]:
+            wrap(name, order["die"])
+        copier.run(socket.socket(fileno=link), directory)
+    os.close(link), os.close(directory)
+    control.send(str(pid).encode())
+"""
+"""Forks a copier for each order, as the keeper does; it can be told at which call it is to be killed."""
+NEVER: Mapping[str, Any] = {"calls": 0, "of": (), "when": ""}
 ROTATED = re.compile(r"\.[0-9]{8}-[0-9]{6}(\.[0-9]{6})?")
+
+
+class Forker:
+    """A process of nothing but the standard library, whose forks are copiers."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", FORK, str(theirs.fileno())], pass_fds=(theirs.fileno(),)
+        )
+        theirs.close()
+
+    def fork(self, link: int, folder: int, **order: Any) -> int:
+        """Fork a copier; return its pid."""
+        self._control.send(json.dumps(order).encode())
+        socket.send_fds(self._control, [b"f"], [link, folder])
+        return int(self._control.recv(64))
+
+    def wait(self, pid: int) -> int:
+        """Wait until a copier has ended; return how, as `subprocess` says it."""
+        self._control.send(json.dumps({"wait": pid}).encode())
+        return int(self._control.recv(64))
+
+    def close(self) -> None:
+        """End it."""
+        self._control.close()
+        self._process.wait(DEADLINE_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """What forks copiers."""
+    process = Forker()
+    yield process
+    process.close()
 
 
 class Keeper:
     """Holds the FIFOs' read ends, and gives them to one copier after another."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, forker: Forker) -> None:
         self.directory = directory
+        self._forker = forker
         (directory / "fifo").mkdir(parents=True)
         self.logs = directory / "logs"
         self.logs.mkdir()
@@ -41,25 +116,29 @@ class Keeper:
         self._folder = os.open(directory, os.O_PATH | os.O_DIRECTORY)
         self.start()
 
-    def start(self, *prefix: str, descriptors: int = 0) -> None:
-        """Start a copier, and give it what is kept. `descriptors` limits how many it may have."""
-        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors},) * 2)\n"
-        program = (limit if descriptors else "") + RUN
-        self.copier = subprocess.Popen(
-            [*prefix, sys.executable, "-I", "-S", "-c", program, str(theirs.fileno()), str(self._folder)],
-            pass_fds=(theirs.fileno(), self._folder),
-        )
-        theirs.close()
-        for message, descriptors_kept in self._kept.values():
-            self._send(message, descriptors_kept)
+    def start(self, *, nofile: int = 0, fsize: int = 0, die: Mapping[str, Any] = NEVER) -> None:
+        """Start a copier, and give it what is kept.
 
-    def kill(self) -> None:
-        """SIGKILL the copier; a `done` that it sent is still read."""
-        self.copier.kill()
-        self.copier.wait()
+        `nofile` and `fsize` limit its descriptors and the bytes of a file; `die` says at which call it is killed.
+        """
+        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = self._forker.fork(theirs.fileno(), self._folder, nofile=nofile, fsize=fsize, die=dict(die))
+        theirs.close()
+        for message, descriptors in self._kept.values():
+            self._send(message, descriptors)
+
+    def kill(self) -> int:
+        """SIGKILL the copier, if it was not killed yet; a `done` that it sent is still read. Return how it ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        code = self._forker.wait(self.pid)
         self.listen()
         self.link.close()
+        return code
+
+    def is_alive(self) -> bool:
+        """Say whether the copier is."""
+        return is_running(self.pid)
 
     def make(self, id: str, *, name: str = "", max_bytes: int = 0, max_files: int = 5) -> list[int]:
         """Make a container's FIFOs, give them to the copier, and return its own ends for stdout and stderr."""
@@ -83,8 +162,11 @@ class Keeper:
         self._send(*self._kept[id])
 
     def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
+        if self.link.fileno() < 0:
+            return  # it was killed: the next one gets it
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        self.link.sendmsg([json.dumps(message).encode()], rights)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the same
+            self.link.sendmsg([json.dumps(message).encode()], rights)
 
     def listen(self) -> None:
         """Take what the copier has said so far."""
@@ -133,10 +215,8 @@ class Keeper:
 
     def close(self) -> None:
         """Kill the copier and close everything."""
-        self.copier.send_signal(signal.SIGCONT)
-        self.copier.kill()
-        self.copier.wait(DEADLINE_SECONDS)
-        self.link.close()
+        if self.link.fileno() >= 0:
+            self.kill()
         os.close(self._folder)
         for _, descriptors in self._kept.values():
             for descriptor in descriptors:
@@ -144,9 +224,9 @@ class Keeper:
 
 
 @pytest.fixture
-def keeper(tmp_path: Path) -> Iterator[Keeper]:
+def keeper(tmp_path: Path, forker: Forker) -> Iterator[Keeper]:
     """A keeper with a copier."""
-    playing = Keeper(tmp_path)
+    playing = Keeper(tmp_path, forker)
     yield playing
     playing.close()
 

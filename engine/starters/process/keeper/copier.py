@@ -118,10 +118,10 @@ class _Copier:
                 self._later.clear()
             if self._has_mail and not self._receive():
                 return
-            self._send()
             for stream in list(self._ready.values()):  # a chunk of each, so that none waits for another
                 if stream.fifo in self._streams and not self._step(stream):
                     self._ready.pop(stream.fifo, None)
+            self._send()
 
     def _timeout(self) -> float:
         if self._ready:

@@ -62,6 +62,7 @@ while data := control.recv(65536):
     control.send(str(pid).encode())
 """
 """Forks a copier for each order, as the keeper does; it can be told at which call it is to be killed."""
+TIME = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z")
 NEVER: Mapping[str, Any] = {"calls": 0, "of": (), "when": ""}
 ROTATED = re.compile(r"\.[0-9]{8}-[0-9]{6}(\.[0-9]{6})?")
 
@@ -201,16 +202,15 @@ class Keeper:
 
     def output(self, id: str, stream: str = "stdout") -> bytes:
         """Return what the logs say that a container wrote, byte for byte."""
-        found = []
+        found, times = [], set()
         for file in self.files(id):
             for line in file.read_bytes().split(b"\n")[:-1]:
                 when, name, tag, text = line.split(b" ", 3)
-                assert re.fullmatch(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z", when), line[
-                    :80
-                ]
+                times.add(when)
                 assert len(text) <= 16384
-                if name.decode() == stream:
+                if name == stream.encode():
                     found.append(text + b"\n" if tag == b"F" else text)
+        assert all(TIME.fullmatch(time) for time in times)
         return b"".join(found)
 
     def close(self) -> None:

@@ -31,34 +31,26 @@ def test_output_is_in_the_log_as_it_was_written(keeper: Keeper) -> None:
     assert not list((keeper.directory / "fifo").glob("*.at"))
 
 
-def kill_again_and_again(keeper: Keeper, *, kills: int, containers: int, last: int, max_bytes: int) -> int:
-    """Kill the copier while containers write; return how often, once all is written and looked at."""
-    ids = [f"c{number}" for number in range(containers)]
-    writers = []
-    for number, key in enumerate(ids):
-        out, err = keeper.make(key, max_bytes=max_bytes, max_files=1000)
-        writers.append(write_numbers(out, last, first=number))
-        writers.append(write_numbers(err, last // 3, first=number))
-    killed = 0
-    pauses = random.Random(kills)
-    while not keeper.is_done(*ids):
-        time.sleep(pauses.uniform(0.005, 0.05))
-        if killed < kills:
-            keeper.kill()
-            keeper.start()
-            killed += 1
-    for writer in writers:
-        assert writer.wait(DEADLINE_SECONDS) == 0
-    for number, key in enumerate(ids):
-        assert keeper.output(key) == numbers(last, first=number)
-        assert keeper.output(key, "stderr") == numbers(last // 3, first=number)
-    return killed
-
-
 def test_no_line_is_lost_or_doubled_by_kills(keeper: Keeper) -> None:
     """20 containers write to two streams each, their logs are rotated, and the copier is killed again and again."""
-    killed = kill_again_and_again(keeper, kills=10, containers=20, last=60_000, max_bytes=500_000)
-    assert killed >= 5
+    last = 150_000
+    keys = [f"c{number}" for number in range(20)]
+    writers = []
+    for number, key in enumerate(keys):
+        out, err = keeper.make(key, max_bytes=1_000_000, max_files=1000)
+        writers += [write_numbers(out, last, first=number), write_numbers(err, last // 3, first=number)]
+    kills = 0
+    pauses = random.Random(7)
+    while not keeper.is_done(*keys):
+        time.sleep(pauses.uniform(0.002, 0.02))
+        keeper.kill()
+        keeper.start()
+        kills += 1
+    assert [writer.wait(DEADLINE_SECONDS) for writer in writers] == [0] * 40
+    for number, key in enumerate(keys):
+        assert keeper.output(key) == numbers(last, first=number)
+        assert keeper.output(key, "stderr") == numbers(last // 3, first=number)
+    assert kills >= 10
     assert len(keeper.files("c0")) > 3
 
 

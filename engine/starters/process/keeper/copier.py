@@ -43,8 +43,8 @@ _PAGE: Final = 4096
 _SPLICE_F_NONBLOCK: Final = 2
 _AGAIN_SECONDS: Final = 1.0
 """How often a log that cannot be written is tried again; and how long a line may take to be finished."""
-_SPARE: Final = 6
-"""Descriptors that are held free for what a message brings, and for opening a log: 5 stay with each container."""
+_ROOM: Final = 8
+"""Free descriptors before a message is taken: 3 come with it, 2 are its log's, and some are for rotating logs."""
 _IGNORED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -91,7 +91,6 @@ class _Copier:
         self._later: dict[int, _Stream] = {}
         self._later_at = 0.0
         self._letters: dict[tuple[str, str], dict[str, str]] = {}
-        self._spare: list[int] = []
         self._peek = _make_peek()
         self._poll = select.epoll()
         self._poll.register(link, select.EPOLLIN | select.EPOLLET)
@@ -137,9 +136,7 @@ class _Copier:
 
         Returns False if nobody is left who could send something.
         """
-        while self._fill_spare():
-            while self._spare:
-                os.close(self._spare.pop())
+        while self._has_room():
             try:
                 data, descriptors = _receive_message(self._link)
             except BlockingIOError:
@@ -153,12 +150,16 @@ class _Copier:
             self._take[message["op"]](message, descriptors)
         return True
 
-    def _fill_spare(self) -> bool:
+    def _has_room(self) -> bool:
+        taken: list[int] = []
         try:
-            while len(self._spare) < _SPARE:
-                self._spare.append(os.dup(self._directory))
+            while len(taken) < _ROOM:
+                taken.append(os.dup(self._directory))
         except OSError:
             return False
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
         return True
 
     def _tell(self, op: str, id: str, **fields: str) -> None:
@@ -192,6 +193,7 @@ class _Copier:
             self._streams[fifo] = stream = _Stream(container, name, fifo)
             container.streams.append(stream)
             self._ready[fifo] = stream
+        self._step(container.streams[0])  # there is room for its log now
 
     def _reopen(self, message: dict[str, Any], _: list[int]) -> None:
         if (container := self._containers.get(message["id"])) is not None:

@@ -145,14 +145,14 @@ class Log:
 
     def _list_rotated(self) -> list[str]:
         pattern = re.compile(re.escape(self._name) + _ROTATED)
-        return sorted(filter(pattern.fullmatch, os.listdir(self._directory)))
+        return sorted(name for name, _ in self._list() if pattern.fullmatch(name))
 
     def _read_moved(self, inode: int) -> bytes:
         """Return what is not noted in the file that was the log, if it was given another name here."""
-        for entry in os.scandir(self._directory):
-            if entry.inode() == inode:
+        for name, number in self._list():
+            if number == inode:
                 try:
-                    file = _open_regular(self._directory, entry.name)
+                    file = _open_regular(self._directory, name)
                 except OSError:
                     return b""
                 try:
@@ -162,6 +162,19 @@ class Log:
                 finally:
                     os.close(file)
         return b""
+
+    def _list(self) -> list[tuple[str, int]]:
+        """Return the names in the directory, and their inodes.
+
+        The directory is opened anew: whoever holds our descriptor's copies shares its position, and a copier that is
+        killed amid a list leaves that in the middle.
+        """
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            with os.scandir(directory) as entries:
+                return [(entry.name, entry.inode()) for entry in entries]
+        finally:
+            os.close(directory)
 
 
 def _open_regular(directory: int, name: str, flags: int = 0) -> int:

@@ -1,0 +1,75 @@
+"""What the lines of a log say: `2016-10-06T00:17:09.669794202Z stdout F text`, and P for a part of a longer line."""
+
+import calendar
+import re
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+STREAMS = ("stdout", "stderr")
+_LINE = re.compile(
+    rb"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?Z (stdout|stderr) ([FP])(?::\S*)? (.*)",
+    re.DOTALL,
+)
+_LONGEST = 1 << 20
+"""Bytes of one line that are kept together; the rest of a longer one comes as further entries."""
+
+
+class Entry(NamedTuple):
+    """A line of output, or a part of one that is too long or not finished."""
+
+    text: bytes
+    """With its newline, if the container wrote one."""
+    stream: str = ""
+    """"stdout" or "stderr"; "" in a log that does not say, which is shown as it is."""
+    time_ns: int = 0
+    """When it was written, in nanoseconds since 1970; 0 in a log that does not say."""
+    goes_on: bool = False
+    """Whether it goes on the line of the stream's last entry."""
+
+
+def parse(line: bytes) -> tuple[Entry, bool]:
+    """Return what a line of the file says, given without its newline, and whether that is a whole line."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return Entry(line + b"\n"), True
+    when, fraction, stream, tag, text = found.groups()
+    is_whole = tag == b"F"
+    return Entry(text + b"\n" if is_whole else text, stream.decode(), _parse_time(when, fraction or b"")), is_whole
+
+
+class Joiner:
+    """Puts the parts of each stream's lines together again."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Entry] = {}
+        self._begun: set[str] = set()
+
+    def add(self, entry: Entry, *, is_whole: bool) -> Iterator[Entry]:
+        """Yield the line that is whole with this, if one is."""
+        before = self._parts.pop(entry.stream, None)
+        if before is not None:
+            entry = before._replace(text=before.text + entry.text)
+        if is_whole or len(entry.text) >= _LONGEST:
+            yield self._mark(entry, is_whole=is_whole)
+        else:
+            self._parts[entry.stream] = entry
+
+    def flush(self) -> Iterator[Entry]:
+        """Yield the lines that are not whole as far as they are there."""
+        for entry in self._parts.values():
+            yield self._mark(entry, is_whole=False)
+        self._parts.clear()
+
+    def _mark(self, entry: Entry, *, is_whole: bool) -> Entry:
+        marked = entry._replace(goes_on=entry.stream in self._begun)
+        (self._begun.discard if is_whole else self._begun.add)(entry.stream)
+        return marked
+
+
+def _parse_time(when: bytes, fraction: bytes) -> int:
+    try:
+        seconds = calendar.timegm(time.strptime(when.decode(), "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:  # a month of 13
+        return 0
+    return seconds * 10**9 + int(fraction.ljust(9, b"0"))

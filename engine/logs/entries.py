@@ -1,14 +1,14 @@
 """What the lines of a log say: `2016-10-06T00:17:09.669794202Z stdout F text`, and P for a part of a longer line."""
 
-import calendar
 import re
-import time
 from collections.abc import Iterator
+from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
 
-STREAMS = ("stdout", "stderr")
 _LINE = re.compile(
-    rb"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?Z (stdout|stderr) ([FP])(?::\S*)? (.*)",
+    rb"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:[0-9]{2})"
+    rb" (stdout|stderr) ([FP])(?::\S*)? (.*)",
     re.DOTALL,
 )
 _LONGEST = 1 << 20
@@ -33,9 +33,11 @@ def parse(line: bytes) -> tuple[Entry, bool]:
     found = _LINE.fullmatch(line)
     if found is None:
         return Entry(line + b"\n"), True
-    when, fraction, stream, tag, text = found.groups()
+    when, fraction, zone, stream, tag, text = found.groups()
     is_whole = tag == b"F"
-    return Entry(text + b"\n" if is_whole else text, stream.decode(), _parse_time(when, fraction or b"")), is_whole
+    seconds = _parse_seconds(when + zone)
+    time_ns = seconds * 10**9 + int((fraction or b"").ljust(9, b"0")) if seconds else 0
+    return Entry(text + b"\n" if is_whole else text, stream.decode(), time_ns), is_whole
 
 
 class Joiner:
@@ -67,9 +69,9 @@ class Joiner:
         return marked
 
 
-def _parse_time(when: bytes, fraction: bytes) -> int:
+@lru_cache(maxsize=64)
+def _parse_seconds(text: bytes) -> int:
     try:
-        seconds = calendar.timegm(time.strptime(when.decode(), "%Y-%m-%dT%H:%M:%S"))
+        return int(datetime.fromisoformat(text.decode()).timestamp())
     except ValueError:  # a month of 13
         return 0
-    return seconds * 10**9 + int(fraction.ljust(9, b"0"))

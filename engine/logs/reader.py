@@ -5,6 +5,7 @@ import os
 import re
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from limpet.schema.errors import LimpetError, NotFoundError, StateDirectoryError
 
 _BLOCK = 1 << 16
 _ROTATED = r"\.[0-9]{8}-[0-9]{6}(\.[0-9]{6})?"
+_MORE_LINES = 16
+"""So many lines before the last ones are read too: where reading begins, parts of a line may be missing."""
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 0.5
 """So long without output, a line that is not finished is shown, and a container that has ended has no more to come."""
@@ -58,7 +61,8 @@ def read_log(
 
 def _read(files: "_Files", wanted: _Wanted, tail: int | None, is_over: Callable[[], bool] | None) -> Iterator[Entry]:
     joiner = Joiner()
-    current = files.open_first(wanted) if tail is None else files.open_tail(tail, wanted)
+    current = files.open_first(wanted) if tail is None else files.open_tail(tail + _MORE_LINES, wanted)
+    held: deque[Entry] | None = None if tail is None else deque(maxlen=tail)
     idle = 0.0
     over = is_formatted = False
     try:
@@ -68,7 +72,11 @@ def _read(files: "_Files", wanted: _Wanted, tail: int | None, is_over: Callable[
                 entry, is_whole = parse(line)
                 is_formatted = is_formatted or entry.stream != ""
                 if wanted.accepts(entry):
-                    yield from joiner.add(entry, is_whole=is_whole)
+                    whole = joiner.add(entry, is_whole=is_whole)
+                    if held is None:
+                        yield from whole
+                    else:
+                        held.extend(whole)
             later = files.open_later(current)
             if later is not None:
                 if current.has_more():
@@ -76,7 +84,11 @@ def _read(files: "_Files", wanted: _Wanted, tail: int | None, is_over: Callable[
                     continue
                 current.close()
                 current = later
-            elif is_over is None:
+                continue
+            if held is not None:
+                yield from held
+                held = None
+            if is_over is None:
                 break
             elif idle < _QUIET_SECONDS:
                 time.sleep(_LOOK_SECONDS)
@@ -230,7 +242,5 @@ class _Files:
 
 def _translate(path: str, error: OSError) -> LimpetError:
     if isinstance(error, FileNotFoundError):
-        return NotFoundError(
-            f"log {quote_path(path)} does not exist: the container has written none, or it was removed"
-        )
+        return NotFoundError(f"log {quote_path(path)} does not exist: none was written yet, or it was removed")
     return StateDirectoryError(f"log {quote_path(path)}: {error.strerror}; only a file that is no link is read")

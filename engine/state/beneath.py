@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -38,7 +39,5 @@ def _open_directory(directory: int, name: str, *, make: bool) -> int:
         except FileNotFoundError:
             if not make:
                 raise
-        try:
+        with suppress(FileExistsError):  # another start was faster; what it is, is seen when it is opened
             os.mkdir(name, 0o700, dir_fd=directory)
-        except FileExistsError:
-            pass  # another start was faster; what it is, is seen when it is opened

@@ -55,7 +55,7 @@ def run(link: socket.socket, directory: int) -> NoReturn:
     try:
         _Copier(link, directory).loop()
     except BaseException:  # noqa: BLE001  # a fork must not go on in the caller's code
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]  # there is an exception
+        sys.excepthook(*sys.exc_info())
         os._exit(1)
     os._exit(0)
 

@@ -29,10 +29,10 @@ class Entry(NamedTuple):
 
 
 def parse(line: bytes) -> tuple[Entry, bool]:
-    """Return what a line of the file says, given without its newline, and whether that is a whole line."""
-    found = _LINE.fullmatch(line)
+    """Return what a line of the file says, and whether that is a whole line."""
+    found = _LINE.fullmatch(line.removesuffix(b"\n"))
     if found is None:
-        return Entry(line + b"\n"), True
+        return Entry(line), True
     when, fraction, zone, stream, tag, text = found.groups()
     is_whole = tag == b"F"
     seconds = _parse_seconds(when + zone)

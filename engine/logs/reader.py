@@ -61,46 +61,52 @@ def read_log(
 
 def _read(files: "_Files", wanted: _Wanted, tail: int | None, is_over: Callable[[], bool] | None) -> Iterator[Entry]:
     joiner = Joiner()
-    current = files.open_first(wanted) if tail is None else files.open_tail(tail + _MORE_LINES, wanted)
+    is_formatted = False
     held: deque[Entry] | None = None if tail is None else deque(maxlen=tail)
+    start = files.open_first(wanted) if tail is None else files.open_tail(tail + _MORE_LINES, wanted)
+    for line in _walk(files, start, is_over):
+        if line is None:
+            yield from held or ()
+            held = None
+            yield from joiner.flush()
+            continue
+        entry, is_whole = parse(line)
+        is_formatted = is_formatted or entry.stream != ""
+        if not wanted.accepts(entry) or (is_formatted and not line.endswith(b"\n")):  # it is just being written
+            continue
+        lines = joiner.add(entry, is_whole=is_whole)
+        if held is None:
+            yield from lines
+        else:
+            held.extend(lines)
+
+
+def _walk(files: "_Files", current: "_File", is_over: Callable[[], bool] | None) -> Iterator[bytes | None]:
+    """Yield each line of the files from `current` on; None where all is read, and whenever nothing came for a while."""
     idle = 0.0
-    over = is_formatted = False
+    has_caught_up = over = False
     try:
         while True:
             for line in current.read():
                 idle = 0.0
-                entry, is_whole = parse(line)
-                is_formatted = is_formatted or entry.stream != ""
-                if wanted.accepts(entry):
-                    whole = joiner.add(entry, is_whole=is_whole)
-                    if held is None:
-                        yield from whole
-                    else:
-                        held.extend(whole)
+                yield line
             later = files.open_later(current)
             if later is not None:
                 if current.has_more():
                     later.close()
-                    continue
-                current.close()
-                current = later
-                continue
-            if held is not None:
-                yield from held
-                held = None
-            if is_over is None:
-                break
-            elif idle < _QUIET_SECONDS:
+                else:
+                    current.close()
+                    current = later
+            elif has_caught_up and idle < _QUIET_SECONDS:
                 time.sleep(_LOOK_SECONDS)
                 idle += _LOOK_SECONDS
             else:
-                yield from joiner.flush()
-                if over:
-                    break
-                over, idle = is_over(), 0.0
-        yield from joiner.flush()
-        if current.rest and not is_formatted:  # else it is a line that is just being written
-            yield Entry(current.rest)
+                if current.rest and (is_over is None or over):
+                    yield current.rest
+                yield None
+                if is_over is None or over:
+                    return
+                has_caught_up, over, idle = True, is_over(), 0.0
     finally:
         current.close()
 
@@ -115,13 +121,14 @@ class _File:
         """What follows the last newline."""
 
     def read(self) -> Iterator[bytes]:
-        """Yield the lines that are there, without their newlines."""
+        """Yield the lines that are there, with their newlines."""
         if self.seen().st_size < self.position:  # somebody truncated it
             self.position, self.rest = 0, b""
         while block := os.pread(self.file, _BLOCK, self.position):
             self.position += len(block)
             *lines, self.rest = (self.rest + block).split(b"\n")
-            yield from lines
+            for line in lines:
+                yield line + b"\n"
 
     def has_more(self) -> bool:
         """Say whether something was written since it was read."""
@@ -144,7 +151,7 @@ class _File:
             *lines, last = block[first:].split(b"\n") if first or not start else [b""]
             place -= len(last)
             for line in reversed(lines):
-                entry, is_whole = parse(line)
+                entry, is_whole = parse(line + b"\n")
                 if found == count and is_whole:
                     return found
                 place -= len(line) + 1

@@ -137,6 +137,11 @@ class Keeper:
         self.link.close()
         return code
 
+    def wait(self) -> int:
+        """Wait until the copier has ended by itself; return its exit status."""
+        self.link.close()
+        return self._forker.wait(self.pid)
+
     def is_alive(self) -> bool:
         """Say whether the copier is."""
         return is_running(self.pid)

@@ -67,7 +67,7 @@ def test_a_plain_log_is_shown_as_it_is(tmp_path: Path) -> None:
     path = write(tmp_path, [("c.log", "one\ntwo\n" + "x" * 200_000 + "\nthe end")])
     whole = ["one\n", "two\n", "x" * 200_000 + "\n", "the end"]
     assert read(path) == read(path, stream="stderr", since_ns=time.time_ns()) == whole
-    assert read(path, tail=2) == whole[1:]
+    assert read(path, tail=2) == whole[2:]
 
 
 def test_following_misses_nothing_of_a_log_that_is_rotated(keeper: Keeper) -> None:

@@ -6,17 +6,19 @@ place what a live process or a mount is using: even renaming it would break its 
 
 import os
 import stat
+import time
 from collections.abc import Collection
 from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
-from limpet.recovery.bundles import find_users, read_marker
+from limpet.recovery.bundles import find_users, is_empty, read_marker
 from limpet.recovery.mounts import find_mounts
 
 GRACE_SECONDS = 60.0
-"""The minimum age for removal: a younger directory may belong to a change in progress."""
+"""The minimum age for removal: a younger directory may belong to a change in progress, unless the machine was booted
+since: a power cut may bring back what was removed shortly before."""
 
 
 class Kind(StrEnum):
@@ -32,7 +34,7 @@ class Origin(StrEnum):
     """Who created it."""
 
     OURS = "ours"
-    """It contains limpet's marker, or is empty like a bundle that was just begun."""
+    """It contains limpet's marker, or holds nothing, like a bundle that was just begun."""
     UNMARKED = "unmarked"
 
 
@@ -47,7 +49,7 @@ class Use(StrEnum):
 
 
 class Age(StrEnum):
-    """Whether it is older than the grace period."""
+    """Whether it is older than the grace period, or than this boot."""
 
     YOUNG = "young"
     OLD = "old"
@@ -138,11 +140,13 @@ def judge_orphan(path: str, *, now: float, grace_seconds: float = GRACE_SECONDS)
 def _observe(path: str, now: float, grace_seconds: float) -> OrphanFacts:
     try:
         found = os.lstat(path)
-        age = Age.OLD if 0 <= grace_seconds <= now - found.st_mtime else Age.YOUNG
+        seconds = now - found.st_mtime
+        booted_since = seconds > time.clock_gettime(time.CLOCK_BOOTTIME)
+        age = Age.OLD if booted_since or 0 <= grace_seconds <= seconds else Age.YOUNG
         if not stat.S_ISDIR(found.st_mode):
             kind = Kind.LINK if stat.S_ISLNK(found.st_mode) else Kind.OTHER
             return OrphanFacts(kind=kind, origin=Origin.UNMARKED, use=Use.UNUSED, age=age)
-        ours = not os.listdir(path) or read_marker(path) is not None
+        ours = is_empty(path) or read_marker(path) is not None
         use, detail = _observe_use(path)
     except FileNotFoundError:
         raise

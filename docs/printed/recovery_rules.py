@@ -35,8 +35,8 @@ _ORPHANS = """\
 ## Orphans
 
 An orphan is an entry of `containers/` or `sandboxes/` that no row owns. It is old after a grace period of {grace:.0f}
-seconds. Quarantining moves it, by one rename, to `quarantine/` in the state directory; limpet never removes anything
-there."""
+seconds, or if it is older than this boot. Quarantining moves it, by one rename, to `quarantine/` in the state
+directory; limpet never removes anything there."""
 
 
 def render() -> str:

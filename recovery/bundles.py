@@ -2,15 +2,30 @@
 
 import os
 import stat
-from collections.abc import Iterable
 
 import msgspec
 
 from limpet.recovery.evidence import Bundle
 from limpet.recovery.files import read_small_file
-from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, TEMPORARY_PREFIX, BundleMarker
+from limpet.schema.layout import (
+    CONFIG_BYTES,
+    CONFIG_FILE,
+    MARKER_ANNOTATION,
+    MARKER_FILE,
+    ROOTFS,
+    TEMPORARY_PREFIX,
+    WORKING,
+    BundleMarker,
+)
 
 _MARKER_BYTES = 4096
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class _Annotated(msgspec.Struct):
+    """What is read of a config.json."""
+
+    annotations: dict[str, str] = {}
 
 
 def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
@@ -20,7 +35,7 @@ def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
         if not stat.S_ISDIR(found.st_mode):
             return Bundle.FOREIGN, f"{path} is not a directory"
         names = set(os.listdir(path))
-        if is_begun(names):
+        if is_begun(path):
             return Bundle.PARTIAL, ""
         marker = read_marker(path)
     except FileNotFoundError:
@@ -32,17 +47,60 @@ def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
     return (Bundle.WHOLE if {CONFIG_FILE, ROOTFS} <= names else Bundle.PARTIAL), ""
 
 
-def is_begun(names: Iterable[str]) -> bool:
-    """Return whether these are the entries of a bundle without its marker, such as a kill can leave behind.
+def is_begun(path: str) -> bool:
+    """Return whether this is a bundle without its marker, such as a kill or a power cut can leave. Raises OSError.
 
     Creating a bundle starts with an empty directory; removing one ends with it.
     """
-    return all(name.startswith(TEMPORARY_PREFIX) for name in names)
+    names = {name for name in os.listdir(path) if not name.startswith(TEMPORARY_PREFIX)}
+    return names <= {MARKER_FILE, ROOTFS, WORKING} and all(_holds_nothing(path, name) for name in names)
+
+
+def is_empty(path: str) -> bool:
+    """Return whether nothing is in the directory `path`, or only what holds nothing. Raises OSError."""
+    return all(_holds_nothing(path, name) for name in os.listdir(path))
+
+
+def has_content(path: str) -> bool:
+    """Return whether the bundle at `path` holds anything that limpet did not write itself. Raises OSError."""
+    return not all(name in {MARKER_FILE, CONFIG_FILE} or _holds_nothing(path, name) for name in os.listdir(path))
+
+
+def _holds_nothing(directory: str, name: str) -> bool:
+    """Return whether an entry is one of those that limpet makes without a flush, and without any content."""
+    path = os.path.join(directory, name)
+    try:
+        if name in {ROOTFS, WORKING}:
+            return stat.S_ISDIR(os.lstat(path).st_mode) and not os.listdir(path)
+        return name == MARKER_FILE and _is_hollow(read_small_file(path, _MARKER_BYTES))
+    except FileNotFoundError:  # removed in the meantime
+        return True
+
+
+def _is_hollow(data: bytes) -> bool:
+    """Return whether this is what a power cut leaves of a marker that was not flushed: JSON has no NUL."""
+    return not data or b"\0" in data
 
 
 def read_marker(path: str) -> BundleMarker | None:
-    """Return the marker in the directory `path`, None if it has no readable one. Raises OSError."""
+    """Return the marker in the directory `path`, or else in its config.json; None if none can be read.
+
+    Raises OSError.
+    """
     try:
-        return msgspec.json.decode(read_small_file(os.path.join(path, MARKER_FILE), _MARKER_BYTES), type=BundleMarker)
-    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        data = read_small_file(os.path.join(path, MARKER_FILE), _MARKER_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        data = b""
+    try:
+        return msgspec.json.decode(_read_annotation(path) if _is_hollow(data) else data, type=BundleMarker)
+    except _UNREADABLE:
         return None
+
+
+def _read_annotation(path: str) -> bytes:
+    """Return the marker that config.json carries, empty if there is none."""
+    try:
+        config = read_small_file(os.path.join(path, CONFIG_FILE), CONFIG_BYTES)
+        return msgspec.json.decode(config, type=_Annotated).annotations.get(MARKER_ANNOTATION, "").encode()
+    except (FileNotFoundError, NotADirectoryError, *_UNREADABLE):
+        return b""

@@ -6,18 +6,20 @@ place what a live process or a mount is using: even renaming it would break its 
 
 import os
 import stat
+import time
 from collections.abc import Collection
 from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
-from limpet.recovery.bundles import read_marker
+from limpet.recovery.bundles import is_empty, read_marker
 from limpet.recovery.mounts import find_mounts
 from limpet.recovery.users import Users
 
 GRACE_SECONDS = 60.0
-"""The minimum age for removal: a younger directory may belong to a change in progress."""
+"""The minimum age for removal: a younger directory may belong to a change in progress, unless the machine was booted
+since: a power cut may bring back what was removed shortly before."""
 
 QUARANTINE_MOST = 1000
 """How many entries the quarantine holds at most. What does not fit stays where it is, and is reported."""
@@ -36,7 +38,7 @@ class Origin(StrEnum):
     """Who created it."""
 
     OURS = "ours"
-    """It contains limpet's marker with its own name, or is empty like a bundle that was just begun."""
+    """It contains limpet's marker with its own name, or holds nothing, like a bundle that was just begun."""
     OTHER_NODE = "another node's"
     """It contains limpet's marker of another node, whose rows this node does not see."""
     UNMARKED = "unmarked"
@@ -54,7 +56,7 @@ class Use(StrEnum):
 
 
 class Age(StrEnum):
-    """Whether it is older than the grace period."""
+    """Whether it is older than the grace period, or than this boot."""
 
     YOUNG = "young"
     OLD = "old"
@@ -142,7 +144,8 @@ def judge_orphan(
 
     `name` is the name it was made with, where that is another one now. Raises FileNotFoundError if it is gone.
     """
-    facts = _observe(path, name or os.path.basename(path), node, users, now - grace_seconds)
+    booted_at = now - time.clock_gettime(time.CLOCK_BOOTTIME)
+    facts = _observe(path, name or os.path.basename(path), node, users, max(now - grace_seconds, booted_at))
     (rule,) = find_orphan_rules(facts)
     return Orphan(path=path, facts=facts, rule=rule.label, disposal=rule.disposal, because=rule.because)
 
@@ -172,7 +175,7 @@ def _observe(path: str, name: str, node: str, users: Users, old_at: float) -> Or
 def _observe_origin(path: str, name: str, node: str) -> Origin:
     marker = read_marker(path)
     if marker is None:
-        return Origin.UNMARKED if os.listdir(path) else Origin.OURS
+        return Origin.OURS if is_empty(path) else Origin.UNMARKED
     if marker.id != name:
         return Origin.UNMARKED
     return Origin.OURS if marker.node == node else Origin.OTHER_NODE

@@ -38,8 +38,9 @@ _ORPHANS = """\
 ## Orphans
 
 An orphan is an entry of `containers/` or `sandboxes/` that no row owns. It is old after a grace period of {grace:.0f}
-seconds. Quarantining moves it, by one rename, to `quarantine/` in the state directory; limpet never removes anything
-there. The quarantine holds {most:,} entries at most: what does not fit stays where it is, and the report says so."""
+seconds, or if it is older than this boot. Quarantining moves it, by one rename, to `quarantine/` in the state
+directory; limpet never removes anything there. The quarantine holds {most:,} entries at most: what does not fit stays
+where it is, and the report says so."""
 
 
 def render() -> str:

@@ -154,6 +154,8 @@ class Container:
             try:
                 self._bundle.begin()
                 image = self.metadata.image_manifest
+                if not image.is_builtin:
+                    self._bundle.flush_marker()
                 self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
                 self._bundle.finish(self._runtime.starter.make_config(self._launch()))
             except BaseException:

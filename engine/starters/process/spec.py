@@ -9,11 +9,8 @@ from limpet.engine.starters.choices import choose_args, choose_user, merge_envir
 from limpet.engine.starters.contract import Launch
 from limpet.recovery.files import read_small_file
 from limpet.schema.errors import StateDirectoryError
-from limpet.schema.layout import BUNDLE_VARIABLE, CONFIG_FILE, ROOTFS, WORKING
+from limpet.schema.layout import BUNDLE_VARIABLE, CONFIG_BYTES, CONFIG_FILE, ROOTFS, WORKING
 from limpet.schema.runtime_spec import ProcessSpec, Root, Spec
-
-_CONFIG_BYTES = 64 << 20
-"""Far above what a config of limpet's size limit, an image's and an environment come to."""
 
 
 def make_spec(launch: Launch, environment: Mapping[str, str]) -> Spec:
@@ -35,7 +32,7 @@ def read_spec(bundle_path: str) -> Spec:
     """Return what `make_spec` made, as the bundle has it. Raises StateDirectoryError if it is damaged or gone."""
     path = os.path.join(bundle_path, CONFIG_FILE)
     try:
-        return msgspec.json.decode(read_small_file(path, _CONFIG_BYTES), type=Spec)
+        return msgspec.json.decode(read_small_file(path, CONFIG_BYTES), type=Spec)
     except OSError as error:
         raise StateDirectoryError(f"bundle {bundle_path}: {error.strerror} ({error.filename or path})") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

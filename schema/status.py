@@ -30,6 +30,8 @@ class Reason(StrEnum):
     """Exited with code 0."""
     ERROR = "Error"
     """Exited with another code, or by a signal (128 + its number)."""
+    OOM_KILLED = "OOMKilled"
+    """The kernel killed it because memory ran out."""
     START_ERROR = "StartError"
     """Its program could not be started."""
     UNKNOWN = "Unknown"
@@ -76,6 +78,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources | None = None
     identity: ProcessIdentity | None = None
     """The container's first process; kept after its end, to recognize what remains of it."""
+    unapplied: dict[str, str] = {}
+    """Name of each field of the config that the container's starter does not carry out, with the reason."""
+    stop_requested_at: int = 0
+    """When a stop was asked for; kept after the end, which it may explain."""
+    stop_deadline: int = 0
+    """When what is left of the container is due for SIGKILL, once a stop was asked for."""
     unknown: bool = False
 
     @property

@@ -1,6 +1,8 @@
 """The engine: opened on a state directory, it knows what is true of every container, and runs new ones."""
 
+import errno
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -10,8 +12,16 @@ from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.engine.lifecycle.steps import Steps
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
-from limpet.engine.starters import Starter, choose_log_path, choose_stop_signal, make_default_starter, make_probe
+from limpet.engine.starters import (
+    Starter,
+    choose_log_path,
+    choose_stop_signal,
+    make_default_starter,
+    make_probe,
+    number_of_signal,
+)
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
@@ -45,6 +55,9 @@ class Engine:
         self._containers_dir = store.directory.join(CONTAINERS)
         self._sandboxes_dir = store.directory.join(SANDBOXES)
         self._look_timeout = look_timeout
+        self._closing = threading.Lock()
+        self._is_closed = False
+        self._pid = os.getpid()
         self._actors = {Action.ADOPT: self._adopt, Action.REMOVE_BUNDLE: self._remove_bundle}
         self._runtime = Runtime(
             store=store,
@@ -72,19 +85,42 @@ class Engine:
 
         Raises StateDirectoryLockedError if another engine has it open, and the other errors of `Store.open`.
         """
+        steps, opened = Steps(), []
+        try:
+            steps.run(lambda: opened.append(cls._open(state_dir, node, images, starter, look_timeout)))
+        except BaseException:
+            for engine in opened:  # an interrupt came while it was opened
+                engine.close()
+            raise
+        finally:
+            steps.close()
+        return opened[0]
+
+    @classmethod
+    def _open(
+        cls,
+        state_dir: str | os.PathLike[str],
+        node: str,
+        images: ImageStore | None,
+        starter: Starter | None,
+        look_timeout: float,
+    ) -> Self:
         store = Store.open(resolve_directory(state_dir), node=node)
+        starter = starter or make_default_starter()
         try:
             for name in (CONTAINERS, SANDBOXES):
                 make_directory(store.directory.join(name))
             if images is None:
                 images = DirectoryImageStore(store.directory.join(IMAGES))
                 images.register_builtin(HOST_IMAGE)
-            engine = cls(store, images, starter or make_default_starter(), look_timeout)
+            starter.open(store.directory.path)
+            engine = cls(store, images, starter, look_timeout)
         except BaseException:
             store.close()
+            starter.close()
             raise
         try:
-            engine.recover()
+            engine._recover()  # a class method of its own class
         except BaseException:
             engine.close()
             raise
@@ -105,17 +141,25 @@ class Engine:
         return self._runtime.images
 
     def close(self) -> None:
-        """Stop watching and close the store; the containers run on. Repeating it is fine."""
-        if self.store.is_closed:
-            return
-        self._runtime.watcher.close()
-        self.store.close()
+        """Stop watching and close the store; the containers run on. Who waits gets ClosedError. May be repeated."""
+        if os.getpid() == self._pid:
+            self._runtime.step(self._close)
+
+    def _close(self) -> None:
+        with self._closing:  # a second caller waits until the first is done
+            if not self._is_closed:
+                self._runtime.close()
+                self.store.close()
+                self._runtime.ring_all()
+                self._is_closed = True
 
     def create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
     ) -> Sandbox:
         """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. Raises InvalidInputError."""
-        config = parse_pod_sandbox_config(config)
+        return self._runtime.step(lambda: self._create_sandbox(parse_pod_sandbox_config(config), id))
+
+    def _create_sandbox(self, config: PodSandboxConfig, id: str | None) -> Sandbox:
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
             id=key,
@@ -143,13 +187,17 @@ class Engine:
 
         Raises InvalidInputError, NotFoundError for the sandbox or the image, AlreadyExistsError for id or name.
         """
-        container = self.add_container(config, sandbox_id, id=id)
-        try:
-            container.create(mount_type)
-        except BaseException:
-            self.store.delete(container.id)
-            raise
-        return container
+
+        def create() -> Container:
+            container = self.add_container(config, sandbox_id, id=id)
+            try:
+                container.create(mount_type)
+            except BaseException:
+                self.store.delete(container.id)
+                raise
+            return container
+
+        return self._runtime.step(create)
 
     def add_container(
         self,
@@ -215,6 +263,9 @@ class Engine:
 
     def recover(self) -> Report:
         """Look at every container that has not ended, now, and return the report; may be called at any time."""
+        return self._runtime.step(self._recover)
+
+    def _recover(self) -> Report:
         orphans = judge_orphans(
             {self._containers_dir: lambda: self.store, self._sandboxes_dir: lambda: self.store.sandbox_ids}
         )
@@ -243,10 +294,27 @@ class Engine:
 
     def _adopt(self, container_id: str, verdict: Verdict) -> None:
         identity = verdict.status.identity
-        if identity is None or self._runtime.watcher.pidfd(container_id) is not None:
+        if identity is None or self._runtime.watcher.is_watched(container_id):
             return
-        pidfd = self._runtime.starter.adopt(identity, self._runtime.bundle_path(container_id))
-        self._runtime.watcher.watch(container_id, identity.pid, pidfd)
+        try:
+            pidfd = self._runtime.starter.adopt(identity, self._runtime.bundle_path(container_id))
+        except OSError as error:
+            if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+            pidfd = -1  # looked at again and again, then
+        self._runtime.watcher.watch(container_id, identity, pidfd)
+        if verdict.status.stop_requested_at:
+            self._finish_stop(container_id, verdict.status)
+
+    def _finish_stop(self, container_id: str, status: Status) -> None:
+        """Go on with a stop that an engine before this one has begun, with what is left of its time."""
+        assert status.identity is not None
+        grace = status.stop_deadline - status.stop_requested_at  # a clock that was set back lengthens nothing
+        left = min(grace, status.stop_deadline - time.time_ns()) / 1e9
+        self._runtime.watcher.kill_at(container_id, status.identity, max(left, 0.0))
+        if left > 0:
+            number = number_of_signal(self.store.metadata(container_id).stop_signal)
+            self._runtime.starter.signal(container_id, status.identity, number)
 
     def _remove_bundle(self, container_id: str, _: Verdict) -> None:
         with self._runtime.exclusive(container_id), suppress(NotFoundError):
@@ -256,7 +324,7 @@ class Engine:
 
     def _end_leftovers(self) -> None:
         """Have what is left of ended containers ended: a kill may have come between the end and this."""
-        self._runtime.starter.end_leftovers(self._containers_dir, self._has_ended_here)
+        self._runtime.starter.end_leftovers(self._has_ended_here)
 
     def _has_ended_here(self, container_id: str) -> bool:
         try:

@@ -47,8 +47,20 @@ class StartError(LimpetError):
     """The container's program could not be started. The container is EXITED with code 128, reason StartError."""
 
 
+class KeeperError(LimpetError):
+    """The keeper, which starts the containers of a state directory and sees how they end, cannot begin or answer."""
+
+
+class WaitTimeoutError(LimpetError, TimeoutError):
+    """The container had not ended when the time to wait was over; nothing changed."""
+
+
 class UnsupportedError(LimpetError):
     """This kernel, file system or database cannot do this, and doing less would break a promise."""
+
+
+class ResourcesError(LimpetError):
+    """The host has no descriptors, threads, processes or memory left for this. Free some, or raise the limit."""
 
 
 class ClosedError(LimpetError):

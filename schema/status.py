@@ -44,6 +44,8 @@ class Reason(StrEnum):
     """The engine ended before the bundle was made."""
     UNVERIFIED = "Unverified"
     """Recovery could not determine the state, or has not examined it yet; the message says why."""
+    OOM_KILLED = "OOMKilled"
+    """Its memory limit ended it: the kernel killed a process of it."""
     DAMAGED = "Damaged"
     """Its record on disk cannot be read."""
 
@@ -103,13 +105,17 @@ def state_at(created_at: int, started_at: int, finished_at: int) -> ContainerSta
     return ContainerState.CREATED if created_at else ContainerState.UNKNOWN
 
 
-def end(status: Status, exit_code: int | None, *, finished_at: int, message: str = "") -> Status:
+def end(
+    status: Status, exit_code: int | None, *, finished_at: int, message: str = "", is_out_of_memory: bool = False
+) -> Status:
     """Return `status` as ended: with `exit_code`, or with 255 and reason Unknown if it was not observed."""
     if exit_code is None:
         reason, code = Reason.UNKNOWN, EXIT_CODE_UNKNOWN
         message = message or "it ended, and its exit code was not observed"
     else:
         reason, code = (Reason.ERROR if exit_code else Reason.COMPLETED), exit_code
+    if is_out_of_memory:
+        reason, message = Reason.OOM_KILLED, message or "it was killed: its memory limit was reached"
     return replace(
         status,
         pid=0,
@@ -119,3 +125,9 @@ def end(status: Status, exit_code: int | None, *, finished_at: int, message: str
         message=message,
         unknown=False,
     )
+
+
+def end_never_run(status: Status, why: str, *, finished_at: int) -> Status:
+    """Return `status` as ended without its program ever having been executed: code 128, reason StartError."""
+    ended = end(status, EXIT_CODE_START_ERROR, finished_at=finished_at, message=f"never ran: {why}")
+    return replace(ended, reason=Reason.START_ERROR)

@@ -1,7 +1,7 @@
 """A container's life: create, start, stop, release, each step written down before the next one begins."""
 
+import math
 import os
-import signal
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -11,15 +11,25 @@ from msgspec.structs import replace
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
-from limpet.engine.starters import Launch
+from limpet.engine.starters import Launch, number_of_signal
 from limpet.schema.cri import ContainerStatus
-from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError, StartError, StoreDamagedError
+from limpet.schema.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
+    StartError,
+    StoreDamagedError,
+    WaitTimeoutError,
+)
+from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
-from limpet.schema.status import EXIT_CODE_START_ERROR, ContainerState, Reason, Status, end
+from limpet.schema.status import ContainerState, Status, end, end_never_run
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 _KILL_TIMEOUT_SECONDS = 10.0
+_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
+"""Between two looks at what a stop has left."""
 
 
 class Container:
@@ -61,6 +71,69 @@ class Container:
         A create that was cut short may be repeated. Raises InvalidStateError if it is created already,
         InvalidInputError for an unsuitable image or config; the bundle is then removed again.
         """
+        return self._runtime.step(lambda: self._create(mount_type))
+
+    def start(self) -> Status:
+        """Start the program; RUNNING and durable when this returns.
+
+        Raises InvalidStateError for anything but CREATED, StartError if the program cannot be executed: the
+        container is EXITED then, with code 128 and reason StartError.
+        """
+        return self._runtime.step(self._start)
+
+    def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
+        """Stop the container: its stop signal to all of its processes, SIGKILL to what is left after `timeout` seconds.
+
+        That it is to stop is written first, so that the next engine finishes what a kill cuts short. With 0 it is
+        killed at once. Another, shorter stop hurries one that waits. One that has ended stays as it is. An Unknown one
+        is looked at first: its processes are signalled if they are shown to be the very ones, and otherwise the
+        container is EXITED only if they are shown to be gone. Raises InvalidStateError if neither can be shown.
+        """
+        _require_seconds(timeout)
+        if self.status.unknown:
+            self._runtime.step(lambda: self._runtime.reexamine(self.id))
+        status = self._runtime.step(lambda: self._begin_stop(timeout))
+        if status.identity is None or status.state is not ContainerState.RUNNING:
+            return status
+        self._wait_for_stop(status.identity)
+        return self.status
+
+    def wait(self, timeout: float | None = None) -> Status:
+        """Wait until the container has ended, and return its status.
+
+        Raises WaitTimeoutError if it has not after `timeout` seconds, ClosedError if the engine is closed meanwhile,
+        InvalidStateError for one that does not run: nobody would see it end.
+        """
+        if timeout is not None:
+            _require_seconds(timeout)
+        status = self.status
+        if not status.finished_at and not status.started_at:
+            raise self._refuse("wait for", "start it first")
+        if status.unknown and not self._runtime.watcher.is_watched(self.id):
+            raise self._refuse("wait for", "recover() may find out what became of it")
+        if not self._runtime.wait_for_change(self.id, self._has_ended, timeout):
+            raise WaitTimeoutError(f"container {self.id}: it has not ended after {timeout:g} s")
+        return self.status
+
+    def release(self) -> Status:
+        """Give up what the container holds: kill what is left of it, unmount and remove its bundle.
+
+        That it is released is written first, so that recovery finishes what a kill cuts short. Releasing again
+        is fine. Raises InvalidStateError while it is RUNNING or Unknown.
+        """
+        return self._runtime.step(self._release)
+
+    def remove_bundle(self) -> None:
+        """Remove what is on disk of a container that is released or was never created. May be repeated."""
+        self._runtime.starter.release(self.id, self._bundle.path)
+        self._runtime.images.unmount(self._bundle.rootfs)
+        self._bundle.remove()
+
+    def delete(self) -> None:
+        """Forget the container. Raises InvalidStateError unless it is released, was never created, or is damaged."""
+        self._runtime.step(self._delete)
+
+    def _create(self, mount_type: MountType) -> Status:
         with self._runtime.exclusive(self.id):
             status = self.status
             if status.created_at or status.finished_at or status.released:
@@ -70,17 +143,12 @@ class Container:
                 image = self.metadata.image_manifest
                 self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
                 self._bundle.finish(self._runtime.starter.make_config(self._launch()))
-            except LimpetError:
+            except BaseException:
                 self._bundle.remove()
                 raise
             return self._update(lambda old: replace(old, created_at=_now(), reason="", message="", unknown=False))
 
-    def start(self) -> Status:
-        """Start the program; RUNNING and durable when this returns.
-
-        Raises InvalidStateError for anything but CREATED, StartError if the program cannot be executed: the
-        container is EXITED then, with code 128 and reason StartError.
-        """
+    def _start(self) -> Status:
         with self._runtime.exclusive(self.id):
             status = self.status
             if status.state is not ContainerState.CREATED or status.released:
@@ -92,60 +160,75 @@ class Container:
                     f" {self._runtime.starter.name!r}; open one with that",
                 )
             try:
-                return self._start()
+                return self._prepare_and_go()
             except StartError as error:
                 message = str(error)
-                self._update(
-                    lambda old: replace(
-                        end(old, EXIT_CODE_START_ERROR, finished_at=_now(), message=message),
-                        reason=Reason.START_ERROR,
-                    )
-                )
+                self._update(lambda old: end_never_run(old, message, finished_at=_now()))
+                self._runtime.starter.forget_exits([(self.id, -1)])
                 raise StartError(f"container {self.id}: {message}") from error
 
-    def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
-        """Stop the container: its stop signal to the whole group, SIGKILL after `timeout` seconds.
+    def _prepare_and_go(self) -> Status:
+        starter = self._runtime.starter
+        prepared = starter.prepare(self._launch())
+        try:
+            # Written before it may run: a kill until here closes the gate, and nothing has run.
+            self._update(
+                lambda old: replace(
+                    old,
+                    pid=prepared.identity.pid,
+                    identity=prepared.identity,
+                    started_at=_now(),
+                    resources=prepared.resources,
+                    reason="",
+                    message="",
+                )
+            )
+        except BaseException:
+            starter.abort(prepared)
+            raise
+        starter.go(prepared)
+        self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
+        return self.status
 
-        One that has ended stays as it is. An Unknown one is looked at first: its process is signalled if it is
-        shown to be the very one, and otherwise the container is EXITED only if the process is shown to be gone.
-        Raises InvalidStateError if neither can be shown.
-        """
-        if self.status.unknown:
-            self._runtime.reexamine(self.id)
+    def _begin_stop(self, timeout: float) -> Status:
+        """Write down that it is to stop and until when, then signal; whoever comes next finishes it."""
         with self._runtime.exclusive(self.id):
             status = self.status
             if status.unknown:
                 return self._stop_unknown(status)
-            if status.state is not ContainerState.RUNNING:
+            if status.state is not ContainerState.RUNNING or status.identity is None:
                 return status
-            number = signal.Signals[self.metadata.stop_signal]
-            for each, patience in ((number, timeout), (signal.SIGKILL, _KILL_TIMEOUT_SECONDS)):
-                pidfd = self._runtime.watcher.pidfd(self.id)
-                if pidfd is not None:
-                    self._runtime.starter.signal(pidfd, each)
-                if self._runtime.wait_until_ended(self.id, patience):
-                    return self.status
-            raise InvalidStateError(
-                f"container {self.id}: process {status.pid} has not ended {_KILL_TIMEOUT_SECONDS:.0f} s after"
-                " SIGKILL; it may hang in the kernel (state D); stop it again later"
-            )
+            is_first = not status.stop_requested_at
+            status = self._update(lambda old: _request_stop(old, timeout))
+            assert status.identity is not None
+            left = max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
+            self._runtime.watcher.kill_at(self.id, status.identity, min(timeout, left))
+            if is_first and timeout:
+                number = number_of_signal(self.metadata.stop_signal)
+                self._runtime.starter.signal(self.id, status.identity, number)
+            return status
 
-    def wait(self, timeout: float | None = None) -> Status:
-        """Wait until the container has ended, for `timeout` seconds at most, and return its status at that time.
+    def _wait_for_stop(self, identity: ProcessIdentity) -> None:
+        """Wait until nothing of the container is left: the watcher sends SIGKILL when its time is over."""
+        patience = _FIRST_LOOK_SECONDS
+        while not self._runtime.wait_for_change(self.id, self._has_ended, patience) or (
+            self._runtime.starter.signal(self.id, identity, 0)
+        ):
+            status = self.status
+            late = (time.time_ns() - status.stop_deadline) / 1e9
+            if late > _KILL_TIMEOUT_SECONDS:
+                raise InvalidStateError(
+                    f"container {self.id}: process {identity.pid}, or one that it left, has not ended"
+                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); stop it again later"
+                )
+            if status.finished_at:
+                time.sleep(patience)
+            patience = min(patience * 2, _LONGEST_LOOK_SECONDS)
 
-        Raises InvalidStateError for one that does not run: nobody would see it end.
-        """
-        if self.state not in {ContainerState.RUNNING, ContainerState.EXITED}:
-            raise self._refuse("wait for", "start it first, or recover() if it is Unknown")
-        self._runtime.wait_until_ended(self.id, timeout)
-        return self.status
+    def _has_ended(self) -> bool:
+        return bool(self._runtime.store.status(self.id).finished_at)
 
-    def release(self) -> Status:
-        """Give up what the container holds: kill what is left of it, unmount and remove its bundle.
-
-        That it is released is written first, so that recovery finishes what a kill cuts short. Releasing again
-        is fine. Raises InvalidStateError while it is RUNNING or Unknown.
-        """
+    def _release(self) -> Status:
         with self._runtime.exclusive(self.id):
             status = self.status
             if status.unknown or status.state is ContainerState.RUNNING:
@@ -155,14 +238,7 @@ class Container:
             self.remove_bundle()
             return status
 
-    def remove_bundle(self) -> None:
-        """Remove what is on disk of a container that is released or was never created. May be repeated."""
-        self._runtime.starter.release(self.id, self._bundle.path)
-        self._runtime.images.unmount(self._bundle.rootfs)
-        self._bundle.remove()
-
-    def delete(self) -> None:
-        """Forget the container. Raises InvalidStateError unless it is released, was never created, or is damaged."""
+    def _delete(self) -> None:
         with self._runtime.exclusive(self.id):
             if self._is_damaged():
                 # What it was cannot be read. Its bundle, if there is one, becomes an orphan that recovery judges.
@@ -184,29 +260,6 @@ class Container:
         except StoreDamagedError:
             return True
         return False
-
-    def _start(self) -> Status:
-        starter = self._runtime.starter
-        prepared = starter.prepare(self._launch())
-        try:
-            # Written before it may run: a kill until here closes the gate, and nothing has run.
-            self._update(
-                lambda old: replace(
-                    old,
-                    pid=prepared.identity.pid,
-                    identity=prepared.identity,
-                    started_at=_now(),
-                    resources=prepared.resources,
-                    reason="",
-                    message="",
-                )
-            )
-        except BaseException:
-            starter.abort(prepared)
-            raise
-        starter.go(prepared)
-        self._runtime.watcher.watch(self.id, prepared.identity.pid, prepared.pidfd)
-        return self.status
 
     def _stop_unknown(self, status: Status) -> Status:
         if status.identity is not None:
@@ -238,6 +291,20 @@ class Container:
         if status.unknown and status.message:
             detail = f" ({status.message})"
         return InvalidStateError(f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}")
+
+
+def _request_stop(status: Status, timeout: float) -> Status:
+    """Return the status with a stop requested: the first request's time stands, and the earliest deadline."""
+    now = _now()
+    deadline = now + int(timeout * 1e9)
+    if status.stop_requested_at:
+        deadline = min(deadline, status.stop_deadline)
+    return replace(status, stop_requested_at=status.stop_requested_at or now, stop_deadline=deadline)
+
+
+def _require_seconds(timeout: float) -> None:
+    if not 0 <= timeout < math.inf:  # not a number is neither
+        raise InvalidInputError(f"timeout {timeout!r}: seconds are needed, 0 or more")
 
 
 def _now() -> int:

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from limpet.engine.images import ImageStore
+from limpet.engine.lifecycle.steps import Steps
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
 from limpet.engine.store import Store
-from limpet.schema.errors import NotFoundError
-from limpet.schema.status import end
+
+_T = TypeVar("_T")
 
 
 @dataclass(kw_only=True)
@@ -30,13 +32,15 @@ class Runtime:
     reexamine: Callable[[str], object]
     """Looks at one container again, and writes down what is true of it."""
     watcher: Watcher = field(init=False)
-    _bells: list[SimpleQueue[None]] = field(default_factory=list)
-    """One for each waiting caller. Not a Condition: a signal handler that raises can leave that locked."""
+    _shielded: Steps = field(default_factory=Steps)
+    _holding: threading.local = field(default_factory=threading.local)
+    _bells: dict[str, list[SimpleQueue[None]]] = field(default_factory=dict)
+    """By container, one for each waiting caller. Not a Condition: a signal handler that raises can leave it locked."""
     _steps: WeakValueDictionary[str, threading.RLock] = field(default_factory=WeakValueDictionary)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.watcher = Watcher(self._note_exit, self.starter)
+        self.watcher = Watcher(self.store, self.starter, self.ring)
 
     def bundle_path(self, container_id: str) -> str:
         """Return where the container's bundle is, or would be."""
@@ -57,30 +61,53 @@ class Runtime:
             if lock is None:
                 lock = self._steps[container_id] = threading.RLock()
         with lock:
-            yield
+            self._holding.depth = getattr(self._holding, "depth", 0) + 1
+            try:
+                yield
+            finally:
+                self._holding.depth -= 1
 
-    def wait_until_ended(self, container_id: str, timeout: float | None) -> bool:
-        """Wait until the container has ended, for `timeout` seconds at most; say whether it has."""
+    def step(self, step: Callable[[], _T]) -> _T:
+        """Run a step of a container or sandbox whole, see `Steps`; within `exclusive`, on the thread that holds it."""
+        return step() if getattr(self._holding, "depth", 0) else self._shielded.run(step)
+
+    def wait_for_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `is_done()`, which is asked whenever the container has changed; say whether it is.
+
+        For `timeout` seconds at most. Raises ClosedError when the engine is closed meanwhile.
+        """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         bell: SimpleQueue[None] = SimpleQueue()
-        self._bells.append(bell)
+        with self._guard:
+            self._bells.setdefault(container_id, []).append(bell)
         try:
-            while not self.store.status(container_id).finished_at:
+            while not is_done():
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
                 with suppress(Empty):
                     bell.get(timeout=min(left, threading.TIMEOUT_MAX))
+            return True
         finally:
-            self._bells.remove(bell)
-        return True
+            with self._guard:
+                bells = self._bells.get(container_id, [])
+                if bell in bells:
+                    bells.remove(bell)
+                if not bells:
+                    self._bells.pop(container_id, None)
 
-    def _note_exit(self, container_id: str, exit_code: int | None, finished_at: int) -> None:
-        """Write down how a container ended, unless that is known already."""
-        with suppress(NotFoundError):
-            self.store.update(
-                container_id,
-                lambda old: old if old.finished_at else end(old, exit_code, finished_at=finished_at),
-            )
-        for bell in list(self._bells):
+    def ring(self, container_id: str) -> None:
+        """Wake those who wait for this container."""
+        for bell in list(self._bells.get(container_id, ())):
             bell.put(None)
+
+    def close(self) -> None:
+        """Stop watching and give up the starter; the containers run on. May be repeated."""
+        self.watcher.close()
+        self.starter.close()
+        self._shielded.close()
+
+    def ring_all(self) -> None:
+        """Wake all who wait: the store is closed, and they will see that."""
+        for container_id in list(self._bells):
+            self.ring(container_id)

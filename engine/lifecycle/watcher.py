@@ -1,8 +1,8 @@
-"""The watcher: one thread that waits for the exit of every running container, by pidfd.
+"""The watcher: one thread that sees every running container end, and has that written down.
 
-It observes each exit, has it recorded, and only then reaps the process: a kill in between leaves a zombie whose exit
-code the next engine may still read. One epoll set holds all pidfds, so waiting costs nothing per container. An exit
-that cannot be recorded (a full disk) is kept and retried; meanwhile the container is Unknown.
+It sees an end by the process's pidfd, or where there is none by looking again and again; asks the starter how the
+container ended; and hands all ends that came together to the store as one change. Only once that is durable may the
+starter reap. It never waits for the disk: while an end cannot be written, the container is Unknown, with the reason.
 """
 
 import logging
@@ -11,122 +11,328 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Self
 
-from limpet.engine.starters import Starter
-from limpet.schema.errors import ClosedError, LimpetError
+from limpet.engine.starters import Exit, Starter
+from limpet.engine.store import Draft, Request, Store
+from limpet.schema.errors import LimpetError, NotFoundError, ResourcesError
+from limpet.schema.identity import ProcessIdentity
+from limpet.schema.status import Reason, Status, end, end_never_run
 
 _log = logging.getLogger("limpet.watcher")
-_REAP_TIMEOUT_SECONDS = 10.0
+_LOOK_AGAIN_SECONDS = 0.2
+"""Between two looks at a process that no pidfd tells of."""
+_ASK_AGAIN_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
-
-OnExit = Callable[[str, int | None, int], None]
-"""(container id, exit code or None, nanoseconds since the epoch): records the exit durably."""
+_EXIT_SECONDS = 10.0
+"""How long to ask for the exit of a process that has ended."""
+_SLOW_SECONDS = 0.5
+"""After this, a container whose end is still being written is Unknown."""
 
 
 @dataclass(slots=True)
 class _Watch:
     container_id: str
-    pid: int
+    identity: ProcessIdentity
     pidfd: int
-    finished_at: int = 0
-    exit_code: int | None = None
-    deadline: float = 0.0
-    """When to stop waiting for another process to reap this one, or when to try recording again."""
+    """-1 where none is to be had."""
+    is_polled: bool = True
+    """True if the loop has to look at it again and again, for the kernel does not tell."""
+    due: float = 0.0
+    """When to look again, in seconds of the monotonic clock."""
+    noticed_at: int = 0
+    """When it was first seen to have ended, in nanoseconds since the epoch."""
+    exit: Exit | None = None
+    is_told: bool = False
+    """True while its end is with the store."""
+
+
+class _Recording(Request):
+    """The ends that are written down together."""
+
+    __slots__ = ("begun", "failed", "is_slow", "queue", "wake_watcher", "watches")
+
+    def __init__(
+        self, watches: Sequence[_Watch], queue: "SimpleQueue[_Recording]", wake_watcher: Callable[[], None]
+    ) -> None:
+        super().__init__(self._put_into)
+        self.watches = watches
+        self.queue = queue
+        self.wake_watcher = wake_watcher
+        self.failed: dict[str, LimpetError] = {}
+        self.begun = time.monotonic()
+        self.is_slow = False
+
+    def _put_into(self, draft: Draft) -> None:
+        for watch in self.watches:
+            try:
+                draft.update(watch.container_id, partial(_end, watch))
+            except NotFoundError:
+                continue  # deleted in the meantime
+            except LimpetError as error:
+                self.failed[watch.container_id] = error
+
+    @classmethod
+    def settle(cls, requests: Sequence[Self]) -> None:
+        for request in requests:
+            request.queue.put(request)
+            request.wake_watcher()
 
 
 class Watcher:
-    """Watches the processes of a starter until they end, and has what is left of their groups ended."""
+    """Watches the processes of a starter until they end. `on_end` is told each container whose end is durable."""
 
-    def __init__(self, on_exit: OnExit, starter: Starter) -> None:
-        self._on_exit = on_exit
+    def __init__(self, store: Store, starter: Starter, on_end: Callable[[str], None]) -> None:
+        self._store = store
         self._starter = starter
-        self._epoll = select.epoll()
+        self._on_end = on_end
         self._lock = threading.Lock()
-        self._watches: dict[int, _Watch] = {}  # by pidfd
-        self._by_container: dict[str, _Watch] = {}
-        self._waiting: list[_Watch] = []  # ended; waiting for their exit code or a retry
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._epoll.register(self._wake_read, select.EPOLLIN)
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="limpet-watch", daemon=True)
-        self._thread.start()
+        self._watches: dict[str, _Watch] = {}
+        self._by_pidfd: dict[int, _Watch] = {}
+        self._kills: dict[str, tuple[ProcessIdentity, float]] = {}
+        self._recordings: list[_Recording] = []
+        self._done: SimpleQueue[_Recording] = SimpleQueue()
+        self._is_closing = False
+        self._epoll = select.epoll()
+        try:
+            self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._epoll.register(self._wake_read, select.EPOLLIN)
+            self._thread = threading.Thread(target=self._run, name="limpet-watch", daemon=True)
+            self._thread.start()
+        except BaseException as error:
+            self._close_descriptors()
+            if isinstance(error, RuntimeError):
+                raise ResourcesError("no thread can be started that watches the containers") from error
+            raise
 
-    def watch(self, container_id: str, pid: int, pidfd: int) -> None:
-        """Start watching a process, and take over `pidfd`. A container that is already watched keeps its watch."""
+    def watch(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> None:
+        """Start watching a process, and take over `pidfd`, -1 if none could be had.
+
+        A container that is already watched keeps its watch. Never fails: what cannot be told by the kernel is looked
+        at again and again.
+        """
         with self._lock:
-            if container_id in self._by_container or self._closing:
-                os.close(pidfd)
+            if container_id in self._watches or self._is_closing:
+                if pidfd >= 0:
+                    os.close(pidfd)
                 return
-            watch = _Watch(container_id, pid, pidfd)
-            self._watches[pidfd] = self._by_container[container_id] = watch
-            self._epoll.register(pidfd, select.EPOLLIN)
+            watch = _Watch(container_id, identity, pidfd)
+            self._watches[container_id] = watch
+            self._register(watch)
+        if watch.is_polled:
+            self._wake()
 
-    def pidfd(self, container_id: str) -> int | None:
-        """Return the pidfd of a watched container, valid until its exit is recorded."""
+    def is_watched(self, container_id: str) -> bool:
+        """Say whether the container is watched: its end will be written down."""
+        return container_id in self._watches
+
+    def kill_at(self, container_id: str, identity: ProcessIdentity, seconds: float) -> None:
+        """Have all that is left of a container ended by SIGKILL in so many seconds; the earliest time stands."""
+        when = time.monotonic() + seconds
         with self._lock:
-            watch = self._by_container.get(container_id)
-            return None if watch is None else watch.pidfd
+            before = self._kills.get(container_id)
+            self._kills[container_id] = identity, min(when, before[1]) if before else when
+        self._wake()
 
     def close(self) -> None:
-        """Stop watching. The containers keep running; recovery finds exits that are not recorded yet."""
+        """Stop watching. The containers run on; recovery finds what has not been written down. May be repeated."""
         with self._lock:
-            self._closing = True
-        os.write(self._wake_write, b"x")
+            self._is_closing = True
+        self._wake()
         self._thread.join()
+        with self._lock:
+            self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        descriptors = [*self._by_pidfd, *(getattr(self, name, -1) for name in ("_wake_read", "_wake_write"))]
+        self._by_pidfd, self._wake_read, self._wake_write = {}, -1, -1
+        self._watches = {}
         self._epoll.close()
-        for descriptor in (self._wake_read, self._wake_write, *self._watches):
-            os.close(descriptor)
-        self._watches.clear()
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # a full pipe wakes as well; a closed one has nobody to wake
+            os.write(self._wake_write, b"x")
+
+    def _register(self, watch: _Watch) -> None:
+        if watch.pidfd < 0:
+            return
+        self._by_pidfd[watch.pidfd] = watch
+        with suppress(OSError):  # too many watches on this host (max_user_watches), or no memory: looked at instead
+            self._epoll.register(watch.pidfd, select.EPOLLIN)
+            watch.is_polled = False
+
+    # The thread
 
     def _run(self) -> None:
-        while True:
-            timeout = 0.05 if self._waiting else -1
-            for descriptor, event in self._epoll.poll(timeout):
-                if descriptor == self._wake_read:
-                    return
-                watch = self._watches.get(descriptor)
-                if watch is not None:
-                    self._notice(watch, reaped=bool(event & select.EPOLLHUP))
-            for watch in [watch for watch in self._waiting if self._is_due(watch)]:
-                self._waiting.remove(watch)
-                self._write_down(watch)
+        while not self._is_closing:
+            try:
+                ready = self._epoll.poll(self._patience())
+                self._look(ready)
+            except Exception:
+                _log.exception("the watcher goes on after an error")
+                time.sleep(_LOOK_AGAIN_SECONDS)
 
-    def _notice(self, watch: _Watch, *, reaped: bool) -> None:
-        """Get the exit code of an ended process: at once, or when its parent has reaped it."""
-        first = not watch.finished_at
-        if first:
-            watch.finished_at = time.time_ns()
-        watch.exit_code = self._starter.read_exit(watch.pid, watch.pidfd)
-        if watch.exit_code is not None or reaped:
-            self._epoll.unregister(watch.pidfd)
-            with suppress(ValueError):
-                self._waiting.remove(watch)
-            self._write_down(watch)
-        elif first:
-            # Not our child, and a zombie that we may not inspect: its code is readable once it is reaped (EPOLLHUP).
-            self._epoll.modify(watch.pidfd, 0)
-            watch.deadline = time.monotonic() + _REAP_TIMEOUT_SECONDS
-            self._waiting.append(watch)
-
-    def _is_due(self, watch: _Watch) -> bool:
-        return time.monotonic() >= watch.deadline
-
-    def _write_down(self, watch: _Watch) -> None:
-        try:
-            self._starter.signal(watch.pidfd, signal.SIGKILL)  # what is left of its group
-            self._on_exit(watch.container_id, watch.exit_code, watch.finished_at)
-        except ClosedError:
-            return  # recovery will find it
-        except LimpetError as error:
-            _log.warning("container %s ended, but its exit cannot be recorded yet: %s", watch.container_id, error)
-            watch.deadline = time.monotonic() + _RETRY_SECONDS
-            self._waiting.append(watch)
-            return
-        self._starter.forget_exit(watch.pidfd)
+    def _patience(self) -> float:
+        now = time.monotonic()
         with self._lock:
-            del self._watches[watch.pidfd]
-            del self._by_container[watch.container_id]
-            os.close(watch.pidfd)
+            due = [watch.due for watch in self._watches.values() if watch.is_polled and not watch.is_told]
+            due += [when for _, when in self._kills.values()]
+        due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
+        return max(0.0, min(due) - now) if due else -1
+
+    def _look(self, ready: Sequence[tuple[int, int]]) -> None:
+        now = time.monotonic()
+        for descriptor, _ in ready:
+            if descriptor == self._wake_read:
+                with suppress(BlockingIOError):
+                    os.read(descriptor, 4096)
+            elif (watch := self._by_pidfd.get(descriptor)) is not None:
+                self._notice(watch)
+        with self._lock:
+            polled = [one for one in self._watches.values() if one.is_polled and not one.is_told and one.due <= now]
+        for watch in polled:
+            watch.due = now + _LOOK_AGAIN_SECONDS
+            self._look_at(watch)
+        self._record([watch for watch in self._watches.values() if watch.exit is not None and not watch.is_told])
+        self._finish_recordings()
+        self._kill_overdue(now)
+
+    def _notice(self, watch: _Watch) -> None:
+        """A pidfd is readable: the process has ended. From here on it is asked how, until that is known."""
+        watch.noticed_at = time.time_ns()
+        with suppress(OSError):
+            self._epoll.unregister(watch.pidfd)
+        watch.is_polled = True
+        self._ask(watch)
+
+    def _look_at(self, watch: _Watch) -> None:
+        """Find out whether a process that no pidfd tells of has ended; watch it by pidfd again where that works."""
+        if watch.exit is not None:
+            return  # its end waits to be written
+        if watch.noticed_at:
+            self._ask(watch)
+            return
+        if watch.pidfd < 0:
+            try:
+                watch.pidfd = self._starter.adopt(watch.identity, "")
+            except NotFoundError:
+                watch.noticed_at = time.time_ns()
+                self._ask(watch)
+                return
+            except (LimpetError, OSError):
+                return  # no descriptor is left for it; looked at again
+            with self._lock:
+                self._register(watch)
+        elif _is_readable(watch.pidfd):
+            watch.noticed_at = time.time_ns()
+            self._ask(watch)
+
+    def _ask(self, watch: _Watch) -> None:
+        try:
+            watch.exit = self._starter.read_exit(watch.container_id, watch.identity, watch.pidfd)
+        except (LimpetError, OSError) as error:
+            self._doubt(watch, f"it has ended, and how cannot be asked: {error}")
+            watch.due = time.monotonic() + _RETRY_SECONDS
+            return
+        watch.due = time.monotonic() + _ASK_AGAIN_SECONDS
+        if watch.exit is None and time.time_ns() - watch.noticed_at > _EXIT_SECONDS * 1e9:
+            watch.exit = Exit(None)
+
+    def _record(self, watches: Sequence[_Watch]) -> None:
+        if not watches:
+            return
+        for watch in watches:
+            watch.is_told = True
+            self._end_rest(watch)
+        recording = _Recording(watches, self._done, self._wake)
+        self._recordings.append(recording)
+        try:
+            self._store.submit(recording)
+        except (LimpetError, RuntimeError) as error:
+            recording.error = error
+            self._done.put(recording)
+
+    def _end_rest(self, watch: _Watch) -> None:
+        """End what is left of the container with its first process, unless a stop gives it time."""
+        with suppress(LimpetError):
+            if not self._store.status(watch.container_id).stop_requested_at:
+                self._starter.signal(watch.container_id, watch.identity, signal.SIGKILL)
+
+    def _finish_recordings(self) -> None:
+        while True:
+            try:
+                recording = self._done.get_nowait()
+            except Empty:
+                break
+            self._recordings.remove(recording)
+            self._finish(recording)
+        for recording in self._recordings:
+            if not recording.is_slow and time.monotonic() - recording.begun >= _SLOW_SECONDS:
+                recording.is_slow = True
+                for watch in recording.watches:
+                    self._doubt(watch, "it has ended, and the disk takes its time to record it")
+
+    def _finish(self, recording: _Recording) -> None:
+        written = []
+        for watch in recording.watches:
+            error = recording.failed.get(watch.container_id) or recording.error
+            if error is None:
+                written.append(watch)
+                continue
+            self._doubt(watch, f"it has ended, and that cannot be recorded yet: {error}")
+            watch.is_told = False
+            watch.is_polled, watch.due = True, time.monotonic() + _RETRY_SECONDS
+        if written:
+            with suppress(LimpetError):  # the keeper keeps them for longer, then
+                self._starter.forget_exits([(watch.container_id, watch.pidfd) for watch in written])
+        with self._lock:
+            for watch in written:
+                self._watches.pop(watch.container_id, None)
+                if watch.pidfd >= 0:
+                    self._by_pidfd.pop(watch.pidfd, None)
+                    os.close(watch.pidfd)
+        for watch in written:
+            self._on_end(watch.container_id)
+
+    def _doubt(self, watch: _Watch, message: str) -> None:
+        _log.warning("container %s: %s", watch.container_id, message)
+        with suppress(LimpetError):
+            self._store.doubt(watch.container_id, (Reason.UNVERIFIED, message))
+
+    def _kill_overdue(self, now: float) -> None:
+        with self._lock:
+            due = [(key, identity) for key, (identity, when) in self._kills.items() if when <= now]
+            for key, _ in due:
+                del self._kills[key]
+        for key, identity in due:
+            try:
+                self._starter.signal(key, identity, signal.SIGKILL)
+            except LimpetError as error:
+                _log.warning("container %s cannot be killed now: %s", key, error)
+                self.kill_at(key, identity, _RETRY_SECONDS)
+
+
+def _end(watch: _Watch, status: Status) -> Status:
+    """Return the status of a container that has ended, unless that is known already."""
+    found = watch.exit
+    assert found is not None
+    if status.finished_at:
+        return status
+    finished_at = found.finished_at or watch.noticed_at
+    if found.never_ran:
+        return end_never_run(status, found.never_ran, finished_at=finished_at)
+    return end(status, found.code, finished_at=finished_at, is_out_of_memory=found.is_out_of_memory)
+
+
+def _is_readable(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

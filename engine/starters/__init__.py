@@ -4,11 +4,12 @@ Read `contract` (what an engine asks), `choices` (what config and image leave op
 `process`, the built-in one.
 """
 
-from limpet.engine.starters.choices import choose_log_path, choose_stop_signal
-from limpet.engine.starters.contract import Launch, Prepared, Starter
+from limpet.engine.starters.choices import choose_log_path, choose_stop_signal, number_of_signal
+from limpet.engine.starters.contract import Exit, Launch, Prepared, Starter
 from limpet.engine.starters.registry import make_default_starter, make_host_probe, make_probe
 
 __all__ = [
+    "Exit",
     "Launch",
     "Prepared",
     "Starter",
@@ -17,4 +18,5 @@ __all__ = [
     "make_default_starter",
     "make_host_probe",
     "make_probe",
+    "number_of_signal",
 ]

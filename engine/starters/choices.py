@@ -111,3 +111,8 @@ def choose_log_path(log_directory: str, log_path: str) -> str:
     if os.path.isabs(log_path) or name in {"", ".", ".."} or os.path.commonpath([root, directory]) != root:
         raise InvalidInputError(f"log_path {quote_path(log_path)}: a path within the log directory {root} is needed")
     return os.path.join(directory, name)
+
+
+def number_of_signal(name: str) -> int:
+    """Return the number of a signal by the name that `choose_stop_signal` gave it."""
+    return signal.Signals[name].value

@@ -4,9 +4,9 @@ prepare, checkpoint, go: the process is made but held, its identity is written t
 kill between any two of these leaves no process that the store does not know.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from limpet.recovery.probe import Probe
 from limpet.schema.cri import LinuxContainerResources
@@ -44,11 +44,24 @@ class Prepared:
 
     identity: ProcessIdentity
     pidfd: int
-    """Readable once the process has ended. `Starter.abort` closes it; after `go`, the watcher does."""
+    """Readable once the process has ended. `Starter.abort` closes it, and `go` if it fails; then the watcher does."""
     resources: Resources | None
     """Which limits are in force; None if none were asked for."""
     own: object = None
     """What the starter needs to let it go; nobody else looks at it."""
+
+
+class Exit(NamedTuple):
+    """How a container's process ended, as the starter, or whoever it asks, has seen it."""
+
+    code: int | None
+    """Of the program, 128 + signal if one ended it; None if nobody saw it."""
+    finished_at: int = 0
+    """Nanoseconds since the epoch, 0 if nobody saw it end."""
+    never_ran: str = ""
+    """Why the program was never executed, so that there is no exit code of it; empty if it was."""
+    is_out_of_memory: bool = False
+    """True if its memory limit ended it."""
 
 
 class Starter(Protocol):
@@ -57,6 +70,12 @@ class Starter(Protocol):
     @property
     def name(self) -> str:
         """Its name, which each container's metadata keeps."""
+
+    def open(self, state_dir: str) -> None:
+        """Begin to serve the engine of this state directory, before anything else is asked."""
+
+    def close(self) -> None:
+        """Serve it no longer; its containers run on. May be repeated."""
 
     def make_config(self, launch: Launch) -> bytes:
         """Return the content of the bundle's config.json: what is to be run, in this starter's words.
@@ -68,7 +87,7 @@ class Starter(Protocol):
         """Make the process and hold it. Raises StartError, StateDirectoryError for a damaged bundle."""
 
     def go(self, prepared: Prepared) -> None:
-        """Let it run; returns once the program runs. Raises StartError if it cannot be executed."""
+        """Let it run; returns once the program is executed. Raises StartError if it is not: nothing is left then."""
 
     def abort(self, prepared: Prepared) -> None:
         """End a process that is still held, and wait until it is gone."""
@@ -76,22 +95,25 @@ class Starter(Protocol):
     def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
         """Return a pidfd of the very process, running or just ended. Raises NotFoundError if it is not there."""
 
-    def signal(self, pidfd: int, number: int) -> None:
-        """Send a signal to the process and its group; nothing happens if all of it has ended."""
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int) -> int:
+        """Send a signal to all processes of the container, 0 to none; return how many there are.
 
-    def read_exit(self, pid: int, pidfd: int) -> int | None:
-        """Return the exit code of a process that has ended, 128 + signal if one ended it; None if it is not known.
-
-        Asking again gives the same answer, until `forget_exit`.
+        Nobody else's process is signalled, and never the one that asks. Raises UnsupportedError if it may not be.
         """
 
-    def forget_exit(self, pidfd: int) -> None:
-        """Reap the process: its end is written down."""
+    def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
+        """Return how a process ended that has ended; None if that is to be asked again, a moment later.
+
+        Asking again gives the same answer, until `forget_exits`. `pidfd` may be -1.
+        """
+
+    def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
+        """Take note that these ends, by container id and pidfd, are written down: processes may be reaped."""
 
     def release(self, container_id: str, bundle_path: str) -> None:
         """End what is left of the container, and free what the starter keeps for it. May be repeated."""
 
-    def end_leftovers(self, containers_dir: str, has_ended: Callable[[str], bool]) -> None:
+    def end_leftovers(self, has_ended: Callable[[str], bool]) -> None:
         """End what is left of containers that have ended; `has_ended` is asked by id."""
 
     def probe(self, containers_dir: str) -> Probe:

@@ -5,7 +5,7 @@ owner.json      its last owner: the epoch, and whether the database was closed c
 store.db        the database, with its -wal and -shm next to it while it is open
 containers/     a bundle for each container        sandboxes/   a directory for each sandbox
 images/         the image store                    quarantine/  entries without an owner
-backups/        copies made before a migration
+backups/        copies made before a migration   keeper/      the keeper's lock, socket, journal and pipes
 """
 
 DATABASE = "store.db"
@@ -16,8 +16,9 @@ QUARANTINE = "quarantine"
 BACKUPS = "backups"
 LOCK = "lock"
 OWNER = "owner.json"
+KEEPER = "keeper"
 _FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER}
-_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS}
+_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, KEEPER}
 OURS = _FILES | _DIRECTORIES
 """All names that limpet makes there."""
 ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)

@@ -241,6 +241,12 @@ class Store:
         """True once `close` was called, and in a fork of the process that opened the store."""
         return self._closed or os.getpid() != self._pid
 
+    def doubt(self, container_id: str, doubt: Doubt) -> None:
+        """Flag a container Unknown, in memory alone: the next status that is written takes the flag away."""
+        with self._view:
+            if container_id in self._rows:
+                self._doubts[container_id] = doubt
+
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
         self._require_open()

@@ -1,54 +1,49 @@
-"""The process starter: a container is a process group on this host, held at a gate until it is on disk."""
+"""The process starter: a container is a process of this host and all that descends from it, under a keeper."""
 
-import fcntl
 import json
 import logging
 import os
+import resource
 import select
 import signal
-import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
-from limpet.engine.starters.contract import Launch, Prepared
-from limpet.engine.starters.process import gate
-from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits
+from limpet.engine.starters.contract import Exit, Launch, Prepared
+from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
+from limpet.engine.starters.process.client import Connection, KeeperClient, KeeperGoneError
+from limpet.engine.starters.process.keeper.kernel import read_stat
+from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.spec import make_spec, read_spec
-from limpet.engine.state.durable import make_directory
+from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
-from limpet.recovery.host import (
-    Compare,
-    compare,
-    find_bundle_processes,
-    identify,
-    open_pidfd,
-    read_bundle_variable,
-    read_exit_code,
-)
+from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe
-from limpet.schema.errors import NotFoundError, StartError, UnsupportedError, quote_path
+from limpet.schema.errors import KeeperError, NotFoundError, StartError, UnsupportedError, quote_path
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.runtime_spec import Spec
 
 _log = logging.getLogger("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
-_FIRST_FREE_DESCRIPTOR = 10  # above all that the gate is given, so that no dup2 overwrites the source of another
 _END_TIMEOUT_SECONDS = 5.0
+_LOG_BYTES, _LOG_FILES = 10 << 20, 5
+"""When a log is rotated, and how many files of it there are: kubelet's containerLogMaxSize and containerLogMaxFiles."""
 
 
 @dataclass(frozen=True)
 class _Held:
-    """Our ends of the pipes to a process at the gate."""
+    """The process at the gate is held for as long as this connection is open."""
 
-    gate: int
-    report: int
+    container_id: str
+    connection: Connection
 
 
 class ProcessStarter:
-    """Starts containers as process groups of this host. `environment` is the host's part of each container's.
+    """Starts containers as processes of this host. `environment` is the host's part of each container's.
 
     `compare` tells processes apart, here and in the probe; a drill gives one that is wrong.
     """
@@ -58,60 +53,82 @@ class ProcessStarter:
     def __init__(self, environment: Mapping[str, str] | None = None, *, compare: Compare = compare) -> None:
         self._environment = dict(os.environ) if environment is None else environment
         self._compare = compare
+        self._keeper = KeeperClient("")
+
+    def open(self, state_dir: str) -> None:
+        """Look for the keeper that serves this state directory; one is begun when it is needed.
+
+        That is at the first start, and here if the keeper that was there has left ends which nobody has taken.
+        """
+        self._keeper = KeeperClient(os.path.join(state_dir, KEEPER))
+        with self._keeper.connection(begin=self._keeper.has_left_ends):
+            pass
+
+    def close(self) -> None:
+        """Leave the keeper; what is held at a gate ends."""
+        self._keeper.close()
 
     def make_config(self, launch: Launch) -> bytes:
         """Return config.json: command line, environment, user and root. Raises InvalidInputError."""
         return msgspec.json.encode(make_spec(launch, self._environment))
 
     def prepare(self, launch: Launch) -> Prepared:
-        """Make the process and hold it at the gate, with its output going to the log.
+        """Have the keeper make the process and hold it at the gate, with its output going to the log.
 
         Raises StartError, StateDirectoryError if the bundle's config.json is damaged.
         """
         spec = read_spec(launch.bundle_path)
         try:
-            pid, gate_end, report_end = _spawn(spec, launch.log_path)
+            connection, pid, pidfd = self._fork_gate(launch, spec)
+        except (KeeperError, UnsupportedError) as error:
+            raise StartError(f"container {launch.id}: {error}") from error
         except OSError as error:
-            name = quote_path(error.filename or "process")
+            name = quote_path(error.filename or "its process")
             raise StartError(f"container {launch.id}: {name}: {error.strerror}") from error
-        pidfd = os.pidfd_open(pid)
         try:
             requested = launch.resources
             return Prepared(
                 identity=identify(pid, pidfd),
                 pidfd=pidfd,
-                resources=None if requested is None else apply_limits(launch.id, pid, requested),
-                own=_Held(gate_end, report_end),
+                resources=requested and apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
+                own=_Held(launch.id, connection),
             )
         except BaseException as error:
-            _end_held(pidfd, gate_end, report_end)
+            connection.close()
+            os.close(pidfd)
             if isinstance(error, OSError):
                 raise StartError(f"container {launch.id}: its process cannot be identified: {error}") from error
             raise
 
     def go(self, prepared: Prepared) -> None:
-        """Open the gate; returns once the program runs. Raises StartError with the reason if it does not."""
+        """Open the gate; returns once the program is executed. Raises StartError with the reason if it is not."""
         held = prepared.own
         assert isinstance(held, _Held)
         try:
-            with suppress(BrokenPipeError):  # it has ended already: the report says why, or nothing
-                os.write(held.gate, b"g")
-            problem = bytearray()
-            while chunk := os.read(held.report, 4096):
-                problem += chunk
-        finally:
-            os.close(held.gate)
-            os.close(held.report)
-        if problem:
-            _reap(prepared.pidfd)
+            answer, _ = held.connection.ask({"op": "go", "id": held.container_id})
+        except KeeperError as error:
+            held.connection.close()
+            answer = self._settle_start(held.container_id, prepared, str(error))
+        except BaseException:
+            held.connection.close()
+            raise
+        else:
+            self._keeper.give_back(held.connection)
+        if not answer["executed"]:
             os.close(prepared.pidfd)
-            raise StartError(problem.decode(errors="replace"))
+            raise StartError(self._explain(held.container_id, answer))
 
     def abort(self, prepared: Prepared) -> None:
-        """Close the gate and wait until the process is gone."""
+        """Close the gate, and wait until the process is gone."""
         held = prepared.own
         assert isinstance(held, _Held)
-        _end_held(prepared.pidfd, held.gate, held.report)
+        held.connection.close()
+        try:
+            if not _wait_until_ended(prepared.pidfd, _END_TIMEOUT_SECONDS):
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
+        finally:
+            os.close(prepared.pidfd)
 
     def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
         """Return a pidfd of the process with this identity. Raises NotFoundError if it is not there."""
@@ -125,52 +142,163 @@ class ProcessStarter:
             raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")
         return pidfd
 
-    def signal(self, pidfd: int, number: int) -> None:
-        """Send a signal to the process group that the pidfd's process leads.
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int) -> int:
+        """Send a signal to all that descends from the container's first process; return how many processes that is.
 
-        Through the pidfd, so that nobody else can be hit. Raises UnsupportedError for a process that may not be
-        signalled.
+        Where no keeper knows the container, to the group of its first process. Raises UnsupportedError for a process
+        that may not be signalled.
         """
-        try:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, number, None, _PROCESS_GROUP)
-        except PermissionError as error:
-            raise UnsupportedError(f"signal {number}: {error.strerror}; run as the container's user") from error
-        except OSError:  # EINVAL: a kernel before 6.9, which only signals the leader through its pidfd
-            _signal_group_by_number(pidfd, number)
+        answer = self._ask({"op": "signal", "id": container_id, "number": number})
+        if answer is not None and "left" in answer:
+            left: int = answer["left"]
+            return left
+        return self._signal_group(identity, number)
 
-    def read_exit(self, pid: int, pidfd: int) -> int | None:
-        """Return the exit code of a process that has ended, without reaping it; None if it is not known."""
-        try:
-            result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        except ChildProcessError:  # adopted, or reaped by the program that we are part of
-            result = None
-        if result is None:
-            return read_exit_code(pid, pidfd)
-        return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+    def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
+        """Return how the process ended, as the keeper has seen it; without one, as the kernel tells it."""
+        answer = self._ask_about(container_id, identity)
+        if answer is None:
+            return _read_exit_alone(identity, pidfd)
+        if "end" not in answer:
+            return None
+        return self._to_exit(container_id, answer)
 
-    def forget_exit(self, pidfd: int) -> None:
-        """Reap the process if it is our child."""
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
+        """Let the keeper reap them."""
+        self._keeper.tell({"op": "ack", "ids": [container_id for container_id, _ in ended]})
 
     def release(self, container_id: str, bundle_path: str) -> None:
         """Kill every process that is left of the container, and remove its cgroup."""
-        _end_leftovers(bundle_path, find_bundle_processes().get(bundle_path, ()))
-        left = remove_limits(container_id)
+        deadline = time.monotonic() + _END_TIMEOUT_SECONDS
+        while (answer := self._ask({"op": "release", "id": container_id})) and answer.get("left"):
+            if time.monotonic() > deadline:
+                _log.warning("container %s: %d of its processes do not end", container_id, answer["left"])
+                break
+            time.sleep(0.002)
+        left = remove_limits(container_id, self._keeper.keeper_pid)
         if left:
             _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
 
-    def end_leftovers(self, containers_dir: str, has_ended: Callable[[str], bool]) -> None:
+    def end_leftovers(self, has_ended: Callable[[str], bool]) -> None:
         """Kill processes of containers that have ended: a kill may have come between the end and this."""
-        for bundle_path, pids in find_bundle_processes().items():
-            directory, container_id = os.path.split(bundle_path)
-            if directory == containers_dir and has_ended(container_id):
-                _end_leftovers(bundle_path, pids)
+        for record in self._list_containers():
+            if ("end" in record or record.get("acknowledged")) and has_ended(record["id"]):
+                self._ask({"op": "signal", "id": record["id"], "number": signal.SIGKILL})
+                self.forget_exits([(record["id"], -1)])
 
     def probe(self, containers_dir: str) -> HostProbe:
-        """Return what looks at the processes and the bundles."""
+        """Return what looks at the processes and the bundles, and knows the ends that the keeper has seen."""
         return HostProbe(containers_dir, compare=self._compare)
+
+    def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[Connection, int, int]:
+        """Return the connection that holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
+        plan = _write_plan(spec)
+        opened = [plan]
+        try:
+            request: Message = {"op": "prepare", "id": launch.id}
+            if launch.log_path:
+                directory, name = os.path.split(launch.log_path)
+                os.makedirs(directory, exist_ok=True)
+                opened.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+                request["owner"] = spec.process.user.uid or 0
+                request["log"] = {
+                    "directory": directory,
+                    "name": name,
+                    "max_bytes": _LOG_BYTES,
+                    "max_files": _LOG_FILES,
+                }
+            for last in (False, False, True):
+                connection = self._keeper.take(begin=True)
+                assert connection is not None
+                try:
+                    answer, given = connection.ask(request, opened)
+                except BaseException as error:
+                    connection.close()
+                    self._keeper.forget_connections()
+                    if isinstance(error, KeeperGoneError) and not last:
+                        continue  # what it held for us has ended with the connection
+                    raise
+                return connection, answer["pid"], given[0]
+            raise AssertionError
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+
+    def _settle_start(self, container_id: str, prepared: Prepared, problem: str) -> Message:
+        """Return what became of a start whose keeper died or did not answer; if it still hangs, it is ended."""
+        answer = self._ask_about(container_id, prepared.identity)
+        if answer is None:
+            # All keepers are dead, and the gate closed with them. Whether it was open before, the process tells.
+            stat = read_stat(prepared.identity.pid)
+            is_it = stat is not None and stat.start_ticks == prepared.identity.start_ticks
+            executed = stat is not None and is_it and stat.has_executed
+            if not executed:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
+            return {"executed": executed, "why": "its keeper was killed before its program was executed"}
+        if answer.get("executed") is None and "end" not in answer:
+            self._ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
+            _wait_until_ended(prepared.pidfd, _END_TIMEOUT_SECONDS)
+            answer = self._ask_about(container_id, prepared.identity) or answer
+            answer.setdefault("why", f"it did not come through its gate: {problem}")
+        return {"executed": False} | answer
+
+    def _ask_about(self, container_id: str, identity: ProcessIdentity) -> Message | None:
+        """Return what the keeper knows of the very process; None if it knows nothing of it, or there is none."""
+        answer = self._ask({"op": "end", "id": container_id})
+        is_it = answer is not None and (answer.get("pid"), answer.get("start")) == (identity.pid, identity.start_ticks)
+        return answer if is_it else None
+
+    def _explain(self, container_id: str, answer: Message) -> str:
+        """Say why a program was not executed."""
+        end = answer.get("end") or {}
+        if answer.get("why"):
+            return str(answer["why"])
+        if self._was_out_of_memory(container_id, end):
+            return "its memory limit leaves no room to execute its program; raise memory_limit_in_bytes"
+        if end.get("signal"):
+            return f"it was ended by {_name_signal(end['code'])} before its program was executed"
+        return "its program was never executed"
+
+    def _to_exit(self, container_id: str, record: Message) -> Exit:
+        end = record["end"]
+        finished_at = end.get("time", 0)
+        if not record.get("executed"):
+            return Exit(None, finished_at, never_ran=self._explain(container_id, record))
+        if end.get("unseen"):
+            return Exit(None)
+        code = 128 + end["code"] if end["signal"] else end["code"]
+        return Exit(code, finished_at, is_out_of_memory=self._was_out_of_memory(container_id, end))
+
+    def _was_out_of_memory(self, container_id: str, end: Message) -> bool:
+        is_killed = end.get("signal") and end["code"] == signal.SIGKILL
+        return bool(is_killed) and was_out_of_memory(container_id, self._keeper.keeper_pid)
+
+    def _ask(self, message: Message) -> Message | None:
+        return self._keeper.ask(message)
+
+    def _list_containers(self) -> "list[Message]":
+        """Return what the keeper knows of each container; nothing if there is no keeper. Raises KeeperError."""
+        found: list[Message] = []
+        answer = self._ask({"op": "list", "after": ""})
+        while answer is not None:
+            found += answer["containers"]
+            answer = self._ask({"op": "list", "after": found[-1]["id"]}) if answer["more"] else None
+        return found
+
+    def _signal_group(self, identity: ProcessIdentity, number: int) -> int:
+        """Signal the process and its group through a pidfd, so that nobody else can be hit."""
+        try:
+            with open_pidfd(identity.pid) as pidfd:
+                if self._compare(identity, pidfd, "")[0] is not Process.ALIVE:
+                    return 0
+                if number:
+                    _send_to_group(pidfd, number)
+                return 0 if _wait_until_ended(pidfd, 0) else 1
+        except ProcessLookupError:
+            return 0
+        except PermissionError as error:
+            raise UnsupportedError(f"signal {number}: {error.strerror}; run as the container's user") from error
 
 
 def make_starter() -> ProcessStarter:
@@ -178,18 +306,8 @@ def make_starter() -> ProcessStarter:
     return ProcessStarter()
 
 
-def _end_leftovers(bundle_path: str, pids: Sequence[int]) -> None:
-    """Kill those of `pids` that bear the bundle's path in their environment, and wait until they are gone."""
-    for pid in pids:
-        with suppress(ProcessLookupError, FileNotFoundError), open_pidfd(pid) as pidfd:
-            # Looked at again now that the pidfd holds the process: the pid may be another's by now.
-            if read_bundle_variable(pid) == bundle_path:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                _wait(pidfd, _END_TIMEOUT_SECONDS)
-
-
-def _spawn(spec: Spec, log_path: str) -> tuple[int, int, int]:
-    """Start the gate in a session of its own; return its pid and our ends of the gate and of the report."""
+def _write_plan(spec: Spec) -> int:
+    """Return a descriptor of memory that holds what the process is to become; it is nowhere on disk."""
     process = spec.process
     plan = {
         "args": process.args,
@@ -200,92 +318,53 @@ def _spawn(spec: Spec, log_path: str) -> tuple[int, int, int]:
         "gid": process.user.gid,
         "groups": process.user.additional_gids,
         "setgroups": os.geteuid() == 0,
+        "own_uts_namespace": os.geteuid() == 0,
+        "nofile": _original_nofile(),
     }
-    opened: list[int] = []
-    kept: list[int] = []
+    descriptor = os.memfd_create("limpet-plan", os.MFD_CLOEXEC)
     try:
-        gate_read, gate_write = _high_pipe(opened)
-        report_read, report_write = _high_pipe(opened)
-        opened.append(plan_file := _high(os.memfd_create("limpet-plan", os.MFD_CLOEXEC)))
-        os.write(plan_file, json.dumps(plan).encode(errors="surrogateescape"))
-        os.lseek(plan_file, 0, os.SEEK_SET)
-        opened.append(log := _open_log(log_path))
-        opened.append(null := _high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
-        targets = [(null, 0), (log, 1), (log, 2)]
-        targets += [(gate_read, gate.GATE), (report_write, gate.REPORT), (plan_file, gate.PLAN)]
-        pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-I", "-S", gate.__file__],
-            os.environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, source, target) for source, target in targets],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=[number for number in signal.valid_signals() if number not in _UNBLOCKABLE],
-        )
-        kept = [gate_write, report_read]
-        return pid, gate_write, report_read
-    finally:
-        for descriptor in opened:
-            if descriptor not in kept:
-                os.close(descriptor)
-
-
-_UNBLOCKABLE = {signal.SIGKILL, signal.SIGSTOP}
-
-
-def _open_log(path: str) -> int:
-    if not path:
-        return _high(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
-    make_directory(os.path.dirname(path))
-    # O_NONBLOCK: a named pipe that nobody reads would keep us waiting; as it is, it is refused.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    log = _high(os.open(path, flags, 0o600))
-    os.set_blocking(log, True)
-    return log
-
-
-def _high_pipe(opened: list[int]) -> tuple[int, int]:
-    ends = os.pipe2(os.O_CLOEXEC)
-    read, write = _high(ends[0]), _high(ends[1])
-    opened += (read, write)
-    return read, write
-
-
-def _high(descriptor: int) -> int:
-    """Move a descriptor out of the way of those that the gate is given."""
-    if descriptor >= _FIRST_FREE_DESCRIPTOR:
-        return descriptor
-    try:
-        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_DESCRIPTOR)
-    finally:
+        with open(os.dup(descriptor), "wb") as file:
+            file.write(json.dumps(plan).encode(errors="surrogateescape"))
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
-def _end_held(pidfd: int, gate_end: int, report_end: int) -> None:
-    os.close(gate_end)
-    os.close(report_end)
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    _reap(pidfd)
-    os.close(pidfd)
+def _original_nofile() -> tuple[int, int]:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def _reap(pidfd: int) -> None:
-    with suppress(ChildProcessError):  # the host program reaps all children itself
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:
+    """Return how a process ended that no keeper knows; None while its parent may still reap it."""
+    if pidfd < 0:
+        return Exit(None)
+    code = read_exit_code(identity.pid, pidfd)
+    if code is not None:
+        return Exit(code)
+    is_reaped = read_stat(identity.pid) is None
+    return Exit(None) if is_reaped else None
 
 
-def _wait(pidfd: int, timeout_seconds: float) -> bool:
+def _name_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _send_to_group(pidfd: int, number: int) -> None:
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number, None, _PROCESS_GROUP)
+    except PermissionError:
+        raise
+    except OSError:  # EINVAL: a kernel before 6.9, which only signals the leader through its pidfd
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+
+
+def _wait_until_ended(pidfd: int, timeout_seconds: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(timeout_seconds * 1000))
-
-
-def _signal_group_by_number(pidfd: int, number: int) -> None:
-    """Signal the group by its number while its leader, seen alive through the pidfd, keeps that number taken."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file if ":" in line)
-    pid = int(fields["Pid"])
-    if pid > 0 and not _wait(pidfd, 0):
-        with suppress(ProcessLookupError):
-            os.killpg(pid, number)

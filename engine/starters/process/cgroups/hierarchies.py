@@ -1,4 +1,4 @@
-"""Which cgroups this process is in, and below which of them a container's may be made. Reads, and changes nothing."""
+"""Which cgroups a process is in, and below which of them a container's may be made. Reads, and changes nothing."""
 
 import errno
 import os
@@ -11,8 +11,8 @@ _DELEGATION_MARKS = ("trusted.delegate", "user.delegate")
 """The extended attributes that systemd sets to "1" on a cgroup it gave away (CGROUP_DELEGATION.md; user.* from 251)."""
 
 
-class OwnCgroups(NamedTuple):
-    """The directories of the cgroups that this process is in."""
+class Cgroups(NamedTuple):
+    """The directories of the cgroups that a process is in."""
 
     v1: dict[str, str]
     """By controller; one that this process sees no cgroup v1 hierarchy of is not there."""
@@ -45,15 +45,15 @@ class OwnCgroups(NamedTuple):
         return tuple(parents)
 
 
-def read_own_cgroups() -> OwnCgroups:
-    """Return the cgroups of this process. Raises OSError where the kernel has none or /proc cannot be read."""
-    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+def read_cgroups(pid: int) -> Cgroups:
+    """Return the cgroups of a process, 0 for this one. Raises OSError where there are none or /proc cannot be read."""
+    with open(f"/proc/{pid or 'self'}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         cgroup = file.read()
     with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as file:
-        return find_own_cgroups(cgroup, file.read())
+        return find_cgroups(cgroup, file.read())
 
 
-def find_own_cgroups(cgroup: str, mountinfo: str) -> OwnCgroups:
+def find_cgroups(cgroup: str, mountinfo: str) -> Cgroups:
     """Return the cgroups from the text of /proc/self/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5))."""
     mounts = list(parse_mounts(mountinfo.splitlines()))
     v1: dict[str, str] = {}
@@ -71,7 +71,7 @@ def find_own_cgroups(cgroup: str, mountinfo: str) -> OwnCgroups:
             else:
                 v1.update(dict.fromkeys(controllers, directory))
             break
-    return OwnCgroups(v1, v2, v2_mount_point)
+    return Cgroups(v1, v2, v2_mount_point)
 
 
 def _locate(mount: Mount, path: str) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from limpet.engine.starters.process.cgroups.hierarchies import OwnCgroups, read_own_cgroups
+from limpet.engine.starters.process.cgroups.hierarchies import Cgroups, read_cgroups
 from limpet.engine.starters.process.cgroups.settings import Refusals, Setting, make_settings, requested_fields
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.metadata import require_id
@@ -21,10 +21,11 @@ from limpet.schema.status import Resources
 _LEAVE_TIMEOUT_SECONDS = 0.5
 
 
-def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources) -> Resources:
+def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources, beside: int = 0) -> Resources:
     """Limit the process `pid` and all that it will start, and say of each field asked for what became of it.
 
-    For a child that is held: nothing of the container's has run, so nothing runs unlimited. What the kernel or a
+    The cgroups are made below those of the process `beside`, 0 for this one.
+    For a process that is held: nothing of the container's has run, so nothing runs unlimited. What the kernel or a
     permission refuses is in `unapplied`, with the file and the kernel's words. A kill midway leaves an empty cgroup,
     which the next call for this id, or `remove_limits`, removes. Raises InvalidInputError for an invalid id.
     """
@@ -32,7 +33,7 @@ def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources
     asked = requested_fields(requested)
     refusals = Refusals()
     if set(asked) - {"oom_score_adj"}:
-        refusals = _apply_through_cgroups(name, pid, requested)
+        refusals = _apply_through_cgroups(name, pid, requested, beside)
     if requested.oom_score_adj:
         try:
             _write(f"/proc/{pid}/oom_score_adj", str(requested.oom_score_adj))
@@ -45,17 +46,17 @@ def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources
     )
 
 
-def remove_limits(container_id: str) -> tuple[str, ...]:
+def remove_limits(container_id: str, beside: int = 0) -> tuple[str, ...]:
     """Remove the container's cgroups; return those that are left, each with the reason, or nothing.
 
     A cgroup with processes in it is left alone, after half a second for killed ones to leave it. Looks below the
-    cgroups that this process is in now: what an engine made while it was in another one stays there, empty.
+    cgroups that the process `beside` is in now: what was made while it was in another one stays there, empty.
     Raises InvalidInputError for an invalid id.
     """
     name = _name(container_id)
     left = []
     try:
-        parents = read_own_cgroups().find_parents()
+        parents = read_cgroups(beside).find_parents()
     except OSError as error:
         return (_describe(error),)
     for parent in parents:
@@ -66,13 +67,30 @@ def remove_limits(container_id: str) -> tuple[str, ...]:
     return tuple(left)
 
 
+def was_out_of_memory(container_id: str, beside: int = 0) -> bool:
+    """Say whether the kernel has killed a process of the container for want of memory, within its own limit.
+
+    By the counter `oom_kill` of memory.events (cgroup v2) or memory.oom_control (cgroup v1, Linux 4.13), which stays
+    until the cgroup is removed.
+    """
+    name = _name(container_id)
+    with suppress(OSError):
+        for parent in read_cgroups(beside).find_parents():
+            for file in ("memory.events", "memory.oom_control"):
+                with suppress(OSError):
+                    fields = dict(line.split() for line in _read(os.path.join(parent, name, file)).splitlines())
+                    if int(fields.get("oom_kill", 0)):
+                        return True
+    return False
+
+
 def _name(container_id: str) -> str:
     return f"limpet-{require_id(container_id)}"
 
 
-def _apply_through_cgroups(name: str, pid: int, requested: LinuxContainerResources) -> Refusals:
+def _apply_through_cgroups(name: str, pid: int, requested: LinuxContainerResources, beside: int) -> Refusals:
     try:
-        own = read_own_cgroups()
+        own = read_cgroups(beside)
     except OSError as error:
         fields = requested_fields(requested)
         return Refusals({field: _describe(error) for field in fields if field != "oom_score_adj"})
@@ -90,7 +108,7 @@ def _apply_through_cgroups(name: str, pid: int, requested: LinuxContainerResourc
     return refusals
 
 
-def _open_v2_parent(own: OwnCgroups, controller: str) -> str:
+def _open_v2_parent(own: Cgroups, controller: str) -> str:
     """Return the cgroup v2 whose children this process may limit with `controller`. Raises OSError if none."""
     parent = own.find_v2_parent()
     if not controller or controller in _read(os.path.join(parent, "cgroup.subtree_control")).split():

@@ -1,0 +1,297 @@
+"""Speaks to the keeper of a state directory, and has one begin where there is none.
+
+Each request has a connection of its own while it lasts; the connections are kept for the next. If a call is given up,
+its connection is closed, by which the keeper knows: what it held for that call ends.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from limpet.engine.starters.process import keeper
+from limpet.engine.starters.process.interpreter import find_interpreter
+from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
+from limpet.engine.starters.process.keeper.messages import VERSION, Message, receive, send
+from limpet.engine.state.durable import make_directory
+from limpet.recovery.host import read_pid_namespace
+from limpet.schema.errors import KeeperError, quote_path
+
+ANSWER_TIMEOUT_SECONDS = 10.0
+_BEGIN_TIMEOUT_SECONDS = 20.0
+_RETRY_SECONDS = 0.002
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from keeper.main import main; main()"
+_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+_UNBLOCKABLE = {signal.SIGKILL, signal.SIGSTOP}
+_LONGEST_COMPLAINT = 4096
+_FIRST_FREE = 10
+
+
+class KeeperGoneError(KeeperError):
+    """The keeper ended before it answered; the one that takes over knows what it knew."""
+
+
+class Connection:
+    """One connection to a keeper; one request at a time."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+
+    def ask(
+        self, message: Message, descriptors: Sequence[int] = (), timeout: float = ANSWER_TIMEOUT_SECONDS
+    ) -> tuple[Message, list[int]]:
+        """Return the answer and its descriptors, which are the caller's.
+
+        Raises KeeperGoneError, KeeperError if it answers with an error or not in time.
+        """
+        try:
+            self._link.settimeout(timeout)
+            send(self._link, message, descriptors)
+            answer, given = receive(self._link)
+        except TimeoutError as error:
+            raise KeeperError(f"the keeper has not answered {message['op']!r} for {timeout:.0f} s") from error
+        except OSError as error:
+            raise KeeperGoneError(f"the keeper is gone: {error.strerror or error}") from error
+        if answer is None:
+            raise KeeperGoneError("the keeper is gone")
+        if "error" in answer:
+            for descriptor in given:
+                os.close(descriptor)
+            raise KeeperError(answer["error"])
+        return answer, given
+
+    def tell(self, message: Message) -> None:
+        """Send what has no answer. Raises KeeperGoneError."""
+        try:
+            send(self._link, message)
+        except OSError as error:
+            raise KeeperGoneError(f"the keeper is gone: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Close it; what the keeper holds for it ends. May be repeated."""
+        self._link.close()
+
+
+class KeeperClient:
+    """Connections to the keeper in one directory. Thread-safe."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._idle: list[Connection] = []
+        self._beginning = threading.Lock()
+        self._pid = os.getpid()
+        self._is_closed = False
+        self.keeper_pid = 0
+        """The pid of the keeper that was spoken to last."""
+        self._anchor_pid = 0
+
+    def take(self, *, begin: bool) -> Connection | None:
+        """Return a connection, to be given back or closed; None if there is no keeper and none is to `begin`.
+
+        Raises KeeperError.
+        """
+        with suppress(IndexError):
+            return self._idle.pop()
+        connection = self._connect()
+        if connection is None and begin:
+            connection = self._begin()
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for the next request."""
+        if self._is_closed:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    @contextmanager
+    def connection(self, *, begin: bool) -> Iterator[Connection | None]:
+        """Hold a connection while the block runs; one whose request failed is closed."""
+        connection = self.take(begin=begin)
+        try:
+            yield connection
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
+        if connection is not None:
+            self.give_back(connection)
+
+    def ask(self, message: Message) -> Message | None:
+        """Return the keeper's answer to a request that may be repeated; None if there is no keeper.
+
+        A keeper that died is asked again: the anchor has taken over. Raises KeeperError.
+        """
+        for _ in range(3):
+            try:
+                with self.connection(begin=False) as connection:
+                    return None if connection is None else connection.ask(message)[0]
+            except KeeperGoneError:
+                self.forget_connections()
+        raise KeeperError(f"the keeper in {self._directory} ends whenever it is asked for {message['op']!r}")
+
+    def tell(self, message: Message) -> None:
+        """Send what has no answer; nothing happens if there is no keeper. Raises KeeperError."""
+        for _ in range(3):
+            try:
+                with self.connection(begin=False) as connection:
+                    if connection is not None:
+                        connection.tell(message)
+                    return
+            except KeeperGoneError:
+                self.forget_connections()
+
+    def forget_connections(self) -> None:
+        """Close the connections that nobody uses; what is needed is connected anew."""
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
+
+    def close(self) -> None:
+        """Close all connections. The keeper stays as long as it is needed. May be repeated."""
+        self._is_closed = True
+        self.forget_connections()
+
+    @property
+    def has_left_ends(self) -> bool:
+        """Say whether a keeper that is gone may have left ends in its journal."""
+        try:
+            return os.stat(os.path.join(self._directory, "journal")).st_size > 0
+        except FileNotFoundError:
+            return False
+
+    def _connect(self) -> Connection | None:
+        """Connect to the keeper that lives; None if there is none. Raises KeeperError."""
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                link.settimeout(ANSWER_TIMEOUT_SECONDS)
+                link.connect(f"/proc/self/fd/{directory}/{SOCKET}")
+            finally:
+                os.close(directory)
+            uid = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+            if uid != os.geteuid():
+                raise KeeperError(f"the keeper in {quote_path(self._directory)} is of uid {uid}; run as that user")
+            return self._greet(Connection(link))
+        except (FileNotFoundError, ConnectionRefusedError, KeeperGoneError):
+            link.close()
+            self._reap_anchor()
+            return None
+        except OSError as error:
+            link.close()
+            raise KeeperError(f"the keeper cannot be reached: {error.strerror or error}") from error
+        except BaseException:
+            link.close()
+            raise
+
+    def _greet(self, connection: Connection) -> Connection:
+        answer, _ = connection.ask({"op": "hello", "version": VERSION})
+        here = read_pid_namespace()
+        if answer["pid_namespace"] != here:
+            raise KeeperError(
+                f"the keeper in {quote_path(self._directory)} lives in pid namespace {answer['pid_namespace']}, this is"
+                f" {here}; its containers can be looked after from there only"
+            )
+        self.keeper_pid, self._anchor_pid = answer["pid"], answer["anchor"]
+        return connection
+
+    def _reap_anchor(self) -> None:
+        """Reap an anchor that came to us as an orphan: where we are the first process of a pid namespace, it does."""
+        if self._anchor_pid:
+            with suppress(ChildProcessError):
+                os.waitpid(self._anchor_pid, os.WNOHANG)
+
+    def _begin(self) -> Connection:
+        """Have a keeper begin, and connect to it. Raises KeeperError, UnsupportedError."""
+        with self._beginning:
+            deadline = time.monotonic() + _BEGIN_TIMEOUT_SECONDS
+            complaint = ""
+            while time.monotonic() < deadline:
+                connection = self._connect()
+                if connection is not None:
+                    return connection
+                status, complaint = self._spawn(deadline)
+                if status not in {0, ANOTHER_LIVES, None}:
+                    break
+                if status == ANOTHER_LIVES:
+                    time.sleep(_RETRY_SECONDS)  # it is about to serve, or about to end
+            raise KeeperError(f"the keeper cannot begin: {complaint or 'it does not answer'}")
+
+    def _spawn(self, deadline: float) -> tuple[int | None, str]:
+        """Run the keeper's program until it serves, or cannot; return its exit status, None if not known, and why."""
+        opened: list[int] = []
+        try:
+            make_directory(self._directory)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            opened.append(directory := _high(os.open(self._directory, flags)))
+            opened.append(null := _high(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
+            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            opened += (read, write := _high(write))
+            actions = [
+                (os.POSIX_SPAWN_DUP2, each, number) for number, each in enumerate((null, null, write, directory))
+            ]
+            interpreter = find_interpreter()
+            # posix_spawn: a fork of this process by another thread holds no pipe that we would wait for.
+            pid = os.posix_spawn(
+                interpreter,
+                [interpreter, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, os.path.dirname(keeper.__path__[0])],
+                _ENVIRONMENT,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=[number for number in signal.valid_signals() if number not in _UNBLOCKABLE],
+            )
+            status = _wait(pid, deadline)
+            complaint = b""
+            with suppress(BlockingIOError):
+                complaint = os.read(read, _LONGEST_COMPLAINT)
+        except OSError as error:
+            name = f" ({error.filename})" if error.filename else ""
+            raise KeeperError(f"the keeper cannot begin: {error.strerror}{name}") from error
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+        return status, complaint.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def _wait(pid: int, deadline: float) -> int | None:
+    """Return a child's exit status; None if somebody else has reaped it. One that takes too long is ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            return None
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        return None if found is None else found.si_status
+    except ChildProcessError:
+        return None
+    finally:
+        os.close(pidfd)
+
+
+def _high(descriptor: int) -> int:
+    """Move a descriptor above those that the keeper is given, so that none overwrites another."""
+    if descriptor >= _FIRST_FREE:
+        return descriptor
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+    finally:
+        os.close(descriptor)

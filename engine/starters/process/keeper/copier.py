@@ -1,0 +1,315 @@
+"""The log copier: takes containers' output out of their FIFOs and appends it to their logs.
+
+One process, one thread, one loop. It is sent the FIFOs by the keeper, and holds nothing that would be lost with it: it
+looks at the output with tee(2), writes it to the log, and only then takes it out of the FIFO (see `log` for each
+instant at which it may be killed). While a log cannot be written its output stays in the FIFO, which blocks the writer
+after 64 KiB, and the copier tries again each second. A disk that hangs stops the copier, and nobody else.
+
+Messages are JSON objects, with descriptors beside them. From the keeper:
+
+- `copy`: id, name, max_bytes (0: no rotation), max_files; with the log's directory, and the read ends of the FIFOs of
+  stdout and stderr, each of which has, or had, a writer;
+- `reopen`: id. The log was moved away: write to a new one;
+- `drop`: id. Stop, with what is still in the FIFOs unread.
+
+To the keeper:
+
+- `done`: id. Both streams have no writer any more, and all their output is in the log;
+- `held`: id, why. The log cannot be written, for this reason; "" once it can.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+from .lines import format_lines, read_back
+from .log import Log
+
+_CHUNK: Final = 65536
+_MESSAGE: Final = 65536
+_PAGE: Final = 4096
+_SPLICE_F_NONBLOCK: Final = 2
+_AGAIN_SECONDS: Final = 1.0
+"""How often a log that cannot be written is tried again; and how long a line may take to be finished."""
+_SPARE: Final = 6
+"""Descriptors that are held free for what a message brings, and for opening a log: 5 stay with each container."""
+_IGNORED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
+
+
+def run(link: socket.socket, directory: int) -> NoReturn:
+    """Copy until nobody is left at the other end of `link`. `directory` is the keeper's, with the folder `fifo`."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    _Copier(link, directory).loop()
+    os._exit(0)
+
+
+class _Container:
+    def __init__(self, id: str, log: Log) -> None:
+        self.id = id
+        self.log = log
+        self.streams: list[_Stream] = []
+        self.held = ""
+        self.try_at = 0.0
+
+
+class _Stream:
+    def __init__(self, container: _Container, name: bytes, fifo: int) -> None:
+        self.container = container
+        self.name = name
+        self.fifo = fifo
+        self.capacity = fcntl.fcntl(fifo, fcntl.F_GETPIPE_SZ)
+        self.hung_up = False
+        self.unfinished_since = 0.0
+        """When a beginning of a line was first seen, without its end; 0 if there is none."""
+
+
+class _Copier:
+    def __init__(self, link: socket.socket, directory: int) -> None:
+        self._link = link
+        self._directory = directory
+        self._containers: dict[str, _Container] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._ready: dict[int, _Stream] = {}
+        self._later: dict[int, _Stream] = {}
+        self._later_at = 0.0
+        self._letters: list[dict[str, str]] = []
+        self._spare: list[int] = []
+        self._peeked, self._peek = _make_peek()
+        self._poll = select.epoll()
+        self._poll.register(link, select.EPOLLIN | select.EPOLLET)
+        self._has_mail = True
+        self._take: Mapping[str, Callable[[dict[str, Any], list[int]], None]] = {
+            "copy": self._add,
+            "reopen": self._reopen,
+            "drop": self._drop,
+        }
+
+    def loop(self) -> None:
+        """Return once the link's other end is closed."""
+        while True:
+            for descriptor, events in self._poll.poll(self._timeout()):
+                if descriptor == self._link.fileno():
+                    if events & select.EPOLLHUP:
+                        return
+                    self._has_mail = True
+                elif descriptor in self._streams:
+                    self._streams[descriptor].hung_up |= bool(events & select.EPOLLHUP)
+                    self._ready[descriptor] = self._streams[descriptor]
+            if self._later and time.monotonic() >= self._later_at:
+                self._ready.update(self._later)
+                self._later.clear()
+            if self._has_mail:
+                self._receive()
+            self._send()
+            for stream in list(self._ready.values()):  # a chunk of each, so that none waits for another
+                if stream.fifo in self._streams and not self._step(stream):
+                    self._ready.pop(stream.fifo, None)
+
+    def _timeout(self) -> float:
+        if self._ready:
+            return 0
+        if self._later:
+            return max(self._later_at - time.monotonic(), 0)
+        return _AGAIN_SECONDS if self._has_mail or self._letters else -1
+
+    # ---------------------------------------------------------------- the link
+
+    def _receive(self) -> None:
+        """Take what the keeper has sent, as long as there are descriptors for it: what comes with none is lost."""
+        while self._fill_spare():
+            while self._spare:
+                os.close(self._spare.pop())
+            try:
+                data, descriptors, _, _ = socket.recv_fds(
+                    self._link, _MESSAGE, 3, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                self._has_mail = False
+                return
+            except OSError:  # ECONNRESET: the other end was closed with something unread
+                return
+            if not data:
+                return  # the hang-up is an event of its own
+            message = json.loads(data)
+            self._take[message["op"]](message, descriptors)
+
+    def _fill_spare(self) -> bool:
+        try:
+            while len(self._spare) < _SPARE:
+                self._spare.append(os.dup(self._directory))
+        except OSError:
+            return False
+        return True
+
+    def _tell(self, op: str, **fields: str) -> None:
+        self._letters.append({"op": op, **fields})
+
+    def _send(self) -> None:
+        try:
+            while self._letters:
+                self._link.send(json.dumps(self._letters[0]).encode(), socket.MSG_DONTWAIT)
+                del self._letters[0]
+        except OSError:  # it does not read: again in a second; or it is gone: that is an event of its own
+            pass
+
+    def _add(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        id = message["id"]
+        if id in self._containers or len(descriptors) < 3:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
+        log = Log(
+            descriptors[0],
+            message["name"],
+            message["max_bytes"],
+            message["max_files"],
+            notes=self._directory,
+            note=f"fifo/{id}.at",
+        )
+        container = self._containers[id] = _Container(id, log)
+        for name, fifo in zip((b"stdout", b"stderr"), descriptors[1:], strict=True):
+            os.set_blocking(fifo, False)
+            self._streams[fifo] = stream = _Stream(container, name, fifo)
+            container.streams.append(stream)
+            self._ready[fifo] = stream
+            self._poll.register(fifo, select.EPOLLIN | select.EPOLLET)
+
+    def _reopen(self, message: dict[str, Any], _: list[int]) -> None:
+        if (container := self._containers.get(message["id"])) is not None:
+            container.log.close()
+            container.try_at = 0.0
+            self._ready.update((stream.fifo, stream) for stream in container.streams)
+
+    def _drop(self, message: dict[str, Any], _: list[int]) -> None:
+        if (container := self._containers.get(message["id"])) is not None:
+            for stream in list(container.streams):
+                self._close(stream)
+            self._forget(container)
+
+    # ---------------------------------------------------------------- output
+
+    def _step(self, stream: _Stream) -> bool:
+        """Copy a chunk of the stream; return whether there may be more."""
+        container = stream.container
+        if time.monotonic() < container.try_at:
+            return False
+        try:
+            if not container.log.is_open:
+                self._open(container)
+            data = self._peek(stream.fifo)
+            if data:
+                return self._copy(stream, data)
+        except BlockingIOError:
+            return False
+        except (OSError, MemoryError) as error:
+            self._hold(container, error)
+            return False
+        self._close(stream)
+        if not container.streams:
+            self._forget(container)
+            self._tell("done", id=container.id)
+        return False
+
+    def _copy(self, stream: _Stream, data: bytes) -> bool:
+        pieces, used = format_lines(stream.name, data, time.time_ns())
+        if not used:
+            if not self._must_break(stream, len(data)):
+                self._look_later(stream)
+                return False
+            pieces, used = format_lines(stream.name, data, time.time_ns(), unfinished=True)
+        log = stream.container.log
+        log.append(pieces)
+        os.read(stream.fifo, used)
+        log.note()
+        stream.unfinished_since = 0.0
+        if log.is_full():
+            log.rotate()
+        return True
+
+    def _must_break(self, stream: _Stream, length: int) -> bool:
+        """Return whether a line is written before its end: that does not come, or not soon, or has no room."""
+        now = time.monotonic()
+        stream.unfinished_since = stream.unfinished_since or now
+        is_late = now - stream.unfinished_since >= _AGAIN_SECONDS
+        return stream.hung_up or is_late or length > stream.capacity - _PAGE
+
+    def _open(self, container: _Container) -> None:
+        """Open the log, and take out of the FIFO what a copier has written to it, but did not take out any more."""
+        name, output = read_back(container.log.open())
+        for stream in container.streams:
+            if stream.name == name:
+                self._skip(stream.fifo, output)
+        container.log.note()
+        if container.held:
+            container.held = ""
+            self._tell("held", id=container.id, why="")
+
+    def _skip(self, fifo: int, output: bytes) -> None:
+        try:
+            data = self._peek(fifo)
+        except BlockingIOError:
+            return
+        # A peek can be shorter than the output where pipes are small; the FIFO as a whole cannot.
+        if data and _count_readable(fifo) >= len(output) and (data.startswith(output) or output.startswith(data)):
+            os.read(fifo, len(output))
+
+    def _hold(self, container: _Container, error: Exception) -> None:
+        """Leave the output where it is, and try again later."""
+        container.log.close()
+        container.try_at = time.monotonic() + _AGAIN_SECONDS * 0.9
+        for stream in container.streams:
+            self._look_later(stream)
+        if container.held != str(error):
+            container.held = str(error)
+            self._tell("held", id=container.id, why=str(error))
+
+    def _look_later(self, stream: _Stream) -> None:
+        if not self._later:
+            self._later_at = time.monotonic() + _AGAIN_SECONDS
+        self._later[stream.fifo] = stream
+
+    def _close(self, stream: _Stream) -> None:
+        self._poll.unregister(stream.fifo)
+        os.close(stream.fifo)
+        for known in (self._streams, self._ready, self._later):
+            known.pop(stream.fifo, None)
+        stream.container.streams.remove(stream)
+
+    def _forget(self, container: _Container) -> None:
+        container.log.end()
+        del self._containers[container.id]
+
+
+def _make_peek() -> tuple[int, Callable[[int], bytes]]:
+    """Return what reads a FIFO without taking anything out, as far as a pipe of our own has room for it.
+
+    It raises BlockingIOError if there is nothing to read yet, and returns b"" if there is no writer any more.
+    """
+    tee = ctypes.CDLL(None, use_errno=True).tee
+    tee.restype = ctypes.c_ssize_t
+    tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def peek(fifo: int) -> bytes:
+        size = tee(fifo, write_end, _CHUNK, _SPLICE_F_NONBLOCK)
+        if size < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return os.read(read_end, size) if size else b""
+
+    return read_end, peek
+
+
+def _count_readable(fifo: int) -> int:
+    (count,) = struct.unpack("i", fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)))
+    return int(count)

@@ -1,0 +1,205 @@
+"""The containers' output on its way to the log copier: named pipes that outlive each reader.
+
+A container's own descriptors hold its pipes open for reading and writing, so that it gets no SIGPIPE when a reader dies;
+the keeper holds a reading end, so that nothing in them is lost while a new copier comes.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from . import copier
+from .journal import Record
+from .messages import receive, send
+
+_STREAMS = ("out", "err")
+_FOLDER = "fifo"
+_MODE = 0o622
+"""Who drops its privileges may still open /dev/stderr; strangers stop at the directory above."""
+
+
+class Copies:
+    """The pipes of all containers, and the process that copies them to logs."""
+
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+        self._kept: dict[str, tuple[Record, list[int]]] = {}
+        self._unsent: dict[str, Sequence[int]] = {}  # the log directory with it, if somebody has opened it
+        self._watch: Callable[[int, Callable[[], None]], None]
+        self._unwatch: Callable[[int], None]
+        self._link: socket.socket | None = None
+        self.pid = 0
+        """The copier's."""
+        with suppress(FileExistsError):
+            os.mkdir(_FOLDER, 0o700, dir_fd=directory)
+        self.start_copier()
+
+    def start_copier(self) -> None:
+        """Fork a copier. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid = os.fork()
+            if not pid:
+                _become_copier(theirs, self._directory)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        self._link, self.pid = ours, pid
+
+    def watch(self, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]) -> None:
+        """Have the keeper's loop listen to the copier."""
+        self._watch, self._unwatch = watch, unwatch
+        if self._link is not None:
+            watch(self._link.fileno(), self._listen)
+
+    def make(self, key: str, owner: int) -> tuple[int, int]:
+        """Make the pipes of a container; return a descriptor of each for its process. Raises OSError."""
+        self._remove(key)
+        opened = []
+        try:
+            for stream in _STREAMS:
+                path = f"{_FOLDER}/{key}.{stream}"
+                os.mkfifo(path, 0o600, dir_fd=self._directory)
+                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+                opened.append(descriptor)
+                os.fchmod(descriptor, _MODE)
+                if owner >= 0 and os.geteuid() == 0:
+                    os.fchown(descriptor, owner, -1)
+            readers = self._open_readers(key)
+        except BaseException:
+            for descriptor in opened:
+                os.close(descriptor)
+            self._remove(key)
+            raise
+        self._kept[key] = ({}, readers)
+        return opened[0], opened[1]
+
+    def begin(self, key: str, log: Record, log_directory: Sequence[int]) -> None:
+        """Have a container's output copied to its log, in the directory behind the descriptor."""
+        self._kept[key] = (log, self._kept[key][1])
+        self._unsent[key] = [os.dup(each) for each in log_directory]
+        self._send_all()
+
+    def begin_again(self, key: str, log: Record) -> None:
+        """Go on with a container whose keeper died; its pipes are gone if all of its output was copied."""
+        try:
+            readers = self._open_readers(key)
+        except OSError:
+            return
+        self._kept[key] = (log, readers)
+        self._unsent[key] = ()
+
+    def reopen(self, key: str) -> None:
+        """Have a log opened anew: its file was moved. Raises OSError."""
+        if self._link is not None:
+            send(self._link, {"op": "reopen", "id": key})
+
+    @property
+    def are_open(self) -> bool:
+        """True while there is output that may have to be copied."""
+        return bool(self._kept)
+
+    @property
+    def need_care(self) -> bool:
+        """True if something could not be done and is to be tried again."""
+        return self._link is None or bool(self._unsent)
+
+    def care(self) -> None:
+        """Try again what could not be done. Raises OSError."""
+        if self._link is None:
+            self.start_copier()
+            assert self._link is not None
+            self._watch(self._link.fileno(), self._listen)
+            self._unsent = dict.fromkeys(self._kept, ()) | self._unsent
+        self._send_all()
+
+    def _listen(self) -> None:
+        """The copier has finished with a container, or it has died: then another gets all pipes."""
+        assert self._link is not None
+        message, _ = receive(self._link)
+        if message is not None:
+            if message["op"] == "done":
+                self._finish(message["id"])
+            return
+        self._unwatch(self._link.fileno())
+        self._link.close()
+        self._link = None
+        with suppress(ChildProcessError):  # the anchor's child
+            os.waitpid(self.pid, os.WNOHANG)
+        self.care()
+
+    def _send_all(self) -> None:
+        for key in list(self._unsent):
+            log, readers = self._kept[key]
+            if self._link is None or not log:
+                continue
+            directory = self._unsent[key] or [_open_directory(log["directory"])]
+            message = {"op": "copy", "id": key, **{name: log[name] for name in ("name", "max_bytes", "max_files")}}
+            try:
+                send(self._link, message, [*directory, *readers])
+            except BlockingIOError:
+                self._unsent[key] = directory
+                return
+            except OSError:
+                self._unsent[key] = directory
+                raise
+            del self._unsent[key]
+            for descriptor in directory:
+                os.close(descriptor)
+
+    def _finish(self, key: str) -> None:
+        _, readers = self._kept.pop(key, ({}, []))
+        for descriptor in (*readers, *self._unsent.pop(key, ())):
+            os.close(descriptor)
+        self._remove(key)
+
+    def _open_readers(self, key: str) -> list[int]:
+        opened: list[int] = []
+        try:
+            for stream in _STREAMS:
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+                opened.append(os.open(f"{_FOLDER}/{key}.{stream}", flags, dir_fd=self._directory))
+        except BaseException:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        return opened
+
+    def _remove(self, key: str) -> None:
+        if key in self._kept:
+            _, readers = self._kept.pop(key)
+            for descriptor in readers:
+                os.close(descriptor)
+        for name in (f"{key}.{stream}{ending}" for stream in _STREAMS for ending in ("", ".at")):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{_FOLDER}/{name}", dir_fd=self._directory)
+
+
+def _become_copier(link: socket.socket, directory: int) -> None:
+    try:
+        kept = {link.fileno(), directory}
+        for number in range(3, max(kept)):
+            if number not in kept:
+                with suppress(OSError):
+                    os.close(number)
+        os.closerange(max(kept) + 1, 1 << 30)
+        copier.run(link, directory)
+    finally:
+        os._exit(1)
+
+
+def _open_directory(path: str) -> int:
+    """Open a directory, following no link on the way. Raises OSError."""
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    directory = os.open("/", flags)
+    for name in path.strip("/").split("/"):
+        try:
+            below = os.open(name, flags, dir_fd=directory)
+        finally:
+            os.close(directory)
+        directory = below
+    return directory

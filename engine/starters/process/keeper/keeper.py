@@ -1,0 +1,571 @@
+"""The keeper's loop: it forks gates, sees what ends, writes that down, and only then reaps.
+
+One thread, one epoll set. What goes wrong with one request or one container is answered or tried again; it never ends
+the loop. An end waits for its engine to write it down; where no engine is there, or it takes too long, the keeper
+flushes its own journal first. While neither can be done, zombies are left, and nothing is forgotten.
+"""
+
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+from .container import Container
+from .copies import Copies
+from .gate import become_container
+from .journal import Journal, Record
+from .kernel import hold_uts_namespace, read_children, read_exit_of_stranger, read_stat
+from .messages import VERSION, Message, receive, send
+
+_ENGINE_TAKES_SECONDS = 0.2
+"""How long an end waits for a connected engine before the keeper flushes it."""
+_TICK_SECONDS = 0.5
+_IDLE_SECONDS = 2.0
+"""How long the keeper stays when nothing is left for it."""
+_UNSEEN_SECONDS = 10.0
+"""How long a process that is not our child may take to be reaped by its parent."""
+_PAGE = 100
+_ROUNDS_OF_SIGKILL = 5
+
+
+class Keeper:
+    """The keeper of the directory behind a descriptor."""
+
+    def __init__(self, directory: int, listener: socket.socket, anchor: int, copies: Copies) -> None:
+        self._listener = listener
+        self._anchor = anchor
+        self._poll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._clients: dict[int, socket.socket] = {}
+        self._containers: dict[str, Container] = {}
+        self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
+        self._ended: dict[str, float] = {}  # ended and not reaped: when to flush, in seconds of the monotonic clock
+        self._unreadable: dict[str, float] = {}  # ended, and its code not to be had yet: until when to ask
+        self._flushing: tuple[int, list[Container]] | None = None
+        self._child_has_changed = True
+        self._idle_since = time.monotonic()
+        self._copies = copies
+        self._namespace = os.stat("/proc/self/ns/pid").st_ino
+        self._journal = Journal(directory, _read_boot_id())
+        self._watch(listener.fileno(), self._accept)
+        self._watch_children()
+        copies.watch(self._watch, self._unwatch)
+        for record in self._journal.load().values():
+            self._adopt(record)
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # there are no circles; a fork copies no page that a collection wrote to
+
+    def run(self) -> None:
+        """Serve until nothing is left to do."""
+        while not self._is_idle():
+            for descriptor, _ in self._poll.poll(self._patience()):
+                handler = self._handlers.get(descriptor)
+                if handler is not None:
+                    with suppress(OSError):  # one that cannot be served now; the next tick looks at all again
+                        handler()
+            self._tick()
+
+    # The loop's parts
+
+    def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
+        self._handlers[descriptor] = handler
+        try:
+            self._poll.register(descriptor, select.EPOLLIN)
+        except OSError:
+            del self._handlers[descriptor]
+            raise
+
+    def _unwatch(self, descriptor: int) -> None:
+        if self._handlers.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def _watch_children(self) -> None:
+        """Be woken by SIGCHLD: daemons that came to us have to be reaped when they end."""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+        def notice() -> None:
+            self._child_has_changed = True
+            _drain(read)
+
+        self._watch(read, notice)
+
+    def _patience(self) -> float:
+        now = time.monotonic()
+        due = [_TICK_SECONDS, *(when - now for when in self._ended.values())] if self._ended else [_TICK_SECONDS]
+        busy = self._ended or self._unreadable or not self._journal.is_written or self._copies.need_care
+        return max(0.0, min(due)) if busy else _TICK_SECONDS if not self._clients else 5.0
+
+    def _is_idle(self) -> bool:
+        busy = self._clients or self._firsts or self._flushing or self._copies.are_open or not self._journal.is_written
+        if busy or self._orphans():
+            self._idle_since = time.monotonic()
+        return time.monotonic() - self._idle_since > _IDLE_SECONDS
+
+    def _tick(self) -> None:
+        if self._child_has_changed:
+            self._child_has_changed = False
+            self._reap_orphans()
+        for key in list(self._unreadable):
+            self._note_end(self._containers[key])
+        self._journal.write()
+        with suppress(OSError):
+            self._flush()
+        with suppress(OSError):
+            self._copies.care()
+
+    # Requests
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        with suppress(OSError):
+            _, uid, _ = _read_peer(connection)
+            if uid == os.geteuid():
+                connection.setblocking(False)
+                self._watch(connection.fileno(), lambda: self._serve(connection))
+                self._clients[connection.fileno()] = connection
+                return
+        connection.close()
+
+    def _serve(self, connection: socket.socket) -> None:
+        descriptors: list[int] = []
+        try:
+            request, descriptors = receive(connection)
+            if request is None:
+                self._leave(connection)
+                return
+            answer, given = self._answer(connection, request, descriptors)
+            if answer is not None:
+                send(connection, answer, given)
+        except BlockingIOError:
+            pass
+        except Exception as error:  # noqa: BLE001  # a request that makes no sense is answered, and ends nothing
+            with suppress(OSError):
+                send(connection, {"error": f"{type(error).__name__}: {error}"})
+        finally:
+            _close_all(descriptors)
+
+    def _answer(
+        self, connection: socket.socket, request: Message, descriptors: list[int]
+    ) -> tuple[Message | None, Sequence[int]]:
+        key = request.get("id", "")
+        container = self._containers.get(key)
+        match request["op"]:
+            case "hello":
+                answer = {"version": VERSION, "pid": os.getpid(), "anchor": self._anchor}
+                return answer | {"pid_namespace": self._namespace}, ()
+            case "prepare":
+                container = self._prepare(connection, request, descriptors)
+                return {"pid": container.pid}, (container.pidfd,)
+            case "list":
+                return self._list(request["after"]), ()
+            case "ack":
+                for each in request["ids"]:
+                    self._acknowledge(each)
+                return None, ()
+        if container is None:
+            return {"unknown": True}, ()
+        match request["op"]:
+            case "go":
+                return self._go(connection, container), ()
+            case "end":
+                return self._tell_end(container), ()
+            case "signal":
+                return {"left": self._signal(container, request["number"], _read_peer(connection)[0])}, ()
+            case "release":
+                return {"left": self._release(container, _read_peer(connection)[0])}, ()
+            case "reopen":
+                self._copies.reopen(key)
+                return {}, ()
+        return {"error": f"version {VERSION} of the keeper does not know {request['op']!r}"}, ()
+
+    def _leave(self, connection: socket.socket) -> None:
+        """An engine is gone, or one of its calls was given up: nothing runs that it did not let run."""
+        self._unwatch(connection.fileno())
+        del self._clients[connection.fileno()]
+        connection.close()
+        for container in list(self._firsts.values()):
+            if container.waiting is connection:
+                container.waiting = None
+            if container.owner is connection:
+                self._close_gate(container)
+                _kill(container.pidfd, signal.SIGKILL)  # it may be stopped, and never see its gate close
+
+    # A start
+
+    def _prepare(self, connection: socket.socket, request: Message, descriptors: list[int]) -> Container:
+        """Fork a gate. It is held until `go`; whatever fails, no process is left."""
+        key = request["id"]
+        before = self._containers.get(key)
+        if before is not None:
+            self._tell_end(before)
+            if before.end is None:
+                raise FileExistsError(f"container {key} has process {before.pid}")
+            self._forget(before)
+        plan, *log_directory = descriptors
+        opened: list[int] = []
+        log = request.get("log")
+        try:
+            streams = self._copies.make(key, request.get("owner", -1)) if log else _open_null()
+            opened += streams
+            gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
+            opened += (gate_read, gate_write)
+            report_read, report_write = os.pipe2(os.O_CLOEXEC)
+            opened += (report_read, report_write)
+            pid = os.fork()
+            if not pid:
+                become_container(plan, gate_read, report_write, streams)
+            try:
+                container = self._enter(key, pid, log)
+                os.set_blocking(report_read, False)
+                self._watch(report_read, lambda: self._read_report(container))
+            except BaseException:
+                os.kill(pid, signal.SIGKILL)  # our child, not reaped: the number is its own
+                self._drop(key)
+                os.waitpid(pid, 0)
+                raise
+            container.gate, container.owner, container.report = gate_write, connection, report_read
+            opened = [each for each in opened if each not in {gate_write, report_read}]
+        finally:
+            _close_all(opened)
+        self._journal.append(container.describe())
+        if log:
+            self._copies.begin(key, log, log_directory)
+        return container
+
+    def _enter(self, key: str, pid: int, log: Record | None) -> Container:
+        """Watch a child that was just forked."""
+        stat = read_stat(pid)
+        if stat is None:
+            raise ProcessLookupError(f"process {pid} is not to be seen in /proc")
+        pidfd = os.pidfd_open(pid)
+        container = Container(key, pid, stat.start_ticks, pidfd, log)
+        try:
+            self._watch(pidfd, lambda: self._note_end(container))
+        except BaseException:
+            os.close(pidfd)
+            raise
+        self._containers[key] = self._firsts[pid] = container
+        return container
+
+    def _go(self, connection: socket.socket, container: Container) -> Message | None:
+        """Open the gate; the answer comes once the program is executed, or is not."""
+        if container.gate < 0:
+            return self._tell_start(container)
+        container.waiting, container.owner = connection, None
+        with suppress(BrokenPipeError):  # it has ended: the report says why, or nothing
+            os.write(container.gate, b"g")
+        self._close_gate(container)
+        return None
+
+    def _read_report(self, container: Container) -> None:
+        """Read why the program was not executed, up to the end of file, which alone says nothing."""
+        with suppress(BlockingIOError):
+            while chunk := os.read(container.report, 4096):
+                container.why = (container.why + chunk)[:4096]
+            self._close_report(container)
+            stat = read_stat(container.pid)
+            container.executed = not container.why and stat is not None and stat.has_executed
+            if container.executed:
+                container.uts = hold_uts_namespace(container.pid)
+            self._journal.append(
+                {"id": container.id, "executed": container.executed, "why": container.describe().get("why")}
+            )
+            if container.executed:
+                self._tell_who_waits(container)  # of one that did not, its end says more
+
+    def _tell_start(self, container: Container) -> Message:
+        return {"executed": bool(container.executed), "why": container.describe().get("why"), "end": container.end}
+
+    def _tell_who_waits(self, container: Container) -> None:
+        connection, container.waiting = container.waiting, None
+        if connection is not None:
+            with suppress(OSError):
+                send(connection, self._tell_start(container))
+
+    def _close_gate(self, container: Container) -> None:
+        if container.gate >= 0:
+            os.close(container.gate)
+            container.gate = -1
+        container.owner = None
+
+    def _close_report(self, container: Container) -> None:
+        if container.report >= 0:
+            self._unwatch(container.report)
+            os.close(container.report)
+            container.report = -1
+
+    # An end
+
+    def _note_end(self, container: Container) -> None:
+        """Peek at how it ended, without reaping it, and write that down."""
+        if container.end is not None or container.pidfd < 0:
+            return
+        if container.report >= 0:
+            self._read_report(container)  # its writers are dead: this reads to the end
+        self._close_gate(container)
+        end = self._peek(container)
+        if end is None:
+            self._unreadable.setdefault(container.id, time.monotonic() + _UNSEEN_SECONDS)
+            self._unwatch(container.pidfd)  # asked again at each tick
+            return
+        self._unreadable.pop(container.id, None)
+        self._unwatch(container.pidfd)
+        container.end = end | {"time": time.time_ns()}
+        self._journal.append({"id": container.id, "end": container.end})
+        self._ended[container.id] = time.monotonic() + (_ENGINE_TAKES_SECONDS if self._clients else 0)
+        self._tell_who_waits(container)
+
+    def _peek(self, container: Container) -> Record | None:
+        """Return code and signal of one that has ended; None if they cannot be had yet."""
+        try:
+            found = os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        except ChildProcessError:  # known from the journal alone: all keepers before us are dead
+            return self._peek_at_stranger(container)
+        if found is not None:
+            return {"code": found.si_status, "signal": found.si_code != os.CLD_EXITED}
+        # A tracer keeps it from its parent (ptrace(2)); its zombie tells all the same.
+        stat = read_stat(container.pid)
+        return _read_wait_status(stat.wait_status) if stat is not None and stat.is_zombie and stat.wait_status else None
+
+    def _peek_at_stranger(self, container: Container) -> Record | None:
+        status = read_exit_of_stranger(container.pid, container.pidfd, container.start_ticks)
+        if status is not None:
+            return _read_wait_status(status)
+        is_over = time.monotonic() > self._unreadable.get(container.id, time.monotonic() + 1)
+        return {"unseen": True} if is_over else None
+
+    def _tell_end(self, container: Container) -> Message:
+        if container.end is None and container.pidfd >= 0 and _has_ended(container.pidfd):
+            self._note_end(container)  # its engine has seen it before us
+        answer = container.describe()
+        return answer if container.end else answer | {"running": True}
+
+    def _flush(self) -> None:
+        """Make ends durable that no engine has taken in time, and reap what they are of."""
+        if self._flushing is not None:
+            self._finish_flush()
+        now = time.monotonic()
+        due = [self._containers[key] for key, when in self._ended.items() if when <= now]
+        if not due or self._flushing is not None or not self._journal.is_written:
+            return
+        pid = self._journal.begin_flush()
+        self._flushing = pid, [self._containers[key] for key in self._ended]
+
+    def _finish_flush(self) -> None:
+        assert self._flushing is not None
+        pid, containers = self._flushing
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if not found:
+            return  # a slow disk; zombies wait
+        self._flushing = None
+        if status:
+            return  # tried again at the next tick
+        for container in containers:
+            container.is_durable = True
+            self._reap(container)
+
+    def _acknowledge(self, key: str) -> None:
+        """An end is written down by its engine: it may be reaped, and need not be kept."""
+        container = self._containers.get(key)
+        if container is None or container.end is None:
+            return
+        self._reap(container)
+        container.is_acknowledged = True
+        self._journal.append({"id": key, "forgotten": True})
+        if not self._members(container):
+            self._drop(key)
+        self._rewrite()
+
+    def _reap(self, container: Container) -> None:
+        self._ended.pop(container.id, None)
+        if not container.is_reaped:
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED | os.WNOHANG)
+            os.close(container.pidfd)
+            container.pidfd = -1
+            container.is_reaped = True
+            self._firsts.pop(container.pid, None)
+
+    def _rewrite(self) -> None:
+        if not any(each.is_durable and not each.is_acknowledged for each in self._containers.values()):
+            with suppress(OSError):
+                self._journal.rewrite(each.describe() for each in self._containers.values() if not each.is_acknowledged)
+
+    # What else belongs to it
+
+    def _orphans(self) -> list[int]:
+        """Return the pids of our children that are neither a container's first process nor of our own making."""
+        ours = {self._copies.pid, self._flushing[0] if self._flushing else 0}
+        return [pid for pid in read_children(os.getpid()) if pid not in self._firsts and pid not in ours]
+
+    def _members(self, container: Container) -> list[int]:
+        has_session = self._firsts.get(container.pid, container) is container
+        return container.find_members(self._orphans(), has_session=has_session)
+
+    def _signal(self, container: Container, number: int, but_not: int) -> int:
+        """Send a signal to all that belongs to the container, and return how many processes that is.
+
+        `but_not` is the one that asks: an engine that runs in a container does not signal itself.
+        """
+        if container.report >= 0 and number == signal.SIGKILL and container.gate < 0:
+            _kill(container.pidfd, number)  # it hangs at its gate
+        members = self._members(container)
+        for _ in range(_ROUNDS_OF_SIGKILL if number == signal.SIGKILL else 1):
+            for pid in members:
+                if pid != but_not:
+                    self._signal_member(container, pid, number)
+            if number != signal.SIGKILL:
+                return len(members)
+            members = [pid for pid in self._members(container) if pid != but_not]
+            if not members:
+                break
+        return len(members)
+
+    def _signal_member(self, container: Container, pid: int, number: int) -> None:
+        with suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                # Looked at again now that the pidfd holds it: the number may be another's by now.
+                stat = read_stat(pid)
+                if stat is not None and pid in self._members(container):
+                    _kill(pidfd, number)
+            finally:
+                os.close(pidfd)
+
+    def _release(self, container: Container, but_not: int) -> int:
+        left = self._signal(container, signal.SIGKILL, but_not)
+        if not left and (container.is_acknowledged or container.executed is False):
+            self._reap_orphans()
+            self._forget(container)
+        return left
+
+    def _reap_orphans(self) -> None:
+        for pid in self._orphans():
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+    def _forget(self, container: Container) -> None:
+        self._journal.append({"id": container.id, "forgotten": True})
+        if container.end is not None:
+            self._reap(container)
+        self._drop(container.id)
+
+    def _drop(self, key: str) -> None:
+        """Give up all that is held for a container."""
+        container = self._containers.pop(key, None)
+        if container is None:
+            return
+        self._ended.pop(key, None)
+        self._unreadable.pop(key, None)
+        self._close_gate(container)
+        self._close_report(container)
+        self._firsts.pop(container.pid, None)
+        for descriptor in (container.pidfd, container.uts):
+            if descriptor >= 0:
+                self._unwatch(descriptor)
+                os.close(descriptor)
+        container.pidfd = container.uts = -1
+
+    # After another keeper's death
+
+    def _adopt(self, record: Record) -> None:
+        """Take over a container: ours by reparenting if we were the anchor, otherwise known by its pidfd alone."""
+        key, pid, start_ticks = record["id"], record.get("pid", 0), record.get("start", 0)
+        container = Container(key, pid, start_ticks, -1, record.get("log"))
+        container.executed = record.get("executed")
+        container.why = (record.get("why") or "").encode()
+        container.end = record.get("end")
+        self._containers[key] = container
+        stat = read_stat(pid)
+        if stat is None or stat.start_ticks != start_ticks:
+            self._adopt_ended(container)
+            return
+        if container.executed is None:
+            _end_if_held(pid, stat.has_executed)
+            stat = read_stat(pid) or stat
+            container.executed = stat.has_executed
+            self._journal.append({"id": key, "executed": container.executed})
+        container.pidfd = os.pidfd_open(pid)
+        container.uts = hold_uts_namespace(pid)
+        self._firsts[pid] = container
+        if container.end is not None:
+            self._ended[key] = time.monotonic()
+        else:
+            self._watch(container.pidfd, lambda: self._note_end(container))
+        if container.log:
+            self._copies.begin_again(key, container.log)
+
+    def _adopt_ended(self, container: Container) -> None:
+        container.is_reaped = True
+        if container.end is None:
+            container.end = {"unseen": True, "time": time.time_ns()}
+            if container.executed is None:
+                container.executed = True  # nobody knows; "never ran" is not said of what may have run
+            self._journal.append({"id": container.id, "end": container.end})
+
+    def _list(self, after: str) -> Message:
+        keys = sorted(key for key in self._containers if key > after)
+        return {
+            "containers": [self._containers[key].describe() for key in keys[:_PAGE]],
+            "more": len(keys) > _PAGE,
+        }
+
+
+def _end_if_held(pid: int, has_executed: bool) -> None:
+    """End a process whose gate closed with the keeper before us; it may execute its program just before."""
+    if not has_executed:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 1
+            while (stat := read_stat(pid)) is not None and not stat.is_zombie and time.monotonic() < deadline:
+                time.sleep(0.001)
+
+
+def _read_wait_status(status: int) -> Record:
+    return {"code": status & 0x7F or status >> 8, "signal": bool(status & 0x7F)}
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _kill(pidfd: int, number: int) -> None:
+    with suppress(OSError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _read_peer(connection: socket.socket) -> tuple[int, int, int]:
+    """Return pid, uid and gid of who connected (SO_PEERCRED, unix(7))."""
+    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
+
+
+def _read_boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _open_null() -> tuple[int, int]:
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return null, null
+
+
+def _drain(descriptor: int) -> None:
+    with suppress(BlockingIOError):
+        while os.read(descriptor, 4096):
+            pass
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in set(descriptors):
+        os.close(descriptor)

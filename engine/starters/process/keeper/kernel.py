@@ -1,0 +1,152 @@
+"""What the keeper asks the kernel of processes. Reads, and changes nothing but this process's own attributes.
+
+Kernel interfaces: proc_pid_stat(5), prctl(2), pidfd_open(2), PIDFD_GET_INFO (linux/pidfd.h; its exit code Linux 6.15).
+"""
+
+import ctypes
+import fcntl
+import os
+import struct
+from contextlib import suppress
+from typing import NamedTuple
+
+PF_FORKNOEXEC = 0x40
+"""In field 9 of /proc/PID/stat (include/linux/sched.h): forked, and has executed nothing since. A zombie keeps it."""
+_PR_SET_CHILD_SUBREAPER = 36
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+_HAS_CHILDREN_FILES = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Stat(NamedTuple):
+    """Some fields of /proc/PID/stat."""
+
+    state: str
+    parent: int
+    session: int
+    flags: int
+    start_ticks: int
+    wait_status: int
+    """Of a zombie that we may look into; 0 where we may not."""
+
+    @property
+    def has_executed(self) -> bool:
+        """True if the process has executed a program since it was forked."""
+        return not self.flags & PF_FORKNOEXEC
+
+    @property
+    def is_zombie(self) -> bool:
+        """True if it has ended and was not reaped."""
+        return self.state in {"Z", "X"}
+
+
+def read_stat(pid: int) -> Stat | None:
+    """Return what /proc says of a process, None if it is gone. Works on a zombie, and needs no right to look into it."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fields = os.read(descriptor, 4096).rpartition(b")")[2].split()  # the name before it may hold anything
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(descriptor)
+    return Stat(
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        flags=int(fields[6]),
+        start_ticks=int(fields[19]),
+        wait_status=int(fields[49]),
+    )
+
+
+def read_children(pid: int) -> list[int]:
+    """Return the pids of a process's children, zombies included; none if it is gone.
+
+    From /proc/PID/task/*/children (CONFIG_PROC_CHILDREN), otherwise from the parents of all processes.
+    """
+    if not _HAS_CHILDREN_FILES:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [each for each in pids if (stat := read_stat(each)) is not None and stat.parent == pid]
+    children: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb", 0) as file:
+                children += map(int, file.read().split())
+    return children
+
+
+def become_subreaper() -> None:
+    """Become the parent of all descendants whose own parent ends (prctl(2)). Raises OSError."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def unshare(flags: int) -> None:
+    """Enter new namespaces (unshare(2)). Raises OSError."""
+    if _libc.unshare(flags):
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+def read_uts_namespace(pid: int) -> tuple[int, int] | None:
+    """Return device and inode of a process's UTS namespace, None if it is gone or hidden."""
+    try:
+        found = os.stat(f"/proc/{pid}/ns/uts")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def hold_uts_namespace(pid: int) -> int:
+    """Return a descriptor of a process's UTS namespace if it has one of its own, otherwise -1.
+
+    While it is open, no other namespace gets the same inode number.
+    """
+    try:
+        descriptor = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    found, ours = os.fstat(descriptor), os.stat("/proc/self/ns/uts")
+    if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def read_exit_of_stranger(pid: int, pidfd: int, start_ticks: int) -> int | None:
+    """Return the wait status of an ended process that is not our child, None if the kernel does not tell it.
+
+    A zombie's stat has it, if we may look into the process; once it is reaped its pidfd has it.
+    """
+    status = _read_reaped_status(pidfd)
+    if status is None:
+        stat = read_stat(pid)
+        status = _read_reaped_status(pidfd)  # the stat may be that of the pid's next owner
+        if status is None and stat is not None and stat.is_zombie and stat.start_ticks == start_ticks and _may_see(pid):
+            status = stat.wait_status
+    return status
+
+
+def _read_reaped_status(pidfd: int) -> int | None:
+    info = bytearray(64)
+    struct.pack_into("Q", info, 0, _PIDFD_INFO_EXIT)
+    with suppress(OSError):
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+        if struct.unpack_from("Q", info)[0] & _PIDFD_INFO_EXIT:
+            status: int = struct.unpack_from("i", info, 60)[0]
+            return status
+    return None
+
+
+def _may_see(pid: int) -> bool:
+    """Say whether stat shows us the real exit code, not 0 in its place (proc_pid_stat(5), PTRACE_MODE_READ_FSCREDS)."""
+    try:
+        os.readlink(f"/proc/{pid}/cwd")  # needs the same permission; a zombie has none
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,127 @@
+"""The keeper's processes, and how they begin.
+
+anchor   asleep; the parent of keeper and copier, and a child subreaper: when the keeper dies, its children, zombies
+         included, become the anchor's, which then becomes the keeper
+keeper   the parent of every container's first process, and of what these leave behind
+copier   copies the containers' output to their logs; a log on a disk that hangs makes only this one hang
+"""
+
+import ctypes
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+from .copies import Copies
+from .keeper import Keeper
+from .kernel import become_subreaper, read_stat
+
+LOCK, SOCKET = "lock", "socket"
+DIRECTORY = 3
+"""The descriptor that it is given: the keeper's own directory."""
+ANOTHER_LIVES = 3
+"""The exit status if another keeper holds the lock."""
+_BACKLOG = 512
+_OOM_SCORE = "-900"
+_PR_SET_NAME = 15
+
+
+def main() -> None:
+    """Begin: the process that was spawned ends once the anchor serves. Its exit status is 0 if one does."""
+    os.closerange(DIRECTORY + 1, 1 << 30)
+    os.chdir("/")
+    os.umask(0o022)
+    lock = _take_lock()
+    if lock < 0:
+        sys.exit(ANOTHER_LIVES)
+    _require_executed_flag()
+    listener = _listen()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(_OOM_SCORE)  # below 0 needs CAP_SYS_RESOURCE
+    if not os.fork():
+        os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 2)  # until now it went to who spawned us
+        _anchor(listener)
+
+
+def _anchor(listener: socket.socket) -> NoReturn:
+    try:
+        become_subreaper()
+        anchor = os.getpid()
+        copies = Copies(DIRECTORY)
+        keeper = os.fork()
+        if keeper:
+            _name("limpet-anchor")
+            if _has_finished(keeper):
+                os._exit(0)
+        else:
+            become_subreaper()
+        _name("limpet-keeper")
+        Keeper(DIRECTORY, listener, anchor, copies).run()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _has_finished(keeper: int) -> bool:
+    """Sleep until the keeper is gone; say whether nothing was left for it to do."""
+    pidfd = os.pidfd_open(keeper)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
+    _, status = os.waitpid(keeper, 0)
+    os.close(pidfd)
+    return status == 0
+
+
+def _take_lock() -> int:
+    """Lock the directory, for as long as anchor or keeper lives; -1 if another keeper has it."""
+    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return -1
+    return lock
+
+
+def _listen() -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    name = f"/proc/self/fd/{DIRECTORY}/{SOCKET}"  # a socket's path has at most 107 bytes, a state directory's more
+    with suppress(FileNotFoundError):
+        os.unlink(name)
+    listener.bind(name)
+    os.chmod(name, 0o600)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _require_executed_flag() -> None:
+    """Try both cases of what `has_executed` relies on, for no interface promises it. Exits where it does not hold."""
+    told = []
+    for executes in (False, True):
+        pid = os.fork()
+        if not pid:
+            try:
+                if executes:
+                    os.execv(sys.executable, [sys.executable, "-V"])  # noqa: S606
+            finally:
+                os._exit(0)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        stat = read_stat(pid)
+        told.append(stat is not None and stat.has_executed)
+        os.waitpid(pid, 0)
+    if told != [False, True]:
+        sys.exit("this kernel does not tell whether a process has executed a program (field 9 of /proc/PID/stat)")
+
+
+def _name(text: str) -> None:
+    """Give this process a name for ps and top."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, text.encode())

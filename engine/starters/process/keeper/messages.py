@@ -1,0 +1,48 @@
+"""What engine and keeper say to each other: JSON in SOCK_SEQPACKET messages, descriptors beside it.
+
+An engine begins with `hello`. A keeper outlives its engine, so an engine meets keepers of older versions: a keeper
+ignores fields that it does not know, and answers a request that it does not know with an error.
+
+request                            answer
+hello version                      version pid anchor pid_namespace
+prepare id log owner + [plan, log] pid + [pidfd]: a process that is held at its gate, while the connection lives
+go id                              executed, or why not
+list after                         containers (see `Container.describe`), more: ask again after the last
+end id                             running, or how it ended: code signal time executed why; or unknown
+signal id number                   left: how many of its processes there are
+release id                         left: the same, after SIGKILL to all; with none left it is forgotten
+reopen id                          nothing more: its log is opened anew
+ack ids                            no answer: these ends are written down elsewhere
+"""
+
+import array
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+VERSION = 1
+LONGEST = 1 << 16
+"""Bytes of a message."""
+MOST_DESCRIPTORS = 8
+
+Message = dict[str, Any]
+
+
+def send(connection: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+    """Send a message. Raises OSError, BlockingIOError if a reader is too slow."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    connection.sendmsg([json.dumps(message, separators=(",", ":")).encode()], rights, socket.MSG_NOSIGNAL)
+
+
+def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
+    """Return the next message and its descriptors, which are the caller's to close; None at the end.
+
+    Raises OSError. A peer that was killed with an answer unread gives ECONNRESET, which is an end like any other.
+    """
+    try:
+        data, descriptors, _, _ = socket.recv_fds(connection, LONGEST, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None, []
+    message = json.loads(data) if data else None
+    return message, list(descriptors)

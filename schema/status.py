@@ -30,8 +30,6 @@ class Reason(StrEnum):
     """Exited with code 0."""
     ERROR = "Error"
     """Exited with another code, or by a signal (128 + its number)."""
-    OOM_KILLED = "OOMKilled"
-    """The kernel killed it because memory ran out."""
     START_ERROR = "StartError"
     """Its program could not be started."""
     UNKNOWN = "Unknown"

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.lifecycle.steps import Steps
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
+    Launch,
     Starter,
     choose_log_path,
     choose_stop_signal,
@@ -32,7 +33,7 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import NotFoundError, ResourcesError, quote, quote_path
+from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
@@ -76,6 +77,7 @@ class Engine:
         node: str = DEFAULT_NODE,
         images: ImageStore | None = None,
         starter: Starter | None = None,
+        inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
     ) -> Self:
         """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
@@ -84,15 +86,21 @@ class Engine:
         container Unknown.
 
         This process's soft limit of file descriptors is raised to the hard one; containers get the original limits.
+        Containers of the `host` image get PATH, HOME and the like of this process's environment, and those variables
+        that `inherit_env` names; containers of other images nothing of it.
 
         Raises StateDirectoryLockedError if another engine has it open, ResourcesError if no file descriptors are left,
-        and the other errors of `Store.open`.
+        InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and the other errors
+        of `Store.open`.
         """
+        if starter is not None and inherit_env:
+            raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
+        chosen = make_default_starter(inherit_env) if starter is None else starter
         raise_descriptor_limit()
         steps, opened = Steps(), []
         try:
             with system_errors_told(f"state directory {quote_path(state_dir)}"):
-                steps.run(lambda: opened.append(cls._open(state_dir, node, images, starter, look_timeout)))
+                steps.run(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout)))
         except BaseException:
             for engine in opened:  # an interrupt came while it was opened
                 engine.close()
@@ -107,11 +115,10 @@ class Engine:
         state_dir: str | os.PathLike[str],
         node: str,
         images: ImageStore | None,
-        starter: Starter | None,
+        starter: Starter,
         look_timeout: float,
     ) -> Self:
         store = Store.open(resolve_directory(state_dir), node=node)
-        starter = starter or make_default_starter()
         try:
             for name in (CONTAINERS, SANDBOXES):
                 make_directory(store.directory.join(name))
@@ -187,14 +194,16 @@ class Engine:
         *,
         id: str | None = None,
         mount_type: MountType = MountType.PLAIN,
+        strict: bool = False,
     ) -> Container:
         """Make a container from a CRI ContainerConfig, which may be given as JSON, in a sandbox. It is then CREATED.
 
+        What the config asks for and the starter does not do is in the status, `unapplied`; with `strict` it is refused.
         Raises InvalidInputError, NotFoundError for the sandbox or the image, AlreadyExistsError for id or name.
         """
 
         def create() -> Container:
-            container = self.add_container(config, sandbox_id, id=id)
+            container = self.add_container(config, sandbox_id, id=id, strict=strict)
             try:
                 container.create(mount_type)
             except BaseException:
@@ -210,8 +219,12 @@ class Engine:
         sandbox_id: str,
         *,
         id: str | None = None,
+        strict: bool = False,
     ) -> Container:
-        """Write down a container that is not created yet; `Container.create` makes its bundle."""
+        """Write down a container that is not created yet; `Container.create` makes its bundle.
+
+        With `strict`, InvalidInputError names each field that asks for what the starter does not do.
+        """
         config = parse_container_config(config)
         sandbox = self.get_sandbox(sandbox_id)
         manifest = self.images.manifest(ImageName.parse(config.image.image))
@@ -227,8 +240,17 @@ class Engine:
             root_dir=self._runtime.bundle_path(key),
             starter=self._runtime.starter.name,
         )
+        if strict:
+            self._refuse_unapplied(metadata, sandbox.metadata)
         self.store.add(metadata)
         return Container(self._runtime, key)
+
+    def _refuse_unapplied(self, metadata: Metadata, sandbox: SandboxMetadata) -> None:
+        launch = Launch(id=metadata.id, bundle_path=metadata.root_dir, metadata=metadata, sandbox=sandbox)
+        found = self._runtime.starter.find_unapplied(launch)
+        if found:
+            reasons = "; ".join(f"{name} ({why})" for name, why in found.items())
+            raise InvalidInputError(f"container {metadata.name!r}: not done by this starter: {reasons}")
 
     def get(self, container_id: str) -> Container:
         """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""

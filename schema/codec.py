@@ -31,6 +31,7 @@ _status_types = tuple(get_type_hints(StatusRow, include_extras=True).values())[:
 _status_row: msgspec.json.Decoder[Any] = msgspec.json.Decoder(GenericAlias(tuple, (str, *_status_types)))
 """Checks the node's name and a row without its checksum."""
 _resources = msgspec.json.Decoder(Resources)
+_unapplied = msgspec.json.Decoder(dict[str, str])
 
 
 def status_to_row(node: str, container_id: str, seq: int, transitions: int, status: Status) -> StatusRow:
@@ -38,28 +39,39 @@ def status_to_row(node: str, container_id: str, seq: int, transitions: int, stat
 
     Raises InvalidInputError if a field has the wrong type, is out of range or cannot be written as UTF-8.
     """
-    row = (
-        node,
-        container_id,
-        seq,
-        transitions,
-        status.pid,
-        status.created_at,
-        status.started_at,
-        status.finished_at,
-        status.exit_code,
-        status.reason,
-        status.message,
-        1 if status.released else 0,
-        None if status.resources is None else _encode(status.resources).decode(),
-        *(_NO_IDENTITY if status.identity is None else astuple(status.identity)),
-    )
     try:
+        row = (
+            node,
+            container_id,
+            seq,
+            transitions,
+            status.pid,
+            status.created_at,
+            status.started_at,
+            status.finished_at,
+            status.exit_code,
+            status.reason,
+            status.message,
+            1 if status.released else 0,
+            None if status.resources is None else _encode(status.resources).decode(),
+            *(_NO_IDENTITY if status.identity is None else astuple(status.identity)),
+            _unapplied_text(status),
+            status.stop_requested_at,
+            status.stop_deadline,
+        )
         encoded = _encode(row)
         _status_row.decode(encoded)
     except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError) as error:
         raise InvalidInputError(f"status of container {container_id}: {_name_column(error)}") from error
     return StatusRow._make((*row[1:], crc32(encoded)))
+
+
+def _unapplied_text(status: Status) -> str | None:
+    if status.unapplied == {}:
+        return None
+    text = _encode(status.unapplied)
+    _unapplied.decode(text)  # what is written can be read
+    return text.decode()
 
 
 def row_is_sound(node: str, row: AnyRow) -> bool:
@@ -77,11 +89,11 @@ def find_unsound(node: str, rows: Sequence[_Row]) -> list[_Row]:
 
 def status_can_be_read(row: StatusRow) -> bool:
     """Say whether a sound row of table container_status decodes: another program may have written it."""
-    if row.resources is None:
+    if row.resources is None and row.unapplied is None:
         return True
     try:
-        _resources.decode(row.resources)
-    except _UNREADABLE:
+        row_to_status(row)
+    except StoreDamagedError:
         return False
     return True
 
@@ -113,6 +125,9 @@ def row_to_status(row: StatusRow) -> Status:
             released=bool(row.released),
             resources=None if row.resources is None else _resources.decode(row.resources),
             identity=read_identity(row),
+            unapplied={} if row.unapplied is None else _unapplied.decode(row.unapplied),
+            stop_requested_at=row.stop_requested_at,
+            stop_deadline=row.stop_deadline,
         )
     except _UNREADABLE as error:
         raise StoreDamagedError(f"container {row.id}: its status does not decode: {error}") from error

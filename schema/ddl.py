@@ -66,6 +66,9 @@ CREATE = (
     boot_id TEXT,
     pidfd_inode INTEGER,
     pid_namespace INTEGER,
+    unapplied TEXT,
+    stop_requested_at INTEGER NOT NULL,
+    stop_deadline INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
     CONSTRAINT pk_container_status PRIMARY KEY (node, id),
     CONSTRAINT fk_container_status_container FOREIGN KEY(node, id) REFERENCES container (node, id) ON DELETE CASCADE

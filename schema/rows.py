@@ -36,6 +36,9 @@ class StatusRow(NamedTuple):
     boot_id: str | None
     pidfd_inode: Natural | None
     pid_namespace: Natural | None
+    unapplied: str | None
+    stop_requested_at: Natural
+    stop_deadline: Natural
     checksum: int
 
 

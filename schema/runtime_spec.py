@@ -23,6 +23,7 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     env: tuple[str, ...]
     cwd: str
     user: User = User()
+    no_new_privileges: bool = False
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,9 +32,22 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
+class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the `mounts`: a file or directory of the host, seen at `destination` in the container."""
+
+    destination: str
+    source: str
+    type: str = "bind"
+    options: tuple[str, ...] = ()
+    """rbind, then ro if it cannot be written, then rprivate, rslave or rshared."""
+
+
 class Spec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The content of config.json."""
 
     process: ProcessSpec
     root: Root
+    hostname: str = ""
+    """Empty for the host's own."""
+    mounts: tuple[MountSpec, ...] = ()
     oci_version: str = OCI_VERSION

@@ -50,7 +50,10 @@ _STATUS = (
 SEALS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "sandbox": {"0001": _SANDBOX},
     "container": {"0001": _CONTAINER, "0003": (*_CONTAINER, "starter")},
-    "container_status": {"0001": _STATUS},
+    "container_status": {
+        "0001": _STATUS,
+        "0004": (*_STATUS, "unapplied", "stop_requested_at", "stop_deadline"),
+    },
 }
 """For each table the columns that its seal covers, by the first revision at which it does."""
 

@@ -82,8 +82,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources | None = None
     identity: ProcessIdentity | None = None
     """The container's first process; kept after its end, to recognize what remains of it."""
+    unapplied: dict[str, str] = {}
+    """Name of each field of the config that the container's starter does not carry out, with the reason."""
     stop_requested_at: int = 0
+    """When a stop was asked for; kept after the end, which it may explain."""
     stop_deadline: int = 0
+    """When what is left of the container is due for SIGKILL, once a stop was asked for."""
     unknown: bool = False
 
     @property

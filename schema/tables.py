@@ -87,11 +87,14 @@ container_status = Table(
     Column("message", Text, nullable=False),
     Column("released", INT64, nullable=False),
     Column("resources", Text),
-    Column("process_pid", INT64),  # from here on the process identity, all or none
+    Column("process_pid", INT64),  # from here to pid_namespace the process identity, all or none
     Column("start_ticks", INT64),
     Column("boot_id", Text),
     Column("pidfd_inode", INT64),
     Column("pid_namespace", INT64),
+    Column("unapplied", Text),
+    Column("stop_requested_at", INT64, nullable=False),
+    Column("stop_deadline", INT64, nullable=False),
     Column("checksum", INT64, nullable=False),
     ForeignKeyConstraint(["node", "id"], ["container.node", "container.id"], ondelete="CASCADE"),
     sqlite_strict=True,

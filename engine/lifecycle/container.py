@@ -4,8 +4,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace as replace_field
 from functools import cached_property
 
 from msgspec.structs import replace
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
-from limpet.engine.starters import Launch, number_of_signal
+from limpet.engine.starters import Launch, number_of_signal, require_secrets
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus
@@ -77,13 +78,16 @@ class Container:
         """
         return self._runtime.step(lambda: self._create(mount_type))
 
-    def start(self) -> Status:
+    def start(self, secret_env: Mapping[str, str] | None = None) -> Status:
         """Start the program; RUNNING and durable when this returns.
 
+        `secret_env` are variables for this start, over all others: they are written to no file, and shown in no error.
         Raises InvalidStateError for anything but CREATED, StartError if the program cannot be executed: the
-        container is EXITED then, with code 128 and reason StartError.
+        container is EXITED then, with code 128 and reason StartError. Raises InvalidInputError for variables that no
+        environment can hold.
         """
-        return self._runtime.step(self._start)
+        secrets = require_secrets(secret_env or {})
+        return self._runtime.step(lambda: self._start(secrets))
 
     def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
         """Stop the container: its stop signal to all of its processes, SIGKILL to what is left after `timeout` seconds.
@@ -157,13 +161,17 @@ class Container:
                 if not image.is_builtin:
                     self._bundle.flush_marker()
                 self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
-                self._bundle.finish(self._runtime.starter.make_config(self._launch()))
+                launch = self._launch()
+                unapplied = self._runtime.starter.find_unapplied(launch)
+                self._bundle.finish(self._runtime.starter.make_config(launch))
             except BaseException:
                 self._bundle.remove()
                 raise
-            return self._update(lambda old: replace(old, created_at=_now(), reason="", message="", unknown=False))
+            return self._update(
+                lambda old: replace(old, created_at=_now(), reason="", message="", unapplied=unapplied, unknown=False)
+            )
 
-    def _start(self) -> Status:
+    def _start(self, secrets: Mapping[str, str]) -> Status:
         with self._runtime.exclusive(self.id):
             status = self.status
             if status.state is not ContainerState.CREATED or status.released:
@@ -175,16 +183,16 @@ class Container:
                     f" {self._runtime.starter.name!r}; open one with that",
                 )
             try:
-                return self._prepare_and_go()
+                return self._prepare_and_go(secrets)
             except StartError as error:
                 message = str(error)
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))
                 self._runtime.starter.forget_exits([(self.id, -1)])
                 raise StartError(f"container {self.id}: {message}") from error
 
-    def _prepare_and_go(self) -> Status:
+    def _prepare_and_go(self, secrets: Mapping[str, str]) -> Status:
         starter = self._runtime.starter
-        prepared = starter.prepare(self._launch())
+        prepared = starter.prepare(replace_field(self._launch(), secret_env=secrets))
         try:
             # Written before it may run: a kill until here closes the gate, and nothing has run.
             self._update(

@@ -1,6 +1,15 @@
 """A container's status in the words of the CRI (runtime/v1 ContainerStatus)."""
 
-from limpet.schema.cri import ContainerResources, ContainerStateName, ContainerStatus, ImageSpec
+from limpet.engine.starters import to_cri_signal
+from limpet.schema.cri import (
+    ContainerResources,
+    ContainerStateName,
+    ContainerStatus,
+    ContainerUser,
+    ImageSpec,
+    LinuxContainerSecurityContext,
+    LinuxContainerUser,
+)
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState, Status
 
@@ -28,4 +37,30 @@ def to_cri_status(metadata: Metadata, status: Status) -> ContainerStatus:
         mounts=config.mounts,
         log_path=metadata.log_path,
         resources=ContainerResources(linux=status.resources.requested) if status.resources else None,
+        image_id=metadata.image_manifest.digest or str(metadata.image_manifest.name),
+        user=_find_user(metadata),
+        stop_signal=to_cri_signal(metadata.stop_signal),
+    )
+
+
+def _find_user(metadata: Metadata) -> ContainerUser | None:
+    """Return the user that config or image give by number; a group that neither gives is 0 in it."""
+    config = metadata.config
+    context = (config.linux and config.linux.security_context) or LinuxContainerSecurityContext()
+    uid, _, gid = metadata.image_manifest.config.user.partition(":")
+    if context.run_as_user is not None:
+        uid, gid = str(context.run_as_user.value), ""
+    elif context.run_as_username:
+        uid, gid = context.run_as_username, ""
+    if context.run_as_group is not None:
+        gid = str(context.run_as_group.value)
+    numbers = [
+        int(each) if each.isascii() and each.isdigit() and len(each) <= 10 else None for each in (uid, gid or "0")
+    ]
+    if None in numbers:
+        return None
+    return ContainerUser(
+        linux=LinuxContainerUser(
+            uid=numbers[0] or 0, gid=numbers[1] or 0, supplemental_groups=context.supplemental_groups
+        )
     )

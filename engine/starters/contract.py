@@ -4,8 +4,8 @@ prepare, checkpoint, go: the process is made but held, its identity is written t
 kill between any two of these leaves no process that the store does not know.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from limpet.recovery.probe import Probe
@@ -25,6 +25,8 @@ class Launch:
     metadata: Metadata
     sandbox: SandboxMetadata | None
     """None if the sandbox's record is damaged."""
+    secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variables of this start alone, over all others; never written down, nor shown."""
 
     @property
     def log_path(self) -> str:
@@ -82,6 +84,9 @@ class Starter(Protocol):
 
         Raises InvalidInputError for a config that it cannot carry out.
         """
+
+    def find_unapplied(self, launch: Launch) -> dict[str, str]:
+        """Return the name of each field of the config, or sandbox's config, that asks for what is not done, and why."""
 
     def prepare(self, launch: Launch) -> Prepared:
         """Make the process and hold it. Raises StartError, StateDirectoryError for a damaged bundle."""

@@ -1,6 +1,7 @@
 """Which starters there are, by name. Each is loaded when it is needed."""
 
 import os
+from collections.abc import Iterable
 from importlib import import_module
 
 from limpet.engine.starters.contract import Starter
@@ -13,9 +14,9 @@ _HOMES = {PROCESS: "limpet.engine.starters.process"}
 """The package of each starter, which has a function `make_starter`."""
 
 
-def make_default_starter() -> Starter:
-    """Return the starter of an engine that is given none."""
-    starter: Starter = import_module(_HOMES[PROCESS]).make_starter()
+def make_default_starter(inherit_env: Iterable[str] = ()) -> Starter:
+    """Return the starter of an engine that is given none. Raises InvalidInputError for a name that is none."""
+    starter: Starter = import_module(_HOMES[PROCESS]).make_starter(inherit_env)
     return starter
 
 

@@ -85,6 +85,9 @@ def test_update_that_raises_changes_nothing(store: Store) -> None:
         replace(RUNNING, reason="\ud800"),
         replace(RUNNING, message="x" * 70_000),
         replace(RUNNING, started_at="soon"),
+        replace(RUNNING, stop_deadline=-1),
+        replace(RUNNING, unapplied={"tty": "\ud800"}),
+        replace(RUNNING, unapplied=["tty"]),
     ):
         with pytest.raises(errors.InvalidInputError):
             store.checkpoint("a", bad)

@@ -27,7 +27,17 @@ def store(state_dir: str) -> Iterator[Store]:
 def test_state_survives_closing_but_the_unknown_flag_is_never_written(state_dir: str, store: Store) -> None:
     """Every field comes back, except `unknown`: no column and no JSON on disk has it."""
     identity = ProcessIdentity(pid=7, start_ticks=8, boot_id="b", pidfd_inode=9, pid_namespace=10)
-    status = Status(pid=7, created_at=1, started_at=2, reason="r", message="m\n\u2603", identity=identity)
+    status = Status(
+        pid=7,
+        created_at=1,
+        started_at=2,
+        reason="r",
+        message="m\n\u2603",
+        identity=identity,
+        unapplied={"tty": "no terminal here"},
+        stop_requested_at=3,
+        stop_deadline=4,
+    )
     store.add(metadata("a"), status)
     store.checkpoint("a", replace(status, unknown=True, message="doubt"))
     assert store.status("a").state is ContainerState.UNKNOWN

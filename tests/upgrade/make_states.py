@@ -71,6 +71,10 @@ STATUSES: dict[str, Status] = {
     "running-limits": replace(running(4002), resources=LIMITS),
     "running-anonymous": replace(running(4003), identity=None),
     "running-strange": replace(running(4004), reason="Strange", message=f"nul \0 {STRANGE}"),
+    "running-unapplied": replace(running(4014), unapplied={"tty": f"none here {STRANGE}", "mounts": "no namespace"}),
+    "running-stopping": replace(running(4015), stop_requested_at=BEGIN + 2 * SECOND, stop_deadline=BEGIN + 9 * SECOND),
+    "stopped": replace(failed(137, "Error"), stop_requested_at=BEGIN + 2 * SECOND, stop_deadline=BEGIN + 4 * SECOND),
+    "oom-killed": failed(137, "OOMKilled"),
     "exited-0": replace(ENDED, identity=identity(4005), resources=LIMITS),
     "exited-3": failed(3, "Error"),
     "exited-137": failed(137, "Error", "ended by signal 9", 4006),
@@ -87,7 +91,7 @@ STATUSES: dict[str, Status] = {
     "status-not-utf8": failed(3, "Error", "soon damaged"),
     "resources-unreadable": replace(running(4012), resources=LIMITS),
     "metadata-sum": running(4013),
-    "metadata-missing": running(4014),
+    "metadata-missing": running(4016),
     "metadata-not-utf8": ENDED,
 }
 IN_OTHER_SANDBOXES = {"in-sandbox-sum": "sandbox-sum", "in-sandbox-missing": "sandbox-missing"}

@@ -79,7 +79,7 @@ def follow_the_steps(copy: Copy) -> None:
     copy.edit("schema/metadata.py", (r'^    root_dir: str = ""', '    added: str = "old"\n    root_dir: str = ""'))
     copy.edit(
         "schema/codec.py",
-        (r"^(        \*\(_NO_IDENTITY .*\n)", r"\1        status.added,\n"),
+        (r"^(            status.stop_deadline,\n)", r"\1            status.added,\n"),
         (
             r"^            released=bool\(row.released\),",
             "            released=bool(row.released),\n            added=row.added,",

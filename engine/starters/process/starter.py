@@ -1,24 +1,27 @@
 """The process starter: a container is a process of this host and all that descends from it, under a keeper."""
 
 import errno
-import json
 import logging
 import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
 from limpet.engine.starters.contract import Exit, Launch, Prepared
+from limpet.engine.starters.environment import require_names, require_secrets
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
 from limpet.engine.starters.process.client import Connection, KeeperClient, KeeperGoneError
 from limpet.engine.starters.process.keeper.kernel import read_stat
 from limpet.engine.starters.process.keeper.messages import Message
+from limpet.engine.starters.process.plan import make_plan, write_plan
+from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
+from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
 from limpet.engine.state.descriptors import original_descriptor_limit
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
@@ -26,7 +29,8 @@ from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_ex
 from limpet.recovery.probe import HostProbe, Witnessed
 from limpet.schema.errors import KeeperError, NotFoundError, ResourcesError, StartError, UnsupportedError, quote_path
 from limpet.schema.identity import ProcessIdentity
-from limpet.schema.runtime_spec import Spec
+from limpet.schema.layout import ROOTFS, WORKING
+from limpet.schema.runtime_spec import Spec, User
 
 _log = logging.getLogger("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
@@ -44,15 +48,25 @@ class _Held:
 
 
 class ProcessStarter:
-    """Starts containers as processes of this host. `environment` is the host's part of each container's.
+    """Starts containers as processes of this host.
+
+    `environment` is the engine's, of which `environment.HOST_VARIABLES` and those named in `inherit_env` are handed
+    on to containers of the host's own root. Raises InvalidInputError for a name that is none.
 
     `compare` tells processes apart, here and in the probe; a drill gives one that is wrong.
     """
 
     name = "process"
 
-    def __init__(self, environment: Mapping[str, str] | None = None, *, compare: Compare = compare) -> None:
-        self._environment = dict(os.environ) if environment is None else environment
+    def __init__(
+        self,
+        environment: Mapping[bytes, bytes] | None = None,
+        *,
+        inherit_env: Iterable[str] = (),
+        compare: Compare = compare,
+    ) -> None:
+        self._environment = os.environb if environment is None else environment
+        self._inherited = require_names(inherit_env)
         self._compare = compare
         self._keeper = KeeperClient("")
 
@@ -70,8 +84,20 @@ class ProcessStarter:
         self._keeper.close()
 
     def make_config(self, launch: Launch) -> bytes:
-        """Return config.json: command line, environment, user and root. Raises InvalidInputError."""
-        return msgspec.json.encode(make_spec(launch, self._environment))
+        """Return config.json: command line, environment, user, mounts and root; fill in what the bundle wants of it.
+
+        Raises InvalidInputError, StateDirectoryError if the disk refuses.
+        """
+        spec = make_spec(launch, find_abilities())
+        if spec.root.path:
+            write_root_files(os.path.join(launch.bundle_path, ROOTFS), launch.sandbox and launch.sandbox.config)
+        elif os.geteuid() == 0:
+            _give_working_directory(os.path.join(launch.bundle_path, WORKING), spec.process.user)
+        return msgspec.json.encode(spec)
+
+    def find_unapplied(self, launch: Launch) -> dict[str, str]:
+        """Return what the config asks for and is not done, by the field's name, with the reason."""
+        return find_unapplied(launch, find_abilities())
 
     def prepare(self, launch: Launch) -> Prepared:
         """Have the keeper make the process and hold it at the gate, with its output going to the log.
@@ -220,7 +246,8 @@ class ProcessStarter:
 
     def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[Connection, int, int]:
         """Return the connection that holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
-        plan = _write_plan(spec)
+        secrets = require_secrets(launch.secret_env)
+        plan = write_plan(make_plan(spec, self._environment, self._inherited, secrets, original_descriptor_limit()))
         opened = [plan]
         try:
             request: Message = {"op": "prepare", "id": launch.id}
@@ -329,34 +356,16 @@ class ProcessStarter:
             raise UnsupportedError(f"signal {number}: {error.strerror}; run as the container's user") from error
 
 
-def make_starter() -> ProcessStarter:
+def make_starter(inherit_env: Iterable[str] = ()) -> ProcessStarter:
     """Return the starter as an engine has it by default."""
-    return ProcessStarter()
+    return ProcessStarter(inherit_env=inherit_env)
 
 
-def _write_plan(spec: Spec) -> int:
-    """Return a descriptor of memory that holds what the process is to become; it is nowhere on disk."""
-    process = spec.process
-    plan = {
-        "args": process.args,
-        "env": process.env,
-        "cwd": process.cwd,
-        "root": spec.root.path,
-        "uid": process.user.uid,
-        "gid": process.user.gid,
-        "groups": process.user.additional_gids,
-        "setgroups": os.geteuid() == 0,
-        "own_uts_namespace": os.geteuid() == 0,
-        "nofile": original_descriptor_limit(),
-    }
-    descriptor = os.memfd_create("limpet-plan", os.MFD_CLOEXEC)
-    try:
-        with open(os.dup(descriptor), "wb") as file:
-            file.write(json.dumps(plan).encode(errors="surrogateescape"))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+def _give_working_directory(path: str, user: User) -> None:
+    """Let the program's user own its default working directory."""
+    if user.uid is not None:
+        with suppress(FileNotFoundError):  # a launch without a bundle
+            os.chown(path, user.uid, -1 if user.gid is None else user.gid, follow_symlinks=False)
 
 
 def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:

@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import signal
+import socket
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ _GATE, _REPORT, _PLAN = 3, 4, 5
 _FIRST_FREE = 10
 _CLONE_NEWUTS = 0x04000000
 _UMASK = 0o022
+_DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
 
 
 def become_container(plan: int, gate: int, report: int, streams: tuple[int, int]) -> NoReturn:
@@ -53,14 +55,18 @@ def _read_plan_and_execute() -> None:
     if document["own_uts_namespace"]:
         with suppress(OSError):  # by which descendants are told; without it, by their session
             unshare(_CLONE_NEWUTS)
+            if document["hostname"]:
+                socket.sethostname(document["hostname"])
     if os.read(_GATE, 1) != b"g":
         return
     enter_root(document)
     soft, hard = document["nofile"]
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     become_user(document)
-    os.chdir(document["cwd"])
-    _execute(document["args"], dict(entry.split("=", 1) for entry in document["env"]))
+    _execute(
+        [_to_bytes(each) for each in document["args"]],
+        dict(_to_bytes(entry).split(b"=", 1) for entry in document["env"]),
+    )
 
 
 def _take_descriptors(plan: int, gate: int, report: int, streams: tuple[int, int]) -> None:
@@ -90,14 +96,19 @@ def _write_about_self(name: str, text: str) -> None:
         file.write(text)
 
 
-def _execute(args: list[str], environment: dict[str, str]) -> None:
+def _to_bytes(text: str) -> bytes:
+    """Return what the plan's text stands for, whatever the locale."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _execute(args: list[bytes], environment: dict[bytes, bytes]) -> None:
     """Execute the program, looked for in the environment's PATH as execvp(3) does. Raises OSError.
 
     Not os.execvpe: that imports modules when it is called, which the new root directory does not have.
     """
     name = args[0]
-    places = [""] if "/" in name else environment.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
-    problem: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    places = [b""] if b"/" in name else environment.get(b"PATH", _DEFAULT_PATH).split(b":")
+    problem: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     for place in places:
         try:
             os.execve(os.path.join(place, name), args, environment)  # noqa: S606  # a shell is what it must not be
@@ -105,5 +116,5 @@ def _execute(args: list[str], environment: dict[str, str]) -> None:
             continue
         except PermissionError as error:
             problem = error  # somewhere else it may be executable
-    problem.filename = name
+    problem.filename = os.fsdecode(name)
     raise problem

@@ -1,80 +1,237 @@
-"""A container's root directory, user and groups, as its process takes them."""
+"""A container's root directory, its mounts, its working directory and its user, as its process takes them.
+
+Works in the process that becomes the program, with the standard library alone. What the plan says of it:
+
+| field | meaning |
+| --- | --- |
+| root | the root directory; "" for the host's own |
+| mounts | for a root: [{"source", "target", "readonly", "propagation"}], propagation private, slave or shared |
+| cwd | the working directory, in the root; in a root it is made if it is missing |
+| uid, gid | numbers, or null for those that this process has |
+| groups | supplementary groups, set where setgroups is true and any of uid and groups is given |
+| setgroups | whether this process may set groups, and so become anybody |
+| no_new_privs | whether no program may get more rights than its parent had (prctl(2)) |
+
+Strings are UTF-8; bytes that are not are surrogates in them (PEP 383), whatever the locale.
+
+Kernel interfaces: unshare(2), mount(2), open_tree(2) and move_mount(2) (Linux 5.2), prctl(2), user_namespaces(7).
+"""
 
 import ctypes
 import errno
 import os
+import stat
+from contextlib import suppress
+from typing import Any
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
-_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MS_REMOUNT, _MS_BIND, _MS_REC = 32, 4096, 16384
+_PROPAGATIONS = {"private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20}
+_KEPT_FLAGS = 0x0F | 0x400 | 0x800 | 0x1000
+"""Of statvfs(3): read-only, nosuid, nodev, noexec, noatime, nodiratime, relatime."""
+_RELATIME_SEEN, _MS_RELATIME = 0x1000, 1 << 21
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429
+"""The same on every architecture."""
+_AT_FDCWD, _AT_RECURSIVE, _OPEN_TREE_CLONE = -100, 0x8000, 1
+_MOVE_FROM_AND_TO_DESCRIPTORS = 0x04 | 0x40
+_PR_SET_NO_NEW_PRIVS = 38
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_LINKS = 40
+"""As many as the kernel follows in one path."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_DEVICE_MOUNTS = (
+    ("dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"),
+    ("dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "mode=1777,size=64m"),
+)
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter_root(plan):
-    root, uid = plan["root"], plan["uid"]
-    """Make `root` the root directory, with /proc and the usual devices; "" keeps the host's root.
+def enter_root(plan: dict[str, Any]) -> None:
+    """Make the plan's root the root directory, with its mounts, /proc and /dev; "" keeps the host's root.
 
     In a mount namespace of its own, so that nothing is left on the host. Root that may not have one (in a
-    container of somebody else's) goes without /proc and devices.
+    container of somebody else's) goes without /proc and /dev. Raises OSError, also for mounts where there is none.
     """
-    if not root:
+    if not plan["root"]:
         return
-    if enter_namespaces(uid):
-        mount("none", "/", _MS_REC | _MS_PRIVATE)
-        for directory, name, flags in (
-            *(("dev", name, _MS_BIND) for name in _DEVICES),
-            ("proc", "", _MS_BIND | _MS_REC),
-        ):
-            target = make_mount_point(root, directory, name)
-            if target:
-                mount(os.path.join("/", directory, name), target, flags)
-    os.chroot(root)
-    os.chdir("/")
+    root = os.open(_to_bytes(plan["root"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if enter_namespaces(plan["uid"], plan["gid"]):
+        fill_root(root, plan["mounts"])
+    elif plan["mounts"]:
+        raise OSError(errno.EPERM, "there is no mount namespace here", plan["mounts"][0]["target"])
+    os.close(open_in_root(root, _to_bytes(plan["cwd"]), make="directory"))
+    os.fchdir(root)
+    os.chroot(b".")
+    os.close(root)
 
 
-def enter_namespaces(uid: int | None) -> bool:
+def enter_namespaces(uid: int | None, gid: int | None) -> bool:
     """Enter a mount namespace of our own; say whether there is one.
 
-    An ordinary user needs a user namespace for that, where it is `uid` (0 by default) and nobody else. Raises
-    OSError where the kernel does not allow it.
+    An ordinary user needs a user namespace for that, where it is `uid` and `gid` (0 by default) and nobody else.
+    Raises OSError where the kernel does not allow it.
     """
     if os.geteuid() == 0:
-        return call_libc("unshare", _CLONE_NEWNS) == 0
+        return int(_libc.unshare(_CLONE_NEWNS)) == 0
     outside_uid, outside_gid = os.geteuid(), os.getegid()
-    if call_libc("unshare", _CLONE_NEWUSER | _CLONE_NEWNS):
+    if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS):
         raise OSError(errno.EPERM, "an image with layers needs root or user namespaces, and there is neither here")
     write_map("setgroups", "deny")
     write_map("uid_map", f"{uid or 0} {outside_uid} 1")
-    write_map("gid_map", f"0 {outside_gid} 1")
+    write_map("gid_map", f"{gid or 0} {outside_gid} 1")
     return True
 
 
-def mount(source: str, target: str, flags: int) -> None:
-    """Mount without a type or options (mount(2)). Raises OSError."""
-    code = call_libc("mount", source.encode(), target.encode(), None, flags, None)
-    if code:
-        raise OSError(code, f"mounting it: {os.strerror(code)}", target)
+def fill_root(root: int, mounts: list[dict[str, Any]]) -> None:
+    """Mount /proc, /dev and `mounts` below the directory `root`, in a mount namespace of our own. Raises OSError.
+
+    Copies of the sources are made first: they are peers of the host's mounts, as "slave" and "shared" need it. Then
+    nothing that is mounted here reaches the host by itself.
+    """
+    devices = {name: _copy_mounts(f"/dev/{name}") for name in _DEVICES if os.path.exists(f"/dev/{name}")}
+    proc = _copy_mounts("/proc")
+    copies = [_copy_mounts(each["source"]) for each in mounts]
+    _mount(None, "/", None, _MS_REC | _PROPAGATIONS["private"], None)
+    _place(proc, root, "proc")
+    dev = open_in_root(root, b"dev", make="directory")
+    _mount("tmpfs", _name(dev), "tmpfs", _MS_NOSUID | _MS_NOEXEC, "mode=755,size=64k")
+    os.close(dev)
+    for name, copy in devices.items():
+        _place(copy, root, f"dev/{name}")
+    for target, kind, flags, options in _DEVICE_MOUNTS:
+        found = open_in_root(root, target.encode(), make="directory")
+        _mount(kind, _name(found), kind, flags, options)
+        os.close(found)
+    dev = open_in_root(root, b"dev")
+    for name, link in _DEVICE_LINKS.items():
+        os.symlink(link, name, dir_fd=dev)
+    os.close(dev)
+    for each, copy in zip(mounts, copies, strict=True):
+        _place(copy, root, each["target"], readonly=each["readonly"], propagation=each["propagation"])
 
 
-def call_libc(name: str, *arguments: object) -> int:
-    """Call a function of the C library that returns 0 or sets errno; return 0 or the errno."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    words = [ctypes.c_ulong(each) if isinstance(each, int) else each for each in arguments]
-    return ctypes.get_errno() if getattr(libc, name)(*words) else 0
+def _copy_mounts(source: str) -> int:
+    """Return a descriptor of a detached copy of what is seen at `source`, mounts below it included."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
+    copy: int = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, _to_bytes(source), flags)
+    if copy < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), source)
+    return copy
 
 
-def make_mount_point(root: str, directory: str, name: str) -> str:
-    """Return a path under `root` to mount on, made if it is missing; "" if the image put a link in its place."""
-    parent = os.path.join(root, directory)
-    if not os.path.lexists(parent):
-        os.mkdir(parent, 0o755)
-    if os.path.islink(parent) or not os.path.isdir(parent):
-        return ""
-    if not name:
-        return parent
-    path = os.path.join(parent, name)
-    if not os.path.lexists(path):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return "" if os.path.islink(path) else path
+def _place(copy: int, root: int, target: str, *, readonly: bool = False, propagation: str = "private") -> None:
+    """Attach a detached copy at `target` in `root`, which is made if it is missing."""
+    kind = "directory" if stat.S_ISDIR(os.fstat(copy).st_mode) else "file"
+    found = open_in_root(root, _to_bytes(target), make=kind)
+    if _libc.syscall(_SYS_MOVE_MOUNT, copy, b"", found, b"", _MOVE_FROM_AND_TO_DESCRIPTORS):
+        raise OSError(ctypes.get_errno(), f"mounting it: {os.strerror(ctypes.get_errno())}", target)
+    os.close(found)
+    if propagation != "shared":  # it is the host's peer already, if the host shares it
+        _mount(None, _name(copy), None, _MS_REC | _PROPAGATIONS[propagation], None)
+    if readonly:
+        _mount(None, _name(copy), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _read_flags(copy), None)
+    os.close(copy)
+
+
+def _read_flags(copy: int) -> int:
+    """Return the flags that a mount has: in a user namespace, none of those that came with it may be taken away."""
+    seen = os.fstatvfs(copy).f_flag & _KEPT_FLAGS
+    return seen & ~_RELATIME_SEEN | (_MS_RELATIME if seen & _RELATIME_SEEN else 0)
+
+
+def open_in_root(root: int, path: bytes, *, make: str = "") -> int:
+    """Return an O_PATH descriptor of `path` as a process with this root directory would find it.
+
+    Neither ".." nor a link leads out of it. Where the path ends, `make` ("directory" or "file") makes what is missing,
+    directories on the way included. Raises OSError, naming the path.
+    """
+    trail = [os.dup(root)]
+    names = [name for name in reversed(path.split(b"/")) if name not in {b"", b"."}]
+    links = 0
+    try:
+        while names:
+            name = names.pop()
+            if name == b"..":
+                if len(trail) > 1:
+                    os.close(trail.pop())
+                continue
+            is_last = not names
+            found = _open_name(trail[-1], name, make if is_last else "directory" if make else "")
+            mode = os.fstat(found).st_mode
+            if stat.S_ISLNK(mode):
+                link = os.readlink(b"", dir_fd=found)
+                os.close(found)
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                if link.startswith(b"/"):
+                    while len(trail) > 1:
+                        os.close(trail.pop())
+                names += [each for each in reversed(link.split(b"/")) if each not in {b"", b"."}]
+                continue
+            trail.append(found)
+            if not stat.S_ISDIR(mode) and not (is_last and make != "directory"):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return os.dup(trail[-1])
+    except OSError as error:
+        error.filename = os.fsdecode(path)
+        raise
+    finally:
+        for each in trail:
+            os.close(each)
+
+
+def _open_name(directory: int, name: bytes, make: str) -> int:
+    """Open what has this name, a link itself; make it first if it is missing and `make` says what."""
+    for _ in range(2):
+        try:
+            return os.open(name, _ANYTHING, dir_fd=directory)
+        except FileNotFoundError:
+            if not make:
+                raise
+        with suppress(FileExistsError):
+            if make == "directory":
+                os.mkdir(name, 0o755, dir_fd=directory)
+            else:
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory))
+    return os.open(name, _ANYTHING, dir_fd=directory)
+
+
+def become_user(plan: dict[str, Any]) -> None:
+    """Take the plan's groups, group and user, which needs the right to, and its working directory. Raises OSError.
+
+    The directory is opened before: a user may be in one below directories that only others may enter, if it may enter
+    the directory itself.
+    """
+    cwd = _to_bytes(plan["cwd"])
+    directory = -1
+    with suppress(PermissionError):  # perhaps it is the user alone who may
+        directory = os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    groups, gid, uid = plan["groups"], plan["gid"], plan["uid"]
+    if plan["setgroups"] and (groups or uid is not None):
+        os.setgroups(groups)
+    if gid is not None and (gid,) * 3 != os.getresgid():
+        os.setresgid(gid, gid, gid)
+    if uid is not None and (uid,) * 3 != os.getresuid():
+        os.setresuid(uid, uid, uid)
+    try:
+        os.fchdir(directory) if directory >= 0 else os.chdir(cwd)
+    except OSError as error:
+        error.filename = plan["cwd"]
+        raise
+    if directory >= 0:
+        os.close(directory)
+    if plan["no_new_privs"] and _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "no_new_privs cannot be set")
 
 
 def write_map(name: str, text: str) -> None:
@@ -83,14 +240,17 @@ def write_map(name: str, text: str) -> None:
         file.write(text)
 
 
-def become_user(plan: dict[str, object]) -> None:
-    """Take the plan's groups and user, which needs the right to; nothing is done where it names none."""
-    groups, gid, uid = plan["groups"], plan["gid"], plan["uid"]
-    if os.geteuid() == uid and not groups and gid in {None, os.getegid()}:
-        return
-    if isinstance(groups, list) and (groups or uid is not None) and plan["setgroups"]:
-        os.setgroups(groups)
-    if isinstance(gid, int):
-        os.setgid(gid)
-    if isinstance(uid, int):
-        os.setuid(uid)
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None) -> None:
+    """Call mount(2). Raises OSError."""
+    texts = [None if each is None else each.encode() for each in (source, target, kind, options)]
+    if _libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]):
+        raise OSError(ctypes.get_errno(), f"mounting it: {os.strerror(ctypes.get_errno())}", kind or target)
+
+
+def _name(descriptor: int) -> str:
+    """Return a path that leads to what is open, and nowhere else."""
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,87 @@
+"""A container's environment: what its image and its config say, and of the host only what is named here."""
+
+import os
+from collections.abc import Iterable, Mapping
+
+from limpet.engine.starters.users import Account
+from limpet.schema.cri import ContainerConfig
+from limpet.schema.errors import InvalidInputError, quote
+from limpet.schema.image import ImageConfig
+
+HOST_VARIABLES: Mapping[str, str] = {
+    "PATH": "the host's programs are found as the engine finds them",
+    "HOME": "where programs keep what is the user's",
+    "USER": "who the program runs as",
+    "LOGNAME": "the same, as POSIX names it",
+    "SHELL": "what programs take for `sh -c`",
+    "LANG": "messages and characters as on the host",
+    "TZ": "times as on the host",
+    "TMPDIR": "a host may have no room in /tmp",
+}
+"""What a container of the `host` image gets of the engine's environment, and why. No other variable is handed on."""
+
+
+def merge_environment(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
+    """Return NAME=value for each variable; the image's, overridden by the config's.
+
+    Raises InvalidInputError for a name that no environment can hold.
+    """
+    merged: dict[str, str] = {}
+    for entry in image.env:
+        name, _, value = entry.partition("=")
+        merged[name] = value
+    for pair in config.envs:
+        if not _is_variable(pair.key, pair.value):
+            raise InvalidInputError(f"environment variable {pair.key!r}: a name without '=' and NUL is needed")
+        merged[pair.key] = pair.value
+    return tuple(f"{name}={value}" for name, value in merged.items())
+
+
+def choose_host_environment(
+    environment: Mapping[bytes, bytes], inherited: Iterable[str], account: Account | None, *, is_engine_user: bool
+) -> dict[str, str]:
+    """Return the host's part of the environment of a container of the `host` image.
+
+    HOME, USER, LOGNAME and SHELL are the engine's if the program runs as its user, and otherwise, or where the engine
+    has none, what /etc/passwd says. Values are bytes as they are: what is not UTF-8 is a surrogate (PEP 383).
+    """
+    own = _describe(account)
+    names = [name for name in HOST_VARIABLES if is_engine_user or name not in own]
+    found = {name: environment[name.encode()] for name in (*names, *inherited) if name.encode() in environment}
+    return own | {name: value.decode("utf-8", "surrogateescape") for name, value in found.items()}
+
+
+def require_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of variables to inherit. Raises InvalidInputError for one that is no name."""
+    if isinstance(names, (str, bytes)):
+        raise InvalidInputError(f"inherit_env {names!r}: a list of names is needed")
+    found = tuple(names)
+    for name in found:
+        if not isinstance(name, str) or not _is_variable(name, ""):
+            raise InvalidInputError(f"inherit_env {quote(str(name))}: the name of a variable is needed, without '='")
+    return found
+
+
+def require_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables. Raises InvalidInputError, which never shows a value, if an environment cannot hold them."""
+    for name, value in variables.items():
+        if not isinstance(name, str) or not isinstance(value, str) or not _is_variable(name, value):
+            raise InvalidInputError(f"secret_env {quote(str(name))}: texts are needed, a name without '=' and no NUL")
+    return dict(variables)
+
+
+def _describe(account: Account | None) -> dict[str, str]:
+    if account is None:
+        return {"HOME": "/"}
+    shell = {"SHELL": account.shell} if account.shell else {}
+    return {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, **shell}
+
+
+def _is_variable(name: str, value: str) -> bool:
+    text = name + value
+    try:
+        os.fsencode(text)
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return bool(name) and "=" not in name and "\0" not in text

@@ -1,0 +1,103 @@
+"""The files in /etc that a root file system gets of its sandbox and its host: resolv.conf, hosts, hostname.
+
+As every runtime whose containers use the host's network has it; they take the place of the image's own.
+"""
+
+import os
+import socket
+from contextlib import suppress
+
+from limpet.engine.starters.process.keeper.root import open_in_root
+from limpet.schema.cri import DNSConfig, PodSandboxConfig
+from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote
+
+_MAX_BYTES = 1 << 20
+_LOCALHOST = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write_root_files(root: str, sandbox: PodSandboxConfig | None) -> None:
+    """Write /etc/resolv.conf, /etc/hosts and /etc/hostname in the root file system `root`, durably.
+
+    Raises InvalidInputError for what such a file cannot hold, or where the image has something in their place that is
+    neither file nor link; StateDirectoryError if the disk refuses.
+    """
+    files = {"resolv.conf": _resolv_conf(sandbox), "hosts": _hosts(sandbox), "hostname": _hostname(sandbox)}
+    try:
+        top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            etc = open_in_root(top, b"etc", make="directory")
+        finally:
+            os.close(top)
+    except OSError as error:
+        raise InvalidInputError(f"the image's /etc is no directory: {error.strerror}") from error
+    try:
+        for name, content in files.items():
+            _replace(etc, name, content)
+        directory = os.open(f"/proc/self/fd/{etc}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except IsADirectoryError as error:
+        raise InvalidInputError(f"the image's /etc/{error.filename} is a directory, a file is needed") from error
+    except OSError as error:
+        raise StateDirectoryError(f"root file system {root}: {error.strerror} (etc/{error.filename})") from error
+    finally:
+        os.close(etc)
+
+
+def _replace(directory: int, name: str, content: bytes) -> None:
+    """Put a new file in place of what has the name: a link is not followed, another name of the file keeps its content."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+    descriptor = os.open(name, _NEW_FILE, 0o644, dir_fd=directory)
+    with open(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o644)
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _resolv_conf(sandbox: PodSandboxConfig | None) -> bytes:
+    if sandbox is None or sandbox.dns_config in {None, DNSConfig()}:
+        return _read_host_file("/etc/resolv.conf")
+    dns = sandbox.dns_config or DNSConfig()
+    for field in ("servers", "searches", "options"):
+        for word in getattr(dns, field):
+            if not word or word.split() != [word] or not word.isprintable():
+                raise InvalidInputError(f"dns_config.{field} {quote(word)}: a word without spaces is needed")
+    lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"nameserver {server}" for server in dns.servers]
+    lines += [f"options {' '.join(dns.options)}"] if dns.options else []
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _hosts(sandbox: PodSandboxConfig | None) -> bytes:
+    content = _read_host_file("/etc/hosts") or _LOCALHOST
+    if sandbox is None or not sandbox.hostname:
+        return content
+    end = b"" if content.endswith(b"\n") else b"\n"
+    return content + end + f"127.0.1.1\t{require_hostname(sandbox.hostname)}\n".encode()
+
+
+def _hostname(sandbox: PodSandboxConfig | None) -> bytes:
+    name = require_hostname(sandbox.hostname) if sandbox and sandbox.hostname else socket.gethostname()
+    return f"{name}\n".encode()
+
+
+def require_hostname(name: str) -> str:
+    """Return a sandbox's hostname. Raises InvalidInputError if it is none (hostname(7))."""
+    if not name.isascii() or len(name) > 64 or not name.replace("-", "").replace(".", "").isalnum():
+        raise InvalidInputError(f"hostname {quote(name)}: up to 64 of a-z, 0-9, '-' and '.' are needed")
+    return name
+
+
+def _read_host_file(path: str) -> bytes:
+    """Return the content of a file of the host, b"" if it is not there or too large."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError:
+        return b""
+    return content if len(content) <= _MAX_BYTES else b""

@@ -1,0 +1,149 @@
+"""Who a container's program runs as: chosen by its config and its image, looked up in the image's own /etc/passwd."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from limpet.schema.cri import ContainerConfig, LinuxContainerSecurityContext, SupplementalGroupsPolicy
+from limpet.schema.errors import InvalidInputError, quote
+from limpet.schema.image import ImageConfig
+from limpet.schema.runtime_spec import User
+
+_MAX_ID = 2**32 - 2
+"""The kernel takes 2**32 - 1 for "unchanged"."""
+
+
+class Account(NamedTuple):
+    """A user as /etc/passwd describes it."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+    shell: str
+
+
+class Accounts(Protocol):
+    """Where users and groups are looked up."""
+
+    def find_user(self, user: str | int) -> Account | None:
+        """Return a user by name or number."""
+
+    def find_group(self, name: str) -> int | None:
+        """Return a group's number by its name."""
+
+    def groups_of(self, account: Account) -> Sequence[int]:
+        """Return the groups that name the user as a member."""
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What this process may do about users."""
+
+    uid: int
+    gid: int
+    groups: Sequence[int]
+    has_own_ids: bool
+    """True if the container has a root of its own, where an ordinary user is whoever it says, in a user namespace."""
+
+    @classmethod
+    def of_this_process(cls, *, has_own_root: bool) -> "Rights":
+        """Return what this process may do, for a container with or without a root of its own."""
+        return cls(os.geteuid(), os.getegid(), os.getgroups(), has_own_root)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A user and a group by name or number, and the names of the fields that gave them."""
+
+    user: str | int | None
+    group: str | int | None
+    user_field: str
+    group_field: str
+
+
+def choose_user(
+    image: ImageConfig, config: ContainerConfig, accounts: Accounts, rights: Rights
+) -> tuple[User, Account | None]:
+    """Return who the program runs as, and that user's entry in /etc/passwd; None for one that has none.
+
+    The config's run_as_user or run_as_username, else the image's `user[:group]`, else root in a root of its own and
+    the engine's own user on the host. A group that is not given is the user's in /etc/passwd; without an entry 0 in a
+    root of its own (as containerd and Docker do), and on the host, where 0 is a privilege, the user's number.
+    Supplementary groups are those of the config, and with policy Merge those in which /etc/group has the user.
+
+    Raises InvalidInputError, naming the field, for an unknown name, a number out of range, and what this process has
+    no right to.
+    """
+    context = (config.linux and config.linux.security_context) or LinuxContainerSecurityContext()
+    asked = _read_asked(image, context)
+    user = 0 if asked.user is None and rights.has_own_ids else asked.user
+    extra = tuple(_require_id("supplemental_groups", each) for each in context.supplemental_groups)
+    if user is None:
+        account = accounts.find_user(rights.uid)
+        result = User(additional_gids=extra)
+    else:
+        account = accounts.find_user(user)
+        if account is None and isinstance(user, str):
+            raise InvalidInputError(f"{asked.user_field} {quote(user)}: /etc/passwd has no such user; give its number")
+        uid = account.uid if account else _require_id(asked.user_field, user)
+        gid = _find_gid(asked, accounts)
+        if gid is None:
+            gid = account.gid if account else 0 if rights.has_own_ids else uid
+        merged: Sequence[int] = extra
+        if account and rights.uid == 0 and context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE:
+            merged = [*extra, *accounts.groups_of(account)]
+        result = User(uid=uid, gid=gid, additional_gids=tuple(dict.fromkeys(merged)))
+    _require_rights(result, extra, asked, rights)
+    return result, account
+
+
+def _read_asked(image: ImageConfig, context: LinuxContainerSecurityContext) -> _Asked:
+    if context.run_as_user is not None and context.run_as_username:
+        raise InvalidInputError("run_as_user and run_as_username: give one of them")
+    group = context.run_as_group.value if context.run_as_group else None
+    if context.run_as_user is not None:
+        return _Asked(context.run_as_user.value, group, "run_as_user", "run_as_group")
+    if context.run_as_username:
+        return _Asked(_number_or_name(context.run_as_username), group, "run_as_username", "run_as_group")
+    if group is not None:
+        raise InvalidInputError(f"run_as_group {group}: give run_as_user or run_as_username, too (so does the CRI ask)")
+    user, _, image_group = image.user.partition(":")
+    return _Asked(_number_or_name(user), _number_or_name(image_group), "image user", "image group")
+
+
+def _number_or_name(text: str) -> str | int | None:
+    if not text:
+        return None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
+
+
+def _find_gid(asked: _Asked, accounts: Accounts) -> int | None:
+    if not isinstance(asked.group, str):
+        return asked.group if asked.group is None else _require_id(asked.group_field, asked.group)
+    gid = accounts.find_group(asked.group)
+    if gid is None:
+        raise InvalidInputError(f"{asked.group_field} {quote(asked.group)}: /etc/group has no such group")
+    return gid
+
+
+def _require_id(field: str, value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value <= _MAX_ID:
+        raise InvalidInputError(f"{field} {value}: a number from 0 to {_MAX_ID} is needed")
+    return value
+
+
+def _require_rights(user: User, extra: Sequence[int], asked: _Asked, rights: Rights) -> None:
+    """Refuse what an ordinary user may not do. Root is told by the kernel, at the start."""
+    if rights.uid == 0:
+        return
+    if not rights.has_own_ids and user.uid not in {None, rights.uid}:
+        raise InvalidInputError(f"{asked.user_field} {user.uid}: user {rights.uid} may become nobody else; run as root")
+    if not rights.has_own_ids and user.gid not in {None, rights.gid}:
+        raise InvalidInputError(
+            f"{asked.group_field} {user.gid}: user {rights.uid} has group {rights.gid}; run as root"
+        )
+    missing = set(extra) if rights.has_own_ids else set(extra) - {rights.gid, *rights.groups}
+    if missing:
+        raise InvalidInputError(f"supplemental_groups {sorted(missing)}: user {rights.uid} may not take them")

@@ -142,7 +142,7 @@ class Container:
 
     def remove_bundle(self) -> None:
         """Remove what is on disk of a container that is released or was never created. May be repeated."""
-        self._runtime.starter.release(self.id, self._bundle.path)
+        self._runtime.starter.release(self.id)
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 
@@ -240,7 +240,7 @@ class Container:
     def _end_damaged(self) -> Status:
         """End all that the starter knows to be of this container: which process its record named cannot be read."""
         with self._runtime.exclusive(self.id):
-            self._runtime.starter.release(self.id, self._bundle.path)
+            self._runtime.starter.release(self.id)
             return self.status
 
     def _wait_for_stop(self, identity: ProcessIdentity) -> None:
@@ -300,7 +300,7 @@ class Container:
 
         Raises InvalidStateError while the process lives that the damaged record names: it may be the container's.
         """
-        self._runtime.starter.release(self.id, self._bundle.path)
+        self._runtime.starter.release(self.id)
         suspect = self._runtime.store.find_suspect(self.id)
         is_here = suspect is not None and observe_boot(suspect) is Boot.SAME
         if suspect is not None and is_here and observe_process(suspect)[0] is Process.ALIVE:
@@ -340,7 +340,13 @@ class Container:
             sandbox = self._runtime.store.get_sandbox(metadata.sandbox_id)
         except (NotFoundError, StoreDamagedError):
             sandbox = None
-        return Launch(id=self.id, bundle_path=self._bundle.path, metadata=metadata, sandbox=sandbox)
+        return Launch(
+            id=self.id,
+            bundle_path=self._bundle.path,
+            metadata=metadata,
+            sandbox=sandbox,
+            log_directory=self._runtime.log_directory(sandbox) if sandbox else "",
+        )
 
     def _update(self, change: Callable[[Status], Status]) -> Status:
         return self._runtime.store.update(self.id, change)

@@ -19,7 +19,7 @@ from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
 from limpet.engine.store import Store
 from limpet.schema.errors import InvalidStateError, quote_path
-from limpet.schema.metadata import Metadata
+from limpet.schema.metadata import Metadata, SandboxMetadata
 
 _T = TypeVar("_T")
 
@@ -63,6 +63,10 @@ class Runtime:
         Raises InvalidStateError in a copy of a state directory, if its log is outside: that one is the original's.
         """
         return bring_home(metadata, self.bundle_path(metadata.id), is_copy=self.store.directory.is_copy)
+
+    def log_directory(self, sandbox: SandboxMetadata) -> str:
+        """Return where the logs of a sandbox's containers go: its config's log_directory, else one of its own."""
+        return sandbox.config.log_directory or os.path.join(self.sandbox_path(sandbox.id), "logs")
 
     @contextmanager
     def exclusive(self, container_id: str) -> Iterator[None]:

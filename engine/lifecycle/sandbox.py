@@ -30,7 +30,7 @@ class Sandbox:
     @property
     def log_directory(self) -> str:
         """Where its containers' logs go: the config's log_directory, else a directory of its own."""
-        return self.metadata.config.log_directory or os.path.join(self.bundle.path, "logs")
+        return self._runtime.log_directory(self.metadata)
 
     def containers(self) -> Sequence[Container]:
         """Return its containers; none once it is deleted."""

@@ -176,7 +176,7 @@ class Watcher:
             try:
                 ready = self._epoll.poll(self._patience())
                 self._look(ready)
-            except Exception:
+            except Exception:  # whatever it is, the other containers are watched on
                 _log.exception("the watcher goes on after an error")
                 time.sleep(_LOOK_AGAIN_SECONDS)
 
@@ -206,7 +206,7 @@ class Watcher:
         self._kill_overdue(now)
 
     def _notice(self, watch: _Watch) -> None:
-        """A pidfd is readable: the process has ended. From here on it is asked how, until that is known."""
+        """Take note that a process has ended, by its pidfd; from here on it is asked how, until that is known."""
         watch.noticed_at = time.time_ns()
         with suppress(OSError):
             self._epoll.unregister(watch.pidfd)

@@ -82,6 +82,10 @@ class FakeStarter:
         """Return an empty config: nothing is run."""
         return b"{}"
 
+    def find_unapplied(self, launch: Launch) -> dict[str, str]:
+        """Return nothing: whatever a config asks for, no program is there to miss it."""
+        return {}
+
     def prepare(self, launch: Launch) -> Prepared:
         """Make the process that is none."""
         with self._lock:
@@ -149,7 +153,7 @@ class FakeStarter:
     def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
         """Do nothing: there is no process to reap."""
 
-    def release(self, container_id: str, bundle_path: str) -> None:
+    def release(self, container_id: str) -> None:
         """Forget the container."""
         with self._lock:
             fake = self._by_container.pop(container_id, None)

@@ -14,6 +14,7 @@ import msgspec
 
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_names, require_secrets
+from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
 from limpet.engine.starters.process.client import Connection, KeeperClient, KeeperGoneError
 from limpet.engine.starters.process.keeper.kernel import read_stat
@@ -203,7 +204,7 @@ class ProcessStarter:
         """Let the keeper reap them."""
         self._keeper.tell({"op": "ack", "ids": [container_id for container_id, _ in ended]})
 
-    def release(self, container_id: str, bundle_path: str) -> None:
+    def release(self, container_id: str) -> None:
         """Kill every process that is left of the container, and remove its cgroup."""
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS
         while (answer := self._ask({"op": "release", "id": container_id})) and answer.get("left"):
@@ -252,9 +253,9 @@ class ProcessStarter:
         try:
             request: Message = {"op": "prepare", "id": launch.id}
             if launch.log_path:
-                directory, name = os.path.split(launch.log_path)
-                os.makedirs(directory, exist_ok=True)
-                opened.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+                directory = os.path.dirname(launch.log_path)
+                descriptor, name = open_log_directory(launch.log_directory or directory, launch.log_path)
+                opened.append(descriptor)
                 request["owner"] = spec.process.user.uid or 0
                 request["log"] = {
                     "directory": directory,

@@ -187,7 +187,7 @@ class Keeper:
         return {"error": f"version {VERSION} of the keeper does not know {request['op']!r}"}, ()
 
     def _leave(self, connection: socket.socket) -> None:
-        """An engine is gone, or one of its calls was given up: nothing runs that it did not let run."""
+        """Close a connection, whose engine is gone or has given up a call: what it held at a gate ends."""
         self._unwatch(connection.fileno())
         del self._clients[connection.fileno()]
         connection.close()
@@ -373,7 +373,7 @@ class Keeper:
             self._reap(container)
 
     def _acknowledge(self, key: str) -> None:
-        """An end is written down by its engine: it may be reaped, and need not be kept."""
+        """Reap a container whose end its engine has written down; it need not be kept any longer."""
         container = self._containers.get(key)
         if container is None or container.end is None:
             return

@@ -57,7 +57,7 @@ class Stat(NamedTuple):
 
 
 def read_stat(pid: int) -> Stat | None:
-    """Return what /proc says of a process, None if it is gone. Works on a zombie, and needs no right to look into it."""
+    """Return what /proc says of a process, None if it is gone. A zombie tells it, too, and anybody may ask."""
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -63,8 +63,9 @@ def enter_root(plan: dict[str, Any]) -> None:
     """
     if not plan["root"]:
         return
-    root = os.open(_to_bytes(plan["root"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    if enter_namespaces(plan["uid"], plan["gid"]):
+    has_own_mounts = enter_namespaces(plan["uid"], plan["gid"])
+    root = os.open(_to_bytes(plan["root"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # as the new namespace has it
+    if has_own_mounts:
         fill_root(root, plan["mounts"])
     elif plan["mounts"]:
         raise OSError(errno.EPERM, "there is no mount namespace here", plan["mounts"][0]["target"])

@@ -1,4 +1,6 @@
-"""What a container's config and its image leave open: command line, stop signal, log file; see `users` and `environment`, too.
+"""What a container's config and its image leave open: command line, stop signal, log file.
+
+For the rest see `users` and `environment`.
 
 The command line follows the rule of the CRI and Kubernetes. Every starter asks here, so that all run the same.
 """
@@ -9,7 +11,7 @@ import signal
 from limpet.engine.starters.signals import name_of_signal, number_of_signal
 from limpet.schema.cri import ContainerConfig
 from limpet.schema.cri import Signal as CriSignal
-from limpet.schema.errors import InvalidInputError, quote, quote_path
+from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.image import ImageConfig
 
 

@@ -76,6 +76,10 @@ class FakeStarter:
         """Return an empty config: nothing is run."""
         return b"{}"
 
+    def find_unapplied(self, _: Launch) -> dict[str, str]:
+        """Return nothing: it carries out nothing of a config."""
+        return {}
+
     def prepare(self, launch: Launch) -> Prepared:
         """Make the process that is none."""
         with self._lock:

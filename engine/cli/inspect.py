@@ -64,7 +64,14 @@ def _make_document(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 
 def _full_status(status: Status) -> dict[str, Any]:
-    return {**status_document(status), "resources": status.resources, "identity": status.identity}
+    return {
+        **status_document(status),
+        "resources": status.resources,
+        "unapplied": status.unapplied,
+        "identity": status.identity,
+        "stop_requested_at": rfc3339(status.stop_requested_at),
+        "stop_deadline": rfc3339(status.stop_deadline),
+    }
 
 
 def _load_metadata(snapshot: Snapshot, view: View) -> tuple[Metadata | None, str]:
@@ -122,6 +129,10 @@ def _container_lines(view: View, metadata: Metadata | None, damage: str) -> Iter
             f"pid {disk.identity.pid}, pidfd inode {disk.identity.pidfd_inode}, boot {disk.identity.boot_id}",
         )
     yield "resources", _limits(disk.resources)
+    for name, why in disk.unapplied.items():
+        yield "not done", f"{name}: {why}"
+    if disk.stop_requested_at:
+        yield "stop", f"asked for {_when(disk.stop_requested_at)}, SIGKILL due {rfc3339(disk.stop_deadline)}"
     if view.observation is not None and view.verdict is not None:
         yield "seen now", _evidence(view.observation)
         yield "recovery", f"{view.verdict.rule}: {view.verdict.because}"

@@ -1,4 +1,6 @@
-"""What a container's config and its image leave open: command line, stop signal, log file; see `users` and `environment`, too.
+"""What a container's config and its image leave open: command line, stop signal, log file.
+
+For the rest see `users` and `environment`.
 
 The command line follows the rule of the CRI and Kubernetes. Every starter asks here, so that all run the same.
 """

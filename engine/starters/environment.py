@@ -1,6 +1,5 @@
 """A container's environment: what its image and its config say, and of the host only what is named here."""
 
-import os
 from collections.abc import Iterable, Mapping
 
 from limpet.engine.starters.users import Account
@@ -53,19 +52,19 @@ def choose_host_environment(
 
 def require_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of variables to inherit. Raises InvalidInputError for one that is no name."""
-    if isinstance(names, (str, bytes)):
-        raise InvalidInputError(f"inherit_env {names!r}: a list of names is needed")
-    found = tuple(names)
+    found: tuple[object, ...] = ("",) if isinstance(names, str) else tuple(names)
     for name in found:
-        if not isinstance(name, str) or not _is_variable(name, ""):
-            raise InvalidInputError(f"inherit_env {quote(str(name))}: the name of a variable is needed, without '='")
-    return found
+        if not _is_variable(name, ""):
+            raise InvalidInputError(
+                f"inherit_env {quote(str(name))}: a list of names of variables is needed, without '='"
+            )
+    return tuple(map(str, found))
 
 
 def require_secrets(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the variables. Raises InvalidInputError, which never shows a value, if an environment cannot hold them."""
     for name, value in variables.items():
-        if not isinstance(name, str) or not isinstance(value, str) or not _is_variable(name, value):
+        if not _is_variable(name, value):
             raise InvalidInputError(f"secret_env {quote(str(name))}: texts are needed, a name without '=' and no NUL")
     return dict(variables)
 
@@ -77,11 +76,11 @@ def _describe(account: Account | None) -> dict[str, str]:
     return {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, **shell}
 
 
-def _is_variable(name: str, value: str) -> bool:
-    text = name + value
+def _is_variable(name: object, value: object) -> bool:
+    if not isinstance(name, str) or not isinstance(value, str):
+        return False
     try:
-        os.fsencode(text)
-        text.encode("utf-8", "surrogateescape")
+        (name + value).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return False
-    return bool(name) and "=" not in name and "\0" not in text
+    return bool(name) and "=" not in name and "\0" not in name + value

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Container, Engine, errors
-from limpet.engine.starters.choices import choose_args, choose_user, merge_environment
+from limpet.engine.starters.choices import choose_args
+from limpet.engine.starters.environment import merge_environment
 from limpet.schema import ContainerState, ImageConfig, ImageName, MountType
 from limpet.schema.cri import parse_container_config
 from tests.conftest import is_running, wait_until
@@ -82,23 +83,13 @@ def test_nothing_to_run_is_refused(engine: Engine) -> None:
     assert not os.listdir(engine.store.directory.join("containers"))
 
 
-def test_environment_is_host_then_image_then_config() -> None:
+def test_environment_is_the_images_then_the_configs() -> None:
     """Each source overrides the one before it; what limpet adds comes last."""
     asked = parse_container_config(
         config("n", "x", envs=[{"key": "B", "value": "config"}, {"key": "C", "value": "config"}])
     )
-    image = ImageConfig(env=("A=image", "B=image"))
-    merged = merge_environment({"A": "host", "H": "host"}, image, asked, {"OURS": "1"})
-    assert dict(entry.split("=", 1) for entry in merged) == {
-        "A": "image", "B": "config", "C": "config", "H": "host", "OURS": "1",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("user", ["alice", "1000:staff", "-1"])
-def test_users_by_name_are_refused(user: str) -> None:
-    """Names would have to be looked up in the image by its own tools: the error says what to give instead."""
-    with pytest.raises(errors.InvalidInputError, match="run_as_user"):
-        choose_user(ImageConfig(user=user), parse_container_config(config("n", "x")))
+    merged = merge_environment(ImageConfig(env=("A=image", "B=image")), asked, {"OURS": "1"})
+    assert merged == ("A=image", "B=config", "C=config", "OURS=1")
 
 
 def test_a_program_that_cannot_be_executed(engine: Engine) -> None:

@@ -19,7 +19,9 @@ from limpet.engine.cli import main
 from limpet.engine.inspection.check import check_state
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.lifecycle.bundle import ContainerBundle
-from limpet.engine.starters.choices import choose_stop_signal, choose_user
+from limpet.engine.starters.choices import choose_stop_signal
+from limpet.engine.starters.process.accounts import HostAccounts
+from limpet.engine.starters.users import Rights, choose_user
 from limpet.engine.state.durable import make_directory, remove_tree
 from limpet.schema.cri import parse_container_config
 from limpet.schema.errors import (
@@ -318,7 +320,10 @@ def test_numbers_of_any_length_in_an_image_are_refused() -> None:
     config = parse_container_config(CONFIG)
     for choose, image in (
         (lambda image: choose_stop_signal(config, image), ImageConfig(stop_signal="9" * 5000)),
-        (lambda image: choose_user(image, config), ImageConfig(user="9" * 5000)),
+        (
+            lambda image: choose_user(image, config, HostAccounts(), Rights(0, 0, (), has_own_ids=False)),
+            ImageConfig(user="9" * 5000),
+        ),
     ):
         with pytest.raises(InvalidInputError, match="9999"):
             choose(image)

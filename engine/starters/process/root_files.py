@@ -48,7 +48,7 @@ def write_root_files(root: str, sandbox: PodSandboxConfig | None) -> None:
 
 
 def _replace(directory: int, name: str, content: bytes) -> None:
-    """Put a new file in place of what has the name: a link is not followed, another name of the file keeps its content."""
+    """Put a new file in place of what has the name: a link is not followed, nor another name of the file changed."""
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
     descriptor = os.open(name, _NEW_FILE, 0o644, dir_fd=directory)
@@ -60,9 +60,9 @@ def _replace(directory: int, name: str, content: bytes) -> None:
 
 
 def _resolv_conf(sandbox: PodSandboxConfig | None) -> bytes:
-    if sandbox is None or sandbox.dns_config in {None, DNSConfig()}:
+    dns = None if sandbox is None else sandbox.dns_config
+    if dns is None or dns == DNSConfig():
         return _read_host_file("/etc/resolv.conf")
-    dns = sandbox.dns_config or DNSConfig()
     for field in ("servers", "searches", "options"):
         for word in getattr(dns, field):
             if not word or word.split() != [word] or not word.isprintable():

@@ -91,7 +91,8 @@ class ProcessStarter:
         """
         spec = make_spec(launch, find_abilities())
         if spec.root.path:
-            write_root_files(os.path.join(launch.bundle_path, ROOTFS), launch.sandbox and launch.sandbox.config)
+            sandbox = None if launch.sandbox is None else launch.sandbox.config
+            write_root_files(os.path.join(launch.bundle_path, ROOTFS), sandbox)
         elif os.geteuid() == 0:
             _give_working_directory(os.path.join(launch.bundle_path, WORKING), spec.process.user)
         return msgspec.json.encode(spec)

@@ -67,7 +67,7 @@ def find_unapplied(launch: Launch, abilities: Abilities) -> dict[str, str]:
         found["mounts.propagation"] = "what is mounted in a user namespace does not reach the host"
     if launch.sandbox and launch.sandbox.config.hostname and not abilities.own_hostname:
         found["sandbox.hostname"] = "no UTS namespace without CAP_SYS_ADMIN"
-    if launch.sandbox and launch.sandbox.config.dns_config and image.is_builtin:
+    if launch.sandbox and image.is_builtin and _holds_anything(launch.sandbox.config.dns_config):
         found["sandbox.dns_config"] = "the host image uses the host's /etc/resolv.conf"
     context = places["security"] or LinuxContainerSecurityContext()
     if not abilities.user_groups and (context.run_as_user or context.run_as_username) and not image.is_builtin:

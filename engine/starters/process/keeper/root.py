@@ -63,8 +63,9 @@ def enter_root(plan: dict[str, Any]) -> None:
     """
     if not plan["root"]:
         return
-    root = os.open(_to_bytes(plan["root"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    if enter_namespaces(plan["uid"], plan["gid"]):
+    has_own_mounts = enter_namespaces(plan["uid"], plan["gid"])
+    root = os.open(_to_bytes(plan["root"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # as the new namespace has it
+    if has_own_mounts:
         fill_root(root, plan["mounts"])
     elif plan["mounts"]:
         raise OSError(errno.EPERM, "there is no mount namespace here", plan["mounts"][0]["target"])
@@ -155,39 +156,43 @@ def open_in_root(root: int, path: bytes, *, make: str = "") -> int:
     directories on the way included. Raises OSError, naming the path.
     """
     trail = [os.dup(root)]
-    names = [name for name in reversed(path.split(b"/")) if name not in {b"", b"."}]
+    names = _split(path)
     links = 0
     try:
         while names:
             name = names.pop()
             if name == b"..":
-                if len(trail) > 1:
-                    os.close(trail.pop())
+                _go_back(trail, max(len(trail) - 1, 1))
                 continue
-            is_last = not names
-            found = _open_name(trail[-1], name, make if is_last else "directory" if make else "")
+            found = _open_name(trail[-1], name, make if not names else "directory" if make else "")
+            trail.append(found)
             mode = os.fstat(found).st_mode
             if stat.S_ISLNK(mode):
                 link = os.readlink(b"", dir_fd=found)
-                os.close(found)
+                _go_back(trail, 1 if link.startswith(b"/") else len(trail) - 1)
+                names += _split(link)
                 links += 1
                 if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                if link.startswith(b"/"):
-                    while len(trail) > 1:
-                        os.close(trail.pop())
-                names += [each for each in reversed(link.split(b"/")) if each not in {b"", b"."}]
-                continue
-            trail.append(found)
-            if not stat.S_ISDIR(mode) and not (is_last and make != "directory"):
+            elif not stat.S_ISDIR(mode) and (names or make == "directory"):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return os.dup(trail[-1])
     except OSError as error:
         error.filename = os.fsdecode(path)
         raise
     finally:
-        for each in trail:
-            os.close(each)
+        _go_back(trail, 0)
+
+
+def _split(path: bytes) -> list[bytes]:
+    """Return the names in a path, the first one last."""
+    return [name for name in reversed(path.split(b"/")) if name not in {b"", b"."}]
+
+
+def _go_back(trail: list[int], length: int) -> None:
+    """Close the directories that were walked through, the last ones first, until so many are left."""
+    while len(trail) > length:
+        os.close(trail.pop())
 
 
 def _open_name(directory: int, name: bytes, make: str) -> int:

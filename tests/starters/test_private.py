@@ -1,0 +1,391 @@
+"""A container gets what its image and its config say, and nothing of the engine's; what is not done is told."""
+
+import os
+import re
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limpet.engine import Container, Engine, errors
+from limpet.engine.starters import number_of_signal
+from limpet.engine.starters.process.accounts import RootAccounts
+from limpet.engine.starters.process.keeper.root import open_in_root
+from limpet.engine.starters.process.starter import ProcessStarter
+from limpet.engine.starters.users import Rights, choose_user
+from limpet.schema import ImageConfig
+from limpet.schema.cri import Signal, parse_container_config
+from tests import oci_layout
+from tests.tools_image import load_tools
+
+PASSWD = b"root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1234:4321:app:/home/app:/bin/sh\n"
+GROUP = b"root:x:0:\napp:x:4321:\naudio:x:29:app\nvideo:x:44:\n"
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+
+
+@pytest.fixture
+def engine(state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An engine whose own environment has a secret; its sandbox has a hostname and DNS servers."""
+    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2")
+    monkeypatch.setenv("WANTED", "yes")
+    with Engine.open(state_dir, inherit_env=["WANTED", "NOT_SET"]) as opened:
+        opened.create_sandbox(
+            {"metadata": {"name": "s"}, "hostname": "web-1", "dns_config": {"servers": ["192.0.2.1"]}}, id="s"
+        )
+        yield opened
+        for container in opened.list():
+            container.stop(0)
+
+
+@pytest.fixture
+def image(engine: Engine, tmp_path: Path) -> str:
+    """An image with users of its own, a working directory that it does not bring, and a link out of it."""
+    config = {"Env": ["PATH=/bin", "FROM_IMAGE=1"], "WorkingDir": "/srv/app", "StopSignal": "RTMIN+3"}
+    members = [
+        oci_layout.member("etc/passwd", PASSWD),
+        oci_layout.member("etc/group", GROUP),
+        oci_layout.symlink("etc/resolv.conf", "../../../../../../../../tmp/outside"),
+        oci_layout.symlink("out", "/../../../../../../.."),
+    ]
+    return str(load_tools(engine, tmp_path / "tools", config, *members))
+
+
+def run(engine: Engine, image: str, script: str, *, name: str = "c", secrets: Any = None, **fields: Any) -> str:
+    """Run a shell script, and return what it wrote to the file `told` in its working directory or in /told."""
+    container = engine.create_container(
+        {"metadata": {"name": name}, "image": {"image": image}, "command": ["sh", "-c", script], **fields}, "s"
+    )
+    container.start(secret_env=secrets)
+    status = container.wait(30)
+    assert status.exit_code == 0, status
+    return read(container)
+
+
+def read(container: Container) -> str:
+    places = ("working/told", "rootfs/srv/app/told", "rootfs/told")
+    path = next(Path(container.metadata.root_dir, each) for each in places if _is_file(container, each))
+    return path.read_text()
+
+
+def _is_file(container: Container, name: str) -> bool:
+    return Path(container.metadata.root_dir, name).is_file()
+
+
+# --- environment ---------------------------------------------------------------------------------------------------
+
+
+def test_the_host_image_gets_path_and_home_and_what_is_named(engine: Engine, state_dir: str) -> None:
+    """No other variable of the engine reaches the container, and none is written down; a secret of the start does."""
+    text = run(engine, "host", "env > told", secrets={"TOKEN": "s3cret"}, envs=[{"key": "LANG", "value": "C"}])
+    found = dict(line.split("=", 1) for line in text.splitlines())
+    assert found["PATH"] == os.environ["PATH"]
+    assert (found["HOME"], found["WANTED"], found["TOKEN"], found["LANG"]) == (os.environ["HOME"], "yes", "s3cret", "C")
+    assert set(found) <= {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "WANTED", "TOKEN", "LIMPET_BUNDLE"),
+        *("PWD", "SHLVL", "OLDPWD", "_"),
+    }
+    for path in (path for path in Path(state_dir).rglob("*") if path.is_file() and path.name != "told"):
+        content = path.read_bytes()
+        assert b"hunter2" not in content, path
+        assert b"s3cret" not in content, path
+
+
+def test_an_image_gets_nothing_of_the_engine(engine: Engine, image: str) -> None:
+    """Its environment is the image's, the config's, and HOME from its own /etc/passwd."""
+    text = run(engine, image, "env > told")
+    names = {line.partition("=")[0] for line in text.splitlines()}
+    assert names <= {"PATH", "FROM_IMAGE", "HOME", "LIMPET_BUNDLE", "PWD", "SHLVL", "OLDPWD", "_"}
+    assert "HOME=/root" in text.splitlines()
+
+
+def test_arguments_and_environment_are_bytes(tmp_path: Path) -> None:
+    """What is not UTF-8 in the host's variables, and text in a config, reach the program byte for byte."""
+    starter = ProcessStarter({**os.environb, b"TZ": b"\xff\xe9"})
+    with Engine.open(tmp_path / "other", starter=starter) as other:
+        other.create_sandbox({"metadata": {"name": "s"}}, id="s")
+        script = 'printf "%s|%s" "$TZ" "$1" > told'
+        fields = {"metadata": {"name": "b"}, "image": {"image": "host"}}
+        container = other.create_container({**fields, "command": ["sh", "-c", script, "sh", "gr\u00fc\u00df"]}, "s")
+        container.start()
+        container.wait(30)
+        told = Path(container.metadata.root_dir, "working", "told").read_bytes()
+    assert told == b"\xff\xe9|gr\xc3\xbc\xc3\x9f"
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "A\0"])
+def test_names_that_are_none_are_refused_without_a_value(engine: Engine, state_dir: str, name: str) -> None:
+    """A secret's value is in no error."""
+    container = engine.create_container(
+        {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"]}, "s"
+    )
+    with pytest.raises(errors.InvalidInputError, match="secret_env") as caught:
+        container.start(secret_env={name: "s3cret"})
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(errors.InvalidInputError, match="inherit_env"):
+        ProcessStarter(inherit_env=[name])
+
+
+# --- users ---------------------------------------------------------------------------------------------------------
+
+CASES: dict[str, tuple[str, dict[str, Any], tuple[int, int, set[int]]]] = {
+    "nobody is asked for": ("", {}, (0, 0, set())),
+    "image user by name": ("app", {}, (1234, 4321, {29})),
+    "image user and group by name": ("app:video", {}, (1234, 44, {4321, 29} - {4321})),
+    "image user by number": ("1234", {}, (1234, 4321, {29})),
+    "image numbers": ("7:8", {}, (7, 8, set())),
+    "unknown number": ("", {"run_as_user": {"value": 99}}, (99, 0, set())),
+    "run_as_user": ("root", {"run_as_user": {"value": 1234}}, (1234, 4321, {29})),
+    "run_as_username": ("", {"run_as_username": "app"}, (1234, 4321, {29})),
+    "run_as_group": ("", {"run_as_username": "app", "run_as_group": {"value": 5}}, (1234, 5, {29})),
+    "supplemental_groups": ("app", {"supplemental_groups": [3]}, (1234, 4321, {3, 29})),
+    "Strict": (
+        "app",
+        {"supplemental_groups": [3], "supplemental_groups_policy": "Strict"},
+        (1234, 4321, {3}),
+    ),
+}
+
+
+@pytest.mark.parametrize(("user", "context", "expected"), CASES.values(), ids=CASES)
+def test_who_the_program_runs_as(
+    tmp_path: Path, user: str, context: dict[str, Any], expected: tuple[int, int, set[int]]
+) -> None:
+    """Config before image, names and numbers from the root's own /etc/passwd and /etc/group."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "passwd").write_bytes(PASSWD)
+    (tmp_path / "etc" / "group").write_bytes(GROUP)
+    config = parse_container_config(
+        {"metadata": {"name": "n"}, "image": {"image": "x"}, "linux": {"security_context": context}}
+    )
+    chosen, _ = choose_user(ImageConfig(user=user), config, RootAccounts(str(tmp_path)), Rights(0, 0, (), True))
+    assert (chosen.uid, chosen.gid, set(chosen.additional_gids)) == expected
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "negative": ({"run_as_user": {"value": -1}}, "run_as_user -1"),
+    "the kernel's own": ({"run_as_user": {"value": 2**32 - 1}}, "run_as_user 4294967295"),
+    "large": ({"run_as_user": {"value": 2**40}}, "run_as_user"),
+    "group large": ({"run_as_user": {"value": 0}, "run_as_group": {"value": 2**32}}, "run_as_group"),
+    "group alone": ({"run_as_group": {"value": 29}}, "run_as_group"),
+    "groups": ({"supplemental_groups": [-5]}, "supplemental_groups"),
+    "unknown": ({"run_as_username": "no-such-user"}, "run_as_username 'no-such-user'"),
+    "two": ({"run_as_username": "root", "run_as_user": {"value": 0}}, "run_as_user and run_as_username"),
+}
+
+
+@pytest.mark.parametrize(("context", "told"), REFUSED.values(), ids=REFUSED)
+def test_a_user_that_cannot_be_is_refused_at_create(engine: Engine, context: dict[str, Any], told: str) -> None:
+    """The error names the field, and nothing is left of the container."""
+    asked = {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"]}
+    with pytest.raises(errors.InvalidInputError, match=told):
+        engine.create_container({**asked, "linux": {"security_context": context}}, "s")
+    assert engine.list() == []
+
+
+def test_an_ordinary_user_is_told_what_it_may_not_do(tmp_path: Path) -> None:
+    """Another uid, another gid and foreign groups are refused by the field's name; its own are taken."""
+    accounts, rights = RootAccounts(str(tmp_path)), Rights(1000, 1000, (27,), False)
+    for context, told in (
+        ({"run_as_user": {"value": 0}}, "run_as_user 0"),
+        ({"run_as_user": {"value": 1000}, "run_as_group": {"value": 0}}, "run_as_group 0"),
+        ({"supplemental_groups": [27, 29]}, r"supplemental_groups \[29\]"),
+        ({"run_as_user": {"value": 1000}, "supplemental_groups": [27]}, ""),
+    ):
+        config = parse_container_config(
+            {"metadata": {"name": "n"}, "image": {"image": "x"}, "linux": {"security_context": context}}
+        )
+        if not told:
+            assert choose_user(ImageConfig(), config, accounts, rights)[0].uid == 1000
+            continue
+        with pytest.raises(errors.InvalidInputError, match=told):
+            choose_user(ImageConfig(), config, accounts, rights)
+
+
+@as_root
+def test_another_user_of_the_host_has_its_group_home_and_directory(engine: Engine) -> None:
+    """run_as_user alone: the group and HOME of /etc/passwd, none of root's groups, a default directory of its own."""
+    context = {"security_context": {"run_as_user": {"value": 65534}, "no_new_privs": True}}
+    script = "{ id -u; id -g; id -G; echo $HOME; grep NoNewPrivs /proc/self/status; } > told"
+    lines = run(engine, "host", script, linux=context).splitlines()
+    assert lines == ["65534", "65534", "65534", "/nonexistent", "NoNewPrivs:\t1"]
+
+
+@as_root
+def test_the_images_passwd_is_read_within_bounds_and_within_the_root(tmp_path: Path) -> None:
+    """A link leads nowhere outside, a device or a huge file is refused."""
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (tmp_path / "passwd").write_bytes(b"evil:x:1:1::/:\n")
+    (root / "etc" / "passwd").symlink_to("../../passwd")
+    assert RootAccounts(str(root)).find_user("evil") is None
+    (root / "etc" / "passwd").unlink()
+    os.mkfifo(root / "etc" / "passwd")
+    with pytest.raises(errors.InvalidInputError, match="not a regular file"):
+        RootAccounts(str(root)).find_user("evil")
+    (root / "etc" / "passwd").unlink()
+    with open(root / "etc" / "passwd", "wb") as file:
+        file.truncate(5 << 20)
+    with pytest.raises(errors.InvalidInputError, match="larger"):
+        RootAccounts(str(root)).find_user("evil")
+
+
+# --- a root of its own ---------------------------------------------------------------------------------------------
+
+
+def test_a_root_has_what_programs_count_on(engine: Engine, image: str) -> None:
+    """Devices, links to the streams, shared memory, terminals, and the working directory that the image forgot."""
+    script = (
+        "set -e; { pwd; test -c /dev/null; echo x > /dev/shm/x; test -e /dev/ptmx; test -d /dev/pts; ls /dev/fd/;"
+        " cat /etc/hostname; cat /etc/resolv.conf; test -s /etc/hosts; echo gone >> /dev/stdout; } > told; "
+        "echo x >> /dev/stderr"
+    )
+    lines = run(engine, image, script).splitlines()
+    assert lines[0] == "/srv/app"
+    assert {"0", "1", "2"} <= set(lines)
+    assert lines[-3:] == ["web-1", "nameserver 192.0.2.1", "gone"]
+    assert not os.path.exists("/tmp/outside")  # where the image's link leads
+
+
+@as_root
+def test_mounts_are_made(engine: Engine, image: str, tmp_path: Path) -> None:
+    """Files and directories, read-only, in a missing place; never through a link out; the host keeps no mount."""
+    (tmp_path / "file").write_text("from the host\n")
+    (tmp_path / "data").mkdir()
+    mounts = [
+        {"host_path": str(tmp_path / "file"), "container_path": "/etc/new/file", "readonly": True},
+        {"host_path": str(tmp_path / "data"), "container_path": "/data"},
+        {"host_path": str(tmp_path / "file"), "container_path": "/out/escaped"},
+    ]
+    script = (
+        "cat /etc/new/file > told; echo x > /etc/new/file && exit 1; echo made > /data/made;"
+        " cat /escaped >> told; grep -q . /data/made || exit 0"
+    )
+    assert run(engine, image, script, mounts=mounts) == "from the host\n" * 2
+    assert (tmp_path / "data" / "made").read_text() == "made\n"
+    assert not os.path.lexists("/escaped")
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_mount_without_its_source_is_refused(engine: Engine, image: str, tmp_path: Path) -> None:
+    """At create, by its name."""
+    asked = {"metadata": {"name": "n"}, "image": {"image": image}, "command": ["true"]}
+    for mount, told in (
+        ({"host_path": str(tmp_path / "none"), "container_path": "/x"}, "host_path .*none.* does not exist"),
+        ({"host_path": "etc", "container_path": "/x"}, "host_path"),
+        ({"host_path": "/etc", "container_path": "x"}, "container_path"),
+        ({"host_path": "/etc", "container_path": "/"}, "container_path"),
+    ):
+        with pytest.raises(errors.InvalidInputError, match=told):
+            engine.create_container({**asked, "mounts": [mount]}, "s")
+
+
+def test_a_path_in_a_root_never_leads_out(tmp_path: Path) -> None:
+    """Links, "..", absolute links and loops are followed as a process with that root would follow them."""
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "up").symlink_to("../../../..")
+    (root / "abs").symlink_to("/a")
+    (root / "loop").symlink_to("loop")
+    (root / "dangling").symlink_to("/not/there")
+    top = os.open(root, os.O_PATH)
+    try:
+        for path, inside in (
+            (b"a/up", "."),
+            (b"abs", "a"),
+            (b"../../..", "."),
+            (b"a/up/abs/up", "."),
+            (b"/abs/.", "a"),
+        ):
+            found = open_in_root(top, path)
+            assert os.path.samestat(os.fstat(found), os.stat(root / inside)), path
+            os.close(found)
+        with pytest.raises(OSError, match="loop"):
+            open_in_root(top, b"loop")
+        found = open_in_root(top, b"dangling/file", make="file")
+        assert stat.S_ISREG(os.fstat(found).st_mode)
+        os.close(found)
+    finally:
+        os.close(top)
+    assert (root / "not" / "there" / "file").is_file()
+
+
+def test_a_relative_working_directory_is_refused(engine: Engine) -> None:
+    """It would be taken from wherever the engine is."""
+    asked = {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"], "working_dir": "tmp"}
+    with pytest.raises(errors.InvalidInputError, match="working_dir"):
+        engine.create_container(asked, "s")
+
+
+# --- what is not done ----------------------------------------------------------------------------------------------
+
+ASKED: dict[str, Any] = {
+    "tty": True,
+    "stdin": True,
+    "mounts": [{"host_path": "/etc", "container_path": "/x"}],
+    "devices": [{"host_path": "/dev/fuse", "container_path": "/dev/fuse"}],
+    "linux": {
+        "security_context": {
+            "privileged": True,
+            "readonly_rootfs": True,
+            "capabilities": {"drop_capabilities": ["ALL"]},
+            "seccomp": {"profile_type": "RuntimeDefault"},
+            "apparmor": {"profile_type": "Unconfined"},
+            "no_new_privs": True,
+            "namespace_options": {"network": "NODE", "pid": "NODE", "ipc": "NODE"},
+        }
+    },
+}
+UNAPPLIED = {"tty", "stdin", "mounts", "devices", "privileged", "readonly_rootfs", "capabilities", "seccomp"}
+
+
+def test_what_is_not_done_is_told_and_refused_if_strict(engine: Engine) -> None:
+    """By the field's name, with the reason, in the status; what is done, or asks for nothing, is not."""
+    asked = {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"], **ASKED}
+    with pytest.raises(errors.InvalidInputError, match="readonly_rootfs") as caught:
+        engine.create_container(asked, "s", strict=True)
+    assert all(re.search(rf"\b{name}\b", str(caught.value)) for name in UNAPPLIED)
+    assert engine.list() == []
+    container = engine.create_container(asked, "s")
+    assert set(container.status.unapplied) - {"sandbox.hostname"} == UNAPPLIED | {"sandbox.dns_config"}
+    assert all(container.status.unapplied.values())
+    container.start()
+    assert container.wait(30).unapplied == container.status.unapplied
+    plain = {"metadata": {"name": "m"}, "image": {"image": "host"}, "command": ["true"]}
+    engine.create_sandbox({"metadata": {"name": "plain"}}, id="plain")
+    assert engine.create_container(plain, "plain", strict=True).status.unapplied == {}
+
+
+# --- stop signals --------------------------------------------------------------------------------------------------
+
+
+def test_each_name_of_a_signal_is_one_signal(engine: Engine, image: str) -> None:
+    """All names of the CRI are taken; SIGRTMIN+3, RTMIN+3, SIGRTMINPLUS3 and 37 are one signal."""
+    numbers = {name: number_of_signal(name.value) for name in Signal if name is not Signal.RUNTIME_DEFAULT}
+    assert set(numbers.values()) == {*range(1, 32), *range(34, 65)}
+    assert {number_of_signal(each) for each in ("SIGRTMIN+3", "rtmin+3", "SIGRTMINPLUS3", "RTMAX-27", "37")} == {37}
+    for bad in ("SIGRTMIN+31", "RTMAX-31", "0", "32", "65", "SIGWHAT", "", "SIGRTMIN-1", "\u0663"):
+        with pytest.raises(errors.InvalidInputError, match="stop signal"):
+            number_of_signal(bad)
+    container = engine.create_container(
+        {"metadata": {"name": "n"}, "image": {"image": image}, "command": ["sleep", "100"]}, "s"
+    )
+    assert container.metadata.stop_signal == "SIGRTMIN+3"
+    assert container.cri_status().stop_signal is Signal.SIGRTMINPLUS3
+    container.start()
+    assert container.stop(20).exit_code == 128 + 37
+
+
+def test_the_cri_status_has_image_user_and_signal(engine: Engine, image: str) -> None:
+    """As a kubelet expects them."""
+    context = {"run_as_user": {"value": 7}, "run_as_group": {"value": 8}, "supplemental_groups": [9]}
+    asked = {"metadata": {"name": "n"}, "image": {"image": image}, "command": ["true"], "stop_signal": "SIGINT"}
+    told = engine.add_container({**asked, "linux": {"security_context": context}}, "s").cri_status()
+    assert told.image_id.startswith("sha256:")
+    assert told.user is not None
+    assert told.user.linux is not None
+    assert (told.user.linux.uid, told.user.linux.gid, told.user.linux.supplemental_groups) == (7, 8, (9,))
+    assert told.stop_signal is Signal.SIGINT
+    assert signal.Signals[told.stop_signal.value] == signal.SIGINT

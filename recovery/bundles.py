@@ -61,11 +61,6 @@ def is_empty(path: str) -> bool:
     return all(_holds_nothing(path, name) for name in os.listdir(path))
 
 
-def has_content(path: str) -> bool:
-    """Return whether the bundle at `path` holds anything that limpet did not write itself. Raises OSError."""
-    return not all(name in {MARKER_FILE, CONFIG_FILE} or _holds_nothing(path, name) for name in os.listdir(path))
-
-
 def _holds_nothing(directory: str, name: str) -> bool:
     """Return whether an entry is one of those that limpet makes without a flush, and without any content."""
     path = os.path.join(directory, name)

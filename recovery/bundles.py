@@ -1,5 +1,6 @@
 """Finds out what is at the path of a container's bundle, and which processes use a directory. Changes nothing."""
 
+import json
 import os
 import stat
 
@@ -19,13 +20,6 @@ from limpet.schema.layout import (
 )
 
 _MARKER_BYTES = 4096
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class _Annotated(msgspec.Struct):
-    """What is read of a config.json."""
-
-    annotations: dict[str, str] = {}
 
 
 def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
@@ -88,16 +82,16 @@ def read_marker(path: str) -> BundleMarker | None:
         data = b""
     try:
         return msgspec.json.decode(_read_annotation(path) if _is_hollow(data) else data, type=BundleMarker)
-    except _UNREADABLE:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _read_annotation(path: str) -> bytes:
     """Return the marker that config.json carries, empty if there is none."""
     try:
-        config = read_small_file(os.path.join(path, CONFIG_FILE), CONFIG_BYTES)
-        return msgspec.json.decode(config, type=_Annotated).annotations.get(MARKER_ANNOTATION, "").encode()
-    except (FileNotFoundError, NotADirectoryError, *_UNREADABLE):
+        config = json.loads(read_small_file(os.path.join(path, CONFIG_FILE), CONFIG_BYTES))
+        return str(config["annotations"][MARKER_ANNOTATION]).encode()
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return b""
 
 

@@ -10,6 +10,7 @@ an empty marker, and those hold nothing. A removal is not flushed at all: its ro
 here, so what a power cut brings back is removed once more.
 """
 
+import json
 import os
 import stat
 
@@ -176,11 +177,10 @@ class ContainerBundle(Bundle):
 
 def _annotate(config: bytes, marker: bytes) -> bytes:
     """Return a config.json with the marker among its annotations."""
-    document = msgspec.json.decode(config, type=dict[str, msgspec.Raw])
-    annotations = msgspec.json.decode(document.get("annotations", b"{}"), type=dict[str, msgspec.Raw])
-    annotations[MARKER_ANNOTATION] = msgspec.Raw(msgspec.json.encode(marker.decode()))
-    document["annotations"] = msgspec.Raw(msgspec.json.encode(annotations))
-    return msgspec.json.encode(document)
+    # Not msgspec: it refuses half a surrogate pair, by which JSON can name bytes that are no text.
+    document = json.loads(config)
+    document["annotations"] = {**document.get("annotations", {}), MARKER_ANNOTATION: marker.decode()}
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def _remove(path: str) -> None:

@@ -1,5 +1,6 @@
 """Finds out what is at the path of a container's bundle. Changes nothing."""
 
+import json
 import os
 import stat
 
@@ -19,13 +20,6 @@ from limpet.schema.layout import (
 )
 
 _MARKER_BYTES = 4096
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class _Annotated(msgspec.Struct):
-    """What is read of a config.json."""
-
-    annotations: dict[str, str] = {}
 
 
 def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
@@ -61,11 +55,6 @@ def is_empty(path: str) -> bool:
     return all(_holds_nothing(path, name) for name in os.listdir(path))
 
 
-def has_content(path: str) -> bool:
-    """Return whether the bundle at `path` holds anything that limpet did not write itself. Raises OSError."""
-    return not all(name in {MARKER_FILE, CONFIG_FILE} or _holds_nothing(path, name) for name in os.listdir(path))
-
-
 def _holds_nothing(directory: str, name: str) -> bool:
     """Return whether an entry is one of those that limpet makes without a flush, and without any content."""
     path = os.path.join(directory, name)
@@ -93,14 +82,14 @@ def read_marker(path: str) -> BundleMarker | None:
         data = b""
     try:
         return msgspec.json.decode(_read_annotation(path) if _is_hollow(data) else data, type=BundleMarker)
-    except _UNREADABLE:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _read_annotation(path: str) -> bytes:
     """Return the marker that config.json carries, empty if there is none."""
     try:
-        config = read_small_file(os.path.join(path, CONFIG_FILE), CONFIG_BYTES)
-        return msgspec.json.decode(config, type=_Annotated).annotations.get(MARKER_ANNOTATION, "").encode()
-    except (FileNotFoundError, NotADirectoryError, *_UNREADABLE):
+        config = json.loads(read_small_file(os.path.join(path, CONFIG_FILE), CONFIG_BYTES))
+        return str(config["annotations"][MARKER_ANNOTATION]).encode()
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return b""

@@ -10,13 +10,14 @@ an empty marker, and those hold nothing. A removal is not flushed at all: its ro
 here, so what a power cut brings back is removed once more.
 """
 
+import json
 import os
 import stat
 
 import msgspec
 
 from limpet.engine.state.durable import remove_unflushed, sync_directory, sync_file, write_file, write_unflushed
-from limpet.recovery.bundles import has_content, is_begun, observe_bundle, read_marker
+from limpet.recovery.bundles import is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import InvalidStateError, StateDirectoryError
@@ -78,11 +79,11 @@ class Bundle:
                 raise InvalidStateError(f"{mounts[0]} is mounted; it was left alone, unmount it and try again")
             # The marker and what carries it go last, so that a kill on the way leaves a directory that is still known
             # as ours. Without the flush a power cut might take them and leave the content.
-            had_content = has_content(self.path)
-            for name in os.listdir(self.path):
-                if name not in {MARKER_FILE, CONFIG_FILE}:
-                    _remove(os.path.join(self.path, name))
-            if had_content:
+            names = set(os.listdir(self.path)) - {CONFIG_FILE, MARKER_FILE}
+            content = [name for name in names if not self._remove_if_empty(name)]
+            for name in content:
+                _remove(os.path.join(self.path, name))
+            if content:
                 sync_directory(self.path)
             remove_unflushed(self.path)
         except OSError as error:
@@ -91,6 +92,16 @@ class Bundle:
     @property
     def _marker_path(self) -> str:
         return os.path.join(self.path, MARKER_FILE)
+
+    def _remove_if_empty(self, name: str) -> bool:
+        """Remove one of the directories that a bundle begins with if nothing is in it; say whether that was so."""
+        if name not in {ROOTFS, WORKING}:
+            return False
+        try:
+            os.rmdir(os.path.join(self.path, name))
+        except OSError:  # it holds something, or is none: that is told when it is removed in earnest
+            return False
+        return True
 
     def _is_ours(self) -> bool:
         found = read_marker(self.path)
@@ -166,11 +177,10 @@ class ContainerBundle(Bundle):
 
 def _annotate(config: bytes, marker: bytes) -> bytes:
     """Return a config.json with the marker among its annotations."""
-    document = msgspec.json.decode(config, type=dict[str, msgspec.Raw])
-    annotations = msgspec.json.decode(document.get("annotations", b"{}"), type=dict[str, msgspec.Raw])
-    annotations[MARKER_ANNOTATION] = msgspec.Raw(msgspec.json.encode(marker.decode()))
-    document["annotations"] = msgspec.Raw(msgspec.json.encode(annotations))
-    return msgspec.json.encode(document)
+    # Not msgspec: it refuses half a surrogate pair, by which JSON can name bytes that are no text.
+    document = json.loads(config)
+    document["annotations"] = {**document.get("annotations", {}), MARKER_ANNOTATION: marker.decode()}
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def _remove(path: str) -> None:

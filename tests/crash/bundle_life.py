@@ -1,6 +1,7 @@
 """The life of two bundles, for kill points and power cuts: one that holds content, and one that holds none."""
 
 import os
+import subprocess
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
@@ -30,6 +31,11 @@ def _fill(directory: str) -> None:
     for name in ("file", "usr/bin/program"):
         with open(f"{directory}/{name}", "w", encoding="ascii") as file:
             file.write("content")
+
+
+def _remove_anything(one: ContainerBundle, name: str) -> bool:
+    subprocess.run(["rm", "-r", os.path.join(one.path, name)], check=True)
+    return True
 
 
 class BundleLife:
@@ -80,7 +86,7 @@ class MarkedLate(BundleLife):
 class HastyRemoval(BundleLife):
     """It removes the marker before the disk knows that the content is gone."""
 
-    replaced = ((bundle, "has_content", lambda _: False),)
+    replaced = ((ContainerBundle, "_remove_if_empty", _remove_anything),)
 
 
 class Nameless(BundleLife):

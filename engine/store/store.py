@@ -287,6 +287,7 @@ class Store:
     def _commit(self, requests: Sequence[Request]) -> None:
         draft = self._draft()
         for request in requests:
+            request.error = None  # it may be tried again
             try:
                 request.result = request.apply(draft)
             except BaseException as error:  # noqa: BLE001  # it goes to the caller whose change raised it

@@ -16,9 +16,9 @@ QUARANTINE = "quarantine"
 BACKUPS = "backups"
 LOCK = "lock"
 OWNER = "owner.json"
-_FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER}
+FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER}
 _DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS}
-OURS = _FILES | _DIRECTORIES
+OURS = FILES | _DIRECTORIES
 """All names that limpet makes there."""
-ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)
+ENTRIES = dict.fromkeys(FILES, False) | dict.fromkeys(_DIRECTORIES, True)
 """Whether each entry is a directory."""

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -167,9 +166,8 @@ def test_without_threads_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> 
     committer = Committer(gated)
     with monkeypatch.context() as patch:
         patch.setattr("_thread.start_new_thread", refuse)
-        with committer.turn():
-            with pytest.raises(errors.StoreError, match="RLIMIT_NPROC"):
-                in_this_thread(lambda: committer.submit(Request(lambda: 0)))
+        with committer.turn(), pytest.raises(errors.StoreError, match="RLIMIT_NPROC"):
+            in_this_thread(lambda: committer.submit(Request(lambda: 0)))
     with committer.turn():
         outcomes = []
         with monkeypatch.context() as patch:

@@ -105,8 +105,8 @@ class Engine:
         return self._runtime.images
 
     def close(self) -> None:
-        """Stop watching and close the store; the containers run on. Repeating it is fine."""
-        if self.store.is_closed:
+        """Stop watching and close the store; the containers run on. Repeating it is fine: it finishes the first."""
+        if self.store.is_foreign:
             return
         self._runtime.watcher.close()
         self.store.close()

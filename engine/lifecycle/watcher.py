@@ -49,8 +49,10 @@ class Watcher:
         self._by_container: dict[str, _Watch] = {}
         self._waiting: list[_Watch] = []  # ended; waiting for their exit code or a retry
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipe = [self._wake_read, self._wake_write]
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._closing = False
+        self._ending = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="limpet-watch", daemon=True)
         self._thread.start()
 
@@ -71,15 +73,21 @@ class Watcher:
             return None if watch is None else watch.pidfd
 
     def close(self) -> None:
-        """Stop watching. The containers keep running; recovery finds exits that are not recorded yet."""
+        """Stop watching. The containers keep running; recovery finds exits that are not recorded yet.
+
+        May be repeated, and called by several threads: each descriptor is closed once, whatever interrupts it.
+        """
         with self._lock:
             self._closing = True
-        os.write(self._wake_write, b"x")
-        self._thread.join()
-        self._epoll.close()
-        for descriptor in (self._wake_read, self._wake_write, *self._watches):
-            os.close(descriptor)
-        self._watches.clear()
+        with self._ending:
+            if self._thread.is_alive():
+                os.write(self._wake_write, b"x")
+                self._thread.join()
+            self._epoll.close()
+            while self._watches:
+                os.close(self._watches.popitem()[0])
+            while self._pipe:
+                os.close(self._pipe.pop())
 
     def _run(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from limpet.engine.aio import AsyncStore
 from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.store.commit import Committer, Request
+from limpet.engine.store.draft import Draft
 from limpet.schema import Status
 from tests.conftest import in_thread, wait_until
 from tests.records import RUNNING, metadata, sandbox
@@ -381,8 +382,11 @@ def test_an_error_reaches_the_task_that_made_it(store: Store) -> None:
     assert (store.status("a").exit_code, store.status("b").exit_code) == (0, 1)
 
 
-def test_a_store_that_does_not_know_an_outcome_leaves_the_wal(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted while it reads a failed commit back, it closes without a note; the next opening has what it needs."""
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_interrupted_while_it_reads_a_commit_back(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """It asks again before the next change; closed at once it leaves no note, and the next opening has what it needs."""
 
     def fail(writer: Writer, changes: Changes) -> None:
         execute(writer, changes)
@@ -398,13 +402,72 @@ def test_a_store_that_does_not_know_an_outcome_leaves_the_wal(state_dir: str, mo
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "_execute", fail)
         patch.setattr(Writer, "_find", fail_again)
-        with pytest.raises((KeyboardInterrupt, errors.OutcomeUnknownError)):
+        with pytest.raises(KeyboardInterrupt):
             store.update("a", bump)
-    with pytest.raises(errors.OutcomeUnknownError):
-        store.update("a", bump)
+    if goes_on:
+        assert store.update("a", bump).exit_code == 2
     store.close()
     with Store.open(state_dir) as again:
-        assert again.unsettled()[0].record.status.exit_code == 1
+        assert again.unsettled()[0].record.status.exit_code == 1 + goes_on
+
+
+def test_a_change_that_memory_was_wanting_for_leaves_no_half_of_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One change of a batch fails between its rows: it alone gets the MemoryError, the others are made."""
+
+    def fail(draft: Draft, key: str, row: object, status: Status) -> None:
+        if key == "new":
+            raise MemoryError
+        note(draft, key, row, status)  # type: ignore[arg-type]
+
+    note = Draft._note_transition
+    monkeypatch.setattr(Draft, "_note_transition", fail)
+    with store.transaction():
+        calls = [lambda: store.update("a", bump), lambda: store.add(metadata("new")), lambda: store.update("b", bump)]
+        callers = []
+        for number, call in enumerate(calls):
+            callers.append(in_thread(call))
+            wait_until(lambda: len(store._committer._queue) == number + 1, "the caller to queue up")
+    for thread, _ in callers:
+        thread.join(30)
+    assert [type(outcome[0]) for _, outcome in callers] == [Status, MemoryError, Status]
+    assert (store.status("a").exit_code, store.status("b").exit_code, "new" in store) == (1, 1, False)
+
+
+def test_a_loop_that_is_closed_stops_nobody_else(store: Store) -> None:
+    """A loop ends over a pending change, before it is told: the changes of all others are made."""
+    loop = asyncio.new_event_loop()
+    with store.transaction():
+        task = loop.create_task(AsyncStore(store).update("a", bump))
+        loop.run_until_complete(asyncio.sleep(0))
+        wait_until(lambda: store._committer._queue, "the task's change")
+        other, outcome = in_thread(lambda: store.update("b", bump).exit_code)
+        wait_until(lambda: len(store._committer._queue) == 2, "the thread's change")
+        loop.close()
+    other.join(30)
+    assert outcome == [1]
+    assert store.status("a").exit_code == 1
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task._coro.close()  # type: ignore[attr-defined]
+
+
+def test_a_task_that_is_cancelled_at_the_end_of_its_loop_is_not_waited_for(store: Store) -> None:
+    """An interrupt ends the loop just before it tells a task; asyncio cancels what is left, and comes to its end."""
+
+    async def main() -> None:
+        await AsyncStore(store).update("a", bump)
+
+    loop = asyncio.new_event_loop()
+    with store.transaction():
+        task = loop.create_task(main())
+        loop.run_until_complete(asyncio.sleep(0))
+    wait_until(lambda: store.status("a").exit_code == 1, "the change")
+    loop._ready.clear()  # type: ignore[attr-defined]  # what an interrupt in the loop itself may lose
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(asyncio.wait_for(asyncio.gather(task), 10))
+    loop.close()
 
 
 def test_interrupts_while_committing_leave_memory_and_disk_agreed(state_dir: str) -> None:

@@ -56,9 +56,6 @@ class Lock:
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
 
-    def __del__(self) -> None:
-        self._file.close()  # as its own end would do, with a warning
-
 
 _held: WeakSet[FileIO] = WeakSet()
 

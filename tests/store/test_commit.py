@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -386,7 +387,7 @@ def test_an_error_reaches_the_task_that_made_it(store: Store) -> None:
 def test_interrupted_while_it_reads_a_commit_back(
     state_dir: str, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:
-    """It asks again before the next change; closed at once it leaves no note, and the next opening has what it needs."""
+    """It asks again before the next change; closed at once it leaves no note, and the next opening has all it needs."""
 
     def fail(writer: Writer, changes: Changes) -> None:
         execute(writer, changes)
@@ -435,10 +436,27 @@ def test_a_change_that_memory_was_wanting_for_leaves_no_half_of_it(
     assert (store.status("a").exit_code, store.status("b").exit_code, "new" in store) == (1, 1, False)
 
 
+@contextmanager
+def busy(store: Store) -> Iterator[None]:
+    """Another thread has a transaction while the block runs."""
+    begun, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.transaction():
+            begun.set()
+            over.wait(30)
+
+    thread, _ = in_thread(hold)
+    begun.wait(30)
+    yield
+    over.set()
+    thread.join(30)
+
+
 def test_a_loop_that_is_closed_stops_nobody_else(store: Store) -> None:
     """A loop ends over a pending change, before it is told: the changes of all others are made."""
     loop = asyncio.new_event_loop()
-    with store.transaction():
+    with busy(store):
         task = loop.create_task(AsyncStore(store).update("a", bump))
         loop.run_until_complete(asyncio.sleep(0))
         wait_until(lambda: store._committer._queue, "the task's change")
@@ -459,7 +477,7 @@ def test_a_task_that_is_cancelled_at_the_end_of_its_loop_is_not_waited_for(store
         await AsyncStore(store).update("a", bump)
 
     loop = asyncio.new_event_loop()
-    with store.transaction():
+    with busy(store):
         task = loop.create_task(main())
         loop.run_until_complete(asyncio.sleep(0))
     wait_until(lambda: store.status("a").exit_code == 1, "the change")

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_plausible_files
 from limpet.engine.reconcile import examine_all
 from limpet.engine.starters import make_host_probe
-from limpet.engine.state.directory import check_directory, find_foreign_entries
+from limpet.engine.state.directory import check_directory, require_ours
 from limpet.engine.state.entries import require_entries, resolve_directory
 from limpet.engine.state.identity import find_original
 from limpet.engine.state.lock import find_holder
@@ -240,16 +240,12 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
         raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
     check_directory(path)
     try:
+        require_ours(path)
         _require_plausible(path)
-        if os.path.lexists(os.path.join(path, DATABASE)):
-            return path
-        foreign = find_foreign_entries(path)
     except OSError as error:
         raise StateDirectoryError(f"state directory {path}: {error.strerror}; use one that you can read") from error
-    if foreign:
-        raise StateDirectoryError(
-            f"state directory {path} contains no limpet state, but other files ({foreign[0]!r}, ...); give another"
-        )
+    if os.path.lexists(os.path.join(path, DATABASE)):
+        return path
     raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
 
 

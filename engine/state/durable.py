@@ -16,6 +16,10 @@ from limpet.schema.layout import TEMPORARY_PREFIX
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+_renameat2 = getattr(_libc, "renameat2", None)
+if _renameat2 is not None:
+    _renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 
 
 def make_directory(path: str, mode: int = 0o700) -> None:
@@ -81,6 +85,18 @@ def _put_file(path: str, data: bytes, mode: int, flush: Callable[[int], None]) -
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def rename_new(source: str, target: str) -> None:
+    """Rename a file to a name that nothing has; not durable by itself. Raises FileExistsError if it is taken."""
+    if _renameat2 is not None:
+        if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in {errno.EINVAL, errno.ENOSYS}:  # this file system, or this kernel, has no such call
+            raise OSError(code, os.strerror(code), target)
+    os.link(source, target)
+    os.unlink(source)
 
 
 def temporary_path(directory: str) -> str:

@@ -19,9 +19,9 @@ LOCK = "lock"
 OWNER = "owner.json"
 IDENTITY = "directory.json"
 KEEPER = "keeper"
-_FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER, IDENTITY}
+FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER, IDENTITY}
 _DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, KEEPER}
-OURS = _FILES | _DIRECTORIES
+OURS = FILES | _DIRECTORIES
 """All names that limpet makes there."""
-ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)
+ENTRIES = dict.fromkeys(FILES, False) | dict.fromkeys(_DIRECTORIES, True)
 """Whether each entry is a directory."""

@@ -254,7 +254,7 @@ class Container:
             if late > _KILL_TIMEOUT_SECONDS:
                 raise InvalidStateError(
                     f"container {self.id}: process {identity.pid}, or one that it left, has not ended"
-                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again later"
+                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again"
                 )
             if status.finished_at:
                 time.sleep(patience)

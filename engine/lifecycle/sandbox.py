@@ -1,6 +1,5 @@
 """A sandbox: what its containers share. Its record is as durable as theirs."""
 
-import os
 from collections.abc import Sequence
 
 from limpet.engine.lifecycle.bundle import Bundle

@@ -176,7 +176,7 @@ class Watcher:
             try:
                 ready = self._epoll.poll(self._patience())
                 self._look(ready)
-            except Exception:  # whatever it is, the other containers are watched on
+            except Exception:  # noqa: BLE001  # whatever it is, the others are watched on
                 _log.exception("the watcher goes on after an error")
                 time.sleep(_LOOK_AGAIN_SECONDS)
 

@@ -10,6 +10,7 @@ import pytest
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Bundle
 from limpet.recovery.orphans import Disposal, judge_orphan
+from limpet.recovery.users import Users
 
 MARKER = '{"limpet":"container","id":"one","node":"local"}'
 OTHER = MARKER.replace("one", "two")
@@ -63,7 +64,7 @@ def test_an_orphan_from_before_the_boot_is_old(tmp_path: Path, files: Mapping[st
     now = time.time()
     changed = now - time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
     os.utime(tmp_path / "one", (changed, changed))
-    verdict = judge_orphan(str(tmp_path / "one"), now=now, grace_seconds=now)
+    verdict = judge_orphan(str(tmp_path / "one"), node="local", users=Users(), now=now, grace_seconds=now)
     is_removed = seconds < 0 and "file" not in files
     assert verdict.disposal is (Disposal.REMOVE if is_removed else Disposal.QUARANTINE)
 

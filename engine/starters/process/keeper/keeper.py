@@ -155,8 +155,7 @@ class Keeper:
     def _answer(
         self, connection: socket.socket, request: Message, descriptors: list[int]
     ) -> tuple[Message | None, Sequence[int]]:
-        key = request.get("id", "")
-        container = self._containers.get(key)
+        """Return what is answered, None for nothing yet or at all, and the descriptors that go with it."""
         match request["op"]:
             case "hello":
                 answer = {"version": VERSION, "pid": os.getpid(), "anchor": self._anchor}
@@ -170,21 +169,24 @@ class Keeper:
                 for each in request["ids"]:
                     self._acknowledge(each)
                 return None, ()
-        if container is None:
-            return {"unknown": True}, ()
+        known = self._containers.get(request["id"])
+        return ({"unknown": True} if known is None else self._answer_of(connection, request, known)), ()
+
+    def _answer_of(self, connection: socket.socket, request: Message, container: Container) -> Message | None:
+        """Return what is answered to a request about one container."""
         match request["op"]:
             case "go":
-                return self._go(connection, container), ()
+                return self._go(connection, container)
             case "end":
-                return self._tell_end(container), ()
+                return self._tell_end(container)
             case "signal":
-                return {"left": self._signal(container, request["number"], _read_peer(connection)[0])}, ()
+                return {"left": self._signal(container, request["number"], _read_peer(connection)[0])}
             case "release":
-                return {"left": self._release(container, _read_peer(connection)[0])}, ()
+                return {"left": self._release(container, _read_peer(connection)[0])}
             case "reopen":
-                self._copies.reopen(key)
-                return {}, ()
-        return {"error": f"version {VERSION} of the keeper does not know {request['op']!r}"}, ()
+                self._copies.reopen(container.id)
+                return {}
+        return {"error": f"version {VERSION} of the keeper does not know {request['op']!r}"}
 
     def _leave(self, connection: socket.socket) -> None:
         """Close a connection, whose engine is gone or has given up a call: what it held at a gate ends."""

@@ -181,8 +181,10 @@ class Container:
                 raise StartError(f"container {self.id}: {message}") from error
 
     def _prepare_and_go(self) -> Status:
-        starter = self._runtime.starter
-        prepared = starter.prepare(self._launch())
+        starter, launch = self._runtime.starter, self._launch()
+        if self.metadata.root_dir != self._bundle.path:
+            self._bundle.finish(starter.make_config(launch))  # it names paths of where the state directory was then
+        prepared = starter.prepare(launch)
         try:
             # Written before it may run: a kill until here closes the gate, and nothing has run.
             self._update(

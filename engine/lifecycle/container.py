@@ -322,7 +322,7 @@ class Container:
             os.close(pidfd)  # it lives after all: the next look will say so
             raise self._refuse("stop", "its process has appeared just now; recover() and stop it again")
         if not status.created_at:
-            raise self._refuse("stop", f"{status.message}; delete it")
+            raise self._refuse("stop", "it was never created")
         # It holds no process: nothing to signal.
         return self._update(lambda old: end(old, None, finished_at=_now(), message=old.message))
 

@@ -83,7 +83,7 @@ class Store:
             directory.release()
             raise
         try:
-            store._settle_copy()  # noqa: SLF001  # a class method of its own class
+            store._settle_copy()
         except BaseException:
             store.close()
             raise

@@ -17,4 +17,4 @@ def test_a_bundle_cut_short_is_known_as_ours() -> None:
 @pytest.mark.parametrize("life", ["Unmarked", "MarkedLate", "HastyRemoval", "Nameless"])
 def test_each_flush_of_a_bundle_is_needed(life: str) -> None:
     """Without one of them, or without the marker in config.json, a power cut leaves what nobody may remove."""
-    assert run(f"power_cuts({life}(), samples=2, every=3, workers={WORKERS})")["violations"] > 0
+    assert run(f"power_cuts({life}(), samples=1, every=4, workers={WORKERS})")["violations"] > 0

@@ -21,7 +21,7 @@ from limpet.engine.images.oci import LAYER_TYPES, Configuration, Descriptor, Man
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
-from limpet.engine.state.durable import make_directory, sync_filesystem
+from limpet.engine.state.durable import make_directory, remove_tree, sync_filesystem, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import (
@@ -37,6 +37,7 @@ from limpet.schema.errors import (
     quote_path,
 )
 from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
+from limpet.schema.layout import TEMPORARY_PREFIX
 
 _MOUNT_TYPES = frozenset({MountType.PLAIN})
 _MAX_REASON = 2000
@@ -95,7 +96,7 @@ class DirectoryImageStore:
         with self._translated(f"check image {name}"), self._locked(fcntl.LOCK_SH):
             try:
                 record = self._records.get(name)
-                return not record.digest or all(self._blobs.has(blob) for blob in self._open(record).blobs)
+                return not record.digest or all(self._blobs.has(blob) for blob in self._open(record.digest).blobs)
             except (NotFoundError, StoreDamagedError):
                 return False
 
@@ -105,7 +106,7 @@ class DirectoryImageStore:
             record = self._records.get(name)
             if not record.digest:
                 return ImageManifest(name=record.name, config=record.config)
-            image = self._open(record)
+            image = self._open(record.digest)
             config = image.configuration.config
             return ImageManifest(
                 name=record.name,
@@ -122,7 +123,7 @@ class DirectoryImageStore:
         with self._translated(f"mount image {name} at {target}"), self._locked(fcntl.LOCK_SH):
             record = self._records.get(name)
             if record.digest:
-                image = self._open(record)
+                image = self._open(record.digest)
                 unpack(str(name), self._layer_files(image), target)
                 sync_filesystem(target)
 
@@ -140,6 +141,7 @@ class DirectoryImageStore:
     def load(self, path: str) -> list[ImageName]:
         """Load all images for this machine from an OCI layout or a `docker save` archive: see ImageStore.
 
+        Every image is unpacked once, without the data of its files, so that one that cannot be is refused here.
         A name that another loaded image has moves to the new one. Raises AlreadyExistsError if a built-in image
         has the name.
         """
@@ -171,7 +173,7 @@ class DirectoryImageStore:
     def _summary(self, record: ImageRecord) -> ImageSummary:
         if not record.digest:
             return ImageSummary(name=record.name)
-        image = self._open(record)
+        image = self._open(record.digest)
         return ImageSummary(
             name=record.name,
             digest=record.digest,
@@ -179,8 +181,8 @@ class DirectoryImageStore:
             created_at=image.configuration.created_at,
         )
 
-    def _open(self, record: ImageRecord) -> _Image:
-        manifest = read_manifest(self._blobs.read(record.digest))
+    def _open(self, digest: str) -> _Image:
+        manifest = read_manifest(self._blobs.read(digest))
         return _Image(manifest, read_configuration(self._blobs.read(manifest.config.digest), manifest))
 
     def _take_in(self, path: str) -> Sequence[FoundImage]:
@@ -197,11 +199,22 @@ class DirectoryImageStore:
                             self._blobs.put(blob, stream)
                     manifest = Descriptor(digest=image.digest, size=len(image.manifest))
                     self._blobs.put(manifest, io.BytesIO(image.manifest))
+                self._require_unpackable(images)
                 return images
         except InvalidInputError as error:
             # The message may quote names and types of any length from the layout's documents.
             reason = str(error) if len(str(error)) <= _MAX_REASON else f"{str(error)[:_MAX_REASON]}..."
             raise InvalidInputError(f"image layout {quote_path(path)}: {reason}") from error
+
+    def _require_unpackable(self, images: Sequence[FoundImage]) -> None:
+        """Unpack each image into a directory of its own, which is removed again. Raises InvalidInputError."""
+        for digest, image in {image.digest: image for image in images}.items():
+            scratch = temporary_path(self._root)
+            os.mkdir(scratch, 0o700)
+            try:
+                unpack(str(image.name), self._layer_files(self._open(digest)), scratch, with_content=False)
+            finally:
+                remove_tree(scratch)
 
     def _find_record(self, name: ImageName) -> ImageRecord | None:
         try:
@@ -221,12 +234,15 @@ class DirectoryImageStore:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove blobs without an image, and unfinished files. The caller holds the exclusive lock."""
+        """Remove blobs without an image, and what is unfinished. The caller holds the exclusive lock."""
+        for name in os.listdir(self._root):
+            if name.startswith(TEMPORARY_PREFIX):
+                remove_tree(os.path.join(self._root, name))
         self._records.sweep()
         try:
             records = [record for record in self._records.all() if record.digest]
             wanted = {record.digest for record in records}
-            wanted.update(blob.digest for record in records for blob in self._open(record).blobs)
+            wanted.update(blob.digest for record in records for blob in self._open(record.digest).blobs)
         except (StoreDamagedError, InvalidInputError):
             return  # the blobs of a damaged image are unknown, so keep all
         self._blobs.keep_only(wanted)

@@ -243,7 +243,7 @@ SOURCES = {  # what is at the path: what is said
     "a tar file without a layout": (lambda path: path.write_bytes(HELLO), "no file oci-layout"),
     "a cut tar file": (lambda path: path.write_bytes(HELLO[:700]), "in the middle of a header"),
     "a cut gzip file": (lambda path: path.write_bytes(gzip.compress(HELLO)[:-20]), "damaged or truncated (tar+gzip)"),
-    "a climbing member": (lambda path: path.write_bytes(tar(member("../oci-layout"))), "contains '..'"),
+    "a climbing member": (lambda path: path.write_bytes(tar(member("../oci-layout"))), "leads out of the root"),
 }
 
 

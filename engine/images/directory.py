@@ -16,7 +16,8 @@ from typing import NamedTuple
 from limpet.engine.images.blobs import BlobDirectory
 from limpet.engine.images.files import open_files
 from limpet.engine.images.layout import find_images
-from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest
+from limpet.engine.images.limits import Budget
+from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest, unique_blobs
 from limpet.engine.images.oci import LAYER_TYPES, Configuration, Descriptor, Manifest
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
@@ -124,7 +125,7 @@ class DirectoryImageStore:
             record = self._records.get(name)
             if record.digest:
                 image = self._open(record.digest)
-                unpack(str(name), self._layer_files(image), target)
+                unpack(str(name), self._layer_files(image), target, Budget())
                 sync_filesystem(target)
 
     def unmount(self, target: str) -> None:
@@ -148,9 +149,9 @@ class DirectoryImageStore:
         try:
             with self._translated(f"load {path}"), self._locked(fcntl.LOCK_SH):
                 images = self._take_in(path)
-                for image in images:
-                    self._records.put(ImageRecord(name=image.name, digest=image.digest))
-                return [image.name for image in images]
+                for name, image in images.items():
+                    self._records.put(ImageRecord(name=name, digest=image.digest, index_digest=image.index_digest))
+                return list(images)
         except LimpetError:
             with suppress(OSError):  # opening the store tries again
                 self._sweep_unless_busy()
@@ -185,36 +186,38 @@ class DirectoryImageStore:
         manifest = read_manifest(self._blobs.read(digest))
         return _Image(manifest, read_configuration(self._blobs.read(manifest.config.digest), manifest))
 
-    def _take_in(self, path: str) -> Sequence[FoundImage]:
+    def _take_in(self, path: str) -> dict[ImageName, FoundImage]:
         """Store all blobs of the images at `path`. No image owns them until its record is written."""
         try:
             with open_files(path, self._root) as files:
                 images = find_images(files, _label(path))
-                for image in images:
-                    present = self._find_record(image.name)
+                for name in images:
+                    present = self._find_record(name)
                     if present and not present.digest:
-                        raise AlreadyExistsError(f"image {image.name} is a built-in image; remove it first")
-                    for blob, file_name in image.blobs:
-                        with files.open(file_name) as stream:
-                            self._blobs.put(blob, stream)
+                        raise AlreadyExistsError(f"image {name} is a built-in image; remove it first")
+                unique = {image.digest: (name, image) for name, image in images.items()}
+                for blob, file_name in unique_blobs(blob for _, image in unique.values() for blob in image.blobs):
+                    with files.open(file_name) as stream:
+                        self._blobs.put(blob, stream)
+                budget = Budget()
+                for name, image in unique.values():
                     manifest = Descriptor(digest=image.digest, size=len(image.manifest))
                     self._blobs.put(manifest, io.BytesIO(image.manifest))
-                self._require_unpackable(images)
+                    self._require_unpackable(name, image.digest, budget)
                 return images
         except InvalidInputError as error:
             # The message may quote names and types of any length from the layout's documents.
             reason = str(error) if len(str(error)) <= _MAX_REASON else f"{str(error)[:_MAX_REASON]}..."
             raise InvalidInputError(f"image layout {quote_path(path)}: {reason}") from error
 
-    def _require_unpackable(self, images: Sequence[FoundImage]) -> None:
-        """Unpack each image into a directory of its own, which is removed again. Raises InvalidInputError."""
-        for digest, image in {image.digest: image for image in images}.items():
-            scratch = temporary_path(self._root)
-            os.mkdir(scratch, 0o700)
-            try:
-                unpack(str(image.name), self._layer_files(self._open(digest)), scratch, with_content=False)
-            finally:
-                remove_tree(scratch)
+    def _require_unpackable(self, name: ImageName, digest: str, budget: Budget) -> None:
+        """Unpack an image into a directory of its own, which is removed again. Raises InvalidInputError."""
+        scratch = temporary_path(self._root)
+        os.mkdir(scratch, 0o700)
+        try:
+            unpack(str(name), self._layer_files(self._open(digest)), scratch, budget, with_content=False)
+        finally:
+            remove_tree(scratch)
 
     def _find_record(self, name: ImageName) -> ImageRecord | None:
         try:

@@ -21,6 +21,8 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     name: ImageName
     digest: str = ""
     """The manifest's digest; empty for a built-in image."""
+    index_digest: str = ""
+    """The digest of the index that it was loaded by, if any: what a registry calls the image of all platforms."""
     config: ImageConfig = ImageConfig()
     """A built-in image's config; other images have theirs in a blob."""
 

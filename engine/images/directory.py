@@ -284,7 +284,8 @@ class DirectoryImageStore:
         """Remove blobs without an image, and what is unfinished. The caller holds the exclusive lock."""
         for name in os.listdir(self._root):
             if name.startswith(TEMPORARY_PREFIX):
-                remove_tree(os.path.join(self._root, name))
+                with suppress(OSError):  # what cannot be removed is in nobody's way
+                    remove_tree(os.path.join(self._root, name))
         self._records.sweep()
         try:
             records = [record for record in self._records.all() if record.digest]

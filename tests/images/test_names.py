@@ -184,5 +184,10 @@ def test_images_of_older_versions_go_on(tmp_path: Path, store: DirectoryImageSto
     old.write_text("{")
     with pytest.raises(StoreDamagedError, match=old.name):
         store.list()
+    for leftover in ("images/.tmp-file", ".tmp-file"):
+        (tmp_path / "store" / leftover).write_text("")
+    (tmp_path / "store/.tmp-tree/d").mkdir(parents=True)
+    store = DirectoryImageStore(str(tmp_path / "store"))
+    assert not (tmp_path / "store/.tmp-tree").exists()
     load(store, tmp_path, "app:1", tar(member("third")))
     assert len(store.list()) == 3

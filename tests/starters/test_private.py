@@ -269,6 +269,18 @@ def test_mounts_are_made(engine: Engine, image: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_what_a_mount_cannot_pass_on_is_told(engine: Engine, image: str, tmp_path: Path) -> None:
+    """Propagation needs a shared mount on the host's side: without one the status says so."""
+    asked = {"metadata": {"name": "n"}, "image": {"image": image}, "command": ["true"]}
+    mount = {"host_path": "/proc", "container_path": "/x", "propagation": "PROPAGATION_BIDIRECTIONAL"}
+    told = engine.create_container({**asked, "mounts": [mount]}, "s").status.unapplied
+    is_shared = any(
+        fields[4] == "/proc" and "shared:" in " ".join(fields)
+        for fields in (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    )
+    assert ("mounts.propagation" in told) == (not is_shared or os.geteuid() != 0)
+
+
 def test_a_mount_without_its_source_is_refused(engine: Engine, image: str, tmp_path: Path) -> None:
     """At create, by its name."""
     asked = {"metadata": {"name": "n"}, "image": {"image": image}, "command": ["true"]}

@@ -96,10 +96,10 @@ def _has_groups(launch: Launch) -> bool:
 
 def _find_lost_propagation(config: ContainerConfig, abilities: Abilities) -> str:
     """Return why what is mounted later does not get where a config asks for it, "" if it does."""
-    asked = {mount.host_path: mount.propagation for mount in config.mounts}
-    if MountPropagation.BIDIRECTIONAL in asked.values() and not abilities.shared_mounts:
+    asked = [(mount.host_path, mount.propagation) for mount in config.mounts if mount.image is None]
+    if any(propagation is MountPropagation.BIDIRECTIONAL for _, propagation in asked) and not abilities.shared_mounts:
         return "what is mounted in a user namespace does not reach the host"
-    for path, propagation in asked.items():
+    for path, propagation in asked:
         found = "" if propagation is MountPropagation.PRIVATE else _read_propagation(path)
         if propagation is MountPropagation.BIDIRECTIONAL and "shared:" not in found:
             return f"{path} is on no shared mount of the host"

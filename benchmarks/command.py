@@ -30,6 +30,7 @@ EXPERIMENTS = (
     "memory",
     "liveness",
     "waiting",
+    "life",
     "command",
 )
 """The names of the table of experiments, which is too slow to load for `--help`."""

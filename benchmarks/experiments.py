@@ -14,6 +14,7 @@ from limpet.benchmarks.checkpoints import (
 from limpet.benchmarks.command_line import measure_command
 from limpet.benchmarks.figures import Cell, Figures, Metric
 from limpet.benchmarks.liveness import measure_liveness, measure_waiting
+from limpet.benchmarks.lives import measure_life
 from limpet.benchmarks.openings import measure_memory, measure_opening
 from limpet.benchmarks.population import MAX_FILES
 
@@ -181,6 +182,29 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         },
         measure_waiting,
         staged=True,
+    ),
+    "life": Experiment(
+        "a container's life, create to delete",
+        "running",
+        _sizes((10,), (10, 1000)),
+        (
+            Metric("life_ms", "took", "ms"),
+            Metric("start_p50_us", "start p50", "us"),
+            Metric("start_p99_us", "start p99", "us"),
+            Metric("release_us", "release", "us"),
+            Metric("delete_us", "delete", "us"),
+            Metric("flushes", "flushes", ""),
+            Metric("per_second", "lives/s, 16 threads", "", more_is_better=True),
+            Metric("cleared_per_second", "cleared/s", "", more_is_better=True),
+        ),
+        {
+            "limpet": Entry("limpet"),
+            "popen": Entry("subprocess.Popen", "keeps no state", most=10),
+            "bwrap": Entry("bwrap", "keeps no state", most=10),
+            "runc": Entry("runc", "state not durable", most=10),
+            "crun": Entry("crun", "state not durable", most=10),
+        },
+        measure_life,
     ),
     "command": Experiment(
         "CPU time of commands",

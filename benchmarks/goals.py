@@ -44,6 +44,10 @@ _ONE = _limpet("threads", 1, "p50_us")
 _MANY = _limpet("threads", 64, "per_second")
 _OPENING = _limpet("opening", 100_000, "total_ms")
 _STEADY = _limpet("growth", 100, "p50_us")
+_LIFE = _limpet("life", 10, "life_ms")
+_START = _LIFE._replace(metric="start_p50_us")
+_POPEN = _LIFE._replace(contender="popen", metric="life_us")
+_RELEASE, _DELETE = _LIFE._replace(metric="release_us"), _LIFE._replace(metric="delete_us")
 
 GOALS: tuple[Goal, ...] = (
     Goal("1 thread: p50, of that of 512 bytes + fdatasync", "at most", 1.5, _ONE, _ONE._replace(contender="one-flush")),
@@ -112,6 +116,18 @@ GOALS: tuple[Goal, ...] = (
     ),
     Goal("liveness: for each process", "at most", 25, _limpet("liveness", 1000, "each_us"), unit="us"),
     Goal("waiting for exits: CPU for each and second", "at most", 1, _limpet("waiting", 1000, "each_us"), unit="us"),
+    Goal("start: p50, of Popen and its wait", "at most", 3, _START, _POPEN),
+    Goal("create to delete, of crun's", "at most", 0.5, _LIFE, _LIFE._replace(contender="crun")),
+    Goal("16 threads: lives a second", "at least", 150, _LIFE._replace(metric="per_second")),
+    Goal("1,000 running: release, of that with 10", "at most", 1.2, _RELEASE._replace(size=1000), _RELEASE),
+    Goal("1,000 running: delete, of that with 10", "at most", 1.2, _DELETE._replace(size=1000), _DELETE),
+    Goal("flushes of a life", "at most", 9, _LIFE._replace(metric="flushes")),
+    Goal(
+        "1,000 running: stopped, released and deleted a second",
+        "at least",
+        500,
+        _LIFE._replace(size=1000, metric="cleared_per_second"),
+    ),
     Goal("limpet --help: CPU", "at most", 250, _limpet("command", 10_000, "cpu_ms", "help"), unit="ms"),
     Goal("limpet ps, 10,000 containers: CPU", "at most", 500, _limpet("command", 10_000, "cpu_ms", "ps"), unit="ms"),
 )

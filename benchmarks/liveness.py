@@ -5,11 +5,13 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from tempfile import TemporaryDirectory
 
 from limpet.benchmarks.figures import Cell, Figures
 from limpet.benchmarks.population import read_identities
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import make_default_starter
+from limpet.engine.store import Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import observe_process, read_stat
 from limpet.schema.errors import StoreError
@@ -34,7 +36,7 @@ def measure_liveness(cell: Cell) -> Figures:
 
 
 def _look_with_limpet(identity: ProcessIdentity) -> bool:
-    return observe_process(identity, "")[0] is Process.ALIVE
+    return observe_process(identity)[0] is Process.ALIVE
 
 
 def _look_at_start_time(identity: ProcessIdentity) -> bool:
@@ -69,13 +71,14 @@ def measure_waiting(cell: Cell) -> Figures:
 
 
 def _watch(identities: Sequence[ProcessIdentity], seconds: float) -> float:
-    watcher = Watcher(_be_surprised, make_default_starter())
-    for identity in identities:
-        watcher.watch(str(identity.pid), identity.pid, os.pidfd_open(identity.pid))
-    began = time.process_time()
-    time.sleep(seconds)
-    took = time.process_time() - began
-    watcher.close()
+    with TemporaryDirectory() as directory, Store.open(os.path.join(directory, "state")) as store:
+        watcher = Watcher(store, make_default_starter(), _be_surprised)
+        for identity in identities:
+            watcher.watch(str(identity.pid), identity, os.pidfd_open(identity.pid))
+        began = time.process_time()
+        time.sleep(seconds)
+        took = time.process_time() - began
+        watcher.close()
     return took
 
 

@@ -43,6 +43,8 @@ _STYLE = {
     "svg.hashsalt": "limpet",  # so that the same figures give the same file
 }
 _PNG_DPI = 160
+_BESIDE = 10
+"""The number of running containers beside which a single life is drawn."""
 _CALLED = {"tasks": "\n(limpet: AsyncStore; others: asyncio.to_thread)"}
 """How the contenders of an experiment are called, below its axis."""
 
@@ -110,6 +112,27 @@ def _draw_latency(report: BenchReport) -> Figure | None:
     panel.grid(visible=False, axis="y")
     panel.margins(x=0.12)
     panel.set(title="one checkpoint, one writer: p50, line to p99", xlabel="microseconds", xlim=(0, None))
+    return figure
+
+
+def _draw_life(report: BenchReport) -> Figure | None:
+    found = sorted(
+        (series for series in report.of("life") if series.size == _BESIDE and series.spreads),
+        key=lambda series: -series.spreads["life_ms"].median,
+    )
+    if not found:
+        return None
+    figure = _new_figure(figsize=(8.6, 0.42 * len(found) + 1.5), layout="constrained")
+    panel = figure.subplots()
+    for place, series in enumerate(found):
+        took = series.spreads["life_ms"]
+        panel.barh(place, took.median, color=_colour(series), height=0.6, edgecolor="white", zorder=2)
+        panel.plot([took.low, took.high], [place, place], color=_OTHER, linewidth=1.2, marker="|", zorder=3)
+        panel.annotate(f"{took.median:,.1f} ms", (took.high, place), (6, 0), textcoords="offset points", va="center")
+    panel.set_yticks(range(len(found)), [f"{series.label}, {series.caveat}".rstrip(", ") for series in found])
+    panel.grid(visible=False, axis="y")
+    panel.margins(x=0.12)
+    panel.set(title="/bin/true, create to delete", xlabel="milliseconds", xlim=(0, None))
     return figure
 
 
@@ -194,6 +217,7 @@ _PLOTS: dict[str, Callable[[BenchReport], Figure | None]] = {
     "latency": _draw_latency,
     "opening": _draw_opening,
     "growth": _draw_growth,
+    "life": _draw_life,
 }
 
 

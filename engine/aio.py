@@ -6,6 +6,7 @@ wakes each event loop once for it. Reads come from memory and do not wait, so th
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
@@ -27,24 +28,33 @@ class _TaskRequest(Request):
 
     @classmethod
     def settle(cls, requests: Sequence[Self]) -> None:
-        """Wake each loop once for all of its tasks."""
+        """Wake each loop once for all of its tasks. May be repeated."""
         by_loop: dict[asyncio.AbstractEventLoop, list[Self]] = {}
         for request in requests:
+            request.settled = True
             by_loop.setdefault(request.loop, []).append(request)
         for loop, group in by_loop.items():
-            if not loop.is_closed():  # a loop that was closed has nobody left to tell
+            with suppress(RuntimeError):  # a loop that was closed has nobody left to tell
                 loop.call_soon_threadsafe(_resolve, group)
 
 
 def _resolve(requests: Sequence[_TaskRequest]) -> None:
-    for request in requests:
-        request.told = True
-        if request.future.cancelled():
-            continue  # the task is on its way to be cancelled, and finds that it is told
+    try:
+        for request in requests:
+            _tell(request)
+    except BaseException:  # an interrupt that ends the loop, which may be run again
+        requests[0].loop.call_soon(_resolve, requests)
+        raise
+
+
+def _tell(request: _TaskRequest) -> None:
+    """Resolve the request's future, unless that was done. A task that is being cancelled finds that it is told."""
+    if not request.future.done():
         if request.error is not None:
             request.future.set_exception(request.error)
         else:
             request.future.set_result(request.result)
+    request.told = True
 
 
 class AsyncStore:
@@ -146,6 +156,8 @@ class AsyncStore:
                 # Whatever becomes of the change must be known before the task may end: wait on.
                 cancelled = error
                 request.future = request.loop.create_future()
+                if request.settled:  # known already, and the loop may be at its end: nobody will tell this one
+                    raise
             except BaseException:
                 if cancelled is not None:
                     raise cancelled from None

@@ -1,6 +1,5 @@
 """The engine: opened on a state directory, it knows what is true of every container, and runs new ones."""
 
-import errno
 import os
 import threading
 import time
@@ -23,6 +22,7 @@ from limpet.engine.starters import (
     make_probe,
     number_of_signal,
 )
+from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
@@ -33,7 +33,7 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, quote
+from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
@@ -85,18 +85,22 @@ class Engine:
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
         container Unknown.
 
+        This process's soft limit of file descriptors is raised to the hard one; containers get the original limits.
         Containers of the `host` image get PATH, HOME and the like of this process's environment, and those variables
         that `inherit_env` names; containers of other images nothing of it.
 
-        Raises StateDirectoryLockedError if another engine has it open, InvalidInputError for names in `inherit_env`
-        that are none or beside a starter of your own, and the other errors of `Store.open`.
+        Raises StateDirectoryLockedError if another engine has it open, ResourcesError if no file descriptors are left,
+        InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and the other errors
+        of `Store.open`.
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
         chosen = make_default_starter(inherit_env) if starter is None else starter
+        raise_descriptor_limit()
         steps, opened = Steps(), []
         try:
-            steps.run(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout)))
+            with system_errors_told(f"state directory {quote_path(state_dir)}"):
+                steps.run(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout)))
         except BaseException:
             for engine in opened:  # an interrupt came while it was opened
                 engine.close()
@@ -286,11 +290,13 @@ class Engine:
 
     def recover(self) -> Report:
         """Look at every container that has not ended, now, and return the report; may be called at any time."""
-        return self._runtime.step(self._recover)
+        with system_errors_told(f"recovery in {quote_path(self.store.directory.path)}"):
+            return self._runtime.step(self._recover)
 
     def _recover(self) -> Report:
         orphans = judge_orphans(
-            {self._containers_dir: lambda: self.store, self._sandboxes_dir: lambda: self.store.sandbox_ids}
+            {self._containers_dir: lambda: self.store, self._sandboxes_dir: lambda: self.store.sandbox_ids},
+            self.store.node,
         )
         report = recover(
             self.store,
@@ -308,6 +314,25 @@ class Engine:
                     sandbox.bundle.make()  # a kill came between its row and its marked directory
         return self.recovery
 
+    def declare_gone(self, container_id: str, why: str) -> Status:
+        """Look at an Unknown container once more; if it stays Unknown, record on your word that it is gone.
+
+        For what no look can settle, such as a process of a pid namespace that is over. Nothing is signalled. Return the
+        status, which says what is true if the look has found that out. See `Store.declare_gone` for what is raised.
+        """
+
+        def settle() -> Status:
+            key = self.get(container_id).id
+            with self.exclusive(key):
+                if self.store.status(key).unknown and not self.store.is_damaged(key):
+                    self._reexamine(key)
+                    status = self.store.status(key)
+                    if status.state is ContainerState.EXITED:
+                        return status
+                return self.store.declare_gone(key, why)
+
+        return self._runtime.step(settle)
+
     def _reexamine(self, container_id: str) -> None:
         """Look at one container again, and write down what is true of it."""
         reexamine(self.store, container_id, probe=self._probe(), actors=self._actors, look_timeout=self._look_timeout)
@@ -320,10 +345,8 @@ class Engine:
         if identity is None or self._runtime.watcher.is_watched(container_id):
             return
         try:
-            pidfd = self._runtime.starter.adopt(identity, self._runtime.bundle_path(container_id))
-        except OSError as error:
-            if error.errno not in {errno.EMFILE, errno.ENFILE}:
-                raise
+            pidfd = self._runtime.starter.adopt(container_id, identity)
+        except ResourcesError:
             pidfd = -1  # looked at again and again, then
         self._runtime.watcher.watch(container_id, identity, pidfd)
         if verdict.status.stop_requested_at:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     **dict.fromkeys(("Boot", "Bundle", "Stage", "Evidence", "Observation", "Process"), "evidence"),
-    **dict.fromkeys(("HostProbe", "Probe", "Subject"), "probe"),
+    **dict.fromkeys(("HostProbe", "Probe", "Subject", "Witness", "Witnessed"), "probe"),
     **dict.fromkeys(("Finding", "Report"), "report"),
     **dict.fromkeys(("RULES", "Action", "Ruling", "Verdict", "decide"), "rules"),
 }
@@ -43,6 +43,8 @@ __all__ = [
     "Stage",
     "Subject",
     "Verdict",
+    "Witness",
+    "Witnessed",
     "decide",
 ]
 

@@ -38,8 +38,10 @@ class Process(StrEnum):
     """The same process is running now."""
     ENDED = "ended"
     """It ended, and its exit code was observed: from the kernel, or from an exit record."""
+    NEVER_RAN = "never ran"
+    """Its program was never executed: what was made for it ended before that."""
     GONE = "gone"
-    """No process has its pid, or it ended and left no exit code."""
+    """No process has its pid, or it ended and left no exit code; or its pid namespace is shown to be over."""
     STRANGER = "stranger"
     """Its pid belongs to another process now."""
     UNPROVEN = "unproven"
@@ -48,6 +50,8 @@ class Process(StrEnum):
     """We are not allowed to look."""
     ELSEWHERE = "elsewhere"
     """It was identified in another pid namespace, so its pid has no meaning here."""
+    ORIGINAL = "of the original"
+    """It was started from another state directory, of which this one is a copy."""
 
 
 class Bundle(StrEnum):
@@ -78,9 +82,11 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     """With Process.ENDED: the exit code; 128 + signal if a signal ended it."""
     finished_at: int = 0
-    """With Process.ENDED, if an exit record has it: nanoseconds since the epoch."""
+    """When it ended, if an exit record has that: nanoseconds since the epoch."""
+    is_out_of_memory: bool = False
+    """With Process.ENDED: its memory limit ended it."""
     detail: str = ""
-    """What prevented a closer look."""
+    """What prevented a closer look; with Process.NEVER_RAN, why its program was not executed."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

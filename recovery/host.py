@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from functools import cache
 
 from limpet.recovery.evidence import Boot, Process
+from limpet.recovery.pid_namespaces import observe_elsewhere
 from limpet.schema.identity import ProcessIdentity
-from limpet.schema.layout import BUNDLE_VARIABLE
 
 _PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, 64 bytes)
 _PIDFD_INFO_EXIT = 1 << 3
 _EXIT_CODE_OFFSET = 60
 
-Compare = Callable[[ProcessIdentity, int, str], tuple[Process, str]]
-"""Says whether the process behind a pidfd is the one that is recorded, given its bundle's path; `compare` is one."""
+Compare = Callable[[ProcessIdentity, int], tuple[Process, str]]
+"""Says whether the process behind a pidfd is the one that is recorded; `compare` is one."""
 
 
 def read_boot_id() -> str | None:
@@ -42,17 +42,27 @@ def read_pid_namespace() -> int:
         return 0
 
 
-@cache
 def has_pidfs() -> bool:
-    """Return whether pidfds have unique inode numbers here, so that they distinguish processes."""
-    inodes = set()
-    for pid in (os.getpid(), os.getppid() or 1):
+    """Return whether pidfds are known to have unique inode numbers here, so that they distinguish processes."""
+    try:
+        return ask_for_pidfs()
+    except OSError:
+        return False
+
+
+@cache
+def ask_for_pidfs() -> bool:
+    """Return whether pidfds have unique inode numbers here.
+
+    Raises OSError if that cannot be found out now: only an answer of the kernel is remembered.
+    """
+    # Without pidfs, a pidfd has the one inode that all anonymous files share, such as an eventfd.
+    with open_pidfd(os.getpid()) as pidfd:
+        other = os.eventfd(0)
         try:
-            with open_pidfd(pid) as pidfd:
-                inodes.add(os.fstat(pidfd).st_ino)
-        except OSError:
-            return False
-    return len(inodes) > 1
+            return not os.path.samestat(os.fstat(pidfd), os.fstat(other))
+        finally:
+            os.close(other)
 
 
 @contextmanager
@@ -75,9 +85,9 @@ def identify(pid: int, pidfd: int) -> ProcessIdentity:
         raise OSError(errno.ENOENT, "the boot id cannot be read", "/proc/sys/kernel/random/boot_id")
     return ProcessIdentity(
         pid=pid,
-        start_ticks=int(read_stat(pid)[19]),
+        start_ticks=read_start_ticks(pid),
         boot_id=boot_id,
-        pidfd_inode=os.fstat(pidfd).st_ino if has_pidfs() else 0,
+        pidfd_inode=os.fstat(pidfd).st_ino if ask_for_pidfs() else 0,
         pid_namespace=read_pid_namespace(),
     )
 
@@ -105,51 +115,54 @@ def observe_boot(identity: ProcessIdentity | None) -> Boot:
     return Boot.SAME if boot_id == identity.boot_id else Boot.CHANGED
 
 
-def compare(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:
+def read_start_ticks(pid: int) -> int:
+    """Return when a process started, in clock ticks since the boot of the machine. Raises OSError.
+
+    /proc counts from the boot time of the reader's time namespace, which may be another's (time_namespaces(7)).
+    """
+    return int(read_stat(pid)[19]) - _read_boot_offset()
+
+
+def _read_boot_offset() -> int:
+    """Return by how many clock ticks the boot time of our time namespace is ahead of the machine's."""
+    try:
+        with open("/proc/self/timens_offsets", encoding="ascii") as file:
+            offsets = [line.split() for line in file]
+    except FileNotFoundError:  # before Linux 5.6
+        return 0
+    ahead_ns = next(
+        (int(seconds) * 10**9 + int(rest) for clock, seconds, rest in offsets if clock in {"boottime", "7"}), 0
+    )
+    return ahead_ns * os.sysconf("SC_CLK_TCK") // 10**9
+
+
+def compare(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:
     """Return whether the process behind `pidfd` is the recorded one: ALIVE (or just ended), STRANGER, or neither.
 
-    An inode number decides if there is one. Otherwise the start time must match and the process's environment must
-    contain the bundle's path. Start times differ in another time namespace (time_namespaces(7)), so a process with the
-    bundle's path may still be ours.
+    An inode number decides if there is one. Without, another start time shows a stranger, and the same one proves
+    nothing: whoever is the process's parent knows more.
     """
-    if identity.pidfd_inode and has_pidfs():
-        same = os.fstat(pidfd).st_ino == identity.pidfd_inode
-        return (Process.ALIVE, "") if same else (Process.STRANGER, f"pid {identity.pid} was reused")
     try:
-        is_same_start = int(read_stat(identity.pid)[19]) == identity.start_ticks
-        carries_bundle = bool(bundle_path) and read_bundle_variable(identity.pid) == bundle_path
+        if identity.pidfd_inode and ask_for_pidfs():
+            same = os.fstat(pidfd).st_ino == identity.pidfd_inode
+            return (Process.ALIVE, "") if same else (Process.STRANGER, f"pid {identity.pid} was reused")
+        if abs(read_start_ticks(identity.pid) - identity.start_ticks) <= 1:  # rounded twice, between time namespaces
+            return Process.UNPROVEN, f"pid {identity.pid} and its start time match, which is not proof"
     except OSError as error:
-        return Process.HIDDEN, f"/proc/{identity.pid}: {error.strerror}"
-    found, detail = _WITHOUT_INODE[is_same_start, carries_bundle]
-    return found, detail and f"pid {identity.pid} {detail}"
+        return Process.HIDDEN, f"pid {identity.pid}: {error.strerror}"
+    return Process.STRANGER, f"pid {identity.pid} was reused"
 
 
-_WITHOUT_INODE = {
-    (True, True): (Process.ALIVE, ""),
-    (True, False): (Process.UNPROVEN, "and its start time match, which is not proof"),
-    (False, True): (
-        Process.UNPROVEN,
-        "has the bundle's path, but another start time: a child process, or another time namespace",
-    ),
-    (False, False): (Process.STRANGER, "was reused"),
-}
-"""Without an inode number: (the start time matches, the environment has the bundle's path) -> the result."""
-
-
-def observe_process(
-    identity: ProcessIdentity, bundle_path: str, compare: Compare = compare
-) -> tuple[Process, int | None, str]:
+def observe_process(identity: ProcessIdentity, compare: Compare = compare) -> tuple[Process, int | None, str]:
     """Return what became of a process of this boot, its exit code if it was observed, and what hid more."""
     here = read_pid_namespace()
     if here != identity.pid_namespace:
-        return (
-            Process.ELSEWHERE if here else Process.HIDDEN,
-            None,
-            f"pid {identity.pid} is of pid namespace {identity.pid_namespace}, this is {here or 'not readable'}",
-        )
+        place = f"pid {identity.pid} is of pid namespace {identity.pid_namespace}, this is {here or 'not readable'}"
+        found, detail = observe_elsewhere(identity) if here else (Process.HIDDEN, "/proc hides which one it is")
+        return found, None, f"{place}; {detail}"
     try:
         with open_pidfd(identity.pid) as pidfd:
-            found, detail = compare(identity, pidfd, bundle_path)
+            found, detail = compare(identity, pidfd)
             if found is not Process.ALIVE or not has_ended(pidfd):
                 return found, None, detail
             exit_code = read_exit_code(identity.pid, pidfd)
@@ -157,9 +170,13 @@ def observe_process(
     except ProcessLookupError:
         return Process.GONE, None, ""
     except OSError as error:
-        if error.errno in {errno.EINVAL, errno.ENOENT}:  # the pid names a thread of another process now
+        if error.errno in _NAMES_A_THREAD:
             return Process.STRANGER, None, f"pid {identity.pid} is a thread of another process"
         return Process.HIDDEN, None, f"pid {identity.pid}: {error.strerror}"
+
+
+_NAMES_A_THREAD = {errno.EINVAL, errno.ENOENT}
+"""What pidfd_open(2) says of a number that is a thread's and no process's: the first before Linux 6.15."""
 
 
 def has_ended(pidfd: int) -> bool:
@@ -217,28 +234,3 @@ def _may_see(pid: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def read_bundle_variable(pid: int) -> str:
-    """Return the bundle path in a process's initial environment, "" if it has none. Raises OSError."""
-    name = BUNDLE_VARIABLE.encode() + b"="
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        for entry in file.read().split(b"\0"):
-            if entry.startswith(name):
-                return os.fsdecode(entry[len(name) :])
-    return ""
-
-
-def find_bundle_processes() -> dict[str, list[int]]:
-    """Return the pids for each bundle path found in an environment; unreadable environments are skipped."""
-    found: dict[str, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            bundle_path = read_bundle_variable(int(name))
-        except OSError:  # it ended, or is another user's and so not our container
-            continue
-        if bundle_path:
-            found.setdefault(bundle_path, []).append(int(name))
-    return found

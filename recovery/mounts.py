@@ -54,4 +54,6 @@ def find_file_system(device: int) -> str:
 
 def _unescape(text: str) -> str:
     """Undo the octal escapes of spaces and the like."""
+    if "\\" not in text:  # a removal reads every mount, and hardly any has one
+        return text
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -6,17 +6,23 @@ place what a live process or a mount is using: even renaming it would break its 
 
 import os
 import stat
+import time
 from collections.abc import Collection
 from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
-from limpet.recovery.bundles import find_users, read_marker
+from limpet.recovery.bundles import is_empty, read_marker
 from limpet.recovery.mounts import find_mounts
+from limpet.recovery.users import Users
 
 GRACE_SECONDS = 60.0
-"""The minimum age for removal: a younger directory may belong to a change in progress."""
+"""The minimum age for removal: a younger directory may belong to a change in progress, unless the machine was booted
+since: a power cut may bring back what was removed shortly before."""
+
+QUARANTINE_MOST = 1000
+"""How many entries the quarantine holds at most. What does not fit stays where it is, and is reported."""
 
 
 class Kind(StrEnum):
@@ -32,8 +38,11 @@ class Origin(StrEnum):
     """Who created it."""
 
     OURS = "ours"
-    """It contains limpet's marker, or is empty like a bundle that was just begun."""
+    """It contains limpet's marker with its own name, or holds nothing, like a bundle that was just begun."""
+    OTHER_NODE = "another node's"
+    """It contains limpet's marker of another node, whose rows this node does not see."""
     UNMARKED = "unmarked"
+    """It contains no marker, or one that was made for another directory, as in a copy."""
 
 
 class Use(StrEnum):
@@ -47,7 +56,7 @@ class Use(StrEnum):
 
 
 class Age(StrEnum):
-    """Whether it is older than the grace period."""
+    """Whether it is older than the grace period, or than this boot."""
 
     YOUNG = "young"
     OLD = "old"
@@ -74,13 +83,16 @@ class OrphanRule(NamedTuple):
 
 
 _ANY_ORIGIN, _ANY_AGE, _ANY_USE = frozenset(Origin), frozenset(Age), frozenset(Use)
+_THIS_NODE = {Origin.OURS, Origin.UNMARKED}
 _DIRECTORY, _NO_DIRECTORY = {Kind.DIRECTORY}, {Kind.LINK, Kind.OTHER}
 
 # fmt: off
 ORPHAN_RULES: tuple[OrphanRule, ...] = (
     OrphanRule("orphan-in-use", _DIRECTORY, _ANY_ORIGIN, {Use.IN_USE}, _ANY_AGE, Disposal.LEAVE,
      "a live process or a mount uses it"),
-    OrphanRule("orphan-hidden", _DIRECTORY, _ANY_ORIGIN, {Use.HIDDEN}, _ANY_AGE, Disposal.QUARANTINE,
+    OrphanRule("orphan-other-node", _DIRECTORY, {Origin.OTHER_NODE}, {Use.UNUSED, Use.HIDDEN}, _ANY_AGE, Disposal.LEAVE,
+     "another node made it in this state directory, and knows whether it is needed"),
+    OrphanRule("orphan-hidden", _DIRECTORY, _THIS_NODE, {Use.HIDDEN}, _ANY_AGE, Disposal.QUARANTINE,
      "it cannot be seen whether it is in use"),
     OrphanRule("orphan-ours", _DIRECTORY, {Origin.OURS}, {Use.UNUSED}, {Age.OLD}, Disposal.REMOVE,
      "limpet made it, its container is deleted, and it is not in use"),
@@ -125,25 +137,28 @@ def find_orphan_rules(facts: OrphanFacts) -> list[OrphanRule]:
     ]
 
 
-def judge_orphan(path: str, *, now: float, grace_seconds: float = GRACE_SECONDS) -> Orphan:
+def judge_orphan(
+    path: str, name: str = "", *, node: str, users: Users, now: float, grace_seconds: float = GRACE_SECONDS
+) -> Orphan:
     """Observe an orphan and decide what to do with it; `now` in seconds since the epoch. Changes nothing.
 
-    Raises FileNotFoundError if it is gone.
+    `name` is the name it was made with, where that is another one now. Raises FileNotFoundError if it is gone.
     """
-    facts = _observe(path, now, grace_seconds)
+    booted_at = now - time.clock_gettime(time.CLOCK_BOOTTIME)
+    facts = _observe(path, name or os.path.basename(path), node, users, max(now - grace_seconds, booted_at))
     (rule,) = find_orphan_rules(facts)
     return Orphan(path=path, facts=facts, rule=rule.label, disposal=rule.disposal, because=rule.because)
 
 
-def _observe(path: str, now: float, grace_seconds: float) -> OrphanFacts:
+def _observe(path: str, name: str, node: str, users: Users, old_at: float) -> OrphanFacts:
     try:
         found = os.lstat(path)
-        age = Age.OLD if 0 <= grace_seconds <= now - found.st_mtime else Age.YOUNG
+        age = Age.OLD if found.st_mtime <= old_at else Age.YOUNG
         if not stat.S_ISDIR(found.st_mode):
             kind = Kind.LINK if stat.S_ISLNK(found.st_mode) else Kind.OTHER
             return OrphanFacts(kind=kind, origin=Origin.UNMARKED, use=Use.UNUSED, age=age)
-        ours = not os.listdir(path) or read_marker(path) is not None
-        use, detail = _observe_use(path)
+        origin = _observe_origin(path, name, node)
+        use, detail = _observe_use(path, users)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -154,17 +169,22 @@ def _observe(path: str, now: float, grace_seconds: float) -> OrphanFacts:
             age=Age.YOUNG,
             detail=f"{error.filename or path}: {error.strerror}",
         )
-    origin = Origin.OURS if ours else Origin.UNMARKED
     return OrphanFacts(kind=Kind.DIRECTORY, origin=origin, use=use, age=age, detail=detail)
 
 
-def _observe_use(path: str) -> tuple[Use, str]:
+def _observe_origin(path: str, name: str, node: str) -> Origin:
+    marker = read_marker(path)
+    if marker is None:
+        return Origin.OURS if is_empty(path) else Origin.UNMARKED
+    if marker.id != name:
+        return Origin.UNMARKED
+    return Origin.OURS if marker.node == node else Origin.OTHER_NODE
+
+
+def _observe_use(path: str, users: Users) -> tuple[Use, str]:
     mounts = find_mounts(path)
     if mounts:
         return Use.IN_USE, f"{mounts[0]} is a mount point"
-    users, hidden = find_users(path)
-    if users:
-        return Use.IN_USE, f"process {users[0]} uses it"
-    if hidden:
-        return Use.HIDDEN, f"process {hidden[0]} cannot be inspected"
-    return Use.UNUSED, ""
+    if path in users.pids:
+        return Use.IN_USE, f"process {users.pids[path]} uses it"
+    return (Use.HIDDEN, users.hidden) if users.hidden else (Use.UNUSED, "")

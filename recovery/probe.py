@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Callable
-from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Boot, Bundle, Observation, Process
-from limpet.recovery.host import Compare, compare, find_bundle_processes, observe_boot, observe_process
+from limpet.recovery.host import Compare, compare, observe_boot, observe_process
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import Status
@@ -39,51 +38,87 @@ class Probe(Protocol):
         """Return what became of the container's process and bundle."""
 
 
+class Witnessed(NamedTuple):
+    """What somebody who was there says of a container's process."""
+
+    process: Process
+    """ALIVE; ENDED with its exit code; GONE if nobody saw that; NEVER_RAN if its program was not executed."""
+    exit_code: int | None = None
+    finished_at: int = 0
+    """Nanoseconds since the epoch; 0 if not known."""
+    is_out_of_memory: bool = False
+    """Its memory limit ended it."""
+    detail: str = ""
+    """With NEVER_RAN: why."""
+
+
+Witness = Callable[[str, ProcessIdentity | None], Witnessed | None]
+"""Asked for a container by id and its recorded process; answers None if it knows nothing of that very process.
+
+A record that names no process is asked for, too: then ALIVE says that one runs nevertheless.
+"""
+
+
 class HostProbe:
-    """Looks at processes of this host and, if they are kept here, at bundles in `containers_dir`."""
+    """Looks at processes of this host and, if they are kept here, at bundles in `containers_dir`.
+
+    `witness`, such as the parent of the containers, knows ends that nobody else saw, and which process is which where
+    the kernel gives no proof.
+    """
 
     def __init__(
         self,
         containers_dir: str = "",
         *,
+        witness: Witness = lambda _id, _identity: None,
         compare: Compare = compare,
         observe_boot: Callable[[ProcessIdentity | None], Boot] = observe_boot,
     ) -> None:
         self._containers_dir = containers_dir
+        self._witness = witness
         self._compare = compare
         self._observe_boot = observe_boot
 
-    @cached_property
-    def _processes(self) -> dict[str, list[int]]:
-        return find_bundle_processes()
-
     def observe(self, container: Subject) -> Observation:
-        """Return what the kernel and the file system say of the container."""
-        bundle_path = os.path.join(self._containers_dir, container.id) if self._containers_dir else ""
+        """Return what the kernel, the file system and the witness say of the container."""
+        identity = container.status.identity
         bundle, bundle_detail = Bundle.NOT_KEPT, ""
-        if bundle_path:
-            bundle, bundle_detail = observe_bundle(bundle_path, container.id)
-        if container.status.identity is None and not container.status.finished_at and bundle_path in self._processes:
-            # It should have no process. After a database was restored from a backup it may.
-            boot, process, exit_code = Boot.SAME, Process.UNPROVEN, None
-            detail = f"process {self._processes[bundle_path][0]} bears its bundle's path"
-        else:
-            boot, process, exit_code, detail = self._observe_process(container.status.identity, bundle_path)
+        if self._containers_dir:
+            bundle, bundle_detail = observe_bundle(os.path.join(self._containers_dir, container.id), container.id)
+        boot, seen = self._observe_process(identity)
+        if not container.status.finished_at:
+            # Asked after the look: what has ended in between is known to it.
+            seen = _believe(identity, seen, self._witness(container.id, identity))
         return Observation(
             boot=boot,
-            process=process,
+            process=seen.process,
             bundle=bundle,
-            exit_code=exit_code,
-            detail="; ".join(filter(None, (detail, bundle_detail))),
+            exit_code=seen.exit_code,
+            finished_at=seen.finished_at,
+            is_out_of_memory=seen.is_out_of_memory,
+            detail="; ".join(filter(None, (seen.detail, bundle_detail))),
         )
 
-    def _observe_process(
-        self, identity: ProcessIdentity | None, bundle_path: str
-    ) -> tuple[Boot, Process, int | None, str]:
+    def _observe_process(self, identity: ProcessIdentity | None) -> tuple[Boot, Witnessed]:
         if identity is None:
-            return Boot.SAME, Process.NONE, None, ""
+            return Boot.SAME, Witnessed(Process.NONE)
         boot = self._observe_boot(identity)
         if boot is Boot.SAME:
-            return boot, *observe_process(identity, bundle_path, self._compare)
+            process, exit_code, detail = observe_process(identity, self._compare)
+            return boot, Witnessed(process, exit_code, detail=detail)
         # A pid of another boot names another process; without a boot id it may.
-        return boot, (Process.GONE if boot is Boot.CHANGED else Process.HIDDEN), None, ""
+        return boot, Witnessed(Process.GONE if boot is Boot.CHANGED else Process.HIDDEN)
+
+
+def _believe(identity: ProcessIdentity | None, seen: Witnessed, witnessed: Witnessed | None) -> Witnessed:
+    """Return what is true, from what was seen and what a witness says, if it says anything."""
+    if witnessed is None:
+        return seen
+    if identity is None:
+        # It should have no process. After a database was restored from a backup it may; of an end that was witnessed
+        # it is not known whose it was.
+        is_alive = witnessed.process is Process.ALIVE
+        return Witnessed(Process.UNPROVEN, detail="a process of it is said to run") if is_alive else seen
+    if witnessed.process is not Process.ALIVE:
+        return witnessed
+    return witnessed if seen.process is Process.UNPROVEN else seen

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.recovery.evidence import Boot, Bundle, Evidence, Observation, Process, Stage, classify
-from limpet.schema.status import Reason, Status, end
+from limpet.schema.status import Reason, Status, end, end_never_run
 
 
 class Ruling(StrEnum):
@@ -23,6 +23,8 @@ class Ruling(StrEnum):
     RUNNING = "running"
     EXITED = "exited"
     """It ended, and its exit code was observed."""
+    NEVER_RAN = "never ran"
+    """It ended before its program was executed: 128, reason StartError."""
     ENDED_UNSEEN = "ended unseen"
     """It ended, and its exit code was not observed: 255."""
     UNKNOWN = "unknown"
@@ -42,14 +44,14 @@ _ANY_BOOT = frozenset(Boot)
 _ANY_PROCESS = frozenset(Process)
 _ANY_BUNDLE = frozenset(Bundle)
 _NOT_ALIVE = _ANY_PROCESS - {Process.ALIVE}
-_NOT_THERE = frozenset({Process.NONE, Process.GONE, Process.STRANGER, Process.ENDED})
-_PERHAPS = frozenset({Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE})
+_NOT_THERE = frozenset({Process.NONE, Process.GONE, Process.STRANGER, Process.ENDED, Process.NEVER_RAN})
+_PERHAPS = frozenset({Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE, Process.ORIGINAL})
 _OVER = frozenset({Process.GONE, Process.STRANGER})
 _UNPROVEN = frozenset({Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE, Process.NONE})
 _USABLE = frozenset({Bundle.WHOLE, Bundle.NOT_KEPT})
 _LEFT = frozenset({Bundle.WHOLE, Bundle.PARTIAL})
+_LOST = frozenset({Bundle.PARTIAL, Bundle.ABSENT, Bundle.FOREIGN})
 _NOTHING_LEFT = frozenset({Bundle.ABSENT, Bundle.NOT_KEPT})
-_UNUSABLE = frozenset(Bundle) - _USABLE
 _NOT_OURS = frozenset({Bundle.FOREIGN, Bundle.HIDDEN})
 
 
@@ -65,6 +67,8 @@ class Rule(NamedTuple):
     reason: Reason | None
     actions: tuple[Action, ...]
     because: str
+    settle: str = ""
+    """What ends the doubt of Ruling.UNKNOWN. Following it destroys nothing."""
 
     def matches(self, evidence: Evidence) -> bool:
         """Return whether this rule matches `evidence`."""
@@ -78,54 +82,68 @@ class Rule(NamedTuple):
 
 _C, _R, _A = Stage, Ruling, Action
 _SAME, _CHANGED, _NO_BOOT = {Boot.SAME}, {Boot.CHANGED}, {Boot.UNREADABLE}
-_ALIVE, _ENDED = {Process.ALIVE}, {Process.ENDED}
-_NOT_CHANGED = _SAME | _NO_BOOT
+_ALIVE, _ENDED, _NEVER_RAN, _ORIGINAL = {Process.ALIVE}, {Process.ENDED}, {Process.NEVER_RAN}, {Process.ORIGINAL}
+
+DECLARE = "or, if you know that no process of it is left, say so with declare_gone (limpet resolve)"
+_ONCE_ENDED = f"recover again once that process has ended, {DECLARE}"
+_LOOK_AGAIN = f"recover again where its process can be seen, {DECLARE}"
 
 # fmt: off
 RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
-    # label, stage, boot, process, bundle, ruling, reason, actions, because
+    # label, stage, boot, process, bundle, ruling, reason, actions, because, settle
     ("new-empty", _C.NEW, _ANY_BOOT, _NOT_THERE, _NOTHING_LEFT, _R.KEEP, None, (),
      "the engine ended after writing the row, before making the bundle; create it again, or delete it"),
     ("new-half-made", _C.NEW, _ANY_BOOT, _NOT_THERE, _LEFT, _R.KEEP, Reason.CREATE_INTERRUPTED, (_A.REMOVE_BUNDLE,),
      "the engine ended while making the bundle, which is removed; create it again, or delete it"),
     ("new-foreign", _C.NEW, _ANY_BOOT, _NOT_THERE, _NOT_OURS, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
-     "at its bundle's path is something that was not made for it, or that cannot be read"),
+     "at its bundle's path is something that was not made for it, or that cannot be read",
+     "move that away, or make it readable, and recover again"),
     ("new-alive", _C.NEW, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process runs for a container that was never created"),
+     "a process runs for a container that was never created", _ONCE_ENDED),
     ("new-perhaps", _C.NEW, _ANY_BOOT, _PERHAPS, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process may run for a container that was never created, as after restoring an old backup"),
+     "a process may run for a container that was never created, as after restoring an old backup", _ONCE_ENDED),
     ("created", _C.CREATED, _ANY_BOOT, _NOT_THERE, _USABLE, _R.KEEP, None, (),
      "it was created and not started; an interrupted start did not run the program"),
-    ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_THERE, _UNUSABLE, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
-     "its bundle was removed or damaged while the engine was down; it cannot be started"),
+    ("created-no-bundle", _C.CREATED, _ANY_BOOT, _NOT_THERE, _LOST, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
+     "its bundle was removed or damaged while the engine was down; it cannot be started",
+     "put the bundle back and recover again, or stop and release it"),
+    ("created-hidden", _C.CREATED, _ANY_BOOT, _NOT_THERE, {Bundle.HIDDEN}, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "its bundle cannot be looked at", "remove what prevents that and recover again, or stop and release it"),
     ("created-perhaps", _C.CREATED, _ANY_BOOT, _PERHAPS, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process may run for a container that was not started, as after restoring an old backup"),
+     "a process may run for a container that was not started, as after restoring an old backup", _ONCE_ENDED),
     ("created-alive", _C.CREATED, _SAME, _ALIVE, _ANY_BUNDLE, _R.RUNNING, None, (_A.ADOPT,),
      "the runtime ended after starting it, before recording the start"),
     ("created-alive-boot", _C.CREATED, _CHANGED | _NO_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "its process is reported alive, but is not, or may not be, of this boot"),
+     "its process is reported alive, but is not, or may not be, of this boot", _LOOK_AGAIN),
     ("survivor", _C.RUNNING, _SAME, _ALIVE, _USABLE, _R.RUNNING, None, (_A.ADOPT,),
      "the engine ended; the container is still running"),
-    ("survivor-no-bundle", _C.RUNNING, _SAME, _ALIVE, _UNUSABLE, _R.RUNNING, Reason.BUNDLE_LOST, (_A.ADOPT,),
+    ("survivor-no-bundle", _C.RUNNING, _SAME, _ALIVE, _LOST, _R.RUNNING, Reason.BUNDLE_LOST, (_A.ADOPT,),
      "the engine ended; the container is still running, but its bundle was removed or damaged"),
+    ("survivor-hidden", _C.RUNNING, _SAME, _ALIVE, {Bundle.HIDDEN}, _R.RUNNING, None, (_A.ADOPT,),
+     "the engine ended; the container is still running, and its bundle cannot be looked at"),
     ("exit-observed", _C.RUNNING, _ANY_BOOT, _ENDED, _ANY_BUNDLE, _R.EXITED, None, (),
      "it ended while the engine was down, and its exit code was recorded"),
+    ("never-ran", _C.RUNNING, _ANY_BOOT, _NEVER_RAN, _ANY_BUNDLE, _R.NEVER_RAN, Reason.START_ERROR, (),
+     "the engine ended before its program was executed"),
     ("exit-unseen", _C.RUNNING, _SAME, {Process.GONE}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),
      "it ended while the engine was down, or the engine ended before its program could run"),
     ("pid-reused", _C.RUNNING, _SAME, {Process.STRANGER}, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.UNKNOWN, (),
      "it ended while the engine was down, and its pid now belongs to another process, which is left alone"),
-    ("rebooted", _C.RUNNING, _CHANGED, _OVER | _UNPROVEN, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.REBOOTED, (),
+    ("rebooted", _C.RUNNING, _CHANGED, _OVER | _UNPROVEN | _ORIGINAL, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.REBOOTED, (),
      "the machine was rebooted, and no process survives a reboot"),
     ("rebooted-alive", _C.RUNNING, _CHANGED, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "its process is reported alive, but cannot be of this boot"),
+     "its process is reported alive, but cannot be of this boot", _LOOK_AGAIN),
+    ("copied", _C.RUNNING, _SAME, _ORIGINAL, _ANY_BUNDLE, _R.UNKNOWN, Reason.COPIED, (),
+     "this state directory is a copy, and the process is the original's, which alone looks after it", DECLARE[4:]),
     ("not-proven", _C.RUNNING, _SAME, _UNPROVEN, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "its process cannot be identified or inspected, so it may be alive"),
-    ("no-boot-id", _C.RUNNING, _NO_BOOT, _OVER | _UNPROVEN | _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "without a boot id a pid proves nothing"),
+     "its process cannot be identified or inspected, so it may be alive", _LOOK_AGAIN),
+    ("no-boot-id", _C.RUNNING, _NO_BOOT, _OVER | _UNPROVEN | _ALIVE | _ORIGINAL, _ANY_BUNDLE, _R.UNKNOWN,
+     Reason.UNVERIFIED, (),
+     "without a boot id a pid proves nothing", f"recover again with a readable /proc, {DECLARE}"),
     ("exited", _C.EXITED, _ANY_BOOT, _NOT_ALIVE, _ANY_BUNDLE, _R.KEEP, None, (),
      "its exit was already recorded"),
     ("exited-alive", _C.EXITED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process runs for a container that is recorded as ended"),
+     "a process runs for a container that is recorded as ended", _ONCE_ENDED),
     ("release-unfinished", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _LEFT, _R.KEEP, None, (_A.REMOVE_BUNDLE,),
      "the engine ended while releasing it; the removal of its bundle is completed now"),
     ("released", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _NOTHING_LEFT, _R.KEEP, None, (),
@@ -133,9 +151,10 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
     ("released-foreign", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _NOT_OURS, _R.KEEP, None, (),
      "it was released; what is now at its bundle's path was not made for it and is left alone"),
     ("released-alive", _C.RELEASED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
-     "a process runs for a container that was released"),
+     "a process runs for a container that was released", _ONCE_ENDED),
     ("damaged", _C.DAMAGED, _ANY_BOOT, _ANY_PROCESS, _ANY_BUNDLE, _R.UNKNOWN, Reason.DAMAGED, (),
-     "its record on disk cannot be read"),
+     "its record on disk cannot be read",
+     "delete it, which ends what is left of it, or keep a copy of the state directory and restore a backup"),
 ))
 # fmt: on
 
@@ -170,7 +189,7 @@ def decide(status: Status, observation: Observation, *, now: int, damage: str = 
         bundle=observation.bundle,
     )
     (rule,) = find_rules(evidence)
-    because = "; ".join(part for part in (rule.because, damage or observation.detail) if part)
+    because = "; ".join(part for part in (rule.because, damage or observation.detail, rule.settle) if part)
     return Verdict(
         rule=rule.label,
         ruling=rule.ruling,
@@ -198,7 +217,11 @@ def _apply(rule: Rule, status: Status, observation: Observation, because: str, n
                 **changes,
             )
         case Ruling.EXITED:
-            return end(status, observation.exit_code, finished_at=ended_at)
+            return end(
+                status, observation.exit_code, finished_at=ended_at, is_out_of_memory=observation.is_out_of_memory
+            )
+        case Ruling.NEVER_RAN:
+            return end_never_run(status, because, finished_at=ended_at)
         case Ruling.ENDED_UNSEEN:
             ended = end(status, None, finished_at=ended_at)
             return replace(ended, reason=rule.reason or Reason.UNKNOWN, message=because)

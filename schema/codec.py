@@ -124,7 +124,7 @@ def row_to_status(row: StatusRow) -> Status:
             message=row.message,
             released=bool(row.released),
             resources=None if row.resources is None else _resources.decode(row.resources),
-            identity=_identity_of(row),
+            identity=read_identity(row),
             unapplied={} if row.unapplied is None else _unapplied.decode(row.unapplied),
             stop_requested_at=row.stop_requested_at,
             stop_deadline=row.stop_deadline,
@@ -133,7 +133,8 @@ def row_to_status(row: StatusRow) -> Status:
         raise StoreDamagedError(f"container {row.id}: its status does not decode: {error}") from error
 
 
-def _identity_of(row: StatusRow) -> ProcessIdentity | None:
+def read_identity(row: StatusRow) -> ProcessIdentity | None:
+    """Return which process the row names, None if it names none."""
     if row.process_pid is None:
         return None
     return ProcessIdentity(

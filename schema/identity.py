@@ -20,3 +20,9 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """st_ino of the process's pidfd; 0 where the kernel has no pidfs (before 6.9)."""
     pid_namespace: int
     """Inode of /proc/self/ns/pid as the recorder saw it; a pid means nothing in another namespace."""
+
+
+def has_sound_types(identity: ProcessIdentity) -> bool:
+    """Return whether an identity from a damaged record can be looked at: SQLite keeps values of any type."""
+    numbers = (identity.pid, identity.start_ticks, identity.pidfd_inode, identity.pid_namespace)
+    return all(type(number) is int and number >= 0 for number in numbers) and 0 < identity.pid < 1 << 31

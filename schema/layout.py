@@ -1,6 +1,7 @@
 """How a bundle lies on disk: the names in it, and the marker that says who made it and for whom.
 
 <bundle>/.limpet.json   the marker, written first: this directory is ours to remove
+                        (not flushed by itself; config.json carries the same, for when a power cut took it)
 <bundle>/rootfs/        the root file system
 <bundle>/working/       the program's working directory where the image has none of its own
 <bundle>/config.json    what is to be run, written last: the bundle is whole
@@ -9,7 +10,11 @@
 import msgspec
 
 MARKER_FILE = ".limpet.json"
+MARKER_ANNOTATION = "limpet.marker"
+"""The annotation of config.json whose value is the marker's JSON."""
 CONFIG_FILE = "config.json"
+CONFIG_BYTES = 64 << 20
+"""Far above what a config of limpet's size limit, an image's and an environment come to."""
 ROOTFS = "rootfs"
 WORKING = "working"
 

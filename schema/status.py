@@ -46,6 +46,10 @@ class Reason(StrEnum):
     """Its memory limit ended it: the kernel killed a process of it."""
     DAMAGED = "Damaged"
     """Its record on disk cannot be read."""
+    COPIED = "Copied"
+    """The state directory is a copy: the container was made, and perhaps started, by the original's engine."""
+    DECLARED_GONE = "DeclaredGone"
+    """A person said that no process of it is left; its exit code was not observed."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +129,22 @@ def end(
     )
 
 
+def declare_gone(checkpoint: Status, why: str, *, finished_at: int) -> Status:
+    """Return `checkpoint` as ended on a person's word: 255, reason DeclaredGone, and `why` as the message.
+
+    How one ended that has ended already is kept: then the word is only that nothing is left of it.
+    """
+    if checkpoint.finished_at:
+        return replace(checkpoint, message=why, unknown=False)
+    return replace(end(checkpoint, None, finished_at=finished_at, message=why), reason=Reason.DECLARED_GONE)
+
+
 def end_never_run(status: Status, why: str, *, finished_at: int) -> Status:
     """Return `status` as ended without its program ever having been executed: code 128, reason StartError."""
     ended = end(status, EXIT_CODE_START_ERROR, finished_at=finished_at, message=f"never ran: {why}")
     return replace(ended, reason=Reason.START_ERROR)
+
+
+def mark_copied(status: Status, original: str, copy: str) -> Status:
+    """Return the RUNNING `status` in a copy of a state directory, marked as a process of the original's."""
+    return replace(status, reason=Reason.COPIED, message=f"{copy} is a copy of {original}, which looks after it")

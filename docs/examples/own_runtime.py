@@ -115,7 +115,7 @@ def stop(store: Store, job_id: str) -> Status:
     identity = store.status(job_id).identity
     assert identity is not None
     with open_pidfd(identity.pid) as pidfd:
-        found, detail = compare(identity, pidfd, "")
+        found, detail = compare(identity, pidfd)
         if found is not Process.ALIVE:
             raise RuntimeError(f"{job_id} is not signalled: {detail}")
         os.killpg(identity.pid, signal.SIGTERM)  # its leader, shown to be ours, keeps the group's number taken

@@ -11,7 +11,7 @@ from enum import StrEnum
 from textwrap import dedent
 
 from limpet.recovery.evidence import Boot, Bundle, Process, Stage
-from limpet.recovery.orphans import GRACE_SECONDS, ORPHAN_RULES, Age, Kind, Origin, Use
+from limpet.recovery.orphans import GRACE_SECONDS, ORPHAN_RULES, QUARANTINE_MOST, Age, Kind, Origin, Use
 from limpet.recovery.rules import RULES, Action, Ruling
 
 _OPENING = """\
@@ -29,14 +29,18 @@ _CONTAINERS = """\
 There is one table for each stage, which is how far a container had come according to its record. A container that
 exited is not examined again, unless it was released and its bundle still exists. If a container's probe raises an
 exception or does not answer in time, no rule applies: the container is Unknown, and the report shows rule
-`not-observed` with the reason."""
+`not-observed` with the reason.
+
+An Unknown container's message says what settles it: another look, or a person's word, which `limpet resolve` and
+`Engine.declare_gone` record."""
 
 _ORPHANS = """\
 ## Orphans
 
 An orphan is an entry of `containers/` or `sandboxes/` that no row owns. It is old after a grace period of {grace:.0f}
-seconds. Quarantining moves it, by one rename, to `quarantine/` in the state directory; limpet never removes anything
-there."""
+seconds, or if it is older than this boot. Quarantining moves it, by one rename, to `quarantine/` in the state
+directory; limpet never removes anything there. The quarantine holds {most:,} entries at most: what does not fit stays
+where it is, and the report says so."""
 
 
 def render() -> str:
@@ -44,7 +48,7 @@ def render() -> str:
     parts = [_OPENING, _CONTAINERS]
     for stage in Stage:
         parts += [f"### Stage: {stage.value}", _container_rules(stage)]
-    parts += [_ORPHANS.format(grace=GRACE_SECONDS), _orphan_rules()]
+    parts += [_ORPHANS.format(grace=GRACE_SECONDS, most=QUARANTINE_MOST), _orphan_rules()]
     parts.append("## Words\n\nSelf-explanatory words are left out.")
     for title, enum in _WORDS:
         meanings = "\n".join(f"- **{word}**: {meaning}" for word, meaning in _explain(enum))
@@ -54,7 +58,7 @@ def render() -> str:
 
 def _container_rules(stage: Stage) -> str:
     return _table(
-        ("rule", "boot", "process", "bundle", "ruling", "reason", "action", "because"),
+        ("rule", "boot", "process", "bundle", "ruling", "reason", "action", "because", "what settles it"),
         (
             (
                 f"`{rule.label}`",
@@ -65,6 +69,7 @@ def _container_rules(stage: Stage) -> str:
                 rule.reason.value if rule.reason else "",
                 ", ".join(action.value for action in rule.actions),
                 rule.because,
+                rule.settle,
             )
             for rule in RULES
             if rule.stage is stage

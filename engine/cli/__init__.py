@@ -21,7 +21,9 @@ VERBS = {
     "ps": "List containers and their actual state.",
     "inspect": "Show details of containers or sandboxes.",
     "history": "Show a container's state changes.",
+    "logs": "Print the output of a container.",
     "recover": "Recover the state after a crash, and record the result.",
+    "resolve": "Settle an UNKNOWN container on your word.",
     "check": "Check the database, records, permissions and bundles for damage.",
     "backup": "Copy the database to a file, even while an engine is running.",
     "drill": "Cause crashes on this machine and check every recovery.",
@@ -89,8 +91,8 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def limpet(**_: object) -> None:
     """Inspect, check and recover container state that survives crashes.
 
-    ps, inspect, history, check and backup only read, and can be used while an engine is running. With -o json each
-    prints one JSON document instead of a table; its schema_version increases when the format changes.
+    ps, inspect, history, logs, check and backup only read, and can be used while an engine is running. With -o json
+    each but logs prints one JSON document instead of a table; its schema_version increases when the format changes.
     """
 
 

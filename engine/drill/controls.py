@@ -41,7 +41,7 @@ class DeafLife(FailingDiskLife):
             return
 
 
-def trust(identity: ProcessIdentity, pidfd: int, bundle_path: str) -> tuple[Process, str]:  # noqa: ARG001
+def trust(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:  # noqa: ARG001
     """Take whoever has the pid for the container's process."""
     return Process.ALIVE, ""
 

@@ -20,7 +20,8 @@ def find_orphans(snapshot: Snapshot) -> tuple[Orphan, ...]:
         bundles: lambda: {row.id for row in snapshot.source.ask(lambda reader: reader.load_names())},
         sandboxes: lambda: {row.id for row in snapshot.source.ask(lambda reader: reader.load_sandboxes())},
     }
-    return tuple(judge_orphans({path: find_ids for path, find_ids in owned.items() if os.path.isdir(path)}))
+    here = {path: find_ids for path, find_ids in owned.items() if os.path.isdir(path)}
+    return tuple(judge_orphans(here, snapshot.node))
 
 
 def predict_recovery(snapshot: Snapshot) -> Report:

@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_plausible_files
 from limpet.engine.reconcile import examine_all
 from limpet.engine.starters import make_host_probe
-from limpet.engine.state.directory import check_directory, find_foreign_entries
+from limpet.engine.state.directory import check_directory, require_ours
 from limpet.engine.state.entries import require_entries, resolve_directory
+from limpet.engine.state.identity import find_original
 from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
 from limpet.engine.state.owner import read_owner
@@ -29,7 +30,7 @@ from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamage
 from limpet.schema.history import Transition
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.rows import NameRow, StatusRow
-from limpet.schema.status import ContainerState, Reason, Status
+from limpet.schema.status import ContainerState, Reason, Status, mark_copied
 
 _READ_AGAIN_SECONDS = 0.05
 _READ = {name: what for name, what in ENTRIES.items() if name.startswith((DATABASE, CONTAINERS, SANDBOXES))}
@@ -66,6 +67,7 @@ class Snapshot:
         self.holder = find_holder(path)
         """The pid of the process that has the state directory open; None if none is visible."""
         self._probe = make_host_probe(os.path.join(path, CONTAINERS))
+        self._original = find_original(path, node)
         sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
         self._sandboxes = {row.id: row for row in sandboxes}
         self._names = {row.id: row for row in names}
@@ -198,6 +200,8 @@ class Snapshot:
                 status = row_to_status(row)
             except StoreDamagedError as error:
                 damage = str(error)
+        if self._original and status.identity is not None and not status.finished_at:
+            status = mark_copied(status, self._original, self.path)  # as the next engine does, durably
         return Unsettled(Record(key, status, self.metadata), damage)
 
     def _has_ended(self, key: str) -> bool:
@@ -236,16 +240,12 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
         raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
     check_directory(path)
     try:
+        require_ours(path)
         _require_plausible(path)
-        if os.path.lexists(os.path.join(path, DATABASE)):
-            return path
-        foreign = find_foreign_entries(path)
     except OSError as error:
         raise StateDirectoryError(f"state directory {path}: {error.strerror}; use one that you can read") from error
-    if foreign:
-        raise StateDirectoryError(
-            f"state directory {path} contains no limpet state, but other files ({foreign[0]!r}, ...); give another"
-        )
+    if os.path.lexists(os.path.join(path, DATABASE)):
+        return path
     raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
 
 

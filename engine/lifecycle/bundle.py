@@ -1,20 +1,35 @@
 """Bundles: the directories that the engine makes for containers and sandboxes, and removes again.
 
-A directory is made after its row is durable, marked as ours before anything goes into it, and whole once
-its config.json is there. So a kill at any step leaves what recovery can name: nothing, a half-made bundle of a
-known container, or a whole one. Only what bears our marker for this very container is ever removed.
+A directory is made after its row is durable, marked as ours before anything goes into it, and whole once its
+config.json is there. So a kill at any step leaves what recovery can name: nothing, a half-made bundle of a known
+container, or a whole one. Only what bears our marker for this very container is ever removed, and what holds nothing.
+
+Flushes are few, because each waits for the disk. A container's marker is flushed by itself only before an image is
+unpacked: until config.json is durable, which carries the same marker, a power cut leaves empty directories and perhaps
+an empty marker, and those hold nothing. A removal is not flushed at all: its row says already that nothing is wanted
+here, so what a power cut brings back is removed once more.
 """
 
+import json
 import os
+import stat
 
 import msgspec
 
-from limpet.engine.state.durable import make_directory, remove_tree, sync_directory, write_file
+from limpet.engine.state.durable import remove_unflushed, sync_directory, sync_file, write_file, write_unflushed
 from limpet.recovery.bundles import is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import InvalidStateError, StateDirectoryError
-from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, WORKING, BundleMarker
+from limpet.schema.layout import (
+    CONFIG_FILE,
+    MARKER_ANNOTATION,
+    MARKER_FILE,
+    ROOTFS,
+    TEMPORARY_PREFIX,
+    WORKING,
+    BundleMarker,
+)
 from limpet.schema.metadata import require_id
 
 
@@ -25,7 +40,8 @@ class Bundle:
 
     def __init__(self, path: str, owner_id: str, node: str) -> None:
         self.path = path
-        self._marker = BundleMarker(limpet=self.kind, id=owner_id, node=node)
+        self._marker = msgspec.json.encode(BundleMarker(limpet=self.kind, id=owner_id, node=node))
+        self._id = owner_id
 
     def make(self) -> None:
         """Make the directory and mark it, durably; one of ours that is there already is kept.
@@ -33,16 +49,10 @@ class Bundle:
         Raises StateDirectoryError if something else is in the way or the disk refuses, InvalidInputError for an
         invalid id.
         """
-        require_id(self._marker.id)  # a row that somebody else wrote may lead anywhere
         try:
-            make_directory(self.path)
-            names = os.listdir(self.path)
-            if is_begun(names):
-                for name in names:  # a kill came while the marker was written
-                    os.unlink(os.path.join(self.path, name))
-            elif read_marker(self.path) != self._marker:
-                raise StateDirectoryError(f"{self.path} is not ours; move it away and try again")
-            write_file(os.path.join(self.path, MARKER_FILE), msgspec.json.encode(self._marker))
+            self._make_directory()
+            write_file(self._marker_path, self._marker)
+            sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise _translate(self.path, error) from error
 
@@ -50,33 +60,64 @@ class Bundle:
         """Say whether the directory is not there, or not marked yet. Raises OSError."""
         if os.path.islink(self.path) or not os.path.isdir(self.path):
             return not os.path.lexists(self.path)
-        return is_begun(os.listdir(self.path))
+        return is_begun(self.path)
 
     def remove(self) -> None:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.
 
-        Raises InvalidStateError if it is not ours or something is mounted in it, InvalidInputError for an invalid
-        id; the directory is then left alone.
+        A power cut may bring back what holds nothing but the marker. Raises InvalidStateError if it is not ours or
+        something is mounted in it, InvalidInputError for an invalid id; the directory is then left alone.
         """
-        require_id(self._marker.id)
+        require_id(self._id)
         try:
             if not os.path.lexists(self.path):
                 return
-            if os.path.islink(self.path) or not (
-                is_begun(os.listdir(self.path)) or read_marker(self.path) == self._marker
-            ):
+            if os.path.islink(self.path) or not (is_begun(self.path) or self._is_ours()):
                 raise InvalidStateError(f"{self.path} is not ours; it was left alone, move it away yourself")
             mounts = find_mounts(self.path)
             if mounts:
                 raise InvalidStateError(f"{mounts[0]} is mounted; it was left alone, unmount it and try again")
-            # The marker goes last, so that a kill on the way leaves a directory that is still known as ours.
-            for name in os.listdir(self.path):
-                if name != MARKER_FILE:
-                    _remove(os.path.join(self.path, name))
-            sync_directory(self.path)
-            remove_tree(self.path)
+            # The marker and what carries it go last, so that a kill on the way leaves a directory that is still known
+            # as ours. Without the flush a power cut might take them and leave the content.
+            names = set(os.listdir(self.path)) - {CONFIG_FILE, MARKER_FILE}
+            content = [name for name in names if not self._remove_if_empty(name)]
+            for name in content:
+                _remove(os.path.join(self.path, name))
+            if content:
+                sync_directory(self.path)
+            remove_unflushed(self.path)
         except OSError as error:
             raise _translate(self.path, error) from error
+
+    @property
+    def _marker_path(self) -> str:
+        return os.path.join(self.path, MARKER_FILE)
+
+    def _remove_if_empty(self, name: str) -> bool:
+        """Remove one of the directories that a bundle begins with if nothing is in it; say whether that was so."""
+        if name not in {ROOTFS, WORKING}:
+            return False
+        try:
+            os.rmdir(os.path.join(self.path, name))
+        except OSError:  # it holds something, or is none: that is told when it is removed in earnest
+            return False
+        return True
+
+    def _is_ours(self) -> bool:
+        found = read_marker(self.path)
+        return found is not None and msgspec.json.encode(found) == self._marker
+
+    def _make_directory(self) -> None:
+        """Make the directory, or take one that is ours; nothing is flushed."""
+        require_id(self._id)  # a row that somebody else wrote may lead anywhere
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileExistsError as error:
+            if not stat.S_ISDIR(os.lstat(self.path).st_mode) or not (is_begun(self.path) or self._is_ours()):
+                raise StateDirectoryError(f"{self.path} is not ours; move it away and try again") from error
+            for name in os.listdir(self.path):
+                if name.startswith(TEMPORARY_PREFIX):  # a kill came while the marker was written
+                    os.unlink(os.path.join(self.path, name))
 
 
 class ContainerBundle(Bundle):
@@ -94,26 +135,57 @@ class ContainerBundle(Bundle):
         """The directory that a program without a working directory of its own is started in."""
         return os.path.join(self.path, WORKING)
 
+    def make(self) -> None:
+        """Make the directory and mark it, but flush nothing: see `Bundle.make`, also for the errors raised."""
+        try:
+            self._make_directory()
+            write_unflushed(self._marker_path, self._marker)
+        except OSError as error:
+            raise _translate(self.path, error) from error
+
     def begin(self) -> None:
         """Make the bundle's empty directories; what a create that was cut short has left is removed first."""
-        found, _ = observe_bundle(self.path, self._marker.id)
+        found, _ = observe_bundle(self.path, self._id)
         if found in {Found.PARTIAL, Found.WHOLE}:
             self.remove()
         self.make()
-        make_directory(self.rootfs, 0o755)
-        make_directory(self.working, 0o755)
+        try:
+            for path in (self.rootfs, self.working):
+                os.mkdir(path, 0o755)
+        except OSError as error:
+            raise _translate(self.path, error) from error
+
+    def flush_marker(self) -> None:
+        """Make the marker durable: to be called before anything is put into the directories ahead of `finish`."""
+        try:
+            sync_file(self._marker_path)
+            sync_directory(self.path)
+        except OSError as error:
+            raise _translate(self.path, error) from error
 
     def finish(self, config: bytes) -> None:
-        """Write config.json, durably: from now on the bundle is whole."""
+        """Write config.json with the marker, durably: from now on the bundle is whole.
+
+        The flush of the bundle's directory takes the names of all that is in it along, the one of its parent its own.
+        """
         try:
-            write_file(os.path.join(self.path, CONFIG_FILE), config)
+            write_file(os.path.join(self.path, CONFIG_FILE), _annotate(config, self._marker))
+            sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise _translate(self.path, error) from error
 
 
+def _annotate(config: bytes, marker: bytes) -> bytes:
+    """Return a config.json with the marker among its annotations."""
+    # Not msgspec: it refuses half a surrogate pair, by which JSON can name bytes that are no text.
+    document = json.loads(config)
+    document["annotations"] = {**document.get("annotations", {}), MARKER_ANNOTATION: marker.decode()}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
 def _remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
-        remove_tree(path)
+        remove_unflushed(path)
     else:
         os.unlink(path)
 

@@ -2,8 +2,10 @@
 
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace as replace_field
 from functools import cached_property
 
@@ -13,6 +15,8 @@ from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.starters import Launch, number_of_signal, require_secrets
+from limpet.recovery.evidence import Boot, Process
+from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import (
     InvalidInputError,
@@ -25,7 +29,7 @@ from limpet.schema.errors import (
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
-from limpet.schema.status import ContainerState, Status, end, end_never_run
+from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 _KILL_TIMEOUT_SECONDS = 10.0
@@ -93,10 +97,19 @@ class Container:
         is looked at first: its processes are signalled if they are shown to be the very ones, and otherwise the
         container is EXITED only if they are shown to be gone. Raises InvalidStateError if neither can be shown.
         """
+        return self.finish_stop(self.begin_stop(timeout))
+
+    def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
+        """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status."""
         _require_seconds(timeout)
+        if self._runtime.store.is_damaged(self.id):
+            return self._runtime.step(self._end_damaged)
         if self.status.unknown:
             self._runtime.step(lambda: self._runtime.reexamine(self.id))
-        status = self._runtime.step(lambda: self._begin_stop(timeout))
+        return self._runtime.step(lambda: self._begin_stop(timeout))
+
+    def finish_stop(self, status: Status) -> Status:
+        """Wait until nothing of it is left, given what `begin_stop` returned, and return the status then."""
         if status.identity is None or status.state is not ContainerState.RUNNING:
             return status
         self._wait_for_stop(status.identity)
@@ -129,7 +142,7 @@ class Container:
 
     def remove_bundle(self) -> None:
         """Remove what is on disk of a container that is released or was never created. May be repeated."""
-        self._runtime.starter.release(self.id, self._bundle.path)
+        self._runtime.starter.release(self.id)
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 
@@ -145,6 +158,8 @@ class Container:
             try:
                 self._bundle.begin()
                 image = self.metadata.image_manifest
+                if not image.is_builtin:
+                    self._bundle.flush_marker()
                 self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
                 launch = self._launch()
                 unapplied = self._runtime.starter.find_unapplied(launch)
@@ -212,9 +227,21 @@ class Container:
             left = max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
             self._runtime.watcher.kill_at(self.id, status.identity, min(timeout, left))
             if is_first and timeout:
-                number = number_of_signal(self.metadata.stop_signal)
+                number = number_of_signal(self._find_stop_signal())
                 self._runtime.starter.signal(self.id, status.identity, number)
             return status
+
+    def _find_stop_signal(self) -> str:
+        try:
+            return self.metadata.stop_signal
+        except StoreDamagedError:  # a container can be stopped whatever became of its record
+            return signal.SIGTERM.name
+
+    def _end_damaged(self) -> Status:
+        """End all that the starter knows to be of this container: which process its record named cannot be read."""
+        with self._runtime.exclusive(self.id):
+            self._runtime.starter.release(self.id)
+            return self.status
 
     def _wait_for_stop(self, identity: ProcessIdentity) -> None:
         """Wait until nothing of the container is left: the watcher sends SIGKILL when its time is over."""
@@ -227,7 +254,7 @@ class Container:
             if late > _KILL_TIMEOUT_SECONDS:
                 raise InvalidStateError(
                     f"container {self.id}: process {identity.pid}, or one that it left, has not ended"
-                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); stop it again later"
+                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again"
                 )
             if status.finished_at:
                 time.sleep(patience)
@@ -239,6 +266,9 @@ class Container:
     def _release(self) -> Status:
         with self._runtime.exclusive(self.id):
             status = self.status
+            if self._runtime.store.is_damaged(self.id):
+                self._discard_damaged()
+                return status
             if status.unknown or status.state is ContainerState.RUNNING:
                 raise self._refuse("release", "stop it first")
             if not status.released:
@@ -248,21 +278,41 @@ class Container:
 
     def _delete(self) -> None:
         with self._runtime.exclusive(self.id):
-            if self._is_damaged():
-                # What it was cannot be read. Its bundle, if there is one, becomes an orphan that recovery judges.
+            if self._runtime.store.is_damaged(self.id):
+                self._discard_damaged()
                 self._runtime.store.delete(self.id)
                 return
             status = self.status
+            is_running = status.state is ContainerState.RUNNING
+            is_doubtful = status.unknown and status.reason != Reason.BUNDLE_LOST
+            if is_doubtful:
+                raise self._refuse("delete", "a process of it may be left")
             never_created = not status.created_at and not status.finished_at
-            if not status.released and not never_created:
-                raise self._refuse("delete", "release it first")
-            if status.state is not ContainerState.RUNNING and not status.unknown:
+            is_settled = status.released or never_created or self._has_damaged_metadata()
+            if is_running or not is_settled:
+                raise self._refuse("delete", "stop and release it first")
+            if not status.unknown:
                 self.remove_bundle()
             self._runtime.store.delete(self.id)
 
-    def _is_damaged(self) -> bool:
-        if self._runtime.store.is_damaged(self.id):
-            return True
+    def _discard_damaged(self) -> None:
+        """End what the starter knows to be of a container whose record cannot be read, and remove its bundle if ours.
+
+        Raises InvalidStateError while the process lives that the damaged record names: it may be the container's.
+        """
+        self._runtime.starter.release(self.id)
+        suspect = self._runtime.store.find_suspect(self.id)
+        is_here = suspect is not None and observe_boot(suspect) is Boot.SAME
+        if suspect is not None and is_here and observe_process(suspect)[0] is Process.ALIVE:
+            raise InvalidStateError(
+                f"container {self.id}: its damaged record names process {suspect.pid}, which lives and may be of it;"
+                " find out whose it is, and delete the container once it has ended"
+            )
+        with suppress(InvalidStateError):  # not ours, or something is mounted in it: recovery judges what is left
+            self._runtime.images.unmount(self._bundle.rootfs)
+            self._bundle.remove()
+
+    def _has_damaged_metadata(self) -> bool:
         try:
             self._runtime.store.metadata(self.id)
         except StoreDamagedError:
@@ -270,9 +320,11 @@ class Container:
         return False
 
     def _stop_unknown(self, status: Status) -> Status:
+        if status.reason == Reason.COPIED:
+            raise self._refuse("stop", "nothing was signalled")
         if status.identity is not None:
             try:
-                pidfd = self._runtime.starter.adopt(status.identity, self._bundle.path)
+                pidfd = self._runtime.starter.adopt(self.id, status.identity)
             except NotFoundError as error:
                 raise self._refuse("stop", f"{error}; nothing was signalled, and recover() may tell later") from error
             os.close(pidfd)  # it lives after all: the next look will say so
@@ -283,12 +335,18 @@ class Container:
         return self._update(lambda old: end(old, None, finished_at=_now(), message=old.message))
 
     def _launch(self) -> Launch:
-        metadata = self.metadata
+        metadata = self._runtime.bring_home(self.metadata)
         try:
             sandbox = self._runtime.store.get_sandbox(metadata.sandbox_id)
         except (NotFoundError, StoreDamagedError):
             sandbox = None
-        return Launch(id=self.id, bundle_path=self._bundle.path, metadata=metadata, sandbox=sandbox)
+        return Launch(
+            id=self.id,
+            bundle_path=self._bundle.path,
+            metadata=metadata,
+            sandbox=sandbox,
+            log_directory=self._runtime.log_directory(sandbox) if sandbox else "",
+        )
 
     def _update(self, change: Callable[[Status], Status]) -> Status:
         return self._runtime.store.update(self.id, change)

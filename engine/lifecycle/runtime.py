@@ -11,11 +11,15 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+from msgspec.structs import replace
+
 from limpet.engine.images import ImageStore
 from limpet.engine.lifecycle.steps import Steps
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
 from limpet.engine.store import Store
+from limpet.schema.errors import InvalidStateError, quote_path
+from limpet.schema.metadata import Metadata, SandboxMetadata
 
 _T = TypeVar("_T")
 
@@ -52,6 +56,17 @@ class Runtime:
         Not where its record says: in a copy of a state directory that would be the original's.
         """
         return os.path.join(self.sandboxes_dir, sandbox_id)
+
+    def bring_home(self, metadata: Metadata) -> Metadata:
+        """Return a container's metadata with the paths that it has in this state directory, wherever it was made.
+
+        Raises InvalidStateError in a copy of a state directory, if its log is outside: that one is the original's.
+        """
+        return bring_home(metadata, self.bundle_path(metadata.id), is_copy=self.store.directory.is_copy)
+
+    def log_directory(self, sandbox: SandboxMetadata) -> str:
+        """Return where the logs of a sandbox's containers go: its config's log_directory, else one of its own."""
+        return sandbox.config.log_directory or os.path.join(self.sandbox_path(sandbox.id), "logs")
 
     @contextmanager
     def exclusive(self, container_id: str) -> Iterator[None]:
@@ -111,3 +126,19 @@ class Runtime:
         """Wake all who wait: the store is closed, and they will see that."""
         for container_id in list(self._bells):
             self.ring(container_id)
+
+
+def bring_home(metadata: Metadata, bundle_path: str, *, is_copy: bool) -> Metadata:
+    """Return the metadata of a container whose bundle is at `bundle_path` now: see `Runtime.bring_home`."""
+    if metadata.root_dir == bundle_path:
+        return metadata
+    then, now = (os.path.dirname(os.path.dirname(path)) for path in (metadata.root_dir, bundle_path))
+    log_path = metadata.log_path
+    if log_path.startswith(f"{then}/"):
+        log_path = f"{now}{log_path[len(then) :]}"
+    elif log_path and is_copy:
+        raise InvalidStateError(
+            f"container {metadata.id}: its log {quote_path(log_path)} is that of {quote_path(then)}, of which this"
+            " state directory is a copy; create another container, with a log of its own"
+        )
+    return replace(metadata, root_dir=bundle_path, log_path=log_path)

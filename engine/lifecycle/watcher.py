@@ -176,7 +176,7 @@ class Watcher:
             try:
                 ready = self._epoll.poll(self._patience())
                 self._look(ready)
-            except Exception:
+            except Exception:  # noqa: BLE001  # whatever it is, the others are watched on
                 _log.exception("the watcher goes on after an error")
                 time.sleep(_LOOK_AGAIN_SECONDS)
 
@@ -206,7 +206,7 @@ class Watcher:
         self._kill_overdue(now)
 
     def _notice(self, watch: _Watch) -> None:
-        """A pidfd is readable: the process has ended. From here on it is asked how, until that is known."""
+        """Take note that a process has ended, by its pidfd; from here on it is asked how, until that is known."""
         watch.noticed_at = time.time_ns()
         with suppress(OSError):
             self._epoll.unregister(watch.pidfd)
@@ -222,12 +222,12 @@ class Watcher:
             return
         if watch.pidfd < 0:
             try:
-                watch.pidfd = self._starter.adopt(watch.identity, "")
+                watch.pidfd = self._starter.adopt(watch.container_id, watch.identity)
             except NotFoundError:
                 watch.noticed_at = time.time_ns()
                 self._ask(watch)
                 return
-            except (LimpetError, OSError):
+            except LimpetError:
                 return  # no descriptor is left for it; looked at again
             with self._lock:
                 self._register(watch)
@@ -238,7 +238,7 @@ class Watcher:
     def _ask(self, watch: _Watch) -> None:
         try:
             watch.exit = self._starter.read_exit(watch.container_id, watch.identity, watch.pidfd)
-        except (LimpetError, OSError) as error:
+        except LimpetError as error:
             self._doubt(watch, f"it has ended, and how cannot be asked: {error}")
             watch.due = time.monotonic() + _RETRY_SECONDS
             return

@@ -21,6 +21,7 @@ from limpet.recovery.report import Finding, Report, make_finding
 from limpet.recovery.rules import Action, Ruling, Verdict
 from limpet.schema.any_text import encode_any
 from limpet.schema.errors import InvalidInputError
+from limpet.schema.status import ContainerState, Reason
 
 Actor = Callable[[str, Verdict], None]
 """Carries out one action for the container with this id. What it raises goes into the report."""
@@ -70,7 +71,7 @@ def recover(
             orphans=tuple(orphans),
         )
         draft.add_report(report.number, now, encode_any(report).decode())
-    findings = tuple(_act(one, actors or {}) for one in examined)
+    findings = tuple(_act(store, one, actors or {}) for one in examined)
     return replace(report, findings=findings, took_ns=time.monotonic_ns() - begun)
 
 
@@ -87,7 +88,7 @@ def reexamine(
     for one in examine_all(containers, probe, time.time_ns(), look_timeout):
         with store.transaction() as draft:
             applied = _apply(draft, one)
-        return None if applied is None else _act(applied, actors)
+        return None if applied is None else _act(store, applied, actors)
     return None
 
 
@@ -129,7 +130,7 @@ def _apply(draft: Draft, one: Examined) -> Examined | None:
     return one
 
 
-def _act(one: Examined, actors: Mapping[Action, Actor]) -> Finding:
+def _act(store: Store, one: Examined, actors: Mapping[Action, Actor]) -> Finding:
     finding = one.finding
     for action in one.verdict.actions:
         try:
@@ -137,4 +138,14 @@ def _act(one: Examined, actors: Mapping[Action, Actor]) -> Finding:
                 actors[action](finding.id, one.verdict)
         except Exception as error:  # noqa: BLE001  # one container's trouble is reported, the others go on
             finding = replace(finding, problem=f"{action.value}: {error}")
+            if action is Action.ADOPT:
+                finding = _doubt(store, finding, f"it was seen alive, and cannot be watched: {error}; recover again")
     return finding
+
+
+def _doubt(store: Store, finding: Finding, why: str) -> Finding:
+    """Flag a container Unknown whose end nobody would see: RUNNING would be said of it for ever."""
+    with store.transaction() as draft:
+        if finding.id in draft:
+            draft.doubt(finding.id, (Reason.UNVERIFIED, why))
+    return replace(finding, state=ContainerState.UNKNOWN.name, because=f"{finding.because}; {why}")

@@ -1,5 +1,6 @@
 """The sweep: directories that no container or sandbox owns are judged, and removed, moved aside or left."""
 
+import errno
 import os
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -10,27 +11,29 @@ from msgspec.structs import replace
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.durable import make_directory, remove_tree, sync_directory
 from limpet.engine.state.names import QUARANTINE
-from limpet.recovery.orphans import Disposal, Orphan, judge_orphan
+from limpet.recovery.orphans import QUARANTINE_MOST, Disposal, Orphan, judge_orphan
 from limpet.recovery.report import Report
+from limpet.recovery.users import find_users
 
 Exclusive = Callable[[str], AbstractContextManager[None]]
 
 
-def judge_orphans(owned: Mapping[str, Callable[[], Container[str]]]) -> Sequence[Orphan]:
+def judge_orphans(owned: Mapping[str, Callable[[], Container[str]]], node: str) -> Sequence[Orphan]:
     """Look at each entry of a directory that no id owns, and say what is to be done with it.
 
-    Touches nothing. Raises OSError if a directory cannot be listed.
+    Touches nothing. Raises OSError if a directory or /proc cannot be listed.
     """
     now = time.time()
     # What is listed first and has no row after that has none: a row is there before its directory.
     listed = {directory: sorted(os.listdir(directory)) for directory in owned}
-    found = []
+    paths = []
     for directory, find_ids in owned.items():
         ids = find_ids()
-        for name in listed[directory]:
-            if name not in ids:
-                with suppress(FileNotFoundError):  # removed in the meantime
-                    found.append(judge_orphan(os.path.join(directory, name), now=now))
+        paths += [os.path.join(directory, name) for name in listed[directory] if name not in ids]
+    users, found = find_users(paths), []
+    for path in paths:
+        with suppress(FileNotFoundError):  # removed in the meantime
+            found.append(judge_orphan(path, node=node, users=users, now=now))
     return found
 
 
@@ -61,7 +64,19 @@ def _dispose(directory: StateDirectory, orphan: Orphan) -> Orphan:
 
 def _move_aside(path: str, quarantine: str) -> None:
     make_directory(quarantine)
+    if len(os.listdir(quarantine)) >= QUARANTINE_MOST:
+        problem = f"it holds {QUARANTINE_MOST} entries, the most it may: look through them, and recover again"
+        raise OSError(errno.ENOSPC, problem, quarantine)
     # The time keeps the names apart; rename(2) moves a link itself, never what it points to.
-    os.rename(path, os.path.join(quarantine, f"{os.path.basename(path)}.{time.time_ns()}"))
+    ending = f".{time.time_ns()}"
+    name = _shorten(os.path.basename(path), os.pathconf(quarantine, "PC_NAME_MAX") - len(ending))
+    os.rename(path, os.path.join(quarantine, name + ending))
     sync_directory(quarantine)
     sync_directory(os.path.dirname(path))
+
+
+def _shorten(name: str, most_bytes: int) -> str:
+    """Return the beginning of a name that takes at most so many bytes, with no character cut in two."""
+    while len(os.fsencode(name)) > most_bytes:
+        name = name[:-1]
+    return name

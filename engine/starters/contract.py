@@ -25,6 +25,8 @@ class Launch:
     metadata: Metadata
     sandbox: SandboxMetadata | None
     """None if the sandbox's record is damaged."""
+    log_directory: str = ""
+    """Where the logs of the sandbox's containers are, empty if that is not known; `log_path` is below it."""
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Variables of this start alone, over all others; never written down, nor shown."""
 
@@ -97,8 +99,11 @@ class Starter(Protocol):
     def abort(self, prepared: Prepared) -> None:
         """End a process that is still held, and wait until it is gone."""
 
-    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
-        """Return a pidfd of the very process, running or just ended. Raises NotFoundError if it is not there."""
+    def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of the very process, running or just ended.
+
+        Raises NotFoundError if it is not there, ResourcesError if no descriptor is left.
+        """
 
     def signal(self, container_id: str, identity: ProcessIdentity, number: int) -> int:
         """Send a signal to all processes of the container, 0 to none; return how many there are.
@@ -115,7 +120,7 @@ class Starter(Protocol):
     def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
         """Take note that these ends, by container id and pidfd, are written down: processes may be reaped."""
 
-    def release(self, container_id: str, bundle_path: str) -> None:
+    def release(self, container_id: str) -> None:
         """End what is left of the container, and free what the starter keeps for it. May be repeated."""
 
     def end_leftovers(self, has_ended: Callable[[str], bool]) -> None:

@@ -20,8 +20,8 @@ HOST_VARIABLES: Mapping[str, str] = {
 """What a container of the `host` image gets of the engine's environment, and why. No other variable is handed on."""
 
 
-def merge_environment(image: ImageConfig, config: ContainerConfig, ours: Mapping[str, str]) -> tuple[str, ...]:
-    """Return NAME=value for each variable; the image's, overridden by the config's, then ours.
+def merge_environment(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
+    """Return NAME=value for each variable; the image's, overridden by the config's.
 
     Raises InvalidInputError for a name that no environment can hold.
     """
@@ -33,7 +33,6 @@ def merge_environment(image: ImageConfig, config: ContainerConfig, ours: Mapping
         if not _is_variable(pair.key, pair.value):
             raise InvalidInputError(f"environment variable {pair.key!r}: a name without '=' and NUL is needed")
         merged[pair.key] = pair.value
-    merged.update(ours)
     return tuple(f"{name}={value}" for name, value in merged.items())
 
 

@@ -1,15 +1,18 @@
 """The state directory: private, and locked by one engine at a time."""
 
+import errno
+import gc
 import os
 import stat
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import msgspec
 
-from limpet.engine.state.durable import make_directory, write_file
+from limpet.engine.state.durable import make_directory, remove_tree, write_file
 from limpet.engine.state.entries import require_entries, require_path
-from limpet.engine.state.lock import locked_error, write_holder
-from limpet.engine.state.names import DATABASE, ENTRIES, LOCK, OURS, OWNER
+from limpet.engine.state.identity import find_original, read_identity, settle_identity
+from limpet.engine.state.lock import Lock, find_holder, is_lock, locked_error
+from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, read_owner
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
@@ -19,18 +22,15 @@ from limpet.schema.errors import (
 )
 from limpet.schema.layout import TEMPORARY_PREFIX
 
-if TYPE_CHECKING:
-    from filelock import FileLock
-
-
 # SQLite's WAL needs memory shared by all users of the database, and flock(2) needs a single machine.
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"}
+_CANNOT_LOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class StateDirectory:
     """A state directory that this process has locked. Created by `acquire`, given up by `release`."""
 
-    def __init__(self, path: str, lock: "FileLock") -> None:
+    def __init__(self, path: str, lock: Lock) -> None:
         self.path = path
         self._lock = lock
 
@@ -41,34 +41,25 @@ class StateDirectory:
         Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if it is
         not a private directory of this user, UnsupportedError if it is on a network file system.
         """
-        # Imported here: it takes as long to load as everything that reading without the lock needs.
-        from filelock import FileLock, Timeout  # noqa: PLC0415
-
         path = require_path(state_dir)
         try:
             path = os.path.abspath(path)
             make_directory(path)
-            _require_private(path, check_directory(path))
+            _make_private(path, check_directory(path))
             require_entries(path, ENTRIES)
-            lock = FileLock(
-                os.path.join(path, LOCK),
-                timeout=0,
-                mode=0o600,
-                thread_local=False,
-                fallback_to_soft=False,  # a soft lock survives its holder
-                preserve_lock_file=True,
-                on_acquired=write_holder,
-            )
-            lock.acquire()
-        except Timeout as error:
-            raise locked_error(path) from error
-        except NotImplementedError as error:
-            raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
+            lock = Lock.take(os.path.join(path, LOCK))
+            if lock is None and find_holder(path) == os.getpid():
+                gc.collect()  # perhaps of a store that an interrupt cut off, and that nobody has any more
+                lock = Lock.take(os.path.join(path, LOCK))
         except (OSError, ValueError) as error:  # the path contains a NUL or a lone surrogate
+            if getattr(error, "errno", None) in _CANNOT_LOCK:
+                raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
             reason = getattr(error, "strerror", None) or error
             raise StateDirectoryError(
                 f"state directory {quote_path(path)}: {reason}; give a directory that you can write to"
             ) from error
+        if lock is None:
+            raise locked_error(path)
         return cls(path, lock)
 
     def join(self, name: str) -> str:
@@ -86,6 +77,38 @@ class StateDirectory:
         except OSError as error:
             raise StateDirectoryError(f"{self.join(OWNER)}: {error.strerror}; nothing was started") from error
 
+    def find_original(self, node: str) -> str:
+        """Return where the original is if this is a copy of which `node` has not been told; else nothing.
+
+        Raises StateDirectoryError.
+        """
+        try:
+            return find_original(self.path, node)
+        except OSError as error:
+            raise StateDirectoryError(f"state directory {self.path}: {error.strerror}") from error
+
+    def settle_identity(self, node: str, original: str) -> None:
+        """Record, durably, which directory this is, now that what it holds is settled. Raises StateDirectoryError."""
+        try:
+            settle_identity(self.path, node, original)
+        except OSError as error:
+            raise StateDirectoryError(f"{self.join(IDENTITY)}: {error.strerror}; nothing was started") from error
+
+    def forget_keeper(self) -> None:
+        """Remove the copy of a keeper's files: what it noted is of the original's containers. May be repeated."""
+        path = self.join(KEEPER)
+        try:
+            if os.path.lexists(path):
+                remove_tree(path)
+        except OSError as error:
+            raise StateDirectoryError(f"{error.filename or path}: {error.strerror}; nothing was started") from error
+
+    @property
+    def is_copy(self) -> bool:
+        """True if this directory was made as a copy of another one."""
+        record = read_identity(self.path)
+        return record is not None and bool(record.original)
+
     def remove_temporary_files(self) -> None:
         """Remove files that a kill left half written. Raises StateDirectoryError."""
         try:
@@ -96,7 +119,7 @@ class StateDirectory:
             raise StateDirectoryError(f"{error.filename or self.path}: {error.strerror}") from error
 
     def release(self) -> None:
-        """Release the lock; the file stays."""
+        """Release the lock; the file stays. Repeating it is fine."""
         self._lock.release()
 
 
@@ -124,25 +147,32 @@ def check_directory(path: str) -> os.stat_result:
     return found
 
 
+def require_ours(path: str) -> None:
+    """Raise StateDirectoryError if the directory has entries, and nothing of limpet's among them. Raises OSError.
+
+    The names of its directories are anybody's: only its files tell.
+    """
+    found = {name for name in os.listdir(path) if not name.startswith(TEMPORARY_PREFIX)}
+    foreign = found - OURS
+    has_file = not found.isdisjoint(FILES - {LOCK}) or (LOCK in found and is_lock(os.path.join(path, LOCK)))
+    if not found or DATABASE in found or (has_file and not foreign):
+        return
+    raise StateDirectoryError(
+        f"state directory {quote_path(path)} contains no limpet state, but other files"
+        f" ({min(foreign or found)!r}, ...); give an empty directory or a new path"
+    )
+
+
+def _make_private(path: str, found: os.stat_result) -> None:
+    """Close a state directory to others. A service manager may open it again before each start."""
+    require_ours(path)
+    if found.st_mode & 0o077 or not os.path.lexists(os.path.join(path, DATABASE)):
+        os.chmod(path, 0o700)
+
+
 def find_foreign_entries(path: str) -> list[str]:
     """Return the names in a directory that are not limpet's."""
     return sorted(name for name in os.listdir(path) if name not in OURS and not name.startswith(TEMPORARY_PREFIX))
-
-
-def _require_private(path: str, found: os.stat_result) -> None:
-    if not os.path.lexists(os.path.join(path, DATABASE)):
-        foreign = find_foreign_entries(path)
-        if foreign:
-            raise StateDirectoryError(
-                f"state directory {path} contains no limpet state, but other files ({foreign[0]!r}, ...);"
-                " give an empty directory or a new path"
-            )
-        os.chmod(path, 0o700)
-    elif found.st_mode & 0o077:
-        raise StateDirectoryError(
-            f"state directory {path} is open to other users (mode {stat.S_IMODE(found.st_mode):04o});"
-            f" make it private: chmod 700 {path}"
-        )
 
 
 def _file_system(device: int) -> str:

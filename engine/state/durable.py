@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 from limpet.schema.layout import TEMPORARY_PREFIX
@@ -15,6 +16,10 @@ from limpet.schema.layout import TEMPORARY_PREFIX
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+_renameat2 = getattr(_libc, "renameat2", None)
+if _renameat2 is not None:
+    _renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 
 
 def make_directory(path: str, mode: int = 0o700) -> None:
@@ -55,6 +60,19 @@ def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
     nothing has changed, unless the last step failed, the fsync of the directory: the new content is in place, but may
     not survive a power cut.
     """
+    _put_file(path, data, mode, os.fsync)
+    sync_directory(os.path.dirname(os.path.abspath(path)))
+
+
+def write_unflushed(path: str, data: bytes) -> None:
+    """Write `path` atomically for readers and for a kill; after a power cut it may be missing, empty or full of zeros.
+
+    Raises OSError; then nothing has changed.
+    """
+    _put_file(path, data, 0o600, lambda _: None)
+
+
+def _put_file(path: str, data: bytes, mode: int, flush: Callable[[int], None]) -> None:
     directory = os.path.dirname(os.path.abspath(path))
     temporary = temporary_path(directory)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -62,12 +80,23 @@ def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(descriptor)
+            flush(descriptor)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-    sync_directory(directory)
+
+
+def rename_new(source: str, target: str) -> None:
+    """Rename a file to a name that nothing has; not durable by itself. Raises FileExistsError if it is taken."""
+    if _renameat2 is not None:
+        if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in {errno.EINVAL, errno.ENOSYS}:  # this file system, or this kernel, has no such call
+            raise OSError(code, os.strerror(code), target)
+    os.link(source, target)
+    os.unlink(source)
 
 
 def temporary_path(directory: str) -> str:
@@ -114,23 +143,30 @@ def sync_filesystem(path: str) -> None:
 def remove_tree(path: str) -> None:
     """Remove the directory `path` with its content, durably. A missing directory is not an error.
 
+    Raises what `remove_unflushed` raises.
+    """
+    path = os.path.abspath(path)
+    remove_unflushed(path)
+    # Also for a missing one: a crash may have come between its rmdir and this fsync.
+    if os.path.isdir(os.path.dirname(path)):
+        _sync_name(path)
+
+
+def remove_unflushed(path: str) -> None:
+    """Remove the directory `path` with its content; a power cut may bring back any of it. A missing one is no error.
+
     Symbolic links are removed, never followed, and no mount is entered: see `empty_directory`, also for the errors
     raised. Raises NotADirectoryError if `path` itself is a link or a file.
     """
-    path = os.path.abspath(path)
     try:
         descriptor = _open_directory(os.fsencode(path), None)
     except FileNotFoundError:
-        if not os.path.isdir(os.path.dirname(path)):
-            return
-    else:
-        try:
-            empty_directory(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rmdir(path)
-    # Also for a missing one: a crash may have come between its rmdir and this fsync.
-    _sync_name(path)
+        return
+    try:
+        empty_directory(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rmdir(path)
 
 
 class _Level(NamedTuple):

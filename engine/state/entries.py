@@ -4,6 +4,7 @@ Through a link in place of a file, another file would be written; opening a pipe
 `containers`, foreign directories would be judged. Such an entry is not used: it is reported, and left alone.
 """
 
+import errno
 import os
 import re
 import stat
@@ -11,6 +12,8 @@ from collections.abc import Mapping
 
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote_path
 
+_MOST_LINKS = 40  # as the kernel, path_resolution(7)
+_STICKY_FOR_ALL = stat.S_ISVTX | stat.S_IWOTH
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(/|memory:$)|:memory:$")
 
 
@@ -31,12 +34,55 @@ def require_path(state_dir: str | os.PathLike[str]) -> str:
 
 
 def resolve_directory(state_dir: str | os.PathLike[str]) -> str:
-    """Return the real path of a state directory. Raises StateDirectoryError, InvalidInputError."""
+    """Return the real path of a state directory, which may be missing.
+
+    Raises StateDirectoryError, also for another user's link in a directory such as /tmp: any user could choose which
+    directory is made private and used. Most kernels do not follow those either (fs.protected_symlinks,
+    proc_sys_fs(5)). Raises InvalidInputError for what is no path.
+    """
     path = require_path(state_dir)
     try:
-        return os.path.realpath(path)
-    except (OSError, ValueError) as error:  # a NUL in it, or a lone surrogate
-        raise StateDirectoryError(f"state directory {quote_path(state_dir)}: {error}; name another") from error
+        return _follow(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it, or a lone surrogate
+        reason = getattr(error, "strerror", None) or error
+        raise StateDirectoryError(f"state directory {quote_path(state_dir)}: {reason}; name another") from error
+
+
+def _follow(path: str) -> str:
+    real = "/" if path.startswith("/") else os.getcwd()
+    names = path.split("/")[::-1]
+    links = 0
+    while names:
+        name = names.pop()
+        if name in {"", "."}:
+            continue
+        if name == "..":
+            real = os.path.dirname(real)
+            continue
+        entry = os.path.join(real, name)
+        try:
+            found = os.lstat(entry)
+        except FileNotFoundError:
+            return os.path.normpath(os.path.join(entry, *names[::-1]))
+        if not stat.S_ISLNK(found.st_mode):
+            real = entry
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        _require_trusted_link(entry, found, os.stat(real))
+        target = os.readlink(entry)
+        real = "/" if target.startswith("/") else real
+        names += target.split("/")[::-1]
+    return real
+
+
+def _require_trusted_link(entry: str, link: os.stat_result, parent: os.stat_result) -> None:
+    is_open_to_all = parent.st_mode & _STICKY_FOR_ALL == _STICKY_FOR_ALL
+    if is_open_to_all and link.st_uid not in {os.geteuid(), parent.st_uid}:
+        raise OSError(
+            errno.EACCES, f"{entry} is a link of user {link.st_uid} in a directory that is open to all", entry
+        )
 
 
 def require_entries(path: str, wanted: Mapping[str, bool]) -> None:

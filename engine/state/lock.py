@@ -1,7 +1,16 @@
-"""Who holds a state directory's lock: what its file says, for messages. What the lock means is decided by flock(2)."""
+"""A state directory's lock: flock(2) on a file that is never removed, and whose content only serves messages.
 
+The lock ends with the file object that holds it, so nothing that interrupts its caller can leave it behind. A fork
+closes its copy, so that it does not outlive the process that took it.
+"""
+
+import fcntl
 import json
 import os
+from functools import partial
+from io import FileIO
+from typing import Self
+from weakref import WeakSet
 
 from limpet.engine.state.names import LOCK
 from limpet.recovery.files import read_small_file
@@ -10,11 +19,53 @@ from limpet.schema.errors import StateDirectoryLockedError
 _HOLDER_BYTES = 4096
 
 
-def write_holder(descriptor: int) -> None:
-    """Write who we are into the lock file, which is open as `descriptor`."""
-    # Only for the error message: flock alone decides who holds the lock.
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"pid": os.getpid()}).encode(), 0)
+class Lock:
+    """A lock that this process has. Taken by `take`, given up by `release` or when it is collected."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    @classmethod
+    def take(cls, path: str) -> Self | None:
+        """Lock the file `path`, which is made if it is missing; None if another has locked it. Raises OSError."""
+        while True:
+            # Opened and kept by C code alone: no interrupt comes between, and a descriptor has an owner at once.
+            file = FileIO(path, "a+", opener=partial(os.open, mode=0o600))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_in_place = os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+            except BlockingIOError:
+                file.close()
+                return None
+            except FileNotFoundError:
+                is_in_place = False
+            except BaseException:
+                file.close()
+                raise
+            if is_in_place:
+                _held.add(file)
+                os.fchmod(file.fileno(), 0o600)
+                os.ftruncate(file.fileno(), 0)
+                file.write(json.dumps({"pid": os.getpid()}).encode())
+                return cls(file)
+            file.close()  # it was removed or replaced meanwhile
+
+    def release(self) -> None:
+        """Give the lock up, also where a fork still has a copy. Repeating it is fine."""
+        if not self._file.closed:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._file.close()
+
+
+_held: WeakSet[FileIO] = WeakSet()
+
+
+def _close_after_fork() -> None:
+    for file in list(_held):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_close_after_fork)
 
 
 def find_holder(path: str) -> int | None:
@@ -35,6 +86,11 @@ def find_holder(path: str) -> int | None:
     except OSError:
         return None
     return pid if held else None
+
+
+def is_lock(path: str) -> bool:
+    """Say whether the file `path` may be a lock of ours: it names a process, or nobody yet."""
+    return _read_holder(os.path.dirname(path)) is not None or os.path.getsize(path) == 0
 
 
 def _read_holder(path: str) -> int | None:

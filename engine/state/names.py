@@ -1,6 +1,7 @@
 """The names in a state directory.
 
 lock            locked with flock(2) while an engine or a writing store is open; never removed
+directory.json  which directory this is, so that a copy is told from the original
 owner.json      its last owner: the epoch, and whether the database was closed cleanly
 store.db        the database, with its -wal and -shm next to it while it is open
 containers/     a bundle for each container        sandboxes/   a directory for each sandbox
@@ -16,10 +17,11 @@ QUARANTINE = "quarantine"
 BACKUPS = "backups"
 LOCK = "lock"
 OWNER = "owner.json"
+IDENTITY = "directory.json"
 KEEPER = "keeper"
-_FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER}
+FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER, IDENTITY}
 _DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, KEEPER}
-OURS = _FILES | _DIRECTORIES
+OURS = FILES | _DIRECTORIES
 """All names that limpet makes there."""
-ENTRIES = dict.fromkeys(_FILES, False) | dict.fromkeys(_DIRECTORIES, True)
+ENTRIES = dict.fromkeys(FILES, False) | dict.fromkeys(_DIRECTORIES, True)
 """Whether each entry is a directory."""

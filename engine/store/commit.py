@@ -1,37 +1,45 @@
 """Group commit: many callers, one writer, one flush for a whole batch of requests.
 
-A caller that finds the store idle commits on its own thread. A caller that finds it busy joins the queue; when the
-current commit is done, the committer thread takes the whole queue as the next batch. So batches grow when the disk is
-slow, and no caller waits for a timer.
+A caller that finds the store idle commits on its own thread. A caller that finds it busy joins the queue; the committer
+thread takes the whole queue as the next batch. So batches grow when the disk is slow, and no caller waits for a timer.
 
 Order: requests are taken in order of arrival, and each batch takes all that are waiting. So no caller starves, and two
-requests of one caller, or for one container, are never reordered. Outcome: a caller returns when the flush of its batch
-has returned; a refused request fails alone; a failed commit fails its whole batch. Crash: a batch is one transaction,
-so a kill leaves all of it or nothing, and no caller had been answered. A caller that is interrupted while waiting
-raises after its outcome is known.
+requests of one caller are never reordered. Outcome: a caller returns when the flush of its batch has returned; a
+refused request fails alone; a failed commit fails its whole batch. Crash: a batch is one transaction, so a kill leaves
+all of it or nothing, and no caller had been answered. A caller that is interrupted while it waits raises after its
+outcome is known.
 
-A signal handler may raise in the main thread between any two instructions. So the owner is a single field, and a
-caller's cleanup can be repeated: an interrupt can cut one run of it short, but not both.
+A signal handler may raise in the main thread between any two calls, and a call may fail for want of memory anywhere. So
+whoever has the right to commit holds a lock of the interpreter's own in a `with` statement, which nothing can leave
+locked, and nobody has to be told of it; the committer thread is never interrupted, keeps what it has taken until
+everybody was answered, and tries again after a failure of its own. If no thread can be started, callers take turns.
 """
 
 import _thread
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
-from queue import SimpleQueue
+from itertools import islice
 from typing import Any, Self
 
-from limpet.schema.errors import ClosedError, InvalidStateError
+from limpet.schema.errors import ClosedError, InvalidStateError, StoreError
 
 MAX_BATCH = 512
+_START_SECONDS = 10.0
+"""So long the first who has to wait gives the committer thread to begin."""
+_PAUSE_SECONDS = 0.01
+"""After a failure of its own the committer thread waits so long before it tries again."""
+_TRIES = 5
+"""So often a batch is tried that fails for want of memory, of which nothing was written then."""
 
 
 class Request:
     """One thread's change, and its outcome. `apply` runs on the committing thread and may raise."""
 
-    __slots__ = ("apply", "error", "following", "result", "settled", "taken", "thread", "wake")
+    __slots__ = ("apply", "error", "inside", "result", "settled", "taken", "thread", "wake")
 
     def __init__(self, apply: Callable[..., Any]) -> None:
         self.apply = apply
@@ -41,8 +49,10 @@ class Request:
         self.taken = False
         """The committer has taken it: there will be an outcome."""
         self.settled = False
-        self.following: Request | None = None
         self.wake = threading.Lock()
+        """Held until there is an outcome."""
+        self.inside = threading.Lock()
+        """Held by `thread` while it has the right to commit, or waits for a turn."""
 
     def wait(self) -> None:
         """Wait until `result` or `error` is set. An interrupt is raised afterwards, because the outcome is imminent."""
@@ -52,15 +62,8 @@ class Request:
                 self.wake.acquire()
             except BaseException as error:  # noqa: BLE001  # a signal handler may raise anything
                 interrupt = error
-        self.pass_wake()
         if interrupt is not None:
             raise interrupt
-
-    def pass_wake(self) -> None:
-        """Wake the next thread of the batch. May be repeated."""
-        if self.following is not None:
-            self.following.finish()
-            self.following = None
 
     def finish(self) -> None:
         """Wake the thread waiting for this request. May be repeated."""
@@ -70,13 +73,9 @@ class Request:
 
     @classmethod
     def settle(cls, requests: Sequence[Self]) -> None:
-        """Tell the callers of `requests` that they are settled.
-
-        Only one thread is woken; it wakes the next. So a large batch does not delay the committer.
-        """
-        for request, following in pairwise(requests):
-            request.following = following
-        requests[0].finish()
+        """Tell the callers of `requests` that they are settled. May be repeated."""
+        for request in requests:
+            request.finish()
 
 
 class _Turn(Request):
@@ -88,165 +87,248 @@ class _Turn(Request):
 class Committer:
     """Lets one thread at a time commit, and collects the requests of all others into batches.
 
-    `commit(requests)` sets `result` or `error` of each request; an exception becomes the error of all.
+    `commit(requests)` sets `result` or `error` of each request; an exception becomes the error of all. After a
+    MemoryError nothing was written.
     """
 
     def __init__(self, commit: Callable[[Sequence[Request]], None]) -> None:
         self._commit = commit
-        self._guard = threading.Lock()  # guards the queue and the owner; held for a few instructions only
+        self._right = threading.Lock()
+        """The right to commit. The committer thread holds it for whoever it gives a turn."""
+        self._holder: Request | None = None
+        """Whose the right is, or was last."""
+        self._guard = threading.Lock()  # guards the queue; held for a few instructions only
         self._queue: deque[Request] = deque()
-        self._owner: Request | None = None
-        """The holder of the right to commit: a caller's request, or `_own` for the committer thread."""
-        self._own = Request(_nothing)
-        self._own.thread = 0  # until the committer thread runs: no thread has this number
         self._closed = False
-        self._work: SimpleQueue[None] = SimpleQueue()  # not a Semaphore, which an interrupt can leave locked for ever
-        self._stopped = threading.Lock()  # held until the committer thread has ended
-        self._stopped.acquire()
+        self._is_served = False
+        """True once a committer thread runs. Only then is anything queued."""
+        self._work = threading.Lock()  # released when there is something to do
+        self._work.acquire()
+        self._taken: Sequence[Request] = ()
+        """What the committer thread has taken from the queue and not yet answered."""
+        self._tries = 0
+        self._is_tried = False
+        """True once it is known what became of the commit of that batch."""
+        self._failure: BaseException | None = None
 
     def run(self, request: Request) -> Any:
         """Commit `request`, alone or in a batch; return its result or raise its error."""
-        try:
-            try:
-                if self._begin(request):
-                    self._commit_batch([request])
-                else:
-                    request.wait()
-            finally:
-                self._leave(request)
-        finally:
-            self._leave(request)
+        self._require_open()
+        self._require_outside(request)
+        if self._is_idle() or not self._can_queue():
+            with self._right, request.inside:
+                self._holder = request
+                self._require_open()
+                self._commit((request,))
+        else:
+            self._wait_in_queue(request)
         if request.error is not None:
             raise request.error
         return request.result
 
     def submit(self, request: Request) -> None:
-        """Pass `request` to the committer thread and return; the thread settles it."""
+        """Pass `request` to the committer thread and return; the thread settles it. Raises StoreError without one."""
+        self._require_open()
         self._require_outside(request)
-        with self._guard:
-            self._require_open()
-            self._queue.append(request)
-            if self._owner is None:
-                self._hand_over()
+        if not self._can_queue():
+            raise StoreError("no thread can be started to commit this change (RLIMIT_NPROC?); nothing was written")
+        try:
+            self._enqueue(request)
+        except BaseException:
+            self._withdraw(request)
+            raise
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Hold the exclusive right to commit while the block runs; requests that arrive meanwhile wait."""
-        request = _Turn(_nothing)
-        try:
-            try:
+        turn = _Turn(_nothing)
+        self._require_open()
+        self._require_outside(turn)
+        if self._is_idle() or not self._can_queue():
+            with self._right, turn.inside:
+                self._holder = turn
                 self._require_open()
-                if not self._begin(request):
-                    request.wait()
                 yield
-            finally:
-                self._leave(request)
-        finally:
-            self._leave(request)
+        else:
+            with turn.inside:  # the committer thread waits until it is given up
+                self._wait_in_queue(turn)
+                yield
 
     def close(self) -> None:
-        """Refuse new requests, let waiting ones be committed, and stop the thread."""
-        with self.turn(), self._guard:
+        """Refuse new requests, and let waiting ones be committed. May be repeated.
+
+        Within a turn of this thread, or of one that an interrupt has cut off and that is not collected yet, it does not
+        wait: nothing must be committed any more then.
+        """
+        last = _Turn(_nothing)
+        with self._guard:
             self._closed = True
-        if self._owner is self._own or self._own.thread:  # it was started, even if it has not run yet
-            self._work.put(None)
-            with self._stopped:
+            if self._is_inside(last):
+                return
+            if self._right.locked():
+                self._require_no_shutdown()
+            if self._is_served and not sys.is_finalizing():
+                self._enqueue_guarded(last)
+        if last.wake.locked():
+            last.wait()  # all that were queued come before it
+        else:
+            with self._right:
                 pass
 
-    def _begin(self, request: Request) -> bool:
-        """Return True if the caller may commit now; else queue its request."""
-        self._require_outside(request)
+    def _is_idle(self) -> bool:
+        """Say whether nobody waits or commits. May be out of date at once: whoever believes it may have to wait."""
+        return not self._queue and not self._right.locked()
+
+    def _can_queue(self) -> bool:
+        """Say whether there is a committer thread; start it if there is none yet."""
+        self._require_no_shutdown()
+        if not self._is_served:
+            begun = threading.Lock()
+            begun.acquire()
+            try:
+                _thread.start_new_thread(self._serve, (begun,))  # an interrupt can cut Thread.start() short
+            except RuntimeError:  # there may be no more threads
+                return False
+            begun.acquire(timeout=_START_SECONDS)  # it may have failed for want of memory before it began
+        return self._is_served
+
+    def _require_no_shutdown(self) -> None:
+        if sys.is_finalizing():  # other threads do not run any more, one of them perhaps amid a commit
+            raise ClosedError("the interpreter is ending, and another thread was using the store; close it earlier")
+
+    def _wait_in_queue(self, request: Request) -> None:
+        try:
+            try:
+                self._enqueue(request)
+                request.wait()
+            finally:
+                self._withdraw(request)
+        finally:
+            self._withdraw(request)
+
+    def _enqueue(self, request: Request) -> None:
         with self._guard:
             self._require_open()
-            if self._owner is None:
-                self._owner = request
-                return True
-            request.wake.acquire()
-            self._queue.append(request)
-            return False
+            self._enqueue_guarded(request)
 
-    def _leave(self, request: Request) -> None:
-        """Give up what `request` still holds: the right to commit, a place in the queue, the next request's wake."""
-        if self._owner is not request and request.settled and request.following is None:
+    def _enqueue_guarded(self, request: Request) -> None:
+        request.wake.acquire()
+        self._wake_server()  # before, so that an interrupt in between does no harm: it waits for the guard
+        self._queue.append(request)
+
+    def _withdraw(self, request: Request) -> None:
+        """See to it that a request whose caller was interrupted has an outcome, or is never committed."""
+        if request.settled:
             return
         with self._guard:
-            if self._owner is request:
-                if self._queue:
-                    self._hand_over()
-                else:
-                    self._owner = None
-            elif not request.taken and request in self._queue:
-                self._queue.remove(request)  # interrupted before it was taken: it is never committed
+            if not request.taken and request in self._queue:
+                self._queue.remove(request)
         if request.taken:
             request.wait()
 
     def _require_outside(self, request: Request) -> None:
-        owner = self._owner
-        if owner is not None and owner.thread == request.thread:
+        if self._is_inside(request):
             raise InvalidStateError(
                 "the store was called from within a transaction or an update function, and would wait for itself;"
                 " use the transaction's draft, or return the new status"
             )
 
+    def _is_inside(self, request: Request) -> bool:
+        """Say whether the request's thread has the right to commit already."""
+        holder = self._holder
+        return holder is not None and holder.thread == request.thread and holder.inside.locked()
+
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedError("the store is closed; open it again")
 
-    def _hand_over(self) -> None:
-        """Give the right to commit to the committer thread. Call it with the guard held; may be repeated."""
-        if not self._own.thread:
-            _thread.start_new_thread(self._run_committer, ())  # an interrupt can cut Thread.start() short
-        self._work.put(None)
-        self._owner = self._own
+    def _wake_server(self) -> None:
+        """Wake the committer thread. Call it with the guard held."""
+        if self._work.locked():
+            self._work.release()
 
-    def _commit_batch(self, batch: Sequence[Request]) -> None:
-        try:
-            self._commit(batch)
-        except BaseException as error:  # noqa: BLE001  # any exception is the outcome of every caller
-            for request in batch:
-                request.error = error
+    def _serve(self, begun: Any) -> None:
+        """Serve the queue until it is closed and empty: the committer thread.
 
-    def _run_committer(self) -> None:
+        A second thread, which an interrupt while the first one started may bring, does no harm.
+        """
+        own: Request | None = None
+        has_failed = False
+        while True:
+            try:
+                if has_failed:
+                    time.sleep(_PAUSE_SECONDS)
+                own = own or Request(_nothing)
+                self._is_served = True
+                if begun.locked():
+                    begun.release()
+                if not has_failed:
+                    self._work.acquire()
+                has_failed = True
+                with self._right, own.inside:
+                    self._serve_queue(own)
+                if self._is_over():
+                    return
+                has_failed = False
+            except BaseException:  # noqa: BLE001  # whatever happened to this thread, everybody gets an answer
+                has_failed = True
+
+    def _is_over(self) -> bool:
+        """Return whether nothing will ever be queued again; if so, wake another committer thread to see that, too."""
         with self._guard:
-            if self._own.thread:
-                return  # an interrupt after the first start repeated the hand-over
-            self._own.thread = threading.get_ident()
-        try:
-            while not self._is_done():
-                self._work.get()
-                self._commit_waiting()
-        finally:
-            self._stopped.release()
+            if self._closed and not self._queue:
+                self._wake_server()
+                return True
+            return False
 
-    def _is_done(self) -> bool:
-        """Return whether the store is closed and the queue empty: requests queued behind a close are committed."""
+    def _serve_queue(self, own: Request) -> None:
+        """Answer all that are waiting. After a failure it goes on where that one struck."""
+        while self._taken or self._take_batch():
+            first = self._taken[0]
+            if isinstance(first, _Turn):
+                self._holder = first
+                first.finish()
+                with first.inside:  # until its caller has left
+                    pass
+            else:
+                self._holder = own
+                if not self._is_tried:
+                    self._commit_taken()
+                self._answer_taken()
+            self._taken = ()
+
+    def _take_batch(self) -> bool:
+        """Take all waiting requests up to the first turn, or that turn alone. False if nobody waits."""
         with self._guard:
-            return self._closed and not self._queue
-
-    def _commit_waiting(self) -> None:
-        while batch := self._take_batch():
-            if isinstance(batch[0], _Turn):
-                batch[0].finish()
-                break
-            self._commit_batch(batch)
-            for kind in {type(request) for request in batch}:
-                kind.settle([request for request in batch if type(request) is kind])
-
-    def _take_batch(self) -> list[Request]:
-        """Take all waiting requests up to the first turn. A turn is taken alone and becomes the owner."""
-        batch: list[Request] = []
-        with self._guard:
-            if self._owner is not self._own:
-                return []  # a redundant wake-up
-            while self._queue and len(batch) < MAX_BATCH and not isinstance(self._queue[0], _Turn):
-                batch.append(self._queue.popleft())
-            if not batch:
-                turn = self._queue.popleft() if self._queue else None
-                self._owner = turn
-                batch = [turn] if turn is not None else []
+            found = list(islice(self._queue, MAX_BATCH))
+            size = next((number for number, one in enumerate(found) if isinstance(one, _Turn)), len(found)) or 1
+            batch = found[:size]
             for request in batch:
                 request.taken = True
-        return batch
+            self._tries, self._is_tried, self._failure = 0, False, None
+            self._taken = batch  # from here on nothing needs memory
+            while self._queue and self._queue[0].taken:
+                self._queue.popleft()
+            return bool(batch)
+
+    def _commit_taken(self) -> None:
+        try:
+            self._commit(self._taken)
+            self._is_tried = True
+        except MemoryError as error:
+            self._tries += 1
+            if self._tries < _TRIES:
+                raise
+            self._failure, self._is_tried = error, True
+        except BaseException as error:  # noqa: BLE001  # any exception is the outcome of every caller
+            self._failure, self._is_tried = error, True
+
+    def _answer_taken(self) -> None:
+        if self._failure is not None:
+            for request in self._taken:
+                request.error = request.error or self._failure
+        for kind in {type(request) for request in self._taken}:
+            kind.settle([request for request in self._taken if type(request) is kind])
 
 
 def _nothing() -> None:

@@ -7,8 +7,9 @@ runtime that manages its own processes uses the store as it is.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 from weakref import WeakSet
 
@@ -20,11 +21,21 @@ from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.match import Filter, resolve_prefix
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
-from limpet.schema.codec import row_is_sound, row_to_sandbox, row_to_status
-from limpet.schema.errors import ClosedError, LimpetError, NotFoundError, StoreDamagedError, quote
+from limpet.recovery.host import read_boot_id
+from limpet.schema.codec import read_identity, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.errors import (
+    ClosedError,
+    InvalidInputError,
+    InvalidStateError,
+    LimpetError,
+    NotFoundError,
+    StoreDamagedError,
+    quote,
+)
 from limpet.schema.history import Transition
+from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
-from limpet.schema.status import ContainerState, Reason, Status
+from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied
 
 _TRIES = 3
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
@@ -46,6 +57,10 @@ class Store:
         self._journal = database.journal
         self._records = database.records
         self._committer = Committer(self._commit)
+        self._unsettled: Draft | None = None
+        """What is being written, until memory has it too: an interrupt may leave it there."""
+        self._closing = threading.RLock()  # a signal handler may close the store while it is being closed
+        self._is_down = False
         self._view = threading.Lock()  # held while memory changes, so that a change is seen whole
         self._rows = Rows(self.node, self._records)
         unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
@@ -67,10 +82,22 @@ class Store:
         require_node(node)
         directory = StateDirectory.acquire(state_dir)
         try:
-            return cls(directory, open_database(directory, node))
+            database = open_database(directory, node)
+            try:
+                store = cls(directory, database)
+            except BaseException:
+                with suppress(LimpetError):  # what kept it from being read is raised
+                    database.close()
+                raise
         except BaseException:
             directory.release()
             raise
+        try:
+            store._settle_copy()  # a class method of its own class
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def __enter__(self) -> Self:
         return self
@@ -239,7 +266,12 @@ class Store:
     @property
     def is_closed(self) -> bool:
         """True once `close` was called, and in a fork of the process that opened the store."""
-        return self._closed or os.getpid() != self._pid
+        return self._closed or self.is_foreign
+
+    @property
+    def is_foreign(self) -> bool:
+        """True in a fork of the process that opened the store, which it belongs to."""
+        return os.getpid() != self._pid
 
     def doubt(self, container_id: str, doubt: Doubt) -> None:
         """Flag a container Unknown, in memory alone: the next status that is written takes the flag away."""
@@ -254,6 +286,44 @@ class Store:
             row = self._rows.find(container_id)
             return row is not None and not row
 
+    def find_suspect(self, container_id: str) -> ProcessIdentity | None:
+        """Return the process that a damaged record names, if that much can be read and no other record names it.
+
+        It is no proof of anything: a flipped bit, or another container's row in its place, may have named it.
+        """
+        row = self._records.load_status(container_id)
+        suspect = read_identity(row) if row else None
+        if suspect is None or not has_sound_types(suspect):
+            return None
+        others = (row_to_status(other).identity for _, other in self._rows.known() if other)
+        return None if suspect in others else suspect
+
+    def declare_gone(self, container_id: str, why: str) -> Status:
+        """Record on a person's word that no process of an Unknown container is left, and return its status.
+
+        It is then EXITED, 255, reason DeclaredGone, with `why` as its message; how one ended that has ended already is
+        kept. Nothing is signalled. Raises InvalidStateError unless it is Unknown, InvalidInputError if `why` is empty,
+        NotFoundError, StoreDamagedError for a damaged record, which can be deleted.
+        """
+        if not why.strip():
+            raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
+
+        def settle(draft: Draft) -> Status:
+            status, checkpoint = draft.status(container_id), draft.checkpoint(container_id)
+            if checkpoint is None:
+                raise StoreDamagedError(f"container {container_id}: {status.message}")
+            if not status.unknown:
+                raise InvalidStateError(
+                    f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
+                )
+            settled = draft.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
+            draft.doubt(container_id, None)
+            return settled
+
+        self._require_open()
+        settled: Status = self._committer.run(Request(settle))
+        return settled
+
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
         return self._journal.last_recovery() + 1
@@ -264,15 +334,28 @@ class Store:
         self._database.back_up(target_path)
 
     def close(self) -> None:
-        """Let the commits that wait finish, close the database and give the lock up. Repeating it is fine."""
-        if self._closed or os.getpid() != self._pid:
+        """Let the commits that wait finish, close the database and give the lock up.
+
+        Repeating it is fine: of two at once one waits for the other, and one that was interrupted is finished. Raises
+        StoreError if the database cannot be closed in order; the next opening finds everything nevertheless.
+        """
+        if self.is_foreign:
             return
-        self._closed = True
-        self._committer.close()
-        try:
-            self._database.close()
-        finally:
-            self.directory.release()
+        with self._closing:
+            if self._is_down:
+                return
+            self._closed = True
+            self._committer.close()
+            try:
+                self._database.close()
+            except Exception:
+                self._give_up()
+                raise
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self.directory.release()
+        self._is_down = True
 
     def abandon(self) -> None:
         """In a fork: leave everything to the parent. What this store is asked from now on, it refuses."""
@@ -288,44 +371,80 @@ class Store:
         self._committer.run(Request(apply))
 
     def _draft(self) -> Draft:
+        self._settle()
         return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes, self._damaged_sandboxes)
 
     def _commit(self, requests: Sequence[Request]) -> None:
-        draft = self._draft()
         for request in requests:
-            try:
-                request.result = request.apply(draft)
-            except BaseException as error:  # noqa: BLE001  # it goes to the caller whose change raised it
-                request.error = error
+            request.error = None  # it may be tried again
+        draft = self._draft()
+        while not self._apply_all(draft, requests):
+            draft = self._draft()
         if len(requests) == 1 and requests[0].error is not None:
             return  # if it was an interrupt, the draft may be half made
         try:
             self._write(draft)
-        except LimpetError as error:
+        except (LimpetError, MemoryError) as error:
+            if isinstance(error, MemoryError) and self._unsettled is None:
+                raise  # nothing was written: it may be tried again
             for request in requests:
                 request.error = request.error or error
 
+    def _apply_all(self, draft: Draft, requests: Sequence[Request]) -> bool:
+        """Apply the requests to the draft; False if it was spoilt by one for which there was no memory."""
+        for request in requests:
+            if isinstance(request.error, MemoryError):
+                continue
+            try:
+                request.result = request.apply(draft)
+            except BaseException as error:  # noqa: BLE001  # it goes to the caller whose change raised it
+                request.error = error
+                if isinstance(error, MemoryError):
+                    return False
+        return True
+
     def _write(self, draft: Draft) -> None:
-        """Commit, then change memory. An interrupt in between is held back until both are done."""
+        """Commit, then change memory. An interrupt in between is held back until both are done.
+
+        After a MemoryError nothing was written: one that comes when the change is made is nobody's.
+        """
         interrupt: BaseException | None = None
+        self._unsettled = draft
         if draft.changes:
             try:
                 self._journal.commit(draft.changes)
             except LimpetError:
+                self._unsettled = None
                 raise
             except BaseException as error:  # a signal handler raised: is it on disk, or not?
-                if not self._journal.has_landed(draft.changes, error):
+                if not self._has_landed(draft, error):
                     raise
                 interrupt = error
-        applied = False
-        while not applied:
+        while self._unsettled is not None:
             try:
                 self._apply(draft)
-                applied = True
+                self._unsettled = None
             except BaseException as error:  # noqa: BLE001  # applying twice is the same as once
                 interrupt = error
-        if interrupt is not None:
+        if interrupt is not None and not isinstance(interrupt, MemoryError):
             raise interrupt
+
+    def _settle(self) -> None:
+        """Find out what became of a change in whose commit a caller was interrupted, and interrupted again."""
+        draft = self._unsettled
+        if draft is not None and (not draft.changes or self._has_landed(draft, InterruptedError("interrupted twice"))):
+            self._apply(draft)
+            self._unsettled = None
+
+    def _has_landed(self, draft: Draft, error: BaseException) -> bool:
+        try:
+            has_landed = self._journal.has_landed(draft.changes, error)
+        except LimpetError:  # it cannot be found out
+            self._unsettled = None
+            raise
+        if not has_landed:
+            self._unsettled = None
+        return has_landed
 
     def _apply(self, draft: Draft) -> None:
         with self._view:
@@ -346,6 +465,20 @@ class Store:
                     self._damaged_sandboxes.pop(key, None)
                 else:
                     self._sandboxes[key] = sandbox
+
+    def _settle_copy(self) -> None:
+        """In a copy of a state directory: mark, durably, what runs as the original's, before it is one of its own."""
+        original = self.directory.find_original(self.node)
+        if original:
+            boot_id = read_boot_id()
+            with self.transaction() as draft:
+                for key in [key for key, row in self._rows.known() if row and row.started_at and not row.finished_at]:
+                    status = draft.checkpoint(key)
+                    if status is not None and status.identity is not None and status.identity.boot_id == boot_id:
+                        draft.replace(key, mark_copied(status, original, self.directory.path))
+                        draft.doubt(key, _NOT_VERIFIED)
+            self.directory.forget_keeper()
+        self.directory.settle_identity(self.node, original)
 
     def _load_sandboxes(self) -> None:
         for node, row in self._records.load_all_sandboxes():
@@ -384,7 +517,7 @@ class Store:
         return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata)
 
     def _require_open(self) -> None:
-        if os.getpid() != self._pid:
+        if self.is_foreign:
             raise ClosedError(
                 f"this store was opened by process {self._pid}; a fork cannot use it: open one in the child,"
                 " in another state directory"

@@ -26,6 +26,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "kill": Campaign("kill points, as what a kill there leaves", 850, 20_000, 200_000),
     "sigkill": Campaign("SIGKILLs at such points, also of an engine", 13, 260, 2_000),
     "engine": Campaign("kill points of an engine with real processes", 30, 600),
+    "copier": Campaign("kills of the log copier, before, amid and after a call", 9, 180),
     "power": Campaign("power-cut images of a store and an engine", 2_500, 50_000, 2_000_000),
     "recovery": Campaign("power-cut images of a recovery", 350, 7_000, 100_000),
     "wal": Campaign("power-cut images while the WAL begins anew", 300, 6_000),

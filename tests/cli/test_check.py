@@ -125,7 +125,14 @@ FOUND: dict[str, tuple[Callable[[Path], object], int, str, str]] = {
     "lost container": (lambda path: sql(path, "DELETE FROM container"), 6, "database", "missing row"),
     "lost bundle": (lambda path: shutil.rmtree(path / "containers" / "one"), 7, "bundles", "is absent"),
     "half a bundle": (lambda path: (path / "containers/one/config.json").unlink(), 7, "bundles", "is partial"),
-    "foreign bundle": (lambda path: (path / "containers/one/.limpet.json").unlink(), 7, "bundles", "is foreign"),
+    "foreign bundle": (
+        lambda path: (path / "containers/one/.limpet.json").write_text(
+            '{"limpet":"container","id":"two","node":"local"}'
+        ),
+        7,
+        "bundles",
+        "is foreign",
+    ),
     "stray bundle": (lambda path: (path / "containers" / "two").mkdir(), 7, "bundles", "has no row in the store"),
     "stray link": (lambda path: (path / "sandboxes" / "x").symlink_to("/"), 7, "bundles", "quarantine"),
 }

@@ -108,7 +108,8 @@ MUTANTS = {
     ),
     "a backup made in place": Mutant(
         lambda: Altered(
-            (_module("database.sqlite.backup"), "temporary_path", lambda directory: f"{directory}/backup-0.db")
+            (_module("database.sqlite.backup"), "temporary_path", lambda directory: f"{directory}/backup-0.db"),
+            (_module("database.sqlite.backup"), "rename_new", _do_nothing),
         ),
         KILLS,
     ),

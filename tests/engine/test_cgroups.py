@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limpet.engine import Engine, errors
-from limpet.engine.starters.process.cgroups.hierarchies import find_own_cgroups, read_own_cgroups
+from limpet.engine.starters.process.cgroups.hierarchies import find_cgroups, read_cgroups
 from limpet.engine.starters.process.cgroups.limits import _set, apply_limits, remove_limits
 from limpet.engine.starters.process.cgroups.settings import Refusals, make_settings, requested_fields, shares_to_weight
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
@@ -201,7 +201,7 @@ HYBRID_MOUNTS = """\
 )
 def test_own_cgroups_are_found(cgroup: str, mountinfo: str, v1: dict[str, str], v2: str) -> None:
     """Co-mounted controllers, partial mounts, named hierarchies and cgroup namespaces are read as they are."""
-    own = find_own_cgroups(cgroup, mountinfo)
+    own = find_cgroups(cgroup, mountinfo)
     assert (own.v1, own.v2) == (v1, v2)
 
 
@@ -262,7 +262,7 @@ def find_directories(container_id: str) -> list[str]:
 
 def may_limit(controller: str) -> bool:
     """Say whether this machine lets us make a cgroup for a controller of v1: then nothing excuses not limiting."""
-    parent = read_own_cgroups().v1.get(controller)
+    parent = read_cgroups(0).v1.get(controller)
     if not parent:
         return False
     try:
@@ -290,7 +290,7 @@ def test_every_limit_on_this_machine(held: Held) -> None:
     cgroups = Path(f"/proc/{child.pid}/cgroup").read_text()
     assert (f"/limpet-{held.id}\n" in cgroups) is (resources.applied != ("oom_score_adj",))
     if may_limit("cpu"):
-        directory = Path(read_own_cgroups().v1["cpu"], f"limpet-{held.id}")
+        directory = Path(read_cgroups(0).v1["cpu"], f"limpet-{held.id}")
         files = ("cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.shares")
         assert [(directory / file).read_text() for file in files] == ["50000\n", "20000\n", "512\n"]
 
@@ -363,7 +363,7 @@ def test_a_cgroup_in_use_is_left_alone(held: Held) -> None:
     assert told["cpu_shares"].endswith("processes of another container with this id are in it")
     (left,) = remove_limits(held.id)
     assert left.endswith(f"/limpet-{held.id}: Device or resource busy")
-    assert Path(read_own_cgroups().v1["cpu"], f"limpet-{held.id}", "cpu.shares").read_text() == "512\n"
+    assert Path(read_cgroups(0).v1["cpu"], f"limpet-{held.id}", "cpu.shares").read_text() == "512\n"
     first.kill()
     first.wait()
     assert remove_limits(held.id) == ()
@@ -378,7 +378,7 @@ def test_a_left_over_cgroup_limits_nobody(held: Held) -> None:
     earlier.kill()
     earlier.wait()
     assert held.limit(held.start(), LinuxContainerResources(cpu_shares=512)).applied == ("cpu_shares",)
-    assert Path(read_own_cgroups().v1["cpu"], f"limpet-{held.id}", "cpu.cfs_quota_us").read_text() == "-1\n"
+    assert Path(read_cgroups(0).v1["cpu"], f"limpet-{held.id}", "cpu.cfs_quota_us").read_text() == "-1\n"
 
 
 def test_a_process_that_is_gone_is_not_limited(held: Held) -> None:
@@ -463,7 +463,7 @@ def test_an_ordinary_user_is_told_what_is_absent(held: Held) -> None:
 @pytest.fixture
 def unit_cgroup() -> Iterator[Path]:
     """A cgroup v2 like that of a systemd unit, with an engine's subgroup, and with the hugetlb controller."""
-    own = read_own_cgroups()
+    own = read_cgroups(0)
     if not own.v2 or not may_become_nobody():
         pytest.skip("needs cgroup v2, and to be root")
     control = Path(own.v2_mount_point, "cgroup.subtree_control")

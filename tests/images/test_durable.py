@@ -1,6 +1,7 @@
 """The steps to the disk: in the order that survives a power cut, and never outside of what was named."""
 
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.images import DirectoryImageStore
+from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.state import durable
 from tests.oci_layout import Layout, member, names, snapshot, tar
 
@@ -174,3 +176,32 @@ def test_a_file_system_is_flushed_or_an_error_is_raised(tmp_path: Path) -> None:
     durable.sync_filesystem(str(tmp_path))
     with pytest.raises(FileNotFoundError):
         durable.sync_filesystem(str(tmp_path / "none"))
+
+
+def test_a_bundle_is_made_with_three_flushes_and_removed_with_none(
+    tmp_path: Path, steps: list[tuple[str, str]]
+) -> None:
+    """config.json, the names in the bundle, its own name. Content costs one at the removal, an image two before it."""
+    bundle, path = ContainerBundle(str(tmp_path / "one"), "one", "local"), str(tmp_path / "one")
+
+    def flushed() -> list[str]:
+        found = [path.rpartition("/.tmp-")[0] or path for step, path in steps if step == "fsync"]
+        steps.clear()
+        return found
+
+    bundle.begin()
+    assert flushed() == []
+    bundle.finish(b'{"annotations":{"kept":"yes"}}')
+    assert steps[-2:] == [("fsync", path), ("fsync", str(tmp_path))]
+    assert flushed() == [path, path, str(tmp_path)]
+    config = json.loads(Path(path, "config.json").read_bytes())
+    assert config["annotations"] == {"kept": "yes", "limpet.marker": Path(path, ".limpet.json").read_text()}
+    bundle.remove()
+    assert flushed() == []
+    bundle.begin()
+    bundle.flush_marker()
+    assert flushed() == [f"{path}/.limpet.json", path]
+    Path(bundle.rootfs, "file").touch()
+    bundle.remove()
+    assert flushed() == [path]
+    assert names(tmp_path) == set()

@@ -68,6 +68,9 @@ def test_an_exit_code_is_stated_only_where_it_was_observed() -> None:
             continue
         if evidence.process is Process.ENDED:
             assert (verdict.status.exit_code, verdict.status.reason) == (9, Reason.ERROR)
+        elif evidence.process is Process.NEVER_RAN:
+            assert (verdict.status.exit_code, verdict.status.reason) == (128, Reason.START_ERROR)
+            assert verdict.status.message.startswith("never ran")
         else:
             assert verdict.status.exit_code == 255
             assert verdict.status.reason in {Reason.UNKNOWN, Reason.REBOOTED}
@@ -94,6 +97,55 @@ def test_unknown_keeps_the_checkpoint_and_says_why() -> None:
             assert verdict.status.state is ContainerState.UNKNOWN
             assert verdict.status.message
             assert verdict.actions == ()
+
+
+def test_what_never_ran_is_a_start_error_at_its_stage_alone() -> None:
+    """A RUNNING checkpoint whose program was never executed is EXITED 128, StartError; every other stage stays."""
+    for evidence in EVERY_EVIDENCE:
+        if evidence.process is not Process.NEVER_RAN:
+            continue
+        before, verdict = STATUSES[evidence.stage], verdict_on(evidence)
+        if evidence.stage is Stage.RUNNING:
+            assert (verdict.rule, verdict.status.state) == ("never-ran", ContainerState.EXITED)
+        else:
+            assert verdict.ruling in {Ruling.KEEP, Ruling.UNKNOWN}
+            assert verdict.status.finished_at == before.finished_at
+
+
+def test_an_end_time_that_was_observed_is_the_one_that_is_written() -> None:
+    """Where an exit record says when the container ended, that is its end, however it ended; else it is now."""
+    for evidence in EVERY_EVIDENCE:
+        if evidence.stage is not Stage.RUNNING:
+            continue
+        for observed, written in ((12, 12), (0, 99)):
+            observation = Observation(
+                boot=evidence.boot,
+                process=evidence.process,
+                bundle=evidence.bundle,
+                exit_code=9 if evidence.process is Process.ENDED else None,
+                finished_at=observed,
+            )
+            status = decide(STATUSES[Stage.RUNNING], observation, now=99).status
+            assert status.finished_at == (written if status.state is ContainerState.EXITED else 0), evidence
+
+
+def test_every_unknown_says_what_settles_it() -> None:
+    """No container is Unknown without a way out, which its message names; other rulings need none."""
+    for rule in RULES:
+        assert bool(rule.settle) == (rule.ruling is Ruling.UNKNOWN), rule.label
+    for evidence in EVERY_EVIDENCE:
+        verdict = verdict_on(evidence)
+        (rule,) = find_rules(evidence)
+        if verdict.ruling is Ruling.UNKNOWN:
+            assert verdict.status.message.endswith(rule.settle)
+
+
+def test_what_runs_in_the_original_is_never_taken_for_the_copys_own() -> None:
+    """A copy says neither RUNNING nor EXITED of the original's process in this boot, and does nothing to it."""
+    for evidence in EVERY_EVIDENCE:
+        if evidence.process is Process.ORIGINAL and evidence.boot is Boot.SAME and evidence.stage is Stage.RUNNING:
+            verdict = verdict_on(evidence)
+            assert (verdict.status.state, verdict.actions) == (ContainerState.UNKNOWN, ())
 
 
 def test_deciding_again_says_the_same() -> None:
@@ -123,6 +175,8 @@ def test_every_orphan_meets_exactly_one_rule_and_none_is_dead() -> None:
     for kind, origin, use, age in product(Kind, Origin, Use, Age):
         (rule,) = find_orphan_rules(OrphanFacts(kind=kind, origin=origin, use=use, age=age))
         used.add(rule.label)
+        if origin is Origin.OTHER_NODE and kind is Kind.DIRECTORY:
+            assert rule.disposal is Disposal.LEAVE
         if rule.disposal is Disposal.REMOVE:
             assert (kind, origin, use, age) == (Kind.DIRECTORY, Origin.OURS, Use.UNUSED, Age.OLD)
     assert used == {rule.label for rule in ORPHAN_RULES}

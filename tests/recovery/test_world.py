@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Engine, errors
+from limpet.engine.starters.process import ProcessStarter
+from limpet.recovery import HostProbe, Process
+from limpet.recovery.probe import Witnessed
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, wait_until
 from tests.engine_lives import LIVE, Start, rule_of, start_one
@@ -202,11 +205,10 @@ def test_orphan_directories(engine: Engine, state_dir: str, tmp_path: Path) -> N
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("keep")
-    marker = '{"limpet":"container","id":"x","node":"local"}'
     for name in ("old", "young", "unmarked", "in-use", "mounted"):
         (containers / name / "rootfs").mkdir(parents=True)
         if name != "unmarked":
-            (containers / name / ".limpet.json").write_text(marker)
+            (containers / name / ".limpet.json").write_text(f'{{"limpet":"container","id":"{name}","node":"local"}}')
     (containers / "unmarked" / "file").write_text("whose?")
     (containers / "link").symlink_to(outside)
     (containers / "old" / "rootfs" / "link").symlink_to(outside)
@@ -299,7 +301,13 @@ def test_after_an_older_backup_is_restored_a_running_container_is_not_called_cre
         path.unlink()
     Path(state_dir, "owner.json").unlink()
     (tmp_path / "older.db").rename(f"{state_dir}/store.db")
-    with Engine.open(state_dir) as engine:
+
+    class Witnessing(ProcessStarter):
+        def probe(self, containers_dir: str) -> HostProbe:
+            alive = Witnessed(Process.ALIVE)
+            return HostProbe(containers_dir, witness=lambda _id, _identity: alive if is_running(pid) else None)
+
+    with Engine.open(state_dir, starter=Witnessing()) as engine:
         assert (rule_of(engine), engine.get("one").state) == ("created-perhaps", ContainerState.UNKNOWN)
         with pytest.raises(errors.InvalidStateError):
             engine.get("one").start()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from limpet.engine.aio import AsyncStore
 from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.store.commit import Committer, Request
+from limpet.engine.store.draft import Draft
 from limpet.schema import Status
 from tests.conftest import in_thread, wait_until
 from tests.records import RUNNING, metadata, sandbox
@@ -79,29 +80,176 @@ def test_callers_that_come_during_a_commit_ride_in_the_next_in_order() -> None:
     committer.close()
 
 
-def test_whoever_started_the_committer_thread_may_call_before_it_runs() -> None:
-    """The thread that made the store is not taken for the committer, however late that one begins."""
-    gated = Gated()
-    gated.go.release(4)
+class Interrupted(Request):
+    """A request whose caller is interrupted when it begins to wait, as soon as `when` is true."""
+
+    __slots__ = ("when",)
+
+    def __init__(self, when: Callable[[Request], bool]) -> None:
+        super().__init__(lambda: "made")
+        self.when: Callable[[Request], bool] | None = when
+
+    def wait(self) -> None:
+        if self.when is not None:
+            wait_until(lambda: self.when(self), "the moment")  # type: ignore[misc]
+            self.when = None
+            raise KeyboardInterrupt
+        super().wait()
+
+
+def interrupt_in_queue(gated: Gated, request: Interrupted) -> tuple[threading.Thread, list[object]]:
+    """Put `request` behind a commit that is going on; return its caller."""
     committer = Committer(gated)
-    refused = threading.Event()
-    run = committer._run_committer
+    leader, _ = in_thread(lambda: committer.run(Request(lambda: "leader")))
+    assert gated.entered.acquire(timeout=30)
+    caller = in_thread(lambda: committer.run(request))
+    if request.when is not None and not request.when(request):
+        wait_until(lambda: len(committer._queue) == 1, "the caller to queue up")
+        gated.go.release()
+        leader.join(30)
+    return caller
 
-    def run_late() -> None:
-        wait_until(lambda: len(committer._queue) == 2 or refused.is_set(), "the second call")
-        run()
 
-    committer._run_committer = run_late  # type: ignore[method-assign]
-    other, outcome = in_thread(lambda: (gated.entered.acquire(timeout=30), committer.run(Request(lambda: 2))))
-    try:
-        committer.run(Request(lambda: wait_until(lambda: len(committer._queue) == 1, "the other caller")))
-        assert committer.run(Request(lambda: 3)) == 3
-    finally:
-        refused.set()
-        other.join()
-        committer.close()
-    assert outcome == [(True, 2)]
-    assert gated.batches == [[None], [2, 3]]
+def test_who_was_interrupted_before_the_batch_is_withdrawn() -> None:
+    """A request that is still queued when its caller is interrupted is never committed."""
+    gated = Gated()
+    thread, outcome = interrupt_in_queue(gated, Interrupted(lambda _: True))
+    thread.join(30)
+    assert isinstance(outcome[0], KeyboardInterrupt)
+    gated.go.release(2)
+    wait_until(lambda: gated.batches, "the commit that was going on")
+    assert not gated.entered.acquire(timeout=0.1), "the request was committed though its caller had raised"
+
+
+def test_who_was_interrupted_amid_the_batch_raises_when_its_outcome_is_known() -> None:
+    """A request that was taken is on its way to the disk: its caller waits for it, and raises then."""
+    gated = Gated()
+    request = Interrupted(lambda request: request.taken)
+    thread, outcome = interrupt_in_queue(gated, request)
+    assert gated.entered.acquire(timeout=30)
+    wait_until(lambda: request.when is None, "the interrupt")
+    thread.join(0.1)
+    assert thread.is_alive(), "it raised while its change was still to come"
+    gated.go.release()
+    thread.join(30)
+    assert isinstance(outcome[0], KeyboardInterrupt)
+    assert request.result == "made"
+
+
+def test_nobody_waits_for_a_turn_that_an_interrupt_cut_off() -> None:
+    """A turn whose block was never left is given up when it is collected; until then its thread may close the store."""
+    gated = Gated()
+    gated.go.release(9)
+    committer = Committer(gated)
+    turn = committer.turn()
+    turn.__enter__()
+    other, outcome = in_thread(lambda: committer.run(Request(lambda: "made")))
+    wait_until(lambda: committer._queue, "the other caller")
+    with pytest.raises(errors.InvalidStateError):
+        committer.run(Request(lambda: "would wait for itself"))
+    del turn  # as when the traceback is gone
+    other.join(30)
+    assert outcome == ["made"]
+    turn = committer.turn()
+    turn.__enter__()
+    committer.close()
+    with pytest.raises(errors.ClosedError):
+        committer.run(Request(lambda: "late"))
+
+
+def test_without_threads_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the committer thread cannot be started every change is made, and once it can be, batches form again."""
+
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    gated = Gated()
+    gated.go.release(9)
+    committer = Committer(gated)
+    with monkeypatch.context() as patch:
+        patch.setattr("_thread.start_new_thread", refuse)
+        with committer.turn(), pytest.raises(errors.StoreError, match="RLIMIT_NPROC"):
+            in_this_thread(lambda: committer.submit(Request(lambda: 0)))
+    with committer.turn():
+        outcomes = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Committer, "_can_queue", lambda _: False)
+            outcomes = [in_thread(lambda number=number: committer.run(Request(lambda: number))) for number in range(4)]  # type: ignore[misc]
+            time.sleep(0.05)
+    for number, (thread, outcome) in enumerate(outcomes):
+        thread.join(30)
+        assert outcome == [number]
+    assert sorted(gated.batches) == [[number] for number in range(4)]
+    gated.batches.clear()
+    with committer.turn():
+        callers = [in_thread(lambda: committer.run(Request(lambda: "again"))) for _ in range(3)]
+        wait_until(lambda: len(committer._queue) == 3, "the callers to queue up")
+    for thread, outcome in callers:
+        thread.join(30)
+        assert outcome == ["again"]
+    assert gated.batches == [["again"] * 3]
+    committer.close()
+
+
+def in_this_thread(call: Callable[[], object]) -> object:
+    """Call from a thread that has no turn, and raise what it raises."""
+    thread, outcome = in_thread(call)
+    thread.join(30)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+@pytest.mark.parametrize("place", ["_take_batch", "_commit_taken", "_answer_taken", "_is_over"])
+def test_the_committer_thread_outlives_its_failures(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails in the committer thread, before or after each of its steps: everybody gets an answer, once."""
+    for is_after in (False, True):
+        gated = Gated()
+        gated.go.release(99)
+        committer = Committer(gated)
+        failures = [MemoryError(), ValueError("anything")]
+        step = getattr(Committer, place)
+
+        def fail(self: Committer, step: Callable[[Committer], object] = step, is_after: bool = is_after) -> object:
+            if failures and not is_after:
+                raise failures.pop()
+            done = step(self)
+            if failures:
+                raise failures.pop()
+            return done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Committer, place, fail)
+            with committer.turn():
+                callers = [in_thread(lambda: committer.run(Request(lambda: "made"))) for _ in range(3)]
+                wait_until(lambda: len(committer._queue) == 3, "the callers to queue up")
+            for thread, outcome in callers:
+                thread.join(30)
+                assert outcome == ["made"], f"{place}, {is_after=}"
+            committer.close()
+        assert [value for batch in gated.batches for value in batch] == ["made"] * 3
+
+
+def test_memory_that_is_wanting_for_good_is_told_to_all() -> None:
+    """A batch that fails for want of memory is tried again, and not for ever."""
+    tries = []
+
+    def commit(requests: Sequence[Request]) -> None:
+        if len(requests) > 1:
+            tries.append(len(requests))
+            raise MemoryError
+        requests[0].result = requests[0].apply()
+
+    committer = Committer(commit)
+    with committer.turn():
+        callers = [in_thread(lambda: committer.run(Request(lambda: 1))) for _ in range(3)]
+        wait_until(lambda: len(committer._queue) == 3, "the callers to queue up")
+    for thread, outcome in callers:
+        thread.join(30)
+        assert isinstance(outcome[0], MemoryError)
+    assert committer.run(Request(lambda: 2)) == 2
+    assert len(tries) > 1
+    committer.close()
 
 
 def test_a_failed_commit_fails_every_member_and_the_next_goes_on() -> None:
@@ -134,29 +282,6 @@ def test_close_lets_the_waiting_be_committed_and_refuses_the_rest() -> None:
         assert outcome == [number]
     with pytest.raises(errors.ClosedError):
         committer.run(Request(lambda: 1))
-
-
-def test_who_is_queued_behind_the_closing_is_committed() -> None:
-    """A caller who came just before the closing has an outcome, also if nobody was ever handed over to before."""
-    callers: list[tuple[threading.Thread, list[object]]] = []
-
-    class Contended(Committer):
-        @contextmanager
-        def turn(self) -> Iterator[None]:
-            with super().turn():
-                callers.append(in_thread(lambda: self.run(Request(lambda: 1))))
-                wait_until(lambda: self._queue, "the caller to queue up")
-                yield
-
-    gated = Gated()
-    gated.go.release()
-    committer = Contended(gated)
-    closing, closed = in_thread(committer.close)
-    closing.join(30)
-    ((thread, outcome),) = callers
-    thread.join(30)
-    assert (closed, outcome) == ([None], [1])
-    assert gated.batches == [[1]]
 
 
 def test_nobody_starves(store: Store) -> None:
@@ -258,8 +383,11 @@ def test_an_error_reaches_the_task_that_made_it(store: Store) -> None:
     assert (store.status("a").exit_code, store.status("b").exit_code) == (0, 1)
 
 
-def test_a_store_that_does_not_know_an_outcome_leaves_the_wal(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted while it reads a failed commit back, it closes without a note; the next opening has what it needs."""
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_interrupted_while_it_reads_a_commit_back(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """It asks again before the next change; closed at once it leaves no note, and the next opening has all it needs."""
 
     def fail(writer: Writer, changes: Changes) -> None:
         execute(writer, changes)
@@ -275,13 +403,89 @@ def test_a_store_that_does_not_know_an_outcome_leaves_the_wal(state_dir: str, mo
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "_execute", fail)
         patch.setattr(Writer, "_find", fail_again)
-        with pytest.raises((KeyboardInterrupt, errors.OutcomeUnknownError)):
+        with pytest.raises(KeyboardInterrupt):
             store.update("a", bump)
-    with pytest.raises(errors.OutcomeUnknownError):
-        store.update("a", bump)
+    if goes_on:
+        assert store.update("a", bump).exit_code == 2
     store.close()
     with Store.open(state_dir) as again:
-        assert again.unsettled()[0].record.status.exit_code == 1
+        assert again.unsettled()[0].record.status.exit_code == 1 + goes_on
+
+
+def test_a_change_that_memory_was_wanting_for_leaves_no_half_of_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One change of a batch fails between its rows: it alone gets the MemoryError, the others are made."""
+
+    def fail(draft: Draft, key: str, row: object, status: Status) -> None:
+        if key == "new":
+            raise MemoryError
+        note(draft, key, row, status)  # type: ignore[arg-type]
+
+    note = Draft._note_transition
+    monkeypatch.setattr(Draft, "_note_transition", fail)
+    with store.transaction():
+        calls = [lambda: store.update("a", bump), lambda: store.add(metadata("new")), lambda: store.update("b", bump)]
+        callers = []
+        for number, call in enumerate(calls):
+            callers.append(in_thread(call))
+            wait_until(lambda: len(store._committer._queue) == number + 1, "the caller to queue up")
+    for thread, _ in callers:
+        thread.join(30)
+    assert [type(outcome[0]) for _, outcome in callers] == [Status, MemoryError, Status]
+    assert (store.status("a").exit_code, store.status("b").exit_code, "new" in store) == (1, 1, False)
+
+
+@contextmanager
+def busy(store: Store) -> Iterator[None]:
+    """Another thread has a transaction while the block runs."""
+    begun, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.transaction():
+            begun.set()
+            over.wait(30)
+
+    thread, _ = in_thread(hold)
+    begun.wait(30)
+    yield
+    over.set()
+    thread.join(30)
+
+
+def test_a_loop_that_is_closed_stops_nobody_else(store: Store) -> None:
+    """A loop ends over a pending change, before it is told: the changes of all others are made."""
+    loop = asyncio.new_event_loop()
+    with busy(store):
+        task = loop.create_task(AsyncStore(store).update("a", bump))
+        loop.run_until_complete(asyncio.sleep(0))
+        wait_until(lambda: store._committer._queue, "the task's change")
+        other, outcome = in_thread(lambda: store.update("b", bump).exit_code)
+        wait_until(lambda: len(store._committer._queue) == 2, "the thread's change")
+        loop.close()
+    other.join(30)
+    assert outcome == [1]
+    assert store.status("a").exit_code == 1
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task._coro.close()  # type: ignore[attr-defined]
+
+
+def test_a_task_that_is_cancelled_at_the_end_of_its_loop_is_not_waited_for(store: Store) -> None:
+    """An interrupt ends the loop just before it tells a task; asyncio cancels what is left, and comes to its end."""
+
+    async def main() -> None:
+        await AsyncStore(store).update("a", bump)
+
+    loop = asyncio.new_event_loop()
+    with busy(store):
+        task = loop.create_task(main())
+        loop.run_until_complete(asyncio.sleep(0))
+    wait_until(lambda: store.status("a").exit_code == 1, "the change")
+    loop._ready.clear()  # type: ignore[attr-defined]  # what an interrupt in the loop itself may lose
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(asyncio.wait_for(asyncio.gather(task), 10))
+    loop.close()
 
 
 def test_interrupts_while_committing_leave_memory_and_disk_agreed(state_dir: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Engine, Store, errors, recover
+from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema import ContainerState, ProcessIdentity, Status
 from tests.conftest import EngineProcess
 from tests.records import RUNNING, Blind, metadata, sandbox
@@ -213,10 +214,6 @@ def bad_foreign(state: Path) -> None:
     raw.close()
 
 
-def bad_mode(state: Path) -> None:
-    state.chmod(0o755)
-
-
 @pytest.mark.parametrize(
     ("spoil", "error", "word"),
     [
@@ -227,7 +224,6 @@ def bad_mode(state: Path) -> None:
         (bad_older_copy, errors.StoreDamagedError, "older than when"),
         (bad_newer_schema, errors.StoreTooNewError, "9999"),
         (bad_foreign, errors.StoreDamagedError, "not one of limpet's"),
-        (bad_mode, errors.StateDirectoryError, "chmod 700"),
     ],
 )
 def test_a_bad_state_directory_is_refused_and_left_alone(
@@ -242,6 +238,70 @@ def test_a_bad_state_directory_is_refused_and_left_alone(
         Store.open(state_dir)
     after = {path.name: path.read_bytes() for path in files if not path.name.endswith("-shm")}
     assert after == before
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o2770, 0o750])
+def test_a_directory_that_its_platform_opens_to_others_is_closed_each_time(state_dir: str, mode: int) -> None:
+    """systemd's StateDirectory= and Kubernetes' fsGroup set the mode at every start: each opening is like the first."""
+    Path(state_dir).mkdir()
+    for _ in range(2):
+        Path(state_dir).chmod(mode)
+        with Store.open(state_dir):
+            assert Path(state_dir).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("names", [["containers/"], ["containers/", "passwd"], ["lock"], ["lock", "images/"]])
+def test_a_foreign_directory_is_left_as_it_is(tmp_path: Path, names: list[str]) -> None:
+    """Directories called as limpet's, or a lock of another program: refused, and neither mode nor content changes."""
+    foreign = tmp_path / "foreign"
+    foreign.mkdir(mode=0o755)
+    for name in names:
+        (foreign / name).mkdir() if name.endswith("/") else (foreign / name).write_text("not ours")
+    for look in (Store.open, Engine.open, Snapshot.open):
+        with pytest.raises(errors.StateDirectoryError, match="contains no limpet state"):
+            look(str(foreign))
+    assert sorted(path.name for path in foreign.iterdir()) == sorted(name.rstrip("/") for name in names)
+    assert foreign.stat().st_mode & 0o777 == 0o755
+    assert all(path.read_text() == "not ours" for path in foreign.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("url", ["postgresql://host/db", "sqlite:///x", "file:/x", ":memory:"])
+def test_a_url_is_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Nobody believes that the state is in a database, and it is in a directory of that name."""
+    monkeypatch.chdir(tmp_path)
+    for look in (Store.open, Engine.open, Snapshot.open):
+        with pytest.raises(errors.InvalidInputError, match="not a path"):
+            look(url)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a link as another user")
+def test_another_users_link_in_an_open_directory_is_not_followed(tmp_path: Path) -> None:
+    """In a directory such as /tmp another user's link leads nowhere, also where the kernel would follow it."""
+    sticky, target = tmp_path / "sticky", tmp_path / "target"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    target.mkdir(mode=0o755)
+    os.symlink(target, sticky / "state")
+    os.lchown(sticky / "state", 54321, 54321)
+    for path in (sticky / "state", sticky / "state" / "below"):
+        with pytest.raises(errors.StateDirectoryError):
+            Engine.open(str(path))
+    assert list(target.iterdir()) == []
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_link_of_ones_own_is_followed(tmp_path: Path) -> None:
+    """An engine takes a link to a directory, also where that is still to be made."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    with Engine.open(str(tmp_path / "link")) as engine:
+        assert engine.store.directory.path == str(tmp_path / "real")
+    with Engine.open(str(tmp_path / "link" / "more" / "state")) as engine:
+        assert engine.store.directory.path == str(tmp_path / "real" / "more" / "state")
+    with Engine.open(str(tmp_path / "nowhere")) as engine:
+        assert engine.store.directory.path == str(tmp_path / "missing")
 
 
 def test_paths_that_cannot_be_a_state_directory(tmp_path: Path) -> None:

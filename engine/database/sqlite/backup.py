@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from limpet.engine.database.sqlite.reader import Reader
-from limpet.engine.state.durable import sync_directory, sync_file, temporary_path
+from limpet.engine.state.durable import rename_new, sync_directory, sync_file, temporary_path
 from limpet.schema.errors import AlreadyExistsError, StoreDamagedError, StoreError, quote_path
 
 
@@ -47,8 +47,10 @@ def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]
             damage = verify(made)
         finally:
             made.close()
-        os.rename(temporary, target_path)
+        rename_new(temporary, target_path)
         sync_directory(directory)
+    except FileExistsError as error:  # made meanwhile
+        raise AlreadyExistsError(f"{target_path} exists already; name a new file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a lone surrogate
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"backup to {quote_path(target_path)}: {reason}") from error

@@ -10,15 +10,24 @@ import ctypes
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from limpet.schema.errors import DiskFullError, StoreDamagedError, StoreError, UnsupportedError
+from limpet.schema.errors import (
+    ClosedError,
+    DiskFullError,
+    LimpetError,
+    StoreDamagedError,
+    StoreError,
+    UnsupportedError,
+)
 from limpet.schema.rows import AnyRow
 
 APPLICATION_ID = 0x6C696D70  # "limp", in the database's header
 WAL_PAGES = 250  # small, because commits slow down as the WAL grows
 WAL_BYTES = 4 << 20  # beyond it the writer waits for readers, so that the WAL can begin anew
 BUSY_TIMEOUT_SECONDS = 5.0
+_KEPT_BYTES = 1 << 20  # unused space that is not worth giving back
 _READERS_TIMEOUT_SECONDS = 0.1
 _READERS_PAUSE_SECONDS = 0.001
 _WRITE_FORMAT_BYTE, _NEWEST_WRITE_FORMAT = 18, 2  # https://sqlite.org/fileformat2.html, 1.3.3
@@ -48,9 +57,13 @@ def sqlite_version() -> tuple[int, int, int]:
 def connect_writer(path: str, pragmas: Pragmas = WRITER_PRAGMAS) -> sqlite3.Connection:
     """Open the database for writing, every commit flushed. The caller holds the state directory's lock.
 
+    Only `close_writer` closes it: one that was closed because nobody had it any more, amid an interrupt, by the garbage
+    collector or at the interpreter's end, would remove the WAL, and nobody would have noted that.
+
     Raises UnsupportedError where SQLite or the file system does not give these settings, StoreError otherwise.
     """
-    connection = _connect(path, "rw")
+    connection = _connect(path, "rw")  # which has no WAL open before it was asked something
+    keep_open(connection)
     try:
         for name, value, expected in pragmas:
             connection.execute(f"PRAGMA {name} = {value}")
@@ -61,9 +74,25 @@ def connect_writer(path: str, pragmas: Pragmas = WRITER_PRAGMAS) -> sqlite3.Conn
                     f" not {expected!r}; commits would not be durable here"
                 )
     except BaseException:
-        connection.close()
+        close_writer(connection)
         raise
     return connection
+
+
+def close_writer(connection: sqlite3.Connection) -> None:
+    """Close a connection that writes. The last one to a database moves the WAL and removes it: see `Writer.close`."""
+    connection.close()
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(connection))
+
+
+@contextmanager
+def writing(path: str, pragmas: Pragmas) -> Iterator[sqlite3.Connection]:
+    """Open the database for writing while the block runs, where its WAL may be removed, or a reader keeps it."""
+    connection = connect_writer(path, pragmas)
+    try:
+        yield connection
+    finally:
+        close_writer(connection)
 
 
 def connect_reader(path: str, *, immutable: bool = False) -> sqlite3.Connection:
@@ -187,10 +216,21 @@ def truncate_wal(connection: sqlite3.Connection) -> bool:
     return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
 
 
-def keep_open(connection: sqlite3.Connection) -> None:
-    """Keep `connection` from ever being closed in this process, a fork of the one that opened it.
+def give_back_space(connection: sqlite3.Connection) -> None:
+    """Make the database smaller where most of it is unused. Where the disk is too full for that, it stays as it is."""
+    free, pages, page_bytes = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count", "page_size")
+    )
+    if free * page_bytes > _KEPT_BYTES and free > pages / 2:
+        with suppress(sqlite3.Error):
+            connection.execute("VACUUM")
 
-    Closing it here could end what is going on over there (https://sqlite.org/howtocorrupt.html, 2.6).
+
+def keep_open(connection: sqlite3.Connection) -> None:
+    """Keep `connection` from being closed when it is collected.
+
+    That could remove a WAL of which there is no note, or in a fork end what is going on over there
+    (https://sqlite.org/howtocorrupt.html, 2.6).
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
@@ -253,8 +293,13 @@ _ERRORS: dict[int, tuple[type[StoreError], str]] = {
 }
 
 
-def translate(path: str, error: Exception) -> StoreError:
-    """Return the StoreError that says what `error`, from SQLite, means for the database at `path`."""
+def translate(path: str, error: Exception) -> LimpetError:
+    """Return the StoreError that says what `error`, from SQLite, means for the database at `path`.
+
+    It is ClosedError where the connection was closed meanwhile.
+    """
+    if isinstance(error, sqlite3.ProgrammingError) and "closed database" in str(error):
+        return ClosedError("the store is closed; open it again")
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if isinstance(error, UnicodeDecodeError):
         code = sqlite3.SQLITE_CORRUPT

@@ -3,17 +3,17 @@
 import logging
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import suppress
 
 from limpet.engine.database.sqlite.backup import copy
 from limpet.engine.database.sqlite.connection import (
     APPLICATION_ID,
     Pragmas,
-    connect_writer,
     create_file,
     finish_rollback,
     translate,
     truncate_wal,
+    writing,
 )
 from limpet.engine.database.sqlite.reader import Reader, too_new
 from limpet.engine.state.durable import sync_directory, sync_file, temporary_path
@@ -84,7 +84,7 @@ def prepare_database(path: str, node: str, backup_path: str, pragmas: Pragmas, *
 def _begin_wal_anew(path: str, pragmas: Pragmas) -> None:
     """Move what is sound in the WAL into the database, and drop the rest. Another program that reads may prevent it."""
     try:
-        with closing(connect_writer(path, pragmas)) as connection:
+        with writing(path, pragmas) as connection:
             truncate_wal(connection)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise translate(path, error) from error
@@ -93,7 +93,7 @@ def _begin_wal_anew(path: str, pragmas: Pragmas) -> None:
 def _create_tables(path: str, pragmas: Pragmas) -> None:
     """Make all tables in one transaction. Raises StoreError."""
     try:
-        with closing(connect_writer(path, pragmas)) as connection:
+        with writing(path, pragmas) as connection:
             connection.execute("BEGIN IMMEDIATE")
             for statement in CREATE:
                 connection.execute(statement)

@@ -14,9 +14,10 @@ def require_plausible_files(path: str, owner: Owner | None) -> None:
     if not os.path.lexists(database):
         containers = os.path.join(path, CONTAINERS)
         if owner is not None or os.path.lexists(database + "-wal") or os.path.isdir(containers):
+            remove = "" if owner is None else f" and move {owner_file} away"
             raise StoreDamagedError(
-                f"{database} is missing, but its state directory has been in use; put a backup there and remove"
-                f" {owner_file}, or use another directory"
+                f"{database} is missing, but its state directory has been in use; put a backup there{remove},"
+                " or use another directory"
             )
     elif os.path.getsize(database) == 0:
         # SQLite treats it as a new database, even read-only, and removes the WAL next to it.

@@ -12,8 +12,10 @@ from limpet.engine.database.sqlite.connection import (
     WAL_BYTES,
     WRITER_PRAGMAS,
     Pragmas,
+    close_writer,
     connect_writer,
     fetch_all,
+    give_back_space,
     keep_open,
     move_wal,
     require_integer,
@@ -23,6 +25,7 @@ from limpet.engine.database.sqlite.connection import (
 )
 from limpet.engine.database.sqlite.file_identity import look_at
 from limpet.schema.errors import (
+    ClosedError,
     OutcomeUnknownError,
     StoreError,
     StoreFencedError,
@@ -48,7 +51,10 @@ class Writer:
         self._node = node
         self._epoch = 0
         self._broken: StoreError | None = None
-        self._is_kept_open = False
+        self._is_closing = False
+        self._is_noted = False
+        """True once it is noted that all is in the database."""
+        self._is_closed = False
         try:
             self._connection = connect_writer(path, pragmas)
         except _SQLITE_ERRORS as error:
@@ -108,6 +114,8 @@ class Writer:
         StoreFencedError if this is not our database any more: after that the writer refuses everything. After any other
         StoreError nothing was written, and the writer goes on.
         """
+        if self._is_closing:
+            raise ClosedError("the store is closed; open it again")
         if self._broken is not None:
             raise type(self._broken)(f"{self._broken}; nothing is written until the store is opened again")
         try:
@@ -129,7 +137,7 @@ class Writer:
         self._broken = OutcomeUnknownError(f"{self._path}: the commit failed ({error!r}) and was not read back")
         try:
             self._require_same_files()
-            self._connection.close()
+            close_writer(self._connection)
             self._connection = connect_writer(self._path, self._pragmas)
             landed = self._find(changes)
             self._note_files()
@@ -141,7 +149,7 @@ class Writer:
                 restart_wal(self._connection)  # so that its remains are not taken for a damaged commit
         except StoreReplacedError:
             raise
-        except (*_SQLITE_ERRORS, StoreError, OSError) as cause:
+        except (*_SQLITE_ERRORS, StoreError, OSError, MemoryError) as cause:
             self._broken = OutcomeUnknownError(
                 f"{self._path}: the commit failed ({error}), and so did reading it back ({cause})"
             )
@@ -154,22 +162,26 @@ class Writer:
 
         `before_unlink` is called once the WAL holds nothing: a kill before it leaves a WAL, a
         kill after it a note that none is needed. Where it cannot be called, because a reader is in the way or the
-        outcome of a commit is not known, the WAL stays. Raises StoreError, or what `before_unlink` raises: the WAL
-        stays then, too, and nothing is lost.
+        outcome of a commit is not known, the WAL stays, and the connection with it: nothing else keeps it from being
+        removed. Repeating it goes on where an interrupt ended it. Raises StoreError, or what `before_unlink` raises:
+        the WAL stays then, too, and nothing is lost.
         """
-        is_noted = before_unlink is None
+        self._is_closing = True
+        if self._is_closed:
+            return
         try:
-            if before_unlink is not None and self._broken is None and truncate_wal(self._connection):
-                before_unlink()
-                is_noted = True
+            if before_unlink is not None and self._broken is None and not self._is_noted:
+                if self._connection.in_transaction:  # an interrupt cut its end off
+                    self._connection.rollback()
+                give_back_space(self._connection)
+                if truncate_wal(self._connection):
+                    before_unlink()
+                    self._is_noted = True
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
-        finally:
-            if not is_noted:
-                self._is_kept_open = True  # closing it would remove the WAL, of which there is no note
-                keep_open(self._connection)
-        if not self._is_kept_open:
-            self._connection.close()
+        if before_unlink is None or self._is_noted:
+            close_writer(self._connection)
+        self._is_closed = True
 
     def abandon(self) -> None:
         """In a fork: never touch the connection again, not even to close it; it is the parent's."""

@@ -15,10 +15,10 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from limpet.engine.starters import Launch, Prepared
+from limpet.engine.starters import Exit, Launch, Prepared
 from limpet.recovery.evidence import Boot, Bundle, Observation, Process
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.probe import Subject
@@ -72,12 +72,18 @@ class FakeStarter:
         with self._lock:
             return list(self._find(container_id, running=False).signals)
 
+    def open(self, state_dir: str) -> None:
+        """Do nothing: it serves any engine."""
+
+    def close(self) -> None:
+        """Do nothing: containers outlive their engine."""
+
     def make_config(self, launch: Launch) -> bytes:
         """Return an empty config: nothing is run."""
         return b"{}"
 
-    def find_unapplied(self, _: Launch) -> dict[str, str]:
-        """Return nothing: it carries out nothing of a config."""
+    def find_unapplied(self, launch: Launch) -> dict[str, str]:
+        """Return nothing: whatever a config asks for, no program is there to miss it."""
         return {}
 
     def prepare(self, launch: Launch) -> Prepared:
@@ -118,33 +124,36 @@ class FakeStarter:
             del self._by_container[fake.container_id]
         os.close(prepared.pidfd)
 
-    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
+    def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
         """Return a descriptor of the container that was started as this. Raises NotFoundError."""
         with self._lock:
-            for fake in self._by_container.values():
-                if fake.identity == identity:
-                    return os.dup(fake.reader)
+            fake = self._by_container.get(container_id)
+            if fake is not None and fake.identity == identity:
+                return os.dup(fake.reader)
         raise NotFoundError(f"process {identity.pid}: this FakeStarter has not started it")
 
-    def signal(self, pidfd: int, number: int) -> None:
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int) -> int:
         """Note the signal, and end the container if it is one of `ends_on`."""
         with self._lock:
-            fake = self._find_by_descriptor(pidfd)
-            if fake is not None and fake.exit_code is None:
+            fake = self._by_container.get(container_id)
+            if fake is None or fake.identity != identity or fake.exit_code is not None:
+                return 0
+            if number:
                 fake.signals.append(number)
-                if number in self.ends_on:
-                    self._end(fake, 128 + number)
+            if number in self.ends_on:
+                self._end(fake, 128 + number)
+            return int(fake.exit_code is None)
 
-    def read_exit(self, pid: int, pidfd: int) -> int | None:
+    def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         """Return the exit code that the test gave it."""
         with self._lock:
-            fake = self._find_by_descriptor(pidfd)
-            return None if fake is None else fake.exit_code
+            fake = self._by_container.get(container_id)
+            return Exit(fake.exit_code if fake is not None and fake.identity == identity else None)
 
-    def forget_exit(self, pidfd: int) -> None:
+    def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
         """Do nothing: there is no process to reap."""
 
-    def release(self, container_id: str, bundle_path: str) -> None:
+    def release(self, container_id: str) -> None:
         """Forget the container."""
         with self._lock:
             fake = self._by_container.pop(container_id, None)
@@ -152,7 +161,7 @@ class FakeStarter:
                 self._end(fake, 128 + signal.SIGKILL)
                 os.close(fake.reader)
 
-    def end_leftovers(self, containers_dir: str, has_ended: Callable[[str], bool]) -> None:
+    def end_leftovers(self, has_ended: Callable[[str], bool]) -> None:
         """Do nothing: nothing is ever left."""
 
     def probe(self, containers_dir: str) -> "_FakeProbe":
@@ -174,10 +183,6 @@ class FakeStarter:
         if fake is None or (running and fake.exit_code is not None):
             raise NotFoundError(f"container {container_id} does not run in this FakeStarter")
         return fake
-
-    def _find_by_descriptor(self, pidfd: int) -> _Fake | None:
-        inode = os.fstat(pidfd).st_ino
-        return next((fake for fake in self._by_container.values() if fake.identity.pidfd_inode == inode), None)
 
     def _end(self, fake: _Fake, exit_code: int) -> None:
         if fake.exit_code is None:

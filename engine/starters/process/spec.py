@@ -14,11 +14,9 @@ from limpet.engine.starters.users import Rights, choose_user
 from limpet.recovery.files import read_small_file
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote_path
-from limpet.schema.layout import BUNDLE_VARIABLE, CONFIG_FILE, ROOTFS, WORKING
+from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS, WORKING
 from limpet.schema.runtime_spec import MountSpec, ProcessSpec, Root, Spec
 
-_CONFIG_BYTES = 64 << 20
-"""Far above what a config of limpet's size limit and an image come to."""
 _PROPAGATIONS = {
     MountPropagation.PRIVATE: "rprivate",
     MountPropagation.HOST_TO_CONTAINER: "rslave",
@@ -29,12 +27,11 @@ _PROPAGATIONS = {
 def make_spec(launch: Launch, abilities: Abilities) -> Spec:
     """Return what is to be run. Nothing of the engine's environment is in it. Raises InvalidInputError."""
     config, image = launch.metadata.config, launch.metadata.image_manifest
-    bundle_path = _to_utf8(launch.bundle_path)
     root = "" if image.is_builtin else os.path.join(launch.bundle_path, ROOTFS)
     accounts = RootAccounts(root) if root else HostAccounts()
     rights = Rights.of_this_process(has_own_root=bool(root))
     user, account = choose_user(image.config, config, accounts, rights)
-    env = merge_environment(image.config, config, {BUNDLE_VARIABLE: bundle_path})
+    env = merge_environment(image.config, config)
     if root and not any(entry.startswith("HOME=") for entry in env):
         env = (*env, f"HOME={account.home if account else '/'}")
     context = config.linux.security_context if config.linux else None
@@ -98,7 +95,7 @@ def read_spec(bundle_path: str) -> Spec:
     """Return what `make_spec` made, as the bundle has it. Raises StateDirectoryError if it is damaged or gone."""
     path = os.path.join(bundle_path, CONFIG_FILE)
     try:
-        return msgspec.json.decode(read_small_file(path, _CONFIG_BYTES), type=Spec)
+        return msgspec.json.decode(read_small_file(path, CONFIG_BYTES), type=Spec)
     except OSError as error:
         raise StateDirectoryError(f"bundle {bundle_path}: {error.strerror} ({error.filename or path})") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

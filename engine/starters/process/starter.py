@@ -1,8 +1,8 @@
 """The process starter: a container is a process of this host and all that descends from it, under a keeper."""
 
+import errno
 import logging
 import os
-import resource
 import select
 import signal
 import time
@@ -14,6 +14,7 @@ import msgspec
 
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_names, require_secrets
+from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
 from limpet.engine.starters.process.client import Connection, KeeperClient, KeeperGoneError
 from limpet.engine.starters.process.keeper.kernel import read_stat
@@ -22,11 +23,12 @@ from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
+from limpet.engine.state.descriptors import original_descriptor_limit
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
-from limpet.recovery.probe import HostProbe
-from limpet.schema.errors import KeeperError, NotFoundError, StartError, UnsupportedError, quote_path
+from limpet.recovery.probe import HostProbe, Witnessed
+from limpet.schema.errors import KeeperError, NotFoundError, ResourcesError, StartError, UnsupportedError, quote_path
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import ROOTFS, WORKING
 from limpet.schema.runtime_spec import Spec, User
@@ -117,7 +119,9 @@ class ProcessStarter:
             return Prepared(
                 identity=identify(pid, pidfd),
                 pidfd=pidfd,
-                resources=requested and apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
+                resources=None
+                if requested is None
+                else apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
                 own=_Held(launch.id, connection),
             )
         except BaseException as error:
@@ -157,13 +161,20 @@ class ProcessStarter:
         finally:
             os.close(prepared.pidfd)
 
-    def adopt(self, identity: ProcessIdentity, bundle_path: str) -> int:
-        """Return a pidfd of the process with this identity. Raises NotFoundError if it is not there."""
+    def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of the process with this identity.
+
+        Raises NotFoundError if it is not there, ResourcesError if no descriptor is left.
+        """
         try:
             pidfd = os.pidfd_open(identity.pid)
         except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+                raise ResourcesError(f"process {identity.pid}: {error.strerror}") from error
             raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
-        found, detail = self._compare(identity, pidfd, bundle_path)
+        found, detail = self._compare(identity, pidfd)
+        if found is Process.UNPROVEN and self._ask_about(container_id, identity) is not None:
+            return pidfd  # its parent knows it, and has not reaped it
         if found is not Process.ALIVE:
             os.close(pidfd)
             raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")
@@ -194,7 +205,7 @@ class ProcessStarter:
         """Let the keeper reap them."""
         self._keeper.tell({"op": "ack", "ids": [container_id for container_id, _ in ended]})
 
-    def release(self, container_id: str, bundle_path: str) -> None:
+    def release(self, container_id: str) -> None:
         """Kill every process that is left of the container, and remove its cgroup."""
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS
         while (answer := self._ask({"op": "release", "id": container_id})) and answer.get("left"):
@@ -215,19 +226,37 @@ class ProcessStarter:
 
     def probe(self, containers_dir: str) -> HostProbe:
         """Return what looks at the processes and the bundles, and knows the ends that the keeper has seen."""
-        return HostProbe(containers_dir, compare=self._compare)
+        return HostProbe(containers_dir, witness=self._witness, compare=self._compare)
+
+    def _witness(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
+        """Say what the keeper knows of a container's process. Raises KeeperError."""
+        if identity is None:
+            answer = self._ask({"op": "end", "id": container_id})
+            is_alive = answer is not None and bool(answer.get("running"))
+            return Witnessed(Process.ALIVE) if is_alive else None
+        answer = self._ask_about(container_id, identity)
+        if answer is None:
+            return None
+        if "end" not in answer:
+            return Witnessed(Process.ALIVE)
+        found = self._to_exit(container_id, answer)
+        if found.never_ran:
+            return Witnessed(Process.NEVER_RAN, finished_at=found.finished_at, detail=found.never_ran)
+        if found.code is None:
+            return Witnessed(Process.GONE)
+        return Witnessed(Process.ENDED, found.code, found.finished_at, found.is_out_of_memory)
 
     def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[Connection, int, int]:
         """Return the connection that holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
         secrets = require_secrets(launch.secret_env)
-        plan = write_plan(make_plan(spec, self._environment, self._inherited, secrets, _original_nofile()))
+        plan = write_plan(make_plan(spec, self._environment, self._inherited, secrets, original_descriptor_limit()))
         opened = [plan]
         try:
             request: Message = {"op": "prepare", "id": launch.id}
             if launch.log_path:
-                directory, name = os.path.split(launch.log_path)
-                os.makedirs(directory, exist_ok=True)
-                opened.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+                directory = os.path.dirname(launch.log_path)
+                descriptor, name = open_log_directory(launch.log_directory or directory, launch.log_path)
+                opened.append(descriptor)
                 request["owner"] = spec.process.user.uid or 0
                 request["log"] = {
                     "directory": directory,
@@ -318,7 +347,7 @@ class ProcessStarter:
         """Signal the process and its group through a pidfd, so that nobody else can be hit."""
         try:
             with open_pidfd(identity.pid) as pidfd:
-                if self._compare(identity, pidfd, "")[0] is not Process.ALIVE:
+                if self._compare(identity, pidfd)[0] is not Process.ALIVE:
                     return 0
                 if number:
                     _send_to_group(pidfd, number)
@@ -339,10 +368,6 @@ def _give_working_directory(path: str, user: User) -> None:
     if user.uid is not None:
         with suppress(FileNotFoundError):  # a launch without a bundle
             os.chown(path, user.uid, -1 if user.gid is None else user.gid, follow_symlinks=False)
-
-
-def _original_nofile() -> tuple[int, int]:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:

@@ -15,10 +15,12 @@ Messages are JSON objects, with descriptors beside them. From the keeper:
 To the keeper:
 
 - `done`: id. Both streams have no writer any more, and all their output is in the log;
-- `held`: id, why. The log cannot be written, for this reason; "" once it can.
+- `trouble`: id, why. The log cannot be written, or not be rotated, for this reason; "" once it can.
 """
 
+import array
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +28,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import termios
 import time
 from collections.abc import Callable, Mapping
@@ -40,8 +43,8 @@ _PAGE: Final = 4096
 _SPLICE_F_NONBLOCK: Final = 2
 _AGAIN_SECONDS: Final = 1.0
 """How often a log that cannot be written is tried again; and how long a line may take to be finished."""
-_SPARE: Final = 6
-"""Descriptors that are held free for what a message brings, and for opening a log: 5 stay with each container."""
+_ROOM: Final = 8
+"""Free descriptors before a message is taken: 3 come with it, 2 are its log's, and some are for rotating logs."""
 _IGNORED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -49,7 +52,11 @@ def run(link: socket.socket, directory: int) -> NoReturn:
     """Copy until nobody is left at the other end of `link`. `directory` is the keeper's, with the folder `fifo`."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    _Copier(link, directory).loop()
+    try:
+        _Copier(link, directory).loop()
+    except BaseException:  # noqa: BLE001  # a fork must not go on in the caller's code
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
     os._exit(0)
 
 
@@ -58,7 +65,7 @@ class _Container:
         self.id = id
         self.log = log
         self.streams: list[_Stream] = []
-        self.held = ""
+        self.trouble = ""
         self.try_at = 0.0
 
 
@@ -68,6 +75,7 @@ class _Stream:
         self.name = name
         self.fifo = fifo
         self.capacity = fcntl.fcntl(fifo, fcntl.F_GETPIPE_SZ)
+        self.is_watched = False
         self.hung_up = False
         self.unfinished_since = 0.0
         """When a beginning of a line was first seen, without its end; 0 if there is none."""
@@ -82,9 +90,8 @@ class _Copier:
         self._ready: dict[int, _Stream] = {}
         self._later: dict[int, _Stream] = {}
         self._later_at = 0.0
-        self._letters: list[dict[str, str]] = []
-        self._spare: list[int] = []
-        self._peeked, self._peek = _make_peek()
+        self._letters: dict[tuple[str, str], dict[str, str]] = {}
+        self._peek = _make_peek()
         self._poll = select.epoll()
         self._poll.register(link, select.EPOLLIN | select.EPOLLET)
         self._has_mail = True
@@ -108,12 +115,12 @@ class _Copier:
             if self._later and time.monotonic() >= self._later_at:
                 self._ready.update(self._later)
                 self._later.clear()
-            if self._has_mail:
-                self._receive()
-            self._send()
+            if self._has_mail and not self._receive():
+                return
             for stream in list(self._ready.values()):  # a chunk of each, so that none waits for another
                 if stream.fifo in self._streams and not self._step(stream):
                     self._ready.pop(stream.fifo, None)
+            self._send()
 
     def _timeout(self) -> float:
         if self._ready:
@@ -124,47 +131,51 @@ class _Copier:
 
     # ---------------------------------------------------------------- the link
 
-    def _receive(self) -> None:
-        """Take what the keeper has sent, as long as there are descriptors for it: what comes with none is lost."""
-        while self._fill_spare():
-            while self._spare:
-                os.close(self._spare.pop())
+    def _receive(self) -> bool:
+        """Take what the keeper has sent, as long as there is room for its descriptors: those without would be lost.
+
+        Returns False if nobody is left who could send something.
+        """
+        while self._has_room():
             try:
-                data, descriptors, _, _ = socket.recv_fds(
-                    self._link, _MESSAGE, 3, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-                )
+                data, descriptors = _receive_message(self._link)
             except BlockingIOError:
                 self._has_mail = False
-                return
+                break
             except OSError:  # ECONNRESET: the other end was closed with something unread
-                return
+                return False
             if not data:
-                return  # the hang-up is an event of its own
+                return False
             message = json.loads(data)
             self._take[message["op"]](message, descriptors)
-
-    def _fill_spare(self) -> bool:
-        try:
-            while len(self._spare) < _SPARE:
-                self._spare.append(os.dup(self._directory))
-        except OSError:
-            return False
         return True
 
-    def _tell(self, op: str, **fields: str) -> None:
-        self._letters.append({"op": op, **fields})
+    def _has_room(self) -> bool:
+        taken: list[int] = []
+        try:
+            while len(taken) < _ROOM:
+                taken.append(os.dup(self._directory))
+        except OSError:
+            return False
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+        return True
+
+    def _tell(self, op: str, id: str, **fields: str) -> None:
+        self._letters[op, id] = {"op": op, "id": id, **fields}  # the latest of a kind: so they stay few
 
     def _send(self) -> None:
         try:
-            while self._letters:
-                self._link.send(json.dumps(self._letters[0]).encode(), socket.MSG_DONTWAIT)
-                del self._letters[0]
+            for key, letter in list(self._letters.items()):
+                self._link.send(json.dumps(letter).encode(), socket.MSG_DONTWAIT)
+                del self._letters[key]
         except OSError:  # it does not read: again in a second; or it is gone: that is an event of its own
             pass
 
     def _add(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        id = message["id"]
-        if id in self._containers or len(descriptors) < 3:
+        key = message["id"]
+        if key in self._containers or len(descriptors) < 3:
             for descriptor in descriptors:
                 os.close(descriptor)
             return
@@ -174,15 +185,15 @@ class _Copier:
             message["max_bytes"],
             message["max_files"],
             notes=self._directory,
-            note=f"fifo/{id}.at",
+            note=f"fifo/{key}.at",
         )
-        container = self._containers[id] = _Container(id, log)
+        container = self._containers[key] = _Container(key, log)
         for name, fifo in zip((b"stdout", b"stderr"), descriptors[1:], strict=True):
             os.set_blocking(fifo, False)
             self._streams[fifo] = stream = _Stream(container, name, fifo)
             container.streams.append(stream)
             self._ready[fifo] = stream
-            self._poll.register(fifo, select.EPOLLIN | select.EPOLLET)
+        self._step(container.streams[0])  # there is room for its log now
 
     def _reopen(self, message: dict[str, Any], _: list[int]) -> None:
         if (container := self._containers.get(message["id"])) is not None:
@@ -202,6 +213,7 @@ class _Copier:
         """Copy a chunk of the stream; return whether there may be more."""
         container = stream.container
         if time.monotonic() < container.try_at:
+            self._look_later(stream)
             return False
         try:
             if not container.log.is_open:
@@ -209,32 +221,54 @@ class _Copier:
             data = self._peek(stream.fifo)
             if data:
                 return self._copy(stream, data)
-        except BlockingIOError:
-            return False
         except (OSError, MemoryError) as error:
             self._hold(container, error)
+            return False
+        if data is None:
+            self._end_trouble(container)
+            self._watch(stream)
             return False
         self._close(stream)
         if not container.streams:
             self._forget(container)
-            self._tell("done", id=container.id)
+            self._tell("done", container.id)
         return False
 
     def _copy(self, stream: _Stream, data: bytes) -> bool:
         pieces, used = format_lines(stream.name, data, time.time_ns())
         if not used:
             if not self._must_break(stream, len(data)):
+                self._watch(stream)
                 self._look_later(stream)
                 return False
             pieces, used = format_lines(stream.name, data, time.time_ns(), unfinished=True)
-        log = stream.container.log
-        log.append(pieces)
+        container = stream.container
+        container.log.append(pieces)
         os.read(stream.fifo, used)
-        log.note()
+        container.log.note()
         stream.unfinished_since = 0.0
-        if log.is_full():
-            log.rotate()
+        if container.log.is_full():
+            self._rotate(container)
+        else:
+            self._end_trouble(container)
         return True
+
+    def _rotate(self, container: _Container) -> None:
+        try:
+            container.log.rotate()
+        except OSError as error:
+            if not container.log.is_open:
+                raise
+            self._tell_trouble(container, f"it cannot be rotated: {error}")
+
+    def _watch(self, stream: _Stream) -> None:
+        """See to it that we are woken by the stream's next output; or look ourselves, if the kernel has no room."""
+        if not stream.is_watched:
+            try:
+                self._poll.register(stream.fifo, select.EPOLLIN | select.EPOLLET)
+                stream.is_watched = True
+            except OSError:
+                self._look_later(stream)
 
     def _must_break(self, stream: _Stream, length: int) -> bool:
         """Return whether a line is written before its end: that does not come, or not soon, or has no room."""
@@ -250,15 +284,9 @@ class _Copier:
             if stream.name == name:
                 self._skip(stream.fifo, output)
         container.log.note()
-        if container.held:
-            container.held = ""
-            self._tell("held", id=container.id, why="")
 
     def _skip(self, fifo: int, output: bytes) -> None:
-        try:
-            data = self._peek(fifo)
-        except BlockingIOError:
-            return
+        data = self._peek(fifo)
         # A peek can be shorter than the output where pipes are small; the FIFO as a whole cannot.
         if data and _count_readable(fifo) >= len(output) and (data.startswith(output) or output.startswith(data)):
             os.read(fifo, len(output))
@@ -266,12 +294,18 @@ class _Copier:
     def _hold(self, container: _Container, error: Exception) -> None:
         """Leave the output where it is, and try again later."""
         container.log.close()
-        container.try_at = time.monotonic() + _AGAIN_SECONDS * 0.9
+        container.try_at = time.monotonic() + _AGAIN_SECONDS
         for stream in container.streams:
             self._look_later(stream)
-        if container.held != str(error):
-            container.held = str(error)
-            self._tell("held", id=container.id, why=str(error))
+        self._tell_trouble(container, str(error))
+
+    def _tell_trouble(self, container: _Container, why: str) -> None:
+        if container.trouble != why:
+            container.trouble = why
+            self._tell("trouble", container.id, why=why)
+
+    def _end_trouble(self, container: _Container) -> None:
+        self._tell_trouble(container, "")
 
     def _look_later(self, stream: _Stream) -> None:
         if not self._later:
@@ -279,7 +313,8 @@ class _Copier:
         self._later[stream.fifo] = stream
 
     def _close(self, stream: _Stream) -> None:
-        self._poll.unregister(stream.fifo)
+        if stream.is_watched:
+            self._poll.unregister(stream.fifo)
         os.close(stream.fifo)
         for known in (self._streams, self._ready, self._later):
             known.pop(stream.fifo, None)
@@ -290,24 +325,39 @@ class _Copier:
         del self._containers[container.id]
 
 
-def _make_peek() -> tuple[int, Callable[[int], bytes]]:
+def _receive_message(link: socket.socket) -> tuple[bytes, list[int]]:
+    """Return a message and what came beside it. Raises BlockingIOError; socket.recv_fds() would ignore the flags."""
+    flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    data, beside, _, _ = link.recvmsg(_MESSAGE, socket.CMSG_SPACE(3 * 4), flags)
+    descriptors = array.array("i")
+    for _, _, rights in beside:
+        descriptors.frombytes(rights)
+    return data, list(descriptors)
+
+
+def _make_peek() -> Callable[[int], bytes | None]:
     """Return what reads a FIFO without taking anything out, as far as a pipe of our own has room for it.
 
-    It raises BlockingIOError if there is nothing to read yet, and returns b"" if there is no writer any more.
+    It returns None if there is nothing to read yet, b"" if there is no writer any more, and may raise OSError.
     """
     tee = ctypes.CDLL(None, use_errno=True).tee
     tee.restype = ctypes.c_ssize_t
     tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    room = memoryview(bytearray(_CHUNK))  # nothing may stay in the pipe, also with no memory left
 
-    def peek(fifo: int) -> bytes:
+    def peek(fifo: int) -> bytes | None:
         size = tee(fifo, write_end, _CHUNK, _SPLICE_F_NONBLOCK)
-        if size < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return os.read(read_end, size) if size else b""
+        if size > 0:
+            return bytes(room[: os.readv(read_end, [room])])
+        if size == 0:
+            return b""
+        number = ctypes.get_errno()
+        if number == errno.EAGAIN:
+            return None
+        raise OSError(number, os.strerror(number))
 
-    return read_end, peek
+    return peek
 
 
 def _count_readable(fifo: int) -> int:

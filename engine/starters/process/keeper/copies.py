@@ -1,7 +1,7 @@
 """The containers' output on its way to the log copier: named pipes that outlive each reader.
 
-A container's own descriptors hold its pipes open for reading and writing, so that it gets no SIGPIPE when a reader dies;
-the keeper holds a reading end, so that nothing in them is lost while a new copier comes.
+A container's own descriptors hold its pipes open for reading and writing, so that it gets no SIGPIPE when a reader
+dies; the keeper holds a reading end, so that nothing in them is lost while a new copier comes.
 """
 
 import os
@@ -35,8 +35,8 @@ class Copies:
             os.mkdir(_FOLDER, 0o700, dir_fd=directory)
         self.start_copier()
 
-    def start_copier(self) -> None:
-        """Fork a copier. Raises OSError."""
+    def start_copier(self) -> socket.socket:
+        """Fork a copier; return our end of the link to it. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid = os.fork()
@@ -49,6 +49,7 @@ class Copies:
             theirs.close()
         ours.setblocking(False)
         self._link, self.pid = ours, pid
+        return ours
 
     def watch(self, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]) -> None:
         """Have the keeper's loop listen to the copier."""
@@ -111,14 +112,13 @@ class Copies:
     def care(self) -> None:
         """Try again what could not be done. Raises OSError."""
         if self._link is None:
-            self.start_copier()
-            assert self._link is not None
-            self._watch(self._link.fileno(), self._listen)
+            link = self.start_copier()
+            self._watch(link.fileno(), self._listen)
             self._unsent = dict.fromkeys(self._kept, ()) | self._unsent
         self._send_all()
 
     def _listen(self) -> None:
-        """The copier has finished with a container, or it has died: then another gets all pipes."""
+        """Take note that the copier has finished with a container; or that it has died, and give another all pipes."""
         assert self._link is not None
         message, _ = receive(self._link)
         if message is not None:

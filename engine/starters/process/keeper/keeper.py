@@ -155,8 +155,7 @@ class Keeper:
     def _answer(
         self, connection: socket.socket, request: Message, descriptors: list[int]
     ) -> tuple[Message | None, Sequence[int]]:
-        key = request.get("id", "")
-        container = self._containers.get(key)
+        """Return what is answered, None for nothing yet or at all, and the descriptors that go with it."""
         match request["op"]:
             case "hello":
                 answer = {"version": VERSION, "pid": os.getpid(), "anchor": self._anchor}
@@ -170,24 +169,27 @@ class Keeper:
                 for each in request["ids"]:
                     self._acknowledge(each)
                 return None, ()
-        if container is None:
-            return {"unknown": True}, ()
+        known = self._containers.get(request["id"])
+        return ({"unknown": True} if known is None else self._answer_of(connection, request, known)), ()
+
+    def _answer_of(self, connection: socket.socket, request: Message, container: Container) -> Message | None:
+        """Return what is answered to a request about one container."""
         match request["op"]:
             case "go":
-                return self._go(connection, container), ()
+                return self._go(connection, container)
             case "end":
-                return self._tell_end(container), ()
+                return self._tell_end(container)
             case "signal":
-                return {"left": self._signal(container, request["number"], _read_peer(connection)[0])}, ()
+                return {"left": self._signal(container, request["number"], _read_peer(connection)[0])}
             case "release":
-                return {"left": self._release(container, _read_peer(connection)[0])}, ()
+                return {"left": self._release(container, _read_peer(connection)[0])}
             case "reopen":
-                self._copies.reopen(key)
-                return {}, ()
-        return {"error": f"version {VERSION} of the keeper does not know {request['op']!r}"}, ()
+                self._copies.reopen(container.id)
+                return {}
+        return {"error": f"version {VERSION} of the keeper does not know {request['op']!r}"}
 
     def _leave(self, connection: socket.socket) -> None:
-        """An engine is gone, or one of its calls was given up: nothing runs that it did not let run."""
+        """Close a connection, whose engine is gone or has given up a call: what it held at a gate ends."""
         self._unwatch(connection.fileno())
         del self._clients[connection.fileno()]
         connection.close()
@@ -373,7 +375,7 @@ class Keeper:
             self._reap(container)
 
     def _acknowledge(self, key: str) -> None:
-        """An end is written down by its engine: it may be reaped, and need not be kept."""
+        """Reap a container whose end its engine has written down; it need not be kept any longer."""
         container = self._containers.get(key)
         if container is None or container.end is None:
             return

@@ -19,6 +19,20 @@ _HAS_CHILDREN_FILES = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def _read_boot_offset() -> int:
+    """Return by how many ticks the boot of our time namespace is later than the machine's (time_namespaces(7))."""
+    try:
+        with open("/proc/self/timens_offsets", encoding="ascii") as file:
+            offsets = [line.split() for line in file]
+    except OSError:  # before Linux 5.6
+        return 0
+    ahead = next((int(seconds) * 10**9 + int(rest) for name, seconds, rest in offsets if name in {"boottime", "7"}), 0)
+    return ahead * os.sysconf("SC_CLK_TCK") // 10**9
+
+
+_BOOT_OFFSET = _read_boot_offset()
+
+
 class Stat(NamedTuple):
     """Some fields of /proc/PID/stat."""
 
@@ -27,6 +41,7 @@ class Stat(NamedTuple):
     session: int
     flags: int
     start_ticks: int
+    """Since the boot of the machine."""
     wait_status: int
     """Of a zombie that we may look into; 0 where we may not."""
 
@@ -42,7 +57,7 @@ class Stat(NamedTuple):
 
 
 def read_stat(pid: int) -> Stat | None:
-    """Return what /proc says of a process, None if it is gone. Works on a zombie, and needs no right to look into it."""
+    """Return what /proc says of a process, None if it is gone. A zombie tells it, too, and anybody may ask."""
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -58,7 +73,7 @@ def read_stat(pid: int) -> Stat | None:
         parent=int(fields[1]),
         session=int(fields[3]),
         flags=int(fields[6]),
-        start_ticks=int(fields[19]),
+        start_ticks=int(fields[19]) - _BOOT_OFFSET,
         wait_status=int(fields[49]),
     )
 

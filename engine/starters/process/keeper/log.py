@@ -22,6 +22,7 @@ import stat
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 _NOTE = struct.Struct("=QQQ")  # device, inode, size
 _LONGEST_WRITE = 1 << 22
@@ -42,7 +43,6 @@ class Log:
         self._note = -1
         self._file = -1
         self._known = (0, 0, 0)
-        self._size = 0
         self._rotate_at = max_bytes
 
     @property
@@ -117,7 +117,8 @@ class Log:
         self.open()
         self.note()
         for name in older[: max(len(older) - self._max_files + 1, 0)]:
-            os.unlink(name, dir_fd=self._directory)
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._directory)
 
     def close(self) -> None:
         """Close the file; `open` opens what has the log's name by then."""
@@ -125,35 +126,33 @@ class Log:
             os.close(self._file)
             self._file = -1
 
-    def end(self, *, forget: bool) -> None:
-        """Close all, and remove the note if there is nothing left that it could be needed for."""
+    def end(self) -> None:
+        """Close all, and remove the note: what it was for is over."""
         self.close()
-        if forget:
-            try:
-                os.unlink(self._note_name, dir_fd=self._notes)
-            except (
-                OSError
-            ):  # a note that is left says nothing of another log: that has another inode, or no lines after
-                pass
+        with suppress(OSError):  # of a note that is left nothing follows: its log has no lines that are not noted
+            os.unlink(self._note_name, dir_fd=self._notes)
         if self._note >= 0:
             os.close(self._note)
             self._note = -1
         os.close(self._directory)
 
     def _has_its_name(self) -> bool:
-        found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        try:
+            found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
         return (found.st_dev, found.st_ino) == self._known[:2]
 
     def _list_rotated(self) -> list[str]:
         pattern = re.compile(re.escape(self._name) + _ROTATED)
-        return sorted(filter(pattern.fullmatch, os.listdir(self._directory)))
+        return sorted(name for name, _ in self._list() if pattern.fullmatch(name))
 
     def _read_moved(self, inode: int) -> bytes:
         """Return what is not noted in the file that was the log, if it was given another name here."""
-        for entry in os.scandir(self._directory):
-            if entry.inode() == inode:
+        for name, number in self._list():
+            if number == inode:
                 try:
-                    file = _open_regular(self._directory, entry.name)
+                    file = _open_regular(self._directory, name)
                 except OSError:
                     return b""
                 try:
@@ -163,6 +162,19 @@ class Log:
                 finally:
                     os.close(file)
         return b""
+
+    def _list(self) -> list[tuple[str, int]]:
+        """Return the names in the directory, and their inodes.
+
+        The directory is opened anew: whoever holds our descriptor's copies shares its position, and a copier that is
+        killed amid a list leaves that in the middle.
+        """
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            with os.scandir(directory) as entries:
+                return [(entry.name, entry.inode()) for entry in entries]
+        finally:
+            os.close(directory)
 
 
 def _open_regular(directory: int, name: str, flags: int = 0) -> int:

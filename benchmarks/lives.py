@@ -1,0 +1,157 @@
+"""Lives: what it takes to start a container, to have it live from create to delete, and to clear many away.
+
+A cell of limpet first counts flushes, then has `size` containers run, measures single lives beside them and lives from
+many threads, and clears those that run away. The others have only lives: nothing is kept beside which they would run.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from statistics import median
+
+from limpet.benchmarks.figures import Cell, Figures
+from limpet.benchmarks.load import Load, percentile, run_threads
+from limpet.benchmarks.runtimes import OTHERS, PROGRAM
+from limpet.engine import Engine
+from limpet.engine.lifecycle.container import Container
+from limpet.schema.errors import StoreError, UnsupportedError
+from limpet.testing.supervisor import Supervisor
+
+THREADS = 16
+"""How many clear up at a time, and how many have containers live."""
+_LEAST_LIVES = 5
+_SANDBOX = "bench"
+_FLUSHES = frozenset({"fsync", "fdatasync", "sync", "syncfs"})
+_END_TIMEOUT_SECONDS = 60.0
+
+
+def measure_life(cell: Cell) -> Figures:
+    """Measure lives, of limpet beside as many running containers as the cell's size says."""
+    if cell.contender in OTHERS:
+        return _measure_other(cell)
+    flushes = _count_flushes(cell.directory)  # first: it forks, which threads forbid
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    with Engine.open(f"{cell.directory}/state") as engine, ThreadPoolExecutor(THREADS) as pool:
+        engine.create_sandbox({"metadata": {"name": _SANDBOX}}, id=_SANDBOX)
+        try:
+            running = list(pool.map(lambda _: _begin(engine, "sleep", "100000"), range(cell.size)))
+            alone = _measure_single_lives(engine, cell.seconds)
+            many = _measure_threads(lambda: _live(engine), cell.seconds)
+            began = time.perf_counter()
+            list(pool.map(_clear, running))
+            took = time.perf_counter() - began
+        except BaseException:
+            list(pool.map(_clear, engine.list()))
+            raise
+    return {**alone, **many, **flushes, "cleared_per_second": cell.size / took}
+
+
+def _measure_other(cell: Cell) -> Figures:
+    other = OTHERS[cell.contender](cell.directory)
+    starts: list[float] = []
+    lives: list[float] = []
+    deadline = time.perf_counter() + cell.seconds
+    while len(lives) < _LEAST_LIVES or time.perf_counter() < deadline:
+        began = time.perf_counter()
+        start = other.live()
+        lives.append(time.perf_counter() - began)
+        if start is not None:
+            starts.append(start)
+    took = median(lives)
+    figures = {"life_ms": took * 1e3, "life_us": took * 1e6, **_measure_threads(other.live, cell.seconds)}
+    return {**figures, **_describe_starts(starts)} if starts else figures
+
+
+def _measure_single_lives(engine: Engine, seconds: float) -> Figures:
+    """Let one container after the other live, and time each step."""
+    steps: dict[str, list[float]] = {"create": [], "start": [], "wait": [], "release": [], "delete": []}
+    deadline = time.perf_counter() + seconds
+    while len(steps["start"]) < _LEAST_LIVES or time.perf_counter() < deadline:
+        for name, took in _live(engine).items():
+            steps[name].append(took)
+    lives = [sum(life) for life in zip(*steps.values(), strict=True)]
+    return {
+        "life_ms": median(lives) * 1e3,
+        **_describe_starts(steps["start"]),
+        **{f"{name}_us": median(steps[name]) * 1e6 for name in ("create", "wait", "release", "delete")},
+    }
+
+
+def _describe_starts(starts: Sequence[float]) -> Figures:
+    ordered = sorted(starts)
+    return {"start_p50_us": percentile(ordered, 50) * 1e6, "start_p99_us": percentile(ordered, 99) * 1e6}
+
+
+def _measure_threads(live: Callable[[], object], seconds: float) -> Figures:
+    """Measure lives from many threads. A thread has no containers of its own: each call has a new one."""
+    finished = run_threads(Load(THREADS, THREADS, seconds=seconds), lambda *_: live())
+    return {"per_second": finished.calls / finished.took}
+
+
+def _live(engine: Engine) -> dict[str, float]:
+    """Let a container live from create to delete; return how many seconds each step took."""
+    times = [time.perf_counter()]
+    container = _create(engine, PROGRAM)
+    times.append(time.perf_counter())
+    for step in (container.start, lambda: _wait(container), container.release, container.delete):
+        step()
+        times.append(time.perf_counter())
+    names = ("create", "start", "wait", "release", "delete")
+    return {name: after - before for name, before, after in zip(names, times, times[1:], strict=False)}
+
+
+def _wait(container: Container) -> None:
+    status = container.wait(_END_TIMEOUT_SECONDS)
+    if status.exit_code != 0:
+        raise StoreError(f"{PROGRAM} ended with {status}")
+
+
+def _begin(engine: Engine, *command: str) -> Container:
+    container = _create(engine, *command)
+    container.start()
+    return container
+
+
+def _create(engine: Engine, *command: str) -> Container:
+    key = f"bench-{os.urandom(8).hex()}"
+    config = {"metadata": {"name": key}, "image": {"image": "host"}, "command": command}
+    return engine.create_container(config, _SANDBOX, id=key)
+
+
+def _clear(container: Container) -> None:
+    container.stop()
+    container.release()
+    container.delete()
+
+
+def _count_flushes(directory: str) -> Figures:
+    """Count the flushes of one life, of all processes that take part; nothing if the kernel does not let us.
+
+    The difference between a process with four lives and one with a single life: opening has flushes, too.
+    """
+    with suppress(UnsupportedError):
+        counts = [_count(f"{directory}/counted-{lives}", lives) for lives in (1, 4)]
+        return {"flushes": (counts[1] - counts[0]) / 3}
+    return {}
+
+
+def _count(state_dir: str, lives: int) -> int:
+    with Supervisor(lambda: _live_apart(state_dir, lives)) as supervisor:
+        found = 0
+        for event in supervisor.events():
+            found += event.name in _FLUSHES
+            supervisor.let_go(event)
+        if supervisor.status != 0:
+            raise StoreError(f"the process whose flushes were counted has failed: {supervisor.failure()}")
+    return found
+
+
+def _live_apart(state_dir: str, lives: int) -> None:
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": _SANDBOX}}, id=_SANDBOX)
+        for _ in range(lives):
+            _live(engine)

@@ -1,0 +1,51 @@
+"""The limit of file descriptors: raised to what we may have, and told as an error where it is not enough."""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from limpet.schema.errors import LimpetError, ResourcesError, StateDirectoryError, quote_path
+
+_original: tuple[int, int] | None = None
+
+
+def raise_descriptor_limit() -> None:
+    """Raise this process's soft limit to the hard one: each container that runs takes a descriptor of ours."""
+    global _original  # noqa: PLW0603  # it is the process's
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    with suppress(OSError, ValueError):  # a sandbox around us: we do with what there is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _original = _original or (soft, hard)
+
+
+def original_descriptor_limit() -> tuple[int, int]:
+    """Return the soft and the hard limit as they were before `raise_descriptor_limit`, for what we start."""
+    return _original or resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+@contextmanager
+def system_errors_told(what: str) -> Iterator[None]:
+    """Let no bare OSError out of the block: a caller catches LimpetErrors. `what` begins the message."""
+    try:
+        yield
+    except LimpetError:
+        raise
+    except OSError as error:
+        raise _translate(what, error) from error
+
+
+def _translate(what: str, error: OSError) -> LimpetError:
+    where = f"{quote_path(error.filename)}: " if error.filename else ""
+    reason = error.strerror or os.strerror(error.errno or errno.EIO)
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        whose = f"this process (RLIMIT_NOFILE: {soft} of {hard})" if error.errno == errno.EMFILE else "this machine"
+        return ResourcesError(
+            f"{what}: {where}no file descriptor is free in {whose}; raise the limit (ulimit -n, systemd: LimitNOFILE=)"
+            " and try again"
+        )
+    return StateDirectoryError(f"{what}: {where}{reason}")

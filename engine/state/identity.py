@@ -1,0 +1,96 @@
+"""Which directory this is: a copy of a state directory is told from the original, and from one that was moved.
+
+Its path does not tell: a directory can be renamed, mounted elsewhere, or copied with all that is in it. So it has a
+random id, and its device, inode and path are recorded with that. Where these differ, either the directory was moved to
+another file system, or it is a copy. It is a copy if the original is still there, at its recorded path or renamed
+beside it or beside us.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from itertools import islice
+
+import msgspec
+from msgspec.structs import replace
+
+from limpet.engine.state.durable import write_file
+from limpet.engine.state.names import IDENTITY
+from limpet.recovery.files import read_small_file
+
+_RECORD_BYTES = 1 << 16
+_MOST_NEIGHBOURS = 10_000
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """The record in a state directory that says which one it is."""
+
+    id: str
+    """Random; a copy gets another one."""
+    device: int
+    inode: int
+    path: str
+    original: str = ""
+    """Where the directory was that this one is a copy of; empty if it is none."""
+    settled_nodes: tuple[str, ...] = ()
+    """In a copy: the nodes whose containers are known to be the original's."""
+
+
+def read_identity(path: str) -> Identity | None:
+    """Return the record in the state directory `path`, None if there is no readable one."""
+    try:
+        return msgspec.json.decode(read_small_file(os.path.join(path, IDENTITY), _RECORD_BYTES), type=Identity)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def find_original(path: str, node: str) -> str:
+    """Return the path of the original if this is a copy of which `node` has not been told yet; else nothing.
+
+    Writes nothing. Raises OSError if the directory itself cannot be looked at.
+    """
+    record = read_identity(path)
+    if record is None:
+        return ""
+    here = os.stat(path)
+    if (here.st_dev, here.st_ino) == (record.device, record.inode):
+        return record.original if record.original and node not in record.settled_nodes else ""
+    return next((other for other in _find_candidates(path, record) if _is_original(other, record, here)), "")
+
+
+def settle_identity(path: str, node: str, original: str) -> None:
+    """Record, durably, which directory this is. `original` is what `find_original` returned. Raises OSError."""
+    old, here = read_identity(path), os.stat(path)
+    new = old
+    if new is None or (original and original != new.original):
+        new = Identity(id=os.urandom(16).hex(), device=0, inode=0, path=path, original=original)
+    if original:
+        new = replace(new, settled_nodes=(*new.settled_nodes, node))
+    new = replace(new, device=here.st_dev, inode=here.st_ino, path=path)
+    if new != old:
+        write_file(os.path.join(path, IDENTITY), msgspec.json.encode(new))
+
+
+def _find_candidates(path: str, record: Identity) -> Iterator[str]:
+    """Yield the paths at which the recorded directory may be."""
+    yield record.path
+    for parent in dict.fromkeys((os.path.dirname(record.path), os.path.dirname(path))):
+        try:
+            with os.scandir(parent) as entries:
+                yield from (each.path for each in islice(entries, _MOST_NEIGHBOURS) if each.inode() == record.inode)
+        except OSError:  # not there any more, or not ours to read
+            continue
+
+
+def _is_original(path: str, record: Identity, here: os.stat_result) -> bool:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    if not stat.S_ISDIR(found.st_mode) or os.path.samestat(found, here):
+        return False
+    other = read_identity(path)
+    if other is not None:
+        return other.id == record.id
+    # One that we may not read is taken for it where its numbers are the recorded ones.
+    return (found.st_dev, found.st_ino) == (record.device, record.inode) and not os.access(path, os.R_OK | os.X_OK)

@@ -18,8 +18,9 @@ from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.engine.starters.process.starter import ProcessStarter
 from limpet.engine.starters.users import Rights, choose_user
 from limpet.schema import ImageConfig
-from limpet.schema.cri import Signal, parse_container_config
+from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_container_config
 from tests import oci_layout
+from tests.conftest import wait_until
 from tests.tools_image import load_tools
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1234:4321:app:/home/app:/bin/sh\n"
@@ -139,6 +140,8 @@ def test_names_that_are_none_are_refused_without_a_value(engine: Engine, name: s
     assert "s3cret" not in str(caught.value)
     with pytest.raises(errors.InvalidInputError, match="inherit_env"):
         ProcessStarter(inherit_env=[name])
+    with pytest.raises(errors.InvalidInputError, match="inherit_env"):
+        ProcessStarter(inherit_env="PATH")
 
 
 # --- users ---------------------------------------------------------------------------------------------------------
@@ -376,6 +379,7 @@ def test_what_is_not_done_is_told_and_refused_if_strict(engine: Engine) -> None:
     container = engine.create_container(asked, "s")
     assert set(container.status.unapplied) - {"sandbox.hostname"} == UNAPPLIED | {"sandbox.dns_config"}
     assert all(container.status.unapplied.values())
+    assert container.cri_status().mounts == ()
     container.start()
     assert container.wait(30).unapplied == container.status.unapplied
     plain = ask("host", "true")
@@ -401,8 +405,24 @@ def test_each_name_of_a_signal_is_one_signal(engine: Engine, image: str) -> None
     assert container.stop(20).exit_code == 128 + 37
 
 
+@as_root
+def test_the_streams_can_be_opened_by_the_containers_user(engine: Engine, image: str) -> None:
+    """Programs that write to /dev/stdout and /dev/stderr by name reach the log, whoever they run as."""
+    context = {"security_context": {"run_as_username": "app"}}
+    script = "echo first > /dev/stdout; echo second >> /dev/stderr; echo third > /dev/stdout"
+    container = engine.create_container(ask(image, "sh", "-c", script, linux=context, log_path="streams"), "s")
+    assert container.cri_status().user == ContainerUser(
+        linux=LinuxContainerUser(uid=1234, gid=4321, supplemental_groups=(29,))
+    )
+    container.start()
+    assert container.wait(30).exit_code == 0
+    log = Path(container.metadata.log_path)
+    wait_until(lambda: log.exists() and "third" in log.read_text(), "the log to be whole")
+    assert sorted(line.split()[-1] for line in log.read_text().splitlines()) == ["first", "second", "third"]
+
+
 def test_the_cri_status_has_image_user_and_signal(engine: Engine, image: str) -> None:
-    """As a kubelet expects them."""
+    """As a kubelet expects them; before the bundle is made, the user's numbers of the config."""
     context = {"run_as_user": {"value": 7}, "run_as_group": {"value": 8}, "supplemental_groups": [9]}
     asked = ask(image, "true", stop_signal="SIGINT")
     told = engine.add_container({**asked, "linux": {"security_context": context}}, "s").cri_status()

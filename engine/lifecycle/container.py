@@ -12,7 +12,7 @@ from functools import cached_property
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.bundle import ContainerBundle
-from limpet.engine.lifecycle.cri_status import to_cri_status
+from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.starters import Launch, number_of_signal, require_secrets
 from limpet.recovery.evidence import Boot, Process
@@ -68,7 +68,7 @@ class Container:
 
     def cri_status(self) -> ContainerStatus:
         """Return the status as the CRI writes it, without times that have not come yet."""
-        return to_cri_status(self.metadata, self.status)
+        return to_cri_status(self.metadata, self.status, read_user(self._bundle.path))
 
     def create(self, mount_type: MountType = MountType.PLAIN) -> Status:
         """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.

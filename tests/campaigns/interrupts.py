@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Protocol
@@ -192,7 +192,7 @@ def _live(trial: Trial, life: "Life", directory: str) -> list[str]:
         else:
             life.forget()
         wrong += _find_hurt(canaries, directory)
-        if len(os.listdir("/proc/self/fd")) > before + _MORE_DESCRIPTORS:
+        if len(os.listdir("/proc/self/fd")) > before + len(canaries) + _MORE_DESCRIPTORS:
             wrong.append("descriptors are left open")
         return [f"{line} (struck at {', '.join(strike.struck)})" for line in wrong]
 
@@ -255,13 +255,6 @@ def _in_fork(call: "object") -> list[str]:
         return [f"it hangs, or ends with {status}: {said.read()[-2000:]}"]
 
 
-@contextmanager
-def _warm(life: str) -> Iterator[None]:
-    """Load all that a life needs before it is struck."""
-    assert not (found := run(Trial(life, "interrupt", (10**9,), is_closed=True))), found
-    yield
-
-
 def draw(life: str, kind: str, every: int, seed: int, *, control: str = "") -> Iterator[Trial]:
     """Yield trials: each `every`-th place or allocation, once and twice, left in both ways in turn."""
     chance = random.Random(seed)
@@ -292,18 +285,24 @@ def _run_part(life: str, kind: str, every: int, seed: int, control: str, part: i
     done = subprocess.run(
         [*command, "--part", f"{part}/{parts}"], capture_output=True, text=True, check=False, timeout=3600
     )
-    if done.returncode not in {0, 1}:
+    if not done.stdout:
         return Result(0, [f"part {part}: {done.stderr[-2000:]}"])
     return Result(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _load_all(life: str) -> None:
+    """Live a life, so that what is struck is not the loading of modules."""
+    with tempfile.TemporaryDirectory() as directory:
+        warm = LIVES[life](f"{directory}/state")
+        warm.live()
+        warm.leave()
+        assert not (lies := list(warm.find_lies())), lies
 
 
 def _try_part(options: argparse.Namespace) -> Result:
     part, parts = map(int, options.part.split("/"))
     result = Result()
-    warm = LIVES[options.life](tempfile.mkdtemp() + "/state")
-    warm.live()
-    warm.leave()
-    list(warm.find_lies())
+    _load_all(options.life)
     for number, trial in enumerate(draw(options.life, options.kind, options.every, options.seed, control=options.control)):
         if number % parts == part:
             result.trials += 1
@@ -324,6 +323,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.point:
         life, kind, strikes, end = options.point.split(":")
+        _load_all(life)
         lines = run(Trial(life, kind, tuple(map(int, strikes.split(","))), end == "close", options.control))
         print("\n".join(lines))
         return 1 if lines else 0

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from msgspec.structs import replace
@@ -38,6 +38,28 @@ def bump(old: Status) -> Status:
 def _change(draft: Draft) -> None:
     draft.update("a", bump)
     draft.add(_METADATA["b"], RUNNING)
+
+
+class Life(Protocol):
+    """A script of calls of limpet, in a directory. Each trial makes a new one, in a process of its own."""
+
+    def live(self) -> None:
+        """Make the calls, in the main thread, and note what was acknowledged. What strikes a call is raised."""
+
+    def leave(self) -> None:
+        """Close everything, as a `finally` would. May be struck, and is called again then."""
+
+    def forget(self) -> None:
+        """Write down what was acknowledged, to STATE_DIR.notes, and drop everything without closing it."""
+
+    def read_notes(self) -> None:
+        """Take over what the life had noted, in another process, when it was forgotten."""
+
+    def find_lies(self) -> Iterator[str]:
+        """Open anew, use it, and close; yield what is not as it was acknowledged, and threads that were not answered.
+
+        What was being changed when the life was struck may be changed or not, as a whole.
+        """
 
 
 class StoreLife:
@@ -174,7 +196,7 @@ def _find_bad_backup(path: str) -> Iterator[str]:
     copy.close()
 
 
-LIVES: Mapping[str, Callable[[str], StoreLife]] = {"store": StoreLife, "tasks": TasksLife}
+LIVES: Mapping[str, Callable[[str], Life]] = {"store": StoreLife, "tasks": TasksLife}
 
 
 @contextmanager

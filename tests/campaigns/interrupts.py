@@ -20,44 +20,28 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Self
 
 from limpet.schema.errors import LimpetError
-from tests.campaigns.interrupted_lives import CONTROLS, LIVES
+from tests.campaigns.interrupted_lives import CONTROLS, LIVES, Life
 
+ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 30
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT}
 _CANARIES = 20
 _MORE_DESCRIPTORS = 12
 """What an interrupted life may leave open in its process: its connections, of which each has three."""
 _ALLOCATIONS = 20_000
-"""About so many are tried of a life; they come at random, but the first more often."""
-
-
-class Life(Protocol):
-    """A script of calls of limpet, in a directory. Each trial makes a new one, in a process of its own."""
-
-    def live(self) -> None:
-        """Make the calls, in the main thread, and note what was acknowledged. What strikes a call is raised."""
-
-    def leave(self) -> None:
-        """Close everything, as a `finally` would. May be struck, and is called again then."""
-
-    def forget(self) -> None:
-        """Drop everything without closing it, as an exit does."""
-
-    def find_lies(self) -> Iterator[str]:
-        """Open anew, use it, and close; yield what is not as it was acknowledged, and threads that were not answered.
-
-        What was being changed when the life was struck may be changed or not, as a whole.
-        """
+"""About so many has a life."""
 
 
 class _Trip:
@@ -75,7 +59,7 @@ class Storm:
         self.struck: list[str] = []
         self._is_on = False
 
-    def __enter__(self) -> "Storm":
+    def __enter__(self) -> Self:
         signal.signal(signal.SIGINT, self._handle)
         self._is_on = True
         _thread.interrupt_main()
@@ -108,8 +92,8 @@ class Famine:
         self.places = 0
         self.struck: list[str] = []
 
-    def __enter__(self) -> "Famine":
-        import _testcapi
+    def __enter__(self) -> Self:
+        import _testcapi  # type: ignore[import-not-found]
 
         self.struck = [f"allocations {self._first} to {self._last}"]
         _testcapi.set_nomemory(self._first, self._last + 1)
@@ -121,7 +105,7 @@ class Famine:
         _testcapi.remove_mem_hooks()
 
 
-KINDS = {"interrupt": Storm, "memory": Famine}
+KINDS: Mapping[str, type[Storm] | type[Famine]] = {"interrupt": Storm, "memory": Famine}
 
 
 @dataclass(frozen=True)
@@ -154,8 +138,9 @@ def run(trial: Trial) -> list[str]:
     directory = tempfile.mkdtemp(prefix="limpet-interrupts-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
     try:
         life = LIVES[trial.life](f"{directory}/state")
-        found = _in_fork(lambda: _live(trial, life, directory))
-        if not trial.is_closed and not found:
+        # Libraries in C may crash for want of memory, which is no lie: a kill is another campaign's.
+        found = _in_fork(lambda: _live(trial, life, directory), may_crash=trial.kind == "memory")
+        if not trial.is_closed and not found and os.path.exists(f"{directory}/state.notes"):
             noted = LIVES[trial.life](f"{directory}/state")
             noted.read_notes()
             found = _in_fork(lambda: [f"after its exit: {lie}" for lie in noted.find_lies()])
@@ -170,19 +155,21 @@ def count_places(life: str) -> int:
     return int(line.removeprefix("places "))
 
 
-def _live(trial: Trial, life: "Life", directory: str) -> list[str]:
+def _live(trial: Trial, life: Life, directory: str) -> list[str]:
     with CONTROLS[trial.control]():
         before = len(os.listdir("/proc/self/fd"))
         strike = KINDS[trial.kind](trial.strikes)
         wrong: list[str] = []
         canaries: list[int] = []
-        with strike:
+        with suppress(MemoryError), strike:  # it may be this program's own allocation that fails
             _call(life.live, wrong)
             if strike.struck:
-                canaries = _make_canaries(directory)
+                canaries += _make_canaries(directory)
             for _ in range(4):
                 if not trial.is_closed or _call(life.leave, wrong):
                     break
+        if trial.is_closed:
+            _call(life.leave, wrong)
         if trial.strikes == (0,):
             return [f"places {strike.places}"]
         if not strike.struck:
@@ -197,13 +184,13 @@ def _live(trial: Trial, life: "Life", directory: str) -> list[str]:
         return [f"{line} (struck at {', '.join(strike.struck)})" for line in wrong]
 
 
-def _call(call: "object", wrong: list[str]) -> bool:
+def _call(call: Callable[[], object], wrong: list[str]) -> bool:
     """Call; return whether it came to its end. What strikes or limpet refuses is fine; anything else is noted."""
     try:
-        call()  # type: ignore[operator]
+        call()
     except (KeyboardInterrupt, MemoryError, LimpetError):
         return False
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         wrong.append(f"a caller gets a bare {type(error).__name__}: {error}")
         return False
     return True
@@ -228,7 +215,7 @@ def _find_hurt(canaries: list[int], directory: str) -> Iterator[str]:
             yield f"descriptor {descriptor} of the host program was written to, or replaced"
 
 
-def _in_fork(call: "object") -> list[str]:
+def _in_fork(call: Callable[[], list[str]], *, may_crash: bool = False) -> list[str]:
     """Call in a fork; return the lines that it returns, or how it ended."""
     read, write = os.pipe()
     with tempfile.TemporaryFile("w+") as said:
@@ -237,10 +224,11 @@ def _in_fork(call: "object") -> list[str]:
             code = 1
             with suppress(BaseException):
                 os.dup2(said.fileno(), 2)
+                faulthandler.enable(said.fileno())
                 faulthandler.dump_traceback_later(HANG_SECONDS - 1, exit=True, file=said.fileno())
                 try:
-                    lines = call()  # type: ignore[operator]
-                except BaseException as error:
+                    lines = call()
+                except BaseException as error:  # noqa: BLE001
                     lines = [f"{type(error).__name__}: {error}"]
                 os.write(write, json.dumps(lines).encode())
                 code = 0
@@ -251,40 +239,53 @@ def _in_fork(call: "object") -> list[str]:
         _, status = os.waitpid(pid, 0)
         if data:
             return list(json.loads(data))
+        if -os.waitstatus_to_exitcode(status) in _CRASHES and may_crash:
+            return []
         said.seek(0)
         return [f"it hangs, or ends with {status}: {said.read()[-2000:]}"]
 
 
-def draw(life: str, kind: str, every: int, seed: int, *, control: str = "") -> Iterator[Trial]:
-    """Yield trials: each `every`-th place or allocation, once and twice, left in both ways in turn."""
-    chance = random.Random(seed)
-    last = count_places(life) if kind == "interrupt" else _ALLOCATIONS
-    for number, place in enumerate(range(1 + chance.randrange(every), last + 1, every)):
-        again = place + chance.choice((1, 2, 3, chance.randrange(1, 60)))
-        yield Trial(life, kind, (place,), number % 2 == 0, control)
-        yield Trial(life, kind, (place, again), number % 4 != 3, control)
+def draw(order: "Order") -> Iterator[Trial]:
+    """Yield trials: each so many-th place or allocation, once and twice, left in both ways in turn."""
+    chance = random.Random(order.seed)
+    last = count_places(order.life) if order.kind == "interrupt" else _ALLOCATIONS
+    first = last - order.last if order.last else 1
+    for number, place in enumerate(range(first + chance.randrange(order.every), last + 1, order.every)):
+        again = place + (1 if order.kind == "memory" else chance.choice((1, 2, 3, chance.randrange(1, 60))))
+        yield Trial(order.life, order.kind, (place,), number % 2 == 0, order.control)
+        yield Trial(order.life, order.kind, (place, again), number % 4 != 3, order.control)
 
 
-def campaign(life: str, kind: str, every: int, seed: int = 1, *, control: str = "", workers: int = 0) -> Result:
-    """Try each `every`-th place of a life."""
+@dataclass(frozen=True)
+class Order:
+    """What a campaign is to try."""
+
+    life: str = "store"
+    kind: str = "interrupt"
+    every: int = 1
+    """Each so many-th place."""
+    last: int = 0
+    """Only so many at the life's end, 0 for all."""
+    seed: int = 1
+    control: str = ""
+
+
+def campaign(order: Order) -> Result:
+    """Try the places of a life, on all processors."""
+    parts = os.cpu_count() or 1
     result = Result()
-    # Forks of a process with threads would be forks of a locked one: each worker is a process.
-    workers = workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        for part in pool.map(lambda n: _run_part(life, kind, every, seed, control, n, workers), range(workers)):
+    # In processes of their own: a fork of a process with threads may find its locks taken.
+    with ThreadPoolExecutor(parts) as pool:
+        for part in pool.map(lambda number: _run_part(order, f"{number}/{parts}"), range(parts)):
             result.trials += part.trials
             result.findings += part.findings
     return result
 
 
-def _run_part(life: str, kind: str, every: int, seed: int, control: str, part: int, parts: int) -> Result:
-    import subprocess
-
-    command = [sys.executable, "-m", __spec__.name if __spec__ else "tests.campaigns.interrupts"]
-    command += ["--life", life, "--kind", kind, "--every", str(every), "--seed", str(seed), "--control", control]
-    done = subprocess.run(
-        [*command, "--part", f"{part}/{parts}"], capture_output=True, text=True, check=False, timeout=3600
-    )
+def _run_part(order: Order, part: str) -> Result:
+    command = [sys.executable, "-m", "tests.campaigns.interrupts", "--part", part]
+    command += [f"--{name}={value}" for name, value in vars(order).items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if not done.stdout:
         return Result(0, [f"part {part}: {done.stderr[-2000:]}"])
     return Result(**json.loads(done.stdout.splitlines()[-1]))
@@ -299,12 +300,12 @@ def _load_all(life: str) -> None:
         assert not (lies := list(warm.find_lies())), lies
 
 
-def _try_part(options: argparse.Namespace) -> Result:
-    part, parts = map(int, options.part.split("/"))
+def _try_part(order: Order, part: str) -> Result:
+    number, parts = map(int, part.split("/"))
     result = Result()
-    _load_all(options.life)
-    for number, trial in enumerate(draw(options.life, options.kind, options.every, options.seed, control=options.control)):
-        if number % parts == part:
+    _load_all(order.life)
+    for turn, trial in enumerate(draw(order)):
+        if turn % parts == number:
             result.trials += 1
             result.findings += [f"{trial.point}: {line}" for line in run(trial)]
     return result
@@ -316,25 +317,24 @@ def main() -> int:
     parser.add_argument("--life", choices=list(LIVES), default="store")
     parser.add_argument("--kind", choices=list(KINDS), default="interrupt")
     parser.add_argument("--every", type=int, default=1, help="try each so many-th place (default: 1)")
+    parser.add_argument("--last", type=int, default=0, help="only so many places at the life's end")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--control", choices=list(CONTROLS), default="", help="break the store on purpose")
     parser.add_argument("--part", default="", help="N/M: only that part of the trials, and a result as JSON")
     parser.add_argument("--point", default="", help="repeat one trial, as a finding names it")
     options = parser.parse_args()
+    order = Order(options.life, options.kind, options.every, options.last, options.seed, options.control)
+    if options.part:
+        print(json.dumps(vars(_try_part(order, options.part))))
+        return 0
     if options.point:
         life, kind, strikes, end = options.point.split(":")
         _load_all(life)
-        lines = run(Trial(life, kind, tuple(map(int, strikes.split(","))), end == "close", options.control))
-        print("\n".join(lines))
-        return 1 if lines else 0
-    if options.part:
-        result = _try_part(options)
-        print(json.dumps(vars(result)))
+        trial = Trial(life, kind, tuple(map(int, strikes.split(","))), end == "close", options.control)
+        result = Result(1, run(trial))
     else:
-        begun = time.monotonic()
-        result = campaign(options.life, options.kind, options.every, options.seed, control=options.control)
-        print("\n".join(result.findings[:50]))
-        print(f"{result.trials} trials, {len(result.findings)} findings, {time.monotonic() - begun:.0f} s")
+        result = campaign(order)
+    print(*result.findings[:50], f"{result.trials} trials, {len(result.findings)} findings", sep="\n")
     return 1 if result.findings else 0
 
 

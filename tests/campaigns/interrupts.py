@@ -14,6 +14,7 @@ What is tried is a `Life`; tests/campaigns/interrupted_lives.py has those of the
 
 import _thread
 import argparse
+import ctypes
 import faulthandler
 import json
 import os
@@ -36,6 +37,8 @@ from tests.campaigns.interrupted_lives import CONTROLS, LIVES, Life
 
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 30
+_LOST_MEMORY_ERRORS = (SystemError, ctypes.ArgumentError)
+"""What CPython's own code makes of a MemoryError at times; limpet raises neither."""
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT}
 _CANARIES = 20
 _MORE_DESCRIPTORS = 12
@@ -188,7 +191,7 @@ def _call(call: Callable[[], object], wrong: list[str]) -> bool:
     """Call; return whether it came to its end. What strikes or limpet refuses is fine; anything else is noted."""
     try:
         call()
-    except (KeyboardInterrupt, MemoryError, LimpetError):
+    except (KeyboardInterrupt, MemoryError, LimpetError, *_LOST_MEMORY_ERRORS):
         return False
     except BaseException as error:  # noqa: BLE001
         wrong.append(f"a caller gets a bare {type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -117,14 +118,12 @@ def test_killed_in_the_middle(
 
 
 def processes_of(bundle: Path) -> list[int]:
-    variable = f"LIMPET_BUNDLE={bundle}".encode()
+    """Return the pids of those whose working directory is in the bundle, where a container's processes begin."""
     found = []
-    for name in os.listdir("/proc"):
-        try:
-            if name.isdigit() and variable in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.readlink(f"/proc/{name}/cwd").startswith(f"{bundle}/"):
                 found.append(int(name))
-        except OSError:
-            continue
     return found
 
 

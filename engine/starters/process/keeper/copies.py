@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from . import copier
 from .journal import Record
+from .kernel import name_process
 from .messages import receive, send
 
 _STREAMS = ("out", "err")
@@ -181,6 +182,7 @@ class Copies:
 
 def _become_copier(link: socket.socket, directory: int) -> None:
     try:
+        name_process("limpet-copier")
         kept = {link.fileno(), directory}
         for number in range(3, max(kept)):
             if number not in kept:

@@ -125,7 +125,8 @@ class Subreaper:
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if _descends(pid, _read_stats()):  # looked at now that the pidfd refers to it
+                stats = _read_stats()
+                if pid in stats and _descends(pid, stats):  # looked at now that the pidfd refers to it
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                     _await(pidfd)
             finally:

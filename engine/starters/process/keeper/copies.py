@@ -84,7 +84,8 @@ class Copies:
         """Have a container's output copied to its log, in the directory behind the descriptor."""
         self._kept[key] = (log, self._kept[key][1])
         self._unsent[key] = [os.dup(each) for each in log_directory]
-        self._send_all()
+        with suppress(OSError):  # a copier that has just died: the next one is given it
+            self._send_all()
 
     def begin_again(self, key: str, log: Record) -> None:
         """Go on with a container whose keeper died; its pipes are gone if all of its output was copied."""

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,10 +154,16 @@ def engine_process(state_dir: str) -> Iterator[Callable[[str], EngineProcess]]:
 
 
 def _kill_containers(state_dir: str) -> None:
-    prefix = f"LIMPET_BUNDLE={os.path.realpath(state_dir)}/".encode()
-    for name in os.listdir("/proc"):
-        try:
-            if name.isdigit() and prefix in Path(f"/proc/{name}/environ").read_bytes():
+    """Kill the keepers of a state directory and its containers: whoever works in it, or has a file of it open."""
+    prefix = f"{os.path.realpath(state_dir)}/"
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            links = [f"/proc/{name}/cwd", *(f"/proc/{name}/fd/{each}" for each in os.listdir(f"/proc/{name}/fd"))]
+            if int(name) != os.getpid() and any(_read_link(link).startswith(prefix) for link in links):
                 os.kill(int(name), signal.SIGKILL)
-        except OSError:
-            continue
+
+
+def _read_link(link: str) -> str:
+    with suppress(OSError):
+        return os.readlink(link)
+    return ""

@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from limpet.engine.drill.judge import Discrepancy, Kind
-from limpet.engine.drill.script import Disaster, Disturbance
+from limpet.engine.drill.script import Disaster, Disturbance, Victims
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
 from limpet.schema.layout import CONFIG_FILE, MARKER_FILE, ROOTFS, BundleMarker
@@ -24,6 +25,12 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _LAST_PID = "/proc/sys/kernel/ns_last_pid"
 _TRIES = 20
 _PRECIOUS = "precious"
+_ANCHOR, _KEEPER, _COPIER = "limpet-anchor", "limpet-keeper", "limpet-copier"
+_VICTIMS = {
+    Victims.KEEPER: (_KEEPER,),
+    Victims.COPIER: (_COPIER,),
+    Victims.ALL: (_ANCHOR, _KEEPER, _COPIER),  # the anchor first, or it takes over
+}
 
 
 class Scene(NamedTuple):
@@ -54,6 +61,23 @@ def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> None:
         candidates = find(scene)
         if candidates:
             act(scene, candidates[int(disturbance.choice * len(candidates))])
+
+
+def kill_keepers(scene: Scene, victims: Victims) -> bool:
+    """Kill processes of the keepers, those that are there; say whether there was one."""
+    processes = scene.subreaper.look().processes
+    found: dict[str, list[int]] = {_ANCHOR: [], _KEEPER: [], _COPIER: []}
+    for process in processes.values():
+        parent = processes.get(process.parent)
+        is_fork = parent is not None and parent.command == _KEEPER  # of a keeper, for a moment
+        if process.command in found and not (process.command == _KEEPER and is_fork):
+            found[process.command].append(process.pid)
+    killed = [pid for name in _VICTIMS[victims] for pid in found[name]]
+    if victims is Victims.ALL or (victims is Victims.KEEPER and not found[_ANCHOR]):
+        scene.truth.lose_witnesses()
+    for pid in killed:
+        scene.subreaper.kill(pid)
+    return bool(killed)
 
 
 def find_harm(scene: Scene, world: World) -> list[Discrepancy]:
@@ -114,6 +138,8 @@ def _replace(scene: Scene, key: str) -> None:
     pid = _kill(scene, key)
     if not pid or os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE or not os.access(_LAST_PID, os.W_OK):
         return
+    while os.path.exists(f"/proc/{pid}"):
+        time.sleep(0.001)  # until its keeper has reaped it
     # The pid is not free while its session has members.
     while members := [each.pid for each in scene.subreaper.look().processes.values() if each.session == pid]:
         for each in members:
@@ -135,7 +161,7 @@ def _replace(scene: Scene, key: str) -> None:
 def _reboot(scene: Scene, boot_id_path: str) -> None:
     """End all processes but the strangers, which came later, and change the kernel's boot id."""
     for known in scene.truth.known.values():
-        known.signalled = True
+        known.signalled = known.unwitnessed = True
     while left := _find_descendants(scene.subreaper.look()):
         for pid in left:
             scene.subreaper.kill(pid)

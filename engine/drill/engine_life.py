@@ -19,13 +19,14 @@ from msgspec.structs import replace
 
 from limpet.engine.drill.records import IDENTITY
 from limpet.engine.drill.small_image import CONTENT, FILE, IMAGE, make_archive
+from limpet.engine.drill.world import VARIABLE
 from limpet.engine.engine import HOST_IMAGE, Engine
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.state.names import CONTAINERS, QUARANTINE, SANDBOXES
 from limpet.schema.errors import StartError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageName
-from limpet.schema.layout import BUNDLE_VARIABLE, TEMPORARY_PREFIX
+from limpet.schema.layout import TEMPORARY_PREFIX
 from limpet.schema.status import EXIT_CODE_UNKNOWN, ContainerState, Reason, Status
 from limpet.testing import Violation
 
@@ -142,11 +143,11 @@ class EngineLife:
             if verb in {"open", "reopen"}:
                 engine = Engine.open(f"{directory}/state")
             elif engine is not None and verb != "close":
-                self._perform(engine, verb, key)
+                self._perform(engine, directory, verb, key)
             status = engine.store.status(key) if engine is not None and key and verb != "delete" else None
             acknowledge(msgspec.json.encode(Told(done, status)))
 
-    def _perform(self, engine: Engine, verb: str, key: str) -> None:
+    def _perform(self, engine: Engine, directory: str, verb: str, key: str) -> None:
         match verb:
             case "load":
                 with tempfile.NamedTemporaryFile() as archive:
@@ -160,7 +161,12 @@ class EngineLife:
                 engine.get_sandbox(_SANDBOX).delete()
             case "create":
                 program = _PROGRAMS[key]
-                config = {"metadata": {"name": key}, "image": {"image": program.image}, "command": program.command}
+                config = {
+                    "metadata": {"name": key},
+                    "image": {"image": program.image},
+                    "command": program.command,
+                    "envs": [{"key": VARIABLE, "value": f"{os.path.realpath(directory)}/state/{CONTAINERS}/{key}"}],
+                }
                 engine.create_container(config, _SANDBOX, id=key)
             case _:
                 (_VERBS if self._has_processes else _RECORDED)[verb](engine.get(key), engine)
@@ -294,7 +300,7 @@ def _require_known_processes(state_dir: str, said: Mapping[str, Status]) -> None
 
 def _find_processes(state_dir: str) -> dict[int, str]:
     """Return the containers whose bundles have running processes, by pid."""
-    prefix = f"{BUNDLE_VARIABLE}={os.path.realpath(state_dir)}/{CONTAINERS}/".encode()
+    prefix = f"{VARIABLE}={os.path.realpath(state_dir)}/{CONTAINERS}/".encode()
     found: dict[int, str] = {}
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:

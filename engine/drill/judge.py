@@ -16,6 +16,8 @@ from limpet.engine.drill.world import World
 from limpet.schema.status import EXIT_CODE_UNKNOWN, ContainerState, Reason, Status
 
 _NOT_OBSERVED = frozenset({Reason.UNKNOWN, Reason.REBOOTED})
+GATE = "limpet-gate"
+"""The name of a process that is to become a container's."""
 _MAY_RUN = frozenset({ContainerState.RUNNING, ContainerState.UNKNOWN})
 
 
@@ -110,8 +112,10 @@ def _wrong_exit_code(case: Case) -> Expected:
     floor = known.floor
     if floor is not None and floor.finished_at and floor.exit_code != said.exit_code:
         return f"code {floor.exit_code}, as was acknowledged"
-    if said.exit_code == EXIT_CODE_UNKNOWN and said.reason in _NOT_OBSERVED:
-        return ""
+    if is_unseen(said):
+        return "" if known.unwitnessed else "its code: there always was a keeper, which saw it"
+    if said.reason == Reason.START_ERROR and known.program.starts:
+        return "" if known.starting else "a code: its start had returned"
     code = case.after.codes.get(case.pid)
     if code is not None:
         return "" if said.exit_code == code else f"code {code}, which the drill reaped"
@@ -172,10 +176,17 @@ def find_leaks(told: Told, containers_dir: str, after: World) -> list[Discrepanc
         said = told.containers.get(key)
         if said is not None and said.finished_at and said.identity and said.identity.pid == process.pid:
             continue  # reported as ended, which is false: `judge` reports that
+        if process.command == GATE and not key:
+            found.append(Discrepancy("-", Kind.LEAKED, f"no process; gate {process.pid} is alive", "nothing"))
         if key and (said is None or said.state not in _MAY_RUN or said.identity is None):
             expected = f"no process; {process.pid} is alive"
             found.append(Discrepancy(key, Kind.LEAKED, expected, describe(said)))
     return found
+
+
+def is_unseen(said: Status) -> bool:
+    """Return whether it is said that it has ended, and that nobody saw how."""
+    return bool(said.finished_at) and said.exit_code == EXIT_CODE_UNKNOWN and said.reason in _NOT_OBSERVED
 
 
 def possible_codes(program: Program, *, signalled: bool) -> frozenset[int]:

@@ -30,7 +30,9 @@ from limpet.engine.drill.messages import (
     Told,
 )
 from limpet.engine.drill.script import Program, Step, Verb
+from limpet.engine.drill.world import VARIABLE
 from limpet.engine.engine import Engine
+from limpet.engine.state.names import CONTAINERS
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.status import Status
 
@@ -109,6 +111,7 @@ def _create(engine: Engine, step: Step, program: Program | None) -> None:
         "image": {"image": "host"},
         "command": list(program.argv),
         "log_path": f"{step.target}.log",
+        "envs": [{"key": VARIABLE, "value": os.path.join(os.path.realpath(sys.argv[1]), CONTAINERS, step.target)}],
     }
     engine.create_container(config, step.target.partition("-")[0], id=step.target)
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from limpet.engine.drill.disasters import Scene, disturb, find_harm, prepare
+from limpet.engine.drill.disasters import Scene, disturb, find_harm, kill_keepers, prepare
 from limpet.engine.drill.engine_process import EngineEndedError, EngineProcess
-from limpet.engine.drill.judge import Discrepancy, Kind, find_leaks, judge
+from limpet.engine.drill.judge import Discrepancy, Kind, find_leaks, is_unseen, judge
 from limpet.engine.drill.messages import (
     AnyEvent,
     Begun,
@@ -22,7 +22,7 @@ from limpet.engine.drill.messages import (
     Told,
 )
 from limpet.engine.drill.report import DrillReport, Failure, count_kinds, summarize_times
-from limpet.engine.drill.script import Disaster, Round, Scenario, draw_rounds
+from limpet.engine.drill.script import LANES, Disaster, KeeperKill, Moment, Round, Scenario, draw_rounds
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
 from limpet.engine.state.names import CONTAINERS, QUARANTINE
@@ -81,6 +81,10 @@ class _Rehearsal:
         )
         self._round = 0
         self._kills = 0
+        self._keeper_kills = 0
+        self._excused = 0  # starts that may be refused in this life: a keeper was killed amid them
+        self._unseen: set[str] = set()
+        self._stranded: set[str] = set()
         self._judged = 0
         self._failures: dict[tuple[str, Kind], Failure] = {}
         self._unknown: set[str] = set()
@@ -116,6 +120,9 @@ class _Rehearsal:
             containers=len(self._existed),
             acknowledged=self._truth.acknowledged,
             unknown=len(self._unknown),
+            unseen=len(self._unseen),
+            stranded=len(self._stranded),
+            keeper_kills=self._keeper_kills,
             judged=self._judged,
             reused=self._scene.happened[Disaster.REPLACE],
             reboots=self._scene.happened[Disaster.REBOOT],
@@ -130,8 +137,14 @@ class _Rehearsal:
         kill = planned.kill
         assert kill is not None
         awaited = Begun if kill.in_flight else Returned
+        amid = sorted(
+            (each for each in planned.keeper_kills if each.moment is Moment.AMID), key=lambda each: each.share
+        )
         count = 0
         while count < kill.count:
+            while amid and amid[0].share * kill.count <= count:
+                self._kill_keepers(amid.pop(0))
+                self._excused += LANES
             event = engine.read()
             self._note_event(event)
             count += isinstance(event, awaited)
@@ -140,8 +153,15 @@ class _Rehearsal:
         time.sleep(kill.delay_seconds)
         if planned.reaped_late:
             self._subreaper.hold()
+        together = [each for each in planned.keeper_kills if each.moment is Moment.WITH]
+        for each in together:
+            self._kill_keepers(each)
+            self._excused += LANES
         for event in self._kill(engine):
             self._note_event(event)
+
+    def _kill_keepers(self, kill: KeeperKill) -> None:
+        self._keeper_kills += kill_keepers(self._scene, kill.victims)
 
     def _kill(self, engine: EngineProcess) -> list[AnyEvent]:
         self._kills += 1
@@ -149,7 +169,11 @@ class _Rehearsal:
 
     def _recover(self, planned: Round) -> EngineProcess:
         """Change what the dead engine left, recover (and kill the recovery, if planned), and compare."""
+        for each in planned.keeper_kills:
+            if each.moment is Moment.DOWN:
+                self._kill_keepers(each)
         disturb(self._scene, planned.disturbances)
+        time.sleep(planned.down_seconds)
         for delay in planned.recovery_kills:
             before = self._subreaper.look()
             engine = self._spawn()
@@ -171,6 +195,7 @@ class _Rehearsal:
         return engine
 
     def _spawn(self) -> EngineProcess:
+        self._excused = 0
         return EngineProcess(self._subreaper, self._state_dir, self._factory, self._log)
 
     def _compare(self, recovered: Recovered, before: World) -> None:
@@ -182,6 +207,7 @@ class _Rehearsal:
         self._note(judge(self._truth, told, self._containers_dir, before, after) + find_harm(self._scene, after))
         self._unknown |= {key for key, said in told.containers.items() if said.state is ContainerState.UNKNOWN}
         self._existed |= told.containers.keys()
+        self._note_unseen(told)
         self._truth.learn(told)
 
     def _settle(self, engine: EngineProcess) -> None:
@@ -193,13 +219,27 @@ class _Rehearsal:
             told = engine.read_until(Told)
             after = self._subreaper.look()
             found = judge(self._truth, told, self._containers_dir, before, after)
-            found += find_leaks(told, self._containers_dir, after)
+            found += [
+                each for each in find_leaks(told, self._containers_dir, after) if not self._is_stranded(each, told)
+            ]
             found = [each for each in found if (each.container, each.kind) not in self._failures]
             if not found or time.monotonic() > deadline:
                 break
             time.sleep(0.02)
         self._note(found)
+        self._note_unseen(told)
         self._truth.learn(told)
+
+    def _is_stranded(self, found: Discrepancy, told: Told) -> bool:
+        """Return whether a process is one that an ended container left when no keeper was there any more; count it."""
+        known, said = self._truth.known.get(found.container), told.containers.get(found.container)
+        stranded = known is not None and known.unwitnessed and (said is None or bool(said.finished_at))
+        if stranded:
+            self._stranded.add(found.container)
+        return stranded
+
+    def _note_unseen(self, told: Told) -> None:
+        self._unseen |= {key for key, said in told.containers.items() if is_unseen(said)}
 
     def _finish(self, engine: EngineProcess) -> None:
         """Let the last life clean up; then close the engine cleanly."""
@@ -215,7 +255,12 @@ class _Rehearsal:
         if isinstance(event, Begun):
             self._truth.begin(event.step)
         elif isinstance(event, Returned):
+            must_start = self._truth.must_start(event)
             key = self._truth.end(event)
+            if event.refused and must_start:
+                if not self._excused:
+                    self._note([Discrepancy(key, Kind.BROKEN, "a container that is started", event.refused)])
+                self._excused = max(self._excused - 1, 0)
             if event.status is not None:
                 self._existed.add(key)
             if event.broken:

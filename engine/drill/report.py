@@ -47,6 +47,12 @@ class DrillReport(msgspec.Struct, frozen=True, kw_only=True):
     broken: int
     unknown: int
     """Containers that a recovery reported as UNKNOWN."""
+    unseen: int = 0
+    """Containers of whose end it was said that nobody saw it. Only where all keepers were killed, or in a reboot."""
+    stranded: int = 0
+    """Ended containers of which processes are left, after all keepers were killed: nobody tells whose they are."""
+    keeper_kills: int = 0
+    """Kills of the keeper's processes: keeper, copier, or all of them."""
     judged: int = 0
     """Containers that were compared with the truth after a recovery, over all recoveries."""
     reused: int = 0

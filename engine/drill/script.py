@@ -16,6 +16,7 @@ GROUP_SIZE = 3
 OLDEST_ROUNDS = 3
 """A container of this age in rounds is stopped, released and deleted, so that a long drill stays small."""
 RECOVERY_KILLED_EVERY = 3
+KEEPER_KILLED_EVERY = 2
 
 
 class Verb(StrEnum):
@@ -65,6 +66,28 @@ class Scenario(StrEnum):
     """Other processes get the pids of containers."""
     REBOOT = "reboot"
     """The machine restarts, and other processes may have the pids of containers afterwards."""
+    KEEPER = "keeper"
+    """The keeper's processes are killed in every round."""
+
+
+class Victims(StrEnum):
+    """Which processes of the keeper are killed."""
+
+    KEEPER = "keeper"
+    COPIER = "copier"
+    ALL = "all"
+    """Anchor, keeper and copier: nobody is left who sees how containers end."""
+
+
+class Moment(StrEnum):
+    """When the keeper's processes are killed."""
+
+    AMID = "amid"
+    """While the engine works."""
+    WITH = "with"
+    """Together with the engine."""
+    DOWN = "down"
+    """While no engine is there."""
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +134,14 @@ class Disturbance(msgspec.Struct, frozen=True):
     choice: float
 
 
+class KeeperKill(msgspec.Struct, frozen=True):
+    """A kill of the keeper's processes; `share`, from 0 to 1, of the round's calls have been made before it."""
+
+    victims: Victims
+    moment: Moment
+    share: float = 0.0
+
+
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """One life of an engine, its end, and what happens until the next life."""
 
@@ -122,6 +153,9 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     kill: Kill | None = None
     """None for the last life, which cleans up and is closed cleanly."""
     disturbances: tuple[Disturbance, ...] = ()
+    keeper_kills: tuple[KeeperKill, ...] = ()
+    down_seconds: float = 0.0
+    """How long no engine is there; containers may end meanwhile."""
     recovery_kills: tuple[float, ...] = ()
     """The following recovery is killed this many times, these seconds after it begins."""
     reaped_late: bool = False
@@ -192,7 +226,7 @@ def draw_rounds(rounds: int, containers: int, seed: int, scenario: Scenario = Sc
     for number in range(1, rounds + 1):
         # Not used for secrets: a plan must be repeatable.
         rng = random.Random(f"limpet drill {seed} {containers} {number}")  # noqa: S311
-        yield _plan_round(rng, number, containers, left, groups, _DISTURBANCES[scenario])
+        yield _plan_round(rng, number, containers, left, groups, scenario)
     last: list[_Script] = [[(verb, key, value, ()) for verb, value in _TIDY] for key in left]
     last += [[(Verb.DROP, name, 0.0, members)] for name, members in groups.items()]
     yield Round(number=rounds + 1, lanes=_deal(random.Random(seed), last, 1))  # noqa: S311
@@ -204,7 +238,7 @@ def _plan_round(
     containers: int,
     left: dict[str, int],
     groups: dict[str, tuple[str, ...]],
-    choose: Callable[[random.Random], Sequence[Disaster]],
+    scenario: Scenario,
 ) -> Round:
     scripts = [_tend(rng, key, number - made, left) for key, made in list(left.items())]
     planned, members = [], []
@@ -232,7 +266,7 @@ def _plan_round(
     sandbox = Step(0, Verb.SANDBOX, f"r{number:02}")
     lanes = _deal(rng, scripts, 1)
     count = sum(map(len, lanes))
-    disturbances = tuple(Disturbance(disaster, rng.random()) for disaster in choose(rng))
+    disturbances = tuple(Disturbance(disaster, rng.random()) for disaster in _DISTURBANCES[scenario](rng))
     all_reaped = any(each.disaster in {Disaster.REPLACE, Disaster.REBOOT} for each in disturbances)
     return Round(
         number=number,
@@ -243,6 +277,8 @@ def _plan_round(
         disturbances=disturbances,
         recovery_kills=_plan_recovery_kills(rng, number),
         reaped_late=number % RECOVERY_KILLED_EVERY == 1 and not all_reaped,  # a zombie's pid is not reusable
+        keeper_kills=_plan_keeper_kills(rng, number, scenario),
+        down_seconds=rng.choice((0.0, rng.uniform(0, 0.6))),
     )
 
 
@@ -297,11 +333,26 @@ def _reboot(rng: random.Random) -> Sequence[Disaster]:
     return [Disaster.REPLACE] * rng.randint(0, 2) + [Disaster.REBOOT]
 
 
+def _disturb_little(rng: random.Random) -> Sequence[Disaster]:
+    return [Disaster.KILL] * rng.randint(0, 3)
+
+
 _DISTURBANCES: dict[Scenario, Callable[[random.Random], Sequence[Disaster]]] = {
     Scenario.MIXED: _mix,
     Scenario.REUSE: _reuse,
     Scenario.REBOOT: _reboot,
+    Scenario.KEEPER: _disturb_little,
 }
+
+
+def _plan_keeper_kills(rng: random.Random, number: int, scenario: Scenario) -> tuple[KeeperKill, ...]:
+    """In most rounds the anchor takes over; where all are killed, a code may be unknown, which proves less."""
+    if scenario is not Scenario.KEEPER and (scenario is not Scenario.MIXED or number % KEEPER_KILLED_EVERY):
+        return ()
+    victims = rng.choice((Victims.KEEPER, Victims.KEEPER, Victims.COPIER, Victims.ALL))
+    first = KeeperKill(victims, rng.choice(list(Moment)), rng.random())
+    again = KeeperKill(rng.choice(list(Victims)), rng.choice(list(Moment)), rng.random())
+    return (first, again) if scenario is Scenario.KEEPER and rng.random() < 0.3 else (first,)
 
 
 def _plan_recovery_kills(rng: random.Random, number: int) -> tuple[float, ...]:

@@ -14,11 +14,17 @@ class Known:
     program: Program
     floor: Status | None = None
     """The newest status that was acknowledged to a caller; None if there is none."""
+    created: bool = False
+    """The last call on it, in this life, has made it."""
     deleted: bool = False
     may_be_deleted: bool = False
     """A call that deletes it had begun when the engine was killed."""
+    starting: bool = False
+    """A start was begun and has not succeeded, so it may have come to nothing."""
     signalled: bool = False
     """It was stopped, or killed by the drill, so a signal may have ended it."""
+    unwitnessed: bool = False
+    """All keepers were killed while it may have run: of its end it may be said that nobody saw it."""
     disturbed: bool = False
     """The drill has changed its bundle."""
 
@@ -58,6 +64,8 @@ class Truth:
             self._begin_transaction(step)
         elif step.verb is Verb.DELETE:
             self.known[step.target].may_be_deleted = True
+        elif step.verb is Verb.START:
+            self.known[step.target].starting = True
         elif step.verb is Verb.STOP:
             self.known[step.target].signalled = True
 
@@ -77,15 +85,29 @@ class Truth:
         else:
             known = self.known[step.target]
             known.floor = returned.status or known.floor
+            known.starting = known.starting and not (step.verb is Verb.START and accepted)
+            known.created = step.verb is Verb.CREATE and accepted
             if step.verb is Verb.DELETE:
                 self._end_delete(known, accepted=accepted)
         return step.target
+
+    def lose_witnesses(self) -> None:
+        """Record that no keeper is left, whose containers run on."""
+        for known in self.known.values():
+            known.unwitnessed = True
+
+    def must_start(self, returned: Returned) -> bool:
+        """Return whether this is the first start of a container that was made in this round, and can be started."""
+        step = self._steps[returned.step]
+        known = self.known.get(step.target)
+        is_new = known is not None and known.program.starts and known.created and not known.disturbed
+        return step.verb is Verb.START and is_new
 
     def learn(self, told: Told) -> None:
         """Record what an engine reports after a kill: no call is in progress, and the report must stay true."""
         for key, known in self.known.items():
             known.deleted = known.deleted or (known.may_be_deleted and key not in told.containers)
-            known.may_be_deleted = False
+            known.may_be_deleted = known.created = False
             known.floor = told.containers.get(key)
         for group in self.groups.values():
             status = told.containers.get(group.members[0])

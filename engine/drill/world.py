@@ -1,24 +1,33 @@
-"""What the drill sees for itself: processes in /proc, and their exit codes, as the parent of all in the end.
+"""What the drill sees for itself: processes in /proc, and how they ended. It asks neither engine nor keeper.
 
-As child subreaper (prctl(2)) the drill becomes the parent of all processes that a killed engine leaves behind. It gets
-their exit codes from wait, not through the kernel interfaces that the engine uses for adopted processes. Run it in a
-process without other children: it reaps, and in the end kills, all children.
+It holds a pidfd of each container's first process that it has seen, which tells the exit code once somebody has reaped
+it (PIDFD_GET_INFO, Linux 6.15). And as child subreaper (prctl(2)) the drill becomes the parent of all processes that
+nobody else is the parent of any more, and gets their exit codes from wait. What it learns in neither way, the plan
+tells: which codes a program can end with. Run it in a process without other children: it reaps, and in the end kills,
+all children.
 """
 
 import ctypes
+import fcntl
 import os
+import select
 import signal
+import struct
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from limpet.schema.errors import InvalidStateError
-from limpet.schema.layout import BUNDLE_VARIABLE
 
+VARIABLE = "LIMPET_DRILL"
+"""In the environment of each container of a drill: the path of its bundle."""
 _PR_SET_CHILD_SUBREAPER = 36
-_VARIABLE = BUNDLE_VARIABLE.encode() + b"="
+_PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3
+_LOOK_EVERY_SECONDS = 0.03
+"""How often it looks for processes whose end it is to see."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,9 @@ class Process:
     session: int
     bundle: str
     """The bundle path in its environment, "" if there is none or it cannot be read."""
+    command: str = ""
+    """Its name as /proc/PID/comm has it."""
+    parent: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class World:
 
 
 class Subreaper:
-    """Reaps, in its own thread, the processes left to this one by an engine's death, and remembers the exit codes.
+    """Reaps, in its own thread, the processes that come to this one, and remembers the exit codes of containers.
 
     Raises InvalidStateError in a process that already has children.
     """
@@ -72,13 +84,19 @@ class Subreaper:
         self._dismissed: set[int] = set()
         self._may_reap = threading.Event()
         self._may_reap.set()
+        self._watched: dict[int, int] = {}  # a pidfd of each container's first process, by pid
+        self._looking = threading.Lock()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="limpet-drill-reaper", daemon=True)
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for run, name in ((self._run, "limpet-drill-reaper"), (self._watch, "limpet-drill-watcher"))
+        ]
 
     def start(self) -> None:
         """Become the parent of all descendants."""
         _set_subreaper(on=True)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def hold(self) -> None:
         """Leave ended processes as zombies until `resume`."""
@@ -89,27 +107,30 @@ class Subreaper:
         self._may_reap.set()
 
     def look(self) -> World:
-        """Return the current state. Exit codes of all earlier exits are known, unless reaping is on hold."""
+        """Return the current state. What ended earlier in the drill's own hands is reaped, unless that is on hold."""
         while self._may_reap.is_set() and _has_zombies():
             time.sleep(0.001)
         stats = _read_stats()
         processes = {
-            pid: Process(pid, group, session, _read_bundle(pid))
-            for pid, (state, _, group, session) in stats.items()
-            if state not in "ZX" and _descends(pid, stats)
+            pid: Process(pid, stat.group, stat.session, _read_bundle(pid), stat.command, stat.parent)
+            for pid, stat in stats.items()
+            if stat.state not in "ZX" and _descends(pid, stats)
         }
-        return World(processes, dict(self._codes), frozenset(self._strangers))
+        with self._looking:
+            self._follow(processes)
+            return World(processes, dict(self._codes), frozenset(self._strangers))
 
     def kill(self, pid: int) -> None:
-        """SIGKILL a child, and wait for its end; it may already have ended."""
+        """SIGKILL a descendant, and wait for its end; it may already have ended."""
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if pid in _children():  # checked again now that the pidfd refers to it
+                stats = _read_stats()
+                if pid in stats and _descends(pid, stats):  # looked at now that the pidfd refers to it
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    _await(pidfd)
             finally:
                 os.close(pidfd)
-        self.await_end(pid)
 
     def await_end(self, pid: int) -> None:
         """Wait for the end of a child that is reaped elsewhere."""
@@ -134,9 +155,37 @@ class Subreaper:
                     os.kill(pid, signal.SIGKILL)  # only we can reap it, so the pid was not reused
             time.sleep(0.002)
         self._stopping = True
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        for pidfd in self._watched.values():
+            os.close(pidfd)
+        self._watched.clear()
         _set_subreaper(on=False)
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            with suppress(OSError):
+                self.look()
+            time.sleep(_LOOK_EVERY_SECONDS)
+
+    def _follow(self, processes: Mapping[int, Process]) -> None:
+        """Note how those ended that were watched, and watch those that are new."""
+        for pid, pidfd in list(self._watched.items()):
+            code = _read_code(pidfd)
+            if code is not None:
+                self._codes[pid] = code
+            if code is not None or (_has_ended(pidfd) and pid not in _read_pids()):
+                os.close(self._watched.pop(pid))
+        for process in processes.values():
+            if process.bundle and process.session == process.pid and process.pid not in self._watched:
+                with suppress(OSError):
+                    pidfd = os.pidfd_open(process.pid)
+                    if _read_bundle(process.pid) != process.bundle:
+                        os.close(pidfd)
+                        continue
+                    self._watched[process.pid] = pidfd
+                    self._codes.pop(process.pid, None)  # of an earlier owner of the number
 
     def _run(self) -> None:
         while not self._stopping:
@@ -176,39 +225,78 @@ def _has_zombies() -> bool:
 
 def _children() -> list[int]:
     """Return the pids of this process's children, including zombies."""
-    return [pid for pid, (_, parent, _, _) in _read_stats().items() if parent == os.getpid()]
+    return [pid for pid, stat in _read_stats().items() if stat.parent == os.getpid()]
 
 
-_Stat = tuple[str, int, int, int]
-"""State, parent, process group and session."""
+class _Stat(NamedTuple):
+    command: str
+    state: str
+    parent: int
+    group: int
+    session: int
 
 
 def _read_stats() -> dict[int, _Stat]:
     stats = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError):  # it has ended
-                stats[int(name)] = _read_stat(name)
+    for pid in _read_pids():
+        with suppress(OSError):  # it has ended
+            stats[pid] = _read_stat(pid)
     return stats
 
 
-def _read_stat(pid: str) -> _Stat:
+def _read_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _read_stat(pid: int) -> _Stat:
     with open(f"/proc/{pid}/stat", "rb") as file:
-        state, parent, group, session = file.read().rpartition(b")")[2].split()[:4]
-    return state.decode(), int(parent), int(group), int(session)
+        command, _, rest = file.read().partition(b"(")[2].rpartition(b")")
+    state, parent, group, session = rest.split()[:4]
+    return _Stat(os.fsdecode(command), state.decode(), int(parent), int(group), int(session))
 
 
 def _descends(pid: int, stats: Mapping[int, _Stat]) -> bool:
     """Return whether this process is an ancestor, even if one in between has ended: its children become ours."""
-    parent = stats[pid][1]
+    parent = stats[pid].parent
     while parent in stats and parent != os.getpid():
-        parent = stats[parent][1]
+        parent = stats[parent].parent
     return parent not in {0, 1} or os.getpid() == 1
 
 
 def _read_bundle(pid: int) -> str:
     with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
         for entry in file.read().split(b"\0"):
-            if entry.startswith(_VARIABLE):
-                return os.fsdecode(entry[len(_VARIABLE) :])
+            name, _, value = entry.partition(b"=")
+            if name == VARIABLE.encode():
+                return os.fsdecode(value)
     return ""
+
+
+def _read_code(pidfd: int) -> int | None:
+    """Return the exit code of a process that was reaped, None if it was not, or the kernel does not tell."""
+    info = bytearray(64)
+    struct.pack_into("Q", info, 0, _PIDFD_INFO_EXIT)
+    with suppress(OSError):
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+        if struct.unpack_from("Q", info)[0] & _PIDFD_INFO_EXIT:
+            return _as_code(struct.unpack_from("i", info, 60)[0])
+    return None
+
+
+def _as_code(wait_status: int) -> int:
+    code = os.waitstatus_to_exitcode(wait_status)
+    return 128 - code if code < 0 else code
+
+
+def _has_ended(pidfd: int) -> bool:
+    return bool(_poll(pidfd, 0))
+
+
+def _await(pidfd: int) -> None:
+    _poll(pidfd, None)
+
+
+def _poll(pidfd: int, timeout_ms: int | None) -> list[tuple[int, int]]:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return poll.poll(timeout_ms)

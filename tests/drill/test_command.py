@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from limpet.engine.drill.world import VARIABLE
 from tests.conftest import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def temporary() -> Iterator[str]:
 
 
 def processes_below(directory: str) -> list[int]:
-    prefix = f"LIMPET_BUNDLE={os.path.realpath(directory)}/".encode()
+    prefix = f"{VARIABLE}={os.path.realpath(directory)}/".encode()
     found = []
     for name in os.listdir("/proc"):
         try:

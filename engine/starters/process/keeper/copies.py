@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from . import copier
 from .journal import Record
+from .kernel import name_process
 from .messages import receive, send
 
 _STREAMS = ("out", "err")
@@ -88,7 +89,8 @@ class Copies:
         """Have a container's output copied to its log, in the directory behind the descriptor."""
         self._kept[key] = (log, self._kept[key][1])
         self._unsent[key] = [os.dup(each) for each in log_directory]
-        self._send_all()
+        with suppress(OSError):  # a copier that has just died: the next one is given it
+            self._send_all()
 
     def begin_again(self, key: str, log: Record) -> None:
         """Go on with a container whose keeper died; its pipes are gone if all of its output was copied."""
@@ -196,6 +198,7 @@ class Copies:
 
 def _become_copier(link: socket.socket, directory: int) -> None:
     try:
+        name_process("limpet-copier")
         kept = {link.fileno(), directory}
         for number in range(3, max(kept)):
             if number not in kept:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 PF_FORKNOEXEC = 0x40
 """In field 9 of /proc/PID/stat (include/linux/sched.h): forked, and has executed nothing since. A zombie keeps it."""
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 _HAS_CHILDREN_FILES = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
@@ -98,6 +98,11 @@ def become_subreaper() -> None:
     """Become the parent of all descendants whose own parent ends (prctl(2)). Raises OSError."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def name_process(text: str) -> None:
+    """Give this process a name for ps and top, of at most 15 bytes (prctl(2))."""
+    _libc.prctl(_PR_SET_NAME, text.encode())
 
 
 def unshare(flags: int) -> None:

@@ -6,7 +6,6 @@ keeper   the parent of every container's first process, and of what these leave 
 copier   copies the containers' output to their logs; a log on a disk that hangs makes only this one hang
 """
 
-import ctypes
 import fcntl
 import os
 import resource
@@ -19,7 +18,7 @@ from typing import NoReturn
 
 from .copies import Copies
 from .keeper import Keeper
-from .kernel import become_subreaper, read_stat
+from .kernel import become_subreaper, name_process, read_stat
 
 LOCK, SOCKET = "lock", "socket"
 DIRECTORY = 3
@@ -28,7 +27,6 @@ ANOTHER_LIVES = 3
 """The exit status if another keeper holds the lock."""
 _BACKLOG = 512
 _OOM_SCORE = "-900"
-_PR_SET_NAME = 15
 
 
 def main() -> None:
@@ -59,12 +57,12 @@ def _anchor(listener: socket.socket) -> NoReturn:
         copies = Copies(DIRECTORY)
         keeper = os.fork()
         if keeper:
-            _name("limpet-anchor")
+            name_process("limpet-anchor")
             if _has_finished(keeper):
                 os._exit(0)
         else:
             become_subreaper()
-        _name("limpet-keeper")
+        name_process("limpet-keeper")
         Keeper(DIRECTORY, listener, anchor, copies).run()
         os._exit(0)
     finally:
@@ -120,8 +118,3 @@ def _require_executed_flag() -> None:
         os.waitpid(pid, 0)
     if told != [False, True]:
         sys.exit("this kernel does not tell whether a process has executed a program (field 9 of /proc/PID/stat)")
-
-
-def _name(text: str) -> None:
-    """Give this process a name for ps and top."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, text.encode())

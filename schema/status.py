@@ -26,6 +26,8 @@ class ContainerState(IntEnum):
 class Reason(StrEnum):
     """Why a container is in its state, as one word."""
 
+    STOPPING = "Stopping"
+    """It runs, and was asked to stop: it has time until `Status.stop_deadline`."""
     COMPLETED = "Completed"
     """Exited with code 0."""
     ERROR = "Error"

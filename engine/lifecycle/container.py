@@ -35,6 +35,8 @@ DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 _KILL_TIMEOUT_SECONDS = 10.0
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
 """Between two looks at what a stop has left."""
+_LATEST = 2**63 - 1
+"""The latest time that can be stored, in nanoseconds since the epoch."""
 
 
 class Container:
@@ -364,10 +366,16 @@ class Container:
 def _request_stop(status: Status, timeout: float) -> Status:
     """Return the status with a stop requested: the first request's time stands, and the earliest deadline."""
     now = _now()
-    deadline = now + int(timeout * 1e9)
+    deadline = min(now + int(timeout * 1e9), _LATEST)
     if status.stop_requested_at:
         deadline = min(deadline, status.stop_deadline)
-    return replace(status, stop_requested_at=status.stop_requested_at or now, stop_deadline=deadline)
+    return replace(
+        status,
+        stop_requested_at=status.stop_requested_at or now,
+        stop_deadline=deadline,
+        reason=Reason.STOPPING,
+        message="it was asked to stop",
+    )
 
 
 def _require_seconds(timeout: float) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from limpet.engine.starters.process import keeper
-from limpet.engine.starters.process.interpreter import find_interpreter
+from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
 from limpet.engine.starters.process.keeper.messages import VERSION, Message, receive, send
 from limpet.engine.state.durable import make_directory
@@ -82,8 +82,10 @@ class Connection:
 class KeeperClient:
     """Connections to the keeper in one directory. Thread-safe."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, interpreter: str = "") -> None:
+        """`interpreter` is the Python that runs the keeper; this process's own by default."""
         self._directory = directory
+        self._interpreter = interpreter
         self._idle: list[Connection] = []
         self._beginning = threading.Lock()
         self._pid = os.getpid()
@@ -240,7 +242,7 @@ class KeeperClient:
             actions = [
                 (os.POSIX_SPAWN_DUP2, each, number) for number, each in enumerate((null, null, write, directory))
             ]
-            interpreter = find_interpreter()
+            interpreter = require_interpreter(self._interpreter)
             # posix_spawn: a fork of this process by another thread holds no pipe that we would wait for.
             pid = os.posix_spawn(
                 interpreter,

@@ -1,31 +1,22 @@
-"""Which Python runs the keeper: this process's own, or another where this process is no ordinary interpreter."""
+"""Which Python runs the keeper: the one that runs this process, or the one that the starter was given."""
 
 import os
-import shutil
 import sys
-from collections.abc import Iterator
 
 from limpet.schema.errors import UnsupportedError
 
 
-def find_interpreter() -> str:
-    """Return the path of a Python interpreter of this version or a later one's name.
+def require_interpreter(given: str) -> str:
+    """Return the path of a Python interpreter: `given`, or this process's own if that is empty.
 
     An embedded or frozen program (uWSGI, PyInstaller) has itself as `sys.executable`: started again, it would be that
-    program. Raises UnsupportedError if there is none.
+    program, not an interpreter. Raises UnsupportedError then, or if the interpreter is gone.
     """
-    for path in _candidates():
-        if path and os.path.basename(path).startswith("python") and os.access(path, os.X_OK):
-            return path
-    raise UnsupportedError(
-        f"containers need a Python interpreter, and {sys.executable!r} is none; install python3 where PATH leads"
-    )
-
-
-def _candidates() -> Iterator[str]:
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    if not getattr(sys, "frozen", False):
-        yield sys.executable
-    yield os.path.join(sys.base_exec_prefix, "bin", name)
-    yield shutil.which(name) or ""
-    yield shutil.which("python3") or ""
+    path = given or sys.executable or ""
+    is_python = os.path.basename(path).startswith("python") and not (getattr(sys, "frozen", False) and not given)
+    if not is_python or not os.access(path, os.X_OK):
+        raise UnsupportedError(
+            f"containers are started by a Python interpreter, and {path!r} is none, or is gone; open the engine with"
+            " starter=ProcessStarter(interpreter='/usr/bin/python3')"
+        )
+    return path

@@ -56,7 +56,8 @@ class ProcessStarter:
     `environment` is the engine's, of which `environment.HOST_VARIABLES` and those named in `inherit_env` are handed
     on to containers of the host's own root. Raises InvalidInputError for a name that is none.
 
-    `compare` tells processes apart, here and in the probe; a drill gives one that is wrong.
+    `interpreter` is the Python that runs the keeper, this process's own by default: needed by a program that is frozen
+    or embeds Python. `compare` tells processes apart, here and in the probe; a drill gives one that is wrong.
     """
 
     name = "process"
@@ -66,21 +67,30 @@ class ProcessStarter:
         environment: Mapping[bytes, bytes] | None = None,
         *,
         inherit_env: Iterable[str] = (),
+        interpreter: str = "",
         compare: Compare = compare,
     ) -> None:
         self._environment = os.environb if environment is None else environment
         self._inherited = require_names(inherit_env)
+        self._interpreter = interpreter
         self._compare = compare
         self._keeper = KeeperClient("")
+        self._is_missed = False
+        """True if a keeper has left ends, and none could begin that reads them."""
 
     def open(self, state_dir: str) -> None:
         """Look for the keeper that serves this state directory; one is begun when it is needed.
 
-        That is at the first start, and here if the keeper that was there has left ends which nobody has taken.
+        That is at the first start, and here if the keeper that was there has left ends which nobody has taken. Where
+        it cannot begin, the containers that did not end before are Unknown.
         """
-        self._keeper = KeeperClient(os.path.join(state_dir, KEEPER))
-        with self._keeper.connection(begin=self._keeper.has_left_ends):
-            pass
+        self._keeper = KeeperClient(os.path.join(state_dir, KEEPER), self._interpreter)
+        try:
+            with self._keeper.connection(begin=self._keeper.has_left_ends):
+                pass
+        except (KeeperError, UnsupportedError) as error:
+            self._is_missed = True
+            _log.warning("state directory %s: %s", state_dir, error)
 
     def close(self) -> None:
         """Leave the keeper; what is held at a gate ends."""
@@ -233,7 +243,10 @@ class ProcessStarter:
         return HostProbe(containers_dir, witness=self._witness, compare=self._compare)
 
     def _witness(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
-        """Say what the keeper knows of a container's process. Raises KeeperError."""
+        """Say what the keeper knows of a container's process. Raises KeeperError, UnsupportedError."""
+        if self._is_missed:
+            with self._keeper.connection(begin=True):
+                self._is_missed = False
         if identity is None:
             answer = self._ask({"op": "end", "id": container_id})
             is_alive = answer is not None and bool(answer.get("running"))

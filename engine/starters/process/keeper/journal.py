@@ -24,9 +24,10 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 class Journal:
     """The journal in the directory behind a descriptor. It has one writer: whoever holds the keeper's lock."""
 
-    def __init__(self, directory: int, boot_id: str) -> None:
+    def __init__(self, directory: int, world: str) -> None:
+        """`world` is where pids mean what they mean now: the boot and the pid namespace."""
         self._directory = directory
-        self._boot_id = boot_id
+        self._world = world
         self._file = os.open(_NAME, _FLAGS, 0o600, dir_fd=directory)
         self._unwritten: list[bytes] = []
         self._is_renamed = False
@@ -34,26 +35,26 @@ class Journal:
         """True if nothing was written since the last flush began."""
 
     def load(self) -> dict[str, Record]:
-        """Return what is known of each container. Of another boot only how they ended: none of them runs."""
+        """Return what is known of each container. Of another world only how they ended: their pids mean nothing here."""
         known: dict[str, Record] = {}
-        boot_id = ""
+        world = ""
         with open(os.dup(self._file), "rb") as file:
             file.seek(0)
             while line := file.readline(_LONGEST_LINE):
                 record = _decode(line)
                 if record is None:
                     continue
-                if "boot" in record:
-                    boot_id = record["boot"]
+                if "world" in record:
+                    world = record["world"]
                     continue
-                each = known.setdefault(record["id"], {"boot": boot_id})
+                each = known.setdefault(record["id"], {"world": world})
                 each.update(record)
                 if record.get("forgotten"):
                     del known[record["id"]]
         # A torn last line must not swallow the next record.
         self._unwritten.append(b"\n")
-        self.append({"boot": self._boot_id})
-        return {key: each for key, each in known.items() if each["boot"] == self._boot_id or "end" in each}
+        self.append({"world": self._world})
+        return {key: each for key, each in known.items() if each["world"] == self._world or "end" in each}
 
     def append(self, *records: Record) -> None:
         """Write records; on a disk that refuses they wait in memory for the next time. See `is_written`."""
@@ -107,7 +108,7 @@ class Journal:
 
         Nothing is flushed: only to be called while no record has to survive a power cut.
         """
-        lines = [_encode({"boot": self._boot_id}), *map(_encode, records)]
+        lines = [_encode({"world": self._world}), *map(_encode, records)]
         if self.size() < max(_WORTH_REWRITING, 4 * sum(map(len, lines))):
             return
         flags = _FLAGS | os.O_TRUNC
@@ -135,4 +136,4 @@ def _decode(line: bytes) -> Record | None:
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
     record = json.loads(text)
-    return record if isinstance(record, dict) and ("id" in record or "boot" in record) else None
+    return record if isinstance(record, dict) and ("id" in record or "world" in record) else None

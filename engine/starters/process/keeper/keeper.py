@@ -51,7 +51,7 @@ class Keeper:
         self._idle_since = time.monotonic()
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
-        self._journal = Journal(directory, _read_boot_id())
+        self._journal = Journal(directory, f"{_read_boot_id()}/{self._namespace}")
         self._watch(listener.fileno(), self._accept)
         self._watch_children()
         copies.watch(self._watch, self._unwatch)

@@ -4,7 +4,7 @@ import os
 import time
 
 from limpet.engine.database import Changes
-from limpet.engine.drill.controls import open_trusting_pids
+from limpet.engine.drill.controls import open_taking_gates_for_starts, open_trusting_pids
 from limpet.engine.engine import Engine
 from limpet.engine.starters import Launch, Prepared
 from limpet.engine.starters.process import ProcessStarter
@@ -69,7 +69,8 @@ class HastyStarter(ProcessStarter):
 
     def prepare(self, launch: Launch) -> Prepared:
         prepared = super().prepare(launch)
-        os.write(prepared.own.gate, b"g")  # type: ignore[attr-defined]
+        held = prepared.own
+        held.connection.ask({"op": "go", "id": held.container_id})  # type: ignore[attr-defined]
         time.sleep(0.3)  # as on a slow disk
         return prepared
 
@@ -77,6 +78,11 @@ class HastyStarter(ProcessStarter):
 def opens_the_gate_early(state_dir: str) -> Engine:
     """A container's program runs before its process is written down."""
     return Engine.open(state_dir, starter=HastyStarter())
+
+
+def takes_gates_for_starts(state_dir: str) -> Engine:
+    """A start that came to nothing is said to have succeeded."""
+    return open_taking_gates_for_starts(state_dir)
 
 
 def follows_links(state_dir: str) -> Engine:

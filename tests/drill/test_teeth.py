@@ -79,6 +79,7 @@ def test_an_engine_that_keeps_its_promises_passes(tmp_path: Path, seed: int) -> 
         ("invents_exit_codes", {"wrong_exit_code"}),
         ("opens_the_gate_early", {"leaked"}),
         ("follows_links", {"harmed"}),
+        ("takes_gates_for_starts", {"false_running"}),
     ],
 )
 def test_a_broken_engine_is_found_out(tmp_path: Path, factory: str, found: set[str]) -> None:

@@ -68,13 +68,34 @@ class Hasty(main.Keeper):
 main.Keeper = Hasty
 main.main()
 """
-"""Begun as the keeper's own program is."""
+_TRUSTING_KEEPER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from keeper import keeper, main
+
+class Any(int):
+    __hash__ = int.__hash__
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+
+def trust(pid, read_stat=keeper.read_stat):
+    stat = read_stat(pid)
+    return stat and stat._replace(start_ticks=Any(stat.start_ticks))
+
+keeper.read_stat = trust
+main.main()
+"""
+
+
+def _begin_keepers_by(program: str) -> None:
+    """Have this process, which the drill kills, begin keepers by another program."""
+    client = import_module("limpet.engine.starters.process.client")
+    setattr(client, "_PROGRAM", program)  # noqa: B010
 
 
 def open_with_a_hasty_keeper(state_dir: str) -> Engine:
     """Open an engine whose keeper reaps a process before it has written down how that ended."""
-    client = import_module("limpet.engine.starters.process.client")
-    setattr(client, "_PROGRAM", _HASTY_KEEPER)  # noqa: B010  # in this process only, which the drill kills
+    _begin_keepers_by(_HASTY_KEEPER)
     return Engine.open(state_dir)
 
 
@@ -101,7 +122,8 @@ class _BlindStarter(ProcessStarter):
 
 
 def open_trusting_pids(state_dir: str) -> Engine:
-    """Open an engine that takes whoever has a container's pid for its process."""
+    """Open an engine, with such a keeper, that takes whoever has a container's pid for its process."""
+    _begin_keepers_by(_TRUSTING_KEEPER)
     return Engine.open(state_dir, starter=ProcessStarter(compare=trust))
 
 

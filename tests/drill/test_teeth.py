@@ -47,7 +47,7 @@ def run(directory: Path, factory: str, seed: int) -> dict[str, Any]:
 
 def eventful_seeds() -> Iterator[int]:
     """Yield seeds whose plans have many chances to go wrong."""
-    wanted = Counter({Disaster.KILL: 4, Disaster.REPLACE: 2, Disaster.SWAP_BUNDLE: 1, Disaster.PLANT_LINK: 1})
+    wanted = Counter({Disaster.KILL: 4, Disaster.REPLACE_UNSEEN: 2, Disaster.SWAP_BUNDLE: 1, Disaster.PLANT_LINK: 1})
     for seed in count(1):
         rounds = draw_rounds(ROUNDS, CONTAINERS, seed)
         if wanted <= Counter(each.disaster for planned in rounds for each in planned.disturbances):

@@ -29,9 +29,9 @@ _FACTS = (
     ("containers", "containers created; each started one is a real process"),
     ("acknowledged", "calls that returned; none of them may be lost"),
     ("unknown", "containers reported as UNKNOWN"),
-    ("keeper_kills", "SIGKILLs of the keeper's processes, alone or with the engine"),
+    ("keeper_kills", "SIGKILLs of the keeper, its anchor or its copier"),
     ("unseen", "ends that nobody saw: all keepers were killed"),
-    ("stranded", "ended containers with processes left: all keepers were killed"),
+    ("stranded", "ended, with processes left: all keepers were killed"),
 )
 _FAULTS = (
     ("lost", "acknowledged changes missing after a kill"),

@@ -134,7 +134,7 @@ def row_to_status(row: StatusRow) -> Status:
 
 
 def read_identity(row: StatusRow) -> ProcessIdentity | None:
-    """Return which process the row names, None if it names none."""
+    """Return the process that a row of table container_status names, None if it names none."""
     if row.process_pid is None:
         return None
     return ProcessIdentity(

@@ -514,17 +514,25 @@ class ContainerStatus(Message, frozen=True, kw_only=True):
     stop_signal: Signal = Signal.RUNTIME_DEFAULT
 
 
-def parse_container_config(data: bytes | str | Mapping[str, Any] | ContainerConfig) -> ContainerConfig:
-    """Return a container's config from JSON (crictl's form or protobuf's), a mapping, or a message.
+def parse_container_config(
+    data: bytes | str | Mapping[str, Any] | ContainerConfig, *, strict: bool = False
+) -> ContainerConfig:
+    """Return a container's config from JSON (crictl's form or protobuf's), YAML (crictl's), a mapping, or a message.
 
-    Raises InvalidInputError, naming the field and the value, if it is not a complete and valid config.
+    Fields that the CRI does not have are ignored, as crictl does, and named in a warning of the logger limpet.config;
+    `strict` refuses them. Raises InvalidInputError, naming the field and the value, if it is not a complete and valid
+    config.
     """
-    return read_message(ContainerConfig, data, "container config")
+    return read_message(ContainerConfig, data, "container config", strict=strict)
 
 
-def parse_pod_sandbox_config(data: bytes | str | Mapping[str, Any] | PodSandboxConfig) -> PodSandboxConfig:
-    """Return a sandbox's config from JSON (crictl's form or protobuf's), a mapping, or a message.
+def parse_pod_sandbox_config(
+    data: bytes | str | Mapping[str, Any] | PodSandboxConfig, *, strict: bool = False
+) -> PodSandboxConfig:
+    """Return a sandbox's config from JSON (crictl's form or protobuf's), YAML (crictl's), a mapping, or a message.
 
-    Raises InvalidInputError, naming the field and the value, if it is not a complete and valid config.
+    Fields that the CRI does not have are ignored, as crictl does, and named in a warning of the logger limpet.config;
+    `strict` refuses them. Raises InvalidInputError, naming the field and the value, if it is not a complete and valid
+    config.
     """
-    return read_message(PodSandboxConfig, data, "sandbox config")
+    return read_message(PodSandboxConfig, data, "sandbox config", strict=strict)

@@ -8,6 +8,9 @@ import msgspec
 from limpet.schema.errors import InvalidInputError, quote
 
 DEFAULT_TAG = "latest"
+_DEFAULT_REGISTRY = "docker.io"
+_DEFAULT_REGISTRY_BEFORE = "index.docker.io"
+_OFFICIAL = "library"
 _MAX_CHARACTERS = 1024
 """The limit for an image name: registries accept 255 for a repository, 128 for a tag, and a digest has up to 135."""
 
@@ -20,7 +23,7 @@ class MountType(StrEnum):
 
 
 class ImageName(msgspec.Struct, frozen=True):
-    """`repository[:tag][@digest]`, as people write it. Compared as written: no registry is implied."""
+    """`repository[:tag][@digest]`, as people write it. Two names mean one image if `normalized` is equal."""
 
     repository: str
     tag: str = DEFAULT_TAG
@@ -39,6 +42,18 @@ class ImageName(msgspec.Struct, frozen=True):
         if any(c.isspace() or not c.isprintable() for c in text):
             raise InvalidInputError(f"image name {quote(text)}: no spaces or control characters are allowed")
         return cls(head, tag or DEFAULT_TAG, digest)
+
+    @property
+    def normalized(self) -> "ImageName":
+        """The full name: busybox is docker.io/library/busybox:latest (github.com/distribution/reference)."""
+        registry, slash, path = self.repository.partition("/")
+        if not slash or not (set(".:") & set(registry) or registry == "localhost" or registry != registry.lower()):
+            registry, path = _DEFAULT_REGISTRY, self.repository
+        elif registry == _DEFAULT_REGISTRY_BEFORE:
+            registry = _DEFAULT_REGISTRY
+        if registry == _DEFAULT_REGISTRY and "/" not in path:
+            path = f"{_OFFICIAL}/{path}"
+        return ImageName(f"{registry}/{path}", self.tag, self.digest)
 
     def __str__(self) -> str:
         return f"{self.repository}:{self.tag}" + (f"@{self.digest}" if self.digest else "")

@@ -1,13 +1,15 @@
-"""Protobuf messages as JSON, read into msgspec structs strictly and written in both spellings.
+"""Protobuf messages as JSON or YAML, read into msgspec structs strictly and written in both spellings.
 
 A field is read by its proto name (log_path) and by its lower camel case name (logPath). As protobuf's JSON
 mapping has it: null means "not set", an integer may be a string, an enum value is given by name or
-by number. Anything else that is not understood is refused, not skipped. Every refusal is an InvalidInputError
-with the full path of the field and the value.
+by number. A field that the message does not have is ignored with a warning in the log, or refused if asked for.
+Anything else that is not understood is refused, not skipped. Every refusal is an InvalidInputError with the full path
+of the field and the value.
 """
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -17,12 +19,17 @@ import msgspec
 from msgspec import inspect
 
 from limpet.schema.errors import InvalidInputError
+from limpet.schema.yaml_text import read_yaml
+
+_log = logging.getLogger("limpet.config")
 
 MAX_BYTES = 4 << 20
 """The limit for one message as JSON: gRPC's default limit for a message."""
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
+_NAMED_FIELDS = 5
+"""So many unknown fields are named; the rest are counted."""
 _MAX_DIGITS = 640
 """Python always converts this many digits, however it is configured (sys.int_info.str_digits_check_threshold)."""
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
@@ -31,18 +38,51 @@ _MAX_UINT32 = 2**32 - 1
 _MAX_UINT64 = 2**64 - 1
 
 
-def read_message(message_type: type[Message], data: bytes | str | Mapping[str, Any] | Message, what: str) -> Message:
-    """Return the message in `data`: JSON text, a mapping, or a message, which is then checked.
+def read_message(
+    message_type: type[Message], data: bytes | str | Mapping[str, Any] | Message, what: str, *, strict: bool = False
+) -> Message:
+    """Return the message in `data`: text (JSON if it begins with "{", else YAML), a mapping, or a message to check.
 
-    Each error message begins with `what`. Raises InvalidInputError, and nothing else, for invalid data.
+    Fields that the message does not have are ignored, and named in a warning of the logger limpet.config; with
+    `strict` they are refused. Each error message begins with `what`. Raises InvalidInputError, and nothing else, for
+    invalid data.
     """
+    reading = _Reading(strict=strict)
     try:
-        value = _parse(data) if isinstance(data, (bytes, str)) else data
-        message: Message = _read_message(_kind(message_type), value, "")
+        value: object = data
+        if isinstance(data, (bytes, str)):
+            text = _decode(data)
+            reading.is_yaml = not text.lstrip().startswith("{")  # how crictl tells them apart
+            value = read_yaml(text) if reading.is_yaml else _parse(text)
+        message: Message = _read_message(_kind(message_type), value, "", reading)
         _require_size(len(msgspec.json.encode(message)))
     except InvalidInputError as error:
         raise InvalidInputError(f"{what}: {error}") from error.__cause__
+    if reading.notes:
+        _log.warning("%s: ignored: %s", what, reading)
     return message
+
+
+class _Reading:
+    """How a message is read, and the fields in it that it does not have."""
+
+    def __init__(self, *, strict: bool) -> None:
+        self.is_yaml = False
+        self._strict = strict
+        self._count = 0
+        self.notes: list[str] = []
+
+    def add_unknown(self, message_type: type, key: object, place: str) -> None:
+        """Note a field. Raises InvalidInputError if none is allowed."""
+        if self._strict:
+            raise InvalidInputError(_unknown_field(message_type, key, place))
+        self._count += 1
+        if self._count <= _NAMED_FIELDS:  # looking for a similar name takes its time
+            self.notes.append(_unknown_field(message_type, key, place))
+
+    def __str__(self) -> str:
+        more = f"; and {self._count - _NAMED_FIELDS} more" if self._count > _NAMED_FIELDS else ""
+        return "; ".join(self.notes) + more
 
 
 def to_json(message: msgspec.Struct, *, camel_case: bool = False) -> bytes:
@@ -62,15 +102,21 @@ def camel_case_name(name: str) -> str:
     return head + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
-def _parse(text: bytes | str) -> object:
-    _require_size(len(text))
+def _decode(data: bytes | str) -> str:
+    _require_size(len(data))
     try:
-        if isinstance(text, bytes):
-            text = text.decode()
+        text = data.decode() if isinstance(data, bytes) else data
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"not UTF-8: {error}") from error
+    return text.removeprefix("\ufeff")  # a byte order mark
+
+
+def _parse(text: str) -> object:
+    try:
         return json.loads(text, object_pairs_hook=_to_dict, parse_int=_to_integer, parse_constant=_refuse_constant)
     except InvalidInputError:
         raise
-    except ValueError as error:  # malformed, or not UTF-8
+    except ValueError as error:
         raise InvalidInputError(f"not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidInputError("it is nested too deeply") from error
@@ -117,11 +163,11 @@ def _spellings(message_type: type[msgspec.Struct]) -> dict[str, inspect.Field]:
     }
 
 
-def _read(kind: inspect.Type, value: object, path: str) -> Any:
-    return _READERS[type(kind)](kind, value, path)
+def _read(kind: inspect.Type, value: object, path: str, reading: _Reading) -> Any:
+    return _READERS[type(kind)](kind, value, path, reading)
 
 
-def _read_message(kind: Any, value: object, path: str) -> Any:
+def _read_message(kind: Any, value: object, path: str, reading: _Reading) -> Any:
     if isinstance(value, kind.cls):
         value = msgspec.structs.asdict(value)  # a message, which its constructor did not check
     if not isinstance(value, Mapping):
@@ -133,12 +179,13 @@ def _read_message(kind: Any, value: object, path: str) -> Any:
         place = _join(path, key)
         field = spellings.get(key)
         if field is None:
-            raise InvalidInputError(_unknown_field(kind.cls, key, place))
+            reading.add_unknown(kind.cls, key, place)
+            continue
         if field.name in spelled:
             raise InvalidInputError(f"`{place}` is also given as {spelled[field.name]}; remove one")
         spelled[field.name] = key
         if member is not None:
-            given[field.name] = _read(field.type, member, place)
+            given[field.name] = _read(field.type, member, place, reading)
     for field in kind.fields:
         # Proto3 cannot tell an empty string from an absent one, so neither satisfies a required field.
         if field.required and given.get(field.name, "") == "":
@@ -146,24 +193,27 @@ def _read_message(kind: Any, value: object, path: str) -> Any:
     return kind.cls(**given)
 
 
-def _read_optional(kind: Any, value: object, path: str) -> Any:
-    return _read(_inner(kind), value, path)
+def _read_optional(kind: Any, value: object, path: str, reading: _Reading) -> Any:
+    return _read(_inner(kind), value, path, reading)
 
 
-def _read_list(kind: Any, value: object, path: str) -> Any:
+def _read_list(kind: Any, value: object, path: str, reading: _Reading) -> Any:
     if not isinstance(value, (list, tuple)):
         _refuse(path, "a list", value)
-    return tuple(_read(kind.item_type, item, f"{path}[{index}]") for index, item in enumerate(value))
+    return tuple(_read(kind.item_type, item, f"{path}[{index}]", reading) for index, item in enumerate(value))
 
 
-def _read_map(kind: Any, value: object, path: str) -> Any:
+def _read_map(kind: Any, value: object, path: str, reading: _Reading) -> Any:
     if not isinstance(value, Mapping):
         _refuse(path, "an object", value)
     places = [(f"{path}[{_show(key)}]", key, member) for key, member in value.items()]
-    return {_read(kind.key_type, key, place): _read(kind.value_type, member, place) for place, key, member in places}
+    return {
+        _read(kind.key_type, key, place, reading): _read(kind.value_type, member, place, reading)
+        for place, key, member in places
+    }
 
 
-def _read_enum(kind: Any, value: object, path: str) -> Any:
+def _read_enum(kind: Any, value: object, path: str, _reading: _Reading) -> Any:
     names = [member.value for member in kind.cls]
     if isinstance(value, str) and value in names:
         return kind.cls(value)
@@ -175,7 +225,7 @@ def _read_enum(kind: Any, value: object, path: str) -> Any:
     return _refuse(path, f"{listed} or a number from 0 to {len(names) - 1}", value, hint)
 
 
-def _read_integer(kind: Any, value: object, path: str) -> Any:
+def _read_integer(kind: Any, value: object, path: str, _reading: _Reading) -> Any:
     if isinstance(value, str) and _INTEGER.fullmatch(value):
         value = int(value)
     lowest, highest = kind.ge, _highest(kind)
@@ -184,11 +234,13 @@ def _read_integer(kind: Any, value: object, path: str) -> Any:
     return value
 
 
-def _read_bool(_kind: Any, value: object, path: str) -> Any:
+def _read_bool(_kind: Any, value: object, path: str, _reading: _Reading) -> Any:
     return value if isinstance(value, bool) else _refuse(path, "true or false", value)
 
 
-def _read_string(_kind: Any, value: object, path: str) -> Any:
+def _read_string(_kind: Any, value: object, path: str, reading: _Reading) -> Any:
+    if reading.is_yaml and isinstance(value, (bool, int, float)):
+        value = json.dumps(value)  # written without quotes, as in `args: [sleep, 600]`
     if not isinstance(value, str):
         _refuse(path, "a string", value)
     # A NUL cannot be passed to a program, and a lone surrogate cannot be stored.
@@ -197,7 +249,7 @@ def _read_string(_kind: Any, value: object, path: str) -> Any:
     return str.__str__(value)  # a plain string, even for a StrEnum
 
 
-_READERS: dict[type[inspect.Type], Callable[[Any, object, str], Any]] = {
+_READERS: dict[type[inspect.Type], Callable[[Any, object, str, _Reading], Any]] = {
     inspect.StructType: _read_message,
     inspect.UnionType: _read_optional,
     inspect.VarTupleType: _read_list,

@@ -9,19 +9,22 @@ import fcntl
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
+
+import msgspec
 
 from limpet.engine.images.blobs import BlobDirectory
 from limpet.engine.images.files import open_files
 from limpet.engine.images.layout import find_images
-from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest
-from limpet.engine.images.oci import LAYER_TYPES, Configuration, Descriptor, Manifest
+from limpet.engine.images.limits import Budget
+from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest, unique_blobs
+from limpet.engine.images.oci import DIGEST_ALGORITHMS, LAYER_TYPES, Configuration, Descriptor, Manifest
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
-from limpet.engine.state.durable import make_directory, sync_filesystem
+from limpet.engine.state.durable import make_directory, remove_tree, sync_filesystem, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import (
@@ -36,10 +39,13 @@ from limpet.schema.errors import (
     UnsupportedError,
     quote_path,
 )
-from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
+from limpet.schema.image import DEFAULT_TAG, ImageConfig, ImageManifest, ImageName, MountType
+from limpet.schema.layout import TEMPORARY_PREFIX
 
 _MOUNT_TYPES = frozenset({MountType.PLAIN})
 _MAX_REASON = 2000
+_ID = re.compile("[0-9a-f]{6,128}")
+"""With fewer digits, words such as "cafe" would be ids."""
 _ENTRIES = {"lock": False, "images": True, "blobs": True, "blobs/sha256": True, "blobs/sha512": True}
 """Each entry, and whether it is a directory."""
 
@@ -77,8 +83,7 @@ class DirectoryImageStore:
         Registering it again replaces its config. Raises InvalidInputError if the name is malformed or has a digest,
         AlreadyExistsError if a loaded image has the name.
         """
-        if ImageName.parse(str(name)) != name or name.digest:
-            raise InvalidInputError(f"image name {str(name)!r}: a built-in image has a repository and a tag, no digest")
+        _require_plain(name)
         record = ImageRecord(name=name, config=config)
         with self._translated(f"register image {name}"), self._locked(fcntl.LOCK_EX):
             present = self._find_record(name)
@@ -94,18 +99,18 @@ class DirectoryImageStore:
         """
         with self._translated(f"check image {name}"), self._locked(fcntl.LOCK_SH):
             try:
-                record = self._records.get(name)
-                return not record.digest or all(self._blobs.has(blob) for blob in self._open(record).blobs)
+                record = self._find(name)
+                return not record.digest or all(self._blobs.has(blob) for blob in self._open(record.digest).blobs)
             except (NotFoundError, StoreDamagedError):
                 return False
 
     def manifest(self, name: ImageName) -> ImageManifest:
         """Return what a container records of the image. Raises NotFoundError, StoreDamagedError."""
         with self._translated(f"read image {name}"), self._locked(fcntl.LOCK_SH):
-            record = self._records.get(name)
+            record = self._find(name)
             if not record.digest:
                 return ImageManifest(name=record.name, config=record.config)
-            image = self._open(record)
+            image = self._open(record.digest)
             config = image.configuration.config
             return ImageManifest(
                 name=record.name,
@@ -120,10 +125,10 @@ class DirectoryImageStore:
             raise UnsupportedError(f"mount type {mount_type!r}: this store supports only {MountType.PLAIN.value!r}")
         _require_empty_directory(target)
         with self._translated(f"mount image {name} at {target}"), self._locked(fcntl.LOCK_SH):
-            record = self._records.get(name)
+            record = self._find(name)
             if record.digest:
-                image = self._open(record)
-                unpack(str(name), self._layer_files(image), target)
+                image = self._open(record.digest)
+                unpack(str(name), self._layer_files(image), target, Budget())
                 sync_filesystem(target)
 
     def unmount(self, target: str) -> None:
@@ -140,27 +145,44 @@ class DirectoryImageStore:
     def load(self, path: str) -> list[ImageName]:
         """Load all images for this machine from an OCI layout or a `docker save` archive: see ImageStore.
 
+        Every image is unpacked once, without the data of its files, so that one that cannot be is refused here.
         A name that another loaded image has moves to the new one. Raises AlreadyExistsError if a built-in image
         has the name.
         """
         try:
             with self._translated(f"load {path}"), self._locked(fcntl.LOCK_SH):
                 images = self._take_in(path)
-                for image in images:
-                    self._records.put(ImageRecord(name=image.name, digest=image.digest))
-                return [image.name for image in images]
+                for name, image in images.items():
+                    self._records.put(ImageRecord(name=name, digest=image.digest, index_digest=image.index_digest))
+                return list(images)
         except LimpetError:
             with suppress(OSError):  # opening the store tries again
                 self._sweep_unless_busy()
             raise
 
+    def tag(self, name: ImageName, new: ImageName) -> None:
+        """Give the image another name: see ImageStore."""
+        _require_plain(new)
+        with self._translated(f"tag image {name}"), self._locked(fcntl.LOCK_EX):
+            record = self._find(name)
+            self._require_no_builtin([new])
+            if not record.digest and self._find_record(new):
+                raise AlreadyExistsError(f"image {new} is a loaded image; remove it first")
+            self._records.put(msgspec.structs.replace(record, name=new))
+            self._sweep()
+
     def remove(self, name: ImageName) -> None:
-        """Remove the image, and the blobs that no other image needs. Raises NotFoundError."""
+        """Remove the image's name, and the blobs that no other image needs: see ImageStore."""
         with self._translated(f"remove image {name}"), self._locked(fcntl.LOCK_EX):
-            # The kind of a damaged record is unknown, so it may be removed.
-            with suppress(StoreDamagedError):
-                self._records.get(name)
-            self._records.remove(name)
+            try:
+                removed = [self._records.get(name).name]
+            except StoreDamagedError:  # what it was is unknown, so it may be removed
+                removed = [name]
+            except NotFoundError:
+                digest = self._find(name).digest
+                removed = [record.name for record in self._records.readable() if record.digest == digest]
+            for each in removed:
+                self._records.remove(each)
             self._sweep()
 
     def list(self) -> list[ImageSummary]:
@@ -171,7 +193,7 @@ class DirectoryImageStore:
     def _summary(self, record: ImageRecord) -> ImageSummary:
         if not record.digest:
             return ImageSummary(name=record.name)
-        image = self._open(record)
+        image = self._open(record.digest)
         return ImageSummary(
             name=record.name,
             digest=record.digest,
@@ -179,29 +201,67 @@ class DirectoryImageStore:
             created_at=image.configuration.created_at,
         )
 
-    def _open(self, record: ImageRecord) -> _Image:
-        manifest = read_manifest(self._blobs.read(record.digest))
+    def _open(self, digest: str) -> _Image:
+        manifest = read_manifest(self._blobs.read(digest))
         return _Image(manifest, read_configuration(self._blobs.read(manifest.config.digest), manifest))
 
-    def _take_in(self, path: str) -> Sequence[FoundImage]:
+    def _take_in(self, path: str) -> dict[ImageName, FoundImage]:
         """Store all blobs of the images at `path`. No image owns them until its record is written."""
         try:
             with open_files(path, self._root) as files:
                 images = find_images(files, _label(path))
-                for image in images:
-                    present = self._find_record(image.name)
-                    if present and not present.digest:
-                        raise AlreadyExistsError(f"image {image.name} is a built-in image; remove it first")
-                    for blob, file_name in image.blobs:
-                        with files.open(file_name) as stream:
-                            self._blobs.put(blob, stream)
+                self._require_no_builtin(images)
+                unique = {image.digest: (name, image) for name, image in images.items()}
+                for blob, file_name in unique_blobs(blob for _, image in unique.values() for blob in image.blobs):
+                    with files.open(file_name) as stream:
+                        self._blobs.put(blob, stream)
+                budget = Budget()
+                for name, image in unique.values():
                     manifest = Descriptor(digest=image.digest, size=len(image.manifest))
                     self._blobs.put(manifest, io.BytesIO(image.manifest))
+                    self._require_unpackable(name, image.digest, budget)
                 return images
         except InvalidInputError as error:
             # The message may quote names and types of any length from the layout's documents.
             reason = str(error) if len(str(error)) <= _MAX_REASON else f"{str(error)[:_MAX_REASON]}..."
             raise InvalidInputError(f"image layout {quote_path(path)}: {reason}") from error
+
+    def _require_unpackable(self, name: ImageName, digest: str, budget: Budget) -> None:
+        """Unpack an image into a directory of its own, which is removed again. Raises InvalidInputError."""
+        scratch = temporary_path(self._root)
+        os.mkdir(scratch, 0o700)
+        try:
+            unpack(str(name), self._layer_files(self._open(digest)), scratch, budget, with_content=False)
+        finally:
+            remove_tree(scratch)
+
+    def _require_no_builtin(self, names: Iterable[ImageName]) -> None:
+        builtin = self._records.builtin_names()
+        for name in names:
+            if name.normalized in builtin:
+                raise AlreadyExistsError(f"image {builtin[name.normalized]} is a built-in image; remove it first")
+
+    def _find(self, name: ImageName) -> ImageRecord:
+        """Return the record of the image with this name, digest or id. Raises NotFoundError, StoreDamagedError."""
+        try:
+            return self._records.get(name)
+        except NotFoundError:
+            prefix = _id_prefix(name)
+            found = [each for each in self._records.readable() if self._has_id(each, prefix)] if prefix else []
+            if not found:
+                raise
+            if len({record.digest for record in found}) > 1:
+                raise NotFoundError(f"several images have an id that begins with {prefix}; give more of it") from None
+            return found[0]
+
+    def _has_id(self, record: ImageRecord, prefix: str) -> bool:
+        """Return whether the digest of the image's configuration, manifest or index begins so."""
+        if not record.digest:
+            return False
+        digests = [record.digest, record.index_digest]
+        with suppress(StoreDamagedError, InvalidInputError):  # a damaged image may still be known by its manifest
+            digests.append(read_manifest(self._blobs.read(record.digest)).config.digest)
+        return any(digest.startswith(prefix) or digest.partition(":")[2].startswith(prefix) for digest in digests)
 
     def _find_record(self, name: ImageName) -> ImageRecord | None:
         try:
@@ -221,12 +281,16 @@ class DirectoryImageStore:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove blobs without an image, and unfinished files. The caller holds the exclusive lock."""
+        """Remove blobs without an image, and what is unfinished. The caller holds the exclusive lock."""
+        for name in os.listdir(self._root):
+            if name.startswith(TEMPORARY_PREFIX):
+                with suppress(OSError):  # what cannot be removed is in nobody's way
+                    remove_tree(os.path.join(self._root, name))
         self._records.sweep()
         try:
             records = [record for record in self._records.all() if record.digest]
             wanted = {record.digest for record in records}
-            wanted.update(blob.digest for record in records for blob in self._open(record).blobs)
+            wanted.update(blob.digest for record in records for blob in self._open(record.digest).blobs)
         except (StoreDamagedError, InvalidInputError):
             return  # the blobs of a damaged image are unknown, so keep all
         self._blobs.keep_only(wanted)
@@ -261,6 +325,20 @@ def _label(path: str) -> str:
     """Return the name for an unnamed image: that of its directory or archive."""
     label = os.path.basename(os.path.abspath(path))
     return re.sub(r"(\.tar|\.tgz|\.tar\.(gz|zst))$", "", label)
+
+
+def _require_plain(name: ImageName) -> None:
+    if ImageName.parse(str(name)) != name or name.digest:
+        raise InvalidInputError(f"image name {str(name)!r}: it must have a repository and a tag, and no digest")
+
+
+def _id_prefix(name: ImageName) -> str:
+    """Return the beginning of a digest if a name may be one: sha256:HEX, or HEX alone; else ""."""
+    if name.digest:
+        return ""
+    if name.repository in DIGEST_ALGORITHMS and _ID.fullmatch(name.tag):
+        return f"{name.repository}:{name.tag}"
+    return name.repository if name.tag == DEFAULT_TAG and _ID.fullmatch(name.repository) else ""
 
 
 def _require_empty_directory(target: str) -> None:

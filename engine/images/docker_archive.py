@@ -4,10 +4,13 @@ Source: "Docker Image Specification v1.2", Combined Image JSON + Filesystem Chan
 has no OCI manifest; the one created here depends on the image alone, so its digest is always the same.
 """
 
+from collections.abc import Hashable
+
 import msgspec
 
-from limpet.engine.images.files import Files, read_document
-from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest
+from limpet.engine.images.documents import Documents
+from limpet.engine.images.files import Files
+from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest, unique_blobs
 from limpet.engine.images.oci import (
     CONFIG_TYPE,
     LAYER_TYPES,
@@ -33,33 +36,56 @@ class _Entry(msgspec.Struct, rename="pascal"):
     layers: list[str]
 
 
-def find_in_docker_archive(files: Files) -> list[FoundImage]:
-    """Return the images that manifest.json lists. Raises InvalidInputError."""
-    entries = decode(read_document(files, "manifest.json"), list[_Entry], "manifest.json")
-    images = [image for entry in entries for image in _describe(files, entry)]
-    if not images:
-        raise InvalidInputError("manifest.json has no image name; save the image by name, not by id")
+def find_in_docker_archive(files: Files, label: str) -> dict[ImageName, FoundImage]:
+    """Return the images that manifest.json lists, by name; `label` names one without a name.
+
+    Raises InvalidInputError.
+    """
+    documents = Documents(files)
+    entries = decode(documents.read("manifest.json"), list[_Entry], "manifest.json")
+    if not entries:
+        raise InvalidInputError("manifest.json lists no image; get a good copy")
+    if len(entries) > 1 and not all(entry.repo_tags for entry in entries):
+        raise InvalidInputError("manifest.json has an image without a name beside another; save the images by name")
+    layers = _Layers(files)
+    images = {}
+    for entry in entries:
+        image = _describe(documents, layers, entry)
+        images.update({ImageName.parse(tag): image for tag in entry.repo_tags or [label]})
     return images
 
 
-def _describe(files: Files, entry: _Entry) -> list[FoundImage]:
-    data = read_document(files, entry.config)
+def _describe(documents: Documents, known: "_Layers", entry: _Entry) -> FoundImage:
+    data = documents.read(entry.config)
     configuration = decode(data, Configuration, entry.config)
     if platform_rank(configuration.platform) is None:
         raise InvalidInputError(f"{entry.config} is for {configuration.platform}, this machine is {this_platform()}")
-    layers = [_layer(files, path) for path in entry.layers]
+    layers = [known.describe(path) for path in entry.layers]
     config = Descriptor(media_type=CONFIG_TYPE, digest=digest_of(data), size=len(data))
     manifest = msgspec.json.encode(Manifest(media_type=MANIFEST_TYPE, config=config, layers=layers))
     read_configuration(data, read_manifest(manifest))
-    blobs = list(zip([config, *layers], [entry.config, *entry.layers], strict=True))
-    names = [ImageName.parse(tag) for tag in entry.repo_tags or []]
-    return [FoundImage(name, digest_of(manifest), manifest, blobs) for name in names]
+    blobs = unique_blobs(zip([config, *layers], [entry.config, *entry.layers], strict=True))
+    return FoundImage(digest_of(manifest), manifest, blobs)
 
 
-def _layer(files: Files, path: str) -> Descriptor:
-    with files.open(path) as stream:
-        reader = HashingReader(stream, "sha256")
-        compression = sniff(reader.read(4))
-        reader.drain()
-    media_type = next(kind for kind, how in LAYER_TYPES.items() if how is compression)
-    return Descriptor(media_type=media_type, digest=reader.digest, size=reader.size)
+class _Layers:
+    """The archive's layers. Images share them under many names, and each is read from its beginning to its end."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._known: dict[Hashable, Descriptor] = {}
+
+    def describe(self, path: str) -> Descriptor:
+        """Return a layer's digest, size and type. Raises InvalidInputError if it is missing."""
+        place = self._files.find(path)
+        if place not in self._known:
+            self._known[place] = self._read(path)
+        return self._known[place]
+
+    def _read(self, path: str) -> Descriptor:
+        with self._files.open(path) as stream:
+            reader = HashingReader(stream, "sha256")
+            compression = sniff(reader.read(4))
+            reader.drain()
+        media_type = next(kind for kind, how in LAYER_TYPES.items() if how is compression)
+        return Descriptor(media_type=media_type, digest=reader.digest, size=reader.size)

@@ -3,13 +3,13 @@
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, NamedTuple, Protocol
 
 from limpet.engine.images.layer import clean_path
 from limpet.engine.images.limits import Budget
-from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, Compression
+from limpet.engine.images.oci import Compression
 from limpet.engine.images.streams import CHUNK_BYTES, ByteStream, Decompressor, sniff
 from limpet.engine.images.tar import Kind, read_tar
 from limpet.schema.errors import InvalidInputError
@@ -21,22 +21,16 @@ _CURE = "give an OCI image layout, a directory or a tar archive (plain, gzip or 
 class Files(Protocol):
     """The source of a layout's files."""
 
-    def size(self, name: str) -> int | None:
-        """Return the size in bytes of the file `name`, relative to the layout; None if there is no such file."""
+    def find(self, name: str) -> Hashable | None:
+        """Return where the file `name`, relative to the layout, is; None if there is no such file.
+
+        Two names of one file, such as a link and what it leads to, are at the same place.
+        """
         ...
 
     def open(self, name: str) -> AbstractContextManager[ByteStream]:
         """Open a file for reading. Raises InvalidInputError if there is no such file."""
         ...
-
-
-def read_document(files: Files, name: str) -> bytes:
-    """Return a whole file. Raises InvalidInputError if it is too large for a layout's document."""
-    with files.open(name) as stream:
-        data = stream.read(MAX_DOCUMENT_BYTES + 1)
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise InvalidInputError(f"{name} is larger than {MAX_DOCUMENT_BYTES} bytes, the limit for a document")
-    return data
 
 
 @contextmanager
@@ -77,11 +71,12 @@ class _Directory:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def size(self, name: str) -> int | None:
+    def find(self, name: str) -> Hashable | None:
         try:
-            return os.stat(self._where(name)).st_size
+            status = os.stat(self._where(name))
         except OSError:
             return None
+        return status.st_dev, status.st_ino
 
     @contextmanager
     def open(self, name: str) -> Iterator[ByteStream]:
@@ -121,9 +116,8 @@ class _Archive:
                 target = os.path.join(os.path.dirname(name), member.link)
                 self._places[os.fsdecode(name)] = os.path.normpath(os.fsdecode(target))
 
-    def size(self, name: str) -> int | None:
-        place = self._find(name)
-        return place.size if place else None
+    def find(self, name: str) -> Hashable | None:
+        return self._find(name)
 
     @contextmanager
     def open(self, name: str) -> Iterator[ByteStream]:

@@ -5,6 +5,7 @@ whichever order the two appear in the archive.
 """
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -18,6 +19,13 @@ WHITEOUT_PREFIX = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"
 AUFS_PREFIX = b".wh..wh."
 """Directories in which aufs keeps its own data; every reader of layers skips them."""
+
+WHITEOUT_DEVICE = (0, 0)
+"""The numbers of the character device that overlayfs takes for a whiteout; layers made of its directories have it."""
+
+ALLOWED_DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)})
+"""null, zero, full, random, urandom, tty, ptmx: the default devices of the runtime-spec (config-linux.md). Any other,
+such as a disk that everybody may read, would give an image's author what only the host may give."""
 
 MAX_PATH_BYTES = 4095
 """PATH_MAX without its NUL: longer paths cannot be opened."""
@@ -42,9 +50,17 @@ _FAULT_OF_MEMBER = frozenset(
 )
 """Errors caused by an invalid name, link or owner; any other is the disk's."""
 
+_SHOWN_DEVICES = 5
+
+
+_log = logging.getLogger("limpet.images")
+
 
 def apply_layer(tree: Tree, members: Iterator[tuple[Member, Chunks]], budget: Budget) -> None:
-    """Apply the members to the tree. Raises InvalidInputError naming the member; OSError if the disk fails."""
+    """Apply the members to the tree. Raises InvalidInputError naming the member; OSError if the disk fails.
+
+    Device nodes that cannot or must not be made are left out, with a warning in the log.
+    """
     layer = _Layer(tree, budget)
     for member, chunks in members:
         try:
@@ -55,6 +71,10 @@ def apply_layer(tree: Tree, members: Iterator[tuple[Member, Chunks]], budget: Bu
             if error.errno not in _FAULT_OF_MEMBER:
                 raise
             raise InvalidInputError(f"member {show(member.name)}: {error.strerror}") from error
+    if layer.left_out:
+        shown = ", ".join(show(path) for path in layer.left_out[:_SHOWN_DEVICES])
+        more = f" and {len(layer.left_out) - _SHOWN_DEVICES} more" if len(layer.left_out) > _SHOWN_DEVICES else ""
+        _log.warning("device nodes of a layer are left out: %s%s", shown, more)
 
 
 class _Layer:
@@ -63,12 +83,14 @@ class _Layer:
     def __init__(self, tree: Tree, budget: Budget) -> None:
         self._tree = tree
         self._budget = budget
+        self.left_out: list[bytes] = []
+        """The device nodes that were not made."""
         self._brought: set[bytes] = set()
         """This layer's paths and all their parent directories: its whiteouts must not remove them."""
 
     def apply(self, member: Member, chunks: Chunks) -> None:
         """Apply one member."""
-        path = clean_path(member.name)
+        path = self._resolve(clean_path(member.name))
         above, _, name = path.rpartition(b"/")
         if any(part.startswith(WHITEOUT_PREFIX) for part in above.split(b"/")):
             if AUFS_PREFIX not in above:
@@ -77,9 +99,48 @@ class _Layer:
             self._hide_lower(self._tree.children(above))
         elif name.startswith(WHITEOUT_PREFIX):
             self._hide_lower([_join(above, _hidden_name(name))])
+        elif member.kind is Kind.CHARACTER_DEVICE and member.device == WHITEOUT_DEVICE:
+            self._hide_lower([path])
         else:
             self._bring(path)
-            _put(self._tree, path, member, chunks)
+            self._put(path, member, chunks)
+
+    def _put(self, path: bytes, member: Member, chunks: Chunks) -> None:
+        match member.kind:
+            case Kind.DIRECTORY:
+                self._tree.put_directory(path, member.attributes)
+            case Kind.FILE:
+                self._tree.put_file(path, member.attributes, member.size, chunks)
+            case Kind.SYMLINK:
+                if b"\0" in member.link:
+                    raise InvalidInputError("it is a symbolic link whose target contains a NUL")
+                self._tree.put_symlink(path, member.attributes, member.link)
+            case Kind.HARD_LINK:
+                self._tree.put_hard_link(path, self._link_path(member.link))
+            case Kind.FIFO:
+                self._tree.put_fifo(path, member.attributes)
+            case Kind.CHARACTER_DEVICE | Kind.BLOCK_DEVICE:
+                self._put_device(path, member)
+
+    def _put_device(self, path: bytes, member: Member) -> None:
+        self._tree.remove(path)
+        if member.kind is Kind.CHARACTER_DEVICE and member.device in ALLOWED_DEVICES:
+            with suppress(PermissionError):  # an ordinary user, or a user namespace
+                self._tree.put_character_device(path, member.attributes, member.device)
+                return
+        self.left_out.append(path)
+
+    def _link_path(self, link: bytes) -> bytes:
+        try:
+            return self._resolve(clean_path(link))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"it is a hard link to {show(link)}: {error}") from error
+
+    def _resolve(self, path: bytes) -> bytes:
+        resolved = self._tree.resolve(path)
+        if len(resolved) > MAX_PATH_BYTES:
+            raise InvalidInputError(f"its path is longer than {MAX_PATH_BYTES} bytes once its links are followed")
+        return resolved
 
     def _bring(self, path: bytes) -> None:
         while path not in self._brought:
@@ -101,42 +162,21 @@ class _Layer:
 def clean_path(name: bytes) -> bytes:
     """Return a member's name as a path below the root; b"" is the root itself.
 
-    Raises InvalidInputError if the name is absolute, contains "..", or cannot be a path.
+    An absolute name is meant from the root, and ".." goes back one part, as in Go's filepath.Clean, which other tools
+    use. Raises InvalidInputError if the name leads out of the root, or cannot be a path.
     """
-    if name.startswith(b"/"):
-        raise InvalidInputError("its path is absolute; paths in a layer are relative to the root")
-    parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
-    if b".." in parts:
-        raise InvalidInputError("its path contains '..'")
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise InvalidInputError("its path leads out of the root with '..'")
+            parts.pop()
+        elif part not in {b"", b"."}:
+            parts.append(part)
     path = b"/".join(parts)
     if not name or b"\0" in path or len(path) > MAX_PATH_BYTES:
         raise InvalidInputError(f"its path is empty, contains a NUL, or is longer than {MAX_PATH_BYTES} bytes")
     return path
-
-
-def _put(tree: Tree, path: bytes, member: Member, chunks: Chunks) -> None:
-    match member.kind:
-        case Kind.DIRECTORY:
-            tree.put_directory(path, member.attributes)
-        case Kind.FILE:
-            tree.put_file(path, member.attributes, member.size, chunks)
-        case Kind.SYMLINK:
-            if b"\0" in member.link:
-                raise InvalidInputError("it is a symbolic link whose target contains a NUL")
-            tree.put_symlink(path, member.attributes, member.link)
-        case Kind.HARD_LINK:
-            tree.put_hard_link(path, _link_path(member.link))
-        case Kind.FIFO:
-            tree.put_fifo(path, member.attributes)
-        case Kind.CHARACTER_DEVICE | Kind.BLOCK_DEVICE:
-            raise InvalidInputError(f"it is a {member.kind.value}, which limpet does not create")
-
-
-def _link_path(link: bytes) -> bytes:
-    try:
-        return clean_path(link)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"it is a hard link to {show(link)}: {error}") from error
 
 
 def _hidden_name(whiteout: bytes) -> bytes:

@@ -3,27 +3,30 @@
 Sources: image-spec image-layout.md, image-index.md, annotations.md; containerd's annotation for full names.
 """
 
-import io
+from collections.abc import Iterator
 
 import msgspec
 
 from limpet.engine.images.docker_archive import find_in_docker_archive
-from limpet.engine.images.files import Files, read_document
-from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest
+from limpet.engine.images.documents import Documents
+from limpet.engine.images.files import Files
+from limpet.engine.images.limits import MAX_DESCRIPTORS
+from limpet.engine.images.manifests import FoundImage, is_image, read_configuration, read_manifest, unique_blobs
 from limpet.engine.images.oci import (
+    CONFIG_TYPES,
     INDEX_TYPES,
     LAYOUT_VERSION,
     MANIFEST_TYPES,
     Descriptor,
     Index,
     LayoutFile,
+    Manifest,
     Platform,
     blob_path,
     decode,
     platform_rank,
     this_platform,
 )
-from limpet.engine.images.streams import HashingReader, require_match
 from limpet.schema.errors import InvalidInputError
 from limpet.schema.image import ImageName
 
@@ -31,94 +34,141 @@ CONTAINERD_NAME = "io.containerd.image.name"
 REFERENCE_NAME = "org.opencontainers.image.ref.name"
 
 
-def find_images(files: Files, label: str) -> list[FoundImage]:
-    """Return the images for this machine; `label` names an image without a name in the layout.
+def find_images(files: Files, label: str) -> dict[ImageName, FoundImage]:
+    """Return the images for this machine by name; `label` names an image without a name in the layout.
 
-    Raises InvalidInputError if there is no such image, or one is malformed.
+    Signatures, SBOMs and other artifacts beside them are passed over. Raises InvalidInputError if there is no image,
+    or one is malformed.
     """
-    if files.size("oci-layout") is not None:
-        return _find_in_layout(files, label)
-    if files.size("manifest.json") is not None:
-        return find_in_docker_archive(files)
+    if files.find("oci-layout") is not None:
+        return _find_in_layout(Documents(files), label)
+    if files.find("manifest.json") is not None:
+        return find_in_docker_archive(files, label)
     raise InvalidInputError("it has no file oci-layout, so it is not an OCI image layout")
 
 
-def _find_in_layout(files: Files, label: str) -> list[FoundImage]:
-    version = decode(read_document(files, "oci-layout"), LayoutFile, "oci-layout").image_layout_version
+def _find_in_layout(documents: Documents, label: str) -> dict[ImageName, FoundImage]:
+    version = decode(documents.read("oci-layout"), LayoutFile, "oci-layout").image_layout_version
     if version != LAYOUT_VERSION:
         raise InvalidInputError(f"it is an OCI image layout of version {version!r}; limpet reads {LAYOUT_VERSION}")
-    offers = _offers(files)
-    images = []
-    for annotation, leaves in offers.items():
-        suited = _suited(leaves)
-        if not annotation and len(suited) > 1:
+    tops: dict[str, list[Descriptor]] = {}
+    for descriptor in decode(documents.read("index.json"), Index, "index.json").manifests or []:
+        notes = descriptor.annotations or {}
+        tops.setdefault(notes.get(CONTAINERD_NAME) or notes.get(REFERENCE_NAME) or "", []).append(descriptor)
+    search = _Search(documents)
+    images = {}
+    for annotation, descriptors in tops.items():
+        suited = search.find(descriptors, every=not annotation)
+        if len(suited) > 1:
             raise InvalidInputError(f"{len(suited)} images without a name; annotate them with {REFERENCE_NAME}")
-        images += [_describe(files, _image_name(annotation, label), leaf) for leaf in suited[:1]]
+        if suited:
+            images[_image_name(annotation, label)] = suited[0]
     if not images:
-        there = sorted({str(leaf.platform) for leaves in offers.values() for leaf in leaves})
-        raise InvalidInputError(f"it has no image for {this_platform()}, only: {', '.join(there) or 'nothing'}")
+        raise InvalidInputError(
+            f"it has no image for {this_platform()}, only: {', '.join(sorted(search.others)) or 'nothing'}"
+        )
     return images
 
 
-def _offers(files: Files) -> dict[str, list[Descriptor]]:
-    """Return the layout's manifests by name. The name is given on the manifest or on the index above it."""
-    index = decode(read_document(files, "index.json"), Index, "index.json")
-    offers: dict[str, dict[str, Descriptor]] = {}
-    for descriptor in index.manifests or []:
-        notes = descriptor.annotations or {}
-        annotation = notes.get(CONTAINERD_NAME) or notes.get(REFERENCE_NAME) or ""
-        leaves = offers.setdefault(annotation, {})
-        leaves.update((leaf.digest, leaf) for leaf in _leaves(files, descriptor))
-    return {annotation: list(leaves.values()) for annotation, leaves in offers.items()}
+class _Search:
+    """Follows descriptors to images. Each document is read once, however many names lead to it."""
 
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        self._left = MAX_DESCRIPTORS
+        self._suited: dict[Descriptor, list[tuple[int, Descriptor]]] = {}
+        self._indexes: dict[str, list[Descriptor]] = {}
+        self._images: dict[str, FoundImage | None] = {}
+        self._platforms: dict[str, Platform] = {}
+        self.others: set[str] = set()
+        """What was found besides images for this machine: platforms and types."""
 
-def _leaves(files: Files, top: Descriptor) -> list[Descriptor]:
-    """Return the manifests below a descriptor, each with its platform."""
-    leaves = []
-    seen = set()  # indexes can share indexes: without this, a small layout could cause endless work
-    pending = [top]
-    while pending:
-        descriptor = pending.pop()
-        if descriptor.digest in seen:
-            continue
-        seen.add(descriptor.digest)
-        if descriptor.media_type in INDEX_TYPES:
-            inner = decode(_read_blob(files, descriptor), Index, "an image index").manifests or []
-            pending += reversed(inner)
-        elif descriptor.media_type in MANIFEST_TYPES:
-            leaves.append(descriptor if descriptor.platform else _with_platform(files, descriptor))
-        else:
-            raise InvalidInputError(f"{descriptor.digest} is of type {descriptor.media_type!r}, not an image")
-    return leaves
+    def find(self, tops: list[Descriptor], *, every: bool) -> list[FoundImage]:
+        """Return the images below these descriptors that suit this machine, the best first: all, or one at most."""
+        suited: dict[str, tuple[int, Descriptor, Descriptor]] = {}
+        for top in tops:
+            for rank, leaf in self._below(top):
+                suited.setdefault(leaf.digest, (rank, leaf, top))
+        found = []
+        for _, leaf, top in sorted(suited.values(), key=lambda each: each[0]):
+            image = self._read(leaf)
+            if image is not None:
+                found.append(image._replace(index_digest=top.digest if top.media_type in INDEX_TYPES else ""))
+                if not every:
+                    break
+        return found
 
+    def _below(self, top: Descriptor) -> list[tuple[int, Descriptor]]:
+        """Return the manifests below a descriptor that suit this machine, each with its rank."""
+        key = msgspec.structs.replace(top, annotations=None)
+        if key not in self._suited:
+            self._suited[key] = list(self._walk(key))
+        suited = self._suited[key]
+        self._count(len(suited))
+        return suited
 
-def _with_platform(files: Files, descriptor: Descriptor) -> Descriptor:
-    manifest = read_manifest(_read_blob(files, descriptor))
-    configuration = read_configuration(_read_blob(files, manifest.config), manifest)
-    return msgspec.structs.replace(descriptor, platform=configuration.platform)
+    def _walk(self, top: Descriptor) -> Iterator[tuple[int, Descriptor]]:
+        seen = set()  # indexes can share indexes: without this, a small layout could cause endless work
+        pending = [top]
+        while pending:
+            descriptor = pending.pop()
+            if descriptor.digest in seen:
+                continue
+            seen.add(descriptor.digest)
+            if descriptor.media_type in INDEX_TYPES:
+                inner = self._list(descriptor)
+                pending += reversed(inner)
+            elif descriptor.media_type in MANIFEST_TYPES:
+                rank = self._rank(descriptor)
+                if rank is not None:
+                    yield rank, descriptor
+            else:
+                self.others.add(descriptor.media_type or "something without a type")
 
+    def _list(self, index: Descriptor) -> list[Descriptor]:
+        if index.digest not in self._indexes:
+            document = decode(self._documents.read_blob(index), Index, "an image index")
+            self._indexes[index.digest] = document.manifests or []
+        self._count(len(self._indexes[index.digest]))
+        return self._indexes[index.digest]
 
-def _suited(leaves: list[Descriptor]) -> list[Descriptor]:
-    """Return the manifests for this machine, the best match first."""
-    ranked = [(platform_rank(leaf.platform or Platform()), leaf) for leaf in leaves]
-    suited = [(rank, leaf) for rank, leaf in ranked if rank is not None]
-    return [leaf for _, leaf in sorted(suited, key=lambda pair: pair[0])]
+    def _count(self, descriptors: int) -> None:
+        self._left -= descriptors
+        if self._left < 0:
+            raise InvalidInputError(f"its indexes list more than {MAX_DESCRIPTORS} manifests, limpet's limit")
 
+    def _rank(self, descriptor: Descriptor) -> int | None:
+        """Return how well a manifest suits this machine; None if not at all, also for an artifact."""
+        platform = descriptor.platform
+        if platform is None:
+            if self._read(descriptor) is None:
+                return None
+            platform = self._platforms[descriptor.digest]
+        rank = platform_rank(platform)
+        if rank is None:
+            self.others.add(str(platform))
+        return rank
 
-def _describe(files: Files, name: ImageName, descriptor: Descriptor) -> FoundImage:
-    data = _read_blob(files, descriptor)
-    manifest = read_manifest(data)
-    read_configuration(_read_blob(files, manifest.config), manifest)
-    blobs = [(blob, blob_path(blob.digest)) for blob in (manifest.config, *(manifest.layers or []))]
-    return FoundImage(name, descriptor.digest, data, blobs)
+    def _read(self, descriptor: Descriptor) -> FoundImage | None:
+        """Return a manifest's image; None if it is an artifact."""
+        if descriptor.digest not in self._images:
+            self._images[descriptor.digest] = self._describe(descriptor)
+        return self._images[descriptor.digest]
 
-
-def _read_blob(files: Files, blob: Descriptor) -> bytes:
-    data = read_document(files, blob_path(blob.digest))
-    reader = HashingReader(io.BytesIO(data), blob.digest)
-    reader.drain()
-    require_match(blob, reader)
-    return data
+    def _describe(self, descriptor: Descriptor) -> FoundImage | None:
+        data = self._documents.read_blob(descriptor)
+        manifest = decode(data, Manifest, "an image manifest")
+        if not is_image(manifest):
+            kind = manifest.artifact_type or manifest.config.media_type
+            if kind in CONFIG_TYPES and manifest.layers:
+                kind = manifest.layers[0].media_type
+            self.others.add(f"an artifact of type {kind!r}")
+            return None
+        manifest = read_manifest(data)
+        configuration = read_configuration(self._documents.read_blob(manifest.config), manifest)
+        self._platforms[descriptor.digest] = configuration.platform
+        blobs = [(blob, blob_path(blob.digest)) for blob in (manifest.config, *(manifest.layers or []))]
+        return FoundImage(descriptor.digest, data, unique_blobs(blobs))
 
 
 def _image_name(annotation: str, label: str) -> ImageName:

@@ -3,15 +3,22 @@
 from limpet.schema.errors import InvalidInputError
 
 MAX_UNPACKED_BYTES = 64 << 30
-"""For all layers of one image together, decompressed; also for one archive of a layout."""
+"""For all layers together, decompressed, of one image or of all images that are loaded together; also for one archive
+of a layout."""
 MAX_MEMBERS = 4_000_000
-"""For all layers together, including their extended headers. Large images have some hundred thousand."""
+"""For the same layers, including their extended headers. Large images have some hundred thousand."""
 MAX_NAME_BYTES = 512 << 20
-"""For all names together, because they are kept in memory while a layer is unpacked."""
+"""For the names in the same layers, because they are kept in memory while a layer is unpacked."""
+MAX_LAYERS = 1000
+"""For one image; a layer may be listed more than once. Other tools stop at about 125."""
+MAX_DESCRIPTORS = 100_000
+"""For all indexes of one layout together: the entries that are listed, counted each time they are used."""
+MAX_DOCUMENTS_BYTES = 64 << 20
+"""For all documents of one layout together: indexes, manifests and configurations."""
 
 
 class Budget:
-    """What remains of the limits for one image. Each method takes some, or raises InvalidInputError."""
+    """What remains of the limits. Each method takes some, or raises InvalidInputError."""
 
     def __init__(self) -> None:
         self._bytes = MAX_UNPACKED_BYTES

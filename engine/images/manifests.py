@@ -1,7 +1,9 @@
 """Checks an image's manifest and configuration, and defines the form in which found images are passed on."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from limpet.engine.images.limits import MAX_LAYERS
 from limpet.engine.images.oci import (
     CONFIG_TYPES,
     LAYER_TYPES,
@@ -12,17 +14,42 @@ from limpet.engine.images.oci import (
     require_digest,
 )
 from limpet.schema.errors import InvalidInputError
-from limpet.schema.image import ImageName
+
+_LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
+"""How the types of layers begin, those included that limpet does not unpack."""
 
 
 class FoundImage(NamedTuple):
     """An image for this machine in a layout, not yet loaded."""
 
-    name: ImageName
     digest: str
     manifest: bytes
     blobs: list[tuple[Descriptor, str]]
-    """Its configuration and layers, each with the layout's file that contains it."""
+    """Its configuration and layers, each once, with the layout's file that contains it."""
+    index_digest: str = ""
+    """The digest of the index that it was found by, if any."""
+
+
+def is_image(manifest: Manifest) -> bool:
+    """Return whether a manifest is that of an image, rather than of a signature, an SBOM or another artifact.
+
+    Artifacts have a configuration of another type, or blobs that are no layers (manifest.md, "Guidelines for Artifact
+    Usage"; cosign's signatures have an image's configuration).
+    """
+    is_layered = not manifest.layers or any(layer.media_type.startswith(_LAYERS) for layer in manifest.layers)
+    return manifest.config.media_type in CONFIG_TYPES and is_layered
+
+
+def unique_blobs(blobs: Iterable[tuple[Descriptor, str]]) -> list[tuple[Descriptor, str]]:
+    """Return each blob once. Raises InvalidInputError if a digest is given two sizes."""
+    unique: dict[str, tuple[Descriptor, str]] = {}
+    for blob, file_name in blobs:
+        first, _ = unique.setdefault(blob.digest, (blob, file_name))
+        if first.size != blob.size:
+            raise InvalidInputError(
+                f"blob {blob.digest} has {first.size} bytes in one place and {blob.size} in another"
+            )
+    return list(unique.values())
 
 
 def read_manifest(data: bytes) -> Manifest:
@@ -32,6 +59,8 @@ def read_manifest(data: bytes) -> Manifest:
         raise InvalidInputError(f"configuration type {manifest.config.media_type!r} is not that of an image")
     if not manifest.layers:  # limpet uses images without layers as built-in ones, for the host's files
         raise InvalidInputError("the image has no layers, so it has nothing to run")
+    if len(manifest.layers) > MAX_LAYERS:
+        raise InvalidInputError(f"the image has {len(manifest.layers)} layers; limpet unpacks at most {MAX_LAYERS}")
     for layer in manifest.layers:
         if layer.media_type not in LAYER_TYPES:
             raise InvalidInputError(f"layer {layer.digest} is of type {layer.media_type!r}, which is not supported")

@@ -1,4 +1,4 @@
-"""The documents of an OCI image layoutthat limpet reads, and this machine's platform.
+"""The documents of an OCI image layout that limpet reads, and this machine's platform.
 
 Sources: image-spec v1.1 (image-layout.md, image-index.md, manifest.md, config.md) and Docker's
 "Image Manifest Version 2, Schema 2". Unknown fields are ignored, as the specification demands; where Go
@@ -104,6 +104,7 @@ class Manifest(msgspec.Struct, kw_only=True, rename="camel"):
 
     schema_version: int = 2
     media_type: str = ""
+    artifact_type: str = ""
     config: Descriptor
     layers: list[Descriptor] | None = None
 

@@ -1,4 +1,4 @@
-"""The interface of an image store: seven calls, which other stores can implement."""
+"""The interface of an image store: eight calls, which other stores can implement."""
 
 from typing import Protocol
 
@@ -22,7 +22,10 @@ class ImageSummary(msgspec.Struct, frozen=True, kw_only=True):
 class ImageStore(Protocol):
     """Stores images, and unpacks them into root file systems. Safe to call from several threads.
 
-    A name with a digest matches only while the image of that name has that digest.
+    An image is found by its name in any spelling (busybox is docker.io/library/busybox:latest), by repository and
+    digest (busybox@sha256:...; of its manifest, or of the index that it was loaded by), and by its id (the digest of
+    its configuration, with or without sha256:, or the first six digits or more). Names come first. A built-in image
+    has its name as written alone.
     """
 
     def check(self, name: ImageName) -> bool:
@@ -56,8 +59,19 @@ class ImageStore(Protocol):
         """
         ...
 
+    def tag(self, name: ImageName, new: ImageName) -> None:
+        """Give the image the name `new` as well, which another loaded image loses; durable on return.
+
+        Raises NotFoundError; InvalidInputError if `new` is malformed or has a digest; AlreadyExistsError if a
+        built-in image has the name, or a loaded one has it and the image is built in.
+        """
+        ...
+
     def remove(self, name: ImageName) -> None:
-        """Remove the image and free its space. Root file systems unpacked from it stay. Raises NotFoundError."""
+        """Remove the image of this name, given by id with all its names, and free the space that no other needs.
+
+        Root file systems unpacked from it stay. Raises NotFoundError.
+        """
         ...
 
     def list(self) -> list[ImageSummary]:

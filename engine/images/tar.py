@@ -86,6 +86,8 @@ class Member(NamedTuple):
     """(offset in the file, length) of each piece in the archive, in this order."""
     position: int
     """The position of the first piece in the archive."""
+    device: tuple[int, int] = (0, 0)
+    """A device node's major and minor number."""
 
 
 Chunks = Iterator[tuple[int, bytes]]
@@ -170,7 +172,10 @@ def _make_member(source: _Source, block: bytes, extensions: dict[bytes, bytes]) 
         kind = Kind.DIRECTORY  # tar's form of a directory before ustar
     attributes = _attributes(block, pax)
     if kind is not Kind.FILE:
-        return Member(name, kind, attributes, link, 0, [], source.position), source.position
+        device = (0, 0)
+        if kind in {Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE}:
+            device = number(block[329:337], "device number"), number(block[337:345], "device number")
+        return Member(name, kind, attributes, link, 0, [], source.position, device), source.position
     stored = decimal(pax[b"size"], "size") if b"size" in pax else number(block[124:136], "size")
     if stored < 0:
         raise InvalidInputError(f"member {show(name)}: invalid size {stored}")

@@ -2,7 +2,8 @@
 
 Every path is walked from the directory's own descriptor, one name at a time, without following a symbolic
 link (openat(2), O_NOFOLLOW): whatever names and links a stranger's archive contains, nothing outside is
-reached. That holds as long as nobody else moves directories about in it meanwhile.
+reached. That holds as long as nobody else moves directories about in it meanwhile. Links among the parents of a path
+are resolved before, by `resolve`, as if the directory were the root of the file system.
 """
 
 import contextlib
@@ -28,6 +29,12 @@ KEPT_XATTRS = (b"user.", b"security.capability")
 its security modules, and trusted.overlay.*, by which a layer could redirect a later overlay mount."""
 
 
+_MAX_LINKS = 40
+"""The kernel's own limit for the links in one path."""
+_MAX_STEPS = 4096
+"""The limit for the names in one path and in its links together."""
+
+
 class Tree:
     """A tree under construction. Paths are bytes, relative, without "." and ".."; b"" is the root.
 
@@ -35,7 +42,9 @@ class Tree:
     0555; `finish` gives them their attributes. Owners are set only as root. OSError passes through.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, with_content: bool = True) -> None:
+        """Build in the empty directory `target`; without content, files get their size but no data."""
+        self._with_content = with_content
         self._root = os.open(target, _DIRECTORY_FLAGS)
         self._is_root_user = os.geteuid() == 0
         self._directories = {b"": _IMPLIED}
@@ -48,6 +57,53 @@ class Tree:
     def __exit__(self, *_: object) -> None:
         os.close(self._near[1])
         os.close(self._root)
+
+    def resolve(self, path: bytes) -> bytes:
+        """Return `path` with the links among its parents followed, never out of the root; the last name is kept.
+
+        Raises OSError (ELOOP) for too many links.
+        """
+        above, _, name = path.rpartition(b"/")
+        try:
+            with self._directory(above):
+                return path
+        except FileNotFoundError:  # there is no link before what is missing
+            return path
+        except NotADirectoryError:
+            return os.path.join(self._follow(above), name)
+
+    def _follow(self, path: bytes) -> bytes:
+        """Return the directory that `path` leads to, as for a process whose root this is."""
+        resolved: list[bytes] = []
+        left = path.split(b"/")[::-1]
+        links = steps = 0
+        while left:
+            name = left.pop()
+            steps += 1
+            if links > _MAX_LINKS or steps > _MAX_STEPS:
+                raise OSError(errno.ELOOP, "it leads through too many symbolic links")
+            if name == b"..":
+                del resolved[-1:]
+            elif name not in {b"", b"."}:
+                link = self._read_link(b"/".join([*resolved, name]))
+                if link is None:
+                    resolved.append(name)
+                    continue
+                links += 1
+                if link.startswith(b"/"):
+                    resolved.clear()
+                left += link.split(b"/")[::-1]
+        return b"/".join(resolved)
+
+    def _read_link(self, path: bytes) -> bytes | None:
+        """Return a link's target; None if there is none, or something else."""
+        try:
+            with self._parent(path, make=False) as (parent, name):
+                return os.readlink(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EINVAL}:
+                return None
+            raise
 
     def put_directory(self, path: bytes, attributes: Attributes) -> None:
         """Create a directory; an existing one keeps its content and gets these attributes."""
@@ -64,7 +120,8 @@ class Tree:
             descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
         try:
             for offset, chunk in chunks:
-                _write_at(descriptor, chunk, offset)
+                if self._with_content:
+                    _write_at(descriptor, chunk, offset)
             os.ftruncate(descriptor, size)
             self._apply(descriptor, attributes)
         finally:
@@ -82,6 +139,13 @@ class Tree:
         self.remove(path)
         with self._parent(path) as (parent, name):
             os.mkfifo(name, 0o600, dir_fd=parent)
+            self._apply_by_name(parent, name, attributes)
+            os.chmod(name, attributes.mode, dir_fd=parent)
+
+    def put_character_device(self, path: bytes, attributes: Attributes, device: tuple[int, int]) -> None:
+        """Create a device node where nothing is. Raises PermissionError without the right to."""
+        with self._parent(path) as (parent, name):
+            os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(*device), dir_fd=parent)
             self._apply_by_name(parent, name, attributes)
             os.chmod(name, attributes.mode, dir_fd=parent)
 

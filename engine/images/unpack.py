@@ -22,14 +22,15 @@ class LayerFile(NamedTuple):
     """Digest of the uncompressed tar file, from the image's configuration."""
 
 
-def unpack(image: str, layers: Sequence[LayerFile], target: str) -> None:
+def unpack(image: str, layers: Sequence[LayerFile], target: str, budget: Budget, *, with_content: bool = True) -> None:
     """Unpack the layers, lowest first, into the empty directory `target`.
+
+    Without content, each layer is read and checked in the same way, but no data of files is written.
 
     Raises InvalidInputError, naming image, layer and member, for an invalid layer; StoreDamagedError if a layer
     is not what was loaded; OSError. After an error the tree is incomplete.
     """
-    budget = Budget()
-    with Tree(target) as tree:
+    with Tree(target, with_content=with_content) as tree:
         for layer in layers:
             try:
                 _unpack_layer(layer, tree, budget)

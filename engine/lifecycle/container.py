@@ -12,7 +12,7 @@ from functools import cached_property
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.bundle import ContainerBundle
-from limpet.engine.lifecycle.cri_status import to_cri_status
+from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.starters import Launch, number_of_signal, require_secrets
 from limpet.recovery.evidence import Boot, Process
@@ -68,7 +68,7 @@ class Container:
 
     def cri_status(self) -> ContainerStatus:
         """Return the status as the CRI writes it, without times that have not come yet."""
-        return to_cri_status(self.metadata, self.status)
+        return to_cri_status(self.metadata, self.status, read_user(self._bundle.path))
 
     def create(self, mount_type: MountType = MountType.PLAIN) -> Status:
         """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.
@@ -191,8 +191,10 @@ class Container:
                 raise StartError(f"container {self.id}: {message}") from error
 
     def _prepare_and_go(self, secrets: Mapping[str, str]) -> Status:
-        starter = self._runtime.starter
-        prepared = starter.prepare(replace_field(self._launch(), secret_env=secrets))
+        starter, launch = self._runtime.starter, self._launch()
+        if self.metadata.root_dir != self._bundle.path:
+            self._bundle.finish(starter.make_config(launch))  # it names paths of where the state directory was then
+        prepared = starter.prepare(replace_field(launch, secret_env=secrets))
         try:
             # Written before it may run: a kill until here closes the gate, and nothing has run.
             self._update(
@@ -330,7 +332,7 @@ class Container:
             os.close(pidfd)  # it lives after all: the next look will say so
             raise self._refuse("stop", "its process has appeared just now; recover() and stop it again")
         if not status.created_at:
-            raise self._refuse("stop", f"{status.message}; delete it")
+            raise self._refuse("stop", "it was never created")
         # It holds no process: nothing to signal.
         return self._update(lambda old: end(old, None, finished_at=_now(), message=old.message))
 

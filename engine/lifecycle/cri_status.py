@@ -1,6 +1,11 @@
 """A container's status in the words of the CRI (runtime/v1 ContainerStatus)."""
 
+import os
+
+import msgspec
+
 from limpet.engine.starters import to_cri_signal
+from limpet.recovery.files import read_small_file
 from limpet.schema.cri import (
     ContainerResources,
     ContainerStateName,
@@ -10,12 +15,38 @@ from limpet.schema.cri import (
     LinuxContainerSecurityContext,
     LinuxContainerUser,
 )
+from limpet.schema.layout import CONFIG_FILE
 from limpet.schema.metadata import Metadata
+from limpet.schema.runtime_spec import User
 from limpet.schema.status import ContainerState, Status
 
+_CONFIG_BYTES = 64 << 20
 
-def to_cri_status(metadata: Metadata, status: Status) -> ContainerStatus:
-    """Return what a CRI runtime answers: `started_at` only once started, `finished_at` and the code once ended."""
+
+class _Process(msgspec.Struct):
+    user: User = User()
+
+
+class _RuntimeConfig(msgspec.Struct):
+    """What is read here of a bundle's config.json, whichever starter made it."""
+
+    process: _Process = msgspec.field(default_factory=_Process)
+
+
+def read_user(bundle_path: str) -> User:
+    """Return the user that a bundle's config.json has; one without a number if it has none, or cannot be read."""
+    try:
+        data = read_small_file(os.path.join(bundle_path, CONFIG_FILE), _CONFIG_BYTES)
+        return msgspec.json.decode(data, type=_RuntimeConfig).process.user
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return User()
+
+
+def to_cri_status(metadata: Metadata, status: Status, user: User = User()) -> ContainerStatus:  # noqa: B008  # frozen
+    """Return what a CRI runtime answers: `started_at` only once started, `finished_at` and the code once ended.
+
+    `user` is who the program was found to run as; without a number it is told as config and image give it by number.
+    """
     config = metadata.config
     state = status.state
     started = state is not ContainerState.CREATED
@@ -34,11 +65,11 @@ def to_cri_status(metadata: Metadata, status: Status) -> ContainerStatus:
         message=status.message,
         labels=config.labels,
         annotations=config.annotations,
-        mounts=config.mounts,
+        mounts=() if "mounts" in status.unapplied else config.mounts,
         log_path=metadata.log_path,
         resources=ContainerResources(linux=status.resources.requested) if status.resources else None,
         image_id=metadata.image_manifest.digest or str(metadata.image_manifest.name),
-        user=_find_user(metadata),
+        user=_find_user(metadata) if user.uid is None else _to_cri_user(user),
         stop_signal=to_cri_signal(metadata.stop_signal),
     )
 
@@ -59,8 +90,10 @@ def _find_user(metadata: Metadata) -> ContainerUser | None:
     ]
     if None in numbers:
         return None
+    return _to_cri_user(User(uid=numbers[0], gid=numbers[1], additional_gids=context.supplemental_groups))
+
+
+def _to_cri_user(user: User) -> ContainerUser:
     return ContainerUser(
-        linux=LinuxContainerUser(
-            uid=numbers[0] or 0, gid=numbers[1] or 0, supplemental_groups=context.supplemental_groups
-        )
+        linux=LinuxContainerUser(uid=user.uid or 0, gid=user.gid or 0, supplemental_groups=user.additional_gids)
     )

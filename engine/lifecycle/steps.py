@@ -76,6 +76,7 @@ class Steps:
     def close(self) -> None:
         """End the thread once all that was asked for is done. May be repeated."""
         self._queue.put(None)
+        self._is_running = False  # a step after this begins another thread
 
     def _begin(self) -> bool:
         """Start the thread if there is none; say whether there is one."""

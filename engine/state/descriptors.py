@@ -27,6 +27,20 @@ def original_descriptor_limit() -> tuple[int, int]:
     return _original or resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
+def has_free_descriptors(count: int) -> bool:
+    """Return whether this process could open so many more files now."""
+    opened: list[int] = []
+    try:
+        while len(opened) < count:
+            opened.append(os.eventfd(0))
+    except OSError:
+        return False
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return True
+
+
 @contextmanager
 def system_errors_told(what: str) -> Iterator[None]:
     """Let no bare OSError out of the block: a caller catches LimpetErrors. `what` begins the message."""

@@ -102,6 +102,6 @@ def require_entries(path: str, wanted: Mapping[str, bool]) -> None:
         if is_directory != stat.S_ISDIR(found.st_mode) or (not is_directory and not stat.S_ISREG(found.st_mode)):
             what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "something else"
             place = "a directory" if is_directory else "a file"
-            raise StateDirectoryError(f"{entry} is {what} in place of {place}; move it away and try again")
+            raise StateDirectoryError(f"{entry} is {what} in place of {place}; put that there itself and try again")
         if not is_directory and found.st_nlink > 1:
             raise StateDirectoryError(f"{entry} has {found.st_nlink} names (hard links); replace it with a copy")

@@ -277,6 +277,7 @@ class Committer:
         """Return whether nothing will ever be queued again; if so, wake another committer thread to see that, too."""
         with self._guard:
             if self._closed and not self._queue:
+                self._is_served = False  # who closes again must not wait for this thread
                 self._wake_server()
                 return True
             return False

@@ -93,7 +93,7 @@ class Store:
             directory.release()
             raise
         try:
-            store._settle_copy()  # a class method of its own class
+            store._settle_copy()
         except BaseException:
             store.close()
             raise

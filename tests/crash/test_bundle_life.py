@@ -1,7 +1,5 @@
 """Bundles whose making costs three flushes and whose removal none: every kill and every power cut leaves ours."""
 
-import pytest
-
 from tests.crash.trial import WORKERS, run
 
 _TRIAL = "kill_points({life}(), workers={workers}) + power_cuts({life}(), samples=2, workers={workers})"
@@ -14,7 +12,8 @@ def test_a_bundle_cut_short_is_known_as_ours() -> None:
     assert report["violations"] == 0, report["findings"]
 
 
-@pytest.mark.parametrize("life", ["Unmarked", "MarkedLate", "HastyRemoval", "Nameless"])
-def test_each_flush_of_a_bundle_is_needed(life: str) -> None:
+def test_each_flush_of_a_bundle_is_needed() -> None:
     """Without one of them, or without the marker in config.json, a power cut leaves what nobody may remove."""
-    assert run(f"power_cuts({life}(), samples=2, every=3, workers={WORKERS})")["violations"] > 0
+    caught = "power_cuts(life(), samples=1, every=4).violations > 0"
+    report = run(f"Report(other=sum({caught} for life in (Unmarked, MarkedLate, HastyRemoval, Nameless)))")
+    assert report["violations"] == 4

@@ -34,7 +34,7 @@ def wait_for_a_pipe(patch: pytest.MonkeyPatch) -> None:
 
 GUARDS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
     "any id": (allow_any_id, "name", 300),
-    "climbing out of a layer": (allow_climbing, "layer", 60),
+    "climbing out of a layer": (allow_climbing, "layer", 400),
     "a decode error": (let_a_decode_error_pass, "config", 60),
     "waiting for a pipe": (wait_for_a_pipe, "bundle", 200),
 }

@@ -98,12 +98,15 @@ def test_an_image_has_its_record_only_when_all_else_is_durable(tmp_path: Path, s
     store = DirectoryImageStore(str(tmp_path / "store"))
     steps.clear()
     store.load(str(layout.path))
-    groups = [steps[start : start + 4] for start in range(0, len(steps), 4)]
+    (scratch,) = [path for step, path in steps if step == "mkdir"]  # where it was unpacked to see that it can be
+    kept = [step for step in steps if step[1] not in {scratch, str(tmp_path / "store")}]
+    groups = [kept[start : start + 4] for start in range(0, len(kept), 4)]
     for content, source, target, directory in groups:
         assert content == ("fsync", source[1])
         assert (source[0], target[0]) == ("rename from", "rename")
         assert directory == ("fsync", os.path.dirname(target[1]))
     assert [Path(group[2][1]).parent.name for group in groups] == [*4 * ["sha256"], "images"]
+    assert steps.index(("rmdir", scratch)) < steps.index(groups[-1][0])
 
 
 @pytest.fixture

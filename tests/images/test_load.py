@@ -5,16 +5,19 @@ import gzip
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
-from limpet.engine.images import DirectoryImageStore, ImageSummary
+from limpet.engine.images import DirectoryImageStore, ImageSummary, limits
+from limpet.engine.images.documents import Documents
 from limpet.schema.errors import AlreadyExistsError, InvalidInputError, NotFoundError, StoreDamagedError
 from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
-from tests.oci_layout import ARCHITECTURE, INDEX, LAYER, NAME, Layout, directory, member, names, sha256, tar
+from tests.oci_layout import ARCHITECTURE, INDEX, LAYER, MANIFEST, NAME, Layout, directory, member, names, sha256, tar
 
 HELLO = tar(directory("bin"), member("bin/app", b"hello", mode=0o755))
 OTHER = {"os": "linux", "architecture": "m68k"}
@@ -133,6 +136,89 @@ def test_indexes_that_share_indexes_are_read_once(tmp_path: Path, store: Directo
     assert store.load(str(layout.path)) == [APP]
 
 
+ARTIFACTS = {  # how a manifest beside an image differs from one
+    "a notation signature": {"config": "application/vnd.cncf.notary.signature"},
+    "an SBOM": {"config": "application/vnd.oci.empty.v1+json", "artifactType": "application/spdx+json"},
+    "a cosign signature": {"layers": "application/vnd.dev.cosign.simplesigning.v1+json"},
+    "an attestation": {"layers": "application/vnd.in-toto+json"},
+}
+
+
+@pytest.mark.parametrize("name", ["", "app:1", "app:sha256-1.sig"], ids=["no name", "the same name", "its own name"])
+@pytest.mark.parametrize("kinds", ARTIFACTS.values(), ids=ARTIFACTS)
+def test_artifacts_beside_an_image_are_passed_over(
+    tmp_path: Path, store: DirectoryImageStore, kinds: dict[str, str], name: str
+) -> None:
+    """Signatures, SBOMs and attestations, also with the platform of the image, and blobs of other types."""
+    layout = Layout(tmp_path / "app")
+    blob: dict[str, Any] = {
+        part: layout.add_blob(b"{}", kind) for part, kind in kinds.items() if part != "artifactType"
+    }
+    changes: dict[str, Any] = {part: [each] if part == "layers" else each for part, each in (kinds | blob).items()}
+    artifact = layout.add_manifest([HELLO], **changes)
+    layout.list_manifest(artifact, name)
+    layout.list_manifest(layout.add_blob(b"x", "text/spdx"), name)
+    image = layout.add_manifest([HELLO])
+    both = [artifact | {"platform": HERE}, image | {"platform": HERE}, layout.add_blob(b"y", "text/plain")]
+    layout.list_manifest(layout.add_json({"schemaVersion": 2, "manifests": both}, INDEX), "app:1" if name else "")
+    (loaded,) = store.load(str(layout.path))
+    assert store.manifest(loaded).digest == image["digest"]
+
+
+def test_each_document_of_a_layout_is_read_once_and_all_have_a_limit(
+    tmp_path: Path, store: DirectoryImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand names of one large index cost what one costs; a thousand indexes that share it are too much."""
+    layout = Layout(tmp_path / "layout")
+    foreign = {"mediaType": MANIFEST, "size": 1, "platform": OTHER}
+    leaves = [foreign | {"digest": sha256(b"%d" % number)} for number in range(2000)]
+    image = layout.add_manifest([HELLO])
+    inner = layout.add_json({"schemaVersion": 2, "manifests": [*leaves, image | {"platform": HERE}]}, INDEX)
+    reads = []
+    read = Documents.read
+
+    def noted_read(self: Documents, name: str) -> bytes:
+        reads.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Documents, "read", noted_read)
+    layout.index = [inner | {"annotations": {NAME: f"app:{number}"}} for number in range(20)]
+    layout.list_manifest(inner)
+    assert len(store.load(str(layout.path))) == 20
+    assert len(reads) == len(set(reads)) == 5
+    shared = Layout(tmp_path / "shared")
+    shutil.copytree(layout.path / "blobs", shared.path / "blobs", dirs_exist_ok=True)
+    for number in range(50):
+        outer = shared.add_json({"schemaVersion": 2, "manifests": [inner], "n": number}, INDEX)
+        shared.list_manifest(outer, f"app:{number}")
+    with pytest.raises(InvalidInputError, match="more than 100000 manifests"):
+        store.load(str(shared.path))
+
+
+def test_documents_together_have_a_limit(
+    tmp_path: Path, store: DirectoryImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many images, each with a large configuration, are refused before they are all in memory."""
+    monkeypatch.setattr("limpet.engine.images.documents.MAX_DOCUMENTS_BYTES", 1 << 20)
+    layout = Layout(tmp_path / "layout")
+    for number in range(12):
+        layout.add_image([HELLO], f"app:{number}", configuration={"history": "x" * 100_000, "n": number})
+    with pytest.raises(InvalidInputError, match="more than 1048576 bytes together"):
+        store.load(str(layout.path))
+
+
+def test_images_that_are_loaded_together_have_one_budget(
+    tmp_path: Path, store: DirectoryImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many manifests of one large layer do not multiply what is unpacked to check them."""
+    layout = Layout(tmp_path / "layout")
+    for number in range(5):
+        layout.add_image([tar(member("x", bytes(100_000)))], f"app:{number}", configuration={"n": number})
+    monkeypatch.setattr(limits, "MAX_UNPACKED_BYTES", 400_000)
+    with pytest.raises(InvalidInputError, match="more than 400000"):
+        store.load(str(layout.path))
+
+
 def docker_archive(path: Path, layer_compression: str = "") -> Path:
     """What `docker save` wrote before version 25; some builders compress the layers in it."""
     config = json.dumps({"os": "linux", "architecture": ARCHITECTURE, "rootfs": {"diff_ids": 2 * [sha256(HELLO)]}})
@@ -155,6 +241,19 @@ def test_docker_save_archives_are_read(tmp_path: Path, store: DirectoryImageStor
     target = make_target(tmp_path)
     store.mount(ImageName("b", "2"), MountType.PLAIN, str(target))
     assert (target / "bin/app").read_bytes() == b"hello"
+
+
+def test_an_image_without_a_name_in_a_docker_archive_gets_the_archives(
+    tmp_path: Path, store: DirectoryImageStore
+) -> None:
+    """`docker save ID` writes no name; a layer under many names in it is read once."""
+    config = json.dumps({"os": "linux", "architecture": ARCHITECTURE, "rootfs": {"diff_ids": 9 * [sha256(HELLO)]}})
+    layers = [f"{number}/layer.tar" for number in range(9)]
+    links = [member(name, kind=tarfile.SYMTYPE, linkname="../0/layer.tar") for name in layers[1:]]
+    manifest = json.dumps([{"Config": "c.json", "RepoTags": None, "Layers": layers}])
+    files = [member("c.json", config.encode()), member(layers[0], HELLO), *links]
+    (tmp_path / "app.tar").write_bytes(tar(*files, member("manifest.json", manifest.encode())))
+    assert store.load(str(tmp_path / "app.tar")) == [ImageName("app")]
 
 
 def flip(path: Path) -> None:
@@ -188,14 +287,25 @@ BROKEN = {  # what was done to a good layout: what is said of it
     "unknown algorithm": (lambda it: relist(it, digest="md5:" + 32 * "a"), "expected sha256:<64"),
     "wrong size": (lambda it: relist(it, size=7), "but its image says 7"),
     "negative size": (lambda it: relist(it, size=-1), "invalid size -1"),
-    "no image": (lambda it: relist(it, mediaType="text/plain"), "of type 'text/plain', not an image"),
+    "no image": (lambda it: relist(it, mediaType="text/plain"), "only: text/plain"),
     "other machine": (lambda it: relist(it, platform=OTHER), "only: linux/m68k"),
     "bad name": (lambda it: relist(it, annotations={NAME: "a b:1"}), "no spaces"),
     "two without names": (lambda it: it.add_image([tar(member("b"))], "") and relist(it, annotations={}), "2 images"),
     "no layers": (lambda it: relist(it, **it.add_manifest([])), "has no layers"),
     "artifact": (
         lambda it: relist(it, **it.add_manifest([HELLO], config=it.add_blob(b"{}", "application/vnd.helm"))),
-        "'application/vnd.helm' is not that of an image",
+        "only: an artifact of type 'application/vnd.helm'",
+    ),
+    "too many layers": (
+        lambda it: relist(it, **it.add_manifest([HELLO], layers=1001 * [it.add_blob(b"", LAYER)])),
+        "1001 layers; limpet unpacks at most 1000",
+    ),
+    "two sizes": (
+        lambda it: relist(
+            it,
+            **it.add_manifest(2 * [HELLO], layers=[it.add_blob(b"", LAYER), it.add_blob(b"", LAYER) | {"size": 1}]),
+        ),
+        "0 bytes in one place and 1 in another",
     ),
     "layer of another kind": (
         lambda it: relist(it, **it.add_manifest([HELLO], layers=[it.add_blob(b"", LAYER + "+lzma")])),
@@ -243,7 +353,7 @@ SOURCES = {  # what is at the path: what is said
     "a tar file without a layout": (lambda path: path.write_bytes(HELLO), "no file oci-layout"),
     "a cut tar file": (lambda path: path.write_bytes(HELLO[:700]), "in the middle of a header"),
     "a cut gzip file": (lambda path: path.write_bytes(gzip.compress(HELLO)[:-20]), "damaged or truncated (tar+gzip)"),
-    "a climbing member": (lambda path: path.write_bytes(tar(member("../oci-layout"))), "contains '..'"),
+    "a climbing member": (lambda path: path.write_bytes(tar(member("../oci-layout"))), "leads out of the root"),
 }
 
 

@@ -206,43 +206,33 @@ def raw_name(name: bytes) -> Members:
     return [(info, b"")]
 
 
-DEVICE = {"devmajor": 1, "devminor": 3}
 OUT = "../outside"
 
 HOSTILE = {  # layers, from the lowest: what is said of the member
-    "absolute": ([[member("/outside/x")]], "its path is absolute"),
-    "climbing": ([[member(f"{OUT}/x")]], "contains '..'"),
-    "climbing inside": ([[member("a/b/../../../outside/x")]], "contains '..'"),
-    "climbing directory": ([[directory("..", mode=0o777)]], "contains '..'"),
-    "through a link": ([[symlink("l", OUT), member("l/x")]], "leads through 'l'"),
-    "through an absolute link": ([[symlink("l", "{outside}"), member("l/x")]], "leads through 'l'"),
-    "through a link of a lower layer": ([[symlink("l", OUT)], [member("l/x")]], "leads through 'l'"),
-    "through a link within": ([[directory("d"), symlink("l", "d"), member("l/x")]], "leads through 'l'"),
-    "through a chain of links": (
-        [[directory("a"), symlink("a/l", ".."), symlink("m", "a/l/../.."), member("m/outside/x")]],
-        "leads through 'm'",
+    "climbing": ([[member(f"{OUT}/x")]], "leads out of the root"),
+    "climbing inside": ([[member("a/b/../../../outside/x")]], "leads out of the root"),
+    "climbing from the root": ([[member("/../outside/x")]], "leads out of the root"),
+    "climbing directory": ([[directory("..", mode=0o777)]], "leads out of the root"),
+    "through a loop of links": ([[symlink("l", "m"), symlink("m", "l"), member("l/x")]], "too many symbolic links"),
+    "through links that double": (
+        [[*(symlink(f"l{n}", f"l{n + 1}/../l{n + 1}") for n in range(30)), member("l0/x")]],
+        "too many symbolic links",
     ),
-    "directory below a link": ([[symlink("l", OUT)], [directory("l/new")]], "leads through 'l'"),
-    "whiteout through a link": ([[symlink("l", OUT)], [member("l/.wh.secret")]], "leads through 'l'"),
-    "opaque whiteout through a link": ([[symlink("l", OUT)], [member("l/.wh..wh..opq")]], "leads through 'l'"),
+    "a path that links make too long": (
+        [[symlink("l", "x/" * 2_000), member("l/" + "y/" * 100 + "z")]],
+        "once its links are followed",
+    ),
     "whiteout of ..": ([[member(".wh...")]], "without a file name"),
     "whiteout of .": ([[member("d/.wh..")]], "without a file name"),
     "whiteout of nothing": ([[member(".wh.")]], "without a file name"),
     "inside a whiteout": ([[member(".wh.d/x")]], "has the name of a whiteout"),
-    "hard link out": ([[hard_link("h", f"{OUT}/secret")]], "contains '..'"),
-    "hard link to an absolute path": ([[hard_link("h", "{outside}/secret")]], "is absolute"),
-    "hard link through a link": ([[symlink("l", OUT), hard_link("h", "l/secret")]], "leads through 'l'"),
+    "hard link out": ([[hard_link("h", f"{OUT}/secret")]], "leads out of the root"),
+    "hard link to an absolute path": ([[hard_link("h", "{outside}/secret")]], "No such file"),
+    "hard link through a link": ([[symlink("l", OUT), hard_link("h", "l/secret")]], "No such file"),
     "hard link to a directory": ([[directory("d"), hard_link("h", "d")]], "Operation not permitted"),
     "hard link to nothing": ([[hard_link("h", "none")]], "No such file"),
     "hard link to itself": ([[member("h"), hard_link("h", "h")]], "which it would replace"),
     "hard link to what it replaces": ([[member("d/x"), hard_link("d", "d/x")]], "which it would replace"),
-    "writing through a hard link of a link": (
-        [[symlink("l", f"{OUT}/secret"), hard_link("h", "l")], [member("h/x")]],
-        "leads through 'h'",
-    ),
-    "character device": ([[member("null", kind=tarfile.CHRTYPE, **DEVICE)]], "is a character device"),  # type: ignore[arg-type]
-    "overlay's whiteout": ([[member("x", kind=tarfile.CHRTYPE, devmajor=0, devminor=0)]], "is a character device"),
-    "block device": ([[member("sda", kind=tarfile.BLKTYPE, **DEVICE)]], "is a block device"),  # type: ignore[arg-type]
     "unknown type": ([[member("x", kind=b"Z")]], "unknown member type"),
     "NUL in a name": ([raw_name(b"a\0b")], "a NUL"),
     "NUL in a link": ([[symlink("l", "x", pax_headers={"linkpath": "a\0b"})]], "contains a NUL"),
@@ -298,6 +288,95 @@ def test_a_hostile_member_is_refused_and_reaches_nothing(tmp_path: Path, layers:
     assert len(str(caught.value)) < 800
 
 
+def device(name: str, major: int, minor: int, kind: bytes = tarfile.CHRTYPE) -> tuple[Any, bytes]:
+    return member(name, kind=kind, devmajor=major, devminor=minor)
+
+
+USR_MERGED = [directory("usr/lib"), member("usr/lib/old"), symlink("lib", "usr/lib"), member("outside/old")]
+MERGED = {"usr", "usr/lib", "usr/lib/old", "lib", "outside", "outside/old"}
+
+TAKEN = {  # the upper layer, over a base whose lib is usr/lib: what the root has then
+    "an entry for the root": ([directory("/"), member("new")], MERGED | {"new"}),
+    "absolute names": ([directory("/usr/"), member("//usr/./new")], MERGED | {"usr/new"}),
+    "a name with '..'": ([member("usr/lib/../new")], MERGED | {"usr/new"}),
+    "a name with '..' after a link": ([member("lib/../new")], MERGED | {"new"}),
+    "an absolute hard link": ([hard_link("new", "/usr/lib/old")], MERGED | {"new"}),
+    "a hard link through a link": ([hard_link("lib/new", "lib/old")], MERGED | {"usr/lib/new"}),
+    "a file below a link": ([member("lib/new")], MERGED | {"usr/lib/new"}),
+    "a directory below a link": ([directory("lib/d"), member("lib/d/new")], MERGED | {"usr/lib/d", "usr/lib/d/new"}),
+    "a link below a link": ([symlink("lib/l", "old"), member("lib/new")], MERGED | {"usr/lib/l", "usr/lib/new"}),
+    "below an absolute link": ([symlink("l", "/usr/lib"), member("l/new")], MERGED | {"l", "usr/lib/new"}),
+    "below a link of a link": ([symlink("l", "lib"), member("l/new")], MERGED | {"l", "usr/lib/new"}),
+    "below a link with '..' after a link": (
+        [symlink("usr/l", "../lib/../new"), member("usr/l/x")],
+        MERGED | {"usr/l", "usr/new", "usr/new/x"},
+    ),
+    "below a link to what is missing": (
+        [symlink("l", "run/a"), member("l/x")],
+        MERGED | {"l", "run", "run/a", "run/a/x"},
+    ),
+    "below a link out of the root": ([symlink("l", "../../outside"), member("l/new")], MERGED | {"l", "outside/new"}),
+    "below an absolute link out of it": ([symlink("l", "/../outside"), member("l/new")], MERGED | {"l", "outside/new"}),
+    "a whiteout below a link": ([member("lib/.wh.old")], MERGED - {"usr/lib/old"}),
+    "a whiteout below a link out of the root": (
+        [symlink("l", "../outside"), member("l/.wh.old")],
+        (MERGED - {"outside/old"}) | {"l"},
+    ),
+    "opaque below a link": (
+        [member("lib/new"), member("lib/.wh..wh..opq")],
+        (MERGED | {"usr/lib/new"}) - {"usr/lib/old"},
+    ),
+    "a link by a directory": ([directory("lib"), member("lib/new")], MERGED | {"lib/new"}),
+    "overlay's whiteout": ([device("usr/lib", 0, 0)], MERGED - {"usr/lib", "usr/lib/old"}),
+    "overlay's whiteout below a link": ([device("lib/old", 0, 0)], MERGED - {"usr/lib/old"}),
+    "overlay's whiteout of nothing": ([device("no", 0, 0)], MERGED),
+    "a disk": ([device("sda", 8, 0, tarfile.BLKTYPE)], MERGED),
+    "the memory": ([device("mem", 1, 1)], MERGED),
+    "a block device with null's numbers": ([device("x", 1, 3, tarfile.BLKTYPE)], MERGED),
+    "a disk in a file's place": ([device("lib/old", 8, 0, tarfile.BLKTYPE)], MERGED - {"usr/lib/old"}),
+}
+
+
+@pytest.mark.parametrize(("upper", "expected"), TAKEN.values(), ids=TAKEN)
+def test_what_common_tools_write_is_taken_and_stays_in_the_root(
+    tmp_path: Path, upper: Members, expected: set[str]
+) -> None:
+    """Names and links are meant from the root file system; what lies beside it is never reached."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "old").write_text("old")
+    before = snapshot(outside)
+    assert names(unpack(tmp_path, USR_MERGED, upper)) == expected
+    assert snapshot(outside) == before
+
+
+def test_harmless_devices_are_made_and_the_others_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """null is made, with owner and mode, by who may; a disk that all may read never is; the log names what is not."""
+    null, _ = device("dev/null", 1, 3)
+    null.mode = 0o666
+    root = unpack(tmp_path, [(null, b""), device("dev/sda", 8, 0, tarfile.BLKTYPE), device("dev/console", 5, 1)])
+    assert "'dev/sda', 'dev/console'" in caplog.text
+    made = root / "dev/null"
+    if made.exists():
+        assert made.is_char_device()
+        assert (made.stat().st_rdev, made.stat().st_mode & 0o7777) == (os.makedev(1, 3), 0o666)
+    else:
+        assert "dev/null" in caplog.text
+
+
+def test_an_image_that_cannot_be_unpacked_is_refused_at_load(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """Nothing of it stays, and what an image of that name was before goes on."""
+    good, bad = Layout(tmp_path / "good"), Layout(tmp_path / "bad")
+    digest = good.add_image([tar(member("x" * 200, b"data"))])["digest"]
+    bad.add_image([tar(member("x" * 300))])
+    store.load(str(good.path))
+    before = names(tmp_path / "store")
+    with pytest.raises(InvalidInputError, match="name too long"):
+        store.load(str(bad.path))
+    assert names(tmp_path / "store") == before
+    assert store.manifest(APP).digest == digest
+
+
 def header(kind: bytes, size: int) -> bytes:
     """One tar header with these fields and a right checksum."""
     info = tarfile.TarInfo("x")
@@ -351,11 +430,8 @@ def test_a_layer_that_is_not_what_the_configuration_says_is_refused(
     good = tar(member("a", b"x"))
     configuration = {"rootfs": {"diff_ids": [sha256(good)]}}
     layout.add_image([change(good)], compression=compression, configuration=configuration)
-    store = DirectoryImageStore(str(tmp_path / "store"))
-    store.load(str(layout.path))
-    (tmp_path / "rootfs").mkdir()
     with pytest.raises(InvalidInputError, match=message):
-        store.mount(APP, MountType.PLAIN, str(tmp_path / "rootfs"))
+        DirectoryImageStore(str(tmp_path / "store")).load(str(layout.path))
 
 
 BOUNDS = {"MAX_UNPACKED_BYTES": 900_000, "MAX_MEMBERS": 9, "MAX_NAME_BYTES": 10}

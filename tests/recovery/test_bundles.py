@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Bundle
 from limpet.recovery.orphans import Disposal, judge_orphan
 from limpet.recovery.users import Users
+from limpet.schema.errors import StateDirectoryError
 
 MARKER = '{"limpet":"container","id":"one","node":"local"}'
 OTHER = MARKER.replace("one", "two")
@@ -54,6 +56,16 @@ def test_a_bundle_is_ours_by_its_marker_or_because_it_holds_nothing(
     """An unflushed marker may be empty or zeros: config.json decides then; any content without either is foreign."""
     _put(tmp_path / "one", files)
     assert observe_bundle(str(tmp_path / "one"), "one")[0] is expected
+
+
+@pytest.mark.parametrize("place", ["missing/one", "file/one", "file"])
+def test_a_bundle_that_cannot_be_made_is_an_error_that_callers_catch(tmp_path: Path, place: str) -> None:
+    """Whatever the disk says, it comes as a StateDirectoryError with the path, and nothing is left."""
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(StateDirectoryError, match=place):
+        ContainerBundle(str(tmp_path / place), "one", "local").begin()
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize("seconds", [-100, 100])

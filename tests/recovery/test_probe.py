@@ -49,6 +49,21 @@ def end(identity: ProcessIdentity) -> None:
     os.waitid(os.P_PID, identity.pid, os.WEXITED)
 
 
+def test_a_zombie_is_not_alive_and_tells_its_exit_code() -> None:
+    """A process that has ended and is not reaped yet has ended, with its real code; reaped, it may be lost."""
+    process = subprocess.Popen(["sh", "-c", "read line; exit 5"], stdin=subprocess.PIPE)
+    with host.open_pidfd(process.pid) as pidfd:
+        identity = host.identify(process.pid, pidfd)
+    assert look(identity).process is Process.ALIVE
+    assert process.stdin is not None
+    process.stdin.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    seen = look(identity)
+    assert (seen.process, seen.exit_code) == (Process.ENDED, 5)
+    process.wait()
+    assert look(identity).process is Process.GONE
+
+
 def test_the_same_start_time_alone_is_no_proof(sleeper: ProcessIdentity) -> None:
     """Without an inode number a process with pid and start time of ours is unproven, whatever it calls itself."""
     unproven = replace(sleeper, pidfd_inode=0)

@@ -1,6 +1,5 @@
 """Recovery tells the truth about real processes, real directories and a real SIGKILL of the engine."""
 
-import ctypes
 import os
 import shutil
 import signal
@@ -44,8 +43,8 @@ def test_survivor_can_be_stopped_and_released(engine_process: Start, state_dir: 
         assert not engine.list()
 
 
-def test_exited_while_down_is_ended_with_code_unknown(engine_process: Start, state_dir: str) -> None:
-    """Nobody saw how it ended: EXITED, 255, reason Unknown, and what is left of its group is ended."""
+def test_exited_while_down_is_told_as_the_keeper_saw_it(engine_process: Start, state_dir: str) -> None:
+    """No engine was there, the keeper was: EXITED with its code, and what is left of the container is ended."""
     pid = start_one(engine_process, "sh", "-c", "sleep 1000 & echo $! > child; exec sleep 1000")
     note = Path(state_dir, "containers/one/working/child")
     wait_until(lambda: note.exists() and note.read_text().endswith("\n"), "the child to be noted")
@@ -54,25 +53,9 @@ def test_exited_while_down_is_ended_with_code_unknown(engine_process: Start, sta
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the process to be reaped")
     with Engine.open(state_dir) as engine:
         status = engine.get("one").status
-        assert rule_of(engine) == "exit-unseen"
-        assert (status.state, status.exit_code, status.reason) == (ContainerState.EXITED, 255, Reason.UNKNOWN)
+        assert rule_of(engine) == "exit-observed"
+        assert (status.state, status.exit_code, status.reason) == (ContainerState.EXITED, 137, Reason.ERROR)
         wait_until(lambda: not is_running(child), "the child that was left to be ended")
-
-
-def test_zombie_is_not_alive_and_tells_its_exit_code(state_dir: str, engine_process: Start) -> None:
-    """A process that ended while we were down and is not reaped yet is EXITED, with its real code."""
-    libc = ctypes.CDLL(None)
-    assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER: orphans become ours, to reap when we please
-    try:
-        pid = start_one(engine_process, "sh", "-c", "while [ ! -e go ]; do sleep 0.02; done; exit 5")
-        Path(state_dir, "containers/one/working/go").touch()
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        with Engine.open(state_dir) as engine:
-            status = engine.get("one").status
-            assert (rule_of(engine), status.exit_code) == ("exit-observed", 5)
-        os.waitpid(pid, 0)
-    finally:
-        libc.prctl(36, 0, 0, 0, 0)
 
 
 def test_host_rebooted(engine_process: Start, state_dir: str, tmp_path: Path) -> None:

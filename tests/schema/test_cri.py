@@ -326,17 +326,27 @@ def test_refusal_names_the_field_and_the_value(data: Any, message: str) -> None:
     """What is wrong with a config is said with the path of the field and the value, for a mapping as for JSON."""
     for form in (data, json.dumps(data)):
         with pytest.raises(InvalidInputError) as refusal:
-            parse_container_config(form)
+            parse_container_config(form, strict=True)
         assert str(refusal.value) == f"container config: {message}"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "not valid JSON: Expecting value"),
+        (b"", "the top level must be an object, not null"),
+        (b"{", "not valid JSON: Expecting property name"),
+        (b"metadata: [", "not valid YAML: while parsing"),
+        (b"metadata: {name: a, name: b}", "the key 'name' appears twice in one mapping"),
+        (b"metadata: &a {name: b}\nlabels: *a", "it has a YAML alias"),
+        (b"labels: &a [*a]", "it has a YAML alias"),
+        (b"labels: !!python/object:a.b {}", "the YAML tag 'python/object:a.b'"),
+        (b"tty: !!binary aaaa", "the YAML tag 'binary'"),
+        (b"? [a]\n: b", "a YAML key that is a list"),
+        (b"tty: " + b"9" * 5000, "has 5000 digits, too many for any field"),
+        (b"a: b\n" * 60_000, "the limit is 262144"),
         (b'{"metadata": {"name": "a"}} trailing', "not valid JSON: Extra data"),
         (b'{"metadata": NaN}', "not valid JSON: NaN is not a JSON number"),
-        (b'{"metadata": {"name": "\xff"}}', "not valid JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b'{"metadata": {"name": "\xff"}}', "not UTF-8: 'utf-8' codec can't decode byte 0xff"),
         (b'{"metadata": {"name": "a", "name": "b"}}', "the key 'name' appears twice in one object"),
         (b'{"log_path": ' + b"9" * 5000 + b"}", "has 5000 digits, too many for any field"),
         (b"[" * 200_000, "it is nested too deeply"),
@@ -361,6 +371,67 @@ def test_message_built_by_hand_is_checked() -> None:
         parse_container_config(config)
     assert parse_container_config(valid(linux=CONTAINER.linux)).linux == CONTAINER.linux
     assert type(parse_container_config(valid(working_dir=cri.Signal.SIGINT)).working_dir) is str
+
+
+YAML = """\
+# as people write it for crictl
+metadata:
+  name: web
+  attempt: 0x2
+image: {image: nginx}
+command: [/bin/sh, -c]
+args:
+  - >-
+    date;
+    sleep 1
+  - 600
+labels: {date: 2020-01-01, time: 22:22, 8080: port, flag: yes, number: 1.5}
+envs:
+- key: DAY
+  value: 2020-01-01
+tty: yes
+linux: ~
+---
+metadata: {name: another}
+"""
+
+
+def test_yaml_is_read_like_json() -> None:
+    """Of several documents the first; numbers in any base; what is to be text is text, without quotes as well."""
+    assert parse_container_config(YAML) == cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="web", attempt=2),
+        image=cri.ImageSpec(image="nginx"),
+        command=("/bin/sh", "-c"),
+        args=("date; sleep 1", "600"),
+        labels={"date": "2020-01-01", "time": "22:22", "8080": "port", "flag": "true", "number": "1.5"},
+        envs=(cri.KeyValue(key="DAY", value="2020-01-01"),),
+        tty=True,
+    )
+    for mark in ("", "\ufeff"):
+        assert parse_pod_sandbox_config(f"{mark}metadata: {{name: s}}".encode()).metadata.name == "s"
+        assert parse_pod_sandbox_config(mark + '{"metadata": {"name": "s"}}').metadata.name == "s"
+
+
+IGNORED = {  # fields that crictl's users have left in their files: the place that is named
+    "of a neighbour": (valid(privileged=True, metadata={"name": "web", "namespace": "n"}), "`metadata.namespace`"),
+    "of an older API": (valid(linux={"user": {"uid": 5}, "capabilities": {"add_capabilities": ["x"]}}), "`linux.user`"),
+    "in a list": (valid(envs=[{"key": "A", "valu": "1"}]), "`envs[0].valu` is not a field of KeyValue; did you mean"),
+    "of any value": (valid(zzz=[{"\0": float("nan")}, None]), "`zzz`"),
+    "many": (valid(**{f"z{number}": 1 for number in range(50_000)}), "and 49995 more"),
+}
+
+
+@pytest.mark.parametrize(("data", "named"), IGNORED.values(), ids=IGNORED)
+def test_an_unknown_field_is_ignored_and_named_or_refused(
+    data: dict[str, Any], named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What crictl ignores is ignored with a warning; strict=True refuses it; what is understood counts."""
+    assert parse_container_config(data).metadata.name == "web"
+    assert named in caplog.text
+    assert len(caplog.records) == 1
+    assert len(caplog.text) < 2000
+    with pytest.raises(InvalidInputError, match="is not a field of"):
+        parse_container_config(data, strict=True)
 
 
 @given(st.binary() | st.text(st.characters()) | JSON.map(json.dumps) | PYTHON)

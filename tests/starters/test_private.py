@@ -1,5 +1,6 @@
 """A container gets what its image and its config say, and nothing of the engine's; what is not done is told."""
 
+import itertools
 import os
 import re
 import signal
@@ -17,8 +18,9 @@ from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.engine.starters.process.starter import ProcessStarter
 from limpet.engine.starters.users import Rights, choose_user
 from limpet.schema import ImageConfig
-from limpet.schema.cri import Signal, parse_container_config
+from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_container_config
 from tests import oci_layout
+from tests.conftest import wait_until
 from tests.tools_image import load_tools
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1234:4321:app:/home/app:/bin/sh\n"
@@ -26,12 +28,20 @@ GROUP = b"root:x:0:\napp:x:4321:\naudio:x:29:app\nvideo:x:44:\n"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 
 
-@pytest.fixture
-def engine(state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("private") / "state")
+
+
+@pytest.fixture(scope="module")
+def engine(state_dir: str) -> Iterator[Engine]:
     """An engine whose own environment has a secret; its sandbox has a hostname and DNS servers."""
-    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2")
-    monkeypatch.setenv("WANTED", "yes")
-    with Engine.open(state_dir, inherit_env=["WANTED", "NOT_SET"]) as opened:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Engine.open(state_dir, inherit_env=["WANTED", "NOT_SET"]) as opened,
+    ):
+        patch.setenv("DATABASE_PASSWORD", "hunter2")
+        patch.setenv("WANTED", "yes")
         opened.create_sandbox(
             {"metadata": {"name": "s"}, "hostname": "web-1", "dns_config": {"servers": ["192.0.2.1"]}}, id="s"
         )
@@ -40,8 +50,8 @@ def engine(state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
             container.stop(0)
 
 
-@pytest.fixture
-def image(engine: Engine, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An image with users of its own, a working directory that it does not bring, and a link out of it."""
     config = {"Env": ["PATH=/bin", "FROM_IMAGE=1"], "WorkingDir": "/srv/app", "StopSignal": "RTMIN+3"}
     members = [
@@ -50,14 +60,20 @@ def image(engine: Engine, tmp_path: Path) -> str:
         oci_layout.symlink("etc/resolv.conf", "../../../../../../../../tmp/outside"),
         oci_layout.symlink("out", "/../../../../../../.."),
     ]
-    return str(load_tools(engine, tmp_path / "tools", config, *members))
+    return str(load_tools(engine, tmp_path_factory.mktemp("images") / "tools", config, *members))
 
 
-def run(engine: Engine, image: str, script: str, *, name: str = "c", secrets: Any = None, **fields: Any) -> str:
+_numbers = itertools.count()
+
+
+def ask(image: str, *command: str, **fields: Any) -> dict[str, Any]:
+    """Return a config with a name of its own."""
+    return {"metadata": {"name": f"c{next(_numbers)}"}, "image": {"image": image}, "command": command, **fields}
+
+
+def run(engine: Engine, image: str, script: str, *, secrets: Any = None, **fields: Any) -> str:
     """Run a shell script, and return what it wrote to the file `told` in its working directory or in /told."""
-    container = engine.create_container(
-        {"metadata": {"name": name}, "image": {"image": image}, "command": ["sh", "-c", script], **fields}, "s"
-    )
+    container = engine.create_container(ask(image, "sh", "-c", script, **fields), "s")
     container.start(secret_env=secrets)
     status = container.wait(30)
     assert status.exit_code == 0, status
@@ -84,7 +100,7 @@ def test_the_host_image_gets_path_and_home_and_what_is_named(engine: Engine, sta
     assert found["PATH"] == os.environ["PATH"]
     assert (found["HOME"], found["WANTED"], found["TOKEN"], found["LANG"]) == (os.environ["HOME"], "yes", "s3cret", "C")
     assert set(found) <= {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "WANTED", "TOKEN", "LIMPET_BUNDLE"),
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "WANTED", "TOKEN"),
         *("PWD", "SHLVL", "OLDPWD", "_"),
     }
     for path in (path for path in Path(state_dir).rglob("*") if path.is_file() and path.name != "told"):
@@ -97,7 +113,7 @@ def test_an_image_gets_nothing_of_the_engine(engine: Engine, image: str) -> None
     """Its environment is the image's, the config's, and HOME from its own /etc/passwd."""
     text = run(engine, image, "env > told")
     names = {line.partition("=")[0] for line in text.splitlines()}
-    assert names <= {"PATH", "FROM_IMAGE", "HOME", "LIMPET_BUNDLE", "PWD", "SHLVL", "OLDPWD", "_"}
+    assert names <= {"PATH", "FROM_IMAGE", "HOME", "PWD", "SHLVL", "OLDPWD", "_"}
     assert "HOME=/root" in text.splitlines()
 
 
@@ -116,16 +132,16 @@ def test_arguments_and_environment_are_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "A=B", "A\0"])
-def test_names_that_are_none_are_refused_without_a_value(engine: Engine, state_dir: str, name: str) -> None:
+def test_names_that_are_none_are_refused_without_a_value(engine: Engine, name: str) -> None:
     """A secret's value is in no error."""
-    container = engine.create_container(
-        {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"]}, "s"
-    )
+    container = engine.create_container(ask("host", "true"), "s")
     with pytest.raises(errors.InvalidInputError, match="secret_env") as caught:
         container.start(secret_env={name: "s3cret"})
     assert "s3cret" not in str(caught.value)
     with pytest.raises(errors.InvalidInputError, match="inherit_env"):
         ProcessStarter(inherit_env=[name])
+    with pytest.raises(errors.InvalidInputError, match="inherit_env"):
+        ProcessStarter(inherit_env="PATH")
 
 
 # --- users ---------------------------------------------------------------------------------------------------------
@@ -179,10 +195,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("context", "told"), REFUSED.values(), ids=REFUSED)
 def test_a_user_that_cannot_be_is_refused_at_create(engine: Engine, context: dict[str, Any], told: str) -> None:
     """The error names the field, and nothing is left of the container."""
-    asked = {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"]}
+    asked = ask("host", "true")
     with pytest.raises(errors.InvalidInputError, match=told):
         engine.create_container({**asked, "linux": {"security_context": context}}, "s")
-    assert engine.list() == []
+    assert not engine.list(name=asked["metadata"]["name"])
 
 
 def test_an_ordinary_user_is_told_what_it_may_not_do(tmp_path: Path) -> None:
@@ -269,9 +285,21 @@ def test_mounts_are_made(engine: Engine, image: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_what_a_mount_cannot_pass_on_is_told(engine: Engine, image: str, tmp_path: Path) -> None:
+    """Propagation needs a shared mount on the host's side: without one the status says so."""
+    asked = ask(image, "true")
+    mount = {"host_path": "/proc", "container_path": "/x", "propagation": "PROPAGATION_BIDIRECTIONAL"}
+    told = engine.create_container({**asked, "mounts": [mount]}, "s").status.unapplied
+    is_shared = any(
+        fields[4] == "/proc" and "shared:" in " ".join(fields)
+        for fields in (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    )
+    assert ("mounts.propagation" in told) == (not is_shared or os.geteuid() != 0)
+
+
 def test_a_mount_without_its_source_is_refused(engine: Engine, image: str, tmp_path: Path) -> None:
     """At create, by its name."""
-    asked = {"metadata": {"name": "n"}, "image": {"image": image}, "command": ["true"]}
+    asked = ask(image, "true")
     for mount, told in (
         ({"host_path": str(tmp_path / "none"), "container_path": "/x"}, "host_path .*none.* does not exist"),
         ({"host_path": "etc", "container_path": "/x"}, "host_path"),
@@ -314,7 +342,7 @@ def test_a_path_in_a_root_never_leads_out(tmp_path: Path) -> None:
 
 def test_a_relative_working_directory_is_refused(engine: Engine) -> None:
     """It would be taken from wherever the engine is."""
-    asked = {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"], "working_dir": "tmp"}
+    asked = ask("host", "true", working_dir="tmp")
     with pytest.raises(errors.InvalidInputError, match="working_dir"):
         engine.create_container(asked, "s")
 
@@ -343,17 +371,18 @@ UNAPPLIED = {"tty", "stdin", "mounts", "devices", "privileged", "readonly_rootfs
 
 def test_what_is_not_done_is_told_and_refused_if_strict(engine: Engine) -> None:
     """By the field's name, with the reason, in the status; what is done, or asks for nothing, is not."""
-    asked = {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["true"], **ASKED}
+    asked = ask("host", "true", **ASKED)
     with pytest.raises(errors.InvalidInputError, match="readonly_rootfs") as caught:
         engine.create_container(asked, "s", strict=True)
     assert all(re.search(rf"\b{name}\b", str(caught.value)) for name in UNAPPLIED)
-    assert engine.list() == []
+    assert not engine.list(name=asked["metadata"]["name"])
     container = engine.create_container(asked, "s")
     assert set(container.status.unapplied) - {"sandbox.hostname"} == UNAPPLIED | {"sandbox.dns_config"}
     assert all(container.status.unapplied.values())
+    assert container.cri_status().mounts == ()
     container.start()
     assert container.wait(30).unapplied == container.status.unapplied
-    plain = {"metadata": {"name": "m"}, "image": {"image": "host"}, "command": ["true"]}
+    plain = ask("host", "true")
     engine.create_sandbox({"metadata": {"name": "plain"}}, id="plain")
     assert engine.create_container(plain, "plain", strict=True).status.unapplied == {}
 
@@ -369,19 +398,33 @@ def test_each_name_of_a_signal_is_one_signal(engine: Engine, image: str) -> None
     for bad in ("SIGRTMIN+31", "RTMAX-31", "0", "32", "65", "SIGWHAT", "", "SIGRTMIN-1", "\u0663"):
         with pytest.raises(errors.InvalidInputError, match="stop signal"):
             number_of_signal(bad)
-    container = engine.create_container(
-        {"metadata": {"name": "n"}, "image": {"image": image}, "command": ["sleep", "100"]}, "s"
-    )
+    container = engine.create_container(ask(image, "sleep", "100"), "s")
     assert container.metadata.stop_signal == "SIGRTMIN+3"
     assert container.cri_status().stop_signal is Signal.SIGRTMINPLUS3
     container.start()
     assert container.stop(20).exit_code == 128 + 37
 
 
+@as_root
+def test_the_streams_can_be_opened_by_the_containers_user(engine: Engine, image: str) -> None:
+    """Programs that write to /dev/stdout and /dev/stderr by name reach the log, whoever they run as."""
+    context = {"security_context": {"run_as_username": "app"}}
+    script = "echo first > /dev/stdout; echo second >> /dev/stderr; echo third > /dev/stdout"
+    container = engine.create_container(ask(image, "sh", "-c", script, linux=context, log_path="streams"), "s")
+    assert container.cri_status().user == ContainerUser(
+        linux=LinuxContainerUser(uid=1234, gid=4321, supplemental_groups=(29,))
+    )
+    container.start()
+    assert container.wait(30).exit_code == 0
+    log = Path(container.metadata.log_path)
+    wait_until(lambda: log.exists() and "third" in log.read_text(), "the log to be whole")
+    assert sorted(line.split()[-1] for line in log.read_text().splitlines()) == ["first", "second", "third"]
+
+
 def test_the_cri_status_has_image_user_and_signal(engine: Engine, image: str) -> None:
-    """As a kubelet expects them."""
+    """As a kubelet expects them; before the bundle is made, the user's numbers of the config."""
     context = {"run_as_user": {"value": 7}, "run_as_group": {"value": 8}, "supplemental_groups": [9]}
-    asked = {"metadata": {"name": "n"}, "image": {"image": image}, "command": ["true"], "stop_signal": "SIGINT"}
+    asked = ask(image, "true", stop_signal="SIGINT")
     told = engine.add_container({**asked, "linux": {"security_context": context}}, "s").cri_status()
     assert told.image_id.startswith("sha256:")
     assert told.user is not None

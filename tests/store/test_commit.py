@@ -284,6 +284,22 @@ def test_close_lets_the_waiting_be_committed_and_refuses_the_rest() -> None:
         committer.run(Request(lambda: 1))
 
 
+def test_who_closes_again_waits_for_nobody() -> None:
+    """The committer thread has ended after the first closing: the second does not ask it for an answer."""
+    gated = Gated()
+    gated.go.release(9)
+    committer = Committer(gated)
+    with committer.turn():
+        thread, outcome = in_thread(lambda: committer.run(Request(lambda: "made")))
+        wait_until(lambda: committer._queue, "the caller to queue up")
+    thread.join(30)
+    for _ in range(2):
+        closing, closed = in_thread(committer.close)
+        closing.join(30)
+        assert (outcome, closed) == (["made"], [None])
+        wait_until(lambda: not committer._is_served, "the committer thread to end")
+
+
 def test_nobody_starves(store: Store) -> None:
     """While 15 threads never stop, a 16th gets each of its changes through."""
     stop = threading.Event()

@@ -32,7 +32,11 @@ class File(NamedTuple):
 def look_at(path: bytes) -> File:
     """Return the file at `path`. Raises OSError if there is none."""
     buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
-    if _statx is not None and _statx(_AT_FDCWD, path, 0, _STATX_INO_SIZE, buffer) == 0:
+    try:
+        is_told = _statx is not None and _statx(_AT_FDCWD, path, 0, _STATX_INO_SIZE, buffer) == 0
+    except ctypes.ArgumentError as error:  # what ctypes makes of a MemoryError
+        raise MemoryError(str(error)) from error
+    if is_told:
         inode, size, major, minor = _FIELDS.unpack_from(buffer)
         return File((inode, major, minor), size)
     found = os.stat(path)  # an old kernel or C library; or it says why there is no file

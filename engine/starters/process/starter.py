@@ -23,7 +23,7 @@ from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
-from limpet.engine.state.descriptors import original_descriptor_limit
+from limpet.engine.state.descriptors import has_free_descriptors, original_descriptor_limit
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
@@ -36,6 +36,8 @@ from limpet.schema.runtime_spec import Spec, User
 _log = logging.getLogger("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
 _END_TIMEOUT_SECONDS = 5.0
+_KEPT_DESCRIPTORS = 16
+"""How many stay free when the processes of containers are watched by descriptor."""
 _LOG_BYTES, _LOG_FILES = 10 << 20, 5
 """When a log is rotated, and how many files of it there are: kubelet's containerLogMaxSize and containerLogMaxFiles."""
 
@@ -164,8 +166,10 @@ class ProcessStarter:
     def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
         """Return a pidfd of the process with this identity.
 
-        Raises NotFoundError if it is not there, ResourcesError if no descriptor is left.
+        Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
         """
+        if not has_free_descriptors(_KEPT_DESCRIPTORS):
+            raise ResourcesError(f"process {identity.pid}: the last descriptors are kept for steps and looks")
         try:
             pidfd = os.pidfd_open(identity.pid)
         except OSError as error:

@@ -8,13 +8,19 @@ from typing import Any
 import msgspec
 
 from limpet.engine.starters.contract import Launch
+from limpet.engine.starters.process.accounts import RootAccounts
+from limpet.engine.starters.users import Rights, choose_user
 from limpet.schema.cri import (
+    ContainerConfig,
     LinuxContainerSecurityContext,
+    MountPropagation,
     NamespaceMode,
     NamespaceOption,
     ProfileType,
     SecurityProfile,
+    SupplementalGroupsPolicy,
 )
+from limpet.schema.layout import ROOTFS
 
 _CAP_SYS_ADMIN = 21
 
@@ -63,16 +69,59 @@ def find_unapplied(launch: Launch, abilities: Abilities) -> dict[str, str]:
     for name, why in _MOUNT_FIELDS.items() if has_mounts else ():
         if any(getattr(mount, name) for mount in config.mounts):
             found[f"mounts.{name}"] = why
-    if has_mounts and not abilities.shared_mounts and any("BIDI" in mount.propagation for mount in config.mounts):
-        found["mounts.propagation"] = "what is mounted in a user namespace does not reach the host"
+    lost = _find_lost_propagation(config, abilities) if has_mounts else ""
+    if lost:
+        found["mounts.propagation"] = lost
     if launch.sandbox and launch.sandbox.config.hostname and not abilities.own_hostname:
         found["sandbox.hostname"] = "no UTS namespace without CAP_SYS_ADMIN"
     if launch.sandbox and image.is_builtin and _holds_anything(launch.sandbox.config.dns_config):
         found["sandbox.dns_config"] = "the host image uses the host's /etc/resolv.conf"
-    context = places["security"] or LinuxContainerSecurityContext()
-    if not abilities.user_groups and (context.run_as_user or context.run_as_username) and not image.is_builtin:
-        found["supplemental_groups_policy"] = "the groups of /etc/group need root"
+    if not abilities.user_groups and _has_groups(launch):
+        found["supplemental_groups_policy"] = "the groups that /etc/group gives need root"
     return found
+
+
+def _has_groups(launch: Launch) -> bool:
+    """Say whether /etc/group of an image that is unpacked already gives the program's user groups."""
+    root = os.path.join(launch.bundle_path, ROOTFS)
+    config, image = launch.metadata.config, launch.metadata.image_manifest
+    if image.is_builtin or not os.path.isdir(root):
+        return False
+    accounts = RootAccounts(root)
+    _, account = choose_user(image.config, config, accounts, Rights.of_this_process(has_own_root=True))
+    context = (config.linux and config.linux.security_context) or LinuxContainerSecurityContext()
+    is_merge = context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE
+    return is_merge and account is not None and bool(accounts.groups_of(account))
+
+
+def _find_lost_propagation(config: ContainerConfig, abilities: Abilities) -> str:
+    """Return why what is mounted later does not get where a config asks for it, "" if it does."""
+    asked = [(mount.host_path, mount.propagation) for mount in config.mounts if mount.image is None]
+    if any(propagation is MountPropagation.BIDIRECTIONAL for _, propagation in asked) and not abilities.shared_mounts:
+        return "what is mounted in a user namespace does not reach the host"
+    for path, propagation in asked:
+        found = "" if propagation is MountPropagation.PRIVATE else _read_propagation(path)
+        if propagation is MountPropagation.BIDIRECTIONAL and "shared:" not in found:
+            return f"{path} is on no shared mount of the host"
+        if propagation is MountPropagation.HOST_TO_CONTAINER and "shared:" not in found and "master:" not in found:
+            return f"{path} is on no shared mount of the host, nor on one that follows one"
+    return ""
+
+
+def _read_propagation(path: str) -> str:
+    """Return the optional fields of the mount that a path is on, from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return "shared:"  # what is not there is refused by its own name
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(descriptor)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        lines = (line.split(" ") for line in file)
+        return next((" ".join(fields[6 : fields.index("-")]) for fields in lines if fields[0] == mount_id), "")
 
 
 def _any(value: object) -> bool:

@@ -6,6 +6,7 @@ dies; the keeper holds a reading end, so that nothing in them is lost while a ne
 
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -16,6 +17,8 @@ from .messages import receive, send
 
 _STREAMS = ("out", "err")
 _FOLDER = "fifo"
+_PAUSE_SECONDS = 0.1
+"""A copier that lives no longer than this is begun anew at the next tick only."""
 _MODE = 0o622
 """Who drops its privileges may still open /dev/stderr; strangers stop at the directory above."""
 
@@ -27,6 +30,8 @@ class Copies:
         self._directory = directory
         self._kept: dict[str, tuple[Record, list[int]]] = {}
         self._unsent: dict[str, Sequence[int]] = {}  # the log directory with it, if somebody has opened it
+        self._troubles: dict[str, str] = {}  # why a log cannot be written
+        self._started_at = 0.0
         self._watch: Callable[[int, Callable[[], None]], None]
         self._unwatch: Callable[[int], None]
         self._link: socket.socket | None = None
@@ -49,7 +54,7 @@ class Copies:
         finally:
             theirs.close()
         ours.setblocking(False)
-        self._link, self.pid = ours, pid
+        self._link, self.pid, self._started_at = ours, pid, time.monotonic()
         return ours
 
     def watch(self, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]) -> None:
@@ -101,6 +106,12 @@ class Copies:
         if self._link is not None:
             send(self._link, {"op": "reopen", "id": key})
 
+    def give_up(self, key: str) -> None:
+        """Give up the output of a container that is released, if its log cannot be written."""
+        if self._link is not None and self._troubles.get(key):
+            send(self._link, {"op": "drop", "id": key})
+            self._finish(key)
+
     @property
     def are_open(self) -> bool:
         """True while there is output that may have to be copied."""
@@ -126,13 +137,16 @@ class Copies:
         if message is not None:
             if message["op"] == "done":
                 self._finish(message["id"])
+            elif message["op"] == "trouble":
+                self._troubles[message["id"]] = message["why"]
             return
         self._unwatch(self._link.fileno())
         self._link.close()
         self._link = None
         with suppress(ChildProcessError):  # the anchor's child
             os.waitpid(self.pid, os.WNOHANG)
-        self.care()
+        if time.monotonic() - self._started_at > _PAUSE_SECONDS:
+            self.care()
 
     def _send_all(self) -> None:
         for key in list(self._unsent):
@@ -155,6 +169,7 @@ class Copies:
 
     def _finish(self, key: str) -> None:
         _, readers = self._kept.pop(key, ({}, []))
+        self._troubles.pop(key, None)
         for descriptor in (*readers, *self._unsent.pop(key, ())):
             os.close(descriptor)
         self._remove(key)
@@ -176,7 +191,7 @@ class Copies:
             _, readers = self._kept.pop(key)
             for descriptor in readers:
                 os.close(descriptor)
-        for name in (f"{key}.{stream}{ending}" for stream in _STREAMS for ending in ("", ".at")):
+        for name in (*(f"{key}.{stream}" for stream in _STREAMS), f"{key}.at"):
             with suppress(FileNotFoundError):
                 os.unlink(f"{_FOLDER}/{name}", dir_fd=self._directory)
 

@@ -445,6 +445,7 @@ class Keeper:
     def _release(self, container: Container, but_not: int) -> int:
         left = self._signal(container, signal.SIGKILL, but_not)
         if not left and (container.is_acknowledged or container.executed is False):
+            self._copies.give_up(container.id)
             self._reap_orphans()
             self._forget(container)
         return left

@@ -41,8 +41,13 @@ def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
     Raises OSError. A peer that was killed with an answer unread gives ECONNRESET, which is an end like any other.
     """
     try:
-        data, descriptors, _, _ = socket.recv_fds(connection, LONGEST, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        # Not socket.recv_fds, which ignores its flags in Python 3.11.
+        space = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize)
+        data, ancillary, _, _ = connection.recvmsg(LONGEST, space, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None, []
-    message = json.loads(data) if data else None
-    return message, list(descriptors)
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    return (json.loads(data) if data else None), list(descriptors)

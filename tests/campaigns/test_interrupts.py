@@ -1,0 +1,26 @@
+"""Interrupts at every place of a store's life, and allocations that fail: nothing is lost, stuck, or another's."""
+
+import pytest
+
+from tests.campaigns.interrupts import Order, campaign
+from tests.campaigns.sizes import Size
+
+
+@pytest.mark.campaign("interrupts")
+@pytest.mark.timeout(1200)
+def test_interrupts_and_failing_allocations(size: Size) -> None:
+    """Struck once or twice, then closed or left: the next opening has what was acknowledged, and all got an answer."""
+    orders = [
+        Order("store", "interrupt", 8 * size.every),
+        Order("tasks", "interrupt", 2 * size.every),
+        Order("store", "memory", 200 * size.every),
+        Order("tasks", "memory", 400 * size.every),
+    ]
+    results = [campaign(order) for order in orders]
+    assert [finding for result in results for finding in result.findings] == []
+    assert sum(result.trials for result in results) >= size.least
+
+
+def test_a_broken_closing_is_caught() -> None:
+    """A store that cannot be closed again after an interrupt fails the campaign."""
+    assert campaign(Order("store", every=10, last=150, control="close-once")).findings

@@ -36,7 +36,9 @@ def commits_by_halves(state_dir: str) -> Engine:
     write = Store._write
 
     def write_by_halves(store: Store, draft: Draft) -> None:
-        if len(draft.changes.statuses) > 1 and not draft.changes.reports:
+        changed = draft.changes.statuses
+        is_transaction = len(changed) > 1 and all(draft.status(key).message.isdigit() for key in changed)
+        if is_transaction:
             for key in list(draft.changes.statuses):
                 half = store._draft()
                 half.replace(key, draft.status(key))

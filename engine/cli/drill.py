@@ -21,7 +21,7 @@ from limpet.engine.cli.progress import progress_bar
 if TYPE_CHECKING:
     from limpet.engine.drill import DrillReport, Failure
 
-MODES = ("kill", "power", "disk", "reuse", "reboot")
+MODES = ("kill", "power", "disk", "reuse", "reboot", "keeper")
 _ROUNDS, _CONTAINERS = 15, 20
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FACTS = (
@@ -29,6 +29,9 @@ _FACTS = (
     ("containers", "containers created; each started one is a real process"),
     ("acknowledged", "calls that returned; none of them may be lost"),
     ("unknown", "containers reported as UNKNOWN"),
+    ("keeper_kills", "SIGKILLs of the keeper, its anchor or its copier"),
+    ("unseen", "ends that nobody saw: all keepers were killed"),
+    ("stranded", "ended, with processes left: all keepers were killed"),
 )
 _FAULTS = (
     ("lost", "acknowledged changes missing after a kill"),
@@ -100,6 +103,7 @@ def command(
       disk    make each disk operation fail; damage files
       reuse   give the pids of containers to other processes
       reboot  change the boot id
+      keeper  kill the keeper's processes, with and without the engine
       all     run every mode
 
     The exit status is 0 if every report was true and nothing was lost, torn, leaked or harmed, otherwise 1; 3 if this

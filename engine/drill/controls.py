@@ -4,10 +4,13 @@ Each life breaks the store in its own process, which ends with it; the check is 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 
 from limpet.engine.drill.opening import replace_pragmas
 from limpet.engine.drill.store_life import FailingDiskLife, Step, StoreLife, World
 from limpet.engine.engine import Engine
+from limpet.engine.starters import Prepared
 from limpet.engine.starters.process import ProcessStarter
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.probe import HostProbe
@@ -46,6 +49,71 @@ def trust(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:  # noqa
     return Process.ALIVE, ""
 
 
+_HASTY_KEEPER = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from keeper import main
+
+class Hasty(main.Keeper):
+    def _peek(self, container):
+        end = super()._peek(container)
+        if end is not None and "code" in end:
+            try:
+                os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
+            except ChildProcessError:
+                pass
+            time.sleep(0.3)  # as on a slow disk
+        return end
+
+main.Keeper = Hasty
+main.main()
+"""
+_TRUSTING_KEEPER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from keeper import keeper, main
+
+class Any(int):
+    __hash__ = int.__hash__
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+
+def trust(pid, read_stat=keeper.read_stat):
+    stat = read_stat(pid)
+    return stat and stat._replace(start_ticks=Any(stat.start_ticks))
+
+keeper.read_stat = trust
+main.main()
+"""
+
+
+def _begin_keepers_by(program: str) -> None:
+    """Have this process, which the drill kills, begin keepers by another program."""
+    client = import_module("limpet.engine.starters.process.client")
+    setattr(client, "_PROGRAM", program)  # noqa: B010
+
+
+def open_with_a_hasty_keeper(state_dir: str) -> Engine:
+    """Open an engine whose keeper reaps a process before it has written down how that ended."""
+    _begin_keepers_by(_HASTY_KEEPER)
+    return Engine.open(state_dir)
+
+
+class _CredulousStarter(ProcessStarter):
+    """Takes a dead gate for a start."""
+
+    def go(self, prepared: Prepared) -> None:
+        """Open the gate, whatever becomes of it."""
+        held = prepared.own
+        with suppress(LimpetError):
+            held.connection.ask({"op": "go", "id": held.container_id})  # type: ignore[attr-defined]
+
+
+def open_taking_gates_for_starts(state_dir: str) -> Engine:
+    """Open an engine that does not ask whether a container's program was executed."""
+    return Engine.open(state_dir, starter=_CredulousStarter())
+
+
 class _BlindStarter(ProcessStarter):
     """Its probe does not ask for the boot."""
 
@@ -54,7 +122,8 @@ class _BlindStarter(ProcessStarter):
 
 
 def open_trusting_pids(state_dir: str) -> Engine:
-    """Open an engine that takes whoever has a container's pid for its process."""
+    """Open an engine, with such a keeper, that takes whoever has a container's pid for its process."""
+    _begin_keepers_by(_TRUSTING_KEEPER)
     return Engine.open(state_dir, starter=ProcessStarter(compare=trust))
 
 

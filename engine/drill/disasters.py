@@ -158,6 +158,11 @@ def _replace(scene: Scene, key: str) -> None:
         _write(_LAST_PID, last)
 
 
+def _replace_unseen(scene: Scene, key: str) -> None:
+    kill_keepers(scene, Victims.ALL)
+    _replace(scene, key)
+
+
 def _reboot(scene: Scene, boot_id_path: str) -> None:
     """End all processes but the strangers, which came later, and change the kernel's boot id."""
     for known in scene.truth.known.values():
@@ -243,6 +248,7 @@ def _write(path: str, text: str) -> None:
 _ACTS: dict[Disaster, tuple[Callable[[Scene, str], object], Callable[[Scene], list[str]]]] = {
     Disaster.KILL: (_kill, _running),
     Disaster.REPLACE: (_replace, _running),
+    Disaster.REPLACE_UNSEEN: (_replace_unseen, _running),
     Disaster.REMOVE_BUNDLE: (_remove_bundle, _with_bundle),
     Disaster.HALVE_BUNDLE: (_halve_bundle, _idle),
     Disaster.SWAP_BUNDLE: (_swap_bundle, _idle),

@@ -91,6 +91,11 @@ def _is_uncreated(status: Status) -> bool:
     return status.state is ContainerState.UNKNOWN and not status.created_at
 
 
+def _is_copied(status: Status) -> bool:
+    """Return whether this is told in a copy of a life's files: the process is the life's."""
+    return status.reason == Reason.COPIED
+
+
 def _is_exited(status: Status) -> bool:
     return status.state is ContainerState.EXITED and not status.released
 
@@ -99,7 +104,9 @@ _UNDER_WAY: Final[Mapping[str, Callable[[Status | None], bool]]] = {
     "create": lambda status: (
         status is None or status.state is ContainerState.CREATED or (_is_uncreated(status) and not status.finished_at)
     ),
-    "start": lambda status: status is not None and (status.state is ContainerState.RUNNING or _is_exited(status)),
+    "start": lambda status: (
+        status is not None and (status.state is ContainerState.RUNNING or _is_exited(status) or _is_copied(status))
+    ),
     "end": lambda status: status is not None and _is_exited(status),
     "release": lambda status: status is not None and status.released,
     "delete": lambda status: status is None,
@@ -217,7 +224,7 @@ def _follows(told: Status | None, said: Status | None) -> bool:
     if told is None or said is None or told.state is not ContainerState.RUNNING:
         return said == told
     process = (said.identity, said.started_at)
-    return process == (told.identity, told.started_at) and not said.released and not said.unknown
+    return process == (told.identity, told.started_at) and not said.released and (not said.unknown or _is_copied(said))
 
 
 def _require_truth(key: str, first: Status | None, second: Status | None, *, has_ended: bool) -> None:
@@ -319,8 +326,8 @@ def _clear(state_dir: str) -> None:
                 container.create()
             if container.id in here:
                 container.stop(_PATIENCE_SECONDS)
-            # A process elsewhere belongs to the life whose files these are a copy of.
-            if container.state is not ContainerState.RUNNING:
+            # A process of the life whose files these are a copy of is not to be touched.
+            if container.state is not ContainerState.RUNNING and not _is_copied(container.status):
                 container.release()
                 container.delete()
         if not len(engine.store):

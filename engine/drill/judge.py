@@ -112,8 +112,8 @@ def _wrong_exit_code(case: Case) -> Expected:
     floor = known.floor
     if floor is not None and floor.finished_at and floor.exit_code != said.exit_code:
         return f"code {floor.exit_code}, as was acknowledged"
-    if is_unseen(said):
-        return "" if known.unwitnessed else "its code: there always was a keeper, which saw it"
+    if said.exit_code == EXIT_CODE_UNKNOWN and said.reason in _NOT_OBSERVED:
+        return "" if known.unwitnessed or not is_unseen(said) else "its code: there always was a keeper, which saw it"
     if said.reason == Reason.START_ERROR and known.program.starts:
         return "" if known.starting else "a code: its start had returned"
     code = case.after.codes.get(case.pid)
@@ -185,8 +185,12 @@ def find_leaks(told: Told, containers_dir: str, after: World) -> list[Discrepanc
 
 
 def is_unseen(said: Status) -> bool:
-    """Return whether it is said that it has ended, and that nobody saw how."""
-    return bool(said.finished_at) and said.exit_code == EXIT_CODE_UNKNOWN and said.reason in _NOT_OBSERVED
+    """Return whether it is said that it ran and has ended, and that nobody saw how.
+
+    Of one that had no process, and was released while in doubt, there is nothing to see.
+    """
+    is_ended = said.identity is not None and bool(said.finished_at)
+    return is_ended and said.exit_code == EXIT_CODE_UNKNOWN and said.reason in _NOT_OBSERVED
 
 
 def possible_codes(program: Program, *, signalled: bool) -> frozenset[int]:

@@ -169,10 +169,10 @@ class _Rehearsal:
 
     def _recover(self, planned: Round) -> EngineProcess:
         """Change what the dead engine left, recover (and kill the recovery, if planned), and compare."""
+        disturb(self._scene, planned.disturbances)
         for each in planned.keeper_kills:
             if each.moment is Moment.DOWN:
                 self._kill_keepers(each)
-        disturb(self._scene, planned.disturbances)
         time.sleep(planned.down_seconds)
         for delay in planned.recovery_kills:
             before = self._subreaper.look()
@@ -255,16 +255,24 @@ class _Rehearsal:
         if isinstance(event, Begun):
             self._truth.begin(event.step)
         elif isinstance(event, Returned):
-            must_start = self._truth.must_start(event)
+            is_first_start = self._truth.is_first_start(event)
             key = self._truth.end(event)
-            if event.refused and must_start:
-                if not self._excused:
-                    self._note([Discrepancy(key, Kind.BROKEN, "a container that is started", event.refused)])
-                self._excused = max(self._excused - 1, 0)
+            if is_first_start:
+                self._judge_start(key, event)
             if event.status is not None:
                 self._existed.add(key)
             if event.broken:
                 self._note([Discrepancy(key, Kind.BROKEN, "a result, or one of limpet's errors", event.broken)])
+
+    def _judge_start(self, key: str, returned: Returned) -> None:
+        """Note a start that was refused without need, or that had to be."""
+        starts = self._truth.known[key].program.starts
+        if not starts and not returned.refused:
+            self._note([Discrepancy(key, Kind.FALSE_RUNNING, "a StartError: its program does not exist", "it started")])
+        elif starts and returned.refused and self._excused:
+            self._excused -= 1
+        elif starts and returned.refused:
+            self._note([Discrepancy(key, Kind.BROKEN, "a container that is started", returned.refused)])
 
     def _note(self, found: list[Discrepancy]) -> None:
         """Record each failure once, in the round where it was first seen."""

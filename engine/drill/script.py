@@ -42,6 +42,8 @@ class Disaster(StrEnum):
     """A container's process dies."""
     REPLACE = "replace"
     """The same, and another process gets its pid, if the drill can choose pids."""
+    REPLACE_UNSEEN = "replace unseen"
+    """The same, after all keepers were killed: nobody has seen the end."""
     REMOVE_BUNDLE = "remove bundle"
     HALVE_BUNDLE = "halve bundle"
     """config.json is removed."""
@@ -267,7 +269,7 @@ def _plan_round(
     lanes = _deal(rng, scripts, 1)
     count = sum(map(len, lanes))
     disturbances = tuple(Disturbance(disaster, rng.random()) for disaster in _DISTURBANCES[scenario](rng))
-    all_reaped = any(each.disaster in {Disaster.REPLACE, Disaster.REBOOT} for each in disturbances)
+    all_reaped = any(each.disaster in {*_REPLACEMENTS, Disaster.REBOOT} for each in disturbances)
     return Round(
         number=number,
         containers=tuple(planned),
@@ -319,14 +321,17 @@ def _deal(rng: random.Random, scripts: list[_Script], first_number: int) -> tupl
     return tuple(lanes)
 
 
+_REPLACEMENTS = (Disaster.REPLACE, Disaster.REPLACE_UNSEEN)
+
+
 def _mix(rng: random.Random) -> Sequence[Disaster]:
-    kills = [Disaster.KILL] * rng.randint(0, 3) + [Disaster.REPLACE] * rng.randint(0, 1)
-    others = [one for one in Disaster if one not in {Disaster.KILL, Disaster.REPLACE, Disaster.REBOOT}]
+    kills = [Disaster.KILL] * rng.randint(0, 3) + [rng.choice(_REPLACEMENTS)] * rng.randint(0, 1)
+    others = [one for one in Disaster if one not in {Disaster.KILL, *_REPLACEMENTS, Disaster.REBOOT}]
     return kills + rng.sample(others, rng.randint(1, 4))
 
 
 def _reuse(rng: random.Random) -> Sequence[Disaster]:
-    return [Disaster.REPLACE] * rng.randint(2, 5) + [Disaster.KILL] * rng.randint(0, 2)
+    return [Disaster.REPLACE] + [Disaster.REPLACE_UNSEEN] * rng.randint(1, 4) + [Disaster.KILL] * rng.randint(0, 2)
 
 
 def _reboot(rng: random.Random) -> Sequence[Disaster]:

@@ -96,12 +96,10 @@ class Truth:
         for known in self.known.values():
             known.unwitnessed = True
 
-    def must_start(self, returned: Returned) -> bool:
-        """Return whether this is the first start of a container that was made in this round, and can be started."""
+    def is_first_start(self, returned: Returned) -> bool:
+        """Return whether this call was to start a container that was made just before, in this life."""
         step = self._steps[returned.step]
-        known = self.known.get(step.target)
-        is_new = known is not None and known.program.starts and known.created and not known.disturbed
-        return step.verb is Verb.START and is_new
+        return step.verb is Verb.START and self.known[step.target].created
 
     def learn(self, told: Told) -> None:
         """Record what an engine reports after a kill: no call is in progress, and the report must stay true."""

@@ -156,6 +156,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "damage": Part("damaged states", CAMPAIGNS["damage"].long_run, _damage),
     "reuse": _mode(Mode.REUSE, "verdicts after pids were reused", CAMPAIGNS["reuse"].long_run, "cases"),
     "reboot": _mode(Mode.REBOOT, "verdicts after reboots", CAMPAIGNS["reboot"].long_run, "cases"),
+    "keeper": _mode(Mode.KEEPER, "verdicts after kills of the keeper", CAMPAIGNS["keeper"].long_run, "cases"),
 }
 
 

@@ -23,4 +23,4 @@ def test_each_has_a_test() -> None:
     """Each campaign of the table is named by the marker of some test."""
     source = "".join(path.read_text() for path in ROOT.glob("tests/*/test_*.py"))
     missing = {name for name in CAMPAIGNS if f'mark.campaign("{name}")' not in source}
-    assert missing == {"reuse", "reboot"}, "those two are marked in tests/drill/test_modes.py by a variable"
+    assert missing == {"reuse", "reboot", "keeper"}, "those three are marked in tests/drill/test_modes.py by a variable"

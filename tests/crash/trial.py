@@ -18,6 +18,7 @@ def run(calls: str) -> dict[str, Any]:
         "from limpet.engine.drill.store_life import FailingDiskLife, StoreLife\n"
         "from limpet.testing import *\n"
         "from tests.crash.bundle_life import *\n"
+        "from tests.crash.keeper_life import *\n"
         "from tests.crash.mutants import *\n"
         "from tests.crash.read_life import ReadLife, UnflushedReadLife\n"
         "from tests.crash.upgrade import Upgrade\n"

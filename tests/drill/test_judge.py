@@ -25,6 +25,8 @@ DOUBTED = Status(created_at=1, started_at=2, pid=50, identity=WHO, unknown=True)
 ENDED_3 = Status(created_at=1, started_at=2, finished_at=3, exit_code=3, reason=Reason.ERROR, identity=WHO)
 ENDED_0 = Status(created_at=1, started_at=2, finished_at=3, exit_code=0, reason=Reason.COMPLETED, identity=WHO)
 UNSEEN = Status(created_at=1, started_at=2, finished_at=3, exit_code=255, reason=Reason.UNKNOWN, identity=WHO)
+NEVER_RAN = Status(created_at=1, started_at=2, finished_at=3, exit_code=128, reason=Reason.START_ERROR, identity=WHO)
+GIVEN_UP = Status(created_at=1, finished_at=3, exit_code=255, reason=Reason.UNKNOWN)
 ALIVE = {50: Process(pid=50, group=50, session=50, bundle=f"{BUNDLES}/a")}
 CHILD = {51: Process(pid=51, group=50, session=50, bundle=f"{BUNDLES}/a")}
 GONE: dict[int, Process] = {}
@@ -50,6 +52,8 @@ CASES = [
     ("a code that it cannot have", RUNNING, ENDED_0, GONE, None, Kind.WRONG_EXIT_CODE),
     ("a code that changes", ENDED_0, ENDED_3, GONE, None, Kind.WRONG_EXIT_CODE),
     ("unseen, though there was a keeper", RUNNING, UNSEEN, GONE, 137, Kind.WRONG_EXIT_CODE),
+    ("never ran, though its start had returned", RUNNING, NEVER_RAN, GONE, None, Kind.WRONG_EXIT_CODE),
+    ("in doubt, and given up before it ran", CREATED, GIVEN_UP, GONE, None, None),
     ("a child left running", RUNNING, ENDED_3, CHILD, None, Kind.LEAKED),
     ("not started, but alive", CREATED, CREATED, ALIVE, None, Kind.LEAKED),
     ("never recorded, but alive", CREATED, Status(created_at=1, unknown=True), ALIVE, None, Kind.LEAKED),
@@ -81,6 +85,30 @@ def test_one_container(
     told = Told({} if said is None else {"a": said}, [])
     found = judge(truth, told, BUNDLES, world, world) + find_leaks(told, BUNDLES, world)
     assert {each.kind for each in found} == ({fault} if fault else set())
+
+
+def test_an_end_may_be_unseen_only_where_all_keepers_were_killed() -> None:
+    """With a keeper the code is known; without one "nobody saw it" is true. A start that is under way may fail."""
+    truth = knowing([Step(1, Verb.START, "a")])
+    world = World(GONE, {}, frozenset())
+
+    def faults(said: Status) -> list[Kind]:
+        return [each.kind for each in judge(truth, Told({"a": said}, []), BUNDLES, world, world)]
+
+    truth.begin(1)
+    assert faults(UNSEEN) == [Kind.WRONG_EXIT_CODE]
+    assert faults(NEVER_RAN) == []
+    truth.lose_witnesses()
+    assert faults(UNSEEN) == []
+    truth.end(Returned(1, RUNNING))
+    assert faults(NEVER_RAN) == [Kind.WRONG_EXIT_CODE]
+
+
+def test_a_gate_that_stays_is_a_leak() -> None:
+    """A process that was to become a container's, and that no container has, is held against the engine."""
+    gate = World({50: Process(50, 50, 50, "", "limpet-gate")}, {}, frozenset())
+    assert [each.kind for each in find_leaks(Told({}, []), BUNDLES, gate)] == [Kind.LEAKED]
+    assert not find_leaks(Told({"a": RUNNING}, []), BUNDLES, gate)
 
 
 def test_a_stranger_with_the_pid_is_no_container() -> None:

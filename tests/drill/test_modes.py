@@ -16,9 +16,9 @@ from limpet.testing import Finding, Report
 from tests.campaigns.sizes import CAMPAIGNS
 
 DRILL = [sys.executable, "-m", "limpet", "drill"]
-CAMPAIGNS_OF_MODES = ("reuse", "reboot")
+CAMPAIGNS_OF_MODES = ("reuse", "reboot", "keeper")
 """The others try here what is a campaign elsewhere."""
-TRIED = {"kill": "points", "power": "images", "disk": "faults", "reuse": "cases", "reboot": "cases"}
+TRIED = {"kill": "points", "power": "images", "disk": "faults", "reuse": "cases", "reboot": "cases", "keeper": "cases"}
 MODES = [pytest.param(mode, marks=pytest.mark.campaign(mode) if mode in CAMPAIGNS_OF_MODES else ()) for mode in TRIED]
 
 

@@ -47,7 +47,7 @@ def run(directory: Path, factory: str, seed: int) -> dict[str, Any]:
 
 def eventful_seeds() -> Iterator[int]:
     """Yield seeds whose plans have many chances to go wrong."""
-    wanted = Counter({Disaster.KILL: 4, Disaster.REPLACE: 2, Disaster.SWAP_BUNDLE: 1, Disaster.PLANT_LINK: 1})
+    wanted = Counter({Disaster.KILL: 4, Disaster.REPLACE_UNSEEN: 2, Disaster.SWAP_BUNDLE: 1, Disaster.PLANT_LINK: 1})
     for seed in count(1):
         rounds = draw_rounds(ROUNDS, CONTAINERS, seed)
         if wanted <= Counter(each.disaster for planned in rounds for each in planned.disturbances):
@@ -79,6 +79,7 @@ def test_an_engine_that_keeps_its_promises_passes(tmp_path: Path, seed: int) -> 
         ("invents_exit_codes", {"wrong_exit_code"}),
         ("opens_the_gate_early", {"leaked"}),
         ("follows_links", {"harmed"}),
+        ("takes_gates_for_starts", {"false_running"}),
     ],
 )
 def test_a_broken_engine_is_found_out(tmp_path: Path, factory: str, found: set[str]) -> None:

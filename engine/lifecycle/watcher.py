@@ -261,10 +261,13 @@ class Watcher:
             self._done.put(recording)
 
     def _end_rest(self, watch: _Watch) -> None:
-        """End what is left of the container with its first process, unless a stop gives it time."""
+        """End what is left in the session of the first process, as a terminal's hangup would; a stop gives it time.
+
+        What has left that session is ended when the container is released, or by the next recovery.
+        """
         with suppress(LimpetError):
             if not self._store.status(watch.container_id).stop_requested_at:
-                self._starter.signal(watch.container_id, watch.identity, signal.SIGKILL)
+                self._starter.signal(watch.container_id, watch.identity, signal.SIGKILL, only_session=True)
 
     def _finish_recordings(self) -> None:
         while True:

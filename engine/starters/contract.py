@@ -105,10 +105,11 @@ class Starter(Protocol):
         Raises NotFoundError if it is not there, ResourcesError if no descriptor is left.
         """
 
-    def signal(self, container_id: str, identity: ProcessIdentity, number: int) -> int:
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
         """Send a signal to all processes of the container, 0 to none; return how many there are.
 
-        Nobody else's process is signalled, and never the one that asks. Raises UnsupportedError if it may not be.
+        `only_session` spares those that have left the session of its first process: daemons. Nobody else's process is
+        signalled, and never the one that asks. Raises UnsupportedError if it may not be.
         """
 
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:

@@ -132,7 +132,7 @@ class FakeStarter:
                 return os.dup(fake.reader)
         raise NotFoundError(f"process {identity.pid}: this FakeStarter has not started it")
 
-    def signal(self, container_id: str, identity: ProcessIdentity, number: int) -> int:
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
         """Note the signal, and end the container if it is one of `ends_on`."""
         with self._lock:
             fake = self._by_container.get(container_id)

@@ -194,13 +194,13 @@ class ProcessStarter:
             raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")
         return pidfd
 
-    def signal(self, container_id: str, identity: ProcessIdentity, number: int) -> int:
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
         """Send a signal to all that descends from the container's first process; return how many processes that is.
 
         Where no keeper knows the container, to the group of its first process. Raises UnsupportedError for a process
         that may not be signalled.
         """
-        answer = self._ask({"op": "signal", "id": container_id, "number": number})
+        answer = self._ask({"op": "signal", "id": container_id, "number": number, "session": only_session})
         if answer is not None and "left" in answer:
             left: int = answer["left"]
             return left
@@ -213,7 +213,10 @@ class ProcessStarter:
             return _read_exit_alone(identity, pidfd)
         if "end" not in answer:
             return None
-        return self._to_exit(container_id, answer)
+        found = self._to_exit(container_id, answer)
+        if found.code is None and not found.never_ran and pidfd >= 0:  # the keeper came too late; our pidfd may tell
+            return Exit(read_exit_code(identity.pid, pidfd))
+        return found
 
     def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
         """Let the keeper reap them."""
@@ -274,6 +277,7 @@ class ProcessStarter:
                 directory = os.path.dirname(launch.log_path)
                 descriptor, name = open_log_directory(launch.log_directory or directory, launch.log_path)
                 opened.append(descriptor)
+                _make_log(descriptor, name)
                 request["owner"] = spec.process.user.uid or 0
                 request["log"] = {
                     "directory": directory,
@@ -378,6 +382,12 @@ class ProcessStarter:
 def make_starter(inherit_env: Iterable[str] = ()) -> ProcessStarter:
     """Return the starter as an engine has it by default."""
     return ProcessStarter(inherit_env=inherit_env)
+
+
+def _make_log(directory: int, name: str) -> None:
+    """Make the log's file where there is none. Raises OSError for what output cannot go to: a link, a pipe."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o600, dir_fd=directory))
 
 
 def _give_working_directory(path: str, user: User) -> None:

@@ -19,6 +19,7 @@ class Container:
         "is_acknowledged",
         "is_durable",
         "is_reaped",
+        "is_stranger",
         "log",
         "owner",
         "pid",
@@ -55,6 +56,8 @@ class Container:
         self.is_durable = False
         """True once its end is flushed."""
         self.is_reaped = False
+        self.is_stranger = False
+        """True if it is no child of ours: all keepers before us are dead, and what it left is anybody's child."""
         self.is_acknowledged = False
 
     def describe(self) -> Record:
@@ -73,21 +76,29 @@ class Container:
     def find_members(self, orphans: Collection[int], *, has_session: bool) -> "list[int]":
         """Return the pids of all its processes that have not ended.
 
-        `orphans` are those children of the keeper that are no container's first process: what daemonized is among
-        them. It is this container's if it has its UTS namespace or its session; not `has_session` says that the
-        number of that session may be another's by now.
+        `orphans` are processes that may be left of it: the children of the keeper that are no container's first
+        process, or all there are where it `is_stranger`. They are this container's if they have its UTS namespace or
+        its session; not `has_session` says that the number of that session may be another's by now.
         """
         roots = [] if self.is_reaped else [self.pid]
-        namespace = os.fstat(self.uts) if self.uts >= 0 else None
-        for pid in orphans:
-            stat = read_stat(pid)
-            if stat is None:
-                continue
-            if (has_session and stat.session == self.pid) or (
-                namespace is not None and read_uts_namespace(pid) == (namespace.st_dev, namespace.st_ino)
-            ):
-                roots.append(pid)
+        roots += [pid for pid in orphans if self._is_left_of_it(pid, has_session=has_session)]
         return [pid for pid in _walk(roots) if (stat := read_stat(pid)) is not None and not stat.is_zombie]
+
+    def find_session(self, members: Collection[int]) -> "list[int]":
+        """Return those of its processes that have not left its first process's session."""
+        return [pid for pid in members if (stat := read_stat(pid)) is not None and stat.session == self.pid]
+
+    def _is_left_of_it(self, pid: int, *, has_session: bool) -> bool:
+        stat = read_stat(pid)
+        if stat is None or (not has_session and self.uts < 0):
+            return False
+        is_of_session = has_session and stat.session == self.pid
+        if self.is_stranger:  # a number alone proves nothing: it has to be a container's, too
+            return is_of_session and read_uts_namespace(pid) not in {None, read_uts_namespace(os.getpid())}
+        if is_of_session or self.uts < 0:
+            return is_of_session
+        namespace = os.fstat(self.uts)
+        return read_uts_namespace(pid) == (namespace.st_dev, namespace.st_ino)
 
 
 def _walk(roots: Collection[int]) -> Iterator[int]:

@@ -153,15 +153,17 @@ class Copies:
             log, readers = self._kept[key]
             if self._link is None or not log:
                 continue
-            directory = self._unsent[key] or [_open_directory(log["directory"])]
+            try:
+                directory = self._unsent[key] or [_open_directory(log["directory"])]
+            except OSError:
+                continue  # tried again; the others need not wait for it
             message = {"op": "copy", "id": key, **{name: log[name] for name in ("name", "max_bytes", "max_files")}}
             try:
                 send(self._link, message, [*directory, *readers])
-            except BlockingIOError:
+            except OSError as error:
                 self._unsent[key] = directory
-                return
-            except OSError:
-                self._unsent[key] = directory
+                if isinstance(error, BlockingIOError):
+                    return
                 raise
             del self._unsent[key]
             for descriptor in directory:

@@ -35,7 +35,7 @@ class Journal:
         """True if nothing was written since the last flush began."""
 
     def load(self) -> dict[str, Record]:
-        """Return what is known of each container. Of another world only how they ended: their pids mean nothing here."""
+        """Return what is known of each container; of another world, only how they ended."""
         known: dict[str, Record] = {}
         world = ""
         with open(os.dup(self._file), "rb") as file:

@@ -19,7 +19,7 @@ from .container import Container
 from .copies import Copies
 from .gate import become_container
 from .journal import Journal, Record
-from .kernel import hold_uts_namespace, read_children, read_exit_of_stranger, read_stat
+from .kernel import hold_uts_namespace, list_processes, read_children, read_exit_of_stranger, read_stat
 from .messages import VERSION, Message, receive, send
 
 _ENGINE_TAKES_SECONDS = 0.2
@@ -180,7 +180,8 @@ class Keeper:
             case "end":
                 return self._tell_end(container)
             case "signal":
-                return {"left": self._signal(container, request["number"], _read_peer(connection)[0])}
+                asker = _read_peer(connection)[0]
+                return {"left": self._signal(container, request["number"], asker, request.get("session", False))}
             case "release":
                 return {"left": self._release(container, _read_peer(connection)[0])}
             case "reopen":
@@ -410,26 +411,29 @@ class Keeper:
 
     def _members(self, container: Container) -> list[int]:
         has_session = self._firsts.get(container.pid, container) is container
-        return container.find_members(self._orphans(), has_session=has_session)
+        orphans = list_processes() if container.is_stranger else self._orphans()
+        return container.find_members(orphans, has_session=has_session)
 
-    def _signal(self, container: Container, number: int, but_not: int) -> int:
+    def _signal(self, container: Container, number: int, but_not: int, only_session: bool = False) -> int:
         """Send a signal to all that belongs to the container, and return how many processes that is.
 
-        `but_not` is the one that asks: an engine that runs in a container does not signal itself.
+        `but_not` is the one that asks: an engine that runs in a container does not signal itself. `only_session` spares
+        what has left the session of the first process.
         """
         if container.report >= 0 and number == signal.SIGKILL and container.gate < 0:
             _kill(container.pidfd, number)  # it hangs at its gate
-        members = self._members(container)
+        left = 0
         for _ in range(_ROUNDS_OF_SIGKILL if number == signal.SIGKILL else 1):
-            for pid in members:
-                if pid != but_not:
-                    self._signal_member(container, pid, number)
-            if number != signal.SIGKILL:
-                return len(members)
-            members = [pid for pid in self._members(container) if pid != but_not]
-            if not members:
+            members = self._members(container)
+            if only_session:
+                members = container.find_session(members)
+            members = [pid for pid in members if pid != but_not]
+            left = len(members)
+            if not left or not number:
                 break
-        return len(members)
+            for pid in members:
+                self._signal_member(container, pid, number)
+        return left
 
     def _signal_member(self, container: Container, pid: int, number: int) -> None:
         with suppress(OSError):
@@ -483,11 +487,12 @@ class Keeper:
         """Take over a container: ours by reparenting if we were the anchor, otherwise known by its pidfd alone."""
         key, pid, start_ticks = record["id"], record.get("pid", 0), record.get("start", 0)
         container = Container(key, pid, start_ticks, -1, record.get("log"))
+        stat = read_stat(pid)
+        container.is_stranger = stat is None or stat.parent != os.getpid()
         container.executed = record.get("executed")
         container.why = (record.get("why") or "").encode()
         container.end = record.get("end")
         self._containers[key] = container
-        stat = read_stat(pid)
         if stat is None or stat.start_ticks != start_ticks:
             self._adopt_ended(container)
             return

@@ -84,14 +84,18 @@ def read_children(pid: int) -> list[int]:
     From /proc/PID/task/*/children (CONFIG_PROC_CHILDREN), otherwise from the parents of all processes.
     """
     if not _HAS_CHILDREN_FILES:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        return [each for each in pids if (stat := read_stat(each)) is not None and stat.parent == pid]
+        return [each for each in list_processes() if (stat := read_stat(each)) is not None and stat.parent == pid]
     children: list[int] = []
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb", 0) as file:
                 children += map(int, file.read().split())
     return children
+
+
+def list_processes() -> list[int]:
+    """Return the pids of all processes."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def become_subreaper() -> None:

@@ -295,7 +295,8 @@ class Container:
             is_settled = status.released or never_created or self._has_damaged_metadata()
             if is_running or not is_settled:
                 raise self._refuse("delete", "stop and release it first")
-            if not status.unknown:
+            # The bundle is the last that a release removes: with it gone, nothing is left.
+            if not status.unknown and not (status.released and not os.path.lexists(self._bundle.path)):
                 self.remove_bundle()
             self._runtime.store.delete(self.id)
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 
 from limpet.engine.starters.process.cgroups.hierarchies import Cgroups, read_cgroups
 from limpet.engine.starters.process.cgroups.settings import Refusals, Setting, make_settings, requested_fields
@@ -56,7 +57,7 @@ def remove_limits(container_id: str, beside: int = 0) -> tuple[str, ...]:
     name = _name(container_id)
     left = []
     try:
-        parents = read_cgroups(beside).find_parents()
+        parents = _find_parents(beside)
     except OSError as error:
         return (_describe(error),)
     for parent in parents:
@@ -75,13 +76,19 @@ def was_out_of_memory(container_id: str, beside: int = 0) -> bool:
     """
     name = _name(container_id)
     with suppress(OSError):
-        for parent in read_cgroups(beside).find_parents():
+        for parent in _find_parents(beside):
             for file in ("memory.events", "memory.oom_control"):
                 with suppress(OSError):
                     fields = dict(line.split() for line in _read(os.path.join(parent, name, file)).splitlines())
                     if int(fields.get("oom_kill", 0)):
                         return True
     return False
+
+
+@lru_cache(maxsize=1)
+def _find_parents(beside: int) -> tuple[str, ...]:
+    """Return the cgroups below which those of containers are. Remembered: they do not change while it lives."""
+    return read_cgroups(beside).find_parents()
 
 
 def _name(container_id: str) -> str:

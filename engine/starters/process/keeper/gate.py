@@ -16,7 +16,7 @@ import socket
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from .kernel import unshare
+from .kernel import name_process, unshare
 from .root import become_user, enter_root
 
 NOT_EXECUTED = 128
@@ -80,20 +80,20 @@ def _take_descriptors(plan: int, gate: int, report: int, streams: tuple[int, int
 
 
 def _forget_the_keeper() -> None:
-    """Have the signals, the umask, the name and the oom score of a new process, not the keeper's."""
-    for number in signal.valid_signals():
-        with suppress(OSError, ValueError):  # SIGKILL, SIGSTOP
-            signal.signal(number, signal.SIG_DFL)
+    """Have the signals, the umask, the name and the oom score of a new process, not the keeper's.
+
+    Handlers go with the exec; what is ignored stays so, and is only what the keeper and Python itself ignore.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(_UMASK)
-    _write_about_self("comm", COMMAND_NAME)
-    _write_about_self("oom_score_adj", "0")
-
-
-def _write_about_self(name: str, text: str) -> None:
-    with suppress(OSError), open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-        file.write(text)
+    name_process(COMMAND_NAME)
+    with suppress(OSError):  # a score that the keeper was given may not be lowered
+        file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(file, b"0")
+        os.close(file)
 
 
 def _to_bytes(text: str) -> bytes:

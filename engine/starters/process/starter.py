@@ -122,10 +122,10 @@ class ProcessStarter:
         try:
             connection, pid, pidfd = self._fork_gate(launch, spec)
         except (KeeperError, UnsupportedError) as error:
-            raise StartError(f"container {launch.id}: {error}") from error
+            raise StartError(str(error)) from error
         except OSError as error:
             name = quote_path(error.filename or "its process")
-            raise StartError(f"container {launch.id}: {name}: {error.strerror}") from error
+            raise StartError(f"{name}: {error.strerror}") from error
         try:
             requested = launch.resources
             return Prepared(
@@ -140,7 +140,7 @@ class ProcessStarter:
             connection.close()
             os.close(pidfd)
             if isinstance(error, OSError):
-                raise StartError(f"container {launch.id}: its process cannot be identified: {error}") from error
+                raise StartError(f"its process cannot be identified: {error}") from error
             raise
 
     def go(self, prepared: Prepared) -> None:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 PF_FORKNOEXEC = 0x40
 """In field 9 of /proc/PID/stat (include/linux/sched.h): forked, and has executed nothing since. A zombie keeps it."""
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
+"""The system call's number."""
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 _HAS_CHILDREN_FILES = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
@@ -102,6 +104,18 @@ def become_subreaper() -> None:
     """Become the parent of all descendants whose own parent ends (prctl(2)). Raises OSError."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def reset_internal_signals() -> None:
+    """Have the two signals that glibc keeps for itself at their default; its posix_spawn(3) leaves them ignored.
+
+    It refuses them to sigaction(3), so the kernel is asked. Ignored signals would be inherited by every container.
+    """
+    number = _RT_SIGACTION.get(os.uname().machine)
+    if number is not None:
+        default = ctypes.create_string_buffer(32)  # struct sigaction of the kernel: handler, flags, restorer, mask
+        for internal in (32, 33):
+            _libc.syscall(ctypes.c_long(number), ctypes.c_long(internal), default, None, ctypes.c_long(8))
 
 
 def name_process(text: str) -> None:

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from .copies import Copies
 from .keeper import Keeper
-from .kernel import become_subreaper, name_process, read_stat
+from .kernel import become_subreaper, name_process, read_stat, reset_internal_signals
 
 LOCK, SOCKET = "lock", "socket"
 DIRECTORY = 3
@@ -39,6 +39,7 @@ def main() -> None:
         sys.exit(ANOTHER_LIVES)
     _require_executed_flag()
     listener = _listen()
+    reset_internal_signals()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

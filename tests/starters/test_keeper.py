@@ -1,0 +1,344 @@
+"""The keeper: every end is witnessed whoever is killed, a start is a start, and nothing of the host gets in."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine.lifecycle.container import Container
+from limpet.engine.starters.process import ProcessStarter
+from limpet.engine.starters.process.client import KeeperClient
+from limpet.schema import ContainerState, Reason
+from tests.conftest import EngineProcess, in_thread, is_running, wait_until
+from tests.output import read_output
+
+Start = Callable[[str], EngineProcess]
+
+
+@pytest.fixture
+def engine(state_dir: str) -> Iterator[Engine]:
+    with Engine.open(state_dir) as opened:
+        opened.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        yield opened
+
+
+def make(engine: Engine, key: str, *command: str, **fields: object) -> Container:
+    config = {"metadata": {"name": key}, "image": {"image": "host"}, "command": list(command), **fields}
+    return engine.create_container(config, "jobs", id=key)
+
+
+def find_keepers(state_dir: str) -> dict[str, int]:
+    """Return the pids of the keeper's processes by their names, found without asking it."""
+    lock = os.stat(os.path.join(state_dir, "keeper", "lock"))
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            comm = Path(f"/proc/{name}/comm").read_text().strip()
+            held = [os.stat(f"/proc/{name}/fd/{each}") for each in os.listdir(f"/proc/{name}/fd")]
+            if comm.startswith("limpet-") and any(os.path.samestat(each, lock) for each in held):
+                found[comm] = int(name)
+    return found
+
+
+def kill(state_dir: str, *names: str) -> None:
+    """SIGKILL processes of the keeper."""
+    for name, pid in find_keepers(state_dir).items():
+        if name in names:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+KEEPER, ALL = ("limpet-keeper",), ("limpet-anchor", "limpet-keeper", "limpet-copier")
+MANY = """
+engine = Engine.open(state_dir)
+engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+for n in range(20):
+    engine.create_container({"metadata": {"name": f"c{n}"}, "image": {"image": "host"},
+        "command": ["sh", "-c", f"while [ ! -e GO ]; do sleep 0.02; done; exit {n}".replace("GO", state_dir + ".go")]},
+        "jobs", id=f"c{n}").start()
+say("started"); time.sleep(999)
+"""
+
+
+@pytest.mark.parametrize("killed", [(), KEEPER, ("limpet-anchor",), ("limpet-copier",)])
+def test_ends_are_witnessed_while_no_engine_lives(
+    engine_process: Start, state_dir: str, killed: tuple[str, ...]
+) -> None:
+    """The engine is killed, and one of the keeper's processes too; all containers end: each code is known and right."""
+    process = engine_process(MANY)
+    process.read()
+    process.kill()
+    kill(state_dir, *killed)
+    Path(state_dir + ".go").touch()
+    time.sleep(0.3)  # they end while nobody asks; an engine that comes amid their ends must not matter
+    with Engine.open(state_dir) as engine:
+        codes = [engine.get(f"c{n}").wait(20).exit_code for n in range(20)]
+        assert codes == list(range(20))
+        assert all(engine.get(f"c{n}").status.finished_at for n in range(20))
+
+
+def test_nothing_false_is_said_when_all_are_killed(engine_process: Start, state_dir: str) -> None:
+    """Engine and keepers are killed: containers run on, are found, and an end that nobody saw is said to be unseen."""
+    process = engine_process(MANY)
+    process.read()
+    process.kill()
+    kill(state_dir, *ALL)
+    with Engine.open(state_dir) as engine:
+        assert {one.state for one in engine.list()} == {ContainerState.RUNNING}
+        next_one = make(engine, "next", "sh", "-c", "exit 3")
+        next_one.start()
+        assert next_one.wait(20).exit_code == 3
+        Path(state_dir + ".go").touch()
+        for n in range(20):
+            assert engine.get(f"c{n}").wait(20).exit_code in {n, 255}
+
+
+def test_the_keeper_is_killed_again_and_again(engine: Engine, state_dir: str) -> None:
+    """Starts and ends go on; each code that is told is right, and no container ends with its keeper."""
+    lasting = make(engine, "lasting", "sleep", "1000")
+    lasting.start()
+    pid = lasting.status.pid
+    for n in range(12):
+        container = make(engine, f"c{n}", "sh", "-c", f"sleep 0.0{n % 7}; exit {n}")
+        threading.Timer(random.random() / 20, kill, (state_dir, *KEEPER)).start()
+        try:
+            container.start()
+        except errors.StartError:
+            assert container.status.reason == Reason.START_ERROR  # it never ran, and that is said
+            continue
+        assert container.wait(20).exit_code in ({n} if n % 2 else {n, 255})
+        if n % 2:
+            kill(state_dir, *ALL)  # from nothing: an anchor has no other behind it
+    assert (lasting.state, lasting.status.pid) == (ContainerState.RUNNING, pid)
+    assert is_running(pid)
+    assert lasting.stop(1).finished_at
+
+
+def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed, or stopped, before its program is executed: StartError, EXITED 128, never ran; the next start works."""
+    monkeypatch.setattr("limpet.engine.starters.process.client.ANSWER_TIMEOUT_SECONDS", 0.5)
+    make(engine, "first", "true").start()  # the keeper is there, and a connection to it
+    real = ProcessStarter.go
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+
+        def go(self: ProcessStarter, prepared: object, number: int = number) -> None:
+            os.kill(prepared.identity.pid, number)  # type: ignore[attr-defined]
+            real(self, prepared)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(ProcessStarter, "go", go)
+        container = make(engine, f"c{number}", "touch", "ran")
+        before = set(os.listdir("/proc/self/fd"))
+        with pytest.raises(errors.StartError):
+            container.start()
+        monkeypatch.setattr(ProcessStarter, "go", real)
+        status = container.status
+        assert (status.state, status.exit_code, status.reason) == (ContainerState.EXITED, 128, Reason.START_ERROR)
+        assert "never ran" in status.message
+        assert not Path(container.metadata.root_dir, "working", "ran").exists()
+        assert status.identity is not None
+        assert not is_running(status.identity.pid)
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert make(engine, f"next{number}", "true").start().state is ContainerState.RUNNING
+
+
+def test_128_of_a_program_is_not_a_start_error(engine: Engine) -> None:
+    """A program that ends with 128 ran: reason Error."""
+    container = make(engine, "one", "sh", "-c", "exit 128")
+    container.start()
+    status = container.wait(20)
+    assert (status.exit_code, status.reason) == (128, Reason.ERROR)
+
+
+def test_an_interpreter_that_is_none_is_refused(state_dir: str, tmp_path: Path) -> None:
+    """A frozen program's executable is not started again; an interpreter that cannot load is a StartError."""
+    broken = tmp_path / "python3"
+    broken.write_text("#!/bin/sh\necho broken >&2\nexit 127\n")
+    broken.chmod(0o755)
+    marker = tmp_path / "ran"
+    app = tmp_path / "application"
+    app.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    app.chmod(0o755)
+    for number, (interpreter, words) in enumerate([(broken, "broken"), (app, "is none")]):
+        with Engine.open(state_dir, starter=ProcessStarter(interpreter=str(interpreter))) as engine:
+            if not number:
+                engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+            container = make(engine, f"c{number}", "true")
+            with pytest.raises(errors.StartError, match=words):
+                container.start()
+            assert container.status.reason == Reason.START_ERROR
+    assert not marker.exists()
+
+
+def test_a_container_has_nothing_of_the_hosts(engine: Engine, tmp_path: Path) -> None:
+    """Descriptors, umask, signals, session, terminal, oom score: those of a new process, whatever the host's are."""
+    kept = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(kept, True)
+    old_mask = os.umask(0o077)
+    old_handler = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    script = "ls /proc/self/fd | wc -w; umask; grep -E '^Sig(Blk|Ign)' /proc/self/status; cat /proc/self/oom_score_adj"
+    container = make(engine, "one", "sh", "-c", f"{script}; echo end", log_path="one.log")
+    try:
+        container.start()
+    finally:
+        os.umask(old_mask)
+        signal.signal(signal.SIGUSR1, old_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        os.close(kept)
+    fields = read_output(container.metadata.log_path, "end\n").split()
+    # ls has opened the directory itself.
+    assert fields == ["4", "0022", "SigBlk:", "0" * 16, "SigIgn:", "0" * 16, "0", "end"]
+    assert os.getsid(0) != container.status.identity.pid  # type: ignore[union-attr]
+
+
+def test_the_keeper_is_small_and_ends_when_nothing_is_left(state_dir: str) -> None:
+    """All its processes together take at most 20 MB, with 50 containers; it ends by itself after the last of them."""
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        containers = [make(engine, f"c{n}", "sleep", "1000", log_path=f"{n}.log") for n in range(50)]
+        for container in containers:
+            container.start()
+        pids = find_keepers(state_dir)
+        assert set(pids) >= {"limpet-anchor", "limpet-keeper"}
+        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids.values()]
+        sizes = [int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")]
+        assert sum(sizes) < 20 * 1024
+        for container in containers:
+            container.stop(0)
+            container.release()
+    wait_until(lambda: not find_keepers(state_dir), "the keeper to end")
+
+
+def test_the_keeper_inherits_nothing(state_dir: str, tmp_path: Path) -> None:
+    """It is in / with umask 022, in a session of its own, without the host's descriptors or environment."""
+    script = (
+        "import os, sys\nfrom limpet import Engine\n"
+        "kept = os.open(sys.argv[2], os.O_RDONLY); os.set_inheritable(kept, True); os.umask(0o077)\n"
+        "with Engine.open(sys.argv[1]) as e:\n"
+        " s = e.create_sandbox({'metadata': {'name': 's'}})\n"
+        " e.create_container({'metadata': {'name': 'c'}, 'image': {'image': 'host'}, 'command': ['sleep', '9']}, s.id)"
+        ".start()\n"
+    )
+    environment = {**os.environ, "SECRET": "x"}
+    subprocess.run([sys.executable, "-c", script, state_dir, str(tmp_path)], env=environment, check=True)
+    for pid in find_keepers(state_dir).values():
+        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+        assert str(tmp_path) not in links
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        assert "Umask:\t0022" in Path(f"/proc/{pid}/status").read_text()
+        assert b"SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()
+        assert os.getsid(pid) != os.getsid(0)
+    with Engine.open(state_dir) as engine:
+        engine.list()[0].stop(0)
+
+
+def test_a_keeper_answers_what_it_does_not_know(engine: Engine, state_dir: str) -> None:
+    """An engine of a later version asks for more: unknown fields are ignored, an unknown request is an error."""
+    container = make(engine, "one", "sleep", "1000")
+    container.start()
+    client = KeeperClient(os.path.join(state_dir, "keeper"))
+    assert client.ask({"op": "end", "id": "one", "new": 1})["running"]  # type: ignore[index]
+    with pytest.raises(errors.KeeperError, match="does not know 'later'"):
+        client.ask({"op": "later", "id": "one"})
+    client.close()
+    assert container.stop(1).exit_code == 143
+
+
+def test_stop_gives_all_processes_the_grace(engine: Engine, tmp_path: Path) -> None:
+    """A shell before a server: both get the signal, the server has its time, and what is left is killed after it."""
+    script = f"(trap 'sleep 0.3; touch {tmp_path}/done; exit' TERM; while :; do sleep 0.05; done) & echo up; wait"
+    container = make(engine, "one", "sh", "-c", script, log_path="one.log")
+    container.start()
+    read_output(container.metadata.log_path, "up\n")
+    began = time.monotonic()
+    assert container.stop(10).exit_code == 128 + signal.SIGTERM
+    assert (tmp_path / "done").exists()
+    assert time.monotonic() - began < 8
+
+
+def test_a_second_stop_hurries_the_first(engine: Engine) -> None:
+    """stop(0) beside stop(60): the container is killed at once, and both return."""
+    container = make(engine, "one", "sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", log_path="one.log")
+    container.start()
+    read_output(container.metadata.log_path, "up\n")
+    thread, outcome = in_thread(lambda: container.stop(60))
+    wait_until(lambda: container.status.stop_requested_at, "the first stop")
+    assert container.stop(0).exit_code == 128 + signal.SIGKILL
+    thread.join(20)
+    assert not thread.is_alive()
+    assert outcome[0] == container.status
+
+
+def test_a_stop_is_finished_by_the_next_engine(engine_process: Start, state_dir: str) -> None:
+    """It is written before the first signal; the engine is killed in its grace: the next one kills when it is over."""
+    process = engine_process(
+        "engine = Engine.open(state_dir); s = engine.create_sandbox({'metadata': {'name': 'p'}})\n"
+        "c = engine.create_container({'metadata': {'name': 'n'}, 'image': {'image': 'host'},\n"
+        "  'command': ['sh', '-c', \"trap '' TERM; touch up; while :; do sleep 1; done\"]}, s.id, id='one')\n"
+        "c.start()\nwhile not os.path.exists(c.metadata.root_dir + '/working/up'): time.sleep(0.01)\n"
+        "import threading; threading.Thread(target=c.stop, args=(1.5,)).start()\n"
+        "while not c.status.stop_requested_at: time.sleep(0.01)\n"
+        "say('stopping'); time.sleep(99)"
+    )
+    process.read()
+    process.kill()
+    with Engine.open(state_dir) as engine:
+        container = engine.get("one")
+        assert (container.state, container.status.reason) == (ContainerState.RUNNING, Reason.STOPPING)
+        assert container.wait(20).exit_code == 128 + signal.SIGKILL
+
+
+def test_wait_tells_that_its_time_is_over_and_that_the_engine_is_closed(engine: Engine) -> None:
+    """WaitTimeoutError is a TimeoutError and a LimpetError; closing wakes who waits, with ClosedError."""
+    container = make(engine, "one", "sleep", "1000")
+    container.start()
+    with pytest.raises(errors.WaitTimeoutError) as told:
+        container.wait(0.05)
+    assert isinstance(told.value, TimeoutError)
+    threads = [in_thread(container.wait) for _ in range(3)]
+    time.sleep(0.1)
+    pid = container.status.pid
+    engine.close()
+    for thread, outcome in threads:
+        thread.join(20)
+        assert isinstance(outcome[0], errors.ClosedError)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_ctrl_c_cuts_no_step_in_two(engine_process: Start, state_dir: str) -> None:
+    """SIGINT at random moments of start and stop: what is told is true, and the next start works."""
+    process = engine_process(
+        "import random, threading\n"
+        "engine = Engine.open(state_dir); s = engine.create_sandbox({'metadata': {'name': 'p'}})\n"
+        "def strike(): time.sleep(random.random() / 100); os.kill(os.getpid(), signal.SIGINT)\n"
+        "fds = len(os.listdir('/proc/self/fd')); told = []\n"
+        "for n in range(60):\n"
+        "  t = threading.Thread(target=strike)\n"
+        "  try:\n"
+        "    t.start()\n"
+        "    c = engine.create_container({'metadata': {'name': f'c{n}'}, 'image': {'image': 'host'},\n"
+        "      'command': ['sleep', '1000']}, s.id, id=f'c{n}'); c.start(); c.stop(1)\n"
+        "  except KeyboardInterrupt: pass\n"
+        "  while t.is_alive():\n"
+        "    try: t.join()\n"
+        "    except KeyboardInterrupt: pass\n"
+        "for c in engine.list():\n"
+        "  if c.state.name == 'CREATED': c.start()\n"
+        "  c.stop(5); told.append(c.status.exit_code)\n"
+        "say(len(told), sorted(set(told)), len(os.listdir('/proc/self/fd')) - fds < 12)\n"
+    )
+    words = process.read()
+    assert int(words[0]) > 0
+    assert words[1:] in (["[137,", "143]", "True"], ["[143]", "True"])
+    assert process.wait() == 0
+    with Engine.open(state_dir) as engine:
+        assert {one.state for one in engine.list()} <= {ContainerState.EXITED, ContainerState.UNKNOWN}

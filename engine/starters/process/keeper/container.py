@@ -18,6 +18,7 @@ class Container:
         "id",
         "is_acknowledged",
         "is_durable",
+        "is_empty",
         "is_reaped",
         "is_stranger",
         "log",
@@ -53,6 +54,8 @@ class Container:
         """Its UTS namespace, held open, if it has one of its own."""
         self.end: Record | None = None
         """How it ended: `code`, `signal` (True if that is a signal's number), `time`; or `unseen`."""
+        self.is_empty = False
+        """True if its first process has ended and nothing was left: nothing can come then, either."""
         self.is_durable = False
         """True once its end is flushed."""
         self.is_reaped = False

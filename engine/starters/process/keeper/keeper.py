@@ -48,6 +48,7 @@ class Keeper:
         self._unreadable: dict[str, float] = {}  # ended, and its code not to be had yet: until when to ask
         self._flushing: tuple[int, list[Container]] | None = None
         self._child_has_changed = True
+        self._orphans_now: list[int] | None = None  # read since the loop was woken: all that ended before is in it
         self._idle_since = time.monotonic()
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
@@ -64,7 +65,9 @@ class Keeper:
     def run(self) -> None:
         """Serve until nothing is left to do."""
         while not self._is_idle():
-            for descriptor, _ in self._poll.poll(self._patience()):
+            ready = self._poll.poll(self._patience())
+            self._orphans_now = None
+            for descriptor, _ in ready:
                 handler = self._handlers.get(descriptor)
                 if handler is not None:
                     with suppress(OSError):  # one that cannot be served now; the next tick looks at all again
@@ -323,6 +326,7 @@ class Keeper:
         self._unwatch(container.pidfd)
         container.end = end | {"time": time.time_ns()}
         self._journal.append({"id": container.id, "end": container.end})
+        self._members(container)  # mostly there are none, and that is known from here on
         self._ended[container.id] = time.monotonic() + (_ENGINE_TAKES_SECONDS if self._clients else 0)
         self._tell_who_waits(container)
 
@@ -347,6 +351,7 @@ class Keeper:
 
     def _tell_end(self, container: Container) -> Message:
         if container.end is None and container.pidfd >= 0 and _has_ended(container.pidfd):
+            self._orphans_now = None
             self._note_end(container)  # its engine has seen it before us
         answer = container.describe()
         return answer if container.end else answer | {"running": True}
@@ -407,12 +412,19 @@ class Keeper:
     def _orphans(self) -> list[int]:
         """Return the pids of our children that are neither a container's first process nor of our own making."""
         ours = {self._copies.pid, self._flushing[0] if self._flushing else 0}
-        return [pid for pid in read_children(os.getpid()) if pid not in self._firsts and pid not in ours]
+        if self._orphans_now is None:
+            self._orphans_now = list(set(read_children(os.getpid())).difference(self._firsts, ours))
+        return self._orphans_now
 
     def _members(self, container: Container) -> list[int]:
+        """Return the pids of all that belongs to a container and has not ended."""
+        if container.is_empty:
+            return []
         has_session = self._firsts.get(container.pid, container) is container
         orphans = list_processes() if container.is_stranger else self._orphans()
-        return container.find_members(orphans, has_session=has_session)
+        members = container.find_members(orphans, has_session=has_session)
+        container.is_empty = container.end is not None and not members
+        return members
 
     def _signal(self, container: Container, number: int, but_not: int, only_session: bool = False) -> int:
         """Send a signal to all that belongs to the container, and return how many processes that is.
@@ -423,6 +435,7 @@ class Keeper:
         if container.report >= 0 and number == signal.SIGKILL and container.gate < 0:
             _kill(container.pidfd, number)  # it hangs at its gate
         left = 0
+        self._orphans_now = None
         for _ in range(_ROUNDS_OF_SIGKILL if number == signal.SIGKILL else 1):
             members = self._members(container)
             if only_session:
@@ -433,15 +446,19 @@ class Keeper:
                 break
             for pid in members:
                 self._signal_member(container, pid, number)
+            self._orphans_now = None
         return left
 
     def _signal_member(self, container: Container, pid: int, number: int) -> None:
+        if pid == container.pid and container.pidfd >= 0:
+            _kill(container.pidfd, number)
+            return
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
                 # Looked at again now that the pidfd holds it: the number may be another's by now.
-                stat = read_stat(pid)
-                if stat is not None and pid in self._members(container):
+                self._orphans_now = None
+                if pid in self._members(container):
                     _kill(pidfd, number)
             finally:
                 os.close(pidfd)

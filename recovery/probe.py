@@ -119,6 +119,8 @@ def _believe(identity: ProcessIdentity | None, seen: Witnessed, witnessed: Witne
         # it is not known whose it was.
         is_alive = witnessed.process is Process.ALIVE
         return Witnessed(Process.UNPROVEN, detail="a process of it is said to run") if is_alive else seen
+    if witnessed.process is Process.GONE and seen.process is Process.STRANGER:
+        return seen  # it says the same, and why
     if witnessed.process is not Process.ALIVE:
         return witnessed
     return witnessed if seen.process is Process.UNPROVEN else seen

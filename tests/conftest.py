@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from limpet.engine import Engine
+from limpet.engine import Container, Engine, errors
+from limpet.engine.logs import read_log
 from tests.campaigns.sizes import Size, size_of
 
 # A shell ignores SIGINT in what it runs in the background, and that is inherited: here Ctrl-C is to be tried.
@@ -66,6 +67,19 @@ def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[object
     thread = threading.Thread(target=run)
     thread.start()
     return thread, outcome
+
+
+def read_output(container: Container, lines: int) -> list[str]:
+    """Return what a container has written to its log, once that is so many lines: they come after its end, too."""
+    path = container.metadata.log_path
+
+    def read() -> list[str]:
+        with suppress(errors.NotFoundError):
+            return [entry.text.decode().removesuffix("\n") for entry in read_log(os.path.dirname(path), path)]
+        return []
+
+    wait_until(lambda: len(read()) >= lines, f"{lines} lines of output")
+    return read()
 
 
 def is_running(pid: int) -> bool:

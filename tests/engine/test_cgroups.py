@@ -21,7 +21,7 @@ from limpet.engine.starters.process.cgroups.settings import Refusals, make_setti
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
 from limpet.schema.metadata import new_id
 from limpet.schema.status import Resources
-from tests.conftest import DEADLINE_SECONDS
+from tests.conftest import DEADLINE_SECONDS, read_output
 
 MEBIBYTE = 1 << 20
 ALL_V1 = ("cpu", "memory", "cpuset", "hugetlb", "pids")
@@ -522,6 +522,6 @@ def test_a_container_says_what_limits_it(engine: Engine) -> None:
     assert resources is not None
     assert "oom_score_adj" in check(resources, resources.requested).applied
     assert not may_limit("memory") or "memory_limit_in_bytes" in resources.applied
-    assert Path(container.metadata.log_path).read_text() == "7\n"
+    assert read_output(container, 1) == ["7"]
     container.release()
     assert find_directories(container.id) == []

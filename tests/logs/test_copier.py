@@ -33,7 +33,7 @@ def test_output_is_in_the_log_as_it_was_written(keeper: Keeper) -> None:
         assert keeper.output(key) == text
         assert keeper.output(key, "stderr") == text[::-1]
     assert keeper.files("none")[0].stat().st_size == 0
-    assert keeper.files("none")[0].stat().st_mode & 0o777 == 0o640
+    assert keeper.files("none")[0].stat().st_mode & 0o777 == 0o600
     assert not list((keeper.directory / "fifo").glob("*.at"))
 
 

@@ -1,6 +1,7 @@
 """Who uses a directory: every kind of use is seen, and no neighbour can make the look hang, or make it large."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -72,10 +73,10 @@ def test_the_look_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     begun = time.monotonic()
     assert "more to look at" in find_users([str(tmp_path)], time_limit_seconds=0.0).hidden
     monkeypatch.setattr(users, "_MOST_MOUNTS_BYTES", 100)
-    with running("unshare", *AS_ROOT, "-m", "sh", "-c", "echo ready; exec sleep 1000") as pid:
+    with running("unshare", *AS_ROOT, "-m", "sh", "-c", "echo ready; exec sleep 1000"):
         hidden = find_users([str(tmp_path)]).hidden
-    assert hidden.startswith(f"process {pid} cannot be inspected")
-    assert "100 bytes of mounts" in hidden
+    # Of many processes in other mount namespaces, on a busy machine, the first is told.
+    assert re.match(r"process \d+ cannot be inspected: it has more than 100 bytes of mounts", hidden)
     assert find_users([]) == Users()
     assert time.monotonic() - begun < 20
 

@@ -75,15 +75,21 @@ def test_host_rebooted(engine_process: Start, state_dir: str, tmp_path: Path) ->
 
 
 def test_pid_reused_by_a_stranger(tmp_path: Path) -> None:
-    """A stranger with the container's pid is never called ours and never signalled."""
+    """A stranger with the container's pid is never called ours and never signalled, though no keeper was there."""
     state = str(tmp_path / "state")
     first = textwrap.dedent(f"""
         import os, signal, subprocess, sys
+        from limpet.engine.starters.process.client import KeeperClient
+        from limpet.engine.starters.process.keeper.messages import VERSION
         {LIVE_IN_CHILD!r}
         command = [sys.executable, "-c", {LIVE_IN_CHILD!r}, {state!r}]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         pid = int(child.stdout.readline())
+        keeper = KeeperClient({state!r} + "/keeper")
+        with keeper.connection(begin=False) as connection:
+            anchor = connection.ask({{"op": "hello", "version": VERSION}})[0]["anchor"]
         child.kill(); child.wait()
+        for each in (anchor, keeper.keeper_pid): os.kill(each, signal.SIGKILL)  # nobody is to see the end
         os.kill(pid, signal.SIGKILL)
         while os.path.exists(f"/proc/{{pid}}"):
             try: os.waitpid(-1, os.WNOHANG)
@@ -333,4 +339,4 @@ def test_recovering_while_sandboxes_and_containers_come_and_go(engine: Engine) -
     finally:
         done.set()
         thread.join()
-    assert not trouble
+    assert not trouble, [(one.rule, one.problem) if hasattr(one, "rule") else one for one in trouble]

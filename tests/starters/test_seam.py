@@ -85,11 +85,14 @@ def test_an_engine_leaves_other_starters_containers_alone(state_dir: str, fake: 
     with Engine.open(state_dir) as real:
         real.create_sandbox(SANDBOX, id="jobs")
         running = real.create_container({**config("real"), "command": ["sleep", "1000"]}, "jobs", id="real")
-        running.start()
+        pid = running.start().pid
     with Engine.open(state_dir, starter=fake) as other:
-        assert other.get("real").state is ContainerState.RUNNING  # its process was seen, not asked of the fake
+        status = other.get("real").status  # nobody here would see it end
+        assert (status.state, status.exit_code, status.pid) == (ContainerState.UNKNOWN, 0, pid), status
+        assert "cannot be watched" in status.message
         other.create_container(config("fake"), "jobs", id="fake")
     with Engine.open(state_dir) as real:
+        assert real.get("real").state is ContainerState.RUNNING
         with pytest.raises(errors.InvalidStateError, match="made for the starter 'fake'"):
             real.get("fake").start()
         assert real.get("real").stop(1).exit_code == 143

@@ -38,6 +38,10 @@ class KeeperGoneError(KeeperError):
     """The keeper ended before it answered; the one that takes over knows what it knew."""
 
 
+class ForeignKeeperError(KeeperError):
+    """The keeper lives in another pid namespace: its pids name other processes here, or none."""
+
+
 class Connection:
     """One connection to a keeper; one request at a time."""
 
@@ -97,11 +101,16 @@ class KeeperClient:
     def take(self, *, begin: bool) -> Connection | None:
         """Return a connection, to be given back or closed; None if there is no keeper and none is to `begin`.
 
-        Raises KeeperError.
+        One of another pid namespace counts as none; where one is to `begin`, it is in the way. Raises KeeperError.
         """
         with suppress(IndexError):
             return self._idle.pop()
-        connection = self._connect()
+        try:
+            connection = self._connect()
+        except ForeignKeeperError:
+            if begin:
+                raise
+            return None
         if connection is None and begin:
             connection = self._begin()
         return connection
@@ -200,7 +209,7 @@ class KeeperClient:
         answer, _ = connection.ask({"op": "hello", "version": VERSION})
         here = read_pid_namespace()
         if answer["pid_namespace"] != here:
-            raise KeeperError(
+            raise ForeignKeeperError(
                 f"the keeper in {quote_path(self._directory)} lives in pid namespace {answer['pid_namespace']}, this is"
                 f" {here}; its containers can be looked after from there only"
             )

@@ -16,7 +16,7 @@ from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_names, require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
-from limpet.engine.starters.process.client import Connection, KeeperClient, KeeperGoneError
+from limpet.engine.starters.process.client import Connection, ForeignKeeperError, KeeperClient, KeeperGoneError
 from limpet.engine.starters.process.keeper.kernel import read_stat
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.plan import make_plan, write_plan
@@ -82,14 +82,15 @@ class ProcessStarter:
         """Look for the keeper that serves this state directory; one is begun when it is needed.
 
         That is at the first start, and here if the keeper that was there has left ends which nobody has taken. Where
-        it cannot begin, the containers that did not end before are Unknown.
+        it cannot begin, the containers that did not end before are Unknown. Beside one of another pid namespace the
+        evidence alone decides, and nothing can be started.
         """
         self._keeper = KeeperClient(os.path.join(state_dir, KEEPER), self._interpreter)
         try:
             with self._keeper.connection(begin=self._keeper.has_left_ends):
                 pass
         except (KeeperError, UnsupportedError) as error:
-            self._is_missed = True
+            self._is_missed = not isinstance(error, ForeignKeeperError)
             _log.warning("state directory %s: %s", state_dir, error)
 
     def close(self) -> None:

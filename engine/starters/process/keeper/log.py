@@ -180,7 +180,7 @@ class Log:
 def _open_regular(directory: int, name: str, flags: int = 0) -> int:
     """Open a regular file with only one name. Raises OSError."""
     flags |= os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    file = os.open(name, flags, 0o640, dir_fd=directory)
+    file = os.open(name, flags, 0o600, dir_fd=directory)
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(file)

@@ -228,7 +228,8 @@ class Container:
             is_first = not status.stop_requested_at
             status = self._update(lambda old: _request_stop(old, timeout))
             assert status.identity is not None
-            left = max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
+            # By the monotonic clock where this step sets the time; the earlier one of a former engine tells the wall's.
+            left = timeout if is_first else max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
             self._runtime.watcher.kill_at(self.id, status.identity, min(timeout, left))
             if is_first and timeout:
                 number = number_of_signal(self._find_stop_signal())

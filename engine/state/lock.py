@@ -89,8 +89,15 @@ def find_holder(path: str) -> int | None:
 
 
 def is_lock(path: str) -> bool:
-    """Say whether the file `path` may be a lock of ours: it names a process, or nobody yet."""
-    return _read_holder(os.path.dirname(path)) is not None or os.path.getsize(path) == 0
+    """Say whether the file `path` may be a lock of ours: it names a process, or nobody yet.
+
+    After a power cut, zeros may stand where a process was named: it is never flushed.
+    """
+    try:
+        names_nobody = not read_small_file(path, _HOLDER_BYTES).strip(b"\0")
+    except OSError:
+        return False
+    return names_nobody or _read_holder(os.path.dirname(path)) is not None
 
 
 def _read_holder(path: str) -> int | None:

@@ -339,4 +339,4 @@ def test_recovering_while_sandboxes_and_containers_come_and_go(engine: Engine) -
     finally:
         done.set()
         thread.join()
-    assert not trouble, [(one.rule, one.problem) if hasattr(one, "rule") else one for one in trouble]
+    assert not trouble, [str(one) for one in trouble]

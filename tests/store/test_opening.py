@@ -76,3 +76,11 @@ def test_a_status_without_its_container_stops_no_other(state_dir: str) -> None:
     with Store.open(state_dir) as store:
         assert [record.id for record in store.list()] == ["whole"]
         recover(store, probe=Blind())
+
+
+@pytest.mark.parametrize("content", [b"", bytes(12)])
+def test_a_lock_that_a_power_cut_emptied_is_ours(tmp_path: Path, content: bytes) -> None:
+    """A cut before the first database: of the lock, which is never flushed, only its length may be left."""
+    (tmp_path / "lock").write_bytes(content)
+    with Store.open(tmp_path) as store:
+        assert len(store) == 0

@@ -253,7 +253,8 @@ class ProcessStarter:
                 self._is_missed = False
         if identity is None:
             answer = self._ask({"op": "end", "id": container_id})
-            is_alive = answer is not None and bool(answer.get("running"))
+            # One that is held at its gate runs no program, and ends with the step that holds it.
+            is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
             return Witnessed(Process.ALIVE) if is_alive else None
         answer = self._ask_about(container_id, identity)
         if answer is None:

@@ -85,10 +85,17 @@ def was_out_of_memory(container_id: str, beside: int = 0) -> bool:
     return False
 
 
-@lru_cache(maxsize=1)
 def _find_parents(beside: int) -> tuple[str, ...]:
-    """Return the cgroups below which those of containers are. Remembered: they do not change while it lives."""
-    return read_cgroups(beside).find_parents()
+    """Return the cgroups below which those of containers are.
+
+    Those of a keeper are remembered: they do not change while it lives. Those of this process (0) may.
+    """
+    return _remember_parents(beside) if beside else read_cgroups(beside).find_parents()
+
+
+@lru_cache(maxsize=1)
+def _remember_parents(keeper: int) -> tuple[str, ...]:
+    return read_cgroups(keeper).find_parents()
 
 
 def _name(container_id: str) -> str:

@@ -36,6 +36,7 @@ from limpet.schema.runtime_spec import Spec, User
 _log = logging.getLogger("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
 _END_TIMEOUT_SECONDS = 5.0
+_COPY_TIMEOUT_SECONDS = 1.0
 _KEPT_DESCRIPTORS = 16
 """How many stay free when the processes of containers are watched by descriptor."""
 _LOG_BYTES, _LOG_FILES = 10 << 20, 5
@@ -224,11 +225,14 @@ class ProcessStarter:
         self._keeper.tell({"op": "ack", "ids": [container_id for container_id, _ in ended]})
 
     def release(self, container_id: str) -> None:
-        """Kill every process that is left of the container, and remove its cgroup."""
-        deadline = time.monotonic() + _END_TIMEOUT_SECONDS
-        while (answer := self._ask({"op": "release", "id": container_id})) and answer.get("left"):
-            if time.monotonic() > deadline:
+        """Kill every process that is left of the container, let its output reach its log, and remove its cgroup."""
+        began = time.monotonic()
+        while answer := self._ask({"op": "release", "id": container_id}):
+            took = time.monotonic() - began
+            if answer.get("left") and took > _END_TIMEOUT_SECONDS:
                 _log.warning("container %s: %d of its processes do not end", container_id, answer["left"])
+                break
+            if not answer.get("left") and (not answer.get("copying") or took > _COPY_TIMEOUT_SECONDS):
                 break
             time.sleep(0.002)
         left = remove_limits(container_id, self._keeper.keeper_pid)

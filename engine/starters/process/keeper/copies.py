@@ -112,6 +112,10 @@ class Copies:
             send(self._link, {"op": "drop", "id": key})
             self._finish(key)
 
+    def is_copying(self, key: str) -> bool:
+        """Say whether output of a container is on its way to its log, which can be written."""
+        return key in self._kept and not self._troubles.get(key)
+
     @property
     def are_open(self) -> bool:
         """True while there is output that may have to be copied."""

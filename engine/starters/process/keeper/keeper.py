@@ -173,7 +173,9 @@ class Keeper:
                     self._acknowledge(each)
                 return None, ()
         known = self._containers.get(request["id"])
-        return ({"unknown": True} if known is None else self._answer_of(connection, request, known)), ()
+        if known is None:
+            return {"unknown": True, "copying": self._copies.is_copying(request["id"])}, ()
+        return self._answer_of(connection, request, known), ()
 
     def _answer_of(self, connection: socket.socket, request: Message, container: Container) -> Message | None:
         """Return what is answered to a request about one container."""
@@ -186,7 +188,8 @@ class Keeper:
                 asker = _read_peer(connection)[0]
                 return {"left": self._signal(container, request["number"], asker, request.get("session", False))}
             case "release":
-                return {"left": self._release(container, _read_peer(connection)[0])}
+                left = self._release(container, _read_peer(connection)[0])
+                return {"left": left, "copying": self._copies.is_copying(container.id)}
             case "reopen":
                 self._copies.reopen(container.id)
                 return {}

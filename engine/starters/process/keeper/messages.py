@@ -10,7 +10,8 @@ go id                              executed, or why not
 list after                         containers (see `Container.describe`), more: ask again after the last
 end id                             running, or how it ended: code signal time executed why; or unknown
 signal id number session           left: how many of its processes there are; `session`: in its first one's session
-release id                         left: the same, after SIGKILL to all; with none left it is forgotten
+release id                         left: the same, after SIGKILL to all; with none left it is forgotten. copying: its
+                                   output is on the way to its log
 reopen id                          nothing more: its log is opened anew
 ack ids                            no answer: these ends are written down elsewhere
 """

@@ -6,7 +6,6 @@ python run_containers.py STATE_DIR
 import os
 import signal
 import sys
-from pathlib import Path
 
 # The library in fifteen lines: from here
 from limpet.engine import Engine
@@ -30,7 +29,7 @@ with Engine.open(sys.argv[1]) as engine:
     print("settled:", engine.recovery.settled, "examined:", len(engine.recovery.findings))
     hello = engine.get(hello.id[:12])
     hello.release()  # its bundle is removed, and all that it wrote is in its log
-    print("log:", Path(hello.metadata.log_path).read_text().split()[1:])  # without the time
+    print("log:", *(entry.text.decode().strip() for entry in hello.read_log()))
     hello.delete()  # and its record
     print("left:", engine.list())
 

@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace as replace_field
 from functools import cached_property
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.logs import Entry, read_log
 from limpet.engine.starters import Launch, number_of_signal, require_secrets
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
@@ -133,6 +134,16 @@ class Container:
         if not self._runtime.wait_for_change(self.id, self._has_ended, timeout):
             raise WaitTimeoutError(f"container {self.id}: it has not ended after {timeout:g} s")
         return self.status
+
+    def read_log(self) -> Iterator[Entry]:
+        """Yield what its program has written, oldest first; `release` has all of it reach the log.
+
+        Raises NotFoundError if it keeps no log, or has none yet.
+        """
+        path = self.metadata.log_path
+        if not path:
+            raise NotFoundError(f"container {self.id}: its config has no log_path")
+        return read_log(os.path.dirname(path), path)
 
     def release(self) -> Status:
         """Give up what the container holds: kill what is left of it, unmount and remove its bundle.

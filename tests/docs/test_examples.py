@@ -27,7 +27,7 @@ def test_run_containers(state_dir: str) -> None:
     assert output.splitlines() == [
         "EXITED 3 Error",
         "settled: 1 examined: 0",
-        "log: ['stdout', 'F', 'hello']",
+        "log: hello",
         "left: []",
         "recovered: RUNNING [survivor] the engine ended; the container is still running",
         "stopped: 143",

@@ -103,7 +103,8 @@ def test_restoring_a_backup_as_described(state_dir: str, tmp_path: Path) -> None
         sandbox = engine.create_sandbox({"metadata": {"name": "jobs"}})
         sleeper = engine.create_container(SLEEPER, sandbox.id, id="sleeper")
         sleeper.start()
-        assert shell(state_dir, find) == [f"/proc/{sleeper.status.pid}/environ"]
+        (line,) = shell(state_dir, find)
+        assert line.split() == [str(sleeper.status.pid), "sleep", "sleep", "1000"]
         engine.store.back_up(backup)
     with Engine.open(state_dir) as engine:
         engine.get("sleeper").stop(1)

@@ -147,7 +147,7 @@ def test_threads_are_bounded_and_none_is_left(state_dir: str) -> None:
     before = threading.active_count()
     subjects = [type("Subject", (), {"id": f"c{number}"})() for number in range(200)]
     assert all(seen.observation for seen in look_at_all(subjects, Hanging(), timeout_seconds=5))
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     probe = Hanging(*(subject.id for subject in subjects))
     seen = look_at_all(subjects, probe, timeout_seconds=0.1)
     assert threading.active_count() - before <= 64

@@ -124,6 +124,15 @@ class Container:
         Raises WaitTimeoutError if it has not after `timeout` seconds, ClosedError if the engine is closed meanwhile,
         InvalidStateError for one that does not run: nobody would see it end.
         """
+        self._require_waitable(timeout)
+        return self._tell_wait(self._runtime.wait_for_change(self.id, self._has_ended, timeout), timeout)
+
+    async def wait_async(self, timeout: float | None = None) -> Status:
+        """Wait as `wait` does, in a task of asyncio and without a thread."""
+        self._require_waitable(timeout)
+        return self._tell_wait(await self._runtime.await_change(self.id, self._has_ended, timeout), timeout)
+
+    def _require_waitable(self, timeout: float | None) -> None:
         if timeout is not None:
             _require_seconds(timeout)
         status = self.status
@@ -131,7 +140,9 @@ class Container:
             raise self._refuse("wait for", "start it first")
         if status.unknown and not self._runtime.watcher.is_watched(self.id):
             raise self._refuse("wait for", "recover() may find out what became of it")
-        if not self._runtime.wait_for_change(self.id, self._has_ended, timeout):
+
+    def _tell_wait(self, has_ended: bool, timeout: float | None) -> Status:
+        if not has_ended:
             raise WaitTimeoutError(f"container {self.id}: it has not ended after {timeout:g} s")
         return self.status
 

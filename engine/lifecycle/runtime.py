@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -38,8 +39,8 @@ class Runtime:
     watcher: Watcher = field(init=False)
     _shielded: Steps = field(default_factory=Steps)
     _holding: threading.local = field(default_factory=threading.local)
-    _bells: dict[str, list[SimpleQueue[None]]] = field(default_factory=dict)
-    """By container, one for each waiting caller. Not a Condition: a signal handler that raises can leave it locked."""
+    _bells: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
+    """By container, what wakes each waiting caller. No Condition: a signal handler that raises can leave one locked."""
     _steps: WeakValueDictionary[str, threading.RLock] = field(default_factory=WeakValueDictionary)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -92,29 +93,52 @@ class Runtime:
         For `timeout` seconds at most. Raises ClosedError when the engine is closed meanwhile.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        bell: SimpleQueue[None] = SimpleQueue()
-        with self._guard:
-            self._bells.setdefault(container_id, []).append(bell)
-        try:
+        queue: SimpleQueue[None] = SimpleQueue()
+        with self._bell(container_id, partial(queue.put, None)):
             while not is_done():
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
                 with suppress(Empty):
-                    bell.get(timeout=min(left, threading.TIMEOUT_MAX))
-            return True
+                    queue.get(timeout=min(left, threading.TIMEOUT_MAX))
+        return True
+
+    async def await_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:
+        """Do the same in a task of asyncio, without a thread."""
+        import asyncio  # noqa: PLC0415  # it takes as long to load as all of limpet; who awaits has it
+
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def ring() -> None:
+            with suppress(RuntimeError):  # a loop that is closed has nobody left to tell
+                loop.call_soon_threadsafe(changed.set)
+
+        with self._bell(container_id, ring), suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not is_done():
+                    await changed.wait()
+                    changed.clear()
+        return is_done()
+
+    @contextmanager
+    def _bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
+        """Have `ring` called at each change of a container while the block runs."""
+        with self._guard:
+            self._bells.setdefault(container_id, []).append(ring)
+        try:
+            yield
         finally:
             with self._guard:
                 bells = self._bells.get(container_id, [])
-                if bell in bells:
-                    bells.remove(bell)
+                if ring in bells:
+                    bells.remove(ring)
                 if not bells:
                     self._bells.pop(container_id, None)
 
     def ring(self, container_id: str) -> None:
         """Wake those who wait for this container."""
         for bell in list(self._bells.get(container_id, ())):
-            bell.put(None)
+            bell()
 
     def close(self) -> None:
         """Stop watching and give up the starter; the containers run on. May be repeated."""

@@ -1,5 +1,6 @@
 """The keeper: every end is witnessed whoever is killed, a start is a start, and nothing of the host gets in."""
 
+import asyncio
 import os
 import random
 import signal
@@ -312,6 +313,23 @@ def test_wait_tells_that_its_time_is_over_and_that_the_engine_is_closed(engine: 
         thread.join(20)
         assert isinstance(outcome[0], errors.ClosedError)
     os.kill(pid, signal.SIGKILL)
+
+
+def test_tasks_wait_without_a_thread(engine: Engine) -> None:
+    """Fifty tasks wait for fifty containers in one thread; a wait that is too short, or cancelled, tells so."""
+    containers = [make(engine, f"c{n}", "sh", "-c", f"sleep 0.2; exit {n}") for n in range(50)]
+    for container in containers:
+        container.start()
+
+    async def wait_for_all() -> list[int]:
+        threads = threading.active_count()
+        with pytest.raises(errors.WaitTimeoutError):
+            await containers[-1].wait_async(0)
+        ended = await asyncio.gather(*(container.wait_async(30) for container in containers))
+        assert threading.active_count() <= threads
+        return [status.exit_code for status in ended]
+
+    assert asyncio.run(wait_for_all()) == list(range(50))
 
 
 def test_ctrl_c_cuts_no_step_in_two(engine_process: Start, state_dir: str) -> None:

@@ -25,6 +25,7 @@ from .messages import VERSION, Message, receive, send
 _ENGINE_TAKES_SECONDS = 0.2
 """How long an end waits for a connected engine before the keeper flushes it."""
 _TICK_SECONDS = 0.5
+_LONGEST_SLEEP_SECONDS = 5.0
 _IDLE_SECONDS = 2.0
 """How long the keeper stays when nothing is left for it."""
 _UNSEEN_SECONDS = 10.0
@@ -46,6 +47,7 @@ class Keeper:
         self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
         self._ended: dict[str, float] = {}  # ended and not reaped: when to flush, in seconds of the monotonic clock
         self._unreadable: dict[str, float] = {}  # ended, and its code not to be had yet: until when to ask
+        self._flush_again_at = 0.0  # not before: a disk that refuses is not asked without end
         self._flushing: tuple[int, list[Container]] | None = None
         self._child_has_changed = True
         self._orphans_now: list[int] | None = None  # read since the loop was woken: all that ended before is in it
@@ -70,9 +72,10 @@ class Keeper:
             for descriptor, _ in ready:
                 handler = self._handlers.get(descriptor)
                 if handler is not None:
-                    with suppress(OSError):  # one that cannot be served now; the next tick looks at all again
+                    with suppress(Exception):  # one that cannot be served now; the next tick looks at all again
                         handler()
-            self._tick()
+            with suppress(Exception):
+                self._tick()
 
     # The loop's parts
 
@@ -101,10 +104,12 @@ class Keeper:
         self._watch(read, notice)
 
     def _patience(self) -> float:
+        """Return how many seconds to sleep at most. A disk that is slow or refuses is asked at each tick only."""
         now = time.monotonic()
-        due = [_TICK_SECONDS, *(when - now for when in self._ended.values())] if self._ended else [_TICK_SECONDS]
-        busy = self._ended or self._unreadable or not self._journal.is_written or self._copies.need_care
-        return max(0.0, min(due)) if busy else _TICK_SECONDS if not self._clients else 5.0
+        if self._ended and self._journal.is_written and self._flushing is None and now >= self._flush_again_at:
+            return min(max(0.0, min(self._ended.values()) - now), _TICK_SECONDS)
+        has_work = self._ended or self._unreadable or not self._journal.is_written or self._copies.need_care
+        return _TICK_SECONDS if has_work or not self._clients else _LONGEST_SLEEP_SECONDS
 
     def _is_idle(self) -> bool:
         busy = self._clients or self._firsts or self._flushing or self._copies.are_open or not self._journal.is_written
@@ -365,8 +370,9 @@ class Keeper:
             self._finish_flush()
         now = time.monotonic()
         due = [self._containers[key] for key, when in self._ended.items() if when <= now]
-        if not due or self._flushing is not None or not self._journal.is_written:
+        if not due or self._flushing is not None or not self._journal.is_written or now < self._flush_again_at:
             return
+        self._flush_again_at = now + _TICK_SECONDS
         pid = self._journal.begin_flush()
         self._flushing = pid, [self._containers[key] for key in self._ended]
 
@@ -379,6 +385,7 @@ class Keeper:
         self._flushing = None
         if status:
             return  # tried again at the next tick
+        self._flush_again_at = 0.0
         for container in containers:
             container.is_durable = True
             self._reap(container)

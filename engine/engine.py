@@ -11,7 +11,7 @@ from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
-from limpet.engine.lifecycle.steps import Steps
+from limpet.engine.lifecycle.steps import run_whole
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
     Launch,
@@ -97,16 +97,14 @@ class Engine:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
         chosen = make_default_starter(inherit_env) if starter is None else starter
         raise_descriptor_limit()
-        steps, opened = Steps(), []
+        opened: list[Self] = []
         try:
             with system_errors_told(f"state directory {quote_path(state_dir)}"):
-                steps.run(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout)))
+                run_whole(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout)))
         except BaseException:
             for engine in opened:  # an interrupt came while it was opened
                 engine.close()
             raise
-        finally:
-            steps.close()
         return opened[0]
 
     @classmethod

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from msgspec.structs import replace
 
 from limpet.engine.images import ImageStore
-from limpet.engine.lifecycle.steps import Steps
+from limpet.engine.lifecycle.steps import run_whole
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
 from limpet.engine.store import Store
@@ -37,7 +37,6 @@ class Runtime:
     reexamine: Callable[[str], object]
     """Looks at one container again, and writes down what is true of it."""
     watcher: Watcher = field(init=False)
-    _shielded: Steps = field(default_factory=Steps)
     _holding: threading.local = field(default_factory=threading.local)
     _bells: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
     """By container, what wakes each waiting caller. No Condition: a signal handler that raises can leave one locked."""
@@ -84,8 +83,8 @@ class Runtime:
                 self._holding.depth -= 1
 
     def step(self, step: Callable[[], _T]) -> _T:
-        """Run a step of a container or sandbox whole, see `Steps`; within `exclusive`, on the thread that holds it."""
-        return step() if getattr(self._holding, "depth", 0) else self._shielded.run(step)
+        """Run a step of a container or sandbox whole (`run_whole`); within `exclusive`, on the thread that holds it."""
+        return step() if getattr(self._holding, "depth", 0) else run_whole(step)
 
     def wait_for_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `is_done()`, which is asked whenever the container has changed; say whether it is.
@@ -144,7 +143,6 @@ class Runtime:
         """Stop watching and give up the starter; the containers run on. May be repeated."""
         self.watcher.close()
         self.starter.close()
-        self._shielded.close()
 
     def ring_all(self) -> None:
         """Wake all who wait: the store is closed, and they will see that."""

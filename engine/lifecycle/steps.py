@@ -10,7 +10,7 @@ import _thread
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 
@@ -54,41 +54,17 @@ class _Step(Generic[_T]):
             self._done.get()
 
 
-class Steps:
-    """Runs the main thread's steps one after the other, in a thread that is started with the first."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[_Step[Any] | None] = SimpleQueue()
-        self._is_running = False
-
-    def run(self, step: Callable[[], _T]) -> _T:
-        """Return what `step` returns, or raise what it raises. Other threads than the main one run it themselves."""
-        if threading.current_thread() is not threading.main_thread() or not self._begin():
-            return step()
-        one = _Step(step)
+def run_whole(step: Callable[[], _T]) -> _T:
+    """Return what `step` returns, or raise what it raises. Other threads than the main one run it themselves."""
+    if threading.current_thread() is not threading.main_thread():
+        return step()
+    one = _Step(step)
+    try:
         try:
-            self._queue.put(one)
-            return one.wait()
-        except BaseException:
-            one.take_back()
-            raise
-
-    def close(self) -> None:
-        """End the thread once all that was asked for is done. May be repeated."""
-        self._queue.put(None)
-        self._is_running = False  # a step after this begins another thread
-
-    def _begin(self) -> bool:
-        """Start the thread if there is none; say whether there is one."""
-        if not self._is_running:
-            self._is_running = True
-            try:
-                _thread.start_new_thread(self._work, ())
-            except RuntimeError:  # no more threads: then interrupts are not kept away
-                self._is_running = False
-        return self._is_running
-
-    def _work(self) -> None:
-        while (one := self._queue.get()) is not None:
+            _thread.start_new_thread(one.run, ())
+        except RuntimeError:  # no more threads: then interrupts are not kept away
             one.run()
-            del one
+        return one.wait()
+    except BaseException:
+        one.take_back()
+        raise

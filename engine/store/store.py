@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Self
 from weakref import WeakSet
 
@@ -86,8 +86,7 @@ class Store:
             try:
                 store = cls(directory, database)
             except BaseException:
-                with suppress(LimpetError):  # what kept it from being read is raised
-                    database.close()
+                database.abandon()  # closing would move the WAL, and a database that is refused is left as it is
                 raise
         except BaseException:
             directory.release()

@@ -1,9 +1,9 @@
 """Whatever happens while the engine is down: `python -m tests.campaigns.worlds --examples 2000 --seed 1`.
 
-Hypothesis draws what happens: containers come, run, end, are released and deleted, the engine is killed, processes end
-and are reaped or not, strangers get their pids, the machine is rebooted, bundles are lost, spoilt and replaced,
-strange things are planted beside them, and the next engine is opened at home, in another pid namespace or without
-a boot id. All of it is real, in namespaces of its own, also for an ordinary user. Status 1 at a false verdict, with the
+Hypothesis draws what happens: containers come, run, end, are released and deleted, the engine is killed, with its
+keeper or without, processes end and are reaped or not, strangers get their pids, the machine is rebooted, bundles are
+lost, spoilt and replaced, strange things are planted beside them, and the next engine is opened at home, in another pid
+namespace or without a boot id. All of it is real, in namespaces of its own, also for an ordinary user. Status 1 at a false verdict, with the
 shortest way to it; 3 where there are no such namespaces.
 """
 
@@ -167,7 +167,7 @@ class Recovery(RuleBasedStateMachine):
     )
     def restart(self, data: st.DataObject, changes: list[str], where: Surroundings) -> None:
         """SIGKILL the engine, change the world, and open the next one: every verdict is what is true."""
-        self.world.crash()
+        self.world.crash(spares_keeper=data.draw(st.booleans()))
         for change in changes:
             _ACTS[change](self, data)
         self.open(where)
@@ -207,10 +207,11 @@ class Recovery(RuleBasedStateMachine):
     def open(self, where: Surroundings) -> None:
         """Open the next engine, and compare what it says with the truth."""
         self.where = where
+        has_witness = where is not Surroundings.ELSEWHERE or not self.world.has_keeper()
         said = self.world.open(where)
         assert said.keys() == self.world.truths.keys()
         for key, truth in self.world.truths.items():
-            expected, status = expect(truth, where), said[key]
+            expected, status = expect(truth, where, has_witness=has_witness), said[key]
             told = Expected(
                 status.state,
                 None if expected.exit_code is None else status.exit_code,

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,8 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEW_MOUNTS, _NEW_PIDS = 0x20000, 0x20000000  # CLONE_NEWNS, CLONE_NEWPID
 _PRECIOUS = "precious"
+_KEEPERS = "limpet-"
+"""What the names of the keeper's processes begin with."""
 
 
 class Surroundings(StrEnum):
@@ -48,6 +51,8 @@ class Truth:
     """Its process, until that is reaped."""
     code: int | None = None
     """How the process ended, while it is not reaped."""
+    witnessed: int | None = None
+    """How the process ended, as the keeper saw it while no engine was there."""
     bundle: Bundle = Bundle.WHOLE
     has_rebooted: bool = False
     """True if the machine has been rebooted since it was started."""
@@ -61,14 +66,16 @@ class Expected(NamedTuple):
     reason: str | None = None
 
 
-def expect(truth: Truth, where: Surroundings) -> Expected:
-    """Return what a recovery must say."""
+def expect(truth: Truth, where: Surroundings, *, has_witness: bool = True) -> Expected:
+    """Return what a recovery must say; `has_witness` tells whether it can ask the keeper, or read its journal."""
     told = truth.told
     if told.released or told.finished_at:
         return Expected(told.state, told.exit_code, told.reason)
     if not told.started_at:
         lost = truth.bundle is not Bundle.WHOLE
         return Expected(ContainerState.UNKNOWN, None, Reason.BUNDLE_LOST) if lost else Expected(ContainerState.CREATED)
+    if truth.witnessed is not None and has_witness:
+        return Expected(ContainerState.EXITED, truth.witnessed, Reason.ERROR)
     if where is Surroundings.BLIND:
         return Expected(ContainerState.UNKNOWN, None, Reason.UNVERIFIED)
     if truth.has_rebooted:
@@ -118,11 +125,36 @@ class World:
         told = self.engine.ask("look")
         return {key: msgspec.convert(status, Status, strict=False) for key, status in told.items()}
 
-    def crash(self) -> None:
-        """SIGKILL the engine."""
+    def crash(self, *, spares_keeper: bool = False) -> None:
+        """SIGKILL the engine, and all processes of its keeper unless that is spared."""
         assert self.engine is not None
         self.engine.kill()
         self.engine = None
+        if not spares_keeper:
+            self.kill_keepers()
+
+    def kill_keepers(self) -> None:
+        """SIGKILL all processes of keepers; their children become the world's."""
+        while pids := self._find_keepers():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid in pids:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+
+    def has_keeper(self) -> bool:
+        """Say whether a keeper lives."""
+        return bool(self._find_keepers())
+
+    @staticmethod
+    def _find_keepers() -> list[int]:
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError), open(f"/proc/{name}/comm", encoding="utf-8", errors="replace") as file:
+                if file.read().startswith(_KEEPERS) and _stat(int(name))[0] not in "ZX":
+                    found.append(int(name))
+        return found
 
     def step(self, verb: str, container_id: str, *words: str) -> Status | None:
         """Have the engine do one step, and remember what it says then; None if the container is not there any more."""
@@ -142,7 +174,10 @@ class World:
         is_ours = _parent_of(truth.pid) == os.getpid()
         os.kill(truth.pid, number)
         if not is_ours:
-            return  # the engine reaps it
+            if self.engine is None:  # the keeper reaps it, once its journal is flushed
+                _wait_until(lambda: not os.path.exists(f"/proc/{truth.pid}"))
+                truth.pid, truth.witnessed = 0, 128 + number
+            return
         os.waitid(os.P_PID, truth.pid, os.WEXITED | os.WNOWAIT)
         truth.code = 128 + number
         if reap:
@@ -164,6 +199,7 @@ class World:
 
     def reboot(self) -> None:
         """End every process, and be another boot from now on."""
+        self.kill_keepers()
         for truth in self.truths.values():
             if truth.pid:
                 os.kill(truth.pid, signal.SIGKILL)
@@ -373,6 +409,13 @@ def _start_ticks(pid: int) -> int:
     except OSError:
         return 0
     return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def _parent_of(pid: int) -> int:

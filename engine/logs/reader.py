@@ -7,6 +7,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from limpet.engine.logs.entries import Entry, Joiner, parse
@@ -174,21 +175,23 @@ class _Files:
 
     def open_first(self, wanted: _Wanted) -> _File:
         """Open the oldest file that can hold something wanted."""
-        for name in self._list_rotated():
+        newest = self._open_newest()
+        for name in self._list_rotated(before=newest.seen()):
             try:
                 file = self._open(name)
             except FileNotFoundError:  # removed just now
                 continue
             if file.seen().st_mtime_ns >= wanted.since_ns:
+                newest.close()
                 return file
             file.close()
-        return self._open(self._name)
+        return newest
 
     def open_tail(self, count: int, wanted: _Wanted) -> _File:
         """Open the file in which the last `count` wanted lines begin, and go there."""
-        file = self._open(self._name)
+        file = self._open_newest()
         missing = count - file.find_tail(count, wanted)
-        for name in reversed(self._list_rotated()):
+        for name in reversed(self._list_rotated(before=file.seen())):
             if not missing:
                 break
             try:
@@ -203,36 +206,50 @@ class _Files:
     def open_later(self, current: _File) -> _File | None:
         """Open the file that came after `current`; None if that is the log itself."""
         seen = current.seen()
-        try:
+        with suppress(FileNotFoundError):  # it is being rotated
             newest = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
-        except FileNotFoundError:  # being rotated
-            return None
-        if (newest.st_dev, newest.st_ino) == (seen.st_dev, seen.st_ino):
-            return None
-        for name in (*self._list_rotated(seen), self._name):
+            if (newest.st_dev, newest.st_ino) == (seen.st_dev, seen.st_ino):
+                return None
+        for name in (*self._list_rotated(after=seen), self._name):
             try:
                 return self._open(name)
             except FileNotFoundError:
                 continue
         return None
 
-    def _list_rotated(self, after: os.stat_result | None = None) -> list[str]:
-        """Return the names of rotated files, oldest first; those that came after the one `after`."""
+    def _open_newest(self) -> _File:
+        """Open the log; or what it was, for while it is rotated no file has its name.
+
+        It is opened before the rotated files are listed: one that is rotated in between is missed by nobody.
+        """
+        with suppress(FileNotFoundError):
+            return self._open(self._name)
+        for name in reversed(self._list_rotated()):
+            with suppress(FileNotFoundError):
+                return self._open(name)
+        return self._open(self._name)
+
+    def _list_rotated(self, *, before: os.stat_result | None = None, after: os.stat_result | None = None) -> list[str]:
+        """Return the names of rotated files, oldest first; those that came before, or after, one of the files."""
         directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
         try:
             with os.scandir(directory) as entries:
                 pattern = re.compile(re.escape(self._name) + _ROTATED)
-                found = sorted(
-                    (entry.name, entry.inode(), entry.stat(follow_symlinks=False).st_mtime_ns)
-                    for entry in entries
-                    if pattern.fullmatch(entry.name)
-                )
+                found = []
+                for entry in entries:
+                    if pattern.fullmatch(entry.name):
+                        with suppress(FileNotFoundError):  # removed just now
+                            changed = entry.stat(follow_symlinks=False).st_mtime_ns
+                            found.append((entry.name, entry.inode(), changed))
         finally:
             os.close(directory)
+        found.sort()
         names = [name for name, _, _ in found]
+        inodes = [inode for _, inode, _ in found]
+        if before is not None:
+            return names[: inodes.index(before.st_ino)] if before.st_ino in inodes else names
         if after is None:
             return names
-        inodes = [inode for _, inode, _ in found]
         if after.st_ino in inodes:
             return names[inodes.index(after.st_ino) + 1 :]
         return [name for name, _, changed in found if changed > after.st_mtime_ns]  # it was removed

@@ -274,6 +274,20 @@ def test_writes_that_fill_a_pipe_without_a_newline_are_taken(keeper: Keeper) -> 
     assert keeper.output("c") == b"x" * 30_000
 
 
+def test_long_writes_are_copied_without_a_pause(keeper: Keeper) -> None:
+    """A writer that finds a beginning of a line in the pipe, fills it and waits is seen at once, not after a second."""
+    out, err = keeper.make("c")
+    os.close(err)
+    began = time.monotonic()
+    for count in range(1, 6):
+        os.write(out, b"x")
+        time.sleep(0.05)  # it is looked at, and left there
+        os.write(out, b"x" * 100_000 + b"\n")
+        wait_until(lambda count=count: keeper.output("c").count(b"\n") == count, "the line")  # type: ignore[misc]
+    assert time.monotonic() - began < 3
+    os.close(out)
+
+
 def test_messages_that_come_twice_or_late(keeper: Keeper) -> None:
     """A copy of what is copied changes nothing; a drop ends it with the rest unread; the copier ends with its link."""
     ends = keeper.make("c")

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from limpet.engine.logs import read_log
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.schema.errors import NotFoundError, StartError, StateDirectoryError
+from tests.conftest import wait_until
 from tests.logs.conftest import Keeper, numbers, write_numbers
 
 
@@ -78,12 +80,41 @@ def test_following_misses_nothing_of_a_log_that_is_rotated(keeper: Keeper) -> No
     os.close(err)
     over = threading.Event()
     writer = write_numbers(out, last)
-    keeper.listen()
+    wait_until(lambda: keeper.files("c"), "the log")  # that of a container is made before its program runs
     threading.Thread(target=lambda: (keeper.wait_done("c"), over.set())).start()
     found = [entry.text for entry in read_log(str(keeper.logs), path, is_over=over.is_set)]
     assert b"".join(found) == numbers(last)
     assert writer.wait() == 0
     assert len(keeper.files("c")) > 5
+
+
+@pytest.mark.parametrize("tail", [None, 100])
+def test_a_rotation_at_any_moment_hides_nothing(
+    tmp_path: Path, tail: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is renamed as reading begins: before and after the rotated files are listed, or with no new log yet."""
+    path = write(tmp_path, ROTATED)
+    listed = os.scandir
+    names = [f"c.log.20260131-12000{second}" for second in (4, 3, 2, 1)]
+
+    def rotate() -> None:
+        if names:
+            (tmp_path / "c.log").rename(tmp_path / names.pop())
+            write(tmp_path, [("c.log", "")])
+
+    def list_amid_rotation(directory: int) -> object:
+        rotate()
+        with listed(directory) as entries:
+            found = list(entries)
+        rotate()
+        return nullcontext(found)
+
+    whole = ["a\n", "error\n", "b1b2b3\n", "c\n", "d\n"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", list_amid_rotation)
+        assert read(path, tail=tail)[:5] == whole
+    (tmp_path / "c.log").unlink()
+    assert read(path, tail=tail)[:5] == whole
 
 
 def test_no_link_or_pipe_is_read(tmp_path: Path) -> None:

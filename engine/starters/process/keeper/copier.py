@@ -43,6 +43,8 @@ _PAGE: Final = 4096
 _SPLICE_F_NONBLOCK: Final = 2
 _AGAIN_SECONDS: Final = 1.0
 """How often a log that cannot be written is tried again; and how long a line may take to be finished."""
+_UNFINISHED_SECONDS: Final = 0.01
+"""Between two looks at a line without its end: a writer that fills a pipe which was not empty wakes nobody."""
 _ROOM: Final = 8
 """Free descriptors before a message is taken: 3 come with it, 2 are its log's, and some are for rotating logs."""
 _IGNORED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
@@ -239,7 +241,7 @@ class _Copier:
         if not used:
             if not self._must_break(stream, len(data)):
                 self._watch(stream)
-                self._look_later(stream)
+                self._look_later(stream, _UNFINISHED_SECONDS)
                 return False
             pieces, used = format_lines(stream.name, data, time.time_ns(), unfinished=True)
         container = stream.container
@@ -307,9 +309,9 @@ class _Copier:
     def _end_trouble(self, container: _Container) -> None:
         self._tell_trouble(container, "")
 
-    def _look_later(self, stream: _Stream) -> None:
-        if not self._later:
-            self._later_at = time.monotonic() + _AGAIN_SECONDS
+    def _look_later(self, stream: _Stream, seconds: float = _AGAIN_SECONDS) -> None:
+        due = time.monotonic() + seconds
+        self._later_at = min(self._later_at, due) if self._later else due
         self._later[stream.fifo] = stream
 
     def _close(self, stream: _Stream) -> None:

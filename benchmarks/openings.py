@@ -48,6 +48,9 @@ class _FlatStatus(msgspec.Struct, gc=False):
     boot_id: str | None
     pidfd_inode: int | None
     pid_namespace: int | None
+    unapplied: str | None
+    stop_requested_at: int
+    stop_deadline: int
     checksum: int
 
 

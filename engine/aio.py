@@ -7,7 +7,6 @@ wakes each event loop once for it. Reads come from memory and do not wait, so th
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Self
 
 from limpet.engine.store import Draft, Record, Request, Store
@@ -70,7 +69,14 @@ class AsyncStore:
     @classmethod
     async def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
         """Open a store without blocking the loop; see `Store.open`."""
-        return cls(await asyncio.to_thread(partial(Store.open, state_dir, node=node)))
+        opened: list[Store] = []
+        try:
+            await asyncio.to_thread(lambda: opened.append(Store.open(state_dir, node=node)))
+        except BaseException:
+            for store in opened:  # it was opened, and nobody would be told
+                store.close()
+            raise
+        return cls(opened[0])
 
     async def __aenter__(self) -> Self:
         return self

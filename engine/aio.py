@@ -70,10 +70,18 @@ class AsyncStore:
     async def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
         """Open a store without blocking the loop; see `Store.open`."""
         opened: list[Store] = []
+        is_wanted = True
+
+        def open_store() -> None:
+            opened.append(Store.open(state_dir, node=node))
+            if not is_wanted:
+                opened[0].close()
+
         try:
-            await asyncio.to_thread(lambda: opened.append(Store.open(state_dir, node=node)))
+            await asyncio.to_thread(open_store)
         except BaseException:
-            for store in opened:  # it was opened, and nobody would be told
+            is_wanted = False  # whoever waited is gone, and the thread may still be at it
+            for store in opened:
                 store.close()
             raise
         return cls(opened[0])

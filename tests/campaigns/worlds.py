@@ -3,8 +3,8 @@
 Hypothesis draws what happens: containers come, run, end, are released and deleted, the engine is killed, with its
 keeper or without, processes end and are reaped or not, strangers get their pids, the machine is rebooted, bundles are
 lost, spoilt and replaced, strange things are planted beside them, and the next engine is opened at home, in another pid
-namespace or without a boot id. All of it is real, in namespaces of its own, also for an ordinary user. Status 1 at a false verdict, with the
-shortest way to it; 3 where there are no such namespaces.
+namespace or without a boot id. All of it is real, in namespaces of its own, also for an ordinary user. Status 1 at a
+false verdict, with the shortest way to it; 3 where there are no such namespaces.
 """
 
 import argparse

@@ -202,8 +202,9 @@ class Keeper:
 
     def files(self, id: str) -> list[Path]:
         """Return a container's log files, oldest first."""
-        names = [path for path in self.logs.iterdir() if ROTATED.fullmatch(path.name.removeprefix(f"{id}.log"))]
-        return [*sorted(names), self.logs / f"{id}.log"]
+        log = self.logs / f"{id}.log"
+        names = [path for path in self.logs.iterdir() if ROTATED.fullmatch(path.name.removeprefix(log.name))]
+        return [*sorted(names), *([log] if log.exists() else [])]
 
     def output(self, id: str, stream: str = "stdout") -> bytes:
         """Return what the logs say that a container wrote, byte for byte."""

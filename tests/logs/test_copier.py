@@ -39,11 +39,11 @@ def test_output_is_in_the_log_as_it_was_written(keeper: Keeper) -> None:
 
 def test_no_line_is_lost_or_doubled_by_kills(keeper: Keeper) -> None:
     """20 containers write to two streams each, their logs are rotated, and the copier is killed again and again."""
-    last = 150_000
+    last = 60_000
     keys = [f"c{number}" for number in range(20)]
     writers = []
     for number, key in enumerate(keys):
-        out, err = keeper.make(key, max_bytes=1_000_000, max_files=1000)
+        out, err = keeper.make(key, max_bytes=400_000, max_files=1000)
         writers += [write_numbers(out, last, first=number), write_numbers(err, last // 3, first=number)]
     kills = 0
     pauses = random.Random(7)
@@ -293,7 +293,7 @@ def test_messages_that_come_twice_or_late(keeper: Keeper) -> None:
 def test_the_copier_stays_small(keeper: Keeper) -> None:
     """Its own memory is bounded, whatever is written: lines without end, and newlines alone."""
     before = rss_kib(keeper.pid)
-    for key, text in {"long": b"x" * 3_000_000, "empty": b"\n" * 300_000}.items():
+    for key, text in {"long": b"x" * 3_000_000, "empty": b"\n" * 150_000}.items():
         out, err = keeper.make(key)
         os.close(err)
         put(out, text)

@@ -7,7 +7,6 @@ wakes each event loop once for it. Reads come from memory and do not wait, so th
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Self
 
 from limpet.engine.store import Draft, Record, Request, Store
@@ -70,7 +69,22 @@ class AsyncStore:
     @classmethod
     async def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
         """Open a store without blocking the loop; see `Store.open`."""
-        return cls(await asyncio.to_thread(partial(Store.open, state_dir, node=node)))
+        opened: list[Store] = []
+        is_wanted = True
+
+        def open_store() -> None:
+            opened.append(Store.open(state_dir, node=node))
+            if not is_wanted:
+                opened[0].close()
+
+        try:
+            await asyncio.to_thread(open_store)
+        except BaseException:
+            is_wanted = False  # whoever waited is gone, and the thread may still be at it
+            for store in opened:
+                store.close()
+            raise
+        return cls(opened[0])
 
     async def __aenter__(self) -> Self:
         return self

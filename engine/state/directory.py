@@ -60,7 +60,11 @@ class StateDirectory:
             ) from error
         if lock is None:
             raise locked_error(path)
-        return cls(path, lock)
+        try:
+            return cls(path, lock)
+        except BaseException:
+            lock.release()
+            raise
 
     def join(self, name: str) -> str:
         """Return the path of `name` in the directory."""

@@ -33,22 +33,21 @@ class Lock:
             file = FileIO(path, "a+", opener=partial(os.open, mode=0o600))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_in_place = os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+                if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
+                    _held.add(file)
+                    os.fchmod(file.fileno(), 0o600)
+                    os.ftruncate(file.fileno(), 0)
+                    file.write(json.dumps({"pid": os.getpid()}).encode())
+                    return cls(file)
+                file.close()  # it was replaced meanwhile
             except BlockingIOError:
                 file.close()
                 return None
             except FileNotFoundError:
-                is_in_place = False
+                file.close()  # it was removed meanwhile
             except BaseException:
-                file.close()
+                file.close()  # a traceback may keep it for long
                 raise
-            if is_in_place:
-                _held.add(file)
-                os.fchmod(file.fileno(), 0o600)
-                os.ftruncate(file.fileno(), 0)
-                file.write(json.dumps({"pid": os.getpid()}).encode())
-                return cls(file)
-            file.close()  # it was removed or replaced meanwhile
 
     def release(self) -> None:
         """Give the lock up, also where a fork still has a copy. Repeating it is fine."""

@@ -23,4 +23,4 @@ def test_interrupts_and_failing_allocations(size: Size) -> None:
 
 def test_a_broken_closing_is_caught() -> None:
     """A store that cannot be closed again after an interrupt fails the campaign."""
-    assert campaign(Order("store", every=10, last=150, control="close-once")).findings
+    assert campaign(Order("store", every=5, last=300, control="close-once")).findings

@@ -88,6 +88,9 @@ def test_reading_writes_nothing(limpet: Limpet, jobs: Jobs, state_dir: str, livi
     if not living:
         jobs.kill_engine_then_one()
         (Path(state_dir) / "containers" / "stray").mkdir(mode=0o700)
+    journal = Path(state_dir) / "keeper" / "journal"
+    last = b'"ended","forgotten"' if living else b'"dying","end"'
+    wait_until(lambda: last in journal.read_bytes(), "the keeper's last record")
     before = photograph(state_dir)
     for args in READS:
         limpet(*args)

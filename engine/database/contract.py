@@ -100,5 +100,8 @@ class Database(Protocol):
     def close(self) -> None:
         """Close it, so that the next opening finds everything in order. Raises StoreError."""
 
+    def leave(self) -> None:
+        """Close it as it is, without bringing anything in order: what it holds is damaged, and is not to be changed."""
+
     def abandon(self) -> None:
         """In a fork of the process that opened it: never touch it again."""

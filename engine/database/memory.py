@@ -44,6 +44,9 @@ class MemoryDatabase:
     def close(self) -> None:
         """Do nothing: the tables stay."""
 
+    def leave(self) -> None:
+        """Do nothing: the tables stay."""
+
     def abandon(self) -> None:
         """Do nothing: a fork has a copy of its own."""
 

@@ -115,7 +115,7 @@ class Container:
         """Wait until nothing of it is left, given what `begin_stop` returned, and return the status then."""
         if status.identity is None or status.state is not ContainerState.RUNNING:
             return status
-        self._wait_for_stop(status.identity)
+        self._wait_for_stop(status.identity, (status.stop_deadline - status.stop_requested_at) / 1e9)
         return self.status
 
     def wait(self, timeout: float | None = None) -> Status:
@@ -270,20 +270,18 @@ class Container:
             self._runtime.starter.release(self.id)
             return self.status
 
-    def _wait_for_stop(self, identity: ProcessIdentity) -> None:
-        """Wait until nothing of the container is left: the watcher sends SIGKILL when its time is over."""
-        patience = _FIRST_LOOK_SECONDS
+    def _wait_for_stop(self, identity: ProcessIdentity, grace: float) -> None:
+        """Wait until nothing of the container is left: the watcher sends SIGKILL after `grace` seconds at most."""
+        patience, latest = _FIRST_LOOK_SECONDS, time.monotonic() + grace + _KILL_TIMEOUT_SECONDS
         while not self._runtime.wait_for_change(self.id, self._has_ended, patience) or (
             self._runtime.starter.signal(self.id, identity, 0)
         ):
-            status = self.status
-            late = (time.time_ns() - status.stop_deadline) / 1e9
-            if late > _KILL_TIMEOUT_SECONDS:
+            if time.monotonic() > latest:
                 raise InvalidStateError(
                     f"container {self.id}: process {identity.pid}, or one that it left, has not ended"
                     f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again"
                 )
-            if status.finished_at:
+            if self._has_ended():
                 time.sleep(patience)
             patience = min(patience * 2, _LONGEST_LOOK_SECONDS)
 

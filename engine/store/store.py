@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 from weakref import WeakSet
 
@@ -86,7 +86,8 @@ class Store:
             try:
                 store = cls(directory, database)
             except BaseException:
-                database.abandon()  # closing would move the WAL, and a database that is refused is left as it is
+                with suppress(LimpetError):  # what kept it from being read is raised
+                    database.leave()  # closing in order would move the WAL into a database that may be damaged
                 raise
         except BaseException:
             directory.release()

@@ -160,9 +160,16 @@ class StoreLife:
 class TasksLife(StoreLife):
     """The life of an AsyncStore, with many tasks at once."""
 
+    _loop: asyncio.AbstractEventLoop | None = None
+
     def live(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._loop.run_until_complete(self._main())
+        try:
+            self._loop.run_until_complete(self._main())
+        except RuntimeError as error:
+            if "Event loop stopped" in str(error):  # what asyncio makes of an allocation of its own that fails
+                raise MemoryError from error
+            raise
         self._loop.close()
 
     async def _main(self) -> None:
@@ -177,7 +184,7 @@ class TasksLife(StoreLife):
         await front.close()
 
     def leave(self) -> None:
-        if not self._loop.is_closed():
+        if self._loop is not None and not self._loop.is_closed():
             for task in asyncio.all_tasks(self._loop):
                 task.cancel()
                 task._log_destroy_pending = False  # type: ignore[attr-defined]

@@ -32,6 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+import limpet.engine
 from limpet.schema.errors import LimpetError
 from tests.campaigns.interrupted_lives import CONTROLS, LIVES, Life
 
@@ -51,6 +52,10 @@ class _Trip:
     """Trips SIGINT when it goes: by C code alone, so that the handler that leaves it behind is over by then."""
 
     __del__ = _thread.interrupt_main
+
+
+_OURS = os.path.dirname(limpet.engine.__path__[0])
+"""Where limpet's own code is, installed: a checkout may have that name as well."""
 
 
 class Storm:
@@ -76,7 +81,7 @@ class Storm:
         if not self._is_on:
             return
         trip = _Trip()
-        if frame is None or "limpet" not in frame.f_code.co_filename:
+        if frame is None or not frame.f_code.co_filename.startswith(_OURS):
             return
         self.places += 1
         if self.places in self._strikes:

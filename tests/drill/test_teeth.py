@@ -70,21 +70,26 @@ def test_an_engine_that_keeps_its_promises_passes(tmp_path: Path, seed: int) -> 
     assert report["acknowledged"] > 100
 
 
-@pytest.mark.parametrize(
-    ("factory", "found"),
-    [
-        ("acknowledges_before_commit", {"lost"}),
-        ("commits_by_halves", {"torn"}),
-        ("compares_pids_alone", {"false_running"}),
-        ("invents_exit_codes", {"wrong_exit_code"}),
-        ("opens_the_gate_early", {"leaked"}),
-        ("follows_links", {"harmed"}),
-        ("takes_gates_for_starts", {"false_running"}),
-    ],
-)
-def test_a_broken_engine_is_found_out(tmp_path: Path, factory: str, found: set[str]) -> None:
+BROKEN = {
+    "follows_links": {"harmed"},
+    "invents_exit_codes": {"wrong_exit_code"},
+    "compares_pids_alone": {"false_running"},
+    "takes_gates_for_starts": {"false_running"},
+    "commits_by_halves": {"torn"},
+    "acknowledges_before_commit": {"lost"},
+    "opens_the_gate_early": {"leaked"},
+}
+"""What the drill finds of each broken engine; those that it finds soon come first."""
+SOON = 3
+
+
+@pytest.mark.campaign("teeth")
+@pytest.mark.parametrize("factory", BROKEN)
+def test_a_broken_engine_is_found_out(tmp_path: Path, factory: str, request: pytest.FixtureRequest) -> None:
     """Each broken promise is found by its own name, by one drill or the next, and that drill fails."""
-    reports = []
+    if list(BROKEN).index(factory) >= SOON and request.config.getoption("--campaign-size") != "gate":
+        pytest.skip("it takes long: the gate tries it")
+    reports, found = [], BROKEN[factory]
     for seed in islice(eventful_seeds(), DRILLS):  # when a kill hits is a matter of timing, so a drill may miss
         reports.append(run(tmp_path / f"drill-{seed}", f"broken_engines:{factory}", seed))
         assert reports[-1]["passed"] is not bool(reports[-1]["failures"])

@@ -36,6 +36,11 @@ class SqliteDatabase:
         self.records.close()
         self.journal.close(lambda: self._directory.write_owner(self._owner.as_closed()))
 
+    def leave(self) -> None:
+        """Close it without moving the WAL: the reader goes last, and whoever only reads leaves the WAL alone."""
+        self.journal.close()
+        self.records.close()
+
     def abandon(self) -> None:
         """In a fork: leave the connections to the parent."""
         self.journal.abandon()

@@ -6,6 +6,7 @@ another file system, or it is a copy. It is a copy if the original is still ther
 beside it or beside us.
 """
 
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -39,8 +40,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 def read_identity(path: str) -> Identity | None:
     """Return the record in the state directory `path`, None if there is no readable one."""
     try:
-        return msgspec.json.decode(read_small_file(os.path.join(path, IDENTITY), _RECORD_BYTES), type=Identity)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return msgspec.convert(json.loads(read_small_file(os.path.join(path, IDENTITY), _RECORD_BYTES)), Identity)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 
@@ -68,7 +69,8 @@ def settle_identity(path: str, node: str, original: str) -> None:
         new = replace(new, settled_nodes=(*new.settled_nodes, node))
     new = replace(new, device=here.st_dev, inode=here.st_ino, path=path)
     if new != old:
-        write_file(os.path.join(path, IDENTITY), msgspec.json.encode(new))
+        # Not by msgspec: a path may hold bytes that are no UTF-8, which json escapes.
+        write_file(os.path.join(path, IDENTITY), json.dumps(msgspec.to_builtins(new)).encode())
 
 
 def _find_candidates(path: str, record: Identity) -> Iterator[str]:

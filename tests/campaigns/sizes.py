@@ -36,7 +36,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "bits": Campaign("flipped bits of a closed database", 180, 3_600, 48_000),
     "hostile": Campaign("hostile inputs", 363, 7_260, 100_000),
     "worlds": Campaign("worlds that Hypothesis draws", 4, 48, 600),
-    "interrupts": Campaign("interrupts and failing allocations in a store's life", 50, 900),
+    "interrupts": Campaign("interrupts and failing allocations in a store's life", 16, 200),
     "disks": Campaign("power cuts of real file systems", 2, 24, 300),
     "reuse": Campaign("verdicts after pids were reused", 20, 20, 1_000),
     "reboot": Campaign("verdicts after reboots", 20, 20, 1_000),

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Final, NoReturn, Protocol, Self
@@ -184,7 +185,9 @@ def read_failure(process: Process) -> str:
 
 def require_single_thread() -> None:
     """Raise UnsupportedError if this process has more than one thread: it cannot fork safely."""
-    threads = thread_count()
+    deadline = time.monotonic() + 1  # a thread that was joined may be there for an instant yet
+    while (threads := thread_count()) > 1 and time.monotonic() < deadline:
+        time.sleep(0.005)
     if threads > 1:
         raise UnsupportedError(
             f"crash tests fork, which is safe only from a process with one thread, and this one has {threads}; "

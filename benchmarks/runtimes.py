@@ -32,7 +32,7 @@ class Other(ABC):
     """One of them, at work in a directory of its own; threads may share it."""
 
     def __init__(self, directory: str) -> None:
-        self.directory = directory
+        self.directory = os.path.abspath(directory)  # a runtime works in the bundle, where a relative one is another
 
     @abstractmethod
     def live(self) -> float | None:
@@ -71,8 +71,8 @@ class OciRuntime(Other):
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
-        self._command = [_find(self.program), "--root", os.path.join(directory, "root")]
-        self._bundle = os.path.join(directory, "bundle")
+        self._command = [_find(self.program), "--root", os.path.join(self.directory, "root")]
+        self._bundle = os.path.join(self.directory, "bundle")
         os.makedirs(os.path.join(self._bundle, "rootfs"))
         with open(os.path.join(self._bundle, "config.json"), "wb") as file:
             file.write(msgspec.json.encode(_make_config()))

@@ -21,10 +21,6 @@ WORKING = "working"
 TEMPORARY_PREFIX = ".tmp-"
 """The names of unfinished files begin with this; a crash can leave one behind."""
 
-BUNDLE_VARIABLE = "LIMPET_BUNDLE"
-"""In the environment of every container's processes: the path of its bundle, so that what is left of a
-container can be recognized. A path, because another engine on this host may use the same id."""
-
 
 class BundleMarker(msgspec.Struct, frozen=True, kw_only=True):
     """The content of MARKER_FILE."""

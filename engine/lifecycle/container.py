@@ -211,7 +211,7 @@ class Container:
             except StartError as error:
                 message = str(error)
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))
-                self._runtime.starter.forget_exits([(self.id, -1)])
+                self._runtime.starter.forget_exits([self.id])
                 raise StartError(f"container {self.id}: {message}") from error
 
     def _prepare_and_go(self, secrets: Mapping[str, str]) -> Status:

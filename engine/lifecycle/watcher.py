@@ -20,6 +20,7 @@ from typing import Self
 
 from limpet.engine.starters import Exit, Starter
 from limpet.engine.store import Draft, Request, Store
+from limpet.recovery.host import has_ended
 from limpet.schema.errors import LimpetError, NotFoundError, ResourcesError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Reason, Status, end, end_never_run
@@ -231,7 +232,7 @@ class Watcher:
                 return  # no descriptor is left for it; looked at again
             with self._lock:
                 self._register(watch)
-        elif _is_readable(watch.pidfd):
+        elif has_ended(watch.pidfd):
             watch.noticed_at = time.time_ns()
             self._ask(watch)
 
@@ -295,7 +296,7 @@ class Watcher:
             watch.is_polled, watch.due = True, time.monotonic() + _RETRY_SECONDS
         if written:
             with suppress(LimpetError):  # the keeper keeps them for longer, then
-                self._starter.forget_exits([(watch.container_id, watch.pidfd) for watch in written])
+                self._starter.forget_exits([watch.container_id for watch in written])
         with self._lock:
             for watch in written:
                 self._watches.pop(watch.container_id, None)
@@ -333,9 +334,3 @@ def _end(watch: _Watch, status: Status) -> Status:
     if found.never_ran:
         return end_never_run(status, found.never_ran, finished_at=finished_at)
     return end(status, found.code, finished_at=finished_at, is_out_of_memory=found.is_out_of_memory)
-
-
-def _is_readable(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))

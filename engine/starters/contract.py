@@ -118,8 +118,8 @@ class Starter(Protocol):
         Asking again gives the same answer, until `forget_exits`. `pidfd` may be -1.
         """
 
-    def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
-        """Take note that these ends, by container id and pidfd, are written down: processes may be reaped."""
+    def forget_exits(self, container_ids: Sequence[str]) -> None:
+        """Take note that the ends of these containers are written down: processes may be reaped."""
 
     def release(self, container_id: str) -> None:
         """End what is left of the container, and free what the starter keeps for it. May be repeated."""

@@ -150,7 +150,7 @@ class FakeStarter:
             fake = self._by_container.get(container_id)
             return Exit(fake.exit_code if fake is not None and fake.identity == identity else None)
 
-    def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
+    def forget_exits(self, container_ids: Sequence[str]) -> None:
         """Do nothing: there is no process to reap."""
 
     def release(self, container_id: str) -> None:

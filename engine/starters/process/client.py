@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from contextlib import contextmanager, suppress
 from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
-from limpet.engine.starters.process.keeper.messages import VERSION, Message, receive, send
+from limpet.engine.starters.process.keeper.messages import VERSION, Message, read_peer, receive, send
 from limpet.engine.state.durable import make_directory
 from limpet.recovery.host import read_pid_namespace
 from limpet.schema.errors import KeeperError, quote_path
@@ -92,7 +91,6 @@ class KeeperClient:
         self._interpreter = interpreter
         self._idle: list[Connection] = []
         self._beginning = threading.Lock()
-        self._pid = os.getpid()
         self._is_closed = False
         self.keeper_pid = 0
         """The pid of the keeper that was spoken to last."""
@@ -190,7 +188,7 @@ class KeeperClient:
                 link.connect(f"/proc/self/fd/{directory}/{SOCKET}")
             finally:
                 os.close(directory)
-            uid = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+            _, uid = read_peer(link)
             if uid != os.geteuid():
                 raise KeeperError(f"the keeper in {quote_path(self._directory)} is of uid {uid}; run as that user")
             return self._greet(Connection(link))

@@ -202,7 +202,7 @@ class ProcessStarter:
         Where no keeper knows the container, to the group of its first process. Raises UnsupportedError for a process
         that may not be signalled.
         """
-        answer = self._ask({"op": "signal", "id": container_id, "number": number, "session": only_session})
+        answer = self._keeper.ask({"op": "signal", "id": container_id, "number": number, "session": only_session})
         if answer is not None and "left" in answer:
             left: int = answer["left"]
             return left
@@ -220,14 +220,14 @@ class ProcessStarter:
             return Exit(read_exit_code(identity.pid, pidfd))
         return found
 
-    def forget_exits(self, ended: Sequence[tuple[str, int]]) -> None:
+    def forget_exits(self, container_ids: Sequence[str]) -> None:
         """Let the keeper reap them."""
-        self._keeper.tell({"op": "ack", "ids": [container_id for container_id, _ in ended]})
+        self._keeper.tell({"op": "ack", "ids": container_ids})
 
     def release(self, container_id: str) -> None:
         """Kill every process that is left of the container, let its output reach its log, and remove its cgroup."""
         began = time.monotonic()
-        while answer := self._ask({"op": "release", "id": container_id}):
+        while answer := self._keeper.ask({"op": "release", "id": container_id}):
             took = time.monotonic() - began
             if answer.get("left") and took > _END_TIMEOUT_SECONDS:
                 _log.warning("container %s: %d of its processes do not end", container_id, answer["left"])
@@ -243,8 +243,8 @@ class ProcessStarter:
         """Kill processes of containers that have ended: a kill may have come between the end and this."""
         for record in self._list_containers():
             if ("end" in record or record.get("acknowledged")) and has_ended(record["id"]):
-                self._ask({"op": "signal", "id": record["id"], "number": signal.SIGKILL})
-                self.forget_exits([(record["id"], -1)])
+                self._keeper.ask({"op": "signal", "id": record["id"], "number": signal.SIGKILL})
+                self.forget_exits([record["id"]])
 
     def probe(self, containers_dir: str) -> HostProbe:
         """Return what looks at the processes and the bundles, and knows the ends that the keeper has seen."""
@@ -256,7 +256,7 @@ class ProcessStarter:
             with self._keeper.connection(begin=True):
                 self._is_missed = False
         if identity is None:
-            answer = self._ask({"op": "end", "id": container_id})
+            answer = self._keeper.ask({"op": "end", "id": container_id})
             # One that is held at its gate runs no program, and ends with the step that holds it.
             is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
             return Witnessed(Process.ALIVE) if is_alive else None
@@ -321,7 +321,7 @@ class ProcessStarter:
                     signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
             return {"executed": executed, "why": "its keeper was killed before its program was executed"}
         if answer.get("executed") is None and "end" not in answer:
-            self._ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
+            self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
             _wait_until_ended(prepared.pidfd, _END_TIMEOUT_SECONDS)
             answer = self._ask_about(container_id, prepared.identity) or answer
             answer.setdefault("why", f"it did not come through its gate: {problem}")
@@ -329,7 +329,7 @@ class ProcessStarter:
 
     def _ask_about(self, container_id: str, identity: ProcessIdentity) -> Message | None:
         """Return what the keeper knows of the very process; None if it knows nothing of it, or there is none."""
-        answer = self._ask({"op": "end", "id": container_id})
+        answer = self._keeper.ask({"op": "end", "id": container_id})
         is_it = answer is not None and (answer.get("pid"), answer.get("start")) == (identity.pid, identity.start_ticks)
         return answer if is_it else None
 
@@ -358,16 +358,13 @@ class ProcessStarter:
         is_killed = end.get("signal") and end["code"] == signal.SIGKILL
         return bool(is_killed) and was_out_of_memory(container_id, self._keeper.keeper_pid)
 
-    def _ask(self, message: Message) -> Message | None:
-        return self._keeper.ask(message)
-
     def _list_containers(self) -> "list[Message]":
         """Return what the keeper knows of each container; nothing if there is no keeper. Raises KeeperError."""
         found: list[Message] = []
-        answer = self._ask({"op": "list", "after": ""})
+        answer = self._keeper.ask({"op": "list", "after": ""})
         while answer is not None:
             found += answer["containers"]
-            answer = self._ask({"op": "list", "after": found[-1]["id"]}) if answer["more"] else None
+            answer = self._keeper.ask({"op": "list", "after": found[-1]["id"]}) if answer["more"] else None
         return found
 
     def _signal_group(self, identity: ProcessIdentity, number: int) -> int:

@@ -31,8 +31,6 @@ class Journal:
         self._file = os.open(_NAME, _FLAGS, 0o600, dir_fd=directory)
         self._unwritten: list[bytes] = []
         self._is_renamed = False
-        self.is_flushed = True
-        """True if nothing was written since the last flush began."""
 
     def load(self) -> dict[str, Record]:
         """Return what is known of each container; of another world, only how they ended."""
@@ -75,7 +73,6 @@ class Journal:
             written = os.write(self._file, data)
         except OSError:
             return
-        self.is_flushed = False
         # What was cut short is written again, whole, on a line of its own.
         self._unwritten = [] if written == len(data) else [b"\n", data]
 
@@ -84,7 +81,6 @@ class Journal:
         pid = os.fork()
         if not pid:
             self._flush_and_exit()
-        self.is_flushed = True
         return pid
 
     def _flush_and_exit(self) -> NoReturn:
@@ -99,17 +95,13 @@ class Journal:
         finally:
             os._exit(1)
 
-    def size(self) -> int:
-        """Return the bytes of the file."""
-        return os.fstat(self._file).st_size
-
     def rewrite(self, records: Iterable[Record]) -> None:
         """Replace the journal by these records alone, if it has grown enough to be worth it. Raises OSError.
 
         Nothing is flushed: only to be called while no record has to survive a power cut.
         """
         lines = [_encode({"world": self._world}), *map(_encode, records)]
-        if self.size() < max(_WORTH_REWRITING, 4 * sum(map(len, lines))):
+        if os.fstat(self._file).st_size < max(_WORTH_REWRITING, 4 * sum(map(len, lines))):
             return
         flags = _FLAGS | os.O_TRUNC
         file = os.open(_NEW_NAME, flags, 0o600, dir_fd=self._directory)
@@ -122,7 +114,7 @@ class Journal:
             os.close(file)
             raise
         os.close(self._file)
-        self._file, self._unwritten, self._is_renamed, self.is_flushed = file, [], True, False
+        self._file, self._unwritten, self._is_renamed = file, [], True
 
 
 def _encode(record: Record) -> bytes:

@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from .copies import Copies
 from .gate import become_container
 from .journal import Journal, Record
 from .kernel import hold_uts_namespace, list_processes, read_children, read_exit_of_stranger, read_stat
-from .messages import VERSION, Message, receive, send
+from .messages import VERSION, Message, read_peer, receive, send
 
 _ENGINE_TAKES_SECONDS = 0.2
 """How long an end waits for a connected engine before the keeper flushes it."""
@@ -134,7 +133,7 @@ class Keeper:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         with suppress(OSError):
-            _, uid, _ = _read_peer(connection)
+            _, uid = read_peer(connection)
             if uid == os.geteuid():
                 connection.setblocking(False)
                 self._watch(connection.fileno(), lambda: self._serve(connection))
@@ -190,10 +189,10 @@ class Keeper:
             case "end":
                 return self._tell_end(container)
             case "signal":
-                asker = _read_peer(connection)[0]
+                asker = read_peer(connection)[0]
                 return {"left": self._signal(container, request["number"], asker, request.get("session", False))}
             case "release":
-                left = self._release(container, _read_peer(connection)[0])
+                left = self._release(container, read_peer(connection)[0])
                 return {"left": left, "copying": self._copies.is_copying(container.id)}
             case "reopen":
                 self._copies.reopen(container.id)
@@ -577,12 +576,6 @@ def _has_ended(pidfd: int) -> bool:
 def _kill(pidfd: int, number: int) -> None:
     with suppress(OSError):
         signal.pidfd_send_signal(pidfd, number)
-
-
-def _read_peer(connection: socket.socket) -> tuple[int, int, int]:
-    """Return pid, uid and gid of who connected (SO_PEERCRED, unix(7))."""
-    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid, gid
 
 
 def _read_boot_id() -> str:

@@ -19,6 +19,7 @@ ack ids                            no answer: these ends are written down elsewh
 import array
 import json
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,12 @@ LONGEST = 1 << 16
 MOST_DESCRIPTORS = 8
 
 Message = dict[str, Any]
+
+
+def read_peer(connection: socket.socket) -> tuple[int, int]:
+    """Return pid and uid of the process at the other end (SO_PEERCRED, unix(7)). Raises OSError."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
 
 
 def send(connection: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:

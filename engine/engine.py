@@ -20,7 +20,6 @@ from limpet.engine.starters import (
     choose_stop_signal,
     make_default_starter,
     make_probe,
-    number_of_signal,
 )
 from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
 from limpet.engine.state.durable import make_directory
@@ -348,17 +347,7 @@ class Engine:
             pidfd = -1  # looked at again and again, then
         self._runtime.watcher.watch(container_id, identity, pidfd)
         if verdict.status.stop_requested_at:
-            self._finish_stop(container_id, verdict.status)
-
-    def _finish_stop(self, container_id: str, status: Status) -> None:
-        """Go on with a stop that an engine before this one has begun, with what is left of its time."""
-        assert status.identity is not None
-        grace = status.stop_deadline - status.stop_requested_at  # a clock that was set back lengthens nothing
-        left = min(grace, status.stop_deadline - time.time_ns()) / 1e9
-        self._runtime.watcher.kill_at(container_id, status.identity, max(left, 0.0))
-        if left > 0:
-            number = number_of_signal(self.store.metadata(container_id).stop_signal)
-            self._runtime.starter.signal(container_id, status.identity, number)
+            Container(self._runtime, container_id).resume_stop(verdict.status, identity)
 
     def _remove_bundle(self, container_id: str, _: Verdict) -> None:
         with self._runtime.exclusive(container_id), suppress(NotFoundError):

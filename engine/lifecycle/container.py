@@ -118,6 +118,12 @@ class Container:
         self._wait_for_stop(status.identity, (status.stop_deadline - status.stop_requested_at) / 1e9)
         return self.status
 
+    def resume_stop(self, status: Status, identity: ProcessIdentity) -> None:
+        """Go on with a stop that an engine before this one has begun, with what is left of its time."""
+        grace = status.stop_deadline - status.stop_requested_at  # a clock that was set back lengthens nothing
+        left = min(grace, status.stop_deadline - time.time_ns()) / 1e9
+        self._send_stop(identity, max(left, 0.0), signals=True)
+
     def wait(self, timeout: float | None = None) -> Status:
         """Wait until the container has ended, and return its status.
 
@@ -252,11 +258,14 @@ class Container:
             assert status.identity is not None
             # By the monotonic clock where this step sets the time; the earlier one of a former engine tells the wall's.
             left = timeout if is_first else max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
-            self._runtime.watcher.kill_at(self.id, status.identity, min(timeout, left))
-            if is_first and timeout:
-                number = number_of_signal(self._find_stop_signal())
-                self._runtime.starter.signal(self.id, status.identity, number)
+            self._send_stop(status.identity, min(timeout, left), signals=is_first)
             return status
+
+    def _send_stop(self, identity: ProcessIdentity, seconds: float, *, signals: bool) -> None:
+        """Have it killed in so many seconds, and send the stop signal if that is to be sent and there is time."""
+        self._runtime.watcher.kill_at(self.id, identity, seconds)
+        if signals and seconds:
+            self._runtime.starter.signal(self.id, identity, number_of_signal(self._find_stop_signal()))
 
     def _find_stop_signal(self) -> str:
         try:

@@ -34,7 +34,7 @@ from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
 from limpet.schema.image import ImageName, MountType
-from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id, require_id
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
 
 HOST_IMAGE = ImageName("host")
@@ -169,7 +169,7 @@ class Engine:
         return self._runtime.step(lambda: self._create_sandbox(parse_pod_sandbox_config(config), id))
 
     def _create_sandbox(self, config: PodSandboxConfig, id: str | None) -> Sandbox:
-        key = new_id() if id is None else require_id(id)
+        key = new_id() if id is None else id
         metadata = SandboxMetadata(
             id=key,
             name=config.metadata.name,
@@ -178,9 +178,9 @@ class Engine:
             root_dir=self._runtime.sandbox_path(key),
         )
         choose_log_path(config.log_directory or "/", "check")
-        sandbox = Sandbox(self._runtime, metadata)
         with self._runtime.exclusive(key):
-            self.store.add_sandbox(metadata)
+            self.store.add_sandbox(metadata)  # which refuses an id that can be none
+            sandbox = Sandbox(self._runtime, metadata)
             sandbox.bundle.make()
         return sandbox
 

@@ -22,7 +22,9 @@ Said = list[dict[str, Any]]
 def unpack(name: str, directory: str) -> str:
     """Unpack a saved state directory below `directory`, and return its path."""
     with tarfile.open(STATES / f"{name}.tar.gz") as archive:
-        archive.extractall(directory, filter="data")
+        if hasattr(tarfile, "data_filter"):
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(directory)  # before Python 3.11.4 there is no filter; what is in it is ours
     state_dir = os.path.join(directory, "state")
     for path, _, _ in os.walk(state_dir):
         os.chmod(path, 0o700)  # the filter leaves directories to the umask

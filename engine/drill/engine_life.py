@@ -96,6 +96,11 @@ def _is_copied(status: Status) -> bool:
     return status.reason == Reason.COPIED
 
 
+def _may_end_by_itself(status: Status) -> bool:
+    """Return whether a process runs for it: the container's, or in a copy the life's."""
+    return status.state is ContainerState.RUNNING or _is_copied(status)
+
+
 def _is_exited(status: Status) -> bool:
     return status.state is ContainerState.EXITED and not status.released
 
@@ -104,9 +109,7 @@ _UNDER_WAY: Final[Mapping[str, Callable[[Status | None], bool]]] = {
     "create": lambda status: (
         status is None or status.state is ContainerState.CREATED or (_is_uncreated(status) and not status.finished_at)
     ),
-    "start": lambda status: (
-        status is not None and (status.state is ContainerState.RUNNING or _is_exited(status) or _is_copied(status))
-    ),
+    "start": lambda status: status is not None and (_may_end_by_itself(status) or _is_exited(status)),
     "end": lambda status: status is not None and _is_exited(status),
     "release": lambda status: status is not None and status.released,
     "delete": lambda status: status is None,
@@ -221,7 +224,7 @@ def _date_before_boot(state_dir: str) -> None:
 
 def _follows(told: Status | None, said: Status | None) -> bool:
     """Return whether a container's reported status is the acknowledged one, or a later one it can reach by itself."""
-    if told is None or said is None or told.state is not ContainerState.RUNNING:
+    if told is None or said is None or not _may_end_by_itself(told):
         return said == told
     process = (said.identity, said.started_at)
     return process == (told.identity, told.started_at) and not said.released and (not said.unknown or _is_copied(said))
@@ -229,7 +232,7 @@ def _follows(told: Status | None, said: Status | None) -> bool:
 
 def _require_truth(key: str, first: Status | None, second: Status | None, *, has_ended: bool) -> None:
     """Raise Violation unless two looks agree with each other, and with the processes. `has_ended` is for the second."""
-    if first is None or second is None or first.state is not ContainerState.RUNNING:
+    if first is None or second is None or not _may_end_by_itself(first):
         agrees = second == first
     else:  # a process may end in between
         agrees = _follows(first, second) and second.state is (ContainerState.EXITED if has_ended else second.state)
@@ -327,7 +330,7 @@ def _clear(state_dir: str) -> None:
             if container.id in here:
                 container.stop(_PATIENCE_SECONDS)
             # A process of the life whose files these are a copy of is not to be touched.
-            if container.state is not ContainerState.RUNNING and not _is_copied(container.status):
+            if not _may_end_by_itself(container.status):
                 container.release()
                 container.delete()
         if not len(engine.store):

@@ -256,7 +256,7 @@ def test_a_keeper_answers_what_it_does_not_know(engine: Engine, state_dir: str) 
 
 def test_stop_gives_all_processes_the_grace(engine: Engine, tmp_path: Path) -> None:
     """A shell before a server: both get the signal, the server has its time, and what is left is killed after it."""
-    script = f"(trap 'sleep 0.3; touch {tmp_path}/done; exit' TERM; while :; do sleep 0.05; done) & echo up; wait"
+    script = f"(trap 'sleep 0.3; touch {tmp_path}/done; exit' TERM; echo up; while :; do sleep 0.05; done) & wait"
     container = make(engine, "one", "sh", "-c", script, log_path="one.log")
     container.start()
     read_output(container.metadata.log_path, "up\n")

@@ -47,19 +47,19 @@ class Connection:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
 
-    def ask(
-        self, message: Message, descriptors: Sequence[int] = (), timeout: float = ANSWER_TIMEOUT_SECONDS
-    ) -> tuple[Message, list[int]]:
+    def ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         """Return the answer and its descriptors, which are the caller's.
 
         Raises KeeperGoneError, KeeperError if it answers with an error or not in time.
         """
         try:
-            self._link.settimeout(timeout)
+            self._link.settimeout(ANSWER_TIMEOUT_SECONDS)
             send(self._link, message, descriptors)
             answer, given = receive(self._link)
         except TimeoutError as error:
-            raise KeeperError(f"the keeper has not answered {message['op']!r} for {timeout:.0f} s") from error
+            raise KeeperError(
+                f"the keeper has not answered {message['op']!r} for {ANSWER_TIMEOUT_SECONDS:g} s"
+            ) from error
         except OSError as error:
             raise KeeperGoneError(f"the keeper is gone: {error.strerror or error}") from error
         if answer is None:

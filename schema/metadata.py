@@ -32,6 +32,12 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """Absolute path of the bundle; empty if the runtime keeps the bundle elsewhere."""
     starter: str = ""
     """The name of the starter that runs it; empty for a container whose runtime has processes of its own."""
+    restart_policy: str = "no"
+    """When the next attempt is made of itself: see `schema.restart`."""
+    restart_count: int = 0
+    """How many restarts the policy has made up to this attempt."""
+    restart_delay: int = 0
+    """How long the start of this attempt was put off, in nanoseconds."""
 
 
 class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +50,8 @@ class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):
     """Nanoseconds since the epoch."""
     root_dir: str = ""
     """Absolute path of the sandbox's directory; empty if the runtime keeps it elsewhere."""
+    runtime_handler: str = ""
+    """The CRI's runtime handler: how the sandbox's containers are run; empty for the default."""
 
 
 def new_id() -> str:

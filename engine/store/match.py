@@ -1,7 +1,7 @@
 """Which records are meant: ids by their beginning, and the filters of lists."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -50,6 +50,11 @@ class Filter(NamedTuple):
         if self.sandbox_id in sandbox_ids:
             return sandbox_id == self.sandbox_id
         return sandbox_id.startswith(self.sandbox_id)
+
+
+def holds(extra: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Say whether all that is wanted is among the top-level keys of `extra`, with these values."""
+    return all(key in extra and extra[key] == value for key, value in wanted.items())
 
 
 def read_labels(labels_json: str) -> dict[str, str]:

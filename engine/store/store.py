@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Self
+from typing import Any, Self
 from weakref import WeakSet
 
 from limpet.engine.database import Database
@@ -18,11 +18,12 @@ from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
-from limpet.engine.store.match import Filter, resolve_prefix
+from limpet.engine.store.match import Filter, holds, resolve_prefix
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
+from limpet.engine.store.sandboxes import Sandboxes
 from limpet.recovery.host import read_boot_id
-from limpet.schema.codec import read_identity, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.codec import read_identity, row_to_item, row_to_sandbox_status, row_to_status
 from limpet.schema.errors import (
     ClosedError,
     InvalidInputError,
@@ -34,7 +35,9 @@ from limpet.schema.errors import (
 )
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
+from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied
 
 _TRIES = 3
@@ -65,11 +68,9 @@ class Store:
         self._rows = Rows(self.node, self._records)
         unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
         self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)
-        self._sandboxes: dict[str, SandboxMetadata] = {}
-        self._damaged_sandboxes: dict[str, str] = {}
+        self._sandboxes = Sandboxes(self.node, self._records)
         self._closed = False
         self._pid = os.getpid()
-        self._load_sandboxes()
         _opened.add(self)
 
     @classmethod
@@ -138,11 +139,12 @@ class Store:
         sandbox_id: str = "",
         state: ContainerState | None = None,
         labels: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> "Sequence[Record]":
         """Return the containers that match all that is given, as they were at one instant, oldest id first.
 
         `id` is an id or the beginning of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all
-        be there with these values.
+        be there with these values, and so must `extra`, among the top-level keys of theirs.
         """
         self._require_open()
         wanted = Filter(id, name, sandbox_id, labels or {})
@@ -155,16 +157,22 @@ class Store:
                 records = [self._record(key) for key in self._rows if key.startswith(id)]
         if state is not None:
             records = [record for record in records if record.status.state == state]
+        if extra:
+            records = [record for record in records if holds(record.status.extra, extra)]
         return sorted(records, key=lambda record: record.id)
 
     def delete(self, container_id: str) -> None:
         """Remove a container's record and history. Raises NotFoundError."""
         self._change(lambda draft: draft.delete(container_id))
 
-    def checkpoint(self, container_id: str, status: Status) -> Status:
-        """Replace a container's status, durably. Raises NotFoundError, InvalidInputError, StoreError."""
+    def checkpoint(self, container_id: str, status: Status, *, expect: int | None = None) -> Status:
+        """Replace a container's status, durably, and return it.
+
+        With `expect`, a version as `Record.version` has it, VersionConflictError is raised if somebody has changed it
+        since. Raises NotFoundError, InvalidInputError, StoreError.
+        """
         self._require_open()
-        written: Status = self._committer.run(Request(lambda draft: draft.replace(container_id, status)))
+        written: Status = self._committer.run(Request(lambda draft: draft.replace(container_id, status, expect)))
         return written
 
     def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
@@ -177,9 +185,12 @@ class Store:
         status: Status = self._committer.run(Request(lambda draft: draft.update(container_id, fn)))
         return status
 
-    def add_sandbox(self, metadata: SandboxMetadata) -> None:
-        """Add a sandbox. Raises AlreadyExistsError, InvalidInputError, StoreError."""
-        self._change(lambda draft: draft.add_sandbox(metadata))
+    def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
+        """Add a sandbox, READY unless a status says otherwise.
+
+        No two have the same name, namespace, uid and attempt. Raises AlreadyExistsError, InvalidInputError, StoreError.
+        """
+        self._change(lambda draft: draft.add_sandbox(metadata, status))
 
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """Return the sandbox with this id, or the one whose id begins with it.
@@ -188,24 +199,72 @@ class Store:
         """
         self._require_open()
         with self._view:
-            if sandbox_id in self._damaged_sandboxes:
-                raise StoreDamagedError(self._damaged_sandboxes[sandbox_id])
-            return self._sandboxes[resolve_prefix(sandbox_id, self._sandboxes, "sandbox")]
+            if sandbox_id in self._sandboxes.damaged:
+                raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
+            kept = self._sandboxes.kept
+            return kept[resolve_prefix(sandbox_id, kept, "sandbox")].metadata
+
+    def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
+        """Return the status of the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
+        return self._read_sandbox(sandbox_id)[0]
+
+    def sandbox_version(self, sandbox_id: str) -> int:
+        """Return the version of that status, which grows by one with each change. Raises as `sandbox_status` does."""
+        return self._read_sandbox(sandbox_id)[1]
+
+    def update_sandbox(
+        self, sandbox_id: str, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None
+    ) -> SandboxStatus:
+        """Replace a sandbox's status by `fn` of it, durably, and return the new one; see `update`.
+
+        Raises VersionConflictError if its version is not the one that is expected.
+        """
+        self._require_open()
+        status: SandboxStatus = self._committer.run(Request(lambda draft: draft.update_sandbox(sandbox_id, fn, expect)))
+        return status
 
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
         self._require_open()
         with self._view:
-            return sorted(self._sandboxes.values(), key=lambda metadata: (metadata.created_at, metadata.id))
+            found = [kept.metadata for kept in self._sandboxes.kept.values()]
+        return sorted(found, key=lambda metadata: (metadata.created_at, metadata.id))
 
     @property
     def sandbox_ids(self) -> "Collection[str]":
         """The ids of all sandboxes, also of those whose records cannot be read."""
-        return self._sandboxes.keys() | self._damaged_sandboxes.keys()
+        return self._sandboxes.ids
 
     def delete_sandbox(self, sandbox_id: str) -> None:
         """Remove a sandbox's record. Raises NotFoundError, InvalidStateError while it has containers."""
         self._change(lambda draft: draft.delete_sandbox(sandbox_id))
+
+    def put(self, kind: str, key: str, value: Any, *, expect: int | None = None) -> Item:
+        """Put a JSON value of the runtime's own, durably, in place of what is there; return it with its version.
+
+        `kind` and `key` are yours: an exec, a volume, a lease. With `expect` the present version must be that one,
+        where 0 means that there is none; VersionConflictError is raised otherwise. An item that is deleted and put
+        again begins at 1. Raises InvalidInputError for a value that JSON cannot hold or that takes more than 64 KiB.
+        """
+        self._require_open()
+        item: Item = self._committer.run(Request(lambda draft: draft.put(kind, key, value, expect)))
+        return item
+
+    def find(self, kind: str, key: str) -> Item | None:
+        """Return the item that was put, None if there is none. Raises StoreDamagedError."""
+        self._require_open()
+        require_item_name("kind", kind)
+        row = self._records.load_item(kind, require_item_name("key", key))
+        return None if row is None else row_to_item(self.node, row)
+
+    def list_items(self, kind: str) -> "Sequence[Item]":
+        """Return all items of a kind, by key, as they were at one instant. Raises StoreDamagedError."""
+        self._require_open()
+        return [row_to_item(self.node, row) for row in self._records.load_items(require_item_name("kind", kind))]
+
+    def delete_item(self, kind: str, key: str, *, expect: int | None = None) -> None:
+        """Delete an item, durably; one that is not there is fine. Raises VersionConflictError, see `put`."""
+        self._change(lambda draft: draft.delete_item(kind, key, expect))
 
     @contextmanager
     def transaction(self) -> Iterator[Draft]:
@@ -372,7 +431,7 @@ class Store:
 
     def _draft(self) -> Draft:
         self._settle()
-        return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes, self._damaged_sandboxes)
+        return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes)
 
     def _commit(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -460,11 +519,7 @@ class Store:
                 else:
                     self._doubts[key] = doubt
             for key, sandbox in draft.sandboxes.items():
-                if sandbox is None:
-                    self._sandboxes.pop(key, None)
-                    self._damaged_sandboxes.pop(key, None)
-                else:
-                    self._sandboxes[key] = sandbox
+                self._sandboxes.put(key, sandbox)
 
     def _settle_copy(self) -> None:
         """In a copy of a state directory: mark, durably, what runs as the original's, before it is one of its own."""
@@ -480,17 +535,15 @@ class Store:
             self.directory.forget_keeper()
         self.directory.settle_identity(self.node, original)
 
-    def _load_sandboxes(self) -> None:
-        for node, row in self._records.load_all_sandboxes():
-            if node != self.node and row_is_sound(node, row):
-                continue  # another node's; one that is nobody's may have been ours
-            try:
-                self._sandboxes[row.id] = row_to_sandbox(self.node, row)
-            except StoreDamagedError as error:
-                self._damaged_sandboxes[row.id] = str(error)
-        for key in self._records.load_sandbox_ids_in_use():
-            if key not in self.sandbox_ids:
-                self._damaged_sandboxes[key] = f"sandbox {key}: its record is missing; restore a backup"
+    def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
+        self._require_open()
+        with self._view:
+            kept = self._sandboxes.kept.get(sandbox_id)
+            if kept is None and sandbox_id in self._sandboxes.damaged:
+                raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
+        if kept is None:
+            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
+        return row_to_sandbox_status(self.node, kept.row), kept.row.seq
 
     def _list_by_names(self, wanted: Filter) -> "Sequence[Record]":
         """Return the containers that are wanted, at an instant when those on disk are those in memory."""
@@ -514,7 +567,7 @@ class Store:
 
     def _record(self, key: str) -> Record:
         row = self._rows.find(key) or ()
-        return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata)
+        return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata, row.seq if row else 0)
 
     def _require_open(self) -> None:
         if self.is_foreign:

@@ -184,8 +184,8 @@ def container(id: str, sandbox_id: str = "web", *, name: str = "", attempt: int 
 
 def fill_local(store: Store) -> None:
     """Add a container in each state, some that come to it step by step, and the report of a recovery pass."""
-    for key in SANDBOXES:
-        store.add_sandbox(sandbox(key), SANDBOXES[key])
+    for key, sandbox_status in SANDBOXES.items():
+        store.add_sandbox(sandbox(key), sandbox_status)
     for key in ("volume-1", "soon damaged"):
         store.put("volume", key, {"path": STRANGE, "size": 1 << 40})
         store.put("volume", key, {"path": STRANGE, "size": 2 << 40})

@@ -1,7 +1,6 @@
 """The immutable part of containers and sandboxes: their Metadata, and which ids and names are valid."""
 
 import os
-import re
 
 import msgspec
 
@@ -9,7 +8,7 @@ from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.image import ImageManifest
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+MAX_ID_LENGTH = 256
 MAX_NAME_LENGTH = 253
 """The limit for a Kubernetes object name (RFC 1123 subdomain)."""
 
@@ -60,10 +59,13 @@ def new_id() -> str:
 
 
 def require_id(text: str) -> str:
-    """Return `text` if it is a valid id, and so a safe file name. Raises InvalidInputError otherwise."""
-    if not _ID.fullmatch(text):
+    """Return `text` if it is a valid id; `file_name` has the name of its directory. Raises InvalidInputError otherwise.
+
+    Ids of other runtimes are taken as they are: `ns/pod`, `unit@x.service`, `docker://...`.
+    """
+    if not 1 <= len(text) <= MAX_ID_LENGTH or not text.isprintable() or text.strip() != text:
         raise InvalidInputError(
-            f"id {quote(text)}: use 1 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or a digit"
+            f"id {quote(text)}: use 1 to {MAX_ID_LENGTH} printable characters, with no space at its beginning or end"
         )
     return text
 

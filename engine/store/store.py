@@ -323,6 +323,11 @@ class Store:
         return container_id in self._rows
 
     @property
+    def ids(self) -> "Collection[str]":
+        """The ids of all containers, also of those whose records cannot be read."""
+        return self._rows.keys()
+
+    @property
     def is_closed(self) -> bool:
         """True once `close` was called, and in a fork of the process that opened the store."""
         return self._closed or self.is_foreign

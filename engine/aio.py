@@ -110,7 +110,7 @@ class AsyncStore:
         id: str = "",
         name: str = "",
         sandbox_id: str = "",
-        state: ContainerState | None = None,
+        state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Sequence[Record]:
         """See `Store.list`."""

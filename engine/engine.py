@@ -250,7 +250,11 @@ class Engine:
             raise InvalidInputError(f"container {metadata.name!r}: not done by this starter: {reasons}")
 
     def get(self, container_id: str) -> Container:
-        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        """Return the container with this id, else with this name, else the one whose id begins with it.
+
+        Of several attempts of a name in one sandbox the newest is meant. Raises NotFoundError, or AmbiguousError if
+        several are meant.
+        """
         return Container(self._runtime, self.store.get(container_id).id)
 
     def list(
@@ -259,7 +263,7 @@ class Engine:
         id: str = "",
         name: str = "",
         sandbox_id: str = "",
-        state: ContainerState | None = None,
+        state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> "Sequence[Container]":
         """Return the containers that match all that is given; see `Store.list`."""
@@ -267,7 +271,10 @@ class Engine:
         return [Container(self._runtime, record.id) for record in records]
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox:
-        """Return the sandbox with this id, or the one whose id begins with it. Raises NotFoundError."""
+        """Return the sandbox with this id, else with this name, else the one whose id begins with it.
+
+        Raises NotFoundError, AmbiguousError if several are meant, StoreDamagedError.
+        """
         return Sandbox(self._runtime, self.store.get_sandbox(sandbox_id))
 
     def list_sandboxes(self) -> "Sequence[Sandbox]":

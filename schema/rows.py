@@ -98,3 +98,4 @@ class NameRow(NamedTuple):
     sandbox_id: str
     name: str
     labels: str
+    attempt: int = 0

@@ -6,6 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.identity import ProcessIdentity
 
 EXIT_CODE_UNKNOWN = 255
@@ -21,6 +22,29 @@ class ContainerState(IntEnum):
     RUNNING = 1
     EXITED = 2
     UNKNOWN = 3
+
+    def __str__(self) -> str:
+        """Return the name, which is what people put into messages."""
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        """Format the name; a spec for integers is taken for the number."""
+        return format(self.value if spec[-1:] in {*"bcdoxXn"} else self.name, spec)
+
+
+def read_state(state: "ContainerState | str | int") -> ContainerState:
+    """Return a state that is given as one, as its name in any case (the CRI's too), or as its number.
+
+    Raises InvalidInputError for anything else.
+    """
+    if isinstance(state, str):
+        found = ContainerState.__members__.get(state.upper().removeprefix("CONTAINER_"))
+        if found is not None:
+            return found
+    elif state in list(ContainerState):
+        return ContainerState(state)
+    names = ", ".join(one.name.lower() for one in ContainerState)
+    raise InvalidInputError(f"state {quote(state)}: use one of {names}")
 
 
 class Reason(StrEnum):

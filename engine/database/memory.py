@@ -127,7 +127,10 @@ class _Records:
 
     def load_names(self) -> Sequence[NameRow]:
         rows = self._tables.containers.copy().values()
-        return [NameRow(row.id, row.sandbox_id, row.name, row.labels) for row in rows]
+        return [NameRow(row.id, row.sandbox_id, row.name, row.labels, row.attempt) for row in rows]
+
+    def load_named(self, name: str) -> Sequence[NameRow]:
+        return [row for row in self.load_names() if row.name == name]
 
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         return [(self._node, row) for row in self._tables.sandboxes.copy().values()]

@@ -18,7 +18,7 @@ from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
-from limpet.engine.store.match import Filter, resolve_prefix
+from limpet.engine.store.match import Filter, Named, name_container, name_sandbox, resolve
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
 from limpet.recovery.host import read_boot_id
@@ -35,7 +35,7 @@ from limpet.schema.errors import (
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
-from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied
+from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied, read_state
 
 _TRIES = 3
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
@@ -115,11 +115,23 @@ class Store:
         return self.get(metadata.id)
 
     def get(self, container_id: str) -> Record:
-        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        """Return the container with this id, else with this name, else the one whose id begins with it.
+
+        Of several attempts of a name in one sandbox the newest is meant. Raises NotFoundError if there is none,
+        AmbiguousError if several have the name, in different sandboxes, or ids that begin so.
+        """
         self._require_open()
+        key = self._resolve(container_id)
         with self._view:
-            key = resolve_prefix(container_id, self._rows, "container")
+            if key not in self._rows:  # deleted just now
+                raise NotFoundError(f"container {quote(container_id)} does not exist")
             return self._record(key)
+
+    def _resolve(self, text: str) -> str:
+        if text in self._rows:
+            return text
+        named = [row for row in (self._records.load_named(text) if text else ()) if row.id in self._rows]
+        return resolve(text, list(self._rows), lambda: map(name_container, named), "container")
 
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
@@ -136,15 +148,17 @@ class Store:
         id: str = "",
         name: str = "",
         sandbox_id: str = "",
-        state: ContainerState | None = None,
+        state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> "Sequence[Record]":
         """Return the containers that match all that is given, as they were at one instant, oldest id first.
 
-        `id` is an id or the beginning of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all
-        be there with these values.
+        `id` is an id or the beginning of ids; `sandbox_id` a sandbox's id, else the name of sandboxes, else the
+        beginning of ids; `state` a state or its name, in any case; `labels` must all be there with these values.
+        Raises InvalidInputError for a state that is none.
         """
         self._require_open()
+        wanted_state = None if state is None else read_state(state)
         wanted = Filter(id, name, sandbox_id, labels or {})
         if wanted.asks_for_names:
             records = self._list_by_names(wanted)
@@ -153,8 +167,8 @@ class Store:
             with self._view:
                 self._rows.keep(found)
                 records = [self._record(key) for key in self._rows if key.startswith(id)]
-        if state is not None:
-            records = [record for record in records if record.status.state == state]
+        if wanted_state is not None:
+            records = [record for record in records if record.status.state is wanted_state]
         return sorted(records, key=lambda record: record.id)
 
     def delete(self, container_id: str) -> None:
@@ -182,15 +196,21 @@ class Store:
         self._change(lambda draft: draft.add_sandbox(metadata))
 
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
-        """Return the sandbox with this id, or the one whose id begins with it.
+        """Return the sandbox with this id, else with this name, else the one whose id begins with it.
 
-        Raises NotFoundError, StoreDamagedError if its record cannot be read.
+        Of several attempts of a sandbox the newest is meant. Raises NotFoundError, AmbiguousError if several are meant,
+        StoreDamagedError if its record cannot be read.
         """
         self._require_open()
         with self._view:
             if sandbox_id in self._damaged_sandboxes:
                 raise StoreDamagedError(self._damaged_sandboxes[sandbox_id])
-            return self._sandboxes[resolve_prefix(sandbox_id, self._sandboxes, "sandbox")]
+            return self._sandboxes[
+                resolve(sandbox_id, self._sandboxes, lambda: self._find_named(sandbox_id), "sandbox")
+            ]
+
+    def _find_named(self, name: str) -> "Iterator[Named]":
+        return (name_sandbox(metadata) for metadata in self._sandboxes.values() if metadata.name == name)
 
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
@@ -503,7 +523,7 @@ class Store:
 
     def _find_matching(self, wanted: Filter) -> "tuple[Sequence[Record], bool]":
         """Return the records of those that match, and whether nobody came or went meanwhile."""
-        sandbox_ids = self.sandbox_ids
+        sandbox_ids = wanted.find_sandboxes(self._name_sandboxes())
         names = {row.id: row for row in self._records.load_names()}
         matching = [key for key, row in names.items() if wanted.accepts(row, sandbox_ids)]
         found = self._rows.fetch(matching)
@@ -511,6 +531,12 @@ class Store:
             self._rows.keep(found)
             records = [self._record(key) for key in matching if key in self._rows]
             return records, names.keys() == self._rows.keys()
+
+    def _name_sandboxes(self) -> Mapping[str, str]:
+        """Return the name of each sandbox by its id, none of those whose records cannot be read."""
+        with self._view:
+            names = {key: metadata.name for key, metadata in self._sandboxes.items()}
+            return dict.fromkeys(self._damaged_sandboxes, "") | names
 
     def _record(self, key: str) -> Record:
         row = self._rows.find(key) or ()

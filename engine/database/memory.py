@@ -5,6 +5,7 @@ It keeps the contract honest, as its second implementation: the store's laws, du
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 
@@ -68,11 +69,11 @@ class _Journal:
                 table.pop(key, None)
         for key in changes.deleted_sandboxes:
             tables.sandboxes.pop(key, None)
-        tables.sandboxes.update((row.id, row) for row in changes.new_sandboxes)
-        tables.containers.update((row.id, row) for row in changes.new_containers)
+        tables.sandboxes.update(changes.new_sandboxes)
+        tables.containers.update(changes.new_containers)
         tables.statuses.update(changes.new_statuses)
         tables.statuses.update((row.id, row) for row, _ in changes.statuses.values())
-        for transition in changes.transitions:
+        for transition in chain.from_iterable(changes.transitions.values()):
             kept = tables.transitions.setdefault(transition.id, [])
             kept.append(transition)
             del kept[:-KEPT_TRANSITIONS]
@@ -86,7 +87,7 @@ class _Journal:
         if changes.reports:
             return changes.reports[0] in self._tables.reports
         if changes.new_sandboxes:
-            return changes.new_sandboxes[0].id in self._tables.sandboxes
+            return next(iter(changes.new_sandboxes)) in self._tables.sandboxes
         gone = (*changes.deleted_containers, *changes.deleted_sandboxes)
         return not any(key in self._tables.statuses or key in self._tables.sandboxes for key in gone)
 

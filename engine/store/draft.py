@@ -7,7 +7,6 @@ the database sees only what it will accept.
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 
 from msgspec.structs import replace
 
@@ -65,6 +64,8 @@ class Draft:
         self.doubts: dict[str, Doubt | None] = {}
         """Doubts that come, and None for those that go."""
         self.sandboxes: dict[str, SandboxMetadata | None] = {}
+        self._names: dict[tuple[str, str, int], str] = {}
+        """The ids of the containers that are added here, by sandbox, name and attempt."""
 
     def __contains__(self, container_id: str) -> bool:
         return self._find(container_id) is not None
@@ -90,7 +91,8 @@ class Draft:
         row = metadata_to_row(self._node, metadata)
         self._require_free_name(metadata)
         status_row = status_to_row(self._node, key, 1, 1, status)
-        self.changes.new_containers.append(row)
+        self.changes.new_containers[key] = row
+        self._names[row.sandbox_id, row.name, row.attempt] = key
         self.changes.new_statuses[key] = status_row
         self._note_transition(key, status_row, status)
         self._stage(key, status_row, status)
@@ -127,9 +129,11 @@ class Draft:
         """Remove a container and its history. Raises NotFoundError."""
         self._require(container_id)
         self.changes.statuses.pop(container_id, None)
-        self.changes.transitions = [row for row in self.changes.transitions if row.id != container_id]
-        if self.changes.new_statuses.pop(container_id, None) is not None:
-            self.changes.new_containers = [row for row in self.changes.new_containers if row.id != container_id]
+        self.changes.transitions.pop(container_id, None)
+        self.changes.new_statuses.pop(container_id, None)
+        row = self.changes.new_containers.pop(container_id, None)
+        if row is not None:
+            del self._names[row.sandbox_id, row.name, row.attempt]
         if container_id in self._rows:
             self.changes.deleted_containers.append(container_id)
         self.rows[container_id] = None
@@ -141,7 +145,7 @@ class Draft:
         require_name(metadata.name)
         if self._find_sandbox(key) is not None:
             raise AlreadyExistsError(f"sandbox {key} exists already; delete it first, or use another id")
-        self.changes.new_sandboxes.append(sandbox_to_row(self._node, metadata))
+        self.changes.new_sandboxes[key] = sandbox_to_row(self._node, metadata)
         self.sandboxes[key] = metadata
 
     def delete_sandbox(self, sandbox_id: str) -> None:
@@ -149,13 +153,13 @@ class Draft:
         damaged = sandbox_id in self._damaged_sandboxes
         if self._find_sandbox(sandbox_id) is None and not damaged:
             raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
-        left = {row.id for row in self.changes.new_containers if row.sandbox_id == sandbox_id}
+        left = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
         left.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         if left:
             raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
         if sandbox_id in self._old_sandboxes or damaged:
             self.changes.deleted_sandboxes.append(sandbox_id)
-        self.changes.new_sandboxes = [row for row in self.changes.new_sandboxes if row.id != sandbox_id]
+        self.changes.new_sandboxes.pop(sandbox_id, None)
         self.sandboxes[sandbox_id] = None
 
     def doubt(self, container_id: str, doubt: Doubt | None) -> None:
@@ -166,11 +170,17 @@ class Draft:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Take back all that the block has put into the draft, if it raises."""
-        before = (deepcopy(self.changes), dict(self.rows), dict(self.doubts), dict(self.sandboxes))
+        before = (
+            self.changes.copy(),
+            dict(self.rows),
+            dict(self.doubts),
+            dict(self.sandboxes),
+            dict(self._names),
+        )
         try:
             yield
         except BaseException:
-            self.changes, self.rows, self.doubts, self.sandboxes = before
+            self.changes, self.rows, self.doubts, self.sandboxes, self._names = before
             raise
 
     def add_report(self, number: int, at: int, report: str) -> None:
@@ -184,7 +194,7 @@ class Draft:
     def _note_transition(self, container_id: str, row: StatusRow, status: Status) -> None:
         state, released = state_of(status)
         reason = "Released" if released else status.reason
-        self.changes.transitions.append(
+        self.changes.transitions.setdefault(container_id, []).append(
             TransitionRow(
                 id=container_id,
                 number=row.transitions,
@@ -202,10 +212,7 @@ class Draft:
         wanted = (metadata.sandbox_id, metadata.name, attempt)
         taken = self._journal.find_container_by_name(*wanted)
         if taken is None or self.rows.get(taken, ()) is None:
-            taken = next(
-                (row.id for row in self.changes.new_containers if (row.sandbox_id, row.name, row.attempt) == wanted),
-                None,
-            )
+            taken = self._names.get(wanted)
         if taken is not None:
             raise AlreadyExistsError(
                 f"name {metadata.name!r} (attempt {attempt}) is taken in sandbox {metadata.sandbox_id}"

@@ -1,6 +1,7 @@
 """The store's laws, durability aside: they hold on each database that is behind its contract."""
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -153,6 +154,26 @@ def test_a_state_is_given_in_any_way_or_refused(store: Store) -> None:
             store.list(state=wrong)
     told = f"{ContainerState.RUNNING} {ContainerState.EXITED!s:>8} {ContainerState.RUNNING:d}"
     assert told == "RUNNING   EXITED 1"
+
+
+def test_a_long_transaction_costs_as_much_for_each_change(store: Store) -> None:
+    """Adding, and taking back, many containers in one transaction costs for each what it costs in a short one."""
+
+    def measure(count: int, prefix: str) -> float:
+        began = time.thread_time()
+        with pytest.raises(ZeroDivisionError), store.transaction() as draft:
+            for number in range(count):
+                draft.add(metadata(f"{prefix}{number}"), RUNNING)
+            for number in range(0, count, 2):
+                draft.delete(f"{prefix}{number}")
+            with draft.savepoint():
+                _ = 1 / 0
+        return (time.thread_time() - began) / count
+
+    measure(100, "warm")
+    short, long = (min(measure(count, f"c{turn}-") for turn in range(2)) for count in (200, 4000))
+    assert long < 4 * short
+    assert not store.list()
 
 
 def test_update_that_raises_changes_nothing(store: Store) -> None:

@@ -201,23 +201,20 @@ class Writer:
             found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
             self._require_count(found[0] if found else 0, self._epoch)
             node = (self._node,)
+            transitions = list(chain.from_iterable(changes.transitions.values()))
             for statement, rows in (
                 # Deletions first: a transaction may free a name and take it again.
                 (sql.DELETE_CONTAINER, [(key,) for key in changes.deleted_containers]),
                 # It went with its container, unless that row was missing.
                 (sql.DELETE_STATUS, [(key,) for key in changes.deleted_containers]),
                 (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
-                (sql.INSERT_SANDBOX, changes.new_sandboxes),
-                (sql.INSERT_CONTAINER, changes.new_containers),
+                (sql.INSERT_SANDBOX, changes.new_sandboxes.values()),
+                (sql.INSERT_CONTAINER, changes.new_containers.values()),
                 (sql.INSERT_STATUS, changes.new_statuses.values()),
-                (sql.INSERT_TRANSITION, changes.transitions),
+                (sql.INSERT_TRANSITION, transitions),
                 (
                     sql.PRUNE_TRANSITIONS,
-                    [
-                        (row.id, row.number - KEPT_TRANSITIONS)
-                        for row in changes.transitions
-                        if row.number > KEPT_TRANSITIONS
-                    ],
+                    [(row.id, row.number - KEPT_TRANSITIONS) for row in transitions if row.number > KEPT_TRANSITIONS],
                 ),
             ):
                 if rows:  # for none, SQLite would compile the statement all the same
@@ -254,7 +251,7 @@ class Writer:
         if changes.reports:
             return self.last_recovery() >= changes.reports[0].number
         if changes.new_sandboxes:
-            return changes.new_sandboxes[0] in self.load_sandboxes()
+            return next(iter(changes.new_sandboxes.values())) in self.load_sandboxes()
         if changes.deleted_containers:
             key = changes.deleted_containers[0]
             return key not in self.load_container_ids() and self.load_status(key) is None

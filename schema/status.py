@@ -78,6 +78,10 @@ class Reason(StrEnum):
     """A person said that no process of it is left; its exit code was not observed."""
 
 
+_UNOBSERVED = {Reason.UNKNOWN, Reason.REBOOTED, Reason.DECLARED_GONE, Reason.START_ERROR}
+"""The reasons of an end with an exit code that no program gave."""
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """The limits requested for a container, and which of them the kernel enforces."""
 
@@ -131,6 +135,13 @@ def state_at(created_at: int, started_at: int, finished_at: int) -> ContainerSta
     if started_at:
         return ContainerState.RUNNING
     return ContainerState.CREATED if created_at else ContainerState.UNKNOWN
+
+
+def find_exit_code(status: Status) -> int | None:
+    """Return the exit code that was observed; None if it has not ended, nobody saw how, or its program never ran."""
+    if status.unknown or not status.finished_at:
+        return None
+    return None if status.reason in _UNOBSERVED else status.exit_code
 
 
 def end(

@@ -30,7 +30,7 @@ from limpet.schema.errors import (
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
-from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run
+from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 _KILL_TIMEOUT_SECONDS = 10.0
@@ -52,7 +52,16 @@ class Container:
         self._bundle = ContainerBundle(runtime.bundle_path(container_id), container_id, runtime.store.node)
 
     def __repr__(self) -> str:
-        return f"<Container {self.id}: {self.state.name}>"
+        state = self.state.name if self.id in self._runtime.store else "deleted"
+        return f"<Container {self.id}: {state}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Container):
+            return NotImplemented
+        return self.id == other.id and self._runtime is other._runtime
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -69,9 +78,33 @@ class Container:
         """The state now."""
         return self.status.state
 
+    @property
+    def name(self) -> str:
+        """Its name, from its config. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.name
+
+    @property
+    def sandbox_id(self) -> str:
+        """The id of the sandbox that it is in. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.sandbox_id
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels, from its config. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.config.labels
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code; None while it has not ended, if nobody saw how it ended, and if its program never ran."""
+        return find_exit_code(self.status)
+
     def cri_status(self) -> ContainerStatus:
         """Return the status as the CRI writes it, without times that have not come yet."""
-        return to_cri_status(self.metadata, self.status, read_user(self._bundle.path))
+        status = self.status
+        added_at = 0
+        if not status.created_at:
+            added_at = next((one.at for one in self._runtime.store.history(self.id)), 0)
+        return to_cri_status(self.metadata, status, read_user(self._bundle.path), added_at=added_at)
 
     def create(self, mount_type: MountType = MountType.PLAIN) -> Status:
         """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.
@@ -166,7 +199,8 @@ class Container:
         """Give up what the container holds: kill what is left of it, unmount and remove its bundle.
 
         That it is released is written first, so that recovery finishes what a kill cuts short. Releasing again
-        is fine. Raises InvalidStateError while it is RUNNING or Unknown.
+        is fine; of one that is deleted the status says no more than that it is released. Raises InvalidStateError while
+        it is RUNNING or Unknown.
         """
         return self._runtime.step(self._release)
 
@@ -176,9 +210,24 @@ class Container:
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 
-    def delete(self) -> None:
-        """Forget the container. Raises InvalidStateError unless it is released, was never created, or is damaged."""
-        self._runtime.step(self._delete)
+    def delete(self) -> bool:
+        """Forget the container; return False if it is gone already.
+
+        Raises InvalidStateError unless it is released, was never created, or is damaged.
+        """
+        return self._runtime.step(self._delete)
+
+    def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
+        """Release and delete the container; return False if it is gone already. May be repeated.
+
+        With `force` it is stopped before, as `stop` does with `timeout`. Raises InvalidStateError while it is RUNNING
+        or Unknown without `force`, and if it cannot be shown that nothing of it is left.
+        """
+        if force:
+            with suppress(NotFoundError):
+                if self.state in {ContainerState.RUNNING, ContainerState.UNKNOWN}:
+                    self.stop(timeout)
+        return self._runtime.step(self._remove)
 
     def _create(self, mount_type: MountType) -> Status:
         with self._runtime.exclusive(self.id):
@@ -297,8 +346,19 @@ class Container:
     def _has_ended(self) -> bool:
         return bool(self._runtime.store.status(self.id).finished_at)
 
+    def _remove(self) -> bool:
+        with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return False
+            status = self.status
+            if status.created_at or status.finished_at:
+                self._release()
+            return self._delete()
+
     def _release(self) -> Status:
         with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return Status(released=True)
             status = self.status
             if self._runtime.store.is_damaged(self.id):
                 self._discard_damaged()
@@ -310,12 +370,13 @@ class Container:
             self.remove_bundle()
             return status
 
-    def _delete(self) -> None:
+    def _delete(self) -> bool:
         with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return False
             if self._runtime.store.is_damaged(self.id):
                 self._discard_damaged()
-                self._runtime.store.delete(self.id)
-                return
+                return self._runtime.store.delete(self.id)
             status = self.status
             is_running = status.state is ContainerState.RUNNING
             is_doubtful = status.unknown and status.reason != Reason.BUNDLE_LOST
@@ -328,7 +389,7 @@ class Container:
             # The bundle is the last that a release removes: with it gone, nothing is left.
             if not status.unknown and not (status.released and not os.path.lexists(self._bundle.path)):
                 self.remove_bundle()
-            self._runtime.store.delete(self.id)
+            return self._runtime.store.delete(self.id)
 
     def _discard_damaged(self) -> None:
         """End what the starter knows to be of a container whose record cannot be read, and remove its bundle if ours.

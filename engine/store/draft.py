@@ -125,9 +125,10 @@ class Draft:
         self._stage(container_id, row, status)
         return status
 
-    def delete(self, container_id: str) -> None:
-        """Remove a container and its history. Raises NotFoundError."""
-        self._require(container_id)
+    def delete(self, container_id: str) -> bool:
+        """Remove a container and its history; return False if it is gone already."""
+        if self._find(container_id) is None:
+            return False
         self.changes.statuses.pop(container_id, None)
         self.changes.transitions.pop(container_id, None)
         self.changes.new_statuses.pop(container_id, None)
@@ -138,6 +139,7 @@ class Draft:
             self.changes.deleted_containers.append(container_id)
         self.rows[container_id] = None
         self.doubts[container_id] = None
+        return True
 
     def add_sandbox(self, metadata: SandboxMetadata) -> None:
         """Add a sandbox. Raises AlreadyExistsError, InvalidInputError."""
@@ -148,11 +150,11 @@ class Draft:
         self.changes.new_sandboxes[key] = sandbox_to_row(self._node, metadata)
         self.sandboxes[key] = metadata
 
-    def delete_sandbox(self, sandbox_id: str) -> None:
-        """Remove a sandbox. Raises NotFoundError, or InvalidStateError while it has containers."""
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """Remove a sandbox; return False if it is gone already. Raises InvalidStateError while it has containers."""
         damaged = sandbox_id in self._damaged_sandboxes
         if self._find_sandbox(sandbox_id) is None and not damaged:
-            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
+            return False
         left = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
         left.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         if left:
@@ -161,6 +163,7 @@ class Draft:
             self.changes.deleted_sandboxes.append(sandbox_id)
         self.changes.new_sandboxes.pop(sandbox_id, None)
         self.sandboxes[sandbox_id] = None
+        return True
 
     def doubt(self, container_id: str, doubt: Doubt | None) -> None:
         """Flag a container Unknown, or take the flag away; nothing of it is written. Raises NotFoundError."""

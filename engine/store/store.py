@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Self
+from typing import Self, TypeVar
 from weakref import WeakSet
 
 from limpet.engine.database import Database
@@ -37,6 +37,7 @@ from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
 from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied, read_state
 
+_T = TypeVar("_T")
 _TRIES = 3
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
 
@@ -171,15 +172,13 @@ class Store:
             records = [record for record in records if record.status.state is wanted_state]
         return sorted(records, key=lambda record: record.id)
 
-    def delete(self, container_id: str) -> None:
-        """Remove a container's record and history. Raises NotFoundError."""
-        self._change(lambda draft: draft.delete(container_id))
+    def delete(self, container_id: str) -> bool:
+        """Remove the record and history of the container with exactly this id; return False if it is gone already."""
+        return self._change(lambda draft: draft.delete(container_id))
 
     def checkpoint(self, container_id: str, status: Status) -> Status:
         """Replace a container's status, durably. Raises NotFoundError, InvalidInputError, StoreError."""
-        self._require_open()
-        written: Status = self._committer.run(Request(lambda draft: draft.replace(container_id, status)))
-        return written
+        return self._change(lambda draft: draft.replace(container_id, status))
 
     def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
         """Replace a container's status by `fn` of it, durably, and return the new one.
@@ -187,9 +186,7 @@ class Store:
         `fn` should be quick and pure: it may run on another thread, together with other callers' changes. What
         it raises is raised here, and nothing has changed then. Raises NotFoundError, InvalidInputError, StoreError.
         """
-        self._require_open()
-        status: Status = self._committer.run(Request(lambda draft: draft.update(container_id, fn)))
-        return status
+        return self._change(lambda draft: draft.update(container_id, fn))
 
     def add_sandbox(self, metadata: SandboxMetadata) -> None:
         """Add a sandbox. Raises AlreadyExistsError, InvalidInputError, StoreError."""
@@ -223,9 +220,12 @@ class Store:
         """The ids of all sandboxes, also of those whose records cannot be read."""
         return self._sandboxes.keys() | self._damaged_sandboxes.keys()
 
-    def delete_sandbox(self, sandbox_id: str) -> None:
-        """Remove a sandbox's record. Raises NotFoundError, InvalidStateError while it has containers."""
-        self._change(lambda draft: draft.delete_sandbox(sandbox_id))
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """Remove the record of the sandbox with exactly this id; return False if it is gone already.
+
+        Raises InvalidStateError while it has containers.
+        """
+        return self._change(lambda draft: draft.delete_sandbox(sandbox_id))
 
     @contextmanager
     def transaction(self) -> Iterator[Draft]:
@@ -340,9 +340,7 @@ class Store:
             draft.doubt(container_id, None)
             return settled
 
-        self._require_open()
-        settled: Status = self._committer.run(Request(settle))
-        return settled
+        return self._change(settle)
 
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
@@ -386,9 +384,10 @@ class Store:
         self._require_open()
         self._committer.submit(request)
 
-    def _change(self, apply: Callable[[Draft], object]) -> None:
+    def _change(self, apply: Callable[[Draft], _T]) -> _T:
         self._require_open()
-        self._committer.run(Request(apply))
+        result: _T = self._committer.run(Request(apply))
+        return result
 
     def _draft(self) -> Draft:
         self._settle()

@@ -26,6 +26,7 @@ from limpet.engine.state.descriptors import raise_descriptor_limit, system_error
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
+from limpet.engine.state.turn import open_in_parts
 from limpet.engine.store import Store
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
@@ -81,8 +82,11 @@ class Engine:
         starter: Starter | None = None,
         inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
+        wait: float = 0,
     ) -> Self:
         """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
+
+        While another has it open, the lock is waited for, `wait` seconds at most.
 
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
         container Unknown.
@@ -100,9 +104,13 @@ class Engine:
         chosen = make_default_starter(inherit_env) if starter is None else starter
         raise_descriptor_limit()
         opened: list[Self] = []
-        try:
+
+        def open_whole(part: float) -> None:
             with system_errors_told(f"state directory {quote_path(state_dir)}"):
-                run_whole(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout)))
+                run_whole(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part)))
+
+        try:
+            open_in_parts(open_whole, wait)
         except BaseException:
             for engine in opened:  # an interrupt came while it was opened
                 engine.close()
@@ -117,8 +125,9 @@ class Engine:
         images: ImageStore | None,
         starter: Starter,
         look_timeout: float,
+        wait: float,
     ) -> Self:
-        store = Store.open(resolve_directory(state_dir), node=node)
+        store = Store.open(resolve_directory(state_dir), node=node, wait=wait)
         try:
             for name in (CONTAINERS, SANDBOXES):
                 make_directory(store.directory.join(name))

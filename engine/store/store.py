@@ -16,6 +16,7 @@ from weakref import WeakSet
 from limpet.engine.database import Database
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
+from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.match import Filter, Named, name_container, name_sandbox, resolve
@@ -74,14 +75,17 @@ class Store:
         _opened.add(self)
 
     @classmethod
-    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> Self:
+    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE, wait: float = 0) -> Self:
         """Lock the state directory, check the database, migrate it if it is older, and load its records.
+
+        While another has it open, the lock is waited for, `wait` seconds at most.
 
         Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
         StoreError, InvalidInputError for an invalid node's name or for what is no path, and leaves the state untouched.
         """
         require_node(node)
-        directory = StateDirectory.acquire(state_dir)
+        require_wait(wait)
+        directory = StateDirectory.acquire(state_dir, wait=wait)
         try:
             database = open_database(directory, node)
             try:

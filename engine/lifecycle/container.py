@@ -1,6 +1,5 @@
 """A container's life: create, start, stop, release, each step written down before the next one begins."""
 
-import math
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ from msgspec.structs import replace
 
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
+from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
 from limpet.engine.starters import Launch, number_of_signal, require_secrets
@@ -20,7 +20,6 @@ from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import (
-    InvalidInputError,
     InvalidStateError,
     NotFoundError,
     StartError,
@@ -33,9 +32,6 @@ from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
-_KILL_TIMEOUT_SECONDS = 10.0
-_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
-"""Between two looks at what a stop has left."""
 _LATEST = 2**63 - 1
 """The latest time that can be stored, in nanoseconds since the epoch."""
 
@@ -137,7 +133,7 @@ class Container:
 
     def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
         """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status."""
-        _require_seconds(timeout)
+        require_seconds(timeout)
         if self._runtime.store.is_damaged(self.id):
             return self._runtime.step(self._end_damaged)
         if self.status.unknown:
@@ -146,10 +142,28 @@ class Container:
 
     def finish_stop(self, status: Status) -> Status:
         """Wait until nothing of it is left, given what `begin_stop` returned, and return the status then."""
-        if status.identity is None or status.state is not ContainerState.RUNNING:
+        patience = self.be_patient(status)
+        if patience is None:
             return status
-        self._wait_for_stop(status.identity, (status.stop_deadline - status.stop_requested_at) / 1e9)
+        self._runtime.wait_for_change(self.id, self._has_ended, patience.left())
+        while not self.is_stopped(status):
+            time.sleep(patience.next_pause())
         return self.status
+
+    def be_patient(self, status: Status) -> Patience | None:
+        """Return how long `finish_stop` is to wait, given what `begin_stop` returned; None if there is nothing to do.
+
+        The watcher sends SIGKILL when the time of the stop is over.
+        """
+        if status.identity is None or status.state is not ContainerState.RUNNING:
+            return None
+        grace = (status.stop_deadline - status.stop_requested_at) / 1e9
+        return Patience(self.id, status.identity.pid, grace)
+
+    def is_stopped(self, status: Status) -> bool:
+        """Say whether its end is written down and nothing of it is left, given what `begin_stop` returned."""
+        assert status.identity is not None
+        return self._has_ended() and not self._runtime.starter.signal(self.id, status.identity, 0)
 
     def resume_stop(self, status: Status, identity: ProcessIdentity) -> None:
         """Go on with a stop that an engine before this one has begun, with what is left of its time."""
@@ -173,7 +187,7 @@ class Container:
 
     def _require_waitable(self, timeout: float | None) -> None:
         if timeout is not None:
-            _require_seconds(timeout)
+            require_seconds(timeout)
         status = self.status
         if not status.finished_at and not status.started_at:
             raise self._refuse("wait for", "start it first")
@@ -225,9 +239,13 @@ class Container:
         """
         if force:
             with suppress(NotFoundError):
-                if self.state in {ContainerState.RUNNING, ContainerState.UNKNOWN}:
+                if self.needs_stop():
                     self.stop(timeout)
         return self._runtime.step(self._remove)
+
+    def needs_stop(self) -> bool:
+        """Say whether it runs, or may run. Raises NotFoundError once it is deleted."""
+        return self.state in {ContainerState.RUNNING, ContainerState.UNKNOWN}
 
     def _create(self, mount_type: MountType) -> Status:
         with self._runtime.exclusive(self.id):
@@ -327,21 +345,6 @@ class Container:
         with self._runtime.exclusive(self.id):
             self._runtime.starter.release(self.id)
             return self.status
-
-    def _wait_for_stop(self, identity: ProcessIdentity, grace: float) -> None:
-        """Wait until nothing of the container is left: the watcher sends SIGKILL after `grace` seconds at most."""
-        patience, latest = _FIRST_LOOK_SECONDS, time.monotonic() + grace + _KILL_TIMEOUT_SECONDS
-        while not self._runtime.wait_for_change(self.id, self._has_ended, patience) or (
-            self._runtime.starter.signal(self.id, identity, 0)
-        ):
-            if time.monotonic() > latest:
-                raise InvalidStateError(
-                    f"container {self.id}: process {identity.pid}, or one that it left, has not ended"
-                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again"
-                )
-            if self._has_ended():
-                time.sleep(patience)
-            patience = min(patience * 2, _LONGEST_LOOK_SECONDS)
 
     def _has_ended(self) -> bool:
         return bool(self._runtime.store.status(self.id).finished_at)
@@ -468,11 +471,6 @@ def _request_stop(status: Status, timeout: float) -> Status:
         reason=Reason.STOPPING,
         message="it was asked to stop",
     )
-
-
-def _require_seconds(timeout: float) -> None:
-    if not 0 <= timeout < math.inf:  # not a number is neither
-        raise InvalidInputError(f"timeout {timeout!r}: seconds are needed, 0 or more")
 
 
 def _now() -> int:

@@ -62,7 +62,7 @@ class Sandbox:
 
         One that cannot be stopped keeps no other from it. Raises InvalidStateError afterwards, naming each that failed.
         """
-        self.tell_problems("stopped", self._stop(timeout))
+        tell_problems(self.id, "stopped", self._stop(timeout))
 
     def _stop(self, timeout: float) -> list[LimpetError]:
         begun: dict[Container, Status] = {}
@@ -72,12 +72,6 @@ class Sandbox:
 
         problems = _try_each(begin, self.containers())
         return problems + _try_each(lambda container: container.finish_stop(begun[container]), begun)
-
-    def tell_problems(self, done: str, problems: Sequence[LimpetError]) -> None:
-        """Raise InvalidStateError that tells all of these, if there are any: what was not `done` to a container."""
-        if problems:
-            told = f"sandbox {self.id}: {len(problems)} of its containers were not {done}"
-            raise InvalidStateError(f"{told}: {'; '.join(map(str, problems))}") from problems[0]
 
     def delete(self) -> bool:
         """Forget the sandbox and remove its directory; return False if it is gone already.
@@ -95,7 +89,8 @@ class Sandbox:
         if force:
             self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
             containers = self.containers()
-            self.tell_problems("removed", _try_each(lambda one: one.remove(force=True, timeout=timeout), containers))
+            problems = _try_each(lambda one: one.remove(force=True, timeout=timeout), containers)
+            tell_problems(self.id, "removed", problems)
         return self.delete()
 
     def _delete(self) -> bool:
@@ -104,6 +99,13 @@ class Sandbox:
             was_there = self._runtime.store.delete_sandbox(self.id)
             self.bundle.remove()
             return was_there
+
+
+def tell_problems(sandbox_id: str, done: str, problems: Sequence[LimpetError]) -> None:
+    """Raise InvalidStateError that tells all of these, if there are any: why some containers were not `done`."""
+    if problems:
+        told = f"sandbox {sandbox_id}: {len(problems)} of its containers were not {done}"
+        raise InvalidStateError(f"{told}: {'; '.join(map(str, problems))}") from problems[0]
 
 
 def _try_each(act: Callable[[Container], object], containers: Iterable[Container]) -> list[LimpetError]:

@@ -1,7 +1,7 @@
 """Waiting for a state directory that another has open: how long, and how often it is tried."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from limpet.schema.errors import InvalidInputError, StateDirectoryLockedError
@@ -27,15 +27,29 @@ def open_in_parts(attempt: Callable[[float], _T], wait: float) -> _T:
     So nothing holds an interrupt back for longer than a part. Raises InvalidInputError unless `wait` is 0 or more, and
     StateDirectoryLockedError when it is over.
     """
-    require_wait(wait)
-    deadline = time.monotonic() + wait
-    while True:
-        part = min(_PART_SECONDS, max(0.0, deadline - time.monotonic()))
+    for part in _parts(wait):
         try:
             return attempt(part)
+        except StateDirectoryLockedError:  # the last attempt is made below
+            continue
+    return attempt(0)
+
+
+async def open_in_parts_async(attempt: Callable[[float], Awaitable[_T]], wait: float) -> _T:
+    """Do the same in a task of asyncio."""
+    for part in _parts(wait):
+        try:
+            return await attempt(part)
         except StateDirectoryLockedError:
-            if time.monotonic() >= deadline:
-                raise
+            continue
+    return await attempt(0)
+
+
+def _parts(wait: float) -> Iterator[float]:
+    require_wait(wait)
+    deadline = time.monotonic() + wait
+    while (left := deadline - time.monotonic()) > 0:
+        yield min(_PART_SECONDS, left)
 
 
 def require_wait(wait: float) -> None:

@@ -30,7 +30,7 @@ from limpet.schema.errors import (
 )
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
 from limpet.schema.rows import ReportRow, StatusRow, TransitionRow
-from limpet.schema.status import Reason, Status
+from limpet.schema.status import Reason, Status, declare_gone
 
 Doubt = tuple[str, str]
 """Why a container is Unknown: a word and a sentence. Kept in memory only."""
@@ -169,6 +169,21 @@ class Draft:
         """Flag a container Unknown, or take the flag away; nothing of it is written. Raises NotFoundError."""
         self._require(container_id)
         self.doubts[container_id] = doubt
+
+    def declare_gone(self, container_id: str, why: str) -> Status:
+        """Settle an Unknown container on a person's word: see `Store.declare_gone`, also for what is raised."""
+        if not why.strip():
+            raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
+        status, checkpoint = self.status(container_id), self.checkpoint(container_id)
+        if checkpoint is None:
+            raise StoreDamagedError(f"container {container_id}: {status.message}")
+        if not status.unknown:
+            raise InvalidStateError(
+                f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
+            )
+        settled = self.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
+        self.doubt(container_id, None)
+        return settled
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:

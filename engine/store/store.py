@@ -7,7 +7,6 @@ runtime that manages its own processes uses the store as it is.
 
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Self, TypeVar
@@ -26,8 +25,6 @@ from limpet.recovery.host import read_boot_id
 from limpet.schema.codec import read_identity, row_is_sound, row_to_sandbox, row_to_status
 from limpet.schema.errors import (
     ClosedError,
-    InvalidInputError,
-    InvalidStateError,
     LimpetError,
     NotFoundError,
     StoreDamagedError,
@@ -36,7 +33,7 @@ from limpet.schema.errors import (
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
-from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied, read_state
+from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
 _T = TypeVar("_T")
 _TRIES = 3
@@ -329,22 +326,7 @@ class Store:
         kept. Nothing is signalled. Raises InvalidStateError unless it is Unknown, InvalidInputError if `why` is empty,
         NotFoundError, StoreDamagedError for a damaged record, which can be deleted.
         """
-        if not why.strip():
-            raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
-
-        def settle(draft: Draft) -> Status:
-            status, checkpoint = draft.status(container_id), draft.checkpoint(container_id)
-            if checkpoint is None:
-                raise StoreDamagedError(f"container {container_id}: {status.message}")
-            if not status.unknown:
-                raise InvalidStateError(
-                    f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
-                )
-            settled = draft.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
-            draft.doubt(container_id, None)
-            return settled
-
-        return self._change(settle)
+        return self._change(lambda draft: draft.declare_gone(container_id, why))
 
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""

@@ -132,3 +132,4 @@ class NameRow(NamedTuple):
     sandbox_id: str
     name: str
     labels: str
+    attempt: int = 0

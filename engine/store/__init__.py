@@ -5,9 +5,22 @@ Read `store` (what it promises), `draft` (a change before it is written), `commi
 """
 
 from limpet.engine.store.commit import Request
-from limpet.engine.store.draft import Draft
-from limpet.engine.store.match import Filter, read_labels, resolve_prefix
+from limpet.engine.store.draft import Doubt, Draft
+from limpet.engine.store.match import Filter, Named, name_container, name_sandbox, read_labels, resolve
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.store import Store
 
-__all__ = ["Draft", "Filter", "Record", "Request", "Store", "Unsettled", "read_labels", "resolve_prefix"]
+__all__ = [
+    "Doubt",
+    "Draft",
+    "Filter",
+    "Named",
+    "Record",
+    "Request",
+    "Store",
+    "Unsettled",
+    "name_container",
+    "name_sandbox",
+    "read_labels",
+    "resolve",
+]

@@ -211,6 +211,7 @@ class Writer:
             found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
             self._require_count(found[0] if found else 0, self._epoch)
             node = (self._node,)
+            transitions = list(chain.from_iterable(changes.transitions.values()))
             for statement, rows in (
                 # Deletions first: a transaction may free a name and take it again.
                 (sql.DELETE_CONTAINER, [(key,) for key in changes.deleted_containers]),
@@ -219,19 +220,15 @@ class Writer:
                 (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
                 (sql.DELETE_SANDBOX_STATUS, [(key,) for key in changes.deleted_sandboxes]),
                 (sql.DELETE_ITEM, changes.deleted_items),
-                (sql.INSERT_SANDBOX, changes.new_sandboxes),
+                (sql.INSERT_SANDBOX, changes.new_sandboxes.values()),
                 (sql.INSERT_SANDBOX_STATUS, changes.new_sandbox_statuses.values()),
                 (sql.PUT_ITEM, changes.items.values()),
-                (sql.INSERT_CONTAINER, changes.new_containers),
+                (sql.INSERT_CONTAINER, changes.new_containers.values()),
                 (sql.INSERT_STATUS, changes.new_statuses.values()),
-                (sql.INSERT_TRANSITION, changes.transitions),
+                (sql.INSERT_TRANSITION, transitions),
                 (
                     sql.PRUNE_TRANSITIONS,
-                    [
-                        (row.id, row.number - KEPT_TRANSITIONS)
-                        for row in changes.transitions
-                        if row.number > KEPT_TRANSITIONS
-                    ],
+                    [(row.id, row.number - KEPT_TRANSITIONS) for row in transitions if row.number > KEPT_TRANSITIONS],
                 ),
             ):
                 if rows:  # for none, SQLite would compile the statement all the same
@@ -274,7 +271,7 @@ class Writer:
             yield self.load_status(status.id) == status
         for report in changes.reports:
             yield self.last_recovery() >= report.number
-        for sandbox in changes.new_sandboxes:
+        for sandbox in changes.new_sandboxes.values():
             yield sandbox in self.load_sandboxes()
         for row, _ in changes.sandbox_statuses.values():
             yield self.load_sandbox_status(row.id) == row

@@ -54,13 +54,17 @@ def prepare(scene: Scene) -> None:
     _plant(scene, scene.outside_dir, _PRECIOUS)
 
 
-def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> None:
-    """Make it happen. A disaster without a victim is skipped."""
+def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> list[tuple[Disaster, str]]:
+    """Make it happen; return each with its victim. A disaster without a victim is skipped."""
+    happened = []
     for disturbance in disturbances:
         act, find = _ACTS[disturbance.disaster]
         candidates = find(scene)
         if candidates:
-            act(scene, candidates[int(disturbance.choice * len(candidates))])
+            victim = candidates[int(disturbance.choice * len(candidates))]
+            act(scene, victim)
+            happened.append((disturbance.disaster, victim))
+    return happened
 
 
 def kill_keepers(scene: Scene, victims: Victims) -> bool:

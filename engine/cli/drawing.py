@@ -1,6 +1,7 @@
 """Draws a timeline with matplotlib, which limpet does not need otherwise."""
 
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -19,13 +20,14 @@ Figure = Any
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _INK, _PALE = (
     "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#111827", "#9ca3af",
 )  # fmt: skip
-_VIOLET = "#aa3377"
+_VIOLET, _GREY = "#aa3377", "#4b5563"
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
     "hatch.linewidth": 0.9,
+    "text.parse_math": False,  # a dollar sign in a message is a dollar sign
     "svg.fonttype": "none",  # text stays text: it can be searched, and the file is small
     "svg.hashsalt": "limpet",  # so that the same timeline gives the same file
 }
@@ -105,10 +107,13 @@ def draw(timeline: Timeline) -> Figure:
     rows = list(stack(((scale(line.at), line.label) for line in labelled), _LETTER_INCHES * 72 * point))
     count = 1 + max((row for row in rows if row is not None), default=0)
     lanes = len(timeline.lanes)
-    height = _LANE_INCHES * max(lanes, 2) + _ROW_INCHES * count + 1.75
+    legend = list(_make_legend(timeline))
+    columns = min(5, int(width // 2.6))
+    legend_rows = math.ceil(len(legend) / columns)
+    height = _LANE_INCHES * max(lanes, 2) + _ROW_INCHES * (count + legend_rows) + 1.2
     figure = _new_figure(figsize=(width, height), layout="constrained")
     panel = figure.subplots()
-    panel.set(xlim=(-0.01 * span, 1.025 * span), ylim=(max(lanes, 2) - 0.4, -0.7))
+    panel.set(xlim=(-0.01 * span, 1.025 * span), ylim=(lanes - 0.4, -0.6))
     for start, end in timeline.outages:
         panel.axvspan(scale(start), scale(end), zorder=0, **_OUTAGE)
     for line in timeline.lines:
@@ -129,13 +134,7 @@ def draw(timeline: Timeline) -> Figure:
     notes = [f"{unit_name} since {_format_time(timeline.start)}", timeline.note]
     notes += [f"{unlabelled} labels left out, for want of room"] if unlabelled else []
     panel.set_xlabel("\n".join(filter(None, notes)), fontsize=8)
-    figure.legend(
-        handles=list(_make_legend(timeline)),
-        loc="outside lower center",
-        ncols=min(5, int(width // 2.6)),
-        frameon=False,
-        fontsize=8,
-    )
+    figure.legend(handles=legend, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
@@ -164,7 +163,7 @@ def _write_label(panel: Any, line: Line, place: float, row: int) -> None:
         xycoords=panel.get_xaxis_transform(),
         textcoords="offset points",
         fontsize=8,
-        color=_STROKES[line.stroke]["color"],
+        color=_GREY if line.stroke is Stroke.CHANGE else _STROKES[line.stroke]["color"],
         annotation_clip=False,
     )
 

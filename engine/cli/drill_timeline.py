@@ -38,7 +38,8 @@ def make_drill_timeline(happenings: Sequence[Happening], report: DrillReport) ->
     note = (
         f"{left_out} of {len(ranked)} containers left out; the rest were less eventful or alike. " if left_out else ""
     )
-    verdict = "every report was true" if report.passed else f"{len(report.failures)} FAULTS"
+    faults = len(report.failures)
+    verdict = "every report was true" if not faults else f"{faults} FAULT{'S' if faults > 1 else ''}"
     return Timeline(
         title=f"{report.repeat}: {report.kills} kills, {report.containers} containers, {verdict}",
         start=start,

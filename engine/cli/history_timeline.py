@@ -29,7 +29,7 @@ def make_history_timeline(container_id: str, transitions: Sequence[Transition], 
     if status.unknown:
         spans[-1] = spans[-1]._replace(phase=Phase.UNKNOWN)
     first = "" if transitions[0].number == 1 else f"Changes 1 to {transitions[0].number - 1} are no longer kept. "
-    doubt = f"Not verified now: {status.message}" if status.unknown else ""
+    doubt = status.message if status.unknown else ""
     return Timeline(
         title=f"container {container_id}: {_name(transitions[-1], status)}",
         start=start,

@@ -3,6 +3,7 @@
 import random
 import re
 from itertools import pairwise
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -16,6 +17,7 @@ from limpet.engine.drill.judge import Kind
 from limpet.engine.drill.report import RecoveryTime, count_kinds
 from limpet.schema.history import Transition
 from limpet.schema.status import ContainerState, Reason, Status
+from tests.cli.conftest import Jobs, Limpet
 
 NEW = Status()
 CREATED = Status(created_at=10)
@@ -224,3 +226,20 @@ def test_a_history_shows_what_cannot_be_verified() -> None:
     assert "no longer kept" in make_history_timeline("a", unseen[2:], UNSEEN, 50).note
     one = make_history_timeline("a", made[:1], NEW, 0)
     assert render(one, "png")
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.PNG"])
+def test_history_draws_a_container(limpet: Limpet, jobs: Jobs, tmp_path: Path, name: str) -> None:
+    """`limpet history --plot` prints what it always prints, and draws; one whose process is gone is hatched."""
+    jobs.kill_engine_then_one()
+    done = limpet("history", "dying", "--plot", str(tmp_path / name))
+    assert (done.returncode, done.stdout) == (0, limpet.ok("history", "dying"))
+    assert done.stderr == f"limpet: drew {tmp_path / name}\n"
+    drawing = (tmp_path / name).read_bytes()
+    if name == "a.svg":
+        texts = {node.text for node in ET.fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")}
+        assert {"1 NEW", "2 CREATED", "3 RUNNING", Phase.UNKNOWN.value, Sign.UNKNOWN_NOW.value} <= texts
+    else:
+        assert drawing.startswith(b"\x89PNG")
+    refused = limpet("history", "dying", "--plot", str(tmp_path / "a.gif"))
+    assert (refused.returncode, refused.stdout) == (2, "")

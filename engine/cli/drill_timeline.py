@@ -16,10 +16,12 @@ Outage = tuple[int, int]
 _KILLS = frozenset({Happened.ENGINE_KILLED, Happened.RECOVERY_KILLED})
 _KEEPERS = {"all": "all keepers"}
 _UNSEEN = frozenset({Reason.UNKNOWN, Reason.REBOOTED})
+_UNSEEN_REPLACEMENT = "replace unseen"
+"""All keepers are killed before."""
 _DISTURBED = {
     "kill": "killed",
     "replace": "killed",
-    "replace unseen": "killed",
+    _UNSEEN_REPLACEMENT: "killed",
     "remove bundle": "bundle removed",
     "halve bundle": "config.json removed",
     "swap bundle": "bundle replaced",
@@ -35,9 +37,7 @@ def make_drill_timeline(happenings: Sequence[Happening], report: DrillReport) ->
     ranked = [_make_lane(key, own, outages, end) for key, own in _sort_by_container(happenings).items()]
     lanes = choose_lanes(ranked)
     left_out = len(ranked) - len(lanes)
-    note = (
-        f"{left_out} of {len(ranked)} containers left out; the rest were less eventful or alike. " if left_out else ""
-    )
+    note = f"{left_out} of {len(ranked)} containers left out: they were less eventful, or alike. " if left_out else ""
     faults = len(report.failures)
     verdict = "every report was true" if not faults else f"{faults} FAULT{'S' if faults > 1 else ''}"
     return Timeline(
@@ -168,6 +168,8 @@ def _draw_other_lines(happenings: Sequence[Happening], shown: set[str]) -> Itera
     for one in happenings:
         if one.kind is Happened.KEEPERS_KILLED:
             yield Line(Stroke.KEEPER, one.at, _KEEPERS.get(one.words, one.words))
+        elif one.kind is Happened.DISTURBED and one.words == _UNSEEN_REPLACEMENT:
+            yield Line(Stroke.KEEPER, one.at, _KEEPERS["all"])
         elif one.kind is Happened.FAULT and one.container not in shown:
             yield Line(Stroke.FAULT, one.at, one.words.replace("_", " "))
 

@@ -41,7 +41,9 @@ _POPULATION = ((), ("start",), ("start",), ("start",), ("start", "stop"), ("star
 """What has been done to containers when a world begins; most of them run."""
 
 
-_CHANGES = ("end", "end unreaped", "replace process", "replace process", "reboot", "harm bundle", "plant")
+_CHANGES = (
+    "end", "end unreaped", "replace process", "replace process", "kill keepers", "reboot", "harm bundle", "plant",
+)  # fmt: skip
 
 
 class Recovery(RuleBasedStateMachine):
@@ -241,6 +243,7 @@ _ACTS: dict[str, Callable[[Recovery, st.DataObject], object]] = {
     "end": lambda machine, data: machine.end_one(data, reap=True),
     "end unreaped": lambda machine, data: machine.end_one(data, reap=False),
     "replace process": Recovery.replace_process,
+    "kill keepers": lambda machine, _: machine.world.kill_keepers(),
     "reboot": lambda machine, _: machine.world.reboot(),
     "harm bundle": Recovery.harm_bundle,
     "plant": Recovery.plant,

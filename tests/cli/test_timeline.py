@@ -113,7 +113,8 @@ def test_marks_and_lines_show_what_was_done_and_said() -> None:
     """Ends with their codes, what each restart said, disturbances, faults, and each kill by its number."""
     happenings = [
         START, seen(11, RUNNING), seen(31, ENDED), KILL, event(Happened.DISTURBED, 45, "a", "halve bundle"),
-        event(Happened.KEEPERS_KILLED, 46, words="all"), event(Happened.RECOVERY_KILLED, 50), said(51, ENDED),
+        event(Happened.KEEPERS_KILLED, 46, words="copier"), event(Happened.DISTURBED, 47, "a", "replace unseen"),
+        event(Happened.RECOVERY_KILLED, 50), said(51, ENDED),
         event(Happened.RECOVERY_KILLED, 55), RECOVERED, said(70, ENDED),
         event(Happened.FAULT, 72, "a", "false_running"), event(Happened.FAULT, 73, "a group", "torn"),
         event(Happened.ENGINE_KILLED, 80), CLOSED,
@@ -123,13 +124,15 @@ def test_marks_and_lines_show_what_was_done_and_said() -> None:
     assert set(timeline.lanes[0].marks) == {
         Mark(Sign.FAILED, 30, "3"),
         Mark(Sign.DISTURBED, 45, "config.json removed"),
+        Mark(Sign.DISTURBED, 47, "killed"),
         Mark(Sign.SAID_EXITED, 51),
         Mark(Sign.SAID_EXITED, 70),
         Mark(Sign.FAULT, 72, "false running"),
     }
     assert sorted((line.at, line.stroke, line.label) for line in timeline.lines) == [
         (40, Stroke.ENGINE, "kills 1-3"),
-        (46, Stroke.KEEPER, "all keepers"),
+        (46, Stroke.KEEPER, "copier"),
+        (47, Stroke.KEEPER, "all keepers"),
         (50, Stroke.ENGINE, ""),
         (55, Stroke.ENGINE, ""),
         (73, Stroke.FAULT, "torn"),

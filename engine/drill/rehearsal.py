@@ -170,8 +170,9 @@ class _Rehearsal:
 
     def _kill(self, engine: EngineProcess, kind: Happened) -> list[AnyEvent]:
         self._kills += 1
+        rest = engine.kill()
         self._diary.note(kind)
-        return engine.kill()
+        return rest
 
     def _recover(self, planned: Round) -> EngineProcess:
         """Change what the dead engine left, recover (and kill the recovery, if planned), and compare."""

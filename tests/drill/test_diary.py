@@ -35,6 +35,7 @@ def test_a_drill_tells_what_happens(tmp_path: Path) -> None:
     assert len({one.container for one in happenings if one.status is not None}) == report.containers
     restarts = [place for place, one in enumerate(happenings) if one.kind is Happened.RECOVERED]
     assert all(happenings[place + 1].kind is Happened.SAID for place in restarts[2:])
+    assert any(one.kind is Happened.SEEN for one in happenings[: restarts[1]])
     gone = [one.container for one in happenings if one.kind is Happened.GONE]
     assert 0 < len(gone) == len(set(gone)) <= report.containers
     for key in gone:

@@ -5,11 +5,13 @@ wakes each event loop once for it. Reads come from memory and do not wait, so th
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
-from limpet.engine.store import Draft, Record, Request, Store
+from limpet.engine.aio_watch import AsyncWatch, LoopBell
+from limpet.engine.store import Draft, Listing, Record, Request, Store, Wanted
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.status import ContainerState, Status
 
@@ -65,6 +67,7 @@ class AsyncStore:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = WeakKeyDictionary()
 
     @classmethod
     async def open(cls, state_dir: str, *, node: str = DEFAULT_NODE) -> Self:
@@ -112,9 +115,29 @@ class AsyncStore:
         sandbox_id: str = "",
         state: ContainerState | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> Sequence[Record]:
+    ) -> Listing[Record]:
         """See `Store.list`."""
         return self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
+
+    def watch(
+        self,
+        since: int | None = None,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        kinds: Iterable[str] = (),
+    ) -> AsyncWatch:
+        """Return an asynchronous iterator of events; see `Store.watch`. Its errors are raised when it is first asked.
+
+        Call it from the loop that will ask.
+        """
+        self.store.require_open()
+        feed, loop = self.store.feed(), asyncio.get_running_loop()
+        bell = self._bells.get(loop) or self._bells.setdefault(loop, LoopBell(loop, feed))
+        first = self.store.revision if since is None else since
+        return AsyncWatch(feed, bell, first, Wanted(id, name, sandbox_id, labels, kinds))
 
     async def add(self, metadata: Metadata, status: Status | None = None) -> Record:
         """See `Store.add`."""

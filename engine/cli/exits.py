@@ -4,6 +4,7 @@ import click
 
 from limpet.schema.errors import (
     AlreadyExistsError,
+    CursorTooOldError,
     InvalidInputError,
     InvalidStateError,
     LimpetError,
@@ -25,7 +26,7 @@ EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
     (FAILED, "the command failed", (LimpetError, OSError)),
     (2, "wrong usage", (click.UsageError, InvalidInputError)),
     (3, "the container, sandbox or state directory was not found", (NotFoundError,)),
-    (4, "conflict with the current state", (AlreadyExistsError, InvalidStateError)),
+    (4, "conflict with the current state", (AlreadyExistsError, InvalidStateError, CursorTooOldError)),
     (5, "the state directory is in use by another process", (StateDirectoryLockedError,)),
     (
         DAMAGED,

@@ -187,6 +187,10 @@ class Snapshot:
         self._watches.add(watch)
         return watch
 
+    def oldest_revision(self) -> int:
+        """Return the revision of the oldest event that is kept, that of the next one if there is none."""
+        return self.source.ask(lambda reader: reader.load_events(0, 0)).pruned + 1
+
     def checkpoints(self) -> "Sequence[Unsettled]":
         """Return every record on disk, and why it cannot be trusted, if it cannot."""
         return [self._checkpoint(key, self._rows.get(key)) for key in self._ids]

@@ -39,31 +39,26 @@ _COLUMNS = (
 )
 _WIDTHS = (6, 24, 15, 12, 16, 8, 0)
 """Of a table that has no end yet."""
-_AGO = re.compile(r"(\d+)([smhd])")
+_AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = 18
 _TICK_SECONDS = 3600.0
 
 
-class _Since(click.ParamType):
-    """A revision, or how long ago: ("revision", 12) or ("at", nanoseconds since the epoch)."""
-
-    name = "since"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        if isinstance(value, tuple):
-            return value
-        ago = _AGO.fullmatch(value)
-        if ago:
-            return "at", time.time_ns() - int(ago[1]) * _SECONDS[ago[2]] * 10**9
-        if not value.isdecimal() or len(value) > 18:
-            self.fail(f"{value!r}: expected a revision such as 120, or a time such as 90s, 10m, 2h, 7d", param, ctx)
-        return "revision", int(value)
+def _parse_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """Return ("revision", a revision), or ("at", a time in nanoseconds since the epoch)."""
+    ago = _AGO.fullmatch(value or "")
+    if ago:
+        return "at", time.time_ns() - int(ago[1]) * _SECONDS[ago[2]] * 10**9
+    if value is not None and not (value.isdecimal() and value.isascii() and len(value) <= _LONGEST):
+        raise click.BadParameter(f"{value!r}: expected a revision such as 120, or a time such as 90s, 10m, 2h, 7d")
+    return None if value is None else ("revision", int(value))
 
 
 @click.command("events")
 @click.option(
     "--since",
-    type=_Since(),
+    callback=_parse_since,
     metavar="REV|TIME",
     help="Begin after this revision, or so long ago (90s, 10m, 2h, 7d).  [default: the oldest that is kept; with"
     " --follow, now]",
@@ -130,7 +125,7 @@ def command(
                 for event in events:
                     print_line(render_line(_make_row(event, no_trunc=no_trunc), widths))
             else:
-                rows = [_make_row(event, no_trunc=no_trunc) for event in events if event is not None]
+                rows = [_make_row(event, no_trunc=no_trunc) for event in events]
                 print_table(_COLUMNS, rows, no_trunc=no_trunc)
 
 
@@ -146,7 +141,7 @@ def _find_time(snapshot: Snapshot, at: int) -> int:
     revision = snapshot.oldest_revision() - 1
     with snapshot.watch(revision) as watch:
         for event in iter(lambda: watch.next(0), None):
-            if event is not None and event.at >= at:
+            if event.at >= at:
                 break
             revision = watch.revision
     return revision

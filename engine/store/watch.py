@@ -94,14 +94,11 @@ class Cursor:
     def add(self, page: EventPage) -> None:
         """Take in what was read after `last`. Raises CursorTooOldError, StoreDamagedError if events are missing."""
         expected = self.last + 1
-        for row in page.rows:
-            if row.revision != expected:
-                break
-            expected += 1
-        else:
-            if page.rows or expected > page.newest:
-                self._rows.extend(page.rows)
-                return
+        whole = [row for number, row in enumerate(page.rows, expected) if row.revision == number]
+        is_whole = len(whole) == len(page.rows) and (whole or expected > page.newest)
+        if is_whole or (whole and page.pruned <= self.last):  # what comes before a gap is given
+            self._rows.extend(whole)
+            return
         if page.pruned > self.last:
             raise CursorTooOldError(
                 f"the events after revision {self.last} are not kept any more, the oldest is {page.pruned + 1}; list"

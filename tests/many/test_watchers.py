@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_kills_of_writer_and_watcher(state_dir: str, tmp_path: Path) -> None:
     assert all(commit == revision or seen[revision][1] == commit for revision, commit, _, _ in seen)
 
 
-def read(out: Path) -> list[list[object]]:
+def read(out: Path) -> list[list[Any]]:
     return [json.loads(line) for line in out.read_bytes().splitlines()]
 
 

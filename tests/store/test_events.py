@@ -92,7 +92,7 @@ def test_a_transaction_is_told_from_its_neighbours(store: Store) -> None:
 
     def submit() -> None:
         for name in "abc":
-            requests.append(Request(lambda draft, key=name: draft.replace(key, ENDED)))  # type: ignore[misc]
+            requests.append(Request(lambda draft, key=name: draft.replace(key, ENDED)))
             store.submit(requests[-1])
 
     with store.transaction() as draft:
@@ -138,7 +138,7 @@ def test_filters_are_those_of_lists(store: Store) -> None:
         ({"labels": {"tier": "web"}}, ["alpha", "alpha"]),
         ({"kinds": ["deleted", EventKind.SANDBOX_ADDED]}, ["s", "t", "alpha"]),
     ):
-        watch = store.watch(0, **asked)  # type: ignore[arg-type]
+        watch = store.watch(0, **asked)
         assert [event.id for event in at_hand(watch)] == wanted, asked
         assert watch.revision == store.revision  # what was passed over is not looked at again
     with pytest.raises(errors.InvalidInputError, match="unheard"):

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.prune import Pruned, prune
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.lifecycle.steps import run_whole
@@ -25,6 +26,7 @@ from limpet.engine.state.descriptors import raise_descriptor_limit, system_error
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
+from limpet.engine.state.turn import open_in_parts
 from limpet.engine.store import Listing, Store
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
@@ -32,8 +34,9 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
+from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote_path
 from limpet.schema.file_name import find_owners
+from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
 from limpet.schema.status import ContainerState, Status
@@ -57,6 +60,7 @@ class Engine:
         self._sandboxes_dir = store.directory.join(SANDBOXES)
         self._look_timeout = look_timeout
         self._closing = threading.Lock()
+        self._naming = threading.Lock()  # held while a sandbox is looked for, and made if there is none
         self._is_closed = False
         self._pid = os.getpid()
         self._actors = {Action.ADOPT: self._adopt, Action.REMOVE_BUNDLE: self._remove_bundle}
@@ -79,8 +83,11 @@ class Engine:
         starter: Starter | None = None,
         inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
+        wait: float = 0,
     ) -> Self:
         """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
+
+        While another has it open, the lock is waited for, `wait` seconds at most.
 
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
         container Unknown.
@@ -98,9 +105,13 @@ class Engine:
         chosen = make_default_starter(inherit_env) if starter is None else starter
         raise_descriptor_limit()
         opened: list[Self] = []
-        try:
+
+        def open_whole(part: float) -> None:
             with system_errors_told(f"state directory {quote_path(state_dir)}"):
-                run_whole(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout)))
+                run_whole(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part)))
+
+        try:
+            open_in_parts(open_whole, wait)
         except BaseException:
             for engine in opened:  # an interrupt came while it was opened
                 engine.close()
@@ -115,8 +126,9 @@ class Engine:
         images: ImageStore | None,
         starter: Starter,
         look_timeout: float,
+        wait: float,
     ) -> Self:
-        store = Store.open(resolve_directory(state_dir), node=node)
+        store = Store.open(resolve_directory(state_dir), node=node, wait=wait)
         try:
             for name in (CONTAINERS, SANDBOXES):
                 make_directory(store.directory.join(name))
@@ -185,10 +197,29 @@ class Engine:
             sandbox.bundle.make()
         return sandbox
 
+    def get_or_create_sandbox(
+        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+    ) -> Sandbox:
+        """Return the sandbox with the name, namespace, uid and attempt of this config; make it if there is none.
+
+        One that is there stays as it is, whatever else the config says. `id` is that of one that is made. Raises
+        InvalidInputError.
+        """
+        parsed = parse_pod_sandbox_config(config)
+
+        def get_or_create() -> Sandbox:
+            with self._naming:
+                for sandbox in self.list_sandboxes():
+                    if sandbox.metadata.config.metadata == parsed.metadata:
+                        return sandbox
+                return self._create_sandbox(parsed, id)
+
+        return self._runtime.step(get_or_create)
+
     def create_container(
         self,
         config: ContainerConfig | bytes | str | Mapping[str, Any],
-        sandbox_id: str,
+        sandbox: Sandbox | str,
         *,
         id: str | None = None,
         mount_type: MountType = MountType.PLAIN,
@@ -196,12 +227,13 @@ class Engine:
     ) -> Container:
         """Make a container from a CRI ContainerConfig, which may be given as JSON, in a sandbox. It is then CREATED.
 
+        The sandbox is given itself, or as to `get_sandbox`.
         What the config asks for and the starter does not do is in the status, `unapplied`; with `strict` it is refused.
         Raises InvalidInputError, NotFoundError for the sandbox or the image, AlreadyExistsError for id or name.
         """
 
         def create() -> Container:
-            container = self.add_container(config, sandbox_id, id=id, strict=strict)
+            container = self.add_container(config, sandbox, id=id, strict=strict)
             try:
                 container.create(mount_type)
             except BaseException:
@@ -214,7 +246,7 @@ class Engine:
     def add_container(
         self,
         config: ContainerConfig | bytes | str | Mapping[str, Any],
-        sandbox_id: str,
+        sandbox: Sandbox | str,
         *,
         id: str | None = None,
         strict: bool = False,
@@ -224,22 +256,22 @@ class Engine:
         With `strict`, InvalidInputError names each field that asks for what the starter does not do.
         """
         config = parse_container_config(config)
-        sandbox = self.get_sandbox(sandbox_id)
+        place = self.get_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
         manifest = self.images.manifest(ImageName.parse(config.image.image))
         key = new_id() if id is None else id
         metadata = Metadata(
             id=key,
             name=config.metadata.name,
-            sandbox_id=sandbox.id,
+            sandbox_id=place.id,
             config=config,
             image_manifest=manifest,
-            log_path=choose_log_path(sandbox.log_directory, config.log_path),
+            log_path=choose_log_path(place.log_directory, config.log_path),
             stop_signal=choose_stop_signal(config, manifest.config),
             root_dir=self._runtime.bundle_path(key),
             starter=self._runtime.starter.name,
         )
         if strict:
-            self._refuse_unapplied(metadata, sandbox.metadata)
+            self._refuse_unapplied(metadata, place.metadata)
         self.store.add(metadata)
         return Container(self._runtime, key)
 
@@ -251,7 +283,11 @@ class Engine:
             raise InvalidInputError(f"container {metadata.name!r}: not done by this starter: {reasons}")
 
     def get(self, container_id: str) -> Container:
-        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        """Return the container with this id, else with this name, else the one whose id begins with it.
+
+        Of several attempts of a name in one sandbox the newest is meant. Raises NotFoundError, or AmbiguousError if
+        several are meant.
+        """
         return Container(self._runtime, self.store.get(container_id).id)
 
     def list(
@@ -260,7 +296,7 @@ class Engine:
         id: str = "",
         name: str = "",
         sandbox_id: str = "",
-        state: ContainerState | None = None,
+        state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> "Listing[Container]":
         """Return the containers that match all that is given; see `Store.list`."""
@@ -268,19 +304,35 @@ class Engine:
         return Listing((Container(self._runtime, record.id) for record in records), records.revision)
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox:
-        """Return the sandbox with this id, or the one whose id begins with it. Raises NotFoundError."""
+        """Return the sandbox with this id, else with this name, else the one whose id begins with it.
+
+        Raises NotFoundError, AmbiguousError if several are meant, StoreDamagedError.
+        """
         return Sandbox(self._runtime, self.store.get_sandbox(sandbox_id))
 
     def list_sandboxes(self) -> "Sequence[Sandbox]":
         """Return all sandboxes, oldest first."""
         return [Sandbox(self._runtime, metadata) for metadata in self.store.list_sandboxes()]
 
-    def delete(self, container_id: str) -> None:
+    def delete(self, container_id: str) -> bool:
         """Forget a container by its exact id; see `Container.delete`. Its record may be damaged."""
-        container = self.get(container_id)
-        if container.id != container_id:
-            raise NotFoundError(f"container {quote(container_id)}: give the whole id to delete it")
-        container.delete()
+        return container_id in self.store and Container(self._runtime, container_id).delete()
+
+    def prune(self, *, sandboxes: bool = False) -> Pruned:
+        """Remove all containers that have ended, with `sandboxes` those without containers too; say what is gone.
+
+        What cannot be removed stays, and is told with the reason.
+        """
+        ended = self.list(state=ContainerState.EXITED)
+        return self._runtime.step(lambda: prune(ended, self.list_sandboxes() if sandboxes else ()))
+
+    def history(self, container_id: str) -> "Sequence[Transition]":
+        """Return the state changes of a container that are kept, oldest first: see `Store.history`."""
+        return self.store.history(container_id)
+
+    def back_up(self, target_path: str) -> None:
+        """Copy the database to a new file while the engine is in use: see `Store.back_up`."""
+        self.store.back_up(target_path)
 
     def exclusive(self, owner_id: str) -> AbstractContextManager[None]:
         """Keep other steps of the same container or sandbox out while the block runs."""

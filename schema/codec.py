@@ -235,7 +235,7 @@ def sandbox_name_row(metadata: SandboxMetadata) -> NameRow:
 def seal_event(node: str, revision: int, last_revision: int, event: OpenEvent) -> EventRow:
     """Return the row of table event. Its texts are of rows that were written, or are about to be."""
     at, kind, names, *rest = event
-    values = (revision, last_revision, at, kind, *names, *rest)
+    values = (revision, last_revision, at, kind, *names[:4], *rest)
     return EventRow._make((*values, seal((node, *values))))
 
 

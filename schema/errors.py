@@ -32,7 +32,15 @@ class InvalidInputError(LimpetError, ValueError):
 
 
 class NotFoundError(LimpetError, LookupError):
-    """No container, sandbox or image has this id; or an id prefix matches none, or several."""
+    """No container, sandbox or image has this id or name, or an id that begins so."""
+
+
+class AmbiguousError(LimpetError, LookupError):
+    """A name, or the beginning of an id, means several. `candidates` are the ids of a few of them."""
+
+    def __init__(self, message: str, candidates: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.candidates = candidates
 
 
 class AlreadyExistsError(LimpetError):

@@ -155,3 +155,4 @@ class NameRow(NamedTuple):
     sandbox_id: str
     name: str
     labels: str
+    attempt: int = 0

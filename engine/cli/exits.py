@@ -4,6 +4,7 @@ import click
 
 from limpet.schema.errors import (
     AlreadyExistsError,
+    AmbiguousError,
     CursorTooOldError,
     InvalidInputError,
     InvalidStateError,
@@ -26,7 +27,11 @@ EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
     (FAILED, "the command failed", (LimpetError, OSError)),
     (2, "wrong usage", (click.UsageError, InvalidInputError)),
     (3, "the container, sandbox or state directory was not found", (NotFoundError,)),
-    (4, "conflict with the current state", (AlreadyExistsError, InvalidStateError, CursorTooOldError)),
+    (
+        4,
+        "conflict with the current state, or several are meant",
+        (AlreadyExistsError, AmbiguousError, CursorTooOldError, InvalidStateError),
+    ),
     (5, "the state directory is in use by another process", (StateDirectoryLockedError,)),
     (
         DAMAGED,

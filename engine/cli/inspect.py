@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -12,9 +13,8 @@ from limpet.engine.cli.options import Place, complete_id, output_option, place_o
 from limpet.engine.cli.output import age, paint, print_json, print_lines, printable, rfc3339
 from limpet.engine.inspection.snapshot import Snapshot, View
 from limpet.engine.lifecycle.cri_status import to_cri_status
-from limpet.engine.store import resolve_prefix
 from limpet.recovery.evidence import Observation
-from limpet.schema.errors import StoreDamagedError
+from limpet.schema.errors import AmbiguousError, NotFoundError, StoreDamagedError, quote
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.protobuf_json import to_json
 from limpet.schema.status import ContainerState, Resources, Status
@@ -27,17 +27,32 @@ _Line = tuple[str, str]
 @output_option
 @place_option
 def command(place: Place, ids: tuple[str, ...], *, as_json: bool) -> None:
-    """Show details of the containers or sandboxes with these ids (or unique prefixes).
+    """Show details of the containers or sandboxes with these ids, names, or unique beginnings of ids.
 
     For a container: its image and command, its status on disk, and its actual state, found by looking at its process
     and its bundle. -o json adds the whole config and the status as the CRI defines it.
     """
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
-        keys = [resolve_prefix(text, [*snapshot.ids, *snapshot.sandbox_ids], "record") for text in ids]
+        keys = [_resolve(snapshot, text) for text in ids]
         if as_json:
             print_json(inspected=[_make_document(snapshot, key) for key in keys])
         else:
             print_lines("\n".join(_describe(snapshot, key)) for key in keys)
+
+
+def _resolve(snapshot: Snapshot, text: str) -> str:
+    """Return the id of the container or sandbox that is meant: an exact id of either, else what only one kind has."""
+    if text in snapshot.ids or text in snapshot.sandbox_ids:
+        return text
+    found = []
+    for find in (snapshot.resolve, snapshot.resolve_sandbox):
+        with suppress(NotFoundError):
+            found.append(find(text))
+    if len(found) > 1:
+        raise AmbiguousError(
+            f"{quote(text)} is a container and a sandbox: {', '.join(found)}; give an id", tuple(found)
+        )
+    return found[0] if found else snapshot.resolve(text)
 
 
 def _make_document(snapshot: Snapshot, key: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _parse_state(_ctx: click.Context, _parameter: click.Parameter, value: str | 
     help="Only containers with this label. Repeat it to require several.",
 )
 @click.option(
-    "--sandbox", "sandbox_id", metavar="ID", default="", help="Only containers of this sandbox (id or prefix)."
+    "--sandbox", "sandbox_id", metavar="ID", default="", help="Only containers of this sandbox (id, name, or prefix)."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only the full ids.")
 @no_trunc_option

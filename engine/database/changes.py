@@ -1,6 +1,8 @@
 """What one commit writes: rows that were checked and encoded before, in the order that foreign keys want."""
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
+from typing import Self
 
 from limpet.schema.rows import (
     ContainerRow,
@@ -26,11 +28,11 @@ KEPT_RECOVERIES = 16
 class Changes:
     """Rows to write in one transaction. Rows lead with the id; the node's name is added when they are written."""
 
-    new_sandboxes: list[SandboxRow] = field(default_factory=list)
+    new_sandboxes: dict[str, SandboxRow] = field(default_factory=dict)
     new_sandbox_statuses: dict[str, SandboxStatusRow] = field(default_factory=dict)
     sandbox_statuses: dict[str, tuple[SandboxStatusRow, int]] = field(default_factory=dict)
     """The new row of a sandbox that is there already, and the seq of the one that it replaces."""
-    new_containers: list[ContainerRow] = field(default_factory=list)
+    new_containers: dict[str, ContainerRow] = field(default_factory=dict)
     new_statuses: dict[str, StatusRow] = field(default_factory=dict)
     statuses: dict[str, tuple[StatusRow, int]] = field(default_factory=dict)
     """The new row of a container that is there already, and the seq of the one that it replaces."""
@@ -42,6 +44,10 @@ class Changes:
     """By kind and key, in place of what is there."""
     deleted_items: list[tuple[str, str]] = field(default_factory=list)
     reports: list[ReportRow] = field(default_factory=list)
+
+    def copy(self) -> Self:
+        """Return a copy that shares nothing but the rows, which are immutable."""
+        return type(self)(**{field.name: copy(getattr(self, field.name)) for field in fields(self)})
 
     @property
     def only_statuses(self) -> bool:

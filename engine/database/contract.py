@@ -70,6 +70,9 @@ class Records(Protocol):
     def load_names(self) -> Sequence[NameRow]:
         """Return what lists are filtered by, of every container."""
 
+    def load_named(self, name: str) -> Sequence[NameRow]:
+        """Return the same of the containers that have exactly this name."""
+
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         """Return node and row of every sandbox of every node."""
 

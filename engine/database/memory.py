@@ -81,13 +81,13 @@ class _Journal:
         for key in changes.deleted_sandboxes:
             tables.sandboxes.pop(key, None)
             tables.sandbox_statuses.pop(key, None)
-        tables.sandboxes.update((row.id, row) for row in changes.new_sandboxes)
+        tables.sandboxes.update(changes.new_sandboxes)
         tables.sandbox_statuses.update(changes.new_sandbox_statuses)
         tables.sandbox_statuses.update((row.id, row) for row, _ in changes.sandbox_statuses.values())
         for name in changes.deleted_items:
             tables.items.pop(name, None)
         tables.items.update(changes.items)
-        tables.containers.update((row.id, row) for row in changes.new_containers)
+        tables.containers.update(changes.new_containers)
         tables.statuses.update(changes.new_statuses)
         tables.statuses.update((row.id, row) for row, _ in changes.statuses.values())
         tables.events = [*tables.events, *changes.events][-KEPT_EVENTS:]
@@ -104,16 +104,15 @@ class _Journal:
             return changes.events[0] in self._tables.events
         tables = self._tables
         statuses = changes.new_statuses | {key: row for key, (row, _) in changes.statuses.items()}
-        sandboxes = {row.id: row for row in changes.new_sandboxes}
         sandbox_statuses = {key: row for key, (row, _) in changes.sandbox_statuses.items()}
         return (
             statuses.items() <= tables.statuses.items()
-            and sandboxes.items() <= tables.sandboxes.items()
+            and changes.new_sandboxes.items() <= tables.sandboxes.items()
             and sandbox_statuses.items() <= tables.sandbox_statuses.items()
             and changes.items.items() <= tables.items.items()
             and set(changes.reports) <= set(tables.reports)
             and tables.containers.keys().isdisjoint(set(changes.deleted_containers) - statuses.keys())
-            and tables.sandboxes.keys().isdisjoint(set(changes.deleted_sandboxes) - sandboxes.keys())
+            and tables.sandboxes.keys().isdisjoint(set(changes.deleted_sandboxes) - changes.new_sandboxes.keys())
             and tables.items.keys().isdisjoint(set(changes.deleted_items) - changes.items.keys())
         )
 
@@ -164,7 +163,10 @@ class _Records:
 
     def load_names(self) -> Sequence[NameRow]:
         rows = self._tables.containers.copy().values()
-        return [NameRow(row.id, row.sandbox_id, row.name, row.labels) for row in rows]
+        return [NameRow(row.id, row.sandbox_id, row.name, row.labels, row.attempt) for row in rows]
+
+    def load_named(self, name: str) -> Sequence[NameRow]:
+        return [row for row in self.load_names() if row.name == name]
 
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         return [(self._node, row) for row in self._tables.sandboxes.copy().values()]

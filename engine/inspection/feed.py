@@ -6,7 +6,7 @@ flushed first, unless whoever owns the database now has done so: it did with its
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from limpet.engine.database import EventPage
 from limpet.engine.database.sqlite import Source
@@ -29,7 +29,9 @@ class SnapshotFeed:
         self._source = Source(self._database, node)
         self._flushed = 0
         """The revision up to which all is known to be flushed."""
-        self.sandbox_ids: Collection[str] = {row.id for row in self._source.ask(lambda reader: reader.load_sandboxes())}
+        self._sandboxes: Mapping[str, str] = {}
+        self._sandboxes_at = -1
+        """At which revision they were looked at."""
 
     def read(self, after: int, limit: int) -> EventPage:
         """Return up to `limit` events that follow the revision `after`. Raises ClosedError, StoreError."""
@@ -42,10 +44,16 @@ class SnapshotFeed:
                 " revision"
             )
         if page.newest > self._flushed:
-            self.sandbox_ids = {row.id for row in self._source.ask(lambda reader: reader.load_sandboxes())}
             self._flush(page.epoch)
             self._flushed = page.newest
         return page
+
+    def name_sandboxes(self) -> Mapping[str, str]:
+        """Return the name of each sandbox that is there now by its id."""
+        if self._sandboxes_at != self._flushed:
+            rows = self._source.ask(lambda reader: reader.load_sandboxes())
+            self._sandboxes, self._sandboxes_at = {row.id: row.name for row in rows}, self._flushed
+        return self._sandboxes
 
     def wait(self, after: int, timeout: float | None) -> None:  # noqa: ARG002  # what is new is seen by reading
         """Return at the owner's ring, or after a while, which is at most `timeout` seconds. Raises ClosedError."""

@@ -24,15 +24,26 @@ from limpet.engine.state.identity import find_original
 from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
 from limpet.engine.state.owner import read_owner
-from limpet.engine.store import Filter, Listing, Record, Unsettled, Wanted, Watch, resolve_prefix
+from limpet.engine.store import (
+    Filter,
+    Listing,
+    Named,
+    Record,
+    Unsettled,
+    Wanted,
+    Watch,
+    name_container,
+    name_sandbox,
+    resolve,
+)
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.rules import Ruling, Verdict
 from limpet.schema.codec import read_labels, row_is_sound, row_state, row_to_sandbox, row_to_status
-from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote, quote_path
+from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote_path
 from limpet.schema.history import Transition
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
-from limpet.schema.rows import NameRow, StatusRow
-from limpet.schema.status import ContainerState, Reason, Status, mark_copied
+from limpet.schema.rows import NameRow, SandboxRow, StatusRow
+from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
 _READ_AGAIN_SECONDS = 0.05
 _READ = {name: what for name, what in ENTRIES.items() if name.startswith((DATABASE, CONTAINERS, SANDBOXES))}
@@ -129,34 +140,53 @@ class Snapshot:
         id: str = "",
         name: str = "",
         sandbox_id: str = "",
-        state: ContainerState | None = None,
+        state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
         ended: bool = True,
     ) -> "Listing[View]":
         """Return the containers that match all arguments, oldest first; without `ended`, only those not exited.
 
-        The list's `revision` is that of the newest event when the snapshot was opened. `id` is an id or the beginning
-        of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all be there with these values.
+        The list's `revision` is that of the newest event when the snapshot was opened. What is asked for is given as
+        to `Store.list`. Raises InvalidInputError for a state that is none.
         """
         wanted = Filter(id, name, sandbox_id, labels or {})
+        wanted_state = None if state is None else read_state(state)
+        sandboxes = wanted.find_sandboxes(self._name_sandboxes())
         keys = [
             key
             for key in self._ids
-            if (ended or not self._has_ended(key)) and wanted.accepts(self._name(key), self._sandboxes)
+            if (ended or not self._has_ended(key)) and wanted.accepts(self._name(key), sandboxes)
         ]
-        views = [view for view in self._views(keys) if state is None or view.status.state is state]
+        views = [view for view in self._views(keys) if wanted_state is None or view.status.state is wanted_state]
         return Listing(sorted(views, key=lambda view: (view.checkpoint.created_at, view.id)), self.revision)
 
     def get(self, container_id: str) -> View:
-        """Return the container with this id or unique prefix of an id. Raises NotFoundError."""
-        (view,) = self._views([resolve_prefix(container_id, self._ids, "container")])
+        """Return the container with this id, else with this name, else the one whose id begins with it.
+
+        Of several attempts of a name in one sandbox the newest is meant. Raises NotFoundError, or AmbiguousError.
+        """
+        (view,) = self._views([self.resolve(container_id)])
         return view
 
+    def resolve(self, container_id: str) -> str:
+        """Return the whole id of the container that is meant: see `get`."""
+        named = (name_container(row) for row in self._names.values() if row.name == container_id)
+        return resolve(container_id, self._ids, lambda: named, "container")
+
+    def resolve_sandbox(self, sandbox_id: str) -> str:
+        """Return the whole id of the sandbox with this id, name, or beginning of an id.
+
+        Raises NotFoundError, AmbiguousError if several are meant.
+        """
+        found = [row for row in self._sandboxes.values() if row.name == sandbox_id]
+        return resolve(sandbox_id, self._sandboxes, lambda: map(self._name_sandbox, found), "sandbox")
+
     def sandbox(self, sandbox_id: str) -> SandboxMetadata:
-        """Return the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
-        if sandbox_id not in self._sandboxes:
-            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
-        return row_to_sandbox(self.node, self._sandboxes[sandbox_id])
+        """Return the sandbox with this id, else with this name, else the one whose id begins with it.
+
+        Raises NotFoundError, AmbiguousError if several are meant, StoreDamagedError.
+        """
+        return row_to_sandbox(self.node, self._sandboxes[self.resolve_sandbox(sandbox_id)])
 
     def metadata(self, container_id: str) -> Metadata:
         """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -238,6 +268,17 @@ class Snapshot:
     def _has_ended(self, key: str) -> bool:
         row = self._rows.get(key)
         return row is not None and row_is_sound(self.node, row) and row_state(row)[0] is ContainerState.EXITED
+
+    def _name_sandboxes(self) -> Mapping[str, str]:
+        """Return the name of each sandbox by its id; nothing of one whose record is missing."""
+        missing = {row.sandbox_id for row in self._names.values()} - self._sandboxes.keys()
+        return dict.fromkeys(missing, "") | {key: row.name for key, row in self._sandboxes.items()}
+
+    def _name_sandbox(self, row: SandboxRow) -> Named:
+        try:
+            return name_sandbox(row_to_sandbox(self.node, row))
+        except StoreDamagedError:
+            return Named(row.id, row.id, 0)
 
     def _name(self, key: str) -> NameRow:
         return self._names.get(key) or NameRow(id=key, sandbox_id="", name="", labels="{}")

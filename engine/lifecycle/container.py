@@ -1,6 +1,5 @@
 """A container's life: create, start, stop, release, each step written down before the next one begins."""
 
-import math
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ from msgspec.structs import replace
 
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
+from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
 from limpet.engine.starters import Launch, number_of_signal, require_secrets
@@ -20,7 +20,6 @@ from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import (
-    InvalidInputError,
     InvalidStateError,
     NotFoundError,
     StartError,
@@ -30,12 +29,9 @@ from limpet.schema.errors import (
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
-from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run
+from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
-_KILL_TIMEOUT_SECONDS = 10.0
-_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
-"""Between two looks at what a stop has left."""
 _LATEST = 2**63 - 1
 """The latest time that can be stored, in nanoseconds since the epoch."""
 
@@ -52,7 +48,16 @@ class Container:
         self._bundle = ContainerBundle(runtime.bundle_path(container_id), container_id, runtime.store.node)
 
     def __repr__(self) -> str:
-        return f"<Container {self.id}: {self.state.name}>"
+        state = self.state.name if self.id in self._runtime.store else "deleted"
+        return f"<Container {self.id}: {state}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Container):
+            return NotImplemented
+        return self.id == other.id and self._runtime is other._runtime
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -69,9 +74,33 @@ class Container:
         """The state now."""
         return self.status.state
 
+    @property
+    def name(self) -> str:
+        """Its name, from its config. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.name
+
+    @property
+    def sandbox_id(self) -> str:
+        """The id of the sandbox that it is in. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.sandbox_id
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels, from its config. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.config.labels
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code; None while it has not ended, if nobody saw how it ended, and if its program never ran."""
+        return find_exit_code(self.status)
+
     def cri_status(self) -> ContainerStatus:
         """Return the status as the CRI writes it, without times that have not come yet."""
-        return to_cri_status(self.metadata, self.status, read_user(self._bundle.path))
+        status = self.status
+        added_at = 0
+        if not status.created_at:
+            added_at = next((one.at for one in self._runtime.store.history(self.id)), 0)
+        return to_cri_status(self.metadata, status, read_user(self._bundle.path), added_at=added_at)
 
     def create(self, mount_type: MountType = MountType.PLAIN) -> Status:
         """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.
@@ -104,7 +133,7 @@ class Container:
 
     def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
         """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status."""
-        _require_seconds(timeout)
+        require_seconds(timeout)
         if self._runtime.store.is_damaged(self.id):
             return self._runtime.step(self._end_damaged)
         if self.status.unknown:
@@ -113,10 +142,28 @@ class Container:
 
     def finish_stop(self, status: Status) -> Status:
         """Wait until nothing of it is left, given what `begin_stop` returned, and return the status then."""
-        if status.identity is None or status.state is not ContainerState.RUNNING:
+        patience = self.be_patient(status)
+        if patience is None:
             return status
-        self._wait_for_stop(status.identity, (status.stop_deadline - status.stop_requested_at) / 1e9)
+        self._runtime.wait_for_change(self.id, self._has_ended, patience.left())
+        while not self.is_stopped(status):
+            time.sleep(patience.next_pause())
         return self.status
+
+    def be_patient(self, status: Status) -> Patience | None:
+        """Return how long `finish_stop` is to wait, given what `begin_stop` returned; None if there is nothing to do.
+
+        The watcher sends SIGKILL when the time of the stop is over.
+        """
+        if status.identity is None or status.state is not ContainerState.RUNNING:
+            return None
+        grace = (status.stop_deadline - status.stop_requested_at) / 1e9
+        return Patience(self.id, status.identity.pid, grace)
+
+    def is_stopped(self, status: Status) -> bool:
+        """Say whether its end is written down and nothing of it is left, given what `begin_stop` returned."""
+        assert status.identity is not None
+        return self._has_ended() and not self._runtime.starter.signal(self.id, status.identity, 0)
 
     def resume_stop(self, status: Status, identity: ProcessIdentity) -> None:
         """Go on with a stop that an engine before this one has begun, with what is left of its time."""
@@ -140,7 +187,7 @@ class Container:
 
     def _require_waitable(self, timeout: float | None) -> None:
         if timeout is not None:
-            _require_seconds(timeout)
+            require_seconds(timeout)
         status = self.status
         if not status.finished_at and not status.started_at:
             raise self._refuse("wait for", "start it first")
@@ -166,7 +213,8 @@ class Container:
         """Give up what the container holds: kill what is left of it, unmount and remove its bundle.
 
         That it is released is written first, so that recovery finishes what a kill cuts short. Releasing again
-        is fine. Raises InvalidStateError while it is RUNNING or Unknown.
+        is fine; of one that is deleted the status says no more than that it is released. Raises InvalidStateError while
+        it is RUNNING or Unknown.
         """
         return self._runtime.step(self._release)
 
@@ -176,9 +224,28 @@ class Container:
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 
-    def delete(self) -> None:
-        """Forget the container. Raises InvalidStateError unless it is released, was never created, or is damaged."""
-        self._runtime.step(self._delete)
+    def delete(self) -> bool:
+        """Forget the container; return False if it is gone already.
+
+        Raises InvalidStateError unless it is released, was never created, or is damaged.
+        """
+        return self._runtime.step(self._delete)
+
+    def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
+        """Release and delete the container; return False if it is gone already. May be repeated.
+
+        With `force` it is stopped before, as `stop` does with `timeout`. Raises InvalidStateError while it is RUNNING
+        or Unknown without `force`, and if it cannot be shown that nothing of it is left.
+        """
+        if force:
+            with suppress(NotFoundError):
+                if self.needs_stop():
+                    self.stop(timeout)
+        return self._runtime.step(self._remove)
+
+    def needs_stop(self) -> bool:
+        """Say whether it runs, or may run. Raises NotFoundError once it is deleted."""
+        return self.state in {ContainerState.RUNNING, ContainerState.UNKNOWN}
 
     def _create(self, mount_type: MountType) -> Status:
         with self._runtime.exclusive(self.id):
@@ -279,26 +346,22 @@ class Container:
             self._runtime.starter.release(self.id)
             return self.status
 
-    def _wait_for_stop(self, identity: ProcessIdentity, grace: float) -> None:
-        """Wait until nothing of the container is left: the watcher sends SIGKILL after `grace` seconds at most."""
-        patience, latest = _FIRST_LOOK_SECONDS, time.monotonic() + grace + _KILL_TIMEOUT_SECONDS
-        while not self._runtime.wait_for_change(self.id, self._has_ended, patience) or (
-            self._runtime.starter.signal(self.id, identity, 0)
-        ):
-            if time.monotonic() > latest:
-                raise InvalidStateError(
-                    f"container {self.id}: process {identity.pid}, or one that it left, has not ended"
-                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again"
-                )
-            if self._has_ended():
-                time.sleep(patience)
-            patience = min(patience * 2, _LONGEST_LOOK_SECONDS)
-
     def _has_ended(self) -> bool:
         return bool(self._runtime.store.status(self.id).finished_at)
 
+    def _remove(self) -> bool:
+        with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return False
+            status = self.status
+            if status.created_at or status.finished_at:
+                self._release()
+            return self._delete()
+
     def _release(self) -> Status:
         with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return Status(released=True)
             status = self.status
             if self._runtime.store.is_damaged(self.id):
                 self._discard_damaged()
@@ -310,12 +373,13 @@ class Container:
             self.remove_bundle()
             return status
 
-    def _delete(self) -> None:
+    def _delete(self) -> bool:
         with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return False
             if self._runtime.store.is_damaged(self.id):
                 self._discard_damaged()
-                self._runtime.store.delete(self.id)
-                return
+                return self._runtime.store.delete(self.id)
             status = self.status
             is_running = status.state is ContainerState.RUNNING
             is_doubtful = status.unknown and status.reason != Reason.BUNDLE_LOST
@@ -328,7 +392,7 @@ class Container:
             # The bundle is the last that a release removes: with it gone, nothing is left.
             if not status.unknown and not (status.released and not os.path.lexists(self._bundle.path)):
                 self.remove_bundle()
-            self._runtime.store.delete(self.id)
+            return self._runtime.store.delete(self.id)
 
     def _discard_damaged(self) -> None:
         """End what the starter knows to be of a container whose record cannot be read, and remove its bundle if ours.
@@ -407,11 +471,6 @@ def _request_stop(status: Status, timeout: float) -> Status:
         reason=Reason.STOPPING,
         message="it was asked to stop",
     )
-
-
-def _require_seconds(timeout: float) -> None:
-    if not 0 <= timeout < math.inf:  # not a number is neither
-        raise InvalidInputError(f"timeout {timeout!r}: seconds are needed, 0 or more")
 
 
 def _now() -> int:

@@ -1,6 +1,6 @@
 """A sandbox: what its containers share. Its record is as durable as theirs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from limpet.engine.lifecycle.bundle import Bundle
 from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
@@ -21,10 +21,28 @@ class Sandbox:
     def __repr__(self) -> str:
         return f"<Sandbox {self.id}: {self.metadata.name}>"
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sandbox):
+            return NotImplemented
+        return self.id == other.id and self._runtime is other._runtime
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @property
     def id(self) -> str:
         """The sandbox's id."""
         return self.metadata.id
+
+    @property
+    def name(self) -> str:
+        """The sandbox's name, from its config."""
+        return self.metadata.name
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels, from its config."""
+        return self.metadata.config.labels
 
     @property
     def log_directory(self) -> str:
@@ -44,29 +62,60 @@ class Sandbox:
 
         One that cannot be stopped keeps no other from it. Raises InvalidStateError afterwards, naming each that failed.
         """
-        begun: list[tuple[Container, Status]] = []
-        problems: list[LimpetError] = []
-        for container in self.containers():
-            try:
-                begun.append((container, container.begin_stop(timeout)))
-            except NotFoundError:  # deleted in the meantime
-                continue
-            except LimpetError as error:
-                problems.append(error)
-        for container, status in begun:
-            try:
-                container.finish_stop(status)
-            except NotFoundError:
-                continue
-            except LimpetError as error:
-                problems.append(error)
-        if problems:
-            told = f"sandbox {self.id}: {len(problems)} of its containers were not stopped"
-            raise InvalidStateError(f"{told}: {'; '.join(map(str, problems))}") from problems[0]
+        tell_problems(self.id, "stopped", self._stop(timeout))
 
-    def delete(self) -> None:
-        """Forget the sandbox and remove its directory. Raises InvalidStateError while it has containers."""
+    def _stop(self, timeout: float) -> list[LimpetError]:
+        begun: dict[Container, Status] = {}
+
+        def begin(container: Container) -> None:
+            begun[container] = container.begin_stop(timeout)
+
+        problems = _try_each(begin, self.containers())
+        return problems + _try_each(lambda container: container.finish_stop(begun[container]), begun)
+
+    def delete(self) -> bool:
+        """Forget the sandbox and remove its directory; return False if it is gone already.
+
+        Raises InvalidStateError while it has containers.
+        """
+        return self._runtime.step(self._delete)
+
+    def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
+        """Delete the sandbox, with `force` its containers before it: see `Container.remove`. May be repeated.
+
+        Return False if it is gone already. Raises InvalidStateError while it has containers without `force`, and
+        naming each that could not be removed.
+        """
+        if force:
+            self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
+            containers = self.containers()
+            problems = _try_each(lambda one: one.remove(force=True, timeout=timeout), containers)
+            tell_problems(self.id, "removed", problems)
+        return self.delete()
+
+    def _delete(self) -> bool:
         with self._runtime.exclusive(self.id):
             # The row first: a directory without a row is an orphan, which recovery removes.
-            self._runtime.store.delete_sandbox(self.id)
+            was_there = self._runtime.store.delete_sandbox(self.id)
             self.bundle.remove()
+            return was_there
+
+
+def tell_problems(sandbox_id: str, done: str, problems: Sequence[LimpetError]) -> None:
+    """Raise InvalidStateError that tells all of these, if there are any: why some containers were not `done`."""
+    if problems:
+        told = f"sandbox {sandbox_id}: {len(problems)} of its containers were not {done}"
+        raise InvalidStateError(f"{told}: {'; '.join(map(str, problems))}") from problems[0]
+
+
+def _try_each(act: Callable[[Container], object], containers: Iterable[Container]) -> list[LimpetError]:
+    """Do it to each container, and return what kept it from some. One that is deleted meanwhile is none of those."""
+    problems = []
+    for container in containers:
+        try:
+            act(container)
+        except NotFoundError:
+            continue
+        except LimpetError as error:
+            problems.append(error)
+    return problems

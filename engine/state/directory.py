@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import stat
+import time
 from typing import Self
 
 import msgspec
@@ -14,6 +15,7 @@ from limpet.engine.state.identity import find_original, read_identity, settle_id
 from limpet.engine.state.lock import Lock, find_holder, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, read_owner
+from limpet.engine.state.turn import pauses
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
     StateDirectoryError,
@@ -35,8 +37,8 @@ class StateDirectory:
         self._lock = lock
 
     @classmethod
-    def acquire(cls, state_dir: str | os.PathLike[str]) -> Self:
-        """Make the directory if it is missing, check it, and take its lock without waiting.
+    def acquire(cls, state_dir: str | os.PathLike[str], *, wait: float = 0) -> Self:
+        """Make the directory if it is missing, check it, and take its lock, for which it waits `wait` seconds at most.
 
         Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if it is
         not a private directory of this user, UnsupportedError if it is on a network file system.
@@ -51,6 +53,11 @@ class StateDirectory:
             if lock is None and find_holder(path) == os.getpid():
                 gc.collect()  # perhaps of a store that an interrupt cut off, and that nobody has any more
                 lock = Lock.take(os.path.join(path, LOCK))
+            for pause in pauses(wait if lock is None else 0):
+                time.sleep(pause)
+                lock = Lock.take(os.path.join(path, LOCK))
+                if lock is not None:
+                    break
         except (OSError, ValueError) as error:  # the path contains a NUL or a lone surrogate
             if getattr(error, "errno", None) in _CANNOT_LOCK:
                 raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error

@@ -7,7 +7,6 @@ the database sees only what it will accept.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 from msgspec.structs import replace
@@ -44,7 +43,7 @@ from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
 from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, SandboxStatusRow, StatusRow
 from limpet.schema.sandbox_status import SandboxStatus
-from limpet.schema.status import Reason, Status
+from limpet.schema.status import Reason, Status, declare_gone
 
 Doubt = tuple[str, str]
 """Why a container is Unknown: a word and a sentence. Kept in memory only."""
@@ -79,11 +78,13 @@ class Draft:
         """Doubts that come, and None for those that go."""
         self.sandboxes: dict[str, KeptSandbox | None] = {}
         """New and changed sandboxes; None for one that is deleted."""
+        self._names: dict[tuple[str, str, int], str] = {}
+        """The ids of the containers that are added here, by sandbox, name and attempt."""
         self._revision = revision
         """The newest that is on disk."""
         self._kept_names = names
         """Those that are known of containers on disk."""
-        self._names: dict[str, NameRow] = {}
+        self._event_names: dict[str, NameRow] = {}
         """What events say of the containers that they are of."""
         self._open_events: list[OpenEvent] = []
         """Those of the transaction under way, which lack what `end_transaction` adds."""
@@ -125,9 +126,10 @@ class Draft:
         row = metadata_to_row(self._node, metadata)
         self._require_free_name(metadata)
         status_row = status_to_row(self._node, key, 1, 1, status)
-        self.changes.new_containers.append(row)
+        self.changes.new_containers[key] = row
+        self._names[row.sandbox_id, row.name, row.attempt] = key
         self.changes.new_statuses[key] = status_row
-        self._names[key] = NameRow(key, row.sandbox_id, row.name, row.labels)
+        self._event_names[key] = NameRow(key, row.sandbox_id, row.name, row.labels)
         self._note(EventKind.ADDED, key, status_row, status)
         self._stage(key, status_row, status)
 
@@ -174,18 +176,23 @@ class Draft:
         self._stage(container_id, row, status)
         return status
 
-    def delete(self, container_id: str) -> None:
-        """Remove a container and its history. Raises NotFoundError."""
-        row = self._row(container_id)
-        self._note(EventKind.DELETED, container_id, row or None, row_to_status(row) if row else Status())
+    def delete(self, container_id: str) -> bool:
+        """Remove a container and its history; return False if it is gone already."""
+        kept = self._find(container_id)
+        if kept is None:
+            return False
+        self._note(EventKind.DELETED, container_id, kept or None, row_to_status(kept) if kept else Status())
         self._kept_names.pop(container_id, None)
         self.changes.statuses.pop(container_id, None)
-        if self.changes.new_statuses.pop(container_id, None) is not None:
-            self.changes.new_containers = [row for row in self.changes.new_containers if row.id != container_id]
+        self.changes.new_statuses.pop(container_id, None)
+        row = self.changes.new_containers.pop(container_id, None)
+        if row is not None:
+            del self._names[row.sandbox_id, row.name, row.attempt]
         if container_id in self._rows:
             self.changes.deleted_containers.append(container_id)
         self.rows[container_id] = None
         self.doubts[container_id] = None
+        return True
 
     def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """Add a sandbox, READY unless a status says otherwise. Raises AlreadyExistsError, InvalidInputError."""
@@ -196,7 +203,7 @@ class Draft:
         self._require_free_sandbox_name(metadata)
         row = sandbox_to_row(self._node, metadata)
         status_row = sandbox_status_to_row(self._node, key, 1, status or SandboxStatus())
-        self.changes.new_sandboxes.append(row)
+        self.changes.new_sandboxes[key] = row
         self.changes.new_sandbox_statuses[key] = status_row
         self._note_sandbox(EventKind.SANDBOX_ADDED, sandbox_name_row(metadata), status_row)
         self.sandboxes[key] = KeptSandbox(metadata, status_row)
@@ -232,12 +239,12 @@ class Draft:
         self.sandboxes[sandbox_id] = KeptSandbox(old.metadata, row)
         return status
 
-    def delete_sandbox(self, sandbox_id: str) -> None:
-        """Remove a sandbox. Raises NotFoundError, or InvalidStateError while it has containers."""
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """Remove a sandbox; return False if it is gone already. Raises InvalidStateError while it has containers."""
         damaged = sandbox_id in self._old_sandboxes.damaged
         if self._find_sandbox(sandbox_id) is None and not damaged:
-            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
-        left = {row.id for row in self.changes.new_containers if row.sandbox_id == sandbox_id}
+            return False
+        left = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
         left.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         if left:
             raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
@@ -246,8 +253,9 @@ class Draft:
             self.changes.deleted_sandboxes.append(sandbox_id)
         self.changes.sandbox_statuses.pop(sandbox_id, None)
         self.changes.new_sandbox_statuses.pop(sandbox_id, None)
-        self.changes.new_sandboxes = [row for row in self.changes.new_sandboxes if row.id != sandbox_id]
+        self.changes.new_sandboxes.pop(sandbox_id, None)
         self.sandboxes[sandbox_id] = None
+        return True
 
     def put(self, kind: str, key: str, value: Any, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own in place of what is there, and return it with its version.
@@ -284,16 +292,37 @@ class Draft:
         self._require(container_id)
         self.doubts[container_id] = doubt
 
+    def declare_gone(self, container_id: str, why: str) -> Status:
+        """Settle an Unknown container on a person's word: see `Store.declare_gone`, also for what is raised."""
+        if not why.strip():
+            raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
+        status, checkpoint = self.status(container_id), self.checkpoint(container_id)
+        if checkpoint is None:
+            raise StoreDamagedError(f"container {container_id}: {status.message}")
+        if not status.unknown:
+            raise InvalidStateError(
+                f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
+            )
+        settled = self.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
+        self.doubt(container_id, None)
+        return settled
+
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Take back all that the block has put into the draft, if it raises."""
-        before = (deepcopy(self.changes), dict(self.rows), dict(self.doubts), dict(self.sandboxes))
-        events, names = list(self._open_events), dict(self._names)
+        before = (
+            self.changes.copy(),
+            dict(self.rows),
+            dict(self.doubts),
+            dict(self.sandboxes),
+            dict(self._names),
+        )
+        events, names = list(self._open_events), dict(self._event_names)
         try:
             yield
         except BaseException:
-            self.changes, self.rows, self.doubts, self.sandboxes = before
-            self._open_events, self._names = events, names
+            self.changes, self.rows, self.doubts, self.sandboxes, self._names = before
+            self._open_events, self._event_names = events, names
             raise
 
     @property
@@ -364,11 +393,11 @@ class Draft:
 
     def _name(self, container_id: str) -> NameRow:
         """Return what events say of a container; nothing where damage has taken its row."""
-        names = self._names.get(container_id) or self._kept_names.get(container_id)
+        names = self._event_names.get(container_id) or self._kept_names.get(container_id)
         if names is None:
-            found: AnyRow = self._journal.load_name(container_id) or ("", "", "", "")
-            texts = (each if isinstance(each, str) else "" for each in found[1:])
-            names = self._kept_names[container_id] = NameRow(container_id, *texts)
+            found: AnyRow = self._journal.load_name(container_id) or ("", "", "", "{}")
+            sandbox_id, name, labels = (each if isinstance(each, str) else "" for each in found[1:4])
+            names = self._kept_names[container_id] = NameRow(container_id, sandbox_id, name, labels)
         return names
 
     def _require_free_name(self, metadata: Metadata) -> None:
@@ -376,10 +405,7 @@ class Draft:
         wanted = (metadata.sandbox_id, metadata.name, attempt)
         taken = self._journal.find_container_by_name(*wanted)
         if taken is None or self.rows.get(taken, ()) is None:
-            taken = next(
-                (row.id for row in self.changes.new_containers if (row.sandbox_id, row.name, row.attempt) == wanted),
-                None,
-            )
+            taken = self._names.get(wanted)
         if taken is not None:
             raise AlreadyExistsError(
                 f"name {metadata.name!r} (attempt {attempt}) is taken in sandbox {metadata.sandbox_id}"

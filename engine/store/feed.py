@@ -1,6 +1,6 @@
 """The log of changes of a store in this process: who wants to be woken, and when there is something to read."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -66,10 +66,9 @@ class StoreFeed:
         """That of the newest event."""
         return self._store.revision
 
-    @property
-    def sandbox_ids(self) -> Collection[str]:
-        """The ids of the sandboxes that are there now."""
-        return self._store.sandbox_ids
+    def name_sandboxes(self) -> Mapping[str, str]:
+        """Return the name of each sandbox that is there now by its id."""
+        return self._store.name_sandboxes()
 
     def read(self, after: int, limit: int) -> EventPage:
         """Return up to `limit` events that follow the revision `after`. Raises ClosedError, StoreError."""

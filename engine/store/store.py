@@ -7,22 +7,22 @@ runtime that manages its own processes uses the store as it is.
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 from limpet.engine.database import Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
+from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, holds, resolve_prefix
+from limpet.engine.store.match import Filter, Named, holds, name_container, name_sandbox, resolve
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
 from limpet.engine.store.sandboxes import Sandboxes
@@ -31,8 +31,6 @@ from limpet.recovery.host import read_boot_id
 from limpet.schema.codec import read_identity, row_to_item, row_to_sandbox_status, row_to_status
 from limpet.schema.errors import (
     ClosedError,
-    InvalidInputError,
-    InvalidStateError,
     LimpetError,
     NotFoundError,
     StoreDamagedError,
@@ -44,8 +42,9 @@ from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
 from limpet.schema.rows import EventRow, NameRow
 from limpet.schema.sandbox_status import SandboxStatus
-from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied
+from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
+_T = TypeVar("_T")
 _TRIES = 3
 _RECENT = 512
 _KEPT_NAMES = 4096
@@ -90,14 +89,17 @@ class Store:
         _opened.add(self)
 
     @classmethod
-    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> Self:
+    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE, wait: float = 0) -> Self:
         """Lock the state directory, check the database, migrate it if it is older, and load its records.
+
+        While another has it open, the lock is waited for, `wait` seconds at most.
 
         Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
         StoreError, InvalidInputError for an invalid node's name or for what is no path, and leaves the state untouched.
         """
         require_node(node)
-        directory = StateDirectory.acquire(state_dir)
+        require_wait(wait)
+        directory = StateDirectory.acquire(state_dir, wait=wait)
         try:
             database = open_database(directory, node)
             try:
@@ -132,11 +134,23 @@ class Store:
         return self.get(metadata.id)
 
     def get(self, container_id: str) -> Record:
-        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
+        """Return the container with this id, else with this name, else the one whose id begins with it.
+
+        Of several attempts of a name in one sandbox the newest is meant. Raises NotFoundError if there is none,
+        AmbiguousError if several have the name, in different sandboxes, or ids that begin so.
+        """
         self.require_open()
+        key = self._resolve(container_id)
         with self._view:
-            key = resolve_prefix(container_id, self._rows, "container")
+            if key not in self._rows:  # deleted just now
+                raise NotFoundError(f"container {quote(container_id)} does not exist")
             return self._record(key)
+
+    def _resolve(self, text: str) -> str:
+        if text in self._rows:
+            return text
+        named = [row for row in (self._records.load_named(text) if text else ()) if row.id in self._rows]
+        return resolve(text, list(self._rows), lambda: map(name_container, named), "container")
 
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
@@ -153,17 +167,19 @@ class Store:
         id: str = "",
         name: str = "",
         sandbox_id: str = "",
-        state: ContainerState | None = None,
+        state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> "Listing[Record]":
         """Return the containers that match all that is given, as they were at one instant, oldest id first.
 
         The list's `revision` is that of the newest event then: `watch` goes on from there. `id` is an id or the
-        beginning of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all be there with these
-        values, and so must `extra`, among the top-level keys of theirs.
+        beginning of ids; `sandbox_id` a sandbox's id, else the name of sandboxes, else the beginning of ids; `state` a
+        state or its name, in any case; `labels` must all be there with these values, and so must `extra`, among the
+        top-level keys of theirs. Raises InvalidInputError for a state that is none.
         """
         self.require_open()
+        wanted_state = None if state is None else read_state(state)
         wanted = Filter(id, name, sandbox_id, labels or {})
         if wanted.asks_for_names:
             records, revision = self._list_by_names(wanted)
@@ -173,8 +189,8 @@ class Store:
                 self._rows.keep(found)
                 records = [self._record(key) for key in self._rows if key.startswith(id)]
                 revision = self._revision
-        if state is not None:
-            records = [record for record in records if record.status.state == state]
+        if wanted_state is not None:
+            records = [record for record in records if record.status.state is wanted_state]
         if extra:
             records = [record for record in records if holds(record.status.extra, extra)]
         return Listing(sorted(records, key=lambda record: record.id), revision)
@@ -222,9 +238,9 @@ class Store:
         page = self._records.load_events(after, limit)
         return page._replace(newest=newest, rows=[row for row in page.rows if row.revision <= newest])
 
-    def delete(self, container_id: str) -> None:
-        """Remove a container's record and history. Raises NotFoundError."""
-        self._change(lambda draft: draft.delete(container_id))
+    def delete(self, container_id: str) -> bool:
+        """Remove the record and history of the container with exactly this id; return False if it is gone already."""
+        return self._change(lambda draft: draft.delete(container_id))
 
     def checkpoint(self, container_id: str, status: Status, *, expect: int | None = None) -> Status:
         """Replace a container's status, durably, and return it.
@@ -232,9 +248,7 @@ class Store:
         With `expect`, a version as `Record.version` has it, VersionConflictError is raised if somebody has changed it
         since. Raises NotFoundError, InvalidInputError, StoreError.
         """
-        self.require_open()
-        written: Status = self._committer.run(Request(lambda draft: draft.replace(container_id, status, expect)))
-        return written
+        return self._change(lambda draft: draft.replace(container_id, status, expect))
 
     def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
         """Replace a container's status by `fn` of it, durably, and return the new one.
@@ -242,9 +256,7 @@ class Store:
         `fn` should be quick and pure: it may run on another thread, together with other callers' changes. What
         it raises is raised here, and nothing has changed then. Raises NotFoundError, InvalidInputError, StoreError.
         """
-        self.require_open()
-        status: Status = self._committer.run(Request(lambda draft: draft.update(container_id, fn)))
-        return status
+        return self._change(lambda draft: draft.update(container_id, fn))
 
     def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """Add a sandbox, READY unless a status says otherwise.
@@ -254,16 +266,21 @@ class Store:
         self._change(lambda draft: draft.add_sandbox(metadata, status))
 
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
-        """Return the sandbox with this id, or the one whose id begins with it.
+        """Return the sandbox with this id, else with this name, else the one whose id begins with it.
 
-        Raises NotFoundError, StoreDamagedError if its record cannot be read.
+        Of several attempts of a sandbox the newest is meant. Raises NotFoundError, AmbiguousError if several are meant,
+        StoreDamagedError if its record cannot be read.
         """
         self.require_open()
         with self._view:
             if sandbox_id in self._sandboxes.damaged:
                 raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
             kept = self._sandboxes.kept
-            return kept[resolve_prefix(sandbox_id, kept, "sandbox")].metadata
+            return kept[resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
+
+    def _find_named(self, name: str) -> "Iterator[Named]":
+        kept = self._sandboxes.kept.values()
+        return (name_sandbox(one.metadata) for one in kept if one.metadata.name == name)
 
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
         """Return the status of the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -280,9 +297,7 @@ class Store:
 
         Raises VersionConflictError if its version is not the one that is expected.
         """
-        self.require_open()
-        status: SandboxStatus = self._committer.run(Request(lambda draft: draft.update_sandbox(sandbox_id, fn, expect)))
-        return status
+        return self._change(lambda draft: draft.update_sandbox(sandbox_id, fn, expect))
 
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
@@ -296,9 +311,12 @@ class Store:
         """The ids of all sandboxes, also of those whose records cannot be read."""
         return self._sandboxes.ids
 
-    def delete_sandbox(self, sandbox_id: str) -> None:
-        """Remove a sandbox's record. Raises NotFoundError, InvalidStateError while it has containers."""
-        self._change(lambda draft: draft.delete_sandbox(sandbox_id))
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """Remove the record of the sandbox with exactly this id; return False if it is gone already.
+
+        Raises InvalidStateError while it has containers.
+        """
+        return self._change(lambda draft: draft.delete_sandbox(sandbox_id))
 
     def put(self, kind: str, key: str, value: Any, *, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own, durably, in place of what is there; return it with its version.
@@ -307,9 +325,7 @@ class Store:
         where 0 means that there is none; VersionConflictError is raised otherwise. An item that is deleted and put
         again begins at 1. Raises InvalidInputError for a value that JSON cannot hold or that takes more than 64 KiB.
         """
-        self.require_open()
-        item: Item = self._committer.run(Request(lambda draft: draft.put(kind, key, value, expect)))
-        return item
+        return self._change(lambda draft: draft.put(kind, key, value, expect))
 
     def find(self, kind: str, key: str) -> Item | None:
         """Return the item that was put, None if there is none. Raises StoreDamagedError."""
@@ -441,24 +457,7 @@ class Store:
         kept. Nothing is signalled. Raises InvalidStateError unless it is Unknown, InvalidInputError if `why` is empty,
         NotFoundError, StoreDamagedError for a damaged record, which can be deleted.
         """
-        if not why.strip():
-            raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
-
-        def settle(draft: Draft) -> Status:
-            status, checkpoint = draft.status(container_id), draft.checkpoint(container_id)
-            if checkpoint is None:
-                raise StoreDamagedError(f"container {container_id}: {status.message}")
-            if not status.unknown:
-                raise InvalidStateError(
-                    f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
-                )
-            settled = draft.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
-            draft.doubt(container_id, None)
-            return settled
-
-        self.require_open()
-        settled: Status = self._committer.run(Request(settle))
-        return settled
+        return self._change(lambda draft: draft.declare_gone(container_id, why))
 
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
@@ -503,9 +502,10 @@ class Store:
         self.require_open()
         self._committer.submit(request)
 
-    def _change(self, apply: Callable[[Draft], object]) -> None:
+    def _change(self, apply: Callable[[Draft], _T]) -> _T:
         self.require_open()
-        self._committer.run(Request(apply))
+        result: _T = self._committer.run(Request(apply))
+        return result
 
     def _draft(self) -> Draft:
         self._settle()
@@ -651,7 +651,7 @@ class Store:
     def _find_matching(self, wanted: Filter) -> "tuple[Sequence[Record], int, bool]":
         """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
         population = self._population
-        sandbox_ids = self.sandbox_ids
+        sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
         names = {row.id: row for row in self._records.load_names()}
         matching = [key for key, row in names.items() if wanted.accepts(row, sandbox_ids)]
         found = self._rows.fetch(matching)
@@ -660,6 +660,12 @@ class Store:
             records = [self._record(key) for key in matching if key in self._rows]
             is_whole = self._population == population and names.keys() == self._rows.keys()
             return records, self._revision, is_whole
+
+    def name_sandboxes(self) -> Mapping[str, str]:
+        """Return the name of each sandbox by its id, none of those whose records cannot be read."""
+        with self._view:
+            names = {key: one.metadata.name for key, one in self._sandboxes.kept.items()}
+            return dict.fromkeys(self._sandboxes.damaged, "") | names
 
     def _record(self, key: str) -> Record:
         row = self._rows.find(key) or ()

@@ -5,7 +5,7 @@ of a snapshot in another. What is read is checked for gaps, so that whoever watc
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Protocol, Self
 
@@ -27,9 +27,8 @@ class Feed(Protocol):
     def node(self) -> str:
         """The node's name."""
 
-    @property
-    def sandbox_ids(self) -> Collection[str]:
-        """The ids of the sandboxes that are there now."""
+    def name_sandboxes(self) -> Mapping[str, str]:
+        """Return the name of each sandbox that is there now by its id."""
 
     def read(self, after: int, limit: int) -> EventPage:
         """Return up to `limit` events that follow the revision `after` and are durable.
@@ -68,7 +67,17 @@ class Wanted:
             return False
         if self._filter == Filter():
             return True
-        return self._filter.accepts(NameRow(row.id, row.sandbox_id, row.name, row.labels), feed.sandbox_ids)
+        if self._filter.sandbox_id and not self._is_inside(row.sandbox_id, feed.name_sandboxes()):
+            return False
+        return self._filter.accepts(NameRow(row.id, row.sandbox_id, row.name, row.labels), {row.sandbox_id})
+
+    def _is_inside(self, sandbox_id: str, sandboxes: Mapping[str, str]) -> bool:
+        """Say whether it is of a sandbox that is meant, as lists mean it, or of one that is not there any more."""
+        text = self._filter.sandbox_id
+        if text in sandboxes:
+            return sandbox_id == text
+        named = {key for key, name in sandboxes.items() if name == text}
+        return sandbox_id in named if named else sandbox_id.startswith(text)
 
 
 class Cursor:

@@ -59,6 +59,7 @@ def test_every_error_has_an_exit_status() -> None:
         errors.InvalidInputError: 2,
         errors.NotFoundError: 3,
         errors.AlreadyExistsError: 4,
+        errors.AmbiguousError: 4,
         errors.InvalidStateError: 4,
         errors.StateDirectoryError: 1,
         errors.StateDirectoryLockedError: 5,

@@ -255,7 +255,7 @@ def test_steps_from_many_threads(engine: Engine) -> None:
     for thread in threads:
         thread.join(60)
     assert engine.list() == []
-    assert len(refused) >= 4 * 3 * 2
+    assert len(refused) >= 4 * 3  # one start of four works; what is released or deleted may be so again
     assert os.listdir(engine.store.directory.join("containers")) == []
 
 

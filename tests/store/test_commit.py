@@ -385,7 +385,7 @@ def test_an_error_reaches_the_task_that_made_it(store: Store) -> None:
 
         def half(draft: object) -> None:
             draft.update("a", bump)  # type: ignore[attr-defined]
-            draft.delete("nobody")  # type: ignore[attr-defined]
+            draft.update("nobody", bump)  # type: ignore[attr-defined]
 
         results = await asyncio.gather(
             front.update("nobody", bump),

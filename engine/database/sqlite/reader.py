@@ -109,6 +109,11 @@ class Reader:
         """Return what lists are filtered by, of every container."""
         return list(map(NameRow._make, self._read_keyed(sql.SELECT_CONTAINER_NAMES)))
 
+    def load_named(self, name: str) -> list[NameRow]:
+        """Return the same of the containers that have exactly this name."""
+        rows = self._require_ids(self._read(sql.SELECT_CONTAINERS_BY_NAME, name))
+        return list(map(NameRow._make, rows))
+
     def load_instant(self) -> tuple[int, list[SandboxRow], list[NameRow], list[StatusRow]]:
         """Return the newest revision, sandboxes, names and statuses, all as it was at one instant."""
         with self._instant() as connection:

@@ -242,10 +242,10 @@ class Writer:
                 (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
                 (sql.DELETE_SANDBOX_STATUS, [(key,) for key in changes.deleted_sandboxes]),
                 (sql.DELETE_ITEM, changes.deleted_items),
-                (sql.INSERT_SANDBOX, changes.new_sandboxes),
+                (sql.INSERT_SANDBOX, changes.new_sandboxes.values()),
                 (sql.INSERT_SANDBOX_STATUS, changes.new_sandbox_statuses.values()),
                 (sql.PUT_ITEM, changes.items.values()),
-                (sql.INSERT_CONTAINER, changes.new_containers),
+                (sql.INSERT_CONTAINER, changes.new_containers.values()),
                 (sql.INSERT_STATUS, changes.new_statuses.values()),
             ):
                 if rows:  # for none, SQLite would compile the statement all the same
@@ -292,7 +292,7 @@ class Writer:
             yield self.load_status(status.id) == status
         for report in changes.reports:
             yield self.last_recovery() >= report.number
-        for sandbox in changes.new_sandboxes:
+        for sandbox in changes.new_sandboxes.values():
             yield sandbox in self.load_sandboxes()
         for row, _ in changes.sandbox_statuses.values():
             yield self.load_sandbox_status(row.id) == row

@@ -27,7 +27,7 @@ from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.turn import open_in_parts
-from limpet.engine.store import Store
+from limpet.engine.store import Listing, Store
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
@@ -305,10 +305,10 @@ class Engine:
         sandbox_id: str = "",
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> "Sequence[Container]":
+    ) -> "Listing[Container]":
         """Return the containers that match all that is given; see `Store.list`."""
         records = self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
-        return [Container(self._runtime, record.id) for record in records]
+        return Listing((Container(self._runtime, record.id) for record in records), records.revision)
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox:
         """Return the sandbox with this id, else with this name, else the one whose id begins with it.

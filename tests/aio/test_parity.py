@@ -18,6 +18,11 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
     Store: {
         "transaction": "transact(change): a block may await, and must not while it is the only writer",
         "submit": "what this front is built on",
+        "feed": "a part of watch",
+        "load_events": "a part of watch",
+        "recent_events": "a part of watch",
+        "name_sandboxes": "a part of watch",
+        "require_open": "a part of watch",
         "abandon": "for the fork's own handler",
         "next_report_number": "only to be called in a transaction",
     },
@@ -82,6 +87,7 @@ READS = {
     "sandbox_version",
     "status",
     "unsettled",
+    "watch",
 }
 
 

@@ -105,15 +105,22 @@ class Engine:
         chosen = make_default_starter(inherit_env) if starter is None else starter
         raise_descriptor_limit()
         opened: list[Self] = []
+        is_given_up = False
+
+        def open_one(part: float) -> None:
+            opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part))
+            if is_given_up:
+                opened[0].close()
 
         def open_whole(part: float) -> None:
             with system_errors_told(f"state directory {quote_path(state_dir)}"):
-                run_whole(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part)))
+                run_whole(lambda: open_one(part))
 
         try:
             open_in_parts(open_whole, wait)
         except BaseException:
-            for engine in opened:  # an interrupt came while it was opened
+            is_given_up = True  # before the look: a second interrupt does not wait until it is open
+            for engine in opened:
                 engine.close()
             raise
         return opened[0]

@@ -77,7 +77,7 @@ class WaitTimeoutError(LimpetError, TimeoutError):
 
 
 class UnsupportedError(LimpetError):
-    """This kernel, file system or database cannot do this, and doing less would break a promise."""
+    """This kernel, file system, database or installation cannot do this, and doing less would break a promise."""
 
 
 class ResourcesError(LimpetError):

@@ -72,6 +72,7 @@ def test_what_may_take_long_is_awaited() -> None:
 
 READS = {
     "doubt",
+    "find",
     "find_suspect",
     "get",
     "get_sandbox",
@@ -79,8 +80,11 @@ READS = {
     "is_damaged",
     "last_report",
     "list",
+    "list_items",
     "list_sandboxes",
     "metadata",
+    "sandbox_status",
+    "sandbox_version",
     "status",
     "unsettled",
     "watch",

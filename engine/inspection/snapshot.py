@@ -113,6 +113,16 @@ class Snapshot:
         return self._ids
 
     @property
+    def names(self) -> "Sequence[str]":
+        """The name of every container; several may have the same."""
+        return [row.name for row in self._names.values()]
+
+    @property
+    def sandbox_names(self) -> "Sequence[str]":
+        """The name of every sandbox; several may have the same."""
+        return [row.name for row in self._sandboxes.values()]
+
+    @property
     def sandbox_ids(self) -> "Collection[str]":
         """The id of every sandbox."""
         return self._sandboxes.keys()
@@ -267,7 +277,7 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
     path = resolve_directory(state_dir)
     if not os.path.lexists(path):
         raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
-    check_directory(path)
+    check_directory(path, is_read=True)
     try:
         require_ours(path)
         _require_plausible(path)

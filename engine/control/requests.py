@@ -17,7 +17,6 @@ from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.recovery.report import Report
 from limpet.schema.errors import (
     InvalidInputError,
-    InvalidStateError,
     LimpetError,
     NotFoundError,
     StoreDamagedError,
@@ -252,15 +251,8 @@ def _remove(engine: Served, request: Remove) -> tuple[Removal, ...]:
 
 def _remove_container(engine: Served, container: Container, *, force: bool) -> Iterator[Removal]:
     name, sandbox_id = _name_of(container), _sandbox_of(container)
-    if force:
-        container.stop(0)
-    status = container.status
-    if status.state is ContainerState.RUNNING:
-        raise InvalidStateError(f"container {container.id} ({name}) is RUNNING; stop it first, or remove it by force")
-    if status.created_at or status.finished_at:
-        container.release()
-    container.delete()
-    yield Removal(kind="container", id=container.id, name=name)
+    if container.remove(force=force, timeout=0):
+        yield Removal(kind="container", id=container.id, name=name)
     if sandbox_id in engine.store.sandbox_ids:
         sandbox = engine.get_sandbox(sandbox_id)
         if sandbox.metadata.config.annotations.get(MADE_BY) and not sandbox.containers():

@@ -12,6 +12,7 @@ from limpet.engine.cli.output import Cell, Column, Ids, age, print_json, print_l
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema.errors import StoreDamagedError
 from limpet.schema.metadata import SandboxMetadata
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState
 
 _COLUMNS = (
@@ -19,6 +20,7 @@ _COLUMNS = (
     Column("NAME", keeps_end=True),
     Column("NAMESPACE", optional=True),
     Column("ATTEMPT", optional=True),
+    Column("STATE"),
     Column("CONTAINERS", flexible=True),
     Column("AGE"),
     Column("LABELS", optional=True),
@@ -26,10 +28,11 @@ _COLUMNS = (
 
 
 class Pod(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox, and how many of its containers are in which state. Without metadata its record is damaged."""
+    """A sandbox, and how many of its containers are in which state. What is damaged is None."""
 
     id: str
     metadata: SandboxMetadata | None
+    status: SandboxStatus | None
     states: dict[str, int]
 
 
@@ -58,7 +61,10 @@ def _find(snapshot: Snapshot, wanted: list[str]) -> list[Pod]:
     for view in snapshot.list():
         if view.sandbox_id in states:
             states[view.sandbox_id][view.status.state.name] += 1
-    pods = [Pod(id=key, metadata=_load(snapshot, key), states=dict(states[key])) for key in wanted]
+    statuses = snapshot.sandbox_statuses()
+    pods = [
+        Pod(id=key, metadata=_load(snapshot, key), status=statuses.get(key), states=dict(states[key])) for key in wanted
+    ]
     return sorted(pods, key=lambda pod: (pod.metadata.created_at if pod.metadata else 0, pod.id))
 
 
@@ -71,6 +77,8 @@ def _load(snapshot: Snapshot, key: str) -> SandboxMetadata | None:
 
 def _make_document(pod: Pod) -> dict[str, Any]:
     document: dict[str, Any] = {"id": pod.id, "containers": {s.name: pod.states.get(s.name, 0) for s in ContainerState}}
+    document["state"] = pod.status.state.name if pod.status else None
+    document["reason"] = pod.status.reason if pod.status else None
     if pod.metadata is None:
         return {**document, "name": None, "namespace": None, "attempt": None, "created_at": None, "labels": None}
     config = pod.metadata.config
@@ -88,7 +96,7 @@ def _make_rows(pods: list[Pod], short: Ids) -> Iterator[list[str | Cell]]:
     for pod in pods:
         counts = ", ".join(f"{pod.states[s.name]} {s.name}" for s in ContainerState if s.name in pod.states) or "none"
         if pod.metadata is None:
-            yield [short.cell(pod.id), Cell("record damaged", "red"), "", "", counts, "-", ""]
+            yield [short.cell(pod.id), Cell("record damaged", "red"), "-", "-", _state_cell(pod), counts, "-", "-"]
             continue
         config = pod.metadata.config
         labels = ", ".join(f"{key}={value}" for key, value in sorted(config.labels.items()))
@@ -98,7 +106,14 @@ def _make_rows(pods: list[Pod], short: Ids) -> Iterator[list[str | Cell]]:
             names.name,
             names.namespace or "-",
             str(names.attempt),
+            _state_cell(pod),
             counts,
             age(pod.metadata.created_at),
             labels or "-",
         ]
+
+
+def _state_cell(pod: Pod) -> Cell:
+    if pod.status is None:
+        return Cell("damaged", "red")
+    return Cell(pod.status.state.name, "green" if pod.status.state is SandboxState.READY else "yellow")

@@ -104,7 +104,7 @@ def run_command(
     )
     if detach:
         with Hands(place, makes=True) as hands:
-            began: Began = hands.ask(request)
+            began = _begin(hands, request, name)
         if as_json:
             print_json(**done_document(Done(id=began.id, name=name, status=began.status)), sandbox_id=began.sandbox_id)
         else:
@@ -124,13 +124,11 @@ command = run_command
 def _run(place: Place, request: CreateAndStart, name: str, *, removes: bool, as_json: bool) -> int:
     with Hands(place, makes=True) as hands:
         try:
-            began: Began = hands.ask(request)
+            began = _begin(hands, request, name)
         except StartError:
             if removes:
                 hands.ask(Remove(id=request.id))
             raise
-        except AlreadyExistsError as error:
-            raise AlreadyExistsError(f"{error}; limpet rm {name} removes it") from error
         if as_json:
             done: Done = hands.ask(Wait(id=request.id))
             print_json(**done_document(done), sandbox_id=began.sandbox_id)
@@ -142,6 +140,19 @@ def _run(place: Place, request: CreateAndStart, name: str, *, removes: bool, as_
         if removes:
             hands.ask(Remove(id=request.id))
     return RUN_FAILED if status.reason == Reason.START_ERROR else status.exit_code & 0xFF
+
+
+def _begin(hands: Hands, request: CreateAndStart, name: str) -> Began:
+    try:
+        began: Began = hands.ask(request)
+    except AlreadyExistsError as error:
+        if request.sandbox_config is None:  # of which the error tells
+            raise
+        raise AlreadyExistsError(
+            f"the name {name!r} is taken: a sandbox has it; give another with --name, or run it in that one with"
+            f" --sandbox {name}"
+        ) from error
+    return began
 
 
 def _make_name(image: str, key: str) -> str:

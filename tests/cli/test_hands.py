@@ -144,6 +144,11 @@ def test_run_says_why_it_cannot(somewhere: Limpet) -> None:
         assert words in done.stderr
     assert somewhere("run", "-d", "nope", "x").returncode == 3
     assert somewhere("run", "-d", "--rm", "host", "true").returncode == 2
+    somewhere.ok("run", "--name", "x", "host", "true")
+    taken = somewhere("run", "-d", "--name", "x", "host", "true")
+    assert taken.returncode == 4
+    assert "the name 'x' is taken" in taken.stderr
+    somewhere.ok("rm", "x")
     assert somewhere("run", "host").returncode == 125  # neither says what to run
     assert somewhere.json("ps", "-a")["containers"] == somewhere.json("pods")["sandboxes"] == []
 

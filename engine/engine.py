@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
+from limpet.engine.control import ControlServer
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.prune import Pruned, prune
@@ -54,8 +55,11 @@ class Engine:
     recovery: Report
     """What the last recovery pass found."""
 
-    def __init__(self, store: Store, images: ImageStore, starter: Starter, look_timeout: float) -> None:
+    def __init__(
+        self, store: Store, images: ImageStore, starter: Starter, look_timeout: float, control: ControlServer
+    ) -> None:
         self.store = store
+        self._control = control
         self._containers_dir = store.directory.join(CONTAINERS)
         self._sandboxes_dir = store.directory.join(SANDBOXES)
         self._look_timeout = look_timeout
@@ -143,13 +147,22 @@ class Engine:
                 images = DirectoryImageStore(store.directory.join(IMAGES))
                 images.register_builtin(HOST_IMAGE)
             starter.open(store.directory.path)
-            engine = cls(store, images, starter, look_timeout)
+            control = ControlServer.listen(store.directory.path)
         except BaseException:
             store.close()
             starter.close()
             raise
         try:
+            engine = cls(store, images, starter, look_timeout, control)
+        except BaseException:
+            control.leave()
+            control.close()
+            store.close()
+            starter.close()
+            raise
+        try:
             engine._recover()  # a class method of its own class
+            control.serve(engine)
         except BaseException:
             engine.close()
             raise
@@ -169,6 +182,11 @@ class Engine:
         """The images that containers are made from."""
         return self._runtime.images
 
+    @property
+    def starter(self) -> Starter:
+        """What starts its containers."""
+        return self._runtime.starter
+
     def close(self) -> None:
         """Stop watching and close the store; the containers run on. Who waits gets ClosedError. May be repeated."""
         if os.getpid() == self._pid:
@@ -177,9 +195,11 @@ class Engine:
     def _close(self) -> None:
         with self._closing:  # a second caller waits until the first is done
             if not self._is_closed:
+                self._control.leave()
                 self._runtime.close()
                 self.store.close()
                 self._runtime.ring_all()
+                self._control.close()
                 self._is_closed = True
 
     def create_sandbox(

@@ -5,8 +5,12 @@ from typing import Any
 import msgspec
 
 from limpet.engine.cli.output import rfc3339
+from limpet.engine.control.requests import Done
 from limpet.engine.inspection.snapshot import View
 from limpet.recovery.report import Report
+from limpet.schema.command_line import choose_args
+from limpet.schema.errors import InvalidInputError
+from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState, Status
 
 _TIMES = ("created_at", "started_at", "finished_at")
@@ -26,12 +30,28 @@ def status_document(status: Status) -> dict[str, Any]:
     }
 
 
-def container_document(view: View) -> dict[str, Any]:
-    """Return a container as `ps` shows it."""
+def done_document(done: Done) -> dict[str, Any]:
+    """Return what became of a container that something was done with."""
+    return {"id": done.id, "name": done.name, **status_document(done.status)}
+
+
+def command_of(metadata: Metadata) -> tuple[str, ...]:
+    """Return the command line of a container, by the rule of the CRI; nothing if neither config nor image gives one."""
+    try:
+        return choose_args(metadata.image_manifest.config, metadata.config)
+    except InvalidInputError:
+        return ()
+
+
+def container_document(view: View, metadata: Metadata | None) -> dict[str, Any]:
+    """Return a container as `ps` shows it; without what is in its metadata if that is damaged."""
     return {
         "id": view.id,
         "name": view.name,
         "sandbox_id": view.sandbox_id,
+        "attempt": metadata.config.metadata.attempt if metadata else None,
+        "image": str(metadata.image_manifest.name) if metadata else None,
+        "command": command_of(metadata) if metadata else None,
         "labels": view.labels,
         **status_document(view.status),
         "verified": not view.status.unknown,

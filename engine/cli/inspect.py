@@ -2,19 +2,19 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 import click
 import msgspec
 
 from limpet.engine.cli.documents import status_document, verification_document
+from limpet.engine.cli.lookup import find_id
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
 from limpet.engine.cli.output import age, paint, print_json, print_lines, printable, rfc3339
 from limpet.engine.inspection.snapshot import Snapshot, View
 from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.recovery.evidence import Observation
-from limpet.schema.errors import AmbiguousError, NotFoundError, StoreDamagedError, quote
+from limpet.schema.errors import StoreDamagedError
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.protobuf_json import to_json
 from limpet.schema.status import ContainerState, Resources, Status
@@ -33,26 +33,11 @@ def command(place: Place, ids: tuple[str, ...], *, as_json: bool) -> None:
     and its bundle. -o json adds the whole config and the status as the CRI defines it.
     """
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
-        keys = [_resolve(snapshot, text) for text in ids]
+        keys = [find_id(snapshot, text) for text in ids]
         if as_json:
             print_json(inspected=[_make_document(snapshot, key) for key in keys])
         else:
             print_lines("\n".join(_describe(snapshot, key)) for key in keys)
-
-
-def _resolve(snapshot: Snapshot, text: str) -> str:
-    """Return the id of the container or sandbox that is meant: an exact id of either, else what only one kind has."""
-    if text in snapshot.ids or text in snapshot.sandbox_ids:
-        return text
-    found = []
-    for find in (snapshot.resolve, snapshot.resolve_sandbox):
-        with suppress(NotFoundError):
-            found.append(find(text))
-    if len(found) > 1:
-        raise AmbiguousError(
-            f"{quote(text)} is a container and a sandbox: {', '.join(found)}; give an id", tuple(found)
-        )
-    return found[0] if found else snapshot.resolve(text)
 
 
 def _make_document(snapshot: Snapshot, key: str) -> dict[str, Any]:

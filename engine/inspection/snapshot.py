@@ -8,6 +8,7 @@ the same process is alive now. Otherwise it is Unknown: only an engine can find 
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, Self
 from weakref import WeakSet
@@ -37,12 +38,21 @@ from limpet.engine.store import (
     resolve,
 )
 from limpet.recovery.evidence import Boot, Observation
+from limpet.recovery.host import read_boot_id
 from limpet.recovery.rules import Ruling, Verdict
-from limpet.schema.codec import read_labels, row_is_sound, row_state, row_to_sandbox, row_to_status
+from limpet.schema.codec import (
+    read_labels,
+    row_is_sound,
+    row_state,
+    row_to_sandbox,
+    row_to_sandbox_status,
+    row_to_status,
+)
 from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote_path
 from limpet.schema.history import Transition
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.rows import NameRow, SandboxRow, StatusRow
+from limpet.schema.sandbox_status import SandboxReason, SandboxStatus, stop_sandbox
 from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
 _READ_AGAIN_SECONDS = 0.05
@@ -130,6 +140,16 @@ class Snapshot:
         return self._ids
 
     @property
+    def names(self) -> "Sequence[str]":
+        """The name of every container; several may have the same."""
+        return [row.name for row in self._names.values()]
+
+    @property
+    def sandbox_names(self) -> "Sequence[str]":
+        """The name of every sandbox; several may have the same."""
+        return [row.name for row in self._sandboxes.values()]
+
+    @property
     def sandbox_ids(self) -> "Collection[str]":
         """The id of every sandbox."""
         return self._sandboxes.keys()
@@ -187,6 +207,21 @@ class Snapshot:
         Raises NotFoundError, AmbiguousError if several are meant, StoreDamagedError.
         """
         return row_to_sandbox(self.node, self._sandboxes[self.resolve_sandbox(sandbox_id)])
+
+    def sandbox_statuses(self) -> "Mapping[str, SandboxStatus]":
+        """Return the status of each sandbox, by id, without those that are damaged, which `check` tells of.
+
+        One that was made in another boot is NOTREADY: nothing that it held is left.
+        """
+        found: dict[str, SandboxStatus] = {}
+        boot_id = read_boot_id()
+        for row in self.source.ask(lambda reader: reader.load_sandbox_statuses()):
+            with suppress(StoreDamagedError):
+                status = row_to_sandbox_status(self.node, row)
+                if status.boot_id and boot_id and status.boot_id != boot_id:
+                    status = stop_sandbox(status, SandboxReason.REBOOTED, at=time.time_ns())
+                found[row.id] = status
+        return found
 
     def metadata(self, container_id: str) -> Metadata:
         """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -310,7 +345,7 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
     path = resolve_directory(state_dir)
     if not os.path.lexists(path):
         raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
-    check_directory(path)
+    check_directory(path, is_read=True)
     try:
         require_ours(path)
         _require_plausible(path)

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace as replace_field
 from functools import cached_property
 
@@ -198,6 +198,13 @@ class Container:
         if not has_ended:
             raise WaitTimeoutError(f"container {self.id}: it has not ended after {timeout:g} s")
         return self.status
+
+    def notify(self, ring: Callable[[], object]) -> AbstractContextManager[None]:
+        """Have `ring` called after each change of it, and when the engine is closed, while the block runs.
+
+        By any thread, which must not be kept waiting; `wait(0)` then says whether it has ended.
+        """
+        return self._runtime.bell(self.id, ring)
 
     def read_log(self) -> Iterator[Entry]:
         """Yield what its program has written, oldest first; `release` has all of it reach the log.

@@ -98,7 +98,7 @@ class Runtime:
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         queue: SimpleQueue[None] = SimpleQueue()
-        with self._bell(container_id, partial(queue.put, None)):
+        with self.bell(container_id, partial(queue.put, None)):
             while not is_done():
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -117,7 +117,7 @@ class Runtime:
             with suppress(RuntimeError):  # a loop that is closed has nobody left to tell
                 loop.call_soon_threadsafe(changed.set)
 
-        with self._bell(container_id, ring), suppress(TimeoutError):
+        with self.bell(container_id, ring), suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while not is_done():
                     await changed.wait()
@@ -125,7 +125,7 @@ class Runtime:
         return is_done()
 
     @contextmanager
-    def _bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
+    def bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
         """Have `ring` called at each change of a container while the block runs."""
         with self._guard:
             self._bells.setdefault(container_id, []).append(ring)

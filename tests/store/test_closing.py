@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from limpet.engine import Engine, Store, errors
 from limpet.engine.database import Changes

@@ -5,8 +5,8 @@ since: processes ended, pids were reused, the machine was rebooted, directories 
 killed at any moment and run again: it observes and decides anew, commits all verdicts in one transaction, and only then
 acts; every action can be repeated safely. What cannot be seen is Unknown, never guessed.
 
-Read `evidence` (the facts), `rules` and `sandbox_rules` (the decisions), then `probe`, `host` and `looks` (how facts are observed),
-`orphans` (directories without an owner) and `report`.
+Read `evidence` (the facts), `rules` and `sandbox_rules` (the decisions), then `probe`, `host` and `looks` (how facts
+are observed), `orphans` (directories without an owner) and `report`.
 
 Names are loaded when they are first used: opening a store needs none of them.
 """

@@ -72,7 +72,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_unresolved(self) -> bool:
-        """True if the state of a container or sandbox remains open, or something failed for a container or an orphan."""
+        """True if a container's or sandbox's state remains open, or something failed for a container or an orphan."""
         return (
             any(finding.problem or finding.rule in _UNRESOLVED for finding in self.findings)
             or any(orphan.error for orphan in self.orphans)

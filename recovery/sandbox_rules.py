@@ -1,7 +1,7 @@
 """The rules for sandboxes: from evidence to verdict, as a table that reads top to bottom.
 
-What a sandbox holds (namespaces, addresses) ends with the boot of its machine, so one of another boot is NOTREADY. Every
-combination of evidence matches exactly one rule. Nothing here looks at the machine or the clock.
+What a sandbox holds (namespaces, addresses) ends with the boot of its machine, so one of another boot is NOTREADY.
+Every combination of evidence matches exactly one rule. Nothing here looks at the machine or the clock.
 """
 
 from collections.abc import Collection
@@ -87,8 +87,7 @@ SANDBOX_RULES: tuple[SandboxRule, ...] = tuple(SandboxRule(*row) for row in (
     ("sandbox-ready", _READY, {MadeReady.HERE}, _OWN, _R.KEEP, None,
      "it was made ready in this boot"),
     ("sandbox-rebooted", _READY, {MadeReady.BEFORE}, _ANY_HOLDINGS, _R.END, SandboxReason.REBOOTED,
-     "it was made ready in another boot: the machine was rebooted since, or its state comes from another machine;"
-     " nothing that it held is left here; make another"),
+     "it was made ready in another boot of this machine, or of another; nothing that it held is left; make another"),
     ("sandbox-unrecorded", _READY, {MadeReady.UNRECORDED}, _OWN, _R.RECORD_BOOT, None,
      "an older version did not record the boot that it was made ready in, and nothing tells of another than this one"),
     ("sandbox-no-boot-id", _READY, {MadeReady.UNREADABLE}, _OWN, _R.KEEP, None,

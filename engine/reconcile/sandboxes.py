@@ -1,6 +1,6 @@
 """The sandboxes in a recovery pass: those of another boot are found out, and NOTREADY from then on."""
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -52,7 +52,7 @@ def _choose(new: SandboxStatus, _: SandboxStatus) -> SandboxStatus:
     return new
 
 
-def _find_boots(containers: Iterable[Record], sandbox_ids: Set[str]) -> dict[str, set[str]]:
+def _find_boots(containers: Iterable[Record], sandbox_ids: Collection[str]) -> dict[str, set[str]]:
     """Return for each of these sandboxes the boots in which processes of its containers ran."""
     found: dict[str, set[str]] = {}
     for record in containers:

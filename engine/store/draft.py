@@ -134,10 +134,11 @@ class Draft:
     def update(self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None) -> Status:
         """Replace a container's status by `fn` of it, and return the new one. What `fn` raises passes through.
 
-        Raises InvalidStateError if the sandbox `ready_sandbox` is NOTREADY, StoreDamagedError if that cannot be read.
+        Raises InvalidStateError if the sandbox `ready_sandbox` is NOTREADY.
         """
-        if ready_sandbox is not None:
-            _require_ready(ready_sandbox, self._sandbox(ready_sandbox))
+        sandbox = None if ready_sandbox is None else self._find_sandbox(ready_sandbox)
+        if ready_sandbox is not None and sandbox is not None:
+            _require_ready(ready_sandbox, sandbox)
         return self.replace(container_id, fn(self.status(container_id)))
 
     def replace(self, container_id: str, status: Status, expect: int | None = None) -> Status:
@@ -252,8 +253,7 @@ class Draft:
         damaged = sandbox_id in self._old_sandboxes.damaged
         if self._find_sandbox(sandbox_id) is None and not damaged:
             return False
-        left = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
-        left.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
+        left = self.containers_of(sandbox_id)
         if left:
             raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
         self._note_deleted_sandbox(sandbox_id)
@@ -264,6 +264,12 @@ class Draft:
         self.changes.new_sandboxes.pop(sandbox_id, None)
         self.sandboxes[sandbox_id] = None
         return True
+
+    def containers_of(self, sandbox_id: str) -> set[str]:
+        """Return the ids of the containers that the sandbox with exactly this id has in this draft."""
+        found = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
+        found.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
+        return found
 
     def put(self, kind: str, key: str, value: Any, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own in place of what is there, and return it with its version.

@@ -17,12 +17,13 @@ def judge_sandboxes(
     *,
     boot_id: str | None,
     now: int,
+    is_copied: bool = False,
 ) -> dict[str, SandboxVerdict]:
-    """Return the verdict on each sandbox, given its status on disk. `read_containers` is called if need be."""
+    """Return the verdict on each sandbox, given its status on disk; see `decide_sandbox`. `read_containers` is called if need be."""
     unrecorded = {key for key, each in statuses.items() if each.state is SandboxState.READY and not each.boot_id}
     used_in = _find_boots(read_containers(), unrecorded) if unrecorded else {}
     return {
-        key: decide_sandbox(status, boot_id=boot_id, now=now, used_in=used_in.get(key, ()))
+        key: decide_sandbox(status, boot_id=boot_id, now=now, used_in=used_in.get(key, ()), is_copied=is_copied)
         for key, status in statuses.items()
     }
 

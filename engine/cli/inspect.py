@@ -78,9 +78,7 @@ def _make_document(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 def _make_sandbox_document(snapshot: Snapshot, view: SandboxView) -> dict[str, Any]:
     metadata, status = view.metadata, view.status
-    cri_status = (
-        None if status is None else msgspec.Raw(to_json(to_cri_sandbox_status(metadata, status), camel_case=True))
-    )
+    told = None if status is None else to_json(to_cri_sandbox_status(metadata, status), camel_case=True)
     return {
         "kind": "sandbox",
         "id": metadata.id,
@@ -89,7 +87,7 @@ def _make_sandbox_document(snapshot: Snapshot, view: SandboxView) -> dict[str, A
         "checkpoint": None if view.checkpoint is None else sandbox_status_document(view.checkpoint),
         "rule": None if view.verdict is None else view.verdict.rule,
         "because": None if view.verdict is None else view.verdict.because,
-        "cri_status": cri_status,
+        "cri_status": None if told is None else msgspec.Raw(told),
         "containers": [each.id for each in snapshot.list(sandbox_id=metadata.id)],
         "damage": view.damage,
     }

@@ -19,7 +19,10 @@ def judge_sandboxes(
     now: int,
     is_copied: bool = False,
 ) -> dict[str, SandboxVerdict]:
-    """Return the verdict on each sandbox, given its status on disk; see `decide_sandbox`. `read_containers` is called if need be."""
+    """Return the verdict on each sandbox, given its status on disk: see `decide_sandbox`.
+
+    `read_containers` is called where only they may tell in which boot one was made ready.
+    """
     unrecorded = {key for key, each in statuses.items() if each.state is SandboxState.READY and not each.boot_id}
     used_in = _find_boots(read_containers(), unrecorded) if unrecorded else {}
     return {

@@ -34,7 +34,7 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote_path
+from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
@@ -200,6 +200,8 @@ class Engine:
 
         Raises InvalidInputError, AlreadyExistsError if its id is taken, or its name, namespace, uid and attempt.
         """
+        if isinstance(addresses, str):
+            raise InvalidInputError(f"addresses {quote(addresses)}: give a list of them")
         status = SandboxStatus(namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {})
         return self._runtime.step(
             lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status)

@@ -185,10 +185,12 @@ class Sandbox:
 
     def _delete(self) -> bool:
         with self._runtime.exclusive(self.id):
-            # The row first: a directory without a row is an orphan, which recovery removes.
-            was_there = self._runtime.store.delete_sandbox(self.id)
+            # The row last: a directory without a row is an orphan, which a recovery moves aside if it is young.
+            with self._runtime.store.transaction() as draft, suppress(NotFoundError):
+                draft.require_empty(self.id)
+                _make_not_ready(draft, self.id)  # nothing comes in while its directory is removed
             self.bundle.remove()
-            return was_there
+            return self._runtime.store.delete_sandbox(self.id)
 
 
 def tell_problems(sandbox_id: str, done: str, problems: Sequence[LimpetError]) -> None:

@@ -253,9 +253,7 @@ class Draft:
         damaged = sandbox_id in self._old_sandboxes.damaged
         if self._find_sandbox(sandbox_id) is None and not damaged:
             return False
-        left = self.containers_of(sandbox_id)
-        if left:
-            raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
+        self.require_empty(sandbox_id)
         self._note_deleted_sandbox(sandbox_id)
         if sandbox_id in self._old_sandboxes.ids:
             self.changes.deleted_sandboxes.append(sandbox_id)
@@ -270,6 +268,12 @@ class Draft:
         found = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
         found.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         return found
+
+    def require_empty(self, sandbox_id: str) -> None:
+        """Raise InvalidStateError if the sandbox with exactly this id has containers."""
+        left = self.containers_of(sandbox_id)
+        if left:
+            raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
 
     def put(self, kind: str, key: str, value: Any, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own in place of what is there, and return it with its version.

@@ -35,11 +35,12 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote_path
+from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
 HOST_IMAGE = ImageName("host")
@@ -203,12 +204,36 @@ class Engine:
                 self._is_closed = True
 
     def create_sandbox(
-        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+        self,
+        config: PodSandboxConfig | bytes | str | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        runtime_handler: str = "",
+        namespaces: Mapping[str, str] | None = None,
+        addresses: Iterable[str] = (),
+        extra: Mapping[str, Any] | None = None,
     ) -> Sandbox:
-        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. Raises InvalidInputError."""
-        return self._runtime.step(lambda: self._create_sandbox(parse_pod_sandbox_config(config), id))
+        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. It is then READY.
 
-    def _create_sandbox(self, config: PodSandboxConfig, id: str | None) -> Sandbox:
+        `namespaces` are the paths of those that you have made for it, by type, and `addresses` its IP addresses, the
+        primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them.
+
+        Raises InvalidInputError, AlreadyExistsError if its id is taken, or its name, namespace, uid and attempt.
+        """
+        if isinstance(addresses, str):
+            raise InvalidInputError(f"addresses {quote(addresses)}: give a list of them")
+        status = SandboxStatus(namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {})
+        return self._runtime.step(
+            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status)
+        )
+
+    def _create_sandbox(
+        self,
+        config: PodSandboxConfig,
+        id: str | None,
+        runtime_handler: str = "",
+        status: SandboxStatus = SandboxStatus(),  # noqa: B008  # frozen
+    ) -> Sandbox:
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
             id=key,
@@ -216,12 +241,17 @@ class Engine:
             config=config,
             created_at=max(time.time_ns(), 1),
             root_dir=self._runtime.sandbox_path(key),
+            runtime_handler=runtime_handler,
         )
         choose_log_path(config.log_directory or "/", "check")
         with self._runtime.exclusive(key):
-            self.store.add_sandbox(metadata)  # which refuses an id that can be none
+            self.store.add_sandbox(metadata, status)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
-            sandbox.bundle.make()
+            try:
+                sandbox.bundle.make()
+            except BaseException:
+                self.store.delete_sandbox(key)
+                raise
         return sandbox
 
     def get_or_create_sandbox(
@@ -426,8 +456,11 @@ class Engine:
         except ResourcesError:
             pidfd = -1  # looked at again and again, then
         self._runtime.watcher.watch(container_id, identity, pidfd)
+        container = Container(self._runtime, container_id)
         if verdict.status.stop_requested_at:
-            Container(self._runtime, container_id).resume_stop(verdict.status, identity)
+            container.resume_stop(verdict.status, identity)
+        elif container.is_in_stopped_sandbox():
+            container.begin_stop()  # it came in, or was found alive, after its sandbox was stopped
 
     def _remove_bundle(self, container_id: str, _: Verdict) -> None:
         with self._runtime.exclusive(container_id), suppress(NotFoundError):

@@ -61,7 +61,8 @@ def _find(snapshot: Snapshot, wanted: list[str]) -> list[Pod]:
     for view in snapshot.list():
         if view.sandbox_id in states:
             states[view.sandbox_id][view.status.state.name] += 1
-    statuses = snapshot.sandbox_statuses()
+    verdicts = snapshot.judge_sandboxes(snapshot.sandbox_statuses())
+    statuses = {key: verdict.status for key, verdict in verdicts.items()}
     pods = [
         Pod(id=key, metadata=_load(snapshot, key), status=statuses.get(key), states=dict(states[key])) for key in wanted
     ]

@@ -89,6 +89,8 @@ def _describe(report: Report, *, no_trunc: bool) -> Iterator[str]:
     if report.findings:
         yield from _table(report, no_trunc=no_trunc)
         yield ""
+    for sandbox in report.sandboxes:
+        yield from fill(f"sandbox {sandbox.id}: {sandbox.state}; {sandbox.rule}: {sandbox.because}", 0)
     for orphan in report.orphans:
         yield from fill(_describe_orphan(orphan, dry_run=report.dry_run), 0)
     yield from fill(_sum_up(report), 0)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_plausible_files
 from limpet.engine.inspection.feed import SnapshotFeed
-from limpet.engine.reconcile import examine_all
+from limpet.engine.reconcile import examine_all, judge_sandboxes
 from limpet.engine.starters import make_host_probe
 from limpet.engine.state.directory import check_directory, require_ours
 from limpet.engine.state.entries import require_entries, resolve_directory
@@ -40,6 +40,7 @@ from limpet.engine.store import (
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.rules import Ruling, Verdict
+from limpet.recovery.sandbox_rules import SandboxVerdict
 from limpet.schema.codec import (
     read_labels,
     row_is_sound,
@@ -52,7 +53,7 @@ from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamage
 from limpet.schema.history import Transition
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.rows import NameRow, SandboxRow, StatusRow
-from limpet.schema.sandbox_status import SandboxReason, SandboxStatus, stop_sandbox
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
 _READ_AGAIN_SECONDS = 0.05
@@ -79,6 +80,18 @@ class View(NamedTuple):
     """Why the record cannot be trusted, "" if it can."""
 
 
+class SandboxView(NamedTuple):
+    """One sandbox: its record, and its actual status."""
+
+    metadata: SandboxMetadata
+    checkpoint: SandboxStatus | None
+    """The status on disk; None if it is damaged."""
+    status: SandboxStatus | None
+    """What a recovery pass would make of it now: the same, unless another boot has begun."""
+    verdict: SandboxVerdict | None
+    damage: str = ""
+
+
 class Snapshot:
     """The records at the time of opening; each container is observed when it is requested."""
 
@@ -92,9 +105,10 @@ class Snapshot:
         self._probe = make_host_probe(os.path.join(path, CONTAINERS))
         self._original = find_original(path, node)
         self._watches: WeakSet[Watch] = WeakSet()
-        self.revision, sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
+        self.revision, sandboxes, names, rows, sandbox_statuses = source.ask(lambda reader: reader.load_instant())
         """The revision is that of the newest event at the time of opening, 0 if there was none yet."""
         self._sandboxes = {row.id: row for row in sandboxes}
+        self._sandbox_statuses = {row.id: row for row in sandbox_statuses}
         self._names = {row.id: row for row in names}
         self._rows = {row.id: row for row in rows}
         self._ids = sorted(self._rows.keys() | self._names.keys())
@@ -208,20 +222,40 @@ class Snapshot:
         """
         return row_to_sandbox(self.node, self._sandboxes[self.resolve_sandbox(sandbox_id)])
 
-    def sandbox_statuses(self) -> "Mapping[str, SandboxStatus]":
-        """Return the status of each sandbox, by id, without those that are damaged, which `check` tells of.
+    def view_sandbox(self, sandbox_id: str) -> SandboxView:
+        """Return the sandbox that `sandbox` does, and its status. Raises what that does."""
+        metadata = self.sandbox(sandbox_id)
+        try:
+            status = self._sandbox_status(metadata.id)
+        except StoreDamagedError as error:
+            return SandboxView(metadata, None, None, None, str(error))
+        verdict = self.judge_sandboxes({metadata.id: status})[metadata.id]
+        return SandboxView(metadata, status, verdict.status, verdict)
 
-        One that was made in another boot is NOTREADY: nothing that it held is left.
-        """
-        found: dict[str, SandboxStatus] = {}
-        boot_id = read_boot_id()
-        for row in self.source.ask(lambda reader: reader.load_sandbox_statuses()):
+    def sandbox_statuses(self) -> Mapping[str, SandboxStatus]:
+        """Return the status on disk of each sandbox whose record can be read."""
+        found = {}
+        for key in self._sandboxes:
             with suppress(StoreDamagedError):
-                status = row_to_sandbox_status(self.node, row)
-                if status.boot_id and boot_id and status.boot_id != boot_id:
-                    status = stop_sandbox(status, SandboxReason.REBOOTED, at=time.time_ns())
-                found[row.id] = status
+                self.sandbox(key)
+                found[key] = self._sandbox_status(key)
         return found
+
+    def judge_sandboxes(self, statuses: Mapping[str, SandboxStatus]) -> Mapping[str, SandboxVerdict]:
+        """Return what a recovery pass would decide now, given the status of each sandbox on disk."""
+        return judge_sandboxes(
+            statuses,
+            lambda: [each.record for each in self.checkpoints()],
+            boot_id=read_boot_id(),
+            now=time.time_ns(),
+            is_copied=bool(self._original),
+        )
+
+    def _sandbox_status(self, sandbox_id: str) -> SandboxStatus:
+        row = self._sandbox_statuses.get(sandbox_id)
+        if row is None:
+            raise StoreDamagedError(f"sandbox {sandbox_id}: its status is missing; restore a backup")
+        return row_to_sandbox_status(self.node, row)
 
     def metadata(self, container_id: str) -> Metadata:
         """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""

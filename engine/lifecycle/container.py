@@ -29,6 +29,7 @@ from limpet.schema.errors import (
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
+from limpet.schema.sandbox_status import SandboxState
 from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
@@ -114,9 +115,9 @@ class Container:
         """Start the program; RUNNING and durable when this returns.
 
         `secret_env` are variables for this start, over all others: they are written to no file, and shown in no error.
-        Raises InvalidStateError for anything but CREATED, StartError if the program cannot be executed: the
-        container is EXITED then, with code 128 and reason StartError. Raises InvalidInputError for variables that no
-        environment can hold.
+        Raises InvalidStateError for anything but CREATED, and in a sandbox that is NOTREADY; StartError if the program
+        cannot be executed: the container is EXITED then, with code 128 and reason StartError; InvalidInputError for
+        variables that no environment can hold.
         """
         secrets = require_secrets(secret_env or {})
         return self._runtime.step(lambda: self._start(secrets))
@@ -131,14 +132,17 @@ class Container:
         """
         return self.finish_stop(self.begin_stop(timeout))
 
-    def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
-        """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status."""
+    def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS, *, is_written: bool = False) -> Status:
+        """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status.
+
+        With `is_written` the first of that was done just now, as by `request_stop`.
+        """
         require_seconds(timeout)
         if self._runtime.store.is_damaged(self.id):
             return self._runtime.step(self._end_damaged)
         if self.status.unknown:
             self._runtime.step(lambda: self._runtime.reexamine(self.id))
-        return self._runtime.step(lambda: self._begin_stop(timeout))
+        return self._runtime.step(lambda: self._begin_stop(timeout, is_written=is_written))
 
     def finish_stop(self, status: Status) -> Status:
         """Wait until nothing of it is left, given what `begin_stop` returned, and return the status then."""
@@ -170,6 +174,13 @@ class Container:
         grace = status.stop_deadline - status.stop_requested_at  # a clock that was set back lengthens nothing
         left = min(grace, status.stop_deadline - time.time_ns()) / 1e9
         self._send_stop(identity, max(left, 0.0), signals=True)
+
+    def is_in_stopped_sandbox(self) -> bool:
+        """Say whether its sandbox is NOTREADY; not if that, or which one it is, cannot be read."""
+        try:
+            return self._runtime.store.sandbox_status(self.metadata.sandbox_id).state is SandboxState.NOTREADY
+        except (NotFoundError, StoreDamagedError):
+            return False
 
     def wait(self, timeout: float | None = None) -> Status:
         """Wait until the container has ended, and return its status.
@@ -286,6 +297,8 @@ class Container:
                     f"it was made for the starter {self.metadata.starter!r}, this engine has"
                     f" {self._runtime.starter.name!r}; open one with that",
                 )
+            if self.is_in_stopped_sandbox():
+                raise self._refuse("start", f"its sandbox {self.metadata.sandbox_id} is NOTREADY; make another")
             try:
                 return self._prepare_and_go(secrets)
             except StartError as error:
@@ -301,7 +314,8 @@ class Container:
         prepared = starter.prepare(replace_field(launch, secret_env=secrets))
         try:
             # Written before it may run: a kill until here closes the gate, and nothing has run.
-            self._update(
+            self._runtime.store.update(
+                self.id,
                 lambda old: replace(
                     old,
                     pid=prepared.identity.pid,
@@ -310,7 +324,8 @@ class Container:
                     resources=prepared.resources,
                     reason="",
                     message="",
-                )
+                ),
+                ready_sandbox=launch.metadata.sandbox_id,  # which may have been stopped just now
             )
         except BaseException:
             starter.abort(prepared)
@@ -319,7 +334,7 @@ class Container:
         self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
         return self.status
 
-    def _begin_stop(self, timeout: float) -> Status:
+    def _begin_stop(self, timeout: float, *, is_written: bool) -> Status:
         """Write down that it is to stop and until when, then signal; whoever comes next finishes it."""
         with self._runtime.exclusive(self.id):
             status = self.status
@@ -327,8 +342,9 @@ class Container:
                 return self._stop_unknown(status)
             if status.state is not ContainerState.RUNNING or status.identity is None:
                 return status
-            is_first = not status.stop_requested_at
-            status = self._update(lambda old: _request_stop(old, timeout))
+            is_first = is_written or not status.stop_requested_at
+            if not is_written:
+                status = self._update(lambda old: request_stop(old, timeout))
             assert status.identity is not None
             # By the monotonic clock where this step sets the time; the earlier one of a former engine tells the wall's.
             left = timeout if is_first else max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
@@ -465,7 +481,7 @@ class Container:
         return InvalidStateError(f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}")
 
 
-def _request_stop(status: Status, timeout: float) -> Status:
+def request_stop(status: Status, timeout: float) -> Status:
     """Return the status with a stop requested: the first request's time stands, and the earliest deadline."""
     now = _now()
     deadline = min(now + int(timeout * 1e9), _LATEST)

@@ -31,6 +31,7 @@ class Copies:
         self._kept: dict[str, tuple[Record, list[int]]] = {}  # by container: its log, and its pipes' reading ends
         self._serials: dict[str, str] = {}  # which of the pipes that a container has had
         self._last_serial = 0
+        self._untidied: set[str] = set()  # pipes that could not be removed yet
         self._unsent: dict[str, Sequence[int]] = {}  # the log directory with it, if somebody has opened it
         self._troubles: dict[str, str] = {}  # why a log cannot be written
         self._started_at = 0.0
@@ -76,6 +77,7 @@ class Copies:
         try:
             for stream in _STREAMS:
                 path = f"{pipes}.{stream}"
+                self._untidied.discard(path)
                 os.mkfifo(path, 0o600, dir_fd=self._directory)
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
                 opened.append(descriptor)
@@ -130,11 +132,10 @@ class Copies:
         A copier that still has them copies what is in them.
         """
         wanted = {_name_pipes(key, record.get("log") or {}) for key, record in known.items()}
-        with suppress(OSError):  # it is only tidied up, by the next keeper as well
-            for name in os.listdir(f"/proc/self/fd/{self._directory}/{_FOLDER}"):
-                path = f"{_FOLDER}/{name}"
-                if path.rpartition(".")[0] not in wanted:
-                    os.unlink(path, dir_fd=self._directory)
+        with suppress(OSError):  # the next keeper does it as well
+            found = (f"{_FOLDER}/{name}" for name in os.listdir(f"/proc/self/fd/{self._directory}/{_FOLDER}"))
+            self._untidied.update(path for path in found if path.rpartition(".")[0] not in wanted)
+        self._tidy()
 
     def reopen(self, key: str) -> None:
         """Have a log opened anew: its file was moved. Raises OSError."""
@@ -159,7 +160,7 @@ class Copies:
     @property
     def need_care(self) -> bool:
         """True if something could not be done and is to be tried again."""
-        return self._link is None or bool(self._unsent)
+        return self._link is None or bool(self._unsent or self._untidied)
 
     def care(self) -> None:
         """Try again what could not be done. Raises OSError."""
@@ -167,6 +168,7 @@ class Copies:
             link = self.start_copier()
             self._watch(link.fileno(), self._listen)
             self._unsent = dict.fromkeys(self._kept, ()) | self._unsent
+        self._tidy()
         self._send_all()
 
     def _keep(self, key: str, log: Record, readers: list[int]) -> None:
@@ -240,9 +242,16 @@ class Copies:
         self._serials.pop(key, None)
         for descriptor in (*readers, *self._unsent.pop(key, ())):
             close(descriptor)
-        for ending in (*_STREAMS, "at"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{pipes}.{ending}", dir_fd=self._directory)
+        self._untidied.update(f"{pipes}.{ending}" for ending in (*_STREAMS, "at"))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what belongs to no container any more; what cannot be removed now is tried again."""
+        for path in list(self._untidied):
+            with suppress(OSError):
+                with suppress(FileNotFoundError):
+                    os.unlink(path, dir_fd=self._directory)
+                self._untidied.remove(path)
 
 
 def _name_pipes(key: str, log: Record) -> str:

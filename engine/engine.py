@@ -397,8 +397,7 @@ class Engine:
 
     def recover(self) -> Report:
         """Look at every container that has not ended, now, and return the report; may be called at any time."""
-        with system_errors_told(f"recovery in {quote_path(self.store.directory.path)}"):
-            return self._runtime.step(self._recover)
+        return self._runtime.step(self._recover)
 
     def _recover(self) -> Report:
         orphans = judge_orphans(

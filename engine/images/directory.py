@@ -24,6 +24,7 @@ from limpet.engine.images.oci import DIGEST_ALGORITHMS, LAYER_TYPES, Configurati
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
+from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory, remove_tree, sync_filesystem, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.recovery.mounts import find_mounts
@@ -308,9 +309,11 @@ class DirectoryImageStore:
             fcntl.flock(descriptor, how)
             yield
         finally:
-            # Unlock explicitly: a child that was forked meanwhile shares the descriptor until it executes.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+            try:
+                # Unlock explicitly: a child that was forked meanwhile shares the descriptor until it executes.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                close_all([descriptor])
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

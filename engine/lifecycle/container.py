@@ -21,6 +21,7 @@ from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import (
     InvalidStateError,
+    LimpetError,
     NotFoundError,
     StartError,
     StoreDamagedError,
@@ -304,7 +305,8 @@ class Container:
             except StartError as error:
                 message = str(error)
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))
-                self._runtime.starter.forget_exits([self.id])
+                with suppress(LimpetError):  # the keeper keeps it for longer, then
+                    self._runtime.starter.forget_exits([self.id])
                 raise StartError(f"container {self.id}: {message}") from error
 
     def _prepare_and_go(self, secrets: Mapping[str, str]) -> Status:
@@ -330,7 +332,13 @@ class Container:
         except BaseException:
             starter.abort(prepared)
             raise
-        starter.go(prepared)
+        try:
+            starter.go(prepared)
+        except StartError:
+            raise
+        except BaseException:  # what became of it is not known: its end will be seen, and how it was is asked then
+            self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
+            raise
         self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
         return self.status
 

@@ -17,6 +17,7 @@ def run(calls: str) -> dict[str, Any]:
         "from limpet.engine.drill.engine_life import EngineLife\n"
         "from limpet.engine.drill.store_life import FailingDiskLife, StoreLife\n"
         "from limpet.testing import *\n"
+        "from tests.campaigns.refused_life import *\n"
         "from tests.crash.bundle_life import *\n"
         "from tests.crash.keeper_life import *\n"
         "from tests.crash.mutants import *\n"
@@ -27,7 +28,7 @@ def run(calls: str) -> dict[str, Any]:
         "reason = supported()\n"
         "assert reason is None, reason\n"
         f"report = {calls}\n"
-        "names = ('points', 'images', 'faults', 'lost', 'torn', 'false_verdicts', 'other', 'violations')\n"
+        "names = ('points', 'images', 'faults', 'unreached', 'lost', 'torn', 'false_verdicts', 'other', 'violations')\n"
         "told = {name: getattr(report, name) for name in names}\n"
         "print(json.dumps(told | {'findings': [str(finding) for finding in report.findings[:5]]}))\n"
     )

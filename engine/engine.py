@@ -28,7 +28,7 @@ from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.turn import open_in_parts
-from limpet.engine.store import Listing, Store
+from limpet.engine.store import FLEET_TIMEOUT_SECONDS, FleetChoice, Listing, Store
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
@@ -89,10 +89,15 @@ class Engine:
         inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
         wait: float = 0,
+        fleet: str = "",
+        fleet_ack: str = "async",
+        fleet_timeout: float = FLEET_TIMEOUT_SECONDS,
     ) -> Self:
         """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
 
         While another has it open, the lock is waited for, `wait` seconds at most.
+
+        `fleet` and what follows are those of `Store.open`. The opening itself does not wait for a fleet.
 
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
         container Unknown.
@@ -107,13 +112,14 @@ class Engine:
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
+        choice = FleetChoice(fleet, fleet_ack, fleet_timeout)
         chosen = make_default_starter(inherit_env) if starter is None else starter
         raise_descriptor_limit()
         opened: list[Self] = []
         is_given_up = False
 
         def open_one(part: float) -> None:
-            opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part))
+            opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part, choice))
             if is_given_up:
                 opened[0].close()
 
@@ -139,8 +145,16 @@ class Engine:
         starter: Starter,
         look_timeout: float,
         wait: float,
+        fleet: FleetChoice,
     ) -> Self:
-        store = Store.open(resolve_directory(state_dir), node=node, wait=wait)
+        store = Store.open(
+            resolve_directory(state_dir),
+            node=node,
+            wait=wait,
+            fleet=fleet.url,
+            fleet_ack=fleet.ack,
+            fleet_timeout=fleet.timeout,
+        )
         try:
             for name in (CONTAINERS, SANDBOXES):
                 make_directory(store.directory.join(name))
@@ -162,7 +176,8 @@ class Engine:
             starter.close()
             raise
         try:
-            engine._recover()  # a class method of its own class
+            with store.fleet.later():
+                engine._recover()  # a class method of its own class
             control.serve(engine)
         except BaseException:
             engine.close()

@@ -1,0 +1,9 @@
+"""The fleet: the truth of many nodes in one PostgreSQL, sent there by each node while it runs.
+
+Read `batch` (what one transaction writes, and what guards it), `rows` (the guard of each row), then `shipper`.
+"""
+
+from limpet.engine.fleet.address import Address
+from limpet.engine.fleet.shipper import FleetLag, Shipper
+
+__all__ = ["Address", "FleetLag", "Shipper"]

@@ -44,9 +44,7 @@ def from_record(row_class: Any, values: Iterable[object]) -> Any:
 
 def _columns(row_class: Any) -> str:
     hints = get_type_hints(row_class)
-    types = {
-        name: "text" if str in (hints[name], *get_args(hints[name])) else "bigint" for name in row_class._fields
-    }
+    types = {name: "text" if str in (hints[name], *get_args(hints[name])) else "bigint" for name in row_class._fields}
     return ", ".join(f"{name} {kind}" for name, kind in types.items())
 
 
@@ -61,7 +59,8 @@ def _upsert(table: str) -> str:
         f" SELECT %(node)s, {', '.join(f'new.{name}' for name in names)}, %(epoch)s, %(as_of)s"
         f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(row_class)})"
         f" ON CONFLICT (node, {', '.join(keys)}) DO UPDATE SET {changed}"
-        f" WHERE ({', '.join(f'excluded.{name}' for name in newness)}) > ({', '.join(f'old.{name}' for name in newness)})"
+        f" WHERE ({', '.join(f'excluded.{name}' for name in newness)})"
+        f" > ({', '.join(f'old.{name}' for name in newness)})"
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -213,7 +214,7 @@ class Shipper:
         ticket, rows = self._take()
         try:
             while True:
-                found = self._extractor.extract((self._cursor, PAGE), lambda events: _choose(events, rows))
+                found = self._extractor.extract((self._cursor, PAGE), partial(_choose, rows))
                 if found.pruned > self._cursor:
                     self._is_whole = False
                     break
@@ -285,7 +286,7 @@ class Shipper:
             raise FleetError(f"node {self._node}: the fleet has newer rows than this node; all are compared anew")
 
 
-def _choose(events: Sequence[EventRow], rows: Mapping[str, set[Key]]) -> Mapping[str, Collection[Key]]:
+def _choose(rows: Mapping[str, set[Key]], events: Sequence[EventRow]) -> Mapping[str, Collection[Key]]:
     """Return the keys of the rows to send with these events, and with the rows that were noted."""
     wanted: dict[str, set[Key]] = {table: set(rows.get(table, ())) for table in ROWS}
     for row in events:
@@ -307,4 +308,3 @@ def _parts(keys: Iterable[_Any]) -> Iterator[list[_Any]]:
     rest = iter(keys)
     while part := list(islice(rest, PAGE)):
         yield part
-

@@ -1,4 +1,4 @@
-"""What a store has to do with the fleet: nothing, unless it is opened with one. Then what was written is noted there."""
+"""What a store has to do with the fleet: nothing, unless it is opened with one; then it is told what was written."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -82,7 +82,7 @@ class FleetLink:
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """Put waiting off on this thread while the block runs: a step must not be cut in two because a fleet is away."""
+        """Do not wait on this thread while the block runs: no step is cut in two because a fleet is away."""
         self._later.depth = getattr(self._later, "depth", 0) + 1
         try:
             yield
@@ -105,5 +105,7 @@ def _parse(url: str) -> "Address":
         # Imported here: whoever has no fleet needs no driver, and does not wait for it.
         from limpet.engine.fleet import Address  # noqa: PLC0415
     except ImportError as error:
-        raise UnsupportedError(f"fleet: the driver of PostgreSQL is missing ({error}); pip install limpet[fleet]") from error
+        raise UnsupportedError(
+            f"fleet: the driver of PostgreSQL is missing ({error}); pip install limpet[fleet]"
+        ) from error
     return Address(url)

@@ -24,6 +24,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "name_sandboxes": "a part of watch",
         "require_open": "a part of watch",
         "abandon": "for the fork's own handler",
+        "fleet": "what the fronts tell and ask of a fleet; fleet_lag is for all",
         "next_report_number": "only to be called in a transaction",
     },
     Engine: {"exclusive": "a lock belongs to a thread; what a task asks for is in order for each container as it is"},

@@ -6,13 +6,14 @@ epoch is the newest.
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import psycopg
 
-from limpet.engine.database.sqlite import ROWS, Extract, Keys
+from limpet.engine.database.sqlite.extract import ROWS, Extract, Keys
 from limpet.engine.fleet import rows as sql
 from limpet.engine.fleet.address import replicated
 from limpet.schema.errors import FleetFencedError, quote, quote_path
@@ -20,24 +21,30 @@ from limpet.schema.rows import EventRow
 
 Connection = psycopg.Connection[Any]
 
+Doubts = Mapping[str, tuple[str, str]]
+"""By container, reason and message why the node does not vouch for what is on its disk."""
+NO_DOUBTS: Doubts = {}
+
 LEASE_SECONDS = 30.0
 """A node that has not been heard of for so long is not vouched for."""
 
 _CLAIM = """
 INSERT INTO limpet.fleet_node AS old
-    (name, epoch, directory, host, pid, path, claimed_at, heard_at, lease_seconds, as_of, revision, is_whole)
+    (name, epoch, directory, host, pid, path, claimed_at, heard_at, lease_seconds, as_of, revision, is_whole, doubts)
 VALUES (%(node)s, 1, %(directory)s, %(host)s, %(pid)s, %(path)s, clock_timestamp(), clock_timestamp(),
-    %(lease)s, 0, 0, false)
+    %(lease)s, 0, 0, false, %(doubts)s)
 ON CONFLICT (name) DO UPDATE SET
     epoch = old.epoch + 1, host = excluded.host, pid = excluded.pid, path = excluded.path,
-    claimed_at = clock_timestamp(), heard_at = clock_timestamp(), lease_seconds = excluded.lease_seconds, as_of = 0
+    claimed_at = clock_timestamp(), heard_at = clock_timestamp(), lease_seconds = excluded.lease_seconds, as_of = 0,
+    doubts = excluded.doubts
 WHERE old.directory = excluded.directory
 RETURNING epoch"""
 _BEGIN = """
 UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
-    revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
+    doubts = %(doubts)s, revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
 WHERE name = %(node)s AND epoch = %(epoch)s AND as_of <= %(as_of)s"""
-_BEAT = "UPDATE limpet.fleet_node SET heard_at = clock_timestamp() WHERE name = %s AND epoch = %s"
+_BEAT = """
+UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
 _WHO = """
 SELECT epoch, host, pid, path, extract(epoch FROM clock_timestamp() - heard_at)::float8
 FROM limpet.fleet_node WHERE name = %s"""
@@ -52,7 +59,7 @@ class Claim:
     """Grows with each claim, in the fleet alone; the epoch of the node's own database is another."""
 
 
-def claim(connection: Connection, node: str, directory: str, path: str, lease: float = LEASE_SECONDS) -> Claim:
+def claim(connection: Connection, node: str, directory: str, path: str, doubts: Doubts = NO_DOUBTS) -> Claim:
     """Take the node's place in the fleet: from now on whoever had it changes nothing.
 
     `directory` is the identity of the state directory, which must be the one that has this name in the fleet. Raises
@@ -64,7 +71,8 @@ def claim(connection: Connection, node: str, directory: str, path: str, lease: f
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "path": os.fsencode(path).decode(errors="backslashreplace"),
-        "lease": lease,
+        "lease": LEASE_SECONDS,
+        "doubts": _doubts_text(doubts),
     }
     with replicated(connection):
         row = connection.execute(_CLAIM, values).fetchone()
@@ -76,9 +84,9 @@ def claim(connection: Connection, node: str, directory: str, path: str, lease: f
     return Claim(node, int(row[0]))
 
 
-def beat(connection: Connection, held: Claim) -> None:
-    """Tell the fleet that the node lives. Raises FleetFencedError, FleetError."""
-    if connection.execute(_BEAT, (held.node, held.epoch)).rowcount != 1:
+def beat(connection: Connection, held: Claim, doubts: Doubts = NO_DOUBTS) -> None:
+    """Tell the fleet that the node lives, and what it does not vouch for. Raises FleetFencedError, FleetError."""
+    if connection.execute(_BEAT, (_doubts_text(doubts), held.node, held.epoch)).rowcount != 1:
         raise _fenced(connection, held)
 
 
@@ -90,13 +98,14 @@ def write_batch(
     revision: int | None = None,
     is_whole: bool = False,
     gone_events: list[int] | None = None,
+    doubts: Doubts = NO_DOUBTS,
 ) -> bool:
     """Write what was read at one instant, all of it or nothing; return False if the fleet has what is newer.
 
     With `revision` the fleet has all events up to that one; with `is_whole` all rows, too. Raises FleetFencedError if
     the node was claimed by another, FleetError if it is not known whether it was written: send it again.
     """
-    of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest}
+    of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest, "doubts": _doubts_text(doubts)}
     with replicated(connection):
         begun = connection.execute(_BEGIN, {**of_node, "revision": revision, "is_whole": is_whole})
         if begun.rowcount != 1:
@@ -147,6 +156,10 @@ def _describe(connection: Connection, node: str) -> str:
         return "nobody (its row was removed)"
     _, host, pid, path, seconds = row
     return f"process {pid} on {quote(host)} with {quote_path(path)}, heard of {seconds:.0f} s ago"
+
+
+def _doubts_text(doubts: Doubts) -> str:
+    return sql.escape(_json(doubts))
 
 
 def _json(value: object) -> str:

@@ -7,7 +7,7 @@ revision of its log, else with a lower number. What is sent twice, or late, so c
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
-from limpet.engine.database.sqlite import ROWS
+from limpet.engine.database.sqlite.extract import ROWS
 from limpet.schema.rows import AnyRow, EventRow
 
 _ESCAPES = {0: "\x1a0", 0x1A: "\x1a1"}

@@ -7,15 +7,15 @@ an opening, and where the log does not reach back any more, all rows are compare
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from limpet.engine.database.sqlite import ROWS, Extract, Extractor, Key
+from limpet.engine.database.sqlite.extract import ROWS, Extract, Extractor, Key
 from limpet.engine.fleet import batch
 from limpet.engine.fleet.address import Address
-from limpet.engine.fleet.batch import Claim, Connection
+from limpet.engine.fleet.batch import Claim, Connection, Doubts
 from limpet.engine.fleet.upgrade import require_schema
 from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError
 from limpet.schema.events import OF_ITEMS, OF_SANDBOXES, EventKind
@@ -48,15 +48,25 @@ class FleetLag(NamedTuple):
 class Shipper:
     """Sends one node's changes, in their order. Thread-safe."""
 
-    def __init__(self, address: Address, path: str, node: str, directory: tuple[str, str], *, is_awaited: bool) -> None:
+    def __init__(
+        self,
+        address: Address,
+        path: str,
+        node: str,
+        directory: tuple[str, str],
+        doubts: Callable[[], Doubts],
+        *,
+        is_awaited: bool,
+    ) -> None:
         """Begin. `path` is that of the node's database, `directory` identity and path of its state directory.
 
-        Raises StoreError if the database cannot be read.
+        `doubts` is asked what the node does not vouch for. Raises StoreError if the database cannot be read.
         """
         self._address = address
         self._node = node
         self._directory = directory
         self._is_awaited = is_awaited
+        self._doubts = doubts
         self._extractor = Extractor(path, node)
         self._held: Claim | None = None
         self._is_whole = False
@@ -163,9 +173,9 @@ class Shipper:
         """Send what there is and what comes, until the store is closed."""
         require_schema(self._address, connection)
         if self._held is None:
-            self._held = batch.claim(connection, self._node, *self._directory)
+            self._held = batch.claim(connection, self._node, *self._directory, self._doubts())
         else:
-            batch.beat(connection, self._held)
+            batch.beat(connection, self._held, self._doubts())
         while True:
             if self._is_whole:
                 self._send_changes(connection)
@@ -180,7 +190,7 @@ class Shipper:
                     return
                 linger = not (self._is_awaited or self._is_closing)
             if is_idle:
-                batch.beat(connection, self._held)
+                batch.beat(connection, self._held, self._doubts())
             elif linger:
                 time.sleep(_LINGER_SECONDS)
 
@@ -280,7 +290,13 @@ class Shipper:
         for damage in found.damaged:
             _log.warning("node %s: %s is damaged and was not sent", self._node, damage)
         if not batch.write_batch(
-            connection, self._held, found, revision=revision, is_whole=is_whole, gone_events=list(gone)
+            connection,
+            self._held,
+            found,
+            revision=revision,
+            is_whole=is_whole,
+            gone_events=list(gone),
+            doubts=self._doubts(),
         ):
             self._held, self._is_whole = None, False
             raise FleetError(f"node {self._node}: the fleet has newer rows than this node; all are compared anew")

@@ -1,7 +1,7 @@
 """What a store has to do with the fleet: nothing, unless it is opened with one; then it is told what was written."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,8 +40,11 @@ class FleetLink:
         self._shipper: Shipper | None = None
         self._later = threading.local()
 
-    def join(self, directory: StateDirectory, node: str) -> None:
-        """Begin to send, if there is a fleet. Raises StateDirectoryError, StoreError."""
+    def join(self, directory: StateDirectory, node: str, doubts: Callable[[], Mapping[str, tuple[str, str]]]) -> None:
+        """Begin to send, if there is a fleet, and what is in doubt here with it.
+
+        Raises StateDirectoryError, StoreError.
+        """
         if self._address is None:
             return
         from limpet.engine.fleet import Shipper  # noqa: PLC0415  # see `_parse`
@@ -54,6 +57,7 @@ class FleetLink:
             directory.join(DATABASE),
             node,
             (identity.id, directory.path),
+            doubts,
             is_awaited=self._is_sync,
         )
 

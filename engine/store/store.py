@@ -135,7 +135,7 @@ class Store:
             raise
         try:
             store._settle_copy()
-            link.join(directory, node)
+            link.join(directory, node, store._copy_doubts)
         except BaseException:
             store.close()
             raise
@@ -461,6 +461,11 @@ class Store:
         with self._view:
             if container_id in self._rows:
                 self._doubts[container_id] = doubt
+        self.fleet.note((), (), self._revision)
+
+    def _copy_doubts(self) -> Mapping[str, Doubt]:
+        with self._view:
+            return dict(self._doubts)
 
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""

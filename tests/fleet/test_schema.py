@@ -97,7 +97,7 @@ def test_an_address_that_is_none_is_refused(state_dir: str, url: str) -> None:
             Store.open(state_dir, fleet=url)
     for settings in ({"fleet_ack": "maybe"}, {"fleet_timeout": 0.0}):
         with pytest.raises(errors.InvalidInputError):
-            Store.open(state_dir, **settings)  # type: ignore[arg-type]
+            Store.open(state_dir, **settings)
 
 
 def test_no_error_shows_the_password(cluster: Cluster) -> None:

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet import Engine, Store, errors
-from limpet.engine.database.sqlite import ROWS, Extractor
+from limpet.engine.database.sqlite.extract import ROWS, Extractor
 from limpet.engine.fleet import batch
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.rows import from_record

@@ -5,7 +5,6 @@ Read `opening` (the steps, in order), `connection` (the settings that make a com
 
 from limpet.engine.database.sqlite.backup import back_up
 from limpet.engine.database.sqlite.connection import WRITER_PRAGMAS, Pragmas, sqlite_version
-from limpet.engine.database.sqlite.extract import ROWS, Extract, Extractor, Key, Keys
 from limpet.engine.database.sqlite.opening import open_database
 from limpet.engine.database.sqlite.plausibility import require_plausible_files, require_same_age
 from limpet.engine.database.sqlite.reader import Reader
@@ -13,12 +12,7 @@ from limpet.engine.database.sqlite.source import Source
 from limpet.engine.database.sqlite.wal import examine_wal
 
 __all__ = [
-    "ROWS",
     "WRITER_PRAGMAS",
-    "Extract",
-    "Extractor",
-    "Key",
-    "Keys",
     "Pragmas",
     "Reader",
     "Source",

@@ -140,6 +140,7 @@ CREATE = (
     as_of bigint NOT NULL,
     revision bigint NOT NULL,
     is_whole boolean NOT NULL,
+    doubts text COLLATE "C" NOT NULL,
     PRIMARY KEY (name)
 )""",
 )

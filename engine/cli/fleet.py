@@ -1,6 +1,8 @@
 """`limpet fleet`: what many nodes have sent to one PostgreSQL."""
 
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import click
@@ -15,9 +17,12 @@ from limpet.engine.cli.output import (
     Column,
     age,
     duration,
+    note,
     print_json,
     print_line,
+    print_lines,
     print_table,
+    printable,
     rfc3339,
     short_id,
     state_cell,
@@ -44,14 +49,17 @@ _CONTAINERS = (
 _STATES = [state.name.lower() for state in ContainerState]
 
 
-def _open_fleet(url: str) -> Any:
+def _load_fleet() -> ModuleType:
     try:
-        from limpet.engine.fleet import Fleet  # noqa: PLC0415  # its driver is an extra
+        return import_module("limpet.engine.fleet")  # its driver is an extra
     except ImportError as error:
         raise UnsupportedError(
             f"fleet: the driver of PostgreSQL is missing ({error}); pip install limpet[fleet]"
         ) from error
-    return Fleet.open(url)
+
+
+def _open_fleet(url: str) -> Any:
+    return _load_fleet().Fleet.open(url)
 
 
 def _fleet_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,6 +198,28 @@ def events(url: str, *, follow: bool, node: str, as_json: bool) -> None:
                 print_line(
                     f"{one.node} {event.revision} {at}Z {event.kind.value} {event.id} {event.name} {state}".rstrip()
                 )
+
+
+@command.command("restore")
+@click.argument("node")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=str))
+@click.option("--force", is_flag=True, help="Take over a node that is still heard of.")
+@output_option
+@_fleet_option
+def restore(url: str, node: str, directory: str, *, force: bool, as_json: bool) -> None:
+    """Make the new state directory DIR for a lost NODE from what the fleet has of it.
+
+    Whoever was that node can change nothing in the fleet any more. Then open an engine on DIR, with the same node and
+    fleet: it finds out what is left of the containers.
+    """
+    restored = _load_fleet().restore(url, node, directory, is_forced=force)
+    if as_json:
+        print_json(**restored._asdict())
+        return
+    for text in restored.left_out:
+        note(f"limpet: left out: {text}")
+    counts = f"containers: {restored.containers}, sandboxes: {restored.sandboxes}, items: {restored.items}"
+    print_lines([f"{printable(restored.path)}: {counts}, up to event {restored.revision} of node {restored.node}"])
 
 
 def _make_document(one: Any) -> dict[str, Any]:

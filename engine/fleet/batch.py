@@ -16,7 +16,7 @@ import psycopg
 from limpet.engine.database.sqlite.extract import ROWS, Extract, Keys
 from limpet.engine.fleet import rows as sql
 from limpet.engine.fleet.address import replicated
-from limpet.schema.errors import FleetFencedError, quote, quote_path
+from limpet.schema.errors import FleetFencedError, InvalidStateError, NotFoundError, quote, quote_path
 from limpet.schema.rows import EventRow
 
 Connection = psycopg.Connection[Any]
@@ -39,6 +39,13 @@ ON CONFLICT (name) DO UPDATE SET
     doubts = excluded.doubts
 WHERE old.directory = excluded.directory
 RETURNING epoch"""
+_TAKE_OVER = """
+UPDATE limpet.fleet_node SET
+    epoch = epoch + 1, directory = %(directory)s, host = %(host)s, pid = %(pid)s, path = %(path)s,
+    claimed_at = clock_timestamp(), as_of = 0
+WHERE name = %(node)s
+    AND (%(is_forced)s OR clock_timestamp() - heard_at > make_interval(secs => lease_seconds))
+RETURNING is_whole"""
 _BEGIN = """
 UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
     doubts = %(doubts)s, revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
@@ -65,15 +72,7 @@ def claim(connection: Connection, node: str, directory: str, path: str, doubts: 
     `directory` is the identity of the state directory, which must be the one that has this name in the fleet. Raises
     FleetFencedError otherwise, FleetError.
     """
-    values = {
-        "node": node,
-        "directory": directory,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "path": os.fsencode(path).decode(errors="backslashreplace"),
-        "lease": LEASE_SECONDS,
-        "doubts": _doubts_text(doubts),
-    }
+    values = {**_name(node, directory, path), "lease": LEASE_SECONDS, "doubts": _doubts_text(doubts)}
     with replicated(connection):
         row = connection.execute(_CLAIM, values).fetchone()
     if row is None:
@@ -82,6 +81,25 @@ def claim(connection: Connection, node: str, directory: str, path: str, doubts: 
             " give this one another name, or restore that one's records from the fleet instead"
         )
     return Claim(node, int(row[0]))
+
+
+def take_over(connection: Connection, node: str, directory: str, path: str, *, is_forced: bool) -> None:
+    """Give a node's place to another state directory: from now on the old one changes nothing.
+
+    Raises NotFoundError if there is no such node, InvalidStateError if it lives and is not `is_forced`, or if its
+    records were never whole here; FleetError.
+    """
+    with replicated(connection):
+        row = connection.execute(_TAKE_OVER, {**_name(node, directory, path), "is_forced": is_forced}).fetchone()
+        if row is None and connection.execute(_WHO, (node,)).fetchone() is None:
+            raise NotFoundError(f"the fleet knows no node {quote(node)}")
+        if row is None:
+            raise InvalidStateError(
+                f"node {quote(node)} is alive: {_describe(connection, node)}; stop its engine and wait for its lease to"
+                " end, or take it over by force"
+            )
+        if not row[0]:
+            raise InvalidStateError(f"node {quote(node)} has never sent all its records; there is nothing to restore")
 
 
 def beat(connection: Connection, held: Claim, doubts: Doubts = NO_DOUBTS) -> None:
@@ -141,6 +159,16 @@ def load_keys(connection: Connection, node: str) -> Keys:
         loaded = connection.execute(statement, (node,)).fetchall()
         found[table] = {tuple(map(sql.unescape, row[:-1])): int(row[-1]) for row in loaded}
     return Keys(pruned=0, newest=0, events=dict(events), rows=found)
+
+
+def _name(node: str, directory: str, path: str) -> dict[str, object]:
+    return {
+        "node": node,
+        "directory": directory,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "path": os.fsencode(path).decode(errors="backslashreplace"),
+    }
 
 
 def _fenced(connection: Connection, held: Claim) -> FleetFencedError:

@@ -305,16 +305,18 @@ class Shipper:
 def _choose(rows: Mapping[str, set[Key]], events: Sequence[EventRow]) -> Mapping[str, Collection[Key]]:
     """Return the keys of the rows to send with these events, and with the rows that were noted."""
     wanted: dict[str, set[Key]] = {table: set(rows.get(table, ())) for table in ROWS}
+    # Rows may be ahead of a page of events that are behind: then an id may be another's by now, so all of it is sent.
+    is_behind = len(events) >= PAGE
     for row in events:
         if row.kind in OF_ITEMS:
             wanted["item"].add((row.name, row.id))
         elif row.kind in OF_SANDBOXES:
             wanted["sandbox_status"].add((row.id,))
-            if row.kind != EventKind.SANDBOX_CHANGED:
+            if is_behind or row.kind != EventKind.SANDBOX_CHANGED:
                 wanted["sandbox"].add((row.id,))
         else:
             wanted[_STATUS].add((row.id,))
-            if row.kind in {EventKind.ADDED, EventKind.DELETED}:
+            if is_behind or row.kind in {EventKind.ADDED, EventKind.DELETED}:
                 wanted["container"].add((row.id,))
     return wanted
 

@@ -1,12 +1,14 @@
-"""Reading what has changed, as it was at one instant, for whoever keeps a copy elsewhere."""
+"""Reading what has changed, as it was at one instant, for whoever keeps a copy elsewhere; and making it from a copy."""
 
 import json
+import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from limpet.engine.database.sqlite import statements as sql
-from limpet.engine.database.sqlite.connection import fetch_all, require_integer
+from limpet.engine.database.sqlite.connection import WRITER_PRAGMAS, fetch_all, require_integer
+from limpet.engine.database.sqlite.migrate import create_database
 from limpet.engine.database.sqlite.reader import Reader
 from limpet.schema.codec import row_is_sound
 from limpet.schema.rows import AnyRow, ContainerRow, EventRow, ItemRow, SandboxRow, SandboxStatusRow, StatusRow
@@ -139,3 +141,22 @@ _SELECT_CHECKSUMS = {
     table: f"SELECT {', '.join(keys)}, checksum FROM {table} WHERE node = ?"  # noqa: S608  # our own names
     for table, (_, keys) in ROWS.items()
 }
+
+
+def make_database(
+    path: str, node: tuple[str, int, int, int], rows: Mapping[str, Collection[AnyRow]], events: Collection[EventRow]
+) -> None:
+    """Make the database at `path` from a copy of its rows, durably; whole, or not there. Raises StoreError.
+
+    `node` is the row of table node.
+    """
+
+    def fill(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO node (name, epoch, opened_at, pruned) VALUES (?, ?, ?, ?)", node)
+        for table, found in [*((table, rows.get(table, ())) for table in ROWS), ("event", events)]:
+            for row in found:
+                names = ", ".join(("node", *row._fields))  # type: ignore[attr-defined]  # they are named tuples
+                marks = ", ".join("?" * (len(row) + 1))
+                connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", (node[0], *row))  # noqa: S608
+
+    create_database(path, WRITER_PRAGMAS, fill)

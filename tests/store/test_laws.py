@@ -330,7 +330,7 @@ def test_the_store_is_a_dictionary_that_survives(
                             part[name] = value
                         elif verb == "delete":
                             draft.delete(name)
-                            del part[name]
+                            part.pop(name, None)
                         else:
                             raise errors.InvalidInputError("given up")
                 model = part

@@ -35,6 +35,7 @@ from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote_path
+from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
@@ -344,19 +345,19 @@ class Engine:
 
     def _recover(self) -> Report:
         orphans = judge_orphans(
-            {self._containers_dir: lambda: self.store, self._sandboxes_dir: lambda: self.store.sandbox_ids},
+            {self._containers_dir: lambda: self.store.ids, self._sandboxes_dir: lambda: self.store.sandbox_ids},
             self.store.node,
         )
         report = recover(
             self.store,
             probe=self._probe(),
-            leftovers=os.listdir(self._containers_dir),
+            leftovers=list(find_owners(os.listdir(self._containers_dir), self.store.ids).values()),
             actors=self._actors,
             orphans=orphans,
             look_timeout=self._look_timeout,
         )
         self._end_leftovers()
-        self.recovery = dispose(self.store.directory, report, self.exclusive)
+        self.recovery = dispose(self.store.directory, report, self._runtime.exclusive_directory)
         for sandbox in self.list_sandboxes():
             with self._runtime.exclusive(sandbox.id):
                 if sandbox.bundle.is_missing():

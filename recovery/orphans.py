@@ -16,6 +16,7 @@ import msgspec
 from limpet.recovery.bundles import is_empty, read_marker
 from limpet.recovery.mounts import find_mounts
 from limpet.recovery.users import Users
+from limpet.schema.file_name import file_name
 
 GRACE_SECONDS = 60.0
 """The minimum age for removal: a younger directory may belong to a change in progress, unless the machine was booted
@@ -176,7 +177,7 @@ def _observe_origin(path: str, name: str, node: str) -> Origin:
     marker = read_marker(path)
     if marker is None:
         return Origin.OURS if is_empty(path) else Origin.UNMARKED
-    if marker.id != name:
+    if file_name(marker.id) != name:
         return Origin.UNMARKED
     return Origin.OURS if marker.node == node else Origin.OTHER_NODE
 

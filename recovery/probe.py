@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Boot, Bundle, Observation, Process
 from limpet.recovery.host import Compare, compare, observe_boot, observe_process
+from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import Status
@@ -84,7 +85,9 @@ class HostProbe:
         identity = container.status.identity
         bundle, bundle_detail = Bundle.NOT_KEPT, ""
         if self._containers_dir:
-            bundle, bundle_detail = observe_bundle(os.path.join(self._containers_dir, container.id), container.id)
+            bundle, bundle_detail = observe_bundle(
+                os.path.join(self._containers_dir, file_name(container.id)), container.id
+            )
         boot, seen = self._observe_process(identity)
         if not container.status.finished_at:
             # Asked after the look: what has ended in between is known to it.

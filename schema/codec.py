@@ -4,7 +4,7 @@ A row of another shape, type or range than the tables allow is never written, an
 never believed: decoding raises StoreDamagedError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import GenericAlias
 from typing import Any, TypeVar, get_type_hints
 from zlib import crc32
@@ -13,11 +13,13 @@ import msgspec
 from msgspec.structs import astuple
 
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig
-from limpet.schema.errors import InvalidInputError, StoreDamagedError
+from limpet.schema.errors import InvalidInputError, StoreDamagedError, quote
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageManifest
+from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id
-from limpet.schema.rows import AnyRow, ContainerRow, SandboxRow, StatusRow
+from limpet.schema.rows import AnyRow, ContainerRow, ItemRow, SandboxRow, SandboxStatusRow, StatusRow
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.seal import is_sealed, seal
 from limpet.schema.status import ContainerState, Resources, Status, state_at
 
@@ -32,6 +34,16 @@ _status_row: msgspec.json.Decoder[Any] = msgspec.json.Decoder(GenericAlias(tuple
 """Checks the node's name and a row without its checksum."""
 _resources = msgspec.json.Decoder(Resources)
 _unapplied = msgspec.json.Decoder(dict[str, str])
+_extra = msgspec.json.Decoder(dict[str, Any])
+_sandbox_status_types = tuple(get_type_hints(SandboxStatusRow, include_extras=True).values())[:-1]
+_sandbox_status_row: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    GenericAlias(tuple, (str, *_sandbox_status_types))
+)
+_namespaces = msgspec.json.Decoder(dict[str, str])
+_addresses = msgspec.json.Decoder(list[str])
+
+MAX_VALUE_BYTES = 64 << 10
+"""How long `extra`, or an item's value, may be as JSON."""
 
 
 def status_to_row(node: str, container_id: str, seq: int, transitions: int, status: Status) -> StatusRow:
@@ -58,12 +70,45 @@ def status_to_row(node: str, container_id: str, seq: int, transitions: int, stat
             _unapplied_text(status),
             status.stop_requested_at,
             status.stop_deadline,
+            status.expires_at,
+            1 if status.paused else 0,
+            extra_to_text(f"container {container_id}", status.extra) if status.extra else None,
         )
         encoded = _encode(row)
         _status_row.decode(encoded)
     except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError) as error:
-        raise InvalidInputError(f"status of container {container_id}: {_name_column(error)}") from error
+        reason = _name_column(error, StatusRow._fields)
+        raise InvalidInputError(f"status of container {container_id}: {reason}") from error
     return StatusRow._make((*row[1:], crc32(encoded)))
+
+
+def extra_to_text(owner: str, extra: object) -> str:
+    """Return a JSON object of a runtime's own as it is stored. Raises InvalidInputError for anything else."""
+    text = value_to_text(f"{owner}: extra", extra)
+    try:
+        _extra.decode(text)
+    except _UNREADABLE as error:
+        raise InvalidInputError(f"{owner}: extra must be a JSON object: {error}") from error
+    return text
+
+
+def value_to_text(what: str, value: object) -> str:
+    """Return a JSON value of a runtime's own as it is stored.
+
+    Raises InvalidInputError for what JSON cannot hold, or where it takes more than MAX_VALUE_BYTES.
+    """
+    try:
+        encoded = _encode(value)
+        if msgspec.json.decode(encoded) != value:
+            raise InvalidInputError(
+                f"{what}: it would not be read back as it is; give str, int, float, bool, list, dict"
+            )
+        text = encoded.decode()
+    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError, RecursionError) as error:
+        raise InvalidInputError(f"{what}: it cannot be written as JSON: {error}") from error
+    if len(encoded) > MAX_VALUE_BYTES:
+        raise InvalidInputError(f"{what}: {len(encoded)} bytes as JSON, and at most {MAX_VALUE_BYTES} are kept")
+    return text
 
 
 def _unapplied_text(status: Status) -> str | None:
@@ -89,7 +134,7 @@ def find_unsound(node: str, rows: Sequence[_Row]) -> list[_Row]:
 
 def status_can_be_read(row: StatusRow) -> bool:
     """Say whether a sound row of table container_status decodes: another program may have written it."""
-    if row.resources is None and row.unapplied is None:
+    if row.resources is None and row.unapplied is None and row.extra is None:
         return True
     try:
         row_to_status(row)
@@ -128,6 +173,9 @@ def row_to_status(row: StatusRow) -> Status:
             unapplied={} if row.unapplied is None else _unapplied.decode(row.unapplied),
             stop_requested_at=row.stop_requested_at,
             stop_deadline=row.stop_deadline,
+            expires_at=row.expires_at,
+            paused=bool(row.paused),
+            extra={} if row.extra is None else _extra.decode(row.extra),
         )
     except _UNREADABLE as error:
         raise StoreDamagedError(f"container {row.id}: its status does not decode: {error}") from error
@@ -167,6 +215,9 @@ def metadata_to_row(node: str, metadata: Metadata) -> ContainerRow:
         config=_to_text(metadata.id, config),
         image_manifest=_to_text(metadata.id, metadata.image_manifest),
         starter=metadata.starter,
+        restart_policy=metadata.restart_policy,
+        restart_count=metadata.restart_count,
+        restart_delay=metadata.restart_delay,
         checksum=0,
     )
     return row._replace(checksum=_seal(node, row))
@@ -184,6 +235,9 @@ def row_to_metadata(node: str, row: ContainerRow) -> Metadata:
             log_path=row.log_path,
             stop_signal=row.stop_signal,
             starter=row.starter,
+            restart_policy=row.restart_policy,
+            restart_count=row.restart_count,
+            restart_delay=row.restart_delay,
             config=msgspec.json.decode(row.config, type=ContainerConfig),
             image_manifest=msgspec.json.decode(row.image_manifest, type=ImageManifest),
         )
@@ -199,6 +253,7 @@ def sandbox_to_row(node: str, metadata: SandboxMetadata) -> SandboxRow:
         created_at=metadata.created_at,
         root_dir=metadata.root_dir,
         config=_to_text(metadata.id, metadata.config),
+        runtime_handler=metadata.runtime_handler,
         checksum=0,
     )
     return row._replace(checksum=_seal(node, row))
@@ -213,10 +268,85 @@ def row_to_sandbox(node: str, row: SandboxRow) -> SandboxMetadata:
             name=row.name,
             created_at=row.created_at,
             root_dir=row.root_dir,
+            runtime_handler=row.runtime_handler,
             config=msgspec.json.decode(row.config, type=PodSandboxConfig),
         )
     except (*_UNREADABLE, InvalidInputError) as error:
         raise StoreDamagedError(f"sandbox {row.id}: its metadata does not decode: {error}") from error
+
+
+def sandbox_status_to_row(node: str, sandbox_id: str, seq: int, status: SandboxStatus) -> SandboxStatusRow:
+    """Return the row of table sandbox_status. Raises InvalidInputError if it cannot be written."""
+    try:
+        row = (
+            node,
+            sandbox_id,
+            seq,
+            status.stopped_at,
+            status.reason,
+            status.message,
+            status.boot_id,
+            _json_or_none(_namespaces, dict(status.namespaces)),
+            _json_or_none(_addresses, list(status.addresses)),
+            extra_to_text(f"sandbox {sandbox_id}", status.extra) if status.extra else None,
+            status.expires_at,
+        )
+        encoded = _encode(row)
+        _sandbox_status_row.decode(encoded)
+    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        reason = _name_column(error, SandboxStatusRow._fields)
+        raise InvalidInputError(f"status of sandbox {quote(sandbox_id)}: {reason}") from error
+    return SandboxStatusRow._make((*row[1:], crc32(encoded)))
+
+
+def row_to_sandbox_status(node: str, row: SandboxStatusRow) -> SandboxStatus:
+    """Return the SandboxStatus in a row of table sandbox_status. Raises StoreDamagedError if it is damaged."""
+    _require_sound(node, "sandbox_status", row)
+    try:
+        return SandboxStatus(
+            stopped_at=row.stopped_at,
+            reason=row.reason,
+            message=row.message,
+            boot_id=row.boot_id,
+            namespaces={} if row.namespaces is None else _namespaces.decode(row.namespaces),
+            addresses=() if row.addresses is None else tuple(_addresses.decode(row.addresses)),
+            extra={} if row.extra is None else _extra.decode(row.extra),
+            expires_at=row.expires_at,
+        )
+    except _UNREADABLE as error:
+        raise StoreDamagedError(f"sandbox {row.id}: its status does not decode: {error}") from error
+
+
+def item_to_row(node: str, item: Item) -> ItemRow:
+    """Return the row of table item. Raises InvalidInputError if it cannot be written."""
+    require_item_name("kind", item.kind)
+    require_item_name("key", item.key)
+    text = value_to_text(f"item {item.kind} {quote(item.key)}", item.value)
+    values = (item.kind, item.key, item.version, item.updated_at, text)
+    return ItemRow(*values, seal((node, *values)))
+
+
+def row_to_item(node: str, row: ItemRow) -> Item:
+    """Return the Item in a row of table item. Raises StoreDamagedError if it is damaged."""
+    if not row_is_sound(node, row):
+        raise StoreDamagedError(
+            f"item {row.kind} {quote(str(row.key))}: it does not match its checksum; delete it, or restore a backup"
+        )
+    try:
+        value = msgspec.json.decode(row.value)
+    except _UNREADABLE as error:
+        raise StoreDamagedError(f"item {row.kind} {quote(row.key)}: its value does not decode: {error}") from error
+    return Item(kind=row.kind, key=row.key, version=row.version, updated_at=row.updated_at, value=value)
+
+
+def _json_or_none(decoder: msgspec.json.Decoder[Any], value: Mapping[str, str] | Sequence[str]) -> str | None:
+    if not value:
+        return None
+    text = _encode(value)
+    decoder.decode(text)  # what is written can be read
+    return text.decode()
 
 
 def _seal(node: str, row: ContainerRow | SandboxRow) -> int:
@@ -241,10 +371,10 @@ def _require_sound(node: str, table: str, row: AnyRow) -> None:
         )
 
 
-def _name_column(error: Exception) -> str:
+def _name_column(error: Exception, columns: Sequence[str]) -> str:
     """Turn msgspec's `$[7]` into the column's name."""
     text = str(error)
     head, found, tail = text.partition("`$[")
     if not found:
         return text
-    return f"{head}`{('node', *StatusRow._fields)[int(tail.partition(']')[0])]}`"
+    return f"{head}`{('node', *columns)[int(tail.partition(']')[0])]}`"

@@ -1,6 +1,18 @@
 """The newest schema as SQL, printed from `tables` by docs/printed/ddl.py."""
 
 CREATE = (
+    """CREATE TABLE item (
+    node TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    "key" TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    value TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    CONSTRAINT pk_item PRIMARY KEY (node, kind, "key")
+)
+ WITHOUT ROWID,
+ STRICT""",
     """CREATE TABLE node (
     name TEXT NOT NULL,
     epoch INTEGER NOT NULL,
@@ -24,6 +36,7 @@ CREATE = (
     created_at INTEGER NOT NULL,
     root_dir TEXT NOT NULL,
     config TEXT NOT NULL,
+    runtime_handler TEXT NOT NULL,
     checksum INTEGER NOT NULL,
     CONSTRAINT pk_sandbox PRIMARY KEY (node, id)
 )
@@ -41,11 +54,32 @@ CREATE = (
     config TEXT NOT NULL,
     image_manifest TEXT NOT NULL,
     starter TEXT NOT NULL,
+    restart_policy TEXT NOT NULL,
+    restart_count INTEGER NOT NULL,
+    restart_delay INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
     CONSTRAINT pk_container PRIMARY KEY (node, id),
     CONSTRAINT fk_container_sandbox FOREIGN KEY(node, sandbox_id) REFERENCES sandbox (node, id),
     CONSTRAINT uq_container_node_sandbox_id_name_attempt UNIQUE (node, sandbox_id, name, attempt)
 )
+ STRICT""",
+    """CREATE TABLE sandbox_status (
+    node TEXT NOT NULL,
+    id TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    stopped_at INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    namespaces TEXT,
+    addresses TEXT,
+    extra TEXT,
+    expires_at INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    CONSTRAINT pk_sandbox_status PRIMARY KEY (node, id),
+    CONSTRAINT fk_sandbox_status_sandbox FOREIGN KEY(node, id) REFERENCES sandbox (node, id) ON DELETE CASCADE
+)
+ WITHOUT ROWID,
  STRICT""",
     """CREATE TABLE container_status (
     node TEXT NOT NULL,
@@ -69,6 +103,9 @@ CREATE = (
     unapplied TEXT,
     stop_requested_at INTEGER NOT NULL,
     stop_deadline INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    paused INTEGER NOT NULL,
+    extra TEXT,
     checksum INTEGER NOT NULL,
     CONSTRAINT pk_container_status PRIMARY KEY (node, id),
     CONSTRAINT fk_container_status_container FOREIGN KEY(node, id) REFERENCES container (node, id) ON DELETE CASCADE

@@ -47,6 +47,10 @@ class AlreadyExistsError(LimpetError):
     """The id or the name is taken by another container or sandbox."""
 
 
+class VersionConflictError(LimpetError):
+    """A value was to be replaced that somebody has changed since: read it again, and decide anew."""
+
+
 class InvalidStateError(LimpetError):
     """The container's state does not allow this, such as starting a container that is not CREATED."""
 

@@ -1,7 +1,6 @@
 """The immutable part of containers and sandboxes: their Metadata, and which ids and names are valid."""
 
 import os
-import re
 
 import msgspec
 
@@ -9,7 +8,7 @@ from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.image import ImageManifest
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+MAX_ID_LENGTH = 256
 MAX_NAME_LENGTH = 253
 """The limit for a Kubernetes object name (RFC 1123 subdomain)."""
 
@@ -32,6 +31,12 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """Absolute path of the bundle; empty if the runtime keeps the bundle elsewhere."""
     starter: str = ""
     """The name of the starter that runs it; empty for a container whose runtime has processes of its own."""
+    restart_policy: str = "no"
+    """When the next attempt is made of itself: see `schema.restart`."""
+    restart_count: int = 0
+    """How many restarts the policy has made up to this attempt."""
+    restart_delay: int = 0
+    """How long the start of this attempt was put off, in nanoseconds."""
 
 
 class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +49,8 @@ class SandboxMetadata(msgspec.Struct, frozen=True, kw_only=True):
     """Nanoseconds since the epoch."""
     root_dir: str = ""
     """Absolute path of the sandbox's directory; empty if the runtime keeps it elsewhere."""
+    runtime_handler: str = ""
+    """The CRI's runtime handler: how the sandbox's containers are run; empty for the default."""
 
 
 def new_id() -> str:
@@ -52,10 +59,13 @@ def new_id() -> str:
 
 
 def require_id(text: str) -> str:
-    """Return `text` if it is a valid id, and so a safe file name. Raises InvalidInputError otherwise."""
-    if not _ID.fullmatch(text):
+    """Return `text` if it is a valid id; `file_name` has the name of its directory. Raises InvalidInputError otherwise.
+
+    Ids of other runtimes are taken as they are: `ns/pod`, `unit@x.service`, `docker://...`.
+    """
+    if not 1 <= len(text) <= MAX_ID_LENGTH or not text.isprintable() or text.strip() != text:
         raise InvalidInputError(
-            f"id {quote(text)}: use 1 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or a digit"
+            f"id {quote(text)}: use 1 to {MAX_ID_LENGTH} printable characters, with no space at its beginning or end"
         )
     return text
 

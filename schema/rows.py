@@ -39,6 +39,9 @@ class StatusRow(NamedTuple):
     unapplied: str | None
     stop_requested_at: Natural
     stop_deadline: Natural
+    expires_at: Natural
+    paused: Flag
+    extra: str | None
     checksum: int
 
 
@@ -56,6 +59,9 @@ class ContainerRow(NamedTuple):
     config: str
     image_manifest: str
     starter: str
+    restart_policy: str
+    restart_count: int
+    restart_delay: int
     checksum: int
 
 
@@ -67,6 +73,34 @@ class SandboxRow(NamedTuple):
     created_at: int
     root_dir: str
     config: str
+    runtime_handler: str
+    checksum: int
+
+
+class SandboxStatusRow(NamedTuple):
+    """A row of table sandbox_status. The types are those that may be written."""
+
+    id: str
+    seq: Natural
+    stopped_at: Natural
+    reason: Message
+    message: Message
+    boot_id: str
+    namespaces: str | None
+    addresses: str | None
+    extra: str | None
+    expires_at: Natural
+    checksum: int
+
+
+class ItemRow(NamedTuple):
+    """A row of table item."""
+
+    kind: str
+    key: str
+    version: int
+    updated_at: int
+    value: str
     checksum: int
 
 

@@ -48,12 +48,33 @@ _STATUS = (
 )
 
 SEALS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "sandbox": {"0001": _SANDBOX},
-    "container": {"0001": _CONTAINER, "0003": (*_CONTAINER, "starter")},
+    "sandbox": {"0001": _SANDBOX, "0005": (*_SANDBOX, "runtime_handler")},
+    "sandbox_status": {
+        "0005": (
+            "node",
+            "id",
+            "seq",
+            "stopped_at",
+            "reason",
+            "message",
+            "boot_id",
+            "namespaces",
+            "addresses",
+            "extra",
+            "expires_at",
+        ),
+    },
+    "container": {
+        "0001": _CONTAINER,
+        "0003": (*_CONTAINER, "starter"),
+        "0005": (*_CONTAINER, "starter", "restart_policy", "restart_count", "restart_delay"),
+    },
     "container_status": {
         "0001": _STATUS,
         "0004": (*_STATUS, "unapplied", "stop_requested_at", "stop_deadline"),
+        "0005": (*_STATUS, "unapplied", "stop_requested_at", "stop_deadline", "expires_at", "paused", "extra"),
     },
+    "item": {"0005": ("node", "kind", "key", "version", "updated_at", "value")},
 }
 """For each table the columns that its seal covers, by the first revision at which it does."""
 

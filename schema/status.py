@@ -1,6 +1,8 @@
 """The mutable part of a container: its Status, its states, its resources."""
 
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -118,6 +120,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """When a stop was asked for; kept after the end, which it may explain."""
     stop_deadline: int = 0
     """When what is left of the container is due for SIGKILL, once a stop was asked for."""
+    expires_at: int = 0
+    """When it is to be stopped and released; 0 for never."""
+    paused: bool = False
+    """It runs, and its processes are frozen."""
+    extra: Mapping[str, Any] = {}
+    """What the runtime keeps of its own: a JSON object of at most 64 KiB."""
     unknown: bool = False
 
     @property
@@ -158,6 +166,7 @@ def end(
     return replace(
         status,
         pid=0,
+        paused=False,
         finished_at=max(finished_at, 1),
         exit_code=code,
         reason=reason,

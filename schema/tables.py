@@ -46,8 +46,29 @@ sandbox = Table(
     Column("created_at", INT64, nullable=False),
     Column("root_dir", Text, nullable=False),
     Column("config", Text, nullable=False),
+    Column("runtime_handler", Text, nullable=False),
     Column("checksum", INT64, nullable=False),
     sqlite_strict=True,
+)
+
+sandbox_status = Table(
+    "sandbox_status",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("seq", INT64, nullable=False),  # numbers this sandbox's checkpoints, without a gap
+    Column("stopped_at", INT64, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("namespaces", Text),
+    Column("addresses", Text),
+    Column("extra", Text),
+    Column("expires_at", INT64, nullable=False),
+    Column("checksum", INT64, nullable=False),
+    ForeignKeyConstraint(["node", "id"], ["sandbox.node", "sandbox.id"], ondelete="CASCADE"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
 )
 
 container = Table(
@@ -65,6 +86,9 @@ container = Table(
     Column("config", Text, nullable=False),
     Column("image_manifest", Text, nullable=False),
     Column("starter", Text, nullable=False),
+    Column("restart_policy", Text, nullable=False),
+    Column("restart_count", INT64, nullable=False),
+    Column("restart_delay", INT64, nullable=False),
     Column("checksum", INT64, nullable=False),
     ForeignKeyConstraint(["node", "sandbox_id"], ["sandbox.node", "sandbox.id"]),
     UniqueConstraint("node", "sandbox_id", "name", "attempt"),  # as the CRI reserves names
@@ -95,6 +119,9 @@ container_status = Table(
     Column("unapplied", Text),
     Column("stop_requested_at", INT64, nullable=False),
     Column("stop_deadline", INT64, nullable=False),
+    Column("expires_at", INT64, nullable=False),
+    Column("paused", INT64, nullable=False),
+    Column("extra", Text),
     Column("checksum", INT64, nullable=False),
     ForeignKeyConstraint(["node", "id"], ["container.node", "container.id"], ondelete="CASCADE"),
     sqlite_strict=True,
@@ -126,4 +153,18 @@ recovery = Table(
     Column("at", INT64, nullable=False),
     Column("report", Text, nullable=False),
     sqlite_strict=True,
+)
+
+item = Table(
+    "item",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("version", INT64, nullable=False),  # numbers the values that were put, without a gap
+    Column("updated_at", INT64, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("checksum", INT64, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
 )

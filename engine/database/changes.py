@@ -4,7 +4,15 @@ from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Self
 
-from limpet.schema.rows import ContainerRow, ReportRow, SandboxRow, StatusRow, TransitionRow
+from limpet.schema.rows import (
+    ContainerRow,
+    ItemRow,
+    ReportRow,
+    SandboxRow,
+    SandboxStatusRow,
+    StatusRow,
+    TransitionRow,
+)
 
 KEPT_TRANSITIONS = 64
 """How many state changes of each container are kept; older ones are dropped as newer ones come."""
@@ -17,6 +25,9 @@ class Changes:
     """Rows to write in one transaction. Rows lead with the id; the node's name is added when they are written."""
 
     new_sandboxes: dict[str, SandboxRow] = field(default_factory=dict)
+    new_sandbox_statuses: dict[str, SandboxStatusRow] = field(default_factory=dict)
+    sandbox_statuses: dict[str, tuple[SandboxStatusRow, int]] = field(default_factory=dict)
+    """The new row of a sandbox that is there already, and the seq of the one that it replaces."""
     new_containers: dict[str, ContainerRow] = field(default_factory=dict)
     new_statuses: dict[str, StatusRow] = field(default_factory=dict)
     statuses: dict[str, tuple[StatusRow, int]] = field(default_factory=dict)
@@ -24,6 +35,9 @@ class Changes:
     transitions: dict[str, list[TransitionRow]] = field(default_factory=dict)
     deleted_containers: list[str] = field(default_factory=list)
     deleted_sandboxes: list[str] = field(default_factory=list)
+    items: dict[tuple[str, str], ItemRow] = field(default_factory=dict)
+    """By kind and key, in place of what is there."""
+    deleted_items: list[tuple[str, str]] = field(default_factory=list)
     reports: list[ReportRow] = field(default_factory=list)
 
     def copy(self) -> Self:
@@ -41,6 +55,9 @@ class Changes:
             or self.new_sandboxes
             or self.deleted_containers
             or self.deleted_sandboxes
+            or self.sandbox_statuses
+            or self.items
+            or self.deleted_items
             or self.reports
         )
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from limpet.engine.database.changes import Changes
 from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
-from limpet.schema.rows import NameRow, SandboxRow, StatusRow
+from limpet.schema.rows import ItemRow, NameRow, SandboxRow, SandboxStatusRow, StatusRow
 
 
 class Journal(Protocol):
@@ -34,6 +34,9 @@ class Journal(Protocol):
 
     def load_ids_of_sandbox(self, sandbox_id: str) -> Sequence[str]:
         """Return the ids of the sandbox's containers."""
+
+    def load_item(self, kind: str, key: str) -> ItemRow | None:
+        """Return an item's row, None if there is none."""
 
     def last_recovery(self) -> int:
         """Return the number of the newest recovery report, 0 if there is none."""
@@ -65,6 +68,15 @@ class Records(Protocol):
 
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         """Return node and row of every sandbox of every node."""
+
+    def load_sandbox_statuses(self) -> Sequence[SandboxStatusRow]:
+        """Return the status row of every sandbox."""
+
+    def load_items(self, kind: str) -> Sequence[ItemRow]:
+        """Return the row of every item of a kind, by key."""
+
+    def load_item(self, kind: str, key: str) -> ItemRow | None:
+        """Return an item's row, None if there is none."""
 
     def load_sandbox_ids_in_use(self) -> Sequence[str]:
         """Return the ids of the sandboxes that containers are in."""

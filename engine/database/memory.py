@@ -14,7 +14,16 @@ from limpet.schema.codec import row_to_metadata
 from limpet.schema.errors import NotFoundError, StoreError, StoreFencedError, UnsupportedError, quote
 from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
-from limpet.schema.rows import ContainerRow, NameRow, ReportRow, SandboxRow, StatusRow, TransitionRow
+from limpet.schema.rows import (
+    ContainerRow,
+    ItemRow,
+    NameRow,
+    ReportRow,
+    SandboxRow,
+    SandboxStatusRow,
+    StatusRow,
+    TransitionRow,
+)
 
 
 @dataclass
@@ -22,9 +31,11 @@ class Tables:
     """One node's rows. They outlive the databases that are opened on them."""
 
     sandboxes: dict[str, SandboxRow] = field(default_factory=dict)
+    sandbox_statuses: dict[str, SandboxStatusRow] = field(default_factory=dict)
     containers: dict[str, ContainerRow] = field(default_factory=dict)
     statuses: dict[str, StatusRow] = field(default_factory=dict)
     transitions: dict[str, list[TransitionRow]] = field(default_factory=dict)
+    items: dict[tuple[str, str], ItemRow] = field(default_factory=dict)
     reports: list[ReportRow] = field(default_factory=list)
     epoch: int = 0
 
@@ -69,7 +80,13 @@ class _Journal:
                 table.pop(key, None)
         for key in changes.deleted_sandboxes:
             tables.sandboxes.pop(key, None)
+            tables.sandbox_statuses.pop(key, None)
         tables.sandboxes.update(changes.new_sandboxes)
+        tables.sandbox_statuses.update(changes.new_sandbox_statuses)
+        tables.sandbox_statuses.update((row.id, row) for row, _ in changes.sandbox_statuses.values())
+        for name in changes.deleted_items:
+            tables.items.pop(name, None)
+        tables.items.update(changes.items)
         tables.containers.update(changes.new_containers)
         tables.statuses.update(changes.new_statuses)
         tables.statuses.update((row.id, row) for row, _ in changes.statuses.values())
@@ -81,15 +98,19 @@ class _Journal:
         del tables.reports[:-KEPT_RECOVERIES]
 
     def has_landed(self, changes: Changes, error: BaseException) -> bool:  # noqa: ARG002  # it makes no difference
-        rows = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
-        if rows:
-            return self._tables.statuses.get(rows[0].id) == rows[0]
-        if changes.reports:
-            return changes.reports[0] in self._tables.reports
-        if changes.new_sandboxes:
-            return next(iter(changes.new_sandboxes)) in self._tables.sandboxes
-        gone = (*changes.deleted_containers, *changes.deleted_sandboxes)
-        return not any(key in self._tables.statuses or key in self._tables.sandboxes for key in gone)
+        tables = self._tables
+        statuses = changes.new_statuses | {key: row for key, (row, _) in changes.statuses.items()}
+        sandbox_statuses = {key: row for key, (row, _) in changes.sandbox_statuses.items()}
+        return (
+            statuses.items() <= tables.statuses.items()
+            and changes.new_sandboxes.items() <= tables.sandboxes.items()
+            and sandbox_statuses.items() <= tables.sandbox_statuses.items()
+            and changes.items.items() <= tables.items.items()
+            and set(changes.reports) <= set(tables.reports)
+            and tables.containers.keys().isdisjoint(set(changes.deleted_containers) - statuses.keys())
+            and tables.sandboxes.keys().isdisjoint(set(changes.deleted_sandboxes) - changes.new_sandboxes.keys())
+            and tables.items.keys().isdisjoint(set(changes.deleted_items) - changes.items.keys())
+        )
 
     def load_status(self, container_id: str) -> StatusRow | None:
         return self._tables.statuses.get(container_id)
@@ -101,6 +122,9 @@ class _Journal:
 
     def load_ids_of_sandbox(self, sandbox_id: str) -> Sequence[str]:
         return [row.id for row in self._tables.containers.values() if row.sandbox_id == sandbox_id]
+
+    def load_item(self, kind: str, key: str) -> ItemRow | None:
+        return self._tables.items.get((kind, key))
 
     def last_recovery(self) -> int:
         return self._tables.reports[-1].number if self._tables.reports else 0
@@ -135,6 +159,15 @@ class _Records:
 
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         return [(self._node, row) for row in self._tables.sandboxes.copy().values()]
+
+    def load_sandbox_statuses(self) -> Sequence[SandboxStatusRow]:
+        return list(self._tables.sandbox_statuses.copy().values())
+
+    def load_items(self, kind: str) -> Sequence[ItemRow]:
+        return sorted(row for row in self._tables.items.copy().values() if row.kind == kind)
+
+    def load_item(self, kind: str, key: str) -> ItemRow | None:
+        return self._tables.items.get((kind, key))
 
     def load_sandbox_ids_in_use(self) -> Sequence[str]:
         return list({row.sandbox_id for row in self._tables.containers.copy().values()})

@@ -25,6 +25,7 @@ from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Bundle, Stage, classify
 from limpet.recovery.orphans import Disposal
 from limpet.schema.errors import LimpetError, StoreDamagedError
+from limpet.schema.file_name import file_name
 from limpet.schema.metadata import DEFAULT_NODE
 from limpet.schema.revision import SCHEMA_REVISION
 
@@ -212,7 +213,7 @@ def _look_at_bundles(path: str, node: str) -> tuple[str, list[str]]:
             stage = classify(record.status)
             if damage or (snapshot.holder is not None and stage in _CHANGING):
                 continue
-            found, detail = observe_bundle(os.path.join(bundles, record.id), record.id)
+            found, detail = observe_bundle(os.path.join(bundles, file_name(record.id)), record.id)
             if found is not _SOUND[stage]:
                 problems.append(_describe_bundle(record.id, stage, found, detail))
         orphans = find_orphans(snapshot)

@@ -10,6 +10,7 @@ from limpet.engine.state.names import CONTAINERS, SANDBOXES
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.orphans import Orphan
 from limpet.recovery.report import Report
+from limpet.schema.file_name import find_owners
 
 
 def find_orphans(snapshot: Snapshot) -> tuple[Orphan, ...]:
@@ -32,7 +33,8 @@ def predict_recovery(snapshot: Snapshot) -> Report:
     begun, now = time.monotonic_ns(), time.time_ns()
     bundles = os.path.join(snapshot.path, CONTAINERS)
     keeps_bundles = os.path.isdir(bundles)
-    leftovers = set(os.listdir(bundles)) if keeps_bundles else set()
+    names = os.listdir(bundles) if keeps_bundles else []
+    leftovers = set(find_owners(names, snapshot.ids).values())
     checkpoints = snapshot.checkpoints()
     unsettled = [
         one

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -20,6 +20,7 @@ from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
 from limpet.engine.store import Store
 from limpet.schema.errors import InvalidStateError, quote_path
+from limpet.schema.file_name import file_name
 from limpet.schema.metadata import Metadata, SandboxMetadata
 
 _T = TypeVar("_T")
@@ -48,14 +49,14 @@ class Runtime:
 
     def bundle_path(self, container_id: str) -> str:
         """Return where the container's bundle is, or would be."""
-        return os.path.join(self.containers_dir, container_id)
+        return os.path.join(self.containers_dir, file_name(container_id))
 
     def sandbox_path(self, sandbox_id: str) -> str:
         """Return where the sandbox's directory is, or would be.
 
         Not where its record says: in a copy of a state directory that would be the original's.
         """
-        return os.path.join(self.sandboxes_dir, sandbox_id)
+        return os.path.join(self.sandboxes_dir, file_name(sandbox_id))
 
     def bring_home(self, metadata: Metadata) -> Metadata:
         """Return a container's metadata with the paths that it has in this state directory, wherever it was made.
@@ -68,13 +69,17 @@ class Runtime:
         """Return where the logs of a sandbox's containers go: its config's log_directory, else one of its own."""
         return sandbox.config.log_directory or os.path.join(self.sandbox_path(sandbox.id), "logs")
 
-    @contextmanager
-    def exclusive(self, container_id: str) -> Iterator[None]:
+    def exclusive(self, owner_id: str) -> AbstractContextManager[None]:
         """Keep other steps of the same container (or sandbox) out while the block runs."""
+        return self.exclusive_directory(file_name(owner_id))
+
+    @contextmanager
+    def exclusive_directory(self, name: str) -> Iterator[None]:
+        """Do the same for the container or sandbox whose directory has this name, or would have it."""
         with self._guard:
-            lock = self._steps.get(container_id)
+            lock = self._steps.get(name)
             if lock is None:
-                lock = self._steps[container_id] = threading.RLock()
+                lock = self._steps[name] = threading.RLock()
         with lock:
             self._holding.depth = getattr(self._holding, "depth", 0) + 1
             try:

@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 
 from msgspec.structs import replace
@@ -14,11 +14,12 @@ from limpet.engine.state.names import QUARANTINE
 from limpet.recovery.orphans import QUARANTINE_MOST, Disposal, Orphan, judge_orphan
 from limpet.recovery.report import Report
 from limpet.recovery.users import find_users
+from limpet.schema.file_name import find_owners
 
 Exclusive = Callable[[str], AbstractContextManager[None]]
 
 
-def judge_orphans(owned: Mapping[str, Callable[[], Container[str]]], node: str) -> Sequence[Orphan]:
+def judge_orphans(owned: Mapping[str, Callable[[], Collection[str]]], node: str) -> Sequence[Orphan]:
     """Look at each entry of a directory that no id owns, and say what is to be done with it.
 
     Touches nothing. Raises OSError if a directory or /proc cannot be listed.
@@ -28,8 +29,8 @@ def judge_orphans(owned: Mapping[str, Callable[[], Container[str]]], node: str) 
     listed = {directory: sorted(os.listdir(directory)) for directory in owned}
     paths = []
     for directory, find_ids in owned.items():
-        ids = find_ids()
-        paths += [os.path.join(directory, name) for name in listed[directory] if name not in ids]
+        owners = find_owners(listed[directory], find_ids())
+        paths += [os.path.join(directory, name) for name in listed[directory] if name not in owners]
     users, found = find_users(paths), []
     for path in paths:
         with suppress(FileNotFoundError):  # removed in the meantime
@@ -40,7 +41,7 @@ def judge_orphans(owned: Mapping[str, Callable[[], Container[str]]], node: str) 
 def dispose(directory: StateDirectory, report: Report, exclusive: Exclusive) -> Report:
     """Do what was said of each orphan; what cannot be done is noted with it. May be repeated after a kill.
 
-    `exclusive(id)` keeps out other steps that make or remove a directory of that name.
+    `exclusive(name)` keeps out other steps that make or remove a directory of that name.
     """
     disposed = []
     for orphan in report.orphans:

@@ -5,17 +5,23 @@ the database sees only what it will accept.
 """
 
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from msgspec.structs import replace
 
 from limpet.engine.database import Changes, Journal
 from limpet.engine.store.rows import Kept, Rows
+from limpet.engine.store.sandboxes import KeptSandbox, Sandboxes, name_of
 from limpet.schema.codec import (
+    item_to_row,
     metadata_to_row,
     row_state,
+    row_to_item,
+    row_to_sandbox_status,
     row_to_status,
+    sandbox_status_to_row,
     sandbox_to_row,
     state_of,
     status_to_row,
@@ -26,10 +32,13 @@ from limpet.schema.errors import (
     InvalidStateError,
     NotFoundError,
     StoreDamagedError,
+    VersionConflictError,
     quote,
 )
+from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
-from limpet.schema.rows import ReportRow, StatusRow, TransitionRow
+from limpet.schema.rows import ItemRow, ReportRow, StatusRow, TransitionRow
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import Reason, Status, declare_gone
 
 Doubt = tuple[str, str]
@@ -49,21 +58,20 @@ class Draft:
         journal: Journal,
         rows: Rows,
         doubts: Mapping[str, Doubt],
-        sandboxes: Mapping[str, SandboxMetadata],
-        damaged_sandboxes: Container[str],
+        sandboxes: Sandboxes,
     ) -> None:
         self._node = node
         self._journal = journal
         self._rows = rows
         self._old_doubts = doubts
         self._old_sandboxes = sandboxes
-        self._damaged_sandboxes = damaged_sandboxes
         self.changes = Changes()
         self.rows: dict[str, Kept | None] = {}
         """New status rows; None for a container that is deleted."""
         self.doubts: dict[str, Doubt | None] = {}
         """Doubts that come, and None for those that go."""
-        self.sandboxes: dict[str, SandboxMetadata | None] = {}
+        self.sandboxes: dict[str, KeptSandbox | None] = {}
+        """New and changed sandboxes; None for one that is deleted."""
         self._names: dict[tuple[str, str, int], str] = {}
         """The ids of the containers that are added here, by sandbox, name and attempt."""
 
@@ -74,6 +82,14 @@ class Draft:
         """Return a container's status as this draft has it. Raises NotFoundError."""
         doubt = self.doubts.get(container_id, self._old_doubts.get(container_id))
         return status_with_doubt(self._row(container_id), doubt)
+
+    def version(self, container_id: str) -> int:
+        """Return the version of a container's status, which grows by one each time; 0 if the record is damaged.
+
+        Raises NotFoundError.
+        """
+        row = self._row(container_id)
+        return row.seq if row else 0
 
     def checkpoint(self, container_id: str) -> Status | None:
         """Return a container's status as it is on disk, without any doubt; None if it is gone or damaged."""
@@ -86,8 +102,13 @@ class Draft:
         require_name(metadata.name)
         if self._find(key) is not None:
             raise AlreadyExistsError(f"container {key} exists already; delete it first, or use another id")
-        if self._find_sandbox(metadata.sandbox_id) is None:
+        sandbox = self._find_sandbox(metadata.sandbox_id)
+        if sandbox is None:
             raise NotFoundError(f"sandbox {quote(metadata.sandbox_id)} does not exist; create it first")
+        if sandbox.row.stopped_at:
+            raise InvalidStateError(
+                f"sandbox {metadata.sandbox_id} is NOTREADY: it takes no new containers; make another"
+            )
         row = metadata_to_row(self._node, metadata)
         self._require_free_name(metadata)
         status_row = status_to_row(self._node, key, 1, 1, status)
@@ -101,9 +122,18 @@ class Draft:
         """Replace a container's status by `fn` of it, and return the new one. What `fn` raises passes through."""
         return self.replace(container_id, fn(self.status(container_id)))
 
-    def replace(self, container_id: str, status: Status) -> Status:
-        """Replace a container's status, and return it. Raises NotFoundError, InvalidInputError, StoreDamagedError."""
+    def replace(self, container_id: str, status: Status, expect: int | None = None) -> Status:
+        """Replace a container's status, and return it.
+
+        Raises VersionConflictError if its version is not the one that is expected, NotFoundError, InvalidInputError,
+        StoreDamagedError.
+        """
         old_row = self._row(container_id)
+        if expect is not None and (not old_row or old_row.seq != expect):
+            found = old_row.seq if old_row else "damaged"
+            raise VersionConflictError(
+                f"container {container_id}: its version is {found}, not {expect}; read it again, and decide anew"
+            )
         if not isinstance(status, Status):
             raise InvalidInputError(f"container {container_id}: expected a Status, got {type(status).__name__}")
         if not old_row:
@@ -141,29 +171,91 @@ class Draft:
         self.doubts[container_id] = None
         return True
 
-    def add_sandbox(self, metadata: SandboxMetadata) -> None:
-        """Add a sandbox. Raises AlreadyExistsError, InvalidInputError."""
+    def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
+        """Add a sandbox, READY unless a status says otherwise. Raises AlreadyExistsError, InvalidInputError."""
         key = require_id(metadata.id)
         require_name(metadata.name)
         if self._find_sandbox(key) is not None:
             raise AlreadyExistsError(f"sandbox {key} exists already; delete it first, or use another id")
-        self.changes.new_sandboxes[key] = sandbox_to_row(self._node, metadata)
-        self.sandboxes[key] = metadata
+        self._require_free_sandbox_name(metadata)
+        row = sandbox_to_row(self._node, metadata)
+        status_row = sandbox_status_to_row(self._node, key, 1, status or SandboxStatus())
+        self.changes.new_sandboxes[key] = row
+        self.changes.new_sandbox_statuses[key] = status_row
+        self.sandboxes[key] = KeptSandbox(metadata, status_row)
+
+    def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
+        """Return a sandbox's status as this draft has it. Raises NotFoundError, StoreDamagedError."""
+        return row_to_sandbox_status(self._node, self._sandbox(sandbox_id).row)
+
+    def update_sandbox(
+        self, sandbox_id: str, fn: Callable[[SandboxStatus], SandboxStatus], expect: int | None = None
+    ) -> SandboxStatus:
+        """Replace a sandbox's status by `fn` of it, and return the new one. What `fn` raises passes through.
+
+        Raises VersionConflictError if its version is not the one that is expected, NotFoundError, InvalidInputError,
+        StoreDamagedError.
+        """
+        old = self._sandbox(sandbox_id)
+        if expect is not None and old.row.seq != expect:
+            raise VersionConflictError(
+                f"sandbox {sandbox_id}: its version is {old.row.seq}, not {expect}; read it again, and decide anew"
+            )
+        status = fn(row_to_sandbox_status(self._node, old.row))
+        if not isinstance(status, SandboxStatus):
+            raise InvalidInputError(f"sandbox {sandbox_id}: expected a SandboxStatus, got {type(status).__name__}")
+        row = sandbox_status_to_row(self._node, sandbox_id, old.row.seq + 1, status)
+        if sandbox_id in self.changes.new_sandbox_statuses:
+            self.changes.new_sandbox_statuses[sandbox_id] = row
+        else:
+            staged = self.changes.sandbox_statuses.get(sandbox_id)
+            self.changes.sandbox_statuses[sandbox_id] = (row, staged[1] if staged else old.row.seq)
+        self.sandboxes[sandbox_id] = KeptSandbox(old.metadata, row)
+        return status
 
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove a sandbox; return False if it is gone already. Raises InvalidStateError while it has containers."""
-        damaged = sandbox_id in self._damaged_sandboxes
+        damaged = sandbox_id in self._old_sandboxes.damaged
         if self._find_sandbox(sandbox_id) is None and not damaged:
             return False
         left = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
         left.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
         if left:
             raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
-        if sandbox_id in self._old_sandboxes or damaged:
+        if sandbox_id in self._old_sandboxes.ids:
             self.changes.deleted_sandboxes.append(sandbox_id)
+        self.changes.sandbox_statuses.pop(sandbox_id, None)
+        self.changes.new_sandbox_statuses.pop(sandbox_id, None)
         self.changes.new_sandboxes.pop(sandbox_id, None)
         self.sandboxes[sandbox_id] = None
         return True
+
+    def put(self, kind: str, key: str, value: Any, expect: int | None = None) -> Item:
+        """Put a JSON value of the runtime's own in place of what is there, and return it with its version.
+
+        Raises VersionConflictError if the present version is not `expect`, where 0 means that there is none;
+        InvalidInputError for a value that JSON cannot hold or that is too long, or for a kind or key that is none.
+        """
+        old = self._find_item_row(kind, key)
+        version = 0 if old is None else old.version
+        _require_version(kind, key, version, expect)
+        item = Item(kind=kind, key=key, value=value, version=version + 1, updated_at=max(time.time_ns(), 1))
+        row = item_to_row(self._node, item)
+        self.changes.items[kind, key] = row
+        return row_to_item(self._node, row)
+
+    def find(self, kind: str, key: str) -> Item | None:
+        """Return an item as this draft has it, None if there is none. Raises StoreDamagedError."""
+        row = self._find_item_row(kind, key)
+        return None if row is None else row_to_item(self._node, row)
+
+    def delete_item(self, kind: str, key: str, expect: int | None = None) -> None:
+        """Delete an item; one that is not there is fine. Raises VersionConflictError, see `put`."""
+        old = self._find_item_row(kind, key)
+        _require_version(kind, key, 0 if old is None else old.version, expect)
+        self.changes.items.pop((kind, key), None)
+        if old is not None and (kind, key) not in self.changes.deleted_items:
+            self.changes.deleted_items.append((kind, key))
 
     def doubt(self, container_id: str, doubt: Doubt | None) -> None:
         """Flag a container Unknown, or take the flag away; nothing of it is written. Raises NotFoundError."""
@@ -242,10 +334,38 @@ class Draft:
             return self.rows[container_id]
         return self._rows.find(container_id, self._journal.load_status)
 
-    def _find_sandbox(self, sandbox_id: str) -> SandboxMetadata | None:
+    def _require_free_sandbox_name(self, metadata: SandboxMetadata) -> None:
+        wanted = name_of(metadata)
+        taken = self._old_sandboxes.find_by_name(wanted)
+        if taken is None or self.sandboxes.get(taken, ()) is None:
+            staged = self.sandboxes.items()
+            taken = next((key for key, kept in staged if kept is not None and name_of(kept.metadata) == wanted), None)
+        if taken is not None:
+            name, namespace, uid, attempt = wanted
+            raise AlreadyExistsError(
+                f"sandbox {taken} has the name {name!r} already (namespace {namespace!r}, uid {uid!r},"
+                f" attempt {attempt}); raise the attempt or choose another name"
+            )
+
+    def _find_item_row(self, kind: str, key: str) -> ItemRow | None:
+        require_item_name("kind", kind)
+        require_item_name("key", key)
+        if (kind, key) in self.changes.items:
+            return self.changes.items[kind, key]
+        return None if (kind, key) in self.changes.deleted_items else self._journal.load_item(kind, key)
+
+    def _find_sandbox(self, sandbox_id: str) -> KeptSandbox | None:
         if sandbox_id in self.sandboxes:
             return self.sandboxes[sandbox_id]
-        return self._old_sandboxes.get(sandbox_id)
+        return self._old_sandboxes.kept.get(sandbox_id)
+
+    def _sandbox(self, sandbox_id: str) -> KeptSandbox:
+        found = self._find_sandbox(sandbox_id)
+        if found is not None:
+            return found
+        if sandbox_id in self._old_sandboxes.damaged and sandbox_id not in self.sandboxes:
+            raise StoreDamagedError(self._old_sandboxes.damaged[sandbox_id])
+        raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
 
     def _require(self, container_id: str) -> None:
         self._row(container_id)
@@ -255,6 +375,14 @@ class Draft:
         if row is None:
             raise NotFoundError(f"container {quote(container_id)} does not exist")
         return row
+
+
+def _require_version(kind: str, key: str, version: int, expect: int | None) -> None:
+    if expect is not None and version != expect:
+        found = f"its version is {version}" if version else "it is not there"
+        raise VersionConflictError(
+            f"item {kind} {quote(key)}: {found}, and version {expect} was expected; read it again, and decide anew"
+        )
 
 
 def status_with_doubt(row: Kept, doubt: Doubt | None) -> Status:

@@ -1,7 +1,7 @@
 """Which records are meant: one by its id, its name or the beginning of its id, and the filters of lists."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -101,6 +101,11 @@ class Filter(NamedTuple):
             and (not self.sandbox_id or row.sandbox_id in sandbox_ids)
             and (not self.labels or self.labels.items() <= read_labels(row.labels).items())
         )
+
+
+def holds(extra: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Say whether all that is wanted is among the top-level keys of `extra`, with these values."""
+    return all(key in extra and extra[key] == value for key, value in wanted.items())
 
 
 def read_labels(labels_json: str) -> dict[str, str]:

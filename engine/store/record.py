@@ -10,11 +10,13 @@ from limpet.schema.status import Status
 class Record:
     """One container: its id and the status it had when it was read. The metadata is read when asked for."""
 
-    __slots__ = ("_load_metadata", "id", "status")
+    __slots__ = ("_load_metadata", "id", "status", "version")
 
-    def __init__(self, id: str, status: Status, load_metadata: Callable[[str], Metadata]) -> None:
+    def __init__(self, id: str, status: Status, load_metadata: Callable[[str], Metadata], version: int = 0) -> None:
         self.id = id
         self.status = status
+        self.version = version
+        """Grows by one with each checkpoint: for `Store.checkpoint(..., expect=version)`. 0 if it is damaged."""
         self._load_metadata = load_metadata
 
     def __repr__(self) -> str:

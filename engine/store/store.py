@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 from limpet.engine.database import Database
@@ -18,11 +18,12 @@ from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
-from limpet.engine.store.match import Filter, Named, name_container, name_sandbox, resolve
+from limpet.engine.store.match import Filter, Named, holds, name_container, name_sandbox, resolve
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
+from limpet.engine.store.sandboxes import Sandboxes
 from limpet.recovery.host import read_boot_id
-from limpet.schema.codec import read_identity, row_is_sound, row_to_sandbox, row_to_status
+from limpet.schema.codec import read_identity, row_to_item, row_to_sandbox_status, row_to_status
 from limpet.schema.errors import (
     ClosedError,
     LimpetError,
@@ -32,7 +33,9 @@ from limpet.schema.errors import (
 )
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
+from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
 _T = TypeVar("_T")
@@ -64,11 +67,9 @@ class Store:
         self._rows = Rows(self.node, self._records)
         unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
         self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)
-        self._sandboxes: dict[str, SandboxMetadata] = {}
-        self._damaged_sandboxes: dict[str, str] = {}
+        self._sandboxes = Sandboxes(self.node, self._records)
         self._closed = False
         self._pid = os.getpid()
-        self._load_sandboxes()
         _opened.add(self)
 
     @classmethod
@@ -152,12 +153,13 @@ class Store:
         sandbox_id: str = "",
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> "Sequence[Record]":
         """Return the containers that match all that is given, as they were at one instant, oldest id first.
 
         `id` is an id or the beginning of ids; `sandbox_id` a sandbox's id, else the name of sandboxes, else the
-        beginning of ids; `state` a state or its name, in any case; `labels` must all be there with these values.
-        Raises InvalidInputError for a state that is none.
+        beginning of ids; `state` a state or its name, in any case; `labels` must all be there with these values, and
+        so must `extra`, among the top-level keys of theirs. Raises InvalidInputError for a state that is none.
         """
         self._require_open()
         wanted_state = None if state is None else read_state(state)
@@ -171,15 +173,21 @@ class Store:
                 records = [self._record(key) for key in self._rows if key.startswith(id)]
         if wanted_state is not None:
             records = [record for record in records if record.status.state is wanted_state]
+        if extra:
+            records = [record for record in records if holds(record.status.extra, extra)]
         return sorted(records, key=lambda record: record.id)
 
     def delete(self, container_id: str) -> bool:
         """Remove the record and history of the container with exactly this id; return False if it is gone already."""
         return self._change(lambda draft: draft.delete(container_id))
 
-    def checkpoint(self, container_id: str, status: Status) -> Status:
-        """Replace a container's status, durably. Raises NotFoundError, InvalidInputError, StoreError."""
-        return self._change(lambda draft: draft.replace(container_id, status))
+    def checkpoint(self, container_id: str, status: Status, *, expect: int | None = None) -> Status:
+        """Replace a container's status, durably, and return it.
+
+        With `expect`, a version as `Record.version` has it, VersionConflictError is raised if somebody has changed it
+        since. Raises NotFoundError, InvalidInputError, StoreError.
+        """
+        return self._change(lambda draft: draft.replace(container_id, status, expect))
 
     def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
         """Replace a container's status by `fn` of it, durably, and return the new one.
@@ -189,9 +197,12 @@ class Store:
         """
         return self._change(lambda draft: draft.update(container_id, fn))
 
-    def add_sandbox(self, metadata: SandboxMetadata) -> None:
-        """Add a sandbox. Raises AlreadyExistsError, InvalidInputError, StoreError."""
-        self._change(lambda draft: draft.add_sandbox(metadata))
+    def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
+        """Add a sandbox, READY unless a status says otherwise.
+
+        No two have the same name, namespace, uid and attempt. Raises AlreadyExistsError, InvalidInputError, StoreError.
+        """
+        self._change(lambda draft: draft.add_sandbox(metadata, status))
 
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """Return the sandbox with this id, else with this name, else the one whose id begins with it.
@@ -201,25 +212,43 @@ class Store:
         """
         self._require_open()
         with self._view:
-            if sandbox_id in self._damaged_sandboxes:
-                raise StoreDamagedError(self._damaged_sandboxes[sandbox_id])
-            return self._sandboxes[
-                resolve(sandbox_id, self._sandboxes, lambda: self._find_named(sandbox_id), "sandbox")
-            ]
+            if sandbox_id in self._sandboxes.damaged:
+                raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
+            kept = self._sandboxes.kept
+            return kept[resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
 
     def _find_named(self, name: str) -> "Iterator[Named]":
-        return (name_sandbox(metadata) for metadata in self._sandboxes.values() if metadata.name == name)
+        kept = self._sandboxes.kept.values()
+        return (name_sandbox(one.metadata) for one in kept if one.metadata.name == name)
+
+    def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
+        """Return the status of the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
+        return self._read_sandbox(sandbox_id)[0]
+
+    def sandbox_version(self, sandbox_id: str) -> int:
+        """Return the version of that status, which grows by one with each change. Raises as `sandbox_status` does."""
+        return self._read_sandbox(sandbox_id)[1]
+
+    def update_sandbox(
+        self, sandbox_id: str, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None
+    ) -> SandboxStatus:
+        """Replace a sandbox's status by `fn` of it, durably, and return the new one; see `update`.
+
+        Raises VersionConflictError if its version is not the one that is expected.
+        """
+        return self._change(lambda draft: draft.update_sandbox(sandbox_id, fn, expect))
 
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
         self._require_open()
         with self._view:
-            return sorted(self._sandboxes.values(), key=lambda metadata: (metadata.created_at, metadata.id))
+            found = [kept.metadata for kept in self._sandboxes.kept.values()]
+        return sorted(found, key=lambda metadata: (metadata.created_at, metadata.id))
 
     @property
     def sandbox_ids(self) -> "Collection[str]":
         """The ids of all sandboxes, also of those whose records cannot be read."""
-        return self._sandboxes.keys() | self._damaged_sandboxes.keys()
+        return self._sandboxes.ids
 
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove the record of the sandbox with exactly this id; return False if it is gone already.
@@ -227,6 +256,31 @@ class Store:
         Raises InvalidStateError while it has containers.
         """
         return self._change(lambda draft: draft.delete_sandbox(sandbox_id))
+
+    def put(self, kind: str, key: str, value: Any, *, expect: int | None = None) -> Item:
+        """Put a JSON value of the runtime's own, durably, in place of what is there; return it with its version.
+
+        `kind` and `key` are yours: an exec, a volume, a lease. With `expect` the present version must be that one,
+        where 0 means that there is none; VersionConflictError is raised otherwise. An item that is deleted and put
+        again begins at 1. Raises InvalidInputError for a value that JSON cannot hold or that takes more than 64 KiB.
+        """
+        return self._change(lambda draft: draft.put(kind, key, value, expect))
+
+    def find(self, kind: str, key: str) -> Item | None:
+        """Return the item that was put, None if there is none. Raises StoreDamagedError."""
+        self._require_open()
+        require_item_name("kind", kind)
+        row = self._records.load_item(kind, require_item_name("key", key))
+        return None if row is None else row_to_item(self.node, row)
+
+    def list_items(self, kind: str) -> "Sequence[Item]":
+        """Return all items of a kind, by key, as they were at one instant. Raises StoreDamagedError."""
+        self._require_open()
+        return [row_to_item(self.node, row) for row in self._records.load_items(require_item_name("kind", kind))]
+
+    def delete_item(self, kind: str, key: str, *, expect: int | None = None) -> None:
+        """Delete an item, durably; one that is not there is fine. Raises VersionConflictError, see `put`."""
+        self._change(lambda draft: draft.delete_item(kind, key, expect))
 
     @contextmanager
     def transaction(self) -> Iterator[Draft]:
@@ -283,6 +337,11 @@ class Store:
 
     def __contains__(self, container_id: object) -> bool:
         return container_id in self._rows
+
+    @property
+    def ids(self) -> "Collection[str]":
+        """The ids of all containers, also of those whose records cannot be read."""
+        return self._rows.keys()
 
     @property
     def is_closed(self) -> bool:
@@ -377,7 +436,7 @@ class Store:
 
     def _draft(self) -> Draft:
         self._settle()
-        return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes, self._damaged_sandboxes)
+        return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes)
 
     def _commit(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -465,11 +524,7 @@ class Store:
                 else:
                     self._doubts[key] = doubt
             for key, sandbox in draft.sandboxes.items():
-                if sandbox is None:
-                    self._sandboxes.pop(key, None)
-                    self._damaged_sandboxes.pop(key, None)
-                else:
-                    self._sandboxes[key] = sandbox
+                self._sandboxes.put(key, sandbox)
 
     def _settle_copy(self) -> None:
         """In a copy of a state directory: mark, durably, what runs as the original's, before it is one of its own."""
@@ -485,17 +540,15 @@ class Store:
             self.directory.forget_keeper()
         self.directory.settle_identity(self.node, original)
 
-    def _load_sandboxes(self) -> None:
-        for node, row in self._records.load_all_sandboxes():
-            if node != self.node and row_is_sound(node, row):
-                continue  # another node's; one that is nobody's may have been ours
-            try:
-                self._sandboxes[row.id] = row_to_sandbox(self.node, row)
-            except StoreDamagedError as error:
-                self._damaged_sandboxes[row.id] = str(error)
-        for key in self._records.load_sandbox_ids_in_use():
-            if key not in self.sandbox_ids:
-                self._damaged_sandboxes[key] = f"sandbox {key}: its record is missing; restore a backup"
+    def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
+        self._require_open()
+        with self._view:
+            kept = self._sandboxes.kept.get(sandbox_id)
+            if kept is None and sandbox_id in self._sandboxes.damaged:
+                raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
+        if kept is None:
+            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
+        return row_to_sandbox_status(self.node, kept.row), kept.row.seq
 
     def _list_by_names(self, wanted: Filter) -> "Sequence[Record]":
         """Return the containers that are wanted, at an instant when those on disk are those in memory."""
@@ -520,12 +573,12 @@ class Store:
     def _name_sandboxes(self) -> Mapping[str, str]:
         """Return the name of each sandbox by its id, none of those whose records cannot be read."""
         with self._view:
-            names = {key: metadata.name for key, metadata in self._sandboxes.items()}
-            return dict.fromkeys(self._damaged_sandboxes, "") | names
+            names = {key: one.metadata.name for key, one in self._sandboxes.kept.items()}
+            return dict.fromkeys(self._sandboxes.damaged, "") | names
 
     def _record(self, key: str) -> Record:
         row = self._rows.find(key) or ()
-        return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata)
+        return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata, row.seq if row else 0)
 
     def _require_open(self) -> None:
         if self.is_foreign:

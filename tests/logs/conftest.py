@@ -155,6 +155,7 @@ class Keeper:
             ends.append(os.open(path, os.O_RDWR))
             ours.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         message = {"op": "copy", "id": id, "name": name or f"{id}.log", "max_bytes": max_bytes, "max_files": max_files}
+        message["note"] = f"fifo/{id}.at"
         self._kept[id] = (message, ours)
         self._send(message, ours)
         return ends

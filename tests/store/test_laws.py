@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,31 +10,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from limpet import Store, errors, recover
-from limpet.engine.database.memory import MemoryDatabase, Tables
 from limpet.recovery import Boot, Observation, Process
 from limpet.schema import ContainerState, Metadata, SandboxMetadata, Status
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
 from tests.records import RUNNING, metadata, sandbox
 
 pytestmark = pytest.mark.usefixtures("database")
-
-
-@pytest.fixture(params=["sqlite", "memory"])
-def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each state directory have a database of this kind."""
-    if request.param == "memory":
-        tables: defaultdict[str, Tables] = defaultdict(Tables)
-        monkeypatch.setattr(
-            "limpet.engine.store.store.open_database",
-            lambda directory, node: MemoryDatabase(tables[directory.path], node),
-        )
-
-
-@pytest.fixture
-def store(database: None, state_dir: str) -> Iterator[Store]:
-    with Store.open(state_dir) as opened:
-        opened.add_sandbox(sandbox())
-        yield opened
 
 
 def test_add_get_list_delete(store: Store) -> None:

@@ -27,6 +27,7 @@ from limpet.recovery import Boot, Observation, Process
 from limpet.schema import ImageManifest, ImageName, Metadata, ProcessIdentity, SandboxMetadata, Status
 from limpet.schema.cri import LinuxContainerResources, parse_container_config, parse_pod_sandbox_config
 from limpet.schema.revision import SCHEMA_REVISION
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.seal import seal, sealed_columns
 from limpet.schema.status import Resources
 from tests.upgrade.saved import STATES, Said, read
@@ -75,6 +76,8 @@ STATUSES: dict[str, Status] = {
     "running-stopping": replace(running(4015), stop_requested_at=BEGIN + 2 * SECOND, stop_deadline=BEGIN + 9 * SECOND),
     "stopped": replace(failed(137, "Error"), stop_requested_at=BEGIN + 2 * SECOND, stop_deadline=BEGIN + 4 * SECOND),
     "oom-killed": failed(137, "OOMKilled"),
+    "running-paused": replace(running(4017), paused=True, expires_at=BEGIN + 3600 * SECOND),
+    "running-extra": replace(running(4018), extra={"owner": STRANGE, "ports": [80, 443], "nested": {"a": None}}),
     "exited-0": replace(ENDED, identity=identity(4005), resources=LIMITS),
     "exited-3": failed(3, "Error"),
     "exited-137": failed(137, "Error", "ended by signal 9", 4006),
@@ -94,6 +97,23 @@ STATUSES: dict[str, Status] = {
     "metadata-missing": running(4016),
     "metadata-not-utf8": ENDED,
 }
+SANDBOXES: dict[str, SandboxStatus] = {
+    "web": SandboxStatus(boot_id=BOOT_ID),
+    "batch": SandboxStatus(),
+    "stopped": SandboxStatus(stopped_at=BEGIN + SECOND, reason="Stopped", message=STRANGE, boot_id=BOOT_ID),
+    "with-all": SandboxStatus(
+        namespaces={"network": "/run/netns/x", "ipc": f"/run/{STRANGE}"},
+        addresses=("10.0.0.7", "fd00::7"),
+        extra={"owner": STRANGE},
+        expires_at=BEGIN + 3600 * SECOND,
+    ),
+    # From here on they are damaged later.
+    "sandbox-sum": SandboxStatus(),
+    "sandbox-missing": SandboxStatus(),
+    "sandbox-not-utf8": SandboxStatus(),
+    "sandbox-status-sum": SandboxStatus(stopped_at=BEGIN),
+    "sandbox-status-missing": SandboxStatus(),
+}
 IN_OTHER_SANDBOXES = {"in-sandbox-sum": "sandbox-sum", "in-sandbox-missing": "sandbox-missing"}
 DAMAGE: tuple[str, ...] = (
     "UPDATE container_status SET exit_code = 0 WHERE id = 'status-sum'",
@@ -105,6 +125,9 @@ DAMAGE: tuple[str, ...] = (
     "UPDATE container SET log_path = CAST(x'ff61' AS TEXT) WHERE id = 'metadata-not-utf8'",
     "UPDATE sandbox SET name = 'other' WHERE id = 'sandbox-sum'",
     "DELETE FROM sandbox WHERE id = 'sandbox-missing'",
+    "UPDATE sandbox_status SET stopped_at = 0 WHERE id = 'sandbox-status-sum'",
+    "DELETE FROM sandbox_status WHERE id = 'sandbox-status-missing'",
+    "UPDATE item SET value = '[1]' WHERE key = 'soon damaged'",
     "UPDATE sandbox SET root_dir = CAST(x'ff61' AS TEXT) WHERE id = 'sandbox-not-utf8'",
     "UPDATE container_status SET started_at = 0 WHERE id = 'n2-status-sum'",
 )
@@ -149,6 +172,9 @@ def container(id: str, sandbox_id: str = "web", *, name: str = "", attempt: int 
         sandbox_id=sandbox_id,
         config=parse_container_config(config),
         image_manifest=IMAGE,
+        restart_policy="on-failure:3" if name else "no",
+        restart_count=attempt,
+        restart_delay=attempt * SECOND,
         log_path=f"/var/log/limpet/{id}.log" if bundle else "",
         stop_signal="SIGINT" if bundle else "SIGTERM",
         root_dir=f"/var/lib/limpet/containers/{id}" if bundle else "",
@@ -158,8 +184,11 @@ def container(id: str, sandbox_id: str = "web", *, name: str = "", attempt: int 
 
 def fill_local(store: Store) -> None:
     """Add a container in each state, some that come to it step by step, and the report of a recovery pass."""
-    for key in ("web", "batch", "sandbox-sum", "sandbox-missing", "sandbox-not-utf8"):
-        store.add_sandbox(sandbox(key))
+    for key, sandbox_status in SANDBOXES.items():
+        store.add_sandbox(sandbox(key), sandbox_status)
+    for key in ("volume-1", "soon damaged"):
+        store.put("volume", key, {"path": STRANGE, "size": 1 << 40})
+        store.put("volume", key, {"path": STRANGE, "size": 2 << 40})
     store.add(container("recovered", "batch"), running(4020))
     recover(store, probe=Gone())
     for key, status in STATUSES.items():

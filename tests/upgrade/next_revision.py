@@ -76,10 +76,24 @@ def follow_the_steps(copy: Copy) -> None:
         (r"^    report: str\n", "    report: str\n    added: str\n"),
     )
     copy.edit("schema/status.py", (r"^    unknown: bool = False", '    unknown: bool = False\n    added: str = "old"'))
+    copy.edit(
+        "schema/sandbox_status.py", (r"^    expires_at: int = 0", '    added: str = "old"\n    expires_at: int = 0')
+    )
+    copy.edit("schema/item.py", (r"^    updated_at: int", '    added: str = "old"\n    updated_at: int'))
     copy.edit("schema/metadata.py", (r'^    root_dir: str = ""', '    added: str = "old"\n    root_dir: str = ""'))
     copy.edit(
         "schema/codec.py",
-        (r"^(            status.stop_deadline,\n)", r"\1            status.added,\n"),
+        (r"^(        +)(extra_to_text\(.*else None,\n)(        \)\n)", r"\1\2\1status.added,\n\3"),
+        (
+            r"^(        +)status.expires_at,\n(        \)\n        encoded)",
+            r"\1status.expires_at,\n\1status.added,\n\2",
+        ),
+        (r"item.updated_at, text\)", "item.updated_at, text, item.added)"),
+        (r"^(    return Item\(kind=row.kind)", r"\1, added=row.added"),
+        (
+            r"^            stopped_at=row.stopped_at,",
+            "            added=row.added,\n            stopped_at=row.stopped_at,",
+        ),
         (
             r"^            released=bool\(row.released\),",
             "            released=bool(row.released),\n            added=row.added,",

@@ -5,12 +5,15 @@ states/README.md tells what is in them. `Said` is read back with today's code in
 
 import os
 import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from limpet import Store, errors
+from limpet.schema.item import Item
 
 STATES = Path(__file__).with_name("states")
 NAMES = sorted(path.name.removesuffix(".tar.gz") for path in STATES.glob("*.tar.gz"))
@@ -46,10 +49,26 @@ def read(state_dir: str, nodes: list[str]) -> Said:
                     "node": node,
                     "containers": {record.id: read_container(store, record.id) for record in store.list()},
                     "sandboxes": {key: {"name": None, "readable": False} for key in sorted(store.sandbox_ids)}
-                    | {one.id: {"name": one.name, "readable": True} for one in store.list_sandboxes()},
+                    | {one.id: read_sandbox(store, one.id) for one in store.list_sandboxes()},
+                    "items": {item.key: msgspec.to_builtins(item) for item in read_items(store)},
                 }
             )
     return said
+
+
+def read_sandbox(store: Store, id: str) -> dict[str, Any]:
+    """Return what the store says of one sandbox that can be read."""
+    status = msgspec.json.decode(msgspec.json.encode(store.sandbox_status(id)))
+    return {"name": store.get_sandbox(id).name, "readable": True, "status": status}
+
+
+def read_items(store: Store) -> Iterator[Item]:
+    """Yield those of the runtime's own items that can be read."""
+    for key in ("volume-1", "soon damaged"):
+        with suppress(errors.StoreDamagedError):
+            found = store.find("volume", key)
+            if found is not None:
+                yield found
 
 
 def read_container(store: Store, id: str) -> dict[str, Any]:
@@ -79,13 +98,22 @@ def find_differences(name: str, state_dir: str) -> list[str]:
     now = read(state_dir, [each["node"] for each in was])
     found = []
     for before, after in zip(was, now, strict=True):
-        for kind in ("containers", "sandboxes"):
+        for kind in ("containers", "sandboxes", "items"):
+            if kind not in before:
+                continue
             for key in before[kind].keys() | after[kind].keys():
                 one, other = before[kind].get(key), after[kind].get(key)
-                if one and other and kind == "containers" and one["checkpoint"] and other["checkpoint"]:
-                    # A field that came later has its default.
-                    other["checkpoint"] = {name: other["checkpoint"].get(name) for name in one["checkpoint"]}
                 is_strangers = kind == "sandboxes" and one is None and other is not None and not other["readable"]
-                if one != other and not is_strangers:
+                if one != _as_then(one, other) and not is_strangers:
                     found.append(f"{name}, {before['node']}, {kind}, {key}: {one} became {other}")
     return found
+
+
+def _as_then(then: dict[str, Any] | None, now: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what is said now without the fields that came later, which have their defaults."""
+    if then is None or now is None:
+        return now
+    return {
+        name: _as_then(value, now.get(name)) if name in {"checkpoint", "status"} else now.get(name)
+        for name, value in then.items()
+    }

@@ -23,12 +23,27 @@ from limpet.engine.database.sqlite.connection import (
     require_integer,
     translate,
 )
-from limpet.schema.codec import require_readable_status, row_to_metadata, row_to_sandbox
+from limpet.schema.codec import (
+    require_readable_status,
+    row_to_item,
+    row_to_metadata,
+    row_to_sandbox,
+    row_to_sandbox_status,
+)
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreError, StoreTooNewError, quote
 from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.revision import SCHEMA_REVISION
-from limpet.schema.rows import AnyRow, ContainerRow, NameRow, SandboxRow, StatusRow, TransitionRow
+from limpet.schema.rows import (
+    AnyRow,
+    ContainerRow,
+    ItemRow,
+    NameRow,
+    SandboxRow,
+    SandboxStatusRow,
+    StatusRow,
+    TransitionRow,
+)
 
 _KEPT_METADATA = 1024
 _Row = TypeVar("_Row", bound=AnyRow)
@@ -129,6 +144,19 @@ class Reader:
                 raise translate(self._path, error) from error
         return [(node, SandboxRow._make(row)) for node, *row in rows]
 
+    def load_sandbox_statuses(self) -> list[SandboxStatusRow]:
+        """Return the status row of every sandbox."""
+        return list(map(SandboxStatusRow._make, self._read_keyed(sql.SELECT_SANDBOX_STATUSES)))
+
+    def load_items(self, kind: str) -> list[ItemRow]:
+        """Return the row of every item of a kind, by key."""
+        return list(map(ItemRow._make, self._read(sql.SELECT_ITEMS, kind)))
+
+    def load_item(self, kind: str, key: str) -> ItemRow | None:
+        """Return an item's row, None if there is none."""
+        rows = self._read(sql.SELECT_ITEM, kind, key)
+        return ItemRow._make(rows[0]) if rows else None
+
     def load_sandbox_ids_in_use(self) -> list[str]:
         """Return the ids of the sandboxes that containers are in."""
         return [row[0] for row in self._read_keyed(sql.SELECT_SANDBOX_IDS_IN_USE)]
@@ -189,11 +217,17 @@ class Reader:
         """Return each record that cannot be believed, and each gap in the records, in words."""
         statuses = {row.id: row for row in self.load_statuses()}
         containers = list(map(ContainerRow._make, self._read(sql.SELECT_CONTAINERS)))
+        sandboxes = list(map(SandboxRow._make, self._read(sql.SELECT_SANDBOXES)))
+        sandbox_statuses = list(map(SandboxStatusRow._make, self._read(sql.SELECT_SANDBOX_STATUSES)))
         found = [
             *self._find_unreadable(row_to_metadata, containers),
             *self._find_unreadable(require_readable_status, statuses.values()),
-            *self._find_unreadable(row_to_sandbox, map(SandboxRow._make, self._read(sql.SELECT_SANDBOXES))),
+            *self._find_unreadable(row_to_sandbox, sandboxes),
+            *self._find_unreadable(row_to_sandbox_status, sandbox_statuses),
+            *self._find_unreadable(row_to_item, map(ItemRow._make, self._read(sql.SELECT_ALL_ITEMS))),
         ]
+        known = {row.id for row in sandbox_statuses}
+        found += [f"sandbox {row.id}: its status row is missing" for row in sandboxes if row.id not in known]
         found += [f"container {row.id}: its status row is missing" for row in containers if row.id not in statuses]
         found += [
             f"container {key}: its metadata is missing" for key in statuses.keys() - {row.id for row in containers}

@@ -6,7 +6,16 @@ for it. Parameters come in the order of the text. A test prepares each statement
 
 from functools import cache
 
-from limpet.schema.rows import ContainerRow, NameRow, ReportRow, SandboxRow, StatusRow, TransitionRow
+from limpet.schema.rows import (
+    ContainerRow,
+    ItemRow,
+    NameRow,
+    ReportRow,
+    SandboxRow,
+    SandboxStatusRow,
+    StatusRow,
+    TransitionRow,
+)
 
 
 def _select(columns: tuple[str, ...], table: str, *keys: str) -> str:
@@ -69,6 +78,22 @@ SELECT_SANDBOXES = _select(SandboxRow._fields, "sandbox")
 SELECT_ALL_SANDBOXES = f"SELECT node, {', '.join(SandboxRow._fields)} FROM sandbox"  # noqa: S608  # our own names
 INSERT_SANDBOX = _insert("sandbox", "node", *SandboxRow._fields)
 DELETE_SANDBOX = "DELETE FROM sandbox WHERE node = ? AND id = ?"
+
+SELECT_SANDBOX_STATUSES = _select(SandboxStatusRow._fields, "sandbox_status")
+SELECT_SANDBOX_STATUS = _select(SandboxStatusRow._fields, "sandbox_status", "id")
+INSERT_SANDBOX_STATUS = _insert("sandbox_status", "node", *SandboxStatusRow._fields)
+DELETE_SANDBOX_STATUS = "DELETE FROM sandbox_status WHERE node = ? AND id = ?"
+UPDATE_SANDBOX_STATUS = (
+    f"UPDATE sandbox_status SET {', '.join(f'{name} = ?' for name in SandboxStatusRow._fields[1:])}"  # noqa: S608  # ours
+    " WHERE node = ? AND id = ? AND seq = ?"
+)
+"""Parameters: the row without its id; node, id, the seq that it replaces."""
+
+SELECT_ITEMS = f"{_select(ItemRow._fields, 'item', 'kind')} ORDER BY key"
+SELECT_ITEM = _select(ItemRow._fields, "item", "kind", "key")
+SELECT_ALL_ITEMS = _select(ItemRow._fields, "item")
+PUT_ITEM = _insert("item", "node", *ItemRow._fields).replace("INSERT", "INSERT OR REPLACE", 1)
+DELETE_ITEM = "DELETE FROM item WHERE node = ? AND kind = ? AND key = ?"
 
 SELECT_TRANSITIONS = f"{_select(TransitionRow._fields, 'transition', 'id')} ORDER BY number"
 SELECT_NEWEST_TRANSITIONS = "SELECT id, max(number) FROM transition WHERE node = ? GROUP BY id"

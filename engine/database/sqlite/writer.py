@@ -31,7 +31,7 @@ from limpet.schema.errors import (
     StoreFencedError,
     StoreReplacedError,
 )
-from limpet.schema.rows import AnyRow, SandboxRow, StatusRow
+from limpet.schema.rows import AnyRow, ItemRow, SandboxRow, SandboxStatusRow, StatusRow
 
 _Change = tuple[StatusRow, int]
 _MAX_ROWS = 512  # of 18 values each: below the 32,766 parameters that SQLite takes by default
@@ -92,6 +92,16 @@ class Writer:
     def load_sandboxes(self) -> list[SandboxRow]:
         """Return the row of every sandbox of this node."""
         return list(map(SandboxRow._make, self._read_all(sql.SELECT_SANDBOXES)))
+
+    def load_sandbox_status(self, sandbox_id: str) -> SandboxStatusRow | None:
+        """Return the status row of one sandbox, None if it has none."""
+        rows = self._read_all(sql.SELECT_SANDBOX_STATUS, sandbox_id)
+        return SandboxStatusRow._make(rows[0]) if rows else None
+
+    def load_item(self, kind: str, key: str) -> ItemRow | None:
+        """Return an item's row, None if there is none."""
+        rows = self._read_all(sql.SELECT_ITEM, kind, key)
+        return ItemRow._make(rows[0]) if rows else None
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
@@ -208,7 +218,11 @@ class Writer:
                 # It went with its container, unless that row was missing.
                 (sql.DELETE_STATUS, [(key,) for key in changes.deleted_containers]),
                 (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
+                (sql.DELETE_SANDBOX_STATUS, [(key,) for key in changes.deleted_sandboxes]),
+                (sql.DELETE_ITEM, changes.deleted_items),
                 (sql.INSERT_SANDBOX, changes.new_sandboxes.values()),
+                (sql.INSERT_SANDBOX_STATUS, changes.new_sandbox_statuses.values()),
+                (sql.PUT_ITEM, changes.items.values()),
                 (sql.INSERT_CONTAINER, changes.new_containers.values()),
                 (sql.INSERT_STATUS, changes.new_statuses.values()),
                 (sql.INSERT_TRANSITION, transitions),
@@ -221,6 +235,9 @@ class Writer:
                     connection.executemany(statement, [node + row for row in rows])
             if changes.statuses:
                 self._update_statuses(changes)
+            for sandbox, before in changes.sandbox_statuses.values():
+                keys = (self._node, sandbox.id, before)
+                self._require_count(connection.execute(sql.UPDATE_SANDBOX_STATUS, (*sandbox[1:], *keys)).rowcount, 1)
             for report in changes.reports:
                 connection.execute(sql.INSERT_RECOVERY, node + report)
                 connection.execute(sql.PRUNE_RECOVERIES, (*node, report.number - KEPT_RECOVERIES))
@@ -245,17 +262,27 @@ class Writer:
 
     def _find(self, changes: Changes) -> bool:
         """Say whether a commit is in the database. It went in whole or not at all, so one row of it tells."""
-        expected = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
-        if expected:
-            return bool(self._read_one(sql.SELECT_STATUS, (self._node, expected[0].id)) == expected[0])
-        if changes.reports:
-            return self.last_recovery() >= changes.reports[0].number
-        if changes.new_sandboxes:
-            return next(iter(changes.new_sandboxes.values())) in self.load_sandboxes()
-        if changes.deleted_containers:
-            key = changes.deleted_containers[0]
-            return key not in self.load_container_ids() and self.load_status(key) is None
-        return changes.deleted_sandboxes[0] not in {row.id for row in self.load_sandboxes()}
+        return next(self._look_for_rows(changes))
+
+    def _look_for_rows(self, changes: Changes) -> Iterator[bool]:
+        statuses = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
+        if statuses:
+            status = statuses[0]
+            yield self.load_status(status.id) == status
+        for report in changes.reports:
+            yield self.last_recovery() >= report.number
+        for sandbox in changes.new_sandboxes.values():
+            yield sandbox in self.load_sandboxes()
+        for row, _ in changes.sandbox_statuses.values():
+            yield self.load_sandbox_status(row.id) == row
+        for item in changes.items.values():
+            yield self.load_item(item.kind, item.key) == item
+        for name in changes.deleted_items:
+            yield self.load_item(*name) is None
+        for key in changes.deleted_containers:
+            yield key not in self.load_container_ids() and self.load_status(key) is None
+        for key in changes.deleted_sandboxes:
+            yield key not in {row.id for row in self.load_sandboxes()}
 
     def _note_files(self) -> None:
         """Remember which files are open. Once the database was read or written its WAL is there, and stays."""

@@ -29,6 +29,7 @@ from limpet.recovery.evidence import Process
 from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe, Witnessed
 from limpet.schema.errors import KeeperError, NotFoundError, ResourcesError, StartError, UnsupportedError, quote_path
+from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import ROOTFS, WORKING
 from limpet.schema.runtime_spec import Spec, User
@@ -290,6 +291,7 @@ class ProcessStarter:
                     "name": name,
                     "max_bytes": _LOG_BYTES,
                     "max_files": _LOG_FILES,
+                    "pipes": file_name(launch.id),
                 }
             for last in (False, False, True):
                 connection = self._keeper.take(begin=True)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from limpet.engine.starters.process.cgroups.hierarchies import Cgroups, read_cgroups
 from limpet.engine.starters.process.cgroups.settings import Refusals, Setting, make_settings, requested_fields
 from limpet.schema.cri import LinuxContainerResources
-from limpet.schema.metadata import require_id
+from limpet.schema.file_name import file_name
 from limpet.schema.status import Resources
 
 _LEAVE_TIMEOUT_SECONDS = 0.5
@@ -99,7 +99,7 @@ def _remember_parents(keeper: int) -> tuple[str, ...]:
 
 
 def _name(container_id: str) -> str:
-    return f"limpet-{require_id(container_id)}"
+    return f"limpet-{file_name(container_id)}"
 
 
 def _apply_through_cgroups(name: str, pid: int, requested: LinuxContainerResources, beside: int) -> Refusals:

@@ -187,7 +187,7 @@ class _Copier:
             message["max_bytes"],
             message["max_files"],
             notes=self._directory,
-            note=f"fifo/{key}.at",
+            note=message["note"],
         )
         container = self._containers[key] = _Container(key, log)
         for name, fifo in zip((b"stdout", b"stderr"), descriptors[1:], strict=True):

@@ -28,7 +28,7 @@ class Copies:
 
     def __init__(self, directory: int) -> None:
         self._directory = directory
-        self._kept: dict[str, tuple[Record, list[int]]] = {}
+        self._kept: dict[str, tuple[Record, list[int]]] = {}  # by container: its log, and its pipes' reading ends
         self._unsent: dict[str, Sequence[int]] = {}  # the log directory with it, if somebody has opened it
         self._troubles: dict[str, str] = {}  # why a log cannot be written
         self._started_at = 0.0
@@ -63,26 +63,27 @@ class Copies:
         if self._link is not None:
             watch(self._link.fileno(), self._listen)
 
-    def make(self, key: str, owner: int) -> tuple[int, int]:
+    def make(self, key: str, log: Record, owner: int) -> tuple[int, int]:
         """Make the pipes of a container; return a descriptor of each for its process. Raises OSError."""
-        self._remove(key)
+        pipes = _name_pipes(key, log)
+        self._remove(key, pipes)
         opened = []
         try:
             for stream in _STREAMS:
-                path = f"{_FOLDER}/{key}.{stream}"
+                path = f"{pipes}.{stream}"
                 os.mkfifo(path, 0o600, dir_fd=self._directory)
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
                 opened.append(descriptor)
                 os.fchmod(descriptor, _MODE)
                 if owner >= 0 and os.geteuid() == 0:
                     os.fchown(descriptor, owner, -1)
-            readers = self._open_readers(key)
+            readers = self._open_readers(pipes)
         except BaseException:
             for descriptor in opened:
                 os.close(descriptor)
-            self._remove(key)
+            self._remove(key, pipes)
             raise
-        self._kept[key] = ({}, readers)
+        self._kept[key] = ({name: log[name] for name in log if name == "pipes"}, readers)  # the rest once it begins
         return opened[0], opened[1]
 
     def begin(self, key: str, log: Record, log_directory: Sequence[int]) -> None:
@@ -95,7 +96,7 @@ class Copies:
     def begin_again(self, key: str, log: Record) -> None:
         """Go on with a container whose keeper died; its pipes are gone if all of its output was copied."""
         try:
-            readers = self._open_readers(key)
+            readers = self._open_readers(_name_pipes(key, log))
         except OSError:
             return
         self._kept[key] = (log, readers)
@@ -155,13 +156,14 @@ class Copies:
     def _send_all(self) -> None:
         for key in list(self._unsent):
             log, readers = self._kept[key]
-            if self._link is None or not log:
+            if self._link is None or "name" not in log:
                 continue
             try:
                 directory = self._unsent[key] or [_open_directory(log["directory"])]
             except OSError:
                 continue  # tried again; the others need not wait for it
             message = {"op": "copy", "id": key, **{name: log[name] for name in ("name", "max_bytes", "max_files")}}
+            message["note"] = f"{_name_pipes(key, log)}.at"
             try:
                 send(self._link, message, [*directory, *readers])
             except OSError as error:
@@ -174,32 +176,37 @@ class Copies:
                 os.close(descriptor)
 
     def _finish(self, key: str) -> None:
-        _, readers = self._kept.pop(key, ({}, []))
+        log, readers = self._kept.pop(key, ({}, []))
         self._troubles.pop(key, None)
         for descriptor in (*readers, *self._unsent.pop(key, ())):
             os.close(descriptor)
-        self._remove(key)
+        self._remove(key, _name_pipes(key, log))
 
-    def _open_readers(self, key: str) -> list[int]:
+    def _open_readers(self, pipes: str) -> list[int]:
         opened: list[int] = []
         try:
             for stream in _STREAMS:
                 flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-                opened.append(os.open(f"{_FOLDER}/{key}.{stream}", flags, dir_fd=self._directory))
+                opened.append(os.open(f"{pipes}.{stream}", flags, dir_fd=self._directory))
         except BaseException:
             for descriptor in opened:
                 os.close(descriptor)
             raise
         return opened
 
-    def _remove(self, key: str) -> None:
+    def _remove(self, key: str, pipes: str) -> None:
         if key in self._kept:
             _, readers = self._kept.pop(key)
             for descriptor in readers:
                 os.close(descriptor)
-        for name in (*(f"{key}.{stream}" for stream in _STREAMS), f"{key}.at"):
+        for ending in (*_STREAMS, "at"):
             with suppress(FileNotFoundError):
-                os.unlink(f"{_FOLDER}/{name}", dir_fd=self._directory)
+                os.unlink(f"{pipes}.{ending}", dir_fd=self._directory)
+
+
+def _name_pipes(key: str, log: Record) -> str:
+    """Return how the paths of a container's pipes begin; an older engine has a file name for an id."""
+    return f"{_FOLDER}/{log.get('pipes', key)}"
 
 
 def _become_copier(link: socket.socket, directory: int) -> None:

@@ -226,7 +226,7 @@ class Keeper:
         opened: list[int] = []
         log = request.get("log")
         try:
-            streams = self._copies.make(key, request.get("owner", -1)) if log else _open_null()
+            streams = self._copies.make(key, log, request.get("owner", -1)) if log else _open_null()
             opened += streams
             gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
             opened += (gate_read, gate_write)

@@ -1,0 +1,171 @@
+"""What a runtime keeps of its own: extra beside a status, items of its own kinds, and the state of its sandboxes."""
+
+import threading
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from limpet import Store, errors
+from limpet.schema import Status
+from limpet.schema.sandbox_status import SandboxReason, SandboxState, SandboxStatus, stop_sandbox
+from limpet.schema.status import end
+from tests.records import RUNNING, metadata, sandbox
+
+pytestmark = pytest.mark.usefixtures("database")
+
+VALUES: list[Any] = [None, True, 0, -(2**53), 1.5, "", "\x00\u2028\U0001f41a", [], [1, [2]], {"a": {"b": [None]}}]
+NO_VALUES: list[Any] = [float("nan"), b"bytes", {1: 2}, (1, 2), "\ud800", object(), "x" * (64 << 10)]
+
+
+def with_extra(**extra: object) -> Status:
+    return replace(RUNNING, extra=extra)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_a_value_comes_back_as_it_was(store: Store, state_dir: str, value: Any) -> None:
+    """Any JSON value is kept, in an item and in extra, by the next store, too."""
+    store.add(metadata("a"), with_extra(key=value))
+    assert store.put("lease", "k", value).value == value
+    store.close()
+    with Store.open(state_dir) as again:
+        found = again.find("lease", "k")
+        assert found is not None
+        assert (found.value, type(found.value), found.version) == (value, type(value), 1)
+        assert again.get("a").status.extra == {"key": value}
+
+
+@pytest.mark.parametrize("value", NO_VALUES, ids=[type(value).__name__ for value in NO_VALUES])
+def test_what_json_cannot_hold_is_refused(store: Store, value: Any) -> None:
+    """It is refused with a reason, and nothing changes."""
+    store.add(metadata("a"), with_extra(kept=1))
+    with pytest.raises(errors.InvalidInputError, match=r"JSON|read back|at most"):
+        store.put("lease", "k", value)
+    with pytest.raises(errors.InvalidInputError, match=r"JSON|read back|at most"):
+        store.update("a", lambda status: replace(status, extra={"key": value}))
+    assert store.find("lease", "k") is None
+    assert store.get("a").status.extra == {"kept": 1}
+
+
+def test_extra_and_status_change_together(store: Store) -> None:
+    """One update changes both, the end keeps extra, and lists find it by its top-level keys."""
+    store.add(metadata("a"), with_extra(owner="me", tags=["x"]))
+    store.add(metadata("b"), with_extra(owner="you"))
+    store.update("a", lambda status: replace(end(status, 3, finished_at=9), extra={**status.extra, "cost": 7}))
+    status = store.get("a").status
+    assert (status.exit_code, status.extra) == (3, {"owner": "me", "tags": ["x"], "cost": 7})
+    for wanted, found in (({"owner": "me"}, ["a"]), ({"owner": "me", "tags": ["x"]}, ["a"]), ({"tags": "x"}, [])):
+        assert [record.id for record in store.list(extra=wanted)] == found
+    with pytest.raises(errors.InvalidInputError, match="extra must be a JSON object"):
+        store.checkpoint("a", replace(status, extra=["no object"]))
+
+
+def test_a_version_that_has_passed_is_refused(store: Store) -> None:
+    """Of those who expect the same version one wins; the others are told, and change nothing."""
+    store.add(metadata("a"), with_extra(turn=0))
+    version = store.get("a").version
+    store.checkpoint("a", with_extra(turn=1), expect=version)
+    with pytest.raises(errors.VersionConflictError, match=f"version is {version + 1}, not {version}"):
+        store.checkpoint("a", with_extra(turn=2), expect=version)
+    assert store.get("a").status.extra == {"turn": 1}
+    assert store.update_sandbox("s", lambda old: replace(old, extra={"a": 1}), expect=1).extra == {"a": 1}
+    with pytest.raises(errors.VersionConflictError):
+        store.update_sandbox("s", lambda old: replace(old, extra={"a": 2}), expect=1)
+    assert (store.sandbox_status("s").extra, store.sandbox_version("s")) == ({"a": 1}, 2)
+
+
+def test_threads_that_compare_and_set_lose_nothing(store: Store) -> None:
+    """Each success is one more in the value: 4 threads count to 100."""
+
+    def count() -> None:
+        for _ in range(25):
+            while True:
+                found = store.find("counter", "n")
+                value, version = (found.value, found.version) if found else (0, 0)
+                with suppress(errors.VersionConflictError):
+                    store.put("counter", "n", value + 1, expect=version)
+                    break
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = store.find("counter", "n")
+    assert found is not None
+    assert (found.value, found.version) == (100, 100)
+
+
+def test_items_are_listed_and_deleted(store: Store) -> None:
+    """By kind, in order of their keys; a key that is put again after its deletion begins at version 1."""
+    for key in ("b", "a", "c/d"):
+        store.put("volume", key, key)
+    store.put("exec", "a", 1)
+    assert [item.key for item in store.list_items("volume")] == ["a", "b", "c/d"]
+    store.delete_item("volume", "b", expect=1)
+    store.delete_item("volume", "b")
+    with pytest.raises(errors.VersionConflictError, match="it is not there"):
+        store.delete_item("volume", "b", expect=1)
+    assert [item.key for item in store.list_items("volume")] == ["a", "c/d"]
+    assert store.put("volume", "b", 2, expect=0).version == 1
+    with pytest.raises(errors.VersionConflictError, match="version is 1"):
+        store.put("volume", "b", 3, expect=0)
+    for kind, key in (("", "a"), ("a", ""), ("a\n", "a"), ("a", "x" * 257)):
+        with pytest.raises(errors.InvalidInputError, match="use 1 to 256 printable"):
+            store.put(kind, key, 1)
+
+
+def test_a_transaction_spans_all_of_it(store: Store) -> None:
+    """Items, containers and sandboxes change together or not at all, and a draft sees what it has changed."""
+    store.put("lease", "old", 1)
+    with pytest.raises(ZeroDivisionError), store.transaction() as draft:
+        draft.put("lease", "new", 1)
+        draft.delete_item("lease", "old")
+        draft.update_sandbox("s", lambda old: replace(old, addresses=("10.0.0.7",)))
+        draft.add(metadata("a"), with_extra(n=1))
+        raise ZeroDivisionError
+    assert [item.key for item in store.list_items("lease")] == ["old"]
+    assert store.sandbox_status("s") == SandboxStatus()
+    assert len(store) == 0
+    with store.transaction() as draft:
+        assert draft.put("lease", "new", 1).version == 1
+        assert draft.put("lease", "new", 2, expect=1).version == 2
+        draft.delete_item("lease", "old")
+        assert draft.find("lease", "old") is None
+        draft.put("lease", "old", 5, expect=0)
+        draft.update_sandbox("s", lambda old: replace(old, addresses=("10.0.0.7",)))
+        draft.update_sandbox("s", lambda old: replace(old, namespaces={"network": "/run/netns/x"}))
+        draft.add(metadata("a"), with_extra(n=1))
+        assert draft.version("a") == 1
+    assert [(item.key, item.value, item.version) for item in store.list_items("lease")] == [
+        ("new", 2, 2),
+        ("old", 5, 1),
+    ]
+    status = store.sandbox_status("s")
+    assert (status.addresses, status.namespaces) == (("10.0.0.7",), {"network": "/run/netns/x"})
+
+
+def test_a_stopped_sandbox_takes_no_containers(store: Store) -> None:
+    """It is NOTREADY for good, also for the next store, and says so."""
+    store.update_sandbox("s", lambda old: stop_sandbox(old, SandboxReason.STOPPED, at=5))
+    assert store.sandbox_status("s").state is SandboxState.NOTREADY
+    with pytest.raises(errors.InvalidStateError, match="NOTREADY"):
+        store.add(metadata("a"))
+    again = stop_sandbox(store.sandbox_status("s"), SandboxReason.REBOOTED, at=9)
+    assert (again.stopped_at, again.reason) == (5, "Stopped")
+
+
+def test_a_sandbox_has_a_name_of_its_own(store: Store) -> None:
+    """Name, namespace, uid and attempt together are one sandbox's; they are free again once it is deleted."""
+    with pytest.raises(errors.AlreadyExistsError, match="sandbox s has the name 's' already"):
+        store.add_sandbox(replace(sandbox("s"), id="t"))
+    config = sandbox("s").config
+    second = replace(config, metadata=replace(config.metadata, attempt=1))
+    store.add_sandbox(replace(sandbox("s"), id="t", config=second))
+    with store.transaction() as draft:
+        draft.delete_sandbox("s")
+        draft.add_sandbox(replace(sandbox("s"), id="u"))
+        with pytest.raises(errors.AlreadyExistsError):
+            draft.add_sandbox(replace(sandbox("s"), id="v"))
+    assert [one.id for one in store.list_sandboxes()] == ["t", "u"]

@@ -34,7 +34,7 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote_path
+from limpet.schema.errors import AlreadyExistsError, InvalidInputError, NotFoundError, ResourcesError, quote_path
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
@@ -203,16 +203,26 @@ class Engine:
         """Return the sandbox with the name, namespace, uid and attempt of this config; make it if there is none.
 
         One that is there stays as it is, whatever else the config says. `id` is that of one that is made. Raises
-        InvalidInputError.
+        InvalidInputError, AlreadyExistsError if that id is another's.
         """
         parsed = parse_pod_sandbox_config(config)
 
+        def find() -> Sandbox | None:
+            found = (one for one in self.list_sandboxes() if one.metadata.config.metadata == parsed.metadata)
+            return next(found, None)
+
         def get_or_create() -> Sandbox:
             with self._naming:
-                for sandbox in self.list_sandboxes():
-                    if sandbox.metadata.config.metadata == parsed.metadata:
-                        return sandbox
-                return self._create_sandbox(parsed, id)
+                sandbox = find()
+                if sandbox is not None:
+                    return sandbox
+                try:
+                    return self._create_sandbox(parsed, id)
+                except AlreadyExistsError:  # somebody has just made it, perhaps; or the id is another's
+                    sandbox = find()
+                    if sandbox is None:
+                        raise
+                    return sandbox
 
         return self._runtime.step(get_or_create)
 

@@ -15,7 +15,9 @@ from limpet.engine.state.directory import StateDirectory
 from limpet.engine.store import Doubt, Draft, Record, Request, Store, Unsettled
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity
+from limpet.schema.item import Item
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
 _T = TypeVar("_T")
@@ -89,13 +91,30 @@ class AsyncStore:
         sandbox_id: str = "",
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> "Sequence[Record]":
         """See `Store.list`."""
-        return self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
+        return self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels, extra=extra)
 
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """See `Store.get_sandbox`."""
         return self.store.get_sandbox(sandbox_id)
+
+    def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
+        """See `Store.sandbox_status`."""
+        return self.store.sandbox_status(sandbox_id)
+
+    def sandbox_version(self, sandbox_id: str) -> int:
+        """See `Store.sandbox_version`."""
+        return self.store.sandbox_version(sandbox_id)
+
+    def find(self, kind: str, key: str) -> Item | None:
+        """See `Store.find`."""
+        return self.store.find(kind, key)
+
+    def list_items(self, kind: str) -> "Sequence[Item]":
+        """See `Store.list_items`."""
+        return self.store.list_items(kind)
 
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """See `Store.list_sandboxes`."""
@@ -140,6 +159,11 @@ class AsyncStore:
         return self.store.directory
 
     @property
+    def ids(self) -> "Collection[str]":
+        """See `Store.ids`."""
+        return self.store.ids
+
+    @property
     def sandbox_ids(self) -> "Collection[str]":
         """See `Store.sandbox_ids`."""
         return self.store.sandbox_ids
@@ -172,17 +196,31 @@ class AsyncStore:
         """See `Store.delete`."""
         return await self._change(lambda draft: draft.delete(container_id))
 
-    async def checkpoint(self, container_id: str, status: Status) -> Status:
+    async def checkpoint(self, container_id: str, status: Status, *, expect: int | None = None) -> Status:
         """See `Store.checkpoint`."""
-        return await self._change(lambda draft: draft.replace(container_id, status))
+        return await self._change(lambda draft: draft.replace(container_id, status, expect))
 
     async def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
         """See `Store.update`. `fn` runs on the committer thread and must not await."""
         return await self._change(lambda draft: draft.update(container_id, fn))
 
-    async def add_sandbox(self, metadata: SandboxMetadata) -> None:
+    async def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """See `Store.add_sandbox`."""
-        await self._change(lambda draft: draft.add_sandbox(metadata))
+        await self._change(lambda draft: draft.add_sandbox(metadata, status))
+
+    async def update_sandbox(
+        self, sandbox_id: str, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None
+    ) -> SandboxStatus:
+        """See `Store.update_sandbox`. `fn` runs on the committer thread and must not await."""
+        return await self._change(lambda draft: draft.update_sandbox(sandbox_id, fn, expect))
+
+    async def put(self, kind: str, key: str, value: Any, *, expect: int | None = None) -> Item:
+        """See `Store.put`."""
+        return await self._change(lambda draft: draft.put(kind, key, value, expect))
+
+    async def delete_item(self, kind: str, key: str, *, expect: int | None = None) -> None:
+        """See `Store.delete_item`."""
+        await self._change(lambda draft: draft.delete_item(kind, key, expect))
 
     async def delete_sandbox(self, sandbox_id: str) -> bool:
         """See `Store.delete_sandbox`."""

@@ -67,6 +67,7 @@ def test_what_may_take_long_is_awaited() -> None:
 
 READS = {
     "doubt",
+    "find",
     "find_suspect",
     "get",
     "get_sandbox",
@@ -74,8 +75,11 @@ READS = {
     "is_damaged",
     "last_report",
     "list",
+    "list_items",
     "list_sandboxes",
     "metadata",
+    "sandbox_status",
+    "sandbox_version",
     "status",
     "unsettled",
 }

@@ -13,9 +13,9 @@ from limpet.engine.lifecycle.prune import Pruned, prune
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.lifecycle.steps import run_whole
+from limpet.engine.lifecycle.strict import refuse_unapplied, refuse_unapplied_sandbox
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
-    Launch,
     Starter,
     choose_log_path,
     choose_stop_signal,
@@ -176,12 +176,20 @@ class Engine:
                 self._is_closed = True
 
     def create_sandbox(
-        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+        self,
+        config: PodSandboxConfig | bytes | str | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        strict: bool = False,
     ) -> Sandbox:
-        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. Raises InvalidInputError."""
-        return self._runtime.step(lambda: self._create_sandbox(parse_pod_sandbox_config(config), id))
+        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON.
 
-    def _create_sandbox(self, config: PodSandboxConfig, id: str | None) -> Sandbox:
+        What the config asks for and the starter does not do is in the status of each container; with `strict` it is
+        refused here. Raises InvalidInputError, AlreadyExistsError for the id or the name.
+        """
+        return self._runtime.step(lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, strict=strict))
+
+    def _create_sandbox(self, config: PodSandboxConfig, id: str | None, *, strict: bool = False) -> Sandbox:
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
             id=key,
@@ -191,6 +199,8 @@ class Engine:
             root_dir=self._runtime.sandbox_path(key),
         )
         choose_log_path(config.log_directory or "/", "check")
+        if strict:
+            refuse_unapplied_sandbox(self._runtime.starter, metadata)
         with self._runtime.exclusive(key):
             self.store.add_sandbox(metadata)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
@@ -281,16 +291,9 @@ class Engine:
             starter=self._runtime.starter.name,
         )
         if strict:
-            self._refuse_unapplied(metadata, place.metadata)
+            refuse_unapplied(self._runtime.starter, metadata, place.metadata)
         self.store.add(metadata)
         return Container(self._runtime, key)
-
-    def _refuse_unapplied(self, metadata: Metadata, sandbox: SandboxMetadata) -> None:
-        launch = Launch(id=metadata.id, bundle_path=metadata.root_dir, metadata=metadata, sandbox=sandbox)
-        found = self._runtime.starter.find_unapplied(launch)
-        if found:
-            reasons = "; ".join(f"{name} ({why})" for name, why in found.items())
-            raise InvalidInputError(f"container {metadata.name!r}: not done by this starter: {reasons}")
 
     def get(self, container_id: str) -> Container:
         """Return the container with this id, else with this name, else the one whose id begins with it.

@@ -94,10 +94,15 @@ class AsyncEngine:
         await in_own_thread(self.engine.close)
 
     async def create_sandbox(
-        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+        self,
+        config: PodSandboxConfig | bytes | str | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        strict: bool = False,
     ) -> AsyncSandbox:
         """See `Engine.create_sandbox`."""
-        return self._sandbox(await self._workers.slow(lambda: self.engine.create_sandbox(config, id=id), id or ""))
+        made = await self._workers.slow(lambda: self.engine.create_sandbox(config, id=id, strict=strict), id or "")
+        return self._sandbox(made)
 
     async def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None

@@ -4,7 +4,7 @@ Read `store` (what it promises), `draft` (a change before it is written), `commi
 (what is kept).
 """
 
-from limpet.engine.store.commit import Request
+from limpet.engine.store.commit import Request, Turn
 from limpet.engine.store.draft import Doubt, Draft
 from limpet.engine.store.match import Filter, Named, name_container, name_sandbox, read_labels, resolve
 from limpet.engine.store.record import Record, Unsettled
@@ -18,6 +18,7 @@ __all__ = [
     "Record",
     "Request",
     "Store",
+    "Turn",
     "Unsettled",
     "name_container",
     "name_sandbox",

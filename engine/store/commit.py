@@ -78,8 +78,11 @@ class Request:
             request.finish()
 
 
-class _Turn(Request):
-    """A request to be the only writer for a while: it receives the right to commit, not an outcome."""
+class Turn(Request):
+    """A request to be the only writer for a while: it receives the right to commit, not an outcome.
+
+    It has the right from `finish` on for as long as `inside` is held, which is taken before it is submitted.
+    """
 
     __slots__ = ()
 
@@ -141,7 +144,7 @@ class Committer:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Hold the exclusive right to commit while the block runs; requests that arrive meanwhile wait."""
-        turn = _Turn(_nothing)
+        turn = Turn(_nothing)
         self._require_open()
         self._require_outside(turn)
         if self._is_idle() or not self._can_queue():
@@ -160,7 +163,7 @@ class Committer:
         Within a turn of this thread, or of one that an interrupt has cut off and that is not collected yet, it does not
         wait: nothing must be committed any more then.
         """
-        last = _Turn(_nothing)
+        last = Turn(_nothing)
         with self._guard:
             self._closed = True
             if self._is_inside(last):
@@ -286,7 +289,7 @@ class Committer:
         """Answer all that are waiting. After a failure it goes on where that one struck."""
         while self._taken or self._take_batch():
             first = self._taken[0]
-            if isinstance(first, _Turn):
+            if isinstance(first, Turn):
                 self._holder = first
                 first.finish()
                 with first.inside:  # until its caller has left
@@ -302,7 +305,7 @@ class Committer:
         """Take all waiting requests up to the first turn, or that turn alone. False if nobody waits."""
         with self._guard:
             found = list(islice(self._queue, MAX_BATCH))
-            size = next((number for number, one in enumerate(found) if isinstance(one, _Turn)), len(found)) or 1
+            size = next((number for number, one in enumerate(found) if isinstance(one, Turn)), len(found)) or 1
             batch = found[:size]
             for request in batch:
                 request.taken = True

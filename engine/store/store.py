@@ -434,6 +434,15 @@ class Store:
         result: _T = self._committer.run(Request(apply))
         return result
 
+    def begin(self) -> Draft:
+        """Return a draft for who has the right to commit. For fronts such as `aio`; see `transaction`."""
+        self._require_open()
+        return self._draft()
+
+    def finish(self, draft: Draft) -> None:
+        """Make what is in the draft durable and visible. For fronts such as `aio`; see `transaction`."""
+        self._write(draft)
+
     def _draft(self) -> Draft:
         self._settle()
         return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes)

@@ -27,7 +27,7 @@ from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.turn import open_in_parts
-from limpet.engine.store import Store
+from limpet.engine.store import Listing, Store
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
@@ -105,15 +105,22 @@ class Engine:
         chosen = make_default_starter(inherit_env) if starter is None else starter
         raise_descriptor_limit()
         opened: list[Self] = []
+        is_given_up = False
+
+        def open_one(part: float) -> None:
+            opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part))
+            if is_given_up:
+                opened[0].close()
 
         def open_whole(part: float) -> None:
             with system_errors_told(f"state directory {quote_path(state_dir)}"):
-                run_whole(lambda: opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part)))
+                run_whole(lambda: open_one(part))
 
         try:
             open_in_parts(open_whole, wait)
         except BaseException:
-            for engine in opened:  # an interrupt came while it was opened
+            is_given_up = True  # before the look: a second interrupt does not wait until it is open
+            for engine in opened:
                 engine.close()
             raise
         return opened[0]
@@ -311,10 +318,10 @@ class Engine:
         sandbox_id: str = "",
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> "Sequence[Container]":
+    ) -> "Listing[Container]":
         """Return the containers that match all that is given; see `Store.list`."""
         records = self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
-        return [Container(self._runtime, record.id) for record in records]
+        return Listing((Container(self._runtime, record.id) for record in records), records.revision)
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox:
         """Return the sandbox with this id, else with this name, else the one whose id begins with it.

@@ -51,6 +51,15 @@ class VersionConflictError(LimpetError):
     """A value was to be replaced that somebody has changed since: read it again, and decide anew."""
 
 
+class CursorTooOldError(LimpetError):
+    """The events after this revision are not kept any more. List anew, then watch from the list's revision."""
+
+    def __init__(self, message: str, oldest: int = 0) -> None:
+        super().__init__(message)
+        self.oldest = oldest
+        """The revision of the oldest event that is left."""
+
+
 class InvalidStateError(LimpetError):
     """The container's state does not allow this, such as starting a container that is not CREATED."""
 
@@ -68,7 +77,7 @@ class WaitTimeoutError(LimpetError, TimeoutError):
 
 
 class UnsupportedError(LimpetError):
-    """This kernel, file system or database cannot do this, and doing less would break a promise."""
+    """This kernel, file system, database or installation cannot do this, and doing less would break a promise."""
 
 
 class ResourcesError(LimpetError):

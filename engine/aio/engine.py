@@ -16,6 +16,7 @@ from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.prune import Pruned
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.starters import Starter
+from limpet.engine.store import Listing
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.report import Report
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig
@@ -153,12 +154,12 @@ class AsyncEngine:
         sandbox_id: str = "",
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> "Sequence[AsyncContainer]":
+    ) -> "Listing[AsyncContainer]":
         """See `Engine.list`."""
         found = await self._workers.quick(
             lambda: self.engine.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
         )
-        return [self._container(container) for container in found]
+        return Listing((self._container(container) for container in found), found.revision)
 
     async def get_sandbox(self, sandbox_id: str) -> AsyncSandbox:
         """See `Engine.get_sandbox`."""

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from limpet.engine.aio.answers import in_own_thread, settle, wait_for
 from limpet.engine.aio.opening import Opening, open_whole
+from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
-from limpet.engine.store import Doubt, Draft, Record, Request, Store, Turn, Unsettled
+from limpet.engine.store import Doubt, Draft, Listing, Record, Request, Store, Turn, Unsettled, Wanted
 from limpet.schema.errors import InvalidStateError
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity
@@ -82,6 +84,7 @@ class AsyncStore:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = WeakKeyDictionary()
 
     @classmethod
     def open(
@@ -122,9 +125,29 @@ class AsyncStore:
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> "Sequence[Record]":
+    ) -> "Listing[Record]":
         """See `Store.list`."""
         return self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels, extra=extra)
+
+    def watch(
+        self,
+        since: int | None = None,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        kinds: Iterable[str] = (),
+    ) -> AsyncWatch:
+        """Return an asynchronous iterator of events; see `Store.watch`. Its errors are raised when it is first asked.
+
+        Call it from the loop that will ask.
+        """
+        self.store.require_open()
+        feed, loop = self.store.feed(), asyncio.get_running_loop()
+        bell = self._bells.get(loop) or self._bells.setdefault(loop, LoopBell(loop, feed))
+        first = self.store.revision if since is None else since
+        return AsyncWatch(feed, bell, first, Wanted(id, name, sandbox_id, labels, kinds))
 
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """See `Store.get_sandbox`."""
@@ -192,6 +215,11 @@ class AsyncStore:
     def ids(self) -> "Collection[str]":
         """See `Store.ids`."""
         return self.store.ids
+
+    @property
+    def revision(self) -> int:
+        """See `Store.revision`."""
+        return self.store.revision
 
     @property
     def sandbox_ids(self) -> "Collection[str]":

@@ -21,6 +21,7 @@ VERBS = {
     "ps": "List containers and their actual state.",
     "inspect": "Show details of containers or sandboxes.",
     "history": "Show a container's state changes.",
+    "events": "Show what has happened, and what happens.",
     "logs": "Print the output of a container.",
     "recover": "Recover the state after a crash, and record the result.",
     "resolve": "Settle an UNKNOWN container on your word.",
@@ -91,8 +92,9 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def limpet(**_: object) -> None:
     """Inspect, check and recover container state that survives crashes.
 
-    ps, inspect, history, logs, check and backup only read, and can be used while an engine is running. With -o json
-    each but logs prints one JSON document instead of a table; its schema_version increases when the format changes.
+    ps, inspect, history, events, logs, check and backup only read, and can be used while an engine is running. With
+    -o json each but logs prints a JSON document instead of a table, events one for each; its schema_version increases
+    when the format changes.
     """
 
 

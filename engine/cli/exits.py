@@ -5,6 +5,7 @@ import click
 from limpet.schema.errors import (
     AlreadyExistsError,
     AmbiguousError,
+    CursorTooOldError,
     InvalidInputError,
     InvalidStateError,
     LimpetError,
@@ -29,7 +30,7 @@ EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
     (
         4,
         "conflict with the current state, or several are meant",
-        (AlreadyExistsError, AmbiguousError, InvalidStateError),
+        (AlreadyExistsError, AmbiguousError, CursorTooOldError, InvalidStateError),
     ),
     (5, "the state directory is in use by another process", (StateDirectoryLockedError,)),
     (

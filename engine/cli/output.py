@@ -62,6 +62,21 @@ def print_lines(lines: Iterable[str]) -> None:
         click.echo(text, color=has_colour())
 
 
+def print_line(text: str) -> None:
+    """Print a line, which is seen at once."""
+    click.echo(text, color=has_colour())
+    sys.stdout.flush()
+
+
+def render_line(row: Row, widths: Sequence[int]) -> str:
+    """Return a line of a table that has no end yet: a cell that is wider than its column pushes the others on."""
+    parts = []
+    for cell, width in zip(row, widths, strict=True):
+        text, colour = _split(cell)
+        parts.append(paint(text, colour) + " " * (width - measure(text)))
+    return _GAP.join(parts).rstrip()
+
+
 def render_table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
     """Return the lines of a table, header first, no wider than `width` if possible."""
     header = [(column.title, "bold") for column in columns]

@@ -27,7 +27,8 @@ _ENDS: Mapping[str, str] = {
 """How a container ended. Other reasons are shown with the exit code."""
 
 
-def _parse_labels(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def parse_labels(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Return the labels of options KEY=VALUE. Raises click.BadParameter."""
     labels = {}
     for text in values:
         key, equals, value = text.partition("=")
@@ -56,7 +57,7 @@ def _parse_state(_ctx: click.Context, _parameter: click.Parameter, value: str | 
     "labels",
     metavar="KEY=VALUE",
     multiple=True,
-    callback=_parse_labels,
+    callback=parse_labels,
     help="Only containers with this label. Repeat it to require several.",
 )
 @click.option(

@@ -6,16 +6,20 @@ from typing import Self
 
 from limpet.schema.rows import (
     ContainerRow,
+    EventRow,
     ItemRow,
     ReportRow,
     SandboxRow,
     SandboxStatusRow,
     StatusRow,
-    TransitionRow,
 )
 
-KEPT_TRANSITIONS = 64
-"""How many state changes of each container are kept; older ones are dropped as newer ones come."""
+KEPT_EVENTS = 10_000
+"""How many events of the log of changes are kept; older ones are dropped as newer ones come."""
+KEPT_NS = 7 * 24 * 3600 * 10**9
+"""Up to which age, in nanoseconds, they are kept: a week."""
+PRUNED_AT_ONCE = 64
+"""About so many events are dropped together. The more, the less often, and the longer that commit takes."""
 KEPT_RECOVERIES = 16
 """How many reports of recovery passes are kept."""
 
@@ -32,7 +36,8 @@ class Changes:
     new_statuses: dict[str, StatusRow] = field(default_factory=dict)
     statuses: dict[str, tuple[StatusRow, int]] = field(default_factory=dict)
     """The new row of a container that is there already, and the seq of the one that it replaces."""
-    transitions: dict[str, list[TransitionRow]] = field(default_factory=dict)
+    events: list[EventRow] = field(default_factory=list)
+    """Of consecutive revisions, each with its checksum."""
     deleted_containers: list[str] = field(default_factory=list)
     deleted_sandboxes: list[str] = field(default_factory=list)
     items: dict[tuple[str, str], ItemRow] = field(default_factory=dict)
@@ -42,15 +47,13 @@ class Changes:
 
     def copy(self) -> Self:
         """Return a copy that shares nothing but the rows, which are immutable."""
-        copied = {field.name: copy(getattr(self, field.name)) for field in fields(self)}
-        copied["transitions"] = {key: list(rows) for key, rows in self.transitions.items()}
-        return type(self)(**copied)
+        return type(self)(**{field.name: copy(getattr(self, field.name)) for field in fields(self)})
 
     @property
     def only_statuses(self) -> bool:
         """True if this is nothing but checkpoints that change no state: the common case, made fast."""
         return not (
-            self.transitions
+            self.events
             or self.new_containers
             or self.new_sandboxes
             or self.deleted_containers

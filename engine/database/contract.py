@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from limpet.engine.database.changes import Changes
+from limpet.engine.database.page import EventPage
 from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.rows import ItemRow, NameRow, SandboxRow, SandboxStatusRow, StatusRow
@@ -28,6 +29,12 @@ class Journal(Protocol):
 
     def load_status(self, container_id: str) -> StatusRow | None:
         """Return the status row of one container, None if it has none."""
+
+    def load_name(self, container_id: str) -> NameRow | None:
+        """Return what lists are filtered by, of one container; None if it has no row."""
+
+    def last_revision(self) -> int:
+        """Return the revision of the newest event, 0 if there was none yet. Of a later commit it is greater."""
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
@@ -86,6 +93,9 @@ class Records(Protocol):
 
     def forget_metadata(self) -> None:
         """Drop what is kept of metadata: a container was deleted."""
+
+    def load_events(self, after: int, limit: int) -> EventPage:
+        """Return at most `limit` events that follow the revision `after`, and how far the log goes, at one instant."""
 
     def history(self, container_id: str) -> Sequence[Transition]:
         """Return the state changes that are kept, oldest first. Raises StoreDamagedError."""

@@ -7,13 +7,15 @@ the same process is alive now. Otherwise it is Unknown: only an engine can find 
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Self
+from weakref import WeakSet
 
 from msgspec.structs import replace
 
 from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_plausible_files
+from limpet.engine.inspection.feed import SnapshotFeed
 from limpet.engine.reconcile import examine_all
 from limpet.engine.starters import make_host_probe
 from limpet.engine.state.directory import check_directory, require_ours
@@ -22,10 +24,21 @@ from limpet.engine.state.identity import find_original
 from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
 from limpet.engine.state.owner import read_owner
-from limpet.engine.store import Filter, Named, Record, Unsettled, name_container, name_sandbox, read_labels, resolve
+from limpet.engine.store import (
+    Filter,
+    Listing,
+    Named,
+    Record,
+    Unsettled,
+    Wanted,
+    Watch,
+    name_container,
+    name_sandbox,
+    resolve,
+)
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.rules import Ruling, Verdict
-from limpet.schema.codec import row_is_sound, row_state, row_to_sandbox, row_to_status
+from limpet.schema.codec import read_labels, row_is_sound, row_state, row_to_sandbox, row_to_status
 from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote_path
 from limpet.schema.history import Transition
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
@@ -68,7 +81,9 @@ class Snapshot:
         """The pid of the process that has the state directory open; None if none is visible."""
         self._probe = make_host_probe(os.path.join(path, CONTAINERS))
         self._original = find_original(path, node)
-        sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
+        self._watches: WeakSet[Watch] = WeakSet()
+        self.revision, sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
+        """The revision is that of the newest event at the time of opening, 0 if there was none yet."""
         self._sandboxes = {row.id: row for row in sandboxes}
         self._names = {row.id: row for row in names}
         self._rows = {row.id: row for row in rows}
@@ -104,7 +119,9 @@ class Snapshot:
         return len(self._ids)
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and end what watches it."""
+        for watch in list(self._watches):
+            watch.close()
         self.source.close()
 
     @property
@@ -126,10 +143,11 @@ class Snapshot:
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
         ended: bool = True,
-    ) -> "Sequence[View]":
+    ) -> "Listing[View]":
         """Return the containers that match all arguments, oldest first; without `ended`, only those not exited.
 
-        What is asked for is given as to `Store.list`. Raises InvalidInputError for a state that is none.
+        The list's `revision` is that of the newest event when the snapshot was opened. What is asked for is given as
+        to `Store.list`. Raises InvalidInputError for a state that is none.
         """
         wanted = Filter(id, name, sandbox_id, labels or {})
         wanted_state = None if state is None else read_state(state)
@@ -140,7 +158,7 @@ class Snapshot:
             if (ended or not self._has_ended(key)) and wanted.accepts(self._name(key), sandboxes)
         ]
         views = [view for view in self._views(keys) if wanted_state is None or view.status.state is wanted_state]
-        return sorted(views, key=lambda view: (view.checkpoint.created_at, view.id))
+        return Listing(sorted(views, key=lambda view: (view.checkpoint.created_at, view.id)), self.revision)
 
     def get(self, container_id: str) -> View:
         """Return the container with this id, else with this name, else the one whose id begins with it.
@@ -177,6 +195,31 @@ class Snapshot:
     def history(self, container_id: str) -> "Sequence[Transition]":
         """Return the recorded state changes of the container with exactly this id, oldest first."""
         return self.source.ask(lambda reader: reader.history(container_id))
+
+    def watch(
+        self,
+        since: int | None = None,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        kinds: Iterable[str] = (),
+    ) -> Watch:
+        """Return an iterator of the events that follow the revision `since`, that of the snapshot if none is given.
+
+        It waits for what an engine does, also for one that is opened later; otherwise it is that of `Store.watch`. The
+        snapshot itself stays as it is. Raises what `Store.watch` raises, and StoreReplacedError if the database was
+        replaced.
+        """
+        wanted = Wanted(id, name, sandbox_id, labels, kinds)
+        watch = Watch(SnapshotFeed(self.path, self.node), self.revision if since is None else since, wanted)
+        self._watches.add(watch)
+        return watch
+
+    def oldest_revision(self) -> int:
+        """Return the revision of the oldest event that is kept, that of the next one if there is none."""
+        return self.source.ask(lambda reader: reader.load_events(0, 0)).pruned + 1
 
     def checkpoints(self) -> "Sequence[Unsettled]":
         """Return every record on disk, and why it cannot be trusted, if it cannot."""

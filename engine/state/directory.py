@@ -129,6 +129,10 @@ class StateDirectory:
         except OSError as error:
             raise StateDirectoryError(f"{error.filename or self.path}: {error.strerror}") from error
 
+    def ring(self) -> None:
+        """Wake whoever watches the directory's lock for what becomes durable here. Writes nothing."""
+        self._lock.touch()
+
     def release(self) -> None:
         """Release the lock; the file stays. Repeating it is fine."""
         self._lock.release()

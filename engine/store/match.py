@@ -3,8 +3,7 @@
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
+from limpet.schema.codec import read_labels
 from limpet.schema.errors import AmbiguousError, NotFoundError, quote
 from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.rows import NameRow
@@ -106,11 +105,3 @@ class Filter(NamedTuple):
 def holds(extra: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Say whether all that is wanted is among the top-level keys of `extra`, with these values."""
     return all(key in extra and extra[key] == value for key, value in wanted.items())
-
-
-def read_labels(labels_json: str) -> dict[str, str]:
-    """Return labels as they are stored; none where they are damaged, which is for a check to tell."""
-    try:
-        return msgspec.json.decode(labels_json, type=dict[str, str])
-    except (msgspec.MsgspecError, RecursionError):
-        return {}

@@ -7,21 +7,26 @@ runtime that manages its own processes uses the store as it is.
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
-from limpet.engine.database import Database
+from limpet.engine.database import Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
+from limpet.engine.store.feed import Bells, StoreFeed
+from limpet.engine.store.listing import Listing
 from limpet.engine.store.match import Filter, Named, holds, name_container, name_sandbox, resolve
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
 from limpet.engine.store.sandboxes import Sandboxes
+from limpet.engine.store.watch import Wanted, Watch
 from limpet.recovery.host import read_boot_id
 from limpet.schema.codec import read_identity, row_to_item, row_to_sandbox_status, row_to_status
 from limpet.schema.errors import (
@@ -35,11 +40,14 @@ from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
+from limpet.schema.rows import EventRow, NameRow
 from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
 _T = TypeVar("_T")
 _TRIES = 3
+_RECENT = 512
+_KEPT_NAMES = 4096
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
 
 
@@ -70,6 +78,14 @@ class Store:
         self._sandboxes = Sandboxes(self.node, self._records)
         self._closed = False
         self._pid = os.getpid()
+        self._revision = self._journal.last_revision()
+        self._population = 0
+        """Changes whenever a container comes or goes."""
+        self._recent: deque[EventRow] = deque(maxlen=_RECENT)
+        """The newest events, so that those who keep up need not read them from disk."""
+        self._names: dict[str, NameRow] = {}
+        """What events say of containers, of some of them."""
+        self._bells = Bells()
         _opened.add(self)
 
     @classmethod
@@ -123,7 +139,7 @@ class Store:
         Of several attempts of a name in one sandbox the newest is meant. Raises NotFoundError if there is none,
         AmbiguousError if several have the name, in different sandboxes, or ids that begin so.
         """
-        self._require_open()
+        self.require_open()
         key = self._resolve(container_id)
         with self._view:
             if key not in self._rows:  # deleted just now
@@ -138,7 +154,7 @@ class Store:
 
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
-        self._require_open()
+        self.require_open()
         with self._view:
             row = self._rows.find(container_id)
             if row is None:
@@ -154,28 +170,73 @@ class Store:
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> "Sequence[Record]":
+    ) -> "Listing[Record]":
         """Return the containers that match all that is given, as they were at one instant, oldest id first.
 
-        `id` is an id or the beginning of ids; `sandbox_id` a sandbox's id, else the name of sandboxes, else the
-        beginning of ids; `state` a state or its name, in any case; `labels` must all be there with these values, and
-        so must `extra`, among the top-level keys of theirs. Raises InvalidInputError for a state that is none.
+        The list's `revision` is that of the newest event then: `watch` goes on from there. `id` is an id or the
+        beginning of ids; `sandbox_id` a sandbox's id, else the name of sandboxes, else the beginning of ids; `state` a
+        state or its name, in any case; `labels` must all be there with these values, and so must `extra`, among the
+        top-level keys of theirs. Raises InvalidInputError for a state that is none.
         """
-        self._require_open()
+        self.require_open()
         wanted_state = None if state is None else read_state(state)
         wanted = Filter(id, name, sandbox_id, labels or {})
         if wanted.asks_for_names:
-            records = self._list_by_names(wanted)
+            records, revision = self._list_by_names(wanted)
         else:
             found = self._rows.fetch([key for key in list(self._rows) if key.startswith(id)])
             with self._view:
                 self._rows.keep(found)
                 records = [self._record(key) for key in self._rows if key.startswith(id)]
+                revision = self._revision
         if wanted_state is not None:
             records = [record for record in records if record.status.state is wanted_state]
         if extra:
             records = [record for record in records if holds(record.status.extra, extra)]
-        return sorted(records, key=lambda record: record.id)
+        return Listing(sorted(records, key=lambda record: record.id), revision)
+
+    def watch(
+        self,
+        since: int | None = None,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        kinds: Iterable[str] = (),
+    ) -> Watch:
+        """Return an iterator of the events that follow the revision `since`: each once, in order, without a gap.
+
+        It waits for more, and only gives what is durable and can be read here. `since` is the revision of a list or of
+        an event, 0 for the first event of all; without it, only what happens from now on is given. Filters are those of
+        `list`, by what containers and sandboxes were called then; `kinds` are of `EventKind`. While it waits it raises
+        ClosedError once the store is closed. Not to be waited for within a transaction.
+
+        Raises CursorTooOldError if events after `since` are not kept any more, InvalidInputError for a revision that is
+        to come yet and for a kind that is none.
+        """
+        self.require_open()
+        first = self._revision if since is None else since
+        return Watch(self.feed(), first, Wanted(id, name, sandbox_id, labels, kinds))
+
+    def feed(self) -> StoreFeed:
+        """Return the log of changes, for a watch. For fronts such as `aio`."""
+        return StoreFeed(self, self._bells)
+
+    @property
+    def revision(self) -> int:
+        """That of the newest event, 0 if there was none yet."""
+        return self._revision
+
+    def load_events(self, after: int, limit: int) -> EventPage:
+        """Return up to `limit` events that follow the revision `after`, and whose changes are in memory, too."""
+        self.require_open()
+        recent = self.recent_events(after, limit)
+        if recent is not None:
+            return recent
+        newest = self._revision
+        page = self._records.load_events(after, limit)
+        return page._replace(newest=newest, rows=[row for row in page.rows if row.revision <= newest])
 
     def delete(self, container_id: str) -> bool:
         """Remove the record and history of the container with exactly this id; return False if it is gone already."""
@@ -210,7 +271,7 @@ class Store:
         Of several attempts of a sandbox the newest is meant. Raises NotFoundError, AmbiguousError if several are meant,
         StoreDamagedError if its record cannot be read.
         """
-        self._require_open()
+        self.require_open()
         with self._view:
             if sandbox_id in self._sandboxes.damaged:
                 raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
@@ -240,7 +301,7 @@ class Store:
 
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
-        self._require_open()
+        self.require_open()
         with self._view:
             found = [kept.metadata for kept in self._sandboxes.kept.values()]
         return sorted(found, key=lambda metadata: (metadata.created_at, metadata.id))
@@ -268,19 +329,29 @@ class Store:
 
     def find(self, kind: str, key: str) -> Item | None:
         """Return the item that was put, None if there is none. Raises StoreDamagedError."""
-        self._require_open()
+        self.require_open()
         require_item_name("kind", kind)
         row = self._records.load_item(kind, require_item_name("key", key))
         return None if row is None else row_to_item(self.node, row)
 
     def list_items(self, kind: str) -> "Sequence[Item]":
         """Return all items of a kind, by key, as they were at one instant. Raises StoreDamagedError."""
-        self._require_open()
+        self.require_open()
         return [row_to_item(self.node, row) for row in self._records.load_items(require_item_name("kind", kind))]
 
     def delete_item(self, kind: str, key: str, *, expect: int | None = None) -> None:
         """Delete an item, durably; one that is not there is fine. Raises VersionConflictError, see `put`."""
         self._change(lambda draft: draft.delete_item(kind, key, expect))
+
+    def recent_events(self, after: int, limit: int) -> EventPage | None:
+        """Return what `load_events` does, if that is in memory."""
+        with self._view:
+            if self._revision <= after:
+                return EventPage(0, 0, self._revision, [])
+            if not self._recent or self._recent[0].revision > after + 1:
+                return None
+            first = after + 1 - self._recent[0].revision
+            return EventPage(0, 0, self._revision, list(islice(self._recent, first, first + limit)))
 
     @contextmanager
     def transaction(self) -> Iterator[Draft]:
@@ -289,10 +360,11 @@ class Store:
         The block works on a draft with `add`, `update`, `delete` and the like, and is the only writer while it
         runs, so keep it short. If it raises, nothing has changed. The commit happens at the end of the block.
         """
-        self._require_open()
+        self.require_open()
         with self._committer.turn():
             draft = self._draft()
             yield draft
+            draft.end_transaction()
             self._write(draft)
 
     def history(self, container_id: str) -> "Sequence[Transition]":
@@ -304,7 +376,7 @@ class Store:
 
     def metadata(self, container_id: str) -> Metadata:
         """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
-        self._require_open()
+        self.require_open()
         try:
             return self._records.metadata(container_id)
         except NotFoundError as error:
@@ -314,12 +386,12 @@ class Store:
 
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none yet."""
-        self._require_open()
+        self.require_open()
         return self._records.last_report()
 
     def unsettled(self, leftovers: Iterable[str] = ()) -> "Sequence[Unsettled]":
         """Return what a recovery pass must look at: all that has not ended, is in doubt, or is in `leftovers`."""
-        self._require_open()
+        self.require_open()
         wanted = set(leftovers)
         with self._view:
             self._rows.keep(self._rows.fetch(wanted))
@@ -361,7 +433,7 @@ class Store:
 
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
-        self._require_open()
+        self.require_open()
         with self._view:
             row = self._rows.find(container_id)
             return row is not None and not row
@@ -393,7 +465,7 @@ class Store:
 
     def back_up(self, target_path: str) -> None:
         """Copy the database to a new file while the store is in use; whole and verified, or not there."""
-        self._require_open()
+        self.require_open()
         self._database.back_up(target_path)
 
     def close(self) -> None:
@@ -408,6 +480,7 @@ class Store:
             if self._is_down:
                 return
             self._closed = True
+            self._bells.ring()
             self._committer.close()
             try:
                 self._database.close()
@@ -426,17 +499,17 @@ class Store:
 
     def submit(self, request: Request) -> None:
         """Hand a request to the committer thread; it is settled from there. For fronts such as `aio`."""
-        self._require_open()
+        self.require_open()
         self._committer.submit(request)
 
     def _change(self, apply: Callable[[Draft], _T]) -> _T:
-        self._require_open()
+        self.require_open()
         result: _T = self._committer.run(Request(apply))
         return result
 
     def begin(self) -> Draft:
         """Return a draft for who has the right to commit. For fronts such as `aio`; see `transaction`."""
-        self._require_open()
+        self.require_open()
         return self._draft()
 
     def finish(self, draft: Draft) -> None:
@@ -445,7 +518,17 @@ class Store:
 
     def _draft(self) -> Draft:
         self._settle()
-        return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes)
+        if len(self._names) > _KEPT_NAMES:
+            self._names.clear()
+        return Draft(
+            self.node,
+            self._journal,
+            self._rows,
+            self._doubts,
+            self._sandboxes,
+            self._revision,
+            self._names,
+        )
 
     def _commit(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -474,6 +557,7 @@ class Store:
                 request.error = error
                 if isinstance(error, MemoryError):
                     return False
+            draft.end_transaction()
         return True
 
     def _write(self, draft: Draft) -> None:
@@ -534,6 +618,11 @@ class Store:
                     self._doubts[key] = doubt
             for key, sandbox in draft.sandboxes.items():
                 self._sandboxes.put(key, sandbox)
+            self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
+            self._recent.extend(row for row in draft.changes.events if row.revision > self._revision)
+            self._revision = draft.revision
+        if draft.changes.events:
+            self._bells.ring()
 
     def _settle_copy(self) -> None:
         """In a copy of a state directory: mark, durably, what runs as the original's, before it is one of its own."""
@@ -550,7 +639,7 @@ class Store:
         self.directory.settle_identity(self.node, original)
 
     def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
-        self._require_open()
+        self.require_open()
         with self._view:
             kept = self._sandboxes.kept.get(sandbox_id)
             if kept is None and sandbox_id in self._sandboxes.damaged:
@@ -559,27 +648,29 @@ class Store:
             raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
         return row_to_sandbox_status(self.node, kept.row), kept.row.seq
 
-    def _list_by_names(self, wanted: Filter) -> "Sequence[Record]":
+    def _list_by_names(self, wanted: Filter) -> "tuple[Sequence[Record], int]":
         """Return the containers that are wanted, at an instant when those on disk are those in memory."""
         for _ in range(_TRIES):
-            records, is_whole = self._find_matching(wanted)
+            records, revision, is_whole = self._find_matching(wanted)
             if is_whole:
-                return records
+                return records, revision
         with self._committer.turn():  # so many come and go that only a pause shows them whole
-            return self._find_matching(wanted)[0]
+            return self._find_matching(wanted)[:2]
 
-    def _find_matching(self, wanted: Filter) -> "tuple[Sequence[Record], bool]":
-        """Return the records of those that match, and whether nobody came or went meanwhile."""
-        sandbox_ids = wanted.find_sandboxes(self._name_sandboxes())
+    def _find_matching(self, wanted: Filter) -> "tuple[Sequence[Record], int, bool]":
+        """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
+        population = self._population
+        sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
         names = {row.id: row for row in self._records.load_names()}
         matching = [key for key, row in names.items() if wanted.accepts(row, sandbox_ids)]
         found = self._rows.fetch(matching)
         with self._view:
             self._rows.keep(found)
             records = [self._record(key) for key in matching if key in self._rows]
-            return records, names.keys() == self._rows.keys()
+            is_whole = self._population == population and names.keys() == self._rows.keys()
+            return records, self._revision, is_whole
 
-    def _name_sandboxes(self) -> Mapping[str, str]:
+    def name_sandboxes(self) -> Mapping[str, str]:
         """Return the name of each sandbox by its id, none of those whose records cannot be read."""
         with self._view:
             names = {key: one.metadata.name for key, one in self._sandboxes.kept.items()}
@@ -589,7 +680,8 @@ class Store:
         row = self._rows.find(key) or ()
         return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata, row.seq if row else 0)
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raise ClosedError if nothing can be asked any more."""
         if self.is_foreign:
             raise ClosedError(
                 f"this store was opened by process {self._pid}; a fork cannot use it: open one in the child,"

@@ -19,6 +19,11 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "begin": "what this front is built on",
         "finish": "what this front is built on",
         "submit": "what this front is built on",
+        "feed": "a part of watch",
+        "load_events": "a part of watch",
+        "recent_events": "a part of watch",
+        "name_sandboxes": "a part of watch",
+        "require_open": "a part of watch",
         "abandon": "for the fork's own handler",
         "next_report_number": "only to be called in a transaction",
     },
@@ -85,6 +90,7 @@ READS = {
     "sandbox_version",
     "status",
     "unsettled",
+    "watch",
 }
 
 

@@ -21,7 +21,7 @@ from limpet.engine.cli.output import Cell, Column, duration, measure, render_tab
 from limpet.schema import errors
 from tests.cli.conftest import Jobs, Limpet
 
-HEAVY = ("sqlalchemy", "alembic", "rich", "asyncio")
+HEAVY = ("sqlalchemy", "alembic", "rich", "asyncio", "matplotlib")
 
 
 @pytest.mark.parametrize("args", [["--help"], ["ps"], ["ps", "-a", "-o", "json"], ["history", "x"]], ids=" ".join)

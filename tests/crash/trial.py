@@ -22,6 +22,7 @@ def run(calls: str) -> dict[str, Any]:
         "from tests.crash.mutants import *\n"
         "from tests.crash.read_life import ReadLife, UnflushedReadLife\n"
         "from tests.crash.upgrade import Upgrade\n"
+        "from tests.crash.watch_life import *\n"
         "reason = supported()\n"
         "assert reason is None, reason\n"
         f"report = {calls}\n"

@@ -308,8 +308,7 @@ def test_the_store_is_a_dictionary_that_survives(
                             draft.update(name, lambda old, value=value: replace(old, pid=value))  # type: ignore[misc]
                             part[name] = value
                         elif verb == "delete":
-                            draft.delete(name)
-                            part.pop(name, None)
+                            assert draft.delete(name) is (part.pop(name, None) is not None)
                         else:
                             raise errors.InvalidInputError("given up")
                 model = part

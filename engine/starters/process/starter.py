@@ -190,8 +190,8 @@ class ProcessStarter:
                 raise ResourcesError(f"process {identity.pid}: {error.strerror}") from error
             raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
         found, detail = self._compare(identity, pidfd)
-        if found is Process.UNPROVEN and self._ask_about(container_id, identity) is not None:
-            return pidfd  # its parent knows it, and has not reaped it
+        if found is Process.UNPROVEN and self._is_vouched_for(self._ask_about(container_id, identity)):
+            return pidfd
         if found is not Process.ALIVE:
             os.close(pidfd)
             raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")
@@ -265,7 +265,7 @@ class ProcessStarter:
         if answer is None:
             return None
         if "end" not in answer:
-            return Witnessed(Process.ALIVE)
+            return Witnessed(Process.ALIVE) if self._is_vouched_for(answer) else None
         found = self._to_exit(container_id, answer)
         if found.never_ran:
             return Witnessed(Process.NEVER_RAN, finished_at=found.finished_at, detail=found.never_ran)
@@ -334,6 +334,14 @@ class ProcessStarter:
         answer = self._keeper.ask({"op": "end", "id": container_id})
         is_it = answer is not None and (answer.get("pid"), answer.get("start")) == (identity.pid, identity.start_ticks)
         return answer if is_it else None
+
+    @staticmethod
+    def _is_vouched_for(answer: Message | None) -> bool:
+        """Return whether the keeper is the process's parent and has not reaped it, so that its pid is its own.
+
+        Another keeper, which found it there, has nothing but its pid and start time.
+        """
+        return answer is not None and not answer.get("stranger")
 
     def _explain(self, container_id: str, answer: Message) -> str:
         """Say why a program was not executed."""

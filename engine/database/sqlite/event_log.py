@@ -1,0 +1,79 @@
+"""The log of changes as it lies in SQLite: appended to within a commit, and pruned there, a few rows at a time."""
+
+import sqlite3
+import time
+
+from limpet.engine.database.changes import KEPT_EVENTS, KEPT_NS, PRUNED_AT_ONCE, Changes
+from limpet.engine.database.sqlite import statements as sql
+from limpet.engine.database.sqlite.connection import require_integer
+from limpet.schema.events import STATE_CHANGES
+from limpet.schema.history import KEPT_TRANSITIONS
+
+
+class EventLog:
+    """The events of one node. `load` and `append` are called within a transaction of the caller's, or none.
+
+    Events leave in their order, and are never missed: up to which they may be missing is in the row of their node,
+    written in the same transaction. The histories of containers that are there outlast that. The newest event always
+    stays, so that no revision is used twice.
+    """
+
+    def __init__(self, path: str, node: str) -> None:
+        self._path = path
+        self._node = node
+        self.newest = 0
+        """The revision of the newest event, 0 if there was none yet."""
+        self._pruned = 0
+        self._oldest_at = 0
+        """When the oldest event was written that is not pruned."""
+        self._next: tuple[int, int, int] | None = None
+
+    def load(self, connection: sqlite3.Connection) -> None:
+        """Read how far the log goes. Raises StoreDamagedError, sqlite3.Error."""
+        node = (self._node,)
+        row = connection.execute(sql.SELECT_PRUNED, node).fetchone()
+        self._pruned = require_integer(self._path, row[0]) if row else 0
+        (newest,) = connection.execute(sql.SELECT_NEWEST_EVENT, node).fetchone()
+        self.newest = max(self._pruned, 0 if newest is None else require_integer(self._path, newest))
+        row = connection.execute(sql.SELECT_EVENT_TIMES, (*node, self._pruned, 1)).fetchone()
+        self._oldest_at = require_integer(self._path, row[1]) if row else time.time_ns()
+
+    def append(self, connection: sqlite3.Connection, changes: Changes) -> None:
+        """Write the events of a commit, and drop old ones. Only `confirm` makes it so: the commit may fail."""
+        node = (self._node,)
+        newest, pruned, oldest_at = changes.events[-1].revision, self._pruned, self._oldest_at
+        for row in changes.events:
+            connection.execute(sql.INSERT_EVENT, node + row)
+        if pruned:
+            histories = [(*node, key, pruned, 2**63 - 1) for key in changes.deleted_containers]
+            histories += [
+                (*node, row.id, pruned, row.number - KEPT_TRANSITIONS)
+                for row in changes.events
+                if row.number > KEPT_TRANSITIONS and row.kind in STATE_CHANGES
+            ]
+            if histories:
+                connection.executemany(sql.PRUNE_HISTORY, histories)
+        is_long = newest - pruned > KEPT_EVENTS + PRUNED_AT_ONCE
+        if is_long or time.time_ns() - oldest_at > KEPT_NS + KEPT_NS // PRUNED_AT_ONCE:
+            pruned, oldest_at = self._prune(connection, newest, max(2 * len(changes.events), 4 * PRUNED_AT_ONCE))
+        self._next = newest, pruned, oldest_at
+
+    def confirm(self) -> None:
+        """Believe what `append` has done, now that it is in the database."""
+        if self._next is not None:
+            (self.newest, self._pruned, self._oldest_at), self._next = self._next, None
+
+    def _prune(self, connection: sqlite3.Connection, newest: int, most: int) -> tuple[int, int]:
+        """Drop up to `most` events that are too many or too old; return the last that went, and when the next was."""
+        expired = time.time_ns() - KEPT_NS
+        pruned, oldest_at = self._pruned, self._oldest_at
+        for revision, at in connection.execute(sql.SELECT_EVENT_TIMES, (self._node, self._pruned, most + 1)).fetchall():
+            oldest_at = at
+            is_surplus = revision <= newest - KEPT_EVENTS or at < expired
+            if not is_surplus or revision >= newest or revision > self._pruned + most:
+                break
+            pruned = revision
+        if pruned > self._pruned:
+            connection.execute(sql.PRUNE_EVENTS, (self._node, self._pruned, pruned, KEPT_TRANSITIONS))
+            connection.execute(sql.UPDATE_PRUNED, (pruned, self._node))
+        return pruned, oldest_at

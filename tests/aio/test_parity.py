@@ -33,9 +33,11 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "resume_stop": "for recovery",
         "be_patient": "the parts of finish_stop",
         "is_stopped": "the parts of finish_stop",
+        "is_in_stopped_sandbox": "for recovery",
         "needs_stop": "a part of remove",
+        "notify": "what `wait` is built on",
     },
-    Sandbox: {},
+    Sandbox: {"begin_stop": "a part of stop", "begin_end": "a part of remove"},
 }
 MORE: Mapping[type, set[str]] = {
     AsyncStore: {"transact", "directory", "node"},

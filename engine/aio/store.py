@@ -16,7 +16,7 @@ from limpet.engine.aio.answers import in_own_thread, settle, wait_for
 from limpet.engine.aio.opening import Opening, open_whole
 from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
-from limpet.engine.store import Doubt, Draft, Listing, Record, Request, Store, Turn, Unsettled, Wanted
+from limpet.engine.store import Draft, Listing, Record, Request, Store, Unsettled, Wanted
 from limpet.schema.errors import InvalidStateError
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity
@@ -49,9 +49,10 @@ class _TaskRequest(Request):
         return False
 
 
-class _TaskTurn(Turn):
+class _TaskTurn(Request):
     """One task's turn to be the only writer: an `Answer`, settled when it has come."""
 
+    is_turn = True
     __slots__ = ("future", "loop", "told")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -197,7 +198,7 @@ class AsyncStore:
         """See `Store.find_suspect`."""
         return self.store.find_suspect(container_id)
 
-    def doubt(self, container_id: str, doubt: Doubt) -> None:
+    def doubt(self, container_id: str, doubt: tuple[str, str]) -> None:
         """See `Store.doubt`."""
         self.store.doubt(container_id, doubt)
 

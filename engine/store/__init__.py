@@ -4,18 +4,17 @@ Read `store` (what it promises), `draft` (a change before it is written), `commi
 (what is kept), then `watch` (who is told).
 """
 
-from limpet.engine.store.commit import Request, Turn
-from limpet.engine.store.draft import Doubt, Draft
+from limpet.engine.store.commit import Request
+from limpet.engine.store.draft import Draft
 from limpet.engine.store.feed import StoreFeed
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, Named, name_container, name_sandbox, resolve
+from limpet.engine.store.match import Filter, Named
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.store import Store
 from limpet.engine.store.watch import Cursor, Wanted, Watch
 
 __all__ = [
     "Cursor",
-    "Doubt",
     "Draft",
     "Filter",
     "Listing",
@@ -24,11 +23,7 @@ __all__ = [
     "Request",
     "Store",
     "StoreFeed",
-    "Turn",
     "Unsettled",
     "Wanted",
     "Watch",
-    "name_container",
-    "name_sandbox",
-    "resolve",
 ]

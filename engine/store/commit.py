@@ -39,6 +39,11 @@ _TRIES = 5
 class Request:
     """One thread's change, and its outcome. `apply` runs on the committing thread and may raise."""
 
+    is_turn = False
+    """True if it receives the right to commit, not an outcome.
+
+    It has that from `finish` on for as long as `inside` is held, which is taken before it is submitted.
+    """
     __slots__ = ("apply", "error", "inside", "result", "settled", "taken", "thread", "wake")
 
     def __init__(self, apply: Callable[..., Any]) -> None:
@@ -78,13 +83,11 @@ class Request:
             request.finish()
 
 
-class Turn(Request):
-    """A request to be the only writer for a while: it receives the right to commit, not an outcome.
-
-    It has the right from `finish` on for as long as `inside` is held, which is taken before it is submitted.
-    """
+class _Turn(Request):
+    """A request to be the only writer for a while."""
 
     __slots__ = ()
+    is_turn = True
 
 
 class Committer:
@@ -144,7 +147,7 @@ class Committer:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Hold the exclusive right to commit while the block runs; requests that arrive meanwhile wait."""
-        turn = Turn(_nothing)
+        turn = _Turn(_nothing)
         self._require_open()
         self._require_outside(turn)
         if self._is_idle() or not self._can_queue():
@@ -163,7 +166,7 @@ class Committer:
         Within a turn of this thread, or of one that an interrupt has cut off and that is not collected yet, it does not
         wait: nothing must be committed any more then.
         """
-        last = Turn(_nothing)
+        last = _Turn(_nothing)
         with self._guard:
             self._closed = True
             if self._is_inside(last):
@@ -289,7 +292,7 @@ class Committer:
         """Answer all that are waiting. After a failure it goes on where that one struck."""
         while self._taken or self._take_batch():
             first = self._taken[0]
-            if isinstance(first, Turn):
+            if first.is_turn:
                 self._holder = first
                 first.finish()
                 with first.inside:  # until its caller has left
@@ -305,7 +308,7 @@ class Committer:
         """Take all waiting requests up to the first turn, or that turn alone. False if nobody waits."""
         with self._guard:
             found = list(islice(self._queue, MAX_BATCH))
-            size = next((number for number, one in enumerate(found) if isinstance(one, Turn)), len(found)) or 1
+            size = next((number for number, one in enumerate(found) if one.is_turn), len(found)) or 1
             batch = found[:size]
             for request in batch:
                 request.taken = True

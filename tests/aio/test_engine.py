@@ -121,6 +121,27 @@ def test_many_stops_take_the_time_of_one(state_dir: str) -> None:
     run(state_dir, body)
 
 
+def test_a_sandbox_is_stopped_and_removed(state_dir: str) -> None:
+    """Stopped, it is NOTREADY at once and takes nothing new; removed with force, all that was in it is gone."""
+
+    async def body(engine: AsyncEngine, pod: AsyncSandbox) -> None:
+        made = [await engine.create_container(config(f"c{n}", "sleep", "600"), pod) for n in range(4)]
+        pids = [(await container.start()).pid for container in made[:3]]
+        with pytest.raises(errors.InvalidStateError):
+            await pod.remove()
+        before = pod.state
+        await pod.stop(0)
+        assert [before.name, pod.state.name] == ["READY", "NOTREADY"]
+        assert not any(map(is_running, pids))
+        with pytest.raises(errors.InvalidStateError):
+            await engine.create_container(config("late", "true"), pod)
+        assert await pod.remove(force=True)
+        assert await pod.remove(force=True) is False
+        assert await engine.list() == []
+
+    run(state_dir, body)
+
+
 def test_one_that_is_held_up_starves_no_other(state_dir: str) -> None:
     """A step of one container cannot go on, and many tasks ask for more of it: the others' steps are done."""
 

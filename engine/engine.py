@@ -14,9 +14,9 @@ from limpet.engine.lifecycle.prune import Pruned, prune
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.lifecycle.steps import run_whole
+from limpet.engine.lifecycle.strict import refuse_unapplied, refuse_unapplied_sandbox
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
-    Launch,
     Starter,
     choose_log_path,
     choose_stop_signal,
@@ -35,7 +35,14 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
+from limpet.schema.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    ResourcesError,
+    quote,
+    quote_path,
+)
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
@@ -208,6 +215,7 @@ class Engine:
         config: PodSandboxConfig | bytes | str | Mapping[str, Any],
         *,
         id: str | None = None,
+        strict: bool = False,
         runtime_handler: str = "",
         namespaces: Mapping[str, str] | None = None,
         addresses: Iterable[str] = (),
@@ -218,13 +226,16 @@ class Engine:
         `namespaces` are the paths of those that you have made for it, by type, and `addresses` its IP addresses, the
         primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them.
 
+        What the config asks for and the starter does not do is in the status of each container; with `strict` it is
+        refused here.
+
         Raises InvalidInputError, AlreadyExistsError if its id is taken, or its name, namespace, uid and attempt.
         """
         if isinstance(addresses, str):
             raise InvalidInputError(f"addresses {quote(addresses)}: give a list of them")
         status = SandboxStatus(namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {})
         return self._runtime.step(
-            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status)
+            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status, strict=strict)
         )
 
     def _create_sandbox(
@@ -233,6 +244,8 @@ class Engine:
         id: str | None,
         runtime_handler: str = "",
         status: SandboxStatus = SandboxStatus(),  # noqa: B008  # frozen
+        *,
+        strict: bool = False,
     ) -> Sandbox:
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
@@ -244,6 +257,8 @@ class Engine:
             runtime_handler=runtime_handler,
         )
         choose_log_path(config.log_directory or "/", "check")
+        if strict:
+            refuse_unapplied_sandbox(self._runtime.starter, metadata)
         with self._runtime.exclusive(key):
             self.store.add_sandbox(metadata, status)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
@@ -260,16 +275,26 @@ class Engine:
         """Return the sandbox with the name, namespace, uid and attempt of this config; make it if there is none.
 
         One that is there stays as it is, whatever else the config says. `id` is that of one that is made. Raises
-        InvalidInputError.
+        InvalidInputError, AlreadyExistsError if that id is another's.
         """
         parsed = parse_pod_sandbox_config(config)
 
+        def find() -> Sandbox | None:
+            found = (one for one in self.list_sandboxes() if one.metadata.config.metadata == parsed.metadata)
+            return next(found, None)
+
         def get_or_create() -> Sandbox:
             with self._naming:
-                for sandbox in self.list_sandboxes():
-                    if sandbox.metadata.config.metadata == parsed.metadata:
-                        return sandbox
-                return self._create_sandbox(parsed, id)
+                sandbox = find()
+                if sandbox is not None:
+                    return sandbox
+                try:
+                    return self._create_sandbox(parsed, id)
+                except AlreadyExistsError:  # somebody has just made it, perhaps; or the id is another's
+                    sandbox = find()
+                    if sandbox is None:
+                        raise
+                    return sandbox
 
         return self._runtime.step(get_or_create)
 
@@ -328,16 +353,9 @@ class Engine:
             starter=self._runtime.starter.name,
         )
         if strict:
-            self._refuse_unapplied(metadata, place.metadata)
+            refuse_unapplied(self._runtime.starter, metadata, place.metadata)
         self.store.add(metadata)
         return Container(self._runtime, key)
-
-    def _refuse_unapplied(self, metadata: Metadata, sandbox: SandboxMetadata) -> None:
-        launch = Launch(id=metadata.id, bundle_path=metadata.root_dir, metadata=metadata, sandbox=sandbox)
-        found = self._runtime.starter.find_unapplied(launch)
-        if found:
-            reasons = "; ".join(f"{name} ({why})" for name, why in found.items())
-            raise InvalidInputError(f"container {metadata.name!r}: not done by this starter: {reasons}")
 
     def get(self, container_id: str) -> Container:
         """Return the container with this id, else with this name, else the one whose id begins with it.

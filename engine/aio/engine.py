@@ -86,6 +86,11 @@ class AsyncEngine:
         return self.engine.recovery
 
     @property
+    def starter(self) -> Starter:
+        """See `Engine.starter`."""
+        return self.engine.starter
+
+    @property
     def images(self) -> ImageStore:
         """See `Engine.images`. Its own methods block: call them in a thread."""
         return self.engine.images
@@ -95,10 +100,30 @@ class AsyncEngine:
         await in_own_thread(self.engine.close)
 
     async def create_sandbox(
-        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+        self,
+        config: PodSandboxConfig | bytes | str | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        strict: bool = False,
+        runtime_handler: str = "",
+        namespaces: Mapping[str, str] | None = None,
+        addresses: Iterable[str] = (),
+        extra: Mapping[str, Any] | None = None,
     ) -> AsyncSandbox:
         """See `Engine.create_sandbox`."""
-        return self._sandbox(await self._workers.slow(lambda: self.engine.create_sandbox(config, id=id), id or ""))
+
+        def create() -> Sandbox:
+            return self.engine.create_sandbox(
+                config,
+                id=id,
+                strict=strict,
+                runtime_handler=runtime_handler,
+                namespaces=namespaces,
+                addresses=addresses,
+                extra=extra,
+            )
+
+        return self._sandbox(await self._workers.slow(create, id or ""))
 
     async def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None

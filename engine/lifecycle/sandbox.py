@@ -122,6 +122,11 @@ class Sandbox:
         tell_problems(self.id, "stopped", self._stop(timeout))
 
     def _stop(self, timeout: float) -> list[LimpetError]:
+        begun, problems = self.begin_stop(timeout)
+        return problems + _try_each(lambda container: container.finish_stop(begun[container]), begun)
+
+    def begin_stop(self, timeout: float) -> tuple[Mapping[Container, Status], list[LimpetError]]:
+        """Do the first half of `stop`: return what `Container.begin_stop` did, and what kept it from some."""
         begun: dict[Container, Status] = {}
 
         def begin_all() -> list[LimpetError]:
@@ -132,8 +137,7 @@ class Sandbox:
 
             return _try_each(begin, self.containers())
 
-        problems = self._runtime.step(begin_all)
-        return problems + _try_each(lambda container: container.finish_stop(begun[container]), begun)
+        return begun, self._runtime.step(begin_all)
 
     def _write_stop(self, timeout: float) -> set[str]:
         """Write down that it is NOTREADY and that what runs in it is to stop; return what had not been asked before."""
@@ -165,14 +169,17 @@ class Sandbox:
         if force:
             self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
         else:
-            self._runtime.step(self._write_end)
+            self.begin_end()
         containers = self.containers()
         problems = _try_each(lambda one: one.remove(force=force, timeout=timeout), containers)
         tell_problems(self.id, "removed", problems)
         return self.delete()
 
+    def begin_end(self) -> None:
+        """Write down that it is NOTREADY, if all its containers have ended. Raises InvalidStateError otherwise."""
+        self._runtime.step(self._write_end)
+
     def _write_end(self) -> None:
-        """Write down that it is NOTREADY, if all its containers have ended."""
         with self._runtime.store.transaction() as draft, suppress(NotFoundError):
             is_ready = draft.sandbox_status(self.id).state is SandboxState.READY
             left = [key for key in draft.containers_of(self.id) if _is_wanted(draft.status(key), is_ready=is_ready)]

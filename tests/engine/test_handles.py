@@ -148,6 +148,18 @@ def test_a_sandbox_is_given_in_each_way(engine: Engine, pod: Sandbox) -> None:
         assert len(engine.list(sandbox_id=text, state="created")) == 4
 
 
+def test_a_strict_sandbox_is_refused_for_what_no_container_gets(engine: Engine) -> None:
+    """With strict, a sandbox that asks for what is not done is refused by the fields' names, and not made."""
+    names = {"name": "pod", "uid": "u", "namespace": "n"}
+    asks = {"metadata": names, "port_mappings": [{"container_port": 80}], "linux": {"sysctls": {"a": "b"}}}
+    with pytest.raises(errors.InvalidInputError, match=r"sandbox\.port_mappings.*sandbox\.sysctls"):
+        engine.create_sandbox(asks, strict=True)
+    assert engine.list_sandboxes() == []
+    plain = engine.create_sandbox({"metadata": names, "dns_config": {"servers": ["10.0.0.1"]}}, strict=True)
+    assert engine.get_sandbox("pod") == plain
+    assert engine.create_sandbox({**asks, "metadata": {**names, "attempt": 1}}).name == "pod"
+
+
 def test_history_and_backup(engine: Engine, pod: Sandbox, tmp_path: Path) -> None:
     """The engine tells a container's history, and makes a backup."""
     container: Container = engine.create_container(config("one", "true"), pod)

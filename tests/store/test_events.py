@@ -297,6 +297,24 @@ def test_events_expire(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.number for one in plain.history("c4")] == [1]
 
 
+def test_a_log_of_large_events_is_short(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long labels and messages are, what is kept of them all is bounded, also over a restart."""
+    monkeypatch.setattr(event_log, "KEPT_CHARACTERS", 100_000)
+    state_dir = plain.directory.path
+    for turn in range(2):
+        for number in range(60):
+            plain.add(metadata(f"c{turn}-{number}", note="x" * 4000))
+            plain.delete(f"c{turn}-{number}")
+        plain.close()
+        with closing(sqlite3.connect(f"{state_dir}/store.db")) as raw:
+            (kept,) = raw.execute("SELECT sum(length(labels)) FROM event").fetchone()
+        assert 80_000 < kept < 110_000
+        plain = Store.open(state_dir)
+    assert len(at_hand(plain.watch(plain.revision - 20))) == 20
+    plain.close()
+    assert find_store_damage(state_dir) == []
+
+
 def test_a_history_keeps_64_where_the_log_is_shorter(small_log: None, plain: Store) -> None:
     """Of a container that changes often its history has the newest 64 state changes, and no more are on disk."""
     plain.add(metadata("busy"), RUNNING)

@@ -1,6 +1,7 @@
 """The log of changes and whoever watches it: every event once, in order, without a gap, and no other."""
 
 import asyncio
+import os
 import sqlite3
 import threading
 import time
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from limpet import AsyncStore, Snapshot, Store, errors
 from limpet.engine.database.sqlite import event_log
+from limpet.engine.drill.old_database import make_old_database
 from limpet.engine.inspection.check import find_store_damage
 from limpet.engine.store import Request, Watch
 from limpet.schema import ContainerState
@@ -406,3 +408,37 @@ def test_engines_come_and_go_while_it_is_watched(state_dir: str) -> None:
         Path(f"{state_dir}/store.db").rename(f"{state_dir}/moved.db")
         with pytest.raises(errors.StoreReplacedError):
             watch.next(0)
+
+
+def test_old_histories_move_into_the_log(state_dir: str) -> None:
+    """An older database's state changes become events in the order of the clock, each container's own in theirs."""
+    os.mkdir(state_dir, 0o700)
+    path = f"{state_dir}/store.db"
+    make_old_database(path, "0005")
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("INSERT INTO node VALUES ('local', 1, 1), ('other', 1, 1)")
+        for node, key, number, at, state in (
+            ("local", "a", 1, 10, 0),
+            ("local", "a", 2, 40, 1),
+            ("local", "a", 3, 20, 2),  # the clock was set back
+            ("local", "b", 7, 30, 1),  # what was before is not kept any more
+            ("other", "a", 1, 5, 0),
+        ):
+            row = (node, key, number, number, at, state, 0, "", "ü")
+            raw.execute("INSERT INTO transition VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    with Store.open(state_dir) as store:
+        found = at_hand(store.watch(0))
+        assert [(event.id, event.number, event.kind.value) for event in found] == [
+            ("a", 1, "added"),
+            ("b", 7, "state"),
+            ("a", 2, "state"),
+            ("a", 3, "state"),
+        ]
+        assert [event.revision for event in found] == [event.commit for event in found] == [1, 2, 3, 4]
+        assert {(event.message, event.status) for event in found} == {("ü", None)}
+        store.add_sandbox(sandbox())
+        assert store.revision == 5
+    with Store.open(state_dir, node="other") as store:
+        assert [event.id for event in at_hand(store.watch(0))] == ["a"]
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT count(*) FROM sqlite_master WHERE name = 'transition'").fetchone() == (0,)

@@ -39,7 +39,7 @@ class EventLog:
         self.newest = max(self._pruned, 0 if newest is None else require_integer(self._path, newest))
         self._length = None
         row = connection.execute(sql.SELECT_EVENT_SIZES, (*node, self._pruned, 1)).fetchone()
-        self._oldest_at = require_integer(self._path, row[1]) if row else time.time_ns()
+        self._oldest_at = row[1] if row and isinstance(row[1], int) else time.time_ns()
 
     def append(self, connection: sqlite3.Connection, changes: Changes) -> None:
         """Write the events of a commit, and drop old ones. Only `confirm` makes it so: the commit may fail."""
@@ -79,6 +79,8 @@ class EventLog:
         pruned, oldest_at = self._pruned, self._oldest_at
         sizes = connection.execute(sql.SELECT_EVENT_SIZES, (self._node, self._pruned, most + 1)).fetchall()
         for revision, at, size in sizes:
+            if type(revision) is not int or type(at) is not int:
+                break  # damage, which a check tells
             oldest_at = at
             is_surplus = revision <= newest - KEPT_EVENTS or at < expired or length > KEPT_CHARACTERS
             if not is_surplus or revision >= newest or revision > self._pruned + most:

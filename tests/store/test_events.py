@@ -313,6 +313,14 @@ def test_a_log_of_large_events_is_short(plain: Store, monkeypatch: pytest.Monkey
         assert 80_000 < kept < 110_000
         plain = Store.open(state_dir)
     assert len(at_hand(plain.watch(plain.revision - 20))) == 20
+    monkeypatch.setattr(event_log, "KEPT_CHARACTERS", 0)
+    for number in range(20):
+        plain.add(metadata(f"d{number}"))
+        plain.delete(f"d{number}")
+    plain._recent.clear()
+    assert kinds(at_hand(plain.watch(plain.revision - 1))) == ["deleted"]  # the newest stays
+    with pytest.raises(errors.CursorTooOldError):
+        plain.watch(plain.revision - 2)
     plain.close()
     assert find_store_damage(state_dir) == []
 

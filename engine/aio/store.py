@@ -182,14 +182,14 @@ class AsyncStore:
         return self.store.directory
 
     @property
-    def revision(self) -> int:
-        """See `Store.revision`."""
-        return self.store.revision
-
-    @property
     def ids(self) -> "Collection[str]":
         """See `Store.ids`."""
         return self.store.ids
+
+    @property
+    def revision(self) -> int:
+        """See `Store.revision`."""
+        return self.store.revision
 
     @property
     def sandbox_ids(self) -> "Collection[str]":

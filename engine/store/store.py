@@ -623,9 +623,12 @@ class Store:
                     self._doubts[key] = doubt
             for key, sandbox in draft.sandboxes.items():
                 self._sandboxes.put(key, sandbox)
-            self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
-            self._recent.extend(row for row in draft.changes.events if row.revision > self._revision)
-            self._revision = draft.revision
+            if draft.changes.events:
+                self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
+                for event in draft.changes.events:
+                    if not self._recent or self._recent[-1].revision < event.revision:
+                        self._recent.append(event)
+                self._revision = draft.revision
         if draft.changes.events:
             self._bells.ring()
 

@@ -95,10 +95,28 @@ class AsyncEngine:
         await in_own_thread(self.engine.close)
 
     async def create_sandbox(
-        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+        self,
+        config: PodSandboxConfig | bytes | str | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        runtime_handler: str = "",
+        namespaces: Mapping[str, str] | None = None,
+        addresses: Iterable[str] = (),
+        extra: Mapping[str, Any] | None = None,
     ) -> AsyncSandbox:
         """See `Engine.create_sandbox`."""
-        return self._sandbox(await self._workers.slow(lambda: self.engine.create_sandbox(config, id=id), id or ""))
+
+        def create() -> Sandbox:
+            return self.engine.create_sandbox(
+                config,
+                id=id,
+                runtime_handler=runtime_handler,
+                namespaces=namespaces,
+                addresses=addresses,
+                extra=extra,
+            )
+
+        return self._sandbox(await self._workers.slow(create, id or ""))
 
     async def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None

@@ -228,9 +228,11 @@ class AsyncStore:
         """See `Store.checkpoint`."""
         return await self._change(lambda draft: draft.replace(container_id, status, expect))
 
-    async def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
+    async def update(
+        self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None
+    ) -> Status:
         """See `Store.update`. `fn` runs on the committer thread and must not await."""
-        return await self._change(lambda draft: draft.update(container_id, fn))
+        return await self._change(lambda draft: draft.update(container_id, fn, ready_sandbox=ready_sandbox))
 
     async def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """See `Store.add_sandbox`."""

@@ -30,6 +30,8 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
     Container: {
         "wait_async": "it is `wait`",
         "resume_stop": "for recovery",
+        "is_in_stopped_sandbox": "for recovery",
+        "carry_out_stop": "a part of a sandbox's stop",
         "be_patient": "the parts of finish_stop",
         "is_stopped": "the parts of finish_stop",
         "needs_stop": "a part of remove",

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
+from msgspec.structs import replace
+
 from limpet.engine.control import ControlServer
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
@@ -40,7 +42,7 @@ from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
-from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
 HOST_IMAGE = ImageName("host")
@@ -257,19 +259,26 @@ class Engine:
     def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
     ) -> Sandbox:
-        """Return the sandbox with the name, namespace, uid and attempt of this config; make it if there is none.
+        """Return the READY sandbox with the name, namespace and uid of this config; make it if there is none.
 
-        One that is there stays as it is, whatever else the config says. `id` is that of one that is made. Raises
-        InvalidInputError.
+        One that is there stays as it is, whatever else the config says. Beside one that is NOTREADY, as after a reboot,
+        the next attempt is made; the config's attempt is the first that is meant. `id` is that of one that is made.
+        Raises InvalidInputError.
         """
         parsed = parse_pod_sandbox_config(config)
 
         def get_or_create() -> Sandbox:
             with self._naming:
+                asked = parsed.metadata
+                attempt = asked.attempt
                 for sandbox in self.list_sandboxes():
-                    if sandbox.metadata.config.metadata == parsed.metadata:
+                    named = sandbox.metadata.config.metadata
+                    if replace(named, attempt=asked.attempt) != asked or named.attempt < asked.attempt:
+                        continue
+                    if sandbox.state is SandboxState.READY:
                         return sandbox
-                return self._create_sandbox(parsed, id)
+                    attempt = max(attempt, named.attempt + 1)
+                return self._create_sandbox(replace(parsed, metadata=replace(asked, attempt=attempt)), id)
 
         return self._runtime.step(get_or_create)
 

@@ -78,7 +78,9 @@ def test_a_damaged_status_is_found_and_shown(limpet: Limpet, made: str) -> None:
     connection.commit()
     connection.close()
     report = json.loads(limpet.ok("check", "-o", "json", status=6))
-    assert any("old" in problem["message"] and problem["aspect"] == "records" for problem in report["problems"])
+    assert any(
+        "old" in problem["message"] and problem["aspect"] == "records" for problem in report["check"]["problems"]
+    )
     web, old = limpet.json("inspect", "web", "old")["inspected"]
     assert (old["status"], old["cri_status"]) == (None, None)
     assert "checksum" in old["damage"]

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
+from msgspec.structs import replace
+
 from limpet.engine.control import ControlServer
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
@@ -34,7 +36,13 @@ from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
-from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
+from limpet.schema.cri import (
+    ContainerConfig,
+    PodSandboxConfig,
+    PodSandboxMetadata,
+    parse_container_config,
+    parse_pod_sandbox_config,
+)
 from limpet.schema.errors import (
     AlreadyExistsError,
     InvalidInputError,
@@ -47,7 +55,7 @@ from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
-from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
 HOST_IMAGE = ImageName("host")
@@ -272,31 +280,41 @@ class Engine:
     def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
     ) -> Sandbox:
-        """Return the sandbox with the name, namespace, uid and attempt of this config; make it if there is none.
+        """Return the READY sandbox with the name, namespace and uid of this config; make it if there is none.
 
-        One that is there stays as it is, whatever else the config says. `id` is that of one that is made. Raises
-        InvalidInputError, AlreadyExistsError if that id is another's.
+        One that is there stays as it is, whatever else the config says. Beside one that is NOTREADY, as after a reboot,
+        the next attempt is made; the config's attempt is the first that is meant. `id` is that of one that is made.
+        Raises InvalidInputError, AlreadyExistsError if that id is another's.
         """
         parsed = parse_pod_sandbox_config(config)
 
-        def find() -> Sandbox | None:
-            found = (one for one in self.list_sandboxes() if one.metadata.config.metadata == parsed.metadata)
-            return next(found, None)
-
         def get_or_create() -> Sandbox:
             with self._naming:
-                sandbox = find()
-                if sandbox is not None:
-                    return sandbox
+                ready, attempt = self._find_attempt(parsed.metadata)
+                if ready is not None:
+                    return ready
+                wanted = replace(parsed, metadata=replace(parsed.metadata, attempt=attempt))
                 try:
-                    return self._create_sandbox(parsed, id)
+                    return self._create_sandbox(wanted, id)
                 except AlreadyExistsError:  # somebody has just made it, perhaps; or the id is another's
-                    sandbox = find()
-                    if sandbox is None:
+                    ready, _ = self._find_attempt(parsed.metadata)
+                    if ready is None:
                         raise
-                    return sandbox
+                    return ready
 
         return self._runtime.step(get_or_create)
+
+    def _find_attempt(self, asked: PodSandboxMetadata) -> tuple[Sandbox | None, int]:
+        """Return the READY sandbox with this name, if there is one, and the attempt that comes next."""
+        attempt = asked.attempt
+        for sandbox in self.list_sandboxes():
+            named = sandbox.metadata.config.metadata
+            if replace(named, attempt=asked.attempt) != asked or named.attempt < asked.attempt:
+                continue
+            if sandbox.state is SandboxState.READY:
+                return sandbox, attempt
+            attempt = max(attempt, named.attempt + 1)
+        return None, attempt
 
     def create_container(
         self,

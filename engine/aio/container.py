@@ -95,9 +95,9 @@ class AsyncContainer:
         """See `Container.stop`. It holds no thread while the container has time to end."""
         return await self.finish_stop(await self.begin_stop(timeout))
 
-    async def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS, *, is_written: bool = False) -> Status:
+    async def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
         """See `Container.begin_stop`."""
-        return await self._workers.quick(lambda: self.container.begin_stop(timeout, is_written=is_written), self.id)
+        return await self._workers.quick(lambda: self.container.begin_stop(timeout), self.id)
 
     async def finish_stop(self, status: Status) -> Status:
         """See `Container.finish_stop`."""

@@ -12,6 +12,7 @@ from limpet.schema.cri import PodSandboxStatus
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus
+from limpet.schema.status import Status
 
 
 class AsyncSandbox:
@@ -45,11 +46,6 @@ class AsyncSandbox:
     def name(self) -> str:
         """See `Sandbox.name`."""
         return self.sandbox.name
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """See `Sandbox.labels`."""
-        return self.sandbox.labels
 
     @property
     def attempt(self) -> int:
@@ -88,7 +84,16 @@ class AsyncSandbox:
 
     async def cri_status(self) -> PodSandboxStatus:
         """See `Sandbox.cri_status`."""
-        return await self._workers.quick(self.sandbox.cri_status)
+        return self.sandbox.cri_status()
+
+    async def update(self, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None) -> SandboxStatus:
+        """See `Sandbox.update`. `fn` must not await."""
+        return await self._workers.quick(lambda: self.sandbox.update(fn, expect=expect), self.id)
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """See `Sandbox.labels`."""
+        return self.sandbox.labels
 
     @property
     def log_directory(self) -> str:
@@ -100,18 +105,18 @@ class AsyncSandbox:
         found = await self._workers.quick(self.sandbox.containers)
         return [AsyncContainer(container, self._workers) for container in found]
 
-    async def update(self, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None) -> SandboxStatus:
-        """See `Sandbox.update`."""
-        return await self._workers.quick(lambda: self.sandbox.update(fn, expect=expect))
-
     async def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> None:
         """See `Sandbox.stop`. It holds no thread while the containers have time to end."""
         tell_problems(self.id, "stopped", await self._stop(timeout))
 
-    async def _stop(self, timeout: float) -> list[LimpetError]:
+    async def begin_stop(self, timeout: float) -> tuple[Mapping[AsyncContainer, Status], Sequence[LimpetError]]:
+        """See `Sandbox.begin_stop`."""
         begun, problems = await self._workers.slow(lambda: self.sandbox.begin_stop(timeout), self.id)
-        fronts = {AsyncContainer(container, self._workers): status for container, status in begun.items()}
-        return problems + await _try_each(lambda container: container.finish_stop(fronts[container]), fronts)
+        return {AsyncContainer(one, self._workers): status for one, status in begun.items()}, problems
+
+    async def end(self) -> None:
+        """See `Sandbox.end`."""
+        await self._workers.quick(self.sandbox.end, self.id)
 
     async def delete(self) -> bool:
         """See `Sandbox.delete`."""
@@ -120,20 +125,22 @@ class AsyncSandbox:
     async def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
         """See `Sandbox.remove`."""
         if force:
-            await self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
+            await self._stop(timeout)
         else:
-            await self._workers.slow(self.sandbox.begin_end, self.id)
+            await self.end()
         containers = await self.containers()
-        problems = await _try_each(lambda container: container.remove(force=force, timeout=timeout), containers)
+        problems = await _try_each(lambda one: one.remove(force=force, timeout=timeout), containers)
         tell_problems(self.id, "removed", problems)
         return await self.delete()
+
+    async def _stop(self, timeout: float) -> list[LimpetError]:
+        begun, problems = await self.begin_stop(timeout)
+        return [*problems, *await _try_each(lambda one: one.finish_stop(begun[one]), begun)]
 
 
 async def _try_each(
     act: Callable[[AsyncContainer], Awaitable[object]], containers: Iterable[AsyncContainer]
 ) -> list[LimpetError]:
-    """Do it to each container side by side, and return what kept it from some."""
-
     async def attempt(container: AsyncContainer) -> LimpetError | None:
         try:
             await act(container)

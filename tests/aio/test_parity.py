@@ -31,13 +31,14 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
     Container: {
         "wait_async": "it is `wait`",
         "resume_stop": "for recovery",
+        "is_in_stopped_sandbox": "for recovery",
+        "carry_out_stop": "a part of a sandbox's stop",
         "be_patient": "the parts of finish_stop",
         "is_stopped": "the parts of finish_stop",
-        "is_in_stopped_sandbox": "for recovery",
         "needs_stop": "a part of remove",
         "notify": "what `wait` is built on",
     },
-    Sandbox: {"begin_stop": "a part of stop", "begin_end": "a part of remove"},
+    Sandbox: {},
 }
 MORE: Mapping[type, set[str]] = {
     AsyncStore: {"transact", "directory", "node"},

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from limpet.engine import Engine
 from limpet.recovery.host import has_pidfs
 from tests.conftest import wait_until
 
@@ -92,6 +94,25 @@ def test_ci_executor(state_dir: str, tmp_path: Path, trace: Path) -> None:
     assert second.wait() == 1
     second.stdout.close()
     assert sorted(trace.read_text().split()) == ["build", "lint", "publish", "test"]
+
+
+def test_ci_executor_after_a_reboot(state_dir: str, tmp_path: Path, trace: Path) -> None:
+    """Its sandbox is NOTREADY then: what is done is kept, what was not started is run in the next one."""
+    pipeline = tmp_path / "pipeline.json"
+    pipeline.write_text(json.dumps([{"build": f"echo build >> {trace}"}, {"test": f"echo test >> {trace}"}]))
+    with Engine.open(state_dir) as engine:
+        sandbox = engine.get_or_create_sandbox({"metadata": {"name": "pipeline"}})
+        for name in ("build", "test"):
+            command = ["sh", "-c", f"echo {name} >> {trace}"]
+            config = {"metadata": {"name": name}, "image": {"image": "host"}, "command": command}
+            step = engine.create_container(config, sandbox)
+            if name == "build":
+                step.start()
+                step.wait()
+        sandbox.update(lambda old: replace(old, boot_id="another"))
+    output, _ = run("ci_executor.py", state_dir, pipeline).communicate(timeout=60)
+    assert output.splitlines()[1:] == ["build: Completed (0)", "test: starts, attempt 2", "test: Completed (0)"]
+    assert trace.read_text().split() == ["build", "test"]
 
 
 def read_until(process: "subprocess.Popen[str]", wanted: str) -> None:

@@ -137,6 +137,12 @@ def test_get_or_create_makes_one(engine: Engine) -> None:
     assert engine.list_sandboxes() == [found[0]]
     assert set(found) == {found[0]}
     assert engine.get_or_create_sandbox({"metadata": {**names, "attempt": 1}}, id="next").id == "next"
+    for sandbox in engine.list_sandboxes():
+        if sandbox.metadata.config.metadata.name == names["name"]:
+            sandbox.stop()  # as a reboot does
+    again = engine.get_or_create_sandbox({"metadata": names}, id="after")
+    assert (again.id, again.attempt) == ("after", 2)
+    assert engine.get_or_create_sandbox({"metadata": names}) == again
 
 
 def test_a_sandbox_is_given_in_each_way(engine: Engine, pod: Sandbox) -> None:

@@ -9,6 +9,7 @@ from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS
 from limpet.engine.lifecycle.sandbox import Sandbox, tell_problems
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata
+from limpet.schema.sandbox_status import SandboxStatus
 
 
 class AsyncSandbox:
@@ -61,6 +62,10 @@ class AsyncSandbox:
     async def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> None:
         """See `Sandbox.stop`. It holds no thread while the containers have time to end."""
         tell_problems(self.id, "stopped", await self._try_each(lambda container: container.stop(timeout)))
+
+    async def renew(self, expires_at: int) -> SandboxStatus:
+        """See `Sandbox.renew`."""
+        return await self._workers.quick(lambda: self.sandbox.renew(expires_at), self.id)
 
     async def delete(self) -> bool:
         """See `Sandbox.delete`."""

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from limpet.engine.lifecycle.bundle import Bundle
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
+from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container, require_expiry
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import Status
 
 
@@ -72,6 +75,23 @@ class Sandbox:
 
         problems = _try_each(begin, self.containers())
         return problems + _try_each(lambda container: container.finish_stop(begun[container]), begun)
+
+    def renew(self, expires_at: int) -> SandboxStatus:
+        """Set when it is stopped and removed with its containers, in nanoseconds since the epoch; return the status.
+
+        0 stands for never. Raises InvalidStateError for one that is NOTREADY: it may have expired just now.
+        """
+        require_expiry(expires_at)
+
+        def renew(old: SandboxStatus) -> SandboxStatus:
+            if old.stopped_at:
+                raise InvalidStateError(f"cannot renew sandbox {self.id}: it is NOTREADY ({old.reason}); make another")
+            return replace(old, expires_at=expires_at)
+
+        self._runtime.begin_timetable()
+        status = self._runtime.store.update_sandbox(self.id, renew)
+        self._runtime.note_sandbox(self.id)
+        return status
 
     def delete(self) -> bool:
         """Forget the sandbox and remove its directory; return False if it is gone already.

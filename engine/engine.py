@@ -365,9 +365,9 @@ class Engine:
     def prune(self, *, sandboxes: bool = False) -> Pruned:
         """Remove all containers that have ended, with `sandboxes` those without containers too; say what is gone.
 
-        What cannot be removed stays, and is told with the reason.
+        What waits for its restart stays. What cannot be removed stays, and is told with the reason.
         """
-        ended = self.list(state=ContainerState.EXITED)
+        ended = [one for one in self.list(state=ContainerState.EXITED) if not one.restart_at]
         return self._runtime.step(lambda: prune(ended, self.list_sandboxes() if sandboxes else ()))
 
     def history(self, container_id: str) -> "Sequence[Transition]":

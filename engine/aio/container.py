@@ -79,6 +79,11 @@ class AsyncContainer:
         """See `Container.exit_code`."""
         return self.container.exit_code
 
+    @property
+    def restart_at(self) -> int:
+        """See `Container.restart_at`."""
+        return self.container.restart_at
+
     async def cri_status(self) -> ContainerStatus:
         """See `Container.cri_status`."""
         return await self._workers.quick(self.container.cri_status)

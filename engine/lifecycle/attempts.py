@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.store import Draft, Store
-from limpet.recovery.intents import Place, Step, decide_step, make_intent
+from limpet.recovery.intents import Place, Step, decide_step, make_intent, restart_due_at
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.metadata import Metadata, new_id
 from limpet.schema.restart import RestartKind, next_delay
@@ -40,6 +40,17 @@ def find_place(store: Store, metadata: Metadata) -> Place:
         for steps, found in enumerate(following, start=1)
     ]
     return Place.OUTDATED if all(are_made_by_policy) else Place.FOLLOWED
+
+
+def find_restart(store: Store, metadata: Metadata, status: Status) -> int:
+    """Return when the next attempt is due, in nanoseconds since the epoch; 0 if none is to come.
+
+    Raises StoreDamagedError for a sandbox whose record cannot be read.
+    """
+    due = restart_due_at(metadata, status)
+    if not due or find_attempt(store, metadata, 1) is not None:
+        return 0
+    return 0 if store.sandbox_status(metadata.sandbox_id).stopped_at else due
 
 
 def add_next(runtime: Runtime, metadata: Metadata) -> str | None:

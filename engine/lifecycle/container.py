@@ -10,7 +10,7 @@ from functools import cached_property
 
 from msgspec.structs import replace
 
-from limpet.engine.lifecycle.attempts import cancel_next, delete_attempt, find_follower
+from limpet.engine.lifecycle.attempts import cancel_next, delete_attempt, find_follower, find_restart
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.patience import Patience, require_seconds
@@ -22,6 +22,7 @@ from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import (
+    InvalidInputError,
     InvalidStateError,
     NotFoundError,
     StartError,
@@ -97,6 +98,14 @@ class Container:
     def exit_code(self) -> int | None:
         """Its exit code; None while it has not ended, if nobody saw how it ended, and if its program never ran."""
         return find_exit_code(self.status)
+
+    @property
+    def restart_at(self) -> int:
+        """When its policy makes the next attempt, in nanoseconds since the epoch; 0 if it does not, or has made it."""
+        try:
+            return find_restart(self._runtime.store, self.metadata, self.status)
+        except StoreDamagedError:  # then no policy is followed
+            return 0
 
     def cri_status(self) -> ContainerStatus:
         """Return the status as the CRI writes it, without times that have not come yet."""

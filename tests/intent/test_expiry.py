@@ -32,9 +32,11 @@ def is_gone(engine: Engine, sandbox_id: str) -> bool:
 
 def test_what_expired_is_stopped_and_released(engine: Engine) -> None:
     """Not before its time, with its stop signal, and for the reason Expired; how it ended is kept."""
-    due = soon()
-    container = make(engine, "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.01; done", expires_at=due)
+    container = make(engine, "sh", "-c", "trap 'exit 5' TERM; touch up; while :; do sleep 0.01; done")
     container.start()
+    wait_until(Path(container.metadata.root_dir, "working", "up").exists, "it to be ready")
+    due = soon()
+    container.renew(due)
     status = container.wait(20)
     assert time.time_ns() >= due
     assert status.exit_code == 5
@@ -46,19 +48,21 @@ def test_what_expired_is_stopped_and_released(engine: Engine) -> None:
 @pytest.mark.parametrize("start", [False, True])
 def test_what_does_not_run_is_released_when_it_expires(engine: Engine, start: bool) -> None:
     """Created or ended, it is released; nothing else becomes of it."""
-    container = make(engine, "true", expires_at=soon(), restart="on-failure")
+    container = make(engine, "true", expires_at=time.time_ns() + HOUR, restart="on-failure")
     if start:
         container.start()
         container.wait(20)
     assert not container.status.released
+    container.renew(soon(0.2))
     wait_until(lambda: container.status.released, "it to be released")
     assert container.status.reason == "Expired"
 
 
 def test_an_expired_one_is_not_restarted(engine: Engine) -> None:
     """Its policy would; its time is over."""
-    container = make(engine, "sleep", "1000", expires_at=soon(), restart="always")
+    container = make(engine, "sleep", "1000", restart="always")
     container.start()
+    container.renew(soon(0.2))
     wait_until(lambda: container.status.released, "it to be released")
     settle(engine)
     assert len(engine.list()) == 1
@@ -67,8 +71,9 @@ def test_an_expired_one_is_not_restarted(engine: Engine) -> None:
 def test_a_renewal_puts_it_off_and_is_durable(state_dir: str) -> None:
     """Renewed before its time it runs on, also in the next engine; 0 is for ever; an earlier time holds, too."""
     with Engine.open(state_dir) as engine:
-        container = make(engine, "sleep", "1000", expires_at=soon())
+        container = make(engine, "sleep", "1000")
         container.start()
+        container.renew(soon())
         later = time.time_ns() + HOUR
         assert container.renew(later).expires_at == later
         settle(engine, 1.0)
@@ -119,7 +124,7 @@ def test_what_is_no_time_is_refused(engine: Engine, value: object) -> None:
 def test_an_expired_sandbox_goes_with_its_containers(state_dir: str) -> None:
     """NOTREADY first, then its containers are stopped, released and deleted, then itself; others are left alone."""
     with Engine.open(state_dir) as engine:
-        engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", expires_at=soon(1.0))
+        sandbox = engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", expires_at=time.time_ns() + HOUR)
         engine.create_sandbox({"metadata": {"name": "other"}}, id="other")
         running = make(engine, "sleep", "1000", restart="always")
         running.start()
@@ -128,6 +133,7 @@ def test_an_expired_sandbox_goes_with_its_containers(state_dir: str) -> None:
         outside = engine.create_container(config, "other")
         outside.start()
         pid = running.status.pid
+        sandbox.renew(soon(0.2))
         wait_until(lambda: is_gone(engine, "pod"), "the sandbox to be removed")
         assert not is_running(pid)
         assert [one.id for one in engine.list()] == [outside.id]
@@ -139,9 +145,9 @@ def test_a_sandbox_that_expired_while_nobody_was_there_goes_at_the_next_opening(
     """Renewed it stays; not renewed it is gone soon after the opening."""
     with Engine.open(state_dir) as engine:
         for name in ("pod", "kept"):
-            engine.create_sandbox({"metadata": {"name": name}}, id=name, expires_at=soon(0.4))
-        engine.get_sandbox("kept").renew(time.time_ns() + HOUR)
+            engine.create_sandbox({"metadata": {"name": name}}, id=name, expires_at=time.time_ns() + HOUR)
         make(engine, "sleep", "1000").start()
+        engine.get_sandbox("pod").renew(soon(0.4))
     time.sleep(0.5)
     with Engine.open(state_dir) as engine:
         wait_until(lambda: is_gone(engine, "pod"), "the sandbox to be removed")
@@ -151,9 +157,11 @@ def test_a_sandbox_that_expired_while_nobody_was_there_goes_at_the_next_opening(
 
 def test_a_sandbox_that_is_over_is_not_renewed(engine: Engine) -> None:
     """The caller learns that it is too late."""
-    sandbox = engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", expires_at=soon(0.2))
-    container = make(engine, "sh", "-c", "trap '' TERM; while :; do sleep 0.01; done")
+    sandbox = engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod")
+    container = make(engine, "sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done")
     container.start()
+    wait_until(Path(container.metadata.root_dir, "working", "up").exists, "it to be ready")
+    sandbox.renew(soon(0.2))
     wait_until(lambda: container.status.stop_requested_at, "it to be stopped")
     with pytest.raises(errors.InvalidStateError, match="Expired"):
         sandbox.renew(time.time_ns() + HOUR)
@@ -196,8 +204,10 @@ def test_a_clock_that_is_set_forward_ends_nothing_early(engine: Engine, monkeypa
 def test_a_clock_that_is_set_back_keeps_nothing_for_ever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that has passed decides, and what a wall clock behind it puts off is bounded."""
     monkeypatch.setattr("limpet.engine.lifecycle.deadline.SET_BACK_NS", SECOND // 2)
-    container = make(engine, "sleep", "1000", expires_at=soon())
+    container = make(engine, "sleep", "1000")
     container.start()
+    container.renew(soon())
+    settle(engine, 0.1)  # it is seen by the clock that is right
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() - 24 * HOUR)
     wait_until(lambda: container.status.released, "it to be released")

@@ -119,6 +119,17 @@ def test_a_stop_cancels_a_restart_that_waits(state_dir: str) -> None:
         assert max(attempts(engine)) == 3
 
 
+def test_what_waits_for_its_restart_says_when_and_is_not_pruned(engine: Engine) -> None:
+    """Pruning what has ended takes nothing that goes on; once it is stopped it does."""
+    make(engine, "sh", "-c", "exit 1").start()
+    waiting = wait_for_attempt(engine, 4, ContainerState.EXITED)  # 1.6 s to the next
+    assert waiting.restart_at == waiting.status.finished_at + 16 * 10**8
+    assert waiting.id not in engine.prune().containers
+    waiting.stop()
+    assert waiting.restart_at == 0
+    assert waiting.id in engine.prune().containers
+
+
 def test_a_stop_of_an_attempt_that_was_restarted_stops_the_next(engine: Engine) -> None:
     """Whoever holds the older attempt stops what runs under its name now."""
     first = make(engine, "sh", "-c", "[ -e ../../../ran ] && exec sleep 1000; touch ../../../ran; exit 1")

@@ -297,13 +297,10 @@ class ProcessStarter:
             is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
             return Witnessed(Process.ALIVE) if is_alive else None
         answer = self._ask_about(container_id, identity)
-        if answer is None:
+        if answer is None or ("end" not in answer and not self._is_vouched_for(answer)):
             return None
         if "end" not in answer:
-            if not self._is_vouched_for(answer):
-                return None
-            is_paused = self.is_frozen(container_id, identity)
-            return Witnessed(Process.PAUSED if is_paused else Process.ALIVE)
+            return Witnessed(Process.PAUSED if self.is_frozen(container_id, identity) else Process.ALIVE)
         found = self._to_exit(container_id, answer)
         if found.never_ran:
             return Witnessed(Process.NEVER_RAN, finished_at=found.finished_at, detail=found.never_ran)

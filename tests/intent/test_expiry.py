@@ -223,3 +223,16 @@ def test_a_restarts_delay_is_not_lengthened_by_a_clock_that_is_set_back(
     container.wait(20)
     monkeypatch.setattr(time, "time_ns", lambda: real() - 24 * HOUR)
     wait_until(lambda: len(engine.list()) > 1, "the restart")
+
+
+def test_what_was_started_just_now_is_not_released_under_its_feet(engine: Engine) -> None:
+    """Looked at before its start, and released after it: that is not done; nor is anything to what was renewed."""
+    container = make(engine, "sleep", "1000")
+    due = time.time_ns() + HOUR
+    container.renew(due)
+    container.start()
+    container.release_expired(due)
+    assert (container.state, container.status.released) == (ContainerState.RUNNING, False)
+    container.renew(due + 1)
+    container.expire(due)
+    assert not container.status.stop_requested_at

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Container, Engine, Sandbox, errors
+from limpet.engine.lifecycle.attempts import add_next
 from limpet.schema import ContainerState
 from limpet.schema.sandbox_status import SandboxReason, stop_sandbox
 from limpet.testing import FakeStarter
@@ -210,3 +211,23 @@ def test_restarts_work_with_any_starter(state_dir: str) -> None:
         fake.end(second.id, 7)
         wait_for_attempt(engine, 2)
         assert isinstance(engine.get_sandbox("pod"), Sandbox)
+
+
+def test_the_next_attempt_is_added_once_and_only_while_it_is_wanted(engine: Engine) -> None:
+    """Two who decide the same at once add one attempt; a stop in between has none added."""
+    container = make(engine, "sh", "-c", "exit 1", restart="on-failure:1")
+    engine._runtime.timetable.close()  # nobody else adds any
+    container.start()
+    container.wait(20)
+    first = add_next(engine._runtime, container.metadata)
+    assert first is not None
+    assert add_next(engine._runtime, container.metadata) is None
+    engine.get(first).stop()
+    with pytest.raises(errors.InvalidStateError, match="stopped before it was started"):
+        engine.get(first).create()
+        engine.get(first).start()
+    other = make(engine, "sh", "-c", "exit 1", name="other")
+    other.start()
+    other.wait(20)
+    other.stop()
+    assert add_next(engine._runtime, other.metadata) is None

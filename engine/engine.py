@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
+from limpet.engine.control import ControlServer
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container, require_expiry
 from limpet.engine.lifecycle.follow_ups import FollowUps
@@ -36,7 +37,7 @@ from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote_path
+from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
@@ -58,8 +59,11 @@ class Engine:
     recovery: Report
     """What the last recovery pass found."""
 
-    def __init__(self, store: Store, images: ImageStore, starter: Starter, look_timeout: float) -> None:
+    def __init__(
+        self, store: Store, images: ImageStore, starter: Starter, look_timeout: float, control: ControlServer
+    ) -> None:
         self.store = store
+        self._control = control
         self._containers_dir = store.directory.join(CONTAINERS)
         self._sandboxes_dir = store.directory.join(SANDBOXES)
         self._look_timeout = look_timeout
@@ -153,13 +157,22 @@ class Engine:
                 images = DirectoryImageStore(store.directory.join(IMAGES))
                 images.register_builtin(HOST_IMAGE)
             starter.open(store.directory.path)
-            engine = cls(store, images, starter, look_timeout)
+            control = ControlServer.listen(store.directory.path)
         except BaseException:
             store.close()
             starter.close()
             raise
         try:
+            engine = cls(store, images, starter, look_timeout, control)
+        except BaseException:
+            control.leave()
+            control.close()
+            store.close()
+            starter.close()
+            raise
+        try:
             engine._recover()  # a class method of its own class
+            control.serve(engine)
         except BaseException:
             engine.close()
             raise
@@ -179,6 +192,11 @@ class Engine:
         """The images that containers are made from."""
         return self._runtime.images
 
+    @property
+    def starter(self) -> Starter:
+        """What starts its containers."""
+        return self._runtime.starter
+
     def close(self) -> None:
         """Stop watching and close the store; the containers run on. Who waits gets ClosedError. May be repeated."""
         if os.getpid() == self._pid:
@@ -187,9 +205,11 @@ class Engine:
     def _close(self) -> None:
         with self._closing:  # a second caller waits until the first is done
             if not self._is_closed:
+                self._control.leave()
                 self._runtime.close()
                 self.store.close()
                 self._runtime.ring_all()
+                self._control.close()
                 self._is_closed = True
 
     def create_sandbox(
@@ -197,17 +217,38 @@ class Engine:
         config: PodSandboxConfig | bytes | str | Mapping[str, Any],
         *,
         id: str | None = None,
+        runtime_handler: str = "",
+        namespaces: Mapping[str, str] | None = None,
+        addresses: Iterable[str] = (),
+        extra: Mapping[str, Any] | None = None,
         expires_at: int = 0,
     ) -> Sandbox:
-        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. Raises InvalidInputError.
+        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. It is then READY.
 
-        At `expires_at`, nanoseconds since the epoch, it is stopped and removed with its containers.
+        `namespaces` are the paths of those that you have made for it, by type, and `addresses` its IP addresses, the
+        primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them. At
+        `expires_at`, nanoseconds since the epoch, it is stopped and removed with its containers.
+
+        Raises InvalidInputError, AlreadyExistsError if its id is taken, or its name, namespace, uid and attempt.
         """
-        return self._runtime.step(lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, expires_at))
-
-    def _create_sandbox(self, config: PodSandboxConfig, id: str | None, expires_at: int = 0) -> Sandbox:
+        if isinstance(addresses, str):
+            raise InvalidInputError(f"addresses {quote(addresses)}: give a list of them")
         require_expiry(expires_at)
-        if expires_at:
+        status = SandboxStatus(
+            namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {}, expires_at=expires_at
+        )
+        return self._runtime.step(
+            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status)
+        )
+
+    def _create_sandbox(
+        self,
+        config: PodSandboxConfig,
+        id: str | None,
+        runtime_handler: str = "",
+        status: SandboxStatus = SandboxStatus(),  # noqa: B008  # frozen
+    ) -> Sandbox:
+        if status.expires_at:
             self._runtime.begin_timetable()
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
@@ -216,14 +257,18 @@ class Engine:
             config=config,
             created_at=max(time.time_ns(), 1),
             root_dir=self._runtime.sandbox_path(key),
+            runtime_handler=runtime_handler,
         )
         choose_log_path(config.log_directory or "/", "check")
         with self._runtime.exclusive(key):
-            # which refuses an id that can be none
-            self.store.add_sandbox(metadata, SandboxStatus(expires_at=expires_at))
+            self.store.add_sandbox(metadata, status)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
-            sandbox.bundle.make()
-        if expires_at:
+            try:
+                sandbox.bundle.make()
+            except BaseException:
+                self.store.delete_sandbox(key)
+                raise
+        if status.expires_at:
             self._runtime.note_sandbox(key)
         return sandbox
 
@@ -384,8 +429,7 @@ class Engine:
 
     def recover(self) -> Report:
         """Look at every container that has not ended, now, and return the report; may be called at any time."""
-        with system_errors_told(f"recovery in {quote_path(self.store.directory.path)}"):
-            return self._runtime.step(self._recover)
+        return self._runtime.step(self._recover)
 
     def _recover(self) -> Report:
         orphans = judge_orphans(
@@ -450,8 +494,11 @@ class Engine:
         except ResourcesError:
             pidfd = -1  # looked at again and again, then
         self._runtime.watcher.watch(container_id, identity, pidfd)
+        container = Container(self._runtime, container_id)
         if verdict.status.stop_requested_at:
-            Container(self._runtime, container_id).resume_stop(verdict.status, identity)
+            container.resume_stop(verdict.status, identity)
+        elif container.is_in_stopped_sandbox():
+            container.begin_stop()  # it came in, or was found alive, after its sandbox was stopped
 
     def _remove_bundle(self, container_id: str, _: Verdict) -> None:
         with self._runtime.exclusive(container_id), suppress(NotFoundError):

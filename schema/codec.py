@@ -397,8 +397,8 @@ def sandbox_status_to_row(node: str, sandbox_id: str, seq: int, status: SandboxS
             status.reason,
             status.message,
             status.boot_id,
-            _json_or_none(_namespaces, dict(status.namespaces)),
-            _json_or_none(_addresses, list(status.addresses)),
+            _json_or_none("namespaces", _namespaces, dict(status.namespaces)),
+            _json_or_none("addresses", _addresses, list(status.addresses)),
             extra_to_text(f"sandbox {sandbox_id}", status.extra) if status.extra else None,
             status.expires_at,
         )
@@ -452,11 +452,16 @@ def row_to_item(node: str, row: ItemRow) -> Item:
     return Item(kind=row.kind, key=row.key, version=row.version, updated_at=row.updated_at, value=value)
 
 
-def _json_or_none(decoder: msgspec.json.Decoder[Any], value: Mapping[str, str] | Sequence[str]) -> str | None:
+def _json_or_none(
+    name: str, decoder: msgspec.json.Decoder[Any], value: Mapping[str, str] | Sequence[str]
+) -> str | None:
     if not value:
         return None
     text = _encode(value)
-    decoder.decode(text)  # what is written can be read
+    try:
+        decoder.decode(text)  # what is written can be read
+    except msgspec.ValidationError as error:
+        raise InvalidInputError(f"{name}: {error}") from error
     return text.decode()
 
 

@@ -88,6 +88,14 @@ class ClosedError(LimpetError):
     """The engine or store was closed, or this process is a fork of the one that opened it."""
 
 
+class EngineGoneError(LimpetError):
+    """A live engine ended before it said whether it did what a command asked; with `may_live` it only fell silent."""
+
+    def __init__(self, message: str, *, may_live: bool = False) -> None:
+        super().__init__(message)
+        self.may_live = may_live
+
+
 class StateDirectoryError(LimpetError):
     """The state directory cannot be used: not a directory, not ours, not private, not writable."""
 

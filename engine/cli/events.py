@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from limpet.engine.cli.documents import status_document
-from limpet.engine.cli.options import Place, no_trunc_option, output_option, place_option
+from limpet.engine.cli.options import Place, no_trunc_option, output_option, parse_labels, place_option
 from limpet.engine.cli.output import (
     SCHEMA_VERSION,
     Cell,
@@ -21,7 +21,6 @@ from limpet.engine.cli.output import (
     short_id,
     state_cell,
 )
-from limpet.engine.cli.ps import parse_labels
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.store import Watch
 from limpet.schema.any_text import encode_any
@@ -175,7 +174,7 @@ def _make_row(event: Event, *, no_trunc: bool) -> list[str | Cell]:
         str(event.revision),
         (rfc3339(event.at) or "")[:23] + "Z",  # to the millisecond
         event.kind.value,
-        short_id(event.id, no_trunc=no_trunc or event.kind in OF_ITEMS),
+        event.id if no_trunc or event.kind in OF_ITEMS else short_id(event.id),
         event.name,
         "" if event.state is None else state_cell(event.state.name),
         Cell(reason, "red" if ended and event.exit_code else ""),

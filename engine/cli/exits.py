@@ -20,6 +20,7 @@ from limpet.schema.errors import (
 FAILED = 1
 DAMAGED = 6
 UNRESOLVED = 7
+RUN_FAILED = 125
 INTERRUPTED = 130
 
 EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
@@ -38,7 +39,8 @@ EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
         "the store is damaged, was replaced, or is of a newer version",
         (StoreDamagedError, StoreTooNewError, StoreReplacedError, StoreFencedError),
     ),
-    (UNRESOLVED, "recover or check left something unresolved", ()),
+    (UNRESOLVED, "recover, check or prune left something unresolved", ()),
+    (RUN_FAILED, "run, while it waits: limpet failed; any other status is the program's", ()),
     (INTERRUPTED, "interrupted by Ctrl-C", (KeyboardInterrupt, click.Abort)),
 )
 

@@ -8,6 +8,7 @@ the same process is alive now. Otherwise it is Unknown: only an engine can find 
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import NamedTuple, Self
 from weakref import WeakSet
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_plausible_files
 from limpet.engine.inspection.feed import SnapshotFeed
-from limpet.engine.reconcile import examine_all
+from limpet.engine.reconcile import examine_all, judge_sandboxes
 from limpet.engine.starters import make_host_probe
 from limpet.engine.state.directory import check_directory, require_ours
 from limpet.engine.state.entries import require_entries, resolve_directory
@@ -37,13 +38,23 @@ from limpet.engine.store import (
     resolve,
 )
 from limpet.recovery.evidence import Boot, Observation
+from limpet.recovery.host import read_boot_id
 from limpet.recovery.intents import restart_due_at
 from limpet.recovery.rules import Ruling, Verdict
-from limpet.schema.codec import read_labels, row_is_sound, row_state, row_to_sandbox, row_to_status
+from limpet.recovery.sandbox_rules import SandboxVerdict
+from limpet.schema.codec import (
+    read_labels,
+    row_is_sound,
+    row_state,
+    row_to_sandbox,
+    row_to_sandbox_status,
+    row_to_status,
+)
 from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote_path
 from limpet.schema.history import Transition
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.rows import NameRow, SandboxRow, StatusRow
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
 _READ_AGAIN_SECONDS = 0.05
@@ -72,6 +83,18 @@ class View(NamedTuple):
     """When its restart policy makes the next attempt, in nanoseconds since the epoch; 0 if it does not."""
 
 
+class SandboxView(NamedTuple):
+    """One sandbox: its record, and its actual status."""
+
+    metadata: SandboxMetadata
+    checkpoint: SandboxStatus | None
+    """The status on disk; None if it is damaged."""
+    status: SandboxStatus | None
+    """What a recovery pass would make of it now: the same, unless another boot has begun."""
+    verdict: SandboxVerdict | None
+    damage: str = ""
+
+
 class Snapshot:
     """The records at the time of opening; each container is observed when it is requested."""
 
@@ -85,9 +108,10 @@ class Snapshot:
         self._probe = make_host_probe(os.path.join(path, CONTAINERS))
         self._original = find_original(path, node)
         self._watches: WeakSet[Watch] = WeakSet()
-        self.revision, sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
+        self.revision, sandboxes, names, rows, sandbox_statuses = source.ask(lambda reader: reader.load_instant())
         """The revision is that of the newest event at the time of opening, 0 if there was none yet."""
         self._sandboxes = {row.id: row for row in sandboxes}
+        self._sandbox_statuses = {row.id: row for row in sandbox_statuses}
         self._names = {row.id: row for row in names}
         self._rows = {row.id: row for row in rows}
         self._ids = sorted(self._rows.keys() | self._names.keys())
@@ -131,6 +155,16 @@ class Snapshot:
     def ids(self) -> "Sequence[str]":
         """The id of every container."""
         return self._ids
+
+    @property
+    def names(self) -> "Sequence[str]":
+        """The name of every container; several may have the same."""
+        return [row.name for row in self._names.values()]
+
+    @property
+    def sandbox_names(self) -> "Sequence[str]":
+        """The name of every sandbox; several may have the same."""
+        return [row.name for row in self._sandboxes.values()]
 
     @property
     def sandbox_ids(self) -> "Collection[str]":
@@ -193,6 +227,41 @@ class Snapshot:
         Raises NotFoundError, AmbiguousError if several are meant, StoreDamagedError.
         """
         return row_to_sandbox(self.node, self._sandboxes[self.resolve_sandbox(sandbox_id)])
+
+    def view_sandbox(self, sandbox_id: str) -> SandboxView:
+        """Return the sandbox that `sandbox` does, and its status. Raises what that does."""
+        metadata = self.sandbox(sandbox_id)
+        try:
+            status = self._sandbox_status(metadata.id)
+        except StoreDamagedError as error:
+            return SandboxView(metadata, None, None, None, str(error))
+        verdict = self.judge_sandboxes({metadata.id: status})[metadata.id]
+        return SandboxView(metadata, status, verdict.status, verdict)
+
+    def sandbox_statuses(self) -> Mapping[str, SandboxStatus]:
+        """Return the status on disk of each sandbox whose record can be read."""
+        found = {}
+        for key in self._sandboxes:
+            with suppress(StoreDamagedError):
+                self.sandbox(key)
+                found[key] = self._sandbox_status(key)
+        return found
+
+    def judge_sandboxes(self, statuses: Mapping[str, SandboxStatus]) -> Mapping[str, SandboxVerdict]:
+        """Return what a recovery pass would decide now, given the status of each sandbox on disk."""
+        return judge_sandboxes(
+            statuses,
+            lambda: [each.record for each in self.checkpoints()],
+            boot_id=read_boot_id(),
+            now=time.time_ns(),
+            is_copied=bool(self._original),
+        )
+
+    def _sandbox_status(self, sandbox_id: str) -> SandboxStatus:
+        row = self._sandbox_statuses.get(sandbox_id)
+        if row is None:
+            raise StoreDamagedError(f"sandbox {sandbox_id}: its status is missing; restore a backup")
+        return row_to_sandbox_status(self.node, row)
 
     def metadata(self, container_id: str) -> Metadata:
         """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -351,7 +420,7 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
     path = resolve_directory(state_dir)
     if not os.path.lexists(path):
         raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
-    check_directory(path)
+    check_directory(path, is_read=True)
     try:
         require_ours(path)
         _require_plausible(path)

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace as replace_field
 from functools import cached_property
 
@@ -24,6 +24,7 @@ from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
+    LimpetError,
     NotFoundError,
     StartError,
     StoreDamagedError,
@@ -34,6 +35,7 @@ from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
 from limpet.schema.restart import RestartKind
+from limpet.schema.sandbox_status import SandboxState
 from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
@@ -127,9 +129,9 @@ class Container:
         """Start the program; RUNNING and durable when this returns.
 
         `secret_env` are variables for this start, over all others: they are written to no file, and shown in no error.
-        Raises InvalidStateError for anything but CREATED, or if it was stopped before; StartError if the program cannot
-        be executed: the container is EXITED then, with code 128 and reason StartError. Raises InvalidInputError for
-        variables that no environment can hold.
+        Raises InvalidStateError for anything but CREATED, if it was stopped before, and in a sandbox that is NOTREADY;
+        StartError if the program cannot be executed: the container is EXITED then, with code 128 and reason StartError;
+        InvalidInputError for variables that no environment can hold.
         """
         secrets = require_secrets(secret_env or {})
         return self._runtime.step(lambda: self._start(secrets))
@@ -147,14 +149,17 @@ class Container:
         """
         return self.finish_stop(self.begin_stop(timeout))
 
-    def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
-        """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status."""
+    def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS, *, is_written: bool = False) -> Status:
+        """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status.
+
+        With `is_written` the first of that was done just now, as by `request_stop`.
+        """
         require_seconds(timeout)
         if self._runtime.store.is_damaged(self.id):
             return self._runtime.step(self._end_damaged)
         if self.status.unknown:
             self._runtime.step(lambda: self._runtime.reexamine(self.id))
-        status = self._runtime.step(lambda: self._begin_stop(timeout))
+        status = self._runtime.step(lambda: self._begin_stop(timeout, is_written=is_written))
         for follower in self.find_followers():
             follower.begin_stop(timeout)
         return status
@@ -215,6 +220,13 @@ class Container:
         require_expiry(expires_at)
         return self._runtime.step(lambda: self._renew(expires_at))
 
+    def is_in_stopped_sandbox(self) -> bool:
+        """Say whether its sandbox is NOTREADY; not if that, or which one it is, cannot be read."""
+        try:
+            return self._runtime.store.sandbox_status(self.metadata.sandbox_id).state is SandboxState.NOTREADY
+        except (NotFoundError, StoreDamagedError):
+            return False
+
     def wait(self, timeout: float | None = None) -> Status:
         """Wait until the container has ended, and return its status.
 
@@ -243,6 +255,13 @@ class Container:
             raise WaitTimeoutError(f"container {self.id}: it has not ended after {timeout:g} s")
         return self.status
 
+    def notify(self, ring: Callable[[], object]) -> AbstractContextManager[None]:
+        """Have `ring` called after each change of it, and when the engine is closed, while the block runs.
+
+        By any thread, which must not be kept waiting; `wait(0)` then says whether it has ended.
+        """
+        return self._runtime.bell(self.id, ring)
+
     def read_log(self) -> Iterator[Entry]:
         """Yield what its program has written, oldest first; `release` has all of it reach the log.
 
@@ -268,7 +287,7 @@ class Container:
         def request(old: Status) -> Status:
             if old.expires_at != expires_at:
                 return old
-            stopping = _request_stop(old, DEFAULT_STOP_TIMEOUT_SECONDS)
+            stopping = request_stop(old, DEFAULT_STOP_TIMEOUT_SECONDS)
             return replace(stopping, reason=Reason.EXPIRED, message="its time was over; it was asked to stop")
 
         with self._runtime.exclusive(self.id):
@@ -389,12 +408,15 @@ class Container:
                     f"it was made for the starter {self.metadata.starter!r}, this engine has"
                     f" {self._runtime.starter.name!r}; open one with that",
                 )
+            if self.is_in_stopped_sandbox():
+                raise self._refuse("start", f"its sandbox {self.metadata.sandbox_id} is NOTREADY; make another")
             try:
                 return self._prepare_and_go(secrets)
             except StartError as error:
                 message = str(error)
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))
-                self._runtime.starter.forget_exits([self.id])
+                with suppress(LimpetError):  # the keeper keeps it for longer, then
+                    self._runtime.starter.forget_exits([self.id])
                 self._note_restart()
                 raise StartError(f"container {self.id}: {message}") from error
 
@@ -405,7 +427,8 @@ class Container:
         prepared = starter.prepare(replace_field(launch, secret_env=secrets))
         try:
             # Written before it may run: a kill until here closes the gate, and nothing has run.
-            self._update(
+            self._runtime.store.update(
+                self.id,
                 lambda old: replace(
                     old,
                     pid=prepared.identity.pid,
@@ -414,13 +437,20 @@ class Container:
                     resources=prepared.resources,
                     reason="",
                     message="",
-                )
+                ),
+                ready_sandbox=launch.metadata.sandbox_id,  # which may have been stopped just now
             )
         except BaseException:
             starter.abort(prepared)
             raise
-        starter.go(prepared)
         self._note_restart()
+        try:
+            starter.go(prepared)
+        except StartError:
+            raise
+        except BaseException:  # what became of it is not known: its end will be seen, and how it was is asked then
+            self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
+            raise
         self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
         return self.status
 
@@ -429,7 +459,7 @@ class Container:
         if self.metadata.restart_policy != RestartKind.NO:
             self._runtime.note_container(self.id)
 
-    def _begin_stop(self, timeout: float) -> Status:
+    def _begin_stop(self, timeout: float, *, is_written: bool) -> Status:
         """Write down that it is to stop and until when, then signal; whoever comes next finishes it."""
         with self._runtime.exclusive(self.id):
             status = self.status
@@ -437,8 +467,9 @@ class Container:
                 return self._stop_unknown(status)
             if status.state is not ContainerState.RUNNING or status.identity is None:
                 return self._cancel_restart(status)
-            is_first = not status.stop_requested_at
-            status = self._update(lambda old: _request_stop(old, timeout))
+            is_first = is_written or not status.stop_requested_at
+            if not is_written:
+                status = self._update(lambda old: request_stop(old, timeout))
             assert status.identity is not None
             # By the monotonic clock where this step sets the time; the earlier one of a former engine tells the wall's.
             left = timeout if is_first else max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
@@ -654,7 +685,7 @@ class Container:
         return InvalidStateError(f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}")
 
 
-def _request_stop(status: Status, timeout: float) -> Status:
+def request_stop(status: Status, timeout: float) -> Status:
     """Return the status with a stop requested: the first request's time stands, and the earliest deadline."""
     now = _now()
     deadline = min(now + int(timeout * 1e9), _LATEST)

@@ -1,4 +1,4 @@
-"""A container's status in the words of the CRI (runtime/v1 ContainerStatus)."""
+"""The status of containers and sandboxes in the words of the CRI (runtime/v1 ContainerStatus, PodSandboxStatus)."""
 
 import os
 
@@ -14,10 +14,18 @@ from limpet.schema.cri import (
     ImageSpec,
     LinuxContainerSecurityContext,
     LinuxContainerUser,
+    LinuxPodSandboxStatus,
+    Namespace,
+    NamespaceOption,
+    PodIP,
+    PodSandboxNetworkStatus,
+    PodSandboxStateName,
+    PodSandboxStatus,
 )
 from limpet.schema.layout import CONFIG_FILE
-from limpet.schema.metadata import Metadata
+from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.runtime_spec import User
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status
 
 _CONFIG_BYTES = 64 << 20
@@ -78,6 +86,26 @@ def to_cri_status(
         image_id=metadata.image_manifest.digest or str(metadata.image_manifest.name),
         user=_find_user(metadata) if user.uid is None else _to_cri_user(user),
         stop_signal=to_cri_signal(metadata.stop_signal),
+    )
+
+
+def to_cri_sandbox_status(metadata: SandboxMetadata, status: SandboxStatus) -> PodSandboxStatus:
+    """Return what a CRI runtime answers of a sandbox. Namespaces are told as its config asks for them."""
+    config = metadata.config
+    context = config.linux and config.linux.security_context
+    first, *others = status.addresses or ("",)
+    return PodSandboxStatus(
+        id=metadata.id,
+        metadata=config.metadata,
+        state=PodSandboxStateName[status.state.name],
+        created_at=metadata.created_at,
+        network=PodSandboxNetworkStatus(ip=first, additional_ips=tuple(PodIP(ip=each) for each in others)),
+        linux=LinuxPodSandboxStatus(
+            namespaces=Namespace(options=(context and context.namespace_options) or NamespaceOption())
+        ),
+        labels=config.labels,
+        annotations=config.annotations,
+        runtime_handler=metadata.runtime_handler,
     )
 
 

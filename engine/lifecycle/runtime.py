@@ -19,6 +19,7 @@ from limpet.engine.lifecycle.steps import run_whole
 from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
+from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.store import Store
 from limpet.schema.errors import InvalidStateError, quote_path
 from limpet.schema.file_name import file_name
@@ -93,8 +94,12 @@ class Runtime:
                 self._holding.depth -= 1
 
     def step(self, step: Callable[[], _T]) -> _T:
-        """Run a step of a container or sandbox whole (`run_whole`); within `exclusive`, on the thread that holds it."""
-        return step() if getattr(self._holding, "depth", 0) else run_whole(step)
+        """Run a step of a container or sandbox whole (`run_whole`); within `exclusive`, on the thread that holds it.
+
+        Whatever the system refuses on the way is raised as a LimpetError.
+        """
+        with system_errors_told(f"state directory {quote_path(self.store.directory.path)}"):
+            return step() if getattr(self._holding, "depth", 0) else run_whole(step)
 
     def wait_for_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `is_done()`, which is asked whenever the container has changed; say whether it is.
@@ -103,7 +108,7 @@ class Runtime:
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         queue: SimpleQueue[None] = SimpleQueue()
-        with self._bell(container_id, partial(queue.put, None)):
+        with self.bell(container_id, partial(queue.put, None)):
             while not is_done():
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -122,7 +127,7 @@ class Runtime:
             with suppress(RuntimeError):  # a loop that is closed has nobody left to tell
                 loop.call_soon_threadsafe(changed.set)
 
-        with self._bell(container_id, ring), suppress(TimeoutError):
+        with self.bell(container_id, ring), suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while not is_done():
                     await changed.wait()
@@ -130,7 +135,7 @@ class Runtime:
         return is_done()
 
     @contextmanager
-    def _bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
+    def bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
         """Have `ring` called at each change of a container while the block runs."""
         with self._guard:
             self._bells.setdefault(container_id, []).append(ring)

@@ -1,16 +1,28 @@
 """A sandbox: what its containers share. Its record is as durable as theirs."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.bundle import Bundle
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container, require_expiry
+from limpet.engine.lifecycle.container import (
+    DEFAULT_STOP_TIMEOUT_SECONDS,
+    Container,
+    request_stop,
+    require_expiry,
+)
+from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status
+from limpet.engine.lifecycle.patience import require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.store import Draft
+from limpet.schema.cri import PodSandboxStatus
 from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata
-from limpet.schema.sandbox_status import SandboxStatus
-from limpet.schema.status import Status
+from limpet.schema.sandbox_status import SandboxReason, SandboxState, SandboxStatus, stop_sandbox
+from limpet.schema.status import ContainerState, Status
 
 
 class Sandbox:
@@ -43,6 +55,45 @@ class Sandbox:
         return self.metadata.name
 
     @property
+    def attempt(self) -> int:
+        """Which attempt of its name it is, from its config."""
+        return self.metadata.config.metadata.attempt
+
+    @property
+    def created_at(self) -> int:
+        """When it was made, in nanoseconds since the epoch."""
+        return self.metadata.created_at
+
+    @property
+    def runtime_handler(self) -> str:
+        """The CRI's runtime handler; empty for the default."""
+        return self.metadata.runtime_handler
+
+    @property
+    def status(self) -> SandboxStatus:
+        """The status now, as a value that does not change. Raises NotFoundError once it is deleted."""
+        return self._runtime.store.sandbox_status(self.id)
+
+    @property
+    def state(self) -> SandboxState:
+        """READY, or NOTREADY once it is stopped, or another boot has begun."""
+        return self.status.state
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """What the runtime keeps of its own; `update` changes it."""
+        return self.status.extra
+
+    @property
+    def version(self) -> int:
+        """The version of its status, for `update(..., expect=version)`. Raises as `status` does."""
+        return self._runtime.store.sandbox_version(self.id)
+
+    def cri_status(self) -> PodSandboxStatus:
+        """Return the status as the CRI writes it."""
+        return to_cri_sandbox_status(self.metadata, self.status)
+
+    @property
     def labels(self) -> Mapping[str, str]:
         """Its labels, from its config."""
         return self.metadata.config.labels
@@ -60,20 +111,35 @@ class Sandbox:
             return []  # the id of a sandbox that is gone would mean all whose ids begin with it
         return [Container(self._runtime, record.id) for record in records]
 
-    def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> None:
-        """Stop all its containers side by side, each as `Container.stop` does.
+    def update(self, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None) -> SandboxStatus:
+        """Replace its status by `fn` of it, durably, and return the new one: see `Store.update_sandbox`.
 
-        One that cannot be stopped keeps no other from it. Raises InvalidStateError afterwards, naming each that failed.
+        For its namespaces, addresses and extra, and what they are decided from. One that is NOTREADY stays so; `stop`
+        makes it so, and stops its containers. Raises VersionConflictError if its version is not the expected one.
+        """
+        return self._runtime.store.update_sandbox(self.id, fn, expect=expect)
+
+    def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> None:
+        """Make it NOTREADY, and stop all its containers side by side, each as `Container.stop` does. May be repeated.
+
+        That is written first, at once for all: nothing new comes in or starts from then on, and the next engine
+        finishes what a kill cuts short. One that cannot be stopped keeps no other from it. Raises InvalidStateError
+        afterwards, naming each that failed.
         """
         tell_problems(self.id, "stopped", self._stop(timeout))
 
     def _stop(self, timeout: float) -> list[LimpetError]:
         begun: dict[Container, Status] = {}
 
-        def begin(container: Container) -> None:
-            begun[container] = container.begin_stop(timeout)
+        def begin_all() -> list[LimpetError]:
+            asked = self._write_stop(timeout)
 
-        problems = _try_each(begin, self.containers())
+            def begin(container: Container) -> None:
+                begun[container] = container.begin_stop(timeout, is_written=container.id in asked)
+
+            return _try_each(begin, self.containers())
+
+        problems = self._runtime.step(begin_all)
         return problems + _try_each(lambda container: container.finish_stop(begun[container]), begun)
 
     def renew(self, expires_at: int) -> SandboxStatus:
@@ -93,6 +159,19 @@ class Sandbox:
         self._runtime.note_sandbox(self.id)
         return status
 
+    def _write_stop(self, timeout: float) -> set[str]:
+        """Write down that it is NOTREADY and that what runs in it is to stop; return what had not been asked before."""
+        require_seconds(timeout)
+        asked: set[str] = set()
+        with self._runtime.store.transaction() as draft, suppress(NotFoundError):
+            _make_not_ready(draft, self.id)
+            for key in draft.containers_of(self.id):
+                status = draft.status(key)
+                if status.state is ContainerState.RUNNING and not status.stop_requested_at:
+                    draft.replace(key, request_stop(status, timeout))
+                    asked.add(key)
+        return asked
+
     def delete(self) -> bool:
         """Forget the sandbox and remove its directory; return False if it is gone already.
 
@@ -101,24 +180,41 @@ class Sandbox:
         return self._runtime.step(self._delete)
 
     def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
-        """Delete the sandbox, with `force` its containers before it: see `Container.remove`. May be repeated.
+        """Remove the sandbox with its containers: see `Container.remove`. Return False if it is gone already.
 
-        Return False if it is gone already. Raises InvalidStateError while it has containers without `force`, and
-        naming each that could not be removed.
+        Without `force` it refuses, and changes nothing, while some of them may run, or wait to be started; with it they
+        are stopped first. It is NOTREADY from then on, so that repeating finishes what a kill cuts short. Raises
+        InvalidStateError, naming each that could not be removed.
         """
         if force:
             self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
-            containers = self.containers()
-            problems = _try_each(lambda one: one.remove(force=True, timeout=timeout), containers)
-            tell_problems(self.id, "removed", problems)
+        else:
+            self._runtime.step(self._write_end)
+        containers = self.containers()
+        problems = _try_each(lambda one: one.remove(force=force, timeout=timeout), containers)
+        tell_problems(self.id, "removed", problems)
         return self.delete()
+
+    def _write_end(self) -> None:
+        """Write down that it is NOTREADY, if all its containers have ended."""
+        with self._runtime.store.transaction() as draft, suppress(NotFoundError):
+            is_ready = draft.sandbox_status(self.id).state is SandboxState.READY
+            left = [key for key in draft.containers_of(self.id) if _is_wanted(draft.status(key), is_ready=is_ready)]
+            if left:
+                raise InvalidStateError(
+                    f"sandbox {self.id} still has {len(left)} containers that have not ended, such as {min(left)};"
+                    " stop it first, or remove it with force"
+                )
+            _make_not_ready(draft, self.id)
 
     def _delete(self) -> bool:
         with self._runtime.exclusive(self.id):
-            # The row first: a directory without a row is an orphan, which recovery removes.
-            was_there = self._runtime.store.delete_sandbox(self.id)
+            # The row last: a directory without a row is an orphan, which a recovery moves aside if it is young.
+            with self._runtime.store.transaction() as draft, suppress(NotFoundError):
+                draft.require_empty(self.id)
+                _make_not_ready(draft, self.id)  # nothing comes in while its directory is removed
             self.bundle.remove()
-            return was_there
+            return self._runtime.store.delete_sandbox(self.id)
 
 
 def tell_problems(sandbox_id: str, done: str, problems: Sequence[LimpetError]) -> None:
@@ -126,6 +222,19 @@ def tell_problems(sandbox_id: str, done: str, problems: Sequence[LimpetError]) -
     if problems:
         told = f"sandbox {sandbox_id}: {len(problems)} of its containers were not {done}"
         raise InvalidStateError(f"{told}: {'; '.join(map(str, problems))}") from problems[0]
+
+
+def _make_not_ready(draft: Draft, sandbox_id: str) -> None:
+    if draft.sandbox_status(sandbox_id).state is SandboxState.READY:
+        now = time.time_ns()
+        draft.update_sandbox(sandbox_id, lambda old: stop_sandbox(old, SandboxReason.STOPPED, at=now))
+
+
+def _is_wanted(status: Status, *, is_ready: bool) -> bool:
+    """Return whether it may run, or may yet be started: in a sandbox that is not ready nothing is."""
+    if status.unknown or status.state is ContainerState.RUNNING:
+        return True
+    return is_ready and not status.finished_at and not status.released
 
 
 def _try_each(act: Callable[[Container], object], containers: Iterable[Container]) -> list[LimpetError]:

@@ -3,7 +3,7 @@
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from limpet.schema.errors import LimpetError, ResourcesError, StateDirectoryError, quote_path
@@ -36,9 +36,15 @@ def has_free_descriptors(count: int) -> bool:
     except OSError:
         return False
     finally:
-        for descriptor in opened:
-            os.close(descriptor)
+        close_all(opened)
     return True
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors to which nothing was written: each is closed, also where an error is reported (close(2))."""
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 @contextmanager

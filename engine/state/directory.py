@@ -138,8 +138,8 @@ class StateDirectory:
         self._lock.release()
 
 
-def check_directory(path: str) -> os.stat_result:
-    """Return the stat of a state directory that this user may use.
+def check_directory(path: str, *, is_read: bool = False) -> os.stat_result:
+    """Return the stat of a state directory that this user may use; if it is only read, root may read any user's.
 
     Raises StateDirectoryError if `path` is missing, a file, a link or another user's, UnsupportedError if it is on
     a network file system.
@@ -152,9 +152,10 @@ def check_directory(path: str) -> os.stat_result:
         raise StateDirectoryError(f"state directory {path} is a symbolic link; give the directory itself")
     if not stat.S_ISDIR(found.st_mode):
         raise StateDirectoryError(f"state directory {path} is not a directory; give another path")
-    if found.st_uid != os.geteuid():
+    if found.st_uid != os.geteuid() and not (is_read and os.geteuid() == 0):
         raise StateDirectoryError(
-            f"state directory {path} belongs to user {found.st_uid}, you are user {os.geteuid()}; use your own"
+            f"state directory {path} belongs to user {found.st_uid}, you are user {os.geteuid()}; use your own, or run"
+            f" this as that user: sudo -u '#{found.st_uid}' ..."
         )
     kind = _file_system(found.st_dev)
     if kind in _NETWORK_FILE_SYSTEMS:

@@ -57,8 +57,10 @@ class Lock:
     def release(self) -> None:
         """Give the lock up, also where a fork still has a copy. Repeating it is fine."""
         if not self._file.closed:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-            self._file.close()
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+            finally:
+                self._file.close()
 
 
 _held: WeakSet[FileIO] = WeakSet()

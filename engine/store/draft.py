@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from limpet.engine.database import Changes, Journal
 from limpet.engine.store.rows import Kept, Rows
 from limpet.engine.store.sandboxes import KeptSandbox, Sandboxes, name_of
+from limpet.recovery.host import read_boot_id
 from limpet.schema.codec import (
     item_to_row,
     metadata_to_row,
@@ -43,7 +44,7 @@ from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
 from limpet.schema.restart import parse_restart_policy
 from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, SandboxStatusRow, StatusRow
-from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import Reason, Status, declare_gone
 
 Doubt = tuple[str, str]
@@ -121,10 +122,7 @@ class Draft:
         sandbox = self._find_sandbox(metadata.sandbox_id)
         if sandbox is None:
             raise NotFoundError(f"sandbox {quote(metadata.sandbox_id)} does not exist; create it first")
-        if sandbox.row.stopped_at:
-            raise InvalidStateError(
-                f"sandbox {metadata.sandbox_id} is NOTREADY: it takes no new containers; make another"
-            )
+        _require_ready(metadata.sandbox_id, sandbox)
         row = metadata_to_row(self._node, metadata)
         self._require_free_name(metadata)
         status_row = status_to_row(self._node, key, 1, 1, status)
@@ -142,8 +140,14 @@ class Draft:
             return found
         return self._names.get((sandbox_id, name, attempt))
 
-    def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
-        """Replace a container's status by `fn` of it, and return the new one. What `fn` raises passes through."""
+    def update(self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None) -> Status:
+        """Replace a container's status by `fn` of it, and return the new one. What `fn` raises passes through.
+
+        Raises InvalidStateError if the sandbox `ready_sandbox` is NOTREADY.
+        """
+        sandbox = None if ready_sandbox is None else self._find_sandbox(ready_sandbox)
+        if ready_sandbox is not None and sandbox is not None:
+            _require_ready(ready_sandbox, sandbox)
         return self.replace(container_id, fn(self.status(container_id)))
 
     def replace(self, container_id: str, status: Status, expect: int | None = None) -> Status:
@@ -210,8 +214,11 @@ class Draft:
         if self._find_sandbox(key) is not None:
             raise AlreadyExistsError(f"sandbox {key} exists already; delete it first, or use another id")
         self._require_free_sandbox_name(metadata)
+        status = status or SandboxStatus()
+        if not status.boot_id and status.state is SandboxState.READY:
+            status = replace(status, boot_id=read_boot_id() or "")
         row = sandbox_to_row(self._node, metadata)
-        status_row = sandbox_status_to_row(self._node, key, 1, status or SandboxStatus())
+        status_row = sandbox_status_to_row(self._node, key, 1, status)
         self.changes.new_sandboxes[key] = row
         self.changes.new_sandbox_statuses[key] = status_row
         self._note_sandbox(EventKind.SANDBOX_ADDED, sandbox_name_row(metadata), status_row)
@@ -237,6 +244,8 @@ class Draft:
         status = fn(row_to_sandbox_status(self._node, old.row))
         if not isinstance(status, SandboxStatus):
             raise InvalidInputError(f"sandbox {sandbox_id}: expected a SandboxStatus, got {type(status).__name__}")
+        if old.row.stopped_at and not status.stopped_at:
+            raise InvalidStateError(f"sandbox {sandbox_id} is NOTREADY, and never becomes READY again; make another")
         row = sandbox_status_to_row(self._node, sandbox_id, old.row.seq + 1, status)
         if sandbox_id in self.changes.new_sandbox_statuses:
             self.changes.new_sandbox_statuses[sandbox_id] = row
@@ -253,10 +262,7 @@ class Draft:
         damaged = sandbox_id in self._old_sandboxes.damaged
         if self._find_sandbox(sandbox_id) is None and not damaged:
             return False
-        left = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
-        left.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
-        if left:
-            raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
+        self.require_empty(sandbox_id)
         self._note_deleted_sandbox(sandbox_id)
         if sandbox_id in self._old_sandboxes.ids:
             self.changes.deleted_sandboxes.append(sandbox_id)
@@ -265,6 +271,18 @@ class Draft:
         self.changes.new_sandboxes.pop(sandbox_id, None)
         self.sandboxes[sandbox_id] = None
         return True
+
+    def containers_of(self, sandbox_id: str) -> set[str]:
+        """Return the ids of the containers that the sandbox with exactly this id has in this draft."""
+        found = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
+        found.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
+        return found
+
+    def require_empty(self, sandbox_id: str) -> None:
+        """Raise InvalidStateError if the sandbox with exactly this id has containers."""
+        left = self.containers_of(sandbox_id)
+        if left:
+            raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
 
     def put(self, kind: str, key: str, value: Any, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own in place of what is there, and return it with its version.
@@ -468,6 +486,14 @@ class Draft:
 
 def _intent(row: StatusRow) -> tuple[int, int, int]:
     return row.stop_requested_at, row.stop_deadline, row.expires_at
+
+
+def _require_ready(sandbox_id: str, sandbox: KeptSandbox) -> None:
+    if sandbox.row.stopped_at:
+        why = f" ({sandbox.row.reason})" if sandbox.row.reason else ""
+        raise InvalidStateError(
+            f"sandbox {sandbox_id} is NOTREADY{why}: it takes no new containers, and none starts in it; make another"
+        )
 
 
 def _require_version(kind: str, key: str, version: int, expect: int | None) -> None:

@@ -7,9 +7,11 @@ runtime that manages its own processes uses the store as it is.
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
@@ -28,6 +30,7 @@ from limpet.engine.store.rows import Rows
 from limpet.engine.store.sandboxes import Sandboxes
 from limpet.engine.store.watch import Wanted, Watch
 from limpet.recovery.host import read_boot_id
+from limpet.recovery.sandbox_rules import decide_sandbox
 from limpet.schema.codec import read_identity, row_to_item, row_to_sandbox_status, row_to_status
 from limpet.schema.errors import (
     ClosedError,
@@ -260,13 +263,15 @@ class Store:
         """
         return self._change(lambda draft: draft.replace(container_id, status, expect))
 
-    def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
+    def update(self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None) -> Status:
         """Replace a container's status by `fn` of it, durably, and return the new one.
 
         `fn` should be quick and pure: it may run on another thread, together with other callers' changes. What
-        it raises is raised here, and nothing has changed then. Raises NotFoundError, InvalidInputError, StoreError.
+        it raises is raised here, and nothing has changed then. With `ready_sandbox`, the id of a sandbox,
+        InvalidStateError is raised unless that is READY at the same instant: for a start, which a sandbox that is
+        stopped beside it must not miss. Raises NotFoundError, InvalidInputError, StoreError.
         """
-        return self._change(lambda draft: draft.update(container_id, fn))
+        return self._change(lambda draft: draft.update(container_id, fn, ready_sandbox=ready_sandbox))
 
     def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """Add a sandbox, READY unless a status says otherwise.
@@ -636,6 +641,9 @@ class Store:
                     if status is not None and status.identity is not None and status.identity.boot_id == boot_id:
                         draft.replace(key, mark_copied(status, original, self.directory.path))
                         draft.doubt(key, _NOT_VERIFIED)
+                for key in list(self._sandboxes.kept):
+                    if (marked := _mark_copied(draft.sandbox_status(key), boot_id)) is not None:
+                        draft.update_sandbox(key, partial(_choose, marked))
             self.directory.forget_keeper()
         self.directory.settle_identity(self.node, original)
 
@@ -690,6 +698,16 @@ class Store:
             )
         if self._closed:
             raise ClosedError("the store is closed; open it again")
+
+
+def _mark_copied(status: SandboxStatus, boot_id: str | None) -> SandboxStatus | None:
+    """Return the status that a sandbox has in a copy of a state directory; None if it is the same."""
+    marked = decide_sandbox(status, boot_id=boot_id, now=time.time_ns(), is_copied=True).status
+    return None if marked == status else marked
+
+
+def _choose(new: SandboxStatus, _: SandboxStatus) -> SandboxStatus:
+    return new
 
 
 _opened: WeakSet[Store] = WeakSet()

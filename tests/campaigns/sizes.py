@@ -32,6 +32,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "wal": Campaign("power-cut images while the WAL begins anew", 150, 6_000),
     "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 17, 700),
     "errors": Campaign("failed operations, each with the disks after it", 37, 1_500, 5_000),
+    "refusals": Campaign("system calls of an engine and its keeper that are refused", 6, 240, 5_000),
     "damage": Campaign("damaged states", 250, 10_000, 100_000),
     "bits": Campaign("flipped bits of a closed database", 90, 3_600, 48_000),
     "hostile": Campaign("hostile inputs", 181, 7_260, 100_000),

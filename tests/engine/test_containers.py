@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Container, Engine, errors
-from limpet.engine.starters.choices import choose_args
 from limpet.engine.starters.environment import merge_environment
 from limpet.schema import ContainerState, ImageConfig, ImageName, MountType
+from limpet.schema.command_line import choose_args
 from limpet.schema.cri import parse_container_config
 from tests.conftest import is_running, read_output, wait_until
 

@@ -123,12 +123,17 @@ class Reader:
         rows = self._read(sql.SELECT_CONTAINER_BY_NAME, sandbox_id, name, attempt)
         return str(rows[0][0]) if rows else None
 
-    def load_instant(self) -> tuple[int, list[SandboxRow], list[NameRow], list[StatusRow]]:
-        """Return the newest revision, sandboxes, names and statuses, all as it was at one instant."""
+    def load_instant(self) -> tuple[int, list[SandboxRow], list[NameRow], list[StatusRow], list[SandboxStatusRow]]:
+        """Return the newest revision, sandboxes, names, statuses, and the sandboxes', as they were at one instant."""
         with self._instant() as connection:
-            sandboxes, names, statuses = (
+            sandboxes, names, statuses, sandbox_statuses = (
                 self._require_ids(fetch_all(connection, statement, (self.node,)))
-                for statement in (sql.SELECT_SANDBOXES, sql.SELECT_CONTAINER_NAMES, sql.SELECT_STATUSES)
+                for statement in (
+                    sql.SELECT_SANDBOXES,
+                    sql.SELECT_CONTAINER_NAMES,
+                    sql.SELECT_STATUSES,
+                    sql.SELECT_SANDBOX_STATUSES,
+                )
             )
             revision = self._load_revision(connection, 0)
         return (
@@ -136,6 +141,7 @@ class Reader:
             list(map(SandboxRow._make, sandboxes)),
             list(map(NameRow._make, names)),
             list(map(StatusRow._make, statuses)),
+            list(map(SandboxStatusRow._make, sandbox_statuses)),
         )
 
     def load_sandboxes(self) -> list[SandboxRow]:

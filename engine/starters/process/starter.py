@@ -24,7 +24,7 @@ from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
-from limpet.engine.state.descriptors import has_free_descriptors, original_descriptor_limit
+from limpet.engine.state.descriptors import has_free_descriptors, original_descriptor_limit, system_errors_told
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
@@ -212,7 +212,8 @@ class ProcessStarter:
         if answer is not None and "left" in answer:
             left: int = answer["left"]
             return left
-        return self._signal_group(identity, number)
+        with system_errors_told(f"container {container_id}: signal {number}"):
+            return self._signal_group(identity, number)
 
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
         """Freeze all processes of the container through its cgroup. Raises UnsupportedError, KeeperError."""

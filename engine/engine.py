@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from limpet.engine.control import ControlServer
 from limpet.engine.images import DirectoryImageStore, ImageStore
-from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.container import Container, require_expiry
+from limpet.engine.lifecycle.follow_ups import FollowUps
 from limpet.engine.lifecycle.prune import Pruned, prune
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
@@ -31,6 +32,7 @@ from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.turn import open_in_parts
 from limpet.engine.store import Listing, Store
+from limpet.recovery.evidence import Process
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
@@ -55,6 +57,7 @@ from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
+from limpet.schema.restart import RestartKind, parse_restart_policy
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
@@ -83,8 +86,13 @@ class Engine:
         self._naming = threading.Lock()  # held while a sandbox is looked for, and made if there is none
         self._is_closed = False
         self._pid = os.getpid()
-        self._actors = {Action.ADOPT: self._adopt, Action.REMOVE_BUNDLE: self._remove_bundle}
+        self._actors = {
+            Action.ADOPT: self._adopt,
+            Action.REMOVE_BUNDLE: self._remove_bundle,
+            Action.END_HELD: self._end_held,
+        }
         self._runtime = Runtime(
+            follow_up=lambda entry: self._follow_ups.look(entry),  # noqa: PLW0108  # it is made after this
             store=store,
             images=images,
             starter=starter,
@@ -92,6 +100,7 @@ class Engine:
             sandboxes_dir=self._sandboxes_dir,
             reexamine=self._reexamine,
         )
+        self._follow_ups = FollowUps(self._runtime)
 
     @classmethod
     def open(
@@ -228,11 +237,13 @@ class Engine:
         namespaces: Mapping[str, str] | None = None,
         addresses: Iterable[str] = (),
         extra: Mapping[str, Any] | None = None,
+        expires_at: int = 0,
     ) -> Sandbox:
         """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. It is then READY.
 
         `namespaces` are the paths of those that you have made for it, by type, and `addresses` its IP addresses, the
-        primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them.
+        primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them. At
+        `expires_at`, nanoseconds since the epoch, it is stopped and removed with its containers.
 
         What the config asks for and the starter does not do is in the status of each container; with `strict` it is
         refused here.
@@ -241,7 +252,10 @@ class Engine:
         """
         if isinstance(addresses, str):
             raise InvalidInputError(f"addresses {quote(addresses)}: give a list of them")
-        status = SandboxStatus(namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {})
+        require_expiry(expires_at)
+        status = SandboxStatus(
+            namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {}, expires_at=expires_at
+        )
         return self._runtime.step(
             lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status, strict=strict)
         )
@@ -255,6 +269,8 @@ class Engine:
         *,
         strict: bool = False,
     ) -> Sandbox:
+        if status.expires_at:
+            self._runtime.begin_timetable()
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
             id=key,
@@ -275,6 +291,8 @@ class Engine:
             except BaseException:
                 self.store.delete_sandbox(key)
                 raise
+        if status.expires_at:
+            self._runtime.note_sandbox(key)
         return sandbox
 
     def get_or_create_sandbox(
@@ -324,16 +342,22 @@ class Engine:
         id: str | None = None,
         mount_type: MountType = MountType.PLAIN,
         strict: bool = False,
+        restart: str = RestartKind.NO,
+        expires_at: int = 0,
     ) -> Container:
         """Make a container from a CRI ContainerConfig, which may be given as JSON, in a sandbox. It is then CREATED.
 
         The sandbox is given itself, or as to `get_sandbox`.
         What the config asks for and the starter does not do is in the status, `unapplied`; with `strict` it is refused.
+        `restart` is `no`, `on-failure`, `on-failure:3`, `always` or `unless-stopped`: a restart is the next attempt of
+        the same name, a container of its own. At `expires_at`, nanoseconds since the epoch, it is stopped and released.
         Raises InvalidInputError, NotFoundError for the sandbox or the image, AlreadyExistsError for id or name.
         """
 
         def create() -> Container:
-            container = self.add_container(config, sandbox, id=id, strict=strict)
+            container = self.add_container(
+                config, sandbox, id=id, strict=strict, restart=restart, expires_at=expires_at
+            )
             try:
                 container.create(mount_type)
             except BaseException:
@@ -350,6 +374,8 @@ class Engine:
         *,
         id: str | None = None,
         strict: bool = False,
+        restart: str = RestartKind.NO,
+        expires_at: int = 0,
     ) -> Container:
         """Write down a container that is not created yet; `Container.create` makes its bundle.
 
@@ -369,10 +395,16 @@ class Engine:
             stop_signal=choose_stop_signal(config, manifest.config),
             root_dir=self._runtime.bundle_path(key),
             starter=self._runtime.starter.name,
+            restart_policy=str(parse_restart_policy(restart)),
         )
+        require_expiry(expires_at)
+        if restart != RestartKind.NO or expires_at:
+            self._runtime.begin_timetable()
         if strict:
             refuse_unapplied(self._runtime.starter, metadata, place.metadata)
-        self.store.add(metadata)
+        self.store.add(metadata, Status(expires_at=expires_at))
+        if expires_at:
+            self._runtime.note_container(key)
         return Container(self._runtime, key)
 
     def get(self, container_id: str) -> Container:
@@ -414,9 +446,9 @@ class Engine:
     def prune(self, *, sandboxes: bool = False) -> Pruned:
         """Remove all containers that have ended, with `sandboxes` those without containers too; say what is gone.
 
-        What cannot be removed stays, and is told with the reason.
+        What waits for its restart stays. What cannot be removed stays, and is told with the reason.
         """
-        ended = self.list(state=ContainerState.EXITED)
+        ended = [one for one in self.list(state=ContainerState.EXITED) if not one.restart_at]
         return self._runtime.step(lambda: prune(ended, self.list_sandboxes() if sandboxes else ()))
 
     def history(self, container_id: str) -> "Sequence[Transition]":
@@ -454,6 +486,10 @@ class Engine:
             with self._runtime.exclusive(sandbox.id):
                 if sandbox.bundle.is_missing():
                     sandbox.bundle.make()  # a kill came between its row and its marked directory
+        self._follow_ups.begin()
+        for finding in report.findings:
+            if finding.observation.process is Process.PAUSED:
+                self._runtime.note_container(finding.id)
         return self.recovery
 
     def declare_gone(self, container_id: str, why: str) -> Status:
@@ -471,13 +507,16 @@ class Engine:
                     status = self.store.status(key)
                     if status.state is ContainerState.EXITED:
                         return status
-                return self.store.declare_gone(key, why)
+                settled = self.store.declare_gone(key, why)
+                self._runtime.note_again(key)
+                return settled
 
         return self._runtime.step(settle)
 
     def _reexamine(self, container_id: str) -> None:
         """Look at one container again, and write down what is true of it."""
         reexamine(self.store, container_id, probe=self._probe(), actors=self._actors, look_timeout=self._look_timeout)
+        self._runtime.note_again(container_id)
 
     def _probe(self) -> Probe:
         return make_probe(self._runtime.starter, self._containers_dir)
@@ -502,6 +541,12 @@ class Engine:
             status = self.store.status(container_id)
             if status.released or not status.created_at:  # a step that was under way may have come in between
                 self.get(container_id).remove_bundle()
+
+    def _end_held(self, container_id: str, _: Verdict) -> None:
+        with self._runtime.exclusive(container_id), suppress(NotFoundError):
+            status = self.store.status(container_id)
+            if status.finished_at or status.released or not status.started_at:
+                self._runtime.starter.release(container_id)
 
     def _end_leftovers(self) -> None:
         """Have what is left of ended containers ended: a kill may have come between the end and this."""

@@ -76,6 +76,8 @@ class Reason(StrEnum):
     """Its record on disk cannot be read."""
     COPIED = "Copied"
     """The state directory is a copy: the container was made, and perhaps started, by the original's engine."""
+    EXPIRED = "Expired"
+    """Its time was over: it is being stopped, or was released."""
     DECLARED_GONE = "DeclaredGone"
     """A person said that no process of it is left; its exit code was not observed."""
 

@@ -23,6 +23,7 @@ from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.history import Transition
 from limpet.schema.image import MountType
 from limpet.schema.metadata import DEFAULT_NODE
+from limpet.schema.restart import RestartKind
 from limpet.schema.status import ContainerState, Status
 
 
@@ -109,6 +110,7 @@ class AsyncEngine:
         namespaces: Mapping[str, str] | None = None,
         addresses: Iterable[str] = (),
         extra: Mapping[str, Any] | None = None,
+        expires_at: int = 0,
     ) -> AsyncSandbox:
         """See `Engine.create_sandbox`."""
 
@@ -121,6 +123,7 @@ class AsyncEngine:
                 namespaces=namespaces,
                 addresses=addresses,
                 extra=extra,
+                expires_at=expires_at,
             )
 
         return self._sandbox(await self._workers.slow(create, id or ""))
@@ -139,11 +142,16 @@ class AsyncEngine:
         id: str | None = None,
         mount_type: MountType = MountType.PLAIN,
         strict: bool = False,
+        restart: str = RestartKind.NO,
+        expires_at: int = 0,
     ) -> AsyncContainer:
         """See `Engine.create_container`."""
         place = _plain(sandbox)
         made = await self._workers.slow(
-            lambda: self.engine.create_container(config, place, id=id, mount_type=mount_type, strict=strict), id or ""
+            lambda: self.engine.create_container(
+                config, place, id=id, mount_type=mount_type, strict=strict, restart=restart, expires_at=expires_at
+            ),
+            id or "",
         )
         return self._container(made)
 
@@ -154,11 +162,16 @@ class AsyncEngine:
         *,
         id: str | None = None,
         strict: bool = False,
+        restart: str = RestartKind.NO,
+        expires_at: int = 0,
     ) -> AsyncContainer:
         """See `Engine.add_container`."""
         place = _plain(sandbox)
         added = await self._workers.quick(
-            lambda: self.engine.add_container(config, place, id=id, strict=strict), id or ""
+            lambda: self.engine.add_container(
+                config, place, id=id, strict=strict, restart=restart, expires_at=expires_at
+            ),
+            id or "",
         )
         return self._container(added)
 

@@ -118,6 +118,10 @@ class AsyncSandbox:
         """See `Sandbox.end`."""
         await self._workers.quick(self.sandbox.end, self.id)
 
+    async def renew(self, expires_at: int) -> SandboxStatus:
+        """See `Sandbox.renew`."""
+        return await self._workers.quick(lambda: self.sandbox.renew(expires_at), self.id)
+
     async def delete(self) -> bool:
         """See `Sandbox.delete`."""
         return await self._workers.slow(self.sandbox.delete, self.id)

@@ -73,6 +73,12 @@ class Records(Protocol):
     def load_named(self, name: str) -> Sequence[NameRow]:
         """Return the same of the containers that have exactly this name."""
 
+    def load_intended(self) -> Sequence[str]:
+        """Return the id of every container that has a restart policy or an expiry, or is paused."""
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
+
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         """Return node and row of every sandbox of every node."""
 

@@ -127,9 +127,7 @@ class _Journal:
         return self._tables.events[-1].revision if self._tables.events else 0
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
-        wanted = (sandbox_id, name, attempt)
-        rows = self._tables.containers.values()
-        return next((row.id for row in rows if (row.sandbox_id, row.name, row.attempt) == wanted), None)
+        return _find_by_name(self._tables, sandbox_id, name, attempt)
 
     def load_ids_of_sandbox(self, sandbox_id: str) -> Sequence[str]:
         return [row.id for row in self._tables.containers.values() if row.sandbox_id == sandbox_id]
@@ -168,6 +166,14 @@ class _Records:
     def load_named(self, name: str) -> Sequence[NameRow]:
         return [row for row in self.load_names() if row.name == name]
 
+    def load_intended(self) -> Sequence[str]:
+        found = {row.id for row in self._tables.containers.copy().values() if row.restart_policy != "no"}
+        found |= {row.id for row in self._tables.statuses.copy().values() if row.expires_at or row.paused}
+        return sorted(found)
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        return _find_by_name(self._tables, sandbox_id, name, attempt)
+
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         return [(self._node, row) for row in self._tables.sandboxes.copy().values()]
 
@@ -203,3 +209,9 @@ class _Records:
 
     def last_report(self) -> bytes | None:
         return self._tables.reports[-1].report.encode() if self._tables.reports else None
+
+
+def _find_by_name(tables: Tables, sandbox_id: str, name: str, attempt: int) -> str | None:
+    wanted = (sandbox_id, name, attempt)
+    rows = tables.containers.copy().values()
+    return next((row.id for row in rows if (row.sandbox_id, row.name, row.attempt) == wanted), None)

@@ -10,26 +10,31 @@ from functools import cached_property
 
 from msgspec.structs import replace
 
+from limpet.engine.lifecycle.attempts import cancel_next, delete_attempt, find_follower, find_restart
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
-from limpet.engine.starters import Launch, number_of_signal, require_secrets
+from limpet.engine.starters import Freezer, Launch, number_of_signal, require_secrets
+from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus
 from limpet.schema.errors import (
+    InvalidInputError,
     InvalidStateError,
     LimpetError,
     NotFoundError,
     StartError,
     StoreDamagedError,
+    UnsupportedError,
     WaitTimeoutError,
 )
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
+from limpet.schema.restart import RestartKind
 from limpet.schema.sandbox_status import SandboxState
 from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
 
@@ -96,6 +101,14 @@ class Container:
         """Its exit code; None while it has not ended, if nobody saw how it ended, and if its program never ran."""
         return find_exit_code(self.status)
 
+    @property
+    def restart_at(self) -> int:
+        """When its policy makes the next attempt, in nanoseconds since the epoch; 0 if it does not, or has made it."""
+        try:
+            return find_restart(self._runtime.store, self.metadata, self.status)
+        except StoreDamagedError:  # then no policy is followed
+            return 0
+
     def cri_status(self) -> ContainerStatus:
         """Return the status as the CRI writes it, without times that have not come yet."""
         status = self.status
@@ -116,9 +129,9 @@ class Container:
         """Start the program; RUNNING and durable when this returns.
 
         `secret_env` are variables for this start, over all others: they are written to no file, and shown in no error.
-        Raises InvalidStateError for anything but CREATED, and in a sandbox that is NOTREADY; StartError if the program
-        cannot be executed: the container is EXITED then, with code 128 and reason StartError; InvalidInputError for
-        variables that no environment can hold.
+        Raises InvalidStateError for anything but CREATED, if it was stopped before, and in a sandbox that is NOTREADY;
+        StartError if the program cannot be executed: the container is EXITED then, with code 128 and reason StartError;
+        InvalidInputError for variables that no environment can hold.
         """
         secrets = require_secrets(secret_env or {})
         return self._runtime.step(lambda: self._start(secrets))
@@ -130,6 +143,9 @@ class Container:
         killed at once. Another, shorter stop hurries one that waits. One that has ended stays as it is. An Unknown one
         is looked at first: its processes are signalled if they are shown to be the very ones, and otherwise the
         container is EXITED only if they are shown to be gone. Raises InvalidStateError if neither can be shown.
+
+        No restart policy undoes a stop: one that waits for its restart is not restarted, and an attempt that the policy
+        has made after this one is stopped, too. One that is paused goes on first.
         """
         return self.finish_stop(self.begin_stop(timeout))
 
@@ -140,7 +156,10 @@ class Container:
             return self._runtime.step(self._end_damaged)
         if self.status.unknown:
             self._runtime.step(lambda: self._runtime.reexamine(self.id))
-        return self._runtime.step(lambda: self._begin_stop(timeout))
+        status = self._runtime.step(lambda: self._begin_stop(timeout))
+        for follower in self.find_followers():
+            follower.begin_stop(timeout)
+        return status
 
     def carry_out_stop(self, timeout: float) -> Status:
         """Do what is left of `begin_stop` where somebody has just written, by `request_stop`, that it is to stop."""
@@ -148,6 +167,8 @@ class Container:
 
     def finish_stop(self, status: Status) -> Status:
         """Wait until nothing of it is left, given what `begin_stop` returned, and return the status then."""
+        for follower in self.find_followers():
+            follower.finish_stop(follower.status)
         patience = self.be_patient(status)
         if patience is None:
             return status
@@ -175,7 +196,30 @@ class Container:
         """Go on with a stop that an engine before this one has begun, with what is left of its time."""
         grace = status.stop_deadline - status.stop_requested_at  # a clock that was set back lengthens nothing
         left = min(grace, status.stop_deadline - time.time_ns()) / 1e9
+        self.thaw()
         self._send_stop(identity, max(left, 0.0), signals=True)
+
+    def pause(self) -> Status:
+        """Freeze all of its processes until `resume`, and return the status: `paused`, while the state stays RUNNING.
+
+        That it is to be paused is written first, so that the next engine freezes what a kill has left running. Raises
+        InvalidStateError for one that does not run or is being stopped, UnsupportedError with the reason where there is
+        no cgroup that freezes.
+        """
+        return self._runtime.step(lambda: self._pause(is_wanted=True))
+
+    def resume(self) -> Status:
+        """Let its processes go on, and return the status. Raises as `pause` does."""
+        return self._runtime.step(lambda: self._pause(is_wanted=False))
+
+    def renew(self, expires_at: int) -> Status:
+        """Set when it is stopped and released, in nanoseconds since the epoch, 0 for never; return the status.
+
+        Nothing is ended early: see `docs/ARCHITECTURE.md` for what is promised when a clock is set. Raises
+        InvalidStateError for one that is released, or was asked to stop: it may have expired just now.
+        """
+        require_expiry(expires_at)
+        return self._runtime.step(lambda: self._renew(expires_at))
 
     def is_in_stopped_sandbox(self) -> bool:
         """Say whether its sandbox is NOTREADY; not if that, or which one it is, cannot be read."""
@@ -238,6 +282,70 @@ class Container:
         """
         return self._runtime.step(self._release)
 
+    def expire(self, expires_at: int) -> None:
+        """Begin to stop it because its time is over, unless it was renewed since it had this one."""
+
+        def request(old: Status) -> Status:
+            if old.expires_at != expires_at:
+                return old
+            stopping = request_stop(old, DEFAULT_STOP_TIMEOUT_SECONDS)
+            return replace(stopping, reason=Reason.EXPIRED, message="its time was over; it was asked to stop")
+
+        with self._runtime.exclusive(self.id):
+            status = self.status
+            if status.state is ContainerState.RUNNING and not status.stop_requested_at:
+                status = self._update(request)
+                if status.stop_requested_at and status.identity is not None:
+                    self.thaw()
+                    self._send_stop(status.identity, DEFAULT_STOP_TIMEOUT_SECONDS, signals=True)
+
+    def release_expired(self, expires_at: int) -> None:
+        """Release it because its time is over, unless it was started, or was renewed since it had this one."""
+
+        def note(old: Status) -> Status:
+            if old.expires_at != expires_at or old.unknown or old.state is ContainerState.RUNNING:
+                return old
+            how = ": ".join(filter(None, (old.reason, old.message))) if old.finished_at else "it was not started"
+            return replace(old, released=True, reason=Reason.EXPIRED, message=f"its time was over ({how})")
+
+        with self._runtime.exclusive(self.id):
+            if not self.status.released and self._update(note).released:
+                self._release()
+
+    def fail_start(self, why: str) -> None:
+        """Write down that it ended without having been started, and why."""
+        with self._runtime.exclusive(self.id):
+            if not self.status.started_at:
+                self._update(lambda old: end_never_run(old, why, finished_at=_now()))
+
+    def is_frozen(self) -> bool:
+        """Say whether its processes are frozen, whatever is written down."""
+        identity = self.status.identity
+        starter = self._runtime.starter
+        return identity is not None and isinstance(starter, Freezer) and starter.is_frozen(self.id, identity)
+
+    def thaw(self) -> None:
+        """Let its processes go on if they are frozen; nothing is written down. Raises UnsupportedError."""
+        identity = self.status.identity
+        starter = self._runtime.starter
+        if identity is not None and isinstance(starter, Freezer):
+            starter.thaw(self.id, identity)
+
+    def carry_out_pause(self) -> None:
+        """Freeze it or let it go on, as is written down; where it cannot be frozen, write down that it is not."""
+        with self._runtime.exclusive(self.id):
+            status = self.status
+            if status.state is not ContainerState.RUNNING:
+                return
+            if not status.paused:
+                self.thaw()
+                return
+            try:
+                self._freeze(status)
+            except UnsupportedError as error:
+                message = str(error)
+                self._update(lambda old: replace(old, paused=False, message=message))
+
     def remove_bundle(self) -> None:
         """Remove what is on disk of a container that is released or was never created. May be repeated."""
         self._runtime.starter.release(self.id)
@@ -264,8 +372,8 @@ class Container:
         return self._runtime.step(self._remove)
 
     def needs_stop(self) -> bool:
-        """Say whether it runs, or may run. Raises NotFoundError once it is deleted."""
-        return self.state in {ContainerState.RUNNING, ContainerState.UNKNOWN}
+        """Say whether it runs, or may run, or was restarted. Raises NotFoundError once it is deleted."""
+        return self.state in {ContainerState.RUNNING, ContainerState.UNKNOWN} or bool(self.find_followers())
 
     def _create(self, mount_type: MountType) -> Status:
         with self._runtime.exclusive(self.id):
@@ -293,6 +401,8 @@ class Container:
             status = self.status
             if status.state is not ContainerState.CREATED or status.released:
                 raise self._refuse("start", "only a CREATED one that was not released can be")
+            if status.stop_requested_at:
+                raise self._refuse("start", "it was stopped before it was started; create another")
             if self.metadata.starter != self._runtime.starter.name:
                 raise self._refuse(
                     "start",
@@ -308,6 +418,7 @@ class Container:
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))
                 with suppress(LimpetError):  # the keeper keeps it for longer, then
                     self._runtime.starter.forget_exits([self.id])
+                self._note_restart()
                 raise StartError(f"container {self.id}: {message}") from error
 
     def _prepare_and_go(self, secrets: Mapping[str, str]) -> Status:
@@ -333,6 +444,7 @@ class Container:
         except BaseException:
             starter.abort(prepared)
             raise
+        self._note_restart()
         try:
             starter.go(prepared)
         except StartError:
@@ -343,6 +455,11 @@ class Container:
         self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
         return self.status
 
+    def _note_restart(self) -> None:
+        """Have its policy asked when it has ended, or now if it has."""
+        if self.metadata.restart_policy != RestartKind.NO:
+            self._runtime.note_container(self.id)
+
     def _begin_stop(self, timeout: float, *, is_written: bool = False) -> Status:
         """Write down that it is to stop and until when, then signal; whoever comes next finishes it."""
         with self._runtime.exclusive(self.id):
@@ -350,15 +467,84 @@ class Container:
             if status.unknown:
                 return self._stop_unknown(status)
             if status.state is not ContainerState.RUNNING or status.identity is None:
-                return status
+                return self._cancel_restart(status)
             is_first = is_written or not status.stop_requested_at
             if not is_written:
                 status = self._update(lambda old: request_stop(old, timeout))
             assert status.identity is not None
             # By the monotonic clock where this step sets the time; the earlier one of a former engine tells the wall's.
             left = timeout if is_first else max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
+            self.thaw()
             self._send_stop(status.identity, min(timeout, left), signals=is_first)
             return status
+
+    def _cancel_restart(self, status: Status) -> Status:
+        """See to it that what does not run is not restarted, or started, by its policy."""
+        try:
+            metadata = self.metadata
+        except StoreDamagedError:  # then no policy is followed
+            return status
+        if metadata.restart_policy == RestartKind.NO:
+            return status
+        cancel_next(self._runtime.store, metadata)
+        return self.status
+
+    def find_followers(self) -> "list[Container]":
+        """Return the attempt that the policy has made after this one, if there is one."""
+        try:
+            follower = find_follower(self._runtime.store, self.metadata)
+        except (NotFoundError, StoreDamagedError):
+            return []
+        return [] if follower is None else [Container(self._runtime, follower)]
+
+    def _pause(self, *, is_wanted: bool) -> Status:
+        verb = "pause" if is_wanted else "resume"
+        with self._runtime.exclusive(self.id):
+            status = self.status
+            if status.state is not ContainerState.RUNNING or status.identity is None:
+                raise self._refuse(verb, "only one that runs can be")
+            if status.stop_requested_at:
+                raise self._refuse(verb, "it is being stopped")
+            if not isinstance(self._runtime.starter, Freezer):
+                raise UnsupportedError(
+                    f"container {self.id}: the starter {self._runtime.starter.name!r} cannot freeze anything"
+                )
+            if status.paused is not is_wanted:
+                self._runtime.note_container(self.id)
+                status = self._update(lambda old: replace(old, paused=is_wanted))
+            if not is_wanted:
+                self.thaw()
+                return status
+            try:
+                self._freeze(status)
+            except BaseException:
+                self._update(lambda old: replace(old, paused=False))
+                raise
+            return status
+
+    def _freeze(self, status: Status) -> None:
+        starter = self._runtime.starter
+        if status.identity is not None:
+            if not isinstance(starter, Freezer):
+                raise UnsupportedError(f"the starter {starter.name!r} cannot freeze anything")
+            starter.freeze(self.id, status.identity)
+
+    def _renew(self, expires_at: int) -> Status:
+        def renew(draft: Draft) -> None:
+            status = draft.checkpoint(self.id)
+            if status is None:
+                raise StoreDamagedError(f"container {self.id}: {draft.status(self.id).message}")
+            if status.released or status.stop_requested_at:
+                raise self._refuse("renew", "it was stopped or released, or its time was over")
+            doubt = draft.status(self.id)
+            draft.replace(self.id, replace(doubt, expires_at=expires_at))
+
+        with self._runtime.exclusive(self.id):
+            self._runtime.begin_timetable()
+            with self._runtime.store.transaction() as draft:
+                renew(draft)
+        self._runtime.note_container(self.id)
+        return self.status
 
     def _send_stop(self, identity: ProcessIdentity, seconds: float, *, signals: bool) -> None:
         """Have it killed in so many seconds, and send the stop signal if that is to be sent and there is time."""
@@ -424,7 +610,17 @@ class Container:
             # The bundle is the last that a release removes: with it gone, nothing is left.
             if not status.unknown and not (status.released and not os.path.lexists(self._bundle.path)):
                 self.remove_bundle()
+            return self._forget()
+
+    def _forget(self) -> bool:
+        self._runtime.forget_container(self.id)
+        try:
+            metadata = self.metadata
+        except StoreDamagedError:
             return self._runtime.store.delete(self.id)
+        if metadata.restart_count:
+            return delete_attempt(self._runtime.store, metadata)
+        return self._runtime.store.delete(self.id)
 
     def _discard_damaged(self) -> None:
         """End what the starter knows to be of a container whose record cannot be read, and remove its bundle if ours.
@@ -500,9 +696,18 @@ def request_stop(status: Status, timeout: float) -> Status:
         status,
         stop_requested_at=status.stop_requested_at or now,
         stop_deadline=deadline,
+        paused=False,
         reason=Reason.STOPPING,
         message="it was asked to stop",
     )
+
+
+def require_expiry(expires_at: object) -> None:
+    """Raise InvalidInputError for what is no time of an expiry, in nanoseconds since the epoch, or 0."""
+    if type(expires_at) is not int or not 0 <= expires_at <= _LATEST:
+        raise InvalidInputError(
+            f"expires_at {expires_at!r}: nanoseconds since the epoch are needed, as of time.time_ns(), or 0 for never"
+        )
 
 
 def _now() -> int:

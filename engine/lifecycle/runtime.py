@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from limpet.engine.images import ImageStore
 from limpet.engine.lifecycle.steps import run_whole
+from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter
 from limpet.engine.state.descriptors import system_errors_told
@@ -38,7 +39,10 @@ class Runtime:
     sandboxes_dir: str
     reexamine: Callable[[str], object]
     """Looks at one container again, and writes down what is true of it."""
+    follow_up: Callable[[Entry], float | None]
+    """Does what is to be done next of a container or sandbox: see `Timetable`."""
     watcher: Watcher = field(init=False)
+    timetable: Timetable = field(init=False)
     _holding: threading.local = field(default_factory=threading.local)
     _bells: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
     """By container, what wakes each waiting caller. No Condition: a signal handler that raises can leave one locked."""
@@ -46,7 +50,8 @@ class Runtime:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.watcher = Watcher(self.store, self.starter, self.ring)
+        self.timetable = Timetable(self.follow_up)
+        self.watcher = Watcher(self.store, self.starter, self._take_end)
 
     def bundle_path(self, container_id: str) -> str:
         """Return where the container's bundle is, or would be."""
@@ -144,6 +149,31 @@ class Runtime:
                 if not bells:
                     self._bells.pop(container_id, None)
 
+    def begin_timetable(self) -> None:
+        """Have the thread run that looks after what is due. Raises ResourcesError, best before anything is written."""
+        self.timetable.begin()
+
+    def note_container(self, container_id: str) -> None:
+        """Have it looked at what is to be done next of a container; from now on also when it ends."""
+        self.timetable.note(Entry(Kind.CONTAINER, container_id))
+
+    def note_again(self, container_id: str) -> None:
+        """Have that looked at if it is looked at at all: the container has changed."""
+        if self.timetable.is_known(Entry(Kind.CONTAINER, container_id)):
+            self.note_container(container_id)
+
+    def note_sandbox(self, sandbox_id: str) -> None:
+        """Have it looked at what is to be done next of a sandbox."""
+        self.timetable.note(Entry(Kind.SANDBOX, sandbox_id))
+
+    def forget_container(self, container_id: str) -> None:
+        """Look no more at a container that is deleted."""
+        self.timetable.forget(Entry(Kind.CONTAINER, container_id))
+
+    def _take_end(self, container_id: str) -> None:
+        self.ring(container_id)
+        self.note_again(container_id)
+
     def ring(self, container_id: str) -> None:
         """Wake those who wait for this container."""
         for bell in list(self._bells.get(container_id, ())):
@@ -151,6 +181,7 @@ class Runtime:
 
     def close(self) -> None:
         """Stop watching and give up the starter; the containers run on. May be repeated."""
+        self.timetable.close()
         self.watcher.close()
         self.starter.close()
 

@@ -5,8 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from msgspec.structs import replace
+
 from limpet.engine.lifecycle.bundle import Bundle
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container, request_stop
+from limpet.engine.lifecycle.container import (
+    DEFAULT_STOP_TIMEOUT_SECONDS,
+    Container,
+    request_stop,
+    require_expiry,
+)
 from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status
 from limpet.engine.lifecycle.patience import require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
@@ -143,6 +150,23 @@ class Sandbox:
 
         problems = _try_each(begin, self.containers())
         return begun, problems
+
+    def renew(self, expires_at: int) -> SandboxStatus:
+        """Set when it is stopped and removed with its containers, in nanoseconds since the epoch; return the status.
+
+        0 stands for never. Raises InvalidStateError for one that is NOTREADY: it may have expired just now.
+        """
+        require_expiry(expires_at)
+
+        def renew(old: SandboxStatus) -> SandboxStatus:
+            if old.stopped_at:
+                raise InvalidStateError(f"cannot renew sandbox {self.id}: it is NOTREADY ({old.reason}); make another")
+            return replace(old, expires_at=expires_at)
+
+        self._runtime.begin_timetable()
+        status = self._runtime.store.update_sandbox(self.id, renew)
+        self._runtime.note_sandbox(self.id)
+        return status
 
     def _write_stop(self, timeout: float) -> set[str]:
         """Write down that it is NOTREADY and that what runs in it is to stop; return what had not been asked before."""

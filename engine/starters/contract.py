@@ -6,7 +6,7 @@ kill between any two of these leaves no process that the store does not know.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from limpet.recovery.probe import Probe
 from limpet.schema.cri import LinuxContainerResources
@@ -129,3 +129,20 @@ class Starter(Protocol):
 
     def probe(self, containers_dir: str) -> Probe:
         """Return what looks at this starter's containers, for one recovery pass."""
+
+
+@runtime_checkable
+class Freezer(Protocol):
+    """What a starter has beside, if it can pause its containers. One without it says so by not having it."""
+
+    def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Freeze all processes of the container, and wait until they are; one that is frozen stays so.
+
+        Raises UnsupportedError with the reason if that cannot be done: then nothing of it is frozen.
+        """
+
+    def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Let all processes of the container go on. May be repeated. Raises UnsupportedError with the reason."""
+
+    def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
+        """Say whether the container is frozen, or is being frozen."""

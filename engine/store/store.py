@@ -198,6 +198,16 @@ class Store:
             records = [record for record in records if holds(record.status.extra, extra)]
         return Listing(sorted(records, key=lambda record: record.id), revision)
 
+    def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container with this name and attempt in a sandbox, None if there is none."""
+        self.require_open()
+        return self._records.find_container_by_name(sandbox_id, name, attempt)
+
+    def list_intended(self) -> "Sequence[str]":
+        """Return the ids of the containers that have a restart policy or an expiry, or are paused."""
+        self.require_open()
+        return self._records.load_intended()
+
     def watch(
         self,
         since: int | None = None,

@@ -24,6 +24,8 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "recent_events": "a part of watch",
         "name_sandboxes": "a part of watch",
         "require_open": "a part of watch",
+        "find_attempt": "a part of a restart",
+        "list_intended": "for what is due",
         "abandon": "for the fork's own handler",
         "next_report_number": "only to be called in a transaction",
     },
@@ -37,6 +39,10 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "is_stopped": "the parts of finish_stop",
         "needs_stop": "a part of remove",
         "notify": "what `wait` is built on",
+        "find_followers": "a part of stop",
+        **dict.fromkeys(
+            ("expire", "release_expired", "fail_start", "is_frozen", "thaw", "carry_out_pause"), "for what is due"
+        ),
     },
     Sandbox: {},
 }

@@ -114,6 +114,15 @@ class Reader:
         rows = self._require_ids(self._read(sql.SELECT_CONTAINERS_BY_NAME, name))
         return list(map(NameRow._make, rows))
 
+    def load_intended(self) -> list[str]:
+        """Return the id of every container that has a restart policy or an expiry, or is paused."""
+        return [row[0] for row in self._read_keyed(sql.SELECT_INTENDED)]
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
+        rows = self._read(sql.SELECT_CONTAINER_BY_NAME, sandbox_id, name, attempt)
+        return str(rows[0][0]) if rows else None
+
     def load_instant(self) -> tuple[int, list[SandboxRow], list[NameRow], list[StatusRow], list[SandboxStatusRow]]:
         """Return the newest revision, sandboxes, names, statuses, and the sandboxes', as they were at one instant."""
         with self._instant() as connection:

@@ -70,6 +70,10 @@ SELECT_CONTAINER_IDS = f"{_select(('id',), 'container')} ORDER BY id"
 SELECT_CONTAINER_NAMES = _select(NameRow._fields, "container")
 SELECT_CONTAINER_NAME = _select(NameRow._fields, "container", "id")
 SELECT_CONTAINERS_BY_NAME = _select(NameRow._fields, "container", "name")
+SELECT_INTENDED = (
+    "SELECT id FROM container WHERE node = ?1 AND restart_policy <> 'no'"
+    " UNION SELECT id FROM container_status WHERE node = ?1 AND (expires_at <> 0 OR paused <> 0)"
+)
 SELECT_CONTAINER_BY_NAME = _select(("id",), "container", "sandbox_id", "name", "attempt")
 SELECT_IDS_OF_SANDBOX = _select(("id",), "container", "sandbox_id")
 SELECT_SANDBOX_IDS_IN_USE = "SELECT DISTINCT sandbox_id FROM container WHERE node = ?"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
+from msgspec.structs import replace
+
 from limpet.engine.control import ControlServer
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container, require_expiry
@@ -15,9 +17,9 @@ from limpet.engine.lifecycle.prune import Pruned, prune
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.lifecycle.steps import run_whole
+from limpet.engine.lifecycle.strict import refuse_unapplied, refuse_unapplied_sandbox
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
-    Launch,
     Starter,
     choose_log_path,
     choose_stop_signal,
@@ -36,14 +38,27 @@ from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
-from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
+from limpet.schema.cri import (
+    ContainerConfig,
+    PodSandboxConfig,
+    PodSandboxMetadata,
+    parse_container_config,
+    parse_pod_sandbox_config,
+)
+from limpet.schema.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    ResourcesError,
+    quote,
+    quote_path,
+)
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
 from limpet.schema.restart import RestartKind, parse_restart_policy
-from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
 HOST_IMAGE = ImageName("host")
@@ -217,6 +232,7 @@ class Engine:
         config: PodSandboxConfig | bytes | str | Mapping[str, Any],
         *,
         id: str | None = None,
+        strict: bool = False,
         runtime_handler: str = "",
         namespaces: Mapping[str, str] | None = None,
         addresses: Iterable[str] = (),
@@ -229,6 +245,9 @@ class Engine:
         primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them. At
         `expires_at`, nanoseconds since the epoch, it is stopped and removed with its containers.
 
+        What the config asks for and the starter does not do is in the status of each container; with `strict` it is
+        refused here.
+
         Raises InvalidInputError, AlreadyExistsError if its id is taken, or its name, namespace, uid and attempt.
         """
         if isinstance(addresses, str):
@@ -238,7 +257,7 @@ class Engine:
             namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {}, expires_at=expires_at
         )
         return self._runtime.step(
-            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status)
+            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status, strict=strict)
         )
 
     def _create_sandbox(
@@ -247,6 +266,8 @@ class Engine:
         id: str | None,
         runtime_handler: str = "",
         status: SandboxStatus = SandboxStatus(),  # noqa: B008  # frozen
+        *,
+        strict: bool = False,
     ) -> Sandbox:
         if status.expires_at:
             self._runtime.begin_timetable()
@@ -260,6 +281,8 @@ class Engine:
             runtime_handler=runtime_handler,
         )
         choose_log_path(config.log_directory or "/", "check")
+        if strict:
+            refuse_unapplied_sandbox(self._runtime.starter, metadata)
         with self._runtime.exclusive(key):
             self.store.add_sandbox(metadata, status)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
@@ -275,21 +298,41 @@ class Engine:
     def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
     ) -> Sandbox:
-        """Return the sandbox with the name, namespace, uid and attempt of this config; make it if there is none.
+        """Return the READY sandbox with the name, namespace and uid of this config; make it if there is none.
 
-        One that is there stays as it is, whatever else the config says. `id` is that of one that is made. Raises
-        InvalidInputError.
+        One that is there stays as it is, whatever else the config says. Beside one that is NOTREADY, as after a reboot,
+        the next attempt is made; the config's attempt is the first that is meant. `id` is that of one that is made.
+        Raises InvalidInputError, AlreadyExistsError if that id is another's.
         """
         parsed = parse_pod_sandbox_config(config)
 
         def get_or_create() -> Sandbox:
             with self._naming:
-                for sandbox in self.list_sandboxes():
-                    if sandbox.metadata.config.metadata == parsed.metadata:
-                        return sandbox
-                return self._create_sandbox(parsed, id)
+                ready, attempt = self._find_attempt(parsed.metadata)
+                if ready is not None:
+                    return ready
+                wanted = replace(parsed, metadata=replace(parsed.metadata, attempt=attempt))
+                try:
+                    return self._create_sandbox(wanted, id)
+                except AlreadyExistsError:  # somebody has just made it, perhaps; or the id is another's
+                    ready, _ = self._find_attempt(parsed.metadata)
+                    if ready is None:
+                        raise
+                    return ready
 
         return self._runtime.step(get_or_create)
+
+    def _find_attempt(self, asked: PodSandboxMetadata) -> tuple[Sandbox | None, int]:
+        """Return the READY sandbox with this name, if there is one, and the attempt that comes next."""
+        attempt = asked.attempt
+        for sandbox in self.list_sandboxes():
+            named = sandbox.metadata.config.metadata
+            if replace(named, attempt=asked.attempt) != asked or named.attempt < asked.attempt:
+                continue
+            if sandbox.state is SandboxState.READY:
+                return sandbox, attempt
+            attempt = max(attempt, named.attempt + 1)
+        return None, attempt
 
     def create_container(
         self,
@@ -358,18 +401,11 @@ class Engine:
         if restart != RestartKind.NO or expires_at:
             self._runtime.begin_timetable()
         if strict:
-            self._refuse_unapplied(metadata, place.metadata)
+            refuse_unapplied(self._runtime.starter, metadata, place.metadata)
         self.store.add(metadata, Status(expires_at=expires_at))
         if expires_at:
             self._runtime.note_container(key)
         return Container(self._runtime, key)
-
-    def _refuse_unapplied(self, metadata: Metadata, sandbox: SandboxMetadata) -> None:
-        launch = Launch(id=metadata.id, bundle_path=metadata.root_dir, metadata=metadata, sandbox=sandbox)
-        found = self._runtime.starter.find_unapplied(launch)
-        if found:
-            reasons = "; ".join(f"{name} ({why})" for name, why in found.items())
-            raise InvalidInputError(f"container {metadata.name!r}: not done by this starter: {reasons}")
 
     def get(self, container_id: str) -> Container:
         """Return the container with this id, else with this name, else the one whose id begins with it.

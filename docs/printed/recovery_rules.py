@@ -25,13 +25,15 @@ from limpet.recovery.intents import (
 )
 from limpet.recovery.orphans import GRACE_SECONDS, ORPHAN_RULES, QUARANTINE_MOST, Age, Kind, Origin, Use
 from limpet.recovery.rules import RULES, Action, Ruling
+from limpet.recovery.sandbox_rules import SANDBOX_RULES, Holdings, MadeReady, SandboxRuling
 from limpet.schema.restart import RestartKind
 
 _OPENING = """\
 # Recovery rules
 
 This page is printed by `python docs/printed/recovery_rules.py` from the tables in `recovery/rules.py`,
-`recovery/intents.py` and `recovery/orphans.py`; to change a rule, edit those and print it again.
+`recovery/intents.py`, `recovery/sandbox_rules.py` and `recovery/orphans.py`; to change a rule, edit those and print it
+again.
 
 A rule matches evidence and gives a ruling. Every combination of evidence matches exactly one rule, so their order does
 not matter; a test checks all combinations. `any` means that every value matches."""
@@ -55,6 +57,14 @@ done. After each recovery, and after each change, the second table says from wha
 step comes next: so whoever comes next finishes what an engine before it has decided. Every combination matches exactly
 one row. A step that waits, for the delay of a restart or for an expiry, is asked for again when it is due."""
 
+
+_SANDBOXES = """\
+## Sandboxes
+
+What a sandbox holds ends with the boot of its machine. So its status records the boot that it was made ready in. Where
+an older version did not, processes of its containers tell: if all that ran were of other boots, it is of another, too.
+A report names each sandbox whose record is changed, or may not be true."""
+
 _ORPHANS = """\
 ## Orphans
 
@@ -70,6 +80,7 @@ def render() -> str:
     for stage in Stage:
         parts += [f"### Stage: {stage.value}", _container_rules(stage)]
     parts += [_INTENTS, _intent_rules()]
+    parts += [_SANDBOXES, _sandbox_rules()]
     parts += [_ORPHANS.format(grace=GRACE_SECONDS, most=QUARANTINE_MOST), _orphan_rules()]
     parts.append("## Words\n\nSelf-explanatory words are left out.")
     for title, enum in _WORDS:
@@ -95,6 +106,24 @@ def _container_rules(stage: Stage) -> str:
             )
             for rule in RULES
             if rule.stage is stage
+        ),
+    )
+
+
+def _sandbox_rules() -> str:
+    return _table(
+        ("rule", "state", "made ready", "holdings", "ruling", "reason", "because"),
+        (
+            (
+                f"`{rule.label}`",
+                rule.state.name,
+                _name(rule.made_ready, MadeReady),
+                _name(rule.holdings, Holdings),
+                rule.ruling.value,
+                rule.reason.value if rule.reason else "",
+                rule.because,
+            )
+            for rule in SANDBOX_RULES
         ),
     )
 
@@ -165,6 +194,9 @@ _WORDS: Sequence[tuple[str, type[StrEnum]]] = (
     ("Made by", Maker),
     ("Restart policy", RestartKind),
     ("Step", Step),
+    ("Made ready", MadeReady),
+    ("Holdings of a sandbox", Holdings),
+    ("Ruling on a sandbox", SandboxRuling),
     ("Kind of an orphan", Kind),
     ("Origin of an orphan", Origin),
     ("Use of an orphan", Use),

@@ -87,6 +87,11 @@ class AsyncEngine:
         return self.engine.recovery
 
     @property
+    def starter(self) -> Starter:
+        """See `Engine.starter`."""
+        return self.engine.starter
+
+    @property
     def images(self) -> ImageStore:
         """See `Engine.images`. Its own methods block: call them in a thread."""
         return self.engine.images
@@ -100,13 +105,28 @@ class AsyncEngine:
         config: PodSandboxConfig | bytes | str | Mapping[str, Any],
         *,
         id: str | None = None,
+        strict: bool = False,
+        runtime_handler: str = "",
+        namespaces: Mapping[str, str] | None = None,
+        addresses: Iterable[str] = (),
+        extra: Mapping[str, Any] | None = None,
         expires_at: int = 0,
     ) -> AsyncSandbox:
         """See `Engine.create_sandbox`."""
-        made = await self._workers.slow(
-            lambda: self.engine.create_sandbox(config, id=id, expires_at=expires_at), id or ""
-        )
-        return self._sandbox(made)
+
+        def create() -> Sandbox:
+            return self.engine.create_sandbox(
+                config,
+                id=id,
+                strict=strict,
+                runtime_handler=runtime_handler,
+                namespaces=namespaces,
+                addresses=addresses,
+                extra=extra,
+                expires_at=expires_at,
+            )
+
+        return self._sandbox(await self._workers.slow(create, id or ""))
 
     async def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None

@@ -33,9 +33,6 @@ from limpet.engine.store import (
     Unsettled,
     Wanted,
     Watch,
-    name_container,
-    name_sandbox,
-    resolve,
 )
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.host import read_boot_id
@@ -210,8 +207,8 @@ class Snapshot:
 
     def resolve(self, container_id: str) -> str:
         """Return the whole id of the container that is meant: see `get`."""
-        named = (name_container(row) for row in self._names.values() if row.name == container_id)
-        return resolve(container_id, self._ids, lambda: named, "container")
+        named = (Named.container(row) for row in self._names.values() if row.name == container_id)
+        return Named.resolve(container_id, self._ids, lambda: named, "container")
 
     def resolve_sandbox(self, sandbox_id: str) -> str:
         """Return the whole id of the sandbox with this id, name, or beginning of an id.
@@ -219,7 +216,7 @@ class Snapshot:
         Raises NotFoundError, AmbiguousError if several are meant.
         """
         found = [row for row in self._sandboxes.values() if row.name == sandbox_id]
-        return resolve(sandbox_id, self._sandboxes, lambda: map(self._name_sandbox, found), "sandbox")
+        return Named.resolve(sandbox_id, self._sandboxes, lambda: map(self._name_sandbox, found), "sandbox")
 
     def sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """Return the sandbox with this id, else with this name, else the one whose id begins with it.
@@ -386,7 +383,7 @@ class Snapshot:
 
     def _name_sandbox(self, row: SandboxRow) -> Named:
         try:
-            return name_sandbox(row_to_sandbox(self.node, row))
+            return Named.sandbox(row_to_sandbox(self.node, row))
         except StoreDamagedError:
             return Named(row.id, row.id, 0)
 

@@ -149,20 +149,21 @@ class Container:
         """
         return self.finish_stop(self.begin_stop(timeout))
 
-    def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS, *, is_written: bool = False) -> Status:
-        """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status.
-
-        With `is_written` the first of that was done just now, as by `request_stop`.
-        """
+    def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
+        """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status."""
         require_seconds(timeout)
         if self._runtime.store.is_damaged(self.id):
             return self._runtime.step(self._end_damaged)
         if self.status.unknown:
             self._runtime.step(lambda: self._runtime.reexamine(self.id))
-        status = self._runtime.step(lambda: self._begin_stop(timeout, is_written=is_written))
+        status = self._runtime.step(lambda: self._begin_stop(timeout))
         for follower in self.find_followers():
             follower.begin_stop(timeout)
         return status
+
+    def carry_out_stop(self, timeout: float) -> Status:
+        """Do what is left of `begin_stop` where somebody has just written, by `request_stop`, that it is to stop."""
+        return self._runtime.step(lambda: self._begin_stop(timeout, is_written=True))
 
     def finish_stop(self, status: Status) -> Status:
         """Wait until nothing of it is left, given what `begin_stop` returned, and return the status then."""
@@ -459,7 +460,7 @@ class Container:
         if self.metadata.restart_policy != RestartKind.NO:
             self._runtime.note_container(self.id)
 
-    def _begin_stop(self, timeout: float, *, is_written: bool) -> Status:
+    def _begin_stop(self, timeout: float, *, is_written: bool = False) -> Status:
         """Write down that it is to stop and until when, then signal; whoever comes next finishes it."""
         with self._runtime.exclusive(self.id):
             status = self.status

@@ -24,7 +24,7 @@ from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, Named, holds, name_container, name_sandbox, resolve
+from limpet.engine.store.match import Filter, Named, holds
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
 from limpet.engine.store.sandboxes import Sandboxes
@@ -153,7 +153,7 @@ class Store:
         if text in self._rows:
             return text
         named = [row for row in (self._records.load_named(text) if text else ()) if row.id in self._rows]
-        return resolve(text, list(self._rows), lambda: map(name_container, named), "container")
+        return Named.resolve(text, list(self._rows), lambda: map(Named.container, named), "container")
 
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
@@ -291,11 +291,11 @@ class Store:
             if sandbox_id in self._sandboxes.damaged:
                 raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
             kept = self._sandboxes.kept
-            return kept[resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
+            return kept[Named.resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
 
     def _find_named(self, name: str) -> "Iterator[Named]":
         kept = self._sandboxes.kept.values()
-        return (name_sandbox(one.metadata) for one in kept if one.metadata.name == name)
+        return (Named.sandbox(one.metadata) for one in kept if one.metadata.name == name)
 
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
         """Return the status of the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -522,6 +522,15 @@ class Store:
         result: _T = self._committer.run(Request(apply))
         return result
 
+    def begin(self) -> Draft:
+        """Return a draft for who has the right to commit. For fronts such as `aio`; see `transaction`."""
+        self.require_open()
+        return self._draft()
+
+    def finish(self, draft: Draft) -> None:
+        """Make what is in the draft durable and visible. For fronts such as `aio`; see `transaction`."""
+        self._write(draft)
+
     def _draft(self) -> Draft:
         self._settle()
         if len(self._names) > _KEPT_NAMES:
@@ -624,9 +633,12 @@ class Store:
                     self._doubts[key] = doubt
             for key, sandbox in draft.sandboxes.items():
                 self._sandboxes.put(key, sandbox)
-            self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
-            self._recent.extend(row for row in draft.changes.events if row.revision > self._revision)
-            self._revision = draft.revision
+            if draft.changes.events:
+                self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
+                for event in draft.changes.events:
+                    if not self._recent or self._recent[-1].revision < event.revision:
+                        self._recent.append(event)
+                self._revision = draft.revision
         if draft.changes.events:
             self._bells.ring()
 

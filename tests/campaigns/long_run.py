@@ -144,8 +144,8 @@ def _refuse(trial: Trial) -> Tried:
 def _count_noticed_refusals(trial: Trial) -> int:
     report = call_faults(
         RefusedLifeOfHastyKeepers(),
-        roles={"limpet-keeper": "keeper"},
-        failures={"write": [KILLED]},
+        roles=ROLES,
+        failures={"keeper/write": [KILLED]},
         seed=trial.seed,
         workers=trial.workers,
         progress=trial.progress,

@@ -71,9 +71,14 @@ _PROGRAMS: Mapping[str, _Program] = {
 
 _KILLING = ("write", "sendmsg", "recvmsg", "clone", "waitid", "fchmod", "execve", "epoll_ctl", "openat", "tee")
 FAILURES: Mapping[str, Sequence[str]] = {
-    call: (*errors, KILLED) if call in _KILLING else errors for call, errors in CALL_FAILURES.items()
+    **{call: (*errors, KILLED) if call in _KILLING else errors for call, errors in CALL_FAILURES.items()},
+    "life/mmap": (),
 }
-"""What is tried: at some calls the process is killed, too, for want of memory."""
+"""What is tried: at some calls the process is killed, too, for want of memory.
+
+The engine's own process gets its memory: CPython's Thread.start() waits for ever for a thread that had too little to
+begin.
+"""
 
 
 class Told(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Table, Text
 
 from limpet.engine import Engine, Store
-from limpet.recovery import RULES
+from limpet.recovery import RULES, SANDBOX_RULES
 from limpet.recovery.intents import INTENT_RULES
 from limpet.recovery.orphans import ORPHAN_RULES
 from limpet.schema import ContainerState
@@ -79,7 +79,7 @@ def test_crash_windows_name_rules_that_exist() -> None:
     cells = [line.split("|")[-2] for line in text.splitlines() if line.startswith("| ")]
     named = {label for cell in cells for label in re.findall(r"`([\w-]+)`", cell)}
     assert named
-    assert named <= {rule.label for table in (RULES, INTENT_RULES, ORPHAN_RULES) for rule in table}
+    assert named <= {rule.label for table in (RULES, INTENT_RULES, SANDBOX_RULES, ORPHAN_RULES) for rule in table}
 
 
 def test_checksums_are_computed_as_described(state_dir: str) -> None:

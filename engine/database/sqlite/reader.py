@@ -278,7 +278,7 @@ class Reader:
         expected = page.pruned + 1
         newest: dict[str, int] = {}
         for row in page.rows:
-            if row.revision > page.pruned:
+            if type(row.revision) is int and row.revision > page.pruned:
                 if row.revision > expected:
                     yield f"events {expected} to {row.revision - 1} are missing"
                 expected = row.revision + 1

@@ -73,11 +73,12 @@ _KILLING = ("write", "sendmsg", "recvmsg", "clone", "waitid", "fchmod", "execve"
 FAILURES: Mapping[str, Sequence[str]] = {
     **{call: (*errors, KILLED) if call in _KILLING else errors for call, errors in CALL_FAILURES.items()},
     "life/mmap": (),
+    "life/fcntl": (),
 }
 """What is tried: at some calls the process is killed, too, for want of memory.
 
 The engine's own process gets its memory: CPython's Thread.start() waits for ever for a thread that had too little to
-begin.
+begin. Nor is it refused fcntl(2): after an unlock of its -shm that failed, SQLite tries each lock for ten seconds.
 """
 
 

@@ -116,7 +116,8 @@ def call_faults(
             CallFault.parse(str(CallFault(role, call, 0, error)))
     trial = CallTrial(workload, roles, deadline_seconds)
     with scratch() as directory:
-        faults = _choose(trial.count(f"{directory}/0"), failures, most, random.Random(seed))[seed % every :: every]  # noqa: S311 - repeatable by its seed
+        lives = [Counter(trial.count(f"{directory}/0")) for _ in range(2)]  # what is in both is in most
+        faults = _choose(lives[0] & lives[1], failures, most, random.Random(seed))[seed % every :: every]  # noqa: S311 - repeatable by its seed
         return run_jobs(
             lambda index: lambda fault, mark: trial.check(fault, f"{directory}/{index}", mark),
             faults,

@@ -67,7 +67,7 @@ def test_bytes_are_a_config_or_refused(data: bytes) -> None:
 @given(ANY_TEXT)
 def test_what_passes_as_an_id_or_a_name_is_a_file_name(text: str) -> None:
     """An id or a name that is accepted is one component of a path, and no option of a command."""
-    for require in (lambda id: file_name(require_id(id)), require_name):
+    for require in (lambda given: file_name(require_id(given)), require_name):
         try:
             accepted = require(text)
         except InvalidInputError:

@@ -72,9 +72,9 @@ def measure_waiting(cell: Cell) -> Figures:
 
 def _watch(identities: Sequence[ProcessIdentity], seconds: float) -> float:
     with TemporaryDirectory() as directory, Store.open(os.path.join(directory, "state")) as store:
-        watcher = Watcher(store, make_default_starter(), _be_surprised)
+        watcher, starter = Watcher(store, _be_surprised), make_default_starter()
         for identity in identities:
-            watcher.watch(str(identity.pid), identity, os.pidfd_open(identity.pid))
+            watcher.watch(str(identity.pid), identity, os.pidfd_open(identity.pid), starter)
         began = time.process_time()
         time.sleep(seconds)
         took = time.process_time() - began

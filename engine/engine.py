@@ -16,6 +16,7 @@ from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
     Launch,
     Starter,
+    Starters,
     choose_log_path,
     choose_stop_signal,
     make_default_starter,
@@ -51,7 +52,7 @@ class Engine:
     recovery: Report
     """What the last recovery pass found."""
 
-    def __init__(self, store: Store, images: ImageStore, starter: Starter, look_timeout: float) -> None:
+    def __init__(self, store: Store, images: ImageStore, starters: Starters, look_timeout: float) -> None:
         self.store = store
         self._containers_dir = store.directory.join(CONTAINERS)
         self._sandboxes_dir = store.directory.join(SANDBOXES)
@@ -63,7 +64,7 @@ class Engine:
         self._runtime = Runtime(
             store=store,
             images=images,
-            starter=starter,
+            starters=starters,
             containers_dir=self._containers_dir,
             sandboxes_dir=self._sandboxes_dir,
             reexamine=self._reexamine,
@@ -77,10 +78,14 @@ class Engine:
         node: str = DEFAULT_NODE,
         images: ImageStore | None = None,
         starter: Starter | None = None,
+        runtimes: Mapping[str, Starter] | None = None,
         inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
     ) -> Self:
         """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
+
+        `runtimes` are the starters of sandboxes that name a runtime handler, by that name; `starter` runs the
+        containers of all others, as processes of this host if it is not given.
 
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
         container Unknown.
@@ -90,12 +95,13 @@ class Engine:
         that `inherit_env` names; containers of other images nothing of it.
 
         Raises StateDirectoryLockedError if another engine has it open, ResourcesError if no file descriptors are left,
-        InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and the other errors
-        of `Store.open`.
+        InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and for two starters
+        of one name, and the other errors of `Store.open`.
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
-        chosen = make_default_starter(inherit_env) if starter is None else starter
+        default = make_default_starter(inherit_env) if starter is None else starter
+        chosen = Starters(default, runtimes or {})
         raise_descriptor_limit()
         opened: list[Self] = []
         try:
@@ -113,7 +119,7 @@ class Engine:
         state_dir: str | os.PathLike[str],
         node: str,
         images: ImageStore | None,
-        starter: Starter,
+        starters: Starters,
         look_timeout: float,
     ) -> Self:
         store = Store.open(resolve_directory(state_dir), node=node)
@@ -123,11 +129,11 @@ class Engine:
             if images is None:
                 images = DirectoryImageStore(store.directory.join(IMAGES))
                 images.register_builtin(HOST_IMAGE)
-            starter.open(store.directory.path)
-            engine = cls(store, images, starter, look_timeout)
+            starters.open(store.directory.path)
+            engine = cls(store, images, starters, look_timeout)
         except BaseException:
             store.close()
-            starter.close()
+            starters.close()
             raise
         try:
             engine._recover()  # a class method of its own class
@@ -164,12 +170,20 @@ class Engine:
                 self._is_closed = True
 
     def create_sandbox(
-        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+        self,
+        config: PodSandboxConfig | bytes | str | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        runtime_handler: str = "",
     ) -> Sandbox:
-        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. Raises InvalidInputError."""
-        return self._runtime.step(lambda: self._create_sandbox(parse_pod_sandbox_config(config), id))
+        """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON.
 
-    def _create_sandbox(self, config: PodSandboxConfig, id: str | None) -> Sandbox:
+        `runtime_handler` names the starter of its containers, one of `runtimes` of `open`. Raises InvalidInputError.
+        """
+        return self._runtime.step(lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler))
+
+    def _create_sandbox(self, config: PodSandboxConfig, id: str | None, runtime_handler: str) -> Sandbox:
+        self._runtime.starters.choose(runtime_handler)
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
             id=key,
@@ -177,6 +191,7 @@ class Engine:
             config=config,
             created_at=max(time.time_ns(), 1),
             root_dir=self._runtime.sandbox_path(key),
+            runtime_handler=runtime_handler,
         )
         choose_log_path(config.log_directory or "/", "check")
         with self._runtime.exclusive(key):
@@ -236,7 +251,7 @@ class Engine:
             log_path=choose_log_path(sandbox.log_directory, config.log_path),
             stop_signal=choose_stop_signal(config, manifest.config),
             root_dir=self._runtime.bundle_path(key),
-            starter=self._runtime.starter.name,
+            starter=self._runtime.starters.choose(sandbox.metadata.runtime_handler).name,
         )
         if strict:
             self._refuse_unapplied(metadata, sandbox.metadata)
@@ -245,7 +260,7 @@ class Engine:
 
     def _refuse_unapplied(self, metadata: Metadata, sandbox: SandboxMetadata) -> None:
         launch = Launch(id=metadata.id, bundle_path=metadata.root_dir, metadata=metadata, sandbox=sandbox)
-        found = self._runtime.starter.find_unapplied(launch)
+        found = self._runtime.starters.of(metadata).find_unapplied(launch)
         if found:
             reasons = "; ".join(f"{name} ({why})" for name, why in found.items())
             raise InvalidInputError(f"container {metadata.name!r}: not done by this starter: {reasons}")
@@ -336,17 +351,18 @@ class Engine:
         reexamine(self.store, container_id, probe=self._probe(), actors=self._actors, look_timeout=self._look_timeout)
 
     def _probe(self) -> Probe:
-        return make_probe(self._runtime.starter, self._containers_dir)
+        return make_probe(self._runtime.starters, self._containers_dir)
 
     def _adopt(self, container_id: str, verdict: Verdict) -> None:
         identity = verdict.status.identity
         if identity is None or self._runtime.watcher.is_watched(container_id):
             return
+        starter = self._runtime.starter_of(container_id)
         try:
-            pidfd = self._runtime.starter.adopt(container_id, identity)
+            pidfd = starter.adopt(container_id, identity)
         except ResourcesError:
             pidfd = -1  # looked at again and again, then
-        self._runtime.watcher.watch(container_id, identity, pidfd)
+        self._runtime.watcher.watch(container_id, identity, pidfd, starter)
         if verdict.status.stop_requested_at:
             Container(self._runtime, container_id).resume_stop(verdict.status, identity)
 
@@ -358,7 +374,7 @@ class Engine:
 
     def _end_leftovers(self) -> None:
         """Have what is left of ended containers ended: a kill may have come between the end and this."""
-        self._runtime.starter.end_leftovers(self._has_ended_here)
+        self._runtime.starters.end_leftovers(self._has_ended_here)
 
     def _has_ended_here(self, container_id: str) -> bool:
         try:

@@ -15,7 +15,7 @@ from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
-from limpet.engine.starters import Launch, number_of_signal, require_secrets
+from limpet.engine.starters import Launch, Starter, number_of_signal, require_secrets
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus
@@ -58,6 +58,13 @@ class Container:
     def metadata(self) -> Metadata:
         """The immutable part. Raises StoreDamagedError if its record cannot be read: delete it, then."""
         return self._runtime.store.metadata(self.id)
+
+    @property
+    def _starter(self) -> Starter:
+        """The starter that it was made for. Raises InvalidStateError if this engine does not have it."""
+        if "metadata" in self.__dict__:  # read before
+            return self._runtime.starters.of(self.metadata)
+        return self._runtime.starter_of(self.id)
 
     @property
     def status(self) -> Status:
@@ -172,7 +179,7 @@ class Container:
 
     def remove_bundle(self) -> None:
         """Remove what is on disk of a container that is released or was never created. May be repeated."""
-        self._runtime.starter.release(self.id)
+        self._starter.release(self.id)
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 
@@ -192,8 +199,8 @@ class Container:
                     self._bundle.flush_marker()
                 self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
                 launch = self._launch()
-                unapplied = self._runtime.starter.find_unapplied(launch)
-                self._bundle.finish(self._runtime.starter.make_config(launch))
+                unapplied = self._starter.find_unapplied(launch)
+                self._bundle.finish(self._starter.make_config(launch))
             except BaseException:
                 self._bundle.remove()
                 raise
@@ -206,22 +213,17 @@ class Container:
             status = self.status
             if status.state is not ContainerState.CREATED or status.released:
                 raise self._refuse("start", "only a CREATED one that was not released can be")
-            if self.metadata.starter != self._runtime.starter.name:
-                raise self._refuse(
-                    "start",
-                    f"it was made for the starter {self.metadata.starter!r}, this engine has"
-                    f" {self._runtime.starter.name!r}; open one with that",
-                )
+            starter = self._starter
             try:
-                return self._prepare_and_go(secrets)
+                return self._prepare_and_go(starter, secrets)
             except StartError as error:
                 message = str(error)
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))
-                self._runtime.starter.forget_exits([self.id])
+                starter.forget_exits([self.id])
                 raise StartError(f"container {self.id}: {message}") from error
 
-    def _prepare_and_go(self, secrets: Mapping[str, str]) -> Status:
-        starter, launch = self._runtime.starter, self._launch()
+    def _prepare_and_go(self, starter: Starter, secrets: Mapping[str, str]) -> Status:
+        launch = self._launch()
         if self.metadata.root_dir != self._bundle.path:
             self._bundle.finish(starter.make_config(launch))  # it names paths of where the state directory was then
         prepared = starter.prepare(replace_field(launch, secret_env=secrets))
@@ -242,7 +244,7 @@ class Container:
             starter.abort(prepared)
             raise
         starter.go(prepared)
-        self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
+        self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd, starter)
         return self.status
 
     def _begin_stop(self, timeout: float) -> Status:
@@ -263,9 +265,10 @@ class Container:
 
     def _send_stop(self, identity: ProcessIdentity, seconds: float, *, signals: bool) -> None:
         """Have it killed in so many seconds, and send the stop signal if that is to be sent and there is time."""
-        self._runtime.watcher.kill_at(self.id, identity, seconds)
+        starter = self._starter
+        self._runtime.watcher.kill_at(self.id, identity, seconds, starter)
         if signals and seconds:
-            self._runtime.starter.signal(self.id, identity, number_of_signal(self._find_stop_signal()))
+            starter.signal(self.id, identity, number_of_signal(self._find_stop_signal()))
 
     def _find_stop_signal(self) -> str:
         try:
@@ -276,14 +279,14 @@ class Container:
     def _end_damaged(self) -> Status:
         """End all that the starter knows to be of this container: which process its record named cannot be read."""
         with self._runtime.exclusive(self.id):
-            self._runtime.starter.release(self.id)
+            self._starter.release(self.id)
             return self.status
 
     def _wait_for_stop(self, identity: ProcessIdentity, grace: float) -> None:
         """Wait until nothing of the container is left: the watcher sends SIGKILL after `grace` seconds at most."""
         patience, latest = _FIRST_LOOK_SECONDS, time.monotonic() + grace + _KILL_TIMEOUT_SECONDS
         while not self._runtime.wait_for_change(self.id, self._has_ended, patience) or (
-            self._runtime.starter.signal(self.id, identity, 0)
+            self._starter.signal(self.id, identity, 0)
         ):
             if time.monotonic() > latest:
                 raise InvalidStateError(
@@ -335,7 +338,7 @@ class Container:
 
         Raises InvalidStateError while the process lives that the damaged record names: it may be the container's.
         """
-        self._runtime.starter.release(self.id)
+        self._starter.release(self.id)
         suspect = self._runtime.store.find_suspect(self.id)
         is_here = suspect is not None and observe_boot(suspect) is Boot.SAME
         if suspect is not None and is_here and observe_process(suspect)[0] is Process.ALIVE:
@@ -359,7 +362,7 @@ class Container:
             raise self._refuse("stop", "nothing was signalled")
         if status.identity is not None:
             try:
-                pidfd = self._runtime.starter.adopt(self.id, status.identity)
+                pidfd = self._starter.adopt(self.id, status.identity)
             except NotFoundError as error:
                 raise self._refuse("stop", f"{error}; nothing was signalled, and recover() may tell later") from error
             os.close(pidfd)  # it lives after all: the next look will say so

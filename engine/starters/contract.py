@@ -90,6 +90,9 @@ class Starter(Protocol):
     def find_unapplied(self, launch: Launch) -> dict[str, str]:
         """Return the name of each field of the config, or sandbox's config, that asks for what is not done, and why."""
 
+    def keeps(self, container_id: str) -> bool:
+        """Say whether it has anything of this container, whose record may be damaged."""
+
     def prepare(self, launch: Launch) -> Prepared:
         """Make the process and hold it. Raises StartError, StateDirectoryError for a damaged bundle."""
 

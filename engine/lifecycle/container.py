@@ -376,14 +376,16 @@ class Container:
         metadata = self._runtime.bring_home(self.metadata)
         try:
             sandbox = self._runtime.store.get_sandbox(metadata.sandbox_id)
+            namespaces = self._runtime.store.sandbox_status(sandbox.id).namespaces
         except (NotFoundError, StoreDamagedError):
-            sandbox = None
+            sandbox, namespaces = None, {}
         return Launch(
             id=self.id,
             bundle_path=self._bundle.path,
             metadata=metadata,
             sandbox=sandbox,
             log_directory=self._runtime.log_directory(sandbox) if sandbox else "",
+            namespaces=namespaces,
         )
 
     def _update(self, change: Callable[[Status], Status]) -> Status:

@@ -27,6 +27,8 @@ class Launch:
     """None if the sandbox's record is damaged."""
     log_directory: str = ""
     """Where the logs of the sandbox's containers are, empty if that is not known; `log_path` is below it."""
+    namespaces: Mapping[str, str] = field(default_factory=dict)
+    """The path of each namespace that the sandbox holds, by type as in the OCI runtime spec."""
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Variables of this start alone, over all others; never written down, nor shown."""
 

@@ -26,6 +26,8 @@ from limpet.schema.layout import ROOTFS
 
 _VERSION = "1.0.2"
 _UMASK = 0o022
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where neither image nor config have one, as Docker and containerd do it."""
 _MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
     "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
@@ -48,10 +50,9 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
     root = os.path.join(launch.bundle_path, ROOTFS)
     user, account = choose_user(image.config, config, RootAccounts(root), Rights(0, 0, (), has_own_ids=True))
     env = merge_environment(image.config, config)
-    if not any(entry.startswith("HOME=") for entry in env):
-        env = (*env, f"HOME={account.home if account else '/'}")
-    if config.tty and not any(entry.startswith("TERM=") for entry in env):
-        env = (*env, "TERM=xterm")
+    given = {entry.partition("=")[0] for entry in env}
+    defaults = {"PATH": _PATH, "HOME": account.home if account else "/", **({"TERM": "xterm"} if config.tty else {})}
+    env = (*env, *(f"{name}={value}" for name, value in defaults.items() if name not in given))
     namespaces = make_namespaces(config, launch.namespaces, is_unified=is_unified)
     hostname = launch.sandbox.config.hostname if launch.sandbox else ""
     chosen, ambient = choose(context.capabilities or Capability(), privileged=context.privileged)

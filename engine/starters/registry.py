@@ -6,21 +6,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 
 from limpet.engine.starters.contract import Starter
+from limpet.engine.state.names import OCI
 from limpet.recovery.evidence import Observation
-from limpet.recovery.probe import HostProbe, Probe, Subject
+from limpet.recovery.probe import HostProbe, Probe, Subject, Witness, Witnessed
 from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, StoreDamagedError, quote
+from limpet.schema.file_name import file_name
+from limpet.schema.identity import ProcessIdentity
 from limpet.schema.metadata import Metadata
 
 _log = logging.getLogger("limpet.starter")
 PROCESS = "process"
 """The built-in starter, and the one that an engine has unless it is given another."""
-_HOMES = {PROCESS: "limpet.engine.starters.process"}
-"""The package of each starter, which has a function `make_starter`."""
+_PROCESS_HOME = "limpet.engine.starters.process"
+_OCI_PROBE = "limpet.engine.starters.oci.probe"
 
 
 def make_default_starter(inherit_env: Iterable[str] = ()) -> Starter:
     """Return the starter of an engine that is given none. Raises InvalidInputError for a name that is none."""
-    starter: Starter = import_module(_HOMES[PROCESS]).make_starter(inherit_env)
+    starter: Starter = import_module(_PROCESS_HOME).make_starter(inherit_env)
     return starter
 
 
@@ -101,15 +104,24 @@ def make_probe(starters: Starters, containers_dir: str) -> Probe:
     its process's identity shows that.
     """
     own = {starter.name: starter.probe(containers_dir) for starter in starters}
-    if set(own) == {PROCESS}:
-        return own[PROCESS]
+    if set(own) == {PROCESS} and not os.path.isdir(os.path.join(os.path.dirname(containers_dir), OCI)):
+        return own[PROCESS]  # nobody's metadata has to be read
     other = make_host_probe(containers_dir)
     return _ProbeByStarter(own, lambda container_id: own[starters.find_keeper(container_id).name], other)
 
 
 def make_host_probe(containers_dir: str) -> HostProbe:
-    """Return what looks at processes of this host, and at bundles if there are any."""
-    return HostProbe(containers_dir if os.path.isdir(containers_dir) else "")
+    """Return what looks at processes of this host, and at bundles if there are any, with what OCI containers left."""
+    if not os.path.isdir(containers_dir):
+        return HostProbe()
+
+    def ask_bundle(container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
+        if not os.path.isdir(os.path.join(containers_dir, file_name(container_id), OCI)):
+            return None
+        witness: Witness = import_module(_OCI_PROBE).BundleWitness(containers_dir)
+        return witness(container_id, identity)
+
+    return HostProbe(containers_dir, witness=ask_bundle)
 
 
 class _ProbeByStarter:

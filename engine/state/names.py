@@ -7,7 +7,7 @@ store.db        the database, with its -wal and -shm next to it while it is open
 containers/     a bundle for each container        sandboxes/   a directory for each sandbox
 images/         the image store                    quarantine/  entries without an owner
 backups/        copies made before a migration   keeper/      the keeper's lock, socket, journal and pipes
-oci/            what OCI runtimes keep of their containers, by starter and boot
+oci/            what OCI runtimes keep of their containers, by starter and boot; in a bundle, what conmon does
 """
 
 DATABASE = "store.db"

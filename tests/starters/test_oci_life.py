@@ -164,7 +164,9 @@ def test_a_missing_program_is_named_with_its_package(state_dir: str, tmp_path: P
                 engine.create_container(config("one"), handler)
         assert engine.list() == []
         engine.create_sandbox({"metadata": {"name": "plain"}}, id="plain")
-        assert engine.create_container({**config("x", "true"), "image": {"image": "host"}}, "plain").start()
+        plain = engine.create_container({**config("x", "true"), "image": {"image": "host"}}, "plain")
+        plain.start()
+        assert plain.wait(20).exit_code == 0
 
 
 def test_ids_and_images_that_a_runtime_cannot_take(engine: Engine) -> None:

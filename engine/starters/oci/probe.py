@@ -18,8 +18,9 @@ from limpet.engine.starters.oci.exits import (
     observe_program,
     read_conmon_exit,
 )
-from limpet.engine.starters.oci.run_directory import OCI, Processes, RunDirectory, find_run, list_runs
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, find_run, list_runs
 from limpet.engine.starters.oci.written import read_config
+from limpet.engine.state.names import OCI
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import has_ended, observe_boot, observe_process, open_pidfd
 from limpet.recovery.probe import Witnessed

@@ -15,10 +15,10 @@ from contextlib import suppress
 import msgspec
 
 from limpet.engine.state.durable import write_file
+from limpet.engine.state.names import OCI
 from limpet.recovery.files import read_small_file
 from limpet.schema.identity import ProcessIdentity
 
-OCI = "oci"
 _PROCESSES = "processes.json"
 _MOST_BYTES = 64 << 10
 

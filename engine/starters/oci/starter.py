@@ -39,7 +39,6 @@ from limpet.engine.starters.oci.probe import BundleWitness
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
 from limpet.engine.starters.oci.root import RuntimeRoot, to_oci_id
 from limpet.engine.starters.oci.run_directory import (
-    OCI,
     Processes,
     RunDirectory,
     find_run,
@@ -52,8 +51,7 @@ from limpet.engine.starters.oci.unapplied import find_unapplied
 from limpet.engine.starters.oci.written import read_config
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
-from limpet.engine.state.names import CONTAINERS
-from limpet.engine.state.names import OCI as OCI_ROOTS
+from limpet.engine.state.names import CONTAINERS, OCI
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe
@@ -110,7 +108,7 @@ class OciStarter:
     def open(self, state_dir: str) -> None:
         """Begin to serve this state directory; what the runtime kept of earlier boots is removed."""
         self._containers_dir = os.path.join(state_dir, CONTAINERS)
-        self._root = RuntimeRoot(os.path.join(state_dir, OCI_ROOTS, self.name))
+        self._root = RuntimeRoot(os.path.join(state_dir, OCI, self.name))
         try:
             self._root.remove_old()
         except OSError as error:

@@ -3,7 +3,6 @@
 It needs no runtime, so a reader without one tells the same.
 """
 
-import fcntl
 import os
 import time
 from contextlib import suppress
@@ -33,6 +32,7 @@ _START_SECONDS = 2.0
 """How long to wait for a start that is still under way: the engine was killed, and its `runc start` was not."""
 _EXECUTE_SECONDS = 0.1
 """How long a process that was let go may take to execute its program."""
+_NEVER_LET_GO = "it was made and held, and its program was never executed"
 
 
 class BundleWitness:
@@ -64,17 +64,24 @@ def _see_unnamed(bundle: str) -> Witnessed | None:
 
 
 def _see(run: RunDirectory, processes: Processes) -> Witnessed | None:
+    if run.has("never-ran"):
+        return Witnessed(Process.NEVER_RAN, detail=_NEVER_LET_GO)
     here = observe_boot(processes.init) is Boot.SAME and observe_process(processes.init)[0] is not Process.ELSEWHERE
     if here and (alive := _see_alive(run, processes)) is not None:
         return alive
-    deadline = time.monotonic() + _EXIT_FILE_SECONDS
-    while (ended := read_conmon_exit(run, processes.oci_id)) is None and here and is_monitor_alive(processes):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.005)
     if not run.has("starting"):
         # Marks survive a kill and no power cut: after a reboot nothing tells whether it was let go.
         return Witnessed(Process.NEVER_RAN, detail="it ended before its program was executed") if here else None
+    return _see_end(run, processes, is_here=here)
+
+
+def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witnessed | None:
+    """Say how a process has ended that was let go; None if conmon has not seen it."""
+    deadline = time.monotonic() + _EXIT_FILE_SECONDS
+    while (ended := read_conmon_exit(run, processes.oci_id)) is None and is_here and is_monitor_alive(processes):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
     if ended is None:
         return None
     why = explain_never_ran(run, ended.code, read_config(run))
@@ -96,7 +103,7 @@ def _see_alive(run: RunDirectory, processes: Processes) -> Witnessed | None:
         if found is Program.HELD and run.has("starting"):
             found = await_program(processes, _EXECUTE_SECONDS)
         if found is Program.HELD:
-            return Witnessed(Process.NEVER_RAN, detail="it was made and held, and nobody let its program run")
+            return Witnessed(Process.NEVER_RAN, detail=_NEVER_LET_GO)
         if found is Program.EXECUTED:
             with open_pidfd(processes.init.pid) as pidfd:
                 is_it = is_process(processes.init, pidfd, processes.cgroups) and not has_ended(pidfd)
@@ -107,15 +114,8 @@ def _see_alive(run: RunDirectory, processes: Processes) -> Witnessed | None:
 def _await_start(run: RunDirectory) -> bool:
     """Wait until no `runc start` of this container is left; say whether that is so. Raises OSError."""
     deadline = time.monotonic() + _START_SECONDS
-    descriptor = os.open(run.join("starting"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.01)
-    finally:
-        os.close(descriptor)
+    while run.is_being_started():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -4,10 +4,12 @@ config.json      what the runtime is to run               pidfile, conmon-pidfil
 processes.json   which processes these are, durable       exits/ID, oom             how it ended, as conmon saw it
 starting         the runtime was asked to let it go       attach, ctl, winsz        conmon's doors
 executed         the program was seen to be executed      conmon.log                what conmon itself says
+never-ran        it was ended while it was held
 
 Each start has one of its own, so that a conmon which comes late can write into no other's.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -68,6 +70,20 @@ class RunDirectory:
         with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return msgspec.json.decode(read_small_file(self.join(_PROCESSES), _MOST_BYTES), type=Processes)
         return None
+
+    def is_being_started(self) -> bool:
+        """Return whether a start by the runtime is still under way, perhaps one of an engine that is dead."""
+        try:
+            descriptor = os.open(self.join("starting"), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def read_pid(self, name: str) -> int:
         """Return the pid in a pid file, 0 if there is none."""

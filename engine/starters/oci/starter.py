@@ -72,6 +72,8 @@ TIMEOUT_SECONDS = 30.0
 """How long the runtime may take for one step, unless the caller says otherwise."""
 _EXECUTE_SECONDS = 10.0
 """How long a process that was let go may take to execute its program: a slow disk."""
+_LATE_SECONDS = 0.1
+"""The same after a start that has failed: it may have come far enough."""
 _EXIT_FILE_SECONDS = 2.0
 _END_SECONDS = 5.0
 
@@ -167,6 +169,7 @@ class OciStarter:
             except OSError as error:
                 why = f"{quote_path(error.filename or self._runtime)}: {error.strerror}"
             if why:
+                held.run.mark("never-ran")  # before it is ended, which looks like an end of its program
                 self._discard(held.container_id, held.run)
                 os.close(prepared.pidfd)
                 raise StartError(why)
@@ -233,7 +236,7 @@ class OciStarter:
             if is_monitor_alive(processes):
                 return None
             ended = read_conmon_exit(directory, processes.oci_id)  # its last act
-        if not directory.has("starting"):
+        if directory.has("never-ran") or not directory.has("starting"):
             return Exit(None, ended.finished_at if ended else 0, never_ran="it ended before its program was executed")
         if ended is None:
             return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
@@ -377,7 +380,9 @@ class OciStarter:
         """Have it started; return why its program was not executed, "" if it was. Raises OSError."""
         held.run.mark("starting")
         outcome = self._start(held)
-        found = await_program(held.processes, _EXECUTE_SECONDS if outcome.code == 0 else 0)
+        found = await_program(
+            held.processes, min(_EXECUTE_SECONDS, self._timeout) if outcome.code == 0 else _LATE_SECONDS
+        )
         if found is Program.HELD:
             return outcome.problem if outcome.code != 0 else "it was let go, and has not executed its program in time"
         if found is Program.ENDED:
@@ -414,12 +419,12 @@ class OciStarter:
         if not self._take(container_id, wait=False):
             return  # it is being started now
         try:
-            runs = [(each, each.read_processes()) for each in list_runs(self._bundle(container_id))]
-            programs = [observe_program(processes) for _, processes in runs if processes is not None]
-            if Program.EXECUTED in programs and not has_ended(container_id):
-                return
-            if Program.ENDED in programs and Program.HELD not in programs and not has_ended(container_id):
-                return  # its end is not written down yet
+            if not has_ended(container_id):
+                runs = list(list_runs(self._bundle(container_id)))
+                if not runs or any(map(_may_have_run, runs)):
+                    return  # a look tells what became of it, or it runs on though its bundle is lost
+                for each in runs:
+                    each.mark("never-ran")
             self._end(container_id)
         except OSError as error:
             _log.warning("container %s: what is left of it cannot be looked at: %s", container_id, error)
@@ -524,6 +529,14 @@ class OciStarter:
     def _is_bundle_busy(self, name: str) -> bool:
         with self._is_free:
             return any(file_name(each) == name for each in self._busy)
+
+
+def _may_have_run(run: RunDirectory) -> bool:
+    """Return whether the program of a start may have been executed, or may yet be by a start under way."""
+    if run.has("starting"):
+        return True
+    processes = run.read_processes()
+    return processes is not None and observe_program(processes) is Program.EXECUTED
 
 
 def _write_private(path: str, data: bytes) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
+from msgspec.structs import replace
+
 from limpet.engine.images import DirectoryImageStore, ImageStore
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
@@ -22,6 +24,7 @@ from limpet.engine.starters import (
     make_default_starter,
     make_probe,
 )
+from limpet.engine.starters.abilities import Pauser
 from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
@@ -363,6 +366,9 @@ class Engine:
         except ResourcesError:
             pidfd = -1  # looked at again and again, then
         self._runtime.watcher.watch(container_id, identity, pidfd, starter)
+        if isinstance(starter, Pauser) and starter.is_paused(container_id, identity) != verdict.status.paused:
+            # A kill came between the pause and its record, or somebody else did it.
+            self.store.update(container_id, lambda old: replace(old, paused=not old.paused and not old.finished_at))
         if verdict.status.stop_requested_at:
             Container(self._runtime, container_id).resume_stop(verdict.status, identity)
 

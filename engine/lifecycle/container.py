@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace as replace_field
 from functools import cached_property
@@ -16,9 +16,19 @@ from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
 from limpet.engine.starters import Launch, Starter, number_of_signal, require_secrets
+from limpet.engine.starters.abilities import (
+    Executed,
+    Executor,
+    Limiter,
+    LogReopener,
+    Meter,
+    Pauser,
+    Stats,
+    lacks,
+)
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
-from limpet.schema.cri import ContainerStatus
+from limpet.schema.cri import ContainerStatus, LinuxContainerResources
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
@@ -33,6 +43,7 @@ from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
+DEFAULT_EXEC_TIMEOUT_SECONDS = 60.0
 _KILL_TIMEOUT_SECONDS = 10.0
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
 """Between two looks at what a stop has left."""
@@ -169,6 +180,56 @@ class Container:
             raise NotFoundError(f"container {self.id}: its config has no log_path")
         return read_log(os.path.dirname(path), path)
 
+    def execute(self, args: Sequence[str], timeout: float = DEFAULT_EXEC_TIMEOUT_SECONDS) -> Executed:
+        """Run a command in the container to its end, and return code and output; nothing of it is written down.
+
+        Raises WaitTimeoutError if it was killed after `timeout` seconds, StartError if it cannot be executed,
+        InvalidStateError unless the container is RUNNING, UnsupportedError if its starter has no way.
+        """
+        _require_seconds(timeout)
+        if not args:
+            raise InvalidInputError("args: a command is needed")
+        starter = self._starter
+        if not isinstance(starter, Executor):
+            raise lacks(starter, "execute a command in a container")
+        return starter.execute(self.id, self._require_running("execute a command in"), args, timeout=timeout)
+
+    def pause(self) -> Status:
+        """Freeze all of its processes, until `resume` or SIGKILL. Pausing again is fine.
+
+        Raises InvalidStateError unless it is RUNNING, UnsupportedError if its starter has no way.
+        """
+        return self._runtime.step(lambda: self._set_paused(paused=True))
+
+    def resume(self) -> Status:
+        """Let its processes go on. Resuming again is fine; see `pause` for what is raised."""
+        return self._runtime.step(lambda: self._set_paused(paused=False))
+
+    def measure(self) -> Stats:
+        """Return what it uses now. Raises InvalidStateError unless it is RUNNING, UnsupportedError."""
+        starter = self._starter
+        if not isinstance(starter, Meter):
+            raise lacks(starter, "measure a container")
+        return starter.measure(self.id, self._require_running("measure"))
+
+    def change_limits(self, limits: LinuxContainerResources) -> Status:
+        """Put limits into force while it runs; those that are not given stay. `Status.resources` then has all.
+
+        Raises InvalidInputError for what the host refuses, InvalidStateError unless it is RUNNING, UnsupportedError.
+        """
+        return self._runtime.step(lambda: self._change_limits(limits))
+
+    def reopen_log(self) -> None:
+        """Begin a new log, after the old one was renamed. Raises InvalidStateError, UnsupportedError."""
+        path = self.metadata.log_path
+        if not path:
+            raise InvalidInputError(f"container {self.id}: its config has no log_path")
+        starter = self._starter
+        if not isinstance(starter, LogReopener):
+            raise lacks(starter, "reopen a log")
+        path = self._runtime.bring_home(self.metadata).log_path
+        starter.reopen_log(self.id, self._require_running("reopen the log of"), path)
+
     def release(self) -> Status:
         """Give up what the container holds: kill what is left of it, unmount and remove its bundle.
 
@@ -246,6 +307,34 @@ class Container:
         starter.go(prepared)
         self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd, starter)
         return self.status
+
+    def _set_paused(self, *, paused: bool) -> Status:
+        with self._runtime.exclusive(self.id):
+            verb = "pause" if paused else "resume"
+            starter = self._starter
+            if not isinstance(starter, Pauser):
+                raise lacks(starter, "pause a container")
+            identity = self._require_running(verb)
+            (starter.pause if paused else starter.resume)(self.id, identity)
+            return self._update(lambda old: replace(old, paused=paused and not old.finished_at))
+
+    def _change_limits(self, limits: LinuxContainerResources) -> Status:
+        with self._runtime.exclusive(self.id):
+            starter = self._starter
+            if not isinstance(starter, Limiter):
+                raise lacks(starter, "change limits")
+            identity = self._require_running("change the limits of")
+            before = self.status.resources
+            given = {name: getattr(limits, name) for name in limits.__struct_fields__ if getattr(limits, name)}
+            changed = starter.change_limits(self.id, identity, replace(before.requested, **given) if before else limits)
+            return self._update(lambda old: replace(old, resources=changed))
+
+    def _require_running(self, verb: str) -> ProcessIdentity:
+        """Return the identity of its first process. Raises InvalidStateError unless it is RUNNING."""
+        status = self.status
+        if status.state is not ContainerState.RUNNING or status.identity is None:
+            raise self._refuse(verb, "it must be RUNNING")
+        return status.identity
 
     def _begin_stop(self, timeout: float) -> Status:
         """Write down that it is to stop and until when, then signal; whoever comes next finishes it."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from limpet.engine.engine import Engine as Engine
     from limpet.engine.inspection import Snapshot as Snapshot
     from limpet.engine.reconcile import recover as recover
+    from limpet.engine.starters.oci import OciStarter as OciStarter
     from limpet.engine.store import Store as Store
     from limpet.schema import errors as errors
 
@@ -20,12 +21,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncStore": "limpet.engine.aio",
     "Engine": "limpet.engine.engine",
+    "OciStarter": "limpet.engine.starters.oci",
     "Snapshot": "limpet.engine.inspection",
     "Store": "limpet.engine.store",
     "recover": "limpet.engine.reconcile",
 }
 
-__all__ = ["AsyncStore", "Engine", "Snapshot", "Store", "__version__", "errors", "recover"]
+__all__ = ["AsyncStore", "Engine", "OciStarter", "Snapshot", "Store", "__version__", "errors", "recover"]
 
 
 def __getattr__(name: str) -> object:

@@ -227,3 +227,23 @@ def test_after_a_reboot(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert list(above.iterdir()) == []
         assert is_running(processes.init.pid)  # whoever has that pid now is left alone
         engine.get("one-runc").stop(0)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_killed_between_a_pause_and_its_record(state_dir: str, engine_process: Start, runtime: str) -> None:
+    """The next engine sees that it is frozen, and that it goes on again."""
+    script = f"""{PRELUDE}
+engine = Engine.open(state_dir, runtimes={{name: OciStarter(name) for name in ("runc", "crun")}})
+container = engine.get("one-{runtime}")
+container.start()
+Container._update = die
+container.pause()
+"""
+    assert engine_process(script).wait() == -signal.SIGKILL
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        assert container.state is ContainerState.RUNNING
+        assert container.status.paused
+        assert not container.resume().paused
+        container.stop(0)
+        container.release()

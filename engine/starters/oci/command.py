@@ -43,7 +43,6 @@ def run(
     command: Sequence[str],
     *,
     timeout: float,
-    stdin: bytes = b"",
     most_bytes: int = _OUTPUT_BYTES,
     pass_fds: Sequence[int] = (),
 ) -> Outcome:
@@ -53,7 +52,7 @@ def run(
     """
     process = subprocess.Popen(
         command,
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd="/",
@@ -63,10 +62,6 @@ def run(
         start_new_session=True,
     )
     with process:
-        if process.stdin:
-            with suppress(BrokenPipeError):
-                process.stdin.write(stdin)  # small: it fits into the pipe
-            process.stdin.close()
         try:
             output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes)
             code = process.poll()

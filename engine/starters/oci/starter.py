@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from limpet.engine.starters.abilities import Executed, Stats
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
-from limpet.engine.starters.oci.cgroups import list_processes, signal_processes
+from limpet.engine.starters.oci import abilities
+from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, signal_processes
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
 from limpet.engine.starters.oci.exits import (
@@ -55,6 +57,7 @@ from limpet.engine.state.names import CONTAINERS, OCI
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe
+from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidStateError,
     ResourcesError,
@@ -66,6 +69,7 @@ from limpet.schema.errors import (
 from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS
+from limpet.schema.status import Resources
 
 _log = logging.getLogger("limpet.starter.oci")
 TIMEOUT_SECONDS = 30.0
@@ -271,6 +275,48 @@ class OciStarter:
         """Return what looks at the processes and the bundles, and at what conmon has left in them."""
         return HostProbe(containers_dir, witness=BundleWitness(containers_dir))
 
+    # What it can do with a container that runs: see `limpet.engine.starters.abilities`
+
+    def execute(self, container_id: str, identity: ProcessIdentity, args: Sequence[str], *, timeout: float) -> Executed:
+        """Run a command in the container, with its user and environment."""
+        directory, processes = self._find(container_id, identity)
+        cgroup = self._cgroup_name(processes.oci_id)
+        return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
+
+    def pause(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Freeze all processes of the container."""
+        _, processes = self._find(container_id, identity)
+        abilities.set_paused(self._call, processes, self._cgroup_name(processes.oci_id), paused=True)
+
+    def resume(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Let them go on."""
+        _, processes = self._find(container_id, identity)
+        abilities.set_paused(self._call, processes, self._cgroup_name(processes.oci_id), paused=False)
+
+    def is_paused(self, container_id: str, identity: ProcessIdentity) -> bool:
+        """Return whether they are frozen."""
+        _, processes = self._find(container_id, identity)
+        return is_frozen(processes.cgroups, self._cgroup_name(processes.oci_id))
+
+    def measure(self, container_id: str, identity: ProcessIdentity) -> Stats:
+        """Return what the container uses, as its cgroups tell."""
+        _, processes = self._find(container_id, identity)
+        return abilities.measure_container(processes, self._cgroup_name(processes.oci_id))
+
+    def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
+        """Put these limits into force."""
+        return abilities.change_limits(self._call, *self._find(container_id, identity), limits)
+
+    def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
+        """Have conmon begin a new log where the old one was renamed."""
+        abilities.reopen_log(*self._find(container_id, identity), log_path)
+
+    def _find(self, container_id: str, identity: ProcessIdentity) -> tuple[RunDirectory, Processes]:
+        found = find_run(self._bundle(container_id), identity)
+        if found is None:
+            raise InvalidStateError(f"container {container_id}: its bundle no longer tells which processes it has")
+        return found
+
     # Making
 
     def _prepare(self, launch: Launch) -> Prepared:
@@ -469,26 +515,22 @@ class OciStarter:
 
     def _thaw(self, container_id: str, processes: Processes) -> None:
         """Let a paused container go on, or it would not take SIGKILL (cgroup v1)."""
-        for line in processes.cgroups:
-            _, controllers, path = line.split(":", 2)
-            state = f"/sys/fs/cgroup/freezer{path}/freezer.state"
-            if controllers == "freezer" and os.path.basename(path) == self._cgroup_name(processes.oci_id):
-                with suppress(OSError), open(state, encoding="ascii") as file:
-                    if file.read().strip() == "THAWED":
-                        return
-                    outcome = self._call("resume", processes.oci_id)
-                    if outcome.code != 0:
-                        _log.warning("container %s stays paused: %s", container_id, outcome.problem)
+        try:
+            abilities.set_paused(self._call, processes, self._cgroup_name(processes.oci_id), paused=False)
+        except (InvalidStateError, UnsupportedError) as error:
+            _log.warning("container %s stays paused: %s", container_id, error)
 
     # The runtime
 
     def _command(self) -> Sequence[str]:
         return command_of(self._tools.find(self._runtime))
 
-    def _call(self, *arguments: str, stdin: bytes = b"", timeout: float = 0, pass_fds: Sequence[int] = ()) -> Outcome:
+    def _call(
+        self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10, pass_fds: Sequence[int] = ()
+    ) -> Outcome:
         """Run the runtime. Raises UnsupportedError if it is not installed, OSError if it cannot be executed."""
         command = [*self._command(), "--root", self._root.make(), *arguments]
-        return run(command, timeout=timeout or self._timeout, stdin=stdin, pass_fds=pass_fds)
+        return run(command, timeout=timeout or self._timeout, most_bytes=most_bytes, pass_fds=pass_fds)
 
     def _bundle(self, container_id: str) -> str:
         return os.path.join(self._containers_dir, file_name(container_id))

@@ -21,7 +21,6 @@ from limpet.engine.starters import (
     Starters,
     choose_log_path,
     choose_stop_signal,
-    make_default_starter,
     make_probe,
 )
 from limpet.engine.starters.abilities import Pauser
@@ -103,8 +102,7 @@ class Engine:
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
-        default = make_default_starter(inherit_env) if starter is None else starter
-        chosen = Starters(default, runtimes or {})
+        chosen = Starters(starter, runtimes, inherit_env)
         raise_descriptor_limit()
         opened: list[Self] = []
         try:

@@ -1,4 +1,4 @@
-"""What some starters can do beside starting and stopping: each a small protocol, and `lacks` says who does not have it."""
+"""What some starters can do beside starting and stopping: each a small protocol, and `lacks` says who lacks one."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable

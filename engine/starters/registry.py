@@ -21,22 +21,26 @@ _PROCESS_HOME = "limpet.engine.starters.process"
 _OCI_PROBE = "limpet.engine.starters.oci.probe"
 
 
-def make_default_starter(inherit_env: Iterable[str] = ()) -> Starter:
-    """Return the starter of an engine that is given none. Raises InvalidInputError for a name that is none."""
-    starter: Starter = import_module(_PROCESS_HOME).make_starter(inherit_env)
-    return starter
-
-
 class Starters:
     """The starters of one engine: one for each runtime handler, and `default` for sandboxes that name none.
 
     A container's metadata has the name of its starter, a sandbox's that of its handler: several handlers may share one
-    starter. Raises InvalidInputError if two starters have the same name, for then a name would not say which it is.
+    starter. Without a default one there is the built-in one, which hands on the variables named in `inherit_env`.
+
+    Raises InvalidInputError if two starters have the same name, for then a name would not say which it is, and for a
+    variable's name that is none.
     """
 
-    def __init__(self, default: Starter, handlers: Mapping[str, Starter]) -> None:
-        self.default = default
-        self._handlers = {"": default, **handlers}
+    default: Starter
+
+    def __init__(
+        self,
+        default: Starter | None = None,
+        handlers: Mapping[str, Starter] | None = None,
+        inherit_env: Iterable[str] = (),
+    ) -> None:
+        self.default = default or import_module(_PROCESS_HOME).make_starter(inherit_env)
+        self._handlers = {"": self.default, **(handlers or {})}
         self._by_name: dict[str, Starter] = {}
         for handler, starter in self._handlers.items():
             if self._by_name.setdefault(starter.name, starter) is not starter:

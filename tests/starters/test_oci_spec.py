@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from limpet import Engine, errors
 from tests.conftest import read_output
@@ -233,3 +234,40 @@ def test_a_shared_pid_namespace_leaves_nothing(shared: Engine, runtime: str) -> 
     container.wait(20)
     container.release()
     assert subprocess.run(["pgrep", "-f", "^sleep 4712"], capture_output=True, check=False).stdout == b""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_terminal_and_an_input(shared: Engine, runtime: str) -> None:
+    """A terminal of its own, and an input that stays open; without either, end of file at once."""
+    assert run(shared, runtime, "test -t 1 && echo tty; echo $TERM", tty=True) == ["tty\r", "xterm\r"]
+    script = "read line && echo line || echo end"
+    assert run(shared, runtime, script) == ["end"]
+    container = shared.create_container(config(f"waits-{runtime}", script, stdin=True), runtime)
+    container.start()
+    time.sleep(0.5)
+    assert container.status.pid
+    container.stop(0)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_namespaces_that_the_sandbox_holds(shared: Engine, runtime: str, tmp_path: Path) -> None:
+    """A container joins them, and what they have of their own, such as a name, stays theirs."""
+    sandbox = shared.create_sandbox({"metadata": {"name": f"holds-{runtime}"}, **SANDBOX}, runtime_handler=runtime)
+    holder = subprocess.Popen(["unshare", "--net", "--ipc", "--uts", "sleep", "1000"])
+    try:
+        names = {"network": "net", "ipc": "ipc", "uts": "uts"}
+        time.sleep(0.5)
+        paths = {kind: f"/proc/{holder.pid}/ns/{name}" for kind, name in names.items()}
+        shared.store.update_sandbox(sandbox.id, lambda old: replace(old, namespaces=paths))
+        said = run(
+            shared,
+            sandbox.id,
+            "for n in net ipc uts; do ls -l /proc/self/ns/$n | grep -o '[a-z]*:.[0-9]*.$'; done",
+            {"namespace_options": {}},
+        )
+        assert said == [os.readlink(path) for path in paths.values()]
+        (container,) = sandbox.containers()
+        assert set(container.status.unapplied) == {"sandbox.sysctls"}
+    finally:
+        holder.kill()
+        holder.wait()

@@ -55,6 +55,16 @@ def is_frozen(lines: Sequence[str], name: str) -> bool:
     return False
 
 
+def thaw(lines: Sequence[str], name: str) -> None:
+    """Let the container's processes go on, without the runtime, which may hang. Raises OSError."""
+    for controllers, directory in list_directories(lines, name):
+        for wanted, file_name, word in (("freezer", "freezer.state", "THAWED"), ("", "cgroup.freeze", "0")):
+            path = os.path.join(directory, file_name)
+            if controllers == wanted and os.path.exists(path):
+                with open(path, "w", encoding="ascii") as file:
+                    file.write(word)
+
+
 def measure(lines: Sequence[str], name: str) -> tuple[int | None, int | None, int | None, int | None]:
     """Return processor time in nanoseconds, memory and working set in bytes, and the number of processes.
 

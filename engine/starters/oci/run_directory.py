@@ -11,6 +11,7 @@ Each start has one of its own, so that a conmon which comes late can write into 
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -23,6 +24,7 @@ from limpet.schema.identity import ProcessIdentity
 
 _PROCESSES = "processes.json"
 _MOST_BYTES = 64 << 10
+_YOUNG_SECONDS = 60.0
 
 
 class Processes(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +92,15 @@ class RunDirectory:
         with suppress(OSError, ValueError):
             return int(read_small_file(self.join(name), 32))
         return 0
+
+    def await_pid(self, name: str, seconds: float) -> None:
+        """Wait for a pid file, if this directory was made just now; for so long at most."""
+        deadline = time.monotonic() + seconds
+        with suppress(FileNotFoundError):
+            while not self.has(name) and time.time() - os.stat(self.path).st_mtime < _YOUNG_SECONDS:
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.01)
 
 
 def make_run_directory(bundle_path: str) -> RunDirectory:

@@ -94,9 +94,11 @@ def complete(spec: Mapping[str, Any], launch: Launch, *, cgroup: str, is_unified
         "oomScoreAdj": choose_oom_score(limits),
     }
     namespaces = make_namespaces(config, launch.namespaces, is_unified=is_unified)
-    linux = {**spec["linux"], "namespaces": namespaces, "cgroupsPath": cgroup}
+    linux = {**spec["linux"], "namespaces": namespaces, "cgroupsPath": cgroup, "sysctl": find_sysctls(launch)}
     root = {**spec["root"], "path": os.path.realpath(os.path.join(launch.bundle_path, ROOTFS))}
-    return {**spec, "process": process, "linux": linux, "root": root}
+    # A namespace of the sandbox's has the sandbox's name already.
+    kept = {name: value for name, value in spec.items() if name != "hostname" or is_own(namespaces, "uts")}
+    return {**kept, "process": process, "linux": linux, "root": root}
 
 
 def _make_linux(
@@ -113,7 +115,6 @@ def _make_linux(
         "devices": devices,
         "maskedPaths": list(hidden),
         "readonlyPaths": list(read_only),
-        "sysctl": find_sysctls(launch),
     }
     seccomp = make_seccomp(context, capabilities)
     return linux if seccomp is None else {**linux, "seccomp": seccomp}

@@ -23,7 +23,7 @@ from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.oci import abilities
-from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, signal_processes
+from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, signal_processes, thaw
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
 from limpet.engine.starters.oci.exits import (
@@ -80,6 +80,8 @@ _LATE_SECONDS = 0.1
 """The same after a start that has failed: it may have come far enough."""
 _EXIT_FILE_SECONDS = 2.0
 _END_SECONDS = 5.0
+_CONMON_SECONDS = 0.5
+"""How long a conmon that was just started may take to write its pid."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class OciStarter:
                     if number:
                         signal.pidfd_send_signal(pidfd, number)
                     if number == signal.SIGKILL and processes is not None:
-                        self._thaw(container_id, processes)
+                        thaw(cgroups, self._cgroup_name(processes.oci_id))  # or it would not take it (cgroup v1)
         except ProcessLookupError:
             pass
         except PermissionError as error:
@@ -262,14 +264,16 @@ class OciStarter:
 
     def end_leftovers(self, has_ended: Callable[[str], bool]) -> None:
         """End containers that were made and never started, and what is left of those that have ended."""
+        if not self._root.find():
+            return
+        # A create that was cut short has left a conmon, and perhaps nothing at the runtime yet.
+        for name in os.listdir(self._containers_dir):
+            for left in list_runs(os.path.join(self._containers_dir, name)):
+                if left.read_processes() is None and not self._is_bundle_busy(name):
+                    left.await_pid("conmon-pidfile", _CONMON_SECONDS)
+                    end_monitor(left, now=True)
         for container_id in self._root.entries():
             self._end_if_left(container_id, has_ended)
-        if self._root.find():
-            for name in os.listdir(self._containers_dir):
-                # A create that was cut short while the runtime hung has left a conmon, and nothing at the runtime.
-                for left in list_runs(os.path.join(self._containers_dir, name)):
-                    if left.read_processes() is None and not self._is_bundle_busy(name):
-                        end_monitor(left, now=True)
 
     def probe(self, containers_dir: str) -> HostProbe:
         """Return what looks at the processes and the bundles, and at what conmon has left in them."""
@@ -512,13 +516,6 @@ class OciStarter:
                 _log.warning("container %s: something is left of its start", container_id)
         except (OSError, UnsupportedError) as error:
             _log.warning("container %s: something is left of its start: %s", container_id, error)
-
-    def _thaw(self, container_id: str, processes: Processes) -> None:
-        """Let a paused container go on, or it would not take SIGKILL (cgroup v1)."""
-        try:
-            abilities.set_paused(self._call, processes, self._cgroup_name(processes.oci_id), paused=False)
-        except (InvalidStateError, UnsupportedError) as error:
-            _log.warning("container %s stays paused: %s", container_id, error)
 
     # The runtime
 

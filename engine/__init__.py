@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limpet.engine.aio import AsyncContainer, AsyncEngine, AsyncSandbox, AsyncStore
     from limpet.engine.engine import Engine
     from limpet.engine.lifecycle.container import Container
     from limpet.engine.lifecycle.sandbox import Sandbox
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from limpet.schema import errors
 
 _HOMES = {
+    "AsyncContainer": "limpet.engine.aio",
+    "AsyncEngine": "limpet.engine.aio",
+    "AsyncSandbox": "limpet.engine.aio",
+    "AsyncStore": "limpet.engine.aio",
     "Container": "limpet.engine.lifecycle.container",
     "Engine": "limpet.engine.engine",
     "Sandbox": "limpet.engine.lifecycle.sandbox",
@@ -25,7 +30,18 @@ _HOMES = {
     "recover": "limpet.engine.reconcile.recovery_pass",
 }
 
-__all__ = ["Container", "Engine", "Sandbox", "Store", "errors", "recover"]
+__all__ = [
+    "AsyncContainer",
+    "AsyncEngine",
+    "AsyncSandbox",
+    "AsyncStore",
+    "Container",
+    "Engine",
+    "Sandbox",
+    "Store",
+    "errors",
+    "recover",
+]
 
 
 def __getattr__(name: str) -> Any:

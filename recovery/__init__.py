@@ -5,8 +5,8 @@ since: processes ended, pids were reused, the machine was rebooted, directories 
 killed at any moment and run again: it observes and decides anew, commits all verdicts in one transaction, and only then
 acts; every action can be repeated safely. What cannot be seen is Unknown, never guessed.
 
-Read `evidence` (the facts), `rules` (the decisions), then `probe`, `host` and `looks` (how facts are observed),
-`orphans` (directories without an owner) and `report`.
+Read `evidence` (the facts), `rules` and `sandbox_rules` (the decisions), then `probe`, `host` and `looks` (how facts
+are observed), `orphans` (directories without an owner) and `report`.
 
 Names are loaded when they are first used: opening a store needs none of them.
 """
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from limpet.recovery.probe import HostProbe, Probe, Subject
     from limpet.recovery.report import Finding, Report
     from limpet.recovery.rules import RULES, Action, Ruling, Verdict, decide
+    from limpet.recovery.sandbox_rules import SANDBOX_RULES, SandboxVerdict, decide_sandbox
 
 _HOMES = {
     **dict.fromkeys(("Boot", "Bundle", "Stage", "Evidence", "Observation", "Process"), "evidence"),
     **dict.fromkeys(("HostProbe", "Probe", "Subject", "Witness", "Witnessed"), "probe"),
     **dict.fromkeys(("Finding", "Report"), "report"),
     **dict.fromkeys(("RULES", "Action", "Ruling", "Verdict", "decide"), "rules"),
+    **dict.fromkeys(("SANDBOX_RULES", "SandboxVerdict", "decide_sandbox"), "sandbox_rules"),
 }
 
 __all__ = [
     "RULES",
+    "SANDBOX_RULES",
     "Action",
     "Boot",
     "Bundle",
@@ -40,12 +43,14 @@ __all__ = [
     "Process",
     "Report",
     "Ruling",
+    "SandboxVerdict",
     "Stage",
     "Subject",
     "Verdict",
     "Witness",
     "Witnessed",
     "decide",
+    "decide_sandbox",
 ]
 
 

@@ -7,6 +7,8 @@ import msgspec
 from limpet.recovery.evidence import Observation
 from limpet.recovery.orphans import Orphan
 from limpet.recovery.rules import RULES, Action, Ruling, Verdict
+from limpet.recovery.sandbox_rules import UNRESOLVED, SandboxVerdict
+from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import Status
 
 
@@ -28,6 +30,20 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What failed for this container: its observation, or an action."""
 
 
+class SandboxFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One sandbox of which there is something to say."""
+
+    id: str
+    checkpoint: dict[str, Any]
+    """The fields of the status on disk before the pass."""
+    rule: str
+    state: str
+    """The name of the sandbox's new state."""
+    status: dict[str, Any]
+    """The fields of the new status."""
+    because: str
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One recovery pass. Exited containers are counted, not examined: their exit was already recorded."""
 
@@ -42,6 +58,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Containers that had already exited and needed no examination."""
     findings: tuple[Finding, ...] = ()
     orphans: tuple[Orphan, ...] = ()
+    sandboxes: tuple[SandboxFinding, ...] = ()
+    """Those whose record was changed, or may not be true."""
 
     @property
     def totals(self) -> dict[str, int]:
@@ -54,9 +72,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_unresolved(self) -> bool:
-        """True if a container's state remains unknown, or something failed for a container or an orphan."""
-        return any(finding.problem or finding.rule in _UNRESOLVED for finding in self.findings) or any(
-            orphan.error for orphan in self.orphans
+        """True if a container's or sandbox's state remains open, or something failed for a container or an orphan."""
+        return (
+            any(finding.problem or finding.rule in _UNRESOLVED for finding in self.findings)
+            or any(orphan.error for orphan in self.orphans)
+            or any(sandbox.rule in UNRESOLVED for sandbox in self.sandboxes)
         )
 
 
@@ -84,4 +104,16 @@ def make_finding(
         because=verdict.because,
         actions=verdict.actions,
         problem=problem,
+    )
+
+
+def make_sandbox_finding(sandbox_id: str, checkpoint: SandboxStatus, verdict: SandboxVerdict) -> SandboxFinding:
+    """Return the report's entry for a sandbox."""
+    return SandboxFinding(
+        id=sandbox_id,
+        checkpoint=msgspec.to_builtins(checkpoint),
+        rule=verdict.rule,
+        state=verdict.status.state.name,
+        status=msgspec.to_builtins(verdict.status),
+        because=verdict.because,
     )

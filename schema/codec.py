@@ -14,12 +14,24 @@ from msgspec.structs import astuple
 
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, StoreDamagedError, quote
+from limpet.schema.events import OF_SANDBOXES, STATE_CHANGES, Event, EventKind
+from limpet.schema.history import KEPT_TRANSITIONS, Transition
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageManifest
 from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id
-from limpet.schema.rows import AnyRow, ContainerRow, ItemRow, SandboxRow, SandboxStatusRow, StatusRow
-from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.rows import (
+    AnyRow,
+    ContainerRow,
+    EventRow,
+    ItemRow,
+    NameRow,
+    OpenEvent,
+    SandboxRow,
+    SandboxStatusRow,
+    StatusRow,
+)
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.seal import is_sealed, seal
 from limpet.schema.status import ContainerState, Resources, Status, state_at
 
@@ -32,6 +44,11 @@ _NO_IDENTITY = (None,) * len(ProcessIdentity.__struct_fields__)
 _status_types = tuple(get_type_hints(StatusRow, include_extras=True).values())[:-1]
 _status_row: msgspec.json.Decoder[Any] = msgspec.json.Decoder(GenericAlias(tuple, (str, *_status_types)))
 """Checks the node's name and a row without its checksum."""
+_NEW_STATUS = tuple((name, getattr(Status(), name)) for name in Status.__struct_fields__ if name != "unknown")
+_NEW_SANDBOX_STATUS = tuple((name, getattr(SandboxStatus(), name)) for name in SandboxStatus.__struct_fields__)
+_sandbox_status = msgspec.json.Decoder(SandboxStatus)
+_status = msgspec.json.Decoder(Status)
+_labels = msgspec.json.Decoder(dict[str, str])
 _resources = msgspec.json.Decoder(Resources)
 _unapplied = msgspec.json.Decoder(dict[str, str])
 _extra = msgspec.json.Decoder(dict[str, Any])
@@ -200,6 +217,100 @@ def require_readable_status(node: str, row: StatusRow) -> None:
     row_to_status(row)
 
 
+def status_to_text(status: Status | SandboxStatus, *, with_extra: bool) -> str:
+    """Return the status as JSON, as an event has it: what differs from a new one. A doubt is not written."""
+    defaults = _NEW_STATUS if isinstance(status, Status) else _NEW_SANDBOX_STATUS
+    values = ((name, getattr(status, name), default) for name, default in defaults)
+    found = {name: value for name, value, default in values if value != default}
+    if not with_extra:
+        found.pop("extra", None)
+    return _encode(found).decode()
+
+
+def sandbox_name_row(metadata: SandboxMetadata) -> NameRow:
+    """Return what events of a sandbox are filtered by."""
+    return NameRow(metadata.id, metadata.id, metadata.name, _to_text(metadata.id, metadata.config.labels))
+
+
+def seal_event(node: str, revision: int, last_revision: int, event: OpenEvent) -> EventRow:
+    """Return the row of table event. Its texts are of rows that were written, or are about to be."""
+    at, kind, names, *rest = event
+    values = (revision, last_revision, at, kind, *names[:4], *rest)
+    return EventRow._make((*values, seal((node, *values))))
+
+
+def row_to_event(node: str, row: EventRow) -> Event:
+    """Return the Event in a row of table event. Raises StoreDamagedError if it is damaged."""
+    if not row_is_sound(node, row):
+        damage = "does not match its checksum"
+        raise StoreDamagedError(f"event {row.revision} of {quote(row.id)} {damage}: {_DAMAGED_EVENT}")
+    try:
+        kind = EventKind(row.kind)
+        is_sandbox = kind in OF_SANDBOXES
+        states = SandboxState if is_sandbox else ContainerState
+        return Event(
+            revision=row.revision,
+            commit=row.last_revision,
+            at=row.at,
+            kind=kind,
+            id=row.id,
+            sandbox_id=row.sandbox_id,
+            name=row.name,
+            labels=read_labels(row.labels),
+            seq=row.seq,
+            number=row.number,
+            state=None if row.state is None else states(row.state),
+            exit_code=row.exit_code,
+            reason=row.reason,
+            message=row.message,
+            status=None if is_sandbox or row.body is None else _status.decode(row.body),
+            sandbox_status=None if not is_sandbox or row.body is None else _sandbox_status.decode(row.body),
+        )
+    except (*_UNREADABLE, ValueError) as error:
+        raise StoreDamagedError(
+            f"event {row.revision} of {quote(row.id)} does not decode ({error}): {_DAMAGED_EVENT}"
+        ) from error
+
+
+_DAMAGED_EVENT = "list anew to see what is true now, and watch from the list's revision"
+
+
+def rows_to_history(node: str, container_id: str, rows: Sequence[EventRow]) -> list[Transition]:
+    """Return the state changes among a container's events, oldest first, since it was last added, the newest few.
+
+    Raises StoreDamagedError if a row among them is damaged.
+    """
+    found: list[Transition] = []
+    for row in rows:
+        try:
+            event = row_to_event(node, row)
+        except StoreDamagedError as error:
+            raise StoreDamagedError(f"container {container_id}: its history is damaged: {error}") from error
+        if event.kind is EventKind.DELETED:
+            found.clear()
+        elif event.kind in STATE_CHANGES:
+            found.append(
+                Transition(
+                    number=event.number,
+                    seq=event.seq,
+                    at=event.at,
+                    state=event.state if isinstance(event.state, ContainerState) else ContainerState.UNKNOWN,
+                    exit_code=event.exit_code,
+                    reason=event.reason,
+                    message=event.message,
+                )
+            )
+    return found[-KEPT_TRANSITIONS:]
+
+
+def read_labels(labels_json: str) -> dict[str, str]:
+    """Return labels as they are stored; none where they are damaged, which is for a check to tell."""
+    try:
+        return _labels.decode(labels_json)
+    except _UNREADABLE:
+        return {}
+
+
 def metadata_to_row(node: str, metadata: Metadata) -> ContainerRow:
     """Return the row of table container. Raises InvalidInputError if it cannot be written."""
     config = metadata.config
@@ -286,8 +397,8 @@ def sandbox_status_to_row(node: str, sandbox_id: str, seq: int, status: SandboxS
             status.reason,
             status.message,
             status.boot_id,
-            _json_or_none(_namespaces, dict(status.namespaces)),
-            _json_or_none(_addresses, list(status.addresses)),
+            _json_or_none("namespaces", _namespaces, dict(status.namespaces)),
+            _json_or_none("addresses", _addresses, list(status.addresses)),
             extra_to_text(f"sandbox {sandbox_id}", status.extra) if status.extra else None,
             status.expires_at,
         )
@@ -341,11 +452,16 @@ def row_to_item(node: str, row: ItemRow) -> Item:
     return Item(kind=row.kind, key=row.key, version=row.version, updated_at=row.updated_at, value=value)
 
 
-def _json_or_none(decoder: msgspec.json.Decoder[Any], value: Mapping[str, str] | Sequence[str]) -> str | None:
+def _json_or_none(
+    name: str, decoder: msgspec.json.Decoder[Any], value: Mapping[str, str] | Sequence[str]
+) -> str | None:
     if not value:
         return None
     text = _encode(value)
-    decoder.decode(text)  # what is written can be read
+    try:
+        decoder.decode(text)  # what is written can be read
+    except msgspec.ValidationError as error:
+        raise InvalidInputError(f"{name}: {error}") from error
     return text.decode()
 
 

@@ -76,6 +76,13 @@ class ContainerStateName(StrEnum):
     UNKNOWN = "CONTAINER_UNKNOWN"
 
 
+class PodSandboxStateName(StrEnum):
+    """A sandbox's state as the CRI's JSON names it; members are named as in limpet.schema.sandbox_status."""
+
+    READY = "SANDBOX_READY"
+    NOTREADY = "SANDBOX_NOTREADY"
+
+
 class Signal(StrEnum):
     """A stop signal; the numbers are the CRI's, not the kernel's."""
 
@@ -512,6 +519,49 @@ class ContainerStatus(Message, frozen=True, kw_only=True):
     image_id: str = ""
     user: ContainerUser | None = None
     stop_signal: Signal = Signal.RUNTIME_DEFAULT
+
+
+# A sandbox's status.
+
+
+class PodIP(Message, frozen=True, kw_only=True):
+    """An address of a sandbox."""
+
+    ip: str = ""
+
+
+class PodSandboxNetworkStatus(Message, frozen=True, kw_only=True):
+    """The addresses of a sandbox; none if it is in the host's network."""
+
+    ip: str = ""
+    """The primary one."""
+    additional_ips: tuple[PodIP, ...] = ()
+
+
+class Namespace(Message, frozen=True, kw_only=True):
+    """The namespaces of a sandbox."""
+
+    options: NamespaceOption | None = None
+
+
+class LinuxPodSandboxStatus(Message, frozen=True, kw_only=True):
+    """The Linux part of a sandbox's status."""
+
+    namespaces: Namespace | None = None
+
+
+class PodSandboxStatus(Message, frozen=True, kw_only=True):
+    """A sandbox's status in the CRI. Times are nanoseconds since the epoch."""
+
+    id: str
+    metadata: PodSandboxMetadata
+    state: PodSandboxStateName
+    created_at: Int64 = 0
+    network: PodSandboxNetworkStatus | None = None
+    linux: LinuxPodSandboxStatus | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    runtime_handler: str = ""
 
 
 def parse_container_config(

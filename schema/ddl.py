@@ -1,6 +1,29 @@
 """The newest schema as SQL, printed from `tables` by docs/printed/ddl.py."""
 
 CREATE = (
+    """CREATE TABLE event (
+    node TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    last_revision INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    sandbox_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    state INTEGER,
+    exit_code INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    body TEXT,
+    checksum INTEGER NOT NULL,
+    CONSTRAINT pk_event PRIMARY KEY (node, revision),
+    CONSTRAINT uq_event_node_id_revision UNIQUE (node, id, revision)
+)
+ WITHOUT ROWID,
+ STRICT""",
     """CREATE TABLE item (
     node TEXT NOT NULL,
     kind TEXT NOT NULL,
@@ -17,6 +40,7 @@ CREATE = (
     name TEXT NOT NULL,
     epoch INTEGER NOT NULL,
     opened_at INTEGER NOT NULL,
+    pruned INTEGER NOT NULL,
     CONSTRAINT pk_node PRIMARY KEY (name)
 )
  WITHOUT ROWID,
@@ -109,21 +133,6 @@ CREATE = (
     checksum INTEGER NOT NULL,
     CONSTRAINT pk_container_status PRIMARY KEY (node, id),
     CONSTRAINT fk_container_status_container FOREIGN KEY(node, id) REFERENCES container (node, id) ON DELETE CASCADE
-)
- WITHOUT ROWID,
- STRICT""",
-    """CREATE TABLE transition (
-    node TEXT NOT NULL,
-    id TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    seq INTEGER NOT NULL,
-    at INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    exit_code INTEGER NOT NULL,
-    reason TEXT NOT NULL,
-    message TEXT NOT NULL,
-    CONSTRAINT pk_transition PRIMARY KEY (node, id, number),
-    CONSTRAINT fk_transition_container FOREIGN KEY(node, id) REFERENCES container (node, id) ON DELETE CASCADE
 )
  WITHOUT ROWID,
  STRICT""",

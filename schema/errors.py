@@ -32,7 +32,15 @@ class InvalidInputError(LimpetError, ValueError):
 
 
 class NotFoundError(LimpetError, LookupError):
-    """No container, sandbox or image has this id; or an id prefix matches none, or several."""
+    """No container, sandbox or image has this id or name, or an id that begins so."""
+
+
+class AmbiguousError(LimpetError, LookupError):
+    """A name, or the beginning of an id, means several. `candidates` are the ids of a few of them."""
+
+    def __init__(self, message: str, candidates: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.candidates = candidates
 
 
 class AlreadyExistsError(LimpetError):
@@ -41,6 +49,15 @@ class AlreadyExistsError(LimpetError):
 
 class VersionConflictError(LimpetError):
     """A value was to be replaced that somebody has changed since: read it again, and decide anew."""
+
+
+class CursorTooOldError(LimpetError):
+    """The events after this revision are not kept any more. List anew, then watch from the list's revision."""
+
+    def __init__(self, message: str, oldest: int = 0) -> None:
+        super().__init__(message)
+        self.oldest = oldest
+        """The revision of the oldest event that is left."""
 
 
 class InvalidStateError(LimpetError):
@@ -60,7 +77,7 @@ class WaitTimeoutError(LimpetError, TimeoutError):
 
 
 class UnsupportedError(LimpetError):
-    """This kernel, file system or database cannot do this, and doing less would break a promise."""
+    """This kernel, file system, database or installation cannot do this, and doing less would break a promise."""
 
 
 class ResourcesError(LimpetError):
@@ -69,6 +86,14 @@ class ResourcesError(LimpetError):
 
 class ClosedError(LimpetError):
     """The engine or store was closed, or this process is a fork of the one that opened it."""
+
+
+class EngineGoneError(LimpetError):
+    """A live engine ended before it said whether it did what a command asked; with `may_live` it only fell silent."""
+
+    def __init__(self, message: str, *, may_live: bool = False) -> None:
+        super().__init__(message)
+        self.may_live = may_live
 
 
 class StateDirectoryError(LimpetError):

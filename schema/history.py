@@ -1,8 +1,11 @@
-"""What is kept of a container's past: its state changes."""
+"""A container's past, as the log of changes tells it: its state changes."""
 
 import msgspec
 
 from limpet.schema.status import ContainerState
+
+KEPT_TRANSITIONS = 64
+"""How many state changes of each container are kept; older ones are dropped as newer ones come."""
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):

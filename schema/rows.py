@@ -104,17 +104,40 @@ class ItemRow(NamedTuple):
     checksum: int
 
 
-class TransitionRow(NamedTuple):
-    """A row of table transition."""
+class EventRow(NamedTuple):
+    """A row of table event."""
 
-    id: str
-    number: int
-    seq: int
+    revision: int
+    last_revision: int
     at: int
-    state: int
+    kind: str
+    id: str
+    sandbox_id: str
+    name: str
+    labels: str
+    seq: int
+    number: int
+    state: int | None
     exit_code: int
     reason: str
     message: str
+    body: str | None
+    checksum: int
+
+
+class OpenEvent(NamedTuple):
+    """What is known of an event before it is numbered: its `names` are four columns of table event."""
+
+    at: int
+    kind: str
+    names: "NameRow"
+    seq: int = 0
+    number: int = 0
+    state: int | None = None
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    body: str | None = None
 
 
 class ReportRow(NamedTuple):
@@ -132,3 +155,4 @@ class NameRow(NamedTuple):
     sandbox_id: str
     name: str
     labels: str
+    attempt: int = 0

@@ -47,6 +47,25 @@ _STATUS = (
     "pid_namespace",
 )
 
+_EVENT = (
+    "node",
+    "revision",
+    "last_revision",
+    "at",
+    "kind",
+    "id",
+    "sandbox_id",
+    "name",
+    "labels",
+    "seq",
+    "number",
+    "state",
+    "exit_code",
+    "reason",
+    "message",
+    "body",
+)
+
 SEALS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "sandbox": {"0001": _SANDBOX, "0005": (*_SANDBOX, "runtime_handler")},
     "sandbox_status": {
@@ -75,6 +94,7 @@ SEALS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "0005": (*_STATUS, "unapplied", "stop_requested_at", "stop_deadline", "expires_at", "paused", "extra"),
     },
     "item": {"0005": ("node", "kind", "key", "version", "updated_at", "value")},
+    "event": {"0006": _EVENT},
 }
 """For each table the columns that its seal covers, by the first revision at which it does."""
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.identity import ProcessIdentity
 
 EXIT_CODE_UNKNOWN = 255
@@ -23,6 +24,29 @@ class ContainerState(IntEnum):
     RUNNING = 1
     EXITED = 2
     UNKNOWN = 3
+
+    def __str__(self) -> str:
+        """Return the name, which is what people put into messages."""
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        """Format the name; a spec for integers is taken for the number."""
+        return format(self.value if spec[-1:] in {*"bcdoxXn"} else self.name, spec)
+
+
+def read_state(state: "ContainerState | str | int") -> ContainerState:
+    """Return a state that is given as one, as its name in any case (the CRI's too), or as its number.
+
+    Raises InvalidInputError for anything else.
+    """
+    if isinstance(state, str):
+        found = ContainerState.__members__.get(state.upper().removeprefix("CONTAINER_"))
+        if found is not None:
+            return found
+    elif state in list(ContainerState):
+        return ContainerState(state)
+    names = ", ".join(one.name.lower() for one in ContainerState)
+    raise InvalidInputError(f"state {quote(state)}: use one of {names}")
 
 
 class Reason(StrEnum):
@@ -52,8 +76,14 @@ class Reason(StrEnum):
     """Its record on disk cannot be read."""
     COPIED = "Copied"
     """The state directory is a copy: the container was made, and perhaps started, by the original's engine."""
+    EXPIRED = "Expired"
+    """Its time was over: it is being stopped, or was released."""
     DECLARED_GONE = "DeclaredGone"
     """A person said that no process of it is left; its exit code was not observed."""
+
+
+_UNOBSERVED = {Reason.UNKNOWN, Reason.REBOOTED, Reason.DECLARED_GONE, Reason.START_ERROR}
+"""The reasons of an end with an exit code that no program gave."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +145,13 @@ def state_at(created_at: int, started_at: int, finished_at: int) -> ContainerSta
     if started_at:
         return ContainerState.RUNNING
     return ContainerState.CREATED if created_at else ContainerState.UNKNOWN
+
+
+def find_exit_code(status: Status) -> int | None:
+    """Return the exit code that was observed; None if it has not ended, nobody saw how, or its program never ran."""
+    if status.unknown or not status.finished_at:
+        return None
+    return None if status.reason in _UNOBSERVED else status.exit_code
 
 
 def end(

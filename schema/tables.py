@@ -33,6 +33,7 @@ node = Table(
     Column("name", Text, primary_key=True),
     Column("epoch", INT64, nullable=False),  # grows by one with each opening; every write checks it
     Column("opened_at", INT64, nullable=False),
+    Column("pruned", INT64, nullable=False),  # of the events up to this one only histories are kept
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
@@ -128,19 +129,27 @@ container_status = Table(
     sqlite_with_rowid=False,
 )
 
-transition = Table(
-    "transition",
+event = Table(
+    "event",
     TABLES,
     Column("node", Text, primary_key=True),
-    Column("id", Text, primary_key=True),
-    Column("number", INT64, primary_key=True),
-    Column("seq", INT64, nullable=False),  # the checkpoint that made it
+    Column("revision", INT64, primary_key=True),  # numbers the node's events, without a gap
+    Column("last_revision", INT64, nullable=False),  # of the last event of the same transaction
     Column("at", INT64, nullable=False),
-    Column("state", INT64, nullable=False),  # a CRI state number
+    Column("kind", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("sandbox_id", Text, nullable=False),  # as are name and labels, what the row said that may be gone
+    Column("name", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("seq", INT64, nullable=False),  # the checkpoint that made it
+    Column("number", INT64, nullable=False),  # how many state changes so far
+    Column("state", INT64),  # a CRI state number, of a container
     Column("exit_code", INT64, nullable=False),
     Column("reason", Text, nullable=False),
     Column("message", Text, nullable=False),
-    ForeignKeyConstraint(["node", "id"], ["container.node", "container.id"], ondelete="CASCADE"),
+    Column("body", Text),
+    Column("checksum", INT64, nullable=False),
+    UniqueConstraint("node", "id", "revision"),  # for its index: what happened to one container
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )

@@ -91,6 +91,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def count_sockets(pid: int) -> int:
+    """Return how many sockets a process has open."""
+    links = [os.readlink(f"/proc/{pid}/fd/{each}") for each in os.listdir(f"/proc/{pid}/fd")]
+    return sum(link.startswith("socket:") for link in links)
+
+
 class EngineProcess:
     """An engine in a process of its own, whose script prints lines; to be killed at will."""
 

@@ -11,7 +11,7 @@ import sys
 from limpet.engine import Engine
 
 with Engine.open(sys.argv[1]) as engine:
-    jobs = engine.create_sandbox({"metadata": {"name": "jobs"}})
+    jobs = engine.get_or_create_sandbox({"metadata": {"name": "jobs"}})
     config = {
         "metadata": {"name": "hello"},
         "image": {"image": "host"},  # built in: the host's own programs

@@ -18,10 +18,21 @@ from limpet.engine.cli.options import root_options
 from limpet.schema.errors import LimpetError
 
 VERBS = {
+    "run": "Make a container of an image, start it, and wait for its end.",
     "ps": "List containers and their actual state.",
+    "pods": "List sandboxes.",
+    "top": "Show what running containers use, live.",
     "inspect": "Show details of containers or sandboxes.",
     "history": "Show a container's state changes.",
+    "events": "Show what has happened, and what happens.",
     "logs": "Print the output of a container.",
+    "wait": "Wait until containers have ended.",
+    "stop": "Stop containers.",
+    "rm": "Remove containers or sandboxes.",
+    "prune": "Remove all containers that have ended.",
+    "images": "List images.",
+    "load": "Load images from an archive or a layout.",
+    "info": "Show versions, paths, and who has the state open.",
     "recover": "Recover the state after a crash, and record the result.",
     "resolve": "Settle an UNKNOWN container on your word.",
     "check": "Check the database, records, permissions and bundles for damage.",
@@ -89,10 +100,12 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="Show versions and exit.",
 )
 def limpet(**_: object) -> None:
-    """Inspect, check and recover container state that survives crashes.
+    """Run, inspect, check and recover containers whose state survives crashes.
 
-    ps, inspect, history, logs, check and backup only read, and can be used while an engine is running. With -o json
-    each but logs prints one JSON document instead of a table; its schema_version increases when the format changes.
+    What changes something is done by the live engine, if there is one, or by one that is opened for it. All other
+    verbs only read. A container or sandbox is given by its id, its name, or an unambiguous beginning of its id. With
+    -o json each but logs prints one JSON document, events one a line; its schema_version increases when the format
+    changes.
     """
 
 

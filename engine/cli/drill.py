@@ -16,13 +16,15 @@ import click
 
 from limpet.engine.cli.options import output_option
 from limpet.engine.cli.output import Cell, Column, Row, fill, note, paint, print_json, print_lines, render_table
+from limpet.engine.cli.plot import Plot, plot_option
 from limpet.engine.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from limpet.engine.drill import DrillReport, Failure
+    from limpet.engine.drill import DrillReport, Failure, Happening
 
 MODES = ("kill", "power", "disk", "reuse", "reboot", "keeper")
 _ROUNDS, _CONTAINERS = 15, 20
+_MOST_ROUNDS_IN_A_PLOT = 60
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FACTS = (
     ("kills", "SIGKILLs of the engine, some during its recovery"),
@@ -73,6 +75,7 @@ class _Interrupted(BaseException):
 @click.option("--workers", type=click.IntRange(1, 256), help="Worker processes for --mode.  [default: one per core]")
 @click.option("--point", metavar="POINT", help="Run only this point of --mode and --seed, as printed with a finding.")
 @click.option("--keep", is_flag=True, help="Keep the drill's directory and print its path.")
+@plot_option("Draw what happened as a timeline, an SVG or PNG file.")
 @output_option
 def command(
     *,
@@ -83,6 +86,7 @@ def command(
     workers: int | None,
     point: str | None,
     keep: bool,
+    plot: Plot | None,
     as_json: bool,
 ) -> NoReturn:
     """Kill an engine repeatedly, and compare what it reports after each recovery with the truth.
@@ -111,18 +115,21 @@ def command(
     """  # noqa: D301  # \b tells click not to rewrap the lines
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
     if modes:
-        if containers or keep:
-            raise click.UsageError("--containers and --keep cannot be used with --mode")
+        if containers or keep or plot:
+            raise click.UsageError("--containers, --keep and --plot cannot be used with --mode")
         if point and seed is None:
             raise click.UsageError("--point needs --seed: use the command printed with the finding")
         _run_modes(modes, rounds, chosen, workers, point, as_json=as_json)
     if workers or point:
         raise click.UsageError("--workers and --point need --mode")
+    if plot and (rounds or 0) > _MOST_ROUNDS_IN_A_PLOT:
+        raise click.UsageError(f"--plot can show {_MOST_ROUNDS_IN_A_PLOT} rounds at most; use fewer --rounds")
+    happenings: list[Happening] | None = [] if plot else None
     directory = os.path.join(tempfile.gettempdir(), f"limpet-drill-{secrets.token_hex(6)}")
     try:
         with _raise_on_signals():
             try:
-                report = _run(rounds or _ROUNDS, containers or _CONTAINERS, chosen, directory)
+                report = _run(rounds or _ROUNDS, containers or _CONTAINERS, chosen, directory, happenings)
             finally:
                 _ignore_signals()  # the cleanup is short and must not be interrupted
                 if keep:
@@ -138,6 +145,10 @@ def command(
         print_json(**msgspec.to_builtins(report))
     else:
         print_lines(_describe(report))
+    if plot and happenings:
+        from limpet.engine.cli.drill_timeline import make_drill_timeline  # noqa: PLC0415
+
+        plot.save(make_drill_timeline(happenings, report))
     sys.exit(0 if report.passed else 1)
 
 
@@ -157,7 +168,9 @@ def _run_modes(
     sys.exit(status)
 
 
-def _run(rounds: int, containers: int, seed: int, directory: str) -> "DrillReport":
+def _run(
+    rounds: int, containers: int, seed: int, directory: str, happenings: "list[Happening] | None"
+) -> "DrillReport":
     from limpet.engine.drill import run_drill  # noqa: PLC0415  # `limpet drill --help` must not wait for it
 
     with progress_bar() as show:
@@ -167,7 +180,14 @@ def _run(rounds: int, containers: int, seed: int, directory: str) -> "DrillRepor
             show(f"drill {seed}: kill, recover, compare", next(finished), rounds)
 
         on_round()
-        return run_drill(rounds=rounds, containers=containers, seed=seed, directory=directory, on_round=on_round)
+        return run_drill(
+            rounds=rounds,
+            containers=containers,
+            seed=seed,
+            directory=directory,
+            on_round=on_round,
+            on_happening=(lambda _: None) if happenings is None else happenings.append,
+        )
 
 
 def _describe(report: "DrillReport") -> Iterator[str]:

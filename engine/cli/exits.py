@@ -4,6 +4,8 @@ import click
 
 from limpet.schema.errors import (
     AlreadyExistsError,
+    AmbiguousError,
+    CursorTooOldError,
     InvalidInputError,
     InvalidStateError,
     LimpetError,
@@ -18,6 +20,7 @@ from limpet.schema.errors import (
 FAILED = 1
 DAMAGED = 6
 UNRESOLVED = 7
+RUN_FAILED = 125
 INTERRUPTED = 130
 
 EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
@@ -25,14 +28,19 @@ EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
     (FAILED, "the command failed", (LimpetError, OSError)),
     (2, "wrong usage", (click.UsageError, InvalidInputError)),
     (3, "the container, sandbox or state directory was not found", (NotFoundError,)),
-    (4, "conflict with the current state", (AlreadyExistsError, InvalidStateError)),
+    (
+        4,
+        "conflict with the current state, or several are meant",
+        (AlreadyExistsError, AmbiguousError, CursorTooOldError, InvalidStateError),
+    ),
     (5, "the state directory is in use by another process", (StateDirectoryLockedError,)),
     (
         DAMAGED,
         "the store is damaged, was replaced, or is of a newer version",
         (StoreDamagedError, StoreTooNewError, StoreReplacedError, StoreFencedError),
     ),
-    (UNRESOLVED, "recover or check left something unresolved", ()),
+    (UNRESOLVED, "recover, check or prune left something unresolved", ()),
+    (RUN_FAILED, "run, while it waits: limpet failed; any other status is the program's", ()),
     (INTERRUPTED, "interrupted by Ctrl-C", (KeyboardInterrupt, click.Abort)),
 )
 

@@ -1,12 +1,15 @@
 """`limpet history`: a container's state changes."""
 
+import time
 from typing import Any
 
 import click
 
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
 from limpet.engine.cli.output import Cell, Column, print_json, print_table, rfc3339, state_cell
+from limpet.engine.cli.plot import Plot, plot_option
 from limpet.engine.inspection.snapshot import Snapshot
+from limpet.schema.errors import InvalidStateError, quote
 from limpet.schema.history import Transition
 from limpet.schema.status import ContainerState
 
@@ -22,17 +25,24 @@ _COLUMNS = (
 
 @click.command("history")
 @click.argument("id", shell_complete=complete_id)
+@plot_option("Also draw them as a timeline, an SVG or PNG file.")
 @output_option
 @place_option
-def command(place: Place, id: str, *, as_json: bool) -> None:
+def command(place: Place, id: str, *, plot: Plot | None, as_json: bool) -> None:
     """Show the recorded state changes of container ID, oldest first. The last 64 are kept."""
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
-        container_id = snapshot.get(id).id
-        transitions = snapshot.history(container_id)
+        view = snapshot.get(id)
+        transitions = snapshot.history(view.id)
     if as_json:
-        print_json(id=container_id, transitions=[_make_document(one) for one in transitions])
+        print_json(id=view.id, transitions=[_make_document(one) for one in transitions])
     else:
         print_table(_COLUMNS, [_make_row(one) for one in transitions])
+    if plot:
+        from limpet.engine.cli.history_timeline import make_history_timeline  # noqa: PLC0415
+
+        if not transitions:
+            raise InvalidStateError(f"container {quote(view.id)} has no recorded state changes, so nothing was drawn")
+        plot.save(make_history_timeline(view.id, transitions, view.status, time.time_ns()))
 
 
 def _make_document(transition: Transition) -> dict[str, Any]:

@@ -7,15 +7,16 @@ from typing import Any
 import click
 import msgspec
 
-from limpet.engine.cli.documents import status_document, verification_document
+from limpet.engine.cli.documents import sandbox_status_document, status_document, verification_document
+from limpet.engine.cli.lookup import find_id
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
 from limpet.engine.cli.output import age, paint, print_json, print_lines, printable, rfc3339
-from limpet.engine.inspection.snapshot import Snapshot, View
-from limpet.engine.lifecycle.cri_status import to_cri_status
-from limpet.engine.store import resolve_prefix
+from limpet.engine.inspection.snapshot import SandboxView, Snapshot, View
+from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status, to_cri_status
 from limpet.recovery.evidence import Observation
+from limpet.recovery.sandbox_rules import UNREMARKABLE
 from limpet.schema.errors import StoreDamagedError
-from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.metadata import Metadata
 from limpet.schema.protobuf_json import to_json
 from limpet.schema.status import ContainerState, Resources, Status
 
@@ -27,13 +28,13 @@ _Line = tuple[str, str]
 @output_option
 @place_option
 def command(place: Place, ids: tuple[str, ...], *, as_json: bool) -> None:
-    """Show details of the containers or sandboxes with these ids (or unique prefixes).
+    """Show details of the containers or sandboxes with these ids, names, or unique beginnings of ids.
 
     For a container: its image and command, its status on disk, and its actual state, found by looking at its process
     and its bundle. -o json adds the whole config and the status as the CRI defines it.
     """
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
-        keys = [resolve_prefix(text, [*snapshot.ids, *snapshot.sandbox_ids], "record") for text in ids]
+        keys = [find_id(snapshot, text) for text in ids]
         if as_json:
             print_json(inspected=[_make_document(snapshot, key) for key in keys])
         else:
@@ -42,10 +43,7 @@ def command(place: Place, ids: tuple[str, ...], *, as_json: bool) -> None:
 
 def _make_document(snapshot: Snapshot, key: str) -> dict[str, Any]:
     if key in snapshot.sandbox_ids:
-        sandbox = snapshot.sandbox(key)
-        metadata = {**msgspec.to_builtins(sandbox), "created_at": rfc3339(sandbox.created_at)}
-        containers = [view.id for view in snapshot.list(sandbox_id=key)]
-        return {"kind": "sandbox", "id": key, "metadata": metadata, "containers": containers}
+        return _make_sandbox_document(snapshot, snapshot.view_sandbox(key))
     view = snapshot.get(key)
     container, damage = _load_metadata(snapshot, view)
     document: dict[str, Any] = {
@@ -61,6 +59,23 @@ def _make_document(snapshot: Snapshot, key: str) -> dict[str, Any]:
     if container is not None:
         document["cri_status"] = msgspec.Raw(to_json(to_cri_status(container, view.status), camel_case=True))
     return document
+
+
+def _make_sandbox_document(snapshot: Snapshot, view: SandboxView) -> dict[str, Any]:
+    metadata, status = view.metadata, view.status
+    told = None if status is None else to_json(to_cri_sandbox_status(metadata, status), camel_case=True)
+    return {
+        "kind": "sandbox",
+        "id": metadata.id,
+        "metadata": {**msgspec.to_builtins(metadata), "created_at": rfc3339(metadata.created_at)},
+        "status": None if status is None else sandbox_status_document(status),
+        "checkpoint": None if view.checkpoint is None else sandbox_status_document(view.checkpoint),
+        "rule": None if view.verdict is None else view.verdict.rule,
+        "because": None if view.verdict is None else view.verdict.because,
+        "cri_status": None if told is None else msgspec.Raw(told),
+        "containers": [each.id for each in snapshot.list(sandbox_id=metadata.id)],
+        "damage": view.damage,
+    }
 
 
 def _full_status(status: Status) -> dict[str, Any]:
@@ -84,7 +99,7 @@ def _load_metadata(snapshot: Snapshot, view: View) -> tuple[Metadata | None, str
 
 def _describe(snapshot: Snapshot, key: str) -> list[str]:
     if key in snapshot.sandbox_ids:
-        title, lines = f"Sandbox {key}", _sandbox_lines(snapshot, snapshot.sandbox(key))
+        title, lines = f"Sandbox {key}", _sandbox_lines(snapshot, snapshot.view_sandbox(key))
     else:
         view = snapshot.get(key)
         metadata, damage = _load_metadata(snapshot, view)
@@ -94,14 +109,32 @@ def _describe(snapshot: Snapshot, key: str) -> list[str]:
     return [paint(title, "bold"), *(f"  {paint(f'{name:10}', 'dim')}  {text}" for name, text in shown), ""]
 
 
-def _sandbox_lines(snapshot: Snapshot, metadata: SandboxMetadata) -> Iterator[_Line]:
+def _sandbox_lines(snapshot: Snapshot, view: SandboxView) -> Iterator[_Line]:
+    metadata, status, disk = view.metadata, view.status, view.checkpoint
+    named = metadata.config.metadata
     yield "name", metadata.name
+    yield "namespace", named.namespace
+    yield "uid", named.uid
+    yield "attempt", str(named.attempt) if named.attempt else ""
+    if status is not None and disk is not None and view.verdict is not None:
+        yield "state", status.state.name
+        yield "on disk", disk.state.name if disk.state is not status.state else ""
+        yield "reason", ": ".join(filter(None, (status.reason, status.message)))
+        yield "stopped", _when(disk.stopped_at)
+        yield "expires", rfc3339(status.expires_at) or ""
+        yield "namespaces", _pairs(status.namespaces)
+        yield "addresses", ", ".join(status.addresses)
+        yield "extra", msgspec.json.encode(status.extra).decode() if status.extra else ""
+        if view.verdict.rule not in UNREMARKABLE:
+            yield "recovery", f"{view.verdict.rule}: {view.verdict.because}"
     yield "created", _when(metadata.created_at)
+    yield "handler", metadata.runtime_handler
     yield "labels", _pairs(metadata.config.labels)
     yield "logs", metadata.config.log_directory
     yield "directory", metadata.root_dir
-    for view in snapshot.list(sandbox_id=metadata.id):
-        yield "container", f"{view.id[:12]}  {view.name}  {view.status.state.name}"
+    yield "damage", view.damage
+    for each in snapshot.list(sandbox_id=metadata.id):
+        yield "container", f"{each.id[:12]}  {each.name}  {each.status.state.name}"
 
 
 def _container_lines(view: View, metadata: Metadata | None, damage: str) -> Iterator[_Line]:

@@ -2,17 +2,16 @@
 
 import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import click
 
+from limpet.engine.cli.entries import print_entries
 from limpet.engine.cli.options import Place, complete_id, place_option
-from limpet.engine.cli.output import rfc3339
 from limpet.engine.inspection.snapshot import Snapshot
-from limpet.engine.logs import Entry, read_log
+from limpet.engine.logs import read_log
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState
@@ -73,7 +72,7 @@ def command(
         raise NotFoundError(f"container {metadata.id} keeps no log: its config has no log_path")
     is_over = _make_is_over(place, metadata.id) if follow else None
     entries = read_log(top, metadata.log_path, since_ns=since_ns, tail=tail, stream=stream or "", is_over=is_over)
-    _print(entries, timestamps=timestamps, at_once=follow)
+    print_entries(entries, timestamps=timestamps, at_once=follow)
 
 
 def _find_top(snapshot: Snapshot, metadata: Metadata) -> str:
@@ -95,19 +94,3 @@ def _make_is_over(place: Place, container_id: str) -> Callable[[], bool]:
         return status.unknown or status.state is ContainerState.EXITED or status.released
 
     return is_over
-
-
-def _print(entries: Iterable[Entry], *, timestamps: bool, at_once: bool) -> None:
-    places = {"stderr": sys.stderr.buffer}
-    last = sys.stdout.buffer
-    for entry in entries:
-        place = places.get(entry.stream, sys.stdout.buffer)
-        if place is not last:
-            last.flush()
-            last = place
-        if timestamps and entry.time_ns and not entry.goes_on:
-            place.write(f"{rfc3339(entry.time_ns)} ".encode())
-        place.write(entry.text)
-        if at_once:
-            place.flush()
-    last.flush()

@@ -1,13 +1,16 @@
 """The options that verbs share: the state directory, the node, the output format."""
 
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
 
 from limpet.schema.metadata import DEFAULT_NODE
+
+if TYPE_CHECKING:
+    from limpet.engine.inspection.snapshot import Snapshot
 
 _Function = Callable[..., Any]
 
@@ -84,15 +87,36 @@ def no_trunc_option(function: _Function) -> _Function:
     return click.option("--no-trunc", is_flag=True, help="Show full ids and do not shorten columns.")(function)
 
 
+def parse_labels(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Return the labels in KEY=VALUE texts, for a click option's callback."""
+    labels = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{text!r}: expected KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
 def complete_id(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the container ids with this prefix, for shell completion; an empty list if they cannot be read."""
+    """Return the container ids and names with this prefix, for shell completion; none if they cannot be read."""
+    return _complete(ctx, incomplete, lambda snapshot: [*snapshot.ids, *snapshot.names])
+
+
+def complete_sandbox(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the sandbox ids and names with this prefix, for shell completion; none if they cannot be read."""
+    return _complete(ctx, incomplete, lambda snapshot: [*snapshot.sandbox_ids, *snapshot.sandbox_names])
+
+
+def _complete(ctx: click.Context, incomplete: str, find: Callable[["Snapshot"], Iterable[str]]) -> list[CompletionItem]:
     from limpet.engine.inspection.snapshot import Snapshot  # noqa: PLC0415  # `limpet --help` must not load it
     from limpet.schema.errors import LimpetError  # noqa: PLC0415
 
     place = find_place(ctx, ctx.params.get("state_dir"), ctx.params.get("node"))
     try:
         with Snapshot.open(place.state_dir, node=place.node) as snapshot:
-            return [CompletionItem(key) for key in snapshot.ids if key.startswith(incomplete)]
+            texts = sorted({text for text in find(snapshot) if text and text.startswith(incomplete)})
+        return [CompletionItem(text) for text in texts]
     except (LimpetError, OSError):  # a shell's completion has no place for an error
         return []
 

@@ -20,18 +20,24 @@ SCHEMA_VERSION = 1
 STATE_COLOURS = {"CREATED": "cyan", "RUNNING": "green", "EXITED": "", "UNKNOWN": "yellow"}
 _SHORT_ID = 12
 _GAP = "  "
+_SHORTEST_ID = 6
 _NARROWEST = 8
+_READABLE = 20
+"""So much of a text is kept before ids and names are shortened."""
+_BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 class Column(NamedTuple):
-    """A column of a table."""
+    """A column of a table. On a terminal that is too narrow for all of it, the columns give way in this order."""
 
     title: str
-    flexible: bool = False
-    """Shortened on a narrow terminal."""
     optional: bool = False
-    """Left out on a narrow terminal."""
+    """Shown only where all of it fits; the last one goes first."""
+    flexible: bool = False
+    """Shortened, with an ellipsis at the end."""
+    keeps_end: bool = False
+    """Shortened last, with the ellipsis in the middle: names are often told apart by their ends."""
 
 
 class Cell(NamedTuple):
@@ -39,6 +45,8 @@ class Cell(NamedTuple):
 
     text: str
     colour: str
+    needed: int = 0
+    """So many characters of an id tell it from all others: it may be shortened to them, without an ellipsis."""
 
 
 Row = Sequence[str | Cell]
@@ -62,40 +70,77 @@ def print_lines(lines: Iterable[str]) -> None:
         click.echo(text, color=has_colour())
 
 
+def print_line(text: str) -> None:
+    """Print a line, which is seen at once."""
+    click.echo(text, color=has_colour())
+    sys.stdout.flush()
+
+
+def render_line(row: Row, widths: Sequence[int]) -> str:
+    """Return a line of a table that has no end yet: a cell that is wider than its column pushes the others on."""
+    parts = []
+    for cell, width in zip(row, widths, strict=True):
+        shown = _to_cell(cell)
+        parts.append(paint(shown.text, shown.colour) + " " * (width - measure(shown.text)))
+    return _GAP.join(parts).rstrip()
+
+
 def render_table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
     """Return the lines of a table, header first, no wider than `width` if possible."""
-    header = [(column.title, "bold") for column in columns]
-    cells = [header, *([_split(cell) for cell in row] for row in rows)]
-    widths = [max(measure(row[index][0]) for row in cells) for index in range(len(columns))]
-    shown = _fit(columns, widths, width)
-    return [_join([row[index] for index in shown], [widths[index] for index in shown]) for row in cells]
+    header = [Cell(column.title, "bold") for column in columns]
+    cells = [header, *([_to_cell(cell) for cell in row] for row in rows)]
+    widths = [max(measure(row[index].text) for row in cells) for index in range(len(columns))]
+    floors = [_find_floor(column, [row[index] for row in cells]) for index, column in enumerate(columns)]
+    shown = _fit(columns, widths, floors, width)
+    return [
+        _join([row[index] for index in shown], [widths[index] for index in shown], [columns[index] for index in shown])
+        for row in cells
+    ]
 
 
-def _split(cell: str | Cell) -> tuple[str, str]:
-    return (printable(cell), "") if isinstance(cell, str) else (printable(cell.text), cell.colour)
+def _to_cell(cell: str | Cell) -> Cell:
+    return Cell(printable(cell), "") if isinstance(cell, str) else cell._replace(text=printable(cell.text))
 
 
-def _fit(columns: Sequence[Column], widths: list[int], width: int | None) -> list[int]:
+def _find_floor(column: Column, cells: Sequence[Cell]) -> int:
+    """Return how narrow the column may become."""
+    needed = max(cell.needed for cell in cells)
+    title = measure(column.title)
+    if needed:
+        return max(needed, title)
+    return max(_NARROWEST, title) if column.flexible or column.keeps_end else max(measure(cell.text) for cell in cells)
+
+
+def _fit(columns: Sequence[Column], widths: list[int], floors: Sequence[int], width: int | None) -> list[int]:
     """Return the indexes of the columns to show, and narrow `widths` so that these fit into `width`."""
     shown = list(range(len(columns)))
-    while width is not None and sum(widths[index] + len(_GAP) for index in shown) - len(_GAP) > width:
-        optional = [index for index in shown if columns[index].optional]
-        flexible = [index for index in shown if columns[index].flexible and widths[index] > _NARROWEST]
-        if optional:
-            shown.remove(optional[-1])
-        elif flexible:
-            widths[max(flexible, key=lambda index: widths[index])] -= 1
-        else:
-            break
+    if width is None:
+        return shown
+
+    def find_excess() -> int:
+        return sum(widths[index] + len(_GAP) for index in shown) - len(_GAP) - width
+
+    for index in [index for index in reversed(shown) if columns[index].optional]:
+        if find_excess() > 0:
+            shown.remove(index)
+    texts = [index for index in shown if columns[index].flexible]
+    names = [index for index in shown if columns[index].keeps_end]
+    ids = [index for index in shown if index not in texts and index not in names]
+    for which, least in ((texts, _READABLE), (ids, 0), (names, 0), (texts, 0)):
+        while find_excess() > 0 and (able := [i for i in which if widths[i] > max(floors[i], least)]):
+            widths[max(able, key=lambda index: widths[index])] -= 1
     return shown
 
 
-def _join(cells: Sequence[tuple[str, str]], widths: Sequence[int]) -> str:
+def _join(cells: Sequence[Cell], widths: Sequence[int], columns: Sequence[Column]) -> str:
     parts = []
-    for (text, colour), width in zip(cells, widths, strict=True):
-        fitting = cut(text, width)
+    for cell, width, column in zip(cells, widths, columns, strict=True):
+        if cell.needed:
+            fitting = cell.text[:width]
+        else:
+            fitting = cut_middle(cell.text, width) if column.keeps_end else cut(cell.text, width)
         # The padding has no colour, so that it can be stripped at the end of the line.
-        parts.append(paint(fitting, colour) + " " * (width - measure(fitting)))
+        parts.append(paint(fitting, cell.colour) + " " * (width - measure(fitting)))
     return _GAP.join(parts).rstrip()
 
 
@@ -143,9 +188,49 @@ def cut(text: str, width: int) -> str:
     return kept + "…"
 
 
-def short_id(record_id: str, *, no_trunc: bool = False) -> str:
-    """Return an id shortened for tables."""
-    return record_id if no_trunc else record_id[:_SHORT_ID]
+def cut_middle(text: str, width: int) -> str:
+    """Return `text` in at most `width` columns, with an ellipsis in its middle if it was shortened."""
+    if measure(text) <= width:
+        return text
+    begin, end = text[: width // 2], text[-((width - 1) // 2) :] if width > 2 else ""
+    while end and measure(begin) + measure(end) >= width:
+        begin, end = (begin[:-1], end) if measure(begin) > measure(end) else (begin, end[1:])
+    return f"{begin}…{end}"
+
+
+def short_id(record_id: str) -> str:
+    """Return an id shortened for a sentence that has the name, too."""
+    return record_id[:_SHORT_ID]
+
+
+class Ids:
+    """Ids for tables: as short as they stay unique among all of their kind, so that each can be typed in again."""
+
+    def __init__(self, ids: Iterable[str], names: Iterable[str] = (), *, no_trunc: bool = False) -> None:
+        self._needed: dict[str, int] = {}
+        self._names = frozenset(names)
+        self._no_trunc = no_trunc
+        before = ""
+        for key in sorted(ids):
+            shared = _count_shared(before, key)
+            if before:
+                self._needed[before] = max(self._needed[before], shared + 1)
+            self._needed[key] = shared + 1
+            before = key
+
+    def cell(self, key: str) -> Cell:
+        """Return an id as a cell. One that would be taken for a name is shown in full."""
+        needed = min(max(self._needed.get(key, len(key)), _SHORTEST_ID), len(key))
+        shown = max(needed, _SHORT_ID)
+        if self._no_trunc or any(key[:length] in self._names for length in range(needed, shown + 1)):
+            return Cell(key, "", len(key))
+        return Cell(key[:shown], "", needed)
+
+
+def _count_shared(one: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def state_cell(state: str) -> Cell:
@@ -166,6 +251,14 @@ def terminal_width() -> int | None:
 def has_colour() -> bool:
     """Return whether stdout may have colour (see https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in short form: 512 B, 1.4 MB, 37 GB."""
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(_BYTES) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.1f} {_BYTES[unit]}" if unit and value < 9.95 else f"{value:.0f} {_BYTES[unit]}"
 
 
 def rfc3339(nanoseconds: int) -> str | None:

@@ -7,23 +7,24 @@ import msgspec
 
 from limpet.engine.cli.documents import report_document
 from limpet.engine.cli.exits import UNRESOLVED
+from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, no_trunc_option, output_option, place_option
 from limpet.engine.cli.output import (
     Cell,
     Column,
+    Ids,
     fill,
     note,
     paint,
     print_json,
     print_lines,
     render_table,
-    short_id,
     state_cell,
     terminal_width,
 )
-from limpet.engine.engine import Engine
+from limpet.engine.control.requests import Recover
 from limpet.engine.inspection.dry_run import predict_recovery
-from limpet.engine.inspection.snapshot import Snapshot, require_state
+from limpet.engine.inspection.snapshot import Snapshot
 from limpet.recovery.evidence import Boot, Bundle, classify
 from limpet.recovery.orphans import Disposal, Orphan
 from limpet.recovery.report import Finding, Report
@@ -59,9 +60,9 @@ _DISPOSALS = {
 def command(ctx: click.Context, place: Place, *, dry_run: bool, no_trunc: bool, as_json: bool) -> None:
     """Find the actual state of every container that has not exited, and record it with the reason.
 
-    This is what opening an engine does: it locks the state directory, upgrades an older schema, removes unfinished
-    bundles and moves orphans to quarantine. Running processes are left running. The exit status is 7 if a container's
-    state remains unknown or an action failed.
+    A live engine does it. Otherwise one is opened: that locks the state directory, upgrades an older schema, removes
+    unfinished bundles and moves orphans to quarantine. Running processes are left running. The exit status is 7 if a
+    container's state remains unknown or an action failed.
     """
     report = _plan(place) if dry_run else _recover(place)
     if as_json:
@@ -72,9 +73,9 @@ def command(ctx: click.Context, place: Place, *, dry_run: bool, no_trunc: bool, 
 
 
 def _recover(place: Place) -> Report:
-    # An engine would create a missing directory, and a mistyped path would look like a state without containers.
-    with Engine.open(require_state(place.state_dir), node=place.node) as engine:
-        return engine.recovery
+    with Hands(place) as hands:
+        report: Report = hands.ask(Recover())
+    return report
 
 
 def _plan(place: Place) -> Report:
@@ -88,6 +89,8 @@ def _describe(report: Report, *, no_trunc: bool) -> Iterator[str]:
     if report.findings:
         yield from _table(report, no_trunc=no_trunc)
         yield ""
+    for sandbox in report.sandboxes:
+        yield from fill(f"sandbox {sandbox.id}: {sandbox.state}; {sandbox.rule}: {sandbox.because}", 0)
     for orphan in report.orphans:
         yield from fill(_describe_orphan(orphan, dry_run=report.dry_run), 0)
     yield from fill(_sum_up(report), 0)
@@ -104,7 +107,8 @@ def _sum_up(report: Report) -> str:
 
 
 def _table(report: Report, *, no_trunc: bool) -> Iterator[str]:
-    rows = [_make_row(finding, no_trunc=no_trunc) for finding in report.findings]
+    ids = Ids((finding.id for finding in report.findings), no_trunc=no_trunc)
+    rows = [_make_row(finding, ids) for finding in report.findings]
     reasons = [_explain(finding) for finding in report.findings]
     if terminal_width() is None:  # one line per container, for programs
         yield from render_table(
@@ -124,9 +128,9 @@ def _explain(finding: Finding) -> str:
     return finding.because
 
 
-def _make_row(finding: Finding, *, no_trunc: bool) -> list[str | Cell]:
+def _make_row(finding: Finding, ids: Ids) -> list[str | Cell]:
     return [
-        short_id(finding.id, no_trunc=no_trunc),
+        ids.cell(finding.id),
         _name_stage(finding),
         _evidence(finding),
         state_cell(finding.state),

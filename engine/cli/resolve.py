@@ -3,10 +3,10 @@
 import click
 
 from limpet.engine.cli.documents import status_document
+from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
 from limpet.engine.cli.output import print_json, print_lines, printable
-from limpet.engine.engine import Engine
-from limpet.engine.inspection.snapshot import require_state
+from limpet.engine.control.requests import Done, Resolve
 
 
 @click.command("resolve")
@@ -18,14 +18,14 @@ from limpet.engine.inspection.snapshot import require_state
 def command(place: Place, id: str, *, gone: bool, why: str, as_json: bool) -> None:  # noqa: ARG001  # --gone is the word
     """Record that the UNKNOWN container ID is gone: its process belongs to a pid namespace that is over, for instance.
 
-    Like recover, this opens an engine: no other may have the state open. The container is looked at once more; if that
+    The container is looked at once more; if that
     settles it, the result is recorded instead. Otherwise it is EXITED with code 255, reason DeclaredGone and your TEXT.
     Nothing is signalled.
     """
-    with Engine.open(require_state(place.state_dir), node=place.node) as engine:
-        container_id = engine.get(id).id
-        status = engine.declare_gone(container_id, why)
+    with Hands(place) as hands:
+        done: Done = hands.ask(Resolve(id=id, why=why))
+    status = done.status
     if as_json:
-        print_json(id=container_id, **status_document(status))
+        print_json(id=done.id, **status_document(status))
     else:
-        print_lines([printable(f"{container_id}: {status.state.name}, exit code {status.exit_code}, {status.reason}")])
+        print_lines([printable(f"{done.id}: {status.state.name}, exit code {status.exit_code}, {status.reason}")])

@@ -2,5 +2,6 @@
 
 from limpet.engine.database.changes import Changes
 from limpet.engine.database.contract import Database, Journal, Records
+from limpet.engine.database.page import EventPage
 
-__all__ = ["Changes", "Database", "Journal", "Records"]
+__all__ = ["Changes", "Database", "EventPage", "Journal", "Records"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from limpet.engine.database.changes import Changes
+from limpet.engine.database.page import EventPage
 from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.rows import ItemRow, NameRow, SandboxRow, SandboxStatusRow, StatusRow
@@ -28,6 +29,12 @@ class Journal(Protocol):
 
     def load_status(self, container_id: str) -> StatusRow | None:
         """Return the status row of one container, None if it has none."""
+
+    def load_name(self, container_id: str) -> NameRow | None:
+        """Return what lists are filtered by, of one container; None if it has no row."""
+
+    def last_revision(self) -> int:
+        """Return the revision of the newest event, 0 if there was none yet. Of a later commit it is greater."""
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
@@ -63,6 +70,15 @@ class Records(Protocol):
     def load_names(self) -> Sequence[NameRow]:
         """Return what lists are filtered by, of every container."""
 
+    def load_named(self, name: str) -> Sequence[NameRow]:
+        """Return the same of the containers that have exactly this name."""
+
+    def load_intended(self) -> Sequence[str]:
+        """Return the id of every container that has a restart policy or an expiry, or is paused."""
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
+
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         """Return node and row of every sandbox of every node."""
 
@@ -83,6 +99,9 @@ class Records(Protocol):
 
     def forget_metadata(self) -> None:
         """Drop what is kept of metadata: a container was deleted."""
+
+    def load_events(self, after: int, limit: int) -> EventPage:
+        """Return at most `limit` events that follow the revision `after`, and how far the log goes, at one instant."""
 
     def history(self, container_id: str) -> Sequence[Transition]:
         """Return the state changes that are kept, oldest first. Raises StoreDamagedError."""

@@ -6,22 +6,22 @@ It keeps the contract honest, as its second implementation: the store's laws, du
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
-from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
-from limpet.schema.codec import row_to_metadata
+from limpet.engine.database.changes import KEPT_EVENTS, KEPT_RECOVERIES, Changes
+from limpet.engine.database.page import EventPage
+from limpet.schema.codec import row_to_metadata, rows_to_history
 from limpet.schema.errors import NotFoundError, StoreError, StoreFencedError, UnsupportedError, quote
-from limpet.schema.history import Transition
+from limpet.schema.events import STATE_CHANGES, EventKind
+from limpet.schema.history import KEPT_TRANSITIONS, Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.rows import (
     ContainerRow,
+    EventRow,
     ItemRow,
     NameRow,
     ReportRow,
     SandboxRow,
     SandboxStatusRow,
     StatusRow,
-    TransitionRow,
 )
 
 
@@ -33,7 +33,8 @@ class Tables:
     sandbox_statuses: dict[str, SandboxStatusRow] = field(default_factory=dict)
     containers: dict[str, ContainerRow] = field(default_factory=dict)
     statuses: dict[str, StatusRow] = field(default_factory=dict)
-    transitions: dict[str, list[TransitionRow]] = field(default_factory=dict)
+    events: list[EventRow] = field(default_factory=list)
+    histories: dict[str, list[EventRow]] = field(default_factory=dict)
     items: dict[tuple[str, str], ItemRow] = field(default_factory=dict)
     reports: list[ReportRow] = field(default_factory=list)
     epoch: int = 0
@@ -75,50 +76,58 @@ class _Journal:
             if row.id not in tables.statuses or tables.statuses[row.id].seq != before:
                 raise StoreError(f"container {row.id}: its newest checkpoint is not {before}")
         for key in changes.deleted_containers:
-            for table in (tables.containers, tables.statuses, tables.transitions):
+            for table in (tables.containers, tables.statuses, tables.histories):
                 table.pop(key, None)
         for key in changes.deleted_sandboxes:
             tables.sandboxes.pop(key, None)
             tables.sandbox_statuses.pop(key, None)
-        tables.sandboxes.update((row.id, row) for row in changes.new_sandboxes)
+        tables.sandboxes.update(changes.new_sandboxes)
         tables.sandbox_statuses.update(changes.new_sandbox_statuses)
         tables.sandbox_statuses.update((row.id, row) for row, _ in changes.sandbox_statuses.values())
         for name in changes.deleted_items:
             tables.items.pop(name, None)
         tables.items.update(changes.items)
-        tables.containers.update((row.id, row) for row in changes.new_containers)
+        tables.containers.update(changes.new_containers)
         tables.statuses.update(changes.new_statuses)
         tables.statuses.update((row.id, row) for row, _ in changes.statuses.values())
-        for transition in changes.transitions:
-            kept = tables.transitions.setdefault(transition.id, [])
-            kept.append(transition)
-            del kept[:-KEPT_TRANSITIONS]
+        tables.events = [*tables.events, *changes.events][-KEPT_EVENTS:]
+        for event in changes.events:
+            if event.kind in (*STATE_CHANGES, EventKind.DELETED) and event.id in tables.containers:
+                kept = tables.histories.setdefault(event.id, [])
+                kept.append(event)
+                del kept[:-KEPT_TRANSITIONS]
         tables.reports += changes.reports
         del tables.reports[:-KEPT_RECOVERIES]
 
     def has_landed(self, changes: Changes, error: BaseException) -> bool:  # noqa: ARG002  # it makes no difference
+        if changes.events:
+            return changes.events[0] in self._tables.events
         tables = self._tables
         statuses = changes.new_statuses | {key: row for key, (row, _) in changes.statuses.items()}
-        sandboxes = {row.id: row for row in changes.new_sandboxes}
         sandbox_statuses = {key: row for key, (row, _) in changes.sandbox_statuses.items()}
         return (
             statuses.items() <= tables.statuses.items()
-            and sandboxes.items() <= tables.sandboxes.items()
+            and changes.new_sandboxes.items() <= tables.sandboxes.items()
             and sandbox_statuses.items() <= tables.sandbox_statuses.items()
             and changes.items.items() <= tables.items.items()
             and set(changes.reports) <= set(tables.reports)
             and tables.containers.keys().isdisjoint(set(changes.deleted_containers) - statuses.keys())
-            and tables.sandboxes.keys().isdisjoint(set(changes.deleted_sandboxes) - sandboxes.keys())
+            and tables.sandboxes.keys().isdisjoint(set(changes.deleted_sandboxes) - changes.new_sandboxes.keys())
             and tables.items.keys().isdisjoint(set(changes.deleted_items) - changes.items.keys())
         )
 
     def load_status(self, container_id: str) -> StatusRow | None:
         return self._tables.statuses.get(container_id)
 
+    def load_name(self, container_id: str) -> NameRow | None:
+        row = self._tables.containers.get(container_id)
+        return None if row is None else NameRow(row.id, row.sandbox_id, row.name, row.labels)
+
+    def last_revision(self) -> int:
+        return self._tables.events[-1].revision if self._tables.events else 0
+
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
-        wanted = (sandbox_id, name, attempt)
-        rows = self._tables.containers.values()
-        return next((row.id for row in rows if (row.sandbox_id, row.name, row.attempt) == wanted), None)
+        return _find_by_name(self._tables, sandbox_id, name, attempt)
 
     def load_ids_of_sandbox(self, sandbox_id: str) -> Sequence[str]:
         return [row.id for row in self._tables.containers.values() if row.sandbox_id == sandbox_id]
@@ -152,7 +161,18 @@ class _Records:
 
     def load_names(self) -> Sequence[NameRow]:
         rows = self._tables.containers.copy().values()
-        return [NameRow(row.id, row.sandbox_id, row.name, row.labels) for row in rows]
+        return [NameRow(row.id, row.sandbox_id, row.name, row.labels, row.attempt) for row in rows]
+
+    def load_named(self, name: str) -> Sequence[NameRow]:
+        return [row for row in self.load_names() if row.name == name]
+
+    def load_intended(self) -> Sequence[str]:
+        found = {row.id for row in self._tables.containers.copy().values() if row.restart_policy != "no"}
+        found |= {row.id for row in self._tables.statuses.copy().values() if row.expires_at or row.paused}
+        return sorted(found)
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        return _find_by_name(self._tables, sandbox_id, name, attempt)
 
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         return [(self._node, row) for row in self._tables.sandboxes.copy().values()]
@@ -179,8 +199,19 @@ class _Records:
         """Do nothing: none is kept."""
 
     def history(self, container_id: str) -> Sequence[Transition]:
-        rows = self._tables.transitions.get(container_id, [])
-        return [msgspec.convert(row._asdict(), Transition) for row in rows]
+        return rows_to_history(self._node, container_id, self._tables.histories.get(container_id, []))
+
+    def load_events(self, after: int, limit: int) -> EventPage:
+        events = self._tables.events
+        rows = [row for row in events if row.revision > after][:limit]
+        pruned, newest = (events[0].revision - 1, events[-1].revision) if events else (0, 0)
+        return EventPage(self._tables.epoch, pruned, newest, rows)
 
     def last_report(self) -> bytes | None:
         return self._tables.reports[-1].report.encode() if self._tables.reports else None
+
+
+def _find_by_name(tables: Tables, sandbox_id: str, name: str, attempt: int) -> str | None:
+    wanted = (sandbox_id, name, attempt)
+    rows = tables.containers.copy().values()
+    return next((row.id for row in rows if (row.sandbox_id, row.name, row.attempt) == wanted), None)

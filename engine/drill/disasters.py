@@ -7,7 +7,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -54,13 +54,15 @@ def prepare(scene: Scene) -> None:
     _plant(scene, scene.outside_dir, _PRECIOUS)
 
 
-def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> None:
-    """Make it happen. A disaster without a victim is skipped."""
+def disturb(scene: Scene, disturbances: Sequence[Disturbance]) -> Iterator[tuple[Disaster, str]]:
+    """Make one after the other happen, and yield it with its victim. A disaster without a victim is skipped."""
     for disturbance in disturbances:
         act, find = _ACTS[disturbance.disaster]
         candidates = find(scene)
         if candidates:
-            act(scene, candidates[int(disturbance.choice * len(candidates))])
+            victim = candidates[int(disturbance.choice * len(candidates))]
+            act(scene, victim)
+            yield disturbance.disaster, victim
 
 
 def kill_keepers(scene: Scene, victims: Victims) -> bool:

@@ -189,7 +189,7 @@ class EngineLife:
         if not self._has_processes:
             _date_before_boot(state_dir)
         first = _look(state_dir)
-        if verb != "empty" and os.path.exists(f"{state_dir}/{QUARANTINE}"):  # perhaps a half-deleted sandbox
+        if os.path.exists(f"{state_dir}/{QUARANTINE}"):
             raise Violation("other", f"in quarantine: {os.listdir(f'{state_dir}/{QUARANTINE}')}")
         ended = {key for key, status in first.items() if status.identity and not _runs(status.identity)}
         last = {key: each.status for each, (_, key) in zip(told, self._steps[:done], strict=True)}

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from limpet.engine.drill.diary import Diary, Happened, Happening
 from limpet.engine.drill.disasters import Scene, disturb, find_harm, kill_keepers, prepare
 from limpet.engine.drill.engine_process import EngineEndedError, EngineProcess
 from limpet.engine.drill.judge import Discrepancy, Kind, find_leaks, is_unseen, judge
@@ -42,17 +43,18 @@ def run_drill(
     scenario: Scenario = Scenario.MIXED,
     engine_factory: str = ENGINE,
     on_round: Callable[[], object] = lambda: None,
+    on_happening: Callable[[Happening], object] = lambda _: None,
 ) -> DrillReport:
     """Run a drill in `directory`, which must not exist; the caller removes it.
 
     No process is left when this returns or raises. Run it in a process without children, because all children are
     reaped and ended. Reused pids and reboots need private pid and mount namespaces (`inside`), and do not happen
     elsewhere. `engine_factory`, as `module:name`, opens the engine under test on a state directory; `on_round` is
-    called after each round.
+    called after each round, `on_happening` with all that happens, in order.
     """
     subreaper = Subreaper()
     os.makedirs(directory, 0o700)
-    rehearsal = _Rehearsal(subreaper, os.path.realpath(directory), engine_factory)
+    rehearsal = _Rehearsal(subreaper, os.path.realpath(directory), engine_factory, Diary(on_happening))
     try:
         subreaper.start()
         with suppress(EngineEndedError):  # the report has it, and nothing can follow it
@@ -63,8 +65,9 @@ def run_drill(
 
 
 class _Rehearsal:
-    def __init__(self, subreaper: Subreaper, directory: str, factory: str) -> None:
+    def __init__(self, subreaper: Subreaper, directory: str, factory: str, diary: Diary) -> None:
         self._subreaper = subreaper
+        self._diary = diary
         self._factory = factory
         self._state_dir = os.path.join(directory, "state")
         self._log = os.path.join(directory, "engine.log")
@@ -157,19 +160,24 @@ class _Rehearsal:
         for each in together:
             self._kill_keepers(each)
             self._excused += LANES
-        for event in self._kill(engine):
+        for event in self._kill(engine, Happened.ENGINE_KILLED):
             self._note_event(event)
 
     def _kill_keepers(self, kill: KeeperKill) -> None:
-        self._keeper_kills += kill_keepers(self._scene, kill.victims)
+        if kill_keepers(self._scene, kill.victims):
+            self._keeper_kills += 1
+            self._diary.note(Happened.KEEPERS_KILLED, words=kill.victims)
 
-    def _kill(self, engine: EngineProcess) -> list[AnyEvent]:
+    def _kill(self, engine: EngineProcess, kind: Happened) -> list[AnyEvent]:
         self._kills += 1
-        return engine.kill()
+        rest = engine.kill()
+        self._diary.note(kind)
+        return rest
 
     def _recover(self, planned: Round) -> EngineProcess:
         """Change what the dead engine left, recover (and kill the recovery, if planned), and compare."""
-        disturb(self._scene, planned.disturbances)
+        for disaster, victim in disturb(self._scene, planned.disturbances):
+            self._diary.note(Happened.DISTURBED, victim, disaster)
         for each in planned.keeper_kills:
             if each.moment is Moment.DOWN:
                 self._kill_keepers(each)
@@ -179,7 +187,7 @@ class _Rehearsal:
             engine = self._spawn()
             engine.read_until(Opening)
             time.sleep(delay)
-            for event in self._kill(engine):
+            for event in self._kill(engine, Happened.RECOVERY_KILLED):
                 if isinstance(event, Recovered):
                     self._compare(event, before)
         return self._open()
@@ -189,6 +197,7 @@ class _Rehearsal:
         engine = self._spawn()
         engine.read_until(Opening)
         recovered = engine.read_until(Recovered)
+        self._diary.note(Happened.RECOVERED)
         self._subreaper.resume()
         self._compare(recovered, before)
         self._settle(engine)
@@ -202,13 +211,14 @@ class _Rehearsal:
         """Compare a recovery's statements with the truth; from now on, they too are acknowledged."""
         self._took_ns.append(recovered.took_ns)
         told = recovered.told
+        for key, said in told.containers.items():
+            self._diary.hear(key, said)
         self._judged += len(told.containers)
         after = self._subreaper.look()
         self._note(judge(self._truth, told, self._containers_dir, before, after) + find_harm(self._scene, after))
         self._unknown |= {key for key, said in told.containers.items() if said.state is ContainerState.UNKNOWN}
         self._existed |= told.containers.keys()
-        self._note_unseen(told)
-        self._truth.learn(told)
+        self._learn(told)
 
     def _settle(self, engine: EngineProcess) -> None:
         """Ask again until everything is true, including later exits; note what remains false."""
@@ -226,9 +236,10 @@ class _Rehearsal:
             if not found or time.monotonic() > deadline:
                 break
             time.sleep(0.02)
+        for key, said in told.containers.items():
+            self._diary.see(key, said)
         self._note(found)
-        self._note_unseen(told)
-        self._truth.learn(told)
+        self._learn(told)
 
     def _is_stranded(self, found: Discrepancy, told: Told) -> bool:
         """Return whether a process is one that an ended container left when no keeper was there any more; count it."""
@@ -238,8 +249,10 @@ class _Rehearsal:
             self._stranded.add(found.container)
         return stranded
 
-    def _note_unseen(self, told: Told) -> None:
+    def _learn(self, told: Told) -> None:
         self._unseen |= {key for key, said in told.containers.items() if is_unseen(said)}
+        self._truth.learn(told)
+        self._note_gone(self._truth.known)
 
     def _finish(self, engine: EngineProcess) -> None:
         """Let the last life clean up; then close the engine cleanly."""
@@ -250,6 +263,7 @@ class _Rehearsal:
         self._settle(engine)
         engine.send(Close())
         engine.await_end()
+        self._diary.note(Happened.CLOSED)
 
     def _note_event(self, event: AnyEvent) -> None:
         if isinstance(event, Begun):
@@ -261,6 +275,8 @@ class _Rehearsal:
                 self._judge_start(key, event)
             if event.status is not None:
                 self._existed.add(key)
+                self._diary.see(key, event.status)
+            self._note_gone(self._truth.find_targets(event))
             if event.broken:
                 self._note([Discrepancy(key, Kind.BROKEN, "a result, or one of limpet's errors", event.broken)])
 
@@ -278,4 +294,11 @@ class _Rehearsal:
         """Record each failure once, in the round where it was first seen."""
         for container, kind, expected, said in found:
             failure = Failure(round=self._round, container=container, kind=kind, expected=expected, said=said)
-            self._failures.setdefault((container, kind), failure)
+            if self._failures.setdefault((container, kind), failure) is failure:
+                self._diary.note(Happened.FAULT, container, kind)
+
+    def _note_gone(self, keys: Iterable[str]) -> None:
+        known = self._truth.known
+        for key in keys:
+            if key in known and known[key].deleted:
+                self._diary.lose(key)

@@ -91,6 +91,11 @@ class Truth:
                 self._end_delete(known, accepted=accepted)
         return step.target
 
+    def find_targets(self, returned: Returned) -> tuple[str, ...]:
+        """Return what the call was made on."""
+        step = self._steps[returned.step]
+        return step.members or (step.target,)
+
     def lose_witnesses(self) -> None:
         """Record that no keeper is left, whose containers run on."""
         for known in self.known.values():

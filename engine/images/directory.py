@@ -24,6 +24,7 @@ from limpet.engine.images.oci import DIGEST_ALGORITHMS, LAYER_TYPES, Configurati
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
+from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory, remove_tree, sync_filesystem, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.recovery.mounts import find_mounts
@@ -65,17 +66,19 @@ class _Image(NamedTuple):
 class DirectoryImageStore:
     """An ImageStore in the directory `root`, which is created if missing. Processes and threads may share it.
 
-    All methods raise StateDirectoryError if the directory cannot be used, and DiskFullError.
+    What a crash has left in it is removed, unless `sweep` is False. All methods raise StateDirectoryError if the
+    directory cannot be used, and DiskFullError.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, sweep: bool = True) -> None:
         self._root = os.path.abspath(root)
         with self._translated("open the image store"):
             make_directory(self._root)
             require_entries(self._root, _ENTRIES)
             self._blobs = BlobDirectory(self._root)
             self._records = RecordDirectory(self._root)
-            self._sweep_unless_busy()
+            if sweep:
+                self._sweep_unless_busy()
 
     def register_builtin(self, name: ImageName, config: ImageConfig = ImageConfig()) -> None:  # noqa: B008 - frozen
         """Add an image without layers, whose containers run the host's own binaries; durable on return.
@@ -306,9 +309,11 @@ class DirectoryImageStore:
             fcntl.flock(descriptor, how)
             yield
         finally:
-            # Unlock explicitly: a child that was forked meanwhile shares the descriptor until it executes.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+            try:
+                # Unlock explicitly: a child that was forked meanwhile shares the descriptor until it executes.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                close_all([descriptor])
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -319,6 +324,16 @@ class DirectoryImageStore:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise DiskFullError(f"cannot {what}: {error}; free some space and try again") from error
             raise StateDirectoryError(f"cannot {what} in {self._root}: {error}") from error
+
+
+def list_images(root: str) -> list[ImageSummary]:
+    """Return the images in the directory `root`, sorted by name, and change nothing; none where no store was made.
+
+    Raises StoreDamagedError, StateDirectoryError.
+    """
+    if all(os.path.isdir(os.path.join(root, name)) for name, is_directory in _ENTRIES.items() if is_directory):
+        return DirectoryImageStore(root, sweep=False).list()
+    return []
 
 
 def _label(path: str) -> str:

@@ -140,15 +140,16 @@ def _look_once(look: _Look, path: str, node: str) -> tuple[str, list[str]]:
 def _look_at_directory(path: str, _: str) -> tuple[str, list[str]]:
     foreign = find_foreign_entries(path)
     names = [name for name in sorted(os.listdir(path)) if name not in foreign]
-    problems = [*_find_exposure(path)]
+    owner = os.lstat(path).st_uid
+    problems = [*_find_exposure(path, owner)]
     for name in names:
-        problems += _find_exposure(os.path.join(path, name))
+        problems += _find_exposure(os.path.join(path, name), owner)
     if os.statvfs(path).f_flag & os.ST_RDONLY:
         problems.append(f"{path}: its file system is mounted read-only; no engine can be opened on it")
     return f"private, with all its {len(names)} entries", problems
 
 
-def _find_exposure(path: str) -> Iterator[str]:
+def _find_exposure(path: str, owner: int) -> Iterator[str]:
     """Yield what is wrong with the owner or permissions of a file or directory."""
     try:
         found = os.lstat(path)
@@ -158,8 +159,8 @@ def _find_exposure(path: str) -> Iterator[str]:
     wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
     if stat.S_ISLNK(found.st_mode):
         yield f"{path} is a symbolic link; replace it with its target"
-    elif found.st_uid != os.geteuid():
-        yield f"{path} belongs to user {found.st_uid}: chown {os.geteuid()} {path}"
+    elif found.st_uid != owner:
+        yield f"{path} belongs to user {found.st_uid}: chown {owner} {path}"
     elif mode & 0o077:
         yield f"{path} is open to other users (mode {mode:04o}): chmod {wanted:o} {path}"
     elif mode & wanted != wanted:

@@ -4,7 +4,7 @@ import os
 import time
 
 from limpet.engine.inspection.snapshot import Snapshot
-from limpet.engine.reconcile import examine_all, judge_orphans
+from limpet.engine.reconcile import examine_all, find_remarkable, judge_orphans
 from limpet.engine.starters import make_host_probe
 from limpet.engine.state.names import CONTAINERS, SANDBOXES
 from limpet.recovery.host import read_boot_id
@@ -41,6 +41,7 @@ def predict_recovery(snapshot: Snapshot) -> Report:
         for one in checkpoints
         if (one.record.id in leftovers if one.record.status.released else not one.record.status.finished_at)
     ]
+    sandboxes = snapshot.sandbox_statuses()
     return Report(
         number=0,
         at=now,
@@ -49,5 +50,6 @@ def predict_recovery(snapshot: Snapshot) -> Report:
         settled=len(checkpoints) - len(unsettled),
         findings=tuple(one.finding for one in examine_all(unsettled, make_host_probe(bundles), now)),
         orphans=find_orphans(snapshot),
+        sandboxes=find_remarkable(sandboxes, snapshot.judge_sandboxes(sandboxes)),
         took_ns=time.monotonic_ns() - begun,
     )

@@ -7,14 +7,17 @@ the same process is alive now. Otherwise it is Unknown: only an engine can find 
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property, partial
 from typing import NamedTuple, Self
+from weakref import WeakSet
 
 from msgspec.structs import replace
 
 from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_plausible_files
-from limpet.engine.reconcile import examine_all
+from limpet.engine.inspection.feed import SnapshotFeed
+from limpet.engine.reconcile import examine_all, judge_sandboxes
 from limpet.engine.starters import make_host_probe
 from limpet.engine.state.directory import check_directory, require_ours
 from limpet.engine.state.entries import require_entries, resolve_directory
@@ -22,15 +25,34 @@ from limpet.engine.state.identity import find_original
 from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
 from limpet.engine.state.owner import read_owner
-from limpet.engine.store import Filter, Record, Unsettled, read_labels, resolve_prefix
+from limpet.engine.store import (
+    Filter,
+    Listing,
+    Named,
+    Record,
+    Unsettled,
+    Wanted,
+    Watch,
+)
 from limpet.recovery.evidence import Boot, Observation
+from limpet.recovery.host import read_boot_id
+from limpet.recovery.intents import restart_due_at
 from limpet.recovery.rules import Ruling, Verdict
-from limpet.schema.codec import row_is_sound, row_state, row_to_sandbox, row_to_status
-from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote, quote_path
+from limpet.recovery.sandbox_rules import SandboxVerdict
+from limpet.schema.codec import (
+    read_labels,
+    row_is_sound,
+    row_state,
+    row_to_sandbox,
+    row_to_sandbox_status,
+    row_to_status,
+)
+from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote_path
 from limpet.schema.history import Transition
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
-from limpet.schema.rows import NameRow, StatusRow
-from limpet.schema.status import ContainerState, Reason, Status, mark_copied
+from limpet.schema.rows import NameRow, SandboxRow, StatusRow
+from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
 _READ_AGAIN_SECONDS = 0.05
 _READ = {name: what for name, what in ENTRIES.items() if name.startswith((DATABASE, CONTAINERS, SANDBOXES))}
@@ -54,6 +76,20 @@ class View(NamedTuple):
     """What a recovery pass would decide now; None if the container was not observed."""
     damage: str = ""
     """Why the record cannot be trusted, "" if it can."""
+    restart_at: int = 0
+    """When its restart policy makes the next attempt, in nanoseconds since the epoch; 0 if it does not."""
+
+
+class SandboxView(NamedTuple):
+    """One sandbox: its record, and its actual status."""
+
+    metadata: SandboxMetadata
+    checkpoint: SandboxStatus | None
+    """The status on disk; None if it is damaged."""
+    status: SandboxStatus | None
+    """What a recovery pass would make of it now: the same, unless another boot has begun."""
+    verdict: SandboxVerdict | None
+    damage: str = ""
 
 
 class Snapshot:
@@ -68,8 +104,11 @@ class Snapshot:
         """The pid of the process that has the state directory open; None if none is visible."""
         self._probe = make_host_probe(os.path.join(path, CONTAINERS))
         self._original = find_original(path, node)
-        sandboxes, names, rows = source.ask(lambda reader: reader.load_instant())
+        self._watches: WeakSet[Watch] = WeakSet()
+        self.revision, sandboxes, names, rows, sandbox_statuses = source.ask(lambda reader: reader.load_instant())
+        """The revision is that of the newest event at the time of opening, 0 if there was none yet."""
         self._sandboxes = {row.id: row for row in sandboxes}
+        self._sandbox_statuses = {row.id: row for row in sandbox_statuses}
         self._names = {row.id: row for row in names}
         self._rows = {row.id: row for row in rows}
         self._ids = sorted(self._rows.keys() | self._names.keys())
@@ -104,13 +143,25 @@ class Snapshot:
         return len(self._ids)
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and end what watches it."""
+        for watch in list(self._watches):
+            watch.close()
         self.source.close()
 
     @property
     def ids(self) -> "Sequence[str]":
         """The id of every container."""
         return self._ids
+
+    @property
+    def names(self) -> "Sequence[str]":
+        """The name of every container; several may have the same."""
+        return [row.name for row in self._names.values()]
+
+    @property
+    def sandbox_names(self) -> "Sequence[str]":
+        """The name of every sandbox; several may have the same."""
+        return [row.name for row in self._sandboxes.values()]
 
     @property
     def sandbox_ids(self) -> "Collection[str]":
@@ -123,34 +174,91 @@ class Snapshot:
         id: str = "",
         name: str = "",
         sandbox_id: str = "",
-        state: ContainerState | None = None,
+        state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
         ended: bool = True,
-    ) -> "Sequence[View]":
-        """Return the containers that match all arguments, oldest first; without `ended`, only those not exited.
+    ) -> "Listing[View]":
+        """Return the containers that match all arguments, oldest first.
 
-        `id` is an id or the beginning of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all
-        be there with these values.
+        Without `ended`, only those that have not exited, or wait for their restart.
+
+        The list's `revision` is that of the newest event when the snapshot was opened. What is asked for is given as
+        to `Store.list`. Raises InvalidInputError for a state that is none.
         """
         wanted = Filter(id, name, sandbox_id, labels or {})
+        wanted_state = None if state is None else read_state(state)
+        sandboxes = wanted.find_sandboxes(self._name_sandboxes())
         keys = [
             key
             for key in self._ids
-            if (ended or not self._has_ended(key)) and wanted.accepts(self._name(key), self._sandboxes)
+            if (ended or not self._has_ended(key) or key in self.restarts)
+            and wanted.accepts(self._name(key), sandboxes)
         ]
-        views = [view for view in self._views(keys) if state is None or view.status.state is state]
-        return sorted(views, key=lambda view: (view.checkpoint.created_at, view.id))
+        views = [view for view in self._views(keys) if wanted_state is None or view.status.state is wanted_state]
+        return Listing(sorted(views, key=lambda view: (view.checkpoint.created_at, view.id)), self.revision)
 
     def get(self, container_id: str) -> View:
-        """Return the container with this id or unique prefix of an id. Raises NotFoundError."""
-        (view,) = self._views([resolve_prefix(container_id, self._ids, "container")])
+        """Return the container with this id, else with this name, else the one whose id begins with it.
+
+        Of several attempts of a name in one sandbox the newest is meant. Raises NotFoundError, or AmbiguousError.
+        """
+        (view,) = self._views([self.resolve(container_id)])
         return view
 
+    def resolve(self, container_id: str) -> str:
+        """Return the whole id of the container that is meant: see `get`."""
+        named = (Named.container(row) for row in self._names.values() if row.name == container_id)
+        return Named.resolve(container_id, self._ids, lambda: named, "container")
+
+    def resolve_sandbox(self, sandbox_id: str) -> str:
+        """Return the whole id of the sandbox with this id, name, or beginning of an id.
+
+        Raises NotFoundError, AmbiguousError if several are meant.
+        """
+        found = [row for row in self._sandboxes.values() if row.name == sandbox_id]
+        return Named.resolve(sandbox_id, self._sandboxes, lambda: map(self._name_sandbox, found), "sandbox")
+
     def sandbox(self, sandbox_id: str) -> SandboxMetadata:
-        """Return the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
-        if sandbox_id not in self._sandboxes:
-            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
-        return row_to_sandbox(self.node, self._sandboxes[sandbox_id])
+        """Return the sandbox with this id, else with this name, else the one whose id begins with it.
+
+        Raises NotFoundError, AmbiguousError if several are meant, StoreDamagedError.
+        """
+        return row_to_sandbox(self.node, self._sandboxes[self.resolve_sandbox(sandbox_id)])
+
+    def view_sandbox(self, sandbox_id: str) -> SandboxView:
+        """Return the sandbox that `sandbox` does, and its status. Raises what that does."""
+        metadata = self.sandbox(sandbox_id)
+        try:
+            status = self._sandbox_status(metadata.id)
+        except StoreDamagedError as error:
+            return SandboxView(metadata, None, None, None, str(error))
+        verdict = self.judge_sandboxes({metadata.id: status})[metadata.id]
+        return SandboxView(metadata, status, verdict.status, verdict)
+
+    def sandbox_statuses(self) -> Mapping[str, SandboxStatus]:
+        """Return the status on disk of each sandbox whose record can be read."""
+        found = {}
+        for key in self._sandboxes:
+            with suppress(StoreDamagedError):
+                self.sandbox(key)
+                found[key] = self._sandbox_status(key)
+        return found
+
+    def judge_sandboxes(self, statuses: Mapping[str, SandboxStatus]) -> Mapping[str, SandboxVerdict]:
+        """Return what a recovery pass would decide now, given the status of each sandbox on disk."""
+        return judge_sandboxes(
+            statuses,
+            lambda: [each.record for each in self.checkpoints()],
+            boot_id=read_boot_id(),
+            now=time.time_ns(),
+            is_copied=bool(self._original),
+        )
+
+    def _sandbox_status(self, sandbox_id: str) -> SandboxStatus:
+        row = self._sandbox_statuses.get(sandbox_id)
+        if row is None:
+            raise StoreDamagedError(f"sandbox {sandbox_id}: its status is missing; restore a backup")
+        return row_to_sandbox_status(self.node, row)
 
     def metadata(self, container_id: str) -> Metadata:
         """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -159,6 +267,56 @@ class Snapshot:
     def history(self, container_id: str) -> "Sequence[Transition]":
         """Return the recorded state changes of the container with exactly this id, oldest first."""
         return self.source.ask(lambda reader: reader.history(container_id))
+
+    def watch(
+        self,
+        since: int | None = None,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        kinds: Iterable[str] = (),
+    ) -> Watch:
+        """Return an iterator of the events that follow the revision `since`, that of the snapshot if none is given.
+
+        It waits for what an engine does, also for one that is opened later; otherwise it is that of `Store.watch`. The
+        snapshot itself stays as it is. Raises what `Store.watch` raises, and StoreReplacedError if the database was
+        replaced.
+        """
+        wanted = Wanted(id, name, sandbox_id, labels, kinds)
+        watch = Watch(SnapshotFeed(self.path, self.node), self.revision if since is None else since, wanted)
+        self._watches.add(watch)
+        return watch
+
+    def oldest_revision(self) -> int:
+        """Return the revision of the oldest event that is kept, that of the next one if there is none."""
+        return self.source.ask(lambda reader: reader.load_events(0, 0)).pruned + 1
+
+    @cached_property
+    def restarts(self) -> Mapping[str, int]:
+        """When the next attempt is due of each container that waits for its restart, in nanoseconds since the epoch."""
+        try:
+            intended = self.source.ask(lambda reader: reader.load_intended())
+        except StoreDamagedError:  # what of it can be read is shown all the same
+            return {}
+        due = {key: self._find_restart(key) for key in intended}
+        return {key: at for key, at in due.items() if at}
+
+    def _find_restart(self, key: str) -> int:
+        row = self._rows.get(key)
+        if row is None or not row.finished_at or row.released or row.stop_requested_at:
+            return 0
+        try:
+            metadata = self.metadata(key)
+            due = restart_due_at(metadata, row_to_status(row)) if row_is_sound(self.node, row) else 0
+            following = (metadata.sandbox_id, metadata.name, metadata.config.metadata.attempt + 1)
+            if not due or self.source.ask(lambda reader: reader.find_container_by_name(*following)) is not None:
+                return 0
+            statuses = self.source.ask(lambda reader: reader.load_sandbox_statuses())
+            return 0 if any(one.id == metadata.sandbox_id and one.stopped_at for one in statuses) else due
+        except (StoreDamagedError, NotFoundError):  # nothing is done to what cannot be read
+            return 0
 
     def checkpoints(self) -> "Sequence[Unsettled]":
         """Return every record on disk, and why it cannot be trusted, if it cannot."""
@@ -182,7 +340,17 @@ class Snapshot:
         for record, damage in checkpoints:
             name = self._name(record.id)
             labels = read_labels(name.labels)
-            view = View(record.id, name.name, name.sandbox_id, labels, record.status, record.status, damage=damage)
+            restart_at = self.restarts.get(record.id, 0)
+            view = View(
+                record.id,
+                name.name,
+                name.sandbox_id,
+                labels,
+                record.status,
+                record.status,
+                damage=damage,
+                restart_at=restart_at,
+            )
             if record.id in examined:
                 verdict, observation = examined[record.id].verdict, examined[record.id].finding.observation
                 status = say(record.status, observation, verdict, self.holder)
@@ -207,6 +375,17 @@ class Snapshot:
     def _has_ended(self, key: str) -> bool:
         row = self._rows.get(key)
         return row is not None and row_is_sound(self.node, row) and row_state(row)[0] is ContainerState.EXITED
+
+    def _name_sandboxes(self) -> Mapping[str, str]:
+        """Return the name of each sandbox by its id; nothing of one whose record is missing."""
+        missing = {row.sandbox_id for row in self._names.values()} - self._sandboxes.keys()
+        return dict.fromkeys(missing, "") | {key: row.name for key, row in self._sandboxes.items()}
+
+    def _name_sandbox(self, row: SandboxRow) -> Named:
+        try:
+            return Named.sandbox(row_to_sandbox(self.node, row))
+        except StoreDamagedError:
+            return Named(row.id, row.id, 0)
 
     def _name(self, key: str) -> NameRow:
         return self._names.get(key) or NameRow(id=key, sandbox_id="", name="", labels="{}")
@@ -238,7 +417,7 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
     path = resolve_directory(state_dir)
     if not os.path.lexists(path):
         raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
-    check_directory(path)
+    check_directory(path, is_read=True)
     try:
         require_ours(path)
         _require_plausible(path)

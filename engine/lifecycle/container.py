@@ -1,52 +1,46 @@
 """A container's life: create, start, stop, release, each step written down before the next one begins."""
 
-import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace as replace_field
 from functools import cached_property
 
 from msgspec.structs import replace
 
+from limpet.engine.lifecycle.attempts import cancel_next, delete_attempt, find_follower, find_restart
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
+from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
 from limpet.engine.starters import Launch, Starter, number_of_signal, require_secrets
-from limpet.engine.starters.abilities import (
-    Executed,
-    Executor,
-    Limiter,
-    LogReopener,
-    Meter,
-    Pauser,
-    Stats,
-    lacks,
-)
+from limpet.engine.starters.abilities import Executed, Executor, Freezer, Limiter, LogReopener, Meter, Stats, lacks
+from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
+    LimpetError,
     NotFoundError,
     StartError,
     StoreDamagedError,
+    UnsupportedError,
     WaitTimeoutError,
 )
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
-from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run
+from limpet.schema.restart import RestartKind
+from limpet.schema.sandbox_status import SandboxState
+from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 DEFAULT_EXEC_TIMEOUT_SECONDS = 60.0
-_KILL_TIMEOUT_SECONDS = 10.0
-_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
-"""Between two looks at what a stop has left."""
 _LATEST = 2**63 - 1
 """The latest time that can be stored, in nanoseconds since the epoch."""
 
@@ -63,7 +57,16 @@ class Container:
         self._bundle = ContainerBundle(runtime.bundle_path(container_id), container_id, runtime.store.node)
 
     def __repr__(self) -> str:
-        return f"<Container {self.id}: {self.state.name}>"
+        state = self.state.name if self.id in self._runtime.store else "deleted"
+        return f"<Container {self.id}: {state}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Container):
+            return NotImplemented
+        return self.id == other.id and self._runtime is other._runtime
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -87,9 +90,41 @@ class Container:
         """The state now."""
         return self.status.state
 
+    @property
+    def name(self) -> str:
+        """Its name, from its config. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.name
+
+    @property
+    def sandbox_id(self) -> str:
+        """The id of the sandbox that it is in. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.sandbox_id
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels, from its config. Raises StoreDamagedError, as `metadata` does."""
+        return self.metadata.config.labels
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code; None while it has not ended, if nobody saw how it ended, and if its program never ran."""
+        return find_exit_code(self.status)
+
+    @property
+    def restart_at(self) -> int:
+        """When its policy makes the next attempt, in nanoseconds since the epoch; 0 if it does not, or has made it."""
+        try:
+            return find_restart(self._runtime.store, self.metadata, self.status)
+        except StoreDamagedError:  # then no policy is followed
+            return 0
+
     def cri_status(self) -> ContainerStatus:
         """Return the status as the CRI writes it, without times that have not come yet."""
-        return to_cri_status(self.metadata, self.status, read_user(self._bundle.path))
+        status = self.status
+        added_at = 0
+        if not status.created_at:
+            added_at = next((one.at for one in self._runtime.store.history(self.id)), 0)
+        return to_cri_status(self.metadata, status, read_user(self._bundle.path), added_at=added_at)
 
     def create(self, mount_type: MountType = MountType.PLAIN) -> Status:
         """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.
@@ -103,9 +138,9 @@ class Container:
         """Start the program; RUNNING and durable when this returns.
 
         `secret_env` are variables for this start, over all others: they are written to no file, and shown in no error.
-        Raises InvalidStateError for anything but CREATED, StartError if the program cannot be executed: the
-        container is EXITED then, with code 128 and reason StartError. Raises InvalidInputError for variables that no
-        environment can hold.
+        Raises InvalidStateError for anything but CREATED, if it was stopped before, and in a sandbox that is NOTREADY;
+        StartError if the program cannot be executed: the container is EXITED then, with code 128 and reason StartError;
+        InvalidInputError for variables that no environment can hold.
         """
         secrets = require_secrets(secret_env or {})
         return self._runtime.step(lambda: self._start(secrets))
@@ -117,30 +152,90 @@ class Container:
         killed at once. Another, shorter stop hurries one that waits. One that has ended stays as it is. An Unknown one
         is looked at first: its processes are signalled if they are shown to be the very ones, and otherwise the
         container is EXITED only if they are shown to be gone. Raises InvalidStateError if neither can be shown.
+
+        No restart policy undoes a stop: one that waits for its restart is not restarted, and an attempt that the policy
+        has made after this one is stopped, too. One that is paused goes on first.
         """
         return self.finish_stop(self.begin_stop(timeout))
 
     def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
         """Do the first half of `stop`: write down that it is to stop, send the stop signal, and return the status."""
-        _require_seconds(timeout)
+        require_seconds(timeout)
         if self._runtime.store.is_damaged(self.id):
             return self._runtime.step(self._end_damaged)
         if self.status.unknown:
             self._runtime.step(lambda: self._runtime.reexamine(self.id))
-        return self._runtime.step(lambda: self._begin_stop(timeout))
+        status = self._runtime.step(lambda: self._begin_stop(timeout))
+        for follower in self.find_followers():
+            follower.begin_stop(timeout)
+        return status
+
+    def carry_out_stop(self, timeout: float) -> Status:
+        """Do what is left of `begin_stop` where somebody has just written, by `request_stop`, that it is to stop."""
+        return self._runtime.step(lambda: self._begin_stop(timeout, is_written=True))
 
     def finish_stop(self, status: Status) -> Status:
         """Wait until nothing of it is left, given what `begin_stop` returned, and return the status then."""
-        if status.identity is None or status.state is not ContainerState.RUNNING:
+        for follower in self.find_followers():
+            follower.finish_stop(follower.status)
+        patience = self.be_patient(status)
+        if patience is None:
             return status
-        self._wait_for_stop(status.identity, (status.stop_deadline - status.stop_requested_at) / 1e9)
+        self._runtime.wait_for_change(self.id, self._has_ended, patience.left())
+        while not self.is_stopped(status):
+            time.sleep(patience.next_pause())
         return self.status
+
+    def be_patient(self, status: Status) -> Patience | None:
+        """Return how long `finish_stop` is to wait, given what `begin_stop` returned; None if there is nothing to do.
+
+        The watcher sends SIGKILL when the time of the stop is over.
+        """
+        if status.identity is None or status.state is not ContainerState.RUNNING:
+            return None
+        grace = (status.stop_deadline - status.stop_requested_at) / 1e9
+        return Patience(self.id, status.identity.pid, grace)
+
+    def is_stopped(self, status: Status) -> bool:
+        """Say whether its end is written down and nothing of it is left, given what `begin_stop` returned."""
+        assert status.identity is not None
+        return self._has_ended() and not self._starter.signal(self.id, status.identity, 0)
 
     def resume_stop(self, status: Status, identity: ProcessIdentity) -> None:
         """Go on with a stop that an engine before this one has begun, with what is left of its time."""
         grace = status.stop_deadline - status.stop_requested_at  # a clock that was set back lengthens nothing
         left = min(grace, status.stop_deadline - time.time_ns()) / 1e9
+        self.thaw()
         self._send_stop(identity, max(left, 0.0), signals=True)
+
+    def pause(self) -> Status:
+        """Freeze all of its processes until `resume`, and return the status: `paused`, while the state stays RUNNING.
+
+        That it is to be paused is written first, so that the next engine freezes what a kill has left running. Raises
+        InvalidStateError for one that does not run or is being stopped, UnsupportedError with the reason where there is
+        no cgroup that freezes.
+        """
+        return self._runtime.step(lambda: self._pause(is_wanted=True))
+
+    def resume(self) -> Status:
+        """Let its processes go on, and return the status. Raises as `pause` does."""
+        return self._runtime.step(lambda: self._pause(is_wanted=False))
+
+    def renew(self, expires_at: int) -> Status:
+        """Set when it is stopped and released, in nanoseconds since the epoch, 0 for never; return the status.
+
+        Nothing is ended early: see `docs/ARCHITECTURE.md` for what is promised when a clock is set. Raises
+        InvalidStateError for one that is released, or was asked to stop: it may have expired just now.
+        """
+        require_expiry(expires_at)
+        return self._runtime.step(lambda: self._renew(expires_at))
+
+    def is_in_stopped_sandbox(self) -> bool:
+        """Say whether its sandbox is NOTREADY; not if that, or which one it is, cannot be read."""
+        try:
+            return self._runtime.store.sandbox_status(self.metadata.sandbox_id).state is SandboxState.NOTREADY
+        except (NotFoundError, StoreDamagedError):
+            return False
 
     def wait(self, timeout: float | None = None) -> Status:
         """Wait until the container has ended, and return its status.
@@ -158,7 +253,7 @@ class Container:
 
     def _require_waitable(self, timeout: float | None) -> None:
         if timeout is not None:
-            _require_seconds(timeout)
+            require_seconds(timeout)
         status = self.status
         if not status.finished_at and not status.started_at:
             raise self._refuse("wait for", "start it first")
@@ -169,6 +264,13 @@ class Container:
         if not has_ended:
             raise WaitTimeoutError(f"container {self.id}: it has not ended after {timeout:g} s")
         return self.status
+
+    def notify(self, ring: Callable[[], object]) -> AbstractContextManager[None]:
+        """Have `ring` called after each change of it, and when the engine is closed, while the block runs.
+
+        By any thread, which must not be kept waiting; `wait(0)` then says whether it has ended.
+        """
+        return self._runtime.bell(self.id, ring)
 
     def read_log(self) -> Iterator[Entry]:
         """Yield what its program has written, oldest first; `release` has all of it reach the log.
@@ -186,24 +288,13 @@ class Container:
         Raises WaitTimeoutError if it was killed after `timeout` seconds, StartError if it cannot be executed,
         InvalidStateError unless the container is RUNNING, UnsupportedError if its starter has no way.
         """
-        _require_seconds(timeout)
+        require_seconds(timeout)
         if not args:
             raise InvalidInputError("args: a command is needed")
         starter = self._starter
         if not isinstance(starter, Executor):
             raise lacks(starter, "execute a command in a container")
         return starter.execute(self.id, self._require_running("execute a command in"), args, timeout=timeout)
-
-    def pause(self) -> Status:
-        """Freeze all of its processes, until `resume` or SIGKILL. Pausing again is fine.
-
-        Raises InvalidStateError unless it is RUNNING, UnsupportedError if its starter has no way.
-        """
-        return self._runtime.step(lambda: self._set_paused(paused=True))
-
-    def resume(self) -> Status:
-        """Let its processes go on. Resuming again is fine; see `pause` for what is raised."""
-        return self._runtime.step(lambda: self._set_paused(paused=False))
 
     def measure(self) -> Stats:
         """Return what it uses now. Raises InvalidStateError unless it is RUNNING, UnsupportedError."""
@@ -221,8 +312,7 @@ class Container:
 
     def reopen_log(self) -> None:
         """Begin a new log, after the old one was renamed. Raises InvalidStateError, UnsupportedError."""
-        path = self.metadata.log_path
-        if not path:
+        if not self.metadata.log_path:
             raise InvalidInputError(f"container {self.id}: its config has no log_path")
         starter = self._starter
         if not isinstance(starter, LogReopener):
@@ -234,9 +324,74 @@ class Container:
         """Give up what the container holds: kill what is left of it, unmount and remove its bundle.
 
         That it is released is written first, so that recovery finishes what a kill cuts short. Releasing again
-        is fine. Raises InvalidStateError while it is RUNNING or Unknown.
+        is fine; of one that is deleted the status says no more than that it is released. Raises InvalidStateError while
+        it is RUNNING or Unknown.
         """
         return self._runtime.step(self._release)
+
+    def expire(self, expires_at: int) -> None:
+        """Begin to stop it because its time is over, unless it was renewed since it had this one."""
+
+        def request(old: Status) -> Status:
+            if old.expires_at != expires_at:
+                return old
+            stopping = request_stop(old, DEFAULT_STOP_TIMEOUT_SECONDS)
+            return replace(stopping, reason=Reason.EXPIRED, message="its time was over; it was asked to stop")
+
+        with self._runtime.exclusive(self.id):
+            status = self.status
+            if status.state is ContainerState.RUNNING and not status.stop_requested_at:
+                status = self._update(request)
+                if status.stop_requested_at and status.identity is not None:
+                    self.thaw()
+                    self._send_stop(status.identity, DEFAULT_STOP_TIMEOUT_SECONDS, signals=True)
+
+    def release_expired(self, expires_at: int) -> None:
+        """Release it because its time is over, unless it was started, or was renewed since it had this one."""
+
+        def note(old: Status) -> Status:
+            if old.expires_at != expires_at or old.unknown or old.state is ContainerState.RUNNING:
+                return old
+            how = ": ".join(filter(None, (old.reason, old.message))) if old.finished_at else "it was not started"
+            return replace(old, released=True, reason=Reason.EXPIRED, message=f"its time was over ({how})")
+
+        with self._runtime.exclusive(self.id):
+            if not self.status.released and self._update(note).released:
+                self._release()
+
+    def fail_start(self, why: str) -> None:
+        """Write down that it ended without having been started, and why."""
+        with self._runtime.exclusive(self.id):
+            if not self.status.started_at:
+                self._update(lambda old: end_never_run(old, why, finished_at=_now()))
+
+    def is_frozen(self) -> bool:
+        """Say whether its processes are frozen, whatever is written down."""
+        identity = self.status.identity
+        starter = self._starter
+        return identity is not None and isinstance(starter, Freezer) and starter.is_frozen(self.id, identity)
+
+    def thaw(self) -> None:
+        """Let its processes go on if they are frozen; nothing is written down. Raises UnsupportedError."""
+        identity = self.status.identity
+        starter = self._starter
+        if identity is not None and isinstance(starter, Freezer):
+            starter.thaw(self.id, identity)
+
+    def carry_out_pause(self) -> None:
+        """Freeze it or let it go on, as is written down; where it cannot be frozen, write down that it is not."""
+        with self._runtime.exclusive(self.id):
+            status = self.status
+            if status.state is not ContainerState.RUNNING:
+                return
+            if not status.paused:
+                self.thaw()
+                return
+            try:
+                self._freeze(status)
+            except UnsupportedError as error:
+                message = str(error)
+                self._update(lambda old: replace(old, paused=False, message=message))
 
     def remove_bundle(self) -> None:
         """Remove what is on disk of a container that is released or was never created. May be repeated."""
@@ -244,9 +399,28 @@ class Container:
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 
-    def delete(self) -> None:
-        """Forget the container. Raises InvalidStateError unless it is released, was never created, or is damaged."""
-        self._runtime.step(self._delete)
+    def delete(self) -> bool:
+        """Forget the container; return False if it is gone already.
+
+        Raises InvalidStateError unless it is released, was never created, or is damaged.
+        """
+        return self._runtime.step(self._delete)
+
+    def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
+        """Release and delete the container; return False if it is gone already. May be repeated.
+
+        With `force` it is stopped before, as `stop` does with `timeout`. Raises InvalidStateError while it is RUNNING
+        or Unknown without `force`, and if it cannot be shown that nothing of it is left.
+        """
+        if force:
+            with suppress(NotFoundError):
+                if self.needs_stop():
+                    self.stop(timeout)
+        return self._runtime.step(self._remove)
+
+    def needs_stop(self) -> bool:
+        """Say whether it runs, or may run, or was restarted. Raises NotFoundError once it is deleted."""
+        return self.state in {ContainerState.RUNNING, ContainerState.UNKNOWN} or bool(self.find_followers())
 
     def _create(self, mount_type: MountType) -> Status:
         with self._runtime.exclusive(self.id):
@@ -274,13 +448,19 @@ class Container:
             status = self.status
             if status.state is not ContainerState.CREATED or status.released:
                 raise self._refuse("start", "only a CREATED one that was not released can be")
+            if status.stop_requested_at:
+                raise self._refuse("start", "it was stopped before it was started; create another")
+            if self.is_in_stopped_sandbox():
+                raise self._refuse("start", f"its sandbox {self.metadata.sandbox_id} is NOTREADY; make another")
             starter = self._starter
             try:
                 return self._prepare_and_go(starter, secrets)
             except StartError as error:
                 message = str(error)
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))
-                starter.forget_exits([self.id])
+                with suppress(LimpetError):  # the keeper keeps it for longer, then
+                    starter.forget_exits([self.id])
+                self._note_restart()
                 raise StartError(f"container {self.id}: {message}") from error
 
     def _prepare_and_go(self, starter: Starter, secrets: Mapping[str, str]) -> Status:
@@ -290,7 +470,8 @@ class Container:
         prepared = starter.prepare(replace_field(launch, secret_env=secrets))
         try:
             # Written before it may run: a kill until here closes the gate, and nothing has run.
-            self._update(
+            self._runtime.store.update(
+                self.id,
                 lambda old: replace(
                     old,
                     pid=prepared.identity.pid,
@@ -299,24 +480,89 @@ class Container:
                     resources=prepared.resources,
                     reason="",
                     message="",
-                )
+                ),
+                ready_sandbox=launch.metadata.sandbox_id,  # which may have been stopped just now
             )
         except BaseException:
             starter.abort(prepared)
             raise
-        starter.go(prepared)
+        self._note_restart()
+        try:
+            starter.go(prepared)
+        except StartError:
+            raise
+        except BaseException:  # what became of it is not known: its end will be seen, and how it was is asked then
+            self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd, starter)
+            raise
         self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd, starter)
         return self.status
 
-    def _set_paused(self, *, paused: bool) -> Status:
+    def _note_restart(self) -> None:
+        """Have its policy asked when it has ended, or now if it has."""
+        if self.metadata.restart_policy != RestartKind.NO:
+            self._runtime.note_container(self.id)
+
+    def _begin_stop(self, timeout: float, *, is_written: bool = False) -> Status:
+        """Write down that it is to stop and until when, then signal; whoever comes next finishes it."""
         with self._runtime.exclusive(self.id):
-            verb = "pause" if paused else "resume"
-            starter = self._starter
-            if not isinstance(starter, Pauser):
-                raise lacks(starter, "pause a container")
-            identity = self._require_running(verb)
-            (starter.pause if paused else starter.resume)(self.id, identity)
-            return self._update(lambda old: replace(old, paused=paused and not old.finished_at))
+            status = self.status
+            if status.unknown:
+                return self._stop_unknown(status)
+            if status.state is not ContainerState.RUNNING or status.identity is None:
+                return self._cancel_restart(status)
+            is_first = is_written or not status.stop_requested_at
+            if not is_written:
+                status = self._update(lambda old: request_stop(old, timeout))
+            assert status.identity is not None
+            # By the monotonic clock where this step sets the time; the earlier one of a former engine tells the wall's.
+            left = timeout if is_first else max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
+            self.thaw()
+            self._send_stop(status.identity, min(timeout, left), signals=is_first)
+            return status
+
+    def _cancel_restart(self, status: Status) -> Status:
+        """See to it that what does not run is not restarted, or started, by its policy."""
+        try:
+            metadata = self.metadata
+        except StoreDamagedError:  # then no policy is followed
+            return status
+        if metadata.restart_policy == RestartKind.NO:
+            return status
+        cancel_next(self._runtime.store, metadata)
+        return self.status
+
+    def find_followers(self) -> "list[Container]":
+        """Return the attempt that the policy has made after this one, if there is one."""
+        try:
+            follower = find_follower(self._runtime.store, self.metadata)
+        except (NotFoundError, StoreDamagedError):
+            return []
+        return [] if follower is None else [Container(self._runtime, follower)]
+
+    def _pause(self, *, is_wanted: bool) -> Status:
+        verb = "pause" if is_wanted else "resume"
+        with self._runtime.exclusive(self.id):
+            status = self.status
+            if status.state is not ContainerState.RUNNING or status.identity is None:
+                raise self._refuse(verb, "only one that runs can be")
+            if status.stop_requested_at:
+                raise self._refuse(verb, "it is being stopped")
+            if not isinstance(self._starter, Freezer):
+                raise UnsupportedError(
+                    f"container {self.id}: the starter {self._starter.name!r} cannot freeze anything"
+                )
+            if status.paused is not is_wanted:
+                self._runtime.note_container(self.id)
+                status = self._update(lambda old: replace(old, paused=is_wanted))
+            if not is_wanted:
+                self.thaw()
+                return status
+            try:
+                self._freeze(status)
+            except BaseException:
+                self._update(lambda old: replace(old, paused=False))
+                raise
+            return status
 
     def _change_limits(self, limits: LinuxContainerResources) -> Status:
         with self._runtime.exclusive(self.id):
@@ -336,21 +582,29 @@ class Container:
             raise self._refuse(verb, "it must be RUNNING")
         return status.identity
 
-    def _begin_stop(self, timeout: float) -> Status:
-        """Write down that it is to stop and until when, then signal; whoever comes next finishes it."""
+    def _freeze(self, status: Status) -> None:
+        starter = self._starter
+        if status.identity is not None:
+            if not isinstance(starter, Freezer):
+                raise UnsupportedError(f"the starter {starter.name!r} cannot freeze anything")
+            starter.freeze(self.id, status.identity)
+
+    def _renew(self, expires_at: int) -> Status:
+        def renew(draft: Draft) -> None:
+            status = draft.checkpoint(self.id)
+            if status is None:
+                raise StoreDamagedError(f"container {self.id}: {draft.status(self.id).message}")
+            if status.released or status.stop_requested_at:
+                raise self._refuse("renew", "it was stopped or released, or its time was over")
+            doubt = draft.status(self.id)
+            draft.replace(self.id, replace(doubt, expires_at=expires_at))
+
         with self._runtime.exclusive(self.id):
-            status = self.status
-            if status.unknown:
-                return self._stop_unknown(status)
-            if status.state is not ContainerState.RUNNING or status.identity is None:
-                return status
-            is_first = not status.stop_requested_at
-            status = self._update(lambda old: _request_stop(old, timeout))
-            assert status.identity is not None
-            # By the monotonic clock where this step sets the time; the earlier one of a former engine tells the wall's.
-            left = timeout if is_first else max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
-            self._send_stop(status.identity, min(timeout, left), signals=is_first)
-            return status
+            self._runtime.begin_timetable()
+            with self._runtime.store.transaction() as draft:
+                renew(draft)
+        self._runtime.note_container(self.id)
+        return self.status
 
     def _send_stop(self, identity: ProcessIdentity, seconds: float, *, signals: bool) -> None:
         """Have it killed in so many seconds, and send the stop signal if that is to be sent and there is time."""
@@ -371,26 +625,22 @@ class Container:
             self._starter.release(self.id)
             return self.status
 
-    def _wait_for_stop(self, identity: ProcessIdentity, grace: float) -> None:
-        """Wait until nothing of the container is left: the watcher sends SIGKILL after `grace` seconds at most."""
-        patience, latest = _FIRST_LOOK_SECONDS, time.monotonic() + grace + _KILL_TIMEOUT_SECONDS
-        while not self._runtime.wait_for_change(self.id, self._has_ended, patience) or (
-            self._starter.signal(self.id, identity, 0)
-        ):
-            if time.monotonic() > latest:
-                raise InvalidStateError(
-                    f"container {self.id}: process {identity.pid}, or one that it left, has not ended"
-                    f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again"
-                )
-            if self._has_ended():
-                time.sleep(patience)
-            patience = min(patience * 2, _LONGEST_LOOK_SECONDS)
-
     def _has_ended(self) -> bool:
         return bool(self._runtime.store.status(self.id).finished_at)
 
+    def _remove(self) -> bool:
+        with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return False
+            status = self.status
+            if status.created_at or status.finished_at:
+                self._release()
+            return self._delete()
+
     def _release(self) -> Status:
         with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return Status(released=True)
             status = self.status
             if self._runtime.store.is_damaged(self.id):
                 self._discard_damaged()
@@ -402,12 +652,13 @@ class Container:
             self.remove_bundle()
             return status
 
-    def _delete(self) -> None:
+    def _delete(self) -> bool:
         with self._runtime.exclusive(self.id):
+            if self.id not in self._runtime.store:
+                return False
             if self._runtime.store.is_damaged(self.id):
                 self._discard_damaged()
-                self._runtime.store.delete(self.id)
-                return
+                return self._runtime.store.delete(self.id)
             status = self.status
             is_running = status.state is ContainerState.RUNNING
             is_doubtful = status.unknown and status.reason != Reason.BUNDLE_LOST
@@ -420,7 +671,17 @@ class Container:
             # The bundle is the last that a release removes: with it gone, nothing is left.
             if not status.unknown and not (status.released and not os.path.lexists(self._bundle.path)):
                 self.remove_bundle()
-            self._runtime.store.delete(self.id)
+            return self._forget()
+
+    def _forget(self) -> bool:
+        self._runtime.forget_container(self.id)
+        try:
+            metadata = self.metadata
+        except StoreDamagedError:
+            return self._runtime.store.delete(self.id)
+        if metadata.restart_count:
+            return delete_attempt(self._runtime.store, metadata)
+        return self._runtime.store.delete(self.id)
 
     def _discard_damaged(self) -> None:
         """End what the starter knows to be of a container whose record cannot be read, and remove its bundle if ours.
@@ -488,7 +749,7 @@ class Container:
         return InvalidStateError(f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}")
 
 
-def _request_stop(status: Status, timeout: float) -> Status:
+def request_stop(status: Status, timeout: float) -> Status:
     """Return the status with a stop requested: the first request's time stands, and the earliest deadline."""
     now = _now()
     deadline = min(now + int(timeout * 1e9), _LATEST)
@@ -498,14 +759,18 @@ def _request_stop(status: Status, timeout: float) -> Status:
         status,
         stop_requested_at=status.stop_requested_at or now,
         stop_deadline=deadline,
+        paused=False,
         reason=Reason.STOPPING,
         message="it was asked to stop",
     )
 
 
-def _require_seconds(timeout: float) -> None:
-    if not 0 <= timeout < math.inf:  # not a number is neither
-        raise InvalidInputError(f"timeout {timeout!r}: seconds are needed, 0 or more")
+def require_expiry(expires_at: object) -> None:
+    """Raise InvalidInputError for what is no time of an expiry, in nanoseconds since the epoch, or 0."""
+    if type(expires_at) is not int or not 0 <= expires_at <= _LATEST:
+        raise InvalidInputError(
+            f"expires_at {expires_at!r}: nanoseconds since the epoch are needed, as of time.time_ns(), or 0 for never"
+        )
 
 
 def _now() -> int:

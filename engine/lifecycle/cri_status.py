@@ -1,4 +1,4 @@
-"""A container's status in the words of the CRI (runtime/v1 ContainerStatus)."""
+"""The status of containers and sandboxes in the words of the CRI (runtime/v1 ContainerStatus, PodSandboxStatus)."""
 
 import os
 
@@ -14,11 +14,19 @@ from limpet.schema.cri import (
     ImageSpec,
     LinuxContainerSecurityContext,
     LinuxContainerUser,
+    LinuxPodSandboxStatus,
+    Namespace,
+    NamespaceOption,
+    PodIP,
+    PodSandboxNetworkStatus,
+    PodSandboxStateName,
+    PodSandboxStatus,
 )
 from limpet.schema.layout import CONFIG_FILE
-from limpet.schema.metadata import Metadata
+from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.runtime_spec import User
-from limpet.schema.status import ContainerState, Status
+from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.status import ContainerState, Reason, Status
 
 _CONFIG_BYTES = 64 << 20
 
@@ -42,10 +50,17 @@ def read_user(bundle_path: str) -> User:
         return User()
 
 
-def to_cri_status(metadata: Metadata, status: Status, user: User = User()) -> ContainerStatus:  # noqa: B008  # frozen
+def to_cri_status(
+    metadata: Metadata,
+    status: Status,
+    user: User = User(),  # noqa: B008  # frozen
+    *,
+    added_at: int = 0,
+) -> ContainerStatus:
     """Return what a CRI runtime answers: `started_at` only once started, `finished_at` and the code once ended.
 
     `user` is who the program was found to run as; without a number it is told as config and image give it by number.
+    `added_at` is when its record was written, in nanoseconds: it stands for the time of a create that was cut short.
     """
     config = metadata.config
     state = status.state
@@ -55,13 +70,13 @@ def to_cri_status(metadata: Metadata, status: Status, user: User = User()) -> Co
         id=metadata.id,
         metadata=config.metadata,
         state=ContainerStateName[state.name],
-        created_at=status.created_at,
+        created_at=status.created_at or added_at or status.finished_at or 1,  # a kubelet refuses 0
         started_at=status.started_at if started else 0,
         finished_at=status.finished_at if ended else 0,
         exit_code=status.exit_code if ended else 0,
         image=ImageSpec(image=str(metadata.image_manifest.name)),
         image_ref=metadata.image_manifest.digest or str(metadata.image_manifest.name),
-        reason=status.reason,
+        reason=status.reason or (_find_reason(status) if ended else ""),
         message=status.message,
         labels=config.labels,
         annotations=config.annotations,
@@ -72,6 +87,31 @@ def to_cri_status(metadata: Metadata, status: Status, user: User = User()) -> Co
         user=_find_user(metadata) if user.uid is None else _to_cri_user(user),
         stop_signal=to_cri_signal(metadata.stop_signal),
     )
+
+
+def to_cri_sandbox_status(metadata: SandboxMetadata, status: SandboxStatus) -> PodSandboxStatus:
+    """Return what a CRI runtime answers of a sandbox. Namespaces are told as its config asks for them."""
+    config = metadata.config
+    context = config.linux and config.linux.security_context
+    first, *others = status.addresses or ("",)
+    return PodSandboxStatus(
+        id=metadata.id,
+        metadata=config.metadata,
+        state=PodSandboxStateName[status.state.name],
+        created_at=metadata.created_at,
+        network=PodSandboxNetworkStatus(ip=first, additional_ips=tuple(PodIP(ip=each) for each in others)),
+        linux=LinuxPodSandboxStatus(
+            namespaces=Namespace(options=(context and context.namespace_options) or NamespaceOption())
+        ),
+        labels=config.labels,
+        annotations=config.annotations,
+        runtime_handler=metadata.runtime_handler,
+    )
+
+
+def _find_reason(status: Status) -> Reason:
+    """Return why it ended, where its runtime has not said so."""
+    return Reason.ERROR if status.exit_code else Reason.COMPLETED
 
 
 def _find_user(metadata: Metadata) -> ContainerUser | None:

@@ -16,8 +16,10 @@ from msgspec.structs import replace
 
 from limpet.engine.images import ImageStore
 from limpet.engine.lifecycle.steps import run_whole
+from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter, Starters
+from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.store import Store
 from limpet.schema.errors import InvalidStateError, StoreDamagedError, quote_path
 from limpet.schema.file_name import file_name
@@ -37,7 +39,10 @@ class Runtime:
     sandboxes_dir: str
     reexamine: Callable[[str], object]
     """Looks at one container again, and writes down what is true of it."""
+    follow_up: Callable[[Entry], float | None]
+    """Does what is to be done next of a container or sandbox: see `Timetable`."""
     watcher: Watcher = field(init=False)
+    timetable: Timetable = field(init=False)
     _holding: threading.local = field(default_factory=threading.local)
     _bells: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
     """By container, what wakes each waiting caller. No Condition: a signal handler that raises can leave one locked."""
@@ -45,7 +50,8 @@ class Runtime:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.watcher = Watcher(self.store, self.ring)
+        self.timetable = Timetable(self.follow_up)
+        self.watcher = Watcher(self.store, self._take_end)
 
     def bundle_path(self, container_id: str) -> str:
         """Return where the container's bundle is, or would be."""
@@ -98,8 +104,12 @@ class Runtime:
                 self._holding.depth -= 1
 
     def step(self, step: Callable[[], _T]) -> _T:
-        """Run a step of a container or sandbox whole (`run_whole`); within `exclusive`, on the thread that holds it."""
-        return step() if getattr(self._holding, "depth", 0) else run_whole(step)
+        """Run a step of a container or sandbox whole (`run_whole`); within `exclusive`, on the thread that holds it.
+
+        Whatever the system refuses on the way is raised as a LimpetError.
+        """
+        with system_errors_told(f"state directory {quote_path(self.store.directory.path)}"):
+            return step() if getattr(self._holding, "depth", 0) else run_whole(step)
 
     def wait_for_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `is_done()`, which is asked whenever the container has changed; say whether it is.
@@ -108,7 +118,7 @@ class Runtime:
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         queue: SimpleQueue[None] = SimpleQueue()
-        with self._bell(container_id, partial(queue.put, None)):
+        with self.bell(container_id, partial(queue.put, None)):
             while not is_done():
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -127,7 +137,7 @@ class Runtime:
             with suppress(RuntimeError):  # a loop that is closed has nobody left to tell
                 loop.call_soon_threadsafe(changed.set)
 
-        with self._bell(container_id, ring), suppress(TimeoutError):
+        with self.bell(container_id, ring), suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while not is_done():
                     await changed.wait()
@@ -135,7 +145,7 @@ class Runtime:
         return is_done()
 
     @contextmanager
-    def _bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
+    def bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
         """Have `ring` called at each change of a container while the block runs."""
         with self._guard:
             self._bells.setdefault(container_id, []).append(ring)
@@ -149,6 +159,31 @@ class Runtime:
                 if not bells:
                     self._bells.pop(container_id, None)
 
+    def begin_timetable(self) -> None:
+        """Have the thread run that looks after what is due. Raises ResourcesError, best before anything is written."""
+        self.timetable.begin()
+
+    def note_container(self, container_id: str) -> None:
+        """Have it looked at what is to be done next of a container; from now on also when it ends."""
+        self.timetable.note(Entry(Kind.CONTAINER, container_id))
+
+    def note_again(self, container_id: str) -> None:
+        """Have that looked at if it is looked at at all: the container has changed."""
+        if self.timetable.is_known(Entry(Kind.CONTAINER, container_id)):
+            self.note_container(container_id)
+
+    def note_sandbox(self, sandbox_id: str) -> None:
+        """Have it looked at what is to be done next of a sandbox."""
+        self.timetable.note(Entry(Kind.SANDBOX, sandbox_id))
+
+    def forget_container(self, container_id: str) -> None:
+        """Look no more at a container that is deleted."""
+        self.timetable.forget(Entry(Kind.CONTAINER, container_id))
+
+    def _take_end(self, container_id: str) -> None:
+        self.ring(container_id)
+        self.note_again(container_id)
+
     def ring(self, container_id: str) -> None:
         """Wake those who wait for this container."""
         for bell in list(self._bells.get(container_id, ())):
@@ -156,6 +191,7 @@ class Runtime:
 
     def close(self) -> None:
         """Stop watching and give up the starters; the containers run on. May be repeated."""
+        self.timetable.close()
         self.watcher.close()
         self.starters.close()
 

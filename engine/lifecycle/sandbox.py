@@ -1,13 +1,28 @@
 """A sandbox: what its containers share. Its record is as durable as theirs."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from msgspec.structs import replace
 
 from limpet.engine.lifecycle.bundle import Bundle
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
+from limpet.engine.lifecycle.container import (
+    DEFAULT_STOP_TIMEOUT_SECONDS,
+    Container,
+    request_stop,
+    require_expiry,
+)
+from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status
+from limpet.engine.lifecycle.patience import require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.store import Draft
+from limpet.schema.cri import PodSandboxStatus
 from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata
-from limpet.schema.status import Status
+from limpet.schema.sandbox_status import SandboxReason, SandboxState, SandboxStatus, stop_sandbox
+from limpet.schema.status import ContainerState, Status
 
 
 class Sandbox:
@@ -21,10 +36,67 @@ class Sandbox:
     def __repr__(self) -> str:
         return f"<Sandbox {self.id}: {self.metadata.name}>"
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sandbox):
+            return NotImplemented
+        return self.id == other.id and self._runtime is other._runtime
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @property
     def id(self) -> str:
         """The sandbox's id."""
         return self.metadata.id
+
+    @property
+    def name(self) -> str:
+        """The sandbox's name, from its config."""
+        return self.metadata.name
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of its name it is, from its config."""
+        return self.metadata.config.metadata.attempt
+
+    @property
+    def created_at(self) -> int:
+        """When it was made, in nanoseconds since the epoch."""
+        return self.metadata.created_at
+
+    @property
+    def runtime_handler(self) -> str:
+        """The CRI's runtime handler; empty for the default."""
+        return self.metadata.runtime_handler
+
+    @property
+    def status(self) -> SandboxStatus:
+        """The status now, as a value that does not change. Raises NotFoundError once it is deleted."""
+        return self._runtime.store.sandbox_status(self.id)
+
+    @property
+    def state(self) -> SandboxState:
+        """READY, or NOTREADY once it is stopped, or another boot has begun."""
+        return self.status.state
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """What the runtime keeps of its own; `update` changes it."""
+        return self.status.extra
+
+    @property
+    def version(self) -> int:
+        """The version of its status, for `update(..., expect=version)`. Raises as `status` does."""
+        return self._runtime.store.sandbox_version(self.id)
+
+    def cri_status(self) -> PodSandboxStatus:
+        """Return the status as the CRI writes it."""
+        return to_cri_sandbox_status(self.metadata, self.status)
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels, from its config."""
+        return self.metadata.config.labels
 
     @property
     def log_directory(self) -> str:
@@ -39,34 +111,151 @@ class Sandbox:
             return []  # the id of a sandbox that is gone would mean all whose ids begin with it
         return [Container(self._runtime, record.id) for record in records]
 
-    def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> None:
-        """Stop all its containers side by side, each as `Container.stop` does.
+    def update(self, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None) -> SandboxStatus:
+        """Replace its status by `fn` of it, durably, and return the new one: see `Store.update_sandbox`.
 
-        One that cannot be stopped keeps no other from it. Raises InvalidStateError afterwards, naming each that failed.
+        For its namespaces, addresses and extra, and what they are decided from. One that is NOTREADY stays so; `stop`
+        makes it so, and stops its containers. Raises VersionConflictError if its version is not the expected one.
         """
-        begun: list[tuple[Container, Status]] = []
-        problems: list[LimpetError] = []
-        for container in self.containers():
-            try:
-                begun.append((container, container.begin_stop(timeout)))
-            except NotFoundError:  # deleted in the meantime
-                continue
-            except LimpetError as error:
-                problems.append(error)
-        for container, status in begun:
-            try:
-                container.finish_stop(status)
-            except NotFoundError:
-                continue
-            except LimpetError as error:
-                problems.append(error)
-        if problems:
-            told = f"sandbox {self.id}: {len(problems)} of its containers were not stopped"
-            raise InvalidStateError(f"{told}: {'; '.join(map(str, problems))}") from problems[0]
+        return self._runtime.store.update_sandbox(self.id, fn, expect=expect)
 
-    def delete(self) -> None:
-        """Forget the sandbox and remove its directory. Raises InvalidStateError while it has containers."""
+    def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> None:
+        """Make it NOTREADY, and stop all its containers side by side, each as `Container.stop` does. May be repeated.
+
+        That is written first, at once for all: nothing new comes in or starts from then on, and the next engine
+        finishes what a kill cuts short. One that cannot be stopped keeps no other from it. Raises InvalidStateError
+        afterwards, naming each that failed.
+        """
+        tell_problems(self.id, "stopped", self._stop(timeout))
+
+    def _stop(self, timeout: float) -> list[LimpetError]:
+        begun, problems = self.begin_stop(timeout)
+        return [*problems, *_try_each(lambda container: container.finish_stop(begun[container]), begun)]
+
+    def begin_stop(self, timeout: float) -> tuple[Mapping[Container, Status], Sequence[LimpetError]]:
+        """Do the first half of `stop`: write it down, and send the stop signals.
+
+        Return, for `Container.finish_stop`, the status of each that is stopped, and what kept others from it.
+        """
+        require_seconds(timeout)
+        return self._runtime.step(lambda: self._begin_stop(timeout))
+
+    def _begin_stop(self, timeout: float) -> tuple[Mapping[Container, Status], Sequence[LimpetError]]:
+        begun: dict[Container, Status] = {}
+        asked = self._write_stop(timeout)
+
+        def begin(container: Container) -> None:
+            act = container.carry_out_stop if container.id in asked else container.begin_stop
+            begun[container] = act(timeout)
+
+        problems = _try_each(begin, self.containers())
+        return begun, problems
+
+    def renew(self, expires_at: int) -> SandboxStatus:
+        """Set when it is stopped and removed with its containers, in nanoseconds since the epoch; return the status.
+
+        0 stands for never. Raises InvalidStateError for one that is NOTREADY: it may have expired just now.
+        """
+        require_expiry(expires_at)
+
+        def renew(old: SandboxStatus) -> SandboxStatus:
+            if old.stopped_at:
+                raise InvalidStateError(f"cannot renew sandbox {self.id}: it is NOTREADY ({old.reason}); make another")
+            return replace(old, expires_at=expires_at)
+
+        self._runtime.begin_timetable()
+        status = self._runtime.store.update_sandbox(self.id, renew)
+        self._runtime.note_sandbox(self.id)
+        return status
+
+    def _write_stop(self, timeout: float) -> set[str]:
+        """Write down that it is NOTREADY and that what runs in it is to stop; return what had not been asked before."""
+        asked: set[str] = set()
+        with self._runtime.store.transaction() as draft, suppress(NotFoundError):
+            _make_not_ready(draft, self.id)
+            for key in draft.containers_of(self.id):
+                status = draft.status(key)
+                if status.state is ContainerState.RUNNING and not status.stop_requested_at:
+                    draft.replace(key, request_stop(status, timeout))
+                    asked.add(key)
+        return asked
+
+    def delete(self) -> bool:
+        """Forget the sandbox and remove its directory; return False if it is gone already.
+
+        Raises InvalidStateError while it has containers.
+        """
+        return self._runtime.step(self._delete)
+
+    def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
+        """Remove the sandbox with its containers: see `Container.remove`. Return False if it is gone already.
+
+        Without `force` it refuses, and changes nothing, while some of them may run, or wait to be started; with it they
+        are stopped first. It is NOTREADY from then on, so that repeating finishes what a kill cuts short. Raises
+        InvalidStateError, naming each that could not be removed.
+        """
+        if force:
+            self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
+        else:
+            self.end()
+        containers = self.containers()
+        problems = _try_each(lambda one: one.remove(force=force, timeout=timeout), containers)
+        tell_problems(self.id, "removed", problems)
+        return self.delete()
+
+    def end(self) -> None:
+        """Make it NOTREADY if all its containers have ended. Raises InvalidStateError if they have not."""
+        self._runtime.step(self._end)
+
+    def _end(self) -> None:
+        with self._runtime.store.transaction() as draft, suppress(NotFoundError):
+            is_ready = draft.sandbox_status(self.id).state is SandboxState.READY
+            left = [key for key in draft.containers_of(self.id) if _is_wanted(draft.status(key), is_ready=is_ready)]
+            if left:
+                raise InvalidStateError(
+                    f"sandbox {self.id} still has {len(left)} containers that have not ended, such as {min(left)};"
+                    " stop it first, or remove it with force"
+                )
+            _make_not_ready(draft, self.id)
+
+    def _delete(self) -> bool:
         with self._runtime.exclusive(self.id):
-            # The row first: a directory without a row is an orphan, which recovery removes.
-            self._runtime.store.delete_sandbox(self.id)
+            # The row last: a directory without a row is an orphan, which a recovery moves aside if it is young.
+            with self._runtime.store.transaction() as draft, suppress(NotFoundError):
+                draft.require_empty(self.id)
+                _make_not_ready(draft, self.id)  # nothing comes in while its directory is removed
             self.bundle.remove()
+            return self._runtime.store.delete_sandbox(self.id)
+
+
+def tell_problems(sandbox_id: str, done: str, problems: Sequence[LimpetError]) -> None:
+    """Raise InvalidStateError that tells all of these, if there are any: why some containers were not `done`."""
+    if problems:
+        told = f"sandbox {sandbox_id}: {len(problems)} of its containers were not {done}"
+        raise InvalidStateError(f"{told}: {'; '.join(map(str, problems))}") from problems[0]
+
+
+def _make_not_ready(draft: Draft, sandbox_id: str) -> None:
+    if draft.sandbox_status(sandbox_id).state is SandboxState.READY:
+        now = time.time_ns()
+        draft.update_sandbox(sandbox_id, lambda old: stop_sandbox(old, SandboxReason.STOPPED, at=now))
+
+
+def _is_wanted(status: Status, *, is_ready: bool) -> bool:
+    """Return whether it may run, or may yet be started: in a sandbox that is not ready nothing is."""
+    if status.unknown or status.state is ContainerState.RUNNING:
+        return True
+    return is_ready and not status.finished_at and not status.released
+
+
+def _try_each(act: Callable[[Container], object], containers: Iterable[Container]) -> list[LimpetError]:
+    """Do it to each container, and return what kept it from some. One that is deleted meanwhile is none of those."""
+    problems = []
+    for container in containers:
+        try:
+            act(container)
+        except NotFoundError:
+            continue
+        except LimpetError as error:
+            problems.append(error)
+    return problems

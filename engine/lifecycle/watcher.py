@@ -30,6 +30,7 @@ _LOOK_AGAIN_SECONDS = 0.2
 """Between two looks at a process that no pidfd tells of."""
 _ASK_AGAIN_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
+_WAKE_TRIES = 3
 _EXIT_SECONDS = 10.0
 """How long to ask for the exit of a process that has ended."""
 _SLOW_SECONDS = 0.5
@@ -153,8 +154,9 @@ class Watcher:
         """Stop watching. The containers run on; recovery finds what has not been written down. May be repeated."""
         with self._lock:
             self._is_closing = True
-        self._wake()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._wake()
+            self._thread.join(_LOOK_AGAIN_SECONDS)
         with self._lock:
             self._close_descriptors()
 
@@ -168,8 +170,14 @@ class Watcher:
                 os.close(descriptor)
 
     def _wake(self) -> None:
-        with suppress(OSError):  # a full pipe wakes as well; a closed one has nobody to wake
-            os.write(self._wake_write, b"x")
+        for _ in range(_WAKE_TRIES):
+            try:
+                os.write(self._wake_write, b"x")
+            except BlockingIOError:
+                return  # a full pipe wakes as well
+            except OSError:  # closed, and nobody is there to wake; or refused, and tried again
+                continue
+            return
 
     def _register(self, watch: _Watch) -> None:
         if watch.pidfd < 0:

@@ -8,6 +8,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would cost more than all of this module
 if TYPE_CHECKING:
+    from limpet.engine.aio import AsyncEngine as AsyncEngine
     from limpet.engine.aio import AsyncStore as AsyncStore
     from limpet.engine.engine import Engine as Engine
     from limpet.engine.inspection import Snapshot as Snapshot
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncEngine": "limpet.engine.aio",
     "AsyncStore": "limpet.engine.aio",
     "Engine": "limpet.engine.engine",
     "OciStarter": "limpet.engine.starters.oci",
@@ -27,7 +29,7 @@ _HOMES = {
     "recover": "limpet.engine.reconcile",
 }
 
-__all__ = ["AsyncStore", "Engine", "OciStarter", "Snapshot", "Store", "__version__", "errors", "recover"]
+__all__ = ["AsyncEngine", "AsyncStore", "Engine", "OciStarter", "Snapshot", "Store", "__version__", "errors", "recover"]
 
 
 def __getattr__(name: str) -> object:

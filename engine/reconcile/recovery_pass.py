@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from limpet.engine.reconcile.sandboxes import recover_sandboxes
 from limpet.engine.store import Draft, Store, Unsettled
 from limpet.recovery.examine import could_not_observe, examine
 from limpet.recovery.host import read_boot_id
@@ -49,12 +50,14 @@ def recover(
 ) -> Report:
     """Find out what is true of every container that has not ended, write it down, and return the report.
 
+    So it is with the sandboxes: one that was made ready in another boot is NOTREADY.
+
     A runtime with processes of its own passes its `probe`, and reads in the report what is left to do. Released
     containers are looked at if they are among `leftovers`: those whose bundle is still there. `actors` carry out
     actions; the engine brings them, with the `orphans` it has judged. A look that takes longer than `look_timeout`
     seconds, or raises, makes its own container Unknown, with that reason, and no other.
     """
-    begun, now = time.monotonic_ns(), time.time_ns()
+    begun, now, boot_id = time.monotonic_ns(), time.time_ns(), read_boot_id()
     containers = store.unsettled(leftovers)
     settled = len(store) - len(containers)
     examined = examine_all(containers, probe or HostProbe(), now, look_timeout)
@@ -65,10 +68,11 @@ def recover(
             number=store.next_report_number(),
             at=now,
             took_ns=time.monotonic_ns() - begun,
-            boot_id=read_boot_id() or "",
+            boot_id=boot_id or "",
             settled=settled,
             findings=tuple(one.finding for one in examined),
             orphans=tuple(orphans),
+            sandboxes=recover_sandboxes(store, draft, boot_id=boot_id, now=now),
         )
         draft.add_report(report.number, now, encode_any(report).decode())
     findings = tuple(_act(store, one, actors or {}) for one in examined)

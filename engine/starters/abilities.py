@@ -46,17 +46,20 @@ class Executor(Protocol):
 
 
 @runtime_checkable
-class Pauser(Protocol):
-    """Freezes all processes of a container, and lets them go on."""
+class Freezer(Protocol):
+    """What a starter has beside, if it can pause its containers. One without it says so by not having it."""
 
-    def pause(self, container_id: str, identity: ProcessIdentity) -> None:
-        """Freeze them. May be repeated. Raises InvalidStateError if that fails."""
+    def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Freeze all processes of the container, and wait until they are; one that is frozen stays so.
 
-    def resume(self, container_id: str, identity: ProcessIdentity) -> None:
-        """Let them go on. May be repeated. Raises InvalidStateError if that fails."""
+        Raises UnsupportedError with the reason if that cannot be done: then nothing of it is frozen.
+        """
 
-    def is_paused(self, container_id: str, identity: ProcessIdentity) -> bool:
-        """Return whether they are frozen."""
+    def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Let all processes of the container go on. May be repeated. Raises UnsupportedError with the reason."""
+
+    def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
+        """Say whether the container is frozen, or is being frozen."""
 
 
 @runtime_checkable

@@ -1,8 +1,7 @@
-"""What a container's config and its image leave open: command line, stop signal, log file.
+"""What a container's config and its image leave open: stop signal and log file.
 
-For the rest see `users` and `environment`.
-
-The command line follows the rule of the CRI and Kubernetes. Every starter asks here, so that all run the same.
+For the rest see `users`, `environment` and `limpet.schema.command_line`. Every starter asks here, so that all run the
+same.
 """
 
 import os
@@ -13,25 +12,6 @@ from limpet.schema.cri import ContainerConfig
 from limpet.schema.cri import Signal as CriSignal
 from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.image import ImageConfig
-
-
-def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
-    """Return the command line. Raises InvalidInputError if neither the image nor the config gives one.
-
-    config.command | config.args | what runs
-    ---------------+-------------+-------------------------------
-    not given      | not given   | image.entrypoint + image.cmd
-    not given      | given       | image.entrypoint + config.args
-    given          | not given   | config.command
-    given          | given       | config.command + config.args
-    """
-    command, args = tuple(config.command), tuple(config.args)
-    line = command + args if command else image.entrypoint + (args or image.cmd)
-    if not line:
-        raise InvalidInputError(
-            f"container {config.metadata.name!r}: neither its config nor its image says what to run; give `command`"
-        )
-    return line
 
 
 def choose_stop_signal(config: ContainerConfig, image: ImageConfig) -> str:

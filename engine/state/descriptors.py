@@ -3,7 +3,7 @@
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from limpet.schema.errors import LimpetError, ResourcesError, StateDirectoryError, quote_path
@@ -14,12 +14,11 @@ _original: tuple[int, int] | None = None
 def raise_descriptor_limit() -> None:
     """Raise this process's soft limit to the hard one: each container that runs takes a descriptor of ours."""
     global _original  # noqa: PLW0603  # it is the process's
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return
     with suppress(OSError, ValueError):  # a sandbox around us: we do with what there is
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        _original = _original or (soft, hard)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            _original = _original or (soft, hard)
 
 
 def original_descriptor_limit() -> tuple[int, int]:
@@ -36,9 +35,15 @@ def has_free_descriptors(count: int) -> bool:
     except OSError:
         return False
     finally:
-        for descriptor in opened:
-            os.close(descriptor)
+        close_all(opened)
     return True
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors to which nothing was written: each is closed, also where an error is reported (close(2))."""
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import stat
+import time
 from typing import Self
 
 import msgspec
@@ -14,6 +15,7 @@ from limpet.engine.state.identity import find_original, read_identity, settle_id
 from limpet.engine.state.lock import Lock, find_holder, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, read_owner
+from limpet.engine.state.turn import pauses
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
     StateDirectoryError,
@@ -35,8 +37,8 @@ class StateDirectory:
         self._lock = lock
 
     @classmethod
-    def acquire(cls, state_dir: str | os.PathLike[str]) -> Self:
-        """Make the directory if it is missing, check it, and take its lock without waiting.
+    def acquire(cls, state_dir: str | os.PathLike[str], *, wait: float = 0) -> Self:
+        """Make the directory if it is missing, check it, and take its lock, for which it waits `wait` seconds at most.
 
         Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if it is
         not a private directory of this user, UnsupportedError if it is on a network file system.
@@ -51,6 +53,11 @@ class StateDirectory:
             if lock is None and find_holder(path) == os.getpid():
                 gc.collect()  # perhaps of a store that an interrupt cut off, and that nobody has any more
                 lock = Lock.take(os.path.join(path, LOCK))
+            for pause in pauses(wait if lock is None else 0):
+                time.sleep(pause)
+                lock = Lock.take(os.path.join(path, LOCK))
+                if lock is not None:
+                    break
         except (OSError, ValueError) as error:  # the path contains a NUL or a lone surrogate
             if getattr(error, "errno", None) in _CANNOT_LOCK:
                 raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
@@ -122,13 +129,17 @@ class StateDirectory:
         except OSError as error:
             raise StateDirectoryError(f"{error.filename or self.path}: {error.strerror}") from error
 
+    def ring(self) -> None:
+        """Wake whoever watches the directory's lock for what becomes durable here. Writes nothing."""
+        self._lock.touch()
+
     def release(self) -> None:
         """Release the lock; the file stays. Repeating it is fine."""
         self._lock.release()
 
 
-def check_directory(path: str) -> os.stat_result:
-    """Return the stat of a state directory that this user may use.
+def check_directory(path: str, *, is_read: bool = False) -> os.stat_result:
+    """Return the stat of a state directory that this user may use; if it is only read, root may read any user's.
 
     Raises StateDirectoryError if `path` is missing, a file, a link or another user's, UnsupportedError if it is on
     a network file system.
@@ -141,9 +152,10 @@ def check_directory(path: str) -> os.stat_result:
         raise StateDirectoryError(f"state directory {path} is a symbolic link; give the directory itself")
     if not stat.S_ISDIR(found.st_mode):
         raise StateDirectoryError(f"state directory {path} is not a directory; give another path")
-    if found.st_uid != os.geteuid():
+    if found.st_uid != os.geteuid() and not (is_read and os.geteuid() == 0):
         raise StateDirectoryError(
-            f"state directory {path} belongs to user {found.st_uid}, you are user {os.geteuid()}; use your own"
+            f"state directory {path} belongs to user {found.st_uid}, you are user {os.geteuid()}; use your own, or run"
+            f" this as that user: sudo -u '#{found.st_uid}' ..."
         )
     kind = _file_system(found.st_dev)
     if kind in _NETWORK_FILE_SYSTEMS:

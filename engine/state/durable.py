@@ -187,8 +187,8 @@ def empty_directory(descriptor: int) -> None:
     """
     mount = _mount_id(descriptor)
     current = os.dup(descriptor)
-    levels = [_Level(b".", _inode(current), _remove_files(current))]
     try:
+        levels = [_Level(b".", _inode(current), _remove_files(current))]
         while levels[-1].children or len(levels) > 1:
             if levels[-1].children:
                 name = levels[-1].children.pop()

@@ -7,6 +7,7 @@ store.db        the database, with its -wal and -shm next to it while it is open
 containers/     a bundle for each container        sandboxes/   a directory for each sandbox
 images/         the image store                    quarantine/  entries without an owner
 backups/        copies made before a migration   keeper/      the keeper's lock, socket, journal and pipes
+control/        the socket by which commands reach the engine
 oci/            what OCI runtimes keep of their containers, by starter and boot; in a bundle, what conmon does
 """
 
@@ -20,9 +21,10 @@ LOCK = "lock"
 OWNER = "owner.json"
 IDENTITY = "directory.json"
 KEEPER = "keeper"
+CONTROL = "control"
 OCI = "oci"
 FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER, IDENTITY}
-_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, KEEPER, OCI}
+_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, KEEPER, CONTROL, OCI}
 OURS = FILES | _DIRECTORIES
 """All names that limpet makes there."""
 ENTRIES = dict.fromkeys(FILES, False) | dict.fromkeys(_DIRECTORIES, True)

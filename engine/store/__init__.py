@@ -1,13 +1,29 @@
 """The store: every record of one node, durable when a call returns, and in memory for reading.
 
-Read `store` (what it promises), `draft` (a change before it is written), `commit` (which thread writes), then `rows`
-(what is kept).
+Read `store` (what it promises), `draft` (a change before it is written), `commit` (which thread writes), `rows`
+(what is kept), then `watch` (who is told).
 """
 
 from limpet.engine.store.commit import Request
 from limpet.engine.store.draft import Draft
-from limpet.engine.store.match import Filter, read_labels, resolve_prefix
+from limpet.engine.store.feed import StoreFeed
+from limpet.engine.store.listing import Listing
+from limpet.engine.store.match import Filter, Named
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.store import Store
+from limpet.engine.store.watch import Cursor, Wanted, Watch
 
-__all__ = ["Draft", "Filter", "Record", "Request", "Store", "Unsettled", "read_labels", "resolve_prefix"]
+__all__ = [
+    "Cursor",
+    "Draft",
+    "Filter",
+    "Listing",
+    "Named",
+    "Record",
+    "Request",
+    "Store",
+    "StoreFeed",
+    "Unsettled",
+    "Wanted",
+    "Watch",
+]

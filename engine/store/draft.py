@@ -7,7 +7,6 @@ the database sees only what it will accept.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 from msgspec.structs import replace
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 from limpet.engine.database import Changes, Journal
 from limpet.engine.store.rows import Kept, Rows
 from limpet.engine.store.sandboxes import KeptSandbox, Sandboxes, name_of
+from limpet.recovery.host import read_boot_id
 from limpet.schema.codec import (
     item_to_row,
     metadata_to_row,
@@ -22,10 +22,13 @@ from limpet.schema.codec import (
     row_to_item,
     row_to_sandbox_status,
     row_to_status,
+    sandbox_name_row,
     sandbox_status_to_row,
     sandbox_to_row,
+    seal_event,
     state_of,
     status_to_row,
+    status_to_text,
 )
 from limpet.schema.errors import (
     AlreadyExistsError,
@@ -36,11 +39,13 @@ from limpet.schema.errors import (
     VersionConflictError,
     quote,
 )
+from limpet.schema.events import STATE_CHANGES, EventKind
 from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
-from limpet.schema.rows import ItemRow, ReportRow, StatusRow, TransitionRow
-from limpet.schema.sandbox_status import SandboxStatus
-from limpet.schema.status import Reason, Status
+from limpet.schema.restart import parse_restart_policy
+from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, SandboxStatusRow, StatusRow
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
+from limpet.schema.status import Reason, Status, declare_gone
 
 Doubt = tuple[str, str]
 """Why a container is Unknown: a word and a sentence. Kept in memory only."""
@@ -60,6 +65,8 @@ class Draft:
         rows: Rows,
         doubts: Mapping[str, Doubt],
         sandboxes: Sandboxes,
+        revision: int,
+        names: dict[str, NameRow],
     ) -> None:
         self._node = node
         self._journal = journal
@@ -73,6 +80,16 @@ class Draft:
         """Doubts that come, and None for those that go."""
         self.sandboxes: dict[str, KeptSandbox | None] = {}
         """New and changed sandboxes; None for one that is deleted."""
+        self._names: dict[tuple[str, str, int], str] = {}
+        """The ids of the containers that are added here, by sandbox, name and attempt."""
+        self._revision = revision
+        """The newest that is on disk."""
+        self._kept_names = names
+        """Those that are known of containers on disk."""
+        self._event_names: dict[str, NameRow] = {}
+        """What events say of the containers that they are of."""
+        self._open_events: list[OpenEvent] = []
+        """Those of the transaction under way, which lack what `end_transaction` adds."""
 
     def __contains__(self, container_id: str) -> bool:
         return self._find(container_id) is not None
@@ -99,25 +116,38 @@ class Draft:
         """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
         key = require_id(metadata.id)
         require_name(metadata.name)
+        parse_restart_policy(metadata.restart_policy)
         if self._find(key) is not None:
             raise AlreadyExistsError(f"container {key} exists already; delete it first, or use another id")
         sandbox = self._find_sandbox(metadata.sandbox_id)
         if sandbox is None:
             raise NotFoundError(f"sandbox {quote(metadata.sandbox_id)} does not exist; create it first")
-        if sandbox.row.stopped_at:
-            raise InvalidStateError(
-                f"sandbox {metadata.sandbox_id} is NOTREADY: it takes no new containers; make another"
-            )
+        _require_ready(metadata.sandbox_id, sandbox)
         row = metadata_to_row(self._node, metadata)
         self._require_free_name(metadata)
         status_row = status_to_row(self._node, key, 1, 1, status)
-        self.changes.new_containers.append(row)
+        self.changes.new_containers[key] = row
+        self._names[row.sandbox_id, row.name, row.attempt] = key
         self.changes.new_statuses[key] = status_row
-        self._note_transition(key, status_row, status)
+        self._event_names[key] = NameRow(key, row.sandbox_id, row.name, row.labels)
+        self._note(EventKind.ADDED, key, status_row, status)
         self._stage(key, status_row, status)
 
-    def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
-        """Replace a container's status by `fn` of it, and return the new one. What `fn` raises passes through."""
+    def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name and attempt, if there is one."""
+        found = self._journal.find_container_by_name(sandbox_id, name, attempt)
+        if found is not None and self.rows.get(found, ()) is not None:
+            return found
+        return self._names.get((sandbox_id, name, attempt))
+
+    def update(self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None) -> Status:
+        """Replace a container's status by `fn` of it, and return the new one. What `fn` raises passes through.
+
+        Raises InvalidStateError if the sandbox `ready_sandbox` is NOTREADY.
+        """
+        sandbox = None if ready_sandbox is None else self._find_sandbox(ready_sandbox)
+        if ready_sandbox is not None and sandbox is not None:
+            _require_ready(ready_sandbox, sandbox)
         return self.replace(container_id, fn(self.status(container_id)))
 
     def replace(self, container_id: str, status: Status, expect: int | None = None) -> Status:
@@ -149,21 +179,33 @@ class Draft:
             staged = self.changes.statuses.get(container_id)
             self.changes.statuses[container_id] = (row, staged[1] if staged else old_row.seq)
         if changed:
-            self._note_transition(container_id, row, written)
+            self._note(EventKind.STATE, container_id, row, written)
+        if row.paused != old_row.paused:
+            self._note(EventKind.PAUSED, container_id, row, written)
+        if _intent(row) != _intent(old_row):
+            self._note(EventKind.INTENT, container_id, row, written)
+        if row.extra != old_row.extra:
+            self._note(EventKind.EXTRA, container_id, row, written)
         self._stage(container_id, row, status)
         return status
 
-    def delete(self, container_id: str) -> None:
-        """Remove a container and its history. Raises NotFoundError."""
-        self._require(container_id)
+    def delete(self, container_id: str) -> bool:
+        """Remove a container and its history; return False if it is gone already."""
+        kept = self._find(container_id)
+        if kept is None:
+            return False
+        self._note(EventKind.DELETED, container_id, kept or None, row_to_status(kept) if kept else Status())
+        self._kept_names.pop(container_id, None)
         self.changes.statuses.pop(container_id, None)
-        self.changes.transitions = [row for row in self.changes.transitions if row.id != container_id]
-        if self.changes.new_statuses.pop(container_id, None) is not None:
-            self.changes.new_containers = [row for row in self.changes.new_containers if row.id != container_id]
+        self.changes.new_statuses.pop(container_id, None)
+        row = self.changes.new_containers.pop(container_id, None)
+        if row is not None:
+            del self._names[row.sandbox_id, row.name, row.attempt]
         if container_id in self._rows:
             self.changes.deleted_containers.append(container_id)
         self.rows[container_id] = None
         self.doubts[container_id] = None
+        return True
 
     def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """Add a sandbox, READY unless a status says otherwise. Raises AlreadyExistsError, InvalidInputError."""
@@ -172,10 +214,14 @@ class Draft:
         if self._find_sandbox(key) is not None:
             raise AlreadyExistsError(f"sandbox {key} exists already; delete it first, or use another id")
         self._require_free_sandbox_name(metadata)
+        status = status or SandboxStatus()
+        if not status.boot_id and status.state is SandboxState.READY:
+            status = replace(status, boot_id=read_boot_id() or "")
         row = sandbox_to_row(self._node, metadata)
-        status_row = sandbox_status_to_row(self._node, key, 1, status or SandboxStatus())
-        self.changes.new_sandboxes.append(row)
+        status_row = sandbox_status_to_row(self._node, key, 1, status)
+        self.changes.new_sandboxes[key] = row
         self.changes.new_sandbox_statuses[key] = status_row
+        self._note_sandbox(EventKind.SANDBOX_ADDED, sandbox_name_row(metadata), status_row)
         self.sandboxes[key] = KeptSandbox(metadata, status_row)
 
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
@@ -198,30 +244,45 @@ class Draft:
         status = fn(row_to_sandbox_status(self._node, old.row))
         if not isinstance(status, SandboxStatus):
             raise InvalidInputError(f"sandbox {sandbox_id}: expected a SandboxStatus, got {type(status).__name__}")
+        if old.row.stopped_at and not status.stopped_at:
+            raise InvalidStateError(f"sandbox {sandbox_id} is NOTREADY, and never becomes READY again; make another")
         row = sandbox_status_to_row(self._node, sandbox_id, old.row.seq + 1, status)
         if sandbox_id in self.changes.new_sandbox_statuses:
             self.changes.new_sandbox_statuses[sandbox_id] = row
         else:
             staged = self.changes.sandbox_statuses.get(sandbox_id)
             self.changes.sandbox_statuses[sandbox_id] = (row, staged[1] if staged else old.row.seq)
+        if row[2:-1] != old.row[2:-1]:
+            self._note_sandbox(EventKind.SANDBOX_CHANGED, sandbox_name_row(old.metadata), row)
         self.sandboxes[sandbox_id] = KeptSandbox(old.metadata, row)
         return status
 
-    def delete_sandbox(self, sandbox_id: str) -> None:
-        """Remove a sandbox. Raises NotFoundError, or InvalidStateError while it has containers."""
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """Remove a sandbox; return False if it is gone already. Raises InvalidStateError while it has containers."""
         damaged = sandbox_id in self._old_sandboxes.damaged
         if self._find_sandbox(sandbox_id) is None and not damaged:
-            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
-        left = {row.id for row in self.changes.new_containers if row.sandbox_id == sandbox_id}
-        left.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
-        if left:
-            raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
+            return False
+        self.require_empty(sandbox_id)
+        self._note_deleted_sandbox(sandbox_id)
         if sandbox_id in self._old_sandboxes.ids:
             self.changes.deleted_sandboxes.append(sandbox_id)
         self.changes.sandbox_statuses.pop(sandbox_id, None)
         self.changes.new_sandbox_statuses.pop(sandbox_id, None)
-        self.changes.new_sandboxes = [row for row in self.changes.new_sandboxes if row.id != sandbox_id]
+        self.changes.new_sandboxes.pop(sandbox_id, None)
         self.sandboxes[sandbox_id] = None
+        return True
+
+    def containers_of(self, sandbox_id: str) -> set[str]:
+        """Return the ids of the containers that the sandbox with exactly this id has in this draft."""
+        found = {row.id for row in self.changes.new_containers.values() if row.sandbox_id == sandbox_id}
+        found.update(key for key in self._journal.load_ids_of_sandbox(sandbox_id) if self._find(key) is not None)
+        return found
+
+    def require_empty(self, sandbox_id: str) -> None:
+        """Raise InvalidStateError if the sandbox with exactly this id has containers."""
+        left = self.containers_of(sandbox_id)
+        if left:
+            raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
 
     def put(self, kind: str, key: str, value: Any, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own in place of what is there, and return it with its version.
@@ -235,6 +296,7 @@ class Draft:
         item = Item(kind=kind, key=key, value=value, version=version + 1, updated_at=max(time.time_ns(), 1))
         row = item_to_row(self._node, item)
         self.changes.items[kind, key] = row
+        self._note_item(EventKind.ITEM_PUT, row)
         return row_to_item(self._node, row)
 
     def find(self, kind: str, key: str) -> Item | None:
@@ -247,23 +309,63 @@ class Draft:
         old = self._find_item_row(kind, key)
         _require_version(kind, key, 0 if old is None else old.version, expect)
         self.changes.items.pop((kind, key), None)
-        if old is not None and (kind, key) not in self.changes.deleted_items:
-            self.changes.deleted_items.append((kind, key))
+        if old is not None:
+            self._note_item(EventKind.ITEM_DELETED, old)
+            if (kind, key) not in self.changes.deleted_items:
+                self.changes.deleted_items.append((kind, key))
 
     def doubt(self, container_id: str, doubt: Doubt | None) -> None:
         """Flag a container Unknown, or take the flag away; nothing of it is written. Raises NotFoundError."""
         self._require(container_id)
         self.doubts[container_id] = doubt
 
+    def declare_gone(self, container_id: str, why: str) -> Status:
+        """Settle an Unknown container on a person's word: see `Store.declare_gone`, also for what is raised."""
+        if not why.strip():
+            raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
+        status, checkpoint = self.status(container_id), self.checkpoint(container_id)
+        if checkpoint is None:
+            raise StoreDamagedError(f"container {container_id}: {status.message}")
+        if not status.unknown:
+            raise InvalidStateError(
+                f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
+            )
+        settled = self.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
+        self.doubt(container_id, None)
+        return settled
+
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Take back all that the block has put into the draft, if it raises."""
-        before = (deepcopy(self.changes), dict(self.rows), dict(self.doubts), dict(self.sandboxes))
+        before = (
+            self.changes.copy(),
+            dict(self.rows),
+            dict(self.doubts),
+            dict(self.sandboxes),
+            dict(self._names),
+        )
+        events, names = list(self._open_events), dict(self._event_names)
         try:
             yield
         except BaseException:
-            self.changes, self.rows, self.doubts, self.sandboxes = before
+            self.changes, self.rows, self.doubts, self.sandboxes, self._names = before
+            self._open_events, self._event_names = events, names
             raise
+
+    @property
+    def revision(self) -> int:
+        """The revision of the newest event, once this is on disk."""
+        return self.changes.events[-1].revision if self.changes.events else self._revision
+
+    def end_transaction(self) -> None:
+        """Give the events since the last call their numbers and seals: they are what one caller has changed, whole."""
+        if not self._open_events:
+            return
+        first = self.revision + 1
+        last = first + len(self._open_events) - 1
+        sealed = [seal_event(self._node, number, last, each) for number, each in enumerate(self._open_events, first)]
+        self._open_events = []
+        self.changes.events += sealed
 
     def add_report(self, number: int, at: int, report: str) -> None:
         """Keep the report of a recovery pass."""
@@ -273,31 +375,61 @@ class Draft:
         self.rows[container_id] = row
         self.doubts[container_id] = (status.reason or Reason.UNVERIFIED, status.message) if status.unknown else None
 
-    def _note_transition(self, container_id: str, row: StatusRow, status: Status) -> None:
+    def _note(self, kind: EventKind, container_id: str, row: StatusRow | None, status: Status) -> None:
+        """Note a change of a container, whose new row and status are given; without a row they cannot be read."""
         state, released = state_of(status)
-        reason = "Released" if released else status.reason
-        self.changes.transitions.append(
-            TransitionRow(
-                id=container_id,
-                number=row.transitions,
-                seq=row.seq,
+        reason = "Released" if released and kind in STATE_CHANGES else str(status.reason)
+        self._open_events.append(
+            OpenEvent(
                 at=time.time_ns(),
-                state=state,
+                kind=kind.value,
+                names=self._name(container_id),
+                seq=row.seq if row else 0,
+                number=row.transitions if row else 0,
+                state=state.value,
                 exit_code=status.exit_code,
                 reason=reason,
                 message=status.message,
+                body=status_to_text(status, with_extra=kind is EventKind.DELETED) if row else None,
             )
         )
 
+    def _note_sandbox(self, kind: EventKind, names: NameRow, row: SandboxStatusRow | None) -> None:
+        """Note a change of a sandbox, whose new row is given; None if it cannot be read."""
+        event = OpenEvent(time.time_ns(), kind.value, names)
+        if row is not None:
+            status = row_to_sandbox_status(self._node, row)
+            event = event._replace(
+                seq=row.seq,
+                state=status.state.value,
+                reason=row.reason,
+                message=row.message,
+                body=status_to_text(status, with_extra=kind is EventKind.SANDBOX_DELETED),
+            )
+        self._open_events.append(event)
+
+    def _note_deleted_sandbox(self, sandbox_id: str) -> None:
+        kept = self._find_sandbox(sandbox_id)
+        names = NameRow(sandbox_id, sandbox_id, "", "{}") if kept is None else sandbox_name_row(kept.metadata)
+        self._note_sandbox(EventKind.SANDBOX_DELETED, names, kept and kept.row)
+
+    def _note_item(self, kind: EventKind, row: ItemRow) -> None:
+        self._open_events.append(
+            OpenEvent(time.time_ns(), kind.value, NameRow(row.key, "", row.kind, "{}"), row.version)
+        )
+
+    def _name(self, container_id: str) -> NameRow:
+        """Return what events say of a container; nothing where damage has taken its row."""
+        names = self._event_names.get(container_id) or self._kept_names.get(container_id)
+        if names is None:
+            found: AnyRow = self._journal.load_name(container_id) or ("", "", "", "{}")
+            sandbox_id, name, labels = (each if isinstance(each, str) else "" for each in found[1:4])
+            names = self._kept_names[container_id] = NameRow(container_id, sandbox_id, name, labels)
+        return names
+
     def _require_free_name(self, metadata: Metadata) -> None:
         attempt = metadata.config.metadata.attempt
-        wanted = (metadata.sandbox_id, metadata.name, attempt)
-        taken = self._journal.find_container_by_name(*wanted)
-        if taken is None or self.rows.get(taken, ()) is None:
-            taken = next(
-                (row.id for row in self.changes.new_containers if (row.sandbox_id, row.name, row.attempt) == wanted),
-                None,
-            )
+        taken = self.find_attempt(metadata.sandbox_id, metadata.name, attempt)
         if taken is not None:
             raise AlreadyExistsError(
                 f"name {metadata.name!r} (attempt {attempt}) is taken in sandbox {metadata.sandbox_id}"
@@ -350,6 +482,18 @@ class Draft:
         if row is None:
             raise NotFoundError(f"container {quote(container_id)} does not exist")
         return row
+
+
+def _intent(row: StatusRow) -> tuple[int, int, int]:
+    return row.stop_requested_at, row.stop_deadline, row.expires_at
+
+
+def _require_ready(sandbox_id: str, sandbox: KeptSandbox) -> None:
+    if sandbox.row.stopped_at:
+        why = f" ({sandbox.row.reason})" if sandbox.row.reason else ""
+        raise InvalidStateError(
+            f"sandbox {sandbox_id} is NOTREADY{why}: it takes no new containers, and none starts in it; make another"
+        )
 
 
 def _require_version(kind: str, key: str, version: int, expect: int | None) -> None:

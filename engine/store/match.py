@@ -1,24 +1,70 @@
-"""Which records are meant: ids by their beginning, and the filters of lists."""
+"""Which records are meant: one by its id, its name or the beginning of its id, and the filters of lists."""
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
-import msgspec
-
-from limpet.schema.errors import NotFoundError, quote
+from limpet.schema.codec import read_labels
+from limpet.schema.errors import AmbiguousError, NotFoundError, quote
+from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.rows import NameRow
 
+_NAMED = 4
+"""How many candidates an error names."""
 
-def resolve_prefix(prefix: str, ids: Iterable[str], kind: str) -> str:
-    """Return the id that is `prefix` or, if only one does, begins with it. Raises NotFoundError."""
-    if prefix in ids:
-        return prefix
-    found = [key for key in ids if key.startswith(prefix)] if prefix else []
-    if not found:
-        raise NotFoundError(f"no {kind} has an id that is {quote(prefix)} or begins with it")
+
+class Named(NamedTuple):
+    """A record that bears the name that was asked for."""
+
+    id: str
+    place: Hashable
+    """Where attempts of the same name follow one another: a container's sandbox, a sandbox's namespace and uid."""
+    attempt: int
+
+    @classmethod
+    def container(cls, row: NameRow) -> Self:
+        """Return a container as one that bears its name."""
+        attempt = row.attempt if type(row.attempt) is int else 0  # a damaged row may hold anything
+        return cls(row.id, row.sandbox_id, attempt)
+
+    @classmethod
+    def sandbox(cls, metadata: SandboxMetadata) -> Self:
+        """Return a sandbox as one that bears its name."""
+        names = metadata.config.metadata
+        return cls(metadata.id, (names.namespace, names.uid), names.attempt)
+
+    @staticmethod
+    def resolve(text: str, ids: Collection[str], find_named: Callable[[], Iterable["Named"]], kind: str) -> str:
+        """Return the id that `text` means: an exact id, else an exact name, else what one id alone begins with.
+
+        `find_named` returns those whose name is `text`; of several attempts in one place the newest is meant. Raises
+        NotFoundError if it means none, AmbiguousError if it means several.
+        """
+        if text in ids:
+            return text
+        named = list(find_named())
+        if named:
+            return _choose_newest(text, named, kind)
+        found = sorted(key for key in ids if key.startswith(text)) if text else []
+        if not found:
+            raise NotFoundError(f"no {kind} has the id or the name {quote(text)}, or an id that begins with it")
+        if len(found) > 1:
+            raise _ambiguous(f"{len(found)} {kind}s have ids that begin with {quote(text)}", "more of it", found)
+        return found[0]
+
+
+def _choose_newest(text: str, named: Sequence[Named], kind: str) -> str:
+    newest = max(one.attempt for one in named)
+    found = sorted(one.id for one in named if one.attempt == newest)
+    if len({one.place for one in named}) > 1:
+        found = sorted(one.id for one in named)
     if len(found) > 1:
-        raise NotFoundError(f"{len(found)} {kind}s have ids that begin with {quote(prefix)}; give more of it")
+        raise _ambiguous(f"{len(found)} {kind}s are called {quote(text)}", "an id", found)
     return found[0]
+
+
+def _ambiguous(what: str, instead: str, ids: Sequence[str]) -> AmbiguousError:
+    more = ", ..." if len(ids) > _NAMED else ""
+    return AmbiguousError(f"{what}: {', '.join(ids[:_NAMED])}{more}; give {instead}", tuple(ids[:_NAMED]))
 
 
 class Filter(NamedTuple):
@@ -28,7 +74,7 @@ class Filter(NamedTuple):
     """An id, or the beginning of ids."""
     name: str = ""
     sandbox_id: str = ""
-    """A sandbox's id or, if no sandbox has it, the beginning of ids."""
+    """A sandbox's id, else the name of sandboxes, else the beginning of ids."""
     labels: Mapping[str, str] = {}
     """All of them must be there, with these values."""
 
@@ -37,29 +83,24 @@ class Filter(NamedTuple):
         """True if ids alone do not tell what matches."""
         return bool(self.name or self.sandbox_id or self.labels)
 
+    def find_sandboxes(self, sandboxes: Mapping[str, str]) -> Collection[str]:
+        """Return the ids of the sandboxes that are meant, given the name of each by its id."""
+        text = self.sandbox_id
+        if text in sandboxes:
+            return {text}
+        named = {key for key, name in sandboxes.items() if name == text}
+        return named or {key for key in sandboxes if key.startswith(text)}
+
     def accepts(self, row: NameRow, sandbox_ids: Collection[str]) -> bool:
-        """Say whether a container is wanted; `sandbox_ids` are those of all sandboxes."""
+        """Say whether a container is wanted; `sandbox_ids` is what `find_sandboxes` returned."""
         return (
             row.id.startswith(self.id)
             and (not self.name or row.name == self.name)
-            and self._accepts_sandbox(row.sandbox_id, sandbox_ids)
+            and (not self.sandbox_id or row.sandbox_id in sandbox_ids)
             and (not self.labels or self.labels.items() <= read_labels(row.labels).items())
         )
-
-    def _accepts_sandbox(self, sandbox_id: str, sandbox_ids: Collection[str]) -> bool:
-        if self.sandbox_id in sandbox_ids:
-            return sandbox_id == self.sandbox_id
-        return sandbox_id.startswith(self.sandbox_id)
 
 
 def holds(extra: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Say whether all that is wanted is among the top-level keys of `extra`, with these values."""
     return all(key in extra and extra[key] == value for key, value in wanted.items())
-
-
-def read_labels(labels_json: str) -> dict[str, str]:
-    """Return labels as they are stored; none where they are damaged, which is for a check to tell."""
-    try:
-        return msgspec.json.decode(labels_json, type=dict[str, str])
-    except (msgspec.MsgspecError, RecursionError):
-        return {}

@@ -8,26 +8,32 @@ runtime that manages its own processes uses the store as it is.
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Self
+from functools import partial
+from itertools import islice
+from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
-from limpet.engine.database import Database
+from limpet.engine.database import Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
+from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
-from limpet.engine.store.match import Filter, holds, resolve_prefix
+from limpet.engine.store.feed import Bells, StoreFeed
+from limpet.engine.store.listing import Listing
+from limpet.engine.store.match import Filter, Named, holds
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
 from limpet.engine.store.sandboxes import Sandboxes
+from limpet.engine.store.watch import Wanted, Watch
 from limpet.recovery.host import read_boot_id
+from limpet.recovery.sandbox_rules import decide_sandbox
 from limpet.schema.codec import read_identity, row_to_item, row_to_sandbox_status, row_to_status
 from limpet.schema.errors import (
     ClosedError,
-    InvalidInputError,
-    InvalidStateError,
     LimpetError,
     NotFoundError,
     StoreDamagedError,
@@ -37,10 +43,14 @@ from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
+from limpet.schema.rows import EventRow, NameRow
 from limpet.schema.sandbox_status import SandboxStatus
-from limpet.schema.status import ContainerState, Reason, Status, declare_gone, mark_copied
+from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
+_T = TypeVar("_T")
 _TRIES = 3
+_RECENT = 512
+_KEPT_NAMES = 4096
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
 
 
@@ -71,17 +81,28 @@ class Store:
         self._sandboxes = Sandboxes(self.node, self._records)
         self._closed = False
         self._pid = os.getpid()
+        self._revision = self._journal.last_revision()
+        self._population = 0
+        """Changes whenever a container comes or goes."""
+        self._recent: deque[EventRow] = deque(maxlen=_RECENT)
+        """The newest events, so that those who keep up need not read them from disk."""
+        self._names: dict[str, NameRow] = {}
+        """What events say of containers, of some of them."""
+        self._bells = Bells()
         _opened.add(self)
 
     @classmethod
-    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> Self:
+    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE, wait: float = 0) -> Self:
         """Lock the state directory, check the database, migrate it if it is older, and load its records.
+
+        While another has it open, the lock is waited for, `wait` seconds at most.
 
         Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
         StoreError, InvalidInputError for an invalid node's name or for what is no path, and leaves the state untouched.
         """
         require_node(node)
-        directory = StateDirectory.acquire(state_dir)
+        require_wait(wait)
+        directory = StateDirectory.acquire(state_dir, wait=wait)
         try:
             database = open_database(directory, node)
             try:
@@ -116,15 +137,27 @@ class Store:
         return self.get(metadata.id)
 
     def get(self, container_id: str) -> Record:
-        """Return the container with this id, or the one whose id begins with it. Raises NotFoundError."""
-        self._require_open()
+        """Return the container with this id, else with this name, else the one whose id begins with it.
+
+        Of several attempts of a name in one sandbox the newest is meant. Raises NotFoundError if there is none,
+        AmbiguousError if several have the name, in different sandboxes, or ids that begin so.
+        """
+        self.require_open()
+        key = self._resolve(container_id)
         with self._view:
-            key = resolve_prefix(container_id, self._rows, "container")
+            if key not in self._rows:  # deleted just now
+                raise NotFoundError(f"container {quote(container_id)} does not exist")
             return self._record(key)
+
+    def _resolve(self, text: str) -> str:
+        if text in self._rows:
+            return text
+        named = [row for row in (self._records.load_named(text) if text else ()) if row.id in self._rows]
+        return Named.resolve(text, list(self._rows), lambda: map(Named.container, named), "container")
 
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
-        self._require_open()
+        self.require_open()
         with self._view:
             row = self._rows.find(container_id)
             if row is None:
@@ -137,33 +170,90 @@ class Store:
         id: str = "",
         name: str = "",
         sandbox_id: str = "",
-        state: ContainerState | None = None,
+        state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> "Sequence[Record]":
+    ) -> "Listing[Record]":
         """Return the containers that match all that is given, as they were at one instant, oldest id first.
 
-        `id` is an id or the beginning of ids, `sandbox_id` too unless a sandbox has exactly that id; `labels` must all
-        be there with these values, and so must `extra`, among the top-level keys of theirs.
+        The list's `revision` is that of the newest event then: `watch` goes on from there. `id` is an id or the
+        beginning of ids; `sandbox_id` a sandbox's id, else the name of sandboxes, else the beginning of ids; `state` a
+        state or its name, in any case; `labels` must all be there with these values, and so must `extra`, among the
+        top-level keys of theirs. Raises InvalidInputError for a state that is none.
         """
-        self._require_open()
+        self.require_open()
+        wanted_state = None if state is None else read_state(state)
         wanted = Filter(id, name, sandbox_id, labels or {})
         if wanted.asks_for_names:
-            records = self._list_by_names(wanted)
+            records, revision = self._list_by_names(wanted)
         else:
             found = self._rows.fetch([key for key in list(self._rows) if key.startswith(id)])
             with self._view:
                 self._rows.keep(found)
                 records = [self._record(key) for key in self._rows if key.startswith(id)]
-        if state is not None:
-            records = [record for record in records if record.status.state == state]
+                revision = self._revision
+        if wanted_state is not None:
+            records = [record for record in records if record.status.state is wanted_state]
         if extra:
             records = [record for record in records if holds(record.status.extra, extra)]
-        return sorted(records, key=lambda record: record.id)
+        return Listing(sorted(records, key=lambda record: record.id), revision)
 
-    def delete(self, container_id: str) -> None:
-        """Remove a container's record and history. Raises NotFoundError."""
-        self._change(lambda draft: draft.delete(container_id))
+    def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container with this name and attempt in a sandbox, None if there is none."""
+        self.require_open()
+        return self._records.find_container_by_name(sandbox_id, name, attempt)
+
+    def list_intended(self) -> "Sequence[str]":
+        """Return the ids of the containers that have a restart policy or an expiry, or are paused."""
+        self.require_open()
+        return self._records.load_intended()
+
+    def watch(
+        self,
+        since: int | None = None,
+        *,
+        id: str = "",
+        name: str = "",
+        sandbox_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        kinds: Iterable[str] = (),
+    ) -> Watch:
+        """Return an iterator of the events that follow the revision `since`: each once, in order, without a gap.
+
+        It waits for more, and only gives what is durable and can be read here. `since` is the revision of a list or of
+        an event, 0 for the first event of all; without it, only what happens from now on is given. Filters are those of
+        `list`, by what containers and sandboxes were called then; `kinds` are of `EventKind`. While it waits it raises
+        ClosedError once the store is closed. Not to be waited for within a transaction.
+
+        Raises CursorTooOldError if events after `since` are not kept any more, InvalidInputError for a revision that is
+        to come yet and for a kind that is none.
+        """
+        self.require_open()
+        first = self._revision if since is None else since
+        return Watch(self.feed(), first, Wanted(id, name, sandbox_id, labels, kinds))
+
+    def feed(self) -> StoreFeed:
+        """Return the log of changes, for a watch. For fronts such as `aio`."""
+        return StoreFeed(self, self._bells)
+
+    @property
+    def revision(self) -> int:
+        """That of the newest event, 0 if there was none yet."""
+        return self._revision
+
+    def load_events(self, after: int, limit: int) -> EventPage:
+        """Return up to `limit` events that follow the revision `after`, and whose changes are in memory, too."""
+        self.require_open()
+        recent = self.recent_events(after, limit)
+        if recent is not None:
+            return recent
+        newest = self._revision
+        page = self._records.load_events(after, limit)
+        return page._replace(newest=newest, rows=[row for row in page.rows if row.revision <= newest])
+
+    def delete(self, container_id: str) -> bool:
+        """Remove the record and history of the container with exactly this id; return False if it is gone already."""
+        return self._change(lambda draft: draft.delete(container_id))
 
     def checkpoint(self, container_id: str, status: Status, *, expect: int | None = None) -> Status:
         """Replace a container's status, durably, and return it.
@@ -171,19 +261,17 @@ class Store:
         With `expect`, a version as `Record.version` has it, VersionConflictError is raised if somebody has changed it
         since. Raises NotFoundError, InvalidInputError, StoreError.
         """
-        self._require_open()
-        written: Status = self._committer.run(Request(lambda draft: draft.replace(container_id, status, expect)))
-        return written
+        return self._change(lambda draft: draft.replace(container_id, status, expect))
 
-    def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
+    def update(self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None) -> Status:
         """Replace a container's status by `fn` of it, durably, and return the new one.
 
         `fn` should be quick and pure: it may run on another thread, together with other callers' changes. What
-        it raises is raised here, and nothing has changed then. Raises NotFoundError, InvalidInputError, StoreError.
+        it raises is raised here, and nothing has changed then. With `ready_sandbox`, the id of a sandbox,
+        InvalidStateError is raised unless that is READY at the same instant: for a start, which a sandbox that is
+        stopped beside it must not miss. Raises NotFoundError, InvalidInputError, StoreError.
         """
-        self._require_open()
-        status: Status = self._committer.run(Request(lambda draft: draft.update(container_id, fn)))
-        return status
+        return self._change(lambda draft: draft.update(container_id, fn, ready_sandbox=ready_sandbox))
 
     def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """Add a sandbox, READY unless a status says otherwise.
@@ -193,16 +281,21 @@ class Store:
         self._change(lambda draft: draft.add_sandbox(metadata, status))
 
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
-        """Return the sandbox with this id, or the one whose id begins with it.
+        """Return the sandbox with this id, else with this name, else the one whose id begins with it.
 
-        Raises NotFoundError, StoreDamagedError if its record cannot be read.
+        Of several attempts of a sandbox the newest is meant. Raises NotFoundError, AmbiguousError if several are meant,
+        StoreDamagedError if its record cannot be read.
         """
-        self._require_open()
+        self.require_open()
         with self._view:
             if sandbox_id in self._sandboxes.damaged:
                 raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
             kept = self._sandboxes.kept
-            return kept[resolve_prefix(sandbox_id, kept, "sandbox")].metadata
+            return kept[Named.resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
+
+    def _find_named(self, name: str) -> "Iterator[Named]":
+        kept = self._sandboxes.kept.values()
+        return (Named.sandbox(one.metadata) for one in kept if one.metadata.name == name)
 
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
         """Return the status of the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -219,13 +312,11 @@ class Store:
 
         Raises VersionConflictError if its version is not the one that is expected.
         """
-        self._require_open()
-        status: SandboxStatus = self._committer.run(Request(lambda draft: draft.update_sandbox(sandbox_id, fn, expect)))
-        return status
+        return self._change(lambda draft: draft.update_sandbox(sandbox_id, fn, expect))
 
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
-        self._require_open()
+        self.require_open()
         with self._view:
             found = [kept.metadata for kept in self._sandboxes.kept.values()]
         return sorted(found, key=lambda metadata: (metadata.created_at, metadata.id))
@@ -235,9 +326,12 @@ class Store:
         """The ids of all sandboxes, also of those whose records cannot be read."""
         return self._sandboxes.ids
 
-    def delete_sandbox(self, sandbox_id: str) -> None:
-        """Remove a sandbox's record. Raises NotFoundError, InvalidStateError while it has containers."""
-        self._change(lambda draft: draft.delete_sandbox(sandbox_id))
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """Remove the record of the sandbox with exactly this id; return False if it is gone already.
+
+        Raises InvalidStateError while it has containers.
+        """
+        return self._change(lambda draft: draft.delete_sandbox(sandbox_id))
 
     def put(self, kind: str, key: str, value: Any, *, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own, durably, in place of what is there; return it with its version.
@@ -246,25 +340,33 @@ class Store:
         where 0 means that there is none; VersionConflictError is raised otherwise. An item that is deleted and put
         again begins at 1. Raises InvalidInputError for a value that JSON cannot hold or that takes more than 64 KiB.
         """
-        self._require_open()
-        item: Item = self._committer.run(Request(lambda draft: draft.put(kind, key, value, expect)))
-        return item
+        return self._change(lambda draft: draft.put(kind, key, value, expect))
 
     def find(self, kind: str, key: str) -> Item | None:
         """Return the item that was put, None if there is none. Raises StoreDamagedError."""
-        self._require_open()
+        self.require_open()
         require_item_name("kind", kind)
         row = self._records.load_item(kind, require_item_name("key", key))
         return None if row is None else row_to_item(self.node, row)
 
     def list_items(self, kind: str) -> "Sequence[Item]":
         """Return all items of a kind, by key, as they were at one instant. Raises StoreDamagedError."""
-        self._require_open()
+        self.require_open()
         return [row_to_item(self.node, row) for row in self._records.load_items(require_item_name("kind", kind))]
 
     def delete_item(self, kind: str, key: str, *, expect: int | None = None) -> None:
         """Delete an item, durably; one that is not there is fine. Raises VersionConflictError, see `put`."""
         self._change(lambda draft: draft.delete_item(kind, key, expect))
+
+    def recent_events(self, after: int, limit: int) -> EventPage | None:
+        """Return what `load_events` does, if that is in memory."""
+        with self._view:
+            if self._revision <= after:
+                return EventPage(0, 0, self._revision, [])
+            if not self._recent or self._recent[0].revision > after + 1:
+                return None
+            first = after + 1 - self._recent[0].revision
+            return EventPage(0, 0, self._revision, list(islice(self._recent, first, first + limit)))
 
     @contextmanager
     def transaction(self) -> Iterator[Draft]:
@@ -273,10 +375,11 @@ class Store:
         The block works on a draft with `add`, `update`, `delete` and the like, and is the only writer while it
         runs, so keep it short. If it raises, nothing has changed. The commit happens at the end of the block.
         """
-        self._require_open()
+        self.require_open()
         with self._committer.turn():
             draft = self._draft()
             yield draft
+            draft.end_transaction()
             self._write(draft)
 
     def history(self, container_id: str) -> "Sequence[Transition]":
@@ -288,7 +391,7 @@ class Store:
 
     def metadata(self, container_id: str) -> Metadata:
         """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
-        self._require_open()
+        self.require_open()
         try:
             return self._records.metadata(container_id)
         except NotFoundError as error:
@@ -298,12 +401,12 @@ class Store:
 
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none yet."""
-        self._require_open()
+        self.require_open()
         return self._records.last_report()
 
     def unsettled(self, leftovers: Iterable[str] = ()) -> "Sequence[Unsettled]":
         """Return what a recovery pass must look at: all that has not ended, is in doubt, or is in `leftovers`."""
-        self._require_open()
+        self.require_open()
         wanted = set(leftovers)
         with self._view:
             self._rows.keep(self._rows.fetch(wanted))
@@ -345,7 +448,7 @@ class Store:
 
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
-        self._require_open()
+        self.require_open()
         with self._view:
             row = self._rows.find(container_id)
             return row is not None and not row
@@ -369,24 +472,7 @@ class Store:
         kept. Nothing is signalled. Raises InvalidStateError unless it is Unknown, InvalidInputError if `why` is empty,
         NotFoundError, StoreDamagedError for a damaged record, which can be deleted.
         """
-        if not why.strip():
-            raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
-
-        def settle(draft: Draft) -> Status:
-            status, checkpoint = draft.status(container_id), draft.checkpoint(container_id)
-            if checkpoint is None:
-                raise StoreDamagedError(f"container {container_id}: {status.message}")
-            if not status.unknown:
-                raise InvalidStateError(
-                    f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
-                )
-            settled = draft.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
-            draft.doubt(container_id, None)
-            return settled
-
-        self._require_open()
-        settled: Status = self._committer.run(Request(settle))
-        return settled
+        return self._change(lambda draft: draft.declare_gone(container_id, why))
 
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
@@ -394,7 +480,7 @@ class Store:
 
     def back_up(self, target_path: str) -> None:
         """Copy the database to a new file while the store is in use; whole and verified, or not there."""
-        self._require_open()
+        self.require_open()
         self._database.back_up(target_path)
 
     def close(self) -> None:
@@ -409,6 +495,7 @@ class Store:
             if self._is_down:
                 return
             self._closed = True
+            self._bells.ring()
             self._committer.close()
             try:
                 self._database.close()
@@ -427,16 +514,36 @@ class Store:
 
     def submit(self, request: Request) -> None:
         """Hand a request to the committer thread; it is settled from there. For fronts such as `aio`."""
-        self._require_open()
+        self.require_open()
         self._committer.submit(request)
 
-    def _change(self, apply: Callable[[Draft], object]) -> None:
-        self._require_open()
-        self._committer.run(Request(apply))
+    def _change(self, apply: Callable[[Draft], _T]) -> _T:
+        self.require_open()
+        result: _T = self._committer.run(Request(apply))
+        return result
+
+    def begin(self) -> Draft:
+        """Return a draft for who has the right to commit. For fronts such as `aio`; see `transaction`."""
+        self.require_open()
+        return self._draft()
+
+    def finish(self, draft: Draft) -> None:
+        """Make what is in the draft durable and visible. For fronts such as `aio`; see `transaction`."""
+        self._write(draft)
 
     def _draft(self) -> Draft:
         self._settle()
-        return Draft(self.node, self._journal, self._rows, self._doubts, self._sandboxes)
+        if len(self._names) > _KEPT_NAMES:
+            self._names.clear()
+        return Draft(
+            self.node,
+            self._journal,
+            self._rows,
+            self._doubts,
+            self._sandboxes,
+            self._revision,
+            self._names,
+        )
 
     def _commit(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -465,6 +572,7 @@ class Store:
                 request.error = error
                 if isinstance(error, MemoryError):
                     return False
+            draft.end_transaction()
         return True
 
     def _write(self, draft: Draft) -> None:
@@ -525,6 +633,14 @@ class Store:
                     self._doubts[key] = doubt
             for key, sandbox in draft.sandboxes.items():
                 self._sandboxes.put(key, sandbox)
+            if draft.changes.events:
+                self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
+                for event in draft.changes.events:
+                    if not self._recent or self._recent[-1].revision < event.revision:
+                        self._recent.append(event)
+                self._revision = draft.revision
+        if draft.changes.events:
+            self._bells.ring()
 
     def _settle_copy(self) -> None:
         """In a copy of a state directory: mark, durably, what runs as the original's, before it is one of its own."""
@@ -537,11 +653,14 @@ class Store:
                     if status is not None and status.identity is not None and status.identity.boot_id == boot_id:
                         draft.replace(key, mark_copied(status, original, self.directory.path))
                         draft.doubt(key, _NOT_VERIFIED)
+                for key in list(self._sandboxes.kept):
+                    if (marked := _mark_copied(draft.sandbox_status(key), boot_id)) is not None:
+                        draft.update_sandbox(key, partial(_choose, marked))
             self.directory.forget_keeper()
         self.directory.settle_identity(self.node, original)
 
     def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
-        self._require_open()
+        self.require_open()
         with self._view:
             kept = self._sandboxes.kept.get(sandbox_id)
             if kept is None and sandbox_id in self._sandboxes.damaged:
@@ -550,31 +669,40 @@ class Store:
             raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
         return row_to_sandbox_status(self.node, kept.row), kept.row.seq
 
-    def _list_by_names(self, wanted: Filter) -> "Sequence[Record]":
+    def _list_by_names(self, wanted: Filter) -> "tuple[Sequence[Record], int]":
         """Return the containers that are wanted, at an instant when those on disk are those in memory."""
         for _ in range(_TRIES):
-            records, is_whole = self._find_matching(wanted)
+            records, revision, is_whole = self._find_matching(wanted)
             if is_whole:
-                return records
+                return records, revision
         with self._committer.turn():  # so many come and go that only a pause shows them whole
-            return self._find_matching(wanted)[0]
+            return self._find_matching(wanted)[:2]
 
-    def _find_matching(self, wanted: Filter) -> "tuple[Sequence[Record], bool]":
-        """Return the records of those that match, and whether nobody came or went meanwhile."""
-        sandbox_ids = self.sandbox_ids
+    def _find_matching(self, wanted: Filter) -> "tuple[Sequence[Record], int, bool]":
+        """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
+        population = self._population
+        sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
         names = {row.id: row for row in self._records.load_names()}
         matching = [key for key, row in names.items() if wanted.accepts(row, sandbox_ids)]
         found = self._rows.fetch(matching)
         with self._view:
             self._rows.keep(found)
             records = [self._record(key) for key in matching if key in self._rows]
-            return records, names.keys() == self._rows.keys()
+            is_whole = self._population == population and names.keys() == self._rows.keys()
+            return records, self._revision, is_whole
+
+    def name_sandboxes(self) -> Mapping[str, str]:
+        """Return the name of each sandbox by its id, none of those whose records cannot be read."""
+        with self._view:
+            names = {key: one.metadata.name for key, one in self._sandboxes.kept.items()}
+            return dict.fromkeys(self._sandboxes.damaged, "") | names
 
     def _record(self, key: str) -> Record:
         row = self._rows.find(key) or ()
         return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata, row.seq if row else 0)
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raise ClosedError if nothing can be asked any more."""
         if self.is_foreign:
             raise ClosedError(
                 f"this store was opened by process {self._pid}; a fork cannot use it: open one in the child,"
@@ -582,6 +710,16 @@ class Store:
             )
         if self._closed:
             raise ClosedError("the store is closed; open it again")
+
+
+def _mark_copied(status: SandboxStatus, boot_id: str | None) -> SandboxStatus | None:
+    """Return the status that a sandbox has in a copy of a state directory; None if it is the same."""
+    marked = decide_sandbox(status, boot_id=boot_id, now=time.time_ns(), is_copied=True).status
+    return None if marked == status else marked
+
+
+def _choose(new: SandboxStatus, _: SandboxStatus) -> SandboxStatus:
+    return new
 
 
 _opened: WeakSet[Store] = WeakSet()

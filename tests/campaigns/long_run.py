@@ -23,7 +23,9 @@ from limpet.engine.drill.engine_life import EngineLife
 from limpet.engine.drill.modes import MODE_TRIALS, Mode, Trial
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.engine.state.durable import write_file
-from limpet.testing import Report, fault_points, kill_points, power_cuts, true_kills
+from limpet.testing import Report, call_faults, fault_points, kill_points, power_cuts, true_kills
+from limpet.testing.calls import KILLED
+from tests.campaigns.refused_life import FAILURES, ROLES, RefusedLife, RefusedLifeOfHastyKeepers
 from tests.campaigns.sizes import CAMPAIGNS
 from tests.crash.read_life import RECOVERED_EVERY, ReadLife, UnflushedReadLife
 
@@ -37,6 +39,8 @@ _CHECKPOINTS_OF_CUTS: Final = 12
 _SAMPLES: Final = 12
 _TRUE_KILLS_EVERY: Final = 40
 _DAMAGED: Final = 500
+_REFUSED: Final = 8
+"""Of the calls of one name and role, in one seed."""
 
 
 class Tried(NamedTuple):
@@ -124,6 +128,31 @@ def _damage(trial: Trial) -> Tried:
     )
 
 
+def _refuse(trial: Trial) -> Tried:
+    report = call_faults(
+        RefusedLife(),
+        roles=ROLES,
+        failures=FAILURES,
+        most=_REFUSED,
+        seed=trial.seed,
+        workers=trial.workers,
+        progress=trial.progress,
+    )
+    return _tried(report, "faults")
+
+
+def _count_noticed_refusals(trial: Trial) -> int:
+    report = call_faults(
+        RefusedLifeOfHastyKeepers(),
+        roles=ROLES,
+        failures={"keeper/write": [KILLED]},
+        seed=trial.seed,
+        workers=trial.workers,
+        progress=trial.progress,
+    )
+    return report.violations
+
+
 PARTS: Final[Mapping[str, Part]] = {
     "kill": _with_control_of(
         Mode.KILL, "kill points, as what a kill there leaves", CAMPAIGNS["kill"].long_run, _snapshot
@@ -152,6 +181,14 @@ PARTS: Final[Mapping[str, Part]] = {
     ),
     "errors": _with_control_of(
         Mode.DISK, "failed operations, each with the disks after it", CAMPAIGNS["errors"].long_run, _fail
+    ),
+    "refusals": Part(
+        "system calls of an engine and its keeper that are refused",
+        CAMPAIGNS["refusals"].long_run,
+        _refuse,
+        "a keeper that reaps before it writes",
+        _count_noticed_refusals,
+        MODE_TRIALS[Mode.KILL].find_obstacle,
     ),
     "damage": Part("damaged states", CAMPAIGNS["damage"].long_run, _damage),
     "reuse": _mode(Mode.REUSE, "verdicts after pids were reused", CAMPAIGNS["reuse"].long_run, "cases"),

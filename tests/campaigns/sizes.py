@@ -1,13 +1,13 @@
 """How large each campaign is, in `make test`, in `make gate` and in the long run: `python -m tests.campaigns.sizes`.
 
-A campaign tries the same promise again and again: at each k-th point, over seeds. `make test` takes every twentieth
+A campaign tries the same promise again and again: at each k-th point, over seeds. `make test` takes every fortieth
 of what `make gate` takes, from all over, so that a broken promise that shows in many places shows there, too.
 """
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-PART: Final = 20
+PART: Final = 40
 """`make test` tries one in so many."""
 
 
@@ -16,28 +16,29 @@ class Campaign(NamedTuple):
 
     counts: str
     test: int
-    """About a twentieth of those in the gate: how many calls a life makes differs by its seed."""
+    """About a fortieth of those in the gate: how many calls a life makes differs by its seed."""
     gate: int
     long_run: int = 0
     """0 if the long run has none of these."""
 
 
 CAMPAIGNS: Final[Mapping[str, Campaign]] = {
-    "kill": Campaign("kill points, as what a kill there leaves", 850, 20_000, 200_000),
-    "sigkill": Campaign("SIGKILLs at such points, also of an engine", 13, 260, 2_000),
-    "engine": Campaign("kill points of an engine with real processes", 30, 600),
-    "copier": Campaign("kills of the log copier, before, amid and after a call", 9, 180),
-    "power": Campaign("power-cut images of a store and an engine", 2_500, 50_000, 2_000_000),
-    "recovery": Campaign("power-cut images of a recovery", 350, 7_000, 100_000),
-    "wal": Campaign("power-cut images while the WAL begins anew", 300, 6_000),
-    "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 35, 700),
-    "errors": Campaign("failed operations, each with the disks after it", 75, 1_500, 5_000),
-    "damage": Campaign("damaged states", 500, 10_000, 100_000),
-    "bits": Campaign("flipped bits of a closed database", 180, 3_600, 48_000),
-    "hostile": Campaign("hostile inputs", 363, 7_260, 100_000),
-    "worlds": Campaign("worlds that Hypothesis draws", 4, 48, 600),
-    "interrupts": Campaign("interrupts and failing allocations in a store's life", 16, 200),
-    "disks": Campaign("power cuts of real file systems", 2, 24, 300),
+    "kill": Campaign("kill points, as what a kill there leaves", 425, 20_000, 200_000),
+    "sigkill": Campaign("SIGKILLs at such points, also of an engine", 6, 260, 2_000),
+    "engine": Campaign("kill points of an engine with real processes", 15, 600),
+    "copier": Campaign("kills of the log copier, before, amid and after a call", 4, 180),
+    "power": Campaign("power-cut images of a store and an engine", 1_250, 50_000, 2_000_000),
+    "recovery": Campaign("power-cut images of a recovery", 175, 7_000, 100_000),
+    "wal": Campaign("power-cut images while the WAL begins anew", 150, 6_000),
+    "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 17, 700),
+    "errors": Campaign("failed operations, each with the disks after it", 37, 1_500, 5_000),
+    "refusals": Campaign("system calls of an engine and its keeper that are refused", 6, 240, 5_000),
+    "damage": Campaign("damaged states", 250, 10_000, 100_000),
+    "bits": Campaign("flipped bits of a closed database", 90, 3_600, 48_000),
+    "hostile": Campaign("hostile inputs", 181, 7_260, 100_000),
+    "worlds": Campaign("worlds that Hypothesis draws", 2, 48, 600),
+    "interrupts": Campaign("interrupts and failing allocations in a store's life", 8, 200),
+    "disks": Campaign("power cuts of real file systems", 1, 24, 300),
     "reuse": Campaign("verdicts after pids were reused", 20, 20, 1_000),
     "reboot": Campaign("verdicts after reboots", 20, 20, 1_000),
     "teeth": Campaign("engines with a broken promise, found out by the drill", 7, 7),

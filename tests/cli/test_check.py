@@ -102,13 +102,18 @@ def test_an_older_schema_is_upgraded_by_recover_alone(limpet: Limpet) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_another_users_state(limpet: Limpet) -> None:
-    """A state that belongs to another user is not touched."""
+    """Root may read the state of another user, and leaves it as it is; changes are refused without a live engine."""
     make_state(limpet.state_dir)
-    os.chown(limpet.state_dir, 12345, 12345)
-    for verb in ("ps", "check", "recover"):
-        done = limpet(verb)
+    for path in (limpet.state_dir, *map(str, Path(limpet.state_dir).rglob("*"))):
+        os.chown(path, 12345, 12345, follow_symlinks=False)
+    before = photograph(limpet.state_dir)
+    for line in ("ps -a", "check", "pods", "images", "info", "top", "inspect one", "history one"):
+        limpet.ok(*line.split())
+    for line in ("recover", "stop one", "rm one", "run -d host true", "prune"):
+        done = limpet(*line.split())
         assert done.returncode == 1
         assert "belongs to user 12345" in done.stderr
+    assert photograph(limpet.state_dir) == before
 
 
 FOUND: dict[str, tuple[Callable[[Path], object], int, str, str]] = {

@@ -21,7 +21,7 @@ from limpet.engine.cli.output import Cell, Column, duration, measure, render_tab
 from limpet.schema import errors
 from tests.cli.conftest import Jobs, Limpet
 
-HEAVY = ("sqlalchemy", "alembic", "rich", "asyncio")
+HEAVY = ("sqlalchemy", "alembic", "rich", "asyncio", "matplotlib")
 
 
 @pytest.mark.parametrize("args", [["--help"], ["ps"], ["ps", "-a", "-o", "json"], ["history", "x"]], ids=" ".join)
@@ -59,6 +59,7 @@ def test_every_error_has_an_exit_status() -> None:
         errors.InvalidInputError: 2,
         errors.NotFoundError: 3,
         errors.AlreadyExistsError: 4,
+        errors.AmbiguousError: 4,
         errors.InvalidStateError: 4,
         errors.StateDirectoryError: 1,
         errors.StateDirectoryLockedError: 5,
@@ -91,6 +92,21 @@ def test_options_may_stand_on_both_sides(tmp_path: Path, limpet: Limpet) -> None
     assert limpet.ok("-s", empty, "ps", "-q", "-s", str(tmp_path / "two")) == "c0ffee\n"
     assert limpet("ps", "-s", "").returncode == 2
     assert not os.path.exists(empty)
+
+
+def test_names_are_taken_for_ids(limpet: Limpet) -> None:
+    """A container or sandbox is meant by its name, too; a name that means several ends with 4, and names them."""
+    make_state(limpet.state_dir)
+    assert limpet.json("inspect", "x")["inspected"][0]["id"] == "c0ffee"
+    assert limpet.json("inspect", "jobs")["inspected"][0]["kind"] == "sandbox"
+    assert limpet.json("history", "x")["id"] == "c0ffee"
+    assert limpet.ok("ps", "-q", "--sandbox", "jobs") == "c0ffee\n"
+    with Engine.open(limpet.state_dir) as engine:
+        config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["true"]}
+        engine.create_container(config, engine.create_sandbox({"metadata": {"name": "other"}}), id="decaf")
+    done = limpet("inspect", "x")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "c0ffee, decaf" in done.stderr
 
 
 def test_default_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def _read(path: str) -> Model | None:
             examine_wal(f"{path}-wal")
         with closing(Source(path, DEFAULT_NODE)) as source:
             source.ask(lambda reader: reader.require_current())
-            _, names, rows = source.ask(lambda reader: reader.load_instant())
+            _, _, names, rows, _ = source.ask(lambda reader: reader.load_instant())
     except LimpetError:
         return None
     if find_unsound(DEFAULT_NODE, rows) or {row[0] for row in names} != {row[0] for row in rows}:

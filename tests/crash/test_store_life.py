@@ -22,7 +22,7 @@ def mostly_current(count: int, others: int) -> list[int]:
 
 
 @pytest.mark.campaign("kill")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_every_kill_point(size: Size) -> None:
     """Killed before, amid and after every file-changing call: nothing acknowledged is lost or torn."""
     options = f"every={size.every}, workers={WORKERS}"
@@ -35,7 +35,7 @@ def test_every_kill_point(size: Size) -> None:
 
 
 @pytest.mark.campaign("sigkill")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_true_kills(size: Size) -> None:
     """A store and an engine are killed in earnest: their locks, shared memory and processes are no hindrance."""
     report = run(
@@ -47,7 +47,7 @@ def test_true_kills(size: Size) -> None:
 
 
 @pytest.mark.campaign("engine")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_kills_of_an_engine(size: Size) -> None:
     """An engine with real processes, killed at every call: every verdict is true, nothing is left over."""
     report = run(f"kill_points(EngineLife(0), every={size.every}, workers={WORKERS})")
@@ -56,7 +56,7 @@ def test_kills_of_an_engine(size: Size) -> None:
 
 
 @pytest.mark.campaign("power")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_power_cuts(size: Size) -> None:
     """Every disk that a power cut may leave, in both models, holds what was acknowledged."""
     options = f"every={size.every}, workers={WORKERS}"
@@ -68,7 +68,7 @@ def test_power_cuts(size: Size) -> None:
     assert report["violations"] == 0, report["findings"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("life", "is_sound"), [("ReadLife", True), ("UnflushedReadLife", False)])
 def test_power_cuts_that_are_read(life: str, is_sound: bool) -> None:
     """Reading what a cut left, as the long run does, finds nothing in the store, and what is lost in a broken one."""
@@ -78,7 +78,7 @@ def test_power_cuts_that_are_read(life: str, is_sound: bool) -> None:
 
 
 @pytest.mark.campaign("recovery")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_power_cuts_of_the_recovery(size: Size) -> None:
     """The power is cut again during the recovery: also the remains of two torn commits are no damage."""
     options = f"every={size.every}, workers={WORKERS}"
@@ -92,7 +92,7 @@ def test_power_cuts_of_the_recovery(size: Size) -> None:
 
 
 @pytest.mark.campaign("wal")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_power_cuts_while_the_wal_begins_anew(size: Size) -> None:
     """A WAL that is begun anew every few commits, by the writer or by SQLite, and cut amid that and its recovery."""
     options = f"every={size.every}, workers={WORKERS}"
@@ -105,7 +105,7 @@ def test_power_cuts_while_the_wal_begins_anew(size: Size) -> None:
 
 
 @pytest.mark.campaign("upgrade")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["0001", "0001-killed", "0002", "0002-killed"])
 def test_an_upgrade_cut_short(name: str, size: Size) -> None:
     """A saved state of each older revision, killed or cut off amid its upgrade, loses nothing and gains no damage."""
@@ -119,7 +119,7 @@ def test_an_upgrade_cut_short(name: str, size: Size) -> None:
 
 
 @pytest.mark.campaign("errors")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_failing_disk(size: Size) -> None:
     """Every call fails with every error: the caller is told, or the store will not open; never a wrong answer."""
     report = run(f"fault_points(FailingDiskLife(1), cuts=0, every={size.every}, workers={WORKERS})")

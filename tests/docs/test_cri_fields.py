@@ -135,7 +135,7 @@ def test_what_is_told_is_told(state_dir: str) -> None:
             container.release()
             container.delete()
         for path in (path for path, effect in read_rows("PodSandboxConfig").items() if effect == "told"):
-            config = put({"metadata": {"name": "one"}}, path, make_value(sandbox_fields[path]))
+            config = put({"metadata": {"name": path}}, path, make_value(sandbox_fields[path]))
             sandbox = engine.create_sandbox(config)
             told = engine.create_container(BASE, sandbox.id).status.unapplied
             wanted = {f"sandbox.{name}" for name in config["linux"]} if path == "linux" else {f"sandbox.{path}"}

@@ -22,7 +22,7 @@ def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
     shutil.copy(EXECUTOR, tmp_path)
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     sessions = re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", SESSIONS, re.MULTILINE)
-    assert len(sessions) == 5
+    assert len(sessions) == 6
     for command, expected in sessions:
         done = subprocess.run(
             ["sh", "-c", command],

@@ -21,7 +21,7 @@ def acknowledges_before_commit(state_dir: str) -> Engine:
     def write_later(store: Store, draft: Draft) -> None:
         while waiting:
             write(store, waiting.pop())
-        if draft.changes == Changes(statuses=draft.changes.statuses, transitions=draft.changes.transitions):
+        if draft.changes == Changes(statuses=draft.changes.statuses, events=draft.changes.events):
             waiting.append(draft)
             store._apply(draft)
         else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -11,9 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
+from limpet.engine.cli.timeline import Sign
 from limpet.engine.drill.world import VARIABLE
 from tests.conftest import wait_until
 
@@ -150,4 +153,62 @@ def test_a_process_with_children_is_refused(temporary: str) -> None:
     os.kill(int(result.stdout.split()[0]), signal.SIGKILL)
     assert result.returncode == 4
     assert "has children" in result.stderr
+    assert os.listdir(temporary) == []
+
+
+def test_a_plot_shows_what_happened(temporary: str, tmp_path: Path) -> None:
+    """The picture has the containers, the kills and what was said; the result is as without it."""
+    result = subprocess.run(
+        [*DRILL, "--rounds", "2", "--containers", "8", "--seed", "4", "-o", "json", "--plot", str(tmp_path / "a.svg")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"TMPDIR": temporary},
+    )
+    assert (result.returncode, result.stderr) == (0, f"limpet: drew {tmp_path}/a.svg\n")
+    report = json.loads(result.stdout)
+    texts = [node.text or "" for node in ET.parse(tmp_path / "a.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert len({text for text in texts if re.fullmatch(r"r0[12]-c00\d", text)}) == report["containers"]
+    assert "kill 1" in texts
+    assert f": {report['kills']} kills, " in "".join(texts)
+    assert Sign.SAID_CREATED.value in texts
+    assert os.listdir(tmp_path) == ["a.svg"]
+    assert (tmp_path / "a.svg").stat().st_mode & 0o444
+    assert os.listdir(temporary) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--plot", "a.pdf"], 2, "a.pdf: its ending must be .svg or .png"),
+        (["--plot", "a"], 2, "a: its ending must be .svg or .png"),
+        (["--plot", "missing/a.svg"], 2, "missing/a.svg: its directory does not exist or is not writable"),
+        (["--plot", "file/a.svg"], 2, "file/a.svg: its directory does not exist or is not writable"),
+        (["--plot", "folder.png"], 2, "folder.png: it is a directory"),
+        (["--plot", "a.svg", "--mode", "kill"], 2, "--plot cannot be used with --mode"),
+        (["--plot", "a.svg", "--rounds", "61"], 2, "--plot can show 60 rounds at most"),
+        (
+            ["--plot", "a.svg"],
+            1,
+            "limpet: --plot needs matplotlib, which is not installed: pip install 'limpet[plots]'",
+        ),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_first(
+    temporary: str, tmp_path: Path, arguments: list[str], status: int, message: str
+) -> None:
+    """Before a drill of minutes begins it is known whether its picture can be drawn and written."""
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    variables = os.environ | {"TMPDIR": temporary}
+    if status == 1:
+        (tmp_path / "stub").mkdir()
+        (tmp_path / "stub" / "matplotlib.py").write_text("raise ModuleNotFoundError('no', name='matplotlib')")
+        variables["PYTHONPATH"] = str(tmp_path / "stub")
+    result = subprocess.run(
+        [*DRILL, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False, env=variables
+    )
+    assert (result.returncode, result.stdout) == (status, "")
+    assert message in result.stderr
     assert os.listdir(temporary) == []

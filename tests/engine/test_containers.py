@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Container, Engine, errors
-from limpet.engine.starters.choices import choose_args
 from limpet.engine.starters.environment import merge_environment
 from limpet.schema import ContainerState, ImageConfig, ImageName, MountType
+from limpet.schema.command_line import choose_args
 from limpet.schema.cri import parse_container_config
 from tests.conftest import is_running, read_output, wait_until
 
@@ -170,9 +170,9 @@ def test_log_paths_stay_in_the_log_directory(engine: Engine, tmp_path: Path, log
     assert not list(tmp_path.rglob("out"))
 
 
-@pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "/etc", "a\0b", "x" * 10_000, "-x", "ü", " "])
-def test_ids_that_could_escape_are_refused(engine: Engine, bad: str) -> None:
-    """An id is a file name: everything else is refused, and nothing is made."""
+@pytest.mark.parametrize("bad", ["", "a\0b", "a\nb", "x" * 10_000, " ", "a "])
+def test_what_is_no_id_is_refused(engine: Engine, bad: str) -> None:
+    """What cannot be printed, what is too long and spaces around an id are refused, and nothing is made."""
     engine.create_sandbox({"metadata": {"name": "p"}}, id="pod")
     with pytest.raises(errors.InvalidInputError, match="id "):
         engine.create_container(config("n", "true"), "pod", id=bad)
@@ -255,7 +255,7 @@ def test_steps_from_many_threads(engine: Engine) -> None:
     for thread in threads:
         thread.join(60)
     assert engine.list() == []
-    assert len(refused) >= 4 * 3 * 2
+    assert len(refused) >= 4 * 3  # one start of four works; what is released or deleted may be so again
     assert os.listdir(engine.store.directory.join("containers")) == []
 
 

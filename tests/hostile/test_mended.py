@@ -180,7 +180,7 @@ def test_labels_that_do_not_decode_match_nothing(state: Path) -> None:
         ("container_status", "reason", b""),
         ("container_status", "resources", 0),
         ("container", "log_path", b""),
-        ("transition", "state", 9),
+        ("event", "state", 9),
     ],
 )
 def test_a_value_of_another_kind_is_damage(state: Path, table: str, column: str, value: object) -> None:
@@ -193,7 +193,7 @@ def test_a_value_of_another_kind_is_damage(state: Path, table: str, column: str,
     assert any("good" in problem.message for problem in check_state(state).problems)
     with Store.open(state) as store:
         assert store.is_damaged("good") == (table == "container_status")
-        asks = {"container": store.metadata, "transition": store.history}
+        asks = {"container": store.metadata, "event": store.history}
         for other, ask in asks.items():
             ask("bad")
             with pytest.raises(StoreDamagedError, match="good") if other == table else nullcontext():
@@ -201,7 +201,7 @@ def test_a_value_of_another_kind_is_damage(state: Path, table: str, column: str,
 
 
 @pytest.mark.parametrize(
-    ("table", "column"), [("node", "opened_at"), ("recovery", "at"), ("recovery", "report"), ("transition", "message")]
+    ("table", "column"), [("node", "opened_at"), ("recovery", "at"), ("recovery", "report"), ("event", "message")]
 )
 def test_a_column_of_another_name_is_found(state: Path, table: str, column: str) -> None:
     """One flipped bit in the schema of a table that nothing was read of yet, and that may be empty."""

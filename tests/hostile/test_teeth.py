@@ -14,7 +14,7 @@ from tests.campaigns.hostile.oracle import Attempt, Fate, judge
 
 def allow_any_id(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(draft, "require_id", lambda text: text)
-    patch.setattr("limpet.engine.starters.process.cgroups.limits.require_id", lambda text: text)
+    patch.setattr("limpet.engine.lifecycle.runtime.file_name", lambda text: text)
 
 
 def allow_climbing(patch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_a_clone_named_limpet_takes_nobodys_place(installed: Path, tmp_path: Pat
         (tmp_path / "limpet" / name / "__init__.py").touch()
     code = (
         "import limpet, limpet.engine, limpet.recovery, limpet.schema, limpet.testing\n"
-        "from limpet import AsyncStore, Engine, Snapshot, Store, errors, recover\n"
+        "from limpet import AsyncEngine, AsyncStore, Engine, Snapshot, Store, errors, recover\n"
         "from limpet.engine import Engine as same\nassert same is Engine\n"
         "print(limpet.__file__, limpet.__version__)"
     )

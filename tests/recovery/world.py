@@ -53,6 +53,8 @@ class Truth:
     """How the process ended, while it is not reaped."""
     witnessed: int | None = None
     """How the process ended, as the keeper saw it while no engine was there."""
+    perhaps_witnessed: int | None = None
+    """The same, if the keeper was killed while it saw that: it may have written it down."""
     bundle: Bundle = Bundle.WHOLE
     has_rebooted: bool = False
     """True if the machine has been rebooted since it was started."""
@@ -182,6 +184,22 @@ class World:
         truth.code = 128 + number
         if reap:
             self.reap(container_id)
+
+    def end_with_keepers(self, container_id: str, number: int) -> None:
+        """Let a container's process end by a signal, and kill the keepers while they see that.
+
+        A keeper reaps only what it has written down; what is left is the world's child.
+        """
+        truth = self.truths[container_id]
+        is_ours = _parent_of(truth.pid) == os.getpid()
+        os.kill(truth.pid, number)
+        self.kill_keepers()
+        if os.path.exists(f"/proc/{truth.pid}"):
+            os.waitid(os.P_PID, truth.pid, os.WEXITED | os.WNOWAIT)
+            truth.code = 128 + number
+            truth.perhaps_witnessed = None if is_ours else truth.code
+        else:
+            truth.pid, truth.witnessed = 0, 128 + number
 
     def reap(self, container_id: str) -> None:
         """Let the kernel forget a process that has ended."""

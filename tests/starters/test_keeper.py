@@ -18,6 +18,7 @@ from limpet import Engine, errors
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.starters.process import ProcessStarter
 from limpet.engine.starters.process.client import KeeperClient
+from limpet.recovery import Process
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, in_thread, is_running, wait_until
 from tests.output import read_output
@@ -101,6 +102,31 @@ def test_nothing_false_is_said_when_all_are_killed(engine_process: Start, state_
         Path(state_dir + ".go").touch()
         for n in range(20):
             assert engine.get(f"c{n}").wait(20).exit_code in {n, 255}
+
+
+class AsBefore69(ProcessStarter):
+    """Works as where the kernel gives no proof of which process one is."""
+
+    def __init__(self) -> None:
+        super().__init__(compare=lambda *_: (Process.UNPROVEN, "pid and start time match, which is no proof"))
+
+
+@pytest.mark.parametrize(("killed", "expected"), [((), "RUNNING"), (KEEPER, "RUNNING"), (ALL, "UNKNOWN")])
+def test_only_a_parent_vouches_for_a_process(
+    engine_process: Start, state_dir: str, killed: tuple[str, ...], expected: str
+) -> None:
+    """Without proof a keeper's word counts if it is the parent; one that begins anew knows but a number and a time."""
+    process = engine_process(MANY)
+    process.read()
+    process.kill()
+    kill(state_dir, *killed)
+    for _ in range(2):
+        with Engine.open(state_dir, starter=AsBefore69()) as engine:
+            assert {one.state.name for one in engine.list()} == {expected}
+    with Engine.open(state_dir) as engine:
+        assert {one.state.name for one in engine.list()} == {"RUNNING"}
+        for one in engine.list():
+            one.stop(0)
 
 
 def test_the_keeper_is_killed_again_and_again(engine: Engine, state_dir: str) -> None:

@@ -131,7 +131,7 @@ def test_the_log_and_its_rotation(counting: Container, shared: Engine) -> None:
 
 
 def test_a_starter_that_cannot(state_dir: str) -> None:
-    """Host processes are neither paused nor measured; each is an UnsupportedError that names starter and wish."""
+    """Host processes are not measured, nor entered; each is an UnsupportedError that names starter and wish."""
     with Engine.open(state_dir) as engine:
         engine.create_sandbox({"metadata": {"name": "a"}}, id="a")
         fields = {
@@ -143,8 +143,6 @@ def test_a_starter_that_cannot(state_dir: str) -> None:
         container = engine.create_container(fields, "a")
         container.start()
         for wish in (
-            container.pause,
-            container.resume,
             container.measure,
             container.reopen_log,
             lambda: container.execute(["true"]),

@@ -29,7 +29,7 @@ def die(*_, **__):
 
 KILLS = {
     "while it is made": "RunDirectory.write_processes = die",
-    "before the checkpoint": "Container._update = die",
+    "before the checkpoint": "Store.update = die",
     "before go": "OciStarter.go = die",
     "before the runtime's start": "OciStarter._start = die",
     "after the runtime's start": (
@@ -231,12 +231,12 @@ def test_after_a_reboot(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_killed_between_a_pause_and_its_record(state_dir: str, engine_process: Start, runtime: str) -> None:
-    """The next engine sees that it is frozen, and that it goes on again."""
+    """The next engine freezes it, as is written down; one that is frozen is found, and goes on again."""
     script = f"""{PRELUDE}
 engine = Engine.open(state_dir, runtimes={{name: OciStarter(name) for name in ("runc", "crun")}})
 container = engine.get("one-{runtime}")
 container.start()
-Container._update = die
+OciStarter.freeze = die
 container.pause()
 """
     assert engine_process(script).wait() == -signal.SIGKILL
@@ -244,6 +244,11 @@ container.pause()
         container = engine.get(f"one-{runtime}")
         assert container.state is ContainerState.RUNNING
         assert container.status.paused
+        wait_until(container.is_frozen, "it to be frozen")
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        assert (container.state, container.status.paused) == (ContainerState.RUNNING, True)
         assert not container.resume().paused
+        assert not container.is_frozen()
         container.stop(0)
         container.release()

@@ -199,7 +199,7 @@ def test_a_look_beside_an_engine_has_a_deadline_too(state_dir: str, monkeypatch:
 
 def test_a_deleted_sandbox_stops_nobody_elses_containers(engine: Engine, fake: FakeStarter) -> None:
     """An object of a sandbox that is gone has no containers, whichever other sandbox's id begins with its own."""
-    gone = engine.create_sandbox(SANDBOX, id="job")
+    gone = engine.create_sandbox({"metadata": {"name": "job"}}, id="job")
     running = engine.create_container(config("one"), "jobs")
     running.start()
     assert gone.containers() == []

@@ -21,6 +21,8 @@ from limpet.engine.database.sqlite.writer import Writer
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import Draft
 from limpet.schema import Status
+from limpet.schema.events import EventKind
+from limpet.schema.rows import StatusRow
 from tests.conftest import in_thread, wait_until
 from tests.records import RUNNING, metadata, sandbox
 
@@ -383,7 +385,7 @@ def test_an_error_reaches_the_task_that_made_it(store: Store) -> None:
 
         def half(draft: object) -> None:
             draft.update("a", bump)  # type: ignore[attr-defined]
-            draft.delete("nobody")  # type: ignore[attr-defined]
+            draft.update("nobody", bump)  # type: ignore[attr-defined]
 
         results = await asyncio.gather(
             front.update("nobody", bump),
@@ -433,13 +435,13 @@ def test_a_change_that_memory_was_wanting_for_leaves_no_half_of_it(
 ) -> None:
     """One change of a batch fails between its rows: it alone gets the MemoryError, the others are made."""
 
-    def fail(draft: Draft, key: str, row: object, status: Status) -> None:
+    def fail(draft: Draft, kind: EventKind, key: str, row: StatusRow | None, status: Status) -> None:
         if key == "new":
             raise MemoryError
-        note(draft, key, row, status)  # type: ignore[arg-type]
+        note(draft, kind, key, row, status)
 
-    note = Draft._note_transition
-    monkeypatch.setattr(Draft, "_note_transition", fail)
+    note = Draft._note
+    monkeypatch.setattr(Draft, "_note", fail)
     with store.transaction():
         calls = [lambda: store.update("a", bump), lambda: store.add(metadata("new")), lambda: store.update("b", bump)]
         callers = []

@@ -1,6 +1,8 @@
 """The store's laws, durability aside: they hold on each database that is behind its contract."""
 
 import threading
+import time
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +11,8 @@ from msgspec.structs import replace
 
 from limpet import Store, errors, recover
 from limpet.recovery import Boot, Observation, Process
-from limpet.schema import ContainerState, Status
+from limpet.schema import ContainerState, Metadata, SandboxMetadata, Status
+from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
 from tests.records import RUNNING, metadata, sandbox
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -28,7 +31,7 @@ def test_add_get_list_delete(store: Store) -> None:
         store.add(metadata("beta", "nope"))
     assert store.get("alpha").metadata.config.labels == {"tier": "web"}
     assert store.get("alpi").id == "alpine"
-    with pytest.raises(errors.NotFoundError, match="2 containers"):
+    with pytest.raises(errors.AmbiguousError, match="2 containers"):
         store.get("al")
     for found, wanted in (
         (store.list(), ["alpha", "alpine"]),
@@ -46,6 +49,110 @@ def test_add_get_list_delete(store: Store) -> None:
     store.delete_sandbox("t")
     with pytest.raises(errors.NotFoundError):
         store.get("alpine")
+
+
+def named(id: str, name: str, sandbox_id: str, attempt: int = 0) -> Metadata:
+    config = parse_container_config({"metadata": {"name": name, "attempt": attempt}, "image": {"image": "host"}})
+    return replace(metadata(name, sandbox_id), id=id, config=config)
+
+
+def test_look_up_by_id_name_and_prefix(store: Store) -> None:
+    """An exact id wins, then an exact name, of its attempts the newest, then the beginning of one id alone."""
+    store.add_sandbox(sandbox("t"))
+    for key, name, place, attempt in (
+        ("aa1", "web", "s", 0),
+        ("aa2", "web", "s", 10),
+        ("aa3", "web", "s", 9),
+        ("web-1", "aa", "s", 0),
+        ("db", "other", "s", 0),
+        ("bb1", "db", "s", 0),
+        ("bb2", "both", "s", 7),
+        ("bb3", "both", "t", 0),
+    ):
+        store.add(named(key, name, place, attempt))
+    for text, meant in (
+        ("web", "aa2"),
+        ("aa3", "aa3"),
+        ("aa", "web-1"),
+        ("db", "db"),
+        ("web-", "web-1"),
+    ):
+        assert store.get(text).id == meant
+    with pytest.raises(errors.AmbiguousError, match="2 containers are called 'both': bb2, bb3") as raised:
+        store.get("both")
+    assert raised.value.candidates == ("bb2", "bb3")
+    with pytest.raises(errors.AmbiguousError, match="begin with 'bb'"):
+        store.get("bb")
+    assert not issubclass(errors.AmbiguousError, errors.NotFoundError)
+    for text in ("nope", "", "\ud800", "aa1x"):
+        with pytest.raises(errors.NotFoundError):
+            store.get(text)
+    store.delete("aa2")
+    assert store.get("web").id == "aa3"
+    for exact in (
+        store.status,
+        lambda key: store.checkpoint(key, RUNNING),
+        lambda key: store.update(key, lambda old: old),
+    ):
+        with pytest.raises(errors.NotFoundError):
+            exact("web")
+
+
+def test_look_up_of_a_sandbox(store: Store) -> None:
+    """Sandboxes are found as containers are; a list takes a sandbox's id, name or beginning too."""
+    for key, name, uid, attempt in (("x1", "pod", "u", 0), ("x2", "pod", "u", 1), ("y1", "two", "u", 0)):
+        config = parse_pod_sandbox_config(
+            {"metadata": {"name": name, "uid": uid, "namespace": "n", "attempt": attempt}}
+        )
+        store.add_sandbox(SandboxMetadata(id=key, name=name, config=config, created_at=1))
+        store.add(named(f"c-{key}", "c", key))
+    assert [store.get_sandbox(text).id for text in ("x1", "pod", "y", "two")] == ["x1", "x2", "y1", "y1"]
+    with pytest.raises(errors.AmbiguousError, match="x1, x2"):
+        store.get_sandbox("x")
+    with pytest.raises(errors.NotFoundError):
+        store.get_sandbox("z")
+    config = parse_pod_sandbox_config({"metadata": {"name": "two", "uid": "other", "namespace": "n"}})
+    store.add_sandbox(SandboxMetadata(id="y2", name="two", config=config, created_at=1))
+    with pytest.raises(errors.AmbiguousError, match="called 'two'"):
+        store.get_sandbox("two")
+    for text, wanted in (("x1", ["c-x1"]), ("pod", ["c-x1", "c-x2"]), ("y", ["c-y1"]), ("two", ["c-y1"]), ("z", [])):
+        assert [record.id for record in store.list(sandbox_id=text)] == wanted
+
+
+def test_a_state_is_given_in_any_way_or_refused(store: Store) -> None:
+    """A list takes a state, its name in any case and its number; what is no state is refused, and never empty."""
+    store.add(metadata("a"), RUNNING)
+    store.add(metadata("b"))
+    states: tuple[Any, ...] = (ContainerState.RUNNING, "running", "RUNNING", "Container_Running", 1)
+    for state in states:
+        assert [record.id for record in store.list(state=state)] == ["a"]
+    assert [record.id for record in store.list(state="unknown")] == ["b"]
+    wrongs: tuple[Any, ...] = ("runing", "", 7, 1.5, ["running"])
+    for wrong in wrongs:
+        with pytest.raises(errors.InvalidInputError, match="created, running, exited, unknown"):
+            store.list(state=wrong)
+    told = f"{ContainerState.RUNNING} {ContainerState.EXITED!s:>8} {ContainerState.RUNNING:d}"
+    assert told == "RUNNING   EXITED 1"
+
+
+def test_a_long_transaction_costs_as_much_for_each_change(store: Store) -> None:
+    """Adding, and taking back, many containers in one transaction costs for each what it costs in a short one."""
+
+    def measure(count: int, prefix: str) -> float:
+        began = time.thread_time()
+        with pytest.raises(ZeroDivisionError), store.transaction() as draft:
+            for number in range(count):
+                draft.add(metadata(f"{prefix}{number}"), RUNNING)
+            for number in range(0, count, 2):
+                draft.delete(f"{prefix}{number}")
+            with draft.savepoint():
+                _ = 1 / 0
+        return (time.thread_time() - began) / count
+
+    measure(100, "warm")
+    short, long = (min(measure(count, f"c{turn}-") for turn in range(2)) for count in (200, 4000))
+    assert long < 4 * short
+    assert not store.list()
 
 
 def test_update_that_raises_changes_nothing(store: Store) -> None:
@@ -201,8 +308,7 @@ def test_the_store_is_a_dictionary_that_survives(
                             draft.update(name, lambda old, value=value: replace(old, pid=value))  # type: ignore[misc]
                             part[name] = value
                         elif verb == "delete":
-                            draft.delete(name)
-                            del part[name]
+                            assert draft.delete(name) is (part.pop(name, None) is not None)
                         else:
                             raise errors.InvalidInputError("given up")
                 model = part

@@ -56,7 +56,8 @@ def test_an_older_database_is_backed_up_and_upgraded(state_dir: str, revision: s
     os.mkdir(state_dir, 0o700)
     make_old_database(f"{state_dir}/store.db", revision)
     with sqlite3.connect(f"{state_dir}/store.db") as raw:
-        raw.execute("INSERT INTO node VALUES ('other', 7, 1)")
+        row = ("other", 7, 1, 0)[: len(raw.execute("PRAGMA table_info(node)").fetchall())]
+        raw.execute(f"INSERT INTO node VALUES ({', '.join('?' * len(row))})", row)
     raw.close()
     with Store.open(state_dir) as store:
         store.add_sandbox(sandbox())

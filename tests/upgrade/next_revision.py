@@ -66,13 +66,12 @@ def follow_the_steps(copy: Copy) -> None:
         "schema/tables.py",
         (r'^    Column\("checksum"', '    Column("added", Text, nullable=False),\n    Column("checksum"'),
         (r'^(    Column\("opened_at".*\n)', r'\1    Column("added", Text),\n'),
-        (r'^(    Column\("message", Text, nullable=False\),\n)(?=    ForeignKey)', r'\1    Column("added", Text),\n'),
         (r'^(    Column\("report".*\n)', r'\1    Column("added", Text),\n'),
     )
     copy.edit(
         "schema/rows.py",
         (r"^    checksum: int", "    added: str\n    checksum: int"),
-        (r"^(    exit_code: int\n    reason: str\n    message: str\n)", r"\1    added: str\n"),
+        (r"^(    body: str \| None = None\n)", r'\1    added: str = "new"\n'),
         (r"^    report: str\n", "    report: str\n    added: str\n"),
     )
     copy.edit("schema/status.py", (r"^    unknown: bool = False", '    unknown: bool = False\n    added: str = "old"'))

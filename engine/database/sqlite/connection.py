@@ -32,6 +32,8 @@ _READERS_TIMEOUT_SECONDS = 0.1
 _READERS_PAUSE_SECONDS = 0.001
 _WRITE_FORMAT_BYTE, _NEWEST_WRITE_FORMAT = 18, 2  # https://sqlite.org/fileformat2.html, 1.3.3
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")  # RFC 3986, 2.3
+_kept: set[int] = set()
+"""The ids of the connections that are kept open."""
 _NOT_UTF8 = "Could not decode to UTF-8"  # Python's words; there is no code for it
 
 Pragmas = Sequence[tuple[str, str, object]]
@@ -82,7 +84,9 @@ def connect_writer(path: str, pragmas: Pragmas = WRITER_PRAGMAS) -> sqlite3.Conn
 def close_writer(connection: sqlite3.Connection) -> None:
     """Close a connection that writes. The last one to a database moves the WAL and removes it: see `Writer.close`."""
     connection.close()
-    ctypes.pythonapi.Py_DecRef(ctypes.py_object(connection))
+    if id(connection) in _kept:  # whoever was interrupted closes it twice, and it would be freed too early
+        _kept.discard(id(connection))
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(connection))
 
 
 @contextmanager
@@ -233,6 +237,7 @@ def keep_open(connection: sqlite3.Connection) -> None:
     (https://sqlite.org/howtocorrupt.html, 2.6).
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    _kept.add(id(connection))
 
 
 def find_damage(connection: sqlite3.Connection) -> list[str]:

@@ -68,7 +68,7 @@ def open_database(directory: StateDirectory, node: str, pragmas: Pragmas = WRITE
     with ExitStack() as undo:
         undo.callback(reader.close)
         require_same_age(directory.path, last, reader.epochs())
-        writer = Writer(path, node, pragmas)
+        writer = Writer(path, node, pragmas, ring=directory.ring)
         undo.callback(writer.close)
         owner = Owner(pid=os.getpid(), node=node, epoch=writer.claim(), closed=False)
         undo.callback(writer.close, lambda: directory.write_owner(owner.as_closed()))

@@ -6,11 +6,11 @@ It can neither write nor checkpoint, and each read ends at once, so that it neve
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
-import msgspec
-
+from limpet.engine.database.page import EventPage
 from limpet.engine.database.sqlite import statements as sql
 from limpet.engine.database.sqlite.connection import (
     connect_reader,
@@ -25,24 +25,27 @@ from limpet.engine.database.sqlite.connection import (
 )
 from limpet.schema.codec import (
     require_readable_status,
+    row_to_event,
     row_to_item,
     row_to_metadata,
     row_to_sandbox,
     row_to_sandbox_status,
+    rows_to_history,
 )
 from limpet.schema.errors import NotFoundError, StoreDamagedError, StoreError, StoreTooNewError, quote
+from limpet.schema.events import STATE_CHANGES, EventKind
 from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.revision import SCHEMA_REVISION
 from limpet.schema.rows import (
     AnyRow,
     ContainerRow,
+    EventRow,
     ItemRow,
     NameRow,
     SandboxRow,
     SandboxStatusRow,
     StatusRow,
-    TransitionRow,
 )
 
 _KEPT_METADATA = 1024
@@ -106,24 +109,39 @@ class Reader:
         """Return what lists are filtered by, of every container."""
         return list(map(NameRow._make, self._read_keyed(sql.SELECT_CONTAINER_NAMES)))
 
-    def load_instant(self) -> tuple[list[SandboxRow], list[NameRow], list[StatusRow]]:
-        """Return what `load_sandboxes`, `load_names` and `load_statuses` do, all as it was at one instant."""
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN")
-                try:
-                    sandboxes, names, statuses = (
-                        self._require_ids(fetch_all(self._connection, statement, (self.node,)))
-                        for statement in (sql.SELECT_SANDBOXES, sql.SELECT_CONTAINER_NAMES, sql.SELECT_STATUSES)
-                    )
-                finally:
-                    self._connection.execute("COMMIT")
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise translate(self._path, error) from error
+    def load_named(self, name: str) -> list[NameRow]:
+        """Return the same of the containers that have exactly this name."""
+        rows = self._require_ids(self._read(sql.SELECT_CONTAINERS_BY_NAME, name))
+        return list(map(NameRow._make, rows))
+
+    def load_intended(self) -> list[str]:
+        """Return the id of every container that has a restart policy or an expiry, or is paused."""
+        return [row[0] for row in self._read_keyed(sql.SELECT_INTENDED)]
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
+        rows = self._read(sql.SELECT_CONTAINER_BY_NAME, sandbox_id, name, attempt)
+        return str(rows[0][0]) if rows else None
+
+    def load_instant(self) -> tuple[int, list[SandboxRow], list[NameRow], list[StatusRow], list[SandboxStatusRow]]:
+        """Return the newest revision, sandboxes, names, statuses, and the sandboxes', as they were at one instant."""
+        with self._instant() as connection:
+            sandboxes, names, statuses, sandbox_statuses = (
+                self._require_ids(fetch_all(connection, statement, (self.node,)))
+                for statement in (
+                    sql.SELECT_SANDBOXES,
+                    sql.SELECT_CONTAINER_NAMES,
+                    sql.SELECT_STATUSES,
+                    sql.SELECT_SANDBOX_STATUSES,
+                )
+            )
+            revision = self._load_revision(connection, 0)
         return (
+            revision,
             list(map(SandboxRow._make, sandboxes)),
             list(map(NameRow._make, names)),
             list(map(StatusRow._make, statuses)),
+            list(map(SandboxStatusRow._make, sandbox_statuses)),
         )
 
     def load_sandboxes(self) -> list[SandboxRow]:
@@ -158,13 +176,34 @@ class Reader:
 
     def history(self, container_id: str) -> list[Transition]:
         """Return the container's state changes that are kept, oldest first. Raises StoreDamagedError."""
-        rows = self._read(sql.SELECT_TRANSITIONS, container_id)
-        try:
-            return [msgspec.convert(TransitionRow._make(row)._asdict(), Transition) for row in rows]
-        except msgspec.ValidationError as error:
-            raise StoreDamagedError(
-                f"container {container_id}: its history does not decode: {error}; restore a backup"
-            ) from error
+        rows = self._read(sql.SELECT_EVENTS_OF_ONE, container_id)
+        return rows_to_history(self.node, container_id, list(map(EventRow._make, rows)))
+
+    def load_events(self, after: int, limit: int) -> EventPage:
+        """Return at most `limit` events that follow the revision `after`, and how far the log goes, at one instant."""
+        with self._instant() as connection:
+            found = connection.execute(sql.SELECT_EPOCH_AND_PRUNED, (self.node,)).fetchone() or (0, 0)
+            epoch, pruned = (require_integer(self._path, each) for each in found)
+            newest = self._load_revision(connection, pruned)
+            rows = fetch_all(connection, sql.SELECT_EVENTS, (self.node, after, limit))
+        return EventPage(epoch, pruned, newest, list(map(EventRow._make, rows)))
+
+    def _load_revision(self, connection: sqlite3.Connection, pruned: int) -> int:
+        (newest,) = connection.execute(sql.SELECT_NEWEST_EVENT, (self.node,)).fetchone()
+        return max(pruned, 0 if newest is None else require_integer(self._path, newest))
+
+    @contextmanager
+    def _instant(self) -> Iterator[sqlite3.Connection]:
+        """Let all that the block reads be of one instant. Raises StoreError."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN")
+                try:
+                    yield self._connection
+                finally:
+                    self._connection.execute("COMMIT")
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise translate(self._path, error) from error
 
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none."""
@@ -227,21 +266,31 @@ class Reader:
         found += [
             f"container {key}: its metadata is missing" for key in statuses.keys() - {row.id for row in containers}
         ]
-        for ask in (self.epochs, lambda: self.history("")):
-            ask()  # the other tables can be read, as their columns should be
+        self.epochs()  # the other tables can be read, as their columns should be
         for statement in sql.SELECT_READ_BY_PEOPLE:
             self._read(statement)
-        found += [
-            f"container {key}: history entry {number} has invalid state {state}"
-            for key, number, state in self._read(sql.SELECT_INVALID_TRANSITIONS)
-        ]
-        newest: dict[str, int] = dict(self._read(sql.SELECT_NEWEST_TRANSITIONS))
-        found += [
-            f"container {key}: its history does not reach its newest state change ({row.transitions})"
-            for key, row in statuses.items()
-            if newest.get(key) != row.transitions
-        ]
-        return found
+        return [*found, *self._find_damaged_events(statuses.values())]
+
+    def _find_damaged_events(self, statuses: Iterable[StatusRow]) -> Iterator[str]:
+        """Yield each event that cannot be believed, each gap in the log, and each history that ends too early."""
+        page = self.load_events(0, -1)
+        yield from self._find_unreadable(row_to_event, page.rows)
+        expected = page.pruned + 1
+        newest: dict[str, int] = {}
+        for row in page.rows:
+            if type(row.revision) is int and row.revision > page.pruned:
+                if row.revision > expected:
+                    yield f"events {expected} to {row.revision - 1} are missing"
+                expected = row.revision + 1
+            if row.kind in STATE_CHANGES:
+                newest[row.id] = row.number
+            elif row.kind == EventKind.DELETED:
+                newest.pop(row.id, None)
+        yield from (
+            f"container {row.id}: its history does not reach its newest state change ({row.transitions})"
+            for row in statuses
+            if newest.get(row.id) != row.transitions
+        )
 
     def _find_unreadable(self, decode: Callable[[str, _Row], object], rows: Iterable[_Row]) -> Iterator[str]:
         for row in rows:

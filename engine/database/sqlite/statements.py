@@ -6,15 +6,16 @@ for it. Parameters come in the order of the text. A test prepares each statement
 
 from functools import cache
 
+from limpet.schema import events
 from limpet.schema.rows import (
     ContainerRow,
+    EventRow,
     ItemRow,
     NameRow,
     ReportRow,
     SandboxRow,
     SandboxStatusRow,
     StatusRow,
-    TransitionRow,
 )
 
 
@@ -29,7 +30,7 @@ def _insert(table: str, *columns: str) -> str:
 
 SELECT_NODES = "SELECT name, epoch FROM node"
 SELECT_EPOCH = "SELECT epoch FROM node WHERE name = ?"
-INSERT_NODE = _insert("node", "name", "epoch", "opened_at")
+INSERT_NODE = "INSERT INTO node (name, epoch, opened_at, pruned) VALUES (?, ?, ?, 0)"
 UPDATE_NODE = "UPDATE node SET epoch = ?, opened_at = ? WHERE name = ?"
 
 SELECT_STATUSES = _select(StatusRow._fields, "container_status")
@@ -67,6 +68,12 @@ SELECT_CONTAINERS = _select(ContainerRow._fields, "container")
 SELECT_CONTAINER = _select(ContainerRow._fields, "container", "id")
 SELECT_CONTAINER_IDS = f"{_select(('id',), 'container')} ORDER BY id"
 SELECT_CONTAINER_NAMES = _select(NameRow._fields, "container")
+SELECT_CONTAINER_NAME = _select(NameRow._fields, "container", "id")
+SELECT_CONTAINERS_BY_NAME = _select(NameRow._fields, "container", "name")
+SELECT_INTENDED = (
+    "SELECT id FROM container WHERE node = ?1 AND restart_policy <> 'no'"
+    " UNION SELECT id FROM container_status WHERE node = ?1 AND (expires_at <> 0 OR paused <> 0)"
+)
 SELECT_CONTAINER_BY_NAME = _select(("id",), "container", "sandbox_id", "name", "attempt")
 SELECT_IDS_OF_SANDBOX = _select(("id",), "container", "sandbox_id")
 SELECT_SANDBOX_IDS_IN_USE = "SELECT DISTINCT sandbox_id FROM container WHERE node = ?"
@@ -94,22 +101,39 @@ SELECT_ALL_ITEMS = _select(ItemRow._fields, "item")
 PUT_ITEM = _insert("item", "node", *ItemRow._fields).replace("INSERT", "INSERT OR REPLACE", 1)
 DELETE_ITEM = "DELETE FROM item WHERE node = ? AND kind = ? AND key = ?"
 
-SELECT_TRANSITIONS = f"{_select(TransitionRow._fields, 'transition', 'id')} ORDER BY number"
-SELECT_NEWEST_TRANSITIONS = "SELECT id, max(number) FROM transition WHERE node = ? GROUP BY id"
-SELECT_INVALID_TRANSITIONS = "SELECT id, number, state FROM transition WHERE node = ? AND state NOT IN (0, 1, 2, 3)"
-_COUNT = len(TransitionRow._fields) + 1
-INSERT_TRANSITION = (
-    f"INSERT INTO transition (node, {', '.join(TransitionRow._fields)})"  # noqa: S608  # our own names
-    f" SELECT {', '.join(f'?{number}' for number in range(1, _COUNT + 1))}"
-    " WHERE EXISTS (SELECT 1 FROM container WHERE node = ?1 AND id = ?2)"
-)
-"""Nothing, if damage has taken the container's row: its status can still be written, and so can all others'."""
-PRUNE_TRANSITIONS = "DELETE FROM transition WHERE node = ? AND id = ? AND number <= ?"
+SELECT_EPOCH_AND_PRUNED = "SELECT epoch, pruned FROM node WHERE name = ?"
+SELECT_PRUNED = "SELECT pruned FROM node WHERE name = ?"
+UPDATE_PRUNED = "UPDATE node SET pruned = ? WHERE name = ?"
+SELECT_NEWEST_EVENT = "SELECT max(revision) FROM event WHERE node = ? AND revision < 4611686018427387904"
+"""No log comes as far as 2 to the 62nd: what says so is damaged, and must not keep others from being numbered."""
+SELECT_EVENT = _select(EventRow._fields, "event", "revision")
+SELECT_EVENTS = f"{_select(EventRow._fields, 'event')} AND revision > ? ORDER BY revision LIMIT ?"
+_LENGTH = "length(labels) + length(message) + ifnull(length(body), 0)"
+SELECT_EVENT_SIZES = f"{_select(('revision', 'at', _LENGTH), 'event')} AND revision > ? ORDER BY revision LIMIT ?"
+SELECT_LOG_LENGTH = f"{_select((f'sum({_LENGTH})',), 'event')} AND revision > ?"
+SELECT_EVENTS_OF_ONE = f"{_select(EventRow._fields, 'event', 'id')} ORDER BY revision"
+INSERT_EVENT = _insert("event", "node", *EventRow._fields)
+_STATE_CHANGES = ", ".join(repr(kind.value) for kind in events.STATE_CHANGES)
+PRUNE_EVENTS = f"""
+DELETE FROM event WHERE node = ?1 AND revision > ?2 AND revision <= ?3 AND NOT (
+    kind IN ({_STATE_CHANGES})
+    AND EXISTS (
+        SELECT 1 FROM container_status AS kept
+        WHERE kept.node = event.node AND kept.id = event.id AND event.number > kept.transitions - ?4)
+    AND NOT EXISTS (
+        SELECT 1 FROM event AS later
+        WHERE later.node = event.node AND later.id = event.id AND later.revision > event.revision
+        AND later.kind = '{events.EventKind.DELETED.value}'))"""  # noqa: S608  # our own names
+"""Drop all but the histories of the containers that are there. Parameters: node, from, to, how long a history is."""
+PRUNE_HISTORY = f"""
+DELETE FROM event
+WHERE node = ? AND id = ? AND revision <= ? AND kind IN ({_STATE_CHANGES}) AND number <= ?"""  # noqa: S608  # our own names
+"""Drop what has become too much of a container's history, or all, where the log does not reach any more."""
 
 SELECT_LAST_RECOVERY = "SELECT max(number) FROM recovery WHERE node = ?"
 SELECT_LAST_REPORT = f"{_select(('report',), 'recovery')} ORDER BY number DESC LIMIT 1"
 INSERT_RECOVERY = _insert("recovery", "node", *ReportRow._fields)
 PRUNE_RECOVERIES = "DELETE FROM recovery WHERE node = ? AND number <= ?"
 
-SELECT_READ_BY_PEOPLE = ("SELECT opened_at FROM node WHERE name = ?", _select(ReportRow._fields, "recovery"))
+SELECT_READ_BY_PEOPLE = ("SELECT opened_at, pruned FROM node WHERE name = ?", _select(ReportRow._fields, "recovery"))
 """Columns that no engine reads: one that is missing would be noticed at the next write only."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
-from limpet.engine.database.changes import KEPT_RECOVERIES, KEPT_TRANSITIONS, Changes
+from limpet.engine.database.changes import KEPT_RECOVERIES, Changes
 from limpet.engine.database.sqlite import statements as sql
 from limpet.engine.database.sqlite.connection import (
     WAL_BYTES,
@@ -23,6 +23,7 @@ from limpet.engine.database.sqlite.connection import (
     translate,
     truncate_wal,
 )
+from limpet.engine.database.sqlite.event_log import EventLog
 from limpet.engine.database.sqlite.file_identity import look_at
 from limpet.schema.errors import (
     ClosedError,
@@ -31,7 +32,7 @@ from limpet.schema.errors import (
     StoreFencedError,
     StoreReplacedError,
 )
-from limpet.schema.rows import AnyRow, ItemRow, SandboxRow, SandboxStatusRow, StatusRow
+from limpet.schema.rows import AnyRow, ItemRow, NameRow, SandboxRow, SandboxStatusRow, StatusRow
 
 _Change = tuple[StatusRow, int]
 _MAX_ROWS = 512  # of 18 values each: below the 32,766 parameters that SQLite takes by default
@@ -45,10 +46,15 @@ class Writer:
     commit. Only if that cannot be found out is the writer broken; it then refuses everything.
     """
 
-    def __init__(self, path: str, node: str, pragmas: Pragmas = WRITER_PRAGMAS) -> None:
+    def __init__(
+        self, path: str, node: str, pragmas: Pragmas = WRITER_PRAGMAS, *, ring: Callable[[], None] | None = None
+    ) -> None:
+        """Open the database. `ring` is called after each commit with events, to wake other processes."""
         self._path = path
         self._pragmas = pragmas
         self._node = node
+        self._ring = ring
+        self._log = EventLog(path, node)
         self._epoch = 0
         self._broken: StoreError | None = None
         self._is_closing = False
@@ -75,6 +81,7 @@ class Writer:
                 else:
                     self._epoch = require_integer(self._path, row[0]) + 1
                     connection.execute(sql.UPDATE_NODE, (self._epoch, now, self._node))
+                self._log.load(connection)
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
         self._note_files()
@@ -102,6 +109,15 @@ class Writer:
         """Return an item's row, None if there is none."""
         rows = self._read_all(sql.SELECT_ITEM, kind, key)
         return ItemRow._make(rows[0]) if rows else None
+
+    def load_name(self, container_id: str) -> NameRow | None:
+        """Return what lists are filtered by, of one container; None if it has no row."""
+        rows = self._read_all(sql.SELECT_CONTAINER_NAME, container_id)
+        return NameRow._make(rows[0]) if rows else None
+
+    def last_revision(self) -> int:
+        """Return the revision of the newest event, 0 if there was none yet."""
+        return self._log.newest
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
@@ -137,6 +153,10 @@ class Writer:
             self._broken = error
             raise
         self._require_same_files()
+        if changes.events:
+            self._log.confirm()
+            if self._ring is not None:
+                self._ring()
         self._bound_wal()
 
     def has_landed(self, changes: Changes, error: BaseException) -> bool:
@@ -150,11 +170,14 @@ class Writer:
             close_writer(self._connection)
             self._connection = connect_writer(self._path, self._pragmas)
             landed = self._find(changes)
+            self._log.load(self._connection)
             self._note_files()
             # What was read back may have been in memory only: a failed flush leaves pages that look clean.
             # Moving the WAL into the database writes and flushes them once more, by another way.
             if landed and not move_wal(self._connection):
                 raise StoreError(f"{self._path}: a reader keeps the WAL from being flushed anew")
+            if landed and changes.events and self._ring is not None:
+                self._ring()
             if not landed:
                 restart_wal(self._connection)  # so that its remains are not taken for a damaged commit
         except StoreReplacedError:
@@ -219,20 +242,11 @@ class Writer:
                 (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
                 (sql.DELETE_SANDBOX_STATUS, [(key,) for key in changes.deleted_sandboxes]),
                 (sql.DELETE_ITEM, changes.deleted_items),
-                (sql.INSERT_SANDBOX, changes.new_sandboxes),
+                (sql.INSERT_SANDBOX, changes.new_sandboxes.values()),
                 (sql.INSERT_SANDBOX_STATUS, changes.new_sandbox_statuses.values()),
                 (sql.PUT_ITEM, changes.items.values()),
-                (sql.INSERT_CONTAINER, changes.new_containers),
+                (sql.INSERT_CONTAINER, changes.new_containers.values()),
                 (sql.INSERT_STATUS, changes.new_statuses.values()),
-                (sql.INSERT_TRANSITION, changes.transitions),
-                (
-                    sql.PRUNE_TRANSITIONS,
-                    [
-                        (row.id, row.number - KEPT_TRANSITIONS)
-                        for row in changes.transitions
-                        if row.number > KEPT_TRANSITIONS
-                    ],
-                ),
             ):
                 if rows:  # for none, SQLite would compile the statement all the same
                     connection.executemany(statement, [node + row for row in rows])
@@ -241,6 +255,8 @@ class Writer:
             for sandbox, before in changes.sandbox_statuses.values():
                 keys = (self._node, sandbox.id, before)
                 self._require_count(connection.execute(sql.UPDATE_SANDBOX_STATUS, (*sandbox[1:], *keys)).rowcount, 1)
+            if changes.events:
+                self._log.append(connection, changes)
             for report in changes.reports:
                 connection.execute(sql.INSERT_RECOVERY, node + report)
                 connection.execute(sql.PRUNE_RECOVERIES, (*node, report.number - KEPT_RECOVERIES))
@@ -268,13 +284,15 @@ class Writer:
         return next(self._look_for_rows(changes))
 
     def _look_for_rows(self, changes: Changes) -> Iterator[bool]:
+        for event in changes.events:
+            yield self._read_one(sql.SELECT_EVENT, (self._node, event.revision)) == event
         statuses = [row for row, _ in changes.statuses.values()] or list(changes.new_statuses.values())
         if statuses:
             status = statuses[0]
             yield self.load_status(status.id) == status
         for report in changes.reports:
             yield self.last_recovery() >= report.number
-        for sandbox in changes.new_sandboxes:
+        for sandbox in changes.new_sandboxes.values():
             yield sandbox in self.load_sandboxes()
         for row, _ in changes.sandbox_statuses.values():
             yield self.load_sandbox_status(row.id) == row

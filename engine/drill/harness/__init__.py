@@ -2,7 +2,8 @@
 
 A workload lives in a directory and acknowledges what has become durable; its check recovers what a crash left and
 compares. One short life, stopped at each system call that changes a file, yields every point at which it can be killed,
-every disk state that a power cut can leave, and every operation that a failing disk can refuse:
+every disk state that a power cut can leave, and every operation that a failing disk can refuse. `call_faults` refuses
+every system call, also those that change no file:
 
     class Ledger:
         def live(self, directory, acknowledge):
@@ -38,14 +39,16 @@ volatile. None of that knows limpet's own store.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from limpet.testing.calls import CALL_FAILURES
 from limpet.testing.disk import Fate, Model
 from limpet.testing.emulation import BlindSpotError
 from limpet.testing.faults import FAILURES, fault_points
 from limpet.testing.kills import kill_points, true_kills
-from limpet.testing.life import Life, LifeFailedError, Step, record, supported
+from limpet.testing.life import Life, LifeFailedError, NotReachedError, Step, record, supported
 from limpet.testing.operations import Trace
 from limpet.testing.powercut import Images, Point, power_cuts
 from limpet.testing.recovery import recovery_cuts
+from limpet.testing.refusals import call_faults, open_descriptors
 from limpet.testing.replay import replay
 from limpet.testing.supervisor import HungError
 from limpet.testing.tree import materialise
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from limpet.testing.fake_starter import FakeStarter
 
 __all__ = [
+    "CALL_FAILURES",
     "FAILURES",
     "BlindSpotError",
     "FakeStarter",
@@ -73,6 +77,7 @@ __all__ = [
     "Life",
     "LifeFailedError",
     "Model",
+    "NotReachedError",
     "NothingToTestError",
     "Point",
     "Report",
@@ -80,9 +85,11 @@ __all__ = [
     "Trace",
     "Violation",
     "Workload",
+    "call_faults",
     "fault_points",
     "kill_points",
     "materialise",
+    "open_descriptors",
     "power_cuts",
     "record",
     "recovery_cuts",

@@ -1,21 +1,30 @@
 """Repeats a single point: the state named by a finding is made again, kept, and checked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from limpet.testing.disk import Fate
 from limpet.testing.faults import Fault, live_with
 from limpet.testing.kills import KillPoint, kill_at
+from limpet.testing.life import NotReachedError
 from limpet.testing.operations import Trace, acknowledged_before
 from limpet.testing.pool import Mark
 from limpet.testing.powercut import Images, Point, record_in
 from limpet.testing.recovery import record_recovery
+from limpet.testing.refusals import CallFault, CallTrial
 from limpet.testing.run import run_jobs
 from limpet.testing.tree import copy, empty, materialise
 from limpet.testing.workload import Checker, Report, Workload
 
 
-def replay(workload: Workload, point: str, directory: str, *, deadline_seconds: float = 60.0) -> Report:
-    """Make the state named by `point`, a Finding's name, and check it.
+def replay(
+    workload: Workload,
+    point: str,
+    directory: str,
+    *,
+    roles: Mapping[str, str] | None = None,
+    deadline_seconds: float = 60.0,
+) -> Report:
+    """Make the state named by `point`, a Finding's name, and check it. `roles` are those that `call_faults` was given.
 
     `directory` is created or emptied, and then holds two trees: `found` is the state as the crash left it, `checked`
     what the check made of it. Raises InvalidInputError if the name is invalid or this life does not reach the point,
@@ -31,10 +40,23 @@ def replay(workload: Workload, point: str, directory: str, *, deadline_seconds: 
         checker.check(name, place, acknowledged)
         yield checker.report(points=1)
 
-    _parse(point)
+    def refuse(name: str, mark: Mark) -> Iterator[Report]:
+        trial = CallTrial(workload, roles, deadline_seconds)
+        for report in trial.check(CallFault.parse(name), f"{directory}/checked", mark, keep=f"{directory}/found"):
+            if report.unreached:
+                raise NotReachedError(f"the workload's life did not reach {name}")
+            yield report
+
+    is_call = point.startswith("call:")
+    CallFault.parse(point) if is_call else _parse(point)
     empty(directory)
     return run_jobs(
-        lambda _: check, [point], counted=Report(points=1), workers=1, deadline_seconds=deadline_seconds, progress=None
+        lambda _: refuse if is_call else check,
+        [point],
+        counted=Report(points=1),
+        workers=1,
+        deadline_seconds=deadline_seconds,
+        progress=None,
     )
 
 

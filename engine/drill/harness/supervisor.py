@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from limpet.schema.errors import LimpetError, UnsupportedError
 from limpet.testing import syscalls
-from limpet.testing.process import libc, read_failure, start
+from limpet.testing.process import Process, libc, read_failure, start
 
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags, seccomp_data
 _RESPONSE: Final = struct.Struct("=QqiI")  # struct seccomp_notif_resp: id, val, error, flags
@@ -33,11 +33,14 @@ _IS_VALID: Final = 0x40082102
 _ADD: Final = 0x40182103
 _SET_FLAGS: Final = 0x40082104
 _CONTINUE: Final = 1
+_AT_THIS_NUMBER: Final = 1
 _ADD_AND_SEND: Final = 2
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SET_MODE_FILTER: Final = 1
 _NEW_LISTENER: Final = 1 << 3
 _WAIT_KILLABLE: Final = 1 << 5  # only a fatal signal wakes a stopped process
+_PLACE: Final = struct.Struct("=ii")  # pid, and the number that the listener gets
+_LOOK_AGAIN_SECONDS: Final = 0.0005
 _KEPT_PIDFDS: Final = 64
 """For the threads most recently stopped for the first time: a life may have any number of short processes."""
 
@@ -100,22 +103,33 @@ class Supervisor:
     Iterate events() and answer each event once. Raises UnsupportedError if the kernel does not support it.
     """
 
-    def __init__(self, function: Callable[[], None], *, deadline_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        function: Callable[[], None],
+        *,
+        deadline_seconds: float = 60.0,
+        stops: syscalls.Stops = syscalls.FILE_CHANGES,
+    ) -> None:
         architecture = _architecture()
-        program = syscalls.filter_program(architecture)
+        program = syscalls.filter_program(architecture, stops)
         self.audit_architecture = syscalls.AUDIT_ARCHITECTURES[architecture]
-        self.names = {number: name for name, number in syscalls.numbers(architecture).items()}
+        self.names = {number: name for name, number in stops.numbers(architecture).items()}
         self.killed = False
+        self.pid = 0
+        """The process that runs the function."""
         self._failure = ""
         self._left_seconds = deadline_seconds
         self._deadline_seconds = deadline_seconds
         self._pidfds: dict[int, int] = {}
         self._family = start(functools.partial(_install_and_run, function, program))
         try:
-            self._listener = _receive_listener(self._family.report)
+            self._listener, self.pid, theirs = _receive_listener(self._family.report)
         except BaseException:
             self._family.close()
             raise
+        self._family.report.send(b"t")
+        if "close" in stops.table:
+            self._let_begin(theirs)
         with contextlib.suppress(OSError):  # Linux 6.6: wake up on the same CPU; faster, never needed
             fcntl.ioctl(self._listener, _SET_FLAGS, 1)
 
@@ -138,17 +152,28 @@ class Supervisor:
     def events(self) -> Iterator[Event]:
         """Yield each call in the order in which they are stopped, until the process has ended.
 
-        Its descendants may live on, unanswered, until close(). Raises HungError if the process has run longer than its
-        deadline, not counting the time in which events are handled; it is then killed.
+        Its descendants may live on, unanswered, until close() or `events_beside`. Raises HungError if the process has
+        run longer than its deadline, not counting the time in which events are handled; it is then killed.
         """
+        return self._events(self._family)
+
+    def events_beside(self, other: Process, deadline_seconds: float) -> Iterator[Event]:
+        """Yield the calls of what the process has left behind, until `other`, which is not supervised, has ended.
+
+        Raises HungError, and kills `other`, if that takes longer than the deadline.
+        """
+        self._left_seconds = self._deadline_seconds = deadline_seconds
+        return self._events(other)
+
+    def _events(self, awaited: Process) -> Iterator[Event]:
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
-        poll.register(self._family, select.POLLIN)
+        poll.register(awaited, select.POLLIN)
         notification = bytearray(_NOTIFICATION.size)
         while not self.killed:
-            ready = self._poll(poll)
-            if self._family.fileno() in ready:
-                self._family.wait()
+            ready = self._poll(poll, awaited)
+            if awaited.fileno() in ready:
+                awaited.wait()
                 return
             if ready.get(self._listener, 0) & select.POLLIN:
                 notification[:] = bytes(_NOTIFICATION.size)
@@ -193,6 +218,12 @@ class Supervisor:
                 raise
             self.fail(event, errno.EMFILE)
 
+    def replace_descriptor(self, event: Event, number: int, descriptor: int) -> None:
+        """Have the process's descriptor `number` closed, and stand for what our `descriptor` does; answers nothing."""
+        request = _ADD_DESCRIPTOR.pack(event.id, _AT_THIS_NUMBER, descriptor, number, os.O_CLOEXEC)
+        with contextlib.suppress(FileNotFoundError):
+            fcntl.ioctl(self._listener, _ADD, request)
+
     def kill(self) -> None:
         """SIGKILL the process and wait until it is gone. Its descendants live until close()."""
         self.killed = True
@@ -215,23 +246,26 @@ class Supervisor:
                 if len(self._pidfds) >= _KEPT_PIDFDS:
                     os.close(self._pidfds.pop(next(iter(self._pidfds))))
                 pidfd = self._pidfds[thread] = os.pidfd_open(_process_of(thread))
-            descriptor: int = libc.syscall(syscalls.PIDFD_GETFD, pidfd, number, 0)
-            if descriptor >= 0:
-                return descriptor
-            error = ctypes.get_errno()
-            if error == errno.EPERM:
-                raise UnsupportedError(f"the files of process {thread} cannot be seen: {os.strerror(error)}")
-            if error != errno.ESRCH:
-                break
-            os.close(self._pidfds.pop(thread))  # of a thread that died and whose id was reused
-        raise OSError(error, os.strerror(error))
+            try:
+                return _take_descriptor(pidfd, thread, number)
+            except ProcessLookupError:
+                os.close(self._pidfds.pop(thread))  # of a thread that died and whose id was reused
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
-    def _poll(self, poll: select.poll) -> dict[int, int]:
+    def _let_begin(self, listener: int) -> None:
+        """Let the process go on until it has closed its own descriptor of the listener: that is not the function's."""
+        for event in self.events():
+            self.let_go(event)
+            if event.name == "close" and event.arguments[0] == listener:
+                return
+
+    def _poll(self, poll: select.poll, awaited: Process) -> dict[int, int]:
         started = time.monotonic()
         ready = poll.poll(max(0.0, self._left_seconds) * 1000)
         self._left_seconds -= time.monotonic() - started
         if not ready:
-            self.kill()
+            self.killed = True
+            awaited.kill()
             raise HungError(f"the supervised process did not finish in {self._deadline_seconds:g} s; killed")
         return dict(ready)
 
@@ -254,13 +288,19 @@ def _architecture() -> str:
 
 
 def _install_and_run(function: Callable[[], None], program: bytes, report: socket.socket) -> None:
-    """Put this process under the filter, pass the listener to the supervisor, and run when it is ready."""
+    """Put this process under the filter, once the supervisor knows where it finds the listener, and run.
+
+    Nothing has to be sent after the filter is in place: that could be stopped by it, and nobody would answer.
+    """
+    listener = os.dup(report.fileno())  # the lowest number that is free: the listener's
+    os.close(listener)
+    report.send(_PLACE.pack(os.getpid(), listener))
     try:
-        listener = _install(program)
+        _install(program)
     except OSError as error:
         report.send(f"{error.strerror}".encode())
         return
-    socket.send_fds(report, [b"l"], [listener])
+    report.recv(1)
     os.close(listener)
     function()
 
@@ -278,9 +318,39 @@ def _install(program: bytes) -> int:
     return listener
 
 
-def _receive_listener(report: socket.socket) -> int:
-    text, descriptors, _, _ = socket.recv_fds(report, 4096, 1)
-    if not descriptors:
-        reason = text.decode(errors="replace") or "the process ended before its filter was in place"
-        raise UnsupportedError(f"this system cannot stop a process at its system calls: {reason}")
-    return descriptors[0]
+def _receive_listener(report: socket.socket) -> tuple[int, int, int]:
+    """Take the listener from the process; return ours, whose it was, and its number there. Raises UnsupportedError."""
+    place = report.recv(4096)
+    if len(place) != _PLACE.size:
+        raise _refuse(place)
+    pid, number = _PLACE.unpack(place)
+    name = f"/proc/{pid}/fd/{number}"
+    pidfd = os.pidfd_open(pid)
+    try:
+        while True:
+            if select.select([report], [], [], _LOOK_AGAIN_SECONDS)[0]:
+                raise _refuse(report.recv(4096))
+            with contextlib.suppress(FileNotFoundError):
+                if "seccomp" in os.readlink(name):
+                    break
+        return _take_descriptor(pidfd, pid, number), pid, number
+    except OSError as error:
+        raise _refuse(str(error).encode()) from error
+    finally:
+        os.close(pidfd)
+
+
+def _take_descriptor(pidfd: int, thread: int, number: int) -> int:
+    """Return a duplicate of another process's descriptor. Raises UnsupportedError if the kernel denies it, OSError."""
+    descriptor: int = libc.syscall(syscalls.PIDFD_GETFD, pidfd, number, 0)
+    if descriptor < 0:
+        error = ctypes.get_errno()
+        if error == errno.EPERM:
+            raise UnsupportedError(f"the files of process {thread} cannot be seen: {os.strerror(error)}")
+        raise OSError(error, os.strerror(error))
+    return descriptor
+
+
+def _refuse(said: bytes) -> UnsupportedError:
+    reason = said.decode(errors="replace") or "the process ended before its filter was in place"
+    return UnsupportedError(f"this system cannot stop a process at its system calls: {reason}")

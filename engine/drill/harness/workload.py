@@ -71,7 +71,9 @@ class Report:
     images: int = 0
     """Distinct disk states that a power cut can leave, each recovered and checked."""
     faults: int = 0
-    """Operations made to fail."""
+    """Operations, or system calls, made to fail."""
+    unreached: int = 0
+    """Calls that were to fail, and that the life did not come to this time; see `call_faults`."""
     damaged: int = 0
     """Damaged states on disk: flipped bits, or files truncated, swapped or replaced."""
     cases: int = 0

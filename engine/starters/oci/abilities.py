@@ -10,6 +10,7 @@ from typing import Protocol
 
 from limpet.engine.starters.abilities import Executed, Stats
 from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, measure
+from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.exits import is_monitor_alive
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
@@ -18,7 +19,7 @@ from limpet.engine.starters.oci.tools import has_unified_cgroups
 from limpet.engine.starters.oci.written import read_config
 from limpet.recovery.host import open_pidfd
 from limpet.schema.cri import LinuxContainerResources
-from limpet.schema.errors import InvalidInputError, InvalidStateError, StartError, WaitTimeoutError
+from limpet.schema.errors import InvalidInputError, InvalidStateError, StartError, UnsupportedError, WaitTimeoutError
 from limpet.schema.status import Resources
 
 _EXEC_BYTES = 16 << 20
@@ -71,12 +72,21 @@ def _kill(pid: int, processes: Processes, cgroup: str) -> None:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
-def set_paused(call: Call, processes: Processes, cgroup: str, *, paused: bool) -> None:
-    """Freeze the container, or let it go on. Raises InvalidStateError."""
-    if is_frozen(processes.cgroups, cgroup) != paused:
-        outcome = call("pause" if paused else "resume", processes.oci_id)
-        if outcome.code != 0 and is_frozen(processes.cgroups, cgroup) != paused:
-            raise InvalidStateError(f"it cannot be {'paused' if paused else 'resumed'}: {outcome.problem}")
+def freeze(call: Call, processes: Processes, cgroup: str) -> None:
+    """Freeze the container. Raises UnsupportedError: then nothing of it is frozen."""
+    if not is_frozen(processes.cgroups, cgroup):
+        outcome = call("pause", processes.oci_id)
+        if outcome.code != 0:
+            thaw(processes, cgroup)
+            raise UnsupportedError(f"the runtime cannot freeze it: {outcome.problem}")
+
+
+def thaw(processes: Processes, cgroup: str) -> None:
+    """Let the container go on. Raises UnsupportedError."""
+    try:
+        thaw_cgroups(processes.cgroups, cgroup)
+    except OSError as error:
+        raise UnsupportedError(f"it cannot be thawed: {error.strerror} ({error.filename})") from error
 
 
 def measure_container(processes: Processes, cgroup: str) -> Stats:

@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import suppress
 
+from limpet.engine.starters.oci.cgroups import is_frozen
 from limpet.engine.starters.oci.exits import (
     Program,
     await_program,
@@ -103,11 +104,15 @@ def _see_alive(run: RunDirectory, processes: Processes) -> Witnessed | None:
         if found is Program.HELD and run.has("starting"):
             found = await_program(processes, _EXECUTE_SECONDS)
         if found is Program.HELD:
-            return Witnessed(Process.NEVER_RAN, detail=_NEVER_LET_GO)
+            return Witnessed(Process.HELD)
         if found is Program.EXECUTED:
             with open_pidfd(processes.init.pid) as pidfd:
-                is_it = is_process(processes.init, pidfd, processes.cgroups) and not has_ended(pidfd)
-                return Witnessed(Process.ALIVE) if is_it else None
+                if not is_process(processes.init, pidfd, processes.cgroups) or has_ended(pidfd):
+                    return None
+            if not is_monitor_alive(processes):
+                return Witnessed(Process.MONITOR_GONE)
+            frozen = is_frozen(processes.cgroups, os.path.basename(processes.cgroup))
+            return Witnessed(Process.PAUSED if frozen else Process.ALIVE)
     return None
 
 

@@ -39,8 +39,10 @@ class Processes(msgspec.Struct, frozen=True, kw_only=True):
     entry: str
     """The runtime's directory of the container."""
     oci_id: str
-    cgroups: tuple[str, ...] = ()
+    cgroups: tuple[str, ...]
     """Its cgroups, as /proc/PID/cgroup names them."""
+    cgroup: str
+    """The cgroup that the runtime was given, as config.json has it."""
     has_own_pids: bool = True
     """True if the kernel ends all of it with `init`: it has a pid namespace to itself."""
 

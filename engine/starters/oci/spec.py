@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from limpet.engine.starters.choices import choose_args
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.environment import merge_environment
 from limpet.engine.starters.oci.capabilities import choose, to_spec
@@ -20,6 +19,7 @@ from limpet.engine.starters.process.accounts import RootAccounts
 from limpet.engine.starters.process.root_files import require_hostname
 from limpet.engine.starters.users import Rights, choose_user
 from limpet.engine.state.descriptors import original_descriptor_limit
+from limpet.schema.command_line import choose_args
 from limpet.schema.cri import Capability, ContainerConfig, LinuxContainerSecurityContext
 from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.layout import ROOTFS

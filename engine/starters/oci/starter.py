@@ -287,20 +287,21 @@ class OciStarter:
         cgroup = self._cgroup_name(processes.oci_id)
         return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
 
-    def pause(self, container_id: str, identity: ProcessIdentity) -> None:
-        """Freeze all processes of the container."""
+    def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Freeze all processes of the container. Raises UnsupportedError with the reason if that cannot be done."""
         _, processes = self._find(container_id, identity)
-        abilities.set_paused(self._call, processes, self._cgroup_name(processes.oci_id), paused=True)
+        abilities.freeze(self._call, processes, self._cgroup_name(processes.oci_id))
 
-    def resume(self, container_id: str, identity: ProcessIdentity) -> None:
-        """Let them go on."""
-        _, processes = self._find(container_id, identity)
-        abilities.set_paused(self._call, processes, self._cgroup_name(processes.oci_id), paused=False)
+    def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Let them go on. Raises UnsupportedError with the reason."""
+        found = find_run(self._bundle(container_id), identity)
+        if found is not None:
+            abilities.thaw(found[1], self._cgroup_name(found[1].oci_id))
 
-    def is_paused(self, container_id: str, identity: ProcessIdentity) -> bool:
+    def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
         """Return whether they are frozen."""
-        _, processes = self._find(container_id, identity)
-        return is_frozen(processes.cgroups, self._cgroup_name(processes.oci_id))
+        found = find_run(self._bundle(container_id), identity)
+        return found is not None and is_frozen(found[1].cgroups, self._cgroup_name(found[1].oci_id))
 
     def measure(self, container_id: str, identity: ProcessIdentity) -> Stats:
         """Return what the container uses, as its cgroups tell."""
@@ -410,6 +411,7 @@ class OciStarter:
                     entry=os.path.join(self._root.make(), to_oci_id(launch.id)),
                     oci_id=to_oci_id(launch.id),
                     cgroups=read_cgroups(pid),
+                    cgroup=config["linux"]["cgroupsPath"],
                     has_own_pids={"type": "pid"} in config["linux"]["namespaces"],
                 )
             directory.write_processes(processes)
@@ -473,8 +475,6 @@ class OciStarter:
                 runs = list(list_runs(self._bundle(container_id)))
                 if not runs or any(map(_may_have_run, runs)):
                     return  # a look tells what became of it, or it runs on though its bundle is lost
-                for each in runs:
-                    each.mark("never-ran")
             self._end(container_id)
         except OSError as error:
             _log.warning("container %s: what is left of it cannot be looked at: %s", container_id, error)
@@ -485,6 +485,9 @@ class OciStarter:
 
     def _end(self, container_id: str) -> None:
         """End all that a container has. Raises InvalidStateError, UnsupportedError."""
+        for each in list_runs(self._bundle(container_id)):
+            if not _may_have_run(each):
+                each.mark("never-ran")  # before it is ended, which looks like an end of its program
         if self._root.entry(container_id):
             outcome = self._call("delete", "-f", to_oci_id(container_id))
             if outcome.code != 0 and self._root.entry(container_id):

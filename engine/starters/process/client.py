@@ -156,6 +156,7 @@ class KeeperClient:
                     return
             except KeeperGoneError:
                 self.forget_connections()
+        raise KeeperError(f"the keeper in {self._directory} ends whenever it is told {message['op']!r}")
 
     def forget_connections(self) -> None:
         """Close the connections that nobody uses; what is needed is connected anew."""

@@ -4,7 +4,6 @@ import os
 
 import msgspec
 
-from limpet.engine.starters.choices import choose_args
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.environment import merge_environment
 from limpet.engine.starters.process.accounts import HostAccounts, RootAccounts
@@ -12,6 +11,7 @@ from limpet.engine.starters.process.root_files import require_hostname
 from limpet.engine.starters.process.unapplied import Abilities
 from limpet.engine.starters.users import Rights, choose_user
 from limpet.recovery.files import read_small_file
+from limpet.schema.command_line import choose_args
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote_path
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS, WORKING

@@ -15,6 +15,7 @@ import msgspec
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_names, require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
+from limpet.engine.starters.process.cgroups.freezer import Freezer
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
 from limpet.engine.starters.process.client import Connection, ForeignKeeperError, KeeperClient, KeeperGoneError
 from limpet.engine.starters.process.keeper.kernel import read_stat
@@ -23,7 +24,7 @@ from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
-from limpet.engine.state.descriptors import has_free_descriptors, original_descriptor_limit
+from limpet.engine.state.descriptors import has_free_descriptors, original_descriptor_limit, system_errors_told
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
@@ -77,6 +78,8 @@ class ProcessStarter:
         self._interpreter = interpreter
         self._compare = compare
         self._keeper = KeeperClient("")
+        self._scope = ""
+        """What tells this state directory from others on this host, also when it is renamed."""
         self._is_missed = False
         """True if a keeper has left ends, and none could begin that reads them."""
 
@@ -88,6 +91,8 @@ class ProcessStarter:
         evidence alone decides, and nothing can be started.
         """
         self._keeper = KeeperClient(os.path.join(state_dir, KEEPER), self._interpreter)
+        found = os.stat(state_dir)
+        self._scope = f"{found.st_dev:x}-{found.st_ino:x}"
         try:
             with self._keeper.connection(begin=self._keeper.has_left_ends):
                 pass
@@ -194,8 +199,8 @@ class ProcessStarter:
                 raise ResourcesError(f"process {identity.pid}: {error.strerror}") from error
             raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
         found, detail = self._compare(identity, pidfd)
-        if found is Process.UNPROVEN and self._ask_about(container_id, identity) is not None:
-            return pidfd  # its parent knows it, and has not reaped it
+        if found is Process.UNPROVEN and self._is_vouched_for(self._ask_about(container_id, identity)):
+            return pidfd
         if found is not Process.ALIVE:
             os.close(pidfd)
             raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")
@@ -211,7 +216,32 @@ class ProcessStarter:
         if answer is not None and "left" in answer:
             left: int = answer["left"]
             return left
-        return self._signal_group(identity, number)
+        with system_errors_told(f"container {container_id}: signal {number}"):
+            return self._signal_group(identity, number)
+
+    def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Freeze all processes of the container through its cgroup. Raises UnsupportedError, KeeperError."""
+        self._freezer(container_id, identity.pid).freeze(lambda: self._find_members(container_id))
+
+    def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Let them go on. Raises UnsupportedError."""
+        self._freezer(container_id, identity.pid).thaw()
+
+    def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
+        """Say whether its cgroup is frozen, or being frozen."""
+        return self._freezer(container_id, identity.pid).is_frozen()
+
+    def _freezer(self, container_id: str, pid: int = 0) -> Freezer:
+        return Freezer(container_id, pid, self._scope, self._keeper.keeper_pid)
+
+    def _find_members(self, container_id: str) -> Sequence[int]:
+        """Return the pids of all that belongs to the container. Raises UnsupportedError if that is not known."""
+        answer = self._keeper.ask({"op": "members", "id": container_id})
+        if answer is None or not answer.get("all"):
+            why = "no keeper knows which they are" if not answer or answer.get("unknown") else "there are too many"
+            raise UnsupportedError(f"container {container_id}: its processes cannot be frozen: {why}")
+        members: list[int] = answer["members"]
+        return members
 
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         """Return how the process ended, as the keeper has seen it; without one, as the kernel tells it."""
@@ -232,6 +262,11 @@ class ProcessStarter:
     def release(self, container_id: str) -> None:
         """Kill every process that is left of the container, let its output reach its log, and remove its cgroup."""
         began = time.monotonic()
+        freezer = self._freezer(container_id)
+        try:
+            freezer.thaw()
+        except UnsupportedError as error:
+            _log.warning("%s", error)
         while answer := self._keeper.ask({"op": "release", "id": container_id}):
             took = time.monotonic() - began
             if answer.get("left") and took > _END_TIMEOUT_SECONDS:
@@ -241,6 +276,7 @@ class ProcessStarter:
                 break
             time.sleep(0.002)
         left = remove_limits(container_id, self._keeper.keeper_pid)
+        freezer.remove()
         if left:
             _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
 
@@ -266,10 +302,10 @@ class ProcessStarter:
             is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
             return Witnessed(Process.ALIVE) if is_alive else None
         answer = self._ask_about(container_id, identity)
-        if answer is None:
+        if answer is None or ("end" not in answer and not self._is_vouched_for(answer)):
             return None
         if "end" not in answer:
-            return Witnessed(Process.ALIVE)
+            return Witnessed(Process.PAUSED if self.is_frozen(container_id, identity) else Process.ALIVE)
         found = self._to_exit(container_id, answer)
         if found.never_ran:
             return Witnessed(Process.NEVER_RAN, finished_at=found.finished_at, detail=found.never_ran)
@@ -338,6 +374,14 @@ class ProcessStarter:
         answer = self._keeper.ask({"op": "end", "id": container_id})
         is_it = answer is not None and (answer.get("pid"), answer.get("start")) == (identity.pid, identity.start_ticks)
         return answer if is_it else None
+
+    @staticmethod
+    def _is_vouched_for(answer: Message | None) -> bool:
+        """Return whether the keeper is the process's parent and has not reaped it, so that its pid is its own.
+
+        Another keeper, which found it there, has nothing but its pid and start time.
+        """
+        return answer is not None and not answer.get("stranger")
 
     def _explain(self, container_id: str, answer: Message) -> str:
         """Say why a program was not executed."""

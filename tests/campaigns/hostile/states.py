@@ -175,7 +175,7 @@ class RowWorld(_SpoiltState):
         "container_status",
         "container",
         "sandbox",
-        "transition",
+        "event",
         "recovery",
         "node",
         "alembic_version",

@@ -74,6 +74,8 @@ class Container:
             record["end"] = self.end
         if self.is_acknowledged:
             record["acknowledged"] = True
+        if self.is_stranger:
+            record["stranger"] = True
         return record
 
     def find_members(self, orphans: Collection[int], *, has_session: bool) -> "list[int]":

@@ -7,14 +7,14 @@ after 64 KiB, and the copier tries again each second. A disk that hangs stops th
 
 Messages are JSON objects, with descriptors beside them. From the keeper:
 
-- `copy`: id, name, max_bytes (0: no rotation), max_files; with the log's directory, and the read ends of the FIFOs of
-  stdout and stderr, each of which has, or had, a writer;
+- `copy`: id, serial, name, max_bytes (0: no rotation), max_files; with the log's directory, and the read ends of the
+  FIFOs of stdout and stderr, each of which has, or had, a writer. Those that the container had before are copied on;
 - `reopen`: id. The log was moved away: write to a new one;
 - `drop`: id. Stop, with what is still in the FIFOs unread.
 
 To the keeper:
 
-- `done`: id. Both streams have no writer any more, and all their output is in the log;
+- `done`: id, serial. No stream has a writer any more, and all their output is in the log;
 - `trouble`: id, why. The log cannot be written, or not be rotated, for this reason; "" once it can.
 """
 
@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
+from .kernel import close
 from .lines import format_lines, read_back
 from .log import Log
 
@@ -65,6 +66,7 @@ def run(link: socket.socket, directory: int) -> NoReturn:
 class _Container:
     def __init__(self, id: str, log: Log) -> None:
         self.id = id
+        self.serial = ""
         self.log = log
         self.streams: list[_Stream] = []
         self.trouble = ""
@@ -93,7 +95,7 @@ class _Copier:
         self._later: dict[int, _Stream] = {}
         self._later_at = 0.0
         self._letters: dict[tuple[str, str], dict[str, str]] = {}
-        self._peek = _make_peek()
+        self._peek = _Peek()
         self._poll = select.epoll()
         self._poll.register(link, select.EPOLLIN | select.EPOLLET)
         self._has_mail = True
@@ -161,7 +163,7 @@ class _Copier:
             return False
         finally:
             for descriptor in taken:
-                os.close(descriptor)
+                close(descriptor)
         return True
 
     def _tell(self, op: str, id: str, **fields: str) -> None:
@@ -177,25 +179,34 @@ class _Copier:
 
     def _add(self, message: dict[str, Any], descriptors: list[int]) -> None:
         key = message["id"]
-        if key in self._containers or len(descriptors) < 3:
+        if len(descriptors) < 3:
             for descriptor in descriptors:
-                os.close(descriptor)
+                close(descriptor)
             return
-        log = Log(
-            descriptors[0],
-            message["name"],
-            message["max_bytes"],
-            message["max_files"],
-            notes=self._directory,
-            note=message["note"],
-        )
-        container = self._containers[key] = _Container(key, log)
+        container = self._containers.get(key)
+        if container is None:
+            log = Log(
+                descriptors[0],
+                message["name"],
+                message["max_bytes"],
+                message["max_files"],
+                notes=self._directory,
+                note=message["note"],
+            )
+            container = self._containers[key] = _Container(key, log)
+        else:
+            close(descriptors[0])
+        container.serial = message.get("serial", "")
         for name, fifo in zip((b"stdout", b"stderr"), descriptors[1:], strict=True):
+            if any(os.path.samestat(os.fstat(fifo), os.fstat(each.fifo)) for each in container.streams):
+                close(fifo)  # the next keeper does not know that we have it
+                continue
             os.set_blocking(fifo, False)
             self._streams[fifo] = stream = _Stream(container, name, fifo)
             container.streams.append(stream)
             self._ready[fifo] = stream
-        self._step(container.streams[0])  # there is room for its log now
+        for stream in container.streams[:1]:
+            self._step(stream)  # there is room for its log now
 
     def _reopen(self, message: dict[str, Any], _: list[int]) -> None:
         if (container := self._containers.get(message["id"])) is not None:
@@ -233,7 +244,7 @@ class _Copier:
         self._close(stream)
         if not container.streams:
             self._forget(container)
-            self._tell("done", container.id)
+            self._tell("done", container.id, serial=container.serial)
         return False
 
     def _copy(self, stream: _Stream, data: bytes) -> bool:
@@ -317,7 +328,7 @@ class _Copier:
     def _close(self, stream: _Stream) -> None:
         if stream.is_watched:
             self._poll.unregister(stream.fifo)
-        os.close(stream.fifo)
+        close(stream.fifo)
         for known in (self._streams, self._ready, self._later):
             known.pop(stream.fifo, None)
         stream.container.streams.remove(stream)
@@ -337,29 +348,39 @@ def _receive_message(link: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(descriptors)
 
 
-def _make_peek() -> Callable[[int], bytes | None]:
-    """Return what reads a FIFO without taking anything out, as far as a pipe of our own has room for it.
+class _Peek:
+    """Reads a FIFO without taking anything out, as far as a pipe of our own has room for it."""
 
-    It returns None if there is nothing to read yet, b"" if there is no writer any more, and may raise OSError.
-    """
-    tee = ctypes.CDLL(None, use_errno=True).tee
-    tee.restype = ctypes.c_ssize_t
-    tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
-    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    room = memoryview(bytearray(_CHUNK))  # nothing may stay in the pipe, also with no memory left
+    def __init__(self) -> None:
+        self._tee = ctypes.CDLL(None, use_errno=True).tee
+        self._tee.restype = ctypes.c_ssize_t
+        self._tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
+        self._room = memoryview(bytearray(_CHUNK))  # there, also with no memory left
+        self._pipe: tuple[int, ...] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def peek(fifo: int) -> bytes | None:
-        size = tee(fifo, write_end, _CHUNK, _SPLICE_F_NONBLOCK)
-        if size > 0:
-            return bytes(room[: os.readv(read_end, [room])])
+    def __call__(self, fifo: int) -> bytes | None:
+        """Return what is in it; None if there is nothing to read yet, b"" if there is no writer any more.
+
+        Raises OSError.
+        """
+        if not self._pipe:
+            self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        read_end, write_end = self._pipe
+        size = self._tee(fifo, write_end, _CHUNK, _SPLICE_F_NONBLOCK)
         if size == 0:
             return b""
-        number = ctypes.get_errno()
-        if number == errno.EAGAIN:
-            return None
-        raise OSError(number, os.strerror(number))
-
-    return peek
+        if size < 0:
+            number = ctypes.get_errno()
+            if number == errno.EAGAIN:
+                return None
+            raise OSError(number, os.strerror(number))
+        try:
+            return bytes(self._room[: os.readv(read_end, [self._room])])
+        except OSError:
+            self._pipe = ()  # what stays in it would be read twice
+            close(read_end)
+            close(write_end)
+            raise
 
 
 def _count_readable(fifo: int) -> int:

@@ -7,12 +7,12 @@ dies; the keeper holds a reading end, so that nothing in them is lost while a ne
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from . import copier
 from .journal import Record
-from .kernel import name_process
+from .kernel import close, name_process
 from .messages import receive, send
 
 _STREAMS = ("out", "err")
@@ -29,6 +29,9 @@ class Copies:
     def __init__(self, directory: int) -> None:
         self._directory = directory
         self._kept: dict[str, tuple[Record, list[int]]] = {}  # by container: its log, and its pipes' reading ends
+        self._serials: dict[str, str] = {}  # which of the pipes that a container has had
+        self._last_serial = 0
+        self._untidied: set[str] = set()  # pipes that could not be removed yet
         self._unsent: dict[str, Sequence[int]] = {}  # the log directory with it, if somebody has opened it
         self._troubles: dict[str, str] = {}  # why a log cannot be written
         self._started_at = 0.0
@@ -64,13 +67,17 @@ class Copies:
             watch(self._link.fileno(), self._listen)
 
     def make(self, key: str, log: Record, owner: int) -> tuple[int, int]:
-        """Make the pipes of a container; return a descriptor of each for its process. Raises OSError."""
+        """Make the pipes of a container; return a descriptor of each for its process. Raises OSError.
+
+        What is in pipes that it had before is copied on, as long as this copier lives.
+        """
         pipes = _name_pipes(key, log)
         self._remove(key, pipes)
         opened = []
         try:
             for stream in _STREAMS:
                 path = f"{pipes}.{stream}"
+                self._untidied.discard(path)
                 os.mkfifo(path, 0o600, dir_fd=self._directory)
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
                 opened.append(descriptor)
@@ -80,27 +87,55 @@ class Copies:
             readers = self._open_readers(pipes)
         except BaseException:
             for descriptor in opened:
-                os.close(descriptor)
+                close(descriptor)
             self._remove(key, pipes)
             raise
-        self._kept[key] = ({name: log[name] for name in log if name == "pipes"}, readers)  # the rest once it begins
+        self._keep(key, {name: log[name] for name in log if name == "pipes"}, readers)  # the rest once it begins
         return opened[0], opened[1]
 
+    def discard(self, key: str) -> None:
+        """Give up pipes that no process has got. Copying them, if that has begun, ends by itself."""
+        if key in self._kept:
+            self._finish(key)
+
     def begin(self, key: str, log: Record, log_directory: Sequence[int]) -> None:
-        """Have a container's output copied to its log, in the directory behind the descriptor."""
+        """Have a container's output copied to its log, in the directory behind the descriptor. Raises OSError."""
+        directory: list[int] = []
+        try:
+            directory += [os.dup(each) for each in log_directory]
+        except BaseException:
+            for descriptor in directory:
+                close(descriptor)
+            raise
         self._kept[key] = (log, self._kept[key][1])
-        self._unsent[key] = [os.dup(each) for each in log_directory]
+        self._unsent[key] = directory
         with suppress(OSError):  # a copier that has just died: the next one is given it
             self._send_all()
 
     def begin_again(self, key: str, log: Record) -> None:
-        """Go on with a container whose keeper died; its pipes are gone if all of its output was copied."""
+        """Go on with a container whose keeper died; its pipes are gone if all of its output was copied.
+
+        Raises OSError if they cannot be opened now.
+        """
+        if key in self._kept:
+            return
         try:
             readers = self._open_readers(_name_pipes(key, log))
-        except OSError:
+        except FileNotFoundError:
             return
-        self._kept[key] = (log, readers)
+        self._keep(key, log, readers)
         self._unsent[key] = ()
+
+    def sweep(self, known: Mapping[str, Record]) -> None:
+        """Remove the pipes of containers that are not known any more: their keeper died amid removing them.
+
+        A copier that still has them copies what is in them.
+        """
+        wanted = {_name_pipes(key, record.get("log") or {}) for key, record in known.items()}
+        with suppress(OSError):  # the next keeper does it as well
+            found = (f"{_FOLDER}/{name}" for name in os.listdir(f"/proc/self/fd/{self._directory}/{_FOLDER}"))
+            self._untidied.update(path for path in found if path.rpartition(".")[0] not in wanted)
+        self._tidy()
 
     def reopen(self, key: str) -> None:
         """Have a log opened anew: its file was moved. Raises OSError."""
@@ -125,7 +160,7 @@ class Copies:
     @property
     def need_care(self) -> bool:
         """True if something could not be done and is to be tried again."""
-        return self._link is None or bool(self._unsent)
+        return self._link is None or bool(self._unsent or self._untidied)
 
     def care(self) -> None:
         """Try again what could not be done. Raises OSError."""
@@ -133,7 +168,12 @@ class Copies:
             link = self.start_copier()
             self._watch(link.fileno(), self._listen)
             self._unsent = dict.fromkeys(self._kept, ()) | self._unsent
+        self._tidy()
         self._send_all()
+
+    def _keep(self, key: str, log: Record, readers: list[int]) -> None:
+        self._last_serial += 1
+        self._kept[key], self._serials[key] = (log, readers), f"{os.getpid()}.{self._last_serial}"
 
     def _listen(self) -> None:
         """Take note that the copier has finished with a container; or that it has died, and give another all pipes."""
@@ -141,7 +181,9 @@ class Copies:
         message, _ = receive(self._link)
         if message is not None:
             if message["op"] == "done":
-                self._finish(message["id"])
+                # Otherwise it has others by now. What a keeper before us began is known by no serial.
+                if self._serials.get(message["id"], message["serial"]) == message["serial"]:
+                    self._finish(message["id"])
             elif message["op"] == "trouble":
                 self._troubles[message["id"]] = message["why"]
             return
@@ -160,9 +202,11 @@ class Copies:
                 continue
             try:
                 directory = self._unsent[key] or [_open_directory(log["directory"])]
-            except OSError:
+            except OSError as error:
+                self._troubles[key] = str(error)
                 continue  # tried again; the others need not wait for it
-            message = {"op": "copy", "id": key, **{name: log[name] for name in ("name", "max_bytes", "max_files")}}
+            message = {"op": "copy", "id": key, "serial": self._serials[key]}
+            message |= {name: log[name] for name in ("name", "max_bytes", "max_files")}
             message["note"] = f"{_name_pipes(key, log)}.at"
             try:
                 send(self._link, message, [*directory, *readers])
@@ -172,14 +216,13 @@ class Copies:
                     return
                 raise
             del self._unsent[key]
+            self._troubles.pop(key, None)
             for descriptor in directory:
-                os.close(descriptor)
+                close(descriptor)
 
     def _finish(self, key: str) -> None:
-        log, readers = self._kept.pop(key, ({}, []))
         self._troubles.pop(key, None)
-        for descriptor in (*readers, *self._unsent.pop(key, ())):
-            os.close(descriptor)
+        log, _ = self._kept.get(key, ({}, []))
         self._remove(key, _name_pipes(key, log))
 
     def _open_readers(self, pipes: str) -> list[int]:
@@ -190,18 +233,25 @@ class Copies:
                 opened.append(os.open(f"{pipes}.{stream}", flags, dir_fd=self._directory))
         except BaseException:
             for descriptor in opened:
-                os.close(descriptor)
+                close(descriptor)
             raise
         return opened
 
     def _remove(self, key: str, pipes: str) -> None:
-        if key in self._kept:
-            _, readers = self._kept.pop(key)
-            for descriptor in readers:
-                os.close(descriptor)
-        for ending in (*_STREAMS, "at"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{pipes}.{ending}", dir_fd=self._directory)
+        _, readers = self._kept.pop(key, ({}, []))
+        self._serials.pop(key, None)
+        for descriptor in (*readers, *self._unsent.pop(key, ())):
+            close(descriptor)
+        self._untidied.update(f"{pipes}.{ending}" for ending in (*_STREAMS, "at"))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what belongs to no container any more; what cannot be removed now is tried again."""
+        for path in list(self._untidied):
+            with suppress(OSError):
+                with suppress(FileNotFoundError):
+                    os.unlink(path, dir_fd=self._directory)
+                self._untidied.remove(path)
 
 
 def _name_pipes(key: str, log: Record) -> str:
@@ -215,8 +265,7 @@ def _become_copier(link: socket.socket, directory: int) -> None:
         kept = {link.fileno(), directory}
         for number in range(3, max(kept)):
             if number not in kept:
-                with suppress(OSError):
-                    os.close(number)
+                close(number)
         os.closerange(max(kept) + 1, 1 << 30)
         copier.run(link, directory)
     finally:
@@ -231,6 +280,6 @@ def _open_directory(path: str) -> int:
         try:
             below = os.open(name, flags, dir_fd=directory)
         finally:
-            os.close(directory)
+            close(directory)
         directory = below
     return directory

@@ -36,16 +36,18 @@ def become_container(plan: int, gate: int, report: int, streams: tuple[int, int]
     `plan` holds JSON, see `root`. One byte from `gate` opens it, end of file closes it. `report` is closed by a
     successful exec; what is written to it is why there was none. `streams` become standard output and error.
     """
+    told = report
     try:
         os.setsid()
         _take_descriptors(plan, gate, report, streams)
+        told = _REPORT
         _forget_the_keeper()
         _read_plan_and_execute()
     except BaseException as error:  # noqa: BLE001  # whatever it is: what is not reported is not known
         name = getattr(error, "filename", None)
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         with suppress(OSError):
-            os.write(_REPORT, (f"{name!r}: {reason}" if name else reason).encode(errors="replace")[:4000])
+            os.write(told, (f"{name!r}: {reason}" if name else reason).encode(errors="replace")[:4000])
     finally:
         os._exit(NOT_EXECUTED)
 

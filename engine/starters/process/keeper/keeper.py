@@ -18,7 +18,7 @@ from .container import Container
 from .copies import Copies
 from .gate import become_container
 from .journal import Journal, Record
-from .kernel import hold_uts_namespace, list_processes, read_children, read_exit_of_stranger, read_stat
+from .kernel import close, hold_uts_namespace, list_processes, read_children, read_exit_of_stranger, read_stat
 from .messages import VERSION, Message, read_peer, receive, send
 
 _ENGINE_TAKES_SECONDS = 0.2
@@ -30,6 +30,9 @@ _IDLE_SECONDS = 2.0
 _UNSEEN_SECONDS = 10.0
 """How long a process that is not our child may take to be reaped by its parent."""
 _PAGE = 100
+_MOST_MEMBERS = 5_000
+"""Pids in one message."""
+_WITHOUT_ANSWER = {"ack"}
 _ROUNDS_OF_SIGKILL = 5
 
 
@@ -45,6 +48,8 @@ class Keeper:
         self._containers: dict[str, Container] = {}
         self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
         self._ended: dict[str, float] = {}  # ended and not reaped: when to flush, in seconds of the monotonic clock
+        self._unheld: dict[str, Container] = {}  # executed, and its UTS namespace not looked at yet
+        self._unadopted: dict[str, Record] = {}  # of another keeper, and not looked at yet
         self._unreadable: dict[str, float] = {}  # ended, and its code not to be had yet: until when to ask
         self._flush_again_at = 0.0  # not before: a disk that refuses is not asked without end
         self._flushing: tuple[int, list[Container]] | None = None
@@ -57,15 +62,16 @@ class Keeper:
         self._watch(listener.fileno(), self._accept)
         self._watch_children()
         copies.watch(self._watch, self._unwatch)
-        for record in self._journal.load().values():
-            self._adopt(record)
+        self._unadopted = self._journal.load()
+        copies.sweep(self._unadopted)
+        self._adopt_all()
         gc.collect()
         gc.freeze()
         gc.disable()  # there are no circles; a fork copies no page that a collection wrote to
 
     def run(self) -> None:
         """Serve until nothing is left to do."""
-        while not self._is_idle():
+        while not self._may_end():
             ready = self._poll.poll(self._patience())
             self._orphans_now = None
             for descriptor, _ in ready:
@@ -88,13 +94,15 @@ class Keeper:
 
     def _unwatch(self, descriptor: int) -> None:
         if self._handlers.pop(descriptor, None) is not None:
-            self._poll.unregister(descriptor)
+            with suppress(OSError):  # it goes with the descriptor in any case
+                self._poll.unregister(descriptor)
 
     def _watch_children(self) -> None:
         """Be woken by SIGCHLD: daemons that came to us have to be reaped when they end."""
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.siginterrupt(signal.SIGCHLD, False)  # no call is cut short by it
 
         def notice() -> None:
             self._child_has_changed = True
@@ -107,21 +115,39 @@ class Keeper:
         now = time.monotonic()
         if self._ended and self._journal.is_written and self._flushing is None and now >= self._flush_again_at:
             return min(max(0.0, min(self._ended.values()) - now), _TICK_SECONDS)
-        has_work = self._ended or self._unreadable or not self._journal.is_written or self._copies.need_care
+        has_work = (
+            self._ended
+            or self._unreadable
+            or self._unadopted
+            or self._unheld
+            or not self._journal.is_written
+            or self._copies.need_care
+        )
         return _TICK_SECONDS if has_work or not self._clients else _LONGEST_SLEEP_SECONDS
+
+    def _may_end(self) -> bool:
+        try:
+            return self._is_idle()
+        except OSError:  # what is left cannot be seen now
+            return False
 
     def _is_idle(self) -> bool:
         busy = self._clients or self._firsts or self._flushing or self._copies.are_open or not self._journal.is_written
-        if busy or self._orphans():
+        if busy or self._unadopted or self._orphans():
             self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since > _IDLE_SECONDS
 
     def _tick(self) -> None:
-        if self._child_has_changed:
-            self._child_has_changed = False
-            self._reap_orphans()
+        self._adopt_all()
+        for container in list(self._unheld.values()):
+            self._hold_uts(container)
+        with suppress(OSError):
+            if self._child_has_changed:
+                self._reap_orphans()
+                self._child_has_changed = False
         for key in list(self._unreadable):
-            self._note_end(self._containers[key])
+            with suppress(OSError):
+                self._note_end(self._containers[key])
         self._journal.write()
         with suppress(OSError):
             self._flush()
@@ -142,22 +168,37 @@ class Keeper:
         connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
-        descriptors: list[int] = []
         try:
             request, descriptors = receive(connection)
+        except BlockingIOError:
+            return
+        except ValueError as error:
+            self._refuse(connection, error)
+            return
+        try:
             if request is None:
                 self._leave(connection)
                 return
             answer, given = self._answer(connection, request, descriptors)
-            if answer is not None:
-                send(connection, answer, given)
-        except BlockingIOError:
-            pass
         except Exception as error:  # noqa: BLE001  # a request that makes no sense is answered, and ends nothing
-            with suppress(OSError):
-                send(connection, {"error": f"{type(error).__name__}: {error}"})
+            if request is None or request.get("op") not in _WITHOUT_ANSWER:
+                self._refuse(connection, error)
+            return
         finally:
             _close_all(descriptors)
+        if answer is not None:
+            self._send(connection, answer, given)
+
+    def _refuse(self, connection: socket.socket, error: Exception) -> None:
+        self._send(connection, {"error": f"{type(error).__name__}: {error}"})
+
+    def _send(self, connection: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send an answer. Where it cannot be sent the connection is closed: who waits for it asks again."""
+        try:
+            send(connection, message, descriptors)
+        except OSError:
+            if connection.fileno() in self._clients:
+                self._leave(connection)
 
     def _answer(
         self, connection: socket.socket, request: Message, descriptors: list[int]
@@ -177,6 +218,8 @@ class Keeper:
                     self._acknowledge(each)
                 return None, ()
         known = self._containers.get(request["id"])
+        if request["id"] in self._unadopted:
+            raise BlockingIOError(f"container {request['id']} cannot be looked at yet")
         if known is None:
             return {"unknown": True, "copying": self._copies.is_copying(request["id"])}, ()
         return self._answer_of(connection, request, known), ()
@@ -184,13 +227,14 @@ class Keeper:
     def _answer_of(self, connection: socket.socket, request: Message, container: Container) -> Message | None:
         """Return what is answered to a request about one container."""
         match request["op"]:
-            case "go":
-                return self._go(connection, container)
-            case "end":
-                return self._tell_end(container)
+            case "go" | "end":
+                return self._go(connection, container) if request["op"] == "go" else self._tell_end(container)
             case "signal":
                 asker = read_peer(connection)[0]
                 return {"left": self._signal(container, request["number"], asker, request.get("session", False))}
+            case "members":
+                members = self._members_but(container, read_peer(connection)[0])
+                return {"members": members[:_MOST_MEMBERS], "all": len(members) <= _MOST_MEMBERS}
             case "release":
                 left = self._release(container, read_peer(connection)[0])
                 return {"left": left, "copying": self._copies.is_copying(container.id)}
@@ -228,6 +272,8 @@ class Keeper:
         try:
             streams = self._copies.make(key, log, request.get("owner", -1)) if log else _open_null()
             opened += streams
+            if log:
+                self._copies.begin(key, log, log_directory)
             gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
             opened += (gate_read, gate_write)
             report_read, report_write = os.pipe2(os.O_CLOEXEC)
@@ -246,11 +292,12 @@ class Keeper:
                 raise
             container.gate, container.owner, container.report = gate_write, connection, report_read
             opened = [each for each in opened if each not in {gate_write, report_read}]
+        except BaseException:
+            self._copies.discard(key)
+            raise
         finally:
             _close_all(opened)
         self._journal.append(container.describe())
-        if log:
-            self._copies.begin(key, log, log_directory)
         return container
 
     def _enter(self, key: str, pid: int, log: Record | None) -> Container:
@@ -263,7 +310,7 @@ class Keeper:
         try:
             self._watch(pidfd, lambda: self._note_end(container))
         except BaseException:
-            os.close(pidfd)
+            close(pidfd)
             raise
         self._containers[key] = self._firsts[pid] = container
         return container
@@ -283,16 +330,24 @@ class Keeper:
         with suppress(BlockingIOError):
             while chunk := os.read(container.report, 4096):
                 container.why = (container.why + chunk)[:4096]
-            self._close_report(container)
             stat = read_stat(container.pid)
             container.executed = not container.why and stat is not None and stat.has_executed
+            self._close_report(container)
             if container.executed:
-                container.uts = hold_uts_namespace(container.pid)
+                self._hold_uts(container)
             self._journal.append(
                 {"id": container.id, "executed": container.executed, "why": container.describe().get("why")}
             )
             if container.executed:
                 self._tell_who_waits(container)  # of one that did not, its end says more
+
+    def _hold_uts(self, container: Container) -> None:
+        """Hold the namespace by which its daemons are told; where that cannot be done now, it is tried again."""
+        self._unheld.pop(container.id, None)
+        try:
+            container.uts = hold_uts_namespace(container.pid)
+        except OSError:
+            self._unheld[container.id] = container
 
     def _tell_start(self, container: Container) -> Message:
         return {"executed": bool(container.executed), "why": container.describe().get("why"), "end": container.end}
@@ -300,19 +355,18 @@ class Keeper:
     def _tell_who_waits(self, container: Container) -> None:
         connection, container.waiting = container.waiting, None
         if connection is not None:
-            with suppress(OSError):
-                send(connection, self._tell_start(container))
+            self._send(connection, self._tell_start(container))
 
     def _close_gate(self, container: Container) -> None:
         if container.gate >= 0:
-            os.close(container.gate)
+            close(container.gate)
             container.gate = -1
         container.owner = None
 
     def _close_report(self, container: Container) -> None:
         if container.report >= 0:
             self._unwatch(container.report)
-            os.close(container.report)
+            close(container.report)
             container.report = -1
 
     # An end
@@ -333,9 +387,10 @@ class Keeper:
         self._unwatch(container.pidfd)
         container.end = end | {"time": time.time_ns()}
         self._journal.append({"id": container.id, "end": container.end})
-        self._members(container)  # mostly there are none, and that is known from here on
         self._ended[container.id] = time.monotonic() + (_ENGINE_TAKES_SECONDS if self._clients else 0)
         self._tell_who_waits(container)
+        with suppress(OSError):
+            self._members(container)  # mostly there are none, and that is known from here on
 
     def _peek(self, container: Container) -> Record | None:
         """Return code and signal of one that has ended; None if they cannot be had yet."""
@@ -406,7 +461,7 @@ class Keeper:
         if not container.is_reaped:
             with suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED | os.WNOHANG)
-            os.close(container.pidfd)
+            close(container.pidfd)
             container.pidfd = -1
             container.is_reaped = True
             self._firsts.pop(container.pid, None)
@@ -421,6 +476,7 @@ class Keeper:
     def _orphans(self) -> list[int]:
         """Return the pids of our children that are neither a container's first process nor of our own making."""
         ours = {self._copies.pid, self._flushing[0] if self._flushing else 0}
+        ours.update(record.get("pid", 0) for record in self._unadopted.values())
         if self._orphans_now is None:
             self._orphans_now = list(set(read_children(os.getpid())).difference(self._firsts, ours))
         return self._orphans_now
@@ -434,6 +490,11 @@ class Keeper:
         members = container.find_members(orphans, has_session=has_session)
         container.is_empty = container.end is not None and not members
         return members
+
+    def _members_but(self, container: Container, but_not: int) -> list[int]:
+        """Return the pids of all that belongs to a container now, without the one that asks."""
+        self._orphans_now = None
+        return [pid for pid in self._members(container) if pid != but_not]
 
     def _signal(self, container: Container, number: int, but_not: int, only_session: bool = False) -> int:
         """Send a signal to all that belongs to the container, and return how many processes that is.
@@ -470,7 +531,7 @@ class Keeper:
                 if pid in self._members(container):
                     _kill(pidfd, number)
             finally:
-                os.close(pidfd)
+                close(pidfd)
 
     def _release(self, container: Container, but_not: int) -> int:
         left = self._signal(container, signal.SIGKILL, but_not)
@@ -498,19 +559,30 @@ class Keeper:
             return
         self._ended.pop(key, None)
         self._unreadable.pop(key, None)
+        self._unheld.pop(key, None)
         self._close_gate(container)
         self._close_report(container)
         self._firsts.pop(container.pid, None)
         for descriptor in (container.pidfd, container.uts):
             if descriptor >= 0:
                 self._unwatch(descriptor)
-                os.close(descriptor)
+                close(descriptor)
         container.pidfd = container.uts = -1
 
     # After another keeper's death
 
+    def _adopt_all(self) -> None:
+        """Take over what the keeper before us knew; what cannot be looked at now is tried again at the next tick."""
+        for key in list(self._unadopted):
+            with suppress(OSError):
+                self._adopt(self._unadopted[key])
+                del self._unadopted[key]
+
     def _adopt(self, record: Record) -> None:
-        """Take over a container: ours by reparenting if we were the anchor, otherwise known by its pidfd alone."""
+        """Take over a container: ours by reparenting if we were the anchor, otherwise known by its pidfd alone.
+
+        Raises OSError if it cannot be looked at now; nothing has been done then.
+        """
         key, pid, start_ticks = record["id"], record.get("pid", 0), record.get("start", 0)
         container = Container(key, pid, start_ticks, -1, record.get("log"))
         stat = read_stat(pid)
@@ -518,7 +590,6 @@ class Keeper:
         container.executed = record.get("executed")
         container.why = (record.get("why") or "").encode()
         container.end = record.get("end")
-        self._containers[key] = container
         if stat is None or stat.start_ticks != start_ticks:
             self._adopt_ended(container)
             return
@@ -526,18 +597,28 @@ class Keeper:
             _end_if_held(pid, stat.has_executed)
             stat = read_stat(pid) or stat
             container.executed = stat.has_executed
-            self._journal.append({"id": key, "executed": container.executed})
         container.pidfd = os.pidfd_open(pid)
-        container.uts = hold_uts_namespace(pid)
-        self._firsts[pid] = container
+        try:
+            container.uts = hold_uts_namespace(pid)
+            if container.log:
+                self._copies.begin_again(key, container.log)
+            if container.end is None:
+                self._watch(container.pidfd, lambda: self._note_end(container))
+        except BaseException:
+            for descriptor in (container.pidfd, container.uts):
+                if descriptor >= 0:
+                    close(descriptor)
+            raise
+        if record.get("executed") is None:
+            self._journal.append({"id": key, "executed": container.executed})
+        self._containers[key] = self._firsts[pid] = container
         if container.end is not None:
             self._ended[key] = time.monotonic()
-        else:
-            self._watch(container.pidfd, lambda: self._note_end(container))
-        if container.log:
-            self._copies.begin_again(key, container.log)
 
     def _adopt_ended(self, container: Container) -> None:
+        if container.log:
+            self._copies.begin_again(container.id, container.log)
+        self._containers[container.id] = container
         container.is_reaped = True
         if container.end is None:
             container.end = {"unseen": True, "time": time.time_ns()}
@@ -596,4 +677,4 @@ def _drain(descriptor: int) -> None:
 
 def _close_all(descriptors: Iterable[int]) -> None:
     for descriptor in set(descriptors):
-        os.close(descriptor)
+        close(descriptor)

@@ -17,6 +17,7 @@ _RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
 """The system call's number."""
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
+_GONE_OR_HIDDEN = (FileNotFoundError, ProcessLookupError, PermissionError)
 _HAS_CHILDREN_FILES = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,18 +59,27 @@ class Stat(NamedTuple):
         return self.state in {"Z", "X"}
 
 
+def close(descriptor: int) -> None:
+    """Close a descriptor whose content nobody waits for: it is closed, also where an error is reported (close(2))."""
+    with suppress(OSError):
+        os.close(descriptor)
+
+
 def read_stat(pid: int) -> Stat | None:
-    """Return what /proc says of a process, None if it is gone. A zombie tells it, too, and anybody may ask."""
+    """Return what /proc says of a process, None if it is gone. A zombie tells it, too, and anybody may ask.
+
+    Raises OSError if it cannot be looked at now: that is no answer.
+    """
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except _GONE_OR_HIDDEN:
         return None
     try:
         fields = os.read(descriptor, 4096).rpartition(b")")[2].split()  # the name before it may hold anything
     except ProcessLookupError:
         return None
     finally:
-        os.close(descriptor)
+        close(descriptor)
     return Stat(
         state=fields[0].decode(),
         parent=int(fields[1]),
@@ -83,14 +93,15 @@ def read_stat(pid: int) -> Stat | None:
 def read_children(pid: int) -> list[int]:
     """Return the pids of a process's children, zombies included; none if it is gone.
 
-    From /proc/PID/task/*/children (CONFIG_PROC_CHILDREN), otherwise from the parents of all processes.
+    From /proc/PID/task/*/children (CONFIG_PROC_CHILDREN), otherwise from the parents of all processes. Raises OSError
+    if they cannot be looked at now.
     """
     if not _HAS_CHILDREN_FILES:
         return [each for each in list_processes() if (stat := read_stat(each)) is not None and stat.parent == pid]
     children: list[int] = []
-    with suppress(OSError):
+    with suppress(*_GONE_OR_HIDDEN):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb", 0) as file:
+            with suppress(*_GONE_OR_HIDDEN), open(f"/proc/{pid}/task/{thread}/children", "rb", 0) as file:
                 children += map(int, file.read().split())
     return children
 
@@ -130,10 +141,10 @@ def unshare(flags: int) -> None:
 
 
 def read_uts_namespace(pid: int) -> tuple[int, int] | None:
-    """Return device and inode of a process's UTS namespace, None if it is gone or hidden."""
+    """Return device and inode of a process's UTS namespace, None if it is gone or hidden. Raises OSError."""
     try:
         found = os.stat(f"/proc/{pid}/ns/uts")
-    except OSError:
+    except _GONE_OR_HIDDEN:
         return None
     return found.st_dev, found.st_ino
 
@@ -141,15 +152,19 @@ def read_uts_namespace(pid: int) -> tuple[int, int] | None:
 def hold_uts_namespace(pid: int) -> int:
     """Return a descriptor of a process's UTS namespace if it has one of its own, otherwise -1.
 
-    While it is open, no other namespace gets the same inode number.
+    While it is open, no other namespace gets the same inode number. Raises OSError if that cannot be found out now.
     """
     try:
         descriptor = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except _GONE_OR_HIDDEN:
         return -1
-    found, ours = os.fstat(descriptor), os.stat("/proc/self/ns/uts")
+    try:
+        found, ours = os.fstat(descriptor), os.stat("/proc/self/ns/uts")
+    except BaseException:
+        close(descriptor)
+        raise
     if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
-        os.close(descriptor)
+        close(descriptor)
         return -1
     return descriptor
 

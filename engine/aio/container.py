@@ -1,0 +1,161 @@
+"""A container for asyncio: what `Container` does, awaited."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from itertools import islice
+
+from limpet.engine.aio.workers import Workers
+from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
+from limpet.engine.logs import Entry
+from limpet.schema.cri import ContainerStatus
+from limpet.schema.errors import NotFoundError, WaitTimeoutError
+from limpet.schema.image import MountType
+from limpet.schema.metadata import Metadata
+from limpet.schema.status import ContainerState, Status
+
+_ENTRIES = 256
+"""How many entries of a log are read at a time."""
+
+
+class AsyncContainer:
+    """One container of an `AsyncEngine`. A task that waits for its end, or for a stop, holds no thread.
+
+    A task that is cancelled leaves each step whole: one that has not begun is taken back, and otherwise the task is
+    cancelled once it is done. Only waiting ends at once; a stop that was begun goes on.
+    """
+
+    def __init__(self, container: Container, workers: Workers) -> None:
+        self.container = container
+        """The same container for threads."""
+        self._workers = workers
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.container).removeprefix('<')}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsyncContainer) and self.container == other.container
+
+    def __hash__(self) -> int:
+        return hash(self.container)
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return self.container.id
+
+    @property
+    def metadata(self) -> Metadata:
+        """See `Container.metadata`."""
+        return self.container.metadata
+
+    @property
+    def name(self) -> str:
+        """See `Container.name`."""
+        return self.container.name
+
+    @property
+    def sandbox_id(self) -> str:
+        """See `Container.sandbox_id`."""
+        return self.container.sandbox_id
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """See `Container.labels`."""
+        return self.container.labels
+
+    @property
+    def status(self) -> Status:
+        """See `Container.status`."""
+        return self.container.status
+
+    @property
+    def state(self) -> ContainerState:
+        """See `Container.state`."""
+        return self.container.state
+
+    @property
+    def exit_code(self) -> int | None:
+        """See `Container.exit_code`."""
+        return self.container.exit_code
+
+    @property
+    def restart_at(self) -> int:
+        """See `Container.restart_at`."""
+        return self.container.restart_at
+
+    async def cri_status(self) -> ContainerStatus:
+        """See `Container.cri_status`."""
+        return await self._workers.quick(self.container.cri_status)
+
+    async def create(self, mount_type: MountType = MountType.PLAIN) -> Status:
+        """See `Container.create`."""
+        return await self._workers.slow(lambda: self.container.create(mount_type), self.id)
+
+    async def start(self, secret_env: Mapping[str, str] | None = None) -> Status:
+        """See `Container.start`."""
+        return await self._workers.quick(lambda: self.container.start(secret_env), self.id)
+
+    async def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
+        """See `Container.stop`. It holds no thread while the container has time to end."""
+        return await self.finish_stop(await self.begin_stop(timeout))
+
+    async def begin_stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> Status:
+        """See `Container.begin_stop`."""
+        return await self._workers.quick(lambda: self.container.begin_stop(timeout), self.id)
+
+    async def finish_stop(self, status: Status) -> Status:
+        """See `Container.finish_stop`."""
+        for follower in await self._workers.quick(self.container.find_followers):
+            await AsyncContainer(follower, self._workers).finish_stop(follower.status)
+        patience = self.container.be_patient(status)
+        if patience is None:
+            return status
+        with suppress(WaitTimeoutError):
+            await self.container.wait_async(patience.left())
+        while not await self._workers.quick(lambda: self.container.is_stopped(status)):
+            await asyncio.sleep(patience.next_pause())
+        return self.container.status
+
+    async def pause(self) -> Status:
+        """See `Container.pause`."""
+        return await self._workers.slow(self.container.pause, self.id)
+
+    async def resume(self) -> Status:
+        """See `Container.resume`."""
+        return await self._workers.quick(self.container.resume, self.id)
+
+    async def renew(self, expires_at: int) -> Status:
+        """See `Container.renew`."""
+        return await self._workers.quick(lambda: self.container.renew(expires_at), self.id)
+
+    async def wait(self, timeout: float | None = None) -> Status:
+        """See `Container.wait`. It holds no thread."""
+        return await self.container.wait_async(timeout)
+
+    async def read_log(self) -> AsyncIterator[Entry]:
+        """See `Container.read_log`."""
+        entries = await self._workers.quick(self.container.read_log)
+        while read := await self._workers.quick(lambda: list(islice(entries, _ENTRIES))):
+            for entry in read:
+                yield entry
+
+    async def release(self) -> Status:
+        """See `Container.release`."""
+        return await self._workers.slow(self.container.release, self.id)
+
+    async def remove_bundle(self) -> None:
+        """See `Container.remove_bundle`."""
+        await self._workers.slow(self.container.remove_bundle, self.id)
+
+    async def delete(self) -> bool:
+        """See `Container.delete`."""
+        return await self._workers.slow(self.container.delete, self.id)
+
+    async def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
+        """See `Container.remove`."""
+        if force:
+            with suppress(NotFoundError):  # deleted in the meantime
+                if self.container.needs_stop():
+                    await self.stop(timeout)
+        return await self._workers.slow(self.container.remove, self.id)

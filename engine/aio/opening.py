@@ -1,0 +1,89 @@
+"""What `open` returns: it is awaited, or used in `async with` at once."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from limpet.engine.aio.answers import in_own_thread
+from limpet.engine.state.turn import open_in_parts_async
+
+
+class _Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+class _Owned(Protocol):
+    def close(self) -> None: ...
+
+
+_T_co = TypeVar("_T_co", bound=_Closable, covariant=True)
+_Opened = TypeVar("_Opened", bound=_Owned)
+
+
+class Opening(Coroutine[Any, Any, _T_co]):
+    """An opening to come: `await` it, or `async with` it, which closes what was opened at the end of the block."""
+
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, _T_co]]) -> None:
+        self._begin = begin
+        self._begun: Coroutine[Any, Any, _T_co] | None = None
+        self._opened: _Closable | None = None
+
+    def __await__(self) -> Generator[Any, Any, _T_co]:
+        return self._coroutine().__await__()
+
+    async def __aenter__(self) -> _T_co:
+        opened = await self._coroutine()
+        self._opened = opened
+        return opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+
+    def send(self, value: Any) -> Any:
+        """Go on; for asyncio, which takes it for a coroutine."""
+        return self._coroutine().send(value)
+
+    def throw(self, *args: Any) -> Any:
+        """Go on with an error; for asyncio."""
+        return self._coroutine().throw(*args)
+
+    def close(self) -> None:
+        """Give the opening up, where it has begun; for asyncio."""
+        if self._begun is not None:
+            self._begun.close()
+
+    def _coroutine(self) -> Coroutine[Any, Any, _T_co]:
+        if self._begun is None:
+            self._begun = self._begin()
+        return self._begun
+
+
+async def open_whole(open_it: Callable[[float], _Opened], wait: float) -> _Opened:
+    """Return what `open_it` opens, given how long to wait for the lock; what nobody wants any more is closed."""
+
+    def attempt(part: float) -> Awaitable[_Opened]:
+        return _open_once(lambda: open_it(part))
+
+    return await open_in_parts_async(attempt, wait)
+
+
+async def _open_once(open_it: Callable[[], _Opened]) -> _Opened:
+    opened: list[_Opened] = []
+    is_wanted = True
+
+    def act() -> None:
+        opened.append(open_it())
+        if not is_wanted:
+            opened[0].close()
+
+    try:
+        await in_own_thread(act)
+    except BaseException:
+        is_wanted = False  # whoever waited is gone, and the thread may still be at it
+        for one in opened:
+            one.close()
+        raise
+    return opened[0]

@@ -1,0 +1,188 @@
+"""The hands of the verbs that change something: the live engine, or one that is opened here while none lives."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, TypeVar
+
+from limpet.engine.cli.exits import exit_status
+from limpet.engine.cli.options import Place
+from limpet.engine.cli.output import note
+from limpet.engine.control import NoEngineError, ask_live, perform
+from limpet.engine.control.requests import Done, Info, Recover, Removal, Remove, Request, Wait, tell_done
+from limpet.engine.engine import Engine
+from limpet.engine.inspection.snapshot import Snapshot, require_state
+from limpet.engine.state.entries import resolve_directory
+from limpet.recovery.evidence import Process
+from limpet.recovery.host import observe_process
+from limpet.schema.errors import (
+    ClosedError,
+    EngineGoneError,
+    LimpetError,
+    NotFoundError,
+    StateDirectoryLockedError,
+    WaitTimeoutError,
+)
+from limpet.schema.status import ContainerState
+
+_T = TypeVar("_T")
+_PATIENCE_SECONDS = 3.0
+"""How long to try while an engine that is there takes no requests: one is just being opened, or closed."""
+_AGAIN_SECONDS = 0.05
+_BRIEFLY_SECONDS = 1.0
+"""How long an engine that is open here is kept for an end that may come soon."""
+_LOOK_SECONDS, _KNOCK_SECONDS = 0.1, 1.0
+"""Between two looks at a process, and at whether an engine lives."""
+_MOST_AT_ONCE = 16
+
+
+class Hands:
+    """Does what is asked. Thread-safe. With `makes`, a state directory that is missing is made."""
+
+    def __init__(self, place: Place, *, makes: bool = False) -> None:
+        self._place = place
+        self._path = resolve_directory(place.state_dir) if makes else require_state(place.state_dir)
+        self._opening = threading.Lock()
+        self._engine: Engine | None = None
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._opening:
+            self._is_closed = True
+            if self._engine is not None:
+                self._engine.close()
+
+    def ask(self, request: Request) -> Any:
+        """Have it done, and return the result, of the type that the request's `RESULT` names.
+
+        An engine that ends before it has answered is followed by the next, or by one that is opened here. Raises what
+        the engine raises, StateDirectoryLockedError if a program has the state open that takes no requests, and
+        EngineGoneError if engines keep ending, or one hangs.
+        """
+        latest = time.monotonic() + _PATIENCE_SECONDS
+        was_asked = False
+        while True:
+            problem: LimpetError
+            begun = time.monotonic()
+            try:
+                return self._ask_once(request)
+            except NotFoundError:
+                if was_asked and isinstance(request, Remove):  # the engine that ended had done it
+                    return (Removal(kind="container", id=request.id, name=""),)
+                raise
+            except StateDirectoryLockedError as error:
+                problem = StateDirectoryLockedError(
+                    f"{error}. It takes no commands: it is an older limpet, or a program with a store of its own",
+                    error.holder_pid,
+                )
+            except (EngineGoneError, ClosedError) as error:
+                if getattr(error, "may_live", False):
+                    raise
+                problem, was_asked = error, True
+            if time.monotonic() - begun > _PATIENCE_SECONDS:  # it had worked, or waited, for long
+                latest = time.monotonic() + _PATIENCE_SECONDS
+            if self._is_closed or time.monotonic() > latest:
+                raise problem
+            time.sleep(_AGAIN_SECONDS)
+
+    def _ask_once(self, request: Request) -> Any:
+        if isinstance(request, Wait):
+            return self._wait(request)
+        if self._engine is not None:
+            return perform(self._engine, request)
+        try:
+            return ask_live(self._path, request, node=self._place.node)
+        except NoEngineError:
+            engine, is_new = self._open()
+        return engine.recovery if is_new and isinstance(request, Recover) else perform(engine, request)
+
+    def _wait(self, request: Wait) -> Any:
+        """Wait without keeping others from opening an engine: one is opened here for a moment, to take down the end."""
+        if self._engine is not None:
+            container = self._engine.get(request.id)
+            try:
+                container.wait(_BRIEFLY_SECONDS)
+            except WaitTimeoutError:
+                self._let_go()
+            else:
+                return tell_done(container)
+        while True:
+            try:
+                return ask_live(self._path, request, node=self._place.node)
+            except NoEngineError:
+                done, has_ended = self._look_until_ended(request.id)
+            if done is not None:
+                return done
+            if has_ended:
+                return perform(self._open()[0], request)
+
+    def _look_until_ended(self, text: str) -> tuple[Done | None, bool]:
+        """Look at a container while it runs and no engine lives.
+
+        Return its end if that is on disk; else whether an engine has to be opened to say more.
+        """
+        with Snapshot.open(self._path, node=self._place.node) as snapshot:
+            view = snapshot.get(text)
+        if view.status.state is ContainerState.EXITED:
+            return Done(id=view.id, name=view.name, status=view.status), True
+        identity = view.checkpoint.identity
+        if view.status.state is not ContainerState.RUNNING or identity is None:
+            return None, True
+        next_knock = 0.0
+        while observe_process(identity)[0] is Process.ALIVE:
+            if self._is_closed:
+                raise ClosedError("the command is ending")
+            if time.monotonic() >= next_knock:
+                if self._has_live_engine():
+                    return None, False
+                next_knock = time.monotonic() + _KNOCK_SECONDS
+            time.sleep(_LOOK_SECONDS)
+        return None, True
+
+    def _has_live_engine(self) -> bool:
+        try:
+            ask_live(self._path, Info(), node=self._place.node, silence=_KNOCK_SECONDS)
+        except LimpetError:
+            return False
+        return True
+
+    def _let_go(self) -> None:
+        """Close the engine that was opened here: the containers run on, and others may open one."""
+        with self._opening:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.close()
+
+    def _open(self) -> tuple[Engine, bool]:
+        """Return the engine that is open here, and whether it was opened just now."""
+        with self._opening:
+            if self._is_closed:
+                raise ClosedError("the command is ending")
+            if self._engine is not None:
+                return self._engine, False
+            self._engine = Engine.open(self._path, node=self._place.node)
+            return self._engine, True
+
+
+def each(texts: Iterable[str], do: Callable[[str], _T]) -> tuple[list[_T], int]:
+    """Call `do` with each text, side by side; return what came of them in order, and the exit status.
+
+    One that fails keeps no other from it: its error goes to stderr, and its status is the exit status.
+    """
+    results: list[_T] = []
+    status = 0
+    wanted = list(dict.fromkeys(texts))
+    if len(wanted) == 1:  # nothing to do side by side, and Ctrl-C ends it at once
+        return [do(wanted[0])], 0
+    with ThreadPoolExecutor(min(len(wanted), _MOST_AT_ONCE)) as threads:
+        for future in [threads.submit(do, text) for text in wanted]:
+            try:
+                results.append(future.result())
+            except LimpetError as error:
+                note(f"limpet: {' '.join(str(error).split())}")
+                status = status or exit_status(error)
+    return results, status

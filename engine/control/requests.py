@@ -1,0 +1,335 @@
+"""What a command can ask of an engine, and what the engine then does.
+
+A command that finds no live engine opens one and does the same with it. An engine may be killed at any instant, also
+after it did what was asked and before it said so: so each request can be asked again, of the next engine.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import msgspec
+
+from limpet.engine.control.served import Served, find
+from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
+from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.recovery.report import Report
+from limpet.schema.errors import (
+    InvalidInputError,
+    LimpetError,
+    NotFoundError,
+    StoreDamagedError,
+    WaitTimeoutError,
+    quote_path,
+)
+from limpet.schema.status import ContainerState, Status
+
+MADE_BY = "limpet.made-by"
+"""The annotation of a sandbox that was made for one container, and goes with it."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is asked. `RESULT` is the type of what comes back."""
+
+    RESULT: ClassVar[Any] = None
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What a live engine says of itself."""
+
+    pid: int
+    node: str
+    limpet: str
+    """Its version."""
+    starter: str
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A container, and its status now."""
+
+    id: str
+    name: str
+    status: Status
+
+
+class Began(msgspec.Struct, frozen=True, kw_only=True):
+    """A container that was made and started, and where its output goes."""
+
+    id: str
+    sandbox_id: str
+    status: Status
+    log_path: str
+    log_top: str
+    """The directory that the log must be in."""
+
+
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
+    """A container or sandbox that is removed, or would be."""
+
+    kind: str
+    id: str
+    name: str
+
+
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
+    """What was removed, and what could not be, with the reason by id."""
+
+    removed: tuple[Removal, ...]
+    problems: dict[str, str]
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """The names of the images that were loaded."""
+
+    names: tuple[str, ...]
+
+
+class Info(Request, frozen=True, tag="info"):
+    """Who the live engine is."""
+
+    RESULT: ClassVar[Any] = Known
+
+
+class CreateAndStart(Request, frozen=True, tag="run"):
+    """Make a container under an id of the caller's choice, and start it; the sandbox too, if its config is given.
+
+    Asked again, it goes on from where the first time ended.
+    """
+
+    RESULT: ClassVar[Any] = Began
+    id: str
+    config: dict[str, Any]
+    sandbox_id: str
+    sandbox_config: dict[str, Any] | None = None
+
+
+class Stop(Request, frozen=True, tag="stop"):
+    """Stop a container, or all of a sandbox."""
+
+    RESULT: ClassVar[Any] = tuple[Done, ...]
+    id: str
+    timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS
+
+
+class Wait(Request, frozen=True, tag="wait"):
+    """Wait until a container has ended. Who asks gives up by going away."""
+
+    RESULT: ClassVar[Any] = Done
+    id: str
+
+
+class Remove(Request, frozen=True, tag="remove"):
+    """Forget a container or sandbox; with `force`, one that runs or holds containers too."""
+
+    RESULT: ClassVar[Any] = tuple[Removal, ...]
+    id: str
+    force: bool = False
+
+
+class Prune(Request, frozen=True, tag="prune"):
+    """Forget the containers that have ended and, with `sandboxes`, the sandboxes that are empty."""
+
+    RESULT: ClassVar[Any] = Pruned
+    sandboxes: bool = False
+
+
+class Load(Request, frozen=True, tag="load"):
+    """Load the images of an archive or layout at an absolute path."""
+
+    RESULT: ClassVar[Any] = Loaded
+    path: str
+
+
+class Resolve(Request, frozen=True, tag="resolve"):
+    """Record that an Unknown container is gone."""
+
+    RESULT: ClassVar[Any] = Done
+    id: str
+    why: str
+
+
+class Recover(Request, frozen=True, tag="recover"):
+    """Look at every container that has not ended, and record what is true."""
+
+    RESULT: ClassVar[Any] = Report
+
+
+AnyRequest = Info | CreateAndStart | Stop | Wait | Remove | Prune | Load | Resolve | Recover
+
+
+def perform(engine: Served, request: Request) -> Any:
+    """Do what is asked with `engine`, and return the result. Raises LimpetError."""
+    return _PERFORMERS[type(request)](engine, request)
+
+
+def tell_done(container: Container) -> Done:
+    """Return a container's name and status."""
+    return Done(id=container.id, name=_name_of(container), status=container.status)
+
+
+def _info(engine: Served, _: Info) -> Known:
+    from importlib.metadata import version  # noqa: PLC0415  # it takes long to load, and only this needs it
+
+    return Known(pid=os.getpid(), node=engine.store.node, limpet=version("limpet"), starter=engine.starter.name)
+
+
+def _create_and_start(engine: Served, request: CreateAndStart) -> Began:
+    config = request.sandbox_config
+    if config is not None and request.sandbox_id not in engine.store.sandbox_ids:
+        _forget_unused(engine, config)
+        engine.create_sandbox(config, id=request.sandbox_id)
+    sandbox = engine.get_sandbox(request.sandbox_id)
+    try:
+        container = _create(engine, request, sandbox)
+    except BaseException:
+        if config is not None:
+            with suppress(LimpetError):  # it may have been made empty before: prune removes it, then
+                sandbox.delete()
+        raise
+    if container.state is ContainerState.CREATED:
+        container.start()
+    return Began(
+        id=container.id,
+        sandbox_id=sandbox.id,
+        status=container.status,
+        log_path=container.metadata.log_path,
+        log_top=sandbox.log_directory,
+    )
+
+
+def _forget_unused(engine: Served, config: Mapping[str, Any]) -> None:
+    """Remove the sandbox of this name that a kill has left before its container was made."""
+    name = config["metadata"]["name"]
+    for sandbox in engine.list_sandboxes():
+        if sandbox.metadata.name == name and sandbox.metadata.config.annotations.get(MADE_BY):
+            with suppress(LimpetError):  # it has its container: then the name is taken, as creating will say
+                sandbox.delete()
+
+
+def _create(engine: Served, request: CreateAndStart, sandbox: Sandbox) -> Container:
+    if request.id not in engine.store:
+        return engine.create_container(request.config, sandbox.id, id=request.id)
+    container = engine.get(request.id)
+    if not container.status.created_at and not container.status.finished_at:
+        container.create()
+    return container
+
+
+def _stop(engine: Served, request: Stop) -> tuple[Done, ...]:
+    found = find(engine, request.id)
+    if isinstance(found, Sandbox):
+        containers = found.containers()
+        found.stop(request.timeout)
+        return tuple(map(tell_done, containers))
+    found.stop(request.timeout)
+    return (tell_done(found),)
+
+
+def _wait(engine: Served, request: Wait) -> Done:
+    container = engine.get(request.id)
+    container.wait()
+    return tell_done(container)
+
+
+def wait_no_longer(engine: Served, request: Wait) -> Done | None:
+    """Do what `Wait` asks for if the container has ended already, else return None."""
+    container = engine.get(request.id)
+    try:
+        container.wait(0)
+    except WaitTimeoutError:
+        return None
+    return tell_done(container)
+
+
+def _remove(engine: Served, request: Remove) -> tuple[Removal, ...]:
+    found = find(engine, request.id)
+    if isinstance(found, Sandbox):
+        return tuple(_remove_sandbox(engine, found, force=request.force))
+    return tuple(_remove_container(engine, found, force=request.force))
+
+
+def _remove_container(engine: Served, container: Container, *, force: bool) -> Iterator[Removal]:
+    name, sandbox_id = _name_of(container), _sandbox_of(container)
+    if container.remove(force=force, timeout=0):
+        yield Removal(kind="container", id=container.id, name=name)
+    if sandbox_id in engine.store.sandbox_ids:
+        sandbox = engine.get_sandbox(sandbox_id)
+        if sandbox.metadata.config.annotations.get(MADE_BY) and not sandbox.containers():
+            sandbox.delete()
+            yield Removal(kind="sandbox", id=sandbox.id, name=sandbox.metadata.name)
+
+
+def _remove_sandbox(engine: Served, sandbox: Sandbox, *, force: bool) -> Iterator[Removal]:
+    if force:
+        sandbox.begin_stop(0)  # side by side; nothing comes in from now on
+    for container in sandbox.containers() if force else ():
+        yield from _remove_container(engine, container, force=True)
+    if sandbox.id in engine.store.sandbox_ids:
+        sandbox.delete()
+        yield Removal(kind="sandbox", id=sandbox.id, name=sandbox.metadata.name)
+
+
+def _prune(engine: Served, request: Prune) -> Pruned:
+    removed: list[Removal] = []
+    problems: dict[str, str] = {}
+    for container in engine.list(state=ContainerState.EXITED):
+        try:
+            removed += _remove_container(engine, container, force=False)
+        except NotFoundError:  # somebody else was faster
+            continue
+        except LimpetError as error:
+            problems[container.id] = str(error)
+    for sandbox in engine.list_sandboxes() if request.sandboxes else ():
+        if sandbox.containers():
+            continue
+        try:
+            removed += _remove_sandbox(engine, sandbox, force=False)
+        except NotFoundError:
+            continue
+        except LimpetError as error:  # a container has come into it meanwhile, for instance
+            problems[sandbox.id] = str(error)
+    return Pruned(removed=tuple(removed), problems=problems)
+
+
+def _load(engine: Served, request: Load) -> Loaded:
+    if not os.path.isabs(request.path):
+        raise InvalidInputError(f"image {quote_path(request.path)}: an absolute path is needed")
+    return Loaded(names=tuple(map(str, engine.images.load(request.path))))
+
+
+def _resolve(engine: Served, request: Resolve) -> Done:
+    container = engine.get(request.id)
+    engine.declare_gone(container.id, request.why)
+    return tell_done(container)
+
+
+def _recover(engine: Served, _: Recover) -> Report:
+    return engine.recover()
+
+
+def _name_of(container: Container) -> str:
+    try:
+        return container.metadata.name
+    except StoreDamagedError:
+        return ""
+
+
+def _sandbox_of(container: Container) -> str:
+    try:
+        return container.metadata.sandbox_id
+    except StoreDamagedError:
+        return ""
+
+
+_PERFORMERS: dict[type[Request], Callable[..., Any]] = {
+    Info: _info,
+    CreateAndStart: _create_and_start,
+    Stop: _stop,
+    Wait: _wait,
+    Remove: _remove,
+    Prune: _prune,
+    Load: _load,
+    Resolve: _resolve,
+    Recover: _recover,
+}

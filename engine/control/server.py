@@ -1,0 +1,405 @@
+"""Serves commands beside a live engine: one thread for all who ask and wait, and a short one for each step.
+
+Nobody who asks is trusted to be well meaning, quick, or there: reads are bounded, each step has a deadline, and what
+goes wrong with one caller never reaches another, nor the engine. A stale socket, which a killed engine leaves, is
+replaced. A fork of the engine's process closes its copies at once, or nobody would see the engine end.
+"""
+
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from weakref import WeakSet
+
+from limpet.engine.control.messages import (
+    BEAT_SECONDS,
+    BLOCK,
+    DIRECTORY_MODE,
+    LONGEST_REQUEST,
+    SILENCE_SECONDS,
+    SOCKET,
+    SOCKET_MODE,
+    decode_request,
+    encode_error,
+    encode_result,
+    read_peer,
+)
+from limpet.engine.control.requests import AnyRequest, Info, Wait, perform, wait_no_longer
+from limpet.engine.control.served import Served
+from limpet.engine.state.names import CONTROL
+from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, ResourcesError
+
+_log = logging.getLogger("limpet.control")
+_MOST_CALLERS = 128
+_MOST_STEPS = 64
+"""How many steps are taken at a time, each on a thread; others wait for their turn. A stop may take long."""
+_CLOSE_SECONDS = 1.0
+"""How long the end of steps is waited for when the engine is closed."""
+_BACKLOG = 128
+
+_open: WeakSet[socket.socket] = WeakSet()
+
+
+def _close_after_fork() -> None:
+    for each in list(_open):
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_after_fork)
+
+
+class _Caller:
+    """One who asks: first its request is read, then it is worked on or waited for, then the answer is sent."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self.link = link
+        self.received = bytearray()
+        self.to_send = b""
+        self.deadline = time.monotonic() + SILENCE_SECONDS
+        self.next_beat = 0.0
+        self.waits_for: Wait | None = None
+        self.bell: AbstractContextManager[None] | None = None
+        self.is_read = False
+
+    @property
+    def events(self) -> int:
+        """What to be told of; that the other side is gone is told in any case."""
+        if self.to_send:
+            return select.POLLOUT
+        return 0 if self.is_read else select.POLLIN
+
+    def send_some(self) -> bool:
+        """Send what can be sent; say whether that is all. Raises OSError."""
+        self.to_send = self.to_send[self.link.send(self.to_send, socket.MSG_NOSIGNAL) :]
+        self.deadline = time.monotonic() + SILENCE_SECONDS
+        return not self.to_send
+
+    def beat(self) -> None:
+        """Tell that it is being worked on. Raises OSError."""
+        self.next_beat = time.monotonic() + BEAT_SECONDS
+        with suppress(BlockingIOError):  # it does not read; its answer will have a deadline
+            self.link.send(b"\n", socket.MSG_NOSIGNAL)
+
+    def close(self) -> None:
+        """Leave it. May be repeated."""
+        bell, self.bell = self.bell, None
+        if bell is not None:
+            bell.__exit__(None, None, None)
+        self.link.close()
+
+
+class ControlServer:
+    """The socket of one engine. `listen` makes it, `serve` begins to answer, `leave` and `close` end it."""
+
+    def __init__(self, path: str, door: socket.socket) -> None:
+        self._path = path
+        self._door = door
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._guard = threading.Lock()
+        self._is_closing = self._is_over = False
+        self._engine: Served | None = None
+        self._thread: threading.Thread | None = None
+        self._callers: dict[int, _Caller] = {}
+        self._pending: deque[tuple[_Caller, AnyRequest]] = deque()
+        self._steps = 0
+        self._done: SimpleQueue[tuple[_Caller, bytes]] = SimpleQueue()
+        self._changed: SimpleQueue[_Caller] = SimpleQueue()
+        self._full_until = 0.0
+
+    @classmethod
+    def listen(cls, state_dir: str) -> "ControlServer":
+        """Make the socket in a state directory whose lock the caller holds. Who connects waits for `serve`.
+
+        Raises OSError.
+        """
+        directory_path = os.path.join(state_dir, CONTROL)
+        with suppress(FileExistsError):
+            os.mkdir(directory_path, DIRECTORY_MODE)
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            directory = os.open(directory_path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(SOCKET, dir_fd=directory)
+                os.fchmod(door.fileno(), SOCKET_MODE)
+                door.bind(f"/proc/self/fd/{directory}/{SOCKET}")  # a path may be longer than a socket's address
+            finally:
+                os.close(directory)
+            door.listen(_BACKLOG)
+            server = cls(os.path.join(directory_path, SOCKET), door)
+        except BaseException:
+            door.close()
+            raise
+        _open.add(door)
+        return server
+
+    def serve(self, engine: Served) -> None:
+        """Begin to answer. Raises ResourcesError if no thread can be started."""
+        self._engine = engine
+        thread = threading.Thread(target=self._run, name="limpet-control", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ResourcesError("no thread can be started that answers commands") from error
+        self._thread = thread
+
+    def leave(self) -> None:
+        """Take the socket's name away, while the lock is still held: the next engine makes its own."""
+        with suppress(OSError):  # what stays is stale, and is replaced
+            os.unlink(self._path)
+
+    def close(self) -> None:
+        """Tell all who wait that the engine is closed, and end. May be repeated."""
+        with self._guard:
+            self._is_closing = True
+        thread, self._thread = self._thread, None
+        if thread is None:
+            self._end()
+        else:
+            self._ring()
+            thread.join()
+
+    def _end(self) -> None:
+        with self._guard:
+            if self._is_over:
+                return
+            self._is_over = True
+            os.close(self._wake)
+        for caller in list(self._callers.values()):
+            caller.close()
+        self._callers.clear()
+        self._door.close()
+
+    def _ring(self) -> None:
+        """Wake the loop, unless it is over."""
+        with self._guard:
+            if not self._is_over:
+                os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closing:
+                self._turn()
+            self._finish()
+        except Exception:  # noqa: BLE001  # the engine goes on without it
+            _log.exception("commands are not answered any more")
+        finally:
+            self._end()
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and see to it."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        now = time.monotonic()
+        accepts = len(self._callers) < _MOST_CALLERS and now >= self._full_until
+        if accepts:
+            poll.register(self._door, select.POLLIN)
+        for number, caller in self._callers.items():
+            poll.register(number, caller.events)
+        is_quiet = accepts and not self._callers
+        for number, event in poll.poll(None if is_quiet else BEAT_SECONDS * 1000 / 4):
+            if number == self._wake:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif number == self._door.fileno():
+                self._accept()
+            elif number in self._callers:
+                self._attend(self._callers[number], event)
+        self._look_at_changed()
+        self._take_results()
+        self._keep_time()
+
+    def _accept(self) -> None:
+        try:
+            link, _ = self._door.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # it went away again; or no descriptor is left
+            self._full_until = time.monotonic() + BEAT_SECONDS
+            _log.warning("a command could not be let in: %s", error)
+            return
+        link.setblocking(False)
+        _open.add(link)
+        try:
+            _, uid = read_peer(link)
+        except OSError:
+            link.close()
+            return
+        caller = _Caller(link)
+        self._callers[link.fileno()] = caller
+        if uid not in {os.geteuid(), 0}:
+            self._answer(caller, encode_error(InvalidInputError(f"user {uid} may not ask this engine")))
+
+    def _attend(self, caller: _Caller, event: int) -> None:
+        """See to one who asks: read, send, or leave it."""
+        try:
+            if event & select.POLLOUT and caller.to_send:
+                if caller.send_some():
+                    self._leave(caller)
+            elif event & select.POLLIN and not caller.is_read:
+                self._read(caller)
+            elif event & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
+                self._leave(caller)
+        except BlockingIOError:
+            return
+        except OSError:  # it is gone
+            self._leave(caller)
+
+    def _read(self, caller: _Caller) -> None:
+        block = caller.link.recv(BLOCK)
+        if not block:
+            self._leave(caller)
+            return
+        caller.received += block
+        line, newline, _ = caller.received.partition(b"\n")
+        if newline:
+            caller.is_read = True
+            caller.received = bytearray()
+            self._begin(caller, bytes(line))
+        elif len(caller.received) > LONGEST_REQUEST:
+            error = InvalidInputError(f"a request has {LONGEST_REQUEST} bytes at most")
+            self._answer(caller, encode_error(error))
+
+    def _begin(self, caller: _Caller, line: bytes) -> None:
+        assert self._engine is not None
+        try:
+            request: AnyRequest = decode_request(line, AnyRequest, self._engine.store.node)
+        except LimpetError as error:
+            self._answer(caller, encode_error(error))
+            return
+        caller.beat()
+        if isinstance(request, Wait):
+            self._wait(caller, request)
+        elif isinstance(request, Info):  # answered also while all steps are taken
+            self._answer(caller, encode_result(perform(self._engine, request)))
+        else:
+            self._pending.append((caller, request))
+            self._take_steps()
+
+    def _wait(self, caller: _Caller, request: Wait) -> None:
+        assert self._engine is not None
+        try:
+            container = self._engine.get(request.id)
+            bell = container.notify(partial(self._note_change, caller))
+            bell.__enter__()
+        except LimpetError as error:
+            self._answer(caller, encode_error(error))
+            return
+        caller.bell, caller.waits_for = bell, Wait(id=container.id)
+        self._look_at(caller)
+
+    def _note_change(self, caller: _Caller) -> None:
+        self._changed.put(caller)
+        self._ring()
+
+    def _look_at_changed(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._look_at(self._changed.get_nowait())
+
+    def _look_at(self, caller: _Caller) -> None:
+        """Answer one who waits, if the container has ended."""
+        if caller.waits_for is None or caller.to_send:
+            return
+        assert self._engine is not None
+        try:
+            done = wait_no_longer(self._engine, caller.waits_for)
+        except LimpetError as error:
+            self._answer(caller, encode_error(error))
+            return
+        if done is not None:
+            self._answer(caller, encode_result(done))
+
+    def _take_steps(self) -> None:
+        while self._pending and self._steps < _MOST_STEPS:
+            caller, request = self._pending.popleft()
+            if caller.link.fileno() < 0:
+                continue  # it went away before its turn
+            thread = threading.Thread(
+                target=self._step, args=(caller, request), name="limpet-control-step", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                self._answer(caller, encode_error(ResourcesError("no thread can be started; try again")))
+                continue
+            self._steps += 1
+
+    def _step(self, caller: _Caller, request: AnyRequest) -> None:
+        """Do what is asked, on a thread of its own."""
+        assert self._engine is not None
+        try:
+            answer = encode_result(perform(self._engine, request))
+        except LimpetError as error:
+            answer = encode_error(error)
+        except Exception as error:  # noqa: BLE001  # who asked is told, and the engine goes on
+            _log.warning("a command failed: %r", request, exc_info=error)
+            answer = encode_error(LimpetError(f"the engine failed: {error!r}; see its log"))
+        self._done.put((caller, answer))
+        self._ring()
+
+    def _take_results(self) -> None:
+        with suppress(Empty):
+            while True:
+                caller, answer = self._done.get_nowait()
+                self._steps -= 1
+                self._answer(caller, answer)
+        self._take_steps()
+
+    def _answer(self, caller: _Caller, line: bytes) -> None:
+        """Send the answer, and leave; what cannot be sent now is sent when it can be."""
+        if caller.link.fileno() < 0:
+            return
+        caller.waits_for = None
+        caller.is_read = True
+        caller.to_send = line
+        try:
+            if caller.send_some():
+                self._leave(caller)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._leave(caller)
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        for caller in list(self._callers.values()):
+            is_worked_on = caller.is_read and not caller.to_send
+            if not is_worked_on:
+                if now > caller.deadline:
+                    self._leave(caller)
+            elif now >= caller.next_beat:
+                try:
+                    caller.beat()
+                except OSError:
+                    self._leave(caller)
+                else:
+                    self._look_at(caller)
+
+    def _leave(self, caller: _Caller) -> None:
+        self._callers.pop(caller.link.fileno(), None)
+        caller.close()
+
+    def _finish(self) -> None:
+        """Give steps that are under way a moment to end, and tell all others that the engine is closed."""
+        closed = encode_error(ClosedError("the engine was closed"))
+        self._pending.clear()
+        for caller in [each for each in self._callers.values() if each.waits_for is not None]:
+            self._answer(caller, closed)
+        latest = time.monotonic() + _CLOSE_SECONDS
+        while self._steps and (left := latest - time.monotonic()) > 0:
+            try:
+                caller, answer = self._done.get(timeout=left)
+            except Empty:
+                break
+            self._steps -= 1
+            self._answer(caller, answer)
+        for caller in list(self._callers.values()):
+            if caller.is_read:
+                self._answer(caller, closed)

@@ -1,0 +1,42 @@
+"""How long a stop is waited for, and what is raised when that is over."""
+
+import math
+import time
+
+from limpet.schema.errors import InvalidInputError, InvalidStateError
+
+_KILL_TIMEOUT_SECONDS = 10.0
+_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
+"""Between two looks at what a stop has left."""
+
+
+class Patience:
+    """What is left of the time in which all of a container is to end."""
+
+    def __init__(self, container_id: str, pid: int, grace: float) -> None:
+        """Begin; SIGKILL comes after `grace` seconds at most."""
+        self._container_id = container_id
+        self._pid = pid
+        self._latest = time.monotonic() + grace + _KILL_TIMEOUT_SECONDS
+        self._pause = _FIRST_LOOK_SECONDS
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return max(0.0, self._latest - time.monotonic())
+
+    def next_pause(self) -> float:
+        """Return the seconds until the next look. Raises InvalidStateError when the time is over."""
+        if not self.left():
+            raise InvalidStateError(
+                f"container {self._container_id}: process {self._pid}, or one that it left, has not ended"
+                f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again"
+            )
+        pause = self._pause
+        self._pause = min(pause * 2, _LONGEST_LOOK_SECONDS)
+        return pause
+
+
+def require_seconds(timeout: float) -> None:
+    """Raise InvalidInputError unless `timeout` is seconds, 0 or more, and finite."""
+    if not 0 <= timeout < math.inf:  # not a number is neither
+        raise InvalidInputError(f"timeout {timeout!r}: seconds are needed, 0 or more")

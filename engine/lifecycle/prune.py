@@ -1,0 +1,40 @@
+"""Removing what has ended: what a prune does, and what it says that it did."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.schema.errors import InvalidStateError, LimpetError
+
+
+class Pruned(NamedTuple):
+    """What a prune has removed, and what it could not."""
+
+    containers: Sequence[str]
+    """The ids of the containers that are gone now."""
+    sandboxes: Sequence[str]
+    """The ids of the sandboxes that are gone now."""
+    problems: Mapping[str, str]
+    """By id, why one that was to go is still there."""
+
+
+def prune(containers: Iterable[Container], sandboxes: Iterable[Sandbox]) -> Pruned:
+    """Remove these containers, then those of these sandboxes that have none. What cannot be removed stays."""
+    problems: dict[str, str] = {}
+    removed, emptied = [], []
+    for container in containers:
+        try:
+            if container.remove():
+                removed.append(container.id)
+        except LimpetError as error:
+            problems[container.id] = str(error)
+    for sandbox in sandboxes:
+        try:
+            if sandbox.delete():
+                emptied.append(sandbox.id)
+        except InvalidStateError:  # it has containers
+            continue
+        except LimpetError as error:
+            problems[sandbox.id] = str(error)
+    return Pruned(removed, emptied, problems)

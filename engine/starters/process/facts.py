@@ -1,0 +1,55 @@
+"""What this machine and this user give the process starter: for people who look, nothing is begun or changed."""
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import NamedTuple
+
+from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
+from limpet.engine.starters.process.keeper.main import SOCKET
+from limpet.engine.starters.process.keeper.messages import read_peer
+from limpet.engine.starters.process.unapplied import find_abilities
+from limpet.engine.state.names import KEEPER
+
+
+class StarterFacts(NamedTuple):
+    """What this machine and this user give the containers."""
+
+    keeper_pid: int
+    """The process that is the parent of the containers, 0 if there is none."""
+    cgroup: str
+    """Below which the containers' cgroups are made, empty if none can be."""
+    cgroup_problem: str
+    abilities: Mapping[str, bool]
+    """What the containers can have, by name."""
+
+
+def find_facts(state_dir: str) -> StarterFacts:
+    """Return the facts for the containers of a state directory, which may be missing."""
+    cgroup = problem = ""
+    try:
+        cgroups = read_cgroups(0)
+        cgroup = cgroups.find_v2_parent() if cgroups.v2 or not cgroups.v1 else min(cgroups.v1.values())
+    except OSError as error:
+        problem = f"{error.filename or 'cgroups'}: {error.strerror}"
+    return StarterFacts(
+        keeper_pid=_find_keeper(os.path.join(state_dir, KEEPER)),
+        cgroup=cgroup,
+        cgroup_problem=problem,
+        abilities=asdict(find_abilities()),
+    )
+
+
+def _find_keeper(directory_path: str) -> int:
+    """Return the pid of the keeper that lives, 0 if none is to be seen. It is not spoken to."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as link:
+        directory = os.open(directory_path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            link.settimeout(1.0)
+            link.connect(f"/proc/self/fd/{directory}/{SOCKET}")
+        finally:
+            os.close(directory)
+        return read_peer(link)[0]
+    return 0

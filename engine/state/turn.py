@@ -1,0 +1,58 @@
+"""Waiting for a state directory that another has open: how long, and how often it is tried."""
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+from limpet.schema.errors import InvalidInputError, StateDirectoryLockedError
+
+_T = TypeVar("_T")
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.02
+"""Between two tries. flock(2) can wait by itself, but not for a time, nor so that an interrupt ends it."""
+_PART_SECONDS = 0.2
+"""The longest that an interrupt, or a task that is cancelled, waits for a wait to end."""
+
+
+def pauses(wait: float) -> Iterator[float]:
+    """Yield the seconds to pause before each next try, for `wait` seconds in all; `math.inf` never ends."""
+    deadline, pause = time.monotonic() + wait, _FIRST_PAUSE_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        yield min(pause, left)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def open_in_parts(attempt: Callable[[float], _T], wait: float) -> _T:
+    """Return what `attempt` returns, which is given a part of `wait` to wait, and called again while it is locked.
+
+    So nothing holds an interrupt back for longer than a part. Raises InvalidInputError unless `wait` is 0 or more, and
+    StateDirectoryLockedError when it is over.
+    """
+    for part in _parts(wait):
+        try:
+            return attempt(part)
+        except StateDirectoryLockedError:  # the last attempt is made below
+            continue
+    return attempt(0)
+
+
+async def open_in_parts_async(attempt: Callable[[float], Awaitable[_T]], wait: float) -> _T:
+    """Do the same in a task of asyncio."""
+    for part in _parts(wait):
+        try:
+            return await attempt(part)
+        except StateDirectoryLockedError:
+            continue
+    return await attempt(0)
+
+
+def _parts(wait: float) -> Iterator[float]:
+    require_wait(wait)
+    deadline = time.monotonic() + wait
+    while (left := deadline - time.monotonic()) > 0:
+        yield min(_PART_SECONDS, left)
+
+
+def require_wait(wait: float) -> None:
+    """Raise InvalidInputError unless `wait` is seconds, 0 or more; `math.inf` is for as long as it takes."""
+    if not wait >= 0:  # not a number is neither
+        raise InvalidInputError(f"wait {wait!r}: seconds are needed, 0 or more")

@@ -1,0 +1,24 @@
+"""What a container runs: its config and its image together, by the rule of the CRI and Kubernetes."""
+
+from limpet.schema.cri import ContainerConfig
+from limpet.schema.errors import InvalidInputError
+from limpet.schema.image import ImageConfig
+
+
+def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
+    """Return the command line. Raises InvalidInputError if neither the image nor the config gives one.
+
+    config.command | config.args | what runs
+    ---------------+-------------+-------------------------------
+    not given      | not given   | image.entrypoint + image.cmd
+    not given      | given       | image.entrypoint + config.args
+    given          | not given   | config.command
+    given          | given       | config.command + config.args
+    """
+    command, args = tuple(config.command), tuple(config.args)
+    line = command + args if command else image.entrypoint + (args or image.cmd)
+    if not line:
+        raise InvalidInputError(
+            f"container {config.metadata.name!r}: neither its config nor its image says what to run; give `command`"
+        )
+    return line

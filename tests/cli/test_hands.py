@@ -1,0 +1,479 @@
+"""The verbs that change something: by the live engine, by one opened for it, and across the kill of either."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from limpet.engine import Engine, Store
+from limpet.engine.cli.output import Cell, Column, Ids, cut_middle, measure, render_table, size
+from limpet.engine.drill.small_image import IMAGE, make_archive
+from limpet.engine.inspection.snapshot import Snapshot
+from limpet.schema import errors
+from tests.cli.conftest import Jobs, Limpet, photograph
+from tests.cli.test_command import on_terminal
+from tests.conftest import EngineProcess, count_sockets, is_running, wait_until
+
+LIVE = "engine = Engine.open(state_dir); say(os.getpid()); time.sleep(1000)"
+Start = Callable[[str], EngineProcess]
+
+
+def begin(limpet: Limpet, *args: str) -> subprocess.Popen[str]:
+    """Start limpet and go on."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "limpet", "-s", limpet.state_dir, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def state_of(limpet: Limpet, name: str) -> str:
+    """Return the state of the container with this name; nothing if there is none."""
+    try:
+        with Snapshot.open(limpet.state_dir) as snapshot:
+            return next((view.status.state.name for view in snapshot.list(name=name)), "")
+    except errors.NotFoundError:  # nothing is there yet
+        return ""
+
+
+@pytest.fixture(params=["a live engine", "none"])
+def somewhere(request: pytest.FixtureRequest, limpet: Limpet, engine_process: Start) -> Limpet:
+    """The command line, beside a live engine and without one."""
+    if request.param != "none":
+        engine_process(LIVE).read()
+    else:
+        engine_process("say(1); time.sleep(1000)")  # whose teardown ends the containers
+    return limpet
+
+
+def test_run_ends_as_its_program(somewhere: Limpet) -> None:
+    """Its output comes where it belongs, its exit code is the exit status, and with --rm nothing is left."""
+    script = "echo out $A; echo wrong >&2; exit 7"
+    done = somewhere("run", "--rm", "-e", "A=1", "host", "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out 1\n", "wrong\n")
+    assert somewhere.json("ps", "-a")["containers"] == []
+    assert somewhere.json("pods")["sandboxes"] == []
+    assert somewhere("run", "--rm", "host", "sh", "-c", "kill -9 $$").returncode == 128 + 9
+    document = json.loads(somewhere.ok("run", "--rm", "-o", "json", "host", "sh", "-c", "echo x; exit 3", status=3))
+    assert (document["state"], document["exit_code"]) == ("EXITED", 3)
+
+
+def test_a_life_by_name(somewhere: Limpet) -> None:
+    """A container is run, seen, stopped, waited for and removed under its name; its sandbox comes and goes with it."""
+    key = somewhere.ok("run", "-d", "--name", "web", "-l", "app=web", "host", "sleep", "1000").strip()
+    (shown,) = somewhere.json("ps", "web")["containers"]
+    assert (shown["id"], shown["image"], shown["command"]) == (key, "host:latest", ["sleep", "1000"])
+    assert (shown["attempt"], shown["labels"], shown["state"]) == (0, {"app": "web"}, "RUNNING")
+    (pod,) = somewhere.json("pods", "web")["sandboxes"]
+    assert pod["containers"] == {"CREATED": 0, "RUNNING": 1, "EXITED": 0, "UNKNOWN": 0}
+    (used,) = somewhere.json("top")["containers"]
+    assert (used["id"], used["processes"]) == (key, 1)
+    refused = somewhere("rm", "web")
+    assert refused.returncode == 4
+    assert "stop it first" in refused.stderr
+    assert somewhere.ok("stop", "-t", "5", "web") == "web: EXITED, exit code 143, Error\n"
+    assert somewhere.ok("wait", "-q", key[:10]) == "143\n"
+    assert somewhere.ok("rm", "web").splitlines() == [
+        f"removed container web ({key[:12]})",
+        f"removed sandbox web ({pod['id'][:12]})",
+    ]
+    assert somewhere("rm", "web").returncode == 3
+
+
+def test_force_and_sandboxes(somewhere: Limpet) -> None:
+    """rm -f kills; a sandbox that is named goes with all that is in it, by force alone."""
+    somewhere.ok("run", "-d", "--name", "one", "host", "sleep", "1000")
+    sandbox_id = somewhere.json("ps", "one")["containers"][0]["sandbox_id"]
+    somewhere.ok("run", "-d", "--name", "two", "--sandbox", sandbox_id[:8], "host", "sleep", "1000")
+    pids = [one["pid"] for one in somewhere.json("ps")["containers"]]
+    assert somewhere("rm", sandbox_id).returncode == 4
+    assert len(somewhere.ok("rm", "-f", sandbox_id).splitlines()) == 3
+    assert not any(map(is_running, pids))
+    assert somewhere.json("ps", "-a")["containers"] == somewhere.json("pods")["sandboxes"] == []
+
+
+def test_several_at_once_and_one_that_is_not_there(somewhere: Limpet) -> None:
+    """Several are stopped side by side; the one that fails is told, and gives the status."""
+    for name in ("one", "two", "three"):
+        somewhere.ok("run", "-d", "--name", name, "host", "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+    begun = time.monotonic()
+    done = somewhere("stop", "-t", "2", "one", "nope", "two", "three")
+    assert time.monotonic() - begun < 30
+    assert done.returncode == 3
+    assert "'nope'" in done.stderr
+    assert sorted(line.split(":")[0] for line in done.stdout.splitlines()) == ["one", "three", "two"]
+
+
+def test_prune(somewhere: Limpet) -> None:
+    """What has ended goes, and what runs stays. A dry run says the same, and does nothing."""
+    somewhere.ok("run", "-d", "--name", "alive", "host", "sleep", "1000")
+    somewhere.ok("run", "--name", "done", "host", "true")
+    before = photograph(somewhere.state_dir)
+    planned = somewhere.json("prune", "--dry-run")
+    assert photograph(somewhere.state_dir) == before
+    done = somewhere.json("prune")
+    assert sorted(map(str, done["removed"])) == sorted(map(str, planned["removed"]))
+    assert [(one["kind"], one["name"]) for one in done["removed"]] == [("container", "done"), ("sandbox", "done")]
+    assert (planned["dry_run"], done["dry_run"], done["problems"]) == (True, False, {})
+    assert [one["name"] for one in somewhere.json("ps", "-a")["containers"]] == ["alive"]
+    assert somewhere.json("prune", "--sandboxes")["removed"] == []
+
+
+def test_prune_keeps_sandboxes_that_are_empty_unless_asked(limpet: Limpet) -> None:
+    """A sandbox that a program made stays when its last container goes."""
+    with Engine.open(limpet.state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "own"}})
+        assert limpet.json("prune")["removed"] == []
+        assert [one["name"] for one in limpet.json("prune", "--sandboxes", "--dry-run")["removed"]] == ["own"]
+        assert [one["name"] for one in limpet.json("prune", "--sandboxes")["removed"]] == ["own"]
+
+
+def test_run_says_why_it_cannot(somewhere: Limpet) -> None:
+    """An image or a program that is not there: 125 and the reason; with -d the status of any verb."""
+    for args, words in ((("nope", "x"), "not in the store"), (("host", "/no/program"), "No such file")):
+        done = somewhere("run", "--rm", *args)
+        assert (done.returncode, done.stdout) == (125, "")
+        assert words in done.stderr
+    assert somewhere("run", "-d", "nope", "x").returncode == 3
+    assert somewhere("run", "-d", "--rm", "host", "true").returncode == 2
+    somewhere.ok("run", "--name", "x", "host", "true")
+    taken = somewhere("run", "-d", "--name", "x", "host", "true")
+    assert taken.returncode == 4
+    assert "the name 'x' is taken" in taken.stderr
+    somewhere.ok("rm", "x")
+    assert somewhere("run", "host").returncode == 125  # neither says what to run
+    assert somewhere.json("ps", "-a")["containers"] == somewhere.json("pods")["sandboxes"] == []
+
+
+def test_interrupted_run_stops_its_container(somewhere: Limpet) -> None:
+    """Ctrl-C has the container stopped, and the exit status is what it made of that."""
+    process = begin(
+        somewhere, "run", "--name", "x", "host", "sh", "-c", "trap 'exit 9' TERM; echo on; while :; do sleep 0.1; done"
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 9
+    process.communicate()
+    assert state_of(somewhere, "x") == "EXITED"
+
+
+def test_a_run_whose_reader_goes_away_waits_all_the_same(somewhere: Limpet) -> None:
+    """`limpet run ... | head` ends as its program does."""
+    command = f"set -o pipefail; {sys.executable} -m limpet -s {somewhere.state_dir} run --rm host sh -c"
+    command += " 'for i in $(seq 2000); do echo $i; done; sleep 1; echo more; exit 4' | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (4, "1\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_run_goes_on_when_the_engine_is_killed(limpet: Limpet, engine_process: Start, tmp_path: Path) -> None:
+    """The engine that a run went to is killed: the output goes on, and the exit status is the program's."""
+    engine = engine_process(LIVE)
+    engine.read()
+    os.mkfifo(tmp_path / "go")
+    script = f"echo begun; read line < {tmp_path}/go; echo last; exit 5"
+    process = begin(limpet, "run", "--name", "x", "host", "sh", "-c", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    engine.kill()
+    (tmp_path / "go").write_text("\n")
+    assert process.stdout.read() == "last\n"
+    assert process.wait(60) == 5
+    process.communicate()
+    assert limpet.json("ps", "-a", "x")["containers"][0]["exit_code"] == 5
+
+
+def test_a_command_that_waits_keeps_nobody_out(limpet: Limpet, engine_process: Start) -> None:
+    """Without a live engine a run opens one, and closes it again: while it waits a service can open its own."""
+    engine_process("say(1); time.sleep(1000)")
+    process = begin(limpet, "run", "--name", "x", "host", "sh", "-c", "trap 'exit 8' TERM; while :; do sleep 0.1; done")
+    wait_until(lambda: state_of(limpet, "x") == "RUNNING", "the container")
+    waiting = begin(limpet, "wait", "-q", "x")
+    wait_until(lambda: limpet.json("info")["info"]["holder"] is None, "the engine's close")
+    service = engine_process(LIVE)
+    service.read()
+    wait_until(lambda: count_sockets(service.pid) >= 3, "both to come to it")
+    service.kill()
+    assert process.poll() is None
+    assert waiting.poll() is None
+    assert limpet.ok("stop", "-t", "10", "x") == "x: EXITED, exit code 8, Error\n"
+    assert process.wait(60) == 8
+    assert waiting.communicate(timeout=60)[0] == "8\n"
+    process.communicate()
+
+
+def test_a_run_that_is_killed_leaves_its_container_running(limpet: Limpet, engine_process: Start) -> None:
+    """SIGKILL of the command itself: the container is in ps, and its end is known."""
+    engine_process("say(1); time.sleep(1000)")
+    process = begin(limpet, "run", "--rm", "--name", "x", "host", "sh", "-c", "sleep 4; exit 6")
+    wait_until(lambda: state_of(limpet, "x") == "RUNNING", "the container")
+    process.kill()
+    process.communicate()
+    assert limpet.json("ps", "x")["containers"][0]["state"] == "RUNNING"
+    assert limpet.ok("wait", "-q", "x") == "6\n"
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["run", "-d", "--name", "x", "host", "sleep", "1000"], ["stop", "-t", "1", "y"], ["rm", "-f", "y"], ["prune"]],
+    ids=lambda verb: verb[0],
+)
+def test_a_kill_of_the_engine_amid_a_command(limpet: Limpet, engine_process: Start, verb: list[str]) -> None:
+    """Whenever the engine is killed, the command is done by the next one, and nothing is done twice."""
+    stubborn = "trap '' TERM; while :; do sleep 0.1; done"
+    for delay in (0.0, 0.01, 0.05, 0.2):
+        engine = engine_process(
+            "engine = Engine.open(state_dir)\n"
+            "sandbox = engine.create_sandbox({'metadata': {'name': 'p'}})\n"
+            "def make(name, *command):\n"
+            "    config = {'metadata': {'name': name}, 'image': {'image': 'host'}, 'command': command}\n"
+            "    engine.create_container(config, sandbox.id).start()\n"
+            f"make('y', 'sh', '-c', {stubborn!r}); make('z', 'true')\n"
+            "engine.get('z').wait(30)\n"
+            "from limpet.engine.control import server\n"
+            "answer = server.perform\n"
+            "def perform(engine, request):\n"
+            f"    import threading; threading.Timer({delay}, lambda: os.kill(os.getpid(), 9)).start()\n"
+            "    return answer(engine, request)\n"
+            "server.perform = perform\n"
+            "say('ready'); time.sleep(1000)\n"
+        )
+        engine.read()
+        done = limpet(*verb)
+        assert done.returncode == 0, done.stderr
+        if not engine.is_over():
+            engine.kill()
+        found = {one["name"]: one["state"] for one in limpet.json("ps", "-a")["containers"]}
+        expected = {
+            "run": {"x": "RUNNING", "y": "RUNNING", "z": "EXITED"},
+            "stop": {"y": "EXITED", "z": "EXITED"},
+            "rm": {"z": "EXITED"},
+            "prune": {"y": "RUNNING"},
+        }[verb[0]]
+        assert found == expected
+        for pod in limpet.json("pods")["sandboxes"]:
+            limpet.ok("rm", "-f", pod["id"])
+
+
+def test_a_store_takes_no_commands(limpet: Limpet) -> None:
+    """A program that has the state open with a store of its own is named, and nothing is done."""
+    Engine.open(limpet.state_dir).close()
+    with Store.open(limpet.state_dir):
+        done = limpet("run", "-d", "host", "true")
+        assert done.returncode == 5
+        assert f"process {os.getpid()}" in done.stderr
+        assert "takes no commands" in done.stderr
+        info = limpet.json("info")["info"]
+        assert (info["holder"], info["engine"]) == (os.getpid(), None)
+
+
+def test_names_that_several_have(limpet: Limpet) -> None:
+    """A text that means several is refused with their ids, and is not called missing."""
+    with Engine.open(limpet.state_dir) as engine:
+        for number in (1, 2):
+            sandbox = engine.create_sandbox({"metadata": {"name": f"p{number}"}})
+            config = {"metadata": {"name": "same"}, "image": {"image": "host"}, "command": ["true"]}
+            engine.create_container(config, sandbox.id, id=f"4a{number}")
+        for verb in ("stop", "rm", "wait", "inspect", "history"):
+            for text in ("same", "4a"):
+                done = limpet(verb, text)
+                assert done.returncode == 4, (verb, text)
+                assert "4a1" in done.stderr
+
+
+def test_images_and_load(somewhere: Limpet, tmp_path: Path) -> None:
+    """An archive is loaded and listed; what is no image is refused."""
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(make_archive())
+    assert somewhere.json("load", str(archive))["images"] == [IMAGE]
+    listed = {one["name"]: one for one in somewhere.json("images")["images"]}
+    assert set(listed) == {"host:latest", IMAGE}
+    assert listed[IMAGE]["digest"].startswith("sha256:")
+    assert listed["host:latest"]["digest"] is None
+    before = photograph(somewhere.state_dir)
+    somewhere.ok("images")
+    assert photograph(somewhere.state_dir) == before
+    (tmp_path / "no.tar").write_text("no")
+    assert somewhere("load", str(tmp_path / "no.tar")).returncode == 2
+    assert somewhere("load", str(tmp_path / "missing")).returncode == 2
+
+
+VERBS = (
+    "ps", "pods", "top", "images", "inspect x", "history x", "logs x", "wait x", "stop x", "rm x", "prune",
+    "prune --dry-run", "run -d host true", "load /dev/null", "recover", "recover --dry-run", "resolve x --gone --why y",
+    "check", "backup /tmp/never-made.db",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_directory_that_was_never_limpets(tmp_path: Path, limpet: Limpet, verb: str) -> None:
+    """It is called that, whatever the verb, and not a bit of it is changed."""
+    foreign = tmp_path / "etc"
+    (foreign / "containers").mkdir(parents=True)
+    (foreign / "passwd").write_text("root")
+    foreign.chmod(0o755)
+    limpet.state_dir = str(foreign)
+    before = photograph(str(foreign))
+    done = limpet(*verb.split())
+    assert done.returncode == 1 if not verb.startswith("run -d") else done.returncode in {1, 125}
+    assert "contains no limpet state" in done.stderr
+    assert photograph(str(foreign)) == before
+
+
+def test_info_of_a_directory_that_was_never_limpets(tmp_path: Path, limpet: Limpet) -> None:
+    """info says what it is not, and what it can say all the same."""
+    (tmp_path / "etc" / "containers").mkdir(parents=True)
+    limpet.state_dir = str(tmp_path / "etc")
+    before = photograph(limpet.state_dir)
+    info = limpet.json("info")["info"]
+    assert "contains no limpet state" in info["problem"]
+    assert info["limpet"]
+    assert photograph(limpet.state_dir) == before
+
+
+def find_interpreter(uid: int) -> str:
+    """Return a Python that another user can run limpet with; "" if there is none."""
+    look = f"import os, sys; os.setuid({uid}); from limpet.engine import Engine; os.execv(sys.executable, ['x', '-V'])"
+    for path in (sys.executable, "/usr/bin/python3"):
+        if os.path.exists(path):
+            done = subprocess.run([path, "-c", look], env=PACKAGES, capture_output=True, check=False)
+            if done.returncode == 0:
+                return path
+    return ""
+
+
+PACKAGES = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if "packages" in path or "__editable__" in path)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_root_asks_the_engine_of_a_service_user(limpet: Limpet) -> None:
+    """Root reads what a service user's engine keeps, and has that engine change it: no file becomes root's."""
+    user = 12345
+    interpreter = find_interpreter(user)
+    if not interpreter:
+        pytest.skip("another user cannot read this installation")
+    place = Path(f"/tmp/limpet-test-{os.getpid()}")
+    place.mkdir(mode=0o755)
+    os.chown(place, user, user)
+    limpet.state_dir = str(place / "state")
+    script = (
+        f"import os, sys\nos.setgroups([]); os.setgid({user}); os.setuid({user})\n"
+        "from limpet.engine import Engine\n"
+        f"engine = Engine.open({limpet.state_dir!r}); print('ready', flush=True)\n"
+        "if sys.stdin.read(): os.kill(os.getpid(), 9)\n"
+        "[container.stop(0) for container in engine.list()]\nengine.close()\n"
+    )
+
+    def begin_engine() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [interpreter, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/", env=PACKAGES
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def owners() -> set[int]:
+        return {path.lstat().st_uid for path in place.rglob("*")}
+
+    try:
+        engine = begin_engine()
+        limpet.ok("run", "-d", "--name", "x", "host", "sh", "-c", "echo hello; sleep 1000")
+        (shown,) = limpet.json("ps")["containers"]
+        assert os.stat(f"/proc/{shown['pid']}").st_uid == user
+        wait_until(lambda: limpet.ok("logs", "x") == "hello\n", "its output")
+        assert owners() == {user}
+        engine.communicate("die")
+        Path(limpet.state_dir, "store.db-shm").unlink()  # which a reader makes anew
+        assert limpet.json("ps")["containers"][0]["state"] == "RUNNING"
+        refused = limpet("rm", "x")
+        assert refused.returncode == 1
+        assert f"sudo -u '#{user}'" in refused.stderr
+        assert owners() == {user}
+        engine = begin_engine()
+        limpet.ok("stop", "-t", "0", "x")
+        engine.communicate("")
+        assert limpet.json("ps", "-a")["containers"][0]["state"] == "EXITED"
+        assert owners() == {user}
+    finally:
+        subprocess.run(["rm", "-rf", str(place)], check=False)
+
+
+def test_rows_never_look_alike(limpet: Limpet) -> None:
+    """At any width each id is unique and can be typed in again, each column is there, and names are cut last."""
+    with Engine.open(limpet.state_dir) as engine:
+        sandbox = engine.create_sandbox({"metadata": {"name": "p"}})
+        ids = [f"{number:02}" + "a" * 30 + str(number) for number in range(4)] + ["ab" * 16 + "1", "ab" * 16 + "2"]
+        for key in ids[:4]:
+            config = {"metadata": {"name": f"integration-{key[-1]}"}, "image": {"image": "host"}, "command": ["true"]}
+            engine.create_container(config, sandbox.id, id=key)
+    for columns in (60, 80, 160):
+        printed = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(limpet, columns, "ps")).split("\r\n")
+        assert max(map(len, printed)) <= columns
+        header, *rows = filter(None, printed)
+        assert {"CONTAINER", "NAME", "SANDBOX", "STATE", "AGE", "STATUS"} <= set(header.split())
+        assert ({"ATTEMPT", "IMAGE", "COMMAND"} <= set(header.split())) == (columns == 160)
+        shown = [row.split()[0] for row in rows]
+        assert len(set(shown)) == len(rows) == 4
+        for text in shown:
+            assert len(limpet.json("inspect", text)["inspected"]) == 1
+        assert len({row.split()[1] for row in rows}) == 4
+
+
+def test_top_is_live_on_a_terminal_alone(limpet: Limpet, jobs: Jobs) -> None:
+    """Elsewhere it prints once; on a terminal it goes on until Ctrl-C, and ends with 0."""
+    assert {one["name"] for one in limpet.json("top")["containers"]} == {"alive", "dying"}
+    assert "alive" in limpet.ok("top")
+    script = (
+        "import os, pty, select, signal, sys, time\n"
+        "pid, ours = pty.fork()\n"
+        f"if pid == 0: os.execv(sys.executable, [sys.executable, '-m', 'limpet', '-s', {limpet.state_dir!r}, 'top'])\n"
+        "seen = b''\n"
+        "while seen.count(b'running: 2') < 2:\n"
+        "    assert select.select([ours], [], [], 30)[0]\n"
+        "    seen += os.read(ours, 65536)\n"
+        "os.write(ours, b'\\x03')\n"
+        "while True:\n"
+        "    try: os.read(ours, 65536)\n"
+        "    except OSError: break\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), b'alive' in seen)\n"
+    )
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "24"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert done.stdout == "0 True\n", done.stderr
+
+
+def test_ids_in_tables() -> None:
+    """As short as they are unique, and never as another's name; sizes have one unit."""
+    ids = Ids(
+        ["a" * 64, "a" * 20 + "b", "integration-tests-1", "integration-tests-2", "0123456789abcdef"], ["0123456789ab"]
+    )
+    assert ids.cell("integration-tests-1").text == "integration-tests-1"
+    assert ids.cell("a" * 20 + "b").text == "a" * 20 + "b"
+    assert ids.cell("a" * 64).text == "a" * 21
+    assert ids.cell("0123456789abcdef").text == "0123456789abcdef"
+    assert Ids(["0123456789abcdef"]).cell("0123456789abcdef")[::2] == ("0123456789ab", 6)
+    assert [size(count) for count in (0, 999, 1000, 1_449_000, 37_000_000_000)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "1.4 MB",
+        "37 GB",
+    ]
+    assert cut_middle("integration-tests-browser-1", 11) == "integ…ser-1"
+    assert measure(cut_middle("日本日本日本", 7)) <= 7
+    columns = (Column("ID"), Column("NAME", keeps_end=True), Column("STATUS", flexible=True))
+    rows: list[list[str | Cell]] = [[Ids(["0123456789abcdef"]).cell("0123456789abcdef"), "n" * 20, "s" * 40]]
+    assert render_table(columns, rows, 56)[1] == "0123456789ab  " + "n" * 20 + "  " + "s" * 19 + "…"
+    assert render_table(columns, rows, 50)[1] == "012345  " + "n" * 20 + "  " + "s" * 19 + "…"
+    assert render_table(columns, rows, 40)[1] == "012345  " + "nnnnn…nnnn" + "  " + "s" * 19 + "…"

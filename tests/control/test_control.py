@@ -1,0 +1,305 @@
+"""The control socket: private, bounded, harmless to the engine behind it, and replaced after a kill."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from limpet.engine import Engine
+from limpet.engine.control import ControlServer, NoEngineError, ask_live
+from limpet.engine.control.messages import LONGEST_REQUEST
+from limpet.engine.control.requests import CreateAndStart, Done, Info, Load, Recover, Remove, Stop, Wait
+from limpet.recovery.report import Report
+from limpet.schema import errors
+from limpet.schema.status import ContainerState
+from tests.conftest import EngineProcess, count_sockets, in_thread, wait_until
+
+LIVE = """
+engine = Engine.open(state_dir)
+sandbox = engine.create_sandbox({"metadata": {"name": "jobs"}})
+config = {"metadata": {"name": "one"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+engine.create_container(config, sandbox.id, id="c1").start()
+say("ready")
+time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def live(engine_process: Callable[[str], EngineProcess]) -> EngineProcess:
+    """An engine in another process, with the running container "one"."""
+    process = engine_process(LIVE)
+    process.read()
+    return process
+
+
+@contextmanager
+def connected(state_dir: str) -> Iterator[socket.socket]:
+    """A plain connection to the engine's socket."""
+    with socket.socket(socket.AF_UNIX) as link:
+        directory = os.open(os.path.join(state_dir, "control"), os.O_PATH)
+        try:
+            link.connect(f"/proc/self/fd/{directory}/engine.sock")
+        finally:
+            os.close(directory)
+        link.settimeout(30)
+        yield link
+
+
+def read_all(link: socket.socket) -> bytes:
+    """Return what comes until the engine leaves."""
+    data = b""
+    while block := link.recv(1 << 16):
+        data += block
+    return data
+
+
+def test_the_socket_is_private_and_goes_with_the_engine(state_dir: str) -> None:
+    """Nobody else may reach it; a close takes it away, and nothing but a directory stays."""
+    with Engine.open(state_dir):
+        directory, name = Path(state_dir, "control"), "engine.sock"
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
+        assert ask_live(state_dir, Info()).pid == os.getpid()
+    assert os.listdir(directory) == []
+    with pytest.raises(NoEngineError):
+        ask_live(state_dir, Info())
+
+
+def test_everything_can_be_asked_of_an_engine_in_another_process(state_dir: str, live: EngineProcess) -> None:
+    """Create, start, stop, wait, remove and recover are done by the live engine, and errors come as what they are."""
+    assert ask_live(state_dir, Info()).pid == live.pid
+    config = {"metadata": {"name": "two"}, "image": {"image": "host"}, "command": ["sh", "-c", "exit 3"]}
+    began = ask_live(
+        state_dir,
+        CreateAndStart(id="c2", config=config, sandbox_id="s2", sandbox_config={"metadata": {"name": "two"}}),
+    )
+    assert began.sandbox_id == "s2"
+    assert ask_live(state_dir, Wait(id="two")).status.exit_code == 3
+    (stopped,) = ask_live(state_dir, Stop(id="one", timeout=5))
+    assert (stopped.id, stopped.status.exit_code) == ("c1", 128 + signal.SIGTERM)
+    assert isinstance(ask_live(state_dir, Recover()), Report)
+    assert [one.kind for one in ask_live(state_dir, Remove(id="two"))] == ["container"]
+    for request, kind in (
+        (Stop(id="nope"), errors.NotFoundError),
+        (Wait(id="nope"), errors.NotFoundError),
+        (Remove(id="jobs"), errors.InvalidStateError),
+        (Load(path="relative"), errors.InvalidInputError),
+        (Load(path="/nowhere.tar"), errors.InvalidInputError),
+    ):
+        with pytest.raises(kind):
+            ask_live(state_dir, request)
+    with pytest.raises(errors.InvalidInputError, match="'local'"):
+        ask_live(state_dir, Info(), node="other")
+
+
+def test_a_request_that_is_asked_again_does_nothing_twice(state_dir: str) -> None:
+    """Who does not know whether a container was begun asks again, and gets the same one."""
+    config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+    request = CreateAndStart(id="c", config=config, sandbox_id="s", sandbox_config={"metadata": {"name": "x"}})
+    with Engine.open(state_dir) as engine:
+        first, second = ask_live(state_dir, request), ask_live(state_dir, request)
+        assert first.status.pid == second.status.pid
+        assert len(engine.list()) == len(engine.list_sandboxes()) == 1
+        engine.get("c").stop(0)
+
+
+def test_what_a_killed_engine_left_is_replaced(state_dir: str, live: EngineProcess) -> None:
+    """The stale socket refuses, the next engine answers, and who waits for the dead one is told."""
+    before = count_sockets(live.pid)
+    waiter, outcome = in_thread(lambda: ask_live(state_dir, Wait(id="one")))
+    wait_until(lambda: count_sockets(live.pid) > before, "the waiting")
+    live.kill()
+    waiter.join(30)
+    assert isinstance(outcome[0], errors.EngineGoneError)
+    assert Path(state_dir, "control", "engine.sock").exists()
+    with pytest.raises(NoEngineError):
+        ask_live(state_dir, Info())
+    with Engine.open(state_dir) as engine:
+        assert ask_live(state_dir, Info()).pid == os.getpid()
+        engine.get("one").stop(0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\n",
+        b"{}\n",
+        b"null\n",
+        b"[" * 100_000 + b"\n",
+        b'{"version":1,"node":"local","request":{"type":"nope"}}\n',
+        b'{"version":1,"node":"local","request":{"type":"stop","id":5}}\n',
+        b'{"version":2,"node":"local","request":{"type":"info"}}\n',
+        b'{"version":1,"node":"local","request":{"type":"stop","id":"\xff"}}\n',
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0" * (LONGEST_REQUEST + 2),
+    ],
+    ids=lambda data: data[:20].decode(errors="replace"),
+)
+def test_what_is_no_request_is_refused(state_dir: str, data: bytes) -> None:
+    """Each gets an error and no more, and the engine goes on."""
+    with Engine.open(state_dir):
+        with connected(state_dir) as link:
+            try:
+                link.sendall(data)
+            except (BrokenPipeError, ConnectionResetError):
+                assert len(data) > LONGEST_REQUEST
+            answer = read_all(link)
+            assert b'"error":"InvalidInputError"' in answer or b'"error":"UnsupportedError"' in answer
+        assert ask_live(state_dir, Info()).pid == os.getpid()
+
+
+def test_who_goes_away_or_says_nothing_harms_nobody(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a request, none, and a waiter that goes away: others are answered, and those are left after their time."""
+    monkeypatch.setattr("limpet.engine.control.server.SILENCE_SECONDS", 0.5)
+    config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+    with Engine.open(state_dir) as engine:
+        container = engine.create_container(config, engine.create_sandbox({"metadata": {"name": "p"}}).id, id="c")
+        container.start()
+        with connected(state_dir) as silent, connected(state_dir) as half:
+            half.sendall(b'{"version":1,')
+            with connected(state_dir) as waiter:
+                waiter.sendall(b'{"version":1,"node":"local","request":{"type":"wait","id":"c"}}\n')
+                assert waiter.recv(1) == b"\n"
+            with connected(state_dir) as reset:
+                reset.sendall(b'{"version":1,"node":"local","request":{"type":"recover"}}\n')
+            assert ask_live(state_dir, Info()).pid == os.getpid()
+            assert read_all(silent) == read_all(half) == b""
+        wait_until(lambda: not engine._control._callers, "everybody to be left")
+        container.stop(0)
+
+
+def test_more_than_it_takes_wait_for_their_turn(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all places taken, another is answered as soon as one is free."""
+    monkeypatch.setattr("limpet.engine.control.server._MOST_CALLERS", 2)
+    with Engine.open(state_dir), connected(state_dir), connected(state_dir) as second:
+        asking, outcome = in_thread(lambda: ask_live(state_dir, Info()))
+        asking.join(0.5)
+        assert asking.is_alive()
+        second.close()
+        asking.join(30)
+        assert outcome[0].pid == os.getpid()  # type: ignore[attr-defined]
+
+
+def test_many_wait_on_one_thread(state_dir: str) -> None:
+    """Who waits holds no thread of the engine's, and all are told of the end."""
+    config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+    with Engine.open(state_dir) as engine:
+        container = engine.create_container(config, engine.create_sandbox({"metadata": {"name": "p"}}).id, id="c")
+        container.start()
+        waiting = [in_thread(lambda: ask_live(state_dir, Wait(id="c"))) for _ in range(20)]
+        wait_until(lambda: len(engine._control._callers) == 20, "all to wait")
+        names = [thread.name for thread in threading.enumerate()]
+        assert sum(name.startswith("limpet-control") for name in names) == 1
+        container.stop(0)
+        for thread, outcome in waiting:
+            thread.join(30)
+            assert isinstance(outcome[0], Done)
+            assert outcome[0].status.exit_code == 128 + signal.SIGKILL
+
+
+def test_a_close_tells_those_who_wait(state_dir: str) -> None:
+    """They get ClosedError at once, and no thread of the control's is left."""
+    config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+    engine = Engine.open(state_dir)
+    engine.create_container(config, engine.create_sandbox({"metadata": {"name": "p"}}).id, id="c").start()
+    waiting, waited = in_thread(lambda: ask_live(state_dir, Wait(id="c")))
+    stopping, stopped = in_thread(lambda: ask_live(state_dir, Stop(id="c", timeout=1000)))
+    wait_until(lambda: len(engine._control._callers) == 2, "both to be there")
+    begun = time.monotonic()
+    engine.close()
+    assert time.monotonic() - begun < 5
+    for thread, outcome in ((waiting, waited), (stopping, stopped)):
+        thread.join(30)
+        assert isinstance(outcome[0], Done | tuple | errors.ClosedError | errors.EngineGoneError)
+    assert isinstance(waited[0], errors.ClosedError | Done)
+    wait_until(lambda: not any(t.name.startswith("limpet-control") for t in threading.enumerate()), "its threads")
+    with Engine.open(state_dir) as again:
+        again.get("c").stop(0)
+        assert again.get("c").state is ContainerState.EXITED
+
+
+def test_a_fork_does_not_keep_the_engine_up(state_dir: str) -> None:
+    """A fork of the engine's process lives on; the kill of the engine is seen all the same."""
+    script = (
+        "import os, sys, time\nfrom limpet.engine import Engine\n"
+        f"engine = Engine.open({state_dir!r})\n"
+        "child = os.fork()\n"
+        "if child == 0: time.sleep(1000)\n"
+        "print(child, flush=True)\ntime.sleep(1000)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        assert ask_live(state_dir, Info()).pid == process.pid
+        process.kill()
+        process.wait(30)
+        with pytest.raises(NoEngineError):
+            ask_live(state_dir, Info())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_an_engine_that_hangs_is_given_up(state_dir: str, live: EngineProcess) -> None:
+    """Without a line for so long the command ends with an error that says what is not known."""
+    os.kill(live.pid, signal.SIGSTOP)
+    with pytest.raises(errors.EngineGoneError, match="may hang") as raised:
+        ask_live(state_dir, Info(), silence=0.5)
+    assert raised.value.may_live
+    os.kill(live.pid, signal.SIGCONT)
+    assert ask_live(state_dir, Info()).pid == live.pid
+
+
+def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
+    """A socket's address has 107 bytes; a state directory may be deeper."""
+    state_dir = str(tmp_path / ("d" * 100) / ("e" * 100) / "state")
+    with Engine.open(state_dir):
+        assert ask_live(state_dir, Info()).pid == os.getpid()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_only_the_owner_and_root_are_served() -> None:
+    """Another user is refused by the engine itself, also where the directory would let him in."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place, Engine.open(f"{place}/s"):
+        state_dir = f"{place}/s"
+        for path in (place, state_dir, f"{state_dir}/control", f"{state_dir}/control/engine.sock"):
+            os.chmod(path, 0o777)
+        script = (
+            "import os, socket, sys\nos.setuid(12345)\n"
+            "link = socket.socket(socket.AF_UNIX); link.connect(sys.argv[1])\n"
+            "print(link.recv(4096).decode())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, f"{state_dir}/control/engine.sock"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert "user 12345 may not ask" in done.stdout, done.stderr
+        with pytest.raises(errors.StateDirectoryError, match="nothing was asked"):
+            ask_live(state_dir, Info())
+
+
+def test_it_is_quick_to_open(tmp_path: Path) -> None:
+    """An engine's opening gets no millisecond slower by it: the best of many is far below."""
+    took = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        server = ControlServer.listen(str(tmp_path))
+        server.serve(None)  # type: ignore[arg-type]
+        took.append(time.perf_counter() - begun)
+        server.leave()
+        server.close()
+    assert min(took) < 0.001

@@ -1,0 +1,175 @@
+"""What users do with containers and sandboxes beside running them: find, compare, remove, prune."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from limpet.engine import Container, Engine, Sandbox, errors
+from limpet.schema import ContainerState
+from limpet.schema.layout import MARKER_FILE
+from tests.conftest import is_running
+
+
+def config(name: str, *command: str, **fields: object) -> dict[str, object]:
+    return {"metadata": {"name": name}, "image": {"image": "host"}, "command": list(command), **fields}
+
+
+@pytest.fixture
+def pod(engine: Engine) -> Sandbox:
+    return engine.create_sandbox({"metadata": {"name": "pod", "uid": "u", "namespace": "n"}}, id="p0d")
+
+
+def test_what_a_container_says_of_itself(engine: Engine, pod: Sandbox) -> None:
+    """Name, labels, sandbox and exit code are told; several objects of one container are equal."""
+    container = engine.create_container(config("web", "sh", "-c", "exit 3", labels={"tier": "a"}), pod)
+    assert (container.name, container.labels, container.sandbox_id) == ("web", {"tier": "a"}, "p0d")
+    codes = [container.exit_code]
+    container.start()
+    container.wait(20)
+    assert [*codes, container.exit_code] == [None, 3]
+    again = engine.get("web")
+    assert again is not container
+    assert {again, container, *engine.list()} == {container}
+    assert container != pod
+    assert {engine.get_sandbox("pod"), pod} == {pod}
+    missing = engine.create_container(config("missing", "/nowhere/to/be/found"), pod)
+    with pytest.raises(errors.StartError):
+        missing.start()
+    assert missing.exit_code is None
+
+
+def test_deleting_what_is_gone_does_nothing(engine: Engine, pod: Sandbox) -> None:
+    """Delete, release and remove are repeated without an error, and say whether there was something."""
+    container = engine.create_container(config("one", "true"), pod, id="one-1")
+    neighbour = engine.create_container(config("two", "true"), pod, id="one-10")
+    container.release()
+    assert container.delete() is True
+    assert container.delete() is False
+    assert container.release().released
+    assert container.remove() is False
+    assert container.remove(force=True) is False
+    assert engine.delete(container.id) is False
+    assert engine.store.delete(container.id) is False
+    assert neighbour.state is ContainerState.CREATED
+    assert "deleted" in repr(container)
+    with pytest.raises(errors.InvalidStateError, match="1 containers"):
+        pod.remove()
+    neighbour.remove()
+    assert (pod.delete(), pod.delete(), pod.remove(force=True)) == (True, False, False)
+    assert engine.store.delete_sandbox(pod.id) is False
+
+
+def test_remove_with_force_ends_what_runs(engine: Engine, pod: Sandbox) -> None:
+    """Without force a running container stays; with it, its processes, its bundle and its record are gone."""
+    container = engine.create_container(config("one", "sleep", "600"), pod)
+    pid = container.start().pid
+    with pytest.raises(errors.InvalidStateError, match="RUNNING"):
+        container.remove()
+    assert is_running(pid)
+    assert container.remove(force=True, timeout=0)
+    assert not is_running(pid)
+    assert not Path(container.metadata.root_dir).exists()
+    assert engine.list() == []
+
+
+def test_removing_a_sandbox_takes_its_containers_along(engine: Engine, pod: Sandbox) -> None:
+    """With force all its containers are stopped side by side and removed, whatever state they are in."""
+    containers = [
+        engine.create_container(config(f"c{n}", "sh", "-c", "trap '' TERM; sleep 600"), pod) for n in range(4)
+    ]
+    pids = [container.start().pid for container in containers[:3]]
+    engine.add_container(config("never-made", "true"), pod)
+    other = engine.create_container(config("other", "true"), engine.create_sandbox({"metadata": {"name": "other"}}))
+    began = time.monotonic()
+    assert pod.remove(force=True, timeout=0.5)
+    assert time.monotonic() - began < 3 * 0.5 + 5
+    assert not any(map(is_running, pids))
+    assert engine.list() == [other]
+    assert not Path(pod.metadata.root_dir).exists()
+
+
+def test_prune_removes_what_has_ended(engine: Engine, pod: Sandbox) -> None:
+    """Ended containers go, what runs or was not started stays; sandboxes without containers go if that is asked for."""
+    ended, running, created = (
+        engine.create_container(config(name, *command), pod)
+        for name, command in (("ended", ["true"]), ("running", ["sleep", "600"]), ("created", ["true"]))
+    )
+    ended.start()
+    running.start()
+    ended.wait(20)
+    empty = engine.create_sandbox({"metadata": {"name": "empty"}})
+    assert engine.prune() == ([ended.id], [], {})
+    assert engine.prune(sandboxes=True) == ([], [empty.id], {})
+    assert set(engine.list()) == {running, created}
+    assert engine.list_sandboxes() == [pod]
+
+
+def test_prune_tells_what_it_could_not_remove(engine: Engine, pod: Sandbox) -> None:
+    """One that cannot be removed keeps no other, and is told with the reason."""
+    ended = [engine.create_container(config(name, "true"), pod) for name in ("a", "b")]
+    for container in ended:
+        container.start()
+        container.wait(20)
+    marker = Path(ended[0].metadata.root_dir) / MARKER_FILE
+    for path in (marker, marker.with_name("config.json")):
+        path.unlink(missing_ok=True)
+    (marker.with_name("mine")).write_text("not ours any more")
+    pruned = engine.prune()
+    assert pruned.containers == [ended[1].id]
+    assert "not ours" in pruned.problems[ended[0].id]
+
+
+def test_get_or_create_makes_one(engine: Engine) -> None:
+    """Of many threads that ask for the same sandbox one makes it, and all get it; another attempt is another one."""
+    names = {"name": "pod", "uid": "u", "namespace": "n"}
+    found: list[Sandbox] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(engine.get_or_create_sandbox({"metadata": names})))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(found) == 8
+    assert engine.list_sandboxes() == [found[0]]
+    assert set(found) == {found[0]}
+    assert engine.get_or_create_sandbox({"metadata": {**names, "attempt": 1}}, id="next").id == "next"
+    for sandbox in engine.list_sandboxes():
+        if sandbox.metadata.config.metadata.name == names["name"]:
+            sandbox.stop()  # as a reboot does
+    again = engine.get_or_create_sandbox({"metadata": names}, id="after")
+    assert (again.id, again.attempt) == ("after", 2)
+    assert engine.get_or_create_sandbox({"metadata": names}) == again
+
+
+def test_a_sandbox_is_given_in_each_way(engine: Engine, pod: Sandbox) -> None:
+    """create_container takes the sandbox itself, its id, its name, and a unique beginning of its id."""
+    places: tuple[Sandbox | str, ...] = (pod, pod.id, "pod", "p0")
+    made = [engine.create_container(config(f"c{number}", "true"), place) for number, place in enumerate(places)]
+    assert {container.sandbox_id for container in made} == {pod.id}
+    for text in (pod.id, "pod", "p0"):
+        assert len(engine.list(sandbox_id=text, state="created")) == 4
+
+
+def test_a_strict_sandbox_is_refused_for_what_no_container_gets(engine: Engine) -> None:
+    """With strict, a sandbox that asks for what is not done is refused by the fields' names, and not made."""
+    names = {"name": "pod", "uid": "u", "namespace": "n"}
+    asks = {"metadata": names, "port_mappings": [{"container_port": 80}], "linux": {"sysctls": {"a": "b"}}}
+    with pytest.raises(errors.InvalidInputError, match=r"sandbox\.port_mappings.*sandbox\.sysctls"):
+        engine.create_sandbox(asks, strict=True)
+    assert engine.list_sandboxes() == []
+    plain = engine.create_sandbox({"metadata": names, "dns_config": {"servers": ["10.0.0.1"]}}, strict=True)
+    assert engine.get_sandbox("pod") == plain
+    assert engine.create_sandbox({**asks, "metadata": {**names, "attempt": 1}}).name == "pod"
+
+
+def test_history_and_backup(engine: Engine, pod: Sandbox, tmp_path: Path) -> None:
+    """The engine tells a container's history, and makes a backup."""
+    container: Container = engine.create_container(config("one", "true"), pod)
+    assert [one.state.name for one in engine.history("one")] == ["UNKNOWN", "CREATED"]
+    assert engine.history(container.id) == engine.history("one")
+    engine.back_up(str(tmp_path / "copy.db"))
+    assert (tmp_path / "copy.db").stat().st_size > 0

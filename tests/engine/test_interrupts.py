@@ -1,0 +1,136 @@
+"""Ctrl-C in the main thread while an engine does a step: once, and twice."""
+
+from collections.abc import Callable
+
+import pytest
+
+from limpet.engine import Engine
+from tests.conftest import EngineProcess
+
+SLOW = """
+import threading
+from limpet.engine.starters.process import ProcessStarter
+
+begun, may_go_on, interrupts = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+def wait():
+    begun.set()
+    assert may_go_on.wait(60)
+
+class Slow(ProcessStarter):
+    def prepare(self, launch):
+        prepared = super().prepare(launch)
+        wait()
+        return prepared
+
+class SlowToOpen(ProcessStarter):
+    def open(self, directory):
+        wait()
+        super().open(directory)
+
+def on_interrupt(*_):
+    interrupts.release()
+    raise KeyboardInterrupt
+
+def sleeps():
+    with open(f"/proc/self/task/{os.getpid()}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
+
+def interrupt(times):
+    assert begun.wait(60)
+    for _ in range(times):
+        # Python loses sight of a signal that comes just before a thread begins to wait.
+        looks = 0
+        while looks < 5:
+            looks = looks + 1 if sleeps() else 0
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.acquire(timeout=60)
+
+def interrupt_then_go_on(times):
+    interrupt(times)
+    may_go_on.set()
+
+signal.signal(signal.SIGINT, on_interrupt)
+"""
+START = """
+engine = Engine.open(state_dir, starter=Slow())
+sandbox = engine.create_sandbox({"metadata": {"name": "jobs"}})
+config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+container = engine.create_container(config, sandbox.id, id="x")
+"""
+
+
+def test_one_interrupt_waits_for_the_step(engine_process: Callable[[str], EngineProcess]) -> None:
+    """What was interrupted once is done when the interrupt arrives."""
+    script = """
+threading.Thread(target=interrupt_then_go_on, args=(1,)).start()
+try:
+    container.start()
+except KeyboardInterrupt:
+    say(may_go_on.is_set(), container.state.name)
+engine.close()
+"""
+    assert engine_process(SLOW + START + script).read() == ["True", "RUNNING"]
+
+
+def test_a_second_interrupt_does_not_wait(engine_process: Callable[[str], EngineProcess]) -> None:
+    """The caller goes on at once; the step is done behind it, whole, and others of its container wait for it."""
+    script = """
+threading.Thread(target=interrupt, args=(2,)).start()
+try:
+    container.start()
+except KeyboardInterrupt:
+    say(may_go_on.is_set(), container.state.name)
+may_go_on.set()
+say(container.stop(0).state.name, bool(container.status.started_at))
+engine.close()
+"""
+    process = engine_process(SLOW + START + script)
+    assert process.read() == ["False", "CREATED"]
+    assert process.read() == ["EXITED", "True"]
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "engine.close(); os._exit(3)"])
+def test_a_program_that_ends_cuts_the_step(
+    engine_process: Callable[[str], EngineProcess], state_dir: str, end: str
+) -> None:
+    """One that closes its engine, or ends, after a second interrupt has not started what nobody wrote down."""
+    script = f"""
+threading.Thread(target=interrupt, args=(2,)).start()
+try:
+    container.start()
+except KeyboardInterrupt:
+    {end}
+"""
+    assert engine_process(SLOW + START + script).wait() == 3
+    with Engine.open(state_dir) as engine:
+        assert engine.get("x").state.name == "CREATED"
+        assert engine.get("x").start().state.name == "RUNNING"
+        engine.get("x").stop(0)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_engine_that_nobody_has_is_closed(engine_process: Callable[[str], EngineProcess], times: int) -> None:
+    """Interrupted while it opens, once or twice, an engine does not keep its state directory locked."""
+    script = f"""
+from limpet.engine import errors
+threading.Thread(target=interrupt_then_go_on, args=({times},)).start()
+try:
+    Engine.open(state_dir, starter=SlowToOpen())
+except KeyboardInterrupt:
+    say("interrupted")
+deadline = time.monotonic() + 30
+while True:
+    try:
+        Engine.open(state_dir).close()
+        break
+    except errors.StateDirectoryLockedError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.02)
+say("opened")
+"""
+    process = engine_process(SLOW + script)
+    assert process.read() == ["interrupted"]
+    assert process.read() == ["opened"]

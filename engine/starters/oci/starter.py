@@ -130,6 +130,8 @@ class OciStarter:
 
         Raises InvalidInputError, UnsupportedError if runtime or conmon are not installed, StateDirectoryError.
         """
+        if os.geteuid():
+            raise UnsupportedError("OCI containers need an engine that runs as root")
         self._tools.find(self._conmon)
         self._command()
         to_oci_id(launch.id)

@@ -21,9 +21,9 @@ from limpet.engine.lifecycle.strict import refuse_unapplied, refuse_unapplied_sa
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
     Starter,
+    Starters,
     choose_log_path,
     choose_stop_signal,
-    make_default_starter,
     make_probe,
 )
 from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
@@ -75,7 +75,7 @@ class Engine:
     """What the last recovery pass found."""
 
     def __init__(
-        self, store: Store, images: ImageStore, starter: Starter, look_timeout: float, control: ControlServer
+        self, store: Store, images: ImageStore, starters: Starters, look_timeout: float, control: ControlServer
     ) -> None:
         self.store = store
         self._control = control
@@ -95,7 +95,7 @@ class Engine:
             follow_up=lambda entry: self._follow_ups.look(entry),  # noqa: PLW0108  # it is made after this
             store=store,
             images=images,
-            starter=starter,
+            starters=starters,
             containers_dir=self._containers_dir,
             sandboxes_dir=self._sandboxes_dir,
             reexamine=self._reexamine,
@@ -110,6 +110,7 @@ class Engine:
         node: str = DEFAULT_NODE,
         images: ImageStore | None = None,
         starter: Starter | None = None,
+        runtimes: Mapping[str, Starter] | None = None,
         inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
         wait: float = 0,
@@ -117,6 +118,9 @@ class Engine:
         """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
 
         While another has it open, the lock is waited for, `wait` seconds at most.
+
+        `runtimes` are the starters of sandboxes that name a runtime handler, by that name; `starter` runs the
+        containers of all others, as processes of this host if it is not given.
 
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
         container Unknown.
@@ -126,12 +130,13 @@ class Engine:
         that `inherit_env` names; containers of other images nothing of it.
 
         Raises StateDirectoryLockedError if another engine has it open, ResourcesError if no file descriptors are left,
-        InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and the other errors
+        InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and for two
+        starters of one name, and the other errors
         of `Store.open`.
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
-        chosen = make_default_starter(inherit_env) if starter is None else starter
+        chosen = Starters(starter, runtimes, inherit_env)
         raise_descriptor_limit()
         opened: list[Self] = []
         is_given_up = False
@@ -160,7 +165,7 @@ class Engine:
         state_dir: str | os.PathLike[str],
         node: str,
         images: ImageStore | None,
-        starter: Starter,
+        starters: Starters,
         look_timeout: float,
         wait: float,
     ) -> Self:
@@ -171,19 +176,19 @@ class Engine:
             if images is None:
                 images = DirectoryImageStore(store.directory.join(IMAGES))
                 images.register_builtin(HOST_IMAGE)
-            starter.open(store.directory.path)
+            starters.open(store.directory.path)
             control = ControlServer.listen(store.directory.path)
         except BaseException:
             store.close()
-            starter.close()
+            starters.close()
             raise
         try:
-            engine = cls(store, images, starter, look_timeout, control)
+            engine = cls(store, images, starters, look_timeout, control)
         except BaseException:
             control.leave()
             control.close()
             store.close()
-            starter.close()
+            starters.close()
             raise
         try:
             engine._recover()  # a class method of its own class
@@ -210,7 +215,7 @@ class Engine:
     @property
     def starter(self) -> Starter:
         """What starts its containers."""
-        return self._runtime.starter
+        return self._runtime.starters.default
 
     def close(self) -> None:
         """Stop watching and close the store; the containers run on. Who waits gets ClosedError. May be repeated."""
@@ -246,7 +251,7 @@ class Engine:
         `expires_at`, nanoseconds since the epoch, it is stopped and removed with its containers.
 
         What the config asks for and the starter does not do is in the status of each container; with `strict` it is
-        refused here.
+        refused here. `runtime_handler` names the starter of its containers, one of `runtimes` of `open`.
 
         Raises InvalidInputError, AlreadyExistsError if its id is taken, or its name, namespace, uid and attempt.
         """
@@ -269,6 +274,7 @@ class Engine:
         *,
         strict: bool = False,
     ) -> Sandbox:
+        starter = self._runtime.starters.choose(runtime_handler)
         if status.expires_at:
             self._runtime.begin_timetable()
         key = new_id() if id is None else id
@@ -282,7 +288,7 @@ class Engine:
         )
         choose_log_path(config.log_directory or "/", "check")
         if strict:
-            refuse_unapplied_sandbox(self._runtime.starter, metadata)
+            refuse_unapplied_sandbox(starter, metadata)
         with self._runtime.exclusive(key):
             self.store.add_sandbox(metadata, status)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
@@ -384,6 +390,7 @@ class Engine:
         config = parse_container_config(config)
         place = self.get_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
         manifest = self.images.manifest(ImageName.parse(config.image.image))
+        starter = self._runtime.starters.choose(place.metadata.runtime_handler)
         key = new_id() if id is None else id
         metadata = Metadata(
             id=key,
@@ -394,14 +401,14 @@ class Engine:
             log_path=choose_log_path(place.log_directory, config.log_path),
             stop_signal=choose_stop_signal(config, manifest.config),
             root_dir=self._runtime.bundle_path(key),
-            starter=self._runtime.starter.name,
+            starter=starter.name,
             restart_policy=str(parse_restart_policy(restart)),
         )
         require_expiry(expires_at)
         if restart != RestartKind.NO or expires_at:
             self._runtime.begin_timetable()
         if strict:
-            refuse_unapplied(self._runtime.starter, metadata, place.metadata)
+            refuse_unapplied(starter, metadata, place.metadata)
         self.store.add(metadata, Status(expires_at=expires_at))
         if expires_at:
             self._runtime.note_container(key)
@@ -519,17 +526,18 @@ class Engine:
         self._runtime.note_again(container_id)
 
     def _probe(self) -> Probe:
-        return make_probe(self._runtime.starter, self._containers_dir)
+        return make_probe(self._runtime.starters, self._containers_dir)
 
     def _adopt(self, container_id: str, verdict: Verdict) -> None:
         identity = verdict.status.identity
         if identity is None or self._runtime.watcher.is_watched(container_id):
             return
+        starter = self._runtime.starter_of(container_id)
         try:
-            pidfd = self._runtime.starter.adopt(container_id, identity)
+            pidfd = starter.adopt(container_id, identity)
         except ResourcesError:
             pidfd = -1  # looked at again and again, then
-        self._runtime.watcher.watch(container_id, identity, pidfd)
+        self._runtime.watcher.watch(container_id, identity, pidfd, starter)
         container = Container(self._runtime, container_id)
         if verdict.status.stop_requested_at:
             container.resume_stop(verdict.status, identity)
@@ -546,11 +554,11 @@ class Engine:
         with self._runtime.exclusive(container_id), suppress(NotFoundError):
             status = self.store.status(container_id)
             if status.finished_at or status.released or not status.started_at:
-                self._runtime.starter.release(container_id)
+                self._runtime.starter_of(container_id).release(container_id)
 
     def _end_leftovers(self) -> None:
         """Have what is left of ended containers ended: a kill may have come between the end and this."""
-        self._runtime.starter.end_leftovers(self._has_ended_here)
+        self._runtime.starters.end_leftovers(self._has_ended_here)
 
     def _has_ended_here(self, container_id: str) -> bool:
         try:

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace as replace_field
 from functools import cached_property
@@ -16,11 +16,12 @@ from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
-from limpet.engine.starters import Freezer, Launch, number_of_signal, require_secrets
+from limpet.engine.starters import Launch, Starter, number_of_signal, require_secrets
+from limpet.engine.starters.abilities import Executed, Executor, Freezer, Limiter, LogReopener, Meter, Stats, lacks
 from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
-from limpet.schema.cri import ContainerStatus
+from limpet.schema.cri import ContainerStatus, LinuxContainerResources
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
@@ -39,6 +40,7 @@ from limpet.schema.sandbox_status import SandboxState
 from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
+DEFAULT_EXEC_TIMEOUT_SECONDS = 60.0
 _LATEST = 2**63 - 1
 """The latest time that can be stored, in nanoseconds since the epoch."""
 
@@ -70,6 +72,13 @@ class Container:
     def metadata(self) -> Metadata:
         """The immutable part. Raises StoreDamagedError if its record cannot be read: delete it, then."""
         return self._runtime.store.metadata(self.id)
+
+    @property
+    def _starter(self) -> Starter:
+        """The starter that it was made for. Raises InvalidStateError if this engine does not have it."""
+        if "metadata" in self.__dict__:  # read before
+            return self._runtime.starters.of(self.metadata)
+        return self._runtime.starter_of(self.id)
 
     @property
     def status(self) -> Status:
@@ -190,7 +199,7 @@ class Container:
     def is_stopped(self, status: Status) -> bool:
         """Say whether its end is written down and nothing of it is left, given what `begin_stop` returned."""
         assert status.identity is not None
-        return self._has_ended() and not self._runtime.starter.signal(self.id, status.identity, 0)
+        return self._has_ended() and not self._starter.signal(self.id, status.identity, 0)
 
     def resume_stop(self, status: Status, identity: ProcessIdentity) -> None:
         """Go on with a stop that an engine before this one has begun, with what is left of its time."""
@@ -273,6 +282,44 @@ class Container:
             raise NotFoundError(f"container {self.id}: its config has no log_path")
         return read_log(os.path.dirname(path), path)
 
+    def execute(self, args: Sequence[str], timeout: float = DEFAULT_EXEC_TIMEOUT_SECONDS) -> Executed:
+        """Run a command in the container to its end, and return code and output; nothing of it is written down.
+
+        Raises WaitTimeoutError if it was killed after `timeout` seconds, StartError if it cannot be executed,
+        InvalidStateError unless the container is RUNNING, UnsupportedError if its starter has no way.
+        """
+        require_seconds(timeout)
+        if not args:
+            raise InvalidInputError("args: a command is needed")
+        starter = self._starter
+        if not isinstance(starter, Executor):
+            raise lacks(starter, "execute a command in a container")
+        return starter.execute(self.id, self._require_running("execute a command in"), args, timeout=timeout)
+
+    def measure(self) -> Stats:
+        """Return what it uses now. Raises InvalidStateError unless it is RUNNING, UnsupportedError."""
+        starter = self._starter
+        if not isinstance(starter, Meter):
+            raise lacks(starter, "measure a container")
+        return starter.measure(self.id, self._require_running("measure"))
+
+    def change_limits(self, limits: LinuxContainerResources) -> Status:
+        """Put limits into force while it runs; those that are not given stay. `Status.resources` then has all.
+
+        Raises InvalidInputError for what the host refuses, InvalidStateError unless it is RUNNING, UnsupportedError.
+        """
+        return self._runtime.step(lambda: self._change_limits(limits))
+
+    def reopen_log(self) -> None:
+        """Begin a new log, after the old one was renamed. Raises InvalidStateError, UnsupportedError."""
+        if not self.metadata.log_path:
+            raise InvalidInputError(f"container {self.id}: its config has no log_path")
+        starter = self._starter
+        if not isinstance(starter, LogReopener):
+            raise lacks(starter, "reopen a log")
+        path = self._runtime.bring_home(self.metadata).log_path
+        starter.reopen_log(self.id, self._require_running("reopen the log of"), path)
+
     def release(self) -> Status:
         """Give up what the container holds: kill what is left of it, unmount and remove its bundle.
 
@@ -321,13 +368,13 @@ class Container:
     def is_frozen(self) -> bool:
         """Say whether its processes are frozen, whatever is written down."""
         identity = self.status.identity
-        starter = self._runtime.starter
+        starter = self._starter
         return identity is not None and isinstance(starter, Freezer) and starter.is_frozen(self.id, identity)
 
     def thaw(self) -> None:
         """Let its processes go on if they are frozen; nothing is written down. Raises UnsupportedError."""
         identity = self.status.identity
-        starter = self._runtime.starter
+        starter = self._starter
         if identity is not None and isinstance(starter, Freezer):
             starter.thaw(self.id, identity)
 
@@ -348,7 +395,7 @@ class Container:
 
     def remove_bundle(self) -> None:
         """Remove what is on disk of a container that is released or was never created. May be repeated."""
-        self._runtime.starter.release(self.id)
+        self._starter.release(self.id)
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 
@@ -387,8 +434,8 @@ class Container:
                     self._bundle.flush_marker()
                 self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
                 launch = self._launch()
-                unapplied = self._runtime.starter.find_unapplied(launch)
-                self._bundle.finish(self._runtime.starter.make_config(launch))
+                unapplied = self._starter.find_unapplied(launch)
+                self._bundle.finish(self._starter.make_config(launch))
             except BaseException:
                 self._bundle.remove()
                 raise
@@ -403,26 +450,21 @@ class Container:
                 raise self._refuse("start", "only a CREATED one that was not released can be")
             if status.stop_requested_at:
                 raise self._refuse("start", "it was stopped before it was started; create another")
-            if self.metadata.starter != self._runtime.starter.name:
-                raise self._refuse(
-                    "start",
-                    f"it was made for the starter {self.metadata.starter!r}, this engine has"
-                    f" {self._runtime.starter.name!r}; open one with that",
-                )
             if self.is_in_stopped_sandbox():
                 raise self._refuse("start", f"its sandbox {self.metadata.sandbox_id} is NOTREADY; make another")
+            starter = self._starter
             try:
-                return self._prepare_and_go(secrets)
+                return self._prepare_and_go(starter, secrets)
             except StartError as error:
                 message = str(error)
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))
                 with suppress(LimpetError):  # the keeper keeps it for longer, then
-                    self._runtime.starter.forget_exits([self.id])
+                    starter.forget_exits([self.id])
                 self._note_restart()
                 raise StartError(f"container {self.id}: {message}") from error
 
-    def _prepare_and_go(self, secrets: Mapping[str, str]) -> Status:
-        starter, launch = self._runtime.starter, self._launch()
+    def _prepare_and_go(self, starter: Starter, secrets: Mapping[str, str]) -> Status:
+        launch = self._launch()
         if self.metadata.root_dir != self._bundle.path:
             self._bundle.finish(starter.make_config(launch))  # it names paths of where the state directory was then
         prepared = starter.prepare(replace_field(launch, secret_env=secrets))
@@ -450,9 +492,9 @@ class Container:
         except StartError:
             raise
         except BaseException:  # what became of it is not known: its end will be seen, and how it was is asked then
-            self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
+            self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd, starter)
             raise
-        self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd)
+        self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd, starter)
         return self.status
 
     def _note_restart(self) -> None:
@@ -505,9 +547,9 @@ class Container:
                 raise self._refuse(verb, "only one that runs can be")
             if status.stop_requested_at:
                 raise self._refuse(verb, "it is being stopped")
-            if not isinstance(self._runtime.starter, Freezer):
+            if not isinstance(self._starter, Freezer):
                 raise UnsupportedError(
-                    f"container {self.id}: the starter {self._runtime.starter.name!r} cannot freeze anything"
+                    f"container {self.id}: the starter {self._starter.name!r} cannot freeze anything"
                 )
             if status.paused is not is_wanted:
                 self._runtime.note_container(self.id)
@@ -522,8 +564,26 @@ class Container:
                 raise
             return status
 
+    def _change_limits(self, limits: LinuxContainerResources) -> Status:
+        with self._runtime.exclusive(self.id):
+            starter = self._starter
+            if not isinstance(starter, Limiter):
+                raise lacks(starter, "change limits")
+            identity = self._require_running("change the limits of")
+            before = self.status.resources
+            given = {name: getattr(limits, name) for name in limits.__struct_fields__ if getattr(limits, name)}
+            changed = starter.change_limits(self.id, identity, replace(before.requested, **given) if before else limits)
+            return self._update(lambda old: replace(old, resources=changed))
+
+    def _require_running(self, verb: str) -> ProcessIdentity:
+        """Return the identity of its first process. Raises InvalidStateError unless it is RUNNING."""
+        status = self.status
+        if status.state is not ContainerState.RUNNING or status.identity is None:
+            raise self._refuse(verb, "it must be RUNNING")
+        return status.identity
+
     def _freeze(self, status: Status) -> None:
-        starter = self._runtime.starter
+        starter = self._starter
         if status.identity is not None:
             if not isinstance(starter, Freezer):
                 raise UnsupportedError(f"the starter {starter.name!r} cannot freeze anything")
@@ -548,9 +608,10 @@ class Container:
 
     def _send_stop(self, identity: ProcessIdentity, seconds: float, *, signals: bool) -> None:
         """Have it killed in so many seconds, and send the stop signal if that is to be sent and there is time."""
-        self._runtime.watcher.kill_at(self.id, identity, seconds)
+        starter = self._starter
+        self._runtime.watcher.kill_at(self.id, identity, seconds, starter)
         if signals and seconds:
-            self._runtime.starter.signal(self.id, identity, number_of_signal(self._find_stop_signal()))
+            starter.signal(self.id, identity, number_of_signal(self._find_stop_signal()))
 
     def _find_stop_signal(self) -> str:
         try:
@@ -561,7 +622,7 @@ class Container:
     def _end_damaged(self) -> Status:
         """End all that the starter knows to be of this container: which process its record named cannot be read."""
         with self._runtime.exclusive(self.id):
-            self._runtime.starter.release(self.id)
+            self._starter.release(self.id)
             return self.status
 
     def _has_ended(self) -> bool:
@@ -627,7 +688,7 @@ class Container:
 
         Raises InvalidStateError while the process lives that the damaged record names: it may be the container's.
         """
-        self._runtime.starter.release(self.id)
+        self._starter.release(self.id)
         suspect = self._runtime.store.find_suspect(self.id)
         is_here = suspect is not None and observe_boot(suspect) is Boot.SAME
         if suspect is not None and is_here and observe_process(suspect)[0] is Process.ALIVE:
@@ -651,7 +712,7 @@ class Container:
             raise self._refuse("stop", "nothing was signalled")
         if status.identity is not None:
             try:
-                pidfd = self._runtime.starter.adopt(self.id, status.identity)
+                pidfd = self._starter.adopt(self.id, status.identity)
             except NotFoundError as error:
                 raise self._refuse("stop", f"{error}; nothing was signalled, and recover() may tell later") from error
             os.close(pidfd)  # it lives after all: the next look will say so
@@ -665,14 +726,16 @@ class Container:
         metadata = self._runtime.bring_home(self.metadata)
         try:
             sandbox = self._runtime.store.get_sandbox(metadata.sandbox_id)
+            namespaces = self._runtime.store.sandbox_status(sandbox.id).namespaces
         except (NotFoundError, StoreDamagedError):
-            sandbox = None
+            sandbox, namespaces = None, {}
         return Launch(
             id=self.id,
             bundle_path=self._bundle.path,
             metadata=metadata,
             sandbox=sandbox,
             log_directory=self._runtime.log_directory(sandbox) if sandbox else "",
+            namespaces=namespaces,
         )
 
     def _update(self, change: Callable[[Status], Status]) -> Status:

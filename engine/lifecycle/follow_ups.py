@@ -125,7 +125,11 @@ class FollowUps:
     def _release(self, container: Container, status: Status) -> float | None:
         """Release it; what is left of one that was stopped keeps its grace."""
         has_grace = status.stop_requested_at and status.stop_deadline > time.time_ns()
-        if has_grace and status.identity and self._runtime.starter.signal(container.id, status.identity, 0):
+        if (
+            has_grace
+            and status.identity
+            and self._runtime.starter_of(container.id).signal(container.id, status.identity, 0)
+        ):
             return _LOOK_AGAIN_SECONDS
         container.release_expired(status.expires_at)
         return None if container.status.released else 0.0
@@ -151,7 +155,7 @@ class FollowUps:
             with self._runtime.exclusive(before), suppress(NotFoundError):
                 status = store.status(before)
                 if status.finished_at and not status.unknown:
-                    self._runtime.starter.release(before)
+                    self._runtime.starter_of(before).release(before)
         outdated = find_attempt(store, metadata, -2)
         if outdated is not None:
             self._runtime.timetable.note(Entry(Kind.CONTAINER, outdated))

@@ -18,10 +18,10 @@ from limpet.engine.images import ImageStore
 from limpet.engine.lifecycle.steps import run_whole
 from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
-from limpet.engine.starters import Starter
+from limpet.engine.starters import Starter, Starters
 from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.store import Store
-from limpet.schema.errors import InvalidStateError, quote_path
+from limpet.schema.errors import InvalidStateError, StoreDamagedError, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.metadata import Metadata, SandboxMetadata
 
@@ -30,11 +30,11 @@ _T = TypeVar("_T")
 
 @dataclass(kw_only=True)
 class Runtime:
-    """The store, the images, the starter and the watcher behind an engine's containers."""
+    """The store, the images, the starters and the watcher behind an engine's containers."""
 
     store: Store
     images: ImageStore
-    starter: Starter
+    starters: Starters
     containers_dir: str
     sandboxes_dir: str
     reexamine: Callable[[str], object]
@@ -51,7 +51,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self.timetable = Timetable(self.follow_up)
-        self.watcher = Watcher(self.store, self.starter, self._take_end)
+        self.watcher = Watcher(self.store, self._take_end)
 
     def bundle_path(self, container_id: str) -> str:
         """Return where the container's bundle is, or would be."""
@@ -63,6 +63,16 @@ class Runtime:
         Not where its record says: in a copy of a state directory that would be the original's.
         """
         return os.path.join(self.sandboxes_dir, file_name(sandbox_id))
+
+    def starter_of(self, container_id: str) -> Starter:
+        """Return the starter that a container was made for; of a damaged record, the one that knows the container.
+
+        Raises InvalidStateError if this engine does not have it, NotFoundError for no container.
+        """
+        try:
+            return self.starters.of(self.store.metadata(container_id))
+        except StoreDamagedError:
+            return self.starters.find_keeper(container_id)
 
     def bring_home(self, metadata: Metadata) -> Metadata:
         """Return a container's metadata with the paths that it has in this state directory, wherever it was made.
@@ -180,10 +190,10 @@ class Runtime:
             bell()
 
     def close(self) -> None:
-        """Stop watching and give up the starter; the containers run on. May be repeated."""
+        """Stop watching and give up the starters; the containers run on. May be repeated."""
         self.timetable.close()
         self.watcher.close()
-        self.starter.close()
+        self.starters.close()
 
     def ring_all(self) -> None:
         """Wake all who wait: the store is closed, and they will see that."""

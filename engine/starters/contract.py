@@ -6,7 +6,7 @@ kill between any two of these leaves no process that the store does not know.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from limpet.recovery.probe import Probe
 from limpet.schema.cri import LinuxContainerResources
@@ -27,6 +27,8 @@ class Launch:
     """None if the sandbox's record is damaged."""
     log_directory: str = ""
     """Where the logs of the sandbox's containers are, empty if that is not known; `log_path` is below it."""
+    namespaces: Mapping[str, str] = field(default_factory=dict)
+    """The path of each namespace that the sandbox holds, by type as in the OCI runtime spec."""
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Variables of this start alone, over all others; never written down, nor shown."""
 
@@ -90,6 +92,9 @@ class Starter(Protocol):
     def find_unapplied(self, launch: Launch) -> dict[str, str]:
         """Return the name of each field of the config, or sandbox's config, that asks for what is not done, and why."""
 
+    def keeps(self, container_id: str) -> bool:
+        """Say whether it has anything of this container, whose record may be damaged."""
+
     def prepare(self, launch: Launch) -> Prepared:
         """Make the process and hold it. Raises StartError, StateDirectoryError for a damaged bundle."""
 
@@ -129,20 +134,3 @@ class Starter(Protocol):
 
     def probe(self, containers_dir: str) -> Probe:
         """Return what looks at this starter's containers, for one recovery pass."""
-
-
-@runtime_checkable
-class Freezer(Protocol):
-    """What a starter has beside, if it can pause its containers. One without it says so by not having it."""
-
-    def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
-        """Freeze all processes of the container, and wait until they are; one that is frozen stays so.
-
-        Raises UnsupportedError with the reason if that cannot be done: then nothing of it is frozen.
-        """
-
-    def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
-        """Let all processes of the container go on. May be repeated. Raises UnsupportedError with the reason."""
-
-    def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
-        """Say whether the container is frozen, or is being frozen."""

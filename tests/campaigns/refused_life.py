@@ -244,7 +244,7 @@ class _Life:
 
     def _kill_keeper(self) -> None:
         """Have the anchor take over, which adopts what runs."""
-        starter: Any = self.engine._runtime.starter
+        starter: Any = self.engine.starter
         if starter._keeper.keeper_pid:
             with suppress(OSError):
                 os.kill(starter._keeper.keeper_pid, signal.SIGKILL)

@@ -8,13 +8,14 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Engine
+from limpet.testing import FakeStarter
 from tests.cli.conftest import Limpet
 
 
 @pytest.fixture
 def made(state_dir: str) -> str:
     """A state directory with the sandboxes "web" and "old", of which "old" is stopped."""
-    with Engine.open(state_dir) as engine:
+    with Engine.open(state_dir, runtimes={"fast": FakeStarter()}) as engine:
         engine.create_sandbox(
             {"metadata": {"name": "web", "namespace": "default", "attempt": 1}},
             id="web",

@@ -121,6 +121,10 @@ class ProcessStarter:
         """Return what the config asks for and is not done, by the field's name, with the reason."""
         return find_unapplied(launch, find_abilities())
 
+    def keeps(self, container_id: str) -> bool:
+        """Say whether the keeper knows the container."""
+        return self._keeper.ask({"op": "end", "id": container_id}) is not None
+
     def prepare(self, launch: Launch) -> Prepared:
         """Have the keeper make the process and hold it at the gate, with its output going to the log.
 

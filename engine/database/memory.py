@@ -3,7 +3,7 @@
 It keeps the contract honest, as its second implementation: the store's laws, durability aside, are tested on both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from limpet.engine.database.changes import KEPT_EVENTS, KEPT_RECOVERIES, Changes
@@ -159,12 +159,16 @@ class _Records:
     def load_statuses(self) -> Sequence[StatusRow]:
         return list(self._tables.statuses.copy().values())
 
-    def load_names(self) -> Sequence[NameRow]:
+    def load_names(
+        self, name: str = "", sandbox_ids: Collection[str] | None = None, label_text: str = ""
+    ) -> Sequence[NameRow]:
         rows = self._tables.containers.copy().values()
-        return [NameRow(row.id, row.sandbox_id, row.name, row.labels, row.attempt) for row in rows]
-
-    def load_named(self, name: str) -> Sequence[NameRow]:
-        return [row for row in self.load_names() if row.name == name]
+        return [
+            NameRow(row.id, row.sandbox_id, row.name, row.labels, row.attempt)
+            for row in rows
+            if name in {"", row.name} and (sandbox_ids is None or row.sandbox_id in sandbox_ids)
+            if label_text in row.labels
+        ]
 
     def load_intended(self) -> Sequence[str]:
         found = {row.id for row in self._tables.containers.copy().values() if row.restart_policy != "no"}

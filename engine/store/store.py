@@ -152,7 +152,7 @@ class Store:
     def _resolve(self, text: str) -> str:
         if text in self._rows:
             return text
-        named = [row for row in (self._records.load_named(text) if text else ()) if row.id in self._rows]
+        named = [row for row in (self._records.load_names(text) if text else ()) if row.id in self._rows]
         return Named.resolve(text, list(self._rows), lambda: map(Named.container, named), "container")
 
     def status(self, container_id: str) -> Status:
@@ -682,14 +682,19 @@ class Store:
         """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
         population = self._population
         sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
-        names = {row.id: row for row in self._records.load_names()}
-        matching = [key for key, row in names.items() if wanted.accepts(row, sandbox_ids)]
+        rows = self._records.load_names(wanted.name, sandbox_ids if wanted.sandbox_id else None, wanted.label_text)
+        matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids)]
         found = self._rows.fetch(matching)
         with self._view:
             self._rows.keep(found)
             records = [self._record(key) for key in matching if key in self._rows]
-            is_whole = self._population == population and names.keys() == self._rows.keys()
+            is_whole = self._population == population and not self._is_populating()
             return records, self._revision, is_whole
+
+    def _is_populating(self) -> bool:
+        """Say whether containers that come or go may be on disk by now, and are not in memory yet."""
+        draft = self._unsettled
+        return draft is not None and bool(draft.changes.new_containers or draft.changes.deleted_containers)
 
     def name_sandboxes(self) -> Mapping[str, str]:
         """Return the name of each sandbox by its id, none of those whose records cannot be read."""

@@ -69,9 +69,13 @@ SELECT_CONTAINER = _select(ContainerRow._fields, "container", "id")
 SELECT_CONTAINER_IDS = f"{_select(('id',), 'container')} ORDER BY id"
 SELECT_CONTAINER_NAMES = _select(NameRow._fields, "container")
 SELECT_CONTAINER_NAME = _select(NameRow._fields, "container", "id")
-SELECT_CONTAINERS_BY_NAME = _select(NameRow._fields, "container", "name")
+_WITH_TEXT = "AND instr(labels, ?) > 0"
+SELECT_NAMES_BY_LABEL = f"{SELECT_CONTAINER_NAMES} {_WITH_TEXT}"
+SELECT_NAMES_BY_NAME = f"{_select(NameRow._fields, 'container', 'name')} {_WITH_TEXT}"
+SELECT_NAMES_BY_SANDBOX = f"{SELECT_NAMES_BY_LABEL} AND sandbox_id IN (SELECT value FROM json_each(?))"  # noqa: S608  # ours
+SELECT_NAMES_BY_BOTH = f"{SELECT_NAMES_BY_SANDBOX} AND name = ?"
 SELECT_INTENDED = (
-    "SELECT id FROM container WHERE node = ?1 AND restart_policy <> 'no'"
+    "SELECT id FROM container WHERE node = ?1 AND (restart_policy < 'no' OR restart_policy > 'no')"
     " UNION SELECT id FROM container_status WHERE node = ?1 AND (expires_at <> 0 OR paused <> 0)"
 )
 SELECT_CONTAINER_BY_NAME = _select(("id",), "container", "sandbox_id", "name", "attempt")

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from limpet.benchmarks.figures import Cell, Figures
 from limpet.benchmarks.population import read_identities
 from limpet.engine.lifecycle.watcher import Watcher
-from limpet.engine.starters import make_default_starter
+from limpet.engine.starters import Starters
 from limpet.engine.store import Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import observe_process, read_stat
@@ -72,9 +72,9 @@ def measure_waiting(cell: Cell) -> Figures:
 
 def _watch(identities: Sequence[ProcessIdentity], seconds: float) -> float:
     with TemporaryDirectory() as directory, Store.open(os.path.join(directory, "state")) as store:
-        watcher = Watcher(store, make_default_starter(), _be_surprised)
+        watcher, starter = Watcher(store, _be_surprised), Starters().default
         for identity in identities:
-            watcher.watch(str(identity.pid), identity, os.pidfd_open(identity.pid))
+            watcher.watch(str(identity.pid), identity, os.pidfd_open(identity.pid), starter)
         began = time.process_time()
         time.sleep(seconds)
         took = time.process_time() - began

@@ -7,20 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Self
 
+from msgspec.structs import replace
+
 from limpet.engine.control import ControlServer
 from limpet.engine.images import DirectoryImageStore, ImageStore
-from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.container import Container, require_expiry
+from limpet.engine.lifecycle.follow_ups import FollowUps
 from limpet.engine.lifecycle.prune import Pruned, prune
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.lifecycle.steps import run_whole
+from limpet.engine.lifecycle.strict import refuse_unapplied, refuse_unapplied_sandbox
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
-    Launch,
     Starter,
+    Starters,
     choose_log_path,
     choose_stop_signal,
-    make_default_starter,
     make_probe,
 )
 from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
@@ -29,18 +32,33 @@ from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.turn import open_in_parts
 from limpet.engine.store import FLEET_TIMEOUT_SECONDS, FleetChoice, Listing, Store
+from limpet.recovery.evidence import Process
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
-from limpet.schema.cri import ContainerConfig, PodSandboxConfig, parse_container_config, parse_pod_sandbox_config
-from limpet.schema.errors import InvalidInputError, NotFoundError, ResourcesError, quote, quote_path
+from limpet.schema.cri import (
+    ContainerConfig,
+    PodSandboxConfig,
+    PodSandboxMetadata,
+    parse_container_config,
+    parse_pod_sandbox_config,
+)
+from limpet.schema.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    ResourcesError,
+    quote,
+    quote_path,
+)
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
-from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.restart import RestartKind, parse_restart_policy
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
 HOST_IMAGE = ImageName("host")
@@ -57,7 +75,7 @@ class Engine:
     """What the last recovery pass found."""
 
     def __init__(
-        self, store: Store, images: ImageStore, starter: Starter, look_timeout: float, control: ControlServer
+        self, store: Store, images: ImageStore, starters: Starters, look_timeout: float, control: ControlServer
     ) -> None:
         self.store = store
         self._control = control
@@ -68,15 +86,21 @@ class Engine:
         self._naming = threading.Lock()  # held while a sandbox is looked for, and made if there is none
         self._is_closed = False
         self._pid = os.getpid()
-        self._actors = {Action.ADOPT: self._adopt, Action.REMOVE_BUNDLE: self._remove_bundle}
+        self._actors = {
+            Action.ADOPT: self._adopt,
+            Action.REMOVE_BUNDLE: self._remove_bundle,
+            Action.END_HELD: self._end_held,
+        }
         self._runtime = Runtime(
+            follow_up=lambda entry: self._follow_ups.look(entry),  # noqa: PLW0108  # it is made after this
             store=store,
             images=images,
-            starter=starter,
+            starters=starters,
             containers_dir=self._containers_dir,
             sandboxes_dir=self._sandboxes_dir,
             reexamine=self._reexamine,
         )
+        self._follow_ups = FollowUps(self._runtime)
 
     @classmethod
     def open(
@@ -86,6 +110,7 @@ class Engine:
         node: str = DEFAULT_NODE,
         images: ImageStore | None = None,
         starter: Starter | None = None,
+        runtimes: Mapping[str, Starter] | None = None,
         inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
         wait: float = 0,
@@ -97,6 +122,9 @@ class Engine:
 
         While another has it open, the lock is waited for, `wait` seconds at most.
 
+        `runtimes` are the starters of sandboxes that name a runtime handler, by that name; `starter` runs the
+        containers of all others, as processes of this host if it is not given.
+
         `fleet` and what follows are those of `Store.open`. The opening itself does not wait for a fleet.
 
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
@@ -107,13 +135,14 @@ class Engine:
         that `inherit_env` names; containers of other images nothing of it.
 
         Raises StateDirectoryLockedError if another engine has it open, ResourcesError if no file descriptors are left,
-        InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and the other errors
+        InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and for two
+        starters of one name, and the other errors
         of `Store.open`.
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
         choice = FleetChoice(fleet, fleet_ack, fleet_timeout)
-        chosen = make_default_starter(inherit_env) if starter is None else starter
+        chosen = Starters(starter, runtimes, inherit_env)
         raise_descriptor_limit()
         opened: list[Self] = []
         is_given_up = False
@@ -142,7 +171,7 @@ class Engine:
         state_dir: str | os.PathLike[str],
         node: str,
         images: ImageStore | None,
-        starter: Starter,
+        starters: Starters,
         look_timeout: float,
         wait: float,
         fleet: FleetChoice,
@@ -161,19 +190,19 @@ class Engine:
             if images is None:
                 images = DirectoryImageStore(store.directory.join(IMAGES))
                 images.register_builtin(HOST_IMAGE)
-            starter.open(store.directory.path)
+            starters.open(store.directory.path)
             control = ControlServer.listen(store.directory.path)
         except BaseException:
             store.close()
-            starter.close()
+            starters.close()
             raise
         try:
-            engine = cls(store, images, starter, look_timeout, control)
+            engine = cls(store, images, starters, look_timeout, control)
         except BaseException:
             control.leave()
             control.close()
             store.close()
-            starter.close()
+            starters.close()
             raise
         try:
             with store.fleet.later():
@@ -201,7 +230,7 @@ class Engine:
     @property
     def starter(self) -> Starter:
         """What starts its containers."""
-        return self._runtime.starter
+        return self._runtime.starters.default
 
     def close(self) -> None:
         """Stop watching and close the store; the containers run on. Who waits gets ClosedError. May be repeated."""
@@ -223,23 +252,32 @@ class Engine:
         config: PodSandboxConfig | bytes | str | Mapping[str, Any],
         *,
         id: str | None = None,
+        strict: bool = False,
         runtime_handler: str = "",
         namespaces: Mapping[str, str] | None = None,
         addresses: Iterable[str] = (),
         extra: Mapping[str, Any] | None = None,
+        expires_at: int = 0,
     ) -> Sandbox:
         """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. It is then READY.
 
         `namespaces` are the paths of those that you have made for it, by type, and `addresses` its IP addresses, the
-        primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them.
+        primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them. At
+        `expires_at`, nanoseconds since the epoch, it is stopped and removed with its containers.
+
+        What the config asks for and the starter does not do is in the status of each container; with `strict` it is
+        refused here. `runtime_handler` names the starter of its containers, one of `runtimes` of `open`.
 
         Raises InvalidInputError, AlreadyExistsError if its id is taken, or its name, namespace, uid and attempt.
         """
         if isinstance(addresses, str):
             raise InvalidInputError(f"addresses {quote(addresses)}: give a list of them")
-        status = SandboxStatus(namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {})
+        require_expiry(expires_at)
+        status = SandboxStatus(
+            namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {}, expires_at=expires_at
+        )
         return self._runtime.step(
-            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status)
+            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status, strict=strict)
         )
 
     def _create_sandbox(
@@ -248,7 +286,12 @@ class Engine:
         id: str | None,
         runtime_handler: str = "",
         status: SandboxStatus = SandboxStatus(),  # noqa: B008  # frozen
+        *,
+        strict: bool = False,
     ) -> Sandbox:
+        starter = self._runtime.starters.choose(runtime_handler)
+        if status.expires_at:
+            self._runtime.begin_timetable()
         key = new_id() if id is None else id
         metadata = SandboxMetadata(
             id=key,
@@ -259,6 +302,8 @@ class Engine:
             runtime_handler=runtime_handler,
         )
         choose_log_path(config.log_directory or "/", "check")
+        if strict:
+            refuse_unapplied_sandbox(starter, metadata)
         with self._runtime.exclusive(key):
             self.store.add_sandbox(metadata, status)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
@@ -267,26 +312,48 @@ class Engine:
             except BaseException:
                 self.store.delete_sandbox(key)
                 raise
+        if status.expires_at:
+            self._runtime.note_sandbox(key)
         return sandbox
 
     def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
     ) -> Sandbox:
-        """Return the sandbox with the name, namespace, uid and attempt of this config; make it if there is none.
+        """Return the READY sandbox with the name, namespace and uid of this config; make it if there is none.
 
-        One that is there stays as it is, whatever else the config says. `id` is that of one that is made. Raises
-        InvalidInputError.
+        One that is there stays as it is, whatever else the config says. Beside one that is NOTREADY, as after a reboot,
+        the next attempt is made; the config's attempt is the first that is meant. `id` is that of one that is made.
+        Raises InvalidInputError, AlreadyExistsError if that id is another's.
         """
         parsed = parse_pod_sandbox_config(config)
 
         def get_or_create() -> Sandbox:
             with self._naming:
-                for sandbox in self.list_sandboxes():
-                    if sandbox.metadata.config.metadata == parsed.metadata:
-                        return sandbox
-                return self._create_sandbox(parsed, id)
+                ready, attempt = self._find_attempt(parsed.metadata)
+                if ready is not None:
+                    return ready
+                wanted = replace(parsed, metadata=replace(parsed.metadata, attempt=attempt))
+                try:
+                    return self._create_sandbox(wanted, id)
+                except AlreadyExistsError:  # somebody has just made it, perhaps; or the id is another's
+                    ready, _ = self._find_attempt(parsed.metadata)
+                    if ready is None:
+                        raise
+                    return ready
 
         return self._runtime.step(get_or_create)
+
+    def _find_attempt(self, asked: PodSandboxMetadata) -> tuple[Sandbox | None, int]:
+        """Return the READY sandbox with this name, if there is one, and the attempt that comes next."""
+        attempt = asked.attempt
+        for sandbox in self.list_sandboxes():
+            named = sandbox.metadata.config.metadata
+            if replace(named, attempt=asked.attempt) != asked or named.attempt < asked.attempt:
+                continue
+            if sandbox.state is SandboxState.READY:
+                return sandbox, attempt
+            attempt = max(attempt, named.attempt + 1)
+        return None, attempt
 
     def create_container(
         self,
@@ -296,16 +363,22 @@ class Engine:
         id: str | None = None,
         mount_type: MountType = MountType.PLAIN,
         strict: bool = False,
+        restart: str = RestartKind.NO,
+        expires_at: int = 0,
     ) -> Container:
         """Make a container from a CRI ContainerConfig, which may be given as JSON, in a sandbox. It is then CREATED.
 
         The sandbox is given itself, or as to `get_sandbox`.
         What the config asks for and the starter does not do is in the status, `unapplied`; with `strict` it is refused.
+        `restart` is `no`, `on-failure`, `on-failure:3`, `always` or `unless-stopped`: a restart is the next attempt of
+        the same name, a container of its own. At `expires_at`, nanoseconds since the epoch, it is stopped and released.
         Raises InvalidInputError, NotFoundError for the sandbox or the image, AlreadyExistsError for id or name.
         """
 
         def create() -> Container:
-            container = self.add_container(config, sandbox, id=id, strict=strict)
+            container = self.add_container(
+                config, sandbox, id=id, strict=strict, restart=restart, expires_at=expires_at
+            )
             try:
                 container.create(mount_type)
             except BaseException:
@@ -322,6 +395,8 @@ class Engine:
         *,
         id: str | None = None,
         strict: bool = False,
+        restart: str = RestartKind.NO,
+        expires_at: int = 0,
     ) -> Container:
         """Write down a container that is not created yet; `Container.create` makes its bundle.
 
@@ -330,6 +405,7 @@ class Engine:
         config = parse_container_config(config)
         place = self.get_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
         manifest = self.images.manifest(ImageName.parse(config.image.image))
+        starter = self._runtime.starters.choose(place.metadata.runtime_handler)
         key = new_id() if id is None else id
         metadata = Metadata(
             id=key,
@@ -340,19 +416,18 @@ class Engine:
             log_path=choose_log_path(place.log_directory, config.log_path),
             stop_signal=choose_stop_signal(config, manifest.config),
             root_dir=self._runtime.bundle_path(key),
-            starter=self._runtime.starter.name,
+            starter=starter.name,
+            restart_policy=str(parse_restart_policy(restart)),
         )
+        require_expiry(expires_at)
+        if restart != RestartKind.NO or expires_at:
+            self._runtime.begin_timetable()
         if strict:
-            self._refuse_unapplied(metadata, place.metadata)
-        self.store.add(metadata)
+            refuse_unapplied(starter, metadata, place.metadata)
+        self.store.add(metadata, Status(expires_at=expires_at))
+        if expires_at:
+            self._runtime.note_container(key)
         return Container(self._runtime, key)
-
-    def _refuse_unapplied(self, metadata: Metadata, sandbox: SandboxMetadata) -> None:
-        launch = Launch(id=metadata.id, bundle_path=metadata.root_dir, metadata=metadata, sandbox=sandbox)
-        found = self._runtime.starter.find_unapplied(launch)
-        if found:
-            reasons = "; ".join(f"{name} ({why})" for name, why in found.items())
-            raise InvalidInputError(f"container {metadata.name!r}: not done by this starter: {reasons}")
 
     def get(self, container_id: str) -> Container:
         """Return the container with this id, else with this name, else the one whose id begins with it.
@@ -393,9 +468,9 @@ class Engine:
     def prune(self, *, sandboxes: bool = False) -> Pruned:
         """Remove all containers that have ended, with `sandboxes` those without containers too; say what is gone.
 
-        What cannot be removed stays, and is told with the reason.
+        What waits for its restart stays. What cannot be removed stays, and is told with the reason.
         """
-        ended = self.list(state=ContainerState.EXITED)
+        ended = [one for one in self.list(state=ContainerState.EXITED) if not one.restart_at]
         return self._runtime.step(lambda: prune(ended, self.list_sandboxes() if sandboxes else ()))
 
     def history(self, container_id: str) -> "Sequence[Transition]":
@@ -433,6 +508,10 @@ class Engine:
             with self._runtime.exclusive(sandbox.id):
                 if sandbox.bundle.is_missing():
                     sandbox.bundle.make()  # a kill came between its row and its marked directory
+        self._follow_ups.begin()
+        for finding in report.findings:
+            if finding.observation.process is Process.PAUSED:
+                self._runtime.note_container(finding.id)
         return self.recovery
 
     def declare_gone(self, container_id: str, why: str) -> Status:
@@ -450,26 +529,30 @@ class Engine:
                     status = self.store.status(key)
                     if status.state is ContainerState.EXITED:
                         return status
-                return self.store.declare_gone(key, why)
+                settled = self.store.declare_gone(key, why)
+                self._runtime.note_again(key)
+                return settled
 
         return self._runtime.step(settle)
 
     def _reexamine(self, container_id: str) -> None:
         """Look at one container again, and write down what is true of it."""
         reexamine(self.store, container_id, probe=self._probe(), actors=self._actors, look_timeout=self._look_timeout)
+        self._runtime.note_again(container_id)
 
     def _probe(self) -> Probe:
-        return make_probe(self._runtime.starter, self._containers_dir)
+        return make_probe(self._runtime.starters, self._containers_dir)
 
     def _adopt(self, container_id: str, verdict: Verdict) -> None:
         identity = verdict.status.identity
         if identity is None or self._runtime.watcher.is_watched(container_id):
             return
+        starter = self._runtime.starter_of(container_id)
         try:
-            pidfd = self._runtime.starter.adopt(container_id, identity)
+            pidfd = starter.adopt(container_id, identity)
         except ResourcesError:
             pidfd = -1  # looked at again and again, then
-        self._runtime.watcher.watch(container_id, identity, pidfd)
+        self._runtime.watcher.watch(container_id, identity, pidfd, starter)
         container = Container(self._runtime, container_id)
         if verdict.status.stop_requested_at:
             container.resume_stop(verdict.status, identity)
@@ -482,9 +565,15 @@ class Engine:
             if status.released or not status.created_at:  # a step that was under way may have come in between
                 self.get(container_id).remove_bundle()
 
+    def _end_held(self, container_id: str, _: Verdict) -> None:
+        with self._runtime.exclusive(container_id), suppress(NotFoundError):
+            status = self.store.status(container_id)
+            if status.finished_at or status.released or not status.started_at:
+                self._runtime.starter_of(container_id).release(container_id)
+
     def _end_leftovers(self) -> None:
         """Have what is left of ended containers ended: a kill may have come between the end and this."""
-        self._runtime.starter.end_leftovers(self._has_ended_here)
+        self._runtime.starters.end_leftovers(self._has_ended_here)
 
     def _has_ended_here(self, container_id: str) -> bool:
         try:

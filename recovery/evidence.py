@@ -36,6 +36,12 @@ class Process(StrEnum):
     """The checkpoint names no process."""
     ALIVE = "alive"
     """The same process is running now."""
+    HELD = "held"
+    """It was made, and is held before its program is executed; who would let it go is gone."""
+    PAUSED = "paused"
+    """The same process is there, and is frozen."""
+    MONITOR_GONE = "monitor gone"
+    """The same process is running now; what should have recorded how it ends is gone."""
     ENDED = "ended"
     """It ended, and its exit code was observed: from the kernel, or from an exit record."""
     NEVER_RAN = "never ran"
@@ -76,9 +82,9 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     process: Process
     bundle: Bundle = Bundle.NOT_KEPT
     identity: ProcessIdentity | None = None
-    """With Process.ALIVE, if the checkpoint does not name the process: its identity."""
+    """With Process.ALIVE and the like, if the checkpoint does not name the process: its identity."""
     started_at: int = 0
-    """With Process.ALIVE, if not in the checkpoint: nanoseconds since the epoch."""
+    """With Process.ALIVE and the like, if not in the checkpoint: nanoseconds since the epoch."""
     exit_code: int | None = None
     """With Process.ENDED: the exit code; 128 + signal if a signal ended it."""
     finished_at: int = 0

@@ -27,7 +27,16 @@ def examine(checkpoint: Status, seen: Seen, *, now: int, damage: str = "") -> tu
         return _NOT_OBSERVED, could_not_observe(checkpoint, problem), problem
 
 
-_PERHAPS_ALIVE = {Process.ALIVE, Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE, Process.NONE}
+_PERHAPS_ALIVE = {
+    Process.ALIVE,
+    Process.HELD,
+    Process.PAUSED,
+    Process.MONITOR_GONE,
+    Process.UNPROVEN,
+    Process.HIDDEN,
+    Process.ELSEWHERE,
+    Process.NONE,
+}
 
 
 def _see_whose(checkpoint: Status, observation: Observation) -> Observation:

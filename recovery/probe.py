@@ -43,7 +43,8 @@ class Witnessed(NamedTuple):
     """What somebody who was there says of a container's process."""
 
     process: Process
-    """ALIVE; ENDED with its exit code; GONE if nobody saw that; NEVER_RAN if its program was not executed."""
+    """ALIVE, PAUSED or MONITOR_GONE; ENDED with its exit code, GONE if nobody saw that; HELD or NEVER_RAN if its
+    program was not executed."""
     exit_code: int | None = None
     finished_at: int = 0
     """Nanoseconds since the epoch; 0 if not known."""
@@ -120,10 +121,14 @@ def _believe(identity: ProcessIdentity | None, seen: Witnessed, witnessed: Witne
     if identity is None:
         # It should have no process. After a database was restored from a backup it may; of an end that was witnessed
         # it is not known whose it was.
-        is_alive = witnessed.process is Process.ALIVE
+        is_alive = witnessed.process in _LIVING
         return Witnessed(Process.UNPROVEN, detail="a process of it is said to run") if is_alive else seen
     if witnessed.process is Process.GONE and seen.process is Process.STRANGER:
         return seen  # it says the same, and why
-    if witnessed.process is not Process.ALIVE:
+    if witnessed.process not in _LIVING | {Process.HELD}:
         return witnessed
-    return witnessed if seen.process is Process.UNPROVEN else seen
+    is_closer = seen.process is Process.ALIVE and witnessed.process is not Process.ALIVE
+    return witnessed if is_closer or seen.process is Process.UNPROVEN else seen
+
+
+_LIVING = {Process.ALIVE, Process.PAUSED, Process.MONITOR_GONE}

@@ -38,12 +38,17 @@ class Action(StrEnum):
     ADOPT = "adopt"
     """Watch the process, and record its exit."""
     REMOVE_BUNDLE = "remove bundle"
+    END_HELD = "end what is held"
+    """End the process that was made for it: its program was not executed."""
 
 
 _ANY_BOOT = frozenset(Boot)
 _ANY_PROCESS = frozenset(Process)
 _ANY_BUNDLE = frozenset(Bundle)
-_NOT_ALIVE = _ANY_PROCESS - {Process.ALIVE}
+_LIVING = frozenset({Process.ALIVE, Process.PAUSED, Process.MONITOR_GONE})
+_HELD = frozenset({Process.HELD})
+_NOT_ALIVE = _ANY_PROCESS - _LIVING
+_NOTHING = _NOT_ALIVE - _HELD
 _NOT_THERE = frozenset({Process.NONE, Process.GONE, Process.STRANGER, Process.ENDED, Process.NEVER_RAN})
 _PERHAPS = frozenset({Process.UNPROVEN, Process.HIDDEN, Process.ELSEWHERE, Process.ORIGINAL})
 _OVER = frozenset({Process.GONE, Process.STRANGER})
@@ -82,7 +87,7 @@ class Rule(NamedTuple):
 
 _C, _R, _A = Stage, Ruling, Action
 _SAME, _CHANGED, _NO_BOOT = {Boot.SAME}, {Boot.CHANGED}, {Boot.UNREADABLE}
-_ALIVE, _ENDED, _NEVER_RAN, _ORIGINAL = {Process.ALIVE}, {Process.ENDED}, {Process.NEVER_RAN}, {Process.ORIGINAL}
+_ENDED, _NEVER_RAN, _ORIGINAL = {Process.ENDED}, {Process.NEVER_RAN}, {Process.ORIGINAL}
 
 DECLARE = "or, if you know that no process of it is left, say so with declare_gone (limpet resolve)"
 _ONCE_ENDED = f"recover again once that process has ended, {DECLARE}"
@@ -98,8 +103,10 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
     ("new-foreign", _C.NEW, _ANY_BOOT, _NOT_THERE, _NOT_OURS, _R.UNKNOWN, Reason.BUNDLE_LOST, (),
      "at its bundle's path is something that was not made for it, or that cannot be read",
      "move that away, or make it readable, and recover again"),
-    ("new-alive", _C.NEW, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+    ("new-alive", _C.NEW, _ANY_BOOT, _LIVING, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "a process runs for a container that was never created", _ONCE_ENDED),
+    ("new-held", _C.NEW, _ANY_BOOT, _HELD, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process is held for a container that was never created", _ONCE_ENDED),
     ("new-perhaps", _C.NEW, _ANY_BOOT, _PERHAPS, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "a process may run for a container that was never created, as after restoring an old backup", _ONCE_ENDED),
     ("created", _C.CREATED, _ANY_BOOT, _NOT_THERE, _USABLE, _R.KEEP, None, (),
@@ -111,15 +118,27 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
      "its bundle cannot be looked at", "remove what prevents that and recover again, or stop and release it"),
     ("created-perhaps", _C.CREATED, _ANY_BOOT, _PERHAPS, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "a process may run for a container that was not started, as after restoring an old backup", _ONCE_ENDED),
-    ("created-alive", _C.CREATED, _SAME, _ALIVE, _ANY_BUNDLE, _R.RUNNING, None, (_A.ADOPT,),
+    ("created-held", _C.CREATED, _SAME, _HELD, _USABLE, _R.KEEP, None, (_A.END_HELD,),
+     "the engine ended while it was starting it; what is held is ended, and its program did not run"),
+    ("created-held-no-bundle", _C.CREATED, _SAME, _HELD, _LOST | {Bundle.HIDDEN}, _R.UNKNOWN, Reason.UNVERIFIED, (),
+     "a process is held for it, and its bundle was removed or damaged, or cannot be looked at", _ONCE_ENDED),
+    ("created-alive", _C.CREATED, _SAME, _LIVING, _ANY_BUNDLE, _R.RUNNING, None, (_A.ADOPT,),
      "the runtime ended after starting it, before recording the start"),
-    ("created-alive-boot", _C.CREATED, _CHANGED | _NO_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+    ("created-alive-boot", _C.CREATED, _CHANGED | _NO_BOOT, _LIVING | _HELD, _ANY_BUNDLE, _R.UNKNOWN,
+     Reason.UNVERIFIED, (),
      "its process is reported alive, but is not, or may not be, of this boot", _LOOK_AGAIN),
-    ("survivor", _C.RUNNING, _SAME, _ALIVE, _USABLE, _R.RUNNING, None, (_A.ADOPT,),
+    ("survivor", _C.RUNNING, _SAME, {Process.ALIVE}, _USABLE, _R.RUNNING, None, (_A.ADOPT,),
      "the engine ended; the container is still running"),
-    ("survivor-no-bundle", _C.RUNNING, _SAME, _ALIVE, _LOST, _R.RUNNING, Reason.BUNDLE_LOST, (_A.ADOPT,),
+    ("survivor-no-bundle", _C.RUNNING, _SAME, _LIVING, _LOST, _R.RUNNING, Reason.BUNDLE_LOST, (_A.ADOPT,),
      "the engine ended; the container is still running, but its bundle was removed or damaged"),
-    ("survivor-hidden", _C.RUNNING, _SAME, _ALIVE, {Bundle.HIDDEN}, _R.RUNNING, None, (_A.ADOPT,),
+    ("survivor-paused", _C.RUNNING, _SAME, {Process.PAUSED}, _USABLE | {Bundle.HIDDEN}, _R.RUNNING, None, (_A.ADOPT,),
+     "the engine ended; the container is still there, and is frozen"),
+    ("survivor-alone", _C.RUNNING, _SAME, {Process.MONITOR_GONE}, _USABLE | {Bundle.HIDDEN}, _R.RUNNING, None,
+     (_A.ADOPT,),
+     "the engine ended, and its monitor did; the container is still running, and how it ends may stay unseen"),
+    ("running-held", _C.RUNNING, _SAME, _HELD, _ANY_BUNDLE, _R.NEVER_RAN, Reason.START_ERROR, (_A.END_HELD,),
+     "the engine ended before its program was executed; what is held is ended"),
+    ("survivor-hidden", _C.RUNNING, _SAME, {Process.ALIVE}, {Bundle.HIDDEN}, _R.RUNNING, None, (_A.ADOPT,),
      "the engine ended; the container is still running, and its bundle cannot be looked at"),
     ("exit-observed", _C.RUNNING, _ANY_BOOT, _ENDED, _ANY_BUNDLE, _R.EXITED, None, (),
      "it ended while the engine was down, and its exit code was recorded"),
@@ -131,26 +150,30 @@ RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in (
      "it ended while the engine was down, and its pid now belongs to another process, which is left alone"),
     ("rebooted", _C.RUNNING, _CHANGED, _OVER | _UNPROVEN | _ORIGINAL, _ANY_BUNDLE, _R.ENDED_UNSEEN, Reason.REBOOTED, (),
      "the machine was rebooted, and no process survives a reboot"),
-    ("rebooted-alive", _C.RUNNING, _CHANGED, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+    ("rebooted-alive", _C.RUNNING, _CHANGED, _LIVING | _HELD, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "its process is reported alive, but cannot be of this boot", _LOOK_AGAIN),
     ("copied", _C.RUNNING, _SAME, _ORIGINAL, _ANY_BUNDLE, _R.UNKNOWN, Reason.COPIED, (),
      "this state directory is a copy, and the process is the original's, which alone looks after it", DECLARE[4:]),
     ("not-proven", _C.RUNNING, _SAME, _UNPROVEN, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "its process cannot be identified or inspected, so it may be alive", _LOOK_AGAIN),
-    ("no-boot-id", _C.RUNNING, _NO_BOOT, _OVER | _UNPROVEN | _ALIVE | _ORIGINAL, _ANY_BUNDLE, _R.UNKNOWN,
+    ("no-boot-id", _C.RUNNING, _NO_BOOT, _ANY_PROCESS - _ENDED - _NEVER_RAN, _ANY_BUNDLE, _R.UNKNOWN,
      Reason.UNVERIFIED, (),
      "without a boot id a pid proves nothing", f"recover again with a readable /proc, {DECLARE}"),
-    ("exited", _C.EXITED, _ANY_BOOT, _NOT_ALIVE, _ANY_BUNDLE, _R.KEEP, None, (),
+    ("exited", _C.EXITED, _ANY_BOOT, _NOTHING, _ANY_BUNDLE, _R.KEEP, None, (),
      "its exit was already recorded"),
-    ("exited-alive", _C.EXITED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+    ("exited-held", _C.EXITED, _ANY_BOOT, _HELD, _ANY_BUNDLE, _R.KEEP, None, (_A.END_HELD,),
+     "its end was already recorded; what is still held is ended"),
+    ("exited-alive", _C.EXITED, _ANY_BOOT, _LIVING, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "a process runs for a container that is recorded as ended", _ONCE_ENDED),
     ("release-unfinished", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _LEFT, _R.KEEP, None, (_A.REMOVE_BUNDLE,),
      "the engine ended while releasing it; the removal of its bundle is completed now"),
-    ("released", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _NOTHING_LEFT, _R.KEEP, None, (),
+    ("released", _C.RELEASED, _ANY_BOOT, _NOTHING, _NOTHING_LEFT, _R.KEEP, None, (),
      "it was released"),
-    ("released-foreign", _C.RELEASED, _ANY_BOOT, _NOT_ALIVE, _NOT_OURS, _R.KEEP, None, (),
+    ("released-foreign", _C.RELEASED, _ANY_BOOT, _NOTHING, _NOT_OURS, _R.KEEP, None, (),
      "it was released; what is now at its bundle's path was not made for it and is left alone"),
-    ("released-alive", _C.RELEASED, _ANY_BOOT, _ALIVE, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
+    ("released-held", _C.RELEASED, _ANY_BOOT, _HELD, _NOTHING_LEFT | _NOT_OURS, _R.KEEP, None, (_A.END_HELD,),
+     "it was released; what is still held is ended"),
+    ("released-alive", _C.RELEASED, _ANY_BOOT, _LIVING, _ANY_BUNDLE, _R.UNKNOWN, Reason.UNVERIFIED, (),
      "a process runs for a container that was released", _ONCE_ENDED),
     ("damaged", _C.DAMAGED, _ANY_BOOT, _ANY_PROCESS, _ANY_BUNDLE, _R.UNKNOWN, Reason.DAMAGED, (),
      "its record on disk cannot be read",

@@ -84,7 +84,9 @@ CREATE = (
     checksum INTEGER NOT NULL,
     CONSTRAINT pk_container PRIMARY KEY (node, id),
     CONSTRAINT fk_container_sandbox FOREIGN KEY(node, sandbox_id) REFERENCES sandbox (node, id),
-    CONSTRAINT uq_container_node_sandbox_id_name_attempt UNIQUE (node, sandbox_id, name, attempt)
+    CONSTRAINT uq_container_node_sandbox_id_name_attempt UNIQUE (node, sandbox_id, name, attempt),
+    CONSTRAINT uq_container_node_name_sandbox_id_attempt_labels_id UNIQUE (node, name, sandbox_id, attempt, labels, id),
+    CONSTRAINT uq_container_node_restart_policy_id UNIQUE (node, restart_policy, id)
 )
  STRICT""",
     """CREATE TABLE sandbox_status (

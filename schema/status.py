@@ -78,6 +78,8 @@ class Reason(StrEnum):
     """The state directory is a copy: the container was made, and perhaps started, by the original's engine."""
     NOT_HEARD_OF = "NotHeardOf"
     """Seen from the fleet: its node gives no sign of life, so that nobody vouches for what it wrote last."""
+    EXPIRED = "Expired"
+    """Its time was over: it is being stopped, or was released."""
     DECLARED_GONE = "DeclaredGone"
     """A person said that no process of it is left; its exit code was not observed."""
 

@@ -93,6 +93,8 @@ container = Table(
     Column("checksum", INT64, nullable=False),
     ForeignKeyConstraint(["node", "sandbox_id"], ["sandbox.node", "sandbox.id"]),
     UniqueConstraint("node", "sandbox_id", "name", "attempt"),  # as the CRI reserves names
+    UniqueConstraint("node", "name", "sandbox_id", "attempt", "labels", "id"),  # for its index: what lists filter by
+    UniqueConstraint("node", "restart_policy", "id"),  # for its index: what is to be restarted
     sqlite_strict=True,
 )
 

@@ -24,18 +24,24 @@ def say(text: str) -> None:
     print(f"{text}\n", end="", flush=True)
 
 
-def find_attempts(sandbox: Sandbox, name: str) -> list[Container]:
+def find_attempts(engine: Engine, name: str) -> list[Container]:
     """Return the attempts at a step so far, oldest first."""
-    attempts = [container for container in sandbox.containers() if container.metadata.name == name]
-    return sorted(attempts, key=lambda container: container.metadata.config.metadata.attempt)
+    return sorted(engine.list(name=name), key=lambda container: container.metadata.config.metadata.attempt)
+
+
+def must_repeat(step: Container, sandbox: Sandbox) -> bool:
+    """Say whether a step is to be run as a new attempt: nothing starts in a sandbox from before a reboot."""
+    if step.state is ContainerState.CREATED:
+        return step.sandbox_id != sandbox.id
+    return step.status.reason in UNSEEN
 
 
 def run_step(engine: Engine, sandbox: Sandbox, name: str, command: str) -> int:
     """Bring a step to its end from wherever it is, and return its exit code."""
-    attempts = find_attempts(sandbox, name)
+    attempts = find_attempts(engine, name)
     if attempts and not attempts[-1].status.created_at:
         attempts.pop().delete()  # the executor was killed while it made this one
-    if not attempts or attempts[-1].status.reason in UNSEEN:
+    if not attempts or must_repeat(attempts[-1], sandbox):
         config = {
             "metadata": {"name": name, "attempt": len(attempts)},
             "image": {"image": "host"},
@@ -61,8 +67,7 @@ def main() -> int:
     with Engine.open(state_dir) as engine, ThreadPoolExecutor() as threads:
         for finding in engine.recovery.findings:
             say(f"recovered: {finding.state} [{finding.rule}]")
-        known = engine.list_sandboxes()
-        sandbox = known[0] if known else engine.create_sandbox({"metadata": {"name": "pipeline"}})
+        sandbox = engine.get_or_create_sandbox({"metadata": {"name": "pipeline"}})
         for stage in stages:
             runs = [threads.submit(run_step, engine, sandbox, name, command) for name, command in stage.items()]
             if any(run.result() for run in runs):

@@ -11,14 +11,29 @@ from enum import StrEnum
 from textwrap import dedent
 
 from limpet.recovery.evidence import Boot, Bundle, Process, Stage
+from limpet.recovery.intents import (
+    INTENT_RULES,
+    Attempts,
+    Expiry,
+    Home,
+    Maker,
+    Pause,
+    Place,
+    Standing,
+    Step,
+    Stop,
+)
 from limpet.recovery.orphans import GRACE_SECONDS, ORPHAN_RULES, QUARANTINE_MOST, Age, Kind, Origin, Use
 from limpet.recovery.rules import RULES, Action, Ruling
+from limpet.recovery.sandbox_rules import SANDBOX_RULES, Holdings, MadeReady, SandboxRuling
+from limpet.schema.restart import RestartKind
 
 _OPENING = """\
 # Recovery rules
 
-This page is printed by `python docs/printed/recovery_rules.py` from the tables in `recovery/rules.py` and
-`recovery/orphans.py`; to change a rule, edit those and print it again.
+This page is printed by `python docs/printed/recovery_rules.py` from the tables in `recovery/rules.py`,
+`recovery/intents.py`, `recovery/sandbox_rules.py` and `recovery/orphans.py`; to change a rule, edit those and print it
+again.
 
 A rule matches evidence and gives a ruling. Every combination of evidence matches exactly one rule, so their order does
 not matter; a test checks all combinations. `any` means that every value matches."""
@@ -34,6 +49,22 @@ exception or does not answer in time, no rule applies: the container is Unknown,
 An Unknown container's message says what settles it: another look, or a person's word, which `limpet resolve` and
 `Engine.declare_gone` record."""
 
+_INTENTS = """\
+## What was decided
+
+That somebody asked for a stop or a pause, a restart policy and an expiry are written down before anything of it is
+done. After each recovery, and after each change, the second table says from what is true and what was decided which
+step comes next: so whoever comes next finishes what an engine before it has decided. Every combination matches exactly
+one row. A step that waits, for the delay of a restart or for an expiry, is asked for again when it is due."""
+
+
+_SANDBOXES = """\
+## Sandboxes
+
+What a sandbox holds ends with the boot of its machine. So its status records the boot that it was made ready in. Where
+an older version did not, processes of its containers tell: if all that ran were of other boots, it is of another, too.
+A report names each sandbox whose record is changed, or may not be true."""
+
 _ORPHANS = """\
 ## Orphans
 
@@ -48,6 +79,8 @@ def render() -> str:
     parts = [_OPENING, _CONTAINERS]
     for stage in Stage:
         parts += [f"### Stage: {stage.value}", _container_rules(stage)]
+    parts += [_INTENTS, _intent_rules()]
+    parts += [_SANDBOXES, _sandbox_rules()]
     parts += [_ORPHANS.format(grace=GRACE_SECONDS, most=QUARANTINE_MOST), _orphan_rules()]
     parts.append("## Words\n\nSelf-explanatory words are left out.")
     for title, enum in _WORDS:
@@ -77,6 +110,60 @@ def _container_rules(stage: Stage) -> str:
     )
 
 
+def _sandbox_rules() -> str:
+    return _table(
+        ("rule", "state", "made ready", "holdings", "ruling", "reason", "because"),
+        (
+            (
+                f"`{rule.label}`",
+                rule.state.name,
+                _name(rule.made_ready, MadeReady),
+                _name(rule.holdings, Holdings),
+                rule.ruling.value,
+                rule.reason.value if rule.reason else "",
+                rule.because,
+            )
+            for rule in SANDBOX_RULES
+        ),
+    )
+
+
+def _intent_rules() -> str:
+    return _table(
+        (
+            "rule",
+            "what is true",
+            "stop",
+            "expiry",
+            "pause",
+            "attempt",
+            "made by",
+            "sandbox",
+            "policy",
+            "restarts",
+            "step",
+            "because",
+        ),
+        (
+            (
+                f"`{rule.label}`",
+                _name(rule.standing, Standing),
+                _name(rule.stop, Stop),
+                _name(rule.expiry, Expiry),
+                _name(rule.pause, Pause),
+                _name(rule.place, Place),
+                _name(rule.maker, Maker),
+                _name(rule.home, Home),
+                _name(rule.policy, RestartKind),
+                _name(rule.attempts, Attempts),
+                rule.step.value,
+                rule.because,
+            )
+            for rule in INTENT_RULES
+        ),
+    )
+
+
 def _orphan_rules() -> str:
     return _table(
         ("rule", "kind", "origin", "use", "age", "disposal", "because"),
@@ -101,6 +188,15 @@ _WORDS: Sequence[tuple[str, type[StrEnum]]] = (
     ("Bundle", Bundle),
     ("Ruling", Ruling),
     ("Action", Action),
+    ("What is true of a container", Standing),
+    ("Expiry", Expiry),
+    ("Attempt", Place),
+    ("Made by", Maker),
+    ("Restart policy", RestartKind),
+    ("Step", Step),
+    ("Made ready", MadeReady),
+    ("Holdings of a sandbox", Holdings),
+    ("Ruling on a sandbox", SandboxRuling),
     ("Kind of an orphan", Kind),
     ("Origin of an orphan", Origin),
     ("Use of an orphan", Use),

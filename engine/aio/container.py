@@ -79,6 +79,11 @@ class AsyncContainer:
         """See `Container.exit_code`."""
         return self.container.exit_code
 
+    @property
+    def restart_at(self) -> int:
+        """See `Container.restart_at`."""
+        return self.container.restart_at
+
     async def cri_status(self) -> ContainerStatus:
         """See `Container.cri_status`."""
         return await self._workers.quick(self.container.cri_status)
@@ -101,6 +106,8 @@ class AsyncContainer:
 
     async def finish_stop(self, status: Status) -> Status:
         """See `Container.finish_stop`."""
+        for follower in await self._workers.quick(self.container.find_followers):
+            await AsyncContainer(follower, self._workers).finish_stop(follower.status)
         patience = self.container.be_patient(status)
         if patience is None:
             return status
@@ -109,6 +116,18 @@ class AsyncContainer:
         while not await self._workers.quick(lambda: self.container.is_stopped(status)):
             await asyncio.sleep(patience.next_pause())
         return self.container.status
+
+    async def pause(self) -> Status:
+        """See `Container.pause`."""
+        return await self._workers.slow(self.container.pause, self.id)
+
+    async def resume(self) -> Status:
+        """See `Container.resume`."""
+        return await self._workers.quick(self.container.resume, self.id)
+
+    async def renew(self, expires_at: int) -> Status:
+        """See `Container.renew`."""
+        return await self._workers.quick(lambda: self.container.renew(expires_at), self.id)
 
     async def wait(self, timeout: float | None = None) -> Status:
         """See `Container.wait`. It holds no thread."""

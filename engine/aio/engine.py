@@ -23,6 +23,7 @@ from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.history import Transition
 from limpet.schema.image import MountType
 from limpet.schema.metadata import DEFAULT_NODE
+from limpet.schema.restart import RestartKind
 from limpet.schema.status import ContainerState, Status
 
 
@@ -92,6 +93,11 @@ class AsyncEngine:
         return self.engine.recovery
 
     @property
+    def starter(self) -> Starter:
+        """See `Engine.starter`."""
+        return self.engine.starter
+
+    @property
     def images(self) -> ImageStore:
         """See `Engine.images`. Its own methods block: call them in a thread."""
         return self.engine.images
@@ -101,10 +107,32 @@ class AsyncEngine:
         await in_own_thread(self.engine.close)
 
     async def create_sandbox(
-        self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
+        self,
+        config: PodSandboxConfig | bytes | str | Mapping[str, Any],
+        *,
+        id: str | None = None,
+        strict: bool = False,
+        runtime_handler: str = "",
+        namespaces: Mapping[str, str] | None = None,
+        addresses: Iterable[str] = (),
+        extra: Mapping[str, Any] | None = None,
+        expires_at: int = 0,
     ) -> AsyncSandbox:
         """See `Engine.create_sandbox`."""
-        return self._sandbox(await self._workers.slow(lambda: self.engine.create_sandbox(config, id=id), id or ""))
+
+        def create() -> Sandbox:
+            return self.engine.create_sandbox(
+                config,
+                id=id,
+                strict=strict,
+                runtime_handler=runtime_handler,
+                namespaces=namespaces,
+                addresses=addresses,
+                extra=extra,
+                expires_at=expires_at,
+            )
+
+        return self._sandbox(await self._workers.slow(create, id or ""))
 
     async def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
@@ -120,11 +148,16 @@ class AsyncEngine:
         id: str | None = None,
         mount_type: MountType = MountType.PLAIN,
         strict: bool = False,
+        restart: str = RestartKind.NO,
+        expires_at: int = 0,
     ) -> AsyncContainer:
         """See `Engine.create_container`."""
         place = _plain(sandbox)
         made = await self._workers.slow(
-            lambda: self.engine.create_container(config, place, id=id, mount_type=mount_type, strict=strict), id or ""
+            lambda: self.engine.create_container(
+                config, place, id=id, mount_type=mount_type, strict=strict, restart=restart, expires_at=expires_at
+            ),
+            id or "",
         )
         return self._container(made)
 
@@ -135,11 +168,16 @@ class AsyncEngine:
         *,
         id: str | None = None,
         strict: bool = False,
+        restart: str = RestartKind.NO,
+        expires_at: int = 0,
     ) -> AsyncContainer:
         """See `Engine.add_container`."""
         place = _plain(sandbox)
         added = await self._workers.quick(
-            lambda: self.engine.add_container(config, place, id=id, strict=strict), id or ""
+            lambda: self.engine.add_container(
+                config, place, id=id, strict=strict, restart=restart, expires_at=expires_at
+            ),
+            id or "",
         )
         return self._container(added)
 

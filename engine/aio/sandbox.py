@@ -1,14 +1,18 @@
 """A sandbox for asyncio: what `Sandbox` does, awaited."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from limpet.engine.aio.container import AsyncContainer
 from limpet.engine.aio.workers import Workers
 from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS
 from limpet.engine.lifecycle.sandbox import Sandbox, tell_problems
+from limpet.schema.cri import PodSandboxStatus
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus
+from limpet.schema.status import Status
 
 
 class AsyncSandbox:
@@ -44,6 +48,49 @@ class AsyncSandbox:
         return self.sandbox.name
 
     @property
+    def attempt(self) -> int:
+        """See `Sandbox.attempt`."""
+        return self.sandbox.attempt
+
+    @property
+    def created_at(self) -> int:
+        """See `Sandbox.created_at`."""
+        return self.sandbox.created_at
+
+    @property
+    def runtime_handler(self) -> str:
+        """See `Sandbox.runtime_handler`."""
+        return self.sandbox.runtime_handler
+
+    @property
+    def status(self) -> SandboxStatus:
+        """See `Sandbox.status`."""
+        return self.sandbox.status
+
+    @property
+    def state(self) -> SandboxState:
+        """See `Sandbox.state`."""
+        return self.sandbox.state
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """See `Sandbox.extra`."""
+        return self.sandbox.extra
+
+    @property
+    def version(self) -> int:
+        """See `Sandbox.version`."""
+        return self.sandbox.version
+
+    async def cri_status(self) -> PodSandboxStatus:
+        """See `Sandbox.cri_status`."""
+        return self.sandbox.cri_status()
+
+    async def update(self, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None) -> SandboxStatus:
+        """See `Sandbox.update`. `fn` must not await."""
+        return await self._workers.quick(lambda: self.sandbox.update(fn, expect=expect), self.id)
+
+    @property
     def labels(self) -> Mapping[str, str]:
         """See `Sandbox.labels`."""
         return self.sandbox.labels
@@ -60,7 +107,20 @@ class AsyncSandbox:
 
     async def stop(self, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> None:
         """See `Sandbox.stop`. It holds no thread while the containers have time to end."""
-        tell_problems(self.id, "stopped", await self._try_each(lambda container: container.stop(timeout)))
+        tell_problems(self.id, "stopped", await self._stop(timeout))
+
+    async def begin_stop(self, timeout: float) -> tuple[Mapping[AsyncContainer, Status], Sequence[LimpetError]]:
+        """See `Sandbox.begin_stop`."""
+        begun, problems = await self._workers.slow(lambda: self.sandbox.begin_stop(timeout), self.id)
+        return {AsyncContainer(one, self._workers): status for one, status in begun.items()}, problems
+
+    async def end(self) -> None:
+        """See `Sandbox.end`."""
+        await self._workers.quick(self.sandbox.end, self.id)
+
+    async def renew(self, expires_at: int) -> SandboxStatus:
+        """See `Sandbox.renew`."""
+        return await self._workers.quick(lambda: self.sandbox.renew(expires_at), self.id)
 
     async def delete(self) -> bool:
         """See `Sandbox.delete`."""
@@ -69,19 +129,30 @@ class AsyncSandbox:
     async def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
         """See `Sandbox.remove`."""
         if force:
-            problems = await self._try_each(lambda container: container.remove(force=True, timeout=timeout))
-            tell_problems(self.id, "removed", problems)
+            await self._stop(timeout)
+        else:
+            await self.end()
+        containers = await self.containers()
+        problems = await _try_each(lambda one: one.remove(force=force, timeout=timeout), containers)
+        tell_problems(self.id, "removed", problems)
         return await self.delete()
 
-    async def _try_each(self, act: Callable[[AsyncContainer], Awaitable[object]]) -> list[LimpetError]:
-        async def attempt(container: AsyncContainer) -> LimpetError | None:
-            try:
-                await act(container)
-            except NotFoundError:  # deleted in the meantime
-                return None
-            except LimpetError as error:
-                return error
-            return None
+    async def _stop(self, timeout: float) -> list[LimpetError]:
+        begun, problems = await self.begin_stop(timeout)
+        return [*problems, *await _try_each(lambda one: one.finish_stop(begun[one]), begun)]
 
-        found = await asyncio.gather(*map(attempt, await self.containers()))
-        return [error for error in found if error is not None]
+
+async def _try_each(
+    act: Callable[[AsyncContainer], Awaitable[object]], containers: Iterable[AsyncContainer]
+) -> list[LimpetError]:
+    async def attempt(container: AsyncContainer) -> LimpetError | None:
+        try:
+            await act(container)
+        except NotFoundError:  # deleted in the meantime
+            return None
+        except LimpetError as error:
+            return error
+        return None
+
+    found = await asyncio.gather(*map(attempt, containers))
+    return [error for error in found if error is not None]

@@ -6,7 +6,9 @@ wakes each event loop once for it. Reads do not wait for the disk to flush, so t
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -14,7 +16,8 @@ from limpet.engine.aio.answers import in_own_thread, settle, wait_for
 from limpet.engine.aio.opening import Opening, open_whole
 from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
-from limpet.engine.store import FLEET_TIMEOUT_SECONDS, Doubt, Draft, Listing, Record, Request, Store, Unsettled, Wanted
+from limpet.engine.store import FLEET_TIMEOUT_SECONDS, Draft, Listing, Record, Request, Store, Unsettled, Wanted
+from limpet.schema.errors import InvalidStateError
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.item import Item
@@ -47,6 +50,33 @@ class _TaskRequest(Request):
     def take_back(self) -> bool:
         """Say no: it may be in a batch already, and will be soon."""
         return False
+
+
+class _TaskTurn(Request):
+    """One task's turn to be the only writer: an `Answer`, settled when it has come."""
+
+    is_turn = True
+    __slots__ = ("future", "loop", "told")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(lambda _: None)
+        self.thread = -id(self)  # no thread's: the loop's may serve other tasks meanwhile
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.told = False
+
+    def finish(self) -> None:
+        """Tell the task that its turn has come."""
+        super().finish()
+        settle([self])
+
+    def take_back(self) -> bool:
+        """Say yes: it is over as soon as `inside` is given up."""
+        return True
+
+
+_turn: ContextVar[_TaskTurn | None] = ContextVar("limpet_turn", default=None)
+"""The turn that this task has."""
 
 
 class AsyncStore:
@@ -90,7 +120,8 @@ class AsyncStore:
         await self.close()
 
     async def close(self) -> None:
-        """Let the commits that wait finish, and close the store."""
+        """Let the commits that wait finish, and close the store. Raises InvalidStateError within a transaction."""
+        self._require_outside()
         await in_own_thread(self.store.close)
 
     def get(self, container_id: str) -> Record:
@@ -138,10 +169,6 @@ class AsyncStore:
         """See `Store.get_sandbox`."""
         return self.store.get_sandbox(sandbox_id)
 
-    def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
-        """See `Store.list_sandboxes`."""
-        return self.store.list_sandboxes()
-
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
         """See `Store.sandbox_status`."""
         return self.store.sandbox_status(sandbox_id)
@@ -157,6 +184,10 @@ class AsyncStore:
     def list_items(self, kind: str) -> "Sequence[Item]":
         """See `Store.list_items`."""
         return self.store.list_items(kind)
+
+    def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
+        """See `Store.list_sandboxes`."""
+        return self.store.list_sandboxes()
 
     def history(self, container_id: str) -> "Sequence[Transition]":
         """See `Store.history`."""
@@ -182,7 +213,7 @@ class AsyncStore:
         """See `Store.find_suspect`."""
         return self.store.find_suspect(container_id)
 
-    def doubt(self, container_id: str, doubt: Doubt) -> None:
+    def doubt(self, container_id: str, doubt: tuple[str, str]) -> None:
         """See `Store.doubt`."""
         self.store.doubt(container_id, doubt)
 
@@ -248,9 +279,11 @@ class AsyncStore:
         """See `Store.checkpoint`."""
         return await self._change(lambda draft: draft.replace(container_id, status, expect))
 
-    async def update(self, container_id: str, fn: Callable[[Status], Status]) -> Status:
+    async def update(
+        self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None
+    ) -> Status:
         """See `Store.update`. `fn` runs on the committer thread and must not await."""
-        return await self._change(lambda draft: draft.update(container_id, fn))
+        return await self._change(lambda draft: draft.update(container_id, fn, ready_sandbox=ready_sandbox))
 
     async def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """See `Store.add_sandbox`."""
@@ -282,6 +315,26 @@ class AsyncStore:
         """See `Store.back_up`. A thread of its own copies."""
         await in_own_thread(lambda: self.store.back_up(target_path))
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Draft]:
+        """Change several containers at once: see `Store.transaction`.
+
+        Nobody else writes until the block ends, so it should await nothing that takes long; `transact` cannot. A task
+        that is cancelled in the block has changed nothing.
+        """
+        self._require_outside()
+        turn = _TaskTurn(asyncio.get_running_loop())
+        with turn.inside:
+            self.store.submit(turn)
+            await wait_for(turn)
+            draft, before = self.store.begin(), _turn.set(turn)
+            try:
+                yield draft
+            finally:
+                _turn.reset(before)
+            await in_own_thread(lambda: self.store.finish(draft))
+        await self._await_fleet()
+
     async def transact(self, change: Callable[[Draft], None]) -> None:
         """Make all that `change` does with the draft durable and visible together, or nothing of it.
 
@@ -296,9 +349,20 @@ class AsyncStore:
         await self._change(apply)
 
     async def _change(self, apply: Callable[[Draft], _T]) -> _T:
+        self._require_outside()
         request = _TaskRequest(apply, asyncio.get_running_loop())
         self.store.submit(request)
         result: _T = await wait_for(request)
+        await self._await_fleet()
+        return result
+
+    async def _await_fleet(self) -> None:
         if self.store.fleet.is_awaited:
             await in_own_thread(self.store.fleet.wait)
-        return result
+
+    def _require_outside(self) -> None:
+        turn = _turn.get()
+        if turn is not None and turn.inside.locked():  # a task that was begun in the block may outlive it
+            raise InvalidStateError(
+                "the store was called from within a transaction, and would wait for itself; use the transaction's draft"
+            )

@@ -30,6 +30,9 @@ def status_document(status: Status) -> dict[str, Any]:
         "reason": status.reason,
         "message": status.message,
         "released": status.released,
+        "paused": status.paused,
+        "stop_requested_at": rfc3339(status.stop_requested_at),
+        "expires_at": rfc3339(status.expires_at),
     }
 
 
@@ -59,6 +62,7 @@ def container_document(view: View, metadata: Metadata | None) -> dict[str, Any]:
         **status_document(view.status),
         "verified": not view.status.unknown,
         "checkpoint": view.checkpoint.state.name,
+        "restart_at": rfc3339(view.restart_at),
     }
 
 

@@ -83,8 +83,8 @@ class Hands:
                 if getattr(error, "may_live", False):
                     raise
                 problem, was_asked = error, True
-                if time.monotonic() - begun > _PATIENCE_SECONDS:  # it had worked, or waited, for long
-                    latest = time.monotonic() + _PATIENCE_SECONDS
+            if time.monotonic() - begun > _PATIENCE_SECONDS:  # it had worked, or waited, for long
+                latest = time.monotonic() + _PATIENCE_SECONDS
             if self._is_closed or time.monotonic() > latest:
                 raise problem
             time.sleep(_AGAIN_SECONDS)

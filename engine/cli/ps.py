@@ -1,6 +1,7 @@
 """`limpet ps`: containers and their actual state."""
 
 import shlex
+import time
 from collections.abc import Mapping
 
 import click
@@ -13,6 +14,7 @@ from limpet.engine.cli.output import (
     Ids,
     age,
     cut,
+    duration,
     print_json,
     print_lines,
     print_table,
@@ -51,7 +53,7 @@ def _parse_state(_ctx: click.Context, _parameter: click.Parameter, value: str | 
 
 @click.command("ps")
 @click.argument("id", metavar="[ID]", default="", shell_complete=complete_id)
-@click.option("-a", "--all", "ended", is_flag=True, help="Include exited containers.")
+@click.option("-a", "--all", "ended", is_flag=True, help="Include all exited containers.")
 @click.option(
     "--state",
     type=click.Choice([state.name.lower() for state in ContainerState], case_sensitive=False),
@@ -87,7 +89,9 @@ def command(
     no_trunc: bool,
     as_json: bool,
 ) -> None:
-    """List containers that have not exited; with ID, those whose id begins with ID, or that have this name.
+    """List containers that have not exited, or wait for their restart; with ID, those whose id or name that is.
+
+    With the beginning of an id, those whose id begins with it.
 
     A container is shown as RUNNING only if its process is alive now. If its process is gone, it is shown as UNKNOWN
     until an engine has recovered it. ATTEMPT, IMAGE and COMMAND are shown where the terminal is wide enough.
@@ -141,9 +145,17 @@ def describe(view: View) -> str | Cell:
     if status.state is ContainerState.EXITED:
         released = ", released" if status.released else ""
         words = _ENDS.get(status.reason, f"exit {status.exit_code} ({status.reason})").format(status.exit_code)
-        return Cell(f"{words}, {age(status.finished_at)} ago{released}", "red" if status.exit_code else "")
+        waits = f"; {_tell_restart(view.restart_at)}" if view.restart_at else ""
+        return Cell(f"{words}, {age(status.finished_at)} ago{released}{waits}", "red" if status.exit_code else "")
     if status.state is ContainerState.RUNNING:
-        return f"up {age(status.started_at)}, pid {status.pid}" + (f"; {status.message}" if status.message else "")
+        told = f"up {age(status.started_at)}, pid {status.pid}" + (f"; {status.message}" if status.message else "")
+        doing = "stopping" if status.stop_requested_at else "paused" if status.paused else ""
+        return f"{doing}, {told}" if doing else told
     if status.state is ContainerState.CREATED:
         return "released" if status.released else "not started"
     return "never created"
+
+
+def _tell_restart(at: int) -> str:
+    left = -((time.time_ns() - at) // 10**9)
+    return f"restarting in {duration(left)}" if left > 0 else "restart is due"

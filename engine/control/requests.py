@@ -261,6 +261,8 @@ def _remove_container(engine: Served, container: Container, *, force: bool) -> I
 
 
 def _remove_sandbox(engine: Served, sandbox: Sandbox, *, force: bool) -> Iterator[Removal]:
+    if force:
+        sandbox.begin_stop(0)  # side by side; nothing comes in from now on
     for container in sandbox.containers() if force else ():
         yield from _remove_container(engine, container, force=True)
     if sandbox.id in engine.store.sandbox_ids:

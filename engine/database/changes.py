@@ -18,6 +18,8 @@ KEPT_EVENTS = 10_000
 """How many events of the log of changes are kept; older ones are dropped as newer ones come."""
 KEPT_NS = 7 * 24 * 3600 * 10**9
 """Up to which age, in nanoseconds, they are kept: a week."""
+KEPT_CHARACTERS = 32 << 20
+"""How long all labels, messages and statuses of the events may be that are kept."""
 PRUNED_AT_ONCE = 64
 """About so many events are dropped together. The more, the less often, and the longer that commit takes."""
 KEPT_RECOVERIES = 16

@@ -3,7 +3,7 @@
 Behind it stands SQLite in `sqlite`, and `memory`, which keeps nothing and shows that the store needs no more than this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from limpet.engine.database.changes import Changes
@@ -67,11 +67,19 @@ class Records(Protocol):
     def load_statuses(self) -> Sequence[StatusRow]:
         """Return the status row of every container."""
 
-    def load_names(self) -> Sequence[NameRow]:
-        """Return what lists are filtered by, of every container."""
+    def load_names(
+        self, name: str = "", sandbox_ids: Collection[str] | None = None, label_text: str = ""
+    ) -> Sequence[NameRow]:
+        """Return what lists are filtered by, of every container.
 
-    def load_named(self, name: str) -> Sequence[NameRow]:
-        """Return the same of the containers that have exactly this name."""
+        Or of those with this name, in these sandboxes, or whose labels, as they are stored, have this text in them.
+        """
+
+    def load_intended(self) -> Sequence[str]:
+        """Return the id of every container that has a restart policy or an expiry, or is paused."""
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
 
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         """Return node and row of every sandbox of every node."""

@@ -3,7 +3,7 @@
 It keeps the contract honest, as its second implementation: the store's laws, durability aside, are tested on both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from limpet.engine.database.changes import KEPT_EVENTS, KEPT_RECOVERIES, Changes
@@ -127,9 +127,7 @@ class _Journal:
         return self._tables.events[-1].revision if self._tables.events else 0
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
-        wanted = (sandbox_id, name, attempt)
-        rows = self._tables.containers.values()
-        return next((row.id for row in rows if (row.sandbox_id, row.name, row.attempt) == wanted), None)
+        return _find_by_name(self._tables, sandbox_id, name, attempt)
 
     def load_ids_of_sandbox(self, sandbox_id: str) -> Sequence[str]:
         return [row.id for row in self._tables.containers.values() if row.sandbox_id == sandbox_id]
@@ -161,12 +159,24 @@ class _Records:
     def load_statuses(self) -> Sequence[StatusRow]:
         return list(self._tables.statuses.copy().values())
 
-    def load_names(self) -> Sequence[NameRow]:
+    def load_names(
+        self, name: str = "", sandbox_ids: Collection[str] | None = None, label_text: str = ""
+    ) -> Sequence[NameRow]:
         rows = self._tables.containers.copy().values()
-        return [NameRow(row.id, row.sandbox_id, row.name, row.labels, row.attempt) for row in rows]
+        return [
+            NameRow(row.id, row.sandbox_id, row.name, row.labels, row.attempt)
+            for row in rows
+            if name in {"", row.name} and (sandbox_ids is None or row.sandbox_id in sandbox_ids)
+            if label_text in row.labels
+        ]
 
-    def load_named(self, name: str) -> Sequence[NameRow]:
-        return [row for row in self.load_names() if row.name == name]
+    def load_intended(self) -> Sequence[str]:
+        found = {row.id for row in self._tables.containers.copy().values() if row.restart_policy != "no"}
+        found |= {row.id for row in self._tables.statuses.copy().values() if row.expires_at or row.paused}
+        return sorted(found)
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        return _find_by_name(self._tables, sandbox_id, name, attempt)
 
     def load_all_sandboxes(self) -> Sequence[tuple[str, SandboxRow]]:
         return [(self._node, row) for row in self._tables.sandboxes.copy().values()]
@@ -203,3 +213,9 @@ class _Records:
 
     def last_report(self) -> bytes | None:
         return self._tables.reports[-1].report.encode() if self._tables.reports else None
+
+
+def _find_by_name(tables: Tables, sandbox_id: str, name: str, attempt: int) -> str | None:
+    wanted = (sandbox_id, name, attempt)
+    rows = tables.containers.copy().values()
+    return next((row.id for row in rows if (row.sandbox_id, row.name, row.attempt) == wanted), None)

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple, Self
 from weakref import WeakSet
 
@@ -33,12 +33,10 @@ from limpet.engine.store import (
     Unsettled,
     Wanted,
     Watch,
-    name_container,
-    name_sandbox,
-    resolve,
 )
 from limpet.recovery.evidence import Boot, Observation
 from limpet.recovery.host import read_boot_id
+from limpet.recovery.intents import restart_due_at
 from limpet.recovery.rules import Ruling, Verdict
 from limpet.recovery.sandbox_rules import SandboxVerdict
 from limpet.schema.codec import (
@@ -78,6 +76,8 @@ class View(NamedTuple):
     """What a recovery pass would decide now; None if the container was not observed."""
     damage: str = ""
     """Why the record cannot be trusted, "" if it can."""
+    restart_at: int = 0
+    """When its restart policy makes the next attempt, in nanoseconds since the epoch; 0 if it does not."""
 
 
 class SandboxView(NamedTuple):
@@ -178,7 +178,9 @@ class Snapshot:
         labels: Mapping[str, str] | None = None,
         ended: bool = True,
     ) -> "Listing[View]":
-        """Return the containers that match all arguments, oldest first; without `ended`, only those not exited.
+        """Return the containers that match all arguments, oldest first.
+
+        Without `ended`, only those that have not exited, or wait for their restart.
 
         The list's `revision` is that of the newest event when the snapshot was opened. What is asked for is given as
         to `Store.list`. Raises InvalidInputError for a state that is none.
@@ -189,7 +191,8 @@ class Snapshot:
         keys = [
             key
             for key in self._ids
-            if (ended or not self._has_ended(key)) and wanted.accepts(self._name(key), sandboxes)
+            if (ended or not self._has_ended(key) or key in self.restarts)
+            and wanted.accepts(self._name(key), sandboxes)
         ]
         views = [view for view in self._views(keys) if wanted_state is None or view.status.state is wanted_state]
         return Listing(sorted(views, key=lambda view: (view.checkpoint.created_at, view.id)), self.revision)
@@ -204,8 +207,8 @@ class Snapshot:
 
     def resolve(self, container_id: str) -> str:
         """Return the whole id of the container that is meant: see `get`."""
-        named = (name_container(row) for row in self._names.values() if row.name == container_id)
-        return resolve(container_id, self._ids, lambda: named, "container")
+        named = (Named.container(row) for row in self._names.values() if row.name == container_id)
+        return Named.resolve(container_id, self._ids, lambda: named, "container")
 
     def resolve_sandbox(self, sandbox_id: str) -> str:
         """Return the whole id of the sandbox with this id, name, or beginning of an id.
@@ -213,7 +216,7 @@ class Snapshot:
         Raises NotFoundError, AmbiguousError if several are meant.
         """
         found = [row for row in self._sandboxes.values() if row.name == sandbox_id]
-        return resolve(sandbox_id, self._sandboxes, lambda: map(self._name_sandbox, found), "sandbox")
+        return Named.resolve(sandbox_id, self._sandboxes, lambda: map(self._name_sandbox, found), "sandbox")
 
     def sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """Return the sandbox with this id, else with this name, else the one whose id begins with it.
@@ -290,6 +293,31 @@ class Snapshot:
         """Return the revision of the oldest event that is kept, that of the next one if there is none."""
         return self.source.ask(lambda reader: reader.load_events(0, 0)).pruned + 1
 
+    @cached_property
+    def restarts(self) -> Mapping[str, int]:
+        """When the next attempt is due of each container that waits for its restart, in nanoseconds since the epoch."""
+        try:
+            intended = self.source.ask(lambda reader: reader.load_intended())
+        except StoreDamagedError:  # what of it can be read is shown all the same
+            return {}
+        due = {key: self._find_restart(key) for key in intended}
+        return {key: at for key, at in due.items() if at}
+
+    def _find_restart(self, key: str) -> int:
+        row = self._rows.get(key)
+        if row is None or not row.finished_at or row.released or row.stop_requested_at:
+            return 0
+        try:
+            metadata = self.metadata(key)
+            due = restart_due_at(metadata, row_to_status(row)) if row_is_sound(self.node, row) else 0
+            following = (metadata.sandbox_id, metadata.name, metadata.config.metadata.attempt + 1)
+            if not due or self.source.ask(lambda reader: reader.find_container_by_name(*following)) is not None:
+                return 0
+            statuses = self.source.ask(lambda reader: reader.load_sandbox_statuses())
+            return 0 if any(one.id == metadata.sandbox_id and one.stopped_at for one in statuses) else due
+        except (StoreDamagedError, NotFoundError):  # nothing is done to what cannot be read
+            return 0
+
     def checkpoints(self) -> "Sequence[Unsettled]":
         """Return every record on disk, and why it cannot be trusted, if it cannot."""
         return [self._checkpoint(key, self._rows.get(key)) for key in self._ids]
@@ -312,7 +340,17 @@ class Snapshot:
         for record, damage in checkpoints:
             name = self._name(record.id)
             labels = read_labels(name.labels)
-            view = View(record.id, name.name, name.sandbox_id, labels, record.status, record.status, damage=damage)
+            restart_at = self.restarts.get(record.id, 0)
+            view = View(
+                record.id,
+                name.name,
+                name.sandbox_id,
+                labels,
+                record.status,
+                record.status,
+                damage=damage,
+                restart_at=restart_at,
+            )
             if record.id in examined:
                 verdict, observation = examined[record.id].verdict, examined[record.id].finding.observation
                 status = say(record.status, observation, verdict, self.holder)
@@ -345,7 +383,7 @@ class Snapshot:
 
     def _name_sandbox(self, row: SandboxRow) -> Named:
         try:
-            return name_sandbox(row_to_sandbox(self.node, row))
+            return Named.sandbox(row_to_sandbox(self.node, row))
         except StoreDamagedError:
             return Named(row.id, row.id, 0)
 

@@ -16,11 +16,12 @@ from msgspec.structs import replace
 
 from limpet.engine.images import ImageStore
 from limpet.engine.lifecycle.steps import run_whole
+from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
-from limpet.engine.starters import Starter
+from limpet.engine.starters import Starter, Starters
 from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.store import Store
-from limpet.schema.errors import InvalidStateError, quote_path
+from limpet.schema.errors import InvalidStateError, StoreDamagedError, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.metadata import Metadata, SandboxMetadata
 
@@ -29,16 +30,19 @@ _T = TypeVar("_T")
 
 @dataclass(kw_only=True)
 class Runtime:
-    """The store, the images, the starter and the watcher behind an engine's containers."""
+    """The store, the images, the starters and the watcher behind an engine's containers."""
 
     store: Store
     images: ImageStore
-    starter: Starter
+    starters: Starters
     containers_dir: str
     sandboxes_dir: str
     reexamine: Callable[[str], object]
     """Looks at one container again, and writes down what is true of it."""
+    follow_up: Callable[[Entry], float | None]
+    """Does what is to be done next of a container or sandbox: see `Timetable`."""
     watcher: Watcher = field(init=False)
+    timetable: Timetable = field(init=False)
     _holding: threading.local = field(default_factory=threading.local)
     _bells: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
     """By container, what wakes each waiting caller. No Condition: a signal handler that raises can leave one locked."""
@@ -46,7 +50,12 @@ class Runtime:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.watcher = Watcher(self.store, self.starter, self.ring)
+        self.timetable = Timetable(self._follow_up_at_once)
+        self.watcher = Watcher(self.store, self._take_end)
+
+    def _follow_up_at_once(self, entry: Entry) -> float | None:
+        with self.store.fleet.later():  # what nobody called for waits for no fleet
+            return self.follow_up(entry)
 
     def bundle_path(self, container_id: str) -> str:
         """Return where the container's bundle is, or would be."""
@@ -58,6 +67,16 @@ class Runtime:
         Not where its record says: in a copy of a state directory that would be the original's.
         """
         return os.path.join(self.sandboxes_dir, file_name(sandbox_id))
+
+    def starter_of(self, container_id: str) -> Starter:
+        """Return the starter that a container was made for; of a damaged record, the one that knows the container.
+
+        Raises InvalidStateError if this engine does not have it, NotFoundError for no container.
+        """
+        try:
+            return self.starters.of(self.store.metadata(container_id))
+        except StoreDamagedError:
+            return self.starters.find_keeper(container_id)
 
     def bring_home(self, metadata: Metadata) -> Metadata:
         """Return a container's metadata with the paths that it has in this state directory, wherever it was made.
@@ -152,15 +171,41 @@ class Runtime:
                 if not bells:
                     self._bells.pop(container_id, None)
 
+    def begin_timetable(self) -> None:
+        """Have the thread run that looks after what is due. Raises ResourcesError, best before anything is written."""
+        self.timetable.begin()
+
+    def note_container(self, container_id: str) -> None:
+        """Have it looked at what is to be done next of a container; from now on also when it ends."""
+        self.timetable.note(Entry(Kind.CONTAINER, container_id))
+
+    def note_again(self, container_id: str) -> None:
+        """Have that looked at if it is looked at at all: the container has changed."""
+        if self.timetable.is_known(Entry(Kind.CONTAINER, container_id)):
+            self.note_container(container_id)
+
+    def note_sandbox(self, sandbox_id: str) -> None:
+        """Have it looked at what is to be done next of a sandbox."""
+        self.timetable.note(Entry(Kind.SANDBOX, sandbox_id))
+
+    def forget_container(self, container_id: str) -> None:
+        """Look no more at a container that is deleted."""
+        self.timetable.forget(Entry(Kind.CONTAINER, container_id))
+
+    def _take_end(self, container_id: str) -> None:
+        self.ring(container_id)
+        self.note_again(container_id)
+
     def ring(self, container_id: str) -> None:
         """Wake those who wait for this container."""
         for bell in list(self._bells.get(container_id, ())):
             bell()
 
     def close(self) -> None:
-        """Stop watching and give up the starter; the containers run on. May be repeated."""
+        """Stop watching and give up the starters; the containers run on. May be repeated."""
+        self.timetable.close()
         self.watcher.close()
-        self.starter.close()
+        self.starters.close()
 
     def ring_all(self) -> None:
         """Wake all who wait: the store is closed, and they will see that."""

@@ -5,8 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from msgspec.structs import replace
+
 from limpet.engine.lifecycle.bundle import Bundle
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container, request_stop
+from limpet.engine.lifecycle.container import (
+    DEFAULT_STOP_TIMEOUT_SECONDS,
+    Container,
+    request_stop,
+    require_expiry,
+)
 from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status
 from limpet.engine.lifecycle.patience import require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
@@ -122,22 +129,47 @@ class Sandbox:
         tell_problems(self.id, "stopped", self._stop(timeout))
 
     def _stop(self, timeout: float) -> list[LimpetError]:
+        begun, problems = self.begin_stop(timeout)
+        return [*problems, *_try_each(lambda container: container.finish_stop(begun[container]), begun)]
+
+    def begin_stop(self, timeout: float) -> tuple[Mapping[Container, Status], Sequence[LimpetError]]:
+        """Do the first half of `stop`: write it down, and send the stop signals.
+
+        Return, for `Container.finish_stop`, the status of each that is stopped, and what kept others from it.
+        """
+        require_seconds(timeout)
+        return self._runtime.step(lambda: self._begin_stop(timeout))
+
+    def _begin_stop(self, timeout: float) -> tuple[Mapping[Container, Status], Sequence[LimpetError]]:
         begun: dict[Container, Status] = {}
+        asked = self._write_stop(timeout)
 
-        def begin_all() -> list[LimpetError]:
-            asked = self._write_stop(timeout)
+        def begin(container: Container) -> None:
+            act = container.carry_out_stop if container.id in asked else container.begin_stop
+            begun[container] = act(timeout)
 
-            def begin(container: Container) -> None:
-                begun[container] = container.begin_stop(timeout, is_written=container.id in asked)
+        problems = _try_each(begin, self.containers())
+        return begun, problems
 
-            return _try_each(begin, self.containers())
+    def renew(self, expires_at: int) -> SandboxStatus:
+        """Set when it is stopped and removed with its containers, in nanoseconds since the epoch; return the status.
 
-        problems = self._runtime.step(begin_all)
-        return problems + _try_each(lambda container: container.finish_stop(begun[container]), begun)
+        0 stands for never. Raises InvalidStateError for one that is NOTREADY: it may have expired just now.
+        """
+        require_expiry(expires_at)
+
+        def renew(old: SandboxStatus) -> SandboxStatus:
+            if old.stopped_at:
+                raise InvalidStateError(f"cannot renew sandbox {self.id}: it is NOTREADY ({old.reason}); make another")
+            return replace(old, expires_at=expires_at)
+
+        self._runtime.begin_timetable()
+        status = self._runtime.store.update_sandbox(self.id, renew)
+        self._runtime.note_sandbox(self.id)
+        return status
 
     def _write_stop(self, timeout: float) -> set[str]:
         """Write down that it is NOTREADY and that what runs in it is to stop; return what had not been asked before."""
-        require_seconds(timeout)
         asked: set[str] = set()
         with self._runtime.store.transaction() as draft, suppress(NotFoundError):
             _make_not_ready(draft, self.id)
@@ -165,14 +197,17 @@ class Sandbox:
         if force:
             self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
         else:
-            self._runtime.step(self._write_end)
+            self.end()
         containers = self.containers()
         problems = _try_each(lambda one: one.remove(force=force, timeout=timeout), containers)
         tell_problems(self.id, "removed", problems)
         return self.delete()
 
-    def _write_end(self) -> None:
-        """Write down that it is NOTREADY, if all its containers have ended."""
+    def end(self) -> None:
+        """Make it NOTREADY if all its containers have ended. Raises InvalidStateError if they have not."""
+        self._runtime.step(self._end)
+
+    def _end(self) -> None:
         with self._runtime.store.transaction() as draft, suppress(NotFoundError):
             is_ready = draft.sandbox_status(self.id).state is SandboxState.READY
             left = [key for key in draft.containers_of(self.id) if _is_wanted(draft.status(key), is_ready=is_ready)]

@@ -9,10 +9,12 @@ interrupt does not wait: the step goes on behind it.
 import _thread
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
+_BEGIN_SECONDS = 1.0
+"""How long a thread may take to begin before its step is taken from it."""
 
 
 class _Step(Generic[_T]):
@@ -39,9 +41,15 @@ class _Step(Generic[_T]):
             self._done.put(None)
 
     def wait(self) -> _T:
-        """Return its result or raise its error."""
+        """Return its result or raise its error.
+
+        A thread that was started may yet not begin, for want of memory, and nobody is told. Then it is done here.
+        """
         while not self._is_over:
-            self._done.get()
+            try:
+                self._done.get(timeout=_BEGIN_SECONDS)
+            except Empty:
+                self.run()
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]  # it has ended without an error

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Self
+from typing import NamedTuple, Self
 
 from limpet.engine.starters import Exit, Starter
 from limpet.engine.store import Draft, Request, Store
@@ -30,6 +30,7 @@ _LOOK_AGAIN_SECONDS = 0.2
 """Between two looks at a process that no pidfd tells of."""
 _ASK_AGAIN_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
+_WAKE_TRIES = 3
 _EXIT_SECONDS = 10.0
 """How long to ask for the exit of a process that has ended."""
 _SLOW_SECONDS = 0.5
@@ -42,6 +43,7 @@ class _Watch:
     identity: ProcessIdentity
     pidfd: int
     """-1 where none is to be had."""
+    starter: Starter
     is_polled: bool = True
     """True if the loop has to look at it again and again, for the kernel does not tell."""
     due: float = 0.0
@@ -51,6 +53,15 @@ class _Watch:
     exit: Exit | None = None
     is_told: bool = False
     """True while its end is with the store."""
+
+
+class _Kill(NamedTuple):
+    """What is left of a container is to be killed."""
+
+    identity: ProcessIdentity
+    when: float
+    """In seconds of the monotonic clock."""
+    starter: Starter
 
 
 class _Recording(Request):
@@ -86,16 +97,15 @@ class _Recording(Request):
 
 
 class Watcher:
-    """Watches the processes of a starter until they end. `on_end` is told each container whose end is durable."""
+    """Watches processes until they end. `on_end` is told each container whose end is durable."""
 
-    def __init__(self, store: Store, starter: Starter, on_end: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, on_end: Callable[[str], None]) -> None:
         self._store = store
-        self._starter = starter
         self._on_end = on_end
         self._lock = threading.Lock()
         self._watches: dict[str, _Watch] = {}
         self._by_pidfd: dict[int, _Watch] = {}
-        self._kills: dict[str, tuple[ProcessIdentity, float]] = {}
+        self._kills: dict[str, _Kill] = {}
         self._recordings: list[_Recording] = []
         self._done: SimpleQueue[_Recording] = SimpleQueue()
         self._is_closing = False
@@ -111,7 +121,7 @@ class Watcher:
                 raise ResourcesError("no thread can be started that watches the containers") from error
             raise
 
-    def watch(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> None:
+    def watch(self, container_id: str, identity: ProcessIdentity, pidfd: int, starter: Starter) -> None:
         """Start watching a process, and take over `pidfd`, -1 if none could be had.
 
         A container that is already watched keeps its watch. Never fails: what cannot be told by the kernel is looked
@@ -122,7 +132,7 @@ class Watcher:
                 if pidfd >= 0:
                     os.close(pidfd)
                 return
-            watch = _Watch(container_id, identity, pidfd)
+            watch = _Watch(container_id, identity, pidfd, starter)
             self._watches[container_id] = watch
             self._register(watch)
         if watch.is_polled:
@@ -132,20 +142,21 @@ class Watcher:
         """Say whether the container is watched: its end will be written down."""
         return container_id in self._watches
 
-    def kill_at(self, container_id: str, identity: ProcessIdentity, seconds: float) -> None:
+    def kill_at(self, container_id: str, identity: ProcessIdentity, seconds: float, starter: Starter) -> None:
         """Have all that is left of a container ended by SIGKILL in so many seconds; the earliest time stands."""
         when = time.monotonic() + seconds
         with self._lock:
             before = self._kills.get(container_id)
-            self._kills[container_id] = identity, min(when, before[1]) if before else when
+            self._kills[container_id] = _Kill(identity, min(when, before.when) if before else when, starter)
         self._wake()
 
     def close(self) -> None:
         """Stop watching. The containers run on; recovery finds what has not been written down. May be repeated."""
         with self._lock:
             self._is_closing = True
-        self._wake()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._wake()
+            self._thread.join(_LOOK_AGAIN_SECONDS)
         with self._lock:
             self._close_descriptors()
 
@@ -159,8 +170,14 @@ class Watcher:
                 os.close(descriptor)
 
     def _wake(self) -> None:
-        with suppress(OSError):  # a full pipe wakes as well; a closed one has nobody to wake
-            os.write(self._wake_write, b"x")
+        for _ in range(_WAKE_TRIES):
+            try:
+                os.write(self._wake_write, b"x")
+            except BlockingIOError:
+                return  # a full pipe wakes as well
+            except OSError:  # closed, and nobody is there to wake; or refused, and tried again
+                continue
+            return
 
     def _register(self, watch: _Watch) -> None:
         if watch.pidfd < 0:
@@ -185,7 +202,7 @@ class Watcher:
         now = time.monotonic()
         with self._lock:
             due = [watch.due for watch in self._watches.values() if watch.is_polled and not watch.is_told]
-            due += [when for _, when in self._kills.values()]
+            due += [kill.when for kill in self._kills.values()]
         due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
         return max(0.0, min(due) - now) if due else -1
 
@@ -223,7 +240,7 @@ class Watcher:
             return
         if watch.pidfd < 0:
             try:
-                watch.pidfd = self._starter.adopt(watch.container_id, watch.identity)
+                watch.pidfd = watch.starter.adopt(watch.container_id, watch.identity)
             except NotFoundError:
                 watch.noticed_at = time.time_ns()
                 self._ask(watch)
@@ -238,7 +255,7 @@ class Watcher:
 
     def _ask(self, watch: _Watch) -> None:
         try:
-            watch.exit = self._starter.read_exit(watch.container_id, watch.identity, watch.pidfd)
+            watch.exit = watch.starter.read_exit(watch.container_id, watch.identity, watch.pidfd)
         except LimpetError as error:
             self._doubt(watch, f"it has ended, and how cannot be asked: {error}")
             watch.due = time.monotonic() + _RETRY_SECONDS
@@ -268,7 +285,7 @@ class Watcher:
         """
         with suppress(LimpetError):
             if not self._store.status(watch.container_id).stop_requested_at:
-                self._starter.signal(watch.container_id, watch.identity, signal.SIGKILL, only_session=True)
+                watch.starter.signal(watch.container_id, watch.identity, signal.SIGKILL, only_session=True)
 
     def _finish_recordings(self) -> None:
         while True:
@@ -295,8 +312,9 @@ class Watcher:
             watch.is_told = False
             watch.is_polled, watch.due = True, time.monotonic() + _RETRY_SECONDS
         if written:
-            with suppress(LimpetError):  # the keeper keeps them for longer, then
-                self._starter.forget_exits([watch.container_id for watch in written])
+            for starter in {id(watch.starter): watch.starter for watch in written}.values():
+                with suppress(LimpetError):  # the keeper keeps them for longer, then
+                    starter.forget_exits([watch.container_id for watch in written if watch.starter is starter])
         with self._lock:
             for watch in written:
                 self._watches.pop(watch.container_id, None)
@@ -313,15 +331,15 @@ class Watcher:
 
     def _kill_overdue(self, now: float) -> None:
         with self._lock:
-            due = [(key, identity) for key, (identity, when) in self._kills.items() if when <= now]
-            for key, _ in due:
+            due = {key: kill for key, kill in self._kills.items() if kill.when <= now}
+            for key in due:
                 del self._kills[key]
-        for key, identity in due:
+        for key, kill in due.items():
             try:
-                self._starter.signal(key, identity, signal.SIGKILL)
+                kill.starter.signal(key, kill.identity, signal.SIGKILL)
             except LimpetError as error:
                 _log.warning("container %s cannot be killed now: %s", key, error)
-                self.kill_at(key, identity, _RETRY_SECONDS)
+                self.kill_at(key, kill.identity, _RETRY_SECONDS, kill.starter)
 
 
 def _end(watch: _Watch, status: Status) -> Status:

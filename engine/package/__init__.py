@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from limpet.engine.engine import Engine as Engine
     from limpet.engine.inspection import Snapshot as Snapshot
     from limpet.engine.reconcile import recover as recover
+    from limpet.engine.starters.oci import OciStarter as OciStarter
     from limpet.engine.store import Store as Store
     from limpet.schema import errors as errors
 
@@ -22,12 +23,13 @@ _HOMES = {
     "AsyncEngine": "limpet.engine.aio",
     "AsyncStore": "limpet.engine.aio",
     "Engine": "limpet.engine.engine",
+    "OciStarter": "limpet.engine.starters.oci",
     "Snapshot": "limpet.engine.inspection",
     "Store": "limpet.engine.store",
     "recover": "limpet.engine.reconcile",
 }
 
-__all__ = ["AsyncEngine", "AsyncStore", "Engine", "Snapshot", "Store", "__version__", "errors", "recover"]
+__all__ = ["AsyncEngine", "AsyncStore", "Engine", "OciStarter", "Snapshot", "Store", "__version__", "errors", "recover"]
 
 
 def __getattr__(name: str) -> object:

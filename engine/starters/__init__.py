@@ -7,7 +7,7 @@ Read `contract` (what an engine asks), `choices` (what config and image leave op
 from limpet.engine.starters.choices import choose_log_path, choose_stop_signal
 from limpet.engine.starters.contract import Exit, Launch, Prepared, Starter
 from limpet.engine.starters.environment import require_secrets
-from limpet.engine.starters.registry import make_default_starter, make_host_probe, make_probe
+from limpet.engine.starters.registry import Starters, make_host_probe, make_probe
 from limpet.engine.starters.signals import number_of_signal, to_cri_signal
 
 __all__ = [
@@ -15,9 +15,9 @@ __all__ = [
     "Launch",
     "Prepared",
     "Starter",
+    "Starters",
     "choose_log_path",
     "choose_stop_signal",
-    "make_default_starter",
     "make_host_probe",
     "make_probe",
     "number_of_signal",

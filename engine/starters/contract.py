@@ -27,6 +27,8 @@ class Launch:
     """None if the sandbox's record is damaged."""
     log_directory: str = ""
     """Where the logs of the sandbox's containers are, empty if that is not known; `log_path` is below it."""
+    namespaces: Mapping[str, str] = field(default_factory=dict)
+    """The path of each namespace that the sandbox holds, by type as in the OCI runtime spec."""
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Variables of this start alone, over all others; never written down, nor shown."""
 
@@ -89,6 +91,9 @@ class Starter(Protocol):
 
     def find_unapplied(self, launch: Launch) -> dict[str, str]:
         """Return the name of each field of the config, or sandbox's config, that asks for what is not done, and why."""
+
+    def keeps(self, container_id: str) -> bool:
+        """Say whether it has anything of this container, whose record may be damaged."""
 
     def prepare(self, launch: Launch) -> Prepared:
         """Make the process and hold it. Raises StartError, StateDirectoryError for a damaged bundle."""

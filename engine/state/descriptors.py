@@ -14,12 +14,11 @@ _original: tuple[int, int] | None = None
 def raise_descriptor_limit() -> None:
     """Raise this process's soft limit to the hard one: each container that runs takes a descriptor of ours."""
     global _original  # noqa: PLW0603  # it is the process's
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return
     with suppress(OSError, ValueError):  # a sandbox around us: we do with what there is
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        _original = _original or (soft, hard)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            _original = _original or (soft, hard)
 
 
 def original_descriptor_limit() -> tuple[int, int]:

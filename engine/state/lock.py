@@ -7,6 +7,7 @@ closes its copy, so that it does not outlive the process that took it.
 import fcntl
 import json
 import os
+from contextlib import suppress
 from functools import partial
 from io import FileIO
 from typing import Self
@@ -52,7 +53,8 @@ class Lock:
     def touch(self) -> None:
         """Read a byte of the file, which inotify(7) tells those who watch it. Once it is given up: nothing."""
         if not self._file.closed:
-            os.pread(self._file.fileno(), 1, 0)
+            with suppress(OSError):  # whoever was to be woken looks by itself, a little later
+                os.pread(self._file.fileno(), 1, 0)
 
     def release(self) -> None:
         """Give the lock up, also where a fork still has a copy. Repeating it is fine."""

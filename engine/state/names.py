@@ -8,6 +8,7 @@ containers/     a bundle for each container        sandboxes/   a directory for 
 images/         the image store                    quarantine/  entries without an owner
 backups/        copies made before a migration   keeper/      the keeper's lock, socket, journal and pipes
 control/        the socket by which commands reach the engine
+oci/            what OCI runtimes keep of their containers, by starter and boot; in a bundle, what conmon does
 """
 
 DATABASE = "store.db"
@@ -21,8 +22,9 @@ OWNER = "owner.json"
 IDENTITY = "directory.json"
 KEEPER = "keeper"
 CONTROL = "control"
+OCI = "oci"
 FILES = {DATABASE, DATABASE + "-wal", DATABASE + "-shm", DATABASE + "-journal", LOCK, OWNER, IDENTITY}
-_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, KEEPER, CONTROL}
+_DIRECTORIES = {CONTAINERS, SANDBOXES, IMAGES, QUARANTINE, BACKUPS, KEEPER, CONTROL, OCI}
 OURS = FILES | _DIRECTORIES
 """All names that limpet makes there."""
 ENTRIES = dict.fromkeys(FILES, False) | dict.fromkeys(_DIRECTORIES, True)

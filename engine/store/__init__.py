@@ -5,11 +5,11 @@ Read `store` (what it promises), `draft` (a change before it is written), `commi
 """
 
 from limpet.engine.store.commit import Request
-from limpet.engine.store.draft import Doubt, Draft
+from limpet.engine.store.draft import Draft
 from limpet.engine.store.feed import StoreFeed
 from limpet.engine.store.fleet import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, Named, name_container, name_sandbox, resolve
+from limpet.engine.store.match import Filter, Named
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.store import Store
 from limpet.engine.store.watch import Cursor, Wanted, Watch
@@ -17,7 +17,6 @@ from limpet.engine.store.watch import Cursor, Wanted, Watch
 __all__ = [
     "FLEET_TIMEOUT_SECONDS",
     "Cursor",
-    "Doubt",
     "Draft",
     "Filter",
     "FleetChoice",
@@ -30,7 +29,4 @@ __all__ = [
     "Unsettled",
     "Wanted",
     "Watch",
-    "name_container",
-    "name_sandbox",
-    "resolve",
 ]

@@ -39,6 +39,11 @@ _TRIES = 5
 class Request:
     """One thread's change, and its outcome. `apply` runs on the committing thread and may raise."""
 
+    is_turn = False
+    """True if it receives the right to commit, not an outcome.
+
+    It has that from `finish` on for as long as `inside` is held, which is taken before it is submitted.
+    """
     __slots__ = ("apply", "error", "inside", "result", "settled", "taken", "thread", "wake")
 
     def __init__(self, apply: Callable[..., Any]) -> None:
@@ -79,9 +84,10 @@ class Request:
 
 
 class _Turn(Request):
-    """A request to be the only writer for a while: it receives the right to commit, not an outcome."""
+    """A request to be the only writer for a while."""
 
     __slots__ = ()
+    is_turn = True
 
 
 class Committer:
@@ -286,7 +292,7 @@ class Committer:
         """Answer all that are waiting. After a failure it goes on where that one struck."""
         while self._taken or self._take_batch():
             first = self._taken[0]
-            if isinstance(first, _Turn):
+            if first.is_turn:
                 self._holder = first
                 first.finish()
                 with first.inside:  # until its caller has left
@@ -302,7 +308,7 @@ class Committer:
         """Take all waiting requests up to the first turn, or that turn alone. False if nobody waits."""
         with self._guard:
             found = list(islice(self._queue, MAX_BATCH))
-            size = next((number for number, one in enumerate(found) if isinstance(one, _Turn)), len(found)) or 1
+            size = next((number for number, one in enumerate(found) if one.is_turn), len(found)) or 1
             batch = found[:size]
             for request in batch:
                 request.taken = True

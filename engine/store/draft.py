@@ -42,6 +42,7 @@ from limpet.schema.errors import (
 from limpet.schema.events import STATE_CHANGES, EventKind
 from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
+from limpet.schema.restart import parse_restart_policy
 from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, SandboxStatusRow, StatusRow
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import Reason, Status, declare_gone
@@ -115,6 +116,7 @@ class Draft:
         """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
         key = require_id(metadata.id)
         require_name(metadata.name)
+        parse_restart_policy(metadata.restart_policy)
         if self._find(key) is not None:
             raise AlreadyExistsError(f"container {key} exists already; delete it first, or use another id")
         sandbox = self._find_sandbox(metadata.sandbox_id)
@@ -130,6 +132,13 @@ class Draft:
         self._event_names[key] = NameRow(key, row.sandbox_id, row.name, row.labels)
         self._note(EventKind.ADDED, key, status_row, status)
         self._stage(key, status_row, status)
+
+    def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name and attempt, if there is one."""
+        found = self._journal.find_container_by_name(sandbox_id, name, attempt)
+        if found is not None and self.rows.get(found, ()) is not None:
+            return found
+        return self._names.get((sandbox_id, name, attempt))
 
     def update(self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None) -> Status:
         """Replace a container's status by `fn` of it, and return the new one. What `fn` raises passes through.
@@ -420,10 +429,7 @@ class Draft:
 
     def _require_free_name(self, metadata: Metadata) -> None:
         attempt = metadata.config.metadata.attempt
-        wanted = (metadata.sandbox_id, metadata.name, attempt)
-        taken = self._journal.find_container_by_name(*wanted)
-        if taken is None or self.rows.get(taken, ()) is None:
-            taken = self._names.get(wanted)
+        taken = self.find_attempt(metadata.sandbox_id, metadata.name, attempt)
         if taken is not None:
             raise AlreadyExistsError(
                 f"name {metadata.name!r} (attempt {attempt}) is taken in sandbox {metadata.sandbox_id}"

@@ -1,7 +1,10 @@
 """Which records are meant: one by its id, its name or the beginning of its id, and the filters of lists."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple, Self
+
+import msgspec
 
 from limpet.schema.codec import read_labels
 from limpet.schema.errors import AmbiguousError, NotFoundError, quote
@@ -20,37 +23,36 @@ class Named(NamedTuple):
     """Where attempts of the same name follow one another: a container's sandbox, a sandbox's namespace and uid."""
     attempt: int
 
+    @classmethod
+    def container(cls, row: NameRow) -> Self:
+        """Return a container as one that bears its name."""
+        attempt = row.attempt if type(row.attempt) is int else 0  # a damaged row may hold anything
+        return cls(row.id, row.sandbox_id, attempt)
 
-def name_container(row: NameRow) -> Named:
-    """Return a container as one that bears its name."""
-    return Named(
-        row.id, row.sandbox_id, row.attempt if type(row.attempt) is int else 0
-    )  # a damaged row may hold anything
+    @classmethod
+    def sandbox(cls, metadata: SandboxMetadata) -> Self:
+        """Return a sandbox as one that bears its name."""
+        names = metadata.config.metadata
+        return cls(metadata.id, (names.namespace, names.uid), names.attempt)
 
+    @staticmethod
+    def resolve(text: str, ids: Collection[str], find_named: Callable[[], Iterable["Named"]], kind: str) -> str:
+        """Return the id that `text` means: an exact id, else an exact name, else what one id alone begins with.
 
-def name_sandbox(metadata: SandboxMetadata) -> Named:
-    """Return a sandbox as one that bears its name."""
-    names = metadata.config.metadata
-    return Named(metadata.id, (names.namespace, names.uid), names.attempt)
-
-
-def resolve(text: str, ids: Collection[str], find_named: Callable[[], Iterable[Named]], kind: str) -> str:
-    """Return the id that `text` means: an exact id, else an exact name, else what one id alone begins with.
-
-    `find_named` returns those whose name is `text`; of several attempts in one place the newest is meant. Raises
-    NotFoundError if it means none, AmbiguousError if it means several.
-    """
-    if text in ids:
-        return text
-    named = list(find_named())
-    if named:
-        return _choose_newest(text, named, kind)
-    found = sorted(key for key in ids if key.startswith(text)) if text else []
-    if not found:
-        raise NotFoundError(f"no {kind} has the id or the name {quote(text)}, or an id that begins with it")
-    if len(found) > 1:
-        raise _ambiguous(f"{len(found)} {kind}s have ids that begin with {quote(text)}", "more of it", found)
-    return found[0]
+        `find_named` returns those whose name is `text`; of several attempts in one place the newest is meant. Raises
+        NotFoundError if it means none, AmbiguousError if it means several.
+        """
+        if text in ids:
+            return text
+        named = list(find_named())
+        if named:
+            return _choose_newest(text, named, kind)
+        found = sorted(key for key in ids if key.startswith(text)) if text else []
+        if not found:
+            raise NotFoundError(f"no {kind} has the id or the name {quote(text)}, or an id that begins with it")
+        if len(found) > 1:
+            raise _ambiguous(f"{len(found)} {kind}s have ids that begin with {quote(text)}", "more of it", found)
+        return found[0]
 
 
 def _choose_newest(text: str, named: Sequence[Named], kind: str) -> str:
@@ -83,6 +85,14 @@ class Filter(NamedTuple):
     def asks_for_names(self) -> bool:
         """True if ids alone do not tell what matches."""
         return bool(self.name or self.sandbox_id or self.labels)
+
+    @property
+    def label_text(self) -> str:
+        """What is to be found in the text of labels as they are stored: one of these labels; "" if it is in none."""
+        with suppress(UnicodeEncodeError, TypeError):  # no label is such a text, as `accepts` says
+            parts = [msgspec.json.encode({key: value}).decode()[1:-1] for key, value in self.labels.items()]
+            return max(parts, key=len, default="")
+        return ""
 
     def find_sandboxes(self, sandboxes: Mapping[str, str]) -> Collection[str]:
         """Return the ids of the sandboxes that are meant, given the name of each by its id."""

@@ -25,7 +25,7 @@ from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.fleet import FLEET_TIMEOUT_SECONDS, FleetChoice, FleetLink
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, Named, holds, name_container, name_sandbox, resolve
+from limpet.engine.store.match import Filter, Named, holds
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
 from limpet.engine.store.sandboxes import Sandboxes
@@ -172,8 +172,8 @@ class Store:
     def _resolve(self, text: str) -> str:
         if text in self._rows:
             return text
-        named = [row for row in (self._records.load_named(text) if text else ()) if row.id in self._rows]
-        return resolve(text, list(self._rows), lambda: map(name_container, named), "container")
+        named = [row for row in (self._records.load_names(text) if text else ()) if row.id in self._rows]
+        return Named.resolve(text, list(self._rows), lambda: map(Named.container, named), "container")
 
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
@@ -217,6 +217,16 @@ class Store:
         if extra:
             records = [record for record in records if holds(record.status.extra, extra)]
         return Listing(sorted(records, key=lambda record: record.id), revision)
+
+    def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container with this name and attempt in a sandbox, None if there is none."""
+        self.require_open()
+        return self._records.find_container_by_name(sandbox_id, name, attempt)
+
+    def list_intended(self) -> "Sequence[str]":
+        """Return the ids of the containers that have a restart policy or an expiry, or are paused."""
+        self.require_open()
+        return self._records.load_intended()
 
     def watch(
         self,
@@ -306,11 +316,11 @@ class Store:
             if sandbox_id in self._sandboxes.damaged:
                 raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
             kept = self._sandboxes.kept
-            return kept[resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
+            return kept[Named.resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
 
     def _find_named(self, name: str) -> "Iterator[Named]":
         kept = self._sandboxes.kept.values()
-        return (name_sandbox(one.metadata) for one in kept if one.metadata.name == name)
+        return (Named.sandbox(one.metadata) for one in kept if one.metadata.name == name)
 
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
         """Return the status of the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
@@ -546,6 +556,15 @@ class Store:
         self.fleet.wait()
         return result
 
+    def begin(self) -> Draft:
+        """Return a draft for who has the right to commit. For fronts such as `aio`; see `transaction`."""
+        self.require_open()
+        return self._draft()
+
+    def finish(self, draft: Draft) -> None:
+        """Make what is in the draft durable and visible. For fronts such as `aio`; see `transaction`."""
+        self._write(draft)
+
     def _draft(self) -> Draft:
         self._settle()
         if len(self._names) > _KEPT_NAMES:
@@ -648,11 +667,13 @@ class Store:
                     self._doubts[key] = doubt
             for key, sandbox in draft.sandboxes.items():
                 self._sandboxes.put(key, sandbox)
-            self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
-            self._recent.extend(row for row in draft.changes.events if row.revision > self._revision)
-            self._revision = draft.revision
-        if draft.changes:
-            self.fleet.note(draft.rows, draft.sandboxes, draft.revision)
+            if draft.changes.events:
+                self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
+                for event in draft.changes.events:
+                    if not self._recent or self._recent[-1].revision < event.revision:
+                        self._recent.append(event)
+                self._revision = draft.revision
+        self.fleet.note(draft.rows, draft.sandboxes, draft.revision)
         if draft.changes.events:
             self._bells.ring()
 
@@ -696,14 +717,19 @@ class Store:
         """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
         population = self._population
         sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
-        names = {row.id: row for row in self._records.load_names()}
-        matching = [key for key, row in names.items() if wanted.accepts(row, sandbox_ids)]
+        rows = self._records.load_names(wanted.name, sandbox_ids if wanted.sandbox_id else None, wanted.label_text)
+        matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids)]
         found = self._rows.fetch(matching)
         with self._view:
             self._rows.keep(found)
             records = [self._record(key) for key in matching if key in self._rows]
-            is_whole = self._population == population and names.keys() == self._rows.keys()
+            is_whole = self._population == population and not self._is_populating()
             return records, self._revision, is_whole
+
+    def _is_populating(self) -> bool:
+        """Say whether containers that come or go may be on disk by now, and are not in memory yet."""
+        draft = self._unsettled
+        return draft is not None and bool(draft.changes.new_containers or draft.changes.deleted_containers)
 
     def name_sandboxes(self) -> Mapping[str, str]:
         """Return the name of each sandbox by its id, none of those whose records cannot be read."""

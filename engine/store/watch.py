@@ -128,12 +128,10 @@ class Cursor:
         """Return the next event among what was read, None if there is none. Raises StoreDamagedError."""
         while self._rows:
             row = self._rows[0]
-            event = None
-            if self._wanted.accepts(row, self._feed):
-                event = row_to_event(self._feed.node, row)
+            event = row_to_event(self._feed.node, row)  # whether a damaged one is wanted cannot be said
             self._rows.popleft()
             self.revision = row.revision
-            if event is not None:
+            if self._wanted.accepts(row, self._feed):
                 return event
         return None
 

@@ -94,6 +94,21 @@ def test_options_may_stand_on_both_sides(tmp_path: Path, limpet: Limpet) -> None
     assert not os.path.exists(empty)
 
 
+def test_names_are_taken_for_ids(limpet: Limpet) -> None:
+    """A container or sandbox is meant by its name, too; a name that means several ends with 4, and names them."""
+    make_state(limpet.state_dir)
+    assert limpet.json("inspect", "x")["inspected"][0]["id"] == "c0ffee"
+    assert limpet.json("inspect", "jobs")["inspected"][0]["kind"] == "sandbox"
+    assert limpet.json("history", "x")["id"] == "c0ffee"
+    assert limpet.ok("ps", "-q", "--sandbox", "jobs") == "c0ffee\n"
+    with Engine.open(limpet.state_dir) as engine:
+        config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["true"]}
+        engine.create_container(config, engine.create_sandbox({"metadata": {"name": "other"}}), id="decaf")
+    done = limpet("inspect", "x")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "c0ffee, decaf" in done.stderr
+
+
 def test_default_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Root's state is under /var/lib, a user's where XDG says, and only an absolute XDG path counts."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)

@@ -189,7 +189,10 @@ def test_the_documents_keep_their_form(limpet: Limpet, jobs: Jobs) -> None:
 def shape(value: object) -> object:
     """Return the keys of a document, without what is free in it; of a list, each form once."""
     if isinstance(value, dict):
-        free = {"labels", "config", "identity", "cri_status", "checked", "image_manifest", "unapplied"}
+        free = {"labels", "config", "identity", "cri_status", "checked", "image_manifest", "unapplied"} | {
+            "extra",
+            "namespaces",
+        }
         return {key: None if key in free else shape(one) for key, one in sorted(value.items())}
     if isinstance(value, list):
         shapes = [shape(one) for one in value]

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import Table, Text
 
 from limpet.engine import Engine, Store
-from limpet.recovery import RULES
+from limpet.recovery import RULES, SANDBOX_RULES
+from limpet.recovery.intents import INTENT_RULES
 from limpet.recovery.orphans import ORPHAN_RULES
 from limpet.schema import ContainerState
 from limpet.schema.revision import SCHEMA_REVISION
@@ -73,12 +74,12 @@ def test_every_column_is_described(table: Table) -> None:
 
 
 def test_crash_windows_name_rules_that_exist() -> None:
-    """The rules that the table of crash windows names are rules of the two tables."""
+    """The rules that the table of crash windows names are rules of the three tables."""
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("## Crash windows\n")[2].partition("\n## ")[0]
     cells = [line.split("|")[-2] for line in text.splitlines() if line.startswith("| ")]
     named = {label for cell in cells for label in re.findall(r"`([\w-]+)`", cell)}
     assert named
-    assert named <= {rule.label for rule in RULES} | {rule.label for rule in ORPHAN_RULES}
+    assert named <= {rule.label for table in (RULES, INTENT_RULES, SANDBOX_RULES, ORPHAN_RULES) for rule in table}
 
 
 def test_checksums_are_computed_as_described(state_dir: str) -> None:

@@ -137,6 +137,12 @@ def test_get_or_create_makes_one(engine: Engine) -> None:
     assert engine.list_sandboxes() == [found[0]]
     assert set(found) == {found[0]}
     assert engine.get_or_create_sandbox({"metadata": {**names, "attempt": 1}}, id="next").id == "next"
+    for sandbox in engine.list_sandboxes():
+        if sandbox.metadata.config.metadata.name == names["name"]:
+            sandbox.stop()  # as a reboot does
+    again = engine.get_or_create_sandbox({"metadata": names}, id="after")
+    assert (again.id, again.attempt) == ("after", 2)
+    assert engine.get_or_create_sandbox({"metadata": names}) == again
 
 
 def test_a_sandbox_is_given_in_each_way(engine: Engine, pod: Sandbox) -> None:
@@ -146,6 +152,18 @@ def test_a_sandbox_is_given_in_each_way(engine: Engine, pod: Sandbox) -> None:
     assert {container.sandbox_id for container in made} == {pod.id}
     for text in (pod.id, "pod", "p0"):
         assert len(engine.list(sandbox_id=text, state="created")) == 4
+
+
+def test_a_strict_sandbox_is_refused_for_what_no_container_gets(engine: Engine) -> None:
+    """With strict, a sandbox that asks for what is not done is refused by the fields' names, and not made."""
+    names = {"name": "pod", "uid": "u", "namespace": "n"}
+    asks = {"metadata": names, "port_mappings": [{"container_port": 80}], "linux": {"sysctls": {"a": "b"}}}
+    with pytest.raises(errors.InvalidInputError, match=r"sandbox\.port_mappings.*sandbox\.sysctls"):
+        engine.create_sandbox(asks, strict=True)
+    assert engine.list_sandboxes() == []
+    plain = engine.create_sandbox({"metadata": names, "dns_config": {"servers": ["10.0.0.1"]}}, strict=True)
+    assert engine.get_sandbox("pod") == plain
+    assert engine.create_sandbox({**asks, "metadata": {**names, "attempt": 1}}).name == "pod"
 
 
 def test_history_and_backup(engine: Engine, pod: Sandbox, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from limpet.recovery.host import read_boot_id
 from limpet.schema import ContainerState
 from limpet.schema.protobuf_json import to_json
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, stop_sandbox
+from limpet.testing import FakeStarter
 from tests.conftest import EngineProcess, in_thread, is_running, wait_until
 
 CONFIG = {
@@ -51,7 +52,7 @@ def start_stubborn(engine: Engine, name: str) -> Container:
 
 def test_what_a_sandbox_is_made_with_is_kept(state_dir: str) -> None:
     """Handler, namespaces, addresses, extra and the boot: there at once, over a restart, and in the CRI's words."""
-    with Engine.open(state_dir) as engine:
+    with Engine.open(state_dir, runtimes={"fast": FakeStarter()}) as engine:
         made = engine.create_sandbox(
             CONFIG,
             id="web",
@@ -141,7 +142,7 @@ def test_nothing_comes_into_a_stopped_sandbox_and_nothing_starts(state_dir: str)
 def test_a_start_that_meets_a_stop_loses(engine: Engine, pod: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process was made before the sandbox was stopped, and is not yet let go: it never runs the program."""
     container = engine.create_container(config("one", "touch", "ran"), "pod", id="one")
-    starter = engine._runtime.starter
+    starter = engine.starter
     real, pids = starter.prepare, []
 
     def stop_meanwhile(launch: object) -> object:

@@ -29,7 +29,8 @@ counter = os.open(counter_path, os.O_RDWR)
 def acknowledged(): return struct.unpack("Q", os.pread(counter, 8, 0))[0]
 """
 WRITER = f"""
-from limpet.engine.database.sqlite import connection as sqlite, writer
+from limpet.engine.database.sqlite import connection as sqlite, event_log, writer
+event_log.KEPT_EVENTS = 100  # the log is as long after a short stream as after a long one
 writer.WAL_BYTES = {WAL_BYTES}  # so that a short stream begins the WAL anew as often as a long one
 sqlite._READERS_TIMEOUT_SECONDS = 30  # a busy machine is no reason to let it grow
 from limpet.engine import Store

@@ -93,7 +93,8 @@ def test_killed_in_the_middle(
         if rule is None:
             assert not engine.recovery.findings
         elif rule in EXIT_CODES:
-            assert rule_of(engine) in {"survivor", "exit-observed", "never-ran"}
+            if engine.recovery.findings or rule != "ending":  # its end may have been written before the kill
+                assert rule_of(engine) in {"survivor", "exit-observed", "never-ran"}
             assert engine.get("one").wait(20).exit_code == EXIT_CODES[rule]
         else:
             assert rule_of(engine) == rule

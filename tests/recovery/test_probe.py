@@ -76,8 +76,12 @@ def test_a_witness_proves_what_the_kernel_cannot(sleeper: ProcessIdentity) -> No
     alive = Witnessed(Process.ALIVE)
     assert look(replace(sleeper, pidfd_inode=0), alive).process is Process.ALIVE
     assert look(replace(sleeper, pidfd_inode=1), alive).process is Process.STRANGER
+    for known in (Process.PAUSED, Process.MONITOR_GONE, Process.HELD):
+        assert look(sleeper, Witnessed(known)).process is known
+        assert look(replace(sleeper, pidfd_inode=1), Witnessed(known)).process is Process.STRANGER
     end(sleeper)
-    assert look(sleeper, alive).process is Process.GONE
+    for known in (Process.ALIVE, Process.PAUSED, Process.MONITOR_GONE, Process.HELD):
+        assert look(sleeper, Witnessed(known)).process is Process.GONE
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,9 @@ def test_an_end_that_was_witnessed_is_told_as_it_was(sleeper: ProcessIdentity, w
 
 def test_a_record_without_a_process_is_warned_of_one_and_nothing_else() -> None:
     """A witness who sees a process of a container that was not started makes it doubtful; an old end does not."""
-    assert look(None, Witnessed(Process.ALIVE)).process is Process.UNPROVEN
+    for living in (Process.ALIVE, Process.PAUSED, Process.MONITOR_GONE):
+        assert look(None, Witnessed(living)).process is Process.UNPROVEN
+    assert look(None, Witnessed(Process.HELD)).process is Process.NONE
     assert look(None, Witnessed(Process.ENDED, 3, 77)).process is Process.NONE
 
 

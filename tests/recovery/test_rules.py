@@ -18,6 +18,7 @@ from limpet.recovery.orphans import (
 from limpet.recovery.rules import Action, find_rules
 from limpet.schema import ContainerState, ProcessIdentity, Reason, Status
 
+LIVING = {Process.ALIVE, Process.PAUSED, Process.MONITOR_GONE}
 EVERY_EVIDENCE = [
     Evidence(stage=checkpoint, boot=boot, process=process, bundle=bundle)
     for checkpoint, boot, process, bundle in product(Stage, Boot, Process, Bundle)
@@ -57,7 +58,8 @@ def test_running_is_said_only_of_a_process_seen_alive_in_this_boot() -> None:
     for evidence in EVERY_EVIDENCE:
         verdict = verdict_on(evidence)
         if verdict.status.state is ContainerState.RUNNING or Action.ADOPT in verdict.actions:
-            assert (evidence.process, evidence.boot) == (Process.ALIVE, Boot.SAME), evidence
+            assert evidence.process in LIVING, evidence
+            assert evidence.boot is Boot.SAME, evidence
 
 
 def test_an_exit_code_is_stated_only_where_it_was_observed() -> None:
@@ -68,7 +70,7 @@ def test_an_exit_code_is_stated_only_where_it_was_observed() -> None:
             continue
         if evidence.process is Process.ENDED:
             assert (verdict.status.exit_code, verdict.status.reason) == (9, Reason.ERROR)
-        elif evidence.process is Process.NEVER_RAN:
+        elif evidence.process in {Process.NEVER_RAN, Process.HELD}:
             assert (verdict.status.exit_code, verdict.status.reason) == (128, Reason.START_ERROR)
             assert verdict.status.message.startswith("never ran")
         else:
@@ -110,6 +112,18 @@ def test_what_never_ran_is_a_start_error_at_its_stage_alone() -> None:
         else:
             assert verdict.ruling in {Ruling.KEEP, Ruling.UNKNOWN}
             assert verdict.status.finished_at == before.finished_at
+
+
+def test_what_is_held_is_never_said_to_run_and_is_ended_where_that_is_known() -> None:
+    """Its program was not executed: RUNNING is said of none, and what is held ends with every verdict but Unknown."""
+    for evidence in EVERY_EVIDENCE:
+        verdict = verdict_on(evidence)
+        if evidence.process is Process.HELD:
+            assert verdict.status.state is not ContainerState.RUNNING, evidence
+            ends = {Action.END_HELD, Action.REMOVE_BUNDLE} & set(verdict.actions)
+            assert ends or verdict.ruling is Ruling.UNKNOWN, evidence
+        else:
+            assert Action.END_HELD not in verdict.actions, evidence
 
 
 def test_an_end_time_that_was_observed_is_the_one_that_is_written() -> None:

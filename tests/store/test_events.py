@@ -1,6 +1,7 @@
 """The log of changes and whoever watches it: every event once, in order, without a gap, and no other."""
 
 import asyncio
+import os
 import sqlite3
 import threading
 import time
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from limpet import AsyncStore, Snapshot, Store, errors
 from limpet.engine.database.sqlite import event_log
+from limpet.engine.drill.old_database import make_old_database
 from limpet.engine.inspection.check import find_store_damage
 from limpet.engine.store import Request, Watch
 from limpet.schema import ContainerState
@@ -297,6 +299,32 @@ def test_events_expire(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.number for one in plain.history("c4")] == [1]
 
 
+def test_a_log_of_large_events_is_short(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long labels and messages are, what is kept of them all is bounded, also over a restart."""
+    monkeypatch.setattr(event_log, "KEPT_CHARACTERS", 100_000)
+    state_dir = plain.directory.path
+    for turn in range(2):
+        for number in range(60):
+            plain.add(metadata(f"c{turn}-{number}", note="x" * 4000))
+            plain.delete(f"c{turn}-{number}")
+        plain.close()
+        with closing(sqlite3.connect(f"{state_dir}/store.db")) as raw:
+            (kept,) = raw.execute("SELECT sum(length(labels)) FROM event").fetchone()
+        assert 80_000 < kept < 110_000
+        plain = Store.open(state_dir)
+    assert len(at_hand(plain.watch(plain.revision - 20))) == 20
+    monkeypatch.setattr(event_log, "KEPT_CHARACTERS", 0)
+    for number in range(20):
+        plain.add(metadata(f"d{number}"))
+        plain.delete(f"d{number}")
+    plain._recent.clear()
+    assert kinds(at_hand(plain.watch(plain.revision - 1))) == ["deleted"]  # the newest stays
+    with pytest.raises(errors.CursorTooOldError):
+        plain.watch(plain.revision - 2)
+    plain.close()
+    assert find_store_damage(state_dir) == []
+
+
 def test_a_history_keeps_64_where_the_log_is_shorter(small_log: None, plain: Store) -> None:
     """Of a container that changes often its history has the newest 64 state changes, and no more are on disk."""
     plain.add(metadata("busy"), RUNNING)
@@ -388,3 +416,37 @@ def test_engines_come_and_go_while_it_is_watched(state_dir: str) -> None:
         Path(f"{state_dir}/store.db").rename(f"{state_dir}/moved.db")
         with pytest.raises(errors.StoreReplacedError):
             watch.next(0)
+
+
+def test_old_histories_move_into_the_log(state_dir: str) -> None:
+    """An older database's state changes become events in the order of the clock, each container's own in theirs."""
+    os.mkdir(state_dir, 0o700)
+    path = f"{state_dir}/store.db"
+    make_old_database(path, "0005")
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("INSERT INTO node VALUES ('local', 1, 1), ('other', 1, 1)")
+        for node, key, number, at, state in (
+            ("local", "a", 1, 10, 0),
+            ("local", "a", 2, 40, 1),
+            ("local", "a", 3, 20, 2),  # the clock was set back
+            ("local", "b", 7, 30, 1),  # what was before is not kept any more
+            ("other", "a", 1, 5, 0),
+        ):
+            row = (node, key, number, number, at, state, 0, "", "ü")
+            raw.execute("INSERT INTO transition VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    with Store.open(state_dir) as store:
+        found = at_hand(store.watch(0))
+        assert [(event.id, event.number, event.kind.value) for event in found] == [
+            ("a", 1, "added"),
+            ("b", 7, "state"),
+            ("a", 2, "state"),
+            ("a", 3, "state"),
+        ]
+        assert [event.revision for event in found] == [event.commit for event in found] == [1, 2, 3, 4]
+        assert {(event.message, event.status) for event in found} == {("ü", None)}
+        store.add_sandbox(sandbox())
+        assert store.revision == 5
+    with Store.open(state_dir, node="other") as store:
+        assert [event.id for event in at_hand(store.watch(0))] == ["a"]
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT count(*) FROM sqlite_master WHERE name = 'transition'").fetchone() == (0,)

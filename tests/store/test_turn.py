@@ -57,7 +57,8 @@ def test_an_interrupt_ends_the_wait(open_it: Callable[..., Store | Engine], stat
     """Ctrl-C is not held back by a long wait, and leaves the directory to whoever has it."""
     with Store.open(state_dir):
         began = time.monotonic()
-        timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+        # Late: an interrupt amid the garbage collection of the first try would be lost in a destructor.
+        timer = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             open_it(state_dir, wait=60)

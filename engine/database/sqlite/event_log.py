@@ -3,7 +3,7 @@
 import sqlite3
 import time
 
-from limpet.engine.database.changes import KEPT_EVENTS, KEPT_NS, PRUNED_AT_ONCE, Changes
+from limpet.engine.database.changes import KEPT_CHARACTERS, KEPT_EVENTS, KEPT_NS, PRUNED_AT_ONCE, Changes
 from limpet.engine.database.sqlite import statements as sql
 from limpet.engine.database.sqlite.connection import require_integer
 from limpet.schema.events import STATE_CHANGES
@@ -26,7 +26,9 @@ class EventLog:
         self._pruned = 0
         self._oldest_at = 0
         """When the oldest event was written that is not pruned."""
-        self._next: tuple[int, int, int] | None = None
+        self._length: int | None = None
+        """How long its labels, messages and statuses are; None until an event is written."""
+        self._next: tuple[int, int, int, int] | None = None
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Read how far the log goes. Raises StoreDamagedError, sqlite3.Error."""
@@ -35,14 +37,20 @@ class EventLog:
         self._pruned = require_integer(self._path, row[0]) if row else 0
         (newest,) = connection.execute(sql.SELECT_NEWEST_EVENT, node).fetchone()
         self.newest = max(self._pruned, 0 if newest is None else require_integer(self._path, newest))
-        row = connection.execute(sql.SELECT_EVENT_TIMES, (*node, self._pruned, 1)).fetchone()
-        self._oldest_at = require_integer(self._path, row[1]) if row else time.time_ns()
+        self._length = None
+        row = connection.execute(sql.SELECT_EVENT_SIZES, (*node, self._pruned, 1)).fetchone()
+        self._oldest_at = row[1] if row and isinstance(row[1], int) else time.time_ns()
 
     def append(self, connection: sqlite3.Connection, changes: Changes) -> None:
         """Write the events of a commit, and drop old ones. Only `confirm` makes it so: the commit may fail."""
         node = (self._node,)
         newest, pruned, oldest_at = changes.events[-1].revision, self._pruned, self._oldest_at
+        length = self._length
+        if length is None:
+            (length,) = connection.execute(sql.SELECT_LOG_LENGTH, (*node, pruned)).fetchone()
+            length = length or 0
         for row in changes.events:
+            length += len(row.labels) + len(row.message) + len(row.body or "")
             connection.execute(sql.INSERT_EVENT, node + row)
         if pruned:
             histories = [(*node, key, pruned, 2**63 - 1) for key in changes.deleted_containers]
@@ -53,27 +61,33 @@ class EventLog:
             ]
             if histories:
                 connection.executemany(sql.PRUNE_HISTORY, histories)
-        is_long = newest - pruned > KEPT_EVENTS + PRUNED_AT_ONCE
+        is_long = newest - pruned > KEPT_EVENTS + PRUNED_AT_ONCE or length > KEPT_CHARACTERS
         if is_long or time.time_ns() - oldest_at > KEPT_NS + KEPT_NS // PRUNED_AT_ONCE:
-            pruned, oldest_at = self._prune(connection, newest, max(2 * len(changes.events), 4 * PRUNED_AT_ONCE))
-        self._next = newest, pruned, oldest_at
+            most = max(2 * len(changes.events), 4 * PRUNED_AT_ONCE)
+            pruned, oldest_at, length = self._prune(connection, newest, length, most)
+        self._next = newest, pruned, oldest_at, length
 
     def confirm(self) -> None:
         """Believe what `append` has done, now that it is in the database."""
         if self._next is not None:
-            (self.newest, self._pruned, self._oldest_at), self._next = self._next, None
+            self.newest, self._pruned, self._oldest_at, self._length = self._next
+            self._next = None
 
-    def _prune(self, connection: sqlite3.Connection, newest: int, most: int) -> tuple[int, int]:
-        """Drop up to `most` events that are too many or too old; return the last that went, and when the next was."""
+    def _prune(self, connection: sqlite3.Connection, newest: int, length: int, most: int) -> tuple[int, int, int]:
+        """Drop up to `most` events that are too many, too old or too long; return what `_next` has of what is left."""
         expired = time.time_ns() - KEPT_NS
         pruned, oldest_at = self._pruned, self._oldest_at
-        for revision, at in connection.execute(sql.SELECT_EVENT_TIMES, (self._node, self._pruned, most + 1)).fetchall():
+        sizes = connection.execute(sql.SELECT_EVENT_SIZES, (self._node, self._pruned, most + 1)).fetchall()
+        for revision, at, size in sizes:
+            if type(revision) is not int or type(at) is not int:
+                break  # damage, which a check tells
             oldest_at = at
-            is_surplus = revision <= newest - KEPT_EVENTS or at < expired
+            is_surplus = revision <= newest - KEPT_EVENTS or at < expired or length > KEPT_CHARACTERS
             if not is_surplus or revision >= newest or revision > self._pruned + most:
                 break
             pruned = revision
+            length -= size
         if pruned > self._pruned:
             connection.execute(sql.PRUNE_EVENTS, (self._node, self._pruned, pruned, KEPT_TRANSITIONS))
             connection.execute(sql.UPDATE_PRUNED, (pruned, self._node))
-        return pruned, oldest_at
+        return pruned, oldest_at, length

@@ -3,9 +3,10 @@
 It can neither write nor checkpoint, and each read ends at once, so that it never holds the WAL back.
 """
 
+import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
@@ -105,14 +106,31 @@ class Reader:
         rows = self._read(sql.SELECT_STATUS, container_id)
         return StatusRow._make(rows[0]) if rows else None
 
-    def load_names(self) -> list[NameRow]:
-        """Return what lists are filtered by, of every container."""
-        return list(map(NameRow._make, self._read_keyed(sql.SELECT_CONTAINER_NAMES)))
+    def load_names(
+        self, name: str = "", sandbox_ids: Collection[str] | None = None, label_text: str = ""
+    ) -> list[NameRow]:
+        """Return what lists are filtered by, of every container.
 
-    def load_named(self, name: str) -> list[NameRow]:
-        """Return the same of the containers that have exactly this name."""
-        rows = self._require_ids(self._read(sql.SELECT_CONTAINERS_BY_NAME, name))
-        return list(map(NameRow._make, rows))
+        Or of those with this name, in these sandboxes, or whose labels, as they are stored, have this text in them.
+        """
+        if sandbox_ids is None and name:
+            rows = self._read(sql.SELECT_NAMES_BY_NAME, name, label_text)
+        elif sandbox_ids is None:
+            rows = self._read(sql.SELECT_NAMES_BY_LABEL, label_text)
+        elif name:
+            rows = self._read(sql.SELECT_NAMES_BY_BOTH, label_text, json.dumps(list(sandbox_ids)), name)
+        else:
+            rows = self._read(sql.SELECT_NAMES_BY_SANDBOX, label_text, json.dumps(list(sandbox_ids)))
+        return list(map(NameRow._make, self._require_ids(rows)))
+
+    def load_intended(self) -> list[str]:
+        """Return the id of every container that has a restart policy or an expiry, or is paused."""
+        return [row[0] for row in self._read_keyed(sql.SELECT_INTENDED)]
+
+    def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
+        """Return the id of the container that has this name, if there is one."""
+        rows = self._read(sql.SELECT_CONTAINER_BY_NAME, sandbox_id, name, attempt)
+        return str(rows[0][0]) if rows else None
 
     def load_instant(self) -> tuple[int, list[SandboxRow], list[NameRow], list[StatusRow], list[SandboxStatusRow]]:
         """Return the newest revision, sandboxes, names, statuses, and the sandboxes', as they were at one instant."""
@@ -269,7 +287,7 @@ class Reader:
         expected = page.pruned + 1
         newest: dict[str, int] = {}
         for row in page.rows:
-            if row.revision > page.pruned:
+            if type(row.revision) is int and row.revision > page.pruned:
                 if row.revision > expected:
                     yield f"events {expected} to {row.revision - 1} are missing"
                 expected = row.revision + 1

@@ -86,6 +86,11 @@ class FakeStarter:
         """Return nothing: whatever a config asks for, no program is there to miss it."""
         return {}
 
+    def keeps(self, container_id: str) -> bool:
+        """Say whether the container was started here."""
+        with self._lock:
+            return container_id in self._by_container
+
     def prepare(self, launch: Launch) -> Prepared:
         """Make the process that is none."""
         with self._lock:

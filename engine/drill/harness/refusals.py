@@ -103,19 +103,21 @@ def call_faults(
     """Let each system call of a life (or every k-th) fail with each error, and check what every such life leaves.
 
     Processes have the roles that `roles` gives them by their names, and calls of others do not fail; by default each
-    name is a role. `failures` are the errors tried for each call, "KILL" among them. Of the calls of one name and role
-    at most `most` are tried, from all over the life.
+    name is a role. `failures` are the errors tried for each call, "KILL" among them; those of "ROLE/NAME" go before
+    those of NAME. Of the calls of one name and role at most `most` are tried, from all over the life.
 
     A life that does not end by itself in time, or by an exception, is a finding. Raises LifeFailedError, HungError (the
     life without a fault), UnsupportedError, NothingToTestError, and InvalidInputError if `failures` are invalid.
     """
     require_positive(every=every, workers=workers, most=1 if most is None else most)
-    for call, errors in failures.items():
-        for error in errors:
-            CallFault.parse(str(CallFault(LIFE, call, 0, error)))
+    for name, errors in failures.items():
+        role, _, call = name.rpartition("/")
+        for error in errors or (KILLED,):
+            CallFault.parse(str(CallFault(role, call, 0, error)))
     trial = CallTrial(workload, roles, deadline_seconds)
     with scratch() as directory:
-        faults = _choose(trial.count(f"{directory}/0"), failures, most, random.Random(seed))[seed % every :: every]  # noqa: S311 - repeatable by its seed
+        lives = [Counter(trial.count(f"{directory}/0")) for _ in range(2)]  # what is in both is in most
+        faults = _choose(lives[0] & lives[1], failures, most, random.Random(seed))[seed % every :: every]  # noqa: S311 - repeatable by its seed
         return run_jobs(
             lambda index: lambda fault, mark: trial.check(fault, f"{directory}/{index}", mark),
             faults,
@@ -133,7 +135,8 @@ def _choose(
     faults = []
     for (role, call), count in sorted(counts.items()):
         numbers = range(count) if most is None or count <= most else sorted(rng.sample(range(count), most))
-        faults += [CallFault(role, call, number, error) for number in numbers for error in failures.get(call, ())]
+        errors = failures.get(f"{role}/{call}", failures.get(call, ()))
+        faults += [CallFault(role, call, number, error) for number in numbers for error in errors]
     if not faults:
         raise NothingToTestError("the workload's life has no system calls that could fail")
     return faults

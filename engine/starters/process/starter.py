@@ -15,6 +15,7 @@ import msgspec
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_names, require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
+from limpet.engine.starters.process.cgroups.freezer import Freezer
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
 from limpet.engine.starters.process.client import Connection, ForeignKeeperError, KeeperClient, KeeperGoneError
 from limpet.engine.starters.process.keeper.kernel import read_stat
@@ -77,6 +78,8 @@ class ProcessStarter:
         self._interpreter = interpreter
         self._compare = compare
         self._keeper = KeeperClient("")
+        self._scope = ""
+        """What tells this state directory from others on this host, also when it is renamed."""
         self._is_missed = False
         """True if a keeper has left ends, and none could begin that reads them."""
 
@@ -88,6 +91,8 @@ class ProcessStarter:
         evidence alone decides, and nothing can be started.
         """
         self._keeper = KeeperClient(os.path.join(state_dir, KEEPER), self._interpreter)
+        found = os.stat(state_dir)
+        self._scope = f"{found.st_dev:x}-{found.st_ino:x}"
         try:
             with self._keeper.connection(begin=self._keeper.has_left_ends):
                 pass
@@ -115,6 +120,10 @@ class ProcessStarter:
     def find_unapplied(self, launch: Launch) -> dict[str, str]:
         """Return what the config asks for and is not done, by the field's name, with the reason."""
         return find_unapplied(launch, find_abilities())
+
+    def keeps(self, container_id: str) -> bool:
+        """Say whether the keeper knows the container."""
+        return self._keeper.ask({"op": "end", "id": container_id}) is not None
 
     def prepare(self, launch: Launch) -> Prepared:
         """Have the keeper make the process and hold it at the gate, with its output going to the log.
@@ -210,6 +219,30 @@ class ProcessStarter:
         with system_errors_told(f"container {container_id}: signal {number}"):
             return self._signal_group(identity, number)
 
+    def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Freeze all processes of the container through its cgroup. Raises UnsupportedError, KeeperError."""
+        self._freezer(container_id, identity.pid).freeze(lambda: self._find_members(container_id))
+
+    def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Let them go on. Raises UnsupportedError."""
+        self._freezer(container_id, identity.pid).thaw()
+
+    def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
+        """Say whether its cgroup is frozen, or being frozen."""
+        return self._freezer(container_id, identity.pid).is_frozen()
+
+    def _freezer(self, container_id: str, pid: int = 0) -> Freezer:
+        return Freezer(container_id, pid, self._scope, self._keeper.keeper_pid)
+
+    def _find_members(self, container_id: str) -> Sequence[int]:
+        """Return the pids of all that belongs to the container. Raises UnsupportedError if that is not known."""
+        answer = self._keeper.ask({"op": "members", "id": container_id})
+        if answer is None or not answer.get("all"):
+            why = "no keeper knows which they are" if not answer or answer.get("unknown") else "there are too many"
+            raise UnsupportedError(f"container {container_id}: its processes cannot be frozen: {why}")
+        members: list[int] = answer["members"]
+        return members
+
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         """Return how the process ended, as the keeper has seen it; without one, as the kernel tells it."""
         answer = self._ask_about(container_id, identity)
@@ -229,6 +262,11 @@ class ProcessStarter:
     def release(self, container_id: str) -> None:
         """Kill every process that is left of the container, let its output reach its log, and remove its cgroup."""
         began = time.monotonic()
+        freezer = self._freezer(container_id)
+        try:
+            freezer.thaw()
+        except UnsupportedError as error:
+            _log.warning("%s", error)
         while answer := self._keeper.ask({"op": "release", "id": container_id}):
             took = time.monotonic() - began
             if answer.get("left") and took > _END_TIMEOUT_SECONDS:
@@ -238,6 +276,7 @@ class ProcessStarter:
                 break
             time.sleep(0.002)
         left = remove_limits(container_id, self._keeper.keeper_pid)
+        freezer.remove()
         if left:
             _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
 
@@ -263,10 +302,10 @@ class ProcessStarter:
             is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
             return Witnessed(Process.ALIVE) if is_alive else None
         answer = self._ask_about(container_id, identity)
-        if answer is None:
+        if answer is None or ("end" not in answer and not self._is_vouched_for(answer)):
             return None
         if "end" not in answer:
-            return Witnessed(Process.ALIVE) if self._is_vouched_for(answer) else None
+            return Witnessed(Process.PAUSED if self.is_frozen(container_id, identity) else Process.ALIVE)
         found = self._to_exit(container_id, answer)
         if found.never_ran:
             return Witnessed(Process.NEVER_RAN, finished_at=found.finished_at, detail=found.never_ran)

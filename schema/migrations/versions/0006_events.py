@@ -1,11 +1,11 @@
-"""The log of changes, which takes in what was kept of the containers' states."""
+"""The log of changes, which takes in what was kept of the containers' states, and indexes for lists."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from alembic import op
 
-from limpet.schema.migrations.reseal import rebuild_unsealed
+from limpet.schema.migrations.reseal import rebuild, rebuild_unsealed
 from limpet.schema.seal import seal, sealed_columns
 
 revision = "0006"
@@ -45,6 +45,31 @@ EVENT = """CREATE TABLE event (
  WITHOUT ROWID,
  STRICT"""
 
+CONTAINER = """CREATE TABLE container_new (
+    node TEXT NOT NULL,
+    id TEXT NOT NULL,
+    sandbox_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    root_dir TEXT NOT NULL,
+    log_path TEXT NOT NULL,
+    stop_signal TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    config TEXT NOT NULL,
+    image_manifest TEXT NOT NULL,
+    starter TEXT NOT NULL,
+    restart_policy TEXT NOT NULL,
+    restart_count INTEGER NOT NULL,
+    restart_delay INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    CONSTRAINT pk_container PRIMARY KEY (node, id),
+    CONSTRAINT fk_container_sandbox FOREIGN KEY(node, sandbox_id) REFERENCES sandbox (node, id),
+    CONSTRAINT uq_container_node_sandbox_id_name_attempt UNIQUE (node, sandbox_id, name, attempt),
+    CONSTRAINT uq_container_node_name_sandbox_id_attempt_labels_id UNIQUE (node, name, sandbox_id, attempt, labels, id),
+    CONSTRAINT uq_container_node_restart_policy_id UNIQUE (node, restart_policy, id)
+)
+ STRICT"""
+
 # In the order of the clock, but a container's own changes in theirs: the clock may have been set back.
 TRANSITIONS = """
 SELECT old.node, old.id, old.number, old.seq, old.at, old.state, old.exit_code, old.reason, old.message,
@@ -67,6 +92,8 @@ def upgrade() -> None:
     finally:
         driver.text_factory = str
     driver.execute("DROP TABLE transition")
+    columns = sealed_columns("container", revision)
+    rebuild(op.get_bind(), "container", CONTAINER, columns, columns, lambda _: {})
 
 
 def _make_rows(driver: Any) -> Iterator[list[object]]:

@@ -196,7 +196,7 @@ class _Copier:
             container = self._containers[key] = _Container(key, log)
         else:
             close(descriptors[0])
-        container.serial = message["serial"]
+        container.serial = message.get("serial", "")
         for name, fifo in zip((b"stdout", b"stderr"), descriptors[1:], strict=True):
             if any(os.path.samestat(os.fstat(fifo), os.fstat(each.fifo)) for each in container.streams):
                 close(fifo)  # the next keeper does not know that we have it

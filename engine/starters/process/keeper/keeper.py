@@ -30,6 +30,8 @@ _IDLE_SECONDS = 2.0
 _UNSEEN_SECONDS = 10.0
 """How long a process that is not our child may take to be reaped by its parent."""
 _PAGE = 100
+_MOST_MEMBERS = 5_000
+"""Pids in one message."""
 _WITHOUT_ANSWER = {"ack"}
 _ROUNDS_OF_SIGKILL = 5
 
@@ -225,13 +227,14 @@ class Keeper:
     def _answer_of(self, connection: socket.socket, request: Message, container: Container) -> Message | None:
         """Return what is answered to a request about one container."""
         match request["op"]:
-            case "go":
-                return self._go(connection, container)
-            case "end":
-                return self._tell_end(container)
+            case "go" | "end":
+                return self._go(connection, container) if request["op"] == "go" else self._tell_end(container)
             case "signal":
                 asker = read_peer(connection)[0]
                 return {"left": self._signal(container, request["number"], asker, request.get("session", False))}
+            case "members":
+                members = self._members_but(container, read_peer(connection)[0])
+                return {"members": members[:_MOST_MEMBERS], "all": len(members) <= _MOST_MEMBERS}
             case "release":
                 left = self._release(container, read_peer(connection)[0])
                 return {"left": left, "copying": self._copies.is_copying(container.id)}
@@ -487,6 +490,11 @@ class Keeper:
         members = container.find_members(orphans, has_session=has_session)
         container.is_empty = container.end is not None and not members
         return members
+
+    def _members_but(self, container: Container, but_not: int) -> list[int]:
+        """Return the pids of all that belongs to a container now, without the one that asks."""
+        self._orphans_now = None
+        return [pid for pid in self._members(container) if pid != but_not]
 
     def _signal(self, container: Container, number: int, but_not: int, only_session: bool = False) -> int:
         """Send a signal to all that belongs to the container, and return how many processes that is.

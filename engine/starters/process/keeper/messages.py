@@ -10,6 +10,8 @@ go id                              executed, or why not
 list after                         containers (see `Container.describe`), more: ask again after the last
 end id                             running, or how it ended: code signal time executed why; or unknown
 signal id number session           left: how many of its processes there are; `session`: in its first one's session
+members id                         members: the pids of its processes, without the one that asks; all: False if they
+                                   are more than a message holds
 release id                         left: the same, after SIGKILL to all; with none left it is forgotten. copying: its
                                    output is on the way to its log
 reopen id                          nothing more: its log is opened anew

@@ -1,0 +1,232 @@
+"""What was decided is carried out: restarts, expiries, pauses. By whoever comes next, if not by who decided it.
+
+Each look reads what is true and what was decided, asks the table in `recovery.intents`, and does that one step, which
+may be repeated. Each step checks again, where it writes, that it is still wanted.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from limpet.engine.lifecycle.attempts import add_next, find_attempt, find_place
+from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.deadline import Deadline, read_boot_clock
+from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.engine.lifecycle.timetable import Entry, Kind
+from limpet.recovery.intents import Place, Step, decide_step, make_intent
+from limpet.schema.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
+    StartError,
+    StoreDamagedError,
+    StoreError,
+)
+from limpet.schema.metadata import Metadata
+from limpet.schema.restart import RestartKind, next_delay
+from limpet.schema.sandbox_status import SandboxReason, SandboxStatus, stop_sandbox
+from limpet.schema.status import ContainerState, Status
+
+_log = logging.getLogger("limpet.follow_ups")
+_LOOK_AGAIN_SECONDS = 0.1
+"""Between two looks at what a stop gives time to."""
+
+
+class FollowUps:
+    """Looks at one container or sandbox, and does what is to be done next."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._deadlines: dict[Entry, Deadline] = {}
+        self._restarts: dict[str, int] = {}
+        """When the next attempt is due of what waits for that, by the boot's clock."""
+
+    def begin(self) -> None:
+        """Note everything of which something was decided: an engine before this one may have left it."""
+        for container_id in self._find_intended():
+            self._runtime.timetable.note(Entry(Kind.CONTAINER, container_id))
+        for metadata in self._runtime.store.list_sandboxes():
+            if self._runtime.store.sandbox_status(metadata.id).expires_at:
+                self._runtime.timetable.note(Entry(Kind.SANDBOX, metadata.id))
+
+    def _find_intended(self) -> Sequence[str]:
+        store = self._runtime.store
+        try:
+            return store.list_intended() if len(store) else ()
+        except StoreError as error:  # part of the table cannot be read: what can be is looked at one by one
+            _log.warning("all containers are looked at for what was decided of them: %s", error)
+            return [record.id for record in store.list()]
+
+    def look(self, entry: Entry) -> float | None:
+        """Do what is to be done next, and return in how many seconds to look again; None if there is no such time.
+
+        Raises NotFoundError for what is deleted, and what the step raises.
+        """
+        try:
+            if entry.kind is Kind.SANDBOX:
+                return self._look_at_sandbox(entry)
+            return self._look_at_container(entry)
+        except NotFoundError:
+            self._deadlines.pop(entry, None)
+            self._restarts.pop(entry.id, None)
+            raise
+
+    def _look_at_container(self, entry: Entry) -> float | None:
+        store, container = self._runtime.store, Container(self._runtime, entry.id)
+        status = store.status(entry.id)
+        try:
+            metadata = store.metadata(entry.id)
+            sandbox = store.sandbox_status(metadata.sandbox_id)
+        except StoreDamagedError:
+            return None  # nothing is done to what cannot be read
+        own_left = self._find_left(entry, status.expires_at)
+        is_sandbox_over = self._is_over(metadata.sandbox_id, sandbox)
+        has_policy = metadata.restart_policy != RestartKind.NO
+        intent = make_intent(
+            metadata,
+            status,
+            is_frozen=status.state is ContainerState.RUNNING and container.is_frozen(),
+            is_over=own_left == 0 or is_sandbox_over,
+            place=find_place(store, metadata) if has_policy and _is_still(status) else Place.LAST,
+            is_ready=not sandbox.stopped_at,
+        )
+        step = decide_step(intent).step
+        if step is not Step.RESTART:
+            self._restarts.pop(entry.id, None)
+        seconds = self._do(step, container, metadata, status)
+        if is_sandbox_over and store.status(entry.id).released:
+            container.delete()
+            self._runtime.timetable.note(Entry(Kind.SANDBOX, metadata.sandbox_id))
+            return None
+        waits = [each for each in (seconds, None if not own_left else own_left / 1e9) if each is not None]
+        return min(waits, default=None)
+
+    def _do(self, step: Step, container: Container, metadata: Metadata, status: Status) -> float | None:
+        match step:
+            case Step.FINISH_STOP:
+                container.thaw()
+            case Step.EXPIRE:
+                container.expire(status.expires_at)
+                return _LOOK_AGAIN_SECONDS
+            case Step.RELEASE:
+                return self._release(container, status)
+            case Step.FREEZE | Step.THAW:
+                container.carry_out_pause()
+            case Step.START:
+                return self._start(container, metadata)
+            case Step.RESTART:
+                return self._restart(metadata, status)
+            case Step.FORGET:
+                self._forget(container, metadata)
+        return None
+
+    def _release(self, container: Container, status: Status) -> float | None:
+        """Release it; what is left of one that was stopped keeps its grace."""
+        has_grace = status.stop_requested_at and status.stop_deadline > time.time_ns()
+        if (
+            has_grace
+            and status.identity
+            and self._runtime.starter_of(container.id).signal(container.id, status.identity, 0)
+        ):
+            return _LOOK_AGAIN_SECONDS
+        container.release_expired(status.expires_at)
+        return None if container.status.released else 0.0
+
+    def _restart(self, metadata: Metadata, status: Status) -> float | None:
+        """Add the next attempt if its time has come; return in how many seconds it comes otherwise."""
+        boot, delay = read_boot_clock(), next_delay(metadata, status)
+        left = min(delay, status.finished_at + delay - time.time_ns())  # a clock that was set back lengthens nothing
+        due = self._restarts.setdefault(metadata.id, boot + max(0, left))
+        if boot < due:
+            return (due - boot) / 1e9
+        added = add_next(self._runtime, metadata)
+        if added is not None:
+            self._runtime.timetable.note(Entry(Kind.CONTAINER, added))
+        del self._restarts[metadata.id]
+        return None
+
+    def _start(self, container: Container, metadata: Metadata) -> float | None:
+        """Make and start an attempt that the policy has added, once nothing is left of the one before it."""
+        store = self._runtime.store
+        before = find_attempt(store, metadata, -1)
+        if before is not None:
+            with self._runtime.exclusive(before), suppress(NotFoundError):
+                status = store.status(before)
+                if status.finished_at and not status.unknown:
+                    self._runtime.starter_of(before).release(before)
+        outdated = find_attempt(store, metadata, -2)
+        if outdated is not None:
+            self._runtime.timetable.note(Entry(Kind.CONTAINER, outdated))
+        try:
+            if not container.status.created_at:
+                container.create()
+            container.start()
+        except StartError:
+            return 0.0  # that is written down, and its policy asked again
+        except InvalidStateError:
+            if container.status.stop_requested_at or container.status.started_at:
+                return None  # somebody has stopped or started it in the meantime
+            raise
+        except (InvalidInputError, NotFoundError) as error:
+            container.fail_start(str(error))
+            return 0.0
+        return None
+
+    def _forget(self, container: Container, metadata: Metadata) -> None:
+        """Release and delete an outdated attempt; those before it first, which are told by those after them."""
+        store = self._runtime.store
+        before = find_attempt(store, metadata, -1) if metadata.restart_count else None
+        if before is not None and store.status(before).finished_at and not store.status(before).unknown:
+            self._forget(Container(self._runtime, before), store.metadata(before))
+        container.release()
+        container.delete()
+
+    def _look_at_sandbox(self, entry: Entry) -> float | None:
+        store = self._runtime.store
+        status = store.sandbox_status(entry.id)
+        left = self._find_left(entry, status.expires_at)
+        if left != 0 and status.reason != SandboxReason.EXPIRED:
+            return None if left is None else left / 1e9
+        if not status.stopped_at:
+            due = status.expires_at
+
+            def expire(old: SandboxStatus) -> SandboxStatus:
+                if old.expires_at != due:
+                    return old  # it was renewed just now
+                return stop_sandbox(old, SandboxReason.EXPIRED, at=time.time_ns(), message="its time was over")
+
+            if not store.update_sandbox(entry.id, expire).stopped_at:
+                return 0.0
+        sandbox = Sandbox(self._runtime, store.get_sandbox(entry.id))
+        containers = sandbox.containers()
+        for container in containers:
+            self._runtime.timetable.note(Entry(Kind.CONTAINER, container.id))
+        if not containers:
+            sandbox.delete()
+            self._runtime.timetable.forget(entry)
+        return None
+
+    def _is_over(self, sandbox_id: str, status: SandboxStatus) -> bool:
+        """Say whether the containers of a sandbox are to go with it: that it is NOTREADY is durable before."""
+        if not status.stopped_at:
+            return False
+        is_over = self._find_left(Entry(Kind.SANDBOX, sandbox_id), status.expires_at) == 0
+        return is_over or status.reason == SandboxReason.EXPIRED
+
+    def _find_left(self, entry: Entry, expires_at: int) -> int | None:
+        """Return how many nanoseconds are left; None for one that does not expire."""
+        if not expires_at:
+            self._deadlines.pop(entry, None)
+            return None
+        wall, boot = time.time_ns(), read_boot_clock()
+        deadline = self._deadlines.get(entry)
+        if deadline is None or deadline.expires_at != expires_at:
+            deadline = self._deadlines[entry] = Deadline.begin(expires_at, wall=wall, boot=boot)
+        return deadline.left(wall=wall, boot=boot)
+
+
+def _is_still(status: Status) -> bool:
+    """Say whether it does not run: then it matters which attempt it is."""
+    return status.state is not ContainerState.RUNNING

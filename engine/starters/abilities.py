@@ -1,0 +1,91 @@
+"""What some starters can do beside starting and stopping: each a small protocol, and `lacks` says who lacks one."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from limpet.engine.starters.contract import Starter
+from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.errors import UnsupportedError
+from limpet.schema.identity import ProcessIdentity
+from limpet.schema.status import Resources
+
+
+class Executed(NamedTuple):
+    """How a command ended that was run in a container."""
+
+    code: int
+    """Its exit code, 128 + signal if one ended it."""
+    output: bytes
+    error: bytes
+    is_cut: bool
+    """True if it wrote more than is kept."""
+
+
+class Stats(NamedTuple):
+    """What a container uses; None for what this host does not tell."""
+
+    at: int
+    """Nanoseconds since the epoch."""
+    cpu_ns: int | None
+    """Processor time since its start, in nanoseconds."""
+    memory_bytes: int | None
+    working_set_bytes: int | None
+    """Of that, what cannot be given up when memory is short."""
+    processes: int | None
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Runs a command in a container."""
+
+    def execute(self, container_id: str, identity: ProcessIdentity, args: Sequence[str], *, timeout: float) -> Executed:
+        """Run it to its end, without input. Raises WaitTimeoutError if it was killed after `timeout` seconds.
+
+        Raises StartError if it cannot be executed.
+        """
+
+
+@runtime_checkable
+class Freezer(Protocol):
+    """What a starter has beside, if it can pause its containers. One without it says so by not having it."""
+
+    def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Freeze all processes of the container, and wait until they are; one that is frozen stays so.
+
+        Raises UnsupportedError with the reason if that cannot be done: then nothing of it is frozen.
+        """
+
+    def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Let all processes of the container go on. May be repeated. Raises UnsupportedError with the reason."""
+
+    def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
+        """Say whether the container is frozen, or is being frozen."""
+
+
+@runtime_checkable
+class Meter(Protocol):
+    """Tells what a container uses."""
+
+    def measure(self, container_id: str, identity: ProcessIdentity) -> Stats:
+        """Return what it uses now."""
+
+
+@runtime_checkable
+class Limiter(Protocol):
+    """Changes the limits of a container that runs."""
+
+    def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
+        """Put these limits into force in place of all before. Raises InvalidInputError for what the host refuses."""
+
+
+@runtime_checkable
+class LogReopener(Protocol):
+    """Goes on in a new log once the old one was renamed."""
+
+    def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
+        """Return once the new log is there. Raises InvalidStateError if nobody is left who writes it."""
+
+
+def lacks(starter: Starter, what: str) -> UnsupportedError:
+    """Return the error that says that a starter cannot do something."""
+    return UnsupportedError(f"the starter {starter.name!r} cannot {what}; an OCI runtime can")

@@ -1,0 +1,137 @@
+"""What is done with an OCI container that runs: execute a command, pause, measure, change limits, reopen its log."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from limpet.engine.starters.abilities import Executed, Stats
+from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, measure
+from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
+from limpet.engine.starters.oci.command import Outcome
+from limpet.engine.starters.oci.exits import is_monitor_alive
+from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.engine.starters.oci.tools import has_unified_cgroups
+from limpet.engine.starters.oci.written import read_config
+from limpet.recovery.host import open_pidfd
+from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.errors import InvalidInputError, InvalidStateError, StartError, UnsupportedError, WaitTimeoutError
+from limpet.schema.status import Resources
+
+_EXEC_BYTES = 16 << 20
+"""How much of a command's output is kept, as containerd does it."""
+_REOPEN_SECONDS = 5.0
+
+
+class Call(Protocol):
+    """Runs the runtime with these arguments."""
+
+    def __call__(self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10) -> Outcome:
+        """Return how it ended."""
+
+
+def execute(
+    call: Call, run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], timeout: float
+) -> Executed:
+    """Run a command in the container; see `abilities.Executor`."""
+    token = os.urandom(6).hex()
+    process_file, pid_file = run.join(f"exec-{token}.json"), run.join(f"exec-{token}.pid")
+    config = read_config(run)
+    if not config:
+        raise InvalidStateError(f"{run.path}: its config.json cannot be read")
+    process = {**config["process"], "args": list(args), "terminal": False}
+    descriptor = os.open(process_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(json.dumps(process).encode())
+        command = ("exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id)
+        outcome = call(*command, timeout=timeout, most_bytes=_EXEC_BYTES)
+        pid = run.read_pid(os.path.basename(pid_file))
+        if outcome.code is None:
+            _kill(pid, processes, cgroup)
+            raise WaitTimeoutError(f"{args[0]!r} had not ended after {timeout:g} s, and was killed")
+        if not pid:
+            raise StartError(outcome.problem)
+        code = outcome.code if outcome.code >= 0 else 128 - outcome.code
+        return Executed(code, outcome.output, outcome.error, outcome.is_cut)
+    finally:
+        for path in (process_file, pid_file):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _kill(pid: int, processes: Processes, cgroup: str) -> None:
+    """Kill a command in the container: the runtime, which is dead, was only its parent."""
+    if pid:
+        with suppress(OSError), open_pidfd(pid) as pidfd:
+            if pid in list_processes(processes.cgroups, cgroup):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def freeze(call: Call, processes: Processes, cgroup: str) -> None:
+    """Freeze the container. Raises UnsupportedError: then nothing of it is frozen."""
+    if not is_frozen(processes.cgroups, cgroup):
+        outcome = call("pause", processes.oci_id)
+        if outcome.code != 0:
+            thaw(processes, cgroup)
+            raise UnsupportedError(f"the runtime cannot freeze it: {outcome.problem}")
+
+
+def thaw(processes: Processes, cgroup: str) -> None:
+    """Let the container go on. Raises UnsupportedError."""
+    try:
+        thaw_cgroups(processes.cgroups, cgroup)
+    except OSError as error:
+        raise UnsupportedError(f"it cannot be thawed: {error.strerror} ({error.filename})") from error
+
+
+def measure_container(processes: Processes, cgroup: str) -> Stats:
+    """Return what the container uses."""
+    cpu, memory, working_set, count = measure(processes.cgroups, cgroup)
+    return Stats(time.time_ns(), cpu, memory, working_set, count)
+
+
+def change_limits(call: Call, run: RunDirectory, processes: Processes, limits: LinuxContainerResources) -> Resources:
+    """Put limits into force. Raises InvalidInputError if the runtime or the kernel refuses them."""
+    is_unified = has_unified_cgroups()
+    path = run.join("limits.json")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(json.dumps(make_limits(limits, is_unified=is_unified)).encode())
+    outcome = call("update", "-r", path, processes.oci_id)
+    if outcome.code != 0:
+        raise InvalidInputError(f"the limits cannot be changed: {outcome.problem}")
+    unapplied = find_unapplied_limits(limits, is_unified=is_unified)
+    if limits.oom_score_adj:
+        unapplied["oom_score_adj"] = "it is given at the start alone"
+    return list_applied(limits, unapplied)
+
+
+def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
+    """Have conmon begin a new log where the old one was renamed. Raises InvalidStateError if there is no conmon."""
+    if not is_monitor_alive(processes):
+        raise InvalidStateError("its conmon has ended, so nothing more comes to its log")
+    before = _inode(log_path)
+    try:
+        door = os.open(run.join("ctl"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(door, b"2 0 0\n")
+        finally:
+            os.close(door)
+    except OSError as error:
+        raise InvalidStateError(f"its conmon cannot be asked: {error.strerror}") from error
+    deadline = time.monotonic() + _REOPEN_SECONDS
+    while _inode(log_path) in {0, before}:
+        if time.monotonic() > deadline:
+            raise InvalidStateError(f"its conmon has not begun a new log after {_REOPEN_SECONDS:g} s")
+        time.sleep(0.002)
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,112 @@
+"""A container's cgroups: which processes are in them, whoever their parent is, and what they use."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from limpet.recovery.host import open_pidfd
+
+_ROOT = "/sys/fs/cgroup"
+
+
+def list_directories(lines: Sequence[str], name: str) -> Iterator[tuple[str, str]]:
+    """Yield controllers ("" for version 2) and directory of each cgroup that is called `name` and is there.
+
+    `lines` are those of /proc/PID/cgroup (cgroups(7)).
+    """
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if os.path.basename(path) != name:  # not the container's own: the runtime made none there
+            continue
+        above = [controllers.removeprefix("name=")] if controllers else [".", "unified"]
+        for each in above:
+            directory = os.path.normpath(f"{_ROOT}/{each}/{path}")
+            if os.path.isdir(directory):
+                yield controllers, directory
+
+
+def list_processes(lines: Sequence[str], name: str) -> set[int]:
+    """Return the pids of all processes in the container's cgroups."""
+    pids: set[int] = set()
+    for _, directory in list_directories(lines, name):
+        with suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+            pids |= {int(line) for line in file}
+    return pids - {0, os.getpid()}
+
+
+def signal_processes(lines: Sequence[str], name: str, number: int) -> int:
+    """Send a signal to all processes in the container's cgroups, 0 to none; return how many there are."""
+    pids = list_processes(lines, name)
+    for pid in pids if number else ():
+        with suppress(OSError), open_pidfd(pid) as pidfd:
+            if pid in list_processes(lines, name):  # asked after it was opened: it is the very process
+                signal.pidfd_send_signal(pidfd, number)
+    return len(pids)
+
+
+def is_frozen(lines: Sequence[str], name: str) -> bool:
+    """Return whether the container's processes are frozen, or about to be."""
+    for controllers, directory in list_directories(lines, name):
+        if controllers == "freezer" and _read(directory, "freezer.state").strip() != "THAWED":
+            return True
+        if not controllers and "frozen 1" in _read(directory, "cgroup.events"):
+            return True
+    return False
+
+
+def thaw(lines: Sequence[str], name: str) -> None:
+    """Let the container's processes go on, without the runtime, which may hang. Raises OSError."""
+    for controllers, directory in list_directories(lines, name):
+        for wanted, file_name, word in (("freezer", "freezer.state", "THAWED"), ("", "cgroup.freeze", "0")):
+            path = os.path.join(directory, file_name)
+            if controllers == wanted and os.path.exists(path):
+                with open(path, "w", encoding="ascii") as file:
+                    file.write(word)
+
+
+def measure(lines: Sequence[str], name: str) -> tuple[int | None, int | None, int | None, int | None]:
+    """Return processor time in nanoseconds, memory and working set in bytes, and the number of processes.
+
+    None for what is not counted here.
+    """
+    found: dict[str, int | None] = {}
+    for controllers, directory in list_directories(lines, name):
+        stat = _fields(_read(directory, "memory.stat"))
+        if controllers == "":
+            usage = _fields(_read(directory, "cpu.stat")).get("usage_usec")
+            found.setdefault("cpu", None if usage is None else usage * 1000)
+            found.setdefault("memory", _number(directory, "memory.current"))
+            found.setdefault("idle", stat.get("inactive_file"))
+            found.setdefault("pids", _number(directory, "pids.current"))
+            found = {key: value for key, value in found.items() if value is not None}
+        elif controllers == "memory":
+            found["memory"], found["idle"] = (
+                _number(directory, "memory.usage_in_bytes"),
+                stat.get("total_inactive_file"),
+            )
+        elif controllers == "pids":
+            found["pids"] = _number(directory, "pids.current")
+        elif "cpuacct" in controllers.split(","):
+            found["cpu"] = _number(directory, "cpuacct.usage")
+    memory, idle = found.get("memory"), found.get("idle")
+    working_set = None if memory is None else max(memory - (idle or 0), 0)
+    return found.get("cpu"), memory, working_set, found.get("pids")
+
+
+def _read(directory: str, name: str) -> str:
+    try:
+        with open(os.path.join(directory, name), encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _number(directory: str, name: str) -> int | None:
+    text = _read(directory, name).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _fields(text: str) -> dict[str, int]:
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

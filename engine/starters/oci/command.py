@@ -1,0 +1,99 @@
+"""Runs a program to its end, with a deadline and with no more of its output kept than was asked for."""
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+_OUTPUT_BYTES = 64 << 10
+_DRAIN_SECONDS = 0.5
+"""How long to read on once the program has ended, where somebody else still holds its output open."""
+
+
+class Outcome(NamedTuple):
+    """How a program ended."""
+
+    code: int | None
+    """None if it was killed at the deadline, -N if signal N ended it."""
+    output: bytes
+    error: bytes
+    is_cut: bool = False
+    """True if it wrote more than was kept."""
+
+    @property
+    def problem(self) -> str:
+        """Say what went wrong, in one line, from what it wrote last."""
+        lines = self.error.decode(errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        if self.code is None:
+            return f"it did not end in time and was killed{f' ({said[-500:]})' if said else ''}"
+        return said[-500:] or f"it ended with {self.code} and said nothing"
+
+
+def clean_environment() -> Mapping[str, str]:
+    """Return what programs get of this process's environment: where other programs are."""
+    return {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+
+
+def run(
+    command: Sequence[str],
+    *,
+    timeout: float,
+    most_bytes: int = _OUTPUT_BYTES,
+    pass_fds: Sequence[int] = (),
+) -> Outcome:
+    """Run a program in a session of its own, and return how it ended. It is killed after `timeout` seconds.
+
+    Raises OSError if it cannot be executed.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env=clean_environment(),
+        umask=0o022,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes)
+            code = process.poll()
+        finally:
+            if process.poll() is None:  # not reaped, so its group is its own
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return Outcome(code, output, error, is_cut)
+
+
+def _read(process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int) -> tuple[bytes, bytes, bool]:
+    """Read what the program writes until it has ended; what is more than `most_bytes` is read and dropped."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    kept = {process.stdout: bytearray(), process.stderr: bytearray()}
+    is_cut = False
+    ended_at = 0.0
+    with selectors.DefaultSelector() as selector:
+        for stream in kept:
+            selector.register(stream, selectors.EVENT_READ)
+        while (now := time.monotonic()) < deadline and (not ended_at or now < ended_at + _DRAIN_SECONDS):
+            if not selector.get_map():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(deadline - now)
+                break
+            if not ended_at and process.poll() is not None:
+                ended_at = now
+            for key, _ in selector.select(min(deadline - now, 0.05)):
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                data = kept[key.fileobj]  # type: ignore[index]
+                is_cut = is_cut or len(data) + len(chunk) > most_bytes
+                data += chunk[: most_bytes - len(data)]
+    return bytes(kept[process.stdout]), bytes(kept[process.stderr]), is_cut

@@ -1,0 +1,220 @@
+"""conmon, one for each container: it has the runtime make the container, keeps its log, and writes down how it ends.
+
+It is started with two pipes. A byte on the one lets it begin; on the other it answers with one line of JSON: the pid of
+the container's first process, which the runtime holds, or why there is none.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from io import FileIO
+
+from limpet.engine.starters.oci.command import clean_environment
+from limpet.engine.starters.oci.run_directory import RunDirectory
+from limpet.recovery.files import read_small_file
+from limpet.recovery.host import has_ended, open_pidfd, read_stat
+from limpet.schema.errors import StartError, quote
+
+_ANSWER_BYTES = 256 << 10
+_GO_ALONE_SECONDS = 1.0
+"""How long a conmon whose container is gone has to write the rest of the log and end by itself."""
+_END_SECONDS = 5.0
+_SCAN_MOST = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What conmon is to have made."""
+
+    conmon: str
+    runtime: Sequence[str]
+    """The runtime's command and its global options."""
+    oci_id: str
+    run: RunDirectory
+    log_directory: int = -1
+    """A descriptor of the directory that the log is in, -1 if there is none."""
+    log_name: str = ""
+    stdin: bool = False
+    stdin_once: bool = False
+    terminal: bool = False
+
+
+def make_container(order: Order, timeout: float) -> int:
+    """Have conmon make the container, held by the runtime, and return the pid of its first process.
+
+    Raises StartError with what conmon or the runtime says, or if neither has answered after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    with ExitStack() as stack:
+        answer, answered = _pipe(stack)
+        begun, begin = _pipe(stack)
+        said = stack.enter_context(open(order.run.join("conmon.log"), "wb"))
+        try:
+            process = subprocess.Popen(
+                _command(order),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                cwd="/",
+                umask=0o022,
+                pass_fds=[answered.fileno(), begun.fileno(), *([order.log_directory] if order.log_name else [])],
+                env={
+                    **clean_environment(),
+                    "_OCI_SYNCPIPE": str(answered.fileno()),
+                    "_OCI_STARTPIPE": str(begun.fileno()),
+                },
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StartError(f"{order.conmon} cannot be executed: {error.strerror}") from error
+        answered.close()
+        begun.close()
+        try:
+            with suppress(BrokenPipeError):
+                begin.write(b"\0")
+            line = _read_line(answer.fileno(), deadline)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0.1))
+        finally:
+            if process.poll() is None:  # it forks once, and this one has nothing left to do
+                process.kill()
+                process.wait()
+    return _read_pid(order.run, line, is_late=time.monotonic() >= deadline)
+
+
+def _command(order: Order) -> list[str]:
+    run = order.run
+    program, *options = order.runtime
+    # Through our own descriptor: whoever may write in the log's directory leads conmon nowhere else with a link.
+    log = f"k8s-file:/proc/self/fd/{order.log_directory}/{order.log_name}" if order.log_name else "none"
+    return [
+        order.conmon, "--api-version", "1", "-c", order.oci_id, "-u", order.oci_id, "-n", order.oci_id,
+        "-r", program, *(each for option in options for each in ("--runtime-arg", option)),
+        "-b", run.path, "-p", run.join("pidfile"), "-P", run.join("conmon-pidfile"),
+        "--exit-dir", run.join("exits"), "--persist-dir", run.path, "-l", log, "--log-level", "error",
+        "--full-attach", "--no-new-keyring",
+        *(["-i"] if order.stdin else []),
+        *(["--leave-stdin-open"] if order.stdin and not order.stdin_once else []),
+        *(["-t"] if order.terminal else []),
+    ]  # fmt: skip
+
+
+def _pipe(stack: ExitStack) -> tuple[FileIO, FileIO]:
+    """Make a pipe, and return its ends; what is open of it is closed with the stack."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    return stack.enter_context(FileIO(reader, "rb")), stack.enter_context(FileIO(writer, "wb"))
+
+
+def _read_line(descriptor: int, deadline: float) -> bytes:
+    """Return the line that conmon writes, b"" if none came in time."""
+    line = bytearray()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while not line.endswith(b"\n") and len(line) < _ANSWER_BYTES:
+        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            return b""
+        chunk = os.read(descriptor, 65536)
+        if not chunk:
+            break
+        line += chunk
+    return bytes(line)
+
+
+def _read_pid(run: RunDirectory, line: bytes, *, is_late: bool) -> int:
+    """Return the pid that conmon answered. Raises StartError."""
+    try:
+        answer = json.loads(line)
+        pid = answer["data"]
+        said = str(answer.get("message") or "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pid, said = -1, ""
+    if isinstance(pid, int) and not isinstance(pid, bool) and 0 < pid < 1 << 31:
+        return pid
+    if is_late:
+        raise StartError("the runtime did not make the container in time")
+    raise StartError(
+        _shorten(said) or _shorten(_read_log(run)) or f"conmon answered {quote(line.decode(errors='replace'))}"
+    )
+
+
+def _read_log(run: RunDirectory) -> str:
+    try:
+        return read_small_file(run.join("conmon.log"), 64 << 10).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _shorten(text: str) -> str:
+    """Return the last line of what a runtime says, without its time and level."""
+    line = next((each.strip() for each in reversed(text.split("\n")) if each.strip()), "")
+    _, found, message = line.partition('msg="')
+    return (message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
+
+
+def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
+    """See to it that a container's conmon ends, with what it has started; say whether it has.
+
+    It is given a moment to go by itself, unless `now`. It is known by having a file of this start open.
+    """
+    pid = run.read_pid("conmon-pidfile")
+    if pid <= 0:
+        return True
+    try:
+        with open_pidfd(pid) as pidfd:
+            if not _is_of(run, pid) or has_ended(pidfd):
+                return True
+            if not now and _wait(pidfd, _GO_ALONE_SECONDS):
+                return True
+            _kill_family(pid, pidfd)
+            return _wait(pidfd, _END_SECONDS)
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+
+
+def _is_of(run: RunDirectory, pid: int) -> bool:
+    """Return whether a process has a file of this start open, as its conmon has and nobody else of that pid would."""
+    prefix = f"{os.path.realpath(run.path)}/"
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd")[:_SCAN_MOST]:
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{name}").startswith(prefix):
+                    return True
+    return False
+
+
+def _kill_family(pid: int, pidfd: int) -> None:
+    """Kill a conmon and those that it is the parent of, such as a runtime that hangs; the container's, too."""
+    with suppress(OSError):
+        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)  # from here on it has no more children
+        for child in _children(pid):
+            _kill_child(child, pid)
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _kill_child(pid: int, parent: int) -> None:
+    with suppress(OSError), open_pidfd(pid) as pidfd:
+        if int(read_stat(pid)[1]) == parent:  # asked after it was opened: it is the very child
+            for child in _children(pid):
+                _kill_child(child, pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+            found += [int(child) for child in file.read().split()]
+    return found
+
+
+def _wait(pidfd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

@@ -1,0 +1,141 @@
+"""How a container's first process is, or how it ended: what conmon, the runtime and the kernel tell.
+
+The order to look: is the process alive, by its identity? has it executed its program? conmon's exit file; conmon
+itself, which writes the file a moment after the end; then the kernel. What none of them knows, nobody saw.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+from limpet.engine.starters.oci.executable import find_flaw
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.recovery.evidence import Boot, Process
+from limpet.recovery.files import read_small_file
+from limpet.recovery.host import compare, has_ended, observe_boot, open_pidfd, read_stat
+from limpet.schema.identity import ProcessIdentity
+
+_CODE = re.compile(rb"[0-9]{1,3}")
+_FAILED_TO_EXECUTE = 1
+"""What runc's and crun's own init exit with if the program cannot be executed."""
+
+
+class Program(Enum):
+    """Whether the container's program was executed."""
+
+    HELD = "held"
+    """The process waits for the runtime's start, and has executed nothing of the user's."""
+    EXECUTED = "executed"
+    ENDED = "ended"
+    """The process has ended, or another has its pid."""
+
+
+class ConmonExit(NamedTuple):
+    """What conmon has written down of an end."""
+
+    code: int
+    finished_at: int
+    """Nanoseconds since the epoch."""
+    is_out_of_memory: bool
+
+
+def read_conmon_exit(run: RunDirectory, oci_id: str) -> ConmonExit | None:
+    """Return the end that conmon has seen; None if its file is missing or, after a power cut, empty or damaged."""
+    path = run.join(os.path.join("exits", oci_id))
+    try:
+        data = read_small_file(path, 16)
+        finished_at = os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+    if _CODE.fullmatch(data) is None or int(data) > 255:
+        return None
+    return ConmonExit(int(data), max(finished_at, 1), run.has("oom"))
+
+
+def observe_program(processes: Processes) -> Program:
+    """Return how far the container's first process is, in this boot. Raises OSError if that cannot be seen."""
+    try:
+        with open_pidfd(processes.init.pid) as pidfd:
+            if not is_process(processes.init, pidfd, processes.cgroups) or has_ended(pidfd):
+                return Program.ENDED
+            program = _read_program(processes.init.pid)
+            if program is None or has_ended(pidfd):
+                return Program.ENDED
+            return Program.HELD if program == processes.held_program else Program.EXECUTED
+    except ProcessLookupError:
+        return Program.ENDED
+
+
+def await_program(processes: Processes, seconds: float) -> Program:
+    """Wait until the program is executed or the process has ended, for so long; return what it is then."""
+    deadline, patience = time.monotonic() + seconds, 0.0002
+    while (found := observe_program(processes)) is Program.HELD and time.monotonic() < deadline:
+        time.sleep(patience)
+        patience = min(patience * 2, 0.02)
+    return found
+
+
+def read_program(pid: int) -> tuple[int, int]:
+    """Return device and inode of what a process has executed. Raises OSError, also if it has ended."""
+    found = os.stat(f"/proc/{pid}/exe")
+    return found.st_dev, found.st_ino
+
+
+def _read_program(pid: int) -> tuple[int, int] | None:
+    try:
+        return read_program(pid)
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return None
+
+
+def is_process(identity: ProcessIdentity, pidfd: int, cgroups: tuple[str, ...] = ()) -> bool:
+    """Return whether the process behind a pidfd is the recorded one.
+
+    Where the kernel gives no proof (before Linux 6.9), being in the container's own cgroup does.
+    """
+    found, _ = compare(identity, pidfd)
+    if found is Process.UNPROVEN:
+        return bool(cgroups) and read_cgroups(identity.pid) == cgroups
+    return found is Process.ALIVE
+
+
+def read_cgroups(pid: int) -> tuple[str, ...]:
+    """Return the cgroups of a process, as the lines of /proc/PID/cgroup (cgroups(7)). Raises OSError."""
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        return tuple(sorted(line.rstrip("\n") for line in file))
+
+
+def is_monitor_alive(processes: Processes) -> bool:
+    """Return whether the container's conmon lives: an exit file may still come."""
+    monitor = processes.monitor
+    if observe_boot(monitor) is not Boot.SAME:
+        return False
+    try:
+        with open_pidfd(monitor.pid) as pidfd:
+            found, _ = compare(monitor, pidfd)
+            is_it = found in {
+                Process.ALIVE,
+                Process.UNPROVEN,
+            }  # where there is no proof, waiting a moment is all it costs
+            return is_it and not has_ended(pidfd) and read_stat(monitor.pid)[0] not in {b"Z", b"X"}
+    except OSError:
+        return False
+
+
+def explain_never_ran(run: RunDirectory, code: int | None, config: Mapping[str, Any]) -> str:
+    """Return why the program of a process that has ended was never executed; "" if it was, as far as can be told.
+
+    The runtime's init ends with 1 if it cannot execute the program, which a program that was executed may do as well.
+    So it is asked whether the kernel could have executed that file.
+    """
+    if run.has("executed") or code != _FAILED_TO_EXECUTE:
+        return ""
+    return find_flaw(config)
+
+
+def is_start_unfinished(processes: Processes) -> bool:
+    """Return whether the runtime still keeps the pipe at which it holds the container until it is started."""
+    return os.path.lexists(os.path.join(processes.entry, "exec.fifo"))

@@ -1,0 +1,101 @@
+"""The mounts of a container: those that every one has, and those of its config."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
+from limpet.schema.errors import InvalidInputError, quote_path
+
+_PROPAGATIONS = {
+    MountPropagation.PRIVATE: "rprivate",
+    MountPropagation.HOST_TO_CONTAINER: "rslave",
+    MountPropagation.BIDIRECTIONAL: "rshared",
+}
+
+
+def make_mounts(config: ContainerConfig, *, privileged: bool, has_own_network: bool) -> list[dict[str, Any]]:
+    """Return the runtime-spec's `mounts`; those of the config last, outer ones first. Raises InvalidInputError."""
+    writing = "rw" if privileged else "ro"
+    own = {os.path.normpath(mount.container_path) for mount in mounts_of(config)}
+    sys = _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", writing)
+    if not has_own_network:  # the kernel mounts a sysfs only for whom the network namespace belongs to
+        sys = _mount("/sys", "bind", "/sys", "rbind", "nosuid", "noexec", "nodev", writing)
+    standard = [
+        _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        _mount(
+            "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
+        ),
+        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),  # noqa: S108
+        sys,
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", writing),
+    ]
+    kept = [mount for mount in standard if mount["destination"] not in own]
+    return [*kept, *map(_bind, mounts_of(config))]
+
+
+def mounts_of(config: ContainerConfig) -> Sequence[Mount]:
+    """Return the mounts of files and directories, outer ones first, as they must be made."""
+    found = [mount for mount in config.mounts if mount.image is None]
+    return sorted(found, key=lambda mount: os.path.normpath(mount.container_path).count("/"))
+
+
+def choose_root_propagation(config: ContainerConfig) -> str:
+    """Return the runtime-spec's `rootfsPropagation`: what the widest of the config's mounts needs."""
+    found = {choose_propagation(mount) for mount in mounts_of(config)}
+    return next((each for each in ("rshared", "rslave") if each in found), "rprivate")
+
+
+def choose_propagation(mount: Mount) -> str:
+    """Return the propagation of a mount that this host can give it: rprivate where it is on no shared mount."""
+    asked = _PROPAGATIONS[mount.propagation]
+    return "rprivate" if asked == "rprivate" or find_lost_propagation(mount) else asked
+
+
+def find_lost_propagation(mount: Mount) -> str:
+    """Return why what is mounted later does not get where the mount asks for it; "" if it does."""
+    if mount.propagation is MountPropagation.PRIVATE:
+        return ""
+    found = _read_propagation(mount.host_path)
+    if "shared:" in found or ("master:" in found and mount.propagation is MountPropagation.HOST_TO_CONTAINER):
+        return ""
+    return f"{mount.host_path} is on no shared mount of the host"
+
+
+def _bind(mount: Mount) -> dict[str, Any]:
+    path = mount.container_path
+    if not os.path.isabs(path) or os.path.normpath(path).strip("/") == "" or "\0" in path:
+        raise InvalidInputError(f"mounts.container_path {quote_path(path)}: an absolute path below / is needed")
+    try:
+        is_there = os.path.isabs(mount.host_path) and os.path.exists(mount.host_path)
+    except ValueError:
+        is_there = False
+    if not is_there:
+        raise InvalidInputError(
+            f"mounts.host_path {quote_path(mount.host_path)} does not exist, or is not absolute; make it, or leave out"
+            f" the mount at {quote_path(path)}"
+        )
+    writing = ["rro"] if mount.recursive_read_only else ["ro"] if mount.readonly else ["rw"]
+    return _mount(path, "bind", os.path.realpath(mount.host_path), "rbind", choose_propagation(mount), *writing)
+
+
+def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+
+
+def _read_propagation(path: str) -> str:
+    """Return the optional fields of the mount that a path is on (proc_pid_mountinfo(5)); "" if it is not there."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return ""
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(descriptor)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        lines = (line.split(" ") for line in file)
+        return next((" ".join(fields[6 : fields.index("-")]) for fields in lines if fields[0] == mount_id), "")

@@ -1,0 +1,126 @@
+"""What is seen of OCI containers after a restart: their bundles tell which processes they had and how those ended.
+
+It needs no runtime, so a reader without one tells the same.
+"""
+
+import os
+import time
+from contextlib import suppress
+
+from limpet.engine.starters.oci.cgroups import is_frozen
+from limpet.engine.starters.oci.exits import (
+    Program,
+    await_program,
+    explain_never_ran,
+    is_monitor_alive,
+    is_process,
+    is_start_unfinished,
+    observe_program,
+    read_conmon_exit,
+)
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, find_run, list_runs
+from limpet.engine.starters.oci.written import read_config
+from limpet.engine.state.names import OCI
+from limpet.recovery.evidence import Boot, Process
+from limpet.recovery.host import has_ended, observe_boot, observe_process, open_pidfd
+from limpet.recovery.probe import Witnessed
+from limpet.schema.file_name import file_name
+from limpet.schema.identity import ProcessIdentity
+
+_EXIT_FILE_SECONDS = 1.0
+"""How long to wait for the exit file while conmon lives: it comes some ms after the end."""
+_START_SECONDS = 2.0
+"""How long to wait for a start that is still under way: the engine was killed, and its `runc start` was not."""
+_EXECUTE_SECONDS = 0.1
+"""How long a process that was let go may take to execute its program."""
+_NEVER_LET_GO = "it was made and held, and its program was never executed"
+
+
+class BundleWitness:
+    """Says of a container's process what its bundle in `containers_dir` tells; nothing if it was no OCI container's."""
+
+    def __init__(self, containers_dir: str) -> None:
+        self._containers_dir = containers_dir
+
+    def __call__(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
+        """Return what is known of the very process; of one that the record does not name, whether it runs."""
+        bundle = os.path.join(self._containers_dir, file_name(container_id))
+        if not os.path.isdir(os.path.join(bundle, OCI)):
+            return None
+        if identity is None:
+            return _see_unnamed(bundle)
+        found = find_run(bundle, identity)
+        return None if found is None else _see(*found)
+
+
+def _see_unnamed(bundle: str) -> Witnessed | None:
+    """Say whether a program runs that the record does not name. One that is held is ended after the look."""
+    for run in list_runs(bundle):
+        processes = run.read_processes()
+        if processes is None or observe_boot(processes.init) is not Boot.SAME:
+            continue
+        if observe_process(processes.init)[0] is Process.ALIVE and observe_program(processes) is Program.EXECUTED:
+            return Witnessed(Process.ALIVE)
+    return None
+
+
+def _see(run: RunDirectory, processes: Processes) -> Witnessed | None:
+    if run.has("never-ran"):
+        return Witnessed(Process.NEVER_RAN, detail=_NEVER_LET_GO)
+    here = observe_boot(processes.init) is Boot.SAME and observe_process(processes.init)[0] is not Process.ELSEWHERE
+    if here and (alive := _see_alive(run, processes)) is not None:
+        return alive
+    if not run.has("starting"):
+        # Marks survive a kill and no power cut: after a reboot nothing tells whether it was let go.
+        return Witnessed(Process.NEVER_RAN, detail="it ended before its program was executed") if here else None
+    return _see_end(run, processes, is_here=here)
+
+
+def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witnessed | None:
+    """Say how a process has ended that was let go; None if conmon has not seen it."""
+    deadline = time.monotonic() + _EXIT_FILE_SECONDS
+    while (ended := read_conmon_exit(run, processes.oci_id)) is None and is_here and is_monitor_alive(processes):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    if ended is None:
+        return None
+    why = explain_never_ran(run, ended.code, read_config(run))
+    if why:
+        return Witnessed(Process.NEVER_RAN, finished_at=ended.finished_at, detail=why)
+    if not run.has("executed") and is_start_unfinished(processes):
+        # Its `runc start` was killed, too: whether the program was executed before that, nothing tells.
+        return Witnessed(Process.GONE)
+    return Witnessed(Process.ENDED, ended.code, ended.finished_at, ended.is_out_of_memory)
+
+
+def _see_alive(run: RunDirectory, processes: Processes) -> Witnessed | None:
+    """Say whether the program runs or is still held; None if the process has ended, or cannot be looked at."""
+    with suppress(OSError):
+        if not run.has("executed") and run.has("starting") and not _await_start(run):
+            detail = "a start that the engine before this one began is still under way; recover again"
+            return Witnessed(Process.UNPROVEN, detail=detail)
+        found = observe_program(processes)
+        if found is Program.HELD and run.has("starting"):
+            found = await_program(processes, _EXECUTE_SECONDS)
+        if found is Program.HELD:
+            return Witnessed(Process.HELD)
+        if found is Program.EXECUTED:
+            with open_pidfd(processes.init.pid) as pidfd:
+                if not is_process(processes.init, pidfd, processes.cgroups) or has_ended(pidfd):
+                    return None
+            if not is_monitor_alive(processes):
+                return Witnessed(Process.MONITOR_GONE)
+            frozen = is_frozen(processes.cgroups, os.path.basename(processes.cgroup))
+            return Witnessed(Process.PAUSED if frozen else Process.ALIVE)
+    return None
+
+
+def _await_start(run: RunDirectory) -> bool:
+    """Wait until no `runc start` of this container is left; say whether that is so. Raises OSError."""
+    deadline = time.monotonic() + _START_SECONDS
+    while run.is_being_started():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,87 @@
+"""Limits and devices: from the CRI's words to the runtime-spec's `resources`."""
+
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from limpet.schema.cri import ContainerConfig, LinuxContainerResources
+from limpet.schema.errors import InvalidInputError, quote_path
+from limpet.schema.status import Resources
+
+_CPU = {
+    "cpu_shares": "shares", "cpu_quota": "quota", "cpu_period": "period", "cpuset_cpus": "cpus", "cpuset_mems": "mems",
+}  # fmt: skip
+_MEMORY = {"memory_limit_in_bytes": "limit", "memory_swap_limit_in_bytes": "swap"}
+
+
+def make_limits(asked: LinuxContainerResources, *, is_unified: bool) -> dict[str, Any]:
+    """Return the part of `resources` that limits processor time and memory, as `update` takes it, too."""
+    limits: dict[str, Any] = {}
+    for name, fields in (("cpu", _CPU), ("memory", _MEMORY)):
+        found = {theirs: getattr(asked, ours) for ours, theirs in fields.items() if getattr(asked, ours)}
+        if found:
+            limits[name] = found
+    if asked.hugepage_limits:
+        limits["hugepageLimits"] = [{"pageSize": each.page_size, "limit": each.limit} for each in asked.hugepage_limits]
+    if asked.unified and is_unified:
+        limits["unified"] = dict(asked.unified)
+    return limits
+
+
+def list_applied(asked: LinuxContainerResources, unapplied: Mapping[str, str]) -> Resources:
+    """Return which of the limits are in force; the runtime refuses a container whose others are not."""
+    wanted = [name for name in asked.__struct_fields__ if getattr(asked, name)]
+    return Resources(
+        requested=asked,
+        applied=tuple(name for name in wanted if name not in unapplied),
+        unapplied={name: unapplied[name] for name in wanted if name in unapplied},
+    )
+
+
+def find_unapplied_limits(asked: LinuxContainerResources, *, is_unified: bool) -> dict[str, str]:
+    """Return the limits that are not put into force on this host, and why."""
+    found = {}
+    if asked.unified and not is_unified:
+        found["unified"] = "this host's cgroups are of version 1"
+    lowest = lowest_oom_score()
+    if asked.oom_score_adj < lowest:
+        found["oom_score_adj"] = f"without CAP_SYS_RESOURCE {lowest} is the lowest"
+    return found
+
+
+def choose_oom_score(asked: LinuxContainerResources | None) -> int:
+    """Return the `oomScoreAdj` of a container, 0 if none is asked for: never that of conmon."""
+    return max(asked.oom_score_adj if asked else 0, lowest_oom_score())
+
+
+def lowest_oom_score() -> int:
+    """Return the lowest oom_score_adj that this process may give to others (proc_pid_oom_score_adj(5))."""
+    from limpet.engine.starters.oci.capabilities import available  # noqa: PLC0415
+
+    if "SYS_RESOURCE" in available():
+        return -1000
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
+
+
+def make_devices(config: ContainerConfig, *, privileged: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the runtime-spec's `devices` and the rules for their use. Raises InvalidInputError."""
+    devices, rules = [], [{"allow": privileged, "access": "rwm"}]
+    for device in config.devices:
+        try:
+            found = os.stat(device.host_path)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"devices.host_path {quote_path(device.host_path)}: it is not there") from error
+        kind = "b" if stat.S_ISBLK(found.st_mode) else "c" if stat.S_ISCHR(found.st_mode) else ""
+        access = device.permissions or "rwm"
+        if not kind or set(access) - set("rwm"):
+            raise InvalidInputError(
+                f"devices.host_path {quote_path(device.host_path)}: a device is needed, with permissions of 'rwm'"
+            )
+        number = {"type": kind, "major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
+        path = device.container_path or device.host_path
+        owner = {"fileMode": found.st_mode & 0o777, "uid": found.st_uid, "gid": found.st_gid}
+        devices.append({"path": path, **number, **owner})
+        rules.append({"allow": True, **number, "access": access})
+    return devices, rules

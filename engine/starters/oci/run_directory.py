@@ -1,0 +1,132 @@
+"""The directory of one start, `<bundle>/oci/<token>/`: what the runtime and conmon are given, and what they leave.
+
+config.json      what the runtime is to run               pidfile, conmon-pidfile   as conmon writes them
+processes.json   which processes these are, durable       exits/ID, oom             how it ended, as conmon saw it
+starting         the runtime was asked to let it go       attach, ctl, winsz        conmon's doors
+executed         the program was seen to be executed      conmon.log                what conmon itself says
+never-ran        it was ended while it was held
+
+Each start has one of its own, so that a conmon which comes late can write into no other's.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import msgspec
+
+from limpet.engine.state.durable import write_file
+from limpet.engine.state.names import OCI
+from limpet.recovery.files import read_small_file
+from limpet.schema.identity import ProcessIdentity
+
+_PROCESSES = "processes.json"
+_MOST_BYTES = 64 << 10
+_YOUNG_SECONDS = 60.0
+
+
+class Processes(msgspec.Struct, frozen=True, kw_only=True):
+    """The processes of one start, written before the program may run."""
+
+    init: ProcessIdentity
+    """The container's first process, held by the runtime: it has not executed the program yet."""
+    monitor: ProcessIdentity
+    """Its conmon."""
+    held_program: tuple[int, int]
+    """Device and inode of what `init` has executed while it is held: the runtime itself."""
+    entry: str
+    """The runtime's directory of the container."""
+    oci_id: str
+    cgroups: tuple[str, ...]
+    """Its cgroups, as /proc/PID/cgroup names them."""
+    cgroup: str
+    """The cgroup that the runtime was given, as config.json has it."""
+    has_own_pids: bool = True
+    """True if the kernel ends all of it with `init`: it has a pid namespace to itself."""
+
+
+class RunDirectory:
+    """One of them."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def join(self, name: str) -> str:
+        """Return the path of an entry."""
+        return os.path.join(self.path, name)
+
+    def has(self, name: str) -> bool:
+        """Return whether an entry is there."""
+        return os.path.lexists(self.join(name))
+
+    def mark(self, name: str) -> None:
+        """Make an empty entry: it survives a kill, and after a power cut nothing asks for it."""
+        os.close(os.open(self.join(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def write_processes(self, processes: Processes) -> None:
+        """Write down, durably, which processes these are. Raises OSError."""
+        write_file(self.join(_PROCESSES), msgspec.json.encode(processes))
+
+    def read_processes(self) -> Processes | None:
+        """Return which processes these are; None if that was not written, or cannot be read any more."""
+        with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return msgspec.json.decode(read_small_file(self.join(_PROCESSES), _MOST_BYTES), type=Processes)
+        return None
+
+    def is_being_started(self) -> bool:
+        """Return whether a start by the runtime is still under way, perhaps one of an engine that is dead."""
+        try:
+            descriptor = os.open(self.join("starting"), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def read_pid(self, name: str) -> int:
+        """Return the pid in a pid file, 0 if there is none."""
+        with suppress(OSError, ValueError):
+            return int(read_small_file(self.join(name), 32))
+        return 0
+
+    def await_pid(self, name: str, seconds: float) -> None:
+        """Wait for a pid file, if this directory was made just now; for so long at most."""
+        deadline = time.monotonic() + seconds
+        with suppress(FileNotFoundError):
+            while not self.has(name) and time.time() - os.stat(self.path).st_mtime < _YOUNG_SECONDS:
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.01)
+
+
+def make_run_directory(bundle_path: str) -> RunDirectory:
+    """Make one for a start. Raises OSError."""
+    above = os.path.join(bundle_path, OCI)
+    os.makedirs(above, 0o700, exist_ok=True)
+    run = RunDirectory(os.path.join(above, os.urandom(6).hex()))
+    os.mkdir(run.path, 0o700)
+    os.mkdir(run.join("exits"), 0o700)
+    return run
+
+
+def list_runs(bundle_path: str) -> Iterator[RunDirectory]:
+    """Yield those of a bundle: one, unless a start was cut short."""
+    above = os.path.join(bundle_path, OCI)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for name in sorted(os.listdir(above)):
+            yield RunDirectory(os.path.join(above, name))
+
+
+def find_run(bundle_path: str, init: ProcessIdentity) -> tuple[RunDirectory, Processes] | None:
+    """Return the start that a process was made by, None if none of the bundle's was it."""
+    for run in list_runs(bundle_path):
+        processes = run.read_processes()
+        if processes is not None and processes.init == init:
+            return run, processes
+    return None

@@ -1,0 +1,139 @@
+"""From a container's config, its image and its sandbox to what an OCI runtime is to run (its config.json).
+
+Made in two steps: `make_spec` when the container is created, which the bundle keeps; `complete` when it is started,
+with what only then is known of the host and the sandbox.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from limpet.engine.starters.contract import Launch
+from limpet.engine.starters.environment import merge_environment
+from limpet.engine.starters.oci.capabilities import choose, to_spec
+from limpet.engine.starters.oci.mounts import choose_root_propagation, make_mounts
+from limpet.engine.starters.oci.namespaces import is_own, make_namespaces
+from limpet.engine.starters.oci.resources import choose_oom_score, make_devices, make_limits
+from limpet.engine.starters.oci.seccomp import make_seccomp
+from limpet.engine.starters.process.accounts import RootAccounts
+from limpet.engine.starters.process.root_files import require_hostname
+from limpet.engine.starters.users import Rights, choose_user
+from limpet.engine.state.descriptors import original_descriptor_limit
+from limpet.schema.command_line import choose_args
+from limpet.schema.cri import Capability, ContainerConfig, LinuxContainerSecurityContext
+from limpet.schema.errors import InvalidInputError, quote_path
+from limpet.schema.layout import ROOTFS
+
+_VERSION = "1.0.2"
+_UMASK = 0o022
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where neither image nor config have one, as Docker and containerd do it."""
+_MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+)  # fmt: skip
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""What containerd and CRI-O hide, and make read-only, where a config says nothing of it."""
+
+
+def security_of(config: ContainerConfig) -> LinuxContainerSecurityContext:
+    """Return the config's security context, the CRI's defaults where it has none."""
+    return (config.linux and config.linux.security_context) or LinuxContainerSecurityContext()
+
+
+def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
+    """Return what is to be run. Raises InvalidInputError, UnsupportedError for a profile that is not installed."""
+    config, image = launch.metadata.config, launch.metadata.image_manifest
+    if image.is_builtin:
+        raise InvalidInputError(f"image {str(image.name)!r}: an OCI runtime needs an image with a root file system")
+    context = security_of(config)
+    root = os.path.join(launch.bundle_path, ROOTFS)
+    user, account = choose_user(image.config, config, RootAccounts(root), Rights(0, 0, (), has_own_ids=True))
+    env = merge_environment(image.config, config)
+    given = {entry.partition("=")[0] for entry in env}
+    defaults = {"PATH": _PATH, "HOME": account.home if account else "/", **({"TERM": "xterm"} if config.tty else {})}
+    env = (*env, *(f"{name}={value}" for name, value in defaults.items() if name not in given))
+    namespaces = make_namespaces(config, launch.namespaces, is_unified=is_unified)
+    hostname = launch.sandbox.config.hostname if launch.sandbox else ""
+    chosen, ambient = choose(context.capabilities or Capability(), privileged=context.privileged)
+    spec: dict[str, Any] = {
+        "ociVersion": _VERSION,
+        "process": {
+            "terminal": config.tty,
+            "user": {
+                "uid": user.uid or 0,
+                "gid": user.gid or 0,
+                "additionalGids": list(user.additional_gids),
+                "umask": _UMASK,
+            },
+            "args": list(choose_args(image.config, config)),
+            "env": list(env),
+            "cwd": _choose_directory(launch),
+            "capabilities": to_spec(chosen, ambient, is_root=not user.uid),
+            "noNewPrivileges": context.no_new_privs,
+        },
+        "root": {"path": root, "readonly": context.readonly_rootfs},
+        "mounts": make_mounts(
+            config, privileged=context.privileged, has_own_network=any(each["type"] == "network" for each in namespaces)
+        ),
+        "linux": _make_linux(launch, context, chosen, is_unified=is_unified),
+    }
+    if hostname and is_own(namespaces, "uts"):
+        spec["hostname"] = require_hostname(hostname)
+    return spec
+
+
+def complete(spec: Mapping[str, Any], launch: Launch, *, cgroup: str, is_unified: bool) -> dict[str, Any]:
+    """Return a spec as the runtime gets it: with this host's limits, the sandbox's namespaces, and its own cgroup."""
+    config = launch.metadata.config
+    limits = config.linux.resources if config.linux else None
+    soft, hard = original_descriptor_limit()
+    process = {
+        **spec["process"],
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}],
+        "oomScoreAdj": choose_oom_score(limits),
+    }
+    namespaces = make_namespaces(config, launch.namespaces, is_unified=is_unified)
+    linux = {**spec["linux"], "namespaces": namespaces, "cgroupsPath": cgroup, "sysctl": find_sysctls(launch)}
+    root = {**spec["root"], "path": os.path.realpath(os.path.join(launch.bundle_path, ROOTFS))}
+    # A namespace of the sandbox's has the sandbox's name already.
+    kept = {name: value for name, value in spec.items() if name != "hostname" or is_own(namespaces, "uts")}
+    return {**kept, "process": process, "linux": linux, "root": root}
+
+
+def _make_linux(
+    launch: Launch, context: LinuxContainerSecurityContext, capabilities: tuple[str, ...], *, is_unified: bool
+) -> dict[str, Any]:
+    config = launch.metadata.config
+    devices, rules = make_devices(config, privileged=context.privileged)
+    limits = config.linux.resources if config.linux else None
+    hidden = () if context.privileged else context.masked_paths or _MASKED
+    read_only = () if context.privileged else context.readonly_paths or _READ_ONLY
+    linux = {
+        "resources": {"devices": rules, **(make_limits(limits, is_unified=is_unified) if limits else {})},
+        "rootfsPropagation": choose_root_propagation(config),
+        "devices": devices,
+        "maskedPaths": list(hidden),
+        "readonlyPaths": list(read_only),
+    }
+    seccomp = make_seccomp(context, capabilities)
+    return linux if seccomp is None else {**linux, "seccomp": seccomp}
+
+
+def find_sysctls(launch: Launch) -> dict[str, str]:
+    """Return the sandbox's sysctls that are set in the container: those of namespaces that are its own."""
+    sandbox = launch.sandbox.config.linux if launch.sandbox else None
+    own = make_namespaces(launch.metadata.config, launch.namespaces, is_unified=False)
+    return {
+        name: value
+        for name, value in (sandbox.sysctls if sandbox else {}).items()
+        if is_own(own, "network" if name.startswith("net.") else "ipc")
+    }
+
+
+def _choose_directory(launch: Launch) -> str:
+    config, image = launch.metadata.config, launch.metadata.image_manifest
+    chosen = config.working_dir or image.config.working_dir or "/"
+    if not os.path.isabs(chosen):
+        raise InvalidInputError(f"working_dir {quote_path(chosen)}: an absolute path is needed")
+    return chosen

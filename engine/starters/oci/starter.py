@@ -1,0 +1,604 @@
+"""The OCI starter: a container is what an OCI runtime (runc, crun) makes of its config, under a conmon of its own.
+
+prepare: conmon has the runtime make the container, whose first process is held by the runtime; which processes these
+are is written down. go: the runtime lets it run. The ends are seen by conmon, whether or not an engine lives.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from limpet.engine.starters.abilities import Executed, Stats
+from limpet.engine.starters.contract import Exit, Launch, Prepared
+from limpet.engine.starters.environment import require_secrets
+from limpet.engine.starters.log_directory import open_log_directory
+from limpet.engine.starters.oci import abilities
+from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, signal_processes, thaw
+from limpet.engine.starters.oci.command import Outcome, run
+from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
+from limpet.engine.starters.oci.exits import (
+    Program,
+    await_program,
+    explain_never_ran,
+    is_monitor_alive,
+    is_process,
+    observe_program,
+    read_cgroups,
+    read_conmon_exit,
+    read_program,
+)
+from limpet.engine.starters.oci.probe import BundleWitness
+from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
+from limpet.engine.starters.oci.root import RuntimeRoot, to_oci_id
+from limpet.engine.starters.oci.run_directory import (
+    Processes,
+    RunDirectory,
+    find_run,
+    list_runs,
+    make_run_directory,
+)
+from limpet.engine.starters.oci.spec import complete, make_spec
+from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
+from limpet.engine.starters.oci.unapplied import find_unapplied
+from limpet.engine.starters.oci.written import read_config
+from limpet.engine.starters.pidfds import adopt_process
+from limpet.engine.starters.process.root_files import write_root_files
+from limpet.engine.state.names import CONTAINERS, OCI
+from limpet.recovery.files import read_small_file
+from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code
+from limpet.recovery.probe import HostProbe
+from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.errors import (
+    InvalidStateError,
+    ResourcesError,
+    StartError,
+    StateDirectoryError,
+    UnsupportedError,
+    quote_path,
+)
+from limpet.schema.file_name import file_name
+from limpet.schema.identity import ProcessIdentity
+from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS
+from limpet.schema.status import Resources
+
+_log = logging.getLogger("limpet.starter.oci")
+TIMEOUT_SECONDS = 30.0
+"""How long the runtime may take for one step, unless the caller says otherwise."""
+_EXECUTE_SECONDS = 10.0
+"""How long a process that was let go may take to execute its program: a slow disk."""
+_LATE_SECONDS = 0.1
+"""The same after a start that has failed: it may have come far enough."""
+_EXIT_FILE_SECONDS = 2.0
+_END_SECONDS = 5.0
+_CONMON_SECONDS = 0.5
+"""How long a conmon that was just started may take to write its pid."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A container that is made and not started."""
+
+    container_id: str
+    run: RunDirectory
+    processes: Processes
+
+
+class OciStarter:
+    """Runs containers with an OCI runtime, each under conmon. Thread-safe.
+
+    `runtime` and `conmon` are programs by name or path. `name` is the starter's, the runtime's own if it is not given.
+    Each step of the runtime may take `timeout` seconds. What is missing is told when a container is to be created.
+    """
+
+    def __init__(
+        self, runtime: str = "runc", *, name: str = "", conmon: str = "conmon", timeout: float = TIMEOUT_SECONDS
+    ) -> None:
+        self.name = name or os.path.basename(runtime)
+        self._runtime = runtime
+        self._conmon = conmon
+        self._timeout = timeout
+        self._tools = Tools()
+        self._containers_dir = ""
+        self._root = RuntimeRoot("")
+        self._busy: set[str] = set()
+        self._is_free = threading.Condition()
+
+    def open(self, state_dir: str) -> None:
+        """Begin to serve this state directory; what the runtime kept of earlier boots is removed."""
+        self._containers_dir = os.path.join(state_dir, CONTAINERS)
+        self._root = RuntimeRoot(os.path.join(state_dir, OCI, self.name))
+        try:
+            self._root.remove_old()
+        except OSError as error:
+            _log.warning("%s: what the runtime kept before the last boot stays: %s", self._root.above, error)
+
+    def close(self) -> None:
+        """Do nothing: containers and their conmons run on."""
+
+    def make_config(self, launch: Launch) -> bytes:
+        """Return config.json as the runtime-spec has it, and write the root file system's files in /etc.
+
+        Raises InvalidInputError, UnsupportedError if runtime or conmon are not installed, StateDirectoryError.
+        """
+        if os.geteuid():
+            raise UnsupportedError("OCI containers need an engine that runs as root")
+        self._tools.find(self._conmon)
+        self._command()
+        to_oci_id(launch.id)
+        spec = make_spec(launch, is_unified=has_unified_cgroups())
+        write_root_files(
+            os.path.join(launch.bundle_path, ROOTFS), None if launch.sandbox is None else launch.sandbox.config
+        )
+        return json.dumps(spec).encode()
+
+    def find_unapplied(self, launch: Launch) -> dict[str, str]:
+        """Return what the config asks for and is not done, by the field's name, with the reason."""
+        is_apart = len(command_of(self._tools.find(self._runtime))) > 1
+        return find_unapplied(launch, is_unified=has_unified_cgroups(), is_apart=is_apart)
+
+    def keeps(self, container_id: str) -> bool:
+        """Say whether a start of the container has left anything."""
+        return next(list_runs(self._bundle(container_id)), None) is not None
+
+    def prepare(self, launch: Launch) -> Prepared:
+        """Have conmon and the runtime make the container, its first process held.
+
+        Raises StartError, StateDirectoryError if the bundle's config.json is damaged.
+        """
+        self._take(launch.id)
+        try:
+            try:
+                return self._prepare(launch)
+            except UnsupportedError as error:
+                raise StartError(str(error)) from error
+            except OSError as error:
+                raise StartError(f"{quote_path(error.filename or 'its process')}: {error.strerror}") from error
+        except BaseException:
+            self._give_back(launch.id)
+            raise
+
+    def go(self, prepared: Prepared) -> None:
+        """Have the runtime let it run; returns once the program is executed. Raises StartError if it is not."""
+        held = prepared.own
+        assert isinstance(held, _Held)
+        try:
+            try:
+                why = self._go(held, prepared)
+            except OSError as error:
+                why = f"{quote_path(error.filename or self._runtime)}: {error.strerror}"
+            if why:
+                held.run.mark("never-ran")  # before it is ended, which looks like an end of its program
+                self._discard(held.container_id, held.run)
+                os.close(prepared.pidfd)
+                raise StartError(why)
+        finally:
+            self._give_back(held.container_id)
+
+    def abort(self, prepared: Prepared) -> None:
+        """End the container that is held, and its conmon."""
+        held = prepared.own
+        assert isinstance(held, _Held)
+        try:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
+            self._discard(held.container_id, held.run)
+        finally:
+            os.close(prepared.pidfd)
+            self._give_back(held.container_id)
+
+    def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of the process with this identity.
+
+        Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
+        """
+        found = find_run(self._bundle(container_id), identity)
+        cgroups = found[1].cgroups if found else ()
+        return adopt_process(identity, lambda pidfd: is_process(identity, pidfd, cgroups))
+
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
+        """Send a signal to the container's first process, through its pidfd; return how many processes are left.
+
+        SIGKILL goes to all processes in its cgroup; a pid namespace of its own ends with its first process anyway.
+        """
+        found = find_run(self._bundle(container_id), identity)
+        processes = found[1] if found else None
+        cgroups = processes.cgroups if processes else ()
+        left = 0
+        try:
+            with open_pidfd(identity.pid) as pidfd:
+                if is_process(identity, pidfd, cgroups) and not has_ended(pidfd):
+                    left = 1
+                    if number:
+                        signal.pidfd_send_signal(pidfd, number)
+                    if number == signal.SIGKILL and processes is not None:
+                        thaw(cgroups, self._cgroup_name(processes.oci_id))  # or it would not take it (cgroup v1)
+        except ProcessLookupError:
+            pass
+        except PermissionError as error:
+            raise UnsupportedError(f"signal {number}: {error.strerror}; run as root") from error
+        except OSError as error:
+            raise ResourcesError(f"signal {number} to container {container_id}: {error.strerror}") from error
+        if processes is None or processes.has_own_pids or only_session:
+            return left
+        name = self._cgroup_name(processes.oci_id)
+        return max(left, signal_processes(cgroups, name, number if number == signal.SIGKILL else 0))
+
+    def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
+        """Return how the process ended, as conmon has written it down; without conmon, as the kernel tells it."""
+        found = find_run(self._bundle(container_id), identity)
+        if found is None:
+            return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
+        directory, processes = found
+        ended = read_conmon_exit(directory, processes.oci_id)
+        if ended is None:
+            if is_monitor_alive(processes):
+                return None
+            ended = read_conmon_exit(directory, processes.oci_id)  # its last act
+        if directory.has("never-ran") or not directory.has("starting"):
+            return Exit(None, ended.finished_at if ended else 0, never_ran="it ended before its program was executed")
+        if ended is None:
+            return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
+        why = explain_never_ran(directory, ended.code, read_config(directory))
+        if why:
+            return Exit(None, ended.finished_at, never_ran=why)
+        return Exit(ended.code, ended.finished_at, is_out_of_memory=ended.is_out_of_memory)
+
+    def forget_exits(self, container_ids: Sequence[str]) -> None:
+        """Do nothing: what conmon has written stays in the bundle until the release."""
+
+    def release(self, container_id: str) -> None:
+        """Have the runtime delete the container, kill what is left in its cgroup, and see its conmon end.
+
+        Raises InvalidStateError if the runtime cannot, UnsupportedError if it is not installed any more.
+        """
+        with self._claim(container_id):
+            self._end(container_id)
+
+    def end_leftovers(self, has_ended: Callable[[str], bool]) -> None:
+        """End containers that were made and never started, and what is left of those that have ended."""
+        if not self._root.find():
+            return
+        # A create that was cut short has left a conmon, and perhaps nothing at the runtime yet.
+        for name in os.listdir(self._containers_dir):
+            for left in list_runs(os.path.join(self._containers_dir, name)):
+                if left.read_processes() is None and not self._is_bundle_busy(name):
+                    left.await_pid("conmon-pidfile", _CONMON_SECONDS)
+                    end_monitor(left, now=True)
+        for container_id in self._root.entries():
+            self._end_if_left(container_id, has_ended)
+
+    def probe(self, containers_dir: str) -> HostProbe:
+        """Return what looks at the processes and the bundles, and at what conmon has left in them."""
+        return HostProbe(containers_dir, witness=BundleWitness(containers_dir))
+
+    # What it can do with a container that runs: see `limpet.engine.starters.abilities`
+
+    def execute(self, container_id: str, identity: ProcessIdentity, args: Sequence[str], *, timeout: float) -> Executed:
+        """Run a command in the container, with its user and environment."""
+        directory, processes = self._find(container_id, identity)
+        cgroup = self._cgroup_name(processes.oci_id)
+        return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
+
+    def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Freeze all processes of the container. Raises UnsupportedError with the reason if that cannot be done."""
+        _, processes = self._find(container_id, identity)
+        abilities.freeze(self._call, processes, self._cgroup_name(processes.oci_id))
+
+    def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
+        """Let them go on. Raises UnsupportedError with the reason."""
+        found = find_run(self._bundle(container_id), identity)
+        if found is not None:
+            abilities.thaw(found[1], self._cgroup_name(found[1].oci_id))
+
+    def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
+        """Return whether they are frozen."""
+        found = find_run(self._bundle(container_id), identity)
+        return found is not None and is_frozen(found[1].cgroups, self._cgroup_name(found[1].oci_id))
+
+    def measure(self, container_id: str, identity: ProcessIdentity) -> Stats:
+        """Return what the container uses, as its cgroups tell."""
+        _, processes = self._find(container_id, identity)
+        return abilities.measure_container(processes, self._cgroup_name(processes.oci_id))
+
+    def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
+        """Put these limits into force."""
+        return abilities.change_limits(self._call, *self._find(container_id, identity), limits)
+
+    def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
+        """Have conmon begin a new log where the old one was renamed."""
+        abilities.reopen_log(*self._find(container_id, identity), log_path)
+
+    def _find(self, container_id: str, identity: ProcessIdentity) -> tuple[RunDirectory, Processes]:
+        found = find_run(self._bundle(container_id), identity)
+        if found is None:
+            raise InvalidStateError(f"container {container_id}: its bundle no longer tells which processes it has")
+        return found
+
+    # Making
+
+    def _prepare(self, launch: Launch) -> Prepared:
+        secrets = require_secrets(launch.secret_env)
+        conmon = self._tools.find(self._conmon)
+        self._end(launch.id)  # what a start that was cut short has left
+        shutil.rmtree(os.path.join(launch.bundle_path, OCI), ignore_errors=True)
+        config = self._complete(launch)
+        directory = make_run_directory(launch.bundle_path)
+        try:
+            with self._written(directory, config, secrets), _log_of(launch) as (log_directory, log_name):
+                pid = make_container(
+                    Order(
+                        conmon=conmon.path,
+                        runtime=[*self._command(), "--root", self._root.make()],
+                        oci_id=to_oci_id(launch.id),
+                        run=directory,
+                        log_directory=log_directory,
+                        log_name=log_name,
+                        stdin=launch.metadata.config.stdin,
+                        stdin_once=launch.metadata.config.stdin_once,
+                        terminal=launch.metadata.config.tty,
+                    ),
+                    self._timeout,
+                )
+            return self._identify(launch, directory, pid, config)
+        except BaseException:
+            self._discard(launch.id, directory)
+            raise
+
+    def _complete(self, launch: Launch) -> dict[str, Any]:
+        path = os.path.join(launch.bundle_path, CONFIG_FILE)
+        try:
+            spec = json.loads(read_small_file(path, CONFIG_BYTES))
+            return complete(spec, launch, cgroup=self._cgroup_path(launch), is_unified=has_unified_cgroups())
+        except OSError as error:
+            raise StateDirectoryError(f"bundle {launch.bundle_path}: {error.strerror} ({path})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StateDirectoryError(
+                f"{path} is damaged: {error!r}; release the container and make it anew"
+            ) from error
+
+    @contextmanager
+    def _written(
+        self, directory: RunDirectory, config: Mapping[str, Any], secrets: Mapping[str, str]
+    ) -> Iterator[None]:
+        """Have the config at its place while the runtime reads it; with secrets, which are on no disk, in memory.
+
+        Raises UnsupportedError for a runtime that would keep a copy of them.
+        """
+        path = directory.join(CONFIG_FILE)
+        _write_private(path, json.dumps(config).encode())
+        if not secrets:
+            yield
+            return
+        if self._tools.find(self._runtime).kind != "runc":
+            raise UnsupportedError("secret_env: crun keeps a copy of its config on disk; use runc for this container")
+        process = config["process"]
+        env = [each for each in process["env"] if each.partition("=")[0] not in secrets]
+        env += [f"{name}={value}" for name, value in secrets.items()]
+        whole = json.dumps({**config, "process": {**process, "env": env}}).encode()
+        descriptor = os.memfd_create("config", os.MFD_CLOEXEC)
+        link = directory.join("config.link")
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(whole)
+            os.rename(path, directory.join("config.plain"))
+            os.symlink(f"/proc/{os.getpid()}/fd/{descriptor}", link)
+            os.rename(link, path)
+            yield
+        finally:
+            os.close(descriptor)
+            os.replace(directory.join("config.plain"), path)
+
+    def _identify(self, launch: Launch, directory: RunDirectory, pid: int, config: Mapping[str, Any]) -> Prepared:
+        """Write down which processes these are: whoever comes after a kill knows them by that."""
+        monitor_pid = directory.read_pid("conmon-pidfile")
+        if monitor_pid <= 0:
+            raise StartError("conmon has not written its pid")
+        pidfd = os.pidfd_open(pid)
+        try:
+            with open_pidfd(monitor_pid) as monitor:
+                processes = Processes(
+                    init=identify(pid, pidfd),
+                    monitor=identify(monitor_pid, monitor),
+                    held_program=read_program(pid),
+                    entry=os.path.join(self._root.make(), to_oci_id(launch.id)),
+                    oci_id=to_oci_id(launch.id),
+                    cgroups=read_cgroups(pid),
+                    cgroup=config["linux"]["cgroupsPath"],
+                    has_own_pids={"type": "pid"} in config["linux"]["namespaces"],
+                )
+            directory.write_processes(processes)
+            limits = launch.resources
+            return Prepared(
+                identity=processes.init,
+                pidfd=pidfd,
+                resources=None
+                if limits is None
+                else list_applied(limits, find_unapplied_limits(limits, is_unified=has_unified_cgroups())),
+                own=_Held(launch.id, directory, processes),
+            )
+        except BaseException:
+            os.close(pidfd)
+            raise
+
+    def _go(self, held: _Held, prepared: Prepared) -> str:
+        """Have it started; return why its program was not executed, "" if it was. Raises OSError."""
+        held.run.mark("starting")
+        outcome = self._start(held)
+        found = await_program(
+            held.processes, min(_EXECUTE_SECONDS, self._timeout) if outcome.code == 0 else _LATE_SECONDS
+        )
+        if found is Program.HELD:
+            return outcome.problem if outcome.code != 0 else "it was let go, and has not executed its program in time"
+        if found is Program.ENDED:
+            if outcome.code != 0:
+                return outcome.problem
+            why = self._explain_end(held, prepared)
+            if why:
+                return why
+        held.run.mark("executed")
+        return ""
+
+    def _start(self, held: _Held) -> Outcome:
+        """Run the runtime's `start`. The mark is locked while it runs, also if this engine does not outlive it."""
+        lock = os.open(held.run.join("starting"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return self._call("start", held.processes.oci_id, pass_fds=(lock,))
+        finally:
+            os.close(lock)
+
+    def _explain_end(self, held: _Held, prepared: Prepared) -> str:
+        """Return why a process that ended at once has not executed its program, "" if it has."""
+        deadline = time.monotonic() + _EXIT_FILE_SECONDS
+        while (ended := read_conmon_exit(held.run, held.processes.oci_id)) is None and time.monotonic() < deadline:
+            if not is_monitor_alive(held.processes):
+                break
+            time.sleep(0.002)
+        code = ended.code if ended else read_exit_code(prepared.identity.pid, prepared.pidfd)
+        return explain_never_ran(held.run, code, read_config(held.run))
+
+    # Ending
+
+    def _end_if_left(self, container_id: str, has_ended: Callable[[str], bool]) -> None:
+        if not self._take(container_id, wait=False):
+            return  # it is being started now
+        try:
+            if not has_ended(container_id):
+                runs = list(list_runs(self._bundle(container_id)))
+                if not runs or any(map(_may_have_run, runs)):
+                    return  # a look tells what became of it, or it runs on though its bundle is lost
+            self._end(container_id)
+        except OSError as error:
+            _log.warning("container %s: what is left of it cannot be looked at: %s", container_id, error)
+        except (InvalidStateError, UnsupportedError) as error:
+            _log.warning("container %s: something is left of it: %s", container_id, error)
+        finally:
+            self._give_back(container_id)
+
+    def _end(self, container_id: str) -> None:
+        """End all that a container has. Raises InvalidStateError, UnsupportedError."""
+        for each in list_runs(self._bundle(container_id)):
+            if not _may_have_run(each):
+                each.mark("never-ran")  # before it is ended, which looks like an end of its program
+        if self._root.entry(container_id):
+            outcome = self._call("delete", "-f", to_oci_id(container_id))
+            if outcome.code != 0 and self._root.entry(container_id):
+                raise InvalidStateError(
+                    f"container {container_id}: {self.name} cannot delete it: {outcome.problem}; try again"
+                )
+        for each in list_runs(self._bundle(container_id)):
+            processes = each.read_processes()
+            if processes is not None and processes.entry.startswith(f"{self._root.find()}/"):
+                self._end_rest(container_id, processes)
+            if not end_monitor(each, now=processes is None):
+                _log.warning("container %s: its conmon does not end", container_id)
+
+    def _end_rest(self, container_id: str, processes: Processes) -> None:
+        """Kill what is left in the container's cgroup, which the runtime leaves where a pid namespace is shared."""
+        name, deadline = self._cgroup_name(processes.oci_id), time.monotonic() + _END_SECONDS
+        while signal_processes(processes.cgroups, name, signal.SIGKILL) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        left = list_processes(processes.cgroups, name)
+        if left:
+            _log.warning("container %s: %d of its processes do not end", container_id, len(left))
+
+    def _discard(self, container_id: str, directory: RunDirectory) -> None:
+        """End a start that has failed; what cannot be ended is told, and ended by the next recovery."""
+        try:
+            if self._root.entry(container_id):
+                self._call("delete", "-f", to_oci_id(container_id))
+            if not end_monitor(directory, now=True) or self._root.entry(container_id):
+                _log.warning("container %s: something is left of its start", container_id)
+        except (OSError, UnsupportedError) as error:
+            _log.warning("container %s: something is left of its start: %s", container_id, error)
+
+    # The runtime
+
+    def _command(self) -> Sequence[str]:
+        return command_of(self._tools.find(self._runtime))
+
+    def _call(
+        self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10, pass_fds: Sequence[int] = ()
+    ) -> Outcome:
+        """Run the runtime. Raises UnsupportedError if it is not installed, OSError if it cannot be executed."""
+        command = [*self._command(), "--root", self._root.make(), *arguments]
+        return run(command, timeout=timeout or self._timeout, most_bytes=most_bytes, pass_fds=pass_fds)
+
+    def _bundle(self, container_id: str) -> str:
+        return os.path.join(self._containers_dir, file_name(container_id))
+
+    def _cgroup_name(self, oci_id: str) -> str:
+        """Return the name of a container's cgroup, which no other state directory's has."""
+        return f"{sha256(self._root.make().encode()).hexdigest()[:12]}-{oci_id}"
+
+    def _cgroup_path(self, launch: Launch) -> str:
+        linux = launch.sandbox.config.linux if launch.sandbox else None
+        parent = linux.cgroup_parent if linux and linux.cgroup_parent else "/limpet"
+        return os.path.normpath(f"/{parent}/{self._cgroup_name(to_oci_id(launch.id))}")
+
+    # Who works on which container
+
+    def _take(self, container_id: str, *, wait: bool = True) -> bool:
+        with self._is_free:
+            while container_id in self._busy:
+                if not wait:
+                    return False
+                self._is_free.wait()
+            self._busy.add(container_id)
+            return True
+
+    def _give_back(self, container_id: str) -> None:
+        with self._is_free:
+            self._busy.discard(container_id)
+            self._is_free.notify_all()
+
+    @contextmanager
+    def _claim(self, container_id: str) -> Iterator[None]:
+        self._take(container_id)
+        try:
+            yield
+        finally:
+            self._give_back(container_id)
+
+    def _is_bundle_busy(self, name: str) -> bool:
+        with self._is_free:
+            return any(file_name(each) == name for each in self._busy)
+
+
+def _may_have_run(run: RunDirectory) -> bool:
+    """Return whether the program of a start may have been executed, or may yet be by a start under way."""
+    if run.has("starting"):
+        return True
+    processes = run.read_processes()
+    return processes is not None and observe_program(processes) is Program.EXECUTED
+
+
+def _write_private(path: str, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+
+
+@contextmanager
+def _log_of(launch: Launch) -> Iterator[tuple[int, str]]:
+    """Make the log's file if there is none, and hold its directory; -1 and "" if the container keeps no log."""
+    if not launch.log_path:
+        yield -1, ""
+        return
+    descriptor, name = open_log_directory(launch.log_directory or os.path.dirname(launch.log_path), launch.log_path)
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        os.close(os.open(name, flags, 0o600, dir_fd=descriptor))
+        yield descriptor, name
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,108 @@
+"""What a config asks for and an OCI runtime under limpet does not do: each field by name, with the reason."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from limpet.engine.starters.contract import Launch
+from limpet.engine.starters.oci.capabilities import find_missing
+from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of
+from limpet.engine.starters.oci.namespaces import mode_of, options_of
+from limpet.engine.starters.oci.resources import find_unapplied_limits
+from limpet.engine.starters.oci.spec import find_sysctls, security_of
+from limpet.schema.cri import MountPropagation, NamespaceMode, ProfileType
+
+_MOUNT_FIELDS: Mapping[str, str] = {
+    "selinux_relabel": "no label is set",
+    "uid_mappings": "owners are those of the host",
+    "gid_mappings": "owners are those of the host",
+    "image": "an image cannot be mounted in a container",
+    "image_sub_path": "an image cannot be mounted in a container",
+}
+_NO_PROCESS = "a sandbox has no process of its own"
+_EACH = "limits are those of each container"
+
+
+def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[str, str]:
+    """Return the name of each field that asks for what is not done, and why; a sandbox's with "sandbox." before it.
+
+    `is_apart` says that the runtime works in a mount namespace of its own, so that nothing mounted reaches the host.
+    """
+    config, context = launch.metadata.config, security_of(launch.metadata.config)
+    found = {name: why for name, why, asks in _FIELDS if asks(config)}
+    found |= {name: why for name, why, asks in _SECURITY if asks(context)}
+    for name, why in _MOUNT_FIELDS.items():
+        if any(getattr(mount, name) for mount in config.mounts):
+            found[f"mounts.{name}"] = why
+    lost = next(filter(None, map(find_lost_propagation, mounts_of(config))), "")
+    if is_apart and any(mount.propagation is MountPropagation.BIDIRECTIONAL for mount in mounts_of(config)):
+        lost = "crun works in a mount namespace of its own here, so nothing that is mounted reaches the host"
+    if lost:
+        found["mounts.propagation"] = lost
+    missing = find_missing(context.capabilities) if context.capabilities else ()
+    if missing:
+        found["capabilities"] = f"the engine itself does not have {', '.join(missing)}"
+    found |= _find_namespaces(launch)
+    limits = config.linux.resources if config.linux else None
+    if limits:
+        found |= find_unapplied_limits(limits, is_unified=is_unified)
+    return found | _find_of_sandbox(launch)
+
+
+def _find_namespaces(launch: Launch) -> dict[str, str]:
+    config = launch.metadata.config
+    options = options_of(config)
+    found = {}
+    if options.pid is NamespaceMode.TARGET:
+        found["namespace_options.target_id"] = "it has a pid namespace of its own"
+    if options.userns_options and options.userns_options.mode is not NamespaceMode.NODE:
+        found["namespace_options.userns_options"] = "its users are those of the host"
+    is_given = bool(config.linux and config.linux.security_context and config.linux.security_context.namespace_options)
+    alone = [kind for kind in ("network", "ipc") if mode_of(config, kind) is NamespaceMode.POD]
+    alone = [kind for kind in alone if kind not in launch.namespaces]
+    if is_given and alone:
+        found["namespace_options"] = (
+            f"the sandbox holds no namespace of type {' and '.join(alone)}: it has one of its own"
+        )
+    return found
+
+
+def _find_of_sandbox(launch: Launch) -> dict[str, str]:
+    if launch.sandbox is None:
+        return {}
+    config = launch.sandbox.config
+    found = {}
+    if config.port_mappings:
+        found["sandbox.port_mappings"] = "no port of the host is handed on"
+    if config.windows is not None:
+        found["sandbox.windows"] = "this is Linux"
+    if config.hostname and mode_of(launch.metadata.config, "uts") is NamespaceMode.NODE:
+        found["sandbox.hostname"] = "it uses the host's UTS namespace"
+    if config.linux is None:
+        return found
+    if _holds_anything(config.linux.security_context):
+        found["sandbox.security_context"] = _NO_PROCESS
+    for name in ("overhead", "resources"):
+        if _holds_anything(getattr(config.linux, name)):
+            found[f"sandbox.{name}"] = _EACH
+    if set(config.linux.sysctls) - set(find_sysctls(launch)):
+        found["sandbox.sysctls"] = "the namespaces that they belong to are not the container's own"
+    return found
+
+
+def _holds_anything(message: Any) -> bool:
+    return message is not None and message != type(message)()
+
+
+def _is_confined(profile: Any) -> bool:
+    return profile is not None and profile.profile_type is not ProfileType.UNCONFINED
+
+
+_FIELDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("CDI_devices", "there is no registry of CDI devices here; give them in `devices`", lambda c: bool(c.cdi_devices)),
+    ("windows", "this is Linux", lambda c: c.windows is not None),
+)
+_SECURITY: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("selinux_options", "no label is set", lambda s: _holds_anything(s.selinux_options)),
+    ("apparmor", "no AppArmor profile is set", lambda s: _is_confined(s.apparmor)),
+    ("apparmor_profile", "no AppArmor profile is set", lambda s: s.apparmor_profile not in {"", "unconfined"}),
+)

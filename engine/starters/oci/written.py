@@ -1,0 +1,17 @@
+"""The config.json that a start was made with, as its directory has it."""
+
+import json
+from typing import Any
+
+from limpet.engine.starters.oci.run_directory import RunDirectory
+from limpet.recovery.files import read_small_file
+from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE
+
+
+def read_config(run: RunDirectory) -> dict[str, Any]:
+    """Return the config.json of a start; an empty one, with no program in it, if it cannot be read any more."""
+    try:
+        found = json.loads(read_small_file(run.join(CONFIG_FILE), CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}

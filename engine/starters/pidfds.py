@@ -1,0 +1,31 @@
+"""Holding a process that was started before: a pidfd of the very one, or none."""
+
+import errno
+import os
+from collections.abc import Callable
+
+from limpet.engine.state.descriptors import has_free_descriptors
+from limpet.schema.errors import NotFoundError, ResourcesError
+from limpet.schema.identity import ProcessIdentity
+
+_KEPT_DESCRIPTORS = 16
+"""How many stay free when the processes of containers are watched by descriptor."""
+
+
+def adopt_process(identity: ProcessIdentity, is_it: Callable[[int], bool]) -> int:
+    """Return a pidfd of the process, if `is_it` says so of the pidfd.
+
+    Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
+    """
+    if not has_free_descriptors(_KEPT_DESCRIPTORS):
+        raise ResourcesError(f"process {identity.pid}: the last descriptors are kept for steps and looks")
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+            raise ResourcesError(f"process {identity.pid}: {error.strerror}") from error
+        raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
+    if not is_it(pidfd):
+        os.close(pidfd)
+        raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's")
+    return pidfd

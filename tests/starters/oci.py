@@ -1,0 +1,82 @@
+"""What the tests of the OCI starter share: an image of busybox, engines with runc and crun, looks at processes."""
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limpet.engine import Engine
+from limpet.engine.starters.oci import OciStarter
+from limpet.engine.starters.oci.run_directory import Processes, list_runs
+from tests import oci_layout
+from tests.conftest import require_tools
+
+TOOLS = ("conmon", "runc", "crun", "busybox")
+APPLETS = ("sh", "cat", "ls", "id", "sleep", "test", "env", "true", "false", "echo", "grep", "pwd", "mount", "hostname")
+PASSWD = b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/home/web:/bin/sh\n"
+GROUP = b"root:x:0:\nweb:x:1001:\nextra:x:1002:web\n"
+
+
+def load_busybox(engine: Engine, directory: Path, **config: Any) -> None:
+    """Load an image `box:1` of busybox, with programs that no kernel executes beside it."""
+    require_tools(*TOOLS)
+    if os.geteuid():
+        pytest.skip("OCI containers need root")
+    busybox = Path("/usr/bin/busybox" if os.path.exists("/usr/bin/busybox") else "/bin/busybox").read_bytes()
+    members = [
+        *(oci_layout.directory(name) for name in ("bin", "tmp", "etc", "proc", "sys", "dev", "work")),
+        oci_layout.member("bin/busybox", busybox, mode=0o755),
+        *(oci_layout.symlink(f"bin/{name}", "busybox") for name in APPLETS),
+        oci_layout.member("bin/garbage", b"\x01garbage", mode=0o755),
+        oci_layout.member("bin/lost", b"#!/no/such/interpreter\n", mode=0o755),
+        oci_layout.member("etc/passwd", PASSWD),
+        oci_layout.member("etc/group", GROUP),
+    ]
+    layout = oci_layout.Layout(directory)
+    layout.add_image([oci_layout.tar(*members)], "box:1", configuration={"config": {"Cmd": ["/bin/sh"], **config}})
+    engine.images.load(str(directory))
+
+
+def open_engine(state_dir: str, **options: Any) -> Engine:
+    """Open an engine with both runtimes."""
+    return Engine.open(state_dir, runtimes={name: OciStarter(name) for name in ("runc", "crun")}, **options)
+
+
+def config(name: str, script: str = "", **fields: Any) -> dict[str, Any]:
+    """A container of `box:1` that runs a shell script."""
+    command = {"command": ["/bin/sh", "-c", script]} if script else {}
+    return {"metadata": {"name": name}, "image": {"image": "box:1"}, "log_path": f"{name}.log", **command, **fields}
+
+
+def processes_of(state_dir: str, container_id: str) -> Processes:
+    """The processes that the container's start has written down."""
+    (run,) = list_runs(os.path.join(state_dir, "containers", container_id))
+    found = run.read_processes()
+    assert found is not None
+    return found
+
+
+def runtime_entries(state_dir: str, runtime: str) -> list[str]:
+    """What the runtime still has of containers of this state directory."""
+    above = Path(state_dir, "oci", runtime)
+    return sorted(entry.name for root in above.iterdir() for entry in root.iterdir()) if above.is_dir() else []
+
+
+def end_everything(state_dir: str) -> None:
+    """Kill what the containers of a state directory have left, by what was written down of them."""
+    for pid_file in Path(state_dir, "containers").glob("*/oci/*/*pidfile"):
+        with suppress(OSError, ValueError):
+            pid = int(pid_file.read_text())
+            links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+            if pid_file.name == "conmon-pidfile" and any(state_dir in link for link in links):
+                os.kill(pid, signal.SIGKILL)
+    for state in Path(state_dir, "oci").glob("runc/*/*/state.json"):
+        with suppress(OSError, ValueError, KeyError):
+            os.kill(json.loads(state.read_text())["init_process_pid"], signal.SIGKILL)
+    for status in Path(state_dir, "oci").glob("crun/*/*/status"):
+        with suppress(OSError, ValueError, KeyError):
+            os.kill(json.loads(status.read_text())["pid"], signal.SIGKILL)

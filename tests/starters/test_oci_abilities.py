@@ -1,0 +1,153 @@
+"""What can be done with an OCI container that runs; a starter that cannot do it says so."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine import Container
+from limpet.schema import ContainerState
+from limpet.schema.cri import LinuxContainerResources
+from tests.conftest import read_output, wait_until
+from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of
+
+RUNTIMES = ("runc", "crun")
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    directory = tmp_path_factory.mktemp("oci")
+    state_dir = str(directory / "state")
+    with open_engine(state_dir) as opened:
+        load_busybox(opened, directory / "image")
+        for name in RUNTIMES:
+            opened.create_sandbox({"metadata": {"name": name}}, id=name, runtime_handler=name)
+        yield opened
+        for container in opened.list():
+            if container.status.pid:
+                container.stop(0)
+    end_everything(state_dir)
+
+
+@pytest.fixture(params=RUNTIMES)
+def counting(request: pytest.FixtureRequest, shared: Engine) -> Iterator[Container]:
+    """A container that writes numbers."""
+    linux = {"resources": {"memory_limit_in_bytes": str(64 << 20), "cpu_shares": "512"}}
+    fields = {"linux": linux, "envs": [{"key": "GIVEN", "value": "yes"}]}
+    container = shared.create_container(config(f"c{time.monotonic_ns()}", COUNT, **fields), request.param)
+    container.start()
+    yield container
+    if container.state is ContainerState.RUNNING:
+        container.stop(0)
+    container.release()
+
+
+def test_execute(counting: Container) -> None:
+    """Code, output and error apart, in the container's own world; with a deadline, and a reason where none starts."""
+    done = counting.execute(["/bin/sh", "-c", "echo $GIVEN; hostname >/dev/null; echo bad >&2; exit 3"])
+    assert (done.code, done.output, done.error, done.is_cut) == (3, b"yes\n", b"bad\n", False)
+    with pytest.raises(errors.StartError, match=r"(?i)not found|no such file"):
+        counting.execute(["/no/such/program"])
+    with pytest.raises(errors.WaitTimeoutError, match="after 1 s"):
+        counting.execute(["sleep", "4713"], timeout=1)
+    wait_until(
+        lambda: not subprocess.run(["pgrep", "-f", "^sleep 4713"], capture_output=True, check=False).stdout,
+        "the command to be gone",
+    )
+    counting.stop(0)
+    with pytest.raises(errors.InvalidStateError, match="it must be RUNNING"):
+        counting.execute(["true"])
+
+
+def test_pause_and_resume(counting: Container, shared: Engine) -> None:
+    """Frozen, nothing is written; and that is durable; SIGKILL ends one that is frozen."""
+    wait_until(lambda: read_output(counting, 1), "a number")
+    assert counting.pause().paused
+    assert counting.pause().paused
+    time.sleep(0.1)
+    before = len(read_output(counting, 1))
+    time.sleep(0.4)
+    assert len(read_output(counting, 1)) == before
+    assert not counting.resume().paused
+    wait_until(lambda: len(read_output(counting, 1)) > before, "more numbers")
+    counting.pause()
+    assert counting.stop(0.2).exit_code == 137
+    assert not counting.status.paused
+
+
+def test_measure_and_change_limits(counting: Container, shared: Engine) -> None:
+    """What it uses is told; limits change while it runs, the others stay, and the status has all of them."""
+    used = counting.measure()
+    assert used.cpu_ns is not None
+    assert used.cpu_ns > 0
+    assert used.memory_bytes is not None
+    assert 0 < used.memory_bytes < 64 << 20
+    assert used.processes in {1, 2, None}
+    status = counting.change_limits(LinuxContainerResources(memory_limit_in_bytes=48 << 20))
+    assert status.resources is not None
+    assert (status.resources.requested.memory_limit_in_bytes, status.resources.requested.cpu_shares) == (48 << 20, 512)
+    lines = processes_of(shared.store.directory.path, counting.id).cgroups
+    if os.path.isdir("/sys/fs/cgroup/memory"):
+        path = next(line.split(":", 2)[2] for line in lines if line.split(":")[1] == "memory")
+        found = Path(f"/sys/fs/cgroup/memory{path}/memory.limit_in_bytes").read_text()
+    else:
+        path = next(line.split(":", 2)[2] for line in lines if line.startswith("0::"))
+        found = Path(f"/sys/fs/cgroup{path}/memory.max").read_text()
+    assert int(found) == 48 << 20
+    with pytest.raises(errors.InvalidInputError, match="limits cannot be changed"):
+        counting.change_limits(LinuxContainerResources(cpuset_cpus="4711"))
+    assert counting.status.resources == status.resources
+
+
+def test_the_log_and_its_rotation(counting: Container, shared: Engine) -> None:
+    """The CRI's format, read by `limpet logs`; renamed and reopened, no line is lost."""
+    path = Path(counting.metadata.log_path)
+    wait_until(lambda: len(read_output(counting, 1)) > 2, "numbers")
+    time_, stream, kind, text = path.read_text().splitlines()[0].split(" ", 3)
+    assert (stream, kind, text) == ("stdout", "F", "1")
+    assert "T" in time_
+    old = path.rename(f"{path}.20260101-000000")
+    counting.reopen_log()
+    wait_until(lambda: path.exists() and path.read_text(), "more numbers in the new log")
+    counting.stop(0)
+    lines = [line.split(" ", 3)[3] for each in (old, path) for line in each.read_text().splitlines()]
+    assert lines == [str(number + 1) for number in range(len(lines))]
+    said = subprocess.run(
+        [sys.executable, "-m", "limpet", "--state-dir", shared.store.directory.path, "logs", counting.id],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.split()[-3:] == lines[-3:]
+    with pytest.raises(errors.InvalidStateError):
+        counting.reopen_log()
+
+
+def test_a_starter_that_cannot(state_dir: str) -> None:
+    """Host processes are not measured, nor entered; each is an UnsupportedError that names starter and wish."""
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "a"}}, id="a")
+        fields = {
+            "metadata": {"name": "one"},
+            "image": {"image": "host"},
+            "command": ["sleep", "1000"],
+            "log_path": "x",
+        }
+        container = engine.create_container(fields, "a")
+        container.start()
+        for wish in (
+            container.measure,
+            container.reopen_log,
+            lambda: container.execute(["true"]),
+            lambda: container.change_limits(LinuxContainerResources()),
+        ):
+            with pytest.raises(errors.UnsupportedError, match="the starter 'process' cannot"):
+                wish()
+        container.stop(0)

@@ -1,0 +1,152 @@
+"""A runtime that hangs, fails or answers rubbish is told as such within its deadline, and leaves nothing behind."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine.starters.oci import OciStarter
+from limpet.schema import ContainerState, Reason
+from tests.conftest import EngineProcess, is_running, read_output, wait_until
+from tests.starters.oci import config, end_everything, load_busybox, processes_of, runtime_entries
+
+TIMEOUT = 3.0
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    """A runc that does for each command what a file of that name beside it says."""
+    directory = tmp_path / "fake"
+    directory.mkdir()
+    script = directory / "runc"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'for word in "$@"; do [ -e "{directory}/$word" ] && . "{directory}/$word"; done\n'
+        'exec /usr/sbin/runc "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture(autouse=True)
+def cleaned(state_dir: str, tmp_path: Path) -> Iterator[None]:
+    yield
+    for pid in hanging(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+    end_everything(state_dir)
+
+
+def hanging(tmp_path: Path) -> list[int]:
+    """The processes of the fake that hang."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[:2] == [b"sleep", b"4711"] and is_running(int(name)):
+            found.append(int(name))
+    return found
+
+
+def open_with(state_dir: str, runtime: Path, tmp_path: Path) -> Engine:
+    engine = Engine.open(state_dir, runtimes={"runc": OciStarter(str(runtime), timeout=TIMEOUT)})
+    if not engine.list_sandboxes():
+        load_busybox(engine, tmp_path / "image")
+        engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="runc")
+        engine.create_container(config("one", "echo ran; sleep 1000"), "a", id="one")
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("command", "does", "why"),
+    [
+        ("create", "exec sleep 4711", "in time"),
+        ("create", "head -c 5000000 /dev/zero; exit 0", "."),
+        ("create", "echo nonsense >&2; exit 3", "nonsense"),
+        ("start", "exec sleep 4711", "did not end in time and was killed"),
+        ("start", "yes | head -c 3000000; echo no way >&2; exit 4", "no way"),
+        ("start", "exit 0", "has not executed its program in time"),
+    ],
+)
+def test_a_start_that_fails(state_dir: str, tmp_path: Path, runtime: Path, command: str, does: str, why: str) -> None:
+    """A StartError with the reason after the deadline at the latest, and neither process nor entry is left."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        (runtime.parent / command).write_text(does)
+        began = time.monotonic()
+        with pytest.raises(errors.StartError, match=why):
+            engine.get("one").start()
+        assert time.monotonic() - began < 4 * TIMEOUT
+        status = engine.get("one").status
+        assert (status.exit_code, status.reason) == (128, Reason.START_ERROR)
+        assert runtime_entries(state_dir, "runc") == []
+        wait_until(lambda: not hanging(tmp_path), "what hung to end")
+        pids = [int(path.read_text()) for path in Path(state_dir).glob("containers/one/oci/*/*pidfile")]
+        wait_until(lambda: not any(map(is_running, pids)), "its processes to end")
+        (runtime.parent / command).unlink()
+        engine.create_container(config("two", "echo ran; sleep 1000"), "a", id="two").start()
+        engine.get("two").stop(0)
+        engine.get("two").release()
+
+
+def test_killed_while_a_start_hangs(
+    state_dir: str, tmp_path: Path, runtime: Path, engine_process: Callable[[str], EngineProcess]
+) -> None:
+    """Its `runc start` outlives the engine and may yet let it run: Unknown until that is over, then it never ran."""
+    with open_with(state_dir, runtime, tmp_path):
+        (runtime.parent / "start").write_text("exec sleep 4711")
+    process = engine_process(f"""
+from limpet.engine.starters.oci import OciStarter
+engine = Engine.open(state_dir, runtimes={{"runc": OciStarter({str(runtime)!r}, timeout=60)}})
+engine.get("one").start()
+""")
+    wait_until(lambda: hanging(tmp_path), "the start to hang")
+    process.kill()
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        status = engine.get("one").status
+        assert status.state is ContainerState.UNKNOWN, status
+        assert "still under way" in status.message
+        (pid,) = hanging(tmp_path)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not hanging(tmp_path), "the start to end")
+        engine.recover()
+        status = engine.get("one").status
+        assert (status.state, status.exit_code) == (ContainerState.EXITED, 128)
+        assert read_output(engine.get("one"), 0) == []
+        assert runtime_entries(state_dir, "runc") == []
+
+
+def test_a_delete_that_hangs_can_be_repeated(state_dir: str, tmp_path: Path, runtime: Path) -> None:
+    """release says so, and the bundle stays; once the runtime works again, all of it goes."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        one = engine.get("one")
+        one.start()
+        one.stop(0)
+        (runtime.parent / "delete").write_text("exec sleep 4711")
+        with pytest.raises(errors.InvalidStateError, match="runc cannot delete it: it did not end in time"):
+            one.release()
+        assert Path(state_dir, "containers/one").exists()
+        (runtime.parent / "delete").unlink()
+        one.release()
+        assert not Path(state_dir, "containers/one").exists()
+        assert runtime_entries(state_dir, "runc") == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0\0\0", b"4711", b"-1", b"7\n7"])
+def test_a_damaged_exit_file_is_none(state_dir: str, tmp_path: Path, runtime: Path, damage: bytes) -> None:
+    """conmon does not flush it: what a power cut leaves of it is no exit code."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        engine.create_container(config("short", "sleep 0.4; exit 9"), "a", id="short").start()
+    processes = processes_of(state_dir, "short")
+    wait_until(lambda: not is_running(processes.init.pid) and not is_running(processes.monitor.pid), "its end")
+    (exit_file,) = Path(state_dir).glob("containers/short/oci/*/exits/short")
+    exit_file.write_bytes(damage)
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        status = engine.get("short").status
+        assert status.state is ContainerState.EXITED
+        assert status.exit_code in {9, 255}  # the kernel may know it, where init has not reaped it
+        assert (status.exit_code == 255) == (status.reason == Reason.UNKNOWN)

@@ -1,0 +1,180 @@
+"""A container's whole life under runc and crun: made, held, let go, seen to end, and nothing left of it."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine.starters.oci import OciStarter
+from limpet.schema import ContainerState, Reason
+from tests.conftest import is_running, read_output
+from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of, runtime_entries
+
+RUNTIMES = ("runc", "crun")
+
+
+@pytest.fixture
+def engine(state_dir: str, tmp_path: Path) -> Iterator[Engine]:
+    with open_engine(state_dir) as opened:
+        load_busybox(opened, tmp_path / "image")
+        for name in RUNTIMES:
+            opened.create_sandbox({"metadata": {"name": name}}, id=name, runtime_handler=name)
+        yield opened
+        for container in opened.list():
+            if container.status.pid:
+                container.stop(0)
+            container.release()
+    end_everything(state_dir)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_whole_life(engine: Engine, state_dir: str, runtime: str) -> None:
+    """created, running, exited with its code and output, released: then neither process, entry nor bundle is left."""
+    container = engine.create_container(config("one", "echo hello; echo oops >&2; sleep 0.2; exit 7"), runtime)
+    assert container.metadata.starter == runtime
+    before = time.time_ns()
+    status = container.start()
+    assert status.state is ContainerState.RUNNING
+    processes = processes_of(state_dir, container.id)
+    assert processes.init == status.identity
+    assert is_running(processes.monitor.pid)
+    status = container.wait(20)
+    assert (status.exit_code, status.reason) == (7, Reason.ERROR)
+    assert before < status.finished_at <= time.time_ns()
+    assert sorted(read_output(container, 2)) == ["hello", "oops"]
+    container.release()
+    container.delete()
+    assert runtime_entries(state_dir, runtime) == []
+    assert not is_running(processes.monitor.pid)
+    assert os.listdir(f"{state_dir}/containers") == []
+
+
+def run(engine: Engine, runtime: str, script: str, **fields: Any) -> list[str]:
+    """Run a script to its end, and return the lines that it has written, after its exit code."""
+    container = engine.create_container(config(f"c{time.monotonic_ns()}", script, **fields), runtime)
+    container.start()
+    code = container.wait(20).exit_code
+    container.release()
+    return [str(code), *read_output(container, 0)]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_signals_and_ends(engine: Engine, runtime: str) -> None:
+    """stop sends the stop signal, and SIGKILL to what ignores it; a program's own codes are told from it."""
+    polite = engine.create_container(config("polite", "trap 'exit 5' TERM; while :; do sleep 0.02; done"), runtime)
+    polite.start()
+    time.sleep(0.3)  # until the trap is set
+    assert polite.stop(10).exit_code == 5
+    stubborn = engine.create_container(config("stubborn", "trap '' TERM; while :; do sleep 0.02; done"), runtime)
+    stubborn.start()
+    time.sleep(0.3)
+    assert stubborn.stop(0.2).exit_code == 137
+    assert run(engine, runtime, "exit 128") == ["128"]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_was_never_executed_is_told(engine: Engine, state_dir: str, runtime: str) -> None:
+    """A missing, damaged or orphaned program is a StartError: 128, "never ran", and nothing is left at the runtime.
+
+    A program that ends with 1 at once, as a failing runtime does, was executed.
+    """
+    for program, why in (
+        ("/bin/nosuch", "no such file"),
+        ("/bin/garbage", "format error"),
+        ("/bin/lost", "interpreter"),
+    ):
+        container = engine.create_container({**config(program[5:]), "command": [program]}, runtime)
+        with pytest.raises(errors.StartError, match=f"(?i){why}"):
+            container.start()
+        status = container.status
+        assert (status.exit_code, status.reason) == (128, Reason.START_ERROR)
+        assert status.message.startswith("never ran: ")
+        assert runtime_entries(state_dir, runtime) == []
+    container = engine.create_container({**config("one"), "command": ["/bin/false"]}, runtime)
+    container.start()
+    assert (container.wait(20).exit_code, container.status.reason) == (1, Reason.ERROR)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_nothing_of_the_engine_gets_in(
+    engine: Engine, runtime: str, monkeypatch: pytest.MonkeyPatch, state_dir: str
+) -> None:
+    """A container has its image's and its config's environment, and no descriptor, umask or terminal from outside."""
+    monkeypatch.setenv("LIMPET_TEST_SECRET", "leaked")
+    previous = os.umask(0o077)
+    try:
+        said = run(
+            engine,
+            runtime,
+            "env | grep -v -e ^PWD -e ^SHLVL; umask; ls /proc/self/fd | grep -v 3; pwd; cat /proc/self/oom_score_adj",
+            envs=[{"key": "GIVEN", "value": "yes"}],
+            working_dir="/work",
+        )
+    finally:
+        os.umask(previous)
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    assert sorted(said[:4]) == ["0", "GIVEN=yes", "HOME=/root", path]
+    assert said[4:] == ["0022", "0", "1", "2", "/work", "0"]
+
+
+def test_secrets_are_on_no_disk(engine: Engine, state_dir: str) -> None:
+    """runc reads them from memory; crun, which keeps a copy of what it reads, is refused."""
+    container = engine.create_container(config("secret", "echo got $TOKEN; sleep 1000"), "runc")
+    container.start(secret_env={"TOKEN": "hush-4711"})
+    assert read_output(container, 1) == ["got hush-4711"]
+    for above, _, names in os.walk(state_dir):
+        for name in names:
+            path = Path(above, name)
+            if path.is_file() and not path.is_symlink() and "images" not in path.parts and name != "secret.log":
+                assert b"hush-4711" not in path.read_bytes(), path
+    container.stop(0)
+    other = engine.create_container(config("other", "true"), "crun")
+    with pytest.raises(errors.StartError, match="crun keeps a copy"):
+        other.start(secret_env={"TOKEN": "x"})
+
+
+def test_a_missing_program_is_named_with_its_package(state_dir: str, tmp_path: Path) -> None:
+    """What is not installed, too old or something else altogether is told when a container is to be created."""
+    fake = tmp_path / "fake"
+    fake.mkdir()
+    for name, said in (("old", "runc version 1.0.3"), ("rubbish", "\\377\\000 hello")):
+        (fake / name).write_text(f"#!/bin/sh\nprintf '{said}\\n'\n")
+        (fake / name).chmod(0o755)
+    starters = {
+        "gone": OciStarter("nosuchrunc"),
+        "no-conmon": OciStarter("runc", name="no-conmon", conmon="/nowhere/conmon"),
+        "old": OciStarter(str(fake / "old")),
+        "rubbish": OciStarter(str(fake / "rubbish")),
+    }
+    expected = {
+        "gone": "nosuchrunc is not installed; on Debian: apt-get install nosuchrunc",
+        "no-conmon": "/nowhere/conmon is not installed; on Debian: apt-get install conmon",
+        "old": "runc 1.0; 1.1 or newer is needed",
+        "rubbish": "neither runc, crun nor conmon",
+    }
+    with Engine.open(state_dir, runtimes=starters) as engine:
+        load_busybox(engine, tmp_path / "image")
+        for handler, message in expected.items():
+            engine.create_sandbox({"metadata": {"name": handler}}, id=handler, runtime_handler=handler)
+            with pytest.raises(errors.UnsupportedError, match=message):
+                engine.create_container(config("one"), handler)
+        assert engine.list() == []
+        engine.create_sandbox({"metadata": {"name": "plain"}}, id="plain")
+        plain = engine.create_container({**config("x", "true"), "image": {"image": "host"}}, "plain")
+        plain.start()
+        assert plain.wait(20).exit_code == 0
+
+
+def test_ids_and_images_that_a_runtime_cannot_take(engine: Engine) -> None:
+    """Ids of other runtimes are written in another way for it; an image without a root file system is refused."""
+    odd = engine.create_container(config("odd", "exit 3"), "runc", id="ns/pod:web@1 ü")
+    odd.start()
+    assert odd.wait(20).exit_code == 3
+    with pytest.raises(errors.InvalidInputError, match="root file system"):
+        engine.create_container({**config("host", "true"), "image": {"image": "host"}}, "runc")
+    with pytest.raises(errors.InvalidInputError, match="too long for an OCI runtime"):
+        engine.create_container(config("long", "true"), "runc", id="ü" * 200)

@@ -1,0 +1,254 @@
+"""An engine with OCI containers is killed anywhere: each then has the one true verdict, and nothing is left over."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine, Snapshot
+from limpet.engine.starters.oci.run_directory import list_runs
+from limpet.schema import ContainerState, Reason
+from tests.conftest import EngineProcess, is_running, read_output, wait_until
+from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of, runtime_entries
+
+RUNTIMES = ("runc", "crun")
+Start = Callable[[str], EngineProcess]
+
+PRELUDE = """
+from limpet.engine.starters.oci import OciStarter
+from limpet.engine.starters.oci import starter as oci
+from limpet.engine.starters.oci.run_directory import RunDirectory
+from limpet.engine.lifecycle.container import Container
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+KILLS = {
+    "while it is made": "RunDirectory.write_processes = die",
+    "before the checkpoint": "Store.update = die",
+    "before go": "OciStarter.go = die",
+    "before the runtime's start": "OciStarter._start = die",
+    "after the runtime's start": (
+        "start = OciStarter._start\n"
+        "def started(*given):\n    start(*given)\n    die()\n"
+        "OciStarter._start = started"
+    ),
+    "before it is marked": (
+        "mark = RunDirectory.mark\n"
+        "def marked(self, name):\n    die() if name == 'executed' else mark(self, name)\n"
+        "RunDirectory.mark = marked"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def prepared(state_dir: str, tmp_path: Path) -> Iterator[None]:
+    """Containers `one-runc` and `one-crun` that are created and not started."""
+    with open_engine(state_dir) as engine:
+        load_busybox(engine, tmp_path / "image")
+        for name in RUNTIMES:
+            engine.create_sandbox({"metadata": {"name": name}}, id=name, runtime_handler=name)
+            engine.create_container(config(f"one-{name}", "echo ran; sleep 1000"), name, id=f"one-{name}")
+    yield
+    end_everything(state_dir)
+
+
+def start_and_die(start: Start, kill: str, container_id: str) -> None:
+    """Start a container in an engine that kills itself on the way."""
+    script = f"""{PRELUDE}
+engine = Engine.open(state_dir, runtimes={{name: OciStarter(name) for name in ("runc", "crun")}})
+container = engine.get({container_id!r})
+{kill}
+container.start()
+say("survived")
+"""
+    assert start(script).wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kill", ["while it is made", "before the checkpoint"])
+def test_killed_before_the_checkpoint(
+    state_dir: str, engine_process: Start, tmp_path: Path, runtime: str, kill: str
+) -> None:
+    """It was made and held: it is CREATED, its process and conmon are ended, and it can be started."""
+    start_and_die(engine_process, KILLS[kill], f"one-{runtime}")
+    assert runtime_entries(state_dir, runtime) == [f"one-{runtime}"]
+    (run,) = list_runs(f"{state_dir}/containers/one-{runtime}")
+    pids = [run.read_pid(name) for name in ("pidfile", "conmon-pidfile")]
+    assert all(map(is_running, pids))
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        assert container.state is ContainerState.CREATED
+        assert runtime_entries(state_dir, runtime) == []
+        wait_until(lambda: not any(map(is_running, pids)), "the held process and its conmon to end")
+        assert container.start().state is ContainerState.RUNNING
+        assert read_output(container, 1) == ["ran"]
+        assert container.stop(0).exit_code == 137
+        container.release()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kill", ["before go", "before the runtime's start"])
+def test_killed_before_it_may_run(state_dir: str, engine_process: Start, runtime: str, kill: str) -> None:
+    """RUNNING on disk, and held by the runtime: nobody says that it runs, it is ended, and was never executed."""
+    start_and_die(engine_process, KILLS[kill], f"one-{runtime}")
+    processes = processes_of(state_dir, f"one-{runtime}")
+    assert is_running(processes.init.pid)
+    with Snapshot.open(state_dir) as snapshot:
+        (view,) = [each for each in snapshot.list() if each.id == f"one-{runtime}"]
+        assert view.status.state is not ContainerState.RUNNING
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        assert container.state is ContainerState.EXITED
+        assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
+        assert "never ran" in container.status.message
+        assert runtime_entries(state_dir, runtime) == []
+        wait_until(lambda: not is_running(processes.init.pid), "the held process to end")
+        assert read_output(container, 0) == []
+        container.release()
+        container.delete()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kill", ["after the runtime's start", "before it is marked"])
+def test_killed_once_it_runs(state_dir: str, engine_process: Start, runtime: str, kill: str) -> None:
+    """It is found running by its identity, watched, and its code is known."""
+    start_and_die(engine_process, KILLS[kill], f"one-{runtime}")
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        assert container.state is ContainerState.RUNNING, container.status
+        assert read_output(container, 1) == ["ran"]
+        assert container.stop(0).exit_code == 137
+        container.release()
+        assert runtime_entries(state_dir, runtime) == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_ends_while_no_engine_runs(state_dir: str, runtime: str) -> None:
+    """conmon's exit file has code and time, for the next engine, one without the runtime, and a reader alike."""
+    with open_engine(state_dir) as engine:
+        container = engine.create_container(config("short", "sleep 0.5; exit 9"), runtime, id="short")
+        container.start()
+    processes = processes_of(state_dir, "short")
+    wait_until(lambda: not is_running(processes.init.pid), "its end")
+    ended_at = time.time_ns()
+    with Snapshot.open(state_dir) as snapshot:
+        (view,) = [each for each in snapshot.list() if each.id == "short"]
+        assert view.verdict is not None
+        assert view.verdict.status.exit_code == 9
+    with Engine.open(state_dir) as engine:
+        status = engine.get("short").status
+        assert (status.state, status.exit_code) == (ContainerState.EXITED, 9)
+        assert abs(status.finished_at - ended_at) < 2e9
+    with open_engine(state_dir) as engine:
+        engine.get("short").release()
+        assert runtime_entries(state_dir, runtime) == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_in_the_release(state_dir: str, engine_process: Start, runtime: str, when: str) -> None:
+    """What was released on disk is finished by the next engine: entry and bundle go."""
+    release = "die()" if when == "before" else "release(self, container_id); die()"
+    script = f"""{PRELUDE}
+engine = Engine.open(state_dir, runtimes={{name: OciStarter(name) for name in ("runc", "crun")}})
+container = engine.get("one-{runtime}")
+container.start()
+container.stop(0)
+release = OciStarter.release
+def dying(self, container_id):
+    {release}
+OciStarter.release = dying
+container.release()
+"""
+    assert engine_process(script).wait() == -signal.SIGKILL
+    with open_engine(state_dir) as engine:
+        assert engine.get(f"one-{runtime}").status.released
+        assert runtime_entries(state_dir, runtime) == []
+        assert not Path(state_dir, "containers", f"one-{runtime}").exists()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_conmon_is_killed(state_dir: str, runtime: str) -> None:
+    """The container runs on and is watched by its pidfd; of its end it is said what the kernel tells, or nothing."""
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        container.start()
+        processes = processes_of(state_dir, container.id)
+        os.kill(processes.monitor.pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(processes.monitor.pid), "conmon to end")
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        assert container.state is ContainerState.RUNNING
+        assert container.stop(0).exit_code in {137, 255}
+        container.release()
+        assert runtime_entries(state_dir, runtime) == []
+
+
+def test_a_copy_ends_nothing_of_the_original(state_dir: str, tmp_path: Path) -> None:
+    """In a copy of the state directory the runtime's own directory is another's: nothing of it is signalled."""
+    with open_engine(state_dir) as engine:
+        for name in RUNTIMES:
+            engine.get(f"one-{name}").start()
+        pids = [processes_of(state_dir, f"one-{name}").init.pid for name in RUNTIMES]
+    copy = str(tmp_path / "copy")
+    shutil.copytree(state_dir, copy, symlinks=True, ignore=lambda _, names: {"attach", "ctl", "winsz", "exec.fifo"})
+    with open_engine(copy) as engine:
+        for name in RUNTIMES:
+            assert engine.get(f"one-{name}").state is ContainerState.UNKNOWN
+            assert engine.get(f"one-{name}").status.reason == Reason.COPIED
+            engine.declare_gone(f"one-{name}", "it is the original's")
+            engine.get(f"one-{name}").release()
+        engine.create_container(config("own", "exit 4"), "runc", id="own").start()
+        assert engine.get("own").wait(20).exit_code == 4
+        engine.get("own").release()
+    assert all(map(is_running, pids))
+    with open_engine(state_dir) as engine:
+        for name in RUNTIMES:
+            assert engine.get(f"one-{name}").state is ContainerState.RUNNING
+            engine.get(f"one-{name}").stop(0)
+
+
+def test_after_a_reboot(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the runtime kept of another boot is removed unread, and every container has ended with it."""
+    with open_engine(state_dir) as engine:
+        container = engine.get("one-runc")
+        container.start()
+        processes = processes_of(state_dir, "one-runc")
+    above = Path(state_dir, "oci", "runc")
+    (root,) = above.iterdir()
+    other = "0" * 8 + "-0000-0000-0000-" + "0" * 12
+    root.rename(above / f"{other}{root.name[36:]}")
+    with open_engine(state_dir) as engine:
+        assert list(above.iterdir()) == []
+        assert is_running(processes.init.pid)  # whoever has that pid now is left alone
+        engine.get("one-runc").stop(0)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_killed_between_a_pause_and_its_record(state_dir: str, engine_process: Start, runtime: str) -> None:
+    """The next engine freezes it, as is written down; one that is frozen is found, and goes on again."""
+    script = f"""{PRELUDE}
+engine = Engine.open(state_dir, runtimes={{name: OciStarter(name) for name in ("runc", "crun")}})
+container = engine.get("one-{runtime}")
+container.start()
+OciStarter.freeze = die
+container.pause()
+"""
+    assert engine_process(script).wait() == -signal.SIGKILL
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        assert container.state is ContainerState.RUNNING
+        assert container.status.paused
+        wait_until(container.is_frozen, "it to be frozen")
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        assert (container.state, container.status.paused) == (ContainerState.RUNNING, True)
+        assert not container.resume().paused
+        assert not container.is_frozen()
+        container.stop(0)
+        container.release()

@@ -1,0 +1,276 @@
+"""What a CRI config asks for is done by runc and crun, seen from within; what is not is listed by name."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from limpet import Engine, errors
+from limpet.engine.starters.oci.seccomp import DEFAULT_PROFILES
+from tests.conftest import read_output
+from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of
+
+RUNTIMES = ("runc", "crun")
+SANDBOX = {
+    "hostname": "pod-one",
+    "dns_config": {"servers": ["192.0.2.53"]},
+    "linux": {"sysctls": {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"}},
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    directory = tmp_path_factory.mktemp("oci")
+    state_dir = str(directory / "state")
+    with open_engine(state_dir) as opened:
+        load_busybox(opened, directory / "image")
+        for name in RUNTIMES:
+            opened.create_sandbox({"metadata": {"name": name}, **SANDBOX}, id=name, runtime_handler=name)
+        yield opened
+        for container in opened.list():
+            if container.status.pid:
+                container.stop(0)
+    end_everything(state_dir)
+
+
+def run(engine: Engine, runtime: str, script: str, context: dict[str, Any] | None = None, **fields: Any) -> list[str]:
+    """Run a script to its end, and return the lines that it has written."""
+    linux = {"linux": {"security_context": context}} if context else {}
+    container = engine.create_container(config(f"c{time.monotonic_ns()}", script, **linux, **fields), runtime)
+    container.start()
+    container.wait(20)
+    container.release()
+    return read_output(container, 0)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_users_and_groups(shared: Engine, runtime: str) -> None:
+    """By number, and by the names of the image's own /etc/passwd and /etc/group."""
+    asked = {"run_as_username": "web", "supplemental_groups": [2000]}
+    assert run(shared, runtime, "id -u; id -g; id -G; echo $HOME", asked) == [
+        "1000",
+        "1001",
+        "1001 1002 2000",
+        "/home/web",
+    ]
+    strict = {**asked, "supplemental_groups_policy": "Strict"}
+    assert run(shared, runtime, "id -G", strict) == ["1001 2000"]
+    numbers = {"run_as_user": {"value": "12"}, "run_as_group": {"value": "34"}}
+    assert run(shared, runtime, "id -u; id -g", numbers) == ["12", "34"]
+
+
+def capabilities(lines: list[str]) -> dict[str, int]:
+    return {name: int(bits, 16) for name, _, bits in (line.partition(":\t") for line in lines)}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_capabilities_and_privileges(shared: Engine, runtime: str) -> None:
+    """The default 14, some added and dropped, all, none; for another user ambient ones alone; no_new_privs."""
+    script = "grep -e CapEff -e CapBnd -e CapAmb /proc/self/status"
+    default = capabilities(run(shared, runtime, script))
+    assert default["CapEff"] == default["CapBnd"] == 0xA80425FB
+    changed = {"capabilities": {"add_capabilities": ["NET_ADMIN"], "drop_capabilities": ["cap_chown"]}}
+    assert capabilities(run(shared, runtime, script, changed))["CapEff"] == (0xA80425FB | 1 << 12) & ~1
+    assert capabilities(run(shared, runtime, script, {"capabilities": {"drop_capabilities": ["ALL"]}}))["CapBnd"] == 0
+    user = {"run_as_user": {"value": "1000"}, "capabilities": {"add_ambient_capabilities": ["NET_BIND_SERVICE"]}}
+    found = capabilities(run(shared, runtime, script, user))
+    assert found["CapEff"] == found["CapAmb"] == 1 << 10
+    assert run(shared, runtime, "grep NoNewPrivs /proc/self/status", {"no_new_privs": True}) == ["NoNewPrivs:\t1"]
+    with pytest.raises(errors.InvalidInputError, match="add_capabilities 'FLY': no such capability"):
+        run(shared, runtime, "true", {"capabilities": {"add_capabilities": ["FLY"]}})
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_seccomp(shared: Engine, runtime: str, tmp_path: Path) -> None:
+    """The installed profile, a file, or none; what is no profile is refused."""
+    if not any(map(os.path.exists, DEFAULT_PROFILES)):
+        (pytest.fail if "LIMPET_GATE" in os.environ else pytest.skip)("not installed: golang-github-containers-common")
+    script = "grep Seccomp: /proc/self/status"
+    assert run(shared, runtime, script) == ["Seccomp:\t0"]
+    assert run(shared, runtime, script, {"seccomp": {"profile_type": "Unconfined"}}) == ["Seccomp:\t0"]
+    assert run(shared, runtime, script, {"seccomp": {"profile_type": "RuntimeDefault"}}) == ["Seccomp:\t2"]
+    profile = tmp_path / "profile.json"
+    profile.write_text(
+        json.dumps(
+            {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+            }
+        )
+    )
+    asked = {"seccomp": {"profile_type": "Localhost", "localhost_ref": str(profile)}}
+    assert run(shared, runtime, "busybox mkdir /tmp/x 2>&1 || true", asked)[0].endswith("Operation not permitted")
+    profile.write_text("[]")
+    with pytest.raises(errors.InvalidInputError, match="is none"):
+        run(shared, runtime, "true", asked)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_root_and_the_paths(shared: Engine, runtime: str) -> None:
+    """A root that is read-only, paths that are hidden or read-only, and both as they are by default."""
+    assert run(shared, runtime, "echo x > /tmp/x; cat /tmp/x") == ["x"]
+    assert "Read-only" in run(shared, runtime, "echo x > /tmp/x", {"readonly_rootfs": True})[0]
+    hidden = run(shared, runtime, "cat /proc/timer_list | busybox wc -c; (echo x > /proc/sys/kernel/domainname) 2>&1")
+    assert hidden[0] == "0"
+    assert "Read-only" in hidden[1]
+    own = {"masked_paths": ["/etc/passwd"], "readonly_paths": ["/tmp"]}
+    said = run(shared, runtime, "cat /etc/passwd; (echo x > /tmp/x) 2>&1; echo end", own)
+    assert said[-1] == "end"
+    assert len(said) == 2
+    assert "Read-only" in said[0]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_mounts(shared: Engine, runtime: str, tmp_path: Path) -> None:
+    """Files and directories of the host, read-only or not; what a mount leaves of /dev and /sys is usual."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("given\n")
+    mounts = [
+        {"container_path": "/work", "host_path": str(tmp_path / "data")},
+        {"container_path": "/work/ro", "host_path": str(tmp_path / "data"), "readonly": True},
+    ]
+    (tmp_path / "data" / "ro").mkdir()
+    script = "cat /work/file; echo new > /work/made; (echo x > /work/ro/y) 2>&1; test -c /dev/null && echo dev"
+    said = run(shared, runtime, script, mounts=mounts)
+    assert said[0] == "given"
+    assert "Read-only" in said[1]
+    assert said[2] == "dev"
+    assert (tmp_path / "data" / "made").read_text() == "new\n"
+    with pytest.raises(errors.InvalidInputError, match="host_path '/no/such' does not exist"):
+        run(shared, runtime, "true", mounts=[{"container_path": "/work", "host_path": "/no/such"}])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_namespaces_names_and_sysctls(shared: Engine, runtime: str) -> None:
+    """Of its own: pid 1, a hostname, a loopback, sysctls; or the host's."""
+    script = (
+        "echo $$; hostname; grep nameserver /etc/resolv.conf; cat /proc/sys/net/ipv4/ip_forward;"
+        " grep -c : /proc/net/dev"
+    )
+    assert run(shared, runtime, script) == ["1", "pod-one", "nameserver 192.0.2.53", "1", "1"]
+    host = {"namespace_options": {"network": "NODE", "pid": "NODE", "ipc": "NODE"}}
+    links = [os.readlink(f"/proc/self/ns/{name}") for name in ("net", "uts", "ipc", "pid")]
+    said = run(
+        shared, runtime, "for n in net uts ipc pid; do ls -l /proc/self/ns/$n | grep -o '[a-z]*:.[0-9]*.$'; done", host
+    )
+    assert said == links
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_devices(shared: Engine, runtime: str) -> None:
+    """A device of the host that is asked for can be read; one that is not cannot be made."""
+    device = {"container_path": "/dev/given", "host_path": "/dev/full", "permissions": "rw"}
+    assert run(shared, runtime, "busybox head -c 1 /dev/given | busybox wc -c", devices=[device]) == ["1"]
+    said = run(shared, runtime, "busybox mknod /tmp/kmsg c 1 11 && cat /tmp/kmsg 2>&1 | busybox head -1")
+    assert "not permitted" in said[0].lower()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_limits(shared: Engine, runtime: str) -> None:
+    """What the CRI limits is in the container's cgroup; a memory limit that ends it is told; oom_score_adj is set."""
+    limits = {
+        "memory_limit_in_bytes": str(32 << 20),
+        "cpu_shares": "512",
+        "cpu_quota": "50000",
+        "cpu_period": "100000",
+        "cpuset_cpus": "0",
+        "oom_score_adj": "500",
+        "unified": {"memory.high": "1"},
+    }
+    container = shared.create_container(
+        config("limited", "cat /proc/self/oom_score_adj; sleep 1000", linux={"resources": limits}),
+        runtime,
+        id=f"limited-{runtime}",
+    )
+    status = container.start()
+    assert status.resources is not None
+    assert set(limits) - {"unified"} <= set(status.resources.applied)
+    lines = processes_of(shared.store.directory.path, container.id).cgroups
+    memory = next(line.split(":", 2)[2] for line in lines if line.split(":")[1] in {"memory", ""})
+    name = "memory/{}/memory.limit_in_bytes" if os.path.isdir("/sys/fs/cgroup/memory") else "{}/memory.max"
+    if os.path.isdir("/sys/fs/cgroup/memory"):
+        memory = next(line.split(":", 2)[2] for line in lines if line.split(":")[1] == "memory")
+        assert status.resources.unapplied == {"unified": "this host's cgroups are of version 1"}
+    assert Path("/sys/fs/cgroup", name.format(memory.lstrip("/"))).read_text() == f"{32 << 20}\n"
+    assert read_output(container, 1) == ["500"]
+    container.stop(0)
+    container.release()
+    hungry = shared.create_container(
+        config("hungry", "busybox tail /dev/zero", linux={"resources": {"memory_limit_in_bytes": str(8 << 20)}}),
+        runtime,
+    )
+    hungry.start()
+    assert hungry.wait(30).exit_code == 137
+    assert hungry.status.reason == "OOMKilled"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
+    """Each field by name, and `strict` refuses it; a config that asks for what is done has none."""
+    asked = {
+        "selinux_options": {"type": "t"},
+        "apparmor": {"profile_type": "RuntimeDefault"},
+        "namespace_options": {"pid": "TARGET", "target_id": "x"},
+    }
+    mounts = [{"container_path": "/work", "image": {"image": "box:1"}}]
+    wants = config("wants", "true", linux={"security_context": asked}, mounts=mounts, CDI_devices=[{"name": "a/b=c"}])
+    found = shared.create_container(wants, runtime).status.unapplied
+    names = {"selinux_options", "apparmor", "namespace_options", "namespace_options.target_id", "mounts.image"}
+    assert set(found) == {*names, "CDI_devices"}
+    with pytest.raises(errors.InvalidInputError, match="selinux_options"):
+        shared.create_container({**wants, "metadata": {"name": "strict"}}, runtime, strict=True)
+    shared.create_container(config("plain", "true"), runtime, strict=True)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_shared_pid_namespace_leaves_nothing(shared: Engine, runtime: str) -> None:
+    """Where it has the host's pids, all that it has started is ended with its release."""
+    host = {"security_context": {"namespace_options": {"pid": "NODE"}}}
+    container = shared.create_container(config("daemon", "sleep 4712 & exec sleep 0.3", linux=host), runtime)
+    container.start()
+    container.wait(20)
+    container.release()
+    assert subprocess.run(["pgrep", "-f", "^sleep 4712"], capture_output=True, check=False).stdout == b""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_terminal_and_an_input(shared: Engine, runtime: str) -> None:
+    """A terminal of its own, and an input that stays open; without either, end of file at once."""
+    assert run(shared, runtime, "test -t 1 && echo tty; echo $TERM", tty=True) == ["tty\r", "xterm\r"]
+    script = "read line && echo line || echo end"
+    assert run(shared, runtime, script) == ["end"]
+    container = shared.create_container(config(f"waits-{runtime}", script, stdin=True), runtime)
+    container.start()
+    time.sleep(0.5)
+    assert container.status.pid
+    container.stop(0)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_namespaces_that_the_sandbox_holds(shared: Engine, runtime: str, tmp_path: Path) -> None:
+    """A container joins them, and what they have of their own, such as a name, stays theirs."""
+    sandbox = shared.create_sandbox({"metadata": {"name": f"holds-{runtime}"}, **SANDBOX}, runtime_handler=runtime)
+    holder = subprocess.Popen(["unshare", "--net", "--ipc", "--uts", "sleep", "1000"])
+    try:
+        names = {"network": "net", "ipc": "ipc", "uts": "uts"}
+        time.sleep(0.5)
+        paths = {kind: f"/proc/{holder.pid}/ns/{name}" for kind, name in names.items()}
+        shared.store.update_sandbox(sandbox.id, lambda old: replace(old, namespaces=paths))
+        said = run(
+            shared,
+            sandbox.id,
+            "for n in net ipc uts; do ls -l /proc/self/ns/$n | grep -o '[a-z]*:.[0-9]*.$'; done",
+            {"namespace_options": {}},
+        )
+        assert said == [os.readlink(path) for path in paths.values()]
+        (container,) = sandbox.containers()
+        assert set(container.status.unapplied) == {"sandbox.sysctls"}
+    finally:
+        holder.kill()
+        holder.wait()

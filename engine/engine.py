@@ -29,9 +29,10 @@ from limpet.engine.starters import (
 from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
+from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.turn import open_in_parts
-from limpet.engine.store import FLEET_TIMEOUT_SECONDS, FleetChoice, Listing, Store
+from limpet.engine.store import Listing, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS

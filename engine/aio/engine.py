@@ -16,7 +16,8 @@ from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.prune import Pruned
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.starters import Starter
-from limpet.engine.store import FLEET_TIMEOUT_SECONDS, Listing
+from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS
+from limpet.engine.store import Listing
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.report import Report
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig

@@ -16,7 +16,8 @@ from limpet.engine.aio.answers import in_own_thread, settle, wait_for
 from limpet.engine.aio.opening import Opening, open_whole
 from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
-from limpet.engine.store import FLEET_TIMEOUT_SECONDS, Draft, Listing, Record, Request, Store, Unsettled, Wanted
+from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS
+from limpet.engine.store import Draft, Listing, Record, Request, Store, Unsettled, Wanted
 from limpet.schema.errors import InvalidStateError
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity

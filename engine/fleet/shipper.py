@@ -17,7 +17,7 @@ from limpet.engine.fleet import batch
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.batch import Claim, Connection, Doubts
 from limpet.engine.fleet.upgrade import require_schema
-from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError
+from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError, ResourcesError
 from limpet.schema.events import OF_ITEMS, OF_SANDBOXES, EventKind
 from limpet.schema.rows import EventRow
 
@@ -83,7 +83,11 @@ class Shipper:
         self._is_closing = False
         self._is_over = False
         self._thread = threading.Thread(target=self._run, name="limpet-fleet", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._extractor.close()
+            raise ResourcesError("no thread can be started that sends to the fleet") from error
 
     def note(self, containers: Iterable[str], sandboxes: Iterable[str], revision: int) -> None:
         """Have it sent what has just become durable: rows that were written, and events up to `revision`."""

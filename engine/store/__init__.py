@@ -7,7 +7,6 @@ Read `store` (what it promises), `draft` (a change before it is written), `commi
 from limpet.engine.store.commit import Request
 from limpet.engine.store.draft import Draft
 from limpet.engine.store.feed import StoreFeed
-from limpet.engine.store.fleet import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.store.listing import Listing
 from limpet.engine.store.match import Filter, Named
 from limpet.engine.store.record import Record, Unsettled
@@ -15,11 +14,9 @@ from limpet.engine.store.store import Store
 from limpet.engine.store.watch import Cursor, Wanted, Watch
 
 __all__ = [
-    "FLEET_TIMEOUT_SECONDS",
     "Cursor",
     "Draft",
     "Filter",
-    "FleetChoice",
     "Listing",
     "Named",
     "Record",

@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from limpet.engine.state.directory import StateDirectory
+from limpet.engine.state.fleet_choice import FleetChoice
 from limpet.engine.state.identity import read_identity
 from limpet.engine.state.names import DATABASE
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, UnsupportedError, quote
@@ -13,16 +14,7 @@ from limpet.schema.errors import InvalidInputError, StateDirectoryError, Unsuppo
 if TYPE_CHECKING:
     from limpet.engine.fleet import Address, FleetLag, Shipper
 
-FLEET_TIMEOUT_SECONDS = 10.0
 _ACKS = ("async", "sync")
-
-
-class FleetChoice(NamedTuple):
-    """With which fleet a store is opened, if with any; see `Store.open`."""
-
-    url: str = ""
-    ack: str = "async"
-    timeout: float = FLEET_TIMEOUT_SECONDS
 
 
 class FleetLink:

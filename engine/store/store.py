@@ -19,11 +19,12 @@ from weakref import WeakSet
 from limpet.engine.database import Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
+from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.feed import Bells, StoreFeed
-from limpet.engine.store.fleet import FLEET_TIMEOUT_SECONDS, FleetChoice, FleetLink
+from limpet.engine.store.fleet import FleetLink
 from limpet.engine.store.listing import Listing
 from limpet.engine.store.match import Filter, Named, holds
 from limpet.engine.store.record import Record, Unsettled
@@ -563,6 +564,7 @@ class Store:
 
     def finish(self, draft: Draft) -> None:
         """Make what is in the draft durable and visible. For fronts such as `aio`; see `transaction`."""
+        draft.end_transaction()
         self._write(draft)
 
     def _draft(self) -> Draft:

@@ -1,5 +1,6 @@
 """What a node has written reaches the fleet: all of it, once, in order, whatever happens to either meanwhile."""
 
+import asyncio
 import os
 import random
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from limpet import Engine, Store, errors
+from limpet import AsyncStore, Engine, Store, errors
 from limpet.engine.database.sqlite.extract import ROWS, Extractor
 from limpet.engine.fleet import batch
 from limpet.engine.fleet.address import Address
@@ -190,6 +191,25 @@ def test_an_engine_in_sync_mode_is_not_cut_in_two(base: Base, cluster: Cluster, 
         engine.store.fleet._timeout = 30
         engine.create_sandbox({"metadata": {"name": "v", "uid": "u", "namespace": "n"}})
         assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_tasks_wait_for_the_fleet_too(base: Base, state_dir: str) -> None:
+    """In sync mode a task goes on once the fleet has its change, and its transaction."""
+
+    async def work() -> None:
+        async with AsyncStore.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+            for number in range(5):
+                await store.put("k", "k", number)
+                assert base.ask("SELECT value FROM limpet.item") == [(str(number),)]
+            async with store.transaction() as draft:
+                draft.put("k", "t", 7, None)
+            assert base.ask("SELECT value FROM limpet.item WHERE key = 't'") == [("7",)]
+            assert store.fleet_lag is not None
+            assert store.fleet_lag[::2] == (0, "")
+
+    asyncio.run(work())
+    with Store.open(state_dir, node="n7") as alone:
+        assert alone.fleet_lag is None
 
 
 @pytest.mark.timeout(300)

@@ -32,6 +32,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         for container in opened.list():
             if container.status.pid:
                 container.stop(0)
+            container.release()
     end_everything(state_dir)
 
 

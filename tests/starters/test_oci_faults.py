@@ -1,9 +1,11 @@
 """A runtime that hangs, fails or answers rubbish is told as such within its deadline, and leaves nothing behind."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,32 @@ def test_a_damaged_exit_file_is_none(state_dir: str, tmp_path: Path, runtime: Pa
         assert status.state is ContainerState.EXITED
         assert status.exit_code in {9, 255}  # the kernel may know it, where init has not reaped it
         assert (status.exit_code == 255) == (status.reason == Reason.UNKNOWN)
+
+
+def test_an_exit_that_cannot_be_read_now_is_asked_again(state_dir: str, tmp_path: Path, runtime: Path) -> None:
+    """Without a free descriptor nobody says that an end was unseen, or that a process is gone: it is an error."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        engine.create_container(config("short", "sleep 0.2; exit 9"), "a", id="short").start()
+        engine.get("short").wait(20)
+        identity = engine.get("short").status.identity
+    assert identity is not None
+    starter = OciStarter(str(runtime))
+    starter.open(state_dir)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    opened = []
+    try:
+        with suppress(OSError):
+            while True:
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(errors.ResourcesError, match="Too many open files"):
+            starter.read_exit("short", identity, -1)
+        with pytest.raises(errors.ResourcesError):
+            starter.adopt("short", identity)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    found = starter.read_exit("short", identity, -1)
+    assert found is not None
+    assert found.code == 9

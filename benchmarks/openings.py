@@ -51,6 +51,9 @@ class _FlatStatus(msgspec.Struct, gc=False):
     unapplied: str | None
     stop_requested_at: int
     stop_deadline: int
+    expires_at: int
+    paused: int
+    extra: str | None
     checksum: int
 
 

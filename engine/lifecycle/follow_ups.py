@@ -119,8 +119,7 @@ class FollowUps:
             case Step.RESTART:
                 return self._restart(metadata, status)
             case Step.FORGET:
-                container.release()
-                container.delete()
+                self._forget(container, metadata)
         return None
 
     def _release(self, container: Container, status: Status) -> float | None:
@@ -174,6 +173,15 @@ class FollowUps:
             container.fail_start(str(error))
             return 0.0
         return None
+
+    def _forget(self, container: Container, metadata: Metadata) -> None:
+        """Release and delete an outdated attempt; those before it first, which are told by those after them."""
+        store = self._runtime.store
+        before = find_attempt(store, metadata, -1) if metadata.restart_count else None
+        if before is not None and store.status(before).finished_at and not store.status(before).unknown:
+            self._forget(Container(self._runtime, before), store.metadata(before))
+        container.release()
+        container.delete()
 
     def _look_at_sandbox(self, entry: Entry) -> float | None:
         store = self._runtime.store

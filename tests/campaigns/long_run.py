@@ -24,8 +24,7 @@ from limpet.engine.drill.modes import MODE_TRIALS, Mode, Trial
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.engine.state.durable import write_file
 from limpet.testing import Report, call_faults, fault_points, kill_points, power_cuts, true_kills
-from limpet.testing.calls import KILLED
-from tests.campaigns.refused_life import FAILURES, ROLES, RefusedLife, RefusedLifeOfHastyKeepers
+from tests.campaigns.refused_life import FAILURES, ROLES, RefusedLife, RefusedLifeOfTakers
 from tests.campaigns.sizes import CAMPAIGNS
 from tests.crash.read_life import RECOVERED_EVERY, ReadLife, UnflushedReadLife
 
@@ -143,9 +142,9 @@ def _refuse(trial: Trial) -> Tried:
 
 def _count_noticed_refusals(trial: Trial) -> int:
     report = call_faults(
-        RefusedLifeOfHastyKeepers(),
+        RefusedLifeOfTakers(),
         roles=ROLES,
-        failures={"keeper/write": [KILLED]},
+        failures={"gate/fchdir": ["EIO"]},
         seed=trial.seed,
         workers=trial.workers,
         progress=trial.progress,
@@ -186,7 +185,7 @@ PARTS: Final[Mapping[str, Part]] = {
         "system calls of an engine and its keeper that are refused",
         CAMPAIGNS["refusals"].long_run,
         _refuse,
-        "a keeper that reaps before it writes",
+        "an engine that takes a dead gate for a start",
         _count_noticed_refusals,
         MODE_TRIALS[Mode.KILL].find_obstacle,
     ),

@@ -73,11 +73,12 @@ _KILLING = ("write", "sendmsg", "recvmsg", "clone", "waitid", "fchmod", "execve"
 FAILURES: Mapping[str, Sequence[str]] = {
     **{call: (*errors, KILLED) if call in _KILLING else errors for call, errors in CALL_FAILURES.items()},
     "life/mmap": (),
+    "life/fcntl": (),
 }
 """What is tried: at some calls the process is killed, too, for want of memory.
 
 The engine's own process gets its memory: CPython's Thread.start() waits for ever for a thread that had too little to
-begin.
+begin. Nor is it refused fcntl(2): after an unlock of its -shm that failed, SQLite tries each lock for ten seconds.
 """
 
 
@@ -120,6 +121,8 @@ class RefusedLife:
         state_dir, marks = f"{directory}/state", f"{directory}/marks"
         with Engine.open(state_dir) as engine:
             _judge_told(told, marks)
+            for record in engine.store.list():
+                _wait_for_end(engine, record.id)
             for record in engine.store.list():
                 _judge(record.id, record.status, [each for each in told if each.key == record.id], marks)
             run_next(engine, state_dir, marks)
@@ -299,6 +302,15 @@ def run_next(engine: Engine, state_dir: str, marks: str) -> None:
     if said != [_SAID]:
         raise Violation("lost", f"the log of the next container has {said}")
     container.delete()
+
+
+def _wait_for_end(engine: Engine, key: str) -> None:
+    """Give the engine the time to see an end: a stop that it goes on with may have come just now."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while (status := engine.store.status(key)).state is ContainerState.RUNNING and time.monotonic() < deadline:
+        if status.identity is not None and not status.stop_requested_at and _runs(status.identity):
+            return
+        time.sleep(0.01)
 
 
 def _judge_told(told: Sequence[Told], marks: str) -> None:

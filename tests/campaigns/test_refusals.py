@@ -49,14 +49,3 @@ def test_a_dead_gate_that_is_taken_for_a_start_is_found_out() -> None:
     order = f"failures={{'gate/fchdir': ['EIO']}}, most=1, workers={WORKERS}"
     report = run(f"call_faults(RefusedLifeOfTakers(), roles=ROLES, {order})")
     assert report["false_verdicts"] > 0, report
-
-
-@pytest.mark.campaign("refusals")
-@pytest.mark.timeout(300)
-def test_a_keeper_that_reaps_before_it_writes_is_found_out(size: Size) -> None:
-    """Killed in between, it takes the exit code with it, though its anchor lives."""
-    if size.every > 1:
-        pytest.skip("it takes long: the gate tries it")
-    order = f"failures={{'keeper/write': ['KILL']}}, workers={WORKERS}"
-    report = run(f"call_faults(RefusedLifeOfHastyKeepers(), roles=ROLES, {order})")
-    assert report["false_verdicts"] > 0, report

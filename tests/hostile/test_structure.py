@@ -18,6 +18,7 @@ from limpet.engine.images.tree import Tree
 from limpet.engine.starters.choices import choose_log_path
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import InvalidInputError, LimpetError
+from limpet.schema.file_name import file_name
 from limpet.schema.image import ImageName
 from limpet.schema.metadata import require_id, require_name
 from limpet.schema.protobuf_json import to_json
@@ -66,7 +67,7 @@ def test_bytes_are_a_config_or_refused(data: bytes) -> None:
 @given(ANY_TEXT)
 def test_what_passes_as_an_id_or_a_name_is_a_file_name(text: str) -> None:
     """An id or a name that is accepted is one component of a path, and no option of a command."""
-    for require in (require_id, require_name):
+    for require in (lambda given: file_name(require_id(given)), require_name):
         try:
             accepted = require(text)
         except InvalidInputError:

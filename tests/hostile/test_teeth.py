@@ -5,16 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from limpet.engine.images import layer
-from limpet.engine.store import draft
 from limpet.schema import protobuf_json
 from tests.campaigns.hostile.__main__ import main
 from tests.campaigns.hostile.campaign import KINDS, Finding, Kind, run_kind
 from tests.campaigns.hostile.oracle import Attempt, Fate, judge
-
-
-def allow_any_id(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(draft, "require_id", lambda text: text)
-    patch.setattr("limpet.engine.lifecycle.runtime.file_name", lambda text: text)
 
 
 def allow_climbing(patch: pytest.MonkeyPatch) -> None:
@@ -33,7 +27,6 @@ def wait_for_a_pipe(patch: pytest.MonkeyPatch) -> None:
 
 
 GUARDS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
-    "any id": (allow_any_id, "name", 300),
     "climbing out of a layer": (allow_climbing, "layer", 400),
     "a decode error": (let_a_decode_error_pass, "config", 60),
     "waiting for a pipe": (wait_for_a_pipe, "bundle", 200),

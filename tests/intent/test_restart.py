@@ -231,3 +231,24 @@ def test_the_next_attempt_is_added_once_and_only_while_it_is_wanted(engine: Engi
     other.wait(20)
     other.stop()
     assert add_next(engine._runtime, other.metadata) is None
+
+
+def test_all_outdated_attempts_go_whichever_is_looked_at_first(state_dir: str) -> None:
+    """Engines were killed before they deleted any: the next one deletes all but the last two."""
+    with Engine.open(state_dir) as engine:
+        last = make(engine, "sh", "-c", "exit 1", restart="on-failure:7")
+        engine._runtime.timetable.close()  # nobody else adds or deletes any
+        for _ in range(7):
+            last.start()
+            last.wait(20)
+            added = add_next(engine._runtime, last.metadata)
+            assert added is not None
+            last = engine.get(added)
+            last.create()
+        last.start()
+        last.wait(20)
+        assert len(attempts(engine)) == 8
+    with Engine.open(state_dir) as engine:
+        wait_until(lambda: list(attempts(engine)) == [6, 7], "the outdated ones to be deleted")
+        settle(engine)
+        assert list(attempts(engine)) == [6, 7]

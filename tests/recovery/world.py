@@ -58,6 +58,8 @@ class Truth:
     bundle: Bundle = Bundle.WHOLE
     has_rebooted: bool = False
     """True if the machine has been rebooted since it was started."""
+    has_sandbox: bool = True
+    """False if the machine has been rebooted since it was created: its sandbox is NOTREADY."""
 
 
 class Expected(NamedTuple):
@@ -224,6 +226,7 @@ class World:
                 os.waitpid(truth.pid, 0)
             truth.pid, truth.code = 0, None
             truth.has_rebooted = bool(truth.told.started_at)
+            truth.has_sandbox = False
         self._write_boot_id()
 
     def harm_bundle(self, container_id: str, harm: Bundle, *, link: bool) -> None:
@@ -373,8 +376,7 @@ def _look(engine: Engine) -> dict[str, Any]:
 
 
 def _create(engine: Engine, container_id: str, *command: str) -> Any:  # JSON
-    sandboxes = engine.list_sandboxes()
-    sandbox = sandboxes[0] if sandboxes else engine.create_sandbox({"metadata": {"name": "s"}})
+    sandbox = engine.get_or_create_sandbox({"metadata": {"name": "s"}})  # another one after a reboot
     config = {"metadata": {"name": container_id}, "image": {"image": "host"}, "command": list(command)}
     engine.create_container(config, sandbox.id, id=container_id)
     return _status(engine, container_id)

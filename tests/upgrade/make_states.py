@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from limpet import Store, recover
 from limpet.engine.reconcile import recovery_pass
+from limpet.engine.store import draft
 from limpet.recovery import Boot, Observation, Process
 from limpet.schema import ImageManifest, ImageName, Metadata, ProcessIdentity, SandboxMetadata, Status
 from limpet.schema.cri import LinuxContainerResources, parse_container_config, parse_pod_sandbox_config
@@ -296,13 +297,16 @@ def stop_the_clock() -> None:
     clock = itertools.count(BEGIN + 3600 * SECOND, SECOND)
     time.time_ns = lambda: next(clock)
     time.monotonic_ns = lambda: 0
-    recovery_pass.read_boot_id = lambda: BOOT_ID  # type: ignore[attr-defined]
+    for module in (recovery_pass, draft):
+        module.read_boot_id = lambda: BOOT_ID  # type: ignore[attr-defined]
 
 
 def read_copy(state_dir: str, nodes: tuple[str, ...]) -> Said:
-    """Return what a copy of the state directory says when it is opened: opening it changes it."""
+    """Return what a copy of the state directory says when it is opened, as if it were moved: opening it changes it."""
     with tempfile.TemporaryDirectory() as directory:
-        return read(shutil.copytree(state_dir, f"{directory}/state"), list(nodes))
+        copy = shutil.copytree(state_dir, f"{directory}/state")
+        os.unlink(f"{copy}/directory.json")
+        return read(copy, list(nodes))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.oci import abilities
-from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, signal_processes, thaw
+from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_processes, thaw
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
 from limpet.engine.starters.oci.exits import (
@@ -60,6 +60,7 @@ from limpet.recovery.probe import HostProbe
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidStateError,
+    LimpetError,
     ResourcesError,
     StartError,
     StateDirectoryError,
@@ -520,13 +521,15 @@ class OciStarter:
                 _log.warning("container %s: its conmon does not end", container_id)
 
     def _end_rest(self, container_id: str, processes: Processes) -> None:
-        """Kill what is left in the container's cgroup, which the runtime leaves where a pid namespace is shared."""
+        """Kill what is left in the container's cgroups, as where a pid namespace is shared, and remove them."""
         name, deadline = self._cgroup_name(processes.oci_id), time.monotonic() + _END_SECONDS
         while signal_processes(processes.cgroups, name, signal.SIGKILL) and time.monotonic() < deadline:
             time.sleep(0.005)
-        left = list_processes(processes.cgroups, name)
+        # The runtime gives up where the kernel is not yet done with them.
+        while (left := remove(processes.cgroups, name)) and time.monotonic() < deadline:
+            time.sleep(0.005)
         if left:
-            _log.warning("container %s: %d of its processes do not end", container_id, len(left))
+            _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
 
     def _discard(self, container_id: str, directory: RunDirectory) -> None:
         """End a start that has failed; what cannot be ended is told, and ended by the next recovery."""
@@ -596,6 +599,8 @@ def _told(what: str) -> Iterator[None]:
     """Let no bare OSError out of the block: no descriptors, no memory, a disk that fails. `what` begins the message."""
     try:
         yield
+    except LimpetError:
+        raise  # one of them is a TimeoutError, which is an OSError
     except OSError as error:
         raise ResourcesError(f"{what}: {error.strerror} ({quote_path(error.filename or '')}); try again") from error
 

@@ -235,11 +235,13 @@ def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
 def test_a_shared_pid_namespace_leaves_nothing(shared: Engine, runtime: str) -> None:
     """Where it has the host's pids, all that it has started is ended with its release."""
     host = {"security_context": {"namespace_options": {"pid": "NODE"}}}
-    container = shared.create_container(config("daemon", "sleep 4712 & exec sleep 0.3", linux=host), runtime)
+    container = shared.create_container(
+        config("daemon", f"sleep 4712{os.getpid()} & exec sleep 0.3", linux=host), runtime
+    )
     container.start()
     container.wait(20)
     container.release()
-    assert subprocess.run(["pgrep", "-f", "^sleep 4712"], capture_output=True, check=False).stdout == b""
+    assert subprocess.run(["pgrep", "-f", f"^sleep 4712{os.getpid()}"], capture_output=True, check=False).stdout == b""
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

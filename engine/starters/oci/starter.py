@@ -523,6 +523,7 @@ class OciStarter:
     def _end_rest(self, container_id: str, processes: Processes) -> None:
         """Kill what is left in the container's cgroups, as where a pid namespace is shared, and remove them."""
         name, deadline = self._cgroup_name(processes.oci_id), time.monotonic() + _END_SECONDS
+        thaw(processes.cgroups, name)  # what is frozen takes no SIGKILL (cgroup v1)
         while signal_processes(processes.cgroups, name, signal.SIGKILL) and time.monotonic() < deadline:
             time.sleep(0.005)
         # The runtime gives up where the kernel is not yet done with them.

@@ -1,14 +1,15 @@
 """A container for asyncio: what `Container` does, awaited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
 from limpet.engine.aio.workers import Workers
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
+from limpet.engine.lifecycle.container import DEFAULT_EXEC_TIMEOUT_SECONDS, DEFAULT_STOP_TIMEOUT_SECONDS, Container
 from limpet.engine.logs import Entry
-from limpet.schema.cri import ContainerStatus
+from limpet.engine.starters.abilities import Executed, Stats
+from limpet.schema.cri import ContainerStatus, LinuxContainerResources
 from limpet.schema.errors import NotFoundError, WaitTimeoutError
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
@@ -124,6 +125,22 @@ class AsyncContainer:
     async def resume(self) -> Status:
         """See `Container.resume`."""
         return await self._workers.quick(self.container.resume, self.id)
+
+    async def execute(self, args: Sequence[str], timeout: float = DEFAULT_EXEC_TIMEOUT_SECONDS) -> Executed:
+        """See `Container.execute`. It holds a thread; other steps of the container do not wait for it."""
+        return await self._workers.slow(lambda: self.container.execute(args, timeout))
+
+    async def measure(self) -> Stats:
+        """See `Container.measure`."""
+        return await self._workers.quick(self.container.measure)
+
+    async def change_limits(self, limits: LinuxContainerResources) -> Status:
+        """See `Container.change_limits`."""
+        return await self._workers.quick(lambda: self.container.change_limits(limits), self.id)
+
+    async def reopen_log(self) -> None:
+        """See `Container.reopen_log`."""
+        await self._workers.quick(self.container.reopen_log)
 
     async def renew(self, expires_at: int) -> Status:
         """See `Container.renew`."""

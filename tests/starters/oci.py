@@ -1,9 +1,7 @@
 """What the tests of the OCI starter share: an image of busybox, engines with runc and crun, looks at processes."""
 
-import json
 import os
-import signal
-from contextlib import suppress
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from limpet.engine import Engine
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.run_directory import Processes, list_runs
+from limpet.engine.starters.oci.tools import Tools, command_of
 from tests import oci_layout
 from tests.conftest import require_tools
 
@@ -67,16 +66,8 @@ def runtime_entries(state_dir: str, runtime: str) -> list[str]:
 
 
 def end_everything(state_dir: str) -> None:
-    """Kill what the containers of a state directory have left, by what was written down of them."""
-    for pid_file in Path(state_dir, "containers").glob("*/oci/*/*pidfile"):
-        with suppress(OSError, ValueError):
-            pid = int(pid_file.read_text())
-            links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
-            if pid_file.name == "conmon-pidfile" and any(state_dir in link for link in links):
-                os.kill(pid, signal.SIGKILL)
-    for state in Path(state_dir, "oci").glob("runc/*/*/state.json"):
-        with suppress(OSError, ValueError, KeyError):
-            os.kill(json.loads(state.read_text())["init_process_pid"], signal.SIGKILL)
-    for status in Path(state_dir, "oci").glob("crun/*/*/status"):
-        with suppress(OSError, ValueError, KeyError):
-            os.kill(json.loads(status.read_text())["pid"], signal.SIGKILL)
+    """Have the runtimes delete what they still have of containers of a state directory, which ends their conmons."""
+    for name in ("runc", "crun"):
+        command = command_of(Tools().find(name))
+        for entry in Path(state_dir, "oci", name).glob("*/*"):
+            subprocess.run([*command, "--root", str(entry.parent), "delete", "-f", entry.name], check=False, timeout=30)

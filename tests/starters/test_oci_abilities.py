@@ -1,6 +1,7 @@
 """What can be done with an OCI container that runs; a starter that cannot do it says so."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         for container in opened.list():
             if container.status.pid:
                 container.stop(0)
+            container.release()
     end_everything(state_dir)
 
 
@@ -55,9 +57,11 @@ def test_execute(counting: Container) -> None:
     with pytest.raises(errors.StartError, match=r"(?i)not found|no such file"):
         counting.execute(["/no/such/program"])
     with pytest.raises(errors.WaitTimeoutError, match="after 1 s"):
-        counting.execute(["sleep", "4713"], timeout=1)
+        counting.execute(["sleep", f"4713{os.getpid()}"], timeout=1)
     wait_until(
-        lambda: not subprocess.run(["pgrep", "-f", "^sleep 4713"], capture_output=True, check=False).stdout,
+        lambda: (
+            not subprocess.run(["pgrep", "-f", f"^sleep 4713{os.getpid()}"], capture_output=True, check=False).stdout
+        ),
         "the command to be gone",
     )
     counting.stop(0)
@@ -151,3 +155,12 @@ def test_a_starter_that_cannot(state_dir: str) -> None:
             with pytest.raises(errors.UnsupportedError, match="the starter 'process' cannot"):
                 wish()
         container.stop(0)
+
+
+def test_a_frozen_one_is_released(counting: Container) -> None:
+    """Its first process is killed behind the engine's back while it is frozen: what is left of it is ended."""
+    counting.pause()
+    assert counting.status.pid
+    os.kill(counting.status.pid, signal.SIGKILL)
+    assert counting.stop(5).exit_code == 137
+    counting.release()

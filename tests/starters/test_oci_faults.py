@@ -1,9 +1,11 @@
 """A runtime that hangs, fails or answers rubbish is told as such within its deadline, and leaves nothing behind."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import config, end_everything, load_busybox, processes_of, runtime_entries
 
 TIMEOUT = 3.0
+SLEEP = f"exec sleep 4711.{os.getpid()}"
+"""Not to be mistaken for that of another test, which may run at the same time."""
 
 
 @pytest.fixture
@@ -33,14 +37,14 @@ def runtime(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cleaned(state_dir: str, tmp_path: Path) -> Iterator[None]:
+def cleaned(state_dir: str) -> Iterator[None]:
     yield
-    for pid in hanging(tmp_path):
+    for pid in hanging():
         os.kill(pid, signal.SIGKILL)
     end_everything(state_dir)
 
 
-def hanging(tmp_path: Path) -> list[int]:
+def hanging() -> list[int]:
     """The processes of the fake that hang."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -48,7 +52,7 @@ def hanging(tmp_path: Path) -> list[int]:
             words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if words[:2] == [b"sleep", b"4711"] and is_running(int(name)):
+        if b" ".join(words).decode(errors="replace").strip() == SLEEP.removeprefix("exec ") and is_running(int(name)):
             found.append(int(name))
     return found
 
@@ -65,13 +69,14 @@ def open_with(state_dir: str, runtime: Path, tmp_path: Path) -> Engine:
 @pytest.mark.parametrize(
     ("command", "does", "why"),
     [
-        ("create", "exec sleep 4711", "in time"),
+        ("create", SLEEP, "in time"),
         ("create", "head -c 5000000 /dev/zero; exit 0", "."),
         ("create", "echo nonsense >&2; exit 3", "nonsense"),
-        ("start", "exec sleep 4711", "did not end in time and was killed"),
+        ("start", SLEEP, "did not end in time and was killed"),
         ("start", "yes | head -c 3000000; echo no way >&2; exit 4", "no way"),
         ("start", "exit 0", "has not executed its program in time"),
     ],
+    ids=["create-hangs", "create-rubbish", "create-fails", "start-hangs", "start-fails", "start-does-nothing"],
 )
 def test_a_start_that_fails(state_dir: str, tmp_path: Path, runtime: Path, command: str, does: str, why: str) -> None:
     """A StartError with the reason after the deadline at the latest, and neither process nor entry is left."""
@@ -84,7 +89,7 @@ def test_a_start_that_fails(state_dir: str, tmp_path: Path, runtime: Path, comma
         status = engine.get("one").status
         assert (status.exit_code, status.reason) == (128, Reason.START_ERROR)
         assert runtime_entries(state_dir, "runc") == []
-        wait_until(lambda: not hanging(tmp_path), "what hung to end")
+        wait_until(lambda: not hanging(), "what hung to end")
         pids = [int(path.read_text()) for path in Path(state_dir).glob("containers/one/oci/*/*pidfile")]
         wait_until(lambda: not any(map(is_running, pids)), "its processes to end")
         (runtime.parent / command).unlink()
@@ -98,21 +103,21 @@ def test_killed_while_a_start_hangs(
 ) -> None:
     """Its `runc start` outlives the engine and may yet let it run: Unknown until that is over, then it never ran."""
     with open_with(state_dir, runtime, tmp_path):
-        (runtime.parent / "start").write_text("exec sleep 4711")
+        (runtime.parent / "start").write_text(SLEEP)
     process = engine_process(f"""
 from limpet.engine.starters.oci import OciStarter
 engine = Engine.open(state_dir, runtimes={{"runc": OciStarter({str(runtime)!r}, timeout=60)}})
 engine.get("one").start()
 """)
-    wait_until(lambda: hanging(tmp_path), "the start to hang")
+    wait_until(hanging, "the start to hang")
     process.kill()
     with open_with(state_dir, runtime, tmp_path) as engine:
         status = engine.get("one").status
         assert status.state is ContainerState.UNKNOWN, status
         assert "still under way" in status.message
-        (pid,) = hanging(tmp_path)
+        (pid,) = hanging()
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not hanging(tmp_path), "the start to end")
+        wait_until(lambda: not hanging(), "the start to end")
         engine.recover()
         status = engine.get("one").status
         assert (status.state, status.exit_code) == (ContainerState.EXITED, 128)
@@ -126,7 +131,7 @@ def test_a_delete_that_hangs_can_be_repeated(state_dir: str, tmp_path: Path, run
         one = engine.get("one")
         one.start()
         one.stop(0)
-        (runtime.parent / "delete").write_text("exec sleep 4711")
+        (runtime.parent / "delete").write_text(SLEEP)
         with pytest.raises(errors.InvalidStateError, match="runc cannot delete it: it did not end in time"):
             one.release()
         assert Path(state_dir, "containers/one").exists()
@@ -150,3 +155,32 @@ def test_a_damaged_exit_file_is_none(state_dir: str, tmp_path: Path, runtime: Pa
         assert status.state is ContainerState.EXITED
         assert status.exit_code in {9, 255}  # the kernel may know it, where init has not reaped it
         assert (status.exit_code == 255) == (status.reason == Reason.UNKNOWN)
+
+
+def test_an_exit_that_cannot_be_read_now_is_asked_again(state_dir: str, tmp_path: Path, runtime: Path) -> None:
+    """Without a free descriptor nobody says that an end was unseen, or that a process is gone: it is an error."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        engine.create_container(config("short", "sleep 0.2; exit 9"), "a", id="short").start()
+        engine.get("short").wait(20)
+        identity = engine.get("short").status.identity
+    assert identity is not None
+    starter = OciStarter(str(runtime))
+    starter.open(state_dir)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    opened = []
+    try:
+        with suppress(OSError):
+            while True:
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(errors.ResourcesError, match="Too many open files"):
+            starter.read_exit("short", identity, -1)
+        with pytest.raises(errors.ResourcesError):
+            starter.adopt("short", identity)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    found = starter.read_exit("short", identity, -1)
+    assert found is not None
+    assert found.code == 9

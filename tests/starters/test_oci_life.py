@@ -1,6 +1,7 @@
 """A container's whole life under runc and crun: made, held, let go, seen to end, and nothing left of it."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.starters.oci import OciStarter
+from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, read_output
 from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of, runtime_entries
@@ -178,3 +180,19 @@ def test_ids_and_images_that_a_runtime_cannot_take(engine: Engine) -> None:
         engine.create_container({**config("host", "true"), "image": {"image": "host"}}, "runc")
     with pytest.raises(errors.InvalidInputError, match="too long for an OCI runtime"):
         engine.create_container(config("long", "true"), "runc", id="ü" * 200)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_cgroup_is_left(engine: Engine, state_dir: str, runtime: str) -> None:
+    """Those of the container are gone after its release, also if the runtime no longer knows the container."""
+    container = engine.create_container(config("one", "sleep 1000"), runtime)
+    container.start()
+    processes = processes_of(state_dir, container.id)
+    name = os.path.basename(processes.cgroup)
+    directories = [path for _, path in list_directories(processes.cgroups, name)]
+    assert directories
+    os.mkdir(f"{directories[0]}/inner")
+    shutil.rmtree(processes.entry)
+    container.stop(0)
+    container.release()
+    assert [path for path in directories if os.path.exists(path)] == []

@@ -1,6 +1,7 @@
 """An engine with OCI containers is killed anywhere: each then has the one true verdict, and nothing is left over."""
 
 import os
+import random
 import shutil
 import signal
 import time
@@ -252,3 +253,49 @@ container.pause()
         assert not container.is_frozen()
         container.stop(0)
         container.release()
+
+
+def conmons_of(state_dir: str) -> list[int]:
+    """The conmons that have a file of this state directory open, whoever has written down their pids."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if Path(f"/proc/{name}/comm").read_text() == "conmon\n" and is_running(int(name)):
+                links = [os.readlink(each) for each in Path(f"/proc/{name}/fd").iterdir()]
+                found += [int(name)] if any(link.startswith(state_dir) for link in links) else []
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("moment", range(3))
+def test_killed_at_any_moment(state_dir: str, engine_process: Start, runtime: str, moment: int) -> None:
+    """Whenever it comes: CREATED and nothing is left, or never ran and nothing is left, or it runs and is watched."""
+    process = engine_process(f"""
+from limpet.engine.starters.oci import OciStarter
+engine = Engine.open(state_dir, runtimes={{name: OciStarter(name) for name in ("runc", "crun")}})
+container = engine.get("one-{runtime}")
+say("ready")
+container.start()
+say("started")
+time.sleep(1000)
+""")
+    process.read()
+    time.sleep(random.Random(f"{runtime}{moment}").random() * 0.15)
+    process.kill()
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        status = container.status
+        if status.state is ContainerState.RUNNING:
+            assert read_output(container, 1) == ["ran"]
+            assert len(conmons_of(state_dir)) == 1
+            assert container.stop(0).exit_code == 137
+        else:
+            assert (status.state, status.exit_code) in {(ContainerState.CREATED, 0), (ContainerState.EXITED, 128)}
+            assert read_output(container, 0) == []
+            wait_until(lambda: not conmons_of(state_dir), "the conmon of the start to end")
+            assert runtime_entries(state_dir, runtime) == []
+        container.release()
+        wait_until(lambda: not conmons_of(state_dir), "its conmon to end")
+        assert runtime_entries(state_dir, runtime) == []

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from msgspec.structs import replace
 
 from limpet import Engine, errors
 from limpet.engine.starters.oci.seccomp import DEFAULT_PROFILES
-from tests.conftest import read_output
-from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of
+from limpet.engine.starters.oci.tools import Tools, command_of
+from tests.conftest import read_output, require_tools
+from tests.starters.oci import TOOLS, config, end_everything, load_busybox, open_engine, processes_of
 
 RUNTIMES = ("runc", "crun")
 SANDBOX = {
@@ -36,6 +38,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         for container in opened.list():
             if container.status.pid:
                 container.stop(0)
+            container.release()
     end_everything(state_dir)
 
 
@@ -232,11 +235,13 @@ def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
 def test_a_shared_pid_namespace_leaves_nothing(shared: Engine, runtime: str) -> None:
     """Where it has the host's pids, all that it has started is ended with its release."""
     host = {"security_context": {"namespace_options": {"pid": "NODE"}}}
-    container = shared.create_container(config("daemon", "sleep 4712 & exec sleep 0.3", linux=host), runtime)
+    container = shared.create_container(
+        config("daemon", f"sleep 4712{os.getpid()} & exec sleep 0.3", linux=host), runtime
+    )
     container.start()
     container.wait(20)
     container.release()
-    assert subprocess.run(["pgrep", "-f", "^sleep 4712"], capture_output=True, check=False).stdout == b""
+    assert subprocess.run(["pgrep", "-f", f"^sleep 4712{os.getpid()}"], capture_output=True, check=False).stdout == b""
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -274,3 +279,50 @@ def test_namespaces_that_the_sandbox_holds(shared: Engine, runtime: str, tmp_pat
     finally:
         holder.kill()
         holder.wait()
+
+
+PROPAGATION = """
+import subprocess, sys
+from pathlib import Path
+from tests.starters.oci import TOOLS, config, load_busybox, open_engine
+directory, runtime = Path(sys.argv[1]), sys.argv[2]
+shared = directory / "shared"
+for path in (shared, directory / "private"):
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", path], check=True)
+    subprocess.run(["mount", "--make-" + path.name, path], check=True)
+    (path / "below").mkdir()
+with open_engine(str(directory / "state")) as engine:
+    load_busybox(engine, directory / "image")
+    engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler=runtime)
+    for name in ("shared", "private"):
+        for kind in ("HOST_TO_CONTAINER", "BIDIRECTIONAL"):
+            mount = {"container_path": "/work", "host_path": str(directory / name)}
+            mount["propagation"] = "PROPAGATION_" + kind
+            one = engine.create_container(config(name + kind, "sleep 1000", mounts=[mount]), "a")
+            one.start()
+            later = directory / name / "below"
+            subprocess.run(["mount", "-t", "tmpfs", "none", later], check=True)
+            (later / "later").touch()
+            seen = one.execute(["ls", "/work/below"]).output
+            subprocess.run(["umount", later], check=True)
+            print(name, kind, seen == b"later\\n", "mounts.propagation" in one.status.unapplied)
+            one.stop(0)
+            one.release()
+"""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_propagation(runtime: str, tmp_path: Path) -> None:
+    """What is mounted later gets there from a shared mount; from a private one it does not, which is told."""
+    require_tools("unshare", "mount", *TOOLS)
+    command = ["unshare", "-m", "--propagation", "private", sys.executable, "-c", PROPAGATION, str(tmp_path), runtime]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    is_apart = len(command_of(Tools().find(runtime))) > 1
+    assert done.stdout.splitlines() == [
+        "shared HOST_TO_CONTAINER True False",
+        f"shared BIDIRECTIONAL True {is_apart}",
+        "private HOST_TO_CONTAINER False True",
+        "private BIDIRECTIONAL False True",
+    ]

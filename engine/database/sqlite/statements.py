@@ -121,14 +121,17 @@ _STATE_CHANGES = ", ".join(repr(kind.value) for kind in events.STATE_CHANGES)
 PRUNE_EVENTS = f"""
 DELETE FROM event WHERE node = ?1 AND revision > ?2 AND revision <= ?3 AND NOT (
     kind IN ({_STATE_CHANGES})
-    AND EXISTS (
-        SELECT 1 FROM container_status AS kept
-        WHERE kept.node = event.node AND kept.id = event.id AND event.number > kept.transitions - ?4)
+    AND event.number > ifnull((
+        SELECT kept.transitions FROM container_status AS kept WHERE kept.node = event.node AND kept.id = event.id
+        UNION ALL SELECT 0 FROM container WHERE container.node = event.node AND container.id = event.id), 1 << 62) - ?4
     AND NOT EXISTS (
         SELECT 1 FROM event AS later
         WHERE later.node = event.node AND later.id = event.id AND later.revision > event.revision
         AND later.kind = '{events.EventKind.DELETED.value}'))"""  # noqa: S608  # our own names
-"""Drop all but the histories of the containers that are there. Parameters: node, from, to, how long a history is."""
+"""Drop all but the histories of the containers that are there, damaged ones too.
+
+Parameters: node, from, to, how long a history is.
+"""
 PRUNE_HISTORY = f"""
 DELETE FROM event
 WHERE node = ? AND id = ? AND revision <= ? AND kind IN ({_STATE_CHANGES}) AND number <= ?"""  # noqa: S608  # our own names

@@ -45,6 +45,20 @@ def signal_processes(lines: Sequence[str], name: str, number: int) -> int:
     return len(pids)
 
 
+def remove(lines: Sequence[str], name: str) -> list[str]:
+    """Remove the container's cgroups, in which no process is left; return those that cannot be."""
+    left = []
+    for _, directory in list_directories(lines, name):
+        for above, _, _ in os.walk(directory, topdown=False):
+            try:
+                os.rmdir(above)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                left.append(above)
+    return left
+
+
 def is_frozen(lines: Sequence[str], name: str) -> bool:
     """Return whether the container's processes are frozen, or about to be."""
     for controllers, directory in list_directories(lines, name):

@@ -4,6 +4,7 @@ Asked only of a process that ended as a failed execve makes it end, for the runt
 which ended so by itself.
 """
 
+import errno
 import os
 import posixpath
 import stat
@@ -15,6 +16,7 @@ from limpet.engine.starters.process.keeper.root import open_in_root
 
 _HEAD_BYTES = 4096
 _PT_INTERP = 3
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}
 _DEPTH = 5
 """How many scripts may be each other's interpreters (BINPRM_MAX_RECURSION and one)."""
 
@@ -22,7 +24,7 @@ _DEPTH = 5
 def find_flaw(config: Mapping[str, Any]) -> str:
     """Return why the program of a config.json cannot be executed; "" if it can, or if that cannot be told.
 
-    What a mount puts over the root file system is not looked into.
+    Raises OSError if a file cannot be looked at now. What a mount puts over the root file system is not looked into.
     """
     if not config:
         return ""
@@ -77,8 +79,10 @@ def _read_head(root: str, path: str) -> bytes | None:
                 return file.read(_HEAD_BYTES)
         finally:
             os.close(found)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
 
 
 def _our_machine() -> bytes:

@@ -4,6 +4,7 @@ The order to look: is the process alive, by its identity? has it executed its pr
 itself, which writes the file a moment after the end; then the kernel. What none of them knows, nobody saw.
 """
 
+import errno
 import os
 import re
 import time
@@ -43,13 +44,20 @@ class ConmonExit(NamedTuple):
 
 
 def read_conmon_exit(run: RunDirectory, oci_id: str) -> ConmonExit | None:
-    """Return the end that conmon has seen; None if its file is missing or, after a power cut, empty or damaged."""
+    """Return the end that conmon has seen; None if its file is missing or, after a power cut, empty or damaged.
+
+    Raises OSError if that cannot be found out now, as without free descriptors.
+    """
     path = run.join(os.path.join("exits", oci_id))
     try:
         data = read_small_file(path, 16)
         finished_at = os.stat(path).st_mtime_ns
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.EFBIG:  # nothing that conmon has written
+            return None
+        raise
     if _CODE.fullmatch(data) is None or int(data) > 255:
         return None
     return ConmonExit(int(data), max(finished_at, 1), run.has("oom"))
@@ -109,7 +117,7 @@ def read_cgroups(pid: int) -> tuple[str, ...]:
 
 
 def is_monitor_alive(processes: Processes) -> bool:
-    """Return whether the container's conmon lives: an exit file may still come."""
+    """Return whether the container's conmon lives: an exit file may still come. Raises OSError."""
     monitor = processes.monitor
     if observe_boot(monitor) is not Boot.SAME:
         return False
@@ -121,7 +129,7 @@ def is_monitor_alive(processes: Processes) -> bool:
                 Process.UNPROVEN,
             }  # where there is no proof, waiting a moment is all it costs
             return is_it and not has_ended(pidfd) and read_stat(monitor.pid)[0] not in {b"Z", b"X"}
-    except OSError:
+    except (ProcessLookupError, FileNotFoundError):
         return False
 
 

@@ -70,8 +70,8 @@ class RunDirectory:
         write_file(self.join(_PROCESSES), msgspec.json.encode(processes))
 
     def read_processes(self) -> Processes | None:
-        """Return which processes these are; None if that was not written, or cannot be read any more."""
-        with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        """Return which processes these are; None if that was not written, or is damaged. Raises OSError."""
+        with suppress(FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError):
             return msgspec.json.decode(read_small_file(self.join(_PROCESSES), _MOST_BYTES), type=Processes)
         return None
 
@@ -124,7 +124,7 @@ def list_runs(bundle_path: str) -> Iterator[RunDirectory]:
 
 
 def find_run(bundle_path: str, init: ProcessIdentity) -> tuple[RunDirectory, Processes] | None:
-    """Return the start that a process was made by, None if none of the bundle's was it."""
+    """Return the start that a process was made by, None if none of the bundle's was it. Raises OSError."""
     for run in list_runs(bundle_path):
         processes = run.read_processes()
         if processes is not None and processes.init == init:

@@ -23,7 +23,7 @@ from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.oci import abilities
-from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, signal_processes, thaw
+from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_processes, thaw
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
 from limpet.engine.starters.oci.exits import (
@@ -60,6 +60,7 @@ from limpet.recovery.probe import HostProbe
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidStateError,
+    LimpetError,
     ResourcesError,
     StartError,
     StateDirectoryError,
@@ -201,7 +202,8 @@ class OciStarter:
 
         Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
         """
-        found = find_run(self._bundle(container_id), identity)
+        with _told(f"container {container_id}"):
+            found = find_run(self._bundle(container_id), identity)
         cgroups = found[1].cgroups if found else ()
         return adopt_process(identity, lambda pidfd: is_process(identity, pidfd, cgroups))
 
@@ -210,7 +212,8 @@ class OciStarter:
 
         SIGKILL goes to all processes in its cgroup; a pid namespace of its own ends with its first process anyway.
         """
-        found = find_run(self._bundle(container_id), identity)
+        with _told(f"signal {number} to container {container_id}"):
+            found = find_run(self._bundle(container_id), identity)
         processes = found[1] if found else None
         cgroups = processes.cgroups if processes else ()
         left = 0
@@ -235,6 +238,10 @@ class OciStarter:
 
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         """Return how the process ended, as conmon has written it down; without conmon, as the kernel tells it."""
+        with _told(f"container {container_id}"):
+            return self._read_exit(container_id, identity, pidfd)
+
+    def _read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         found = find_run(self._bundle(container_id), identity)
         if found is None:
             return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
@@ -261,13 +268,18 @@ class OciStarter:
 
         Raises InvalidStateError if the runtime cannot, UnsupportedError if it is not installed any more.
         """
-        with self._claim(container_id):
+        with self._claim(container_id), _told(f"container {container_id}"):
             self._end(container_id)
 
     def end_leftovers(self, has_ended: Callable[[str], bool]) -> None:
         """End containers that were made and never started, and what is left of those that have ended."""
-        if not self._root.find():
-            return
+        try:
+            if self._root.find():
+                self._end_all_left(has_ended)
+        except OSError as error:
+            _log.warning("%s: what is left of starts cannot be looked at: %s", self._root.above, error)
+
+    def _end_all_left(self, has_ended: Callable[[str], bool]) -> None:
         # A create that was cut short has left a conmon, and perhaps nothing at the runtime yet.
         for name in os.listdir(self._containers_dir):
             for left in list_runs(os.path.join(self._containers_dir, name)):
@@ -285,14 +297,16 @@ class OciStarter:
 
     def execute(self, container_id: str, identity: ProcessIdentity, args: Sequence[str], *, timeout: float) -> Executed:
         """Run a command in the container, with its user and environment."""
-        directory, processes = self._find(container_id, identity)
-        cgroup = self._cgroup_name(processes.oci_id)
-        return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
+        with _told(f"container {container_id}"):
+            directory, processes = self._find(container_id, identity)
+            cgroup = self._cgroup_name(processes.oci_id)
+            return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
 
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
         """Freeze all processes of the container. Raises UnsupportedError with the reason if that cannot be done."""
-        _, processes = self._find(container_id, identity)
-        abilities.freeze(self._call, processes, self._cgroup_name(processes.oci_id))
+        with _told(f"container {container_id}"):
+            _, processes = self._find(container_id, identity)
+            abilities.freeze(self._call, processes, self._cgroup_name(processes.oci_id))
 
     def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
         """Let them go on. Raises UnsupportedError with the reason."""
@@ -307,16 +321,19 @@ class OciStarter:
 
     def measure(self, container_id: str, identity: ProcessIdentity) -> Stats:
         """Return what the container uses, as its cgroups tell."""
-        _, processes = self._find(container_id, identity)
-        return abilities.measure_container(processes, self._cgroup_name(processes.oci_id))
+        with _told(f"container {container_id}"):
+            _, processes = self._find(container_id, identity)
+            return abilities.measure_container(processes, self._cgroup_name(processes.oci_id))
 
     def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
         """Put these limits into force."""
-        return abilities.change_limits(self._call, *self._find(container_id, identity), limits)
+        with _told(f"container {container_id}"):
+            return abilities.change_limits(self._call, *self._find(container_id, identity), limits)
 
     def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
         """Have conmon begin a new log where the old one was renamed."""
-        abilities.reopen_log(*self._find(container_id, identity), log_path)
+        with _told(f"container {container_id}"):
+            abilities.reopen_log(*self._find(container_id, identity), log_path)
 
     def _find(self, container_id: str, identity: ProcessIdentity) -> tuple[RunDirectory, Processes]:
         found = find_run(self._bundle(container_id), identity)
@@ -504,13 +521,16 @@ class OciStarter:
                 _log.warning("container %s: its conmon does not end", container_id)
 
     def _end_rest(self, container_id: str, processes: Processes) -> None:
-        """Kill what is left in the container's cgroup, which the runtime leaves where a pid namespace is shared."""
+        """Kill what is left in the container's cgroups, as where a pid namespace is shared, and remove them."""
         name, deadline = self._cgroup_name(processes.oci_id), time.monotonic() + _END_SECONDS
+        thaw(processes.cgroups, name)  # what is frozen takes no SIGKILL (cgroup v1)
         while signal_processes(processes.cgroups, name, signal.SIGKILL) and time.monotonic() < deadline:
             time.sleep(0.005)
-        left = list_processes(processes.cgroups, name)
+        # The runtime gives up where the kernel is not yet done with them.
+        while (left := remove(processes.cgroups, name)) and time.monotonic() < deadline:
+            time.sleep(0.005)
         if left:
-            _log.warning("container %s: %d of its processes do not end", container_id, len(left))
+            _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
 
     def _discard(self, container_id: str, directory: RunDirectory) -> None:
         """End a start that has failed; what cannot be ended is told, and ended by the next recovery."""
@@ -573,6 +593,17 @@ class OciStarter:
     def _is_bundle_busy(self, name: str) -> bool:
         with self._is_free:
             return any(file_name(each) == name for each in self._busy)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Let no bare OSError out of the block: no descriptors, no memory, a disk that fails. `what` begins the message."""
+    try:
+        yield
+    except LimpetError:
+        raise  # one of them is a TimeoutError, which is an OSError
+    except OSError as error:
+        raise ResourcesError(f"{what}: {error.strerror} ({quote_path(error.filename or '')}); try again") from error
 
 
 def _may_have_run(run: RunDirectory) -> bool:

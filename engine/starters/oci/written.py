@@ -9,9 +9,9 @@ from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE
 
 
 def read_config(run: RunDirectory) -> dict[str, Any]:
-    """Return the config.json of a start; an empty one, with no program in it, if it cannot be read any more."""
+    """Return the config.json of a start, an empty one if it is gone or damaged. Raises OSError."""
     try:
         found = json.loads(read_small_file(run.join(CONFIG_FILE), CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}

@@ -29,6 +29,7 @@ from limpet.engine.starters import (
 from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
+from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.turn import open_in_parts
 from limpet.engine.store import Listing, Store
@@ -114,6 +115,9 @@ class Engine:
         inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
         wait: float = 0,
+        fleet: str = "",
+        fleet_ack: str = "async",
+        fleet_timeout: float = FLEET_TIMEOUT_SECONDS,
     ) -> Self:
         """Lock the state directory, migrate, recover, and return an engine whose `recovery` says what it found.
 
@@ -121,6 +125,8 @@ class Engine:
 
         `runtimes` are the starters of sandboxes that name a runtime handler, by that name; `starter` runs the
         containers of all others, as processes of this host if it is not given.
+
+        `fleet` and what follows are those of `Store.open`. The opening itself does not wait for a fleet.
 
         In a recovery pass each look at a container may take `look_timeout` seconds; one that takes longer makes that
         container Unknown.
@@ -136,13 +142,14 @@ class Engine:
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
+        choice = FleetChoice(fleet, fleet_ack, fleet_timeout)
         chosen = Starters(starter, runtimes, inherit_env)
         raise_descriptor_limit()
         opened: list[Self] = []
         is_given_up = False
 
         def open_one(part: float) -> None:
-            opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part))
+            opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part, choice))
             if is_given_up:
                 opened[0].close()
 
@@ -168,8 +175,16 @@ class Engine:
         starters: Starters,
         look_timeout: float,
         wait: float,
+        fleet: FleetChoice,
     ) -> Self:
-        store = Store.open(resolve_directory(state_dir), node=node, wait=wait)
+        store = Store.open(
+            resolve_directory(state_dir),
+            node=node,
+            wait=wait,
+            fleet=fleet.url,
+            fleet_ack=fleet.ack,
+            fleet_timeout=fleet.timeout,
+        )
         try:
             for name in (CONTAINERS, SANDBOXES):
                 make_directory(store.directory.join(name))
@@ -191,7 +206,8 @@ class Engine:
             starters.close()
             raise
         try:
-            engine._recover()  # a class method of its own class
+            with store.fleet.later():
+                engine._recover()  # a class method of its own class
             control.serve(engine)
         except BaseException:
             engine.close()

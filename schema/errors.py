@@ -134,3 +134,19 @@ class StoreFencedError(StoreError):
 
 class StoreTooNewError(StoreError):
     """The database was created by a newer limpet. It was left untouched; use that version, or a backup."""
+
+
+class FleetError(LimpetError):
+    """The fleet's database cannot be reached, or refuses. The node's own state is not affected."""
+
+
+class FleetUnknownError(FleetError):
+    """The change is durable on this node; whether the fleet has it was not known in time. It is still being sent."""
+
+
+class FleetFencedError(FleetError):
+    """Another engine stands for this node in the fleet now; the message says which. Nothing more is sent."""
+
+
+class FleetTooNewError(FleetError, StoreTooNewError):
+    """The fleet's tables were made by a newer limpet. They were left untouched."""

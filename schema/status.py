@@ -76,6 +76,8 @@ class Reason(StrEnum):
     """Its record on disk cannot be read."""
     COPIED = "Copied"
     """The state directory is a copy: the container was made, and perhaps started, by the original's engine."""
+    NOT_HEARD_OF = "NotHeardOf"
+    """Seen from the fleet: its node gives no sign of life, so that nobody vouches for what it wrote last."""
     EXPIRED = "Expired"
     """Its time was over: it is being stopped, or was released."""
     DECLARED_GONE = "DeclaredGone"

@@ -16,6 +16,7 @@ from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.prune import Pruned
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.starters import Starter
+from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS
 from limpet.engine.store import Listing
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.report import Report
@@ -53,6 +54,9 @@ class AsyncEngine:
         inherit_env: Iterable[str] = (),
         look_timeout: float = LOOK_TIMEOUT_SECONDS,
         wait: float = 0,
+        fleet: str = "",
+        fleet_ack: str = "async",
+        fleet_timeout: float = FLEET_TIMEOUT_SECONDS,
     ) -> "Opening[AsyncEngine]":
         """Open an engine without blocking the loop: `await` it, or `async with` it. See `Engine.open`."""
         inherited = tuple(inherit_env)
@@ -67,6 +71,9 @@ class AsyncEngine:
                 inherit_env=inherited,
                 look_timeout=look_timeout,
                 wait=part,
+                fleet=fleet,
+                fleet_ack=fleet_ack,
+                fleet_timeout=fleet_timeout,
             )
 
         async def begin() -> AsyncEngine:

@@ -9,13 +9,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from limpet.engine.aio.answers import in_own_thread, settle, wait_for
 from limpet.engine.aio.opening import Opening, open_whole
 from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
+from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS
 from limpet.engine.store import Draft, Listing, Record, Request, Store, Unsettled, Wanted
 from limpet.schema.errors import InvalidStateError
 from limpet.schema.history import Transition
@@ -24,6 +25,9 @@ from limpet.schema.item import Item
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
 from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Status
+
+if TYPE_CHECKING:
+    from limpet.engine.fleet import FleetLag
 
 _T = TypeVar("_T")
 
@@ -89,12 +93,24 @@ class AsyncStore:
 
     @classmethod
     def open(
-        cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE, wait: float = 0
+        cls,
+        state_dir: str | os.PathLike[str],
+        *,
+        node: str = DEFAULT_NODE,
+        wait: float = 0,
+        fleet: str = "",
+        fleet_ack: str = "async",
+        fleet_timeout: float = FLEET_TIMEOUT_SECONDS,
     ) -> "Opening[AsyncStore]":
         """Open a store without blocking the loop: `await` it, or `async with` it. See `Store.open`."""
 
+        def open_store(part: float) -> Store:
+            return Store.open(
+                state_dir, node=node, wait=part, fleet=fleet, fleet_ack=fleet_ack, fleet_timeout=fleet_timeout
+            )
+
         async def begin() -> AsyncStore:
-            return cls(await open_whole(lambda part: Store.open(state_dir, node=node, wait=part), wait))
+            return cls(await open_whole(open_store, wait))
 
         return Opening(begin)
 
@@ -218,6 +234,11 @@ class AsyncStore:
         return self.store.ids
 
     @property
+    def fleet_lag(self) -> "FleetLag | None":
+        """See `Store.fleet_lag`."""
+        return self.store.fleet_lag
+
+    @property
     def revision(self) -> int:
         """See `Store.revision`."""
         return self.store.revision
@@ -313,6 +334,7 @@ class AsyncStore:
             finally:
                 _turn.reset(before)
             await in_own_thread(lambda: self.store.finish(draft))
+        await self._await_fleet()
 
     async def transact(self, change: Callable[[Draft], None]) -> None:
         """Make all that `change` does with the draft durable and visible together, or nothing of it.
@@ -332,7 +354,12 @@ class AsyncStore:
         request = _TaskRequest(apply, asyncio.get_running_loop())
         self.store.submit(request)
         result: _T = await wait_for(request)
+        await self._await_fleet()
         return result
+
+    async def _await_fleet(self) -> None:
+        if self.store.fleet.is_awaited:
+            await in_own_thread(self.store.fleet.wait)
 
     def _require_outside(self) -> None:
         turn = _turn.get()

@@ -35,6 +35,7 @@ VERBS = {
     "info": "Show versions, paths, and who has the state open.",
     "recover": "Recover the state after a crash, and record the result.",
     "resolve": "Settle an UNKNOWN container on your word.",
+    "fleet": "Show what many nodes have sent to one PostgreSQL.",
     "check": "Check the database, records, permissions and bundles for damage.",
     "backup": "Copy the database to a file, even while an engine is running.",
     "drill": "Cause crashes on this machine and check every recovery.",

@@ -117,7 +117,7 @@ def command(
             events = _follow(watch) if follow else iter(lambda: watch.next(0), None)
             if as_json:
                 for event in events:
-                    print_line(encode_any({"schema_version": SCHEMA_VERSION, **_make_document(event)}).decode())
+                    print_line(encode_any({"schema_version": SCHEMA_VERSION, **event_document(event)}).decode())
             elif follow:
                 widths = [max(width, len(column.title)) for width, column in zip(_WIDTHS, _COLUMNS, strict=True)]
                 print_line(render_line([Cell(column.title, "bold") for column in _COLUMNS], widths))
@@ -146,7 +146,8 @@ def _find_time(snapshot: Snapshot, at: int) -> int:
     return revision
 
 
-def _make_document(event: Event) -> dict[str, Any]:
+def event_document(event: Event) -> dict[str, Any]:
+    """Return an event as `events` shows it."""
     ended = event.state is ContainerState.EXITED
     return {
         "revision": event.revision,

@@ -50,8 +50,12 @@ class Runtime:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.timetable = Timetable(self.follow_up)
+        self.timetable = Timetable(self._follow_up_at_once)
         self.watcher = Watcher(self.store, self._take_end)
+
+    def _follow_up_at_once(self, entry: Entry) -> float | None:
+        with self.store.fleet.later():  # what nobody called for waits for no fleet
+            return self.follow_up(entry)
 
     def bundle_path(self, container_id: str) -> str:
         """Return where the container's bundle is, or would be."""
@@ -109,7 +113,15 @@ class Runtime:
         Whatever the system refuses on the way is raised as a LimpetError.
         """
         with system_errors_told(f"state directory {quote_path(self.store.directory.path)}"):
-            return step() if getattr(self._holding, "depth", 0) else run_whole(step)
+            is_within = getattr(self._holding, "depth", 0)
+            result = self._step(step) if is_within else run_whole(lambda: self._step(step))
+        if not self.store.is_closed:
+            self.store.fleet.wait()
+        return result
+
+    def _step(self, step: Callable[[], _T]) -> _T:
+        with self.store.fleet.later():
+            return step()
 
     def wait_for_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `is_done()`, which is asked whenever the container has changed; say whether it is.

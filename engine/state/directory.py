@@ -11,7 +11,7 @@ import msgspec
 
 from limpet.engine.state.durable import make_directory, remove_tree, write_file
 from limpet.engine.state.entries import require_entries, require_path
-from limpet.engine.state.identity import find_original, read_identity, settle_identity
+from limpet.engine.state.identity import find_original, make_copy, read_identity, settle_identity
 from limpet.engine.state.lock import Lock, find_holder, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, read_owner
@@ -104,6 +104,16 @@ class StateDirectory:
             settle_identity(self.path, node, original)
         except OSError as error:
             raise StateDirectoryError(f"{self.join(IDENTITY)}: {error.strerror}; nothing was started") from error
+
+    def name_original(self, original: str) -> str:
+        """Record, durably, that what will be here is a copy of what is, or was, at `original`; return our identity.
+
+        The first opening then marks what runs there as the original's. Raises StateDirectoryError.
+        """
+        try:
+            return make_copy(self.path, original).id
+        except OSError as error:
+            raise StateDirectoryError(f"{self.join(IDENTITY)}: {error.strerror}; nothing was made") from error
 
     def forget_keeper(self) -> None:
         """Remove the copy of a keeper's files: what it noted is of the original's containers. May be repeated."""

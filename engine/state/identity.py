@@ -59,6 +59,14 @@ def find_original(path: str, node: str) -> str:
     return next((other for other in _find_candidates(path, record) if _is_original(other, record, here)), "")
 
 
+def make_copy(path: str, original: str) -> Identity:
+    """Record, durably, that the directory is a copy of another one, of which no node was told yet. Raises OSError."""
+    here = os.stat(path)
+    made = Identity(id=os.urandom(16).hex(), device=here.st_dev, inode=here.st_ino, path=path, original=original)
+    _write(path, made)
+    return made
+
+
 def settle_identity(path: str, node: str, original: str) -> None:
     """Record, durably, which directory this is. `original` is what `find_original` returned. Raises OSError."""
     old, here = read_identity(path), os.stat(path)
@@ -69,8 +77,12 @@ def settle_identity(path: str, node: str, original: str) -> None:
         new = replace(new, settled_nodes=(*new.settled_nodes, node))
     new = replace(new, device=here.st_dev, inode=here.st_ino, path=path)
     if new != old:
-        # Not by msgspec: a path may hold bytes that are no UTF-8, which json escapes.
-        write_file(os.path.join(path, IDENTITY), json.dumps(msgspec.to_builtins(new)).encode())
+        _write(path, new)
+
+
+def _write(path: str, record: Identity) -> None:
+    # Not by msgspec: a path may hold bytes that are no UTF-8, which json escapes.
+    write_file(os.path.join(path, IDENTITY), json.dumps(msgspec.to_builtins(record)).encode())
 
 
 def _find_candidates(path: str, record: Identity) -> Iterator[str]:

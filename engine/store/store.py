@@ -13,16 +13,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
 from limpet.engine.database import Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
+from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.feed import Bells, StoreFeed
+from limpet.engine.store.fleet import FleetLink
 from limpet.engine.store.listing import Listing
 from limpet.engine.store.match import Filter, Named, holds
 from limpet.engine.store.record import Record, Unsettled
@@ -47,6 +49,9 @@ from limpet.schema.rows import EventRow, NameRow
 from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
 
+if TYPE_CHECKING:
+    from limpet.engine.fleet import FleetLag
+
 _T = TypeVar("_T")
 _TRIES = 3
 _RECENT = 512
@@ -62,8 +67,9 @@ class Store:
     from disk; everything else comes from memory.
     """
 
-    def __init__(self, directory: StateDirectory, database: Database) -> None:
-        """Load the records. The store owns both from now on, and gives them up in `close`."""
+    def __init__(self, directory: StateDirectory, database: Database, fleet: FleetLink | None = None) -> None:
+        """Load the records. The store owns all of these from now on, and gives them up in `close`."""
+        self.fleet = fleet or FleetLink(FleetChoice())
         self.directory = directory
         self.node = database.node
         self._database = database
@@ -92,21 +98,35 @@ class Store:
         _opened.add(self)
 
     @classmethod
-    def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE, wait: float = 0) -> Self:
+    def open(
+        cls,
+        state_dir: str | os.PathLike[str],
+        *,
+        node: str = DEFAULT_NODE,
+        wait: float = 0,
+        fleet: str = "",
+        fleet_ack: str = "async",
+        fleet_timeout: float = FLEET_TIMEOUT_SECONDS,
+    ) -> Self:
         """Lock the state directory, check the database, migrate it if it is older, and load its records.
 
         While another has it open, the lock is waited for, `wait` seconds at most.
+
+        With `fleet`, the URL of a PostgreSQL (postgresql+psycopg://user@host/database), what is written is sent there
+        too, behind the callers' backs: `fleet_lag` says how far that is. With `fleet_ack="sync"` a call returns when
+        the fleet has its change, or raises FleetUnknownError after `fleet_timeout` seconds: it is durable here then.
 
         Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
         StoreError, InvalidInputError for an invalid node's name or for what is no path, and leaves the state untouched.
         """
         require_node(node)
         require_wait(wait)
+        link = FleetLink(FleetChoice(fleet, fleet_ack, fleet_timeout))
         directory = StateDirectory.acquire(state_dir, wait=wait)
         try:
             database = open_database(directory, node)
             try:
-                store = cls(directory, database)
+                store = cls(directory, database, link)
             except BaseException:
                 with suppress(LimpetError):  # what kept it from being read is raised
                     database.leave()  # closing in order would move the WAL into a database that may be damaged
@@ -116,6 +136,7 @@ class Store:
             raise
         try:
             store._settle_copy()
+            link.join(directory, node, store._copy_doubts)
         except BaseException:
             store.close()
             raise
@@ -240,6 +261,11 @@ class Store:
     def revision(self) -> int:
         """That of the newest event, 0 if there was none yet."""
         return self._revision
+
+    @property
+    def fleet_lag(self) -> "FleetLag | None":
+        """How far the fleet is behind this store: in events, in seconds, and why; None without a fleet."""
+        return self.fleet.lag
 
     def load_events(self, after: int, limit: int) -> EventPage:
         """Return up to `limit` events that follow the revision `after`, and whose changes are in memory, too."""
@@ -381,6 +407,7 @@ class Store:
             yield draft
             draft.end_transaction()
             self._write(draft)
+        self.fleet.wait()
 
     def history(self, container_id: str) -> "Sequence[Transition]":
         """Return the container's state changes, oldest first; only the newest are kept.
@@ -445,6 +472,11 @@ class Store:
         with self._view:
             if container_id in self._rows:
                 self._doubts[container_id] = doubt
+        self.fleet.note((), (), self._revision)
+
+    def _copy_doubts(self) -> Mapping[str, Doubt]:
+        with self._view:
+            return dict(self._doubts)
 
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
@@ -497,6 +529,7 @@ class Store:
             self._closed = True
             self._bells.ring()
             self._committer.close()
+            self.fleet.leave()
             try:
                 self._database.close()
             except Exception:
@@ -511,6 +544,7 @@ class Store:
     def abandon(self) -> None:
         """In a fork: leave everything to the parent. What this store is asked from now on, it refuses."""
         self._database.abandon()
+        self.fleet.abandon()
 
     def submit(self, request: Request) -> None:
         """Hand a request to the committer thread; it is settled from there. For fronts such as `aio`."""
@@ -520,6 +554,7 @@ class Store:
     def _change(self, apply: Callable[[Draft], _T]) -> _T:
         self.require_open()
         result: _T = self._committer.run(Request(apply))
+        self.fleet.wait()
         return result
 
     def begin(self) -> Draft:
@@ -529,6 +564,7 @@ class Store:
 
     def finish(self, draft: Draft) -> None:
         """Make what is in the draft durable and visible. For fronts such as `aio`; see `transaction`."""
+        draft.end_transaction()
         self._write(draft)
 
     def _draft(self) -> Draft:
@@ -639,6 +675,7 @@ class Store:
                     if not self._recent or self._recent[-1].revision < event.revision:
                         self._recent.append(event)
                 self._revision = draft.revision
+        self.fleet.note(draft.rows, draft.sandboxes, draft.revision)
         if draft.changes.events:
             self._bells.ring()
 

@@ -27,6 +27,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "find_attempt": "a part of a restart",
         "list_intended": "for what is due",
         "abandon": "for the fork's own handler",
+        "fleet": "what the fronts tell and ask of a fleet; fleet_lag is for all",
         "next_report_number": "only to be called in a transaction",
     },
     Engine: {"exclusive": "a lock belongs to a thread; what a task asks for is in order for each container as it is"},

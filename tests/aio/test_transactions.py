@@ -29,6 +29,20 @@ def codes(store: Store) -> list[int]:
     return [store.status(name).exit_code for name in "ab"]
 
 
+def test_a_transaction_is_in_the_log_of_changes(store: Store) -> None:
+    """Its changes are events, of one commit."""
+
+    async def main() -> None:
+        before = store.revision
+        async with AsyncStore(store).transaction() as draft:
+            draft.put("k", "one", 1, None)
+            draft.put("k", "two", 2, None)
+        rows = store.load_events(before, 9).rows
+        assert [(row.id, row.last_revision) for row in rows] == [("one", before + 2), ("two", before + 2)]
+
+    asyncio.run(main())
+
+
 def test_a_transaction_is_whole_or_not_at_all(store: Store) -> None:
     """All of it is seen at its end; what raises in it, or is cancelled, changes nothing."""
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 
 from limpet.engine.database.sqlite.backup import copy
@@ -24,8 +25,10 @@ from limpet.schema.revision import SCHEMA_REVISION
 _log = logging.getLogger("limpet.migrations")
 
 
-def create_database(path: str, pragmas: Pragmas) -> None:
-    """Make an empty database with the newest schema, durably: as soon as it is visible, it is complete.
+def create_database(path: str, pragmas: Pragmas, fill: Callable[[sqlite3.Connection], None] = lambda _: None) -> None:
+    """Make a database with the newest schema, durably: as soon as it is visible, it is complete.
+
+    `fill` may write to it before; otherwise it is empty.
 
     It is made under a temporary name, because a database that is being made has a journal which only a
     writer may roll back. Raises StoreError.
@@ -34,7 +37,7 @@ def create_database(path: str, pragmas: Pragmas) -> None:
     temporary = temporary_path(directory)
     try:
         create_file(temporary)
-        _create_tables(temporary, pragmas)
+        _create_tables(temporary, pragmas, fill)
         _require_whole(temporary)
         sync_file(temporary)
         os.rename(temporary, path)
@@ -90,7 +93,7 @@ def _begin_wal_anew(path: str, pragmas: Pragmas) -> None:
         raise translate(path, error) from error
 
 
-def _create_tables(path: str, pragmas: Pragmas) -> None:
+def _create_tables(path: str, pragmas: Pragmas, fill: Callable[[sqlite3.Connection], None]) -> None:
     """Make all tables in one transaction. Raises StoreError."""
     try:
         with writing(path, pragmas) as connection:
@@ -99,6 +102,7 @@ def _create_tables(path: str, pragmas: Pragmas) -> None:
                 connection.execute(statement)
             connection.execute("INSERT INTO alembic_version VALUES (?)", (SCHEMA_REVISION,))
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            fill(connection)
             connection.execute("COMMIT")
     except sqlite3.Error as error:
         raise translate(path, error) from error

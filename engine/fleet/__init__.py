@@ -1,0 +1,22 @@
+"""The fleet: the truth of many nodes in one PostgreSQL, sent there by each node while it runs.
+
+Read `batch` (what one transaction writes, and what guards it), `rows` (the guard of each row), then `shipper`,
+`view` and `restore`.
+"""
+
+from limpet.engine.fleet.address import Address
+from limpet.engine.fleet.restore import Restored, restore
+from limpet.engine.fleet.shipper import FleetLag, Shipper
+from limpet.engine.fleet.view import Fleet, FleetContainer, FleetEvent, FleetNode
+
+__all__ = [
+    "Address",
+    "Fleet",
+    "FleetContainer",
+    "FleetEvent",
+    "FleetLag",
+    "FleetNode",
+    "Restored",
+    "Shipper",
+    "restore",
+]

@@ -1,0 +1,97 @@
+"""Reaching the fleet's database: its address, its connections, and what goes wrong, told without the password."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from limpet.schema.errors import FleetError, InvalidInputError
+
+CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 30
+_SCHEMES = ("postgresql+psycopg", "postgresql", "postgres")
+_SHOWN = ("host", "hostaddr", "port", "dbname", "user")
+_NOT_REPLICATED = "01000"
+"""The SQLSTATE of the warning that a commit has not waited for its synchronous standby."""
+
+
+class Address:
+    """Where the fleet is. Its text never shows a password."""
+
+    def __init__(self, url: str) -> None:
+        """Raise InvalidInputError for what is no address of a PostgreSQL."""
+        scheme, found, rest = url.partition("://")
+        if not found or scheme not in _SCHEMES:
+            raise InvalidInputError("fleet: give a URL such as postgresql+psycopg://user@host/database")
+        try:
+            parameters = conninfo_to_dict(f"postgresql://{rest}")
+        except psycopg.Error:
+            # What libpq says of it may quote the password.
+            raise InvalidInputError(
+                "fleet: the URL cannot be parsed; give postgresql+psycopg://user:password@host:port/database, with"
+                " special characters as %xx"
+            ) from None
+        self._password = str(parameters.get("password") or "")
+        self._parameters: dict[str, Any] = {
+            "connect_timeout": CONNECT_SECONDS,
+            "application_name": "limpet",
+            "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
+            **parameters,
+        }
+        shown = " ".join(f"{key}={parameters[key]}" for key in _SHOWN if parameters.get(key))
+        self._text = f"fleet ({shown or 'default server'})"
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def open(self) -> "psycopg.Connection[Any]":
+        """Return a new connection, with a transaction at the first statement. Raises psycopg.Error."""
+        return psycopg.connect(**self._parameters, client_encoding="UTF8")
+
+    @contextmanager
+    def connect(self) -> "Iterator[psycopg.Connection[Any]]":
+        """Connect, with what goes wrong in the block translated. Raises FleetError."""
+        with self.errors_told(), self.open() as connection:
+            connection.autocommit = True
+            connection.execute(f"SET statement_timeout = '{STATEMENT_SECONDS}s'")
+            yield connection
+
+    @contextmanager
+    def errors_told(self) -> Iterator[None]:
+        """Raise FleetError for what psycopg raises in the block."""
+        try:
+            yield
+        except psycopg.Error as error:
+            # The cause is left out: a traceback would print it, and with it what it quotes.
+            raise self.tell(error) from None
+
+    def tell(self, error: BaseException) -> FleetError:
+        """Return a FleetError that says what `error` does, without the password."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        if self._password:
+            text = text.replace(self._password, "***")
+        return FleetError(f"{self._text}: {text}")
+
+
+@contextmanager
+def replicated(connection: "psycopg.Connection[Any]") -> Iterator[None]:
+    """Run the block in a transaction that is durable when this ends, also on a standby that commits wait for.
+
+    Cancelled while it waits for the standby, a commit succeeds with a warning; here it raises FleetError.
+    """
+    warnings: list[str] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.sqlstate == _NOT_REPLICATED and diagnostic.severity_nonlocalized == "WARNING":
+            warnings.append(diagnostic.message_primary or "")
+
+    connection.add_notice_handler(note)
+    try:
+        with connection.transaction():
+            yield
+    finally:
+        connection.remove_notice_handler(note)
+    if warnings:
+        raise FleetError(f"fleet: {warnings[0]}; it is sent again")

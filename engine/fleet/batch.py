@@ -1,0 +1,194 @@
+"""Writing to the fleet: a node's claim, its sign of life, and batches of rows, each in one transaction.
+
+Each transaction begins with the node's row, which it locks: one at a time writes for a node, and only the one whose
+epoch is the newest.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import psycopg
+
+from limpet.engine.database.sqlite.extract import ROWS, Extract, Keys
+from limpet.engine.fleet import rows as sql
+from limpet.engine.fleet.address import replicated
+from limpet.schema.errors import FleetFencedError, InvalidStateError, NotFoundError, quote, quote_path
+from limpet.schema.rows import EventRow
+
+Connection = psycopg.Connection[Any]
+
+Doubts = Mapping[str, tuple[str, str]]
+"""By container, reason and message why the node does not vouch for what is on its disk."""
+NO_DOUBTS: Doubts = {}
+
+LEASE_SECONDS = 30.0
+"""A node that has not been heard of for so long is not vouched for."""
+
+_CLAIM = """
+INSERT INTO limpet.fleet_node AS old
+    (name, epoch, directory, host, pid, path, claimed_at, heard_at, lease_seconds, as_of, revision, is_whole, doubts)
+VALUES (%(node)s, 1, %(directory)s, %(host)s, %(pid)s, %(path)s, clock_timestamp(), clock_timestamp(),
+    %(lease)s, 0, 0, false, %(doubts)s)
+ON CONFLICT (name) DO UPDATE SET
+    epoch = old.epoch + 1, host = excluded.host, pid = excluded.pid, path = excluded.path,
+    claimed_at = clock_timestamp(), heard_at = clock_timestamp(), lease_seconds = excluded.lease_seconds, as_of = 0,
+    doubts = excluded.doubts
+WHERE old.directory = excluded.directory
+RETURNING epoch"""
+_TAKE_OVER = """
+UPDATE limpet.fleet_node SET
+    epoch = epoch + 1, directory = %(directory)s, host = %(host)s, pid = %(pid)s, path = %(path)s,
+    claimed_at = clock_timestamp(), as_of = 0
+WHERE name = %(node)s
+    AND (%(is_forced)s OR clock_timestamp() - heard_at > make_interval(secs => lease_seconds))
+RETURNING is_whole"""
+_BEGIN = """
+UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
+    doubts = %(doubts)s, revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
+WHERE name = %(node)s AND epoch = %(epoch)s AND as_of <= %(as_of)s"""
+_BEAT = """
+UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
+_WHO = """
+SELECT epoch, host, pid, path, extract(epoch FROM clock_timestamp() - heard_at)::float8
+FROM limpet.fleet_node WHERE name = %s"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A node's right to write to the fleet, until somebody claims it after."""
+
+    node: str
+    epoch: int
+    """Grows with each claim, in the fleet alone; the epoch of the node's own database is another."""
+
+
+def claim(connection: Connection, node: str, directory: str, path: str, doubts: Doubts = NO_DOUBTS) -> Claim:
+    """Take the node's place in the fleet: from now on whoever had it changes nothing.
+
+    `directory` is the identity of the state directory, which must be the one that has this name in the fleet. Raises
+    FleetFencedError otherwise, FleetError.
+    """
+    values = {**_name(node, directory, path), "lease": LEASE_SECONDS, "doubts": _doubts_text(doubts)}
+    with replicated(connection):
+        row = connection.execute(_CLAIM, values).fetchone()
+    if row is None:
+        raise FleetFencedError(
+            f"node {quote(node)} is another state directory's in the fleet: {_describe(connection, node)};"
+            " give this one another name, or restore that one's records from the fleet instead"
+        )
+    return Claim(node, int(row[0]))
+
+
+def take_over(connection: Connection, node: str, directory: str, path: str, *, is_forced: bool) -> None:
+    """Give a node's place to another state directory: from now on the old one changes nothing.
+
+    Raises NotFoundError if there is no such node, InvalidStateError if it lives and is not `is_forced`, or if its
+    records were never whole here; FleetError.
+    """
+    with replicated(connection):
+        row = connection.execute(_TAKE_OVER, {**_name(node, directory, path), "is_forced": is_forced}).fetchone()
+        if row is None and connection.execute(_WHO, (node,)).fetchone() is None:
+            raise NotFoundError(f"the fleet knows no node {quote(node)}")
+        if row is None:
+            raise InvalidStateError(
+                f"node {quote(node)} is alive: {_describe(connection, node)}; stop its engine and wait for its lease to"
+                " end, or take it over by force"
+            )
+        if not row[0]:
+            raise InvalidStateError(f"node {quote(node)} has never sent all its records; there is nothing to restore")
+
+
+def beat(connection: Connection, held: Claim, doubts: Doubts = NO_DOUBTS) -> None:
+    """Tell the fleet that the node lives, and what it does not vouch for. Raises FleetFencedError, FleetError."""
+    if connection.execute(_BEAT, (_doubts_text(doubts), held.node, held.epoch)).rowcount != 1:
+        raise _fenced(connection, held)
+
+
+def write_batch(
+    connection: Connection,
+    held: Claim,
+    extract: Extract,
+    *,
+    revision: int | None = None,
+    is_whole: bool = False,
+    gone_events: list[int] | None = None,
+    doubts: Doubts = NO_DOUBTS,
+) -> bool:
+    """Write what was read at one instant, all of it or nothing; return False if the fleet has what is newer.
+
+    With `revision` the fleet has all events up to that one; with `is_whole` all rows, too. Raises FleetFencedError if
+    the node was claimed by another, FleetError if it is not known whether it was written: send it again.
+    """
+    of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest, "doubts": _doubts_text(doubts)}
+    with replicated(connection):
+        begun = connection.execute(_BEGIN, {**of_node, "revision": revision, "is_whole": is_whole})
+        if begun.rowcount != 1:
+            row = connection.execute(_WHO, (held.node,)).fetchone()
+            if row is not None and row[0] == held.epoch:
+                return False
+            raise _fenced(connection, held)
+        if gone_events:
+            connection.execute(sql.DELETE_EVENTS, {**of_node, "revisions": gone_events})
+        for table, keys in extract.absent.items():
+            if keys:
+                names = ROWS[table][1]
+                gone = [dict(zip(names, map(sql.escape, key), strict=True)) for key in keys]
+                connection.execute(sql.DELETE[table], {**of_node, "keys": _json(gone)})
+        for table, found in extract.rows.items():
+            if found:
+                records = _json(sql.to_records(ROWS[table][0], found))
+                connection.execute(sql.UPSERT[table], {**of_node, "rows": records})
+        if extract.events:
+            records = _json(sql.to_records(EventRow, extract.events))
+            connection.execute(sql.INSERT_EVENTS, {**of_node, "rows": records})
+        put = {"node": held.node, "epoch": extract.epoch, "opened_at": extract.opened_at, "pruned": extract.pruned}
+        connection.execute(sql.PUT_NODE, put)
+    return True
+
+
+def load_keys(connection: Connection, node: str) -> Keys:
+    """Return what the fleet has of a node, by checksums, to be compared with what the node has. Raises FleetError."""
+    events = connection.execute("SELECT revision, checksum FROM limpet.event WHERE node = %s", (node,)).fetchall()
+    found = {}
+    for table, (_, keys) in ROWS.items():
+        statement = f"SELECT {', '.join(keys)}, checksum FROM limpet.{table} WHERE node = %s"  # noqa: S608  # ours
+        loaded = connection.execute(statement, (node,)).fetchall()
+        found[table] = {tuple(map(sql.unescape, row[:-1])): int(row[-1]) for row in loaded}
+    return Keys(pruned=0, newest=0, events=dict(events), rows=found)
+
+
+def _name(node: str, directory: str, path: str) -> dict[str, object]:
+    return {
+        "node": node,
+        "directory": directory,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "path": os.fsencode(path).decode(errors="backslashreplace"),
+    }
+
+
+def _fenced(connection: Connection, held: Claim) -> FleetFencedError:
+    return FleetFencedError(
+        f"node {quote(held.node)} was taken over in the fleet by {_describe(connection, held.node)}; nothing more of"
+        " this engine's is taken: close it, or give it another node's name"
+    )
+
+
+def _describe(connection: Connection, node: str) -> str:
+    row = connection.execute(_WHO, (node,)).fetchone()
+    if row is None:
+        return "nobody (its row was removed)"
+    _, host, pid, path, seconds = row
+    return f"process {pid} on {quote(host)} with {quote_path(path)}, heard of {seconds:.0f} s ago"
+
+
+def _doubts_text(doubts: Doubts) -> str:
+    return sql.escape(_json(doubts))
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,87 @@
+"""The SQL by which rows reach the fleet: one statement for all rows of a table, and each guarded by how new it is.
+
+A row is written only over an older one: one of an older epoch of the node in the fleet, else read at an earlier
+revision of its log, else with a lower number. What is sent twice, or late, so changes nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args, get_type_hints
+
+from limpet.engine.database.sqlite.extract import ROWS
+from limpet.schema.rows import AnyRow, EventRow
+
+_ESCAPES = {0: "\x1a0", 0x1A: "\x1a1"}
+"""PostgreSQL's texts have no NUL."""
+_NUMBERS = {"container_status": "seq", "sandbox_status": "seq", "item": "version"}
+"""The columns that number the versions of a row; the other tables' rows do not change."""
+
+
+def escape(text: str) -> str:
+    r"""Return a text as the fleet holds it: NUL is \x1a0 there, and \x1a is \x1a1."""
+    return text.translate(_ESCAPES) if "\0" in text or "\x1a" in text else text
+
+
+def unescape(text: str) -> str:
+    """Undo `escape`."""
+    return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text
+
+
+def to_records(row_class: Any, rows: Iterable[AnyRow]) -> list[dict[str, object]]:
+    """Return rows as objects for json_to_recordset."""
+    return [
+        {
+            name: escape(value) if isinstance(value, str) else value
+            for name, value in zip(row_class._fields, row, strict=True)
+        }
+        for row in rows
+    ]
+
+
+def from_record(row_class: Any, values: Iterable[object]) -> Any:
+    """Return a row that was read from the fleet."""
+    return row_class._make(unescape(value) if isinstance(value, str) else value for value in values)
+
+
+def _columns(row_class: Any) -> str:
+    hints = get_type_hints(row_class)
+    types = {name: "text" if str in (hints[name], *get_args(hints[name])) else "bigint" for name in row_class._fields}
+    return ", ".join(f"{name} {kind}" for name, kind in types.items())
+
+
+def _upsert(table: str) -> str:
+    row_class, keys = ROWS[table]
+    names = row_class._fields
+    changed = ", ".join(f"{name} = excluded.{name}" for name in (*names, "fleet_epoch", "fleet_as_of"))
+    number = [_NUMBERS[table]] if table in _NUMBERS else []
+    newness = ["fleet_epoch", "fleet_as_of", *number]
+    return (
+        f"INSERT INTO limpet.{table} AS old (node, {', '.join(names)}, fleet_epoch, fleet_as_of)"  # noqa: S608  # ours
+        f" SELECT %(node)s, {', '.join(f'new.{name}' for name in names)}, %(epoch)s, %(as_of)s"
+        f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(row_class)})"
+        f" ON CONFLICT (node, {', '.join(keys)}) DO UPDATE SET {changed}"
+        f" WHERE ({', '.join(f'excluded.{name}' for name in newness)})"
+        f" > ({', '.join(f'old.{name}' for name in newness)})"
+    )
+
+
+def _delete(table: str) -> str:
+    _, keys = ROWS[table]
+    return (
+        f"DELETE FROM limpet.{table} WHERE node = %(node)s AND ({', '.join(keys)}) IN"  # noqa: S608  # our own names
+        f" (SELECT {', '.join(keys)} FROM json_to_recordset(%(keys)s::json)"
+        f" AS gone({', '.join(f'{name} text' for name in keys)}))"
+    )
+
+
+UPSERT: Mapping[str, str] = {table: _upsert(table) for table in ROWS}
+DELETE: Mapping[str, str] = {table: _delete(table) for table in ROWS}
+INSERT_EVENTS = (
+    f"INSERT INTO limpet.event (node, {', '.join(EventRow._fields)})"  # noqa: S608  # our own names
+    f" SELECT %(node)s, {', '.join(f'new.{name}' for name in EventRow._fields)}"
+    f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(EventRow)}) ON CONFLICT (node, revision) DO NOTHING"
+)
+DELETE_EVENTS = "DELETE FROM limpet.event WHERE node = %(node)s AND revision = ANY(%(revisions)s)"
+PUT_NODE = (
+    "INSERT INTO limpet.node (name, epoch, opened_at, pruned) VALUES (%(node)s, %(epoch)s, %(opened_at)s, %(pruned)s)"
+    " ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, opened_at = excluded.opened_at, pruned = excluded.pruned"
+)

@@ -1,0 +1,332 @@
+"""Sending a node's log of changes to the fleet: a thread that costs the node nothing while the fleet is away.
+
+The node's own database says what is to be sent; only which rows were written without an event is told in memory. After
+an opening, and where the log does not reach back any more, all rows are compared.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+from limpet.engine.database.sqlite.extract import ROWS, Extract, Extractor, Key
+from limpet.engine.fleet import batch
+from limpet.engine.fleet.address import Address
+from limpet.engine.fleet.batch import Claim, Connection, Doubts
+from limpet.engine.fleet.upgrade import require_schema
+from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError, ResourcesError
+from limpet.schema.events import OF_ITEMS, OF_SANDBOXES, EventKind
+from limpet.schema.rows import EventRow
+
+PAGE = 256
+"""So many events or rows go into one transaction."""
+_LINGER_SECONDS = 0.02
+"""Where nobody waits for the fleet, changes are gathered for so long."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
+_CLOSE_SECONDS = 5.0
+_PRUNED_AT_ONCE = 1024
+_STATUS = "container_status"
+
+_Any = TypeVar("_Any")
+_log = logging.getLogger("limpet.fleet")
+
+
+class FleetLag(NamedTuple):
+    """How far the fleet is behind this node."""
+
+    revisions: int
+    """So many events were not sent yet, as far as is known."""
+    seconds: float
+    """For how long the oldest change has waited that was not sent yet; 0 if none waits."""
+    error: str = ""
+    """Why nothing can be sent at present; empty while all is well."""
+
+
+class Shipper:
+    """Sends one node's changes, in their order. Thread-safe."""
+
+    def __init__(
+        self,
+        address: Address,
+        path: str,
+        node: str,
+        directory: tuple[str, str],
+        doubts: Callable[[], Doubts],
+        *,
+        is_awaited: bool,
+    ) -> None:
+        """Begin. `path` is that of the node's database, `directory` identity and path of its state directory.
+
+        `doubts` is asked what the node does not vouch for. Raises StoreError if the database cannot be read.
+        """
+        self._address = address
+        self._node = node
+        self._directory = directory
+        self._is_awaited = is_awaited
+        self._doubts = doubts
+        self._extractor = Extractor(path, node)
+        self._held: Claim | None = None
+        self._is_whole = False
+        """True if the fleet had all rows at some instant of this opening, so that what changed since is enough."""
+        self._cursor = 0
+        self._pruned = 0
+        self._turn = threading.Condition()  # guards what follows
+        self._rows: dict[str, set[Key]] = {_STATUS: set(), "sandbox_status": set()}
+        self._ticket = 1  # whatever there is at the opening waits, too
+        self._sent = 0
+        self._newest = 0
+        self._waiting_since: float | None = time.monotonic()
+        self._trouble: LimpetError | None = None
+        self._is_closing = False
+        self._is_over = False
+        self._thread = threading.Thread(target=self._run, name="limpet-fleet", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._extractor.close()
+            raise ResourcesError("no thread can be started that sends to the fleet") from error
+
+    def note(self, containers: Iterable[str], sandboxes: Iterable[str], revision: int) -> None:
+        """Have it sent what has just become durable: rows that were written, and events up to `revision`."""
+        with self._turn:
+            self._rows[_STATUS].update((key,) for key in containers)
+            self._rows["sandbox_status"].update((key,) for key in sandboxes)
+            self._newest = revision
+            self._ticket += 1
+            if self._waiting_since is None:
+                self._waiting_since = time.monotonic()
+            self._turn.notify_all()
+
+    @property
+    def lag(self) -> FleetLag:
+        """How far the fleet is behind."""
+        with self._turn:
+            waits = 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+            return FleetLag(max(self._newest - self._cursor, 0), waits, str(self._trouble or ""))
+
+    def wait(self, timeout: float) -> None:
+        """Return once the fleet has all that was noted before this was called.
+
+        Raises FleetUnknownError after `timeout` seconds, FleetFencedError if it will never have it.
+        """
+        deadline = time.monotonic() + timeout
+        with self._turn:
+            wanted = self._ticket
+            while self._sent < wanted:
+                if isinstance(self._trouble, FleetFencedError):
+                    raise FleetFencedError(f"{self._trouble}; the change is durable on this node") from self._trouble
+                left = deadline - time.monotonic()
+                if left <= 0 or self._is_over:
+                    raise FleetUnknownError(
+                        "the change is durable on this node; that the fleet has it was not known"
+                        f" {'when the store was closed' if self._is_over else f'after {timeout:g} s'}"
+                        f" ({self._trouble or 'it is slow'})"
+                    )
+                self._turn.wait(left)
+
+    def close(self) -> None:
+        """Send what there is, for a few seconds at most, and stop. May be repeated."""
+        with self._turn:
+            self._is_closing = True
+            self._turn.notify_all()
+        self._thread.join(_CLOSE_SECONDS)
+        with self._turn:
+            self._is_over = True
+            self._turn.notify_all()
+        self._extractor.close()
+
+    def abandon(self) -> None:
+        """In a fork: leave everything to the parent."""
+        self._extractor.abandon()
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            try:
+                with self._address.connect() as connection:
+                    self._serve(connection)
+                return
+            except LimpetError as error:
+                is_final = isinstance(error, FleetFencedError)
+                self._tell(error)
+            except Exception as error:  # noqa: BLE001  # told, and tried again: this thread has nobody to raise it to
+                _log.exception("node %s: sending to the fleet failed", self._node)
+                is_final = False
+                self._tell(FleetError(f"sending to the fleet failed: {error!r}"))
+            if is_final:
+                return
+            pause = _FIRST_PAUSE if time.monotonic() - began > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
+            with self._turn:
+                self._turn.wait_for(lambda: self._is_closing, pause)
+                if self._is_closing:
+                    return
+
+    def _tell(self, error: LimpetError) -> None:
+        with self._turn:
+            is_new = str(self._trouble) != str(error)
+            self._trouble = error
+            self._turn.notify_all()
+        if is_new and not self._is_over:
+            _log.warning("node %s: %s", self._node, error)
+
+    def _serve(self, connection: Connection) -> None:
+        """Send what there is and what comes, until the store is closed."""
+        require_schema(self._address, connection)
+        if self._held is None:
+            self._held = batch.claim(connection, self._node, *self._directory, self._doubts())
+        else:
+            batch.beat(connection, self._held, self._doubts())
+        while True:
+            if self._is_whole:
+                self._send_changes(connection)
+            else:
+                self._send_whole(connection)
+            with self._turn:
+                if not self._turn.wait_for(lambda: self._is_closing or self._has_news, batch.LEASE_SECONDS / 3):
+                    is_idle = True
+                elif self._has_news:
+                    is_idle = False
+                else:
+                    return
+                linger = not (self._is_awaited or self._is_closing)
+            if is_idle:
+                batch.beat(connection, self._held, self._doubts())
+            elif linger:
+                time.sleep(_LINGER_SECONDS)
+
+    @property
+    def _has_news(self) -> bool:
+        return self._sent < self._ticket
+
+    def _take(self) -> tuple[int, dict[str, set[Key]]]:
+        """Return the newest ticket, and the rows that were written until then."""
+        with self._turn:
+            taken, self._rows = self._rows, {table: set() for table in self._rows}
+            return self._ticket, taken
+
+    def _give_back(self, rows: Mapping[str, set[Key]]) -> None:
+        with self._turn:
+            for table, keys in rows.items():
+                self._rows[table] |= keys
+
+    def _confirm(self, ticket: int, cursor: int) -> None:
+        """Believe that all is sent that there was when `ticket` was the newest."""
+        with self._turn:
+            self._cursor = cursor
+            self._newest = max(self._newest, cursor)
+            self._sent = ticket
+            self._trouble = None
+            self._waiting_since = None if self._sent == self._ticket else time.monotonic()
+            self._turn.notify_all()
+
+    def _send_changes(self, connection: Connection) -> None:
+        """Send all events there are, and with each page the present rows of what it tells of."""
+        ticket, rows = self._take()
+        try:
+            while True:
+                found = self._extractor.extract((self._cursor, PAGE), partial(_choose, rows))
+                if found.pruned > self._cursor:
+                    self._is_whole = False
+                    break
+                self._write(connection, found, revision=found.reached, gone=self._find_gone(connection, found))
+                rows = {table: set() for table in rows}
+                with self._turn:
+                    self._cursor = found.reached
+                if found.reached == found.newest:
+                    self._confirm(ticket, found.reached)
+                    return
+        except BaseException:
+            self._give_back(rows)
+            raise
+        self._give_back(rows)
+        self._send_whole(connection)
+
+    def _find_gone(self, connection: Connection, found: Extract) -> list[int]:
+        """Return the events that are to leave the fleet, too, now and then."""
+        if found.pruned - self._pruned < _PRUNED_AT_ONCE:
+            return []
+        self._pruned = found.pruned
+        query = "SELECT revision FROM limpet.event WHERE node = %s AND revision <= %s"
+        theirs = {row[0] for row in connection.execute(query, (self._node, found.pruned)).fetchall()}
+        return sorted(theirs - self._extractor.load_kept_events(found.pruned))
+
+    def _send_whole(self, connection: Connection) -> None:
+        """Compare all rows by their checksums, and send those that differ. Several transactions: the last says so."""
+        ticket, rows = self._take()
+        try:
+            ours, theirs = self._extractor.extract_keys(), batch.load_keys(connection, self._node)
+            gone = {table: [key for key in theirs.rows[table] if key not in ours.rows[table]] for table in ROWS}
+            stale = sorted(key for key, checksum in theirs.events.items() if ours.events.get(key) != checksum)
+            self._write(connection, self._load_rows(gone), gone=stale)
+            for table in ROWS:
+                known = theirs.rows[table]
+                differing = (key for key, checksum in ours.rows[table].items() if known.get(key) != checksum)
+                for part in _parts(differing):
+                    self._write(connection, self._load_rows({table: part}))
+            missing = sorted(key for key, checksum in ours.events.items() if theirs.events.get(key) != checksum)
+            for revisions in _parts(missing):
+                self._write(connection, self._extractor.extract(revisions, lambda _: {}))
+            self._write(connection, self._load_rows({}), revision=ours.newest, is_whole=True)
+        except BaseException:
+            self._give_back(rows)
+            raise
+        self._pruned = ours.pruned
+        self._is_whole = True
+        self._confirm(ticket, ours.newest)
+
+    def _load_rows(self, keys: Mapping[str, Collection[Key]]) -> Extract:
+        return self._extractor.extract(frozenset(), lambda _: keys)
+
+    def _write(
+        self,
+        connection: Connection,
+        found: Extract,
+        *,
+        revision: int | None = None,
+        is_whole: bool = False,
+        gone: Sequence[int] = (),
+    ) -> None:
+        assert self._held is not None
+        for damage in found.damaged:
+            _log.warning("node %s: %s is damaged and was not sent", self._node, damage)
+        if not batch.write_batch(
+            connection,
+            self._held,
+            found,
+            revision=revision,
+            is_whole=is_whole,
+            gone_events=list(gone),
+            doubts=self._doubts(),
+        ):
+            self._held, self._is_whole = None, False
+            raise FleetError(f"node {self._node}: the fleet has newer rows than this node; all are compared anew")
+
+
+def _choose(rows: Mapping[str, set[Key]], events: Sequence[EventRow]) -> Mapping[str, Collection[Key]]:
+    """Return the keys of the rows to send with these events, and with the rows that were noted."""
+    wanted: dict[str, set[Key]] = {table: set(rows.get(table, ())) for table in ROWS}
+    # Rows may be ahead of a page of events that are behind: then an id may be another's by now, so all of it is sent.
+    is_behind = len(events) >= PAGE
+    for row in events:
+        if row.kind in OF_ITEMS:
+            wanted["item"].add((row.name, row.id))
+        elif row.kind in OF_SANDBOXES:
+            wanted["sandbox_status"].add((row.id,))
+            if is_behind or row.kind != EventKind.SANDBOX_CHANGED:
+                wanted["sandbox"].add((row.id,))
+        else:
+            wanted[_STATUS].add((row.id,))
+            if is_behind or row.kind in {EventKind.ADDED, EventKind.DELETED}:
+                wanted["container"].add((row.id,))
+    return wanted
+
+
+def _parts(keys: Iterable[_Any]) -> Iterator[list[_Any]]:
+    """Yield lists of at most a page of what there is."""
+    rest = iter(keys)
+    while part := list(islice(rest, PAGE)):
+        yield part

@@ -1,0 +1,81 @@
+"""Make or migrate the fleet's tables: one node does it, the others wait. Only this loads SQLAlchemy, when it must."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from limpet.engine.fleet.address import Address
+from limpet.schema.errors import FleetError, FleetTooNewError, quote
+
+if TYPE_CHECKING:
+    import psycopg
+
+FLEET_REVISION = "f001"
+"""The newest revision of the fleet's tables that this version knows."""
+_LOCK = 0x6C696D706574
+"""The key of the advisory lock under which tables are made: "limpet"."""
+_OURS = re.compile(r"f\d{3}")
+
+
+def require_schema(address: Address, connection: "psycopg.Connection[Any]", revision: str = FLEET_REVISION) -> None:
+    """Make the tables if there are none, migrate older ones.
+
+    Raises FleetTooNewError for newer ones, FleetError for a schema "limpet" that is not ours; it is left untouched.
+    """
+    if read_revision(address, connection) == revision:
+        return
+    _migrate(address, revision)
+
+
+def require_current(address: Address, connection: "psycopg.Connection[Any]") -> None:
+    """Raise FleetError unless the tables are this version's: for who only reads."""
+    found = read_revision(address, connection)
+    if found != FLEET_REVISION:
+        raise FleetError(
+            f"{address}: its tables are {'missing' if not found else f'of revision {quote(found)}'};"
+            " a node that is opened with it makes or upgrades them"
+        )
+
+
+def read_revision(address: Address, connection: "psycopg.Connection[Any]") -> str:
+    """Return the revision of the fleet's tables, nothing if there are none. Raises as `require_schema` does."""
+    tables = {
+        name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'limpet'").fetchall()
+    }
+    if not tables:
+        return ""
+    rows = connection.execute("SELECT version_num FROM limpet.fleet_version") if "fleet_version" in tables else ()
+    revisions = [str(row[0]) for row in rows]
+    if len(revisions) != 1 or not _OURS.fullmatch(revisions[0]):
+        raise FleetError(f"{address}: its schema 'limpet' is not limpet's; give an empty database")
+    if revisions[0] > FLEET_REVISION:
+        raise FleetTooNewError(
+            f"{address}: its tables are of revision {revisions[0]}, this limpet knows {FLEET_REVISION}; upgrade limpet"
+        )
+    return revisions[0]
+
+
+def _migrate(address: Address, revision: str) -> None:
+    """Run the migrations in one transaction, unless another node has done it while this one waited."""
+    # Imported here: they take long to load, and a fleet is migrated once.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from sqlalchemy import create_engine  # noqa: PLC0415
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
+    from sqlalchemy.pool import StaticPool  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", "limpet.engine.fleet:migrations")
+    config.set_main_option("path_separator", "os")
+    engine = create_engine("postgresql+psycopg://", creator=address.open, poolclass=StaticPool)
+    try:
+        with address.errors_told(), engine.begin() as connection:
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            driver: Any = connection.connection.driver_connection
+            if read_revision(address, driver) != revision:
+                connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS limpet")
+                config.attributes["connection"] = connection
+                command.upgrade(config, revision)
+    except DBAPIError as error:
+        raise address.tell(error.orig or error) from None
+    finally:
+        engine.dispose()

@@ -1,0 +1,276 @@
+"""Looking at the fleet: what its nodes have sent, and of a node that is not heard of nothing that may be over."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Self
+
+import msgspec
+from msgspec.structs import replace
+
+from limpet.engine.fleet.address import Address
+from limpet.engine.fleet.batch import Connection
+from limpet.engine.fleet.rows import from_record
+from limpet.engine.fleet.upgrade import require_current
+from limpet.schema.codec import (
+    read_labels,
+    require_readable_status,
+    row_to_event,
+    row_to_metadata,
+    row_to_status,
+)
+from limpet.schema.errors import AmbiguousError, NotFoundError, StoreDamagedError, quote
+from limpet.schema.events import Event
+from limpet.schema.metadata import Metadata
+from limpet.schema.rows import ContainerRow, EventRow, NameRow, StatusRow
+from limpet.schema.status import ContainerState, Reason, Status, read_state
+
+_POLL_SECONDS = 0.5
+_PAGE = 256
+
+_NODES = """
+SELECT name, epoch, host, pid, path, as_of, revision, is_whole, doubts, lease_seconds,
+    extract(epoch FROM clock_timestamp() - heard_at)::float8,
+    (SELECT count(*) FROM limpet.container WHERE container.node = fleet_node.name)
+FROM limpet.fleet_node ORDER BY name"""
+
+
+class FleetNode(NamedTuple):
+    """One node, as the fleet knows it."""
+
+    name: str
+    is_heard: bool
+    """True if it has given a sign of life within its lease, by the database's clock."""
+    silent_seconds: float
+    """For how long it has not."""
+    lease_seconds: float
+    host: str
+    pid: int
+    path: str
+    """Its state directory."""
+    epoch: int
+    """How often the node was claimed in the fleet."""
+    revision: int
+    """All its events up to this one are here."""
+    is_whole: bool
+    """True once all its records are here."""
+    containers: int
+
+
+class FleetContainer(NamedTuple):
+    """One container of a node, as far as it is known here."""
+
+    node: str
+    id: str
+    name: str
+    sandbox_id: str
+    labels: Mapping[str, str]
+    checkpoint: Status
+    """What the node has written last, of what has arrived."""
+    status: Status
+    """The same; Unknown if the node does not vouch for it, or is not heard of."""
+    version: int
+
+
+class FleetEvent(NamedTuple):
+    """An event, and the node that it is of."""
+
+    node: str
+    event: Event
+
+
+class _Known(NamedTuple):
+    node: FleetNode
+    doubts: Mapping[str, tuple[str, str]]
+
+
+class Fleet:
+    """The records of many nodes. It writes nothing. Open it with `Fleet.open`; one thread at a time may use it."""
+
+    def __init__(self, address: Address, connection: Connection, closing: ExitStack) -> None:
+        self._address = address
+        self._connection = connection
+        self._closing = closing
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Connect to the fleet's database. Raises InvalidInputError, FleetError."""
+        address = Address(url)
+        with ExitStack() as undo:
+            connection = undo.enter_context(address.connect())
+            require_current(address, connection)
+            return cls(address, connection, undo.pop_all())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. May be repeated."""
+        self._closing.close()
+
+    def nodes(self) -> Sequence[FleetNode]:
+        """Return all nodes, by name. Raises FleetError."""
+        return [known.node for known in self._load_nodes().values()]
+
+    def list(
+        self,
+        *,
+        node: str = "",
+        labels: Mapping[str, str] | None = None,
+        state: ContainerState | str | None = None,
+        name: str = "",
+    ) -> Sequence[FleetContainer]:
+        """Return the containers of all nodes, or of one, that match all that is given, by node and id.
+
+        `state` is the one that is told: of a node that is not heard of nothing is RUNNING. Raises NotFoundError for a
+        node that is none, InvalidInputError for a state that is none, FleetError.
+        """
+        wanted_state = None if state is None else read_state(state)
+        wanted = (labels or {}).items()
+        found = self._load(node, "AND (%(name)s = '' OR container.name = %(name)s)", {"name": name})
+        return [
+            one
+            for one in found
+            if wanted <= one.labels.items() and (wanted_state is None or one.status.state is wanted_state)
+        ]
+
+    def get(self, container_id: str, *, node: str = "") -> FleetContainer:
+        """Return the container with this id, on whatever node, or on this one.
+
+        Else the one with this name, else the one whose id begins with it. Raises NotFoundError, AmbiguousError if
+        several are meant, FleetError.
+        """
+        for clause in ("container.id = %(text)s", "container.name = %(text)s", "starts_with(container.id, %(text)s)"):
+            found = self._load(node, f"AND {clause}", {"text": container_id}) if container_id else []
+            if len(found) > 1:
+                places = ", ".join(f"{one.id} on {one.node}" for one in found[:4])
+                raise AmbiguousError(
+                    f"{quote(container_id)} means {len(found)} containers: {places}; give an id and a node",
+                    tuple(one.id for one in found[:4]),
+                )
+            if found:
+                return found[0]
+        raise NotFoundError(
+            f"no container{f' of node {quote(node)}' if node else ' of any node'} has the id or the name"
+            f" {quote(container_id)}, or an id that begins with it"
+        )
+
+    def metadata(self, container: FleetContainer) -> Metadata:
+        """Return a container's metadata. Raises NotFoundError, StoreDamagedError, FleetError."""
+        row = self._ask(
+            f"SELECT {', '.join(ContainerRow._fields)} FROM limpet.container WHERE node = %s AND id = %s",  # noqa: S608  # ours
+            (container.node, container.id),
+        )
+        if not row:
+            raise NotFoundError(f"container {quote(container.id)} of node {quote(container.node)} does not exist")
+        return row_to_metadata(container.node, from_record(ContainerRow, row[0]))
+
+    def events(
+        self, *, node: str = "", since: Mapping[str, int] | None = None, follow: bool = False
+    ) -> Iterator[FleetEvent]:
+        """Yield the events that are kept: of each node in their order, each once; with `follow` go on with what comes.
+
+        `since` gives for a node the revision after which to begin; where a node is not in it, its oldest is the first.
+        Raises NotFoundError for a node that is none, StoreDamagedError, FleetError.
+        """
+        cursors = dict(since or {})
+        columns = ", ".join(EventRow._fields)
+        query = (
+            f"SELECT {columns} FROM limpet.event WHERE node = %s AND revision > %s AND revision <= %s"  # noqa: S608
+            " ORDER BY revision LIMIT %s"
+        )
+        while True:
+            is_quiet = True
+            for known in self._choose_nodes(node).values():
+                # Only up to what was sent without a gap: a comparison of all rows sends older events last.
+                key, until = known.node.name, known.node.revision
+                rows = self._ask(query, (key, cursors.get(key, 0), until, _PAGE))
+                is_quiet = is_quiet and not rows
+                for row in rows:
+                    event = row_to_event(key, from_record(EventRow, row))
+                    cursors[key] = event.revision
+                    yield FleetEvent(key, event)
+            if is_quiet:
+                if not follow:
+                    return
+                time.sleep(_POLL_SECONDS)
+
+    def _ask(self, query: str, values: Any = None) -> "Sequence[tuple[Any, ...]]":
+        with self._address.errors_told():
+            return self._connection.execute(query, values).fetchall()
+
+    def _load_nodes(self) -> dict[str, _Known]:
+        found = {}
+        for row in self._ask(_NODES):
+            name, epoch, host, pid, path, _, revision, is_whole, doubts, lease, silent, containers = row
+            node = FleetNode(
+                name=name,
+                is_heard=silent <= lease,
+                silent_seconds=silent,
+                lease_seconds=lease,
+                host=host,
+                pid=pid,
+                path=path,
+                epoch=epoch,
+                revision=revision,
+                is_whole=is_whole,
+                containers=containers,
+            )
+            found[name] = _Known(node, msgspec.json.decode(doubts, type=dict[str, tuple[str, str]]))
+        return found
+
+    def _choose_nodes(self, node: str) -> dict[str, _Known]:
+        nodes = self._load_nodes()
+        if not node:
+            return nodes
+        if node not in nodes:
+            raise NotFoundError(f"the fleet knows no node {quote(node)}; it has: {', '.join(nodes) or 'none'}")
+        return {node: nodes[node]}
+
+    def _load(self, node: str, clause: str, values: Mapping[str, object]) -> Sequence[FleetContainer]:
+        names = ", ".join(f"container.{name}" for name in NameRow._fields)
+        statuses = ", ".join(f"status.{name}" for name in StatusRow._fields)
+        query = (
+            f"SELECT container.node, {names}, {statuses} FROM limpet.container"  # noqa: S608  # our own names
+            " LEFT JOIN limpet.container_status AS status USING (node, id)"
+            f" WHERE (%(node)s = '' OR container.node = %(node)s) {clause} ORDER BY container.node, container.id"
+        )
+        rows = self._ask(query, {"node": node, **values})
+        nodes = self._choose_nodes(node)  # after the rows: whether it is heard of is then not older than they are
+        width = 1 + len(NameRow._fields)
+        return [
+            _make_container(nodes[row[0]], from_record(NameRow, row[1:width]), from_record(StatusRow, row[width:]))
+            for row in rows
+            if row[0] in nodes
+        ]
+
+
+def _make_container(known: _Known, names: NameRow, row: StatusRow) -> FleetContainer:
+    node = known.node
+    checkpoint, doubt = Status(), known.doubts.get(names.id)
+    try:
+        require_readable_status(node.name, row)
+        checkpoint = row_to_status(row)
+    except StoreDamagedError as error:
+        doubt = (Reason.DAMAGED, str(error))
+    status = checkpoint
+    if not node.is_heard and not checkpoint.finished_at:
+        was = {ContainerState.RUNNING: "running", ContainerState.CREATED: "created"}.get(
+            checkpoint.state, "to be created"
+        )
+        doubt = (Reason.NOT_HEARD_OF, f"was {was}, not heard of for {node.silent_seconds:.0f} s")
+    if doubt is not None:
+        status = replace(checkpoint, reason=doubt[0], message=doubt[1], unknown=True)
+    return FleetContainer(
+        node=node.name,
+        id=names.id,
+        name=names.name,
+        sandbox_id=names.sandbox_id,
+        labels=read_labels(names.labels),
+        checkpoint=checkpoint,
+        status=status,
+        version=row.seq or 0,
+    )

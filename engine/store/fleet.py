@@ -1,0 +1,107 @@
+"""What a store has to do with the fleet: nothing, unless it is opened with one; then it is told what was written."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from limpet.engine.state.directory import StateDirectory
+from limpet.engine.state.fleet_choice import FleetChoice
+from limpet.engine.state.identity import read_identity
+from limpet.engine.state.names import DATABASE
+from limpet.schema.errors import InvalidInputError, StateDirectoryError, UnsupportedError, quote
+
+if TYPE_CHECKING:
+    from limpet.engine.fleet import Address, FleetLag, Shipper
+
+_ACKS = ("async", "sync")
+
+
+class FleetLink:
+    """A store's place in a fleet, or in none."""
+
+    def __init__(self, choice: FleetChoice) -> None:
+        """Raise InvalidInputError for a choice that is none, UnsupportedError if the driver is not installed."""
+        if choice.ack not in _ACKS:
+            raise InvalidInputError(f"fleet_ack {quote(choice.ack)}: use {' or '.join(_ACKS)}")
+        if not choice.timeout > 0:
+            raise InvalidInputError(f"fleet_timeout {choice.timeout}: give seconds, more than 0")
+        self._address = _parse(choice.url) if choice.url else None
+        self._timeout = choice.timeout
+        self._is_sync = choice.ack == "sync"
+        self._shipper: Shipper | None = None
+        self._later = threading.local()
+
+    def join(self, directory: StateDirectory, node: str, doubts: Callable[[], Mapping[str, tuple[str, str]]]) -> None:
+        """Begin to send, if there is a fleet, and what is in doubt here with it.
+
+        Raises StateDirectoryError, StoreError.
+        """
+        if self._address is None:
+            return
+        from limpet.engine.fleet import Shipper  # noqa: PLC0415  # see `_parse`
+
+        identity = read_identity(directory.path)
+        if identity is None:
+            raise StateDirectoryError(f"state directory {directory.path}: its identity cannot be read")
+        self._shipper = Shipper(
+            self._address,
+            directory.join(DATABASE),
+            node,
+            (identity.id, directory.path),
+            doubts,
+            is_awaited=self._is_sync,
+        )
+
+    @property
+    def lag(self) -> "FleetLag | None":
+        """How far the fleet is behind; None without a fleet."""
+        return None if self._shipper is None else self._shipper.lag
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if a change is waited for until the fleet has it."""
+        return self._is_sync and self._shipper is not None
+
+    def note(self, containers: Iterable[str], sandboxes: Iterable[str], revision: int) -> None:
+        """Have it sent what has become durable."""
+        if self._shipper is not None:
+            self._shipper.note(containers, sandboxes, revision)
+
+    def wait(self) -> None:
+        """Return once the fleet has what was noted, if that is asked for and not put off.
+
+        Raises FleetUnknownError, FleetFencedError.
+        """
+        if self._is_sync and self._shipper is not None and not getattr(self._later, "depth", 0):
+            self._shipper.wait(self._timeout)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Do not wait on this thread while the block runs: no step is cut in two because a fleet is away."""
+        self._later.depth = getattr(self._later, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._later.depth -= 1
+
+    def leave(self) -> None:
+        """Send what there is, for a few seconds at most, and stop. May be repeated."""
+        if self._shipper is not None:
+            self._shipper.close()
+
+    def abandon(self) -> None:
+        """In a fork: leave everything to the parent."""
+        if self._shipper is not None:
+            self._shipper.abandon()
+
+
+def _parse(url: str) -> "Address":
+    try:
+        # Imported here: whoever has no fleet needs no driver, and does not wait for it.
+        from limpet.engine.fleet import Address  # noqa: PLC0415
+    except ImportError as error:
+        raise UnsupportedError(
+            f"fleet: the driver of PostgreSQL is missing ({error}); pip install limpet[fleet]"
+        ) from error
+    return Address(url)

@@ -1,0 +1,129 @@
+"""A PostgreSQL of the tests' own, in a private directory, and a database in it for each test."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import require_tools, wait_until
+
+PASSWORD = "s3cret-of-the-fleet"
+_numbers = count(1)
+
+
+class Cluster:
+    """One PostgreSQL, to be killed and started again."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self._as_user = []
+        if os.geteuid() == 0:  # it refuses to run as root
+            shutil.chown(directory, "postgres", "postgres")
+            self._as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups"]
+        os.chmod(directory, 0o755)
+        self._run("initdb", "-D", f"{directory}/data", "-A", "trust", "-U", "limpet", "-N", "--no-locale", "-E", "UTF8")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def _run(self, *command: str) -> None:
+        subprocess.run([*self._as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd="/", timeout=60)
+
+    def start(self) -> None:
+        with open(f"{self.directory}.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(*self._as_user, "postgres", "-D", f"{self.directory}/data", "-k", self.directory),
+                    *("-c", "listen_addresses=", "-c", "max_connections=40"),
+                ],
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+        wait_until(self._answers, "PostgreSQL to answer")
+
+    def _answers(self) -> bool:
+        try:
+            self.connect("postgres").close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it at once, as `pg_ctl -m immediate stop` does."""
+        self._end(signal.SIGQUIT)
+
+    def stop(self) -> None:
+        """End it in order, its connections cut."""
+        self._end(signal.SIGINT)
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait(60)
+
+    def connect(self, database: str) -> "psycopg.Connection[Any]":
+        return psycopg.connect(host=self.directory, dbname=database, user="limpet", autocommit=True)
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://limpet:{PASSWORD}@/{database}?host={self.directory}"
+
+
+class Base:
+    """One empty database."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.name = f"t{next(_numbers)}"
+        with cluster.connect("postgres") as connection:
+            connection.execute(f"CREATE DATABASE {self.name}")
+        self.url = cluster.url(self.name)
+
+    def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self.cluster.connect(self.name) as connection:
+            cursor = connection.execute(query, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def cut_connections(self) -> None:
+        """Have the server end every connection to this database but the asker's."""
+        self.ask(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+            self.name,
+        )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    require_tools("postgres", "initdb", "setpriv")
+    directory = tempfile.mkdtemp(prefix="limpet-pg-", dir="/tmp")  # short: a socket's path
+    made = Cluster(directory)
+    yield made
+    made.stop()
+    shutil.rmtree(directory)
+    os.unlink(f"{directory}.log")
+
+
+@pytest.fixture
+def base(cluster: Cluster) -> Base:
+    return Base(cluster)
+
+
+@pytest.fixture
+def rewrite(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Break a statement of the fleet's, for a control."""
+    from limpet.engine.fleet import batch, rows
+
+    def change(name: str, find: Callable[[str], str]) -> None:
+        module = batch if hasattr(batch, name) else rows
+        old = getattr(module, name)
+        new = {table: find(text) for table, text in old.items()} if isinstance(old, dict) else find(old)
+        assert new != old
+        monkeypatch.setattr(module, name, new)
+
+    return change

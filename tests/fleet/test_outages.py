@@ -1,0 +1,87 @@
+"""What becomes of the fleet's copy when things last long: an outage beyond the log, a standby that is away."""
+
+import pytest
+from msgspec.structs import replace
+
+from limpet import Store, errors
+from tests.conftest import wait_until
+from tests.fleet.conftest import Base, Cluster
+from tests.fleet.test_shipping import fleet_rows, local_rows, wait_sent
+from tests.records import RUNNING, metadata, sandbox
+
+
+@pytest.fixture
+def short_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the log of changes keep few events, and the fleet drop those that are dropped soon."""
+    monkeypatch.setattr("limpet.engine.database.sqlite.event_log.KEPT_EVENTS", 100)
+    monkeypatch.setattr("limpet.engine.fleet.shipper._PRUNED_AT_ONCE", 1)
+
+
+@pytest.mark.usefixtures("short_log")
+def test_an_outage_longer_than_the_log(base: Base, cluster: Cluster, state_dir: str) -> None:
+    """Rows are compared where events are not kept any more: the fleet is as the node is, without what was deleted."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        for key in "abc":
+            store.add(metadata(key), RUNNING)
+        wait_sent(store)
+        cluster.kill()
+        try:
+            store.delete("b")
+            for number in range(400):
+                store.put("k", "k", number)
+            store.update("a", lambda status: replace(status, pid=99))
+        finally:
+            cluster.start()
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+        assert base.ask("SELECT revision FROM limpet.fleet_node") == [(store.revision,)]
+
+
+@pytest.mark.usefixtures("short_log")
+def test_what_the_log_drops_the_fleet_drops(base: Base, state_dir: str) -> None:
+    """The fleet's log does not grow for ever; histories of what is there stay."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        for number in range(600):
+            store.put("k", "k", number)
+            if number % 100 == 0:
+                wait_sent(store)
+        wait_sent(store)
+        store.put("k", "k", "last")
+        wait_sent(store)
+        assert fleet_rows(base)["event"] == local_rows(state_dir)["event"]
+        assert len(fleet_rows(base)["event"]) < 400
+
+
+def test_a_commit_that_no_standby_has_is_not_acknowledged(base: Base, cluster: Cluster, state_dir: str) -> None:
+    """PostgreSQL lets a commit that was cancelled while it waited succeed with a warning: that is no answer."""
+
+    def wait_for_standby(name: str) -> None:
+        base.ask(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        base.ask("SELECT pg_reload_conf()")
+        wait_until(lambda: base.ask("SHOW synchronous_standby_names") == [(name,)], "the setting")
+
+    def cancel_waiting() -> object:
+        return base.ask(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = %s AND wait_event = 'SyncRep'",
+            base.name,
+        )
+
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        store.put("k", "k", 1)
+        wait_for_standby("nobody")
+        try:
+            store.fleet._timeout = 0.5
+            with pytest.raises(errors.FleetUnknownError):
+                store.put("k", "k", 2)
+            wait_until(cancel_waiting, "a commit that waits")
+            wait_until(lambda: store.fleet_lag and "canceling wait" in store.fleet_lag.error, "the warning to be told")
+            with pytest.raises(errors.FleetUnknownError):
+                store.put("k", "k", 3)
+        finally:
+            wait_for_standby("")
+        store.fleet._timeout = 30
+        store.put("k", "k", 4)
+        assert fleet_rows(base) == local_rows(state_dir)

@@ -1,0 +1,144 @@
+"""A lost node comes back from the fleet alone, knows what it does not know, and whoever it was before is fenced."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from msgspec.structs import replace
+
+from limpet import Engine, Snapshot, Store, errors
+from limpet.engine.fleet import Fleet, restore
+from limpet.schema.identity import ProcessIdentity
+from limpet.schema.status import ContainerState, Reason, end
+from tests.conftest import wait_until
+from tests.fleet.conftest import Base
+from tests.fleet.test_shipping import fleet_rows, local_rows, wait_sent, with_extra
+from tests.fleet.test_view import silence
+from tests.records import RUNNING, metadata, sandbox
+
+ELSEWHERE = ProcessIdentity(pid=7, start_ticks=1, boot_id="of another machine", pidfd_inode=0, pid_namespace=0)
+
+
+def wait_for_trouble(store: Store) -> str:
+    wait_until(lambda: store.fleet_lag and store.fleet_lag.error, "the trouble to be told")
+    assert store.fleet_lag is not None
+    return store.fleet_lag.error
+
+
+def fill(base: Base, state_dir: str) -> None:
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("runs", app="web"), replace(with_extra(text="\x00"), identity=ELSEWHERE))
+        store.add(metadata("ended"), end(RUNNING, 3, finished_at=9))
+        store.add(metadata("gone"))
+        store.delete("gone")
+        store.put("k", "k", {"a": 1})
+        wait_sent(store)
+
+
+def test_a_lost_node_is_restored(base: Base, state_dir: str, tmp_path: object) -> None:
+    """All records are there; what ran was on another machine, and is said to be unseen; the node goes on."""
+    fill(base, state_dir)
+    before = local_rows(state_dir)
+    shutil.rmtree(state_dir)
+    silence(base, "n7", 40)
+    again = f"{state_dir}-again"
+    restored = restore(base.url, "n7", again)
+    assert (restored.containers, restored.sandboxes, restored.items, restored.left_out) == (2, 1, 1, [])
+    assert local_rows(again) == before
+    with Engine.open(again, node="n7", fleet=base.url) as engine:
+        status = engine.store.get("runs").status
+        assert (status.state, status.reason) == (ContainerState.EXITED, Reason.REBOOTED)
+        assert engine.store.get("ended").status.exit_code == 3
+        item = engine.store.find("k", "k")
+        assert item is not None
+        assert item.value == {"a": 1}
+        assert engine.store.revision > restored.revision
+        wait_sent(engine.store)
+        with Fleet.open(base.url) as fleet:
+            assert fleet.get("runs").status.reason == Reason.REBOOTED
+    assert fleet_rows(base) == local_rows(again)
+    checked = subprocess.run(
+        [sys.executable, "-m", "limpet", "-s", again, "--node", "n7", "check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "ok     records    checksums and history" in checked.stdout
+    assert "WRONG  bundles" in checked.stdout  # those were on the lost machine
+
+
+def test_the_old_one_is_fenced(base: Base, state_dir: str) -> None:
+    """It is told who has taken over, and changes nothing in the fleet; its own store goes on."""
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync") as old:
+        old.put("k", "k", 1)
+        with pytest.raises(errors.InvalidStateError, match=r"is alive: process .* take it over by force"):
+            restore(base.url, "n7", f"{state_dir}-again")
+        old.put("k", "k", 2)
+        restore(base.url, "n7", f"{state_dir}-again", is_forced=True)
+        with pytest.raises(errors.FleetFencedError, match=r"taken over in the fleet by process .*-again"):
+            old.put("k", "k", 3)
+        assert base.ask("SELECT value FROM limpet.item") == [("2",)]
+        item = old.find("k", "k")
+        assert item is not None
+        assert item.value == 3
+    with Store.open(f"{state_dir}-again", node="n7", fleet=base.url) as new:
+        new.put("k", "k", 4)
+        wait_sent(new)
+    assert base.ask("SELECT value FROM limpet.item") == [("4",)]
+
+
+def test_another_directory_of_the_same_name_is_refused(base: Base, state_dir: str) -> None:
+    """Two engines with one node's name: the second, and a copy of the directory, send nothing, and are told."""
+    fill(base, state_dir)
+    before = fleet_rows(base)
+    shutil.copytree(state_dir, f"{state_dir}-copy")
+    for path in (f"{state_dir}-other", f"{state_dir}-copy"):
+        with Store.open(path, node="n7", fleet=base.url) as other:
+            other.put("k", "of the other", 1)
+            assert "is another state directory's in the fleet" in wait_for_trouble(other)
+    assert fleet_rows(base) == before
+
+
+def test_the_same_directory_elsewhere_fences_its_past(base: Base, state_dir: str) -> None:
+    """A directory that was moved, and one whose backup was put back, is the node; what was newer goes."""
+    fill(base, state_dir)
+    shutil.copytree(state_dir, f"{state_dir}-backup")
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.delete("ended")
+        store.put("k", "newer", 1)
+        wait_sent(store)
+    for name in ("store.db", "store.db-wal", "store.db-shm", "owner.json"):
+        if os.path.exists(f"{state_dir}/{name}"):
+            os.unlink(f"{state_dir}/{name}")
+    shutil.copy(f"{state_dir}-backup/store.db", f"{state_dir}/store.db")
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        wait_sent(store)
+        assert store.find("k", "newer") is None
+    assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_the_command_restores(base: Base, state_dir: str) -> None:
+    """It says what it has made; a directory with a database, and a node that nobody knows, are refused."""
+    fill(base, state_dir)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "limpet", "fleet", "restore", *arguments, "--fleet", base.url],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert run("n9", f"{state_dir}-x").returncode == 3
+    assert run("n7", f"{state_dir}-y").returncode == 4
+    silence(base, "n7", 40)
+    assert run("n7", state_dir).returncode == 4
+    made = run("n7", f"{state_dir}-again", "-o", "json")
+    assert json.loads(made.stdout)["containers"] == 2
+    with Snapshot.open(f"{state_dir}-again", node="n7") as snapshot:
+        assert sorted(snapshot.ids) == ["ended", "runs"]

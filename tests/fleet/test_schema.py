@@ -1,0 +1,109 @@
+"""The fleet's tables: made once by many nodes, and nobody else's are touched. No error shows the password."""
+
+import threading
+
+import pytest
+from sqlalchemy import Text
+
+from limpet import Store, errors
+from limpet.engine.fleet.address import Address
+from limpet.engine.fleet.upgrade import FLEET_REVISION, require_current, require_schema
+from limpet.schema.tables import TABLES
+from tests.conftest import in_thread, wait_until
+from tests.fleet.conftest import PASSWORD, Base, Cluster
+
+
+def test_many_nodes_make_the_tables_at_once(base: Base) -> None:
+    """They are made once, and everybody finds them."""
+    address = Address(base.url)
+    barrier = threading.Barrier(6)
+
+    def make() -> None:
+        with address.connect() as connection:
+            barrier.wait()
+            require_schema(address, connection)
+            require_current(address, connection)
+
+    outcomes = [in_thread(make) for _ in range(6)]
+    for thread, _ in outcomes:
+        thread.join()
+    assert [outcome for _, outcome in outcomes] == [[None]] * 6
+    assert base.ask("SELECT version_num FROM limpet.fleet_version") == [(FLEET_REVISION,)]
+
+
+def test_the_tables_are_those_of_the_nodes(base: Base) -> None:
+    """Whoever adds a column to a node's table is reminded of the fleet's."""
+    address = Address(base.url)
+    with address.connect() as connection:
+        require_schema(address, connection)
+    for table in TABLES.sorted_tables:
+        if table.name == "recovery":
+            continue
+        found = base.ask(
+            "SELECT column_name, data_type, is_nullable FROM information_schema.columns"
+            " WHERE table_schema = 'limpet' AND table_name = %s AND column_name NOT LIKE 'fleet%%'"
+            " ORDER BY ordinal_position",
+            table.name,
+        )
+        assert found == [
+            (column.name, "text" if isinstance(column.type, Text) else "bigint", "YES" if column.nullable else "NO")
+            for column in table.columns
+        ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "what"),
+    [
+        ("UPDATE limpet.fleet_version SET version_num = 'f999'", errors.FleetTooNewError, "revision f999.*upgrade"),
+        ("UPDATE limpet.fleet_version SET version_num = '0006'", errors.FleetError, "not limpet's"),
+        ("DROP TABLE limpet.fleet_version", errors.FleetError, "not limpet's"),
+    ],
+)
+def test_other_tables_are_refused_and_left_alone(
+    base: Base, state_dir: str, statement: str, kind: type[Exception], what: str
+) -> None:
+    """What is newer, or not ours, is told; nothing in it changes; the node itself works."""
+    address = Address(base.url)
+    with address.connect() as connection:
+        require_schema(address, connection)
+    base.ask(statement)
+    with address.connect() as connection, pytest.raises(kind, match=what):
+        require_schema(address, connection)
+    with Store.open(state_dir, fleet=base.url) as store:
+        store.put("k", "k", 1)
+        wait_until(lambda: store.fleet_lag and store.fleet_lag.error, "the refusal to be told")
+        assert store.fleet_lag is not None
+        assert PASSWORD not in store.fleet_lag.error
+    assert base.ask("SELECT count(*) FROM limpet.fleet_node") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "sqlite:///x",
+        f"postgresql://u:{PASSWORD}%@h/d",
+        f"postgresql://u:{PASSWORD}@[/d",
+        "postgresql+psycopg2://h/d",
+    ],
+)
+def test_an_address_that_is_none_is_refused(state_dir: str, url: str) -> None:
+    """Before anything is opened, and without the password."""
+    with pytest.raises(errors.InvalidInputError) as caught:
+        Address(url)
+    assert PASSWORD not in str(caught.value)
+    if url:
+        with pytest.raises(errors.InvalidInputError):
+            Store.open(state_dir, fleet=url)
+    for settings in ({"fleet_ack": "maybe"}, {"fleet_timeout": 0.0}):
+        with pytest.raises(errors.InvalidInputError):
+            Store.open(state_dir, **settings)
+
+
+def test_no_error_shows_the_password(cluster: Cluster) -> None:
+    """Neither what libpq says, nor the traceback; nor does the address itself."""
+    for address in (Address(cluster.url("no_such_database")), Address(f"postgresql://u:{PASSWORD}@127.0.0.1:1/d")):
+        with pytest.raises(errors.FleetError) as caught, address.connect():
+            pass
+        assert PASSWORD not in f"{caught.value} {address!r} {caught.value.__cause__}"
+        assert caught.value.__suppress_context__

@@ -1,0 +1,344 @@
+"""What a node has written reaches the fleet: all of it, once, in order, whatever happens to either meanwhile."""
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from limpet import AsyncStore, Engine, Store, errors
+from limpet.engine.database.sqlite.extract import ROWS, Extractor
+from limpet.engine.fleet import batch
+from limpet.engine.fleet.address import Address
+from limpet.engine.fleet.rows import from_record
+from limpet.schema import Status
+from limpet.schema.rows import EventRow
+from limpet.schema.status import end
+from tests.conftest import EngineProcess, wait_until
+from tests.fleet.conftest import Base, Cluster
+from tests.records import RUNNING, metadata, sandbox
+
+Rows = Mapping[str, set[tuple[Any, ...]]]
+
+
+def local_rows(state_dir: str, node: str = "n7") -> Rows:
+    """All rows of the node's own database that are to be in the fleet."""
+    extractor = Extractor(f"{state_dir}/store.db", node)
+    try:
+        keys = extractor.extract_keys()
+        found = extractor.extract(list(keys.events), lambda _: keys.rows)
+    finally:
+        extractor.close()
+    return {
+        "event": set(map(tuple, found.events)),
+        **{table: set(map(tuple, found.rows.get(table, ()))) for table in ROWS},
+    }
+
+
+def fleet_rows(base: Base, node: str = "n7") -> Rows:
+    """The same of the fleet."""
+    classes = {table: row_class for table, (row_class, _) in ROWS.items()} | {"event": EventRow}
+    return {
+        table: {
+            tuple(from_record(row_class, row))
+            for row in base.ask(f"SELECT {', '.join(row_class._fields)} FROM limpet.{table} WHERE node = %s", node)
+        }
+        for table, row_class in classes.items()
+    }
+
+
+def wait_sent(store: Store) -> None:
+    def is_sent() -> bool:
+        assert store.fleet_lag is not None
+        return store.fleet_lag.seconds == 0
+
+    wait_until(is_sent, f"everything to be sent ({store.fleet_lag})")
+
+
+def with_extra(**extra: object) -> Status:
+    return replace(RUNNING, extra=extra)
+
+
+def test_all_that_is_written_arrives(base: Base, state_dir: str) -> None:
+    """Rows of every kind, changed and deleted, texts of every kind, and checkpoints that write no event."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        for key in "abc":
+            store.add(metadata(key), with_extra(text="\x00\x1a\x1a0\u2028\U0001f41a"))
+        store.put("lease", "k", "\x00")
+        store.put("lease", "gone", 1)
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+        store.update("a", lambda status: end(status, 3, finished_at=9, message="\x00\x1a1"))
+        store.delete("b")
+        store.delete_item("lease", "gone")
+        before = store.revision
+        store.update("c", lambda status: replace(status, pid=4711))  # no event tells of it
+        assert store.revision == before
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+        assert base.ask("SELECT revision, is_whole FROM limpet.fleet_node") == [(store.revision, True)]
+
+
+def test_what_was_written_without_a_fleet_arrives_too(base: Base, state_dir: str) -> None:
+    """A store that joins late, or again, sends what is missing, and takes away what is not there any more."""
+    with Store.open(state_dir, node="n7") as store:
+        store.add_sandbox(sandbox())
+        for number in range(600):
+            store.add(metadata(f"c{number:03}"), RUNNING)
+    for change in (lambda store: None, lambda store: store.delete("c001"), lambda store: store.put("k", "k", 1)):
+        with Store.open(state_dir, node="n7") as store:
+            change(store)
+            store.update("c000", lambda status: replace(status, pid=status.pid + 1))
+        with Store.open(state_dir, node="n7", fleet=base.url) as store:
+            wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_an_id_that_is_used_again_replaces_the_old_one(base: Base, state_dir: str) -> None:
+    """Numbers that begin anew are newer nevertheless."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        for number in range(20):
+            store.update("a", lambda status, n=number: replace(status, pid=n + 2))  # type: ignore[misc]
+            store.put("k", "k", number)
+        wait_sent(store)
+        with store.transaction() as draft:
+            draft.delete("a")
+            draft.delete_item("k", "k", None)
+        store.add(metadata("a"), with_extra(again=True))
+        store.put("k", "k", "again")
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_nothing_waits_for_a_fleet_that_is_away(base: Base, cluster: Cluster, state_dir: str) -> None:
+    """The node goes on; the lag tells; once the fleet is back everything arrives, in order."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        wait_sent(store)
+        cluster.kill()
+        try:
+            began = time.monotonic()
+            for number in range(300):
+                store.add(metadata(f"c{number:03}"), RUNNING)
+            took = time.monotonic() - began
+            wait_until(lambda: store.fleet_lag and store.fleet_lag.error, "the trouble to be told")
+            assert store.fleet_lag is not None
+            assert store.fleet_lag.revisions == 300
+            assert store.fleet_lag.seconds > 0
+        finally:
+            cluster.start()
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+        assert took < 20
+
+
+def test_a_cut_connection_costs_nothing(base: Base, state_dir: str) -> None:
+    """Connections that the server ends again and again are made again, and nothing is missing or twice."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        for number in range(200):
+            store.add(metadata(f"c{number:03}"), RUNNING)
+            if number % 20 == 10:
+                base.cut_connections()
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_sync_returns_when_the_fleet_has_it(base: Base, cluster: Cluster, state_dir: str) -> None:
+    """Every change is there when its call returns; while the fleet is away it is an error of its own."""
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        assert fleet_rows(base) == local_rows(state_dir)
+        for number in range(20):
+            store.update("a", lambda status, n=number: replace(status, pid=n + 2))  # type: ignore[misc]
+            assert base.ask("SELECT pid FROM limpet.container_status") == [(number + 2,)]
+        with store.transaction() as draft:
+            draft.put("k", "k", 1, None)
+        assert fleet_rows(base) == local_rows(state_dir)
+    cluster.kill()
+    try:
+        with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=0.2) as store:
+            with pytest.raises(errors.FleetUnknownError, match="durable on this node"):
+                store.put("k", "unknown", 1)
+            assert store.find("k", "unknown") is not None
+    finally:
+        cluster.start()
+
+
+def test_an_engine_in_sync_mode_is_not_cut_in_two(base: Base, cluster: Cluster, state_dir: str) -> None:
+    """While the fleet is away an engine still makes containers, whole; the call says what is not known."""
+    with Engine.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as engine:
+        made = engine.create_sandbox({"metadata": {"name": "s", "uid": "u", "namespace": "n"}})
+        assert [row[0] for row in base.ask("SELECT id FROM limpet.sandbox")] == [made.id]
+        cluster.kill()
+        try:
+            engine.store.fleet._timeout = 0.2
+            with pytest.raises(errors.FleetUnknownError):
+                engine.create_sandbox({"metadata": {"name": "t", "uid": "u", "namespace": "n"}}, id="whole")
+            assert engine.get_sandbox("whole").bundle is not None
+        finally:
+            cluster.start()
+        engine.store.fleet._timeout = 30
+        engine.create_sandbox({"metadata": {"name": "v", "uid": "u", "namespace": "n"}})
+        assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_tasks_wait_for_the_fleet_too(base: Base, state_dir: str) -> None:
+    """In sync mode a task goes on once the fleet has its change, and its transaction."""
+
+    async def work() -> None:
+        async with AsyncStore.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+            for number in range(5):
+                await store.put("k", "k", number)
+                assert base.ask("SELECT value FROM limpet.item") == [(str(number),)]
+            async with store.transaction() as draft:
+                draft.put("k", "t", 7, None)
+            assert base.ask("SELECT value FROM limpet.item WHERE key = 't'") == [("7",)]
+            assert store.fleet_lag is not None
+            assert store.fleet_lag[::2] == (0, "")
+
+    asyncio.run(work())
+    with Store.open(state_dir, node="n7") as alone:
+        assert alone.fleet_lag is None
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_random_it_loses_nothing(base: Base, cluster: Cluster, state_dir: str) -> None:
+    """Engine, database and connections are killed at random; what sync mode acknowledged is there, in order, once."""
+    chance, written = random.Random(1), 0
+    script = (
+        "from limpet import errors\n"
+        "from tests.records import RUNNING, metadata, sandbox\n"
+        f"store = Store.open(state_dir, node='n7', fleet={base.url!r}, fleet_ack='sync', fleet_timeout=30)\n"
+        "if 's' not in store.sandbox_ids: store.add_sandbox(sandbox())\n"
+        "number = len(store.list_items('k'))\n"
+        "while True:\n"
+        "    store.put('k', f'{number:06}', number)\n"
+        "    say(number)\n"
+        "    number += 1\n"
+    )
+    for _ in range(6):
+        process = EngineProcess(state_dir, script)
+        acknowledged: list[int] = []
+        for _ in range(chance.randrange(1, 60)):
+            acknowledged.append(int(process.read()[0]))
+            blow = chance.randrange(40)
+            if blow == 0:
+                cluster.kill()
+                cluster.start()
+            elif blow < 3:
+                base.cut_connections()
+        process.kill()
+        written = acknowledged[-1]
+        keys = [int(row[0]) for row in base.ask("SELECT key FROM limpet.item ORDER BY key")]
+        assert keys == list(range(len(keys)))
+        assert len(keys) > written
+        revisions = [row[0] for row in base.ask("SELECT revision FROM limpet.event ORDER BY revision")]
+        assert revisions == list(range(1, len(revisions) + 1))
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        wait_sent(store)
+    assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_changes_from_many_threads_arrive(base: Base, state_dir: str) -> None:
+    """Threads that write at once, with and without events, leave the fleet as the node is."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        numbers = count()
+
+        def work() -> None:
+            for _ in range(40):
+                number = next(numbers)
+                store.add(metadata(f"c{number:03}"), RUNNING)
+                store.update(f"c{number:03}", lambda status: replace(status, pid=77))
+                if number % 3 == 0:
+                    store.delete(f"c{number:03}")
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+
+
+class Sender:
+    """Sends by hand what a node has at an instant, as a shipper would."""
+
+    def __init__(self, base: Base, state_dir: str, directory: str = "d") -> None:
+        from limpet.engine.fleet.upgrade import require_schema
+
+        self.extractor = Extractor(f"{state_dir}/store.db", "n7")
+        address = Address(base.url)
+        self.connection = base.cluster.connect(base.name)
+        require_schema(address, self.connection)
+        self.held = batch.claim(self.connection, "n7", directory, "/somewhere")
+
+    def read(self, key: str) -> Any:
+        return self.extractor.extract((0, 1000), lambda _: {"container": [(key,)], "container_status": [(key,)]})
+
+    def send(self, found: Any) -> bool:
+        return batch.write_batch(self.connection, self.held, found)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_what_is_late_changes_nothing(
+    base: Base, state_dir: str, rewrite: Callable[..., None], *, is_broken: bool
+) -> None:
+    """A batch that comes after a newer one, of the same revision, changes nothing; without its guard it would."""
+    if is_broken:
+        rewrite("UPSERT", lambda text: text.partition(" WHERE (excluded")[0])
+    with Store.open(state_dir, node="n7") as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        sender = Sender(base, state_dir)
+        late = sender.read("a")
+        store.update("a", lambda status: replace(status, pid=5))
+        newer = sender.read("a")
+        for found in (newer, newer, late):
+            assert sender.send(found)
+        assert (base.ask("SELECT pid FROM limpet.container_status") == [(5,)]) is not is_broken
+        store.delete("a")
+        gone = sender.read("a")
+        assert sender.send(gone)
+        assert not sender.send(late)
+        assert base.ask("SELECT id FROM limpet.container_status") == []
+        sender.extractor.close()
+        sender.connection.close()
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_an_old_epoch_changes_nothing(
+    base: Base, state_dir: str, rewrite: Callable[..., None], *, is_broken: bool
+) -> None:
+    """Whoever was taken over from is told by whom, and changes nothing; without the check it would."""
+    if is_broken:
+        rewrite("_BEGIN", lambda text: text.replace("epoch = %(epoch)s", "%(epoch)s > 0"))
+    with Store.open(state_dir, node="n7") as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        old = Sender(base, state_dir)
+        new = Sender(base, state_dir)
+        if is_broken:
+            assert old.send(old.read("a"))
+        else:
+            with pytest.raises(errors.FleetFencedError, match=f"process {os.getpid()} on .* with '/somewhere'"):
+                old.send(old.read("a"))
+            with pytest.raises(errors.FleetFencedError):
+                batch.beat(old.connection, old.held)
+        assert len(base.ask("SELECT id FROM limpet.container")) == is_broken
+        assert new.send(new.read("a"))
+        for sender in (old, new):
+            sender.extractor.close()
+            sender.connection.close()

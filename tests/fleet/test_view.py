@@ -1,0 +1,147 @@
+"""Looking at many nodes at once: each record is found, and of a node that is silent nothing is said to run."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from limpet import Store, errors
+from limpet.engine.fleet import Fleet
+from limpet.schema.events import EventKind
+from limpet.schema.status import ContainerState, Reason, end
+from tests.conftest import wait_until
+from tests.fleet.conftest import PASSWORD, Base
+from tests.fleet.test_shipping import wait_sent, with_extra
+from tests.records import RUNNING, metadata, sandbox
+
+
+def silence(base: Base, node: str, seconds: int) -> None:
+    """Let a node have been silent for so long."""
+    base.ask(f"UPDATE limpet.fleet_node SET heard_at = heard_at - interval '{seconds} s' WHERE name = %s", node)
+
+
+def fill(base: Base, state_dir: str, node: str) -> None:
+    with Store.open(state_dir, node=node, fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("runs", app="web"), with_extra(node=node))
+        store.add(metadata("ended"), end(RUNNING, 3, finished_at=9))
+        store.add(metadata(f"only-{node}"))
+        wait_sent(store)
+
+
+def test_a_silent_node_is_not_vouched_for(base: Base, state_dir: str) -> None:
+    """What has ended stays ended; what ran is Unknown, and since when, by the database's clock."""
+    fill(base, state_dir, "n7")
+    with Fleet.open(base.url) as fleet:
+        assert fleet.get("runs").status.state is ContainerState.RUNNING
+        silence(base, "n7", 40)
+        (node,) = fleet.nodes()
+        assert not node.is_heard
+        assert 40 <= node.silent_seconds < 70
+        status = fleet.get("runs").status
+        assert (status.state, status.reason) == (ContainerState.UNKNOWN, Reason.NOT_HEARD_OF)
+        assert status.message.startswith("was running, not heard of for 4")
+        assert fleet.get("ended").status.exit_code == 3
+        assert fleet.get("only-n7").status.state is ContainerState.UNKNOWN
+        assert not fleet.list(state="running")
+        assert fleet.get("runs").checkpoint.state is ContainerState.RUNNING
+
+
+def test_what_the_node_doubts_is_in_doubt_here_too(base: Base, state_dir: str) -> None:
+    """A node that was opened and has not looked yet vouches for nothing that ran."""
+    fill(base, state_dir, "n7")
+    with Store.open(state_dir, node="n7", fleet=base.url) as store, Fleet.open(base.url) as fleet:
+        wait_sent(store)
+        assert fleet.get("runs").status.reason == Reason.UNVERIFIED
+        store.checkpoint("runs", RUNNING)
+        wait_sent(store)
+        assert fleet.get("runs").status.state is ContainerState.RUNNING
+        store.doubt("runs", (Reason.UNVERIFIED, "could not look"))
+        wait_until(lambda: fleet.get("runs").status.message == "could not look", "the doubt to be told")
+
+
+def test_many_nodes_are_listed_together(base: Base, state_dir: str) -> None:
+    """By node, labels, state and name; one id on two nodes wants the node."""
+    for node in ("n7", "n8"):
+        fill(base, f"{state_dir}-{node}", node)
+    with Fleet.open(base.url) as fleet:
+        assert [node.name for node in fleet.nodes()] == ["n7", "n8"]
+        assert [(one.node, one.id) for one in fleet.list(labels={"app": "web"})] == [("n7", "runs"), ("n8", "runs")]
+        assert [one.id for one in fleet.list(node="n8", state="exited")] == ["ended"]
+        assert fleet.get("only-n8").node == "n8"
+        assert fleet.get("run", node="n7").checkpoint.extra == {"node": "n7"}
+        assert fleet.metadata(fleet.get("only-n8")).name == "only-n8"
+        with pytest.raises(errors.AmbiguousError, match="runs on n7, runs on n8; give an id and a node"):
+            fleet.get("runs")
+        with pytest.raises(errors.NotFoundError, match="no node 'n9'; it has: n7, n8"):
+            fleet.list(node="n9")
+        with pytest.raises(errors.NotFoundError, match="'nothing'"):
+            fleet.get("nothing")
+        for node in ("n7", "n8"):
+            found = [one.event for one in fleet.events(node=node)]
+            assert [event.revision for event in found] == [1, 2, 3, 4]
+            assert found[0].kind is EventKind.SANDBOX_ADDED
+
+
+def test_events_are_followed(base: Base, state_dir: str) -> None:
+    """Each comes once, in order, as it arrives."""
+    seen: list[int] = []
+    with Store.open(state_dir, node="n7", fleet=base.url) as store, _open_late(base, store) as fleet:
+
+        def follow() -> None:
+            for one in fleet.events(follow=True):
+                seen.append(one.event.revision)
+                if one.event.revision == 30:
+                    return
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        for number in range(30):
+            store.put("k", f"{number}", number)
+        thread.join(30)
+    assert seen == list(range(1, 31))
+
+
+def _open_late(base: Base, store: Store) -> Fleet:
+    wait_sent(store)
+    return Fleet.open(base.url)
+
+
+def test_the_command_shows_it(base: Base, state_dir: str) -> None:
+    """Each verb as a table and as JSON; the address may come from the environment; no error shows the password."""
+    fill(base, state_dir, "n7")
+
+    def run(*arguments: str, url: str = base.url) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "limpet", "fleet", *arguments],
+            capture_output=True,
+            text=True,
+            env={"LIMPET_FLEET": url, "PATH": "/usr/bin:/bin"},
+            timeout=60,
+            check=False,
+        )
+
+    (node,) = json.loads(run("nodes", "-o", "json").stdout)["nodes"]
+    assert (node["name"], node["is_heard"], node["containers"]) == ("n7", True, 3)
+    assert "n7" in run("nodes").stdout
+    shown = {one["id"]: one["state"] for one in json.loads(run("ps", "-a", "-o", "json").stdout)["containers"]}
+    assert shown == {"runs": "RUNNING", "ended": "EXITED", "only-n7": "UNKNOWN"}
+    assert "ended" not in run("ps").stdout
+    assert json.loads(run("inspect", "runs").stdout)["metadata"]["name"] == "runs"
+    lines = run("events", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["revision"] for line in lines] == [1, 2, 3, 4]
+    assert run("inspect", "nothing").returncode == 3
+    failed = run("nodes", url=base.url.replace(base.name, "no_such_database"))
+    assert failed.returncode == 1
+    assert "no_such_database" in failed.stderr
+    assert PASSWORD not in failed.stderr
+    assert run("nodes", url="sqlite:///x").returncode == 2
+
+
+def test_a_database_without_tables_is_told(base: Base) -> None:
+    """Looking makes nothing."""
+    with pytest.raises(errors.FleetError, match="tables are missing"):
+        Fleet.open(base.url)
+    assert base.ask("SELECT count(*) FROM pg_namespace WHERE nspname = 'limpet'") == [(0,)]

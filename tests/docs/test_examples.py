@@ -5,7 +5,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ from msgspec.structs import replace
 
 from limpet.engine import Engine
 from limpet.recovery.host import has_pidfs
+from tests.campaigns.sizes import Size
 from tests.conftest import wait_until
+from tests.docs.kill_executor import kill_executors
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
-def run(name: str, *arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "error", EXAMPLES / name, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # type: ignore[arg-type]
+def run(name: str, *arguments: object, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
+    command: list[str] = [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
+    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_run_containers(state_dir: str) -> None:
@@ -117,6 +120,89 @@ def test_ci_executor_after_a_reboot(state_dir: str, tmp_path: Path, trace: Path)
     output, _ = run("ci_executor.py", state_dir, pipeline).communicate(timeout=60)
     assert output.splitlines()[1:] == ["build: Completed (0)", "test: starts, attempt 2", "test: Completed (0)"]
     assert trace.read_text().split() == ["build", "test"]
+
+
+@pytest.mark.campaign("executor")
+def test_ci_executor_is_killed_again_and_again(size: Size, tmp_path: Path) -> None:
+    """Whenever it is killed, each job has run once in the end, or it is said that one never ran or ended unseen."""
+    assert kill_executors(size.least, 1, tmp_path) >= size.least
+
+
+def test_sandbox_manager(state_dir: str) -> None:
+    """What is used stays; what expires is gone, also while no manager is there; a kill in between changes nothing."""
+    first = run("sandbox_manager.py", state_dir, stdin=subprocess.PIPE)
+    tell(first, "new used ann 1.5", "made: used")
+    tell(first, "new idle bob 1.5", "made: idle")
+    tell(first, "new kept eve 1000", "made: kept")
+    tell(first, "new kept bob 1000", "refused: ")
+    for _ in range(4):
+        time.sleep(0.5)
+        tell(first, "run used exit 3", "ran in used: Error (3)", "gone: idle of bob")
+    tell(first, "list", "sandboxes: used of ann, kept of eve", "gone: idle of bob")
+    tell(first, "run idle true", "refused: ")
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+
+    time.sleep(1.6)  # it expires while no manager is there
+    second = run("sandbox_manager.py", state_dir, stdin=subprocess.PIPE)
+    read_until(second, "gone: used of ann")
+    tell(second, "list", "sandboxes: kept of eve")
+    tell(second, "run kept true", "ran in kept: Completed (0)")
+    output, _ = second.communicate(timeout=30)
+    assert (output, second.returncode) == ("", 0)
+
+
+def tell(process: "subprocess.Popen[str]", line: str, wanted: str, *others: str) -> None:
+    """Give a line, and read what begins with `wanted`; only what begins with one of `others` may come before."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(line, file=process.stdin, flush=True)
+    while not (answer := process.stdout.readline()).startswith(wanted):
+        assert answer.startswith(others), (line, answer)
+
+
+def test_supervisor(state_dir: str, tmp_path: Path) -> None:
+    """It is killed and started again: the policies go on, and all that happened is printed in order."""
+    services = [
+        "job=on-failure:2=exit 7",
+        f"web=always=echo web >> {tmp_path}/trace; until [ -e {tmp_path}/go ]; do sleep 0.01; done",
+    ]
+    first = run("supervisor.py", state_dir, *services)
+    assert first.stdout is not None
+    printed = read_lines(first, lambda line: "web state RUNNING" in line)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    (tmp_path / "go").touch()  # it ends while no supervisor is there
+    second = run("supervisor.py", state_dir, *services)
+    ends = 0
+
+    def count(line: str) -> bool:
+        nonlocal ends
+        ends += "job state EXITED Error 7" in line
+        return ends == 3 - sum("job state EXITED Error 7" in line for line in printed)
+
+    printed += read_lines(second, count)
+    second.kill()
+    second.communicate()
+    told = [int(line.split()[0]) for line in printed]
+    assert sorted(told) == told  # what was printed just before the kill may come twice
+    assert any("web state EXITED Completed 0" in line for line in printed)
+    with Engine.open(state_dir) as engine:
+        (job,) = [one for one in engine.list(name="job") if one.metadata.restart_count == 2]
+        assert (job.restart_at, job.exit_code) == (0, 7)
+        for web in engine.list(name="web"):
+            web.stop(timeout=0)
+        assert engine.list(state="running") == []
+
+
+def read_lines(process: "subprocess.Popen[str]", is_last: Callable[[str], bool]) -> list[str]:
+    """Read lines up to one that is the last."""
+    assert process.stdout is not None
+    lines = [process.stdout.readline()]
+    while not is_last(lines[-1]):
+        assert lines[-1], lines
+        lines.append(process.stdout.readline())
+    return lines
 
 
 def read_until(process: "subprocess.Popen[str]", wanted: str) -> None:

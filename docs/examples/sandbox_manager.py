@@ -55,10 +55,17 @@ def later(seconds: float) -> int:
 async def tell_gone(engine: AsyncEngine) -> None:
     """Say which sandboxes are gone, from where the last manager was in the log of changes: each at least once."""
     told = engine.store.find("manager", "told")
-    async for event in engine.store.watch(since=told.value if told else 0, kinds=[EventKind.SANDBOX_DELETED]):
-        owner = event.sandbox_status.extra["owner"] if event.sandbox_status else "?"
-        print(f"gone: {event.name} of {owner}", flush=True)
-        await engine.store.put("manager", "told", event.revision)
+    since = told.value if told else 0
+    while True:
+        try:
+            async for event in engine.store.watch(since=since, kinds=[EventKind.SANDBOX_DELETED]):
+                owner = event.sandbox_status.extra["owner"] if event.sandbox_status else "?"
+                print(f"gone: {event.name} of {owner}", flush=True)
+                since = event.revision
+                await engine.store.put("manager", "told", since)
+        except errors.CursorTooOldError as error:
+            print("others may be gone: the log does not go back that far", flush=True)
+            since = error.oldest - 1
 
 
 async def answer(engine: AsyncEngine, line: str) -> None:

@@ -20,7 +20,7 @@ from limpet import Snapshot
 TOKEN = secrets.token_hex(16)
 PORT, API_PORT, HUB_PORT = random_port(), random_port(), random_port()
 SECONDS = 40
-BOBS = {"bob": 0.0, "bobby": 0.02, "rob": 0.2, "robert": 0.5, "bert": 1.0, "bertie": 2.0}
+BOBS = {"bob": 0.0, "bobby": 0.05, "rob": 0.1, "robin": 0.2, "robert": 0.5, "bert": 1.0, "bertie": 2.0}
 """Who has a server spawned while the hub is killed, and after how many seconds."""
 CONFIG = """
 import sys

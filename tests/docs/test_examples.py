@@ -22,9 +22,24 @@ from tests.docs.kill_executor import kill_executors
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
+STARTED: list["subprocess.Popen[str]"] = []
+
+
 def run(name: str, *arguments: object, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
     command: list[str] = [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
-    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    STARTED.append(subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_program_is_left() -> Iterator[None]:
+    """End the programs that a test which has failed has left."""
+    yield
+    while STARTED:
+        program = STARTED.pop()
+        if program.poll() is None:
+            program.kill()
+            program.communicate()
 
 
 def test_run_containers(state_dir: str) -> None:
@@ -162,13 +177,12 @@ def tell(process: "subprocess.Popen[str]", line: str, wanted: str, *others: str)
         assert answer.startswith(others), (line, answer)
 
 
-def test_supervisor(state_dir: str, tmp_path: Path) -> None:
+def test_supervisor(state_dir: str, tmp_path: Path, trace: Path) -> None:
     """It is killed and started again: what ended meanwhile is said, the policies go on, all is printed in order."""
-    (tmp_path / "trace").touch()
     wait_for_go = f"until [ -e {tmp_path}/go ]; do sleep 0.01; done"
     services = [
         "job=on-failure:2=exit 7",
-        f"web=always={wait_for_go}; echo ended >> {tmp_path}/trace",
+        f"web=always={wait_for_go}; echo ended >> {trace}",
     ]
     first = run("supervisor.py", state_dir, *services)
     assert first.stdout is not None
@@ -176,7 +190,7 @@ def test_supervisor(state_dir: str, tmp_path: Path) -> None:
     first.send_signal(signal.SIGKILL)
     first.communicate()
     (tmp_path / "go").touch()  # it ends while no supervisor is there
-    wait_until(lambda: "ended" in (tmp_path / "trace").read_text(), "the service to end")
+    wait_until(lambda: "ended" in trace.read_text(), "the service to end")
     (tmp_path / "go").unlink()
     second = run("supervisor.py", state_dir, *services)
     printed = read_lines(second, lambda line: line.split()[1::2][:2] == ["web", "state"] and "RUNNING" in line)

@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+HUB := build/jupyterhub
 SOURCES := $(shell find benchmarks engine recovery schema -name '*.py')
 
 # Compiled modules are kept, also where the environment asks for none: the tests start thousands of processes.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate lint types docs bench bench-quick constraints clean
+.PHONY: help demo test gate lint types docs bench bench-quick jupyterhub constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +39,7 @@ lint: $(VENV)/.installed ## check style and the direction of imports
 
 types: $(VENV)/.installed ## check types
 	$(BIN)/mypy
+	$(BIN)/mypy docs/examples
 
 docs: $(VENV)/.installed ## build the documentation into build/site; a warning is an error
 	$(BIN)/mkdocs build --strict --quiet
@@ -47,6 +49,9 @@ bench: $(VENV)/.installed ## compare with peers on this machine's disk
 
 bench-quick: $(VENV)/.installed ## the same in a minute, to see that it works
 	$(BIN)/limpet bench --quick
+
+jupyterhub: $(HUB)/.installed ## try the spawner of docs/examples with a real JupyterHub that is killed (needs npm)
+	PATH="$(CURDIR)/$(HUB)/bin:$(CURDIR)/$(HUB)/node_modules/.bin:$$PATH" $(HUB)/bin/python docs/examples/jupyterhub_trial.py
 
 constraints: $(VENV)/bin/uv ## choose the newest versions anew and write them down
 	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url \
@@ -62,6 +67,13 @@ $(VENV)/bin/uv:
 	@echo "Making $(VENV) and installing uv into it"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+
+$(HUB)/.installed: $(VENV)/bin/uv pyproject.toml $(SOURCES)
+	@echo "Installing JupyterHub, its proxy and limpet into $(HUB)"
+	@$(PYTHON) -m venv --clear $(HUB)
+	@$(BIN)/uv pip install --quiet --python $(HUB)/bin/python "jupyterhub>=5.2" "jupyterlab>=4" --editable .
+	@npm install --silent --no-audit --no-fund --prefix $(HUB) configurable-http-proxy
+	@touch $@
 
 # Strict editable installs link each file, so a new file asks for a new install: about a second.
 $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt $(SOURCES)

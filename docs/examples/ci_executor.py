@@ -1,7 +1,7 @@
 """Run the steps of a pipeline as containers. It may be killed at any time and started again.
 
-What runs is waited for, and what has ended is not repeated. A step that ended while nobody saw its exit code is run
-as a new attempt: the code is not guessed.
+What runs is waited for, and what has ended is not repeated. A step that ended while nobody saw its exit code, or that
+never ran since the executor was killed while it started, is run as a new attempt: no code is guessed.
 
 python ci_executor.py STATE_DIR PIPELINE_FILE
 
@@ -14,9 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from limpet.engine import Container, Engine, Sandbox
-from limpet.schema import ContainerState, Reason
-
-UNSEEN = {Reason.UNKNOWN, Reason.REBOOTED}  # it ended, and nobody observed its exit code
+from limpet.schema import ContainerState
 
 
 def say(text: str) -> None:
@@ -33,7 +31,7 @@ def must_repeat(step: Container, sandbox: Sandbox) -> bool:
     """Say whether a step is to be run as a new attempt: nothing starts in a sandbox from before a reboot."""
     if step.state is ContainerState.CREATED:
         return step.sandbox_id != sandbox.id
-    return step.status.reason in UNSEEN
+    return step.state is ContainerState.EXITED and step.exit_code is None  # it never ran, or nobody saw how it ended
 
 
 def run_step(engine: Engine, sandbox: Sandbox, name: str, command: str) -> int:

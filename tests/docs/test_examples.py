@@ -5,22 +5,41 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from limpet import Snapshot
 from limpet.engine import Engine
 from limpet.recovery.host import has_pidfs
+from tests.campaigns.sizes import Size
 from tests.conftest import wait_until
+from tests.docs.kill_executor import kill_executors
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
-def run(name: str, *arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "error", EXAMPLES / name, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # type: ignore[arg-type]
+STARTED: list["subprocess.Popen[str]"] = []
+
+
+def run(name: str, *arguments: object, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
+    command: list[str] = [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
+    STARTED.append(subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_program_is_left() -> Iterator[None]:
+    """End the programs that a test which has failed has left."""
+    yield
+    while STARTED:
+        program = STARTED.pop()
+        if program.poll() is None:
+            program.kill()
+            program.communicate()
 
 
 def test_run_containers(state_dir: str) -> None:
@@ -117,6 +136,94 @@ def test_ci_executor_after_a_reboot(state_dir: str, tmp_path: Path, trace: Path)
     output, _ = run("ci_executor.py", state_dir, pipeline).communicate(timeout=60)
     assert output.splitlines()[1:] == ["build: Completed (0)", "test: starts, attempt 2", "test: Completed (0)"]
     assert trace.read_text().split() == ["build", "test"]
+
+
+@pytest.mark.campaign("executor")
+def test_ci_executor_is_killed_again_and_again(size: Size, tmp_path: Path) -> None:
+    """Whenever it is killed, each job has run once in the end, or it is said that one never ran or ended unseen."""
+    assert kill_executors(size.least, 1, tmp_path) >= size.least
+
+
+def test_sandbox_manager(state_dir: str) -> None:
+    """What is used stays; what expires is gone, also while no manager is there; a kill in between changes nothing."""
+    first = run("sandbox_manager.py", state_dir, stdin=subprocess.PIPE)
+    tell(first, "new used ann 1.5", "made: used")
+    tell(first, "new idle bob 1.5", "made: idle")
+    tell(first, "new kept eve 1000", "made: kept")
+    tell(first, "new kept bob 1000", "refused: ")
+    for _ in range(4):
+        time.sleep(0.5)
+        tell(first, "run used exit 3", "ran in used: Error (3)", "gone: idle of bob")
+    tell(first, "list", "sandboxes: used of ann, kept of eve", "gone: idle of bob")
+    tell(first, "run idle true", "refused: ")
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+
+    time.sleep(1.6)  # it expires while no manager is there
+    second = run("sandbox_manager.py", state_dir, stdin=subprocess.PIPE)
+    read_until(second, "gone: used of ann")
+    tell(second, "list", "sandboxes: kept of eve")
+    tell(second, "run kept true", "ran in kept: Completed (0)")
+    output, _ = second.communicate(timeout=30)
+    assert (output, second.returncode) == ("", 0)
+
+
+def tell(process: "subprocess.Popen[str]", line: str, wanted: str, *others: str) -> None:
+    """Give a line, and read what begins with `wanted`; only what begins with one of `others` may come before."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(line, file=process.stdin, flush=True)
+    while not (answer := process.stdout.readline()).startswith(wanted):
+        assert answer.startswith(others), (line, answer)
+
+
+def test_supervisor(state_dir: str, tmp_path: Path, trace: Path) -> None:
+    """It is killed and started again: what ended meanwhile is said, the policies go on, all is printed in order."""
+    wait_for_go = f"until [ -e {tmp_path}/go ]; do sleep 0.01; done"
+    services = [
+        "job=on-failure:2=exit 7",
+        f"web=always={wait_for_go}; echo ended >> {trace}",
+    ]
+    first = run("supervisor.py", state_dir, *services)
+    assert first.stdout is not None
+    read_lines(first, lambda line: line.split()[1::2][:2] == ["web", "state"] and "RUNNING" in line)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    (tmp_path / "go").touch()  # it ends while no supervisor is there
+    wait_until(lambda: "ended" in trace.read_text(), "the service to end")
+    (tmp_path / "go").unlink()
+    second = run("supervisor.py", state_dir, *services)
+    printed = read_lines(second, lambda line: line.split()[1::2][:2] == ["web", "state"] and "RUNNING" in line)
+    wait_until(lambda: has_given_up(state_dir), "the policy of the job to be used up")
+    second.kill()
+    printed += second.communicate()[0].splitlines(keepends=True)
+    (tmp_path / "go").touch()
+    assert [line for line in printed if line.startswith("found: ") and "EXITED" in line], printed
+    told = [int(line.split()[0]) for line in printed if not line.startswith("found: ")]
+    assert sorted(set(told)) == told
+    with Engine.open(state_dir) as engine:
+        (job,) = [one for one in engine.list(name="job") if one.metadata.restart_count == 2]
+        assert (job.restart_at, job.exit_code) == (0, 7)
+        for web in engine.list(name="web"):
+            web.stop(timeout=0)
+        assert engine.list(state="running") == []
+
+
+def has_given_up(state_dir: str) -> bool:
+    """Say whether the job's last attempt has ended."""
+    with Snapshot.open(state_dir) as snapshot:
+        newest = snapshot.get("job")
+        return newest.status.exit_code == 7 and newest.restart_at == 0
+
+
+def read_lines(process: "subprocess.Popen[str]", is_last: Callable[[str], bool]) -> list[str]:
+    """Read lines up to one that is the last."""
+    assert process.stdout is not None
+    lines = [process.stdout.readline()]
+    while not is_last(lines[-1]):
+        assert lines[-1], lines
+        lines.append(process.stdout.readline())
+    return lines
 
 
 def read_until(process: "subprocess.Popen[str]", wanted: str) -> None:

@@ -30,7 +30,7 @@ test: $(VENV)/.installed ## run all tests, of each campaign a fortieth: at most 
 	$(call timed,make test,$(BIN)/pytest --numprocesses auto --dist worksteal $(TOGETHER) && $(BIN)/pytest $(ALONE))
 
 gate: $(VENV)/.installed ## run the campaigns (kills, power cuts, failing disks, damage, hostile input) as CI does
-	$(call timed,make gate,$(BIN)/pytest --numprocesses auto --dist worksteal -m campaign --campaign-size=gate $(TOGETHER))
+	$(call timed,make gate,$(BIN)/pytest --numprocesses auto --dist worksteal -m "campaign or long" --campaign-size=gate $(TOGETHER))
 
 lint: $(VENV)/.installed ## check style and the direction of imports
 	$(BIN)/ruff check .

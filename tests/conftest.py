@@ -31,6 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what takes long to the gate."""
+    if config.getoption("--campaign-size") != "gate":
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="it takes long: the gate tries it"))
+
+
 @pytest.fixture
 def size(request: pytest.FixtureRequest) -> Size:
     """How much the test's campaign, which its marker names, is to try."""

@@ -5,6 +5,7 @@ import pytest
 from tests.crash.trial import WORKERS, run
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_sandbox_cut_short() -> None:
     """Killed at calls throughout its life, or the power cut: it is what was told, and nothing is left over."""

@@ -19,7 +19,9 @@ DRILL = [sys.executable, "-m", "limpet", "drill"]
 CAMPAIGNS_OF_MODES = ("reuse", "reboot", "keeper")
 """The others try here what is a campaign elsewhere."""
 TRIED = {"kill": "points", "power": "images", "disk": "faults", "reuse": "cases", "reboot": "cases", "keeper": "cases"}
-MODES = [pytest.param(mode, marks=pytest.mark.campaign(mode) if mode in CAMPAIGNS_OF_MODES else ()) for mode in TRIED]
+LONG = ("power", "disk")
+MARKS = {mode: pytest.mark.campaign(mode) for mode in CAMPAIGNS_OF_MODES} | dict.fromkeys(LONG, pytest.mark.long)
+MODES = [pytest.param(mode, marks=MARKS.get(mode, ())) for mode in TRIED]
 
 
 def drill(*arguments: str, before: tuple[str, ...] = (), code: str | None = None) -> subprocess.CompletedProcess[str]:

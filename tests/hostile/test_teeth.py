@@ -32,6 +32,8 @@ GUARDS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, int]] = {
     "waiting for a pipe": (wait_for_a_pipe, "bundle", 200),
 }
 
+LONG = {"waiting for a pipe"}
+
 
 def first_finding(kind: str, inputs: int) -> Finding | None:
     """Return the first finding of a campaign of one kind."""
@@ -42,7 +44,10 @@ def first_finding(kind: str, inputs: int) -> Finding | None:
     return None
 
 
-@pytest.mark.parametrize(("take_away", "kind", "inputs"), GUARDS.values(), ids=GUARDS)
+@pytest.mark.parametrize(
+    ("take_away", "kind", "inputs"),
+    [pytest.param(*GUARDS[name], id=name, marks=pytest.mark.long if name in LONG else ()) for name in GUARDS],
+)
 def test_a_guard_that_is_missing_is_found(
     take_away: Callable[[pytest.MonkeyPatch], None],
     kind: str,

@@ -32,6 +32,7 @@ def test_every_verdict_is_true(size: Size) -> None:
     assert result.returncode == 0, result.stdout + result.stderr[-8000:]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_false_verdict_is_found() -> None:
     """A recovery that takes whoever has a container's pid for its process is caught, with the way to it."""

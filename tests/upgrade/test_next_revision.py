@@ -53,6 +53,7 @@ def test_old_rows_have_the_new_field(copy: Copy) -> None:
     assert done.stdout.split() == ["old", "old", "new"], done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_kill_or_a_power_cut_amid_the_upgrade(copy: Copy) -> None:
     """The upgrade to the next revision may be killed at every call, or lose power, and loses nothing."""

@@ -366,6 +366,7 @@ class Engine:
         strict: bool = False,
         restart: str = RestartKind.NO,
         expires_at: int = 0,
+        extra: Mapping[str, Any] | None = None,
     ) -> Container:
         """Make a container from a CRI ContainerConfig, which may be given as JSON, in a sandbox. It is then CREATED.
 
@@ -373,12 +374,14 @@ class Engine:
         What the config asks for and the starter does not do is in the status, `unapplied`; with `strict` it is refused.
         `restart` is `no`, `on-failure`, `on-failure:3`, `always` or `unless-stopped`: a restart is the next attempt of
         the same name, a container of its own. At `expires_at`, nanoseconds since the epoch, it is stopped and released.
+        `extra` is yours, and is kept with the status.
+
         Raises InvalidInputError, NotFoundError for the sandbox or the image, AlreadyExistsError for id or name.
         """
 
         def create() -> Container:
             container = self.add_container(
-                config, sandbox, id=id, strict=strict, restart=restart, expires_at=expires_at
+                config, sandbox, id=id, strict=strict, restart=restart, expires_at=expires_at, extra=extra
             )
             try:
                 container.create(mount_type)
@@ -398,6 +401,7 @@ class Engine:
         strict: bool = False,
         restart: str = RestartKind.NO,
         expires_at: int = 0,
+        extra: Mapping[str, Any] | None = None,
     ) -> Container:
         """Write down a container that is not created yet; `Container.create` makes its bundle.
 
@@ -425,7 +429,7 @@ class Engine:
             self._runtime.begin_timetable()
         if strict:
             refuse_unapplied(starter, metadata, place.metadata)
-        self.store.add(metadata, Status(expires_at=expires_at))
+        self.store.add(metadata, Status(expires_at=expires_at, extra=extra or {}))
         if expires_at:
             self._runtime.note_container(key)
         return Container(self._runtime, key)

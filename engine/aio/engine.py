@@ -153,12 +153,20 @@ class AsyncEngine:
         strict: bool = False,
         restart: str = RestartKind.NO,
         expires_at: int = 0,
+        extra: Mapping[str, Any] | None = None,
     ) -> AsyncContainer:
         """See `Engine.create_container`."""
         place = _plain(sandbox)
         made = await self._workers.slow(
             lambda: self.engine.create_container(
-                config, place, id=id, mount_type=mount_type, strict=strict, restart=restart, expires_at=expires_at
+                config,
+                place,
+                id=id,
+                mount_type=mount_type,
+                strict=strict,
+                restart=restart,
+                expires_at=expires_at,
+                extra=extra,
             ),
             id or "",
         )
@@ -173,12 +181,13 @@ class AsyncEngine:
         strict: bool = False,
         restart: str = RestartKind.NO,
         expires_at: int = 0,
+        extra: Mapping[str, Any] | None = None,
     ) -> AsyncContainer:
         """See `Engine.add_container`."""
         place = _plain(sandbox)
         added = await self._workers.quick(
             lambda: self.engine.add_container(
-                config, place, id=id, strict=strict, restart=restart, expires_at=expires_at
+                config, place, id=id, strict=strict, restart=restart, expires_at=expires_at, extra=extra
             ),
             id or "",
         )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from limpet import Store, errors
+from limpet import Engine, Store, errors
 from limpet.schema import Status
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, stop_sandbox
 from limpet.schema.status import end
@@ -169,3 +169,15 @@ def test_a_sandbox_has_a_name_of_its_own(store: Store) -> None:
         with pytest.raises(errors.AlreadyExistsError):
             draft.add_sandbox(replace(sandbox("s"), id="v"))
     assert [one.id for one in store.list_sandboxes()] == ["t", "u"]
+
+
+def test_a_container_is_made_with_extra(state_dir: str) -> None:
+    """What is given at its creation is there with its row, and what is no JSON object leaves nothing behind."""
+    config = {"metadata": {"name": "a"}, "image": {"image": "host"}, "command": ["true"]}
+    with Engine.open(state_dir) as engine:
+        pod = engine.create_sandbox({"metadata": {"name": "pod"}})
+        made = engine.create_container(config, pod, extra={"owner": "me"})
+        assert made.status.extra == {"owner": "me"}
+        with pytest.raises(errors.InvalidInputError, match="JSON object"):
+            engine.create_container({**config, "metadata": {"name": "b"}}, pod, extra=[1])  # type: ignore[arg-type]
+        assert engine.list() == [made]

@@ -130,19 +130,11 @@ def main(args: list[str] | None = None) -> NoReturn:
             raise
         _fail(f"{_COMPLETE} is set, but not the variables that a shell sets with it ({error}); unset it", 2)
     except OSError as error:
-        _drop_output()
+        from limpet.engine.cli.output import drop_output  # noqa: PLC0415  # only this needs it
+
+        drop_output()
         reason = error.strerror or str(error)
         _fail(f"{error.filename}: {reason}" if error.filename else reason, exit_status(error))
-
-
-def _drop_output() -> None:
-    """Discard output that could not be printed: Python would try again at exit, and print an error."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
 
 
 def _fail(message: str, status: int) -> NoReturn:

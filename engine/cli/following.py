@@ -3,12 +3,12 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 from limpet.engine.cli.entries import print_entries
 from limpet.engine.cli.hands import Hands
-from limpet.engine.cli.output import note
+from limpet.engine.cli.output import drop_output, note
 from limpet.engine.control.requests import Began, Done, Stop, Wait
 from limpet.engine.logs import read_log
 from limpet.schema.errors import LimpetError, NotFoundError
@@ -64,8 +64,12 @@ def follow_until_end(hands: Hands, began: Began) -> Done:
     with _stopping_by_signals(end):
         if began.log_path:
             # It keeps no log, or whoever reads us has gone: its end is waited for all the same.
-            with suppress(NotFoundError, BrokenPipeError):
+            try:
                 print_entries(read_log(began.log_top, began.log_path, is_over=end.is_over), at_once=True)
+            except NotFoundError:
+                pass
+            except BrokenPipeError:
+                drop_output()
         return end.result()
 
 

@@ -76,6 +76,16 @@ def print_line(text: str) -> None:
     sys.stdout.flush()
 
 
+def drop_output() -> None:
+    """Discard output that could not be printed: Python would try again at exit, and print an error."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 def render_line(row: Row, widths: Sequence[int]) -> str:
     """Return a line of a table that has no end yet: a cell that is wider than its column pushes the others on."""
     parts = []

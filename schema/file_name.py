@@ -19,10 +19,10 @@ def file_name(id: str) -> str:
     """Return the name of the id's directory: another one for each id, and never one that leads elsewhere."""
     if _SAFE.fullmatch(id):
         return id
-    escaped = f"%{quote(id, safe='')}"
+    escaped = f"%{quote(id, safe='', errors='surrogatepass')}"
     if len(escaped) <= _LONGEST:
         return escaped
-    return f"{escaped[:_KEPT]}%%{sha256(id.encode()).hexdigest()}"  # no escaped name has "%%"
+    return f"{escaped[:_KEPT]}%%{sha256(id.encode(errors='surrogatepass')).hexdigest()}"  # no escaped name has "%%"
 
 
 def find_owners(names: Iterable[str], ids: Collection[str]) -> dict[str, str]:

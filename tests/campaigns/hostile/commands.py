@@ -82,6 +82,8 @@ class CommandWorld(EntryWorld):
         where = random.choice(
             (self.state,) * 8 + (self.place / "empty", self.place / "around" / "file", self.place / "nowhere")
         )
+        if verb in {"run", "load"}:
+            where = self.state  # where there is no state, they make one
         args = [
             random.choice(FLAGS) if random.random() < 0.7 else values.argument(random)
             for _ in range(random.randrange(5))

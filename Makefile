@@ -26,7 +26,7 @@ TOGETHER := $(filter-out $(ALONE),$(sort $(dir $(wildcard tests/*/test_*.py))) $
 timed = @began=$$(date +%s); ($(2)); status=$$?; took=$$(($$(date +%s) - began)); \
 	echo "$(1) took $$((took / 60)) min $$((took % 60)) s"; exit $$status
 
-test: $(VENV)/.installed ## run all tests, of each campaign a fortieth: at most 5 minutes on two idle cores
+test: $(VENV)/.installed ## run all tests, of each campaign a fortieth: about 8 minutes on two idle cores
 	$(call timed,make test,$(BIN)/pytest --numprocesses auto --dist worksteal $(TOGETHER) && $(BIN)/pytest $(ALONE))
 
 gate: $(VENV)/.installed ## run the campaigns (kills, power cuts, failing disks, damage, hostile input) as CI does

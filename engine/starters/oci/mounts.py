@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from limpet.engine.starters.propagation import read_propagation
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
 from limpet.schema.errors import InvalidInputError, quote_path
 
@@ -58,7 +59,7 @@ def find_lost_propagation(mount: Mount) -> str:
     """Return why what is mounted later does not get where the mount asks for it; "" if it does."""
     if mount.propagation is MountPropagation.PRIVATE:
         return ""
-    found = _read_propagation(mount.host_path)
+    found = read_propagation(mount.host_path) or ""
     if "shared:" in found or ("master:" in found and mount.propagation is MountPropagation.HOST_TO_CONTAINER):
         return ""
     return f"{mount.host_path} is on no shared mount of the host"
@@ -83,19 +84,3 @@ def _bind(mount: Mount) -> dict[str, Any]:
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
-
-
-def _read_propagation(path: str) -> str:
-    """Return the optional fields of the mount that a path is on (proc_pid_mountinfo(5)); "" if it is not there."""
-    try:
-        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return ""
-    try:
-        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
-            mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
-    finally:
-        os.close(descriptor)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        lines = (line.split(" ") for line in file)
-        return next((" ".join(fields[6 : fields.index("-")]) for fields in lines if fields[0] == mount_id), "")

@@ -9,6 +9,7 @@ import msgspec
 
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.process.accounts import RootAccounts
+from limpet.engine.starters.propagation import read_propagation
 from limpet.engine.starters.users import Rights, choose_user
 from limpet.schema.cri import (
     ContainerConfig,
@@ -100,28 +101,14 @@ def _find_lost_propagation(config: ContainerConfig, abilities: Abilities) -> str
     if any(propagation is MountPropagation.BIDIRECTIONAL for _, propagation in asked) and not abilities.shared_mounts:
         return "what is mounted in a user namespace does not reach the host"
     for path, propagation in asked:
-        found = "" if propagation is MountPropagation.PRIVATE else _read_propagation(path)
+        found = "" if propagation is MountPropagation.PRIVATE else read_propagation(path)
+        if found is None:
+            continue  # what is not there is refused by its own name
         if propagation is MountPropagation.BIDIRECTIONAL and "shared:" not in found:
             return f"{path} is on no shared mount of the host"
         if propagation is MountPropagation.HOST_TO_CONTAINER and "shared:" not in found and "master:" not in found:
             return f"{path} is on no shared mount of the host, nor on one that follows one"
     return ""
-
-
-def _read_propagation(path: str) -> str:
-    """Return the optional fields of the mount that a path is on, from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
-    try:
-        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return "shared:"  # what is not there is refused by its own name
-    try:
-        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
-            mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
-    finally:
-        os.close(descriptor)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        lines = (line.split(" ") for line in file)
-        return next((" ".join(fields[6 : fields.index("-")]) for fields in lines if fields[0] == mount_id), "")
 
 
 def _any(value: object) -> bool:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
+from limpet.engine.starters.process.cgroups.files import read_text, write_line
 from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
 from limpet.schema.errors import UnsupportedError
 from limpet.schema.file_name import file_name
@@ -46,18 +47,18 @@ class _Cgroup(NamedTuple):
         """Say whether it is frozen, or is being frozen, for itself."""
         file = self.kind.file if self.kind is _V2 else "freezer.self_freezing"
         with suppress(OSError):
-            return _read(os.path.join(self.path, file)) == "1"
+            return read_text(os.path.join(self.path, file)) == "1"
         return False
 
     def is_done(self) -> bool:
         """Say whether all processes in it are frozen."""
         if self.kind is _V1:
-            return _read(os.path.join(self.path, self.kind.file)) == self.kind.frozen
-        return "frozen 1" in _read(os.path.join(self.path, "cgroup.events")).splitlines()
+            return read_text(os.path.join(self.path, self.kind.file)) == self.kind.frozen
+        return "frozen 1" in read_text(os.path.join(self.path, "cgroup.events")).splitlines()
 
     def write(self, state: str) -> None:
         """Ask for a state. Raises OSError."""
-        _write(os.path.join(self.path, self.kind.file), state)
+        write_line(os.path.join(self.path, self.kind.file), state)
 
 
 Members = Callable[[], Collection[int]]
@@ -170,7 +171,7 @@ def _gather(cgroup: _Cgroup, members: Members) -> None:
         missing = wanted - inside
         for pid in missing:
             with suppress(ProcessLookupError):  # it has ended meanwhile
-                _write(procs, str(pid))
+                write_line(procs, str(pid))
         if not missing:
             _move_strangers_back(cgroup, inside - wanted - set(members()))
             return
@@ -181,7 +182,7 @@ def _move_strangers_back(cgroup: _Cgroup, strangers: Collection[int]) -> None:
     outside = os.path.join(os.path.dirname(cgroup.path), "cgroup.procs")
     for pid in strangers:
         with suppress(ProcessLookupError):
-            _write(outside, str(pid))
+            write_line(outside, str(pid))
 
 
 def _freeze(cgroup: _Cgroup) -> None:
@@ -195,21 +196,4 @@ def _freeze(cgroup: _Cgroup) -> None:
 
 
 def _read_pids(path: str) -> set[int]:
-    return {int(line) for line in _read(path).split()}
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read().strip()
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, f"{text}\n".encode())
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        error.filename = path
-        raise
+    return {int(line) for line in read_text(path).split()}

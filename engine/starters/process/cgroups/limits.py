@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 
+from limpet.engine.starters.process.cgroups.files import read_text, write_line
 from limpet.engine.starters.process.cgroups.hierarchies import Cgroups, read_cgroups
 from limpet.engine.starters.process.cgroups.settings import Refusals, Setting, make_settings, requested_fields
 from limpet.schema.cri import LinuxContainerResources
@@ -37,7 +38,7 @@ def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources
         refusals = _apply_through_cgroups(name, pid, requested, beside)
     if requested.oom_score_adj:
         try:
-            _write(f"/proc/{pid}/oom_score_adj", str(requested.oom_score_adj))
+            write_line(f"/proc/{pid}/oom_score_adj", str(requested.oom_score_adj))
         except OSError as error:
             refusals.add("oom_score_adj", _describe(error))
     return Resources(
@@ -79,7 +80,7 @@ def was_out_of_memory(container_id: str, beside: int = 0) -> bool:
         for parent in _find_parents(beside):
             for file in ("memory.events", "memory.oom_control"):
                 with suppress(OSError):
-                    fields = dict(line.split() for line in _read(os.path.join(parent, name, file)).splitlines())
+                    fields = dict(line.split() for line in read_text(os.path.join(parent, name, file)).splitlines())
                     if int(fields.get("oom_kill", 0)):
                         return True
     return False
@@ -125,12 +126,12 @@ def _apply_through_cgroups(name: str, pid: int, requested: LinuxContainerResourc
 def _open_v2_parent(own: Cgroups, controller: str) -> str:
     """Return the cgroup v2 whose children this process may limit with `controller`. Raises OSError if none."""
     parent = own.find_v2_parent()
-    if not controller or controller in _read(os.path.join(parent, "cgroup.subtree_control")).split():
+    if not controller or controller in read_text(os.path.join(parent, "cgroup.subtree_control")).split():
         return parent
     available = os.path.join(parent, "cgroup.controllers")
-    if controller not in _read(available).split():
+    if controller not in read_text(available).split():
         raise OSError(errno.ENOENT, f"no controller {controller!r} here, and no cgroup v1 hierarchy has it", available)
-    _write(os.path.join(parent, "cgroup.subtree_control"), f"+{controller}")
+    write_line(os.path.join(parent, "cgroup.subtree_control"), f"+{controller}")
     return parent
 
 
@@ -146,7 +147,7 @@ def _fill(path: str, settings: Sequence[Setting], pid: int, refusals: Refusals) 
                 refusals.add(setting.field, _describe(error))
                 pending.remove(setting)
         if pending:
-            _write(os.path.join(path, "cgroup.procs"), str(pid))
+            write_line(os.path.join(path, "cgroup.procs"), str(pid))
             return
     except OSError as error:
         for setting in pending:
@@ -170,7 +171,7 @@ def _make(path: str) -> None:
     # Of cgroup v1 only: a cpuset begins empty, and nothing can join it until it has both (cgroup-v1/cpusets.rst).
     if os.path.exists(os.path.join(path, "cpuset.memory_migrate")):
         for file in ("cpuset.cpus", "cpuset.mems"):
-            _write(os.path.join(path, file), _read(os.path.join(os.path.dirname(path), file)))
+            write_line(os.path.join(path, file), read_text(os.path.join(os.path.dirname(path), file)))
 
 
 def _set(path: str, setting: Setting, refusals: Refusals) -> None:
@@ -180,11 +181,13 @@ def _set(path: str, setting: Setting, refusals: Refusals) -> None:
             errno.ECANCELED, f"means something else without {setting.needs}, which is not applied", setting.file
         )
     file = os.path.join(path, setting.file)
-    _write(file, setting.value)
+    write_line(file, setting.value)
     if setting.effective:
         effective = os.path.join(path, setting.effective)
-        if _read(effective) != _read(file):
-            raise OSError(errno.EINVAL, f"asked for {setting.value}, the kernel grants {_read(effective)}", effective)
+        if read_text(effective) != read_text(file):
+            raise OSError(
+                errno.EINVAL, f"asked for {setting.value}, the kernel grants {read_text(effective)}", effective
+            )
 
 
 def _remove(path: str) -> None:
@@ -198,24 +201,6 @@ def _remove(path: str) -> None:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read().strip()
-
-
-def _write(path: str, text: str) -> None:
-    """Write a line into a file of the kernel's, in one write, as it expects. Raises OSError with the file's name."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, f"{text}\n".encode())
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        error.filename = path
-        raise
 
 
 def _describe(error: OSError) -> str:

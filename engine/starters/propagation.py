@@ -1,0 +1,22 @@
+"""Whether what is mounted later below a path of the host is seen elsewhere, too."""
+
+import os
+
+
+def read_propagation(path: str) -> str | None:
+    """Return the optional fields of the mount that a path is on (proc_pid_mountinfo(5)).
+
+    None if there is nothing at the path.
+    """
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(descriptor)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        lines = (line.split(" ") for line in file)
+        return next((" ".join(fields[6 : fields.index("-")]) for fields in lines if fields[0] == mount_id), "")

@@ -53,10 +53,10 @@ def run_drill(
     called after each round, `on_happening` with all that happens, in order.
     """
     subreaper = Subreaper()
-    os.makedirs(directory, 0o700)
-    rehearsal = _Rehearsal(subreaper, os.path.realpath(directory), engine_factory, Diary(on_happening))
+    subreaper.start()
     try:
-        subreaper.start()
+        os.makedirs(directory, 0o700)
+        rehearsal = _Rehearsal(subreaper, os.path.realpath(directory), engine_factory, Diary(on_happening))
         with suppress(EngineEndedError):  # the report has it, and nothing can follow it
             rehearsal.run(draw_rounds(rounds, containers, seed, scenario), on_round)
     finally:

@@ -69,16 +69,9 @@ class World:
 
 
 class Subreaper:
-    """Reaps, in its own thread, the processes that come to this one, and remembers the exit codes of containers.
-
-    Raises InvalidStateError in a process that already has children.
-    """
+    """Reaps, in its own thread, the processes that come to this one, and remembers the exit codes of containers."""
 
     def __init__(self) -> None:
-        if _has_children():
-            raise InvalidStateError(
-                f"process {os.getpid()} has children, which a drill would end; run it in a separate process"
-            )
         self._codes: dict[int, int] = {}
         self._strangers: set[int] = set()
         self._dismissed: set[int] = set()
@@ -93,10 +86,21 @@ class Subreaper:
         ]
 
     def start(self) -> None:
-        """Become the parent of all descendants."""
+        """Become the parent of all descendants.
+
+        Raises InvalidStateError in a process that already has children.
+        """
+        if _has_children():
+            raise InvalidStateError(
+                f"process {os.getpid()} has children, which a drill would end; run it in a separate process"
+            )
         _set_subreaper(on=True)
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self.end_all()
+            raise
 
     def hold(self) -> None:
         """Leave ended processes as zombies until `resume`."""

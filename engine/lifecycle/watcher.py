@@ -44,8 +44,8 @@ class _Watch:
     pidfd: int
     """-1 where none is to be had."""
     starter: Starter
-    is_polled: bool = True
-    """True if the loop has to look at it again and again, for the kernel does not tell."""
+    is_registered: bool = False
+    """True once the kernel tells of its end. Written by the thread that registers it; the rest is the watcher's."""
     due: float = 0.0
     """When to look again, in seconds of the monotonic clock."""
     noticed_at: int = 0
@@ -53,6 +53,11 @@ class _Watch:
     exit: Exit | None = None
     is_told: bool = False
     """True while its end is with the store."""
+
+    @property
+    def is_polled(self) -> bool:
+        """True if the loop has to look at it again and again, for the kernel does not tell, or no more."""
+        return not self.is_told and (not self.is_registered or self.noticed_at > 0)
 
 
 class _Kill(NamedTuple):
@@ -185,7 +190,7 @@ class Watcher:
         self._by_pidfd[watch.pidfd] = watch
         with suppress(OSError):  # too many watches on this host (max_user_watches), or no memory: looked at instead
             self._epoll.register(watch.pidfd, select.EPOLLIN)
-            watch.is_polled = False
+            watch.is_registered = True
 
     # The thread
 
@@ -201,7 +206,7 @@ class Watcher:
     def _patience(self) -> float:
         now = time.monotonic()
         with self._lock:
-            due = [watch.due for watch in self._watches.values() if watch.is_polled and not watch.is_told]
+            due = [watch.due for watch in self._watches.values() if watch.is_polled]
             due += [kill.when for kill in self._kills.values()]
         due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
         return max(0.0, min(due) - now) if due else -1
@@ -215,11 +220,13 @@ class Watcher:
             elif (watch := self._by_pidfd.get(descriptor)) is not None:
                 self._notice(watch)
         with self._lock:
-            polled = [one for one in self._watches.values() if one.is_polled and not one.is_told and one.due <= now]
+            polled = [one for one in self._watches.values() if one.is_polled and one.due <= now]
         for watch in polled:
             watch.due = now + _LOOK_AGAIN_SECONDS
             self._look_at(watch)
-        self._record([watch for watch in self._watches.values() if watch.exit is not None and not watch.is_told])
+        with self._lock:
+            ended = [one for one in self._watches.values() if one.exit is not None and not one.is_told]
+        self._record(ended)
         self._finish_recordings()
         self._kill_overdue(now)
 
@@ -228,7 +235,6 @@ class Watcher:
         watch.noticed_at = time.time_ns()
         with suppress(OSError):
             self._epoll.unregister(watch.pidfd)
-        watch.is_polled = True
         self._ask(watch)
 
     def _look_at(self, watch: _Watch) -> None:
@@ -310,7 +316,7 @@ class Watcher:
                 continue
             self._doubt(watch, f"it has ended, and that cannot be recorded yet: {error}")
             watch.is_told = False
-            watch.is_polled, watch.due = True, time.monotonic() + _RETRY_SECONDS
+            watch.due = time.monotonic() + _RETRY_SECONDS
         if written:
             for starter in {id(watch.starter): watch.starter for watch in written}.values():
                 with suppress(LimpetError):  # the keeper keeps them for longer, then

@@ -209,9 +209,12 @@ def test_many_wait_on_one_thread(state_dir: str) -> None:
 
 def test_a_close_tells_those_who_wait(state_dir: str) -> None:
     """They get ClosedError at once, and no thread of the control's is left."""
-    config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+    ready = Path(state_dir).parent / "ready"
+    stubborn = ["sh", "-c", "trap '' TERM; touch \"$0\"; sleep 1000", str(ready)]
+    config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": stubborn}
     engine = Engine.open(state_dir)
     engine.create_container(config, engine.create_sandbox({"metadata": {"name": "p"}}).id, id="c").start()
+    wait_until(ready.exists, "the program to ignore SIGTERM")
     waiting, waited = in_thread(lambda: ask_live(state_dir, Wait(id="c")))
     stopping, stopped = in_thread(lambda: ask_live(state_dir, Stop(id="c", timeout=1000)))
     wait_until(lambda: len(engine._control._callers) == 2, "both to be there")

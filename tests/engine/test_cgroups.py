@@ -512,7 +512,7 @@ def test_a_container_says_what_limits_it(engine: Engine) -> None:
     resources = container.wait(DEADLINE_SECONDS).resources
     assert resources is not None
     assert "oom_score_adj" in check(resources, resources.requested).applied
-    assert not may_limit("memory") or "memory_limit_in_bytes" in resources.applied
+    assert not may_limit("memory") or "memory_limit_in_bytes" in resources.applied, resources.unapplied
     assert read_output(container, 1) == ["7"]
     container.release()
     assert find_directories(container.id) == []

@@ -45,17 +45,17 @@ class Timetable:
     def __init__(self, look: Callable[[Entry], float | None]) -> None:
         self._look = look
         self._noted: SimpleQueue[tuple[Entry, float] | None] = SimpleQueue()
-        self._known: set[Entry] = set()
+        self._known: dict[Entry, object] = {}  # the last note of each
         self._failures: dict[Entry, int] = {}
         self._due: dict[Entry, float] = {}
         self._heap: list[tuple[float, Entry]] = []
-        self._starting = threading.Lock()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closing = False
 
     def begin(self) -> None:
         """Have the thread run that looks. Raises ResourcesError if there is none to be had."""
-        with self._starting:
+        with self._lock:
             if self._thread is not None or self._is_closing:
                 return
             thread = threading.Thread(target=self._run, name="limpet-timetable", daemon=True)
@@ -68,7 +68,8 @@ class Timetable:
     def note(self, entry: Entry, seconds: float = 0.0) -> None:
         """Have an entry looked at in so many seconds; the earliest time stands. Raises ResourcesError, see `begin`."""
         self.begin()
-        self._known.add(entry)
+        with self._lock:
+            self._known[entry] = object()
         self._noted.put((entry, read_boot_clock() / 1e9 + seconds))
 
     def is_known(self, entry: Entry) -> bool:
@@ -77,11 +78,12 @@ class Timetable:
 
     def forget(self, entry: Entry) -> None:
         """Look at it no more, until it is noted again."""
-        self._known.discard(entry)
+        with self._lock:
+            self._known.pop(entry, None)
 
     def close(self) -> None:
         """Let the look that is under way end, and look no more: what is due is left to the next. May be repeated."""
-        with self._starting:
+        with self._lock:
             self._is_closing = True
         self._noted.put(None)
         if self._thread is not None:
@@ -128,10 +130,13 @@ class Timetable:
         return None
 
     def _look_at(self, entry: Entry) -> float | None:
+        note = self._known.get(entry)
         try:
             seconds = self._look(entry)
         except NotFoundError:
-            self._known.discard(entry)
+            with self._lock:
+                if self._known.get(entry) is note:  # else another one of this id was noted meanwhile
+                    self._known.pop(entry, None)
             self._failures.pop(entry, None)
             return None
         except ClosedError:

@@ -128,6 +128,7 @@ def bench(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "limpet", "bench", *arguments]
 
 
+@pytest.mark.long
 def test_the_command_saves_and_compares(tmp_path: Path) -> None:
     """The document on stdout is the one that is saved, and a later run is compared with it."""
     saved = str(tmp_path / "saved.json")

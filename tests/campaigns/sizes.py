@@ -25,15 +25,15 @@ class Campaign(NamedTuple):
 
 
 CAMPAIGNS: Final[Mapping[str, Campaign]] = {
-    "kill": Campaign("kill points, as what a kill there leaves", 425, 10_000, 200_000, every=2),
-    "sigkill": Campaign("SIGKILLs at such points, also of an engine", 6, 130, 2_000, every=2),
-    "engine": Campaign("kill points of an engine with real processes", 14, 300, every=2),
+    "kill": Campaign("kill points, as what a kill there leaves", 210, 10_000, 200_000, every=2),
+    "sigkill": Campaign("SIGKILLs at such points, also of an engine", 3, 130, 2_000, every=2),
+    "engine": Campaign("kill points of an engine with real processes", 7, 300, every=2),
     "copier": Campaign("kills of the log copier, before, amid and after a call", 4, 180),
-    "power": Campaign("power-cut images of a store and an engine", 600, 12_500, 2_000_000, every=4),
-    "recovery": Campaign("power-cut images of a recovery", 85, 1_750, 100_000, every=4),
-    "wal": Campaign("power-cut images while the WAL begins anew", 145, 3_000, every=2),
-    "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 8, 175, every=4),
-    "errors": Campaign("failed operations, each with the disks after it", 18, 375, 5_000, every=4),
+    "power": Campaign("power-cut images of a store and an engine", 210, 12_500, 2_000_000, every=4),
+    "recovery": Campaign("power-cut images of a recovery", 30, 1_750, 100_000, every=4),
+    "wal": Campaign("power-cut images while the WAL begins anew", 70, 3_000, every=2),
+    "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 3, 175, every=4),
+    "errors": Campaign("failed operations, each with the disks after it", 7, 375, 5_000, every=4),
     "refusals": Campaign("system calls of an engine and its keeper that are refused", 6, 240, 5_000),
     "damage": Campaign("damaged states", 240, 5_000, 100_000),
     "bits": Campaign("flipped bits of a closed database", 90, 3_600, 48_000),
@@ -61,7 +61,7 @@ class Size(NamedTuple):
 def size_of(name: str, *, is_gate: bool) -> Size:
     """Return the size of a campaign in the gate, or in `make test`. Raises KeyError for a name that is none."""
     campaign = CAMPAIGNS[name]
-    return Size(campaign.gate, campaign.every) if is_gate else Size(campaign.test, PART)
+    return Size(campaign.gate, campaign.every) if is_gate else Size(campaign.test, PART * campaign.every)
 
 
 def render() -> str:

@@ -14,6 +14,7 @@ DAMAGE = 500
 """How many states a seed damages."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_it_goes_on_with_the_next_seed(tmp_path: Path) -> None:
     """Each call adds a seed to what is kept; of other sources nothing is added, and what is kept stays."""

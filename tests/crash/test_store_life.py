@@ -106,7 +106,9 @@ def test_power_cuts_while_the_wal_begins_anew(size: Size) -> None:
 
 @pytest.mark.campaign("upgrade")
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["0001", "0001-killed", "0002", "0002-killed"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("0001", "0001-killed", "0002")), "0002-killed"]
+)
 def test_an_upgrade_cut_short(name: str, size: Size) -> None:
     """A saved state of each older revision, killed or cut off amid its upgrade, loses nothing and gains no damage."""
     life, options = f"Upgrade({name!r})", f"every={size.every}, workers={WORKERS}"

@@ -17,6 +17,7 @@ def test_kills_and_power_cuts() -> None:
     assert report["violations"] == 0, report["findings"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_check_has_teeth() -> None:
     """A store that tells of a change before it is durable is found."""

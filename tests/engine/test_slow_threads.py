@@ -67,5 +67,5 @@ def test_an_end_is_seen_however_slow_a_thread_is(state_dir: str, which: str) -> 
         thread, outcome = in_thread(live)  # the main thread has its steps done by threads that are not traced
         thread.join()
     finally:
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
     assert outcome == [None]

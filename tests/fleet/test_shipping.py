@@ -212,6 +212,7 @@ def test_tasks_wait_for_the_fleet_too(base: Base, state_dir: str) -> None:
         assert alone.fleet_lag is None
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_killed_at_random_it_loses_nothing(base: Base, cluster: Cluster, state_dir: str) -> None:
     """Engine, database and connections are killed at random; what sync mode acknowledged is there, in order, once."""

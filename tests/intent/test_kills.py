@@ -38,6 +38,7 @@ def runs_of(state_dir: str) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+@pytest.mark.long
 def test_a_crash_loop_under_kills_loses_and_doubles_no_attempt(engine_process: Start, state_dir: str) -> None:
     """Each attempt ran once, or never for a kill at its gate: numbers of attempts and runs agree, without a gap."""
     chance = random.Random(7)  # any instants will do, the same each time

@@ -41,6 +41,7 @@ def test_a_sound_wal_passes(killed: Files) -> None:
         assert find_tail(BytesIO(wal[:length])).commits == 0
 
 
+@pytest.mark.long
 def test_a_flip_that_loses_commits_is_found(killed: Files, tmp_path: Path) -> None:
     """Wherever one bit flips: if SQLite then forgets more than the last commit, the examination says so."""
     database, wal = killed

@@ -16,10 +16,10 @@ from contextlib import suppress
 
 from .container import Container
 from .copies import Copies
-from .gate import become_container
 from .journal import Journal, Record
 from .kernel import close, hold_uts_namespace, list_processes, read_children, read_exit_of_stranger, read_stat
 from .messages import VERSION, Message, read_peer, receive, send
+from .spare import Gate, Spare
 
 _ENGINE_TAKES_SECONDS = 0.2
 """How long an end waits for a connected engine before the keeper flushes it."""
@@ -47,6 +47,8 @@ class Keeper:
         self._clients: dict[int, socket.socket] = {}
         self._containers: dict[str, Container] = {}
         self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
+        self._starting: set[str] = set()  # containers whose start is not over
+        self._spare = Spare()
         self._ended: dict[str, float] = {}  # ended and not reaped: when to flush, in seconds of the monotonic clock
         self._unheld: dict[str, Container] = {}  # executed, and its UTS namespace not looked at yet
         self._unadopted: dict[str, Record] = {}  # of another keeper, and not looked at yet
@@ -72,7 +74,9 @@ class Keeper:
     def run(self) -> None:
         """Serve until nothing is left to do."""
         while not self._may_end():
-            ready = self._poll.poll(self._patience())
+            ready = self._poll.poll(0 if self._wants_spare else self._patience())
+            if not ready and self._wants_spare:
+                self._spare.make()
             self._orphans_now = None
             for descriptor, _ in ready:
                 handler = self._handlers.get(descriptor)
@@ -81,6 +85,12 @@ class Keeper:
                         handler()
             with suppress(Exception):
                 self._tick()
+        self._spare.give_up()
+
+    @property
+    def _wants_spare(self) -> bool:
+        """Say whether to fork a gate ahead as soon as there is nothing else to do: no start waits for that."""
+        return self._spare.is_wanted and not self._starting
 
     # The loop's parts
 
@@ -274,45 +284,34 @@ class Keeper:
             opened += streams
             if log:
                 self._copies.begin(key, log, log_directory)
-            gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
-            opened += (gate_read, gate_write)
-            report_read, report_write = os.pipe2(os.O_CLOEXEC)
-            opened += (report_read, report_write)
-            pid = os.fork()
-            if not pid:
-                become_container(plan, gate_read, report_write, streams)
+            gate = self._spare.take()
             try:
-                container = self._enter(key, pid, log)
-                os.set_blocking(report_read, False)
-                self._watch(report_read, lambda: self._read_report(container))
+                gate.hand_over(plan, streams)
+                container = self._enter(key, gate, log)
             except BaseException:
-                os.kill(pid, signal.SIGKILL)  # our child, not reaped: the number is its own
-                self._drop(key)
-                os.waitpid(pid, 0)
+                gate.end()
                 raise
-            container.gate, container.owner, container.report = gate_write, connection, report_read
-            opened = [each for each in opened if each not in {gate_write, report_read}]
         except BaseException:
             self._copies.discard(key)
             raise
         finally:
             _close_all(opened)
+        container.owner = connection
         self._journal.append(container.describe())
         return container
 
-    def _enter(self, key: str, pid: int, log: Record | None) -> Container:
-        """Watch a child that was just forked."""
-        stat = read_stat(pid)
-        if stat is None:
-            raise ProcessLookupError(f"process {pid} is not to be seen in /proc")
-        pidfd = os.pidfd_open(pid)
-        container = Container(key, pid, stat.start_ticks, pidfd, log)
+    def _enter(self, key: str, gate: Gate, log: Record | None) -> Container:
+        """Watch a gate that is a container's from now on."""
+        container = Container(key, gate.pid, gate.start_ticks, gate.pidfd, log)
+        self._watch(gate.pidfd, lambda: self._note_end(container))
         try:
-            self._watch(pidfd, lambda: self._note_end(container))
+            self._watch(gate.report, lambda: self._read_report(container))
         except BaseException:
-            close(pidfd)
+            self._unwatch(gate.pidfd)
             raise
-        self._containers[key] = self._firsts[pid] = container
+        container.gate, container.report = gate.control, gate.report
+        self._containers[key] = self._firsts[gate.pid] = container
+        self._starting.add(key)
         return container
 
     def _go(self, connection: socket.socket, container: Container) -> Message | None:
@@ -368,6 +367,7 @@ class Keeper:
             self._unwatch(container.report)
             close(container.report)
             container.report = -1
+            self._starting.discard(container.id)
 
     # An end
 
@@ -475,7 +475,7 @@ class Keeper:
 
     def _orphans(self) -> list[int]:
         """Return the pids of our children that are neither a container's first process nor of our own making."""
-        ours = {self._copies.pid, self._flushing[0] if self._flushing else 0}
+        ours = {self._copies.pid, self._spare.pid, self._flushing[0] if self._flushing else 0}
         ours.update(record.get("pid", 0) for record in self._unadopted.values())
         if self._orphans_now is None:
             self._orphans_now = list(set(read_children(os.getpid())).difference(self._firsts, ours))

@@ -29,6 +29,8 @@ _IDLE_SECONDS = 2.0
 """How long the keeper stays when nothing is left for it."""
 _UNSEEN_SECONDS = 10.0
 """How long a process that is not our child may take to be reaped by its parent."""
+_REAP_SECONDS = 0.1
+"""Between two looks for orphans to reap: with many containers each takes a while, and each end asks for one."""
 _PAGE = 100
 _MOST_MEMBERS = 5_000
 """Pids in one message."""
@@ -56,6 +58,7 @@ class Keeper:
         self._flush_again_at = 0.0  # not before: a disk that refuses is not asked without end
         self._flushing: tuple[int, list[Container]] | None = None
         self._child_has_changed = True
+        self._reap_again_at = 0.0
         self._orphans_now: list[int] | None = None  # read since the loop was woken: all that ended before is in it
         self._idle_since = time.monotonic()
         self._copies = copies
@@ -125,6 +128,8 @@ class Keeper:
         now = time.monotonic()
         if self._ended and self._journal.is_written and self._flushing is None and now >= self._flush_again_at:
             return min(max(0.0, min(self._ended.values()) - now), _TICK_SECONDS)
+        if self._child_has_changed:
+            return min(max(0.0, self._reap_again_at - now), _TICK_SECONDS)
         has_work = (
             self._ended
             or self._unreadable
@@ -152,9 +157,10 @@ class Keeper:
         for container in list(self._unheld.values()):
             self._hold_uts(container)
         with suppress(OSError):
-            if self._child_has_changed:
+            if self._child_has_changed and time.monotonic() >= self._reap_again_at:
                 self._reap_orphans()
                 self._child_has_changed = False
+                self._reap_again_at = time.monotonic() + _REAP_SECONDS
         for key in list(self._unreadable):
             with suppress(OSError):
                 self._note_end(self._containers[key])
@@ -467,7 +473,9 @@ class Keeper:
             self._firsts.pop(container.pid, None)
 
     def _rewrite(self) -> None:
-        if not any(each.is_durable and not each.is_acknowledged for each in self._containers.values()):
+        if self._journal.has_grown and not any(
+            each.is_durable and not each.is_acknowledged for each in self._containers.values()
+        ):
             with suppress(OSError):
                 self._journal.rewrite(each.describe() for each in self._containers.values() if not each.is_acknowledged)
 
@@ -489,6 +497,8 @@ class Keeper:
         orphans = list_processes() if container.is_stranger else self._orphans()
         members = container.find_members(orphans, has_session=has_session)
         container.is_empty = container.end is not None and not members
+        if container.is_empty:  # what it has left are zombies, all of which were orphans just now
+            self._reap_orphans()
         return members
 
     def _members_but(self, container: Container, but_not: int) -> list[int]:
@@ -537,7 +547,8 @@ class Keeper:
         left = self._signal(container, signal.SIGKILL, but_not)
         if not left and (container.is_acknowledged or container.executed is False):
             self._copies.give_up(container.id)
-            self._reap_orphans()
+            if not container.is_empty:
+                self._reap_orphans()
             self._forget(container)
         return left
 

@@ -68,27 +68,29 @@ def test_the_next_start_takes_the_spare(engine: Engine, state_dir: str) -> None:
 
 def test_a_spare_that_was_killed_is_replaced(engine: Engine, state_dir: str) -> None:
     """The start that would have taken it forks another, and its zombie is reaped."""
-    run(engine, "first", "true").wait(20)
+    run(engine, "first")
     spare = wait_for_spare(state_dir)
     os.kill(spare, signal.SIGKILL)
     second = run(engine, "second", "sh", "-c", "exit 7")
     assert second.wait(20).exit_code == 7
     assert second.status.pid != spare
     assert not os.path.exists(f"/proc/{spare}")
+    engine.get("first").stop(0)
 
 
 def test_the_spare_ends_with_its_keeper(engine: Engine, state_dir: str) -> None:
-    """Killed: the one that takes over reaps the spare and makes its own. With nothing left to do: both are gone."""
-    run(engine, "first", "true").wait(20)
+    """Killed: the one that takes over reaps the spare and makes its own. With no container left: it is gone, too."""
+    run(engine, "first")
     spare, keeper = wait_for_spare(state_dir), find_keeper(state_dir)
     os.kill(keeper, signal.SIGKILL)
     wait_until(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is reaped")
     second = run(engine, "second", "sh", "-c", "exit 7")
     assert second.wait(20).exit_code == 7
-    spare = wait_for_spare(state_dir)
+    spare, keeper = wait_for_spare(state_dir), find_keeper(state_dir)
     for container in engine.list():
+        container.stop(0)
         container.release()
         container.delete()
-    engine.close()
     wait_until(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is reaped")
-    wait_until(lambda: not find_keeper(state_dir), "the keeper has ended")
+    engine.close()
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), "the keeper has ended")

@@ -26,7 +26,7 @@ _ENGINE_TAKES_SECONDS = 0.2
 _TICK_SECONDS = 0.5
 _LONGEST_SLEEP_SECONDS = 5.0
 _IDLE_SECONDS = 2.0
-"""How long the keeper stays when nothing is left for it."""
+"""How long the keeper stays when nothing is left for it, and the spare gate when there is no container."""
 _UNSEEN_SECONDS = 10.0
 """How long a process that is not our child may take to be reaped by its parent."""
 _REAP_SECONDS = 0.1
@@ -51,6 +51,7 @@ class Keeper:
         self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
         self._starting: set[str] = set()  # containers whose start is not over
         self._spare = Spare()
+        self._last_start = 0.0
         self._ended: dict[str, float] = {}  # ended and not reaped: when to flush, in seconds of the monotonic clock
         self._unheld: dict[str, Container] = {}  # executed, and its UTS namespace not looked at yet
         self._unadopted: dict[str, Record] = {}  # of another keeper, and not looked at yet
@@ -137,6 +138,7 @@ class Keeper:
             or self._unheld
             or not self._journal.is_written
             or self._copies.need_care
+            or (self._spare.pid and not self._containers)
         )
         return _TICK_SECONDS if has_work or not self._clients else _LONGEST_SLEEP_SECONDS
 
@@ -169,6 +171,8 @@ class Keeper:
             self._flush()
         with suppress(OSError):
             self._copies.care()
+        if self._spare.pid and not self._containers and time.monotonic() - self._last_start > _IDLE_SECONDS:
+            self._spare.give_up()
 
     # Requests
 
@@ -282,6 +286,7 @@ class Keeper:
             if before.end is None:
                 raise FileExistsError(f"container {key} has process {before.pid}")
             self._forget(before)
+        self._last_start = time.monotonic()
         plan, *log_directory = descriptors
         opened: list[int] = []
         log = request.get("log")

@@ -96,9 +96,8 @@ class Journal:
         finally:
             os._exit(1)
 
-    @property
     def has_grown(self) -> bool:
-        """True if it may be worth rewriting: to find out for sure takes as long as what is known is long."""
+        """Say whether it may be worth rewriting: to find out for sure takes as long as what is known is long."""
         return os.fstat(self._file).st_size >= self._worth
 
     def rewrite(self, records: Iterable[Record]) -> None:
@@ -106,11 +105,11 @@ class Journal:
 
         Nothing is flushed: only to be called while no record has to survive a power cut.
         """
-        if not self.has_grown:
+        if not self.has_grown():
             return
         lines = [_encode({"world": self._world}), *map(_encode, records)]
         self._worth = max(_WORTH_REWRITING, 4 * sum(map(len, lines)))
-        if not self.has_grown:
+        if not self.has_grown():
             return
         flags = _FLAGS | os.O_TRUNC
         file = os.open(_NEW_NAME, flags, 0o600, dir_fd=self._directory)

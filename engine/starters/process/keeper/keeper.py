@@ -478,7 +478,7 @@ class Keeper:
             self._firsts.pop(container.pid, None)
 
     def _rewrite(self) -> None:
-        if self._journal.has_grown and not any(
+        if self._journal.has_grown() and not any(
             each.is_durable and not each.is_acknowledged for each in self._containers.values()
         ):
             with suppress(OSError):

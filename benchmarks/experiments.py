@@ -186,7 +186,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "life": Experiment(
         "a container's life, create to delete",
         "running",
-        _sizes((10,), (10, 1000)),
+        _sizes((10,), (10, 100, 1000)),
         (
             Metric("life_ms", "took", "ms"),
             Metric("start_p50_us", "start p50", "us"),
@@ -196,6 +196,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             Metric("flushes", "flushes", ""),
             Metric("per_second", "lives/s, 16 threads", "", more_is_better=True),
             Metric("cleared_per_second", "cleared/s", "", more_is_better=True),
+            Metric("reopen_ms", "reopen", "ms"),
         ),
         {
             "limpet": Entry("limpet"),
@@ -203,6 +204,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "bwrap": Entry("bwrap", "keeps no state", most=10),
             "runc": Entry("runc", "state not durable", most=10),
             "crun": Entry("crun", "state not durable", most=10),
+            "limpet-runc": Entry("limpet with runc", most=100),
+            "runc-conmon": Entry("runc under conmon", "state not durable", most=10),
+            "limpet-crun": Entry("limpet with crun", most=100),
+            "crun-conmon": Entry("crun under conmon", "state not durable", most=10),
         },
         measure_life,
     ),

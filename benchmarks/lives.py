@@ -40,26 +40,25 @@ def measure_life(cell: Cell) -> Figures:
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     state = f"{cell.directory}/state"
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            with kind.open(state) as engine:
-                kind.make_sandbox(engine)
-                list(pool.map(lambda _: kind.create(engine, "sleep", "100000").start(), range(cell.size)))
-                alone = _measure_single_lives(kind, engine, cell.seconds)
-                many = _measure_threads(lambda: _live(kind, engine), cell.seconds)
-            began = time.perf_counter()
-            with kind.open(state) as engine:
-                opened = time.perf_counter()
-                running = engine.list(state=ContainerState.RUNNING)
-                if len(running) != cell.size:
-                    raise StoreError(f"{cell.size} containers were running, and {len(running)} were found again")
-                clearing = time.perf_counter()
-                list(pool.map(kind.clear, running))
-                cleared = time.perf_counter() - clearing
-        except BaseException:
-            with kind.open(state) as engine:
-                list(pool.map(kind.clear, engine.list()))
-            raise
+    try:
+        with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
+            kind.make_sandbox(engine)
+            list(pool.map(lambda _: kind.create(engine, "sleep", "100000").start(), range(cell.size)))
+            alone = _measure_single_lives(kind, engine, cell.seconds)
+            many = _measure_threads(lambda: _live(kind, engine), cell.seconds)
+        began = time.perf_counter()
+        with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
+            opened = time.perf_counter()
+            running = engine.list(state=ContainerState.RUNNING)
+            if len(running) != cell.size:
+                raise StoreError(f"{cell.size} containers were running, and {len(running)} were found again")
+            clearing = time.perf_counter()
+            list(pool.map(kind.clear, running))
+            cleared = time.perf_counter() - clearing
+    except BaseException:
+        with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(kind.clear, engine.list()))
+        raise
     found = {"reopen_ms": (opened - began) * 1e3, "cleared_per_second": cell.size / cleared}
     return {**alone, **many, **flushes, **found}
 

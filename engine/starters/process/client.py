@@ -46,6 +46,8 @@ class Connection:
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
+        self._unread = 0
+        """Answers that are still to come, and are not waited for."""
 
     def ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         """Return the answer and its descriptors, which are the caller's.
@@ -55,6 +57,17 @@ class Connection:
         try:
             self._link.settimeout(ANSWER_TIMEOUT_SECONDS)
             send(self._link, message, descriptors)
+        except OSError as error:
+            raise KeeperGoneError(f"the keeper is gone: {error.strerror or error}") from error
+        return self.wait_for_answer(message)
+
+    def wait_for_answer(self, message: Message) -> tuple[Message, list[int]]:
+        """Return the answer to what was told it before, as `ask` does."""
+        try:
+            self._link.settimeout(ANSWER_TIMEOUT_SECONDS)
+            for _ in range(self._unread):
+                receive(self._link)
+            self._unread = 0
             answer, given = receive(self._link)
         except TimeoutError as error:
             raise KeeperError(
@@ -70,8 +83,25 @@ class Connection:
             raise KeeperError(answer["error"])
         return answer, given
 
+    def wait_for_either(self, descriptor: int) -> bool:
+        """Wait until a descriptor is at its end, with nothing left to read, or there is an answer.
+
+        Say whether it is the former. Raises KeeperError if neither comes in time.
+        """
+        poll = select.poll()
+        for each in (descriptor, self._link.fileno()):
+            poll.register(each, select.POLLIN)
+        ready = dict(poll.poll(ANSWER_TIMEOUT_SECONDS * 1000))
+        if not ready:
+            raise KeeperError(f"nothing has happened for {ANSWER_TIMEOUT_SECONDS:g} s")
+        return bool(ready.get(descriptor, 0) & select.POLLHUP) and not ready[descriptor] & select.POLLIN
+
+    def forgo_answer(self) -> None:
+        """Have the answer to what was told it before dropped when it comes: what it says is known already."""
+        self._unread += 1
+
     def tell(self, message: Message) -> None:
-        """Send what has no answer. Raises KeeperGoneError."""
+        """Send a message, whose answer is not waited for here. Raises KeeperGoneError."""
         try:
             send(self._link, message)
         except OSError as error:

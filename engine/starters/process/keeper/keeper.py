@@ -199,6 +199,7 @@ class Keeper:
             if request is None:
                 self._leave(connection)
                 return
+            self._settle_starts(connection, request.get("id"))
             answer, given = self._answer(connection, request, descriptors)
         except Exception as error:  # noqa: BLE001  # a request that makes no sense is answered, and ends nothing
             if request is None or request.get("op") not in _WITHOUT_ANSWER:
@@ -208,6 +209,12 @@ class Keeper:
             _close_all(descriptors)
         if answer is not None:
             self._send(connection, answer, given)
+
+    def _settle_starts(self, connection: socket.socket, key: str | None) -> None:
+        """Take note of a program that was executed before this request was made: its engine sees that as soon as we."""
+        for container in [self._containers[each] for each in self._starting]:
+            if container.waiting is connection or (container.id == key and container.gate < 0):
+                self._read_report(container)
 
     def _refuse(self, connection: socket.socket, error: Exception) -> None:
         self._send(connection, {"error": f"{type(error).__name__}: {error}"})
@@ -230,7 +237,7 @@ class Keeper:
                 return answer | {"pid_namespace": self._namespace}, ()
             case "prepare":
                 container = self._prepare(connection, request, descriptors)
-                return {"pid": container.pid}, (container.pidfd,)
+                return {"pid": container.pid}, (container.pidfd, *([container.report] if request.get("report") else []))
             case "list":
                 return self._list(request["after"]), ()
             case "ack":

@@ -82,9 +82,9 @@ class Keeper:
             if not ready and self._wants_spare:
                 self._spare.make()
             self._orphans_now = None
-            for descriptor, _ in ready:
-                handler = self._handlers.get(descriptor)
-                if handler is not None:
+            # As it was when that was told: a handler before may have closed it, and its number be another's by now.
+            for descriptor, handler in [(each, self._handlers.get(each)) for each, _ in ready]:
+                if handler is not None and self._handlers.get(descriptor) is handler:
                     with suppress(Exception):  # one that cannot be served now; the next tick looks at all again
                         handler()
             with suppress(Exception):

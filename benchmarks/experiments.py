@@ -66,7 +66,8 @@ def _sizes(
 PER_SECOND = Metric("per_second", "per second", "", more_is_better=True)
 _LATENCIES = (Metric("p50_us", "p50", "us"), Metric("p99_us", "p99", "us"), Metric("cpu_us", "CPU each", "us"))
 _LOAD_METRICS = (PER_SECOND, *_LATENCIES, Metric("fairness", "fairness", "", more_is_better=True))
-_COLD: tuple[Extent, ...] = ("normal", "full")
+_LONGER: tuple[Extent, ...] = ("normal", "full")
+"""For what a quick run has no time for."""
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "threads": Experiment(
@@ -130,13 +131,13 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "sqlalchemy-core": Entry("SQLAlchemy Core into structs", "does not check processes"),
             "sqlalchemy-orm": Entry("SQLAlchemy ORM objects", "does not check processes", most=100_000),
             "files": Entry("file per container", "does not check processes", most=MAX_FILES),
-            "limpet-cold": Entry("limpet, caches dropped", least=100_000, extents=_COLD),
+            "limpet-cold": Entry("limpet, caches dropped", least=100_000, extents=_LONGER),
             "files-cold": Entry(
                 "file per container, caches dropped",
                 "does not check processes",
                 least=100_000,
                 most=MAX_FILES,
-                extents=_COLD,
+                extents=_LONGER,
             ),
         },
         measure_opening,
@@ -186,7 +187,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "life": Experiment(
         "a container's life, create to delete",
         "running",
-        _sizes((10,), (10, 1000)),
+        _sizes((10,), (10, 100, 1000)),
         (
             Metric("life_ms", "took", "ms"),
             Metric("start_p50_us", "start p50", "us"),
@@ -196,6 +197,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             Metric("flushes", "flushes", ""),
             Metric("per_second", "lives/s, 16 threads", "", more_is_better=True),
             Metric("cleared_per_second", "cleared/s", "", more_is_better=True),
+            Metric("reopen_ms", "reopen", "ms"),
         ),
         {
             "limpet": Entry("limpet"),
@@ -203,6 +205,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "bwrap": Entry("bwrap", "keeps no state", most=10),
             "runc": Entry("runc", "state not durable", most=10),
             "crun": Entry("crun", "state not durable", most=10),
+            "limpet-runc": Entry("limpet with runc", most=100, extents=_LONGER),
+            "runc-conmon": Entry("runc under conmon", "state not durable", most=10, extents=_LONGER),
+            "limpet-crun": Entry("limpet with crun", most=100, extents=_LONGER),
+            "crun-conmon": Entry("crun under conmon", "state not durable", most=10, extents=_LONGER),
         },
         measure_life,
     ),

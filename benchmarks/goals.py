@@ -47,6 +47,7 @@ _STEADY = _limpet("growth", 100, "p50_us")
 _LIFE = _limpet("life", 10, "life_ms")
 _START = _LIFE._replace(metric="start_p50_us")
 _POPEN = _LIFE._replace(contender="popen", metric="life_us")
+_RUNC, _CRUN = _START._replace(contender="limpet-runc"), _START._replace(contender="limpet-crun")
 _RELEASE, _DELETE = _LIFE._replace(metric="release_us"), _LIFE._replace(metric="delete_us")
 
 GOALS: tuple[Goal, ...] = (
@@ -127,6 +128,24 @@ GOALS: tuple[Goal, ...] = (
         "at least",
         500,
         _LIFE._replace(size=1000, metric="cleared_per_second"),
+    ),
+    Goal(
+        "runc: start p50, beyond runc's under conmon",
+        "at most",
+        5000,
+        _RUNC,
+        _RUNC._replace(contender="runc-conmon"),
+        "more than",
+        "us",
+    ),
+    Goal(
+        "crun: start p50, beyond crun's under conmon",
+        "at most",
+        5000,
+        _CRUN,
+        _CRUN._replace(contender="crun-conmon"),
+        "more than",
+        "us",
     ),
     Goal("limpet --help: CPU", "at most", 250, _limpet("command", 10_000, "cpu_ms", "help"), unit="ms"),
     Goal("limpet ps, 10,000 containers: CPU", "at most", 500, _limpet("command", 10_000, "cpu_ms", "ps"), unit="ms"),

@@ -4,54 +4,67 @@ A cell of limpet first counts flushes, then has `size` containers run, measures 
 many threads, and clears those that run away. The others have only lives: nothing is kept beside which they would run.
 """
 
-import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from statistics import median
 
+from limpet.benchmarks.conmon import CrunUnderConmon, RuncUnderConmon
 from limpet.benchmarks.figures import Cell, Figures
+from limpet.benchmarks.kinds import KINDS, Kind
 from limpet.benchmarks.load import Load, percentile, run_threads
-from limpet.benchmarks.runtimes import OTHERS, PROGRAM
+from limpet.benchmarks.runtimes import OTHERS, PROGRAM, Other
 from limpet.engine import Engine
 from limpet.engine.lifecycle.container import Container
+from limpet.schema import ContainerState
 from limpet.schema.errors import StoreError, UnsupportedError
 from limpet.testing.supervisor import Supervisor
 
 THREADS = 16
 """How many clear up at a time, and how many have containers live."""
 _LEAST_LIVES = 5
-_SANDBOX = "bench"
 _FLUSHES = frozenset({"fsync", "fdatasync", "sync", "syncfs"})
 _END_TIMEOUT_SECONDS = 60.0
+_OTHERS: Mapping[str, type[Other]] = {**OTHERS, "runc-conmon": RuncUnderConmon, "crun-conmon": CrunUnderConmon}
 
 
 def measure_life(cell: Cell) -> Figures:
     """Measure lives, of limpet beside as many running containers as the cell's size says."""
-    if cell.contender in OTHERS:
+    kind = KINDS.get(cell.contender)
+    if kind is None:
         return _measure_other(cell)
-    flushes = _count_flushes(cell.directory)  # first: it forks, which threads forbid
+    flushes = {} if kind.runtime else _count_flushes(cell.directory)  # first: it forks, which threads forbid
+    kind.require()
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-    with Engine.open(f"{cell.directory}/state") as engine, ThreadPoolExecutor(THREADS) as pool:
-        engine.create_sandbox({"metadata": {"name": _SANDBOX}}, id=_SANDBOX)
-        try:
-            running = list(pool.map(lambda _: _begin(engine, "sleep", "100000"), range(cell.size)))
-            alone = _measure_single_lives(engine, cell.seconds)
-            many = _measure_threads(lambda: _live(engine), cell.seconds)
-            began = time.perf_counter()
-            list(pool.map(_clear, running))
-            took = time.perf_counter() - began
-        except BaseException:
-            list(pool.map(_clear, engine.list()))
-            raise
-    return {**alone, **many, **flushes, "cleared_per_second": cell.size / took}
+    state = f"{cell.directory}/state"
+    try:
+        with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
+            kind.make_sandbox(engine)
+            list(pool.map(lambda _: kind.create(engine, "sleep", "100000").start(), range(cell.size)))
+            alone = _measure_single_lives(kind, engine, cell.seconds)
+            many = _measure_threads(lambda: _live(kind, engine), cell.seconds)
+        began = time.perf_counter()
+        with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
+            opened = time.perf_counter()
+            running = engine.list(state=ContainerState.RUNNING)
+            if len(running) != cell.size:
+                raise StoreError(f"{cell.size} containers were running, and {len(running)} were found again")
+            clearing = time.perf_counter()
+            list(pool.map(kind.clear, running))
+            cleared = time.perf_counter() - clearing
+    except BaseException:
+        with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(kind.clear, engine.list()))
+        raise
+    found = {"reopen_ms": (opened - began) * 1e3, "cleared_per_second": cell.size / cleared}
+    return {**alone, **many, **flushes, **found}
 
 
 def _measure_other(cell: Cell) -> Figures:
-    other = OTHERS[cell.contender](cell.directory)
+    other = _OTHERS[cell.contender](cell.directory)
     starts: list[float] = []
     lives: list[float] = []
     deadline = time.perf_counter() + cell.seconds
@@ -66,12 +79,12 @@ def _measure_other(cell: Cell) -> Figures:
     return {**figures, **_describe_starts(starts)} if starts else figures
 
 
-def _measure_single_lives(engine: Engine, seconds: float) -> Figures:
+def _measure_single_lives(kind: Kind, engine: Engine, seconds: float) -> Figures:
     """Let one container after the other live, and time each step."""
     steps: dict[str, list[float]] = {"create": [], "start": [], "wait": [], "release": [], "delete": []}
     deadline = time.perf_counter() + seconds
     while len(steps["start"]) < _LEAST_LIVES or time.perf_counter() < deadline:
-        for name, took in _live(engine).items():
+        for name, took in _live(kind, engine).items():
             steps[name].append(took)
     lives = [sum(life) for life in zip(*steps.values(), strict=True)]
     return {
@@ -92,10 +105,10 @@ def _measure_threads(live: Callable[[], object], seconds: float) -> Figures:
     return {"per_second": finished.calls / finished.took}
 
 
-def _live(engine: Engine) -> dict[str, float]:
+def _live(kind: Kind, engine: Engine) -> dict[str, float]:
     """Let a container live from create to delete; return how many seconds each step took."""
     times = [time.perf_counter()]
-    container = _create(engine, PROGRAM)
+    container = kind.create(engine, PROGRAM)
     times.append(time.perf_counter())
     for step in (container.start, lambda: _wait(container), container.release, container.delete):
         step()
@@ -108,24 +121,6 @@ def _wait(container: Container) -> None:
     status = container.wait(_END_TIMEOUT_SECONDS)
     if status.exit_code != 0:
         raise StoreError(f"{PROGRAM} ended with {status}")
-
-
-def _begin(engine: Engine, *command: str) -> Container:
-    container = _create(engine, *command)
-    container.start()
-    return container
-
-
-def _create(engine: Engine, *command: str) -> Container:
-    key = f"bench-{os.urandom(8).hex()}"
-    config = {"metadata": {"name": key}, "image": {"image": "host"}, "command": command}
-    return engine.create_container(config, _SANDBOX, id=key)
-
-
-def _clear(container: Container) -> None:
-    container.stop()
-    container.release()
-    container.delete()
 
 
 def _count_flushes(directory: str) -> Figures:
@@ -151,7 +146,8 @@ def _count(state_dir: str, lives: int) -> int:
 
 
 def _live_apart(state_dir: str, lives: int) -> None:
-    with Engine.open(state_dir) as engine:
-        engine.create_sandbox({"metadata": {"name": _SANDBOX}}, id=_SANDBOX)
+    kind = Kind()
+    with kind.open(state_dir) as engine:
+        kind.make_sandbox(engine)
         for _ in range(lives):
-            _live(engine)
+            _live(kind, engine)

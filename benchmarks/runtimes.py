@@ -23,7 +23,8 @@ PROGRAM = "/bin/true"
 _CLONE_NEWNS = 0x20000  # linux/sched.h
 _MS_REC_PRIVATE = 0x4000 | 0x40000  # linux/mount.h: MS_REC | MS_PRIVATE
 _UNIFIED = "/sys/fs/cgroup/unified"
-_HOST_DIRECTORIES = ("/usr", "/bin", "/lib", "/lib64")
+HOST_DIRECTORIES = tuple(path for path in ("/usr", "/bin", "/lib", "/lib64") if os.path.isdir(path))
+"""What a container of an OCI runtime sees of the host."""
 _END_TIMEOUT_MS = 30_000
 _MOST_SAID = 300
 
@@ -57,11 +58,11 @@ class Bwrap(Other):
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
-        self._command = [_find("bwrap"), "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", PROGRAM]
+        self._command = [find_program("bwrap"), "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", PROGRAM]
 
     def live(self) -> None:
         """Run it to its end."""
-        _run(self._command)
+        run_command(self._command)
 
 
 class OciRuntime(Other):
@@ -71,7 +72,7 @@ class OciRuntime(Other):
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
-        self._command = [_find(self.program), "--root", os.path.join(self.directory, "root")]
+        self._command = [find_program(self.program), "--root", os.path.join(self.directory, "root")]
         self._bundle = os.path.join(self.directory, "bundle")
         os.makedirs(os.path.join(self._bundle, "rootfs"))
         with open(os.path.join(self._bundle, "config.json"), "wb") as file:
@@ -82,14 +83,14 @@ class OciRuntime(Other):
         """Create and start a container, wait for its end, and delete it."""
         key = f"limpet-bench-{os.getpid()}-{next(self._numbers)}"
         pid_file = os.path.join(self.directory, key)
-        _run([*self._command, "create", "--bundle", self._bundle, "--pid-file", pid_file, key])
+        run_command([*self._command, "create", "--bundle", self._bundle, "--pid-file", pid_file, key])
         try:
             with open(pid_file, encoding="ascii") as file:
                 pidfd = os.pidfd_open(int(file.read()))
-            _run([*self._command, "start", key])
-            _wait(pidfd)
+            run_command([*self._command, "start", key])
+            wait_for_end(pidfd)
         finally:
-            _run([*self._command, "delete", "--force", key])
+            run_command([*self._command, "delete", "--force", key])
         os.unlink(pid_file)
 
 
@@ -106,14 +107,13 @@ class Crun(OciRuntime):
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
-        if os.path.ismount(_UNIFIED):
-            _leave_out(_UNIFIED)
+        leave_out_unified()
 
 
 OTHERS: Mapping[str, type[Other]] = {"popen": Child, "bwrap": Bwrap, "runc": Runc, "crun": Crun}
 
 
-def _find(program: str) -> str:
+def find_program(program: str) -> str:
     """Return the path of a program. Raises UnavailableError if it is not installed."""
     path = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if path is None:
@@ -121,7 +121,7 @@ def _find(program: str) -> str:
     return path
 
 
-def _run(command: Sequence[str]) -> None:
+def run_command(command: Sequence[str]) -> None:
     """Run a command to its end. Raises UnavailableError with what it said if it fails."""
     with tempfile.TemporaryFile() as said:  # not a pipe: a container inherits it, and would keep that open
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, check=False)
@@ -131,7 +131,8 @@ def _run(command: Sequence[str]) -> None:
             raise UnavailableError(f"{name} does not work here: exit status {done.returncode}: {text}")
 
 
-def _wait(pidfd: int) -> None:
+def wait_for_end(pidfd: int) -> None:
+    """Wait until a process has ended, and close its pidfd. Raises UnavailableError."""
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -144,9 +145,7 @@ def _wait(pidfd: int) -> None:
 def _make_config() -> dict[str, object]:
     """Return a config.json: https://github.com/opencontainers/runtime-spec/blob/main/config.md."""
     binds = [
-        {"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]}
-        for path in _HOST_DIRECTORIES
-        if os.path.isdir(path)
+        {"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]} for path in HOST_DIRECTORIES
     ]
     return {
         "ociVersion": "1.0.2",
@@ -161,12 +160,17 @@ def _make_config() -> dict[str, object]:
     }
 
 
-def _leave_out(mount: str) -> None:
-    """Give this process, which is the cell's own, a mount table without `mount`. Raises UnavailableError."""
+def leave_out_unified() -> None:
+    """Give this process, which is the cell's own, one version of cgroups only, as crun needs it.
+
+    Raises UnavailableError.
+    """
+    if not os.path.ismount(_UNIFIED):
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     if (
         libc.unshare(_CLONE_NEWNS)
         or libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
-        or libc.umount2(os.fsencode(mount), 0)
+        or libc.umount2(os.fsencode(_UNIFIED), 0)
     ):
-        raise UnavailableError(f"{mount}: {os.strerror(ctypes.get_errno())}; root may leave it out")
+        raise UnavailableError(f"{_UNIFIED}: {os.strerror(ctypes.get_errno())}; root may leave it out")

@@ -28,8 +28,7 @@ Compare = Callable[[ProcessIdentity, int], tuple[Process, str]]
 def read_boot_id() -> str | None:
     """Return the boot id, None if it cannot be read."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip() or None
+        return _read("/proc/sys/kernel/random/boot_id").decode("ascii").strip() or None
     except OSError:
         return None
 
@@ -98,9 +97,14 @@ def read_stat(pid: int) -> list[bytes]:
     The second field, the command's name, is removed up to the last parenthesis: it may contain spaces and
     parentheses, as in `4711 (a) R 1 2 (x) S 1 ...`.
     """
-    descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def _read(path: str) -> bytes:
+    """Return what a small file in /proc says. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # not open(): a buffer and a decoder take longer than this
     try:
-        return os.read(descriptor, 4096).rpartition(b")")[2].split()
+        return os.read(descriptor, 4096)
     finally:
         os.close(descriptor)
 
@@ -126,8 +130,7 @@ def read_start_ticks(pid: int) -> int:
 def _read_boot_offset() -> int:
     """Return by how many clock ticks the boot time of our time namespace is ahead of the machine's."""
     try:
-        with open("/proc/self/timens_offsets", encoding="ascii") as file:
-            offsets = [line.split() for line in file]
+        offsets = [line.split() for line in _read("/proc/self/timens_offsets").decode("ascii").splitlines()]
     except FileNotFoundError:  # before Linux 5.6
         return 0
     ahead_ns = next(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 MOUNTINFO = "/proc/self/mountinfo"
+_PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
+"""What no kernel escapes."""
 
 
 class Mount(NamedTuple):
@@ -39,8 +41,25 @@ def parse_mounts(lines: Iterable[str]) -> Iterator[Mount]:
 
 def find_mounts(path: str) -> list[str]:
     """Return the mount points at or below `path`. Raises OSError if the mounts cannot be read."""
-    path = os.path.realpath(path)
-    return [mount.point for mount in read_mounts() if mount.point == path or mount.point.startswith(path + "/")]
+    path = _resolve(path)
+    with open(MOUNTINFO, "rb", buffering=0) as file:
+        content = file.readall()
+    if _PLAIN.fullmatch(path) and path.encode() not in content:
+        return []  # nearly always so, and looking closer takes ten times as long
+    mounts = parse_mounts(content.decode("utf-8", "surrogateescape").rstrip("\n").split("\n"))
+    return [mount.point for mount in mounts if mount.point == path or mount.point.startswith(path + "/")]
+
+
+def _resolve(path: str) -> str:
+    """Return the path without links, as the kernel finds it: os.path.realpath looks at each part of it."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:  # such as one that is missing
+        return os.path.realpath(path)
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def find_file_system(device: int) -> str:

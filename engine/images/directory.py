@@ -137,11 +137,10 @@ class DirectoryImageStore:
     def unmount(self, target: str) -> None:
         """Check that nothing is mounted at or below `target`; PLAIN itself mounts nothing."""
         try:
-            target = os.path.realpath(target)
+            with self._translated(f"unmount {quote_path(target)}"):
+                mounts = find_mounts(target)
         except ValueError as error:  # it contains a NUL or a lone surrogate
             raise InvalidInputError(f"mount target {quote_path(target)}: {error}; give a directory") from error
-        with self._translated(f"unmount {target}"):
-            mounts = find_mounts(target)
         if mounts:
             raise InvalidStateError(f"{mounts[0]} is still a mount point; unmount it before removing {target}")
 

@@ -83,7 +83,10 @@ class Runtime:
 
         Raises InvalidStateError in a copy of a state directory, if its log is outside: that one is the original's.
         """
-        return bring_home(metadata, self.bundle_path(metadata.id), is_copy=self.store.directory.is_copy)
+        path = self.bundle_path(metadata.id)
+        if metadata.root_dir == path:  # as nearly always; whether this is a copy is read from the disk
+            return metadata
+        return bring_home(metadata, path, is_copy=self.store.directory.is_copy)
 
     def log_directory(self, sandbox: SandboxMetadata) -> str:
         """Return where the logs of a sandbox's containers go: its config's log_directory, else one of its own."""

@@ -168,3 +168,26 @@ def test_the_legend_has_each_contender_once(tmp_path: Path) -> None:
     contenders = {one.contender for one in (*report.of("threads"), *report.of("tasks"))}
     assert len(names) == len(set(names)) == len(contenders)
     assert {"limpet", "512 bytes + fdatasync, one writer"} <= set(names)
+
+
+def test_a_report_of_lives_tells_every_ratio_that_a_life_is_judged_by() -> None:
+    """Beside 1,000 that run as beside 10, beside Popen and crun, and limpet's share beyond conmon and runtime."""
+    metrics = {metric.key for metric in EXPERIMENTS["life"].metrics} | {"life_us"}
+    cases = list(choose_cases(Settings(directory=".", only=["life"])))
+    report = report_of(*(make_series(case, {0: Outcome(figures=dict.fromkeys(metrics, 7.0))}) for case in cases))
+    text = "\n".join(describe(report))
+    measured = {goal.goal for goal in report.goals if goal.measured is not None}
+    assert measured >= {goal.text for goal in GOALS if goal.figure.experiment == "life"}
+    for words in (
+        "start: p50, of Popen and its wait",
+        "create to delete, of crun's",
+        "16 threads: lives a second",
+        "1,000 running: release, of that with 10",
+        "1,000 running: delete, of that with 10",
+        "1,000 running: stopped, released and deleted a second",
+        "runc: start p50, beyond runc's under conmon",
+        "crun: start p50, beyond crun's under conmon",
+    ):
+        assert re.search(rf"^{re.escape(words)} .*reached", text, re.MULTILINE), words
+    for row in ("limpet with runc +100 ", "crun under conmon +10 "):
+        assert re.search(f"^{row}", text, re.MULTILINE), row

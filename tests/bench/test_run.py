@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 
 from limpet.benchmarks import BenchReport, Settings, run_bench
 from limpet.benchmarks.checkpoints import CONTENDERS, require_kept
 from limpet.benchmarks.databases import RawSqlite
 from limpet.benchmarks.experiments import EXPERIMENTS
+from limpet.benchmarks.figures import Cell, Outcome
 from limpet.benchmarks.load import Load, run_threads
 from limpet.benchmarks.machine import describe_machine
 from limpet.benchmarks.population import read_identities
@@ -31,6 +33,14 @@ SMALL = {
     "life": (10,),
     "command": (40,),
 }
+MEASURE = """
+import sys, msgspec
+from limpet.benchmarks.figures import Cell
+from limpet.benchmarks.worker import measure
+outcome = measure(msgspec.json.decode(sys.argv[1], type=Cell))
+sys.stdout.buffer.write(msgspec.json.encode(outcome))
+"""
+"""Measures one cell, in a process of its own."""
 OPTIONAL = {"opening": {"open_ms", "recover_ms"}}
 """Metrics that not every contender of an experiment has."""
 NOT_INSTALLED = {"", *(f"{name} is not installed" for name in ("lmdb", "diskcache", "bwrap", "runc", "crun"))}
@@ -92,6 +102,26 @@ def test_a_quick_run_measures_everything_and_leaves_nothing(settings: Settings, 
     missing = {series.missing for series in report.series}
     assert {text for text in missing if "does not work here" not in text} <= NOT_INSTALLED
     assert os.listdir(settings.directory) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_an_oci_runtime_is_measured_with_limpet_and_without(runtime: str, tmp_path: Path) -> None:
+    """Both live under conmon, from the same config; only limpet has containers beside which they live."""
+    figures = {}
+    for contender in (f"limpet-{runtime}", f"{runtime}-conmon"):
+        (tmp_path / contender).mkdir()
+        cell = Cell(experiment="life", contender=contender, size=2, seconds=0.03, directory=str(tmp_path / contender))
+        command = (sys.executable, "-c", MEASURE, msgspec.json.encode(cell).decode())
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=100)
+        outcome = msgspec.json.decode(done.stdout, type=Outcome)
+        if outcome.missing:
+            pytest.skip(outcome.missing)
+        assert not outcome.failed
+        figures[contender] = outcome.figures
+    ours, bare = figures.values()
+    assert {"life_ms", "start_p50_us", "per_second"} <= set(bare)
+    assert set(bare) | {"release_us", "delete_us", "cleared_per_second", "reopen_ms"} <= set(ours) | {"life_us"}
 
 
 def test_a_report_says_where_it_was_made_and_survives_saving(report: BenchReport, tmp_path: Path) -> None:

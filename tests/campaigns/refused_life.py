@@ -48,6 +48,7 @@ ROLES = {
     "limpet-anchor": "anchor",
     "limpet-keeper": "keeper",
     "limpet-copier": "copier",
+    "limpet-spare": "spare",
     "limpet-gate": "gate",
     os.path.basename(os.path.realpath(sys.executable))[:15]: "beginning",
     os.path.basename(sys.executable)[:15]: "beginning",

@@ -8,6 +8,7 @@ device and inode of itself. One whose name is not true of it is never given to a
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Sequence
 
 from limpet.engine.state.durable import make_directory, remove_tree
@@ -47,6 +48,7 @@ class RuntimeRoot:
     def __init__(self, above: str) -> None:
         self.above = above
         self._path = ""
+        self._making = threading.Lock()
 
     def entries(self) -> Sequence[str]:
         """Return the ids of the containers that the runtime has something of. Raises OSError."""
@@ -69,16 +71,18 @@ class RuntimeRoot:
 
     def make(self) -> str:
         """Return the directory of this boot, made if there is none. Raises StateDirectoryError."""
-        try:
-            if not self.find():
-                make_directory(os.path.dirname(self.above))
-                make_directory(self.above)
-                path = tempfile.mkdtemp(dir=self.above, prefix=".tmp-")
-                self._path = os.path.join(self.above, _true_name(path))
-                os.rename(path, self._path)
-        except OSError as error:
-            raise StateDirectoryError(f"{quote_path(error.filename or self.above)}: {error.strerror}") from error
-        return self._path
+        with self._making:  # of two that began at once, one would not be found again, with a container in it
+            try:
+                if not self.find():
+                    make_directory(os.path.dirname(self.above))
+                    make_directory(self.above)
+                    temporary = tempfile.mkdtemp(dir=self.above, prefix=".tmp-")
+                    path = os.path.join(self.above, _true_name(temporary))
+                    os.rename(temporary, path)
+                    self._path = path
+            except OSError as error:
+                raise StateDirectoryError(f"{quote_path(error.filename or self.above)}: {error.strerror}") from error
+            return self._path
 
     def remove_old(self) -> None:
         """Remove the directories of boots that are over: nothing that they name is there. Raises OSError."""

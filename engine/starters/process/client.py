@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -46,17 +47,26 @@ class Connection:
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
+        self._timeout = 0.0
+        self._unread = 0
+        """Answers that are still to come, and are not waited for."""
 
     def ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         """Return the answer and its descriptors, which are the caller's.
 
         Raises KeeperGoneError, KeeperError if it answers with an error or not in time.
         """
+        self.tell(message, descriptors)
+        return self.wait_for_answer(message)
+
+    def wait_for_answer(self, message: Message) -> tuple[Message, list[int]]:
+        """Return the answer to what was told it before, as `ask` does."""
         try:
-            self._link.settimeout(ANSWER_TIMEOUT_SECONDS)
-            send(self._link, message, descriptors)
+            for _ in range(self._unread):
+                receive(self._link)
+            self._unread = 0
             answer, given = receive(self._link)
-        except TimeoutError as error:
+        except BlockingIOError as error:
             raise KeeperError(
                 f"the keeper has not answered {message['op']!r} for {ANSWER_TIMEOUT_SECONDS:g} s"
             ) from error
@@ -70,12 +80,42 @@ class Connection:
             raise KeeperError(answer["error"])
         return answer, given
 
-    def tell(self, message: Message) -> None:
-        """Send what has no answer. Raises KeeperGoneError."""
+    def wait_for_either(self, descriptor: int) -> bool:
+        """Wait until a descriptor is at its end, with nothing left to read, or there is an answer.
+
+        Say whether it is the former. Raises KeeperError if neither comes in time.
+        """
+        poll = select.poll()
+        for each in (descriptor, self._link.fileno()):
+            poll.register(each, select.POLLIN)
+        ready = dict(poll.poll(ANSWER_TIMEOUT_SECONDS * 1000))
+        if not ready:
+            raise KeeperError(f"nothing has happened for {ANSWER_TIMEOUT_SECONDS:g} s")
+        return bool(ready.get(descriptor, 0) & select.POLLHUP) and not ready[descriptor] & select.POLLIN
+
+    def forgo_answer(self) -> None:
+        """Have the answer to what was told it before dropped when it comes: what it says is known already."""
+        self._unread += 1
+
+    def tell(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send a message, whose answer is not waited for here. Raises KeeperGoneError, KeeperError."""
         try:
-            send(self._link, message)
+            if self._timeout != ANSWER_TIMEOUT_SECONDS:
+                self._set_timeout(ANSWER_TIMEOUT_SECONDS)
+            send(self._link, message, descriptors)
+        except BlockingIOError as error:
+            raise KeeperError(f"the keeper takes no {message['op']!r}: it has not read for some time") from error
         except OSError as error:
             raise KeeperGoneError(f"the keeper is gone: {error.strerror or error}") from error
+
+    def _set_timeout(self, seconds: float) -> None:
+        """Have the kernel limit how long a call waits. Where Python does, it asks twice before each call."""
+        whole, rest = divmod(round(seconds * 1e6), 10**6)
+        limit = struct.pack("@ll", whole, rest)  # struct timeval
+        self._link.settimeout(None)
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            self._link.setsockopt(socket.SOL_SOCKET, option, limit)
+        self._timeout = seconds
 
     def close(self) -> None:
         """Close it; what the keeper holds for it ends. May be repeated."""

@@ -56,8 +56,9 @@ def write_plan(plan: Mapping[str, Any]) -> int:
     """Return a descriptor of memory that holds the plan; it is nowhere on disk. Raises OSError."""
     descriptor = os.memfd_create("limpet-plan", os.MFD_CLOEXEC)
     try:
-        with open(os.dup(descriptor), "wb") as file:
-            file.write(json.dumps(plan).encode())  # ASCII: surrogates are escaped
+        data = json.dumps(plan).encode()  # ASCII: surrogates are escaped
+        while data:
+            data = data[os.write(descriptor, data) :]
     except BaseException:
         os.close(descriptor)
         raise

@@ -17,7 +17,12 @@ from limpet.engine.starters.environment import require_names, require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.process.cgroups.freezer import Freezer
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
-from limpet.engine.starters.process.client import Connection, ForeignKeeperError, KeeperClient, KeeperGoneError
+from limpet.engine.starters.process.client import (
+    Connection,
+    ForeignKeeperError,
+    KeeperClient,
+    KeeperGoneError,
+)
 from limpet.engine.starters.process.keeper.kernel import read_stat
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.plan import make_plan, write_plan
@@ -51,6 +56,18 @@ class _Held:
 
     container_id: str
     connection: Connection
+    report: int = -1
+    """A descriptor of the pipe that is closed when its program is executed, and by its end; -1 if there is none."""
+
+    def close(self) -> None:
+        """Close the gate."""
+        self.connection.close()
+        self.close_report()
+
+    def close_report(self) -> None:
+        """Give up waiting for its program to be executed."""
+        if self.report >= 0:
+            os.close(self.report)
 
 
 class ProcessStarter:
@@ -132,7 +149,7 @@ class ProcessStarter:
         """
         spec = read_spec(launch.bundle_path)
         try:
-            connection, pid, pidfd = self._fork_gate(launch, spec)
+            held, pid, pidfd = self._fork_gate(launch, spec)
         except (KeeperError, UnsupportedError) as error:
             raise StartError(str(error)) from error
         except OSError as error:
@@ -146,10 +163,10 @@ class ProcessStarter:
                 resources=None
                 if requested is None
                 else apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
-                own=_Held(launch.id, connection),
+                own=held,
             )
         except BaseException as error:
-            connection.close()
+            held.close()
             os.close(pidfd)
             if isinstance(error, OSError):
                 raise StartError(f"its process cannot be identified: {error}") from error
@@ -159,8 +176,14 @@ class ProcessStarter:
         """Open the gate; returns once the program is executed. Raises StartError with the reason if it is not."""
         held = prepared.own
         assert isinstance(held, _Held)
+        request: Message = {"op": "go", "id": held.container_id}
         try:
-            answer, _ = held.connection.ask({"op": "go", "id": held.container_id})
+            held.connection.tell(request)
+            if _has_executed(held, prepared):
+                held.connection.forgo_answer()
+                answer: Message = {"executed": True}
+            else:
+                answer, _ = held.connection.wait_for_answer(request)
         except KeeperError as error:
             held.connection.close()
             answer = self._settle_start(held.container_id, prepared, str(error))
@@ -169,6 +192,8 @@ class ProcessStarter:
             raise
         else:
             self._keeper.give_back(held.connection)
+        finally:
+            held.close_report()
         if not answer["executed"]:
             os.close(prepared.pidfd)
             raise StartError(self._explain(held.container_id, answer))
@@ -177,7 +202,7 @@ class ProcessStarter:
         """Close the gate, and wait until the process is gone."""
         held = prepared.own
         assert isinstance(held, _Held)
-        held.connection.close()
+        held.close()
         try:
             if not _wait_until_ended(prepared.pidfd, _END_TIMEOUT_SECONDS):
                 with suppress(ProcessLookupError):
@@ -313,13 +338,13 @@ class ProcessStarter:
             return Witnessed(Process.GONE)
         return Witnessed(Process.ENDED, found.code, found.finished_at, found.is_out_of_memory)
 
-    def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[Connection, int, int]:
-        """Return the connection that holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
+    def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[_Held, int, int]:
+        """Return what holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
         secrets = require_secrets(launch.secret_env)
         plan = write_plan(make_plan(spec, self._environment, self._inherited, secrets, original_descriptor_limit()))
         opened = [plan]
         try:
-            request: Message = {"op": "prepare", "id": launch.id}
+            request: Message = {"op": "prepare", "id": launch.id, "report": True}
             if launch.log_path:
                 directory = os.path.dirname(launch.log_path)
                 descriptor, name = open_log_directory(launch.log_directory or directory, launch.log_path)
@@ -344,7 +369,8 @@ class ProcessStarter:
                     if isinstance(error, KeeperGoneError) and not last:
                         continue  # what it held for us has ended with the connection
                     raise
-                return connection, answer["pid"], given[0]
+                pidfd, *report = given  # a keeper of an older version gives no report
+                return _Held(launch.id, connection, *report), answer["pid"], pidfd
             raise AssertionError
         finally:
             for descriptor in opened:
@@ -435,6 +461,21 @@ class ProcessStarter:
 def make_starter(inherit_env: Iterable[str] = ()) -> ProcessStarter:
     """Return the starter as an engine has it by default."""
     return ProcessStarter(inherit_env=inherit_env)
+
+
+def _has_executed(held: _Held, prepared: Prepared) -> bool:
+    """Wait until the program is executed, and say so; False if it is not, or if the keeper has to be asked.
+
+    The pipe's end alone says nothing: a gate that is killed closes it, too. What was written to it is the keeper's.
+    Raises KeeperError if nothing happens in time.
+    """
+    if held.report < 0 or not held.connection.wait_for_either(held.report):
+        return False
+    try:
+        stat = read_stat(prepared.identity.pid)
+    except OSError:
+        return False
+    return stat is not None and stat.start_ticks == prepared.identity.start_ticks and stat.has_executed
 
 
 def _make_log(directory: int, name: str) -> None:

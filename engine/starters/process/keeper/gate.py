@@ -1,9 +1,9 @@
 """The gate: what a container's process is before it is the container's program.
 
-It is forked from the keeper and held. The engine writes its identity to disk and then opens the gate; if engine or
-keeper dies first, the gate closes, and the process ends without having run a line of the user's program. Otherwise it
-becomes what the plan says and executes the program in its own place, so that pid, start time and pidfd inode stay
-those that were written down.
+It is forked from the keeper, often before anybody asks for it (see `spare`), handed a plan, and held. The engine writes
+its identity to disk and then opens the gate; if engine or keeper dies first, the gate closes, and the process ends
+without having run a line of the user's program. Otherwise it becomes what the plan says and executes the program in its
+own place, so that pid, start time and pidfd inode stay those that were written down.
 """
 
 import errno
@@ -17,32 +17,36 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from .kernel import name_process, unshare
+from .messages import receive
 from .root import become_user, enter_root
 
 NOT_EXECUTED = 128
 """The exit code of a process that did not get as far as the program."""
-COMMAND_NAME = "limpet-gate"
-"""As /proc/PID/comm shows it."""
-_GATE, _REPORT, _PLAN = 3, 4, 5
+SPARE_NAME, COMMAND_NAME = "limpet-spare", "limpet-gate"
+"""As /proc/PID/comm shows it: before it is a container's, and from then on."""
+_CONTROL, _REPORT = 3, 4
 _FIRST_FREE = 10
 _CLONE_NEWUTS = 0x04000000
 _UMASK = 0o022
 _DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
 
 
-def become_container(plan: int, gate: int, report: int, streams: tuple[int, int]) -> NoReturn:
+def become_container(control: int, report: int) -> NoReturn:
     """Turn this process, just forked, into a container's. Never returns.
 
-    `plan` holds JSON, see `root`. One byte from `gate` opens it, end of file closes it. `report` is closed by a
-    successful exec; what is written to it is why there was none. `streams` become standard output and error.
+    `control` is a socket: a message with three descriptors makes it a container's, the plan (JSON, see `root`) and what
+    becomes standard output and error; a message "g" opens the gate, end of file closes it. `report` is closed by a
+    successful exec; what is written to it is why there was none.
     """
     told = report
     try:
         os.setsid()
-        _take_descriptors(plan, gate, report, streams)
+        _take_descriptors(control, report)
         told = _REPORT
         _forget_the_keeper()
-        _read_plan_and_execute()
+        plan = _receive_plan()
+        if plan is not None:
+            _obey_plan(plan)
     except BaseException as error:  # noqa: BLE001  # whatever it is: what is not reported is not known
         name = getattr(error, "filename", None)
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
@@ -52,14 +56,32 @@ def become_container(plan: int, gate: int, report: int, streams: tuple[int, int]
         os._exit(NOT_EXECUTED)
 
 
-def _read_plan_and_execute() -> None:
-    document: dict[str, Any] = json.loads(os.pread(_PLAN, os.fstat(_PLAN).st_size, 0))
+def _receive_plan() -> dict[str, Any] | None:
+    """Wait until it is some container's; return its plan, None at the end. Its streams are taken."""
+    name_process(SPARE_NAME)
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONTROL)
+    try:
+        _, given = receive(link)
+    finally:
+        link.detach()
+    if not given:
+        return None
+    name_process(COMMAND_NAME)
+    plan, *streams = given
+    for number, stream in zip((1, 2), streams, strict=True):
+        os.dup2(stream, number)
+    document: dict[str, Any] = json.loads(os.pread(plan, os.fstat(plan).st_size, 0))
+    os.closerange(_REPORT + 1, 1 << 30)
+    return document
+
+
+def _obey_plan(document: dict[str, Any]) -> None:
     if document["own_uts_namespace"]:
         with suppress(OSError):  # by which descendants are told; without it, by their session
             unshare(_CLONE_NEWUTS)
             if document["hostname"]:
                 socket.sethostname(document["hostname"])
-    if os.read(_GATE, 1) != b"g":
+    if os.read(_CONTROL, 1) != b"g":
         return
     enter_root(document)
     soft, hard = document["nofile"]
@@ -71,18 +93,17 @@ def _read_plan_and_execute() -> None:
     )
 
 
-def _take_descriptors(plan: int, gate: int, report: int, streams: tuple[int, int]) -> None:
-    """Have 0 to 5 and nothing else: not the keeper's lock, not its connections, not the pipes of other gates."""
+def _take_descriptors(control: int, report: int) -> None:
+    """Have 0 to 4 and nothing else: not the keeper's lock, not its connections, not what leads to other gates."""
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    given = (null, *streams, gate, report, plan)
-    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for each in given]
+    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for each in (null, null, null, control, report)]
     for number, each in enumerate(high):
-        os.dup2(each, number, inheritable=number < _GATE)
+        os.dup2(each, number, inheritable=number < _CONTROL)
     os.closerange(len(high), 1 << 30)  # one close_range(2)
 
 
 def _forget_the_keeper() -> None:
-    """Have the signals, the umask, the name and the oom score of a new process, not the keeper's.
+    """Have the signals, the umask and the oom score of a new process, not the keeper's.
 
     Handlers go with the exec; what is ignored stays so, and is only what the keeper and Python itself ignore.
     """
@@ -91,7 +112,6 @@ def _forget_the_keeper() -> None:
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(_UMASK)
-    name_process(COMMAND_NAME)
     with suppress(OSError):  # a score that the keeper was given may not be lowered
         file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(file, b"0")

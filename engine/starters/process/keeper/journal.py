@@ -31,6 +31,7 @@ class Journal:
         self._file = os.open(_NAME, _FLAGS, 0o600, dir_fd=directory)
         self._unwritten: list[bytes] = []
         self._is_renamed = False
+        self._worth = _WORTH_REWRITING
 
     def load(self) -> dict[str, Record]:
         """Return what is known of each container; of another world, only how they ended."""
@@ -95,13 +96,20 @@ class Journal:
         finally:
             os._exit(1)
 
+    def has_grown(self) -> bool:
+        """Say whether it may be worth rewriting: to find out for sure takes as long as what is known is long."""
+        return os.fstat(self._file).st_size >= self._worth
+
     def rewrite(self, records: Iterable[Record]) -> None:
         """Replace the journal by these records alone, if it has grown enough to be worth it. Raises OSError.
 
         Nothing is flushed: only to be called while no record has to survive a power cut.
         """
+        if not self.has_grown():
+            return
         lines = [_encode({"world": self._world}), *map(_encode, records)]
-        if os.fstat(self._file).st_size < max(_WORTH_REWRITING, 4 * sum(map(len, lines))):
+        self._worth = max(_WORTH_REWRITING, 4 * sum(map(len, lines)))
+        if not self.has_grown():
             return
         flags = _FLAGS | os.O_TRUNC
         file = os.open(_NEW_NAME, flags, 0o600, dir_fd=self._directory)

@@ -16,19 +16,21 @@ from contextlib import suppress
 
 from .container import Container
 from .copies import Copies
-from .gate import become_container
 from .journal import Journal, Record
 from .kernel import close, hold_uts_namespace, list_processes, read_children, read_exit_of_stranger, read_stat
 from .messages import VERSION, Message, read_peer, receive, send
+from .spare import Gate, Spare
 
 _ENGINE_TAKES_SECONDS = 0.2
 """How long an end waits for a connected engine before the keeper flushes it."""
 _TICK_SECONDS = 0.5
 _LONGEST_SLEEP_SECONDS = 5.0
 _IDLE_SECONDS = 2.0
-"""How long the keeper stays when nothing is left for it."""
+"""How long the keeper stays when nothing is left for it, and the spare gate when there is no container."""
 _UNSEEN_SECONDS = 10.0
 """How long a process that is not our child may take to be reaped by its parent."""
+_REAP_SECONDS = 0.1
+"""Between two looks for orphans to reap: with many containers each takes a while, and each end asks for one."""
 _PAGE = 100
 _MOST_MEMBERS = 5_000
 """Pids in one message."""
@@ -47,6 +49,9 @@ class Keeper:
         self._clients: dict[int, socket.socket] = {}
         self._containers: dict[str, Container] = {}
         self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
+        self._starting: set[str] = set()  # containers whose start is not over
+        self._spare = Spare()
+        self._last_start = 0.0
         self._ended: dict[str, float] = {}  # ended and not reaped: when to flush, in seconds of the monotonic clock
         self._unheld: dict[str, Container] = {}  # executed, and its UTS namespace not looked at yet
         self._unadopted: dict[str, Record] = {}  # of another keeper, and not looked at yet
@@ -54,6 +59,7 @@ class Keeper:
         self._flush_again_at = 0.0  # not before: a disk that refuses is not asked without end
         self._flushing: tuple[int, list[Container]] | None = None
         self._child_has_changed = True
+        self._reap_again_at = 0.0
         self._orphans_now: list[int] | None = None  # read since the loop was woken: all that ended before is in it
         self._idle_since = time.monotonic()
         self._copies = copies
@@ -72,15 +78,23 @@ class Keeper:
     def run(self) -> None:
         """Serve until nothing is left to do."""
         while not self._may_end():
-            ready = self._poll.poll(self._patience())
+            ready = self._poll.poll(0 if self._wants_spare else self._patience())
+            if not ready and self._wants_spare:
+                self._spare.make()
             self._orphans_now = None
-            for descriptor, _ in ready:
-                handler = self._handlers.get(descriptor)
-                if handler is not None:
+            # As it was when that was told: a handler before may have closed it, and its number be another's by now.
+            for descriptor, handler in [(each, self._handlers.get(each)) for each, _ in ready]:
+                if handler is not None and self._handlers.get(descriptor) is handler:
                     with suppress(Exception):  # one that cannot be served now; the next tick looks at all again
                         handler()
             with suppress(Exception):
                 self._tick()
+        self._spare.give_up()
+
+    @property
+    def _wants_spare(self) -> bool:
+        """Say whether to fork a gate ahead as soon as there is nothing else to do: no start waits for that."""
+        return self._spare.is_wanted and not self._starting
 
     # The loop's parts
 
@@ -115,6 +129,8 @@ class Keeper:
         now = time.monotonic()
         if self._ended and self._journal.is_written and self._flushing is None and now >= self._flush_again_at:
             return min(max(0.0, min(self._ended.values()) - now), _TICK_SECONDS)
+        if self._child_has_changed:
+            return min(max(0.0, self._reap_again_at - now), _TICK_SECONDS)
         has_work = (
             self._ended
             or self._unreadable
@@ -122,6 +138,7 @@ class Keeper:
             or self._unheld
             or not self._journal.is_written
             or self._copies.need_care
+            or (self._spare.pid and not self._containers)
         )
         return _TICK_SECONDS if has_work or not self._clients else _LONGEST_SLEEP_SECONDS
 
@@ -142,9 +159,10 @@ class Keeper:
         for container in list(self._unheld.values()):
             self._hold_uts(container)
         with suppress(OSError):
-            if self._child_has_changed:
+            if self._child_has_changed and time.monotonic() >= self._reap_again_at:
                 self._reap_orphans()
                 self._child_has_changed = False
+                self._reap_again_at = time.monotonic() + _REAP_SECONDS
         for key in list(self._unreadable):
             with suppress(OSError):
                 self._note_end(self._containers[key])
@@ -153,6 +171,8 @@ class Keeper:
             self._flush()
         with suppress(OSError):
             self._copies.care()
+        if self._spare.pid and not self._containers and time.monotonic() - self._last_start > _IDLE_SECONDS:
+            self._spare.give_up()
 
     # Requests
 
@@ -179,6 +199,7 @@ class Keeper:
             if request is None:
                 self._leave(connection)
                 return
+            self._settle_starts(connection, request.get("id"))
             answer, given = self._answer(connection, request, descriptors)
         except Exception as error:  # noqa: BLE001  # a request that makes no sense is answered, and ends nothing
             if request is None or request.get("op") not in _WITHOUT_ANSWER:
@@ -188,6 +209,12 @@ class Keeper:
             _close_all(descriptors)
         if answer is not None:
             self._send(connection, answer, given)
+
+    def _settle_starts(self, connection: socket.socket, key: str | None) -> None:
+        """Take note of a program that was executed before this request was made: its engine sees that as soon as we."""
+        for container in [self._containers[each] for each in self._starting]:
+            if container.waiting is connection or (container.id == key and container.gate < 0):
+                self._read_report(container)
 
     def _refuse(self, connection: socket.socket, error: Exception) -> None:
         self._send(connection, {"error": f"{type(error).__name__}: {error}"})
@@ -210,7 +237,7 @@ class Keeper:
                 return answer | {"pid_namespace": self._namespace}, ()
             case "prepare":
                 container = self._prepare(connection, request, descriptors)
-                return {"pid": container.pid}, (container.pidfd,)
+                return {"pid": container.pid}, (container.pidfd, *([container.report] if request.get("report") else []))
             case "list":
                 return self._list(request["after"]), ()
             case "ack":
@@ -266,6 +293,7 @@ class Keeper:
             if before.end is None:
                 raise FileExistsError(f"container {key} has process {before.pid}")
             self._forget(before)
+        self._last_start = time.monotonic()
         plan, *log_directory = descriptors
         opened: list[int] = []
         log = request.get("log")
@@ -274,45 +302,34 @@ class Keeper:
             opened += streams
             if log:
                 self._copies.begin(key, log, log_directory)
-            gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
-            opened += (gate_read, gate_write)
-            report_read, report_write = os.pipe2(os.O_CLOEXEC)
-            opened += (report_read, report_write)
-            pid = os.fork()
-            if not pid:
-                become_container(plan, gate_read, report_write, streams)
+            gate = self._spare.take()
             try:
-                container = self._enter(key, pid, log)
-                os.set_blocking(report_read, False)
-                self._watch(report_read, lambda: self._read_report(container))
+                gate.hand_over(plan, streams)
+                container = self._enter(key, gate, log)
             except BaseException:
-                os.kill(pid, signal.SIGKILL)  # our child, not reaped: the number is its own
-                self._drop(key)
-                os.waitpid(pid, 0)
+                gate.end()
                 raise
-            container.gate, container.owner, container.report = gate_write, connection, report_read
-            opened = [each for each in opened if each not in {gate_write, report_read}]
         except BaseException:
             self._copies.discard(key)
             raise
         finally:
             _close_all(opened)
+        container.owner = connection
         self._journal.append(container.describe())
         return container
 
-    def _enter(self, key: str, pid: int, log: Record | None) -> Container:
-        """Watch a child that was just forked."""
-        stat = read_stat(pid)
-        if stat is None:
-            raise ProcessLookupError(f"process {pid} is not to be seen in /proc")
-        pidfd = os.pidfd_open(pid)
-        container = Container(key, pid, stat.start_ticks, pidfd, log)
+    def _enter(self, key: str, gate: Gate, log: Record | None) -> Container:
+        """Watch a gate that is a container's from now on."""
+        container = Container(key, gate.pid, gate.start_ticks, gate.pidfd, log)
+        self._watch(gate.pidfd, lambda: self._note_end(container))
         try:
-            self._watch(pidfd, lambda: self._note_end(container))
+            self._watch(gate.report, lambda: self._read_report(container))
         except BaseException:
-            close(pidfd)
+            self._unwatch(gate.pidfd)
             raise
-        self._containers[key] = self._firsts[pid] = container
+        container.gate, container.report = gate.control, gate.report
+        self._containers[key] = self._firsts[gate.pid] = container
+        self._starting.add(key)
         return container
 
     def _go(self, connection: socket.socket, container: Container) -> Message | None:
@@ -368,6 +385,7 @@ class Keeper:
             self._unwatch(container.report)
             close(container.report)
             container.report = -1
+            self._starting.discard(container.id)
 
     # An end
 
@@ -467,7 +485,9 @@ class Keeper:
             self._firsts.pop(container.pid, None)
 
     def _rewrite(self) -> None:
-        if not any(each.is_durable and not each.is_acknowledged for each in self._containers.values()):
+        if self._journal.has_grown() and not any(
+            each.is_durable and not each.is_acknowledged for each in self._containers.values()
+        ):
             with suppress(OSError):
                 self._journal.rewrite(each.describe() for each in self._containers.values() if not each.is_acknowledged)
 
@@ -475,7 +495,7 @@ class Keeper:
 
     def _orphans(self) -> list[int]:
         """Return the pids of our children that are neither a container's first process nor of our own making."""
-        ours = {self._copies.pid, self._flushing[0] if self._flushing else 0}
+        ours = {self._copies.pid, self._spare.pid, self._flushing[0] if self._flushing else 0}
         ours.update(record.get("pid", 0) for record in self._unadopted.values())
         if self._orphans_now is None:
             self._orphans_now = list(set(read_children(os.getpid())).difference(self._firsts, ours))
@@ -489,6 +509,8 @@ class Keeper:
         orphans = list_processes() if container.is_stranger else self._orphans()
         members = container.find_members(orphans, has_session=has_session)
         container.is_empty = container.end is not None and not members
+        if container.is_empty:  # what it has left are zombies, all of which were orphans just now
+            self._reap_orphans()
         return members
 
     def _members_but(self, container: Container, but_not: int) -> list[int]:
@@ -537,7 +559,8 @@ class Keeper:
         left = self._signal(container, signal.SIGKILL, but_not)
         if not left and (container.is_acknowledged or container.executed is False):
             self._copies.give_up(container.id)
-            self._reap_orphans()
+            if not container.is_empty:
+                self._reap_orphans()
             self._forget(container)
         return left
 

@@ -18,6 +18,7 @@ _RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 _GONE_OR_HIDDEN = (FileNotFoundError, ProcessLookupError, PermissionError)
+_CHUNK = 1 << 15
 _HAS_CHILDREN_FILES = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -101,9 +102,21 @@ def read_children(pid: int) -> list[int]:
     children: list[int] = []
     with suppress(*_GONE_OR_HIDDEN):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with suppress(*_GONE_OR_HIDDEN), open(f"/proc/{pid}/task/{thread}/children", "rb", 0) as file:
-                children += map(int, file.read().split())
+            with suppress(*_GONE_OR_HIDDEN):
+                children += map(int, _read_whole(f"/proc/{pid}/task/{thread}/children").split())
     return children
+
+
+def _read_whole(path: str) -> bytes:
+    """Return the content of a file in /proc, in as few calls as it takes. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = b""
+        while chunk := os.read(descriptor, _CHUNK):
+            content += chunk
+        return content
+    finally:
+        close(descriptor)
 
 
 def list_processes() -> list[int]:

@@ -5,7 +5,8 @@ ignores fields that it does not know, and answers a request that it does not kno
 
 request                            answer
 hello version                      version pid anchor pid_namespace
-prepare id log owner + [plan, log] pid + [pidfd]: a process that is held at its gate, while the connection lives
+prepare id log owner report        pid + [pidfd]: a process that is held at its gate, while the connection lives; with
+  + [plan, log]                    `report` also the end of the pipe that its exec closes: to be waited for, not read
 go id                              executed, or why not
 list after                         containers (see `Container.describe`), more: ask again after the last
 end id                             running, or how it ended: code signal time executed why; or unknown

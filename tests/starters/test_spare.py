@@ -1,0 +1,96 @@
+"""The spare gate: forked ahead of the next start, it is nobody's process until then, and never left behind."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine
+from limpet.engine.lifecycle.container import Container
+from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.keeper.kernel import read_children
+from tests.conftest import wait_until
+
+_IMPATIENT = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from keeper import keeper, main;"
+    " keeper._IDLE_SECONDS = keeper._TICK_SECONDS = 0.05; main.main()"
+)
+"""The keeper's program, which does not stay as long when nothing is left for it."""
+
+
+@pytest.fixture
+def engine(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", _IMPATIENT)
+    with Engine.open(state_dir) as opened:
+        opened.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        yield opened
+
+
+def run(engine: Engine, key: str, *command: str) -> Container:
+    config = {"metadata": {"name": key}, "image": {"image": "host"}, "command": command or ("sleep", "1000")}
+    container = engine.create_container(config, "jobs", id=key)
+    container.start()
+    return container
+
+
+def find_keeper(state_dir: str) -> int:
+    """Return the keeper's pid, 0 if there is none."""
+    client = KeeperClient(os.path.join(state_dir, "keeper"))
+    with client.connection(begin=False):
+        client.close()
+    return client.keeper_pid
+
+
+def find_spares(state_dir: str) -> list[int]:
+    """Return the pids of the spare gates among the children of the keeper."""
+    children = read_children(find_keeper(state_dir))
+    return [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "limpet-spare\n"]
+
+
+def wait_for_spare(state_dir: str) -> int:
+    wait_until(lambda: len(find_spares(state_dir)) == 1, "there is one spare")
+    return find_spares(state_dir)[0]
+
+
+def test_the_next_start_takes_the_spare(engine: Engine, state_dir: str) -> None:
+    """It becomes the container's process; there is another one soon, and never two."""
+    run(engine, "first")
+    for key in ("second", "third"):
+        spare = wait_for_spare(state_dir)
+        container = run(engine, key)
+        assert container.status.pid == spare
+        assert Path(f"/proc/{spare}/comm").read_text() == "sleep\n"
+    for container in engine.list():
+        container.stop(0)
+
+
+def test_a_spare_that_was_killed_is_replaced(engine: Engine, state_dir: str) -> None:
+    """The start that would have taken it forks another, and its zombie is reaped."""
+    run(engine, "first")
+    spare = wait_for_spare(state_dir)
+    os.kill(spare, signal.SIGKILL)
+    second = run(engine, "second", "sh", "-c", "exit 7")
+    assert second.wait(20).exit_code == 7
+    assert second.status.pid != spare
+    assert not os.path.exists(f"/proc/{spare}")
+    engine.get("first").stop(0)
+
+
+def test_the_spare_ends_with_its_keeper(engine: Engine, state_dir: str) -> None:
+    """Killed: the one that takes over reaps the spare and makes its own. With no container left: it is gone, too."""
+    run(engine, "first")
+    spare, keeper = wait_for_spare(state_dir), find_keeper(state_dir)
+    os.kill(keeper, signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is reaped")
+    second = run(engine, "second", "sh", "-c", "exit 7")
+    assert second.wait(20).exit_code == 7
+    spare, keeper = wait_for_spare(state_dir), find_keeper(state_dir)
+    for container in engine.list():
+        container.stop(0)
+        container.release()
+        container.delete()
+    wait_until(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is reaped")
+    engine.close()
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), "the keeper has ended")

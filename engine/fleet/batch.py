@@ -29,7 +29,7 @@ LEASE_SECONDS = 30.0
 """A node that has not been heard of for so long is not vouched for."""
 
 _CLAIM = """
-INSERT INTO limpet.fleet_node AS old
+INSERT INTO fleet_node AS old
     (name, epoch, directory, host, pid, path, claimed_at, heard_at, lease_seconds, as_of, revision, is_whole, doubts)
 VALUES (%(node)s, 1, %(directory)s, %(host)s, %(pid)s, %(path)s, clock_timestamp(), clock_timestamp(),
     %(lease)s, 0, 0, false, %(doubts)s)
@@ -40,21 +40,21 @@ ON CONFLICT (name) DO UPDATE SET
 WHERE old.directory = excluded.directory
 RETURNING epoch"""
 _TAKE_OVER = """
-UPDATE limpet.fleet_node SET
+UPDATE fleet_node SET
     epoch = epoch + 1, directory = %(directory)s, host = %(host)s, pid = %(pid)s, path = %(path)s,
     claimed_at = clock_timestamp(), as_of = 0
 WHERE name = %(node)s
     AND (%(is_forced)s OR clock_timestamp() - heard_at > make_interval(secs => lease_seconds))
 RETURNING is_whole"""
 _BEGIN = """
-UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
+UPDATE fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
     doubts = %(doubts)s, revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
 WHERE name = %(node)s AND epoch = %(epoch)s AND as_of <= %(as_of)s"""
 _BEAT = """
-UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
+UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
 _WHO = """
 SELECT epoch, host, pid, path, extract(epoch FROM clock_timestamp() - heard_at)::float8
-FROM limpet.fleet_node WHERE name = %s"""
+FROM fleet_node WHERE name = %s"""
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def write_batch(
 
 def load_keys(connection: Connection, node: str) -> Keys:
     """Return what the fleet has of a node, by checksums, to be compared with what the node has. Raises FleetError."""
-    events = connection.execute("SELECT revision, checksum FROM limpet.event WHERE node = %s", (node,)).fetchall()
+    events = connection.execute("SELECT revision, checksum FROM event WHERE node = %s", (node,)).fetchall()
     found = {}
     for table, (_, keys) in ROWS.items():
-        statement = f"SELECT {', '.join(keys)}, checksum FROM limpet.{table} WHERE node = %s"  # noqa: S608  # ours
+        statement = f"SELECT {', '.join(keys)}, checksum FROM {table} WHERE node = %s"  # noqa: S608  # ours
         loaded = connection.execute(statement, (node,)).fetchall()
         found[table] = {tuple(map(sql.unescape, row[:-1])): int(row[-1]) for row in loaded}
     return Keys(pruned=0, newest=0, events=dict(events), rows=found)

@@ -55,7 +55,7 @@ def _upsert(table: str) -> str:
     number = [_NUMBERS[table]] if table in _NUMBERS else []
     newness = ["fleet_epoch", "fleet_as_of", *number]
     return (
-        f"INSERT INTO limpet.{table} AS old (node, {', '.join(names)}, fleet_epoch, fleet_as_of)"  # noqa: S608  # ours
+        f"INSERT INTO {table} AS old (node, {', '.join(names)}, fleet_epoch, fleet_as_of)"  # noqa: S608  # ours
         f" SELECT %(node)s, {', '.join(f'new.{name}' for name in names)}, %(epoch)s, %(as_of)s"
         f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(row_class)})"
         f" ON CONFLICT (node, {', '.join(keys)}) DO UPDATE SET {changed}"
@@ -67,7 +67,7 @@ def _upsert(table: str) -> str:
 def _delete(table: str) -> str:
     _, keys = ROWS[table]
     return (
-        f"DELETE FROM limpet.{table} WHERE node = %(node)s AND ({', '.join(keys)}) IN"  # noqa: S608  # our own names
+        f"DELETE FROM {table} WHERE node = %(node)s AND ({', '.join(keys)}) IN"  # noqa: S608  # our own names
         f" (SELECT {', '.join(keys)} FROM json_to_recordset(%(keys)s::json)"
         f" AS gone({', '.join(f'{name} text' for name in keys)}))"
     )
@@ -76,12 +76,12 @@ def _delete(table: str) -> str:
 UPSERT: Mapping[str, str] = {table: _upsert(table) for table in ROWS}
 DELETE: Mapping[str, str] = {table: _delete(table) for table in ROWS}
 INSERT_EVENTS = (
-    f"INSERT INTO limpet.event (node, {', '.join(EventRow._fields)})"  # noqa: S608  # our own names
+    f"INSERT INTO event (node, {', '.join(EventRow._fields)})"  # noqa: S608  # our own names
     f" SELECT %(node)s, {', '.join(f'new.{name}' for name in EventRow._fields)}"
     f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(EventRow)}) ON CONFLICT (node, revision) DO NOTHING"
 )
-DELETE_EVENTS = "DELETE FROM limpet.event WHERE node = %(node)s AND revision = ANY(%(revisions)s)"
+DELETE_EVENTS = "DELETE FROM event WHERE node = %(node)s AND revision = ANY(%(revisions)s)"
 PUT_NODE = (
-    "INSERT INTO limpet.node (name, epoch, opened_at, pruned) VALUES (%(node)s, %(epoch)s, %(opened_at)s, %(pruned)s)"
+    "INSERT INTO node (name, epoch, opened_at, pruned) VALUES (%(node)s, %(epoch)s, %(opened_at)s, %(pruned)s)"
     " ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, opened_at = excluded.opened_at, pruned = excluded.pruned"
 )

@@ -29,6 +29,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 _CLOSE_SECONDS = 5.0
 _PRUNED_AT_ONCE = 1024
 _STATUS = "container_status"
+_TOGETHER = (("sandbox", "sandbox_status"), ("container", _STATUS), ("item",))
+"""The tables of present rows; a row of one alone would look damaged to whoever comes in between."""
 
 _Any = TypeVar("_Any")
 _log = logging.getLogger("limpet.fleet")
@@ -250,7 +252,7 @@ class Shipper:
         if found.pruned - self._pruned < _PRUNED_AT_ONCE:
             return []
         self._pruned = found.pruned
-        query = "SELECT revision FROM limpet.event WHERE node = %s AND revision <= %s"
+        query = "SELECT revision FROM event WHERE node = %s AND revision <= %s"
         theirs = {row[0] for row in connection.execute(query, (self._node, found.pruned)).fetchall()}
         return sorted(theirs - self._extractor.load_kept_events(found.pruned))
 
@@ -262,11 +264,16 @@ class Shipper:
             gone = {table: [key for key in theirs.rows[table] if key not in ours.rows[table]] for table in ROWS}
             stale = sorted(key for key, checksum in theirs.events.items() if ours.events.get(key) != checksum)
             self._write(connection, self._load_rows(gone), gone=stale)
-            for table in ROWS:
-                known = theirs.rows[table]
-                differing = (key for key, checksum in ours.rows[table].items() if known.get(key) != checksum)
-                for part in _parts(differing):
-                    self._write(connection, self._load_rows({table: part}))
+            for tables in _TOGETHER:
+                differing = {
+                    table: {
+                        key for key, checksum in ours.rows[table].items() if theirs.rows[table].get(key) != checksum
+                    }
+                    for table in tables
+                }
+                for part in _parts(sorted(set().union(*differing.values()))):
+                    chosen = {table: found.intersection(part) for table, found in differing.items()}
+                    self._write(connection, self._load_rows(chosen))
             missing = sorted(key for key, checksum in ours.events.items() if theirs.events.get(key) != checksum)
             for revisions in _parts(missing):
                 self._write(connection, self._extractor.extract(revisions, lambda _: {}))

@@ -1,0 +1,54 @@
+"""What a trial changes in a node's process: its pauses, for speed; how often it sends; and, for controls, its promises.
+
+Each is called in a process of its own, which ends with it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+
+def _fleet(name: str) -> Any:
+    return import_module(f"limpet.engine.fleet.{name}")  # the fleet's own rooms, behind its door
+
+
+def hasten() -> None:
+    """Shorten all pauses. Whoever vanished amid a transaction is given up soon, too."""
+    vars(_fleet("shipper")).update(_FIRST_PAUSE=0.002, _LONGEST_PAUSE=0.05, _LINGER_SECONDS=0.0)
+    vars(_fleet("address")).update(_IDLE_SECONDS=0.2)
+
+
+def send_late() -> None:
+    """Send each batch twice, and the one before it once more after it: that must change nothing."""
+    hasten()
+    batch = _fleet("batch")
+    write = batch.write_batch
+    before: list[Any] = []
+
+    def write_late(connection: Any, held: Any, extract: Any, **settings: Any) -> bool:
+        is_written: bool = write(connection, held, extract, **settings)
+        for late in (*before, extract) if is_written else ():
+            write(connection, held, late)
+        before[:] = [extract]
+        return is_written
+
+    batch.write_batch = write_late
+
+
+def acknowledge_early() -> None:
+    """Control: a call in sync mode returns before the fleet has its change."""
+    hasten()
+    _fleet("shipper").Shipper.wait = lambda *_: None
+
+
+def ignore_epochs() -> None:
+    """Control: whoever was taken over from is not refused."""
+    hasten()
+    batch = _fleet("batch")
+    vars(batch).update(_BEGIN=vars(batch)["_BEGIN"].replace("epoch = %(epoch)s", "%(epoch)s > 0"))
+
+
+def ignore_order() -> None:
+    """Control: a row is written over whatever is there, however new."""
+    send_late()
+    rows = _fleet("rows")
+    rows.UPSERT = {table: text.partition(" WHERE (excluded")[0] for table, text in rows.UPSERT.items()}

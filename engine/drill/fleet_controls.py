@@ -3,8 +3,9 @@
 Each is called in a process of its own, which ends with it.
 """
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 
 def _fleet(name: str) -> Any:
@@ -26,7 +27,7 @@ def send_late() -> None:
 
     def write_late(connection: Any, held: Any, extract: Any, **settings: Any) -> bool:
         is_written: bool = write(connection, held, extract, **settings)
-        for late in (*before, extract) if is_written else ():
+        for late in (extract, *before) if is_written else ():
             write(connection, held, late)
         before[:] = [extract]
         return is_written
@@ -43,8 +44,9 @@ def acknowledge_early() -> None:
 def ignore_epochs() -> None:
     """Control: whoever was taken over from is not refused."""
     hasten()
-    batch = _fleet("batch")
-    vars(batch).update(_BEGIN=vars(batch)["_BEGIN"].replace("epoch = %(epoch)s", "%(epoch)s > 0"))
+    batch = vars(_fleet("batch"))
+    batch["_BEGIN"] = batch["_BEGIN"].replace("epoch = %(epoch)s", "%(epoch)s > 0")
+    batch["_BEAT"] = batch["_BEAT"].replace("epoch = %s", "%s > 0")
 
 
 def ignore_order() -> None:
@@ -52,3 +54,18 @@ def ignore_order() -> None:
     send_late()
     rows = _fleet("rows")
     rows.UPSERT = {table: text.partition(" WHERE (excluded")[0] for table, text in rows.UPSERT.items()}
+
+
+class Control(NamedTuple):
+    """A promise that is broken, in words; how; and at which kinds of points it shows."""
+
+    broken: str
+    prepare: Callable[[], object]
+    actions: tuple[str, ...]
+
+
+CONTROLS: Final = (
+    Control("a node that acknowledges before the fleet has it", acknowledge_early, ("cut", "kill")),
+    Control("a node that goes on after it was taken over from", ignore_epochs, ("hold",)),
+    Control("rows that are written over newer ones", ignore_order, ("late",)),
+)

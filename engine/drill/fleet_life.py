@@ -1,12 +1,13 @@
 """The short life of a node in a fleet, in a process of its own that is killed at will; and what it has written when."""
 
+import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from limpet.engine.store import Store
 from limpet.schema import Metadata, SandboxMetadata, Status
@@ -16,7 +17,7 @@ from limpet.schema.image import ImageManifest, ImageName
 
 _WAIT_SECONDS: Final = 30.0
 """Every fault of a trial is over long before."""
-_FIRST_PIDS: Final = {"first": 1000, "next": 2000}
+_FIRST_PIDS: Final = {"first": 1000, "long": 1000, "next": 2000}
 _FENCED: Final = "fenced"
 
 Step = Callable[[Store, int], object]
@@ -69,24 +70,26 @@ def _put(store: Store, number: int) -> None:
 
 
 _A: Final = _update("a")
-SCRIPTS: Final[Mapping[str, Sequence[Step]]] = {
-    "first": (_add_sandbox, _add("a"), _put, _A, _add("b"), _A, _delete("b"), _put, _add("b"), _update("a", "b"), _A),
-    "next": (_add_sandbox, _add("a"), _delete("b"), _add("c"), _put, _A, _update("a", "c")),
-}
+_FIRST: Final = (_add_sandbox, _add("a"), _put, _A, _add("b"), _A, _delete("b"), _put, _add("b"), _update("a", "b"), _A)
+_NEXT: Final = (_add_sandbox, _add("a"), _delete("b"), _add("c"), _put, _A, _update("a", "c"))
+_MORE: Final = 20
+SCRIPTS: Final[Mapping[str, Sequence[Step]]] = {"first": _FIRST, "long": (*_FIRST, *(_put,) * _MORE), "next": _NEXT}
 """Each step writes a number of its own as the pid of what it touches; all may be done again."""
+_FIRST_WRITES: Final[tuple[Mapping[str, bool], ...]] = (
+    *({}, {"a": True}, {}, {"a": True}, {"b": True}, {"a": True}, {"b": False}, {}),
+    *({"b": True}, {"a": True, "b": True}, {"a": True}),
+)
 _WRITES: Final[Mapping[str, Sequence[Mapping[str, bool]]]] = {
-    "first": (
-        *({}, {"a": True}, {}, {"a": True}, {"b": True}, {"a": True}, {"b": False}, {}),
-        *({"b": True}, {"a": True, "b": True}, {"a": True}),
-    ),
+    "first": _FIRST_WRITES,
+    "long": (*_FIRST_WRITES, *({},) * _MORE),
     "next": ({}, {"a": True}, {"b": False}, {"c": True}, {}, {"a": True}, {"a": True, "c": True}),
 }
 """Which containers a step writes; False where it deletes them."""
 
 
-def tell_states(script: str) -> list[dict[str, int]]:
+def tell_states(script: str, start: Mapping[str, int]) -> list[dict[str, int]]:
     """Return the pids of all containers before the first step, and after each."""
-    states: list[dict[str, int]] = [{}]
+    states = [{**start}]
     for number, writes in enumerate(_WRITES[script]):
         after = {**states[-1], **{key: _FIRST_PIDS[script] + number for key, stays in writes.items() if stays}}
         states.append({key: pid for key, pid in after.items() if writes.get(key, True)})
@@ -103,6 +106,8 @@ class Plan(NamedTuple):
     ack: str
     first: int = 0
     """The step to begin with."""
+    is_again: bool = False
+    """After a kill the first step may be done already, and wait for nothing: then another change does."""
     prepare: Callable[[], object] = lambda: None
     """Called first: to break something, for a control."""
 
@@ -168,7 +173,8 @@ def _live(plan: Plan, write: int, close: Callable[[], object]) -> None:
     """Be the node, and never return."""
     status = 1
     try:
-        os.setpgid(0, 0)
+        os.setpgid(0, 0)  # the terminal's signals are for the trial, which decides when this ends
+        logging.disable()
         close()
         plan.prepare()
         status = _follow(plan, write)
@@ -180,13 +186,14 @@ def _live(plan: Plan, write: int, close: Callable[[], object]) -> None:
 
 
 def _follow(plan: Plan, write: int) -> int:
-    with Store.open(
-        plan.state_dir, node=plan.node, fleet=plan.url, fleet_ack=plan.ack, fleet_timeout=_WAIT_SECONDS
-    ) as (store):
+    fleet: dict[str, Any] = {"fleet": plan.url, "fleet_ack": plan.ack, "fleet_timeout": _WAIT_SECONDS}
+    with Store.open(plan.state_dir, node=plan.node, **fleet) as store:
         try:
             for number, step in enumerate(SCRIPTS[plan.script]):
                 if number >= plan.first:
                     step(store, _FIRST_PIDS[plan.script] + number)
+                    if number == plan.first and plan.is_again:
+                        store.put("k", "again", number)
                     os.write(write, b"%d\n" % number)
             _wait_until_sent(store)
         except FleetFencedError:

@@ -124,9 +124,10 @@ class Proxy:
         for number in readable:
             poll.register(number, select.POLLIN)
         ends: dict[int, tuple[_Pipe, socket.socket]] = {}
-        for pipe in self._pipes:
+        for pipe in [*self._pipes]:
             if not pipe.is_held:
                 self._flush(pipe)
+            if not pipe.is_held and pipe in self._pipes:
                 for end in (pipe.client, pipe.server):
                     ends[end.fileno()] = (pipe, end)
                     poll.register(end.fileno(), select.POLLIN)

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -26,6 +26,10 @@ _HUNG_SECONDS: Final = 60.0
 _DELAY_SECONDS: Final = 0.02
 _ACTIONS: Final = {"cut": 40, "kill": 36, "hold": 10, "late": 8, "delay": 4, "crash": 2}
 """What is done at a point, and how often."""
+_NOTHING: Final[Mapping[str, int]] = {}
+
+Look = Callable[[int], object]
+"""Looks at the fleet; given the last step that was acknowledged."""
 
 
 class Server(Protocol):
@@ -70,9 +74,9 @@ class _Found(Exception):  # noqa: N818  # a finding, not an error of the trial
 class _Judge:
     """Compares what the fleet says of one node with what its script writes."""
 
-    def __init__(self, view: Callable[[], fleet.Fleet], plan: Plan) -> None:
+    def __init__(self, view: Callable[[], fleet.Fleet], plan: Plan, start: Mapping[str, int] = _NOTHING) -> None:
         self._view, self._plan = view, plan
-        self._states = tell_states(plan.script)
+        self._states = tell_states(plan.script, start)
         self._keys = sorted({key for state in self._states for key in state})
         self._reached = dict.fromkeys(self._keys, 0)
         self._revision = 0
@@ -140,9 +144,13 @@ class FleetTrial:
         self._proxy.close()
         self._look_again()
 
-    def draw(self, chance: random.Random) -> Point:
+    def draw(self, chance: random.Random, actions: Collection[str] = tuple(_ACTIONS)) -> Point:
         """Return a point, at a commit more often than elsewhere."""
-        known = {name: weight for name, weight in _ACTIONS.items() if name != "crash" or self._server}
+        known = {
+            name: weight
+            for name, weight in _ACTIONS.items()
+            if name in actions and (name != "crash" or self._server is not None)
+        }
         action = chance.choices(list(known), list(known.values()))[0]
         ack = "async" if action == "hold" or chance.random() < 0.25 else "sync"
         pieces = self._find_pieces(ack)
@@ -168,19 +176,21 @@ class FleetTrial:
             pieces: list[Piece] = []
             with self._begin(ack) as (node, _):
                 self._proxy.on_piece = pieces.append
-                self._follow(node, None)
+                self._follow(node, lambda _: None)
             self._pieces[ack] = pieces
         return self._pieces[ack]
 
     @contextmanager
-    def _begin(self, ack: str, prepare: Callable[[], object] | None = None) -> "Iterator[tuple[Node, _Judge]]":
+    def _begin(
+        self, ack: str, prepare: Callable[[], object] | None = None, script: str = "first"
+    ) -> "Iterator[tuple[Node, _Judge]]":
         self._numbers += 1
         name = f"n{os.getpid()}-{self._numbers}"
         plan = Plan(
             f"{self._directory}/{name}",
             name,
             self._proxied,
-            "first",
+            script,
             ack,
             prepare=self._prepare or prepare or controls.hasten,
         )
@@ -198,7 +208,9 @@ class FleetTrial:
     def _try(self, point: Point) -> int:
         self._find_pieces(point.ack)
         self.is_reached = False
-        with self._begin(point.ack, controls.send_late if point.action == "late" else None) as (node, judge):
+        script = "long" if point.action == "hold" else "first"
+        prepare = controls.send_late if point.action == "late" else None
+        with self._begin(point.ack, prepare, script) as (node, judge):
 
             def blow(piece: Piece) -> int | None:
                 if self.is_reached or (piece.way, piece.number) != (point.way, point.number):
@@ -207,17 +219,17 @@ class FleetTrial:
                 return self._strike(node, point, piece)
 
             self._proxy.on_piece = blow
-            self._follow(node, judge, until_held=point.action == "hold")
+            self._follow(node, judge.look, until_held=point.action == "hold")
             plan = node.plan
             if point.action == "hold" and self.is_reached:
                 return self._replace(node, judge)
             acknowledged = node.acknowledged + 1
             if point.action == "kill" and self.is_reached:
                 judge.look(node.acknowledged)
-                plan = plan._replace(first=node.acknowledged + 1)
+                plan = plan._replace(first=node.acknowledged + 1, is_again=True)
                 again = Node(plan, self._proxy.close_in_child)
                 try:
-                    self._follow(again, judge)
+                    self._follow(again, judge.look)
                     self._require_end(again, plan)
                     acknowledged = again.acknowledged + 1
                 finally:
@@ -245,7 +257,7 @@ class FleetTrial:
             return length
         return None
 
-    def _follow(self, node: Node, judge: _Judge | None, *, until_held: bool = False) -> None:
+    def _follow(self, node: Node, look: Look, *, until_held: bool = False) -> None:
         """Pass on what is sent, and look at the fleet at each acknowledgement, until the node has ended."""
         last = len(SCRIPTS[node.plan.script]) - 1
         deadline = time.monotonic() + _HUNG_SECONDS
@@ -254,8 +266,7 @@ class FleetTrial:
                 if not node.read():
                     self._proxy.pump(0)
                     return
-                if judge is not None:
-                    judge.look(node.acknowledged)
+                look(node.acknowledged)
             if until_held and self.is_reached and node.acknowledged == last:
                 return
             if time.monotonic() > deadline:
@@ -269,21 +280,23 @@ class FleetTrial:
             fleet.restore(self._url, old.plan.node, again, is_forced=True)
         except (InvalidStateError, NotFoundError):  # it had not sent all for the first time
             self._proxy.release()
-            self._follow(old, judge)
+            self._follow(old, judge.look)
             self._require_end(old, old.plan)
             self._require_same(old.plan)
             return old.acknowledged + 1
         had_all = not fleet.find_differences(self._url, old.plan.node, f"{old.plan.state_dir}/{DATABASE}")
         plan = old.plan._replace(state_dir=again, script="next", ack="sync", prepare=controls.hasten)
+        start = {one.id: one.checkpoint.pid for one in self._view().list(node=plan.node)}
+        judge = _Judge(self._view, plan, start)
         new = Node(plan, self._proxy.close_in_child)
         try:
-            self._follow(new, _Judge(self._view, plan._replace(ack="async")))
+            self._follow(new, judge.look)
             self._require_end(new, plan)
         finally:
             new.end()
         self._require_same(plan)
         self._proxy.release()
-        self._follow(old, _Judge(self._view, plan._replace(ack="async")))
+        self._follow(old, lambda _: judge.look(new.acknowledged))
         self._require_same(plan)
         if not (old.is_fenced or had_all):
             raise _Found("false_verdict", f"who was taken over from was not told: {old.error or 'it ended in order'}")
@@ -316,19 +329,19 @@ def run_trials(
     points: int,
     seed: int,
     server: Server | None = None,
-    prepare: Callable[[], object] | None = None,
+    control: controls.Control | None = None,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> Report:
     """Try so many points, drawn by the seed, in a schema of their own that is removed again. Raises FleetError."""
     own = own_schema(url, f"limpet_drill_{os.getpid()}_{seed}")
     chance, total = random.Random(seed), Report()  # noqa: S311  # a plan, not a secret
-    trial = FleetTrial(own, directory, server=server, prepare=prepare)
+    trial = FleetTrial(own, directory, server=server, prepare=control and control.prepare)
     try:
         for _ in range(2 * points):
             if total.points >= points:
                 break
             progress(total.points, points)
-            report = trial.run(trial.draw(chance))
+            report = trial.run(trial.draw(chance, control.actions if control else _ACTIONS))
             total += report if trial.is_reached or report.findings else Report(unreached=1)
     finally:
         trial.close()

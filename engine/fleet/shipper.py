@@ -332,6 +332,10 @@ def _choose(rows: Mapping[str, set[Key]], events: Sequence[EventRow]) -> Mapping
     return wanted
 
 
+def _find_differing(ours: Mapping[Key, int], theirs: Mapping[Key, int]) -> set[Key]:
+    return {key for key, checksum in ours.items() if theirs.get(key) != checksum}
+
+
 def _parts(keys: Iterable[_Any]) -> Iterator[list[_Any]]:
     """Yield lists of at most a page of what there is."""
     rest = iter(keys)

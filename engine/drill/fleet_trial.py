@@ -329,29 +329,51 @@ def run_trials(
     points: int,
     seed: int,
     server: Server | None = None,
-    control: controls.Control | None = None,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> Report:
     """Try so many points, drawn by the seed, in a schema of their own that is removed again. Raises FleetError."""
-    own = own_schema(url, f"limpet_drill_{os.getpid()}_{seed}")
-    chance, total = random.Random(seed), Report()  # noqa: S311  # a plan, not a secret
-    trial = FleetTrial(own, directory, server=server, prepare=control and control.prepare)
+    with _trial(url, directory, seed, server) as trial:
+        return _run(trial, random.Random(seed), _ACTIONS, points, lambda report: progress(report.points, points))  # noqa: S311
+
+
+def count_noticed(url: str, directory: str, control: controls.Control, *, seed: int, points: int = 60) -> int:
+    """Return how often broken nodes were noticed, until the first time, or for so many points. Raises FleetError."""
+    with _trial(url, directory, seed, None, control.prepare) as trial:
+        total = Report()
+        chance = random.Random(seed)  # noqa: S311
+        while not total.violations and total.points + total.unreached < points:
+            total += _run(trial, chance, control.actions, 1)
+    return total.violations
+
+
+@contextmanager
+def _trial(
+    url: str, directory: str, seed: int, server: Server | None, prepare: Callable[[], object] | None = None
+) -> Iterator[FleetTrial]:
+    own = f"{url}{'&' if '?' in url else '?'}schema=limpet_drill_{os.getpid()}_{seed % 1_000_000_007}"
     try:
-        for _ in range(2 * points):
-            if total.points >= points:
-                break
-            progress(total.points, points)
-            report = trial.run(trial.draw(chance, control.actions if control else _ACTIONS))
-            total += report if trial.is_reached or report.findings else Report(unreached=1)
+        trial = FleetTrial(own, directory, server=server, prepare=prepare)
+        try:
+            yield trial
+        finally:
+            trial.close()
     finally:
-        trial.close()
         fleet.remove_tables(own)
+
+
+def _run(
+    trial: FleetTrial,
+    chance: random.Random,
+    actions: Collection[str],
+    points: int,
+    progress: Callable[[Report], object] = lambda _: None,
+) -> Report:
+    total = Report()
+    while total.points < points and total.unreached <= points:
+        progress(total)
+        report = trial.run(trial.draw(chance, actions))
+        total += report if trial.is_reached or report.findings else Report(unreached=1)
     return total
-
-
-def own_schema(url: str, name: str) -> str:
-    """Return the URL with another schema."""
-    return f"{url}{'&' if '?' in url else '?'}schema={name}"
 
 
 def _with_parameters(url: str, parameters: dict[str, str]) -> str:

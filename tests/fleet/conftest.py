@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -21,8 +22,9 @@ _numbers = count(1)
 class Cluster:
     """One PostgreSQL, to be killed and started again."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *settings: str) -> None:
         self.directory = directory
+        self._settings = [word for setting in settings for word in ("-c", setting)]
         self._as_user = []
         if os.geteuid() == 0:  # it refuses to run as root
             shutil.chown(directory, "postgres", "postgres")
@@ -41,6 +43,7 @@ class Cluster:
                 [
                     *(*self._as_user, "postgres", "-D", f"{self.directory}/data", "-k", self.directory),
                     *("-c", "listen_addresses=", "-c", "max_connections=40"),
+                    *self._settings,
                 ],
                 stdout=log,
                 stderr=log,
@@ -98,15 +101,24 @@ class Base:
         )
 
 
+@contextmanager
+def running_cluster(*settings: str) -> Iterator[Cluster]:
+    """Run a new PostgreSQL, which is removed again."""
+    directory = tempfile.mkdtemp(prefix="limpet-pg-", dir="/tmp")  # short: a socket's path
+    made = Cluster(directory, *settings)
+    try:
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(directory)
+        os.unlink(f"{directory}.log")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     require_tools("postgres", "initdb", "setpriv")
-    directory = tempfile.mkdtemp(prefix="limpet-pg-", dir="/tmp")  # short: a socket's path
-    made = Cluster(directory)
-    yield made
-    made.stop()
-    shutil.rmtree(directory)
-    os.unlink(f"{directory}.log")
+    with running_cluster() as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ def _fleet(name: str) -> Any:
 
 def hasten() -> None:
     """Shorten all pauses. Whoever vanished amid a transaction is given up soon, too."""
-    vars(_fleet("shipper")).update(_FIRST_PAUSE=0.002, _LONGEST_PAUSE=0.05, _LINGER_SECONDS=0.0)
+    vars(_fleet("shipper")).update(_FIRST_PAUSE=0.002, _LONGEST_PAUSE=0.05, _LINGER_SECONDS=0.0, _REST=0)
     vars(_fleet("address")).update(_IDLE_SECONDS=0.2)
 
 

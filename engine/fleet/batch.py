@@ -6,7 +6,7 @@ epoch is the newest.
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,30 +124,37 @@ def write_batch(
     the node was claimed by another, FleetError if it is not known whether it was written: send it again.
     """
     of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest, "doubts": _doubts_text(doubts)}
-    with replicated(connection):
+    # In two round trips: whether it may write at all, then everything else with the commit.
+    with connection.pipeline() as pipeline, replicated(connection):
         begun = connection.execute(_BEGIN, {**of_node, "revision": revision, "is_whole": is_whole})
+        pipeline.sync()
         if begun.rowcount != 1:
             row = connection.execute(_WHO, (held.node,)).fetchone()
             if row is not None and row[0] == held.epoch:
                 return False
             raise _fenced(connection, held)
-        if gone_events:
-            connection.execute(sql.DELETE_EVENTS, {**of_node, "revisions": gone_events})
-        for table, keys in extract.absent.items():
-            if keys:
-                names = ROWS[table][1]
-                gone = [dict(zip(names, map(sql.escape, key), strict=True)) for key in keys]
-                connection.execute(sql.DELETE[table], {**of_node, "keys": _json(gone)})
-        for table, found in extract.rows.items():
-            if found:
-                records = _json(sql.to_records(ROWS[table][0], found))
-                connection.execute(sql.UPSERT[table], {**of_node, "rows": records})
-        if extract.events:
-            records = _json(sql.to_records(EventRow, extract.events))
-            connection.execute(sql.INSERT_EVENTS, {**of_node, "rows": records})
-        put = {"node": held.node, "epoch": extract.epoch, "opened_at": extract.opened_at, "pruned": extract.pruned}
-        connection.execute(sql.PUT_NODE, put)
+        for statement, values in _statements(extract, of_node, gone_events):
+            connection.execute(statement, values)
     return True
+
+
+def _statements(
+    extract: Extract, of_node: Mapping[str, Any], gone_events: list[int] | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if gone_events:
+        yield sql.DELETE_EVENTS, {**of_node, "revisions": gone_events}
+    for table, keys in extract.absent.items():
+        if keys:
+            names = ROWS[table][1]
+            gone = [dict(zip(names, map(sql.escape, key), strict=True)) for key in keys]
+            yield sql.DELETE[table], {**of_node, "keys": _json(gone)}
+    for table, found in extract.rows.items():
+        if found:
+            yield sql.UPSERT[table], {**of_node, "rows": sql.encode_records(ROWS[table][0], found)}
+    if extract.events:
+        yield sql.INSERT_EVENTS, {**of_node, "rows": sql.encode_records(EventRow, extract.events)}
+    put = {"node": of_node["node"], "epoch": extract.epoch, "opened_at": extract.opened_at, "pruned": extract.pruned}
+    yield sql.PUT_NODE, put
 
 
 def load_keys(connection: Connection, node: str) -> Keys:

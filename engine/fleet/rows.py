@@ -4,8 +4,10 @@ A row is written only over an older one: one of an older epoch of the node in th
 revision of its log, else with a lower number. What is sent twice, or late, so changes nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
+
+import msgspec
 
 from limpet.engine.database.sqlite.extract import ROWS
 from limpet.schema.rows import AnyRow, EventRow
@@ -26,20 +28,30 @@ def unescape(text: str) -> str:
     return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text
 
 
-def to_records(row_class: Any, rows: Iterable[AnyRow]) -> list[dict[str, object]]:
-    """Return rows as objects for json_to_recordset."""
-    return [
-        {
-            name: escape(value) if isinstance(value, str) else value
-            for name, value in zip(row_class._fields, row, strict=True)
-        }
-        for row in rows
-    ]
+def encode_records(row_class: Any, rows: Iterable[AnyRow]) -> str:
+    """Return rows as the JSON that json_to_recordset takes."""
+    record = _RECORDS[row_class]
+    encoded = msgspec.json.encode([record(*row) for row in rows])
+    if any(mark in encoded for mark in _MARKS):
+        escaped = ((escape(value) if isinstance(value, str) else value for value in row) for row in rows)
+        encoded = msgspec.json.encode([record(*row) for row in escaped])
+    return encoded.decode()
 
 
-def from_record(row_class: Any, values: Iterable[object]) -> Any:
+def _make_record(row_class: Any) -> Any:
+    return msgspec.defstruct(row_class.__name__, [(name, Any) for name in row_class._fields])
+
+
+_RECORDS = {row_class: _make_record(row_class) for row_class in (EventRow, *(each for each, _ in ROWS.values()))}
+_MARKS = (rb"\u0000", rb"\u001a")
+"""How JSON writes the characters that are escaped."""
+
+
+def from_record(row_class: Any, values: Sequence[object]) -> Any:
     """Return a row that was read from the fleet."""
-    return row_class._make(unescape(value) if isinstance(value, str) else value for value in values)
+    if any(isinstance(value, str) and "\x1a" in value for value in values):
+        return row_class._make(unescape(value) if isinstance(value, str) else value for value in values)
+    return row_class._make(values)
 
 
 def _columns(row_class: Any) -> str:

@@ -79,7 +79,7 @@ class Shipper:
         self._cursor = 0
         self._pruned = 0
         self._turn = threading.Condition()  # guards what follows; the sending thread alone waits for it
-        self._waiters: deque[tuple[int, threading.Event]] = deque()
+        self._waiters: deque[tuple[int, threading.Lock]] = deque()
         """Who waits for which ticket, in the order of the tickets."""
         self._rows: dict[str, set[Key]] = {_STATUS: set(), "sandbox_status": set()}
         self._ticket = 1  # whatever there is at the opening waits, too
@@ -120,13 +120,13 @@ class Shipper:
         Raises FleetUnknownError after `timeout` seconds, FleetFencedError if it will never have it.
         """
         with self._turn:
-            wanted, told = self._ticket, threading.Event()
+            wanted, told = self._ticket, threading.Lock()
             if self._sent >= wanted:
                 return
             if not self._will_send_no_more:
+                told.acquire()
                 self._waiters.append((wanted, told))
-        if not self._will_send_no_more:
-            told.wait(timeout)
+        told.acquire(timeout=timeout)  # released by whoever has sent it
         with self._turn:
             if self._sent >= wanted:
                 return
@@ -145,7 +145,7 @@ class Shipper:
     def _tell_waiters(self) -> None:
         """Wake those whose changes are there, or all if nothing more will be; with the lock held."""
         while self._waiters and (self._will_send_no_more or self._waiters[0][0] <= self._sent):
-            self._waiters.popleft()[1].set()
+            self._waiters.popleft()[1].release()
 
     def close(self) -> None:
         """Send what there is, for a few seconds at most, and stop. May be repeated."""

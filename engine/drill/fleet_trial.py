@@ -354,7 +354,8 @@ def _trial(
     try:
         trial = FleetTrial(own, directory, server=server, prepare=prepare)
         try:
-            yield trial
+            with controls.hastened():
+                yield trial
         finally:
             trial.close()
     finally:

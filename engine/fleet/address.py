@@ -15,7 +15,7 @@ STATEMENT_SECONDS = 30
 _SCHEMES = ("postgresql+psycopg", "postgresql", "postgres")
 _SHOWN = ("host", "hostaddr", "port", "dbname", "user")
 _IDLE_SECONDS = 10.0
-"""So long may a transaction stand still: of a node that vanished amid one, the lock would be held for hours."""
+"""So long may a transaction stand still. A node that vanished amid one would else hold its lock for hours."""
 _SCHEMA = "limpet"
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _NOT_REPLICATED = "01000"
@@ -23,7 +23,8 @@ _NOT_REPLICATED = "01000"
 
 _SETTINGS = """
 SELECT set_config('search_path', %s, false), set_config('statement_timeout', %s, false),
-    set_config('idle_in_transaction_session_timeout', %s, false)"""
+    set_config('idle_in_transaction_session_timeout', %s, false), set_config('tcp_keepalives_idle', '10', false),
+    set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '4', false)"""
 
 
 class Address:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import psycopg
@@ -52,6 +53,11 @@ UPDATE fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
 WHERE name = %(node)s AND epoch = %(epoch)s AND as_of <= %(as_of)s"""
 _BEAT = """
 UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
+_EVICT = """
+SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
+WHERE application_name = %s AND datname = current_database() AND pid <> pg_backend_pid()"""
+_LOCK_SECONDS = 2.0
+"""For so long a claim waits for a transaction of whoever had the node; then that connection is ended."""
 _WHO = """
 SELECT epoch, host, pid, path, extract(epoch FROM clock_timestamp() - heard_at)::float8
 FROM fleet_node WHERE name = %s"""
@@ -73,6 +79,7 @@ def claim(connection: Connection, node: str, directory: str, path: str, doubts: 
     FleetFencedError otherwise, FleetError.
     """
     values = {**_name(node, directory, path), "lease": LEASE_SECONDS, "doubts": _doubts_text(doubts)}
+    _evict_if_stuck(connection, node)
     with replicated(connection):
         row = connection.execute(_CLAIM, values).fetchone()
     if row is None:
@@ -89,6 +96,7 @@ def take_over(connection: Connection, node: str, directory: str, path: str, *, i
     Raises NotFoundError if there is no such node, InvalidStateError if it lives and is not `is_forced`, or if its
     records were never whole here; FleetError.
     """
+    _evict_if_stuck(connection, node)
     with replicated(connection):
         row = connection.execute(_TAKE_OVER, {**_name(node, directory, path), "is_forced": is_forced}).fetchone()
         if row is None and connection.execute(_WHO, (node,)).fetchone() is None:
@@ -100,6 +108,30 @@ def take_over(connection: Connection, node: str, directory: str, path: str, *, i
             )
         if not row[0]:
             raise InvalidStateError(f"node {quote(node)} has never sent all its records; there is nothing to restore")
+
+
+def introduce(connection: Connection, node: str) -> None:
+    """Let the server know whose connection this is. Raises FleetError."""
+    connection.execute("SELECT set_config('application_name', %s, false)", (_name_connection(connection, node),))
+
+
+def _name_connection(connection: Connection, node: str) -> str:
+    row = connection.execute("SELECT current_schema()").fetchone()
+    # A server cuts long names, and keeps only ASCII.
+    return f"limpet {node[:20].encode('ascii', 'replace').decode()} {crc32(f'{row}{node}'.encode()):08x}"
+
+
+def _evict_if_stuck(connection: Connection, node: str) -> None:
+    """End the connections of whoever had the node, if one of them stands amid a transaction.
+
+    It may have vanished without a word, or be stopped; the server would keep its lock for as long as that lasts.
+    """
+    try:
+        with connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{1000 * _LOCK_SECONDS:.0f}ms",))
+            connection.execute("SELECT FROM fleet_node WHERE name = %s FOR UPDATE", (node,))
+    except psycopg.errors.LockNotAvailable:
+        connection.execute(_EVICT, (_name_connection(connection, node),))
 
 
 def beat(connection: Connection, held: Claim, doubts: Doubts = NO_DOUBTS) -> None:

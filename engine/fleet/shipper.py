@@ -194,6 +194,7 @@ class Shipper:
     def _serve(self, connection: Connection) -> None:
         """Send what there is and what comes, until the store is closed."""
         require_schema(self._address, connection)
+        batch.introduce(connection, self._node)
         if self._held is None:
             self._held = batch.claim(connection, self._node, *self._directory, self._doubts())
         else:

@@ -17,6 +17,8 @@ from limpet.schema.image import ImageManifest, ImageName
 
 _WAIT_SECONDS: Final = 30.0
 """Every fault of a trial is over long before."""
+_JOIN_SECONDS: Final = 0.3
+_BETWEEN_SECONDS: Final = 0.004
 _FIRST_PIDS: Final = {"first": 1000, "long": 1000, "next": 2000}
 _FENCED: Final = "fenced"
 
@@ -195,10 +197,19 @@ def _follow(plan: Plan, write: int) -> int:
                     if number == plan.first and plan.is_again:
                         store.put("k", "again", number)
                     os.write(write, b"%d\n" % number)
+                    if plan.ack == "async":
+                        _let_it_send(store, number)
             _wait_until_sent(store)
         except FleetFencedError:
             os.write(write, f"{_FENCED}\n".encode())
     return 0
+
+
+def _let_it_send(store: Store, number: int) -> None:
+    """Have the fleet know the node after its first step, and get the others in several batches; wait for no fault."""
+    until = time.monotonic() + (_JOIN_SECONDS if number == 0 else _BETWEEN_SECONDS)
+    while time.monotonic() < until and store.fleet_lag is not None and store.fleet_lag.seconds:
+        time.sleep(0.001)
 
 
 def _wait_until_sent(store: Store) -> None:

@@ -32,6 +32,10 @@ EXPERIMENTS = (
     "waiting",
     "life",
     "command",
+    "fleet",
+    "fleet-sending",
+    "fleet-joining",
+    "fleet-looking",
 )
 """The names of the table of experiments, which is too slow to load for `--help`."""
 
@@ -44,6 +48,11 @@ EXPERIMENTS = (
     "--full", "extent", flag_value="full", help="Up to 1,000,000 containers. Takes much longer, and gigabytes of disk."
 )
 @click.option("--only", type=click.Choice(EXPERIMENTS), multiple=True, help="Run only this experiment; repeatable.")
+@click.option(
+    "--fleet",
+    metavar="URL",
+    help="A PostgreSQL, for what `--only fleet` measures. It works in a schema of its own, which it removes again.",
+)
 @click.option("--repeat", type=click.IntRange(1, 1000), help="Number of turns.  [default: 5; with --quick 1]")
 @click.option("--seed", type=int, help="Repeat the order of an earlier run.  [default: random]")
 @click.option(
@@ -68,6 +77,7 @@ def command(
     *,
     extent: "Extent | None",
     only: tuple[str, ...],
+    fleet: str | None,
     repeat: int | None,
     seed: int | None,
     directory: str,
@@ -87,12 +97,15 @@ def command(
     from limpet.benchmarks import Settings, run_bench  # noqa: PLC0415  # `limpet bench --help` must not wait for it
     from limpet.benchmarks.saved import load_report, save_report  # noqa: PLC0415
 
+    if not fleet and any(name.startswith("fleet") for name in only):
+        raise click.UsageError("--only fleet needs --fleet URL")
     before = load_report(earlier) if earlier else None
     _require_writable(save)
     settings = Settings(
         directory=directory,
         extent=extent or "normal",
         only=only,
+        fleet=fleet or "",
         repeat=repeat or 0,
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
     )

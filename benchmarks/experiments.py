@@ -1,6 +1,7 @@
 """The experiments, as a table: each with its sizes, its contenders and its metrics."""
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Literal, NamedTuple
 
 from limpet.benchmarks.checkpoints import (
@@ -44,6 +45,8 @@ class Experiment(NamedTuple):
     measure: Callable[[Cell], Figures]
     staged: bool = False
     """It uses the population."""
+    needs_fleet: bool = False
+    """It is run only where a PostgreSQL is given."""
     by_callers: bool = False
     """Its sizes are numbers of callers: equal ones, also of other experiments, are measured one after the other."""
 
@@ -69,7 +72,7 @@ _LOAD_METRICS = (PER_SECOND, *_LATENCIES, Metric("fairness", "fairness", "", mor
 _LONGER: tuple[Extent, ...] = ("normal", "full")
 """For what a quick run has no time for."""
 
-EXPERIMENTS: Mapping[str, Experiment] = {
+_EXPERIMENTS: Mapping[str, Experiment] = {
     "threads": Experiment(
         "durable checkpoints from threads",
         "threads",
@@ -227,6 +230,70 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         staged=True,
     ),
 }
+
+_PSYCOPG = "psycopg"
+
+
+def _of_fleet(name: str) -> Callable[[Cell], Figures]:
+    def measure(cell: Cell) -> Figures:
+        # Imported here: its driver is an extra.
+        module = import_module("limpet.benchmarks.fleet")
+        figures: Figures = getattr(module, name)(cell)
+        return figures
+
+    return measure
+
+
+_FLEET = {
+    "limpet": Entry("limpet, fleet_ack=async", package=_PSYCOPG),
+    "limpet-sync": Entry("limpet, fleet_ack=sync", package=_PSYCOPG),
+    "limpet-alone": Entry("limpet without a fleet", package=_PSYCOPG),
+    "direct": Entry("PostgreSQL alone, a connection and a transaction each", "down while it is away", _PSYCOPG),
+    "batched": Entry("PostgreSQL alone, one connection, 64 rows at once", "down while it is away", _PSYCOPG, least=64),
+}
+_TOOK = Metric("took_ms", "took", "ms")
+_FLEET_EXPERIMENTS = {
+    "fleet": Experiment(
+        "durable checkpoints from threads of a node in a fleet",
+        "threads",
+        _sizes((1, 64), (1, 64)),
+        (PER_SECOND, *_LATENCIES),
+        _FLEET,
+        _of_fleet("measure_fleet"),
+        needs_fleet=True,
+    ),
+    "fleet-sending": Experiment(
+        "changes that were held up, until the fleet has them",
+        "nodes",
+        _sizes((1,), (1,)),
+        (PER_SECOND, Metric("cpu_us", "CPU each", "us")),
+        {"limpet": _FLEET["limpet"]},
+        _of_fleet("measure_sending"),
+        needs_fleet=True,
+    ),
+    "fleet-joining": Experiment(
+        "a node that is new to the fleet, until it has all of it",
+        "containers",
+        _sizes((1000,), (100_000,)),
+        (_TOOK, Metric("cpu_ms", "CPU", "ms")),
+        {"limpet": _FLEET["limpet"]},
+        _of_fleet("measure_joining"),
+        needs_fleet=True,
+    ),
+    "fleet-looking": Experiment(
+        "all containers of a fleet, 100 on each node",
+        "nodes",
+        _sizes((10,), (1000,)),
+        (_TOOK,),
+        {
+            "limpet": Entry("limpet: Fleet.list", package=_PSYCOPG),
+            "select": Entry("a bare SELECT into tuples", "checks nothing", _PSYCOPG),
+        },
+        _of_fleet("measure_looking"),
+        needs_fleet=True,
+    ),
+}
+EXPERIMENTS: Mapping[str, Experiment] = {**_EXPERIMENTS, **_FLEET_EXPERIMENTS}
 
 METRICS: Mapping[str, Metric] = {name: experiment.metrics[0] for name, experiment in EXPERIMENTS.items()}
 """The metric that each experiment is compared and plotted by."""

@@ -44,6 +44,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Empty, on the disk in question, and the cell's own."""
     stage: str = ""
     """The directory of the population, for experiments that use it."""
+    fleet: str = ""
+    """The URL of a PostgreSQL, for experiments that need one."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

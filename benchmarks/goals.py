@@ -148,6 +148,35 @@ GOALS: tuple[Goal, ...] = (
         "us",
     ),
     Goal("limpet --help: CPU", "at most", 250, _limpet("command", 10_000, "cpu_ms", "help"), unit="ms"),
+    Goal(
+        "1 thread, fleet_ack=async: p50, of that without a fleet",
+        "at most",
+        1.05,
+        _limpet("fleet", 1, "p50_us"),
+        _limpet("fleet", 1, "p50_us", "limpet-alone"),
+    ),
+    Goal(
+        "64 threads, fleet_ack=sync: throughput, of PostgreSQL's with one connection and 64 rows at once",
+        "at least",
+        0.5,
+        _limpet("fleet", 64, "per_second", "limpet-sync"),
+        _limpet("fleet", 64, "per_second", "batched"),
+    ),
+    Goal("one node sends changes, a second", "at least", 10_000, _limpet("fleet-sending", 1, "per_second")),
+    Goal(
+        "100,000 containers of a new node: in the fleet after",
+        "at most",
+        15_000,
+        _limpet("fleet-joining", 100_000, "took_ms"),
+        unit="ms",
+    ),
+    Goal(
+        "1,000 nodes: list of all containers, of a bare SELECT",
+        "at most",
+        3,
+        _limpet("fleet-looking", 1000, "took_ms"),
+        _limpet("fleet-looking", 1000, "took_ms", "select"),
+    ),
     Goal("limpet ps, 10,000 containers: CPU", "at most", 500, _limpet("command", 10_000, "cpu_ms", "ps"), unit="ms"),
 )
 

@@ -28,6 +28,10 @@ _COLOURS = {
     "files-unflushed": "#60a5fa",
     "sqlite3": "#059669",
     "select": "#059669",
+    "limpet-sync": "#fb923c",
+    "limpet-alone": "#fdba74",
+    "direct": "#2563eb",
+    "batched": "#93c5fd",
     "lmdb": "#7c3aed",
     "diskcache": "#a16207",
     "sqlalchemy-core": "#6b7280",
@@ -140,6 +144,10 @@ def _draw_opening(report: BenchReport) -> Figure | None:
     return _draw_sizes(report, "opening", "total_ms", "milliseconds (log)", "log")
 
 
+def _draw_fleet(report: BenchReport) -> Figure | None:
+    return _draw_sizes(report, "fleet", "per_second", "per second (log)", "log")
+
+
 def _draw_growth(report: BenchReport) -> Figure | None:
     return _draw_sizes(report, "growth", "p50_us", "p50, microseconds", "linear")
 
@@ -218,6 +226,7 @@ _PLOTS: dict[str, Callable[[BenchReport], Figure | None]] = {
     "opening": _draw_opening,
     "growth": _draw_growth,
     "life": _draw_life,
+    "fleet": _draw_fleet,
 }
 
 

@@ -44,7 +44,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where: a directory on the disk in question."""
     extent: Extent = "normal"
     only: Sequence[str] = ()
-    """Names of experiments; none for all."""
+    """Names of experiments; none for all. "fleet" also means those whose names begin so."""
+    fleet: str = ""
+    """The URL of a PostgreSQL; without one its experiments are left out."""
     repeat: int = 0
     """How many turns; 0 for as many as befit the extent."""
     seconds: float = 0.0
@@ -67,7 +69,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def experiments(self) -> dict[str, Experiment]:
         """The experiments that are asked for."""
-        return {name: EXPERIMENTS[name] for name in EXPERIMENTS if not self.only or name in self.only}
+        return {
+            name: experiment
+            for name, experiment in EXPERIMENTS.items()
+            if (not self.only or name in self.only or name.partition("-")[0] in self.only)
+            and (self.fleet or not experiment.needs_fleet)
+        }
 
     def sizes_of(self, name: str) -> Sequence[int]:
         """Return the sizes of one experiment."""
@@ -98,7 +105,7 @@ def run_bench(settings: Settings, on_progress: Callable[[Progress], object] = la
             with populate(_population(stage, cases)) if staged and cases else nullcontext():
                 for turn, case in order_cells(cases, settings):
                     on_progress(Progress(done, total, f"{case.experiment}: {case.contender}, {case.size:,}"))
-                    outcomes[case][turn] = _run_case(runner, case, settings.cell_seconds, work, stage)
+                    outcomes[case][turn] = _run_case(runner, case, settings, work, stage)
                     done += 1
     on_progress(Progress(done, total, ""))
     return _report(settings, outcomes, at, time.monotonic() - began)
@@ -145,7 +152,7 @@ def _population(stage: str, cases: Iterable[Case]) -> Population:
     return Population(directory=stage, sizes=sorted(sizes), file_sizes=sorted(files))
 
 
-def _run_case(runner: CellRunner, case: Case, seconds: float, work: str, stage: str) -> Outcome:
+def _run_case(runner: CellRunner, case: Case, settings: Settings, work: str, stage: str) -> Outcome:
     package = EXPERIMENTS[case.experiment].contenders[case.contender].package
     if package and find_spec(package) is None:
         return Outcome(missing=f"{package} is not installed")
@@ -155,9 +162,10 @@ def _run_case(runner: CellRunner, case: Case, seconds: float, work: str, stage: 
                 experiment=case.experiment,
                 contender=case.contender,
                 size=case.size,
-                seconds=seconds,
+                seconds=settings.cell_seconds,
                 directory=directory,
                 stage=stage,
+                fleet=settings.fleet,
             )
         )
 

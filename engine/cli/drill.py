@@ -22,7 +22,7 @@ from limpet.engine.cli.progress import progress_bar
 if TYPE_CHECKING:
     from limpet.engine.drill import DrillReport, Failure, Happening
 
-MODES = ("kill", "power", "disk", "reuse", "reboot", "keeper")
+MODES = ("kill", "power", "disk", "reuse", "reboot", "keeper", "fleet")
 _ROUNDS, _CONTAINERS = 15, 20
 _MOST_ROUNDS_IN_A_PLOT = 60
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -74,6 +74,13 @@ class _Interrupted(BaseException):
 @click.option("--seed", type=int, help="Repeat the plan of an earlier drill.  [default: random]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Worker processes for --mode.  [default: one per core]")
 @click.option("--point", metavar="POINT", help="Run only this point of --mode and --seed, as printed with a finding.")
+@click.option(
+    "--fleet",
+    metavar="URL",
+    envvar="LIMPET_FLEET",
+    show_envvar=True,
+    help="The PostgreSQL for --mode fleet. The drill makes a schema of its own there, and removes it again.",
+)
 @click.option("--keep", is_flag=True, help="Keep the drill's directory and print its path.")
 @plot_option("Draw what happened as a timeline, an SVG or PNG file.")
 @output_option
@@ -85,6 +92,7 @@ def command(
     seed: int | None,
     workers: int | None,
     point: str | None,
+    fleet: str | None,
     keep: bool,
     plot: Plot | None,
     as_json: bool,
@@ -108,7 +116,8 @@ def command(
       reuse   give the pids of containers to other processes
       reboot  change the boot id
       keeper  kill the keeper's processes, with and without the engine
-      all     run every mode
+      fleet   cut a node's connections to PostgreSQL, and kill the node amid sending; needs --fleet
+      all     run every mode; that of a fleet only with --fleet
 
     The exit status is 0 if every report was true and nothing was lost, torn, leaked or harmed, otherwise 1; 3 if this
     machine does not support a mode; 128 + N if signal N ended the drill. The drill always cleans up after itself.
@@ -119,7 +128,7 @@ def command(
             raise click.UsageError("--containers, --keep and --plot cannot be used with --mode")
         if point and seed is None:
             raise click.UsageError("--point needs --seed: use the command printed with the finding")
-        _run_modes(modes, rounds, chosen, workers, point, as_json=as_json)
+        _run_modes(modes, rounds, chosen, workers, point, as_json=as_json, fleet=fleet or "")
     if workers or point:
         raise click.UsageError("--workers and --point need --mode")
     if plot and (rounds or 0) > _MOST_ROUNDS_IN_A_PLOT:
@@ -153,14 +162,24 @@ def command(
 
 
 def _run_modes(
-    modes: tuple[str, ...], rounds: int | None, seed: int, workers: int | None, point: str | None, *, as_json: bool
+    modes: tuple[str, ...],
+    rounds: int | None,
+    seed: int,
+    workers: int | None,
+    point: str | None,
+    *,
+    as_json: bool,
+    fleet: str,
 ) -> NoReturn:
     from limpet.engine.cli.drill_modes import run  # noqa: PLC0415  # `limpet drill --help` must not wait for it
 
-    chosen = MODES if "all" in modes else tuple(mode for mode in MODES if mode in modes)
+    if "fleet" in modes and not fleet:
+        raise click.UsageError("--mode fleet needs --fleet URL")
+    everything = tuple(mode for mode in MODES if mode != "fleet" or fleet)
+    chosen = everything if "all" in modes else tuple(mode for mode in MODES if mode in modes)
     try:
         with _raise_on_signals():
-            status = run(chosen, rounds, seed, workers or os.cpu_count() or 1, point, as_json=as_json)
+            status = run(chosen, rounds, seed, workers or os.cpu_count() or 1, point, as_json=as_json, fleet=fleet)
             _ignore_signals()
     except _Interrupted as interrupted:
         note("limpet: drill interrupted; cleaned up")

@@ -29,14 +29,25 @@ _FOUND = (
 )
 
 
-def run(modes: Sequence[str], rounds: int | None, seed: int, workers: int, point: str | None, *, as_json: bool) -> int:
+def run(
+    modes: Sequence[str],
+    rounds: int | None,
+    seed: int,
+    workers: int,
+    point: str | None,
+    *,
+    as_json: bool,
+    fleet: str = "",
+) -> int:
     """Run the modes, or one point of one mode; show the findings, and return the exit status."""
     if point is not None:
         if len(modes) != 1:
             raise click.UsageError("--point needs exactly one --mode")
         return _repeat(Mode(modes[0]), seed, point, as_json=as_json)
     with progress_bar(auto_refresh=False) as progress:  # the harness forks
-        report = run_modes([Mode(mode) for mode in modes], seed=seed, rounds=rounds, workers=workers, progress=progress)
+        report = run_modes(
+            [Mode(mode) for mode in modes], seed=seed, rounds=rounds, workers=workers, progress=progress, fleet=fleet
+        )
     if as_json:
         print_json(**msgspec.to_builtins(report))
     else:

@@ -48,6 +48,7 @@ class Mode(StrEnum):
     REUSE = "reuse"
     REBOOT = "reboot"
     KEEPER = "keeper"
+    FLEET = "fleet"
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +113,8 @@ class Trial(NamedTuple):
     workers: int
     directory: str
     progress: Callable[[int, int], None]
+    fleet: str = ""
+    """The URL of a PostgreSQL, for the mode that needs one."""
 
 
 class _ModeTrial(NamedTuple):
@@ -147,6 +150,8 @@ _PREFIXES: Final = {
     Mode.DISK: ("fault:", _DAMAGE),
 }
 """The prefix of the names of a mode's points, in any life."""
+_URL: Final = " --fleet URL"
+"""It may have a password, which nothing shows."""
 _WHOLE: Final = "-"
 """The point of a finding that cannot be repeated as a single point."""
 _LOST, _FALSE = attrgetter("lost"), attrgetter("false_verdicts")
@@ -221,6 +226,22 @@ def _rehearse_until_noticed(trial: Trial, factory: str) -> Report:
     return total
 
 
+def _try_fleet(trial: Trial) -> Report:
+    # Imported here: its driver is an extra.
+    from limpet.engine.drill.fleet_trial import run_trials  # noqa: PLC0415
+
+    return run_trials(trial.fleet, trial.directory, points=_FLEET_POINTS, seed=trial.seed, progress=trial.progress)
+
+
+def _break_fleet(trial: Trial) -> Report:
+    from limpet.engine.drill.fleet_controls import CONTROLS  # noqa: PLC0415
+    from limpet.engine.drill.fleet_trial import count_noticed  # noqa: PLC0415
+
+    noticed = [count_noticed(trial.fleet, trial.directory, each, seed=trial.seed) for each in CONTROLS]
+    return Report(lost=sum(noticed) if all(noticed) else 0)
+
+
+_FLEET_POINTS: Final = 100
 _MOST_SEEDS: Final = 8
 _REHEARSED_ROUNDS: Final = 4
 _CONTROLS: Final = "limpet.engine.drill.controls"
@@ -268,6 +289,14 @@ MODE_TRIALS: Final[Mapping[Mode, _ModeTrial]] = {
         lambda trial: _rehearse_until_noticed(trial, f"{_CONTROLS}:open_with_a_hasty_keeper"),
         _FALSE,
     ),
+    Mode.FLEET: _ModeTrial(
+        lambda: None,
+        1,
+        _try_fleet,
+        "a node that acknowledges early, one that goes on when taken over from, and late rows over newer ones",
+        _break_fleet,
+        _LOST,
+    ),
     Mode.REBOOT: _ModeTrial(
         inside.find_obstacle,
         1,
@@ -280,8 +309,10 @@ MODE_TRIALS: Final[Mapping[Mode, _ModeTrial]] = {
 """What each mode needs, tries, and must be able to find."""
 
 
-def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: int, progress: Progress) -> ModesReport:
-    """Run the drill of each mode, in a process with one thread and no children.
+def run_modes(
+    modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: int, progress: Progress, fleet: str = ""
+) -> ModesReport:
+    """Run the drill of each mode, in a process with one thread and no children. `fleet` is for the mode of that name.
 
     `rounds` is per mode, None for each mode's default; round N has the seed `seed + N`.
     """
@@ -300,11 +331,11 @@ def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: 
             done[mode] = rounds or plan.rounds
             for number in range(done[mode]):
                 words = f"{mode}, round {number + 1} of {done[mode]}"
-                trial = Trial(seed + number, workers, directory, _Announced(progress, words))
+                trial = Trial(seed + number, workers, directory, _Announced(progress, words), fleet)
                 report = _try(plan.run, trial)
                 findings += [_repeatable(mode, trial.seed, finding) for finding in report.findings]
                 total += report
-            trial = Trial(seed, workers, directory, _Announced(progress, f"{mode}, control"))
+            trial = Trial(seed, workers, directory, _Announced(progress, f"{mode}, control"), fleet)
             control[mode] = Control(broken=plan.broken, violations=plan.count_noticed(trial))
     return ModesReport(
         modes=tuple(modes),
@@ -326,6 +357,7 @@ def run_modes(modes: Sequence[Mode], *, seed: int, rounds: int | None, workers: 
         seconds=round(time.monotonic() - began, 1),
         repeat=" ".join(
             ["limpet drill", *(f"--mode {mode}" for mode in modes), f"--seed {seed}"]
+            + (["--fleet URL"] if fleet else [])
             + ([f"--rounds {rounds}"] if rounds else [])
         ),
     )
@@ -403,5 +435,5 @@ def _repeatable(mode: Mode, seed: int, finding: Finding) -> Repeatable:
         point=finding.point,
         kind=finding.kind,
         message=finding.message,
-        repeat=f"limpet drill --mode {mode} --seed {seed} --rounds 1{alone}",
+        repeat=f"limpet drill --mode {mode} --seed {seed} --rounds 1{alone}{_URL if mode is Mode.FLEET else ''}",
     )

@@ -1,5 +1,6 @@
 """Reaching the fleet's database: its address, its connections, and what goes wrong, told without the password."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,14 +8,23 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from limpet.schema.errors import FleetError, InvalidInputError
+from limpet.schema.errors import FleetError, InvalidInputError, quote
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 30
 _SCHEMES = ("postgresql+psycopg", "postgresql", "postgres")
 _SHOWN = ("host", "hostaddr", "port", "dbname", "user")
+_IDLE_SECONDS = 10.0
+"""So long may a transaction stand still. A node that vanished amid one would else hold its lock for hours."""
+_SCHEMA = "limpet"
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _NOT_REPLICATED = "01000"
 """The SQLSTATE of the warning that a commit has not waited for its synchronous standby."""
+
+_SETTINGS = """
+SELECT set_config('search_path', %s, false), set_config('statement_timeout', %s, false),
+    set_config('idle_in_transaction_session_timeout', %s, false), set_config('tcp_keepalives_idle', '10', false),
+    set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '4', false)"""
 
 
 class Address:
@@ -25,6 +35,11 @@ class Address:
         scheme, found, rest = url.partition("://")
         if not found or scheme not in _SCHEMES:
             raise InvalidInputError("fleet: give a URL such as postgresql+psycopg://user@host/database")
+        rest, schema = _take_schema(rest)
+        self.schema = schema or _SCHEMA
+        """Where its tables are; the URL may name another one by `schema=`."""
+        if not _NAME.fullmatch(self.schema):
+            raise InvalidInputError(f"fleet: schema {quote(self.schema)}: use small letters, digits and _")
         try:
             parameters = conninfo_to_dict(f"postgresql://{rest}")
         except psycopg.Error:
@@ -48,14 +63,25 @@ class Address:
 
     def open(self) -> "psycopg.Connection[Any]":
         """Return a new connection, with a transaction at the first statement. Raises psycopg.Error."""
-        return psycopg.connect(**self._parameters, client_encoding="UTF8")
+        connection = psycopg.connect(**self._parameters, client_encoding="UTF8", autocommit=True)
+        try:
+            connection.execute(_SETTINGS, (self.schema, f"{STATEMENT_SECONDS:.0f}s", f"{1000 * _IDLE_SECONDS:.0f}ms"))
+            connection.autocommit = False
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @property
+    def is_default(self) -> bool:
+        """True if the URL names no schema of its own."""
+        return self.schema == _SCHEMA
 
     @contextmanager
     def connect(self) -> "Iterator[psycopg.Connection[Any]]":
         """Connect, with what goes wrong in the block translated. Raises FleetError."""
         with self.errors_told(), self.open() as connection:
             connection.autocommit = True
-            connection.execute(f"SET statement_timeout = '{STATEMENT_SECONDS}s'")
             yield connection
 
     @contextmanager
@@ -73,6 +99,18 @@ class Address:
         if self._password:
             text = text.replace(self._password, "***")
         return FleetError(f"{self._text}: {text}")
+
+
+def _take_schema(rest: str) -> tuple[str, str]:
+    """Return the rest of a URL without its `schema=`, which is none of libpq's, and what that says."""
+    place, mark, query = rest.partition("?")
+    wanted, others = "", []
+    for each in query.split("&"):
+        if each.startswith("schema="):
+            wanted = each.removeprefix("schema=")
+        else:
+            others.append(each)
+    return f"{place}{mark if others != [''] and others else ''}{'&'.join(others)}", wanted
 
 
 @contextmanager

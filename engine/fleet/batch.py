@@ -6,9 +6,10 @@ epoch is the newest.
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import psycopg
@@ -29,7 +30,7 @@ LEASE_SECONDS = 30.0
 """A node that has not been heard of for so long is not vouched for."""
 
 _CLAIM = """
-INSERT INTO limpet.fleet_node AS old
+INSERT INTO fleet_node AS old
     (name, epoch, directory, host, pid, path, claimed_at, heard_at, lease_seconds, as_of, revision, is_whole, doubts)
 VALUES (%(node)s, 1, %(directory)s, %(host)s, %(pid)s, %(path)s, clock_timestamp(), clock_timestamp(),
     %(lease)s, 0, 0, false, %(doubts)s)
@@ -40,21 +41,26 @@ ON CONFLICT (name) DO UPDATE SET
 WHERE old.directory = excluded.directory
 RETURNING epoch"""
 _TAKE_OVER = """
-UPDATE limpet.fleet_node SET
+UPDATE fleet_node SET
     epoch = epoch + 1, directory = %(directory)s, host = %(host)s, pid = %(pid)s, path = %(path)s,
     claimed_at = clock_timestamp(), as_of = 0
 WHERE name = %(node)s
     AND (%(is_forced)s OR clock_timestamp() - heard_at > make_interval(secs => lease_seconds))
 RETURNING is_whole"""
 _BEGIN = """
-UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
+UPDATE fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
     doubts = %(doubts)s, revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
 WHERE name = %(node)s AND epoch = %(epoch)s AND as_of <= %(as_of)s"""
 _BEAT = """
-UPDATE limpet.fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
+UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
+_EVICT = """
+SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
+WHERE application_name = %s AND datname = current_database() AND pid <> pg_backend_pid()"""
+_LOCK_SECONDS = 2.0
+"""For so long a claim waits for a transaction of whoever had the node; then that connection is ended."""
 _WHO = """
 SELECT epoch, host, pid, path, extract(epoch FROM clock_timestamp() - heard_at)::float8
-FROM limpet.fleet_node WHERE name = %s"""
+FROM fleet_node WHERE name = %s"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def claim(connection: Connection, node: str, directory: str, path: str, doubts: 
     FleetFencedError otherwise, FleetError.
     """
     values = {**_name(node, directory, path), "lease": LEASE_SECONDS, "doubts": _doubts_text(doubts)}
+    _evict_if_stuck(connection, node)
     with replicated(connection):
         row = connection.execute(_CLAIM, values).fetchone()
     if row is None:
@@ -89,6 +96,7 @@ def take_over(connection: Connection, node: str, directory: str, path: str, *, i
     Raises NotFoundError if there is no such node, InvalidStateError if it lives and is not `is_forced`, or if its
     records were never whole here; FleetError.
     """
+    _evict_if_stuck(connection, node)
     with replicated(connection):
         row = connection.execute(_TAKE_OVER, {**_name(node, directory, path), "is_forced": is_forced}).fetchone()
         if row is None and connection.execute(_WHO, (node,)).fetchone() is None:
@@ -100,6 +108,30 @@ def take_over(connection: Connection, node: str, directory: str, path: str, *, i
             )
         if not row[0]:
             raise InvalidStateError(f"node {quote(node)} has never sent all its records; there is nothing to restore")
+
+
+def introduce(connection: Connection, node: str) -> None:
+    """Let the server know whose connection this is. Raises FleetError."""
+    connection.execute("SELECT set_config('application_name', %s, false)", (_name_connection(connection, node),))
+
+
+def _name_connection(connection: Connection, node: str) -> str:
+    row = connection.execute("SELECT current_schema()").fetchone()
+    # A server cuts long names, and keeps only ASCII.
+    return f"limpet {node[:20].encode('ascii', 'replace').decode()} {crc32(f'{row}{node}'.encode()):08x}"
+
+
+def _evict_if_stuck(connection: Connection, node: str) -> None:
+    """End the connections of whoever had the node, if one of them stands amid a transaction.
+
+    It may have vanished without a word, or be stopped; the server would keep its lock for as long as that lasts.
+    """
+    try:
+        with connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{1000 * _LOCK_SECONDS:.0f}ms",))
+            connection.execute("SELECT FROM fleet_node WHERE name = %s FOR UPDATE", (node,))
+    except psycopg.errors.LockNotAvailable:
+        connection.execute(_EVICT, (_name_connection(connection, node),))
 
 
 def beat(connection: Connection, held: Claim, doubts: Doubts = NO_DOUBTS) -> None:
@@ -124,38 +156,45 @@ def write_batch(
     the node was claimed by another, FleetError if it is not known whether it was written: send it again.
     """
     of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest, "doubts": _doubts_text(doubts)}
-    with replicated(connection):
+    # In two round trips: whether it may write at all, then everything else with the commit.
+    with connection.pipeline() as pipeline, replicated(connection):
         begun = connection.execute(_BEGIN, {**of_node, "revision": revision, "is_whole": is_whole})
+        pipeline.sync()
         if begun.rowcount != 1:
             row = connection.execute(_WHO, (held.node,)).fetchone()
             if row is not None and row[0] == held.epoch:
                 return False
             raise _fenced(connection, held)
-        if gone_events:
-            connection.execute(sql.DELETE_EVENTS, {**of_node, "revisions": gone_events})
-        for table, keys in extract.absent.items():
-            if keys:
-                names = ROWS[table][1]
-                gone = [dict(zip(names, map(sql.escape, key), strict=True)) for key in keys]
-                connection.execute(sql.DELETE[table], {**of_node, "keys": _json(gone)})
-        for table, found in extract.rows.items():
-            if found:
-                records = _json(sql.to_records(ROWS[table][0], found))
-                connection.execute(sql.UPSERT[table], {**of_node, "rows": records})
-        if extract.events:
-            records = _json(sql.to_records(EventRow, extract.events))
-            connection.execute(sql.INSERT_EVENTS, {**of_node, "rows": records})
-        put = {"node": held.node, "epoch": extract.epoch, "opened_at": extract.opened_at, "pruned": extract.pruned}
-        connection.execute(sql.PUT_NODE, put)
+        for statement, values in _statements(extract, of_node, gone_events):
+            connection.execute(statement, values)
     return True
+
+
+def _statements(
+    extract: Extract, of_node: Mapping[str, Any], gone_events: list[int] | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if gone_events:
+        yield sql.DELETE_EVENTS, {**of_node, "revisions": gone_events}
+    for table, keys in extract.absent.items():
+        if keys:
+            names = ROWS[table][1]
+            gone = [dict(zip(names, map(sql.escape, key), strict=True)) for key in keys]
+            yield sql.DELETE[table], {**of_node, "keys": _json(gone)}
+    for table, found in extract.rows.items():
+        if found:
+            yield sql.UPSERT[table], {**of_node, "rows": sql.encode_records(ROWS[table][0], found)}
+    if extract.events:
+        yield sql.INSERT_EVENTS, {**of_node, "rows": sql.encode_records(EventRow, extract.events)}
+    put = {"node": of_node["node"], "epoch": extract.epoch, "opened_at": extract.opened_at, "pruned": extract.pruned}
+    yield sql.PUT_NODE, put
 
 
 def load_keys(connection: Connection, node: str) -> Keys:
     """Return what the fleet has of a node, by checksums, to be compared with what the node has. Raises FleetError."""
-    events = connection.execute("SELECT revision, checksum FROM limpet.event WHERE node = %s", (node,)).fetchall()
+    events = connection.execute("SELECT revision, checksum FROM event WHERE node = %s", (node,)).fetchall()
     found = {}
     for table, (_, keys) in ROWS.items():
-        statement = f"SELECT {', '.join(keys)}, checksum FROM limpet.{table} WHERE node = %s"  # noqa: S608  # ours
+        statement = f"SELECT {', '.join(keys)}, checksum FROM {table} WHERE node = %s"  # noqa: S608  # ours
         loaded = connection.execute(statement, (node,)).fetchall()
         found[table] = {tuple(map(sql.unescape, row[:-1])): int(row[-1]) for row in loaded}
     return Keys(pruned=0, newest=0, events=dict(events), rows=found)

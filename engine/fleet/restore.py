@@ -60,7 +60,7 @@ def restore(url: str, node: str, state_dir: str, *, is_forced: bool = False) -> 
 
 
 def _restore(connection: Connection, node: str, directory: StateDirectory, path: str, *, is_forced: bool) -> Restored:
-    row = connection.execute("SELECT host || ':' || path FROM limpet.fleet_node WHERE name = %s", (node,)).fetchone()
+    row = connection.execute("SELECT host || ':' || path FROM fleet_node WHERE name = %s", (node,)).fetchone()
     identity = directory.name_original(str(row[0]) if row else "")
     try:
         take_over(connection, node, identity, directory.path, is_forced=is_forced)
@@ -71,7 +71,7 @@ def _restore(connection: Connection, node: str, directory: StateDirectory, path:
     rows = {table: _load(connection, node, table, row_class, left_out) for table, (row_class, _) in ROWS.items()}
     _drop_deleted(rows)
     events = sorted(_load(connection, node, "event", EventRow, left_out))
-    found = connection.execute("SELECT epoch, opened_at, pruned FROM limpet.node WHERE name = %s", (node,)).fetchone()
+    found = connection.execute("SELECT epoch, opened_at, pruned FROM node WHERE name = %s", (node,)).fetchone()
     if found is None:
         raise FleetError(f"the row of node {node} is missing in the fleet")
     epoch, opened_at, pruned = found
@@ -91,7 +91,7 @@ def _restore(connection: Connection, node: str, directory: StateDirectory, path:
 
 
 def _load(connection: Connection, node: str, table: str, row_class: Any, left_out: list[str]) -> list[Any]:
-    query = f"SELECT {', '.join(row_class._fields)} FROM limpet.{table} WHERE node = %s"  # noqa: S608  # our own names
+    query = f"SELECT {', '.join(row_class._fields)} FROM {table} WHERE node = %s"  # noqa: S608  # our own names
     rows = [from_record(row_class, row) for row in connection.execute(query, (node,)).fetchall()]
     left_out += [f"{table} {row[0]}: it does not match its checksum" for row in rows if not row_is_sound(node, row)]
     return [row for row in rows if row_is_sound(node, row)]

@@ -4,8 +4,10 @@ A row is written only over an older one: one of an older epoch of the node in th
 revision of its log, else with a lower number. What is sent twice, or late, so changes nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
+
+import msgspec
 
 from limpet.engine.database.sqlite.extract import ROWS
 from limpet.schema.rows import AnyRow, EventRow
@@ -26,20 +28,30 @@ def unescape(text: str) -> str:
     return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text
 
 
-def to_records(row_class: Any, rows: Iterable[AnyRow]) -> list[dict[str, object]]:
-    """Return rows as objects for json_to_recordset."""
-    return [
-        {
-            name: escape(value) if isinstance(value, str) else value
-            for name, value in zip(row_class._fields, row, strict=True)
-        }
-        for row in rows
-    ]
+def encode_records(row_class: Any, rows: Iterable[AnyRow]) -> str:
+    """Return rows as the JSON that json_to_recordset takes."""
+    record = _RECORDS[row_class]
+    encoded = msgspec.json.encode([record(*row) for row in rows])
+    if any(mark in encoded for mark in _MARKS):
+        escaped = ((escape(value) if isinstance(value, str) else value for value in row) for row in rows)
+        encoded = msgspec.json.encode([record(*row) for row in escaped])
+    return encoded.decode()
 
 
-def from_record(row_class: Any, values: Iterable[object]) -> Any:
+def _make_record(row_class: Any) -> Any:
+    return msgspec.defstruct(row_class.__name__, [(name, Any) for name in row_class._fields])
+
+
+_RECORDS = {row_class: _make_record(row_class) for row_class in (EventRow, *(each for each, _ in ROWS.values()))}
+_MARKS = (rb"\u0000", rb"\u001a")
+"""How JSON writes the characters that are escaped."""
+
+
+def from_record(row_class: Any, values: Sequence[object]) -> Any:
     """Return a row that was read from the fleet."""
-    return row_class._make(unescape(value) if isinstance(value, str) else value for value in values)
+    if any(isinstance(value, str) and "\x1a" in value for value in values):
+        return row_class._make(unescape(value) if isinstance(value, str) else value for value in values)
+    return row_class._make(values)
 
 
 def _columns(row_class: Any) -> str:
@@ -55,7 +67,7 @@ def _upsert(table: str) -> str:
     number = [_NUMBERS[table]] if table in _NUMBERS else []
     newness = ["fleet_epoch", "fleet_as_of", *number]
     return (
-        f"INSERT INTO limpet.{table} AS old (node, {', '.join(names)}, fleet_epoch, fleet_as_of)"  # noqa: S608  # ours
+        f"INSERT INTO {table} AS old (node, {', '.join(names)}, fleet_epoch, fleet_as_of)"  # noqa: S608  # ours
         f" SELECT %(node)s, {', '.join(f'new.{name}' for name in names)}, %(epoch)s, %(as_of)s"
         f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(row_class)})"
         f" ON CONFLICT (node, {', '.join(keys)}) DO UPDATE SET {changed}"
@@ -67,7 +79,7 @@ def _upsert(table: str) -> str:
 def _delete(table: str) -> str:
     _, keys = ROWS[table]
     return (
-        f"DELETE FROM limpet.{table} WHERE node = %(node)s AND ({', '.join(keys)}) IN"  # noqa: S608  # our own names
+        f"DELETE FROM {table} WHERE node = %(node)s AND ({', '.join(keys)}) IN"  # noqa: S608  # our own names
         f" (SELECT {', '.join(keys)} FROM json_to_recordset(%(keys)s::json)"
         f" AS gone({', '.join(f'{name} text' for name in keys)}))"
     )
@@ -76,12 +88,12 @@ def _delete(table: str) -> str:
 UPSERT: Mapping[str, str] = {table: _upsert(table) for table in ROWS}
 DELETE: Mapping[str, str] = {table: _delete(table) for table in ROWS}
 INSERT_EVENTS = (
-    f"INSERT INTO limpet.event (node, {', '.join(EventRow._fields)})"  # noqa: S608  # our own names
+    f"INSERT INTO event (node, {', '.join(EventRow._fields)})"  # noqa: S608  # our own names
     f" SELECT %(node)s, {', '.join(f'new.{name}' for name in EventRow._fields)}"
     f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(EventRow)}) ON CONFLICT (node, revision) DO NOTHING"
 )
-DELETE_EVENTS = "DELETE FROM limpet.event WHERE node = %(node)s AND revision = ANY(%(revisions)s)"
+DELETE_EVENTS = "DELETE FROM event WHERE node = %(node)s AND revision = ANY(%(revisions)s)"
 PUT_NODE = (
-    "INSERT INTO limpet.node (name, epoch, opened_at, pruned) VALUES (%(node)s, %(epoch)s, %(opened_at)s, %(pruned)s)"
+    "INSERT INTO node (name, epoch, opened_at, pruned) VALUES (%(node)s, %(epoch)s, %(opened_at)s, %(pruned)s)"
     " ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, opened_at = excluded.opened_at, pruned = excluded.pruned"
 )

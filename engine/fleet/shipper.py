@@ -7,6 +7,7 @@ an opening, and where the log does not reach back any more, all rows are compare
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -21,14 +22,18 @@ from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError
 from limpet.schema.events import OF_ITEMS, OF_SANDBOXES, EventKind
 from limpet.schema.rows import EventRow
 
-PAGE = 256
+PAGE = 1024
 """So many events or rows go into one transaction."""
-_LINGER_SECONDS = 0.02
-"""Where nobody waits for the fleet, changes are gathered for so long."""
+_LINGER_SECONDS, _LONGEST_LINGER = 0.02, 0.25
+"""Where nobody waits for the fleet, changes are gathered for so long at least, and at most."""
+_REST = 15
+"""And for so many times as long as the last sending took: what is sent shares a lock, cores and a disk with callers."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 _CLOSE_SECONDS = 5.0
 _PRUNED_AT_ONCE = 1024
 _STATUS = "container_status"
+_TOGETHER = (("sandbox", "sandbox_status"), ("container", _STATUS), ("item",))
+"""The tables of present rows; a row of one alone would look damaged to whoever comes in between."""
 
 _Any = TypeVar("_Any")
 _log = logging.getLogger("limpet.fleet")
@@ -73,14 +78,16 @@ class Shipper:
         """True if the fleet had all rows at some instant of this opening, so that what changed since is enough."""
         self._cursor = 0
         self._pruned = 0
-        self._turn = threading.Condition()  # guards what follows
+        self._turn = threading.Condition()  # guards what follows; the sending thread alone waits for it
+        self._waiters: deque[tuple[int, threading.Lock]] = deque()
+        """Who waits for which ticket, in the order of the tickets."""
         self._rows: dict[str, set[Key]] = {_STATUS: set(), "sandbox_status": set()}
         self._ticket = 1  # whatever there is at the opening waits, too
         self._sent = 0
         self._newest = 0
         self._waiting_since: float | None = time.monotonic()
         self._trouble: LimpetError | None = None
-        self._is_closing = False
+        self._closing = threading.Event()
         self._is_over = False
         self._thread = threading.Thread(target=self._run, name="limpet-fleet", daemon=True)
         try:
@@ -112,30 +119,43 @@ class Shipper:
 
         Raises FleetUnknownError after `timeout` seconds, FleetFencedError if it will never have it.
         """
-        deadline = time.monotonic() + timeout
         with self._turn:
-            wanted = self._ticket
-            while self._sent < wanted:
-                if isinstance(self._trouble, FleetFencedError):
-                    raise FleetFencedError(f"{self._trouble}; the change is durable on this node") from self._trouble
-                left = deadline - time.monotonic()
-                if left <= 0 or self._is_over:
-                    raise FleetUnknownError(
-                        "the change is durable on this node; that the fleet has it was not known"
-                        f" {'when the store was closed' if self._is_over else f'after {timeout:g} s'}"
-                        f" ({self._trouble or 'it is slow'})"
-                    )
-                self._turn.wait(left)
+            wanted, told = self._ticket, threading.Lock()
+            if self._sent >= wanted:
+                return
+            if not self._will_send_no_more:
+                told.acquire()
+                self._waiters.append((wanted, told))
+        told.acquire(timeout=timeout)  # released by whoever has sent it
+        with self._turn:
+            if self._sent >= wanted:
+                return
+            if isinstance(self._trouble, FleetFencedError):
+                raise FleetFencedError(f"{self._trouble}; the change is durable on this node") from self._trouble
+            raise FleetUnknownError(
+                "the change is durable on this node; that the fleet has it was not known"
+                f" {'when the store was closed' if self._is_over else f'after {timeout:g} s'}"
+                f" ({self._trouble or 'it is slow'})"
+            )
+
+    @property
+    def _will_send_no_more(self) -> bool:
+        return self._is_over or isinstance(self._trouble, FleetFencedError)
+
+    def _tell_waiters(self) -> None:
+        """Wake those whose changes are there, or all if nothing more will be; with the lock held."""
+        while self._waiters and (self._will_send_no_more or self._waiters[0][0] <= self._sent):
+            self._waiters.popleft()[1].release()
 
     def close(self) -> None:
         """Send what there is, for a few seconds at most, and stop. May be repeated."""
+        self._closing.set()
         with self._turn:
-            self._is_closing = True
             self._turn.notify_all()
         self._thread.join(_CLOSE_SECONDS)
         with self._turn:
             self._is_over = True
-            self._turn.notify_all()
+            self._tell_waiters()
         self._extractor.close()
 
     def abandon(self) -> None:
@@ -160,43 +180,46 @@ class Shipper:
             if is_final:
                 return
             pause = _FIRST_PAUSE if time.monotonic() - began > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
-            with self._turn:
-                self._turn.wait_for(lambda: self._is_closing, pause)
-                if self._is_closing:
-                    return
+            if self._closing.wait(pause):
+                return
 
     def _tell(self, error: LimpetError) -> None:
         with self._turn:
             is_new = str(self._trouble) != str(error)
             self._trouble = error
-            self._turn.notify_all()
+            self._tell_waiters()
         if is_new and not self._is_over:
             _log.warning("node %s: %s", self._node, error)
 
     def _serve(self, connection: Connection) -> None:
         """Send what there is and what comes, until the store is closed."""
         require_schema(self._address, connection)
+        batch.introduce(connection, self._node)
         if self._held is None:
             self._held = batch.claim(connection, self._node, *self._directory, self._doubts())
         else:
             batch.beat(connection, self._held, self._doubts())
         while True:
+            began = time.monotonic()
             if self._is_whole:
                 self._send_changes(connection)
             else:
                 self._send_whole(connection)
+            took = time.monotonic() - began
+            linger = 0.0
             with self._turn:
-                if not self._turn.wait_for(lambda: self._is_closing or self._has_news, batch.LEASE_SECONDS / 3):
+                if not self._turn.wait_for(lambda: self._closing.is_set() or self._has_news, batch.LEASE_SECONDS / 3):
                     is_idle = True
                 elif self._has_news:
                     is_idle = False
                 else:
                     return
-                linger = not (self._is_awaited or self._is_closing)
+                if not (is_idle or self._is_awaited):
+                    linger = min(max(_LINGER_SECONDS, _REST * took), _LONGEST_LINGER)
             if is_idle:
                 batch.beat(connection, self._held, self._doubts())
             elif linger:
-                time.sleep(_LINGER_SECONDS)
+                self._closing.wait(linger)
 
     @property
     def _has_news(self) -> bool:
@@ -221,7 +244,7 @@ class Shipper:
             self._sent = ticket
             self._trouble = None
             self._waiting_since = None if self._sent == self._ticket else time.monotonic()
-            self._turn.notify_all()
+            self._tell_waiters()
 
     def _send_changes(self, connection: Connection) -> None:
         """Send all events there are, and with each page the present rows of what it tells of."""
@@ -250,7 +273,7 @@ class Shipper:
         if found.pruned - self._pruned < _PRUNED_AT_ONCE:
             return []
         self._pruned = found.pruned
-        query = "SELECT revision FROM limpet.event WHERE node = %s AND revision <= %s"
+        query = "SELECT revision FROM event WHERE node = %s AND revision <= %s"
         theirs = {row[0] for row in connection.execute(query, (self._node, found.pruned)).fetchall()}
         return sorted(theirs - self._extractor.load_kept_events(found.pruned))
 
@@ -262,11 +285,16 @@ class Shipper:
             gone = {table: [key for key in theirs.rows[table] if key not in ours.rows[table]] for table in ROWS}
             stale = sorted(key for key, checksum in theirs.events.items() if ours.events.get(key) != checksum)
             self._write(connection, self._load_rows(gone), gone=stale)
-            for table in ROWS:
-                known = theirs.rows[table]
-                differing = (key for key, checksum in ours.rows[table].items() if known.get(key) != checksum)
-                for part in _parts(differing):
-                    self._write(connection, self._load_rows({table: part}))
+            for tables in _TOGETHER:
+                differing = {
+                    table: {
+                        key for key, checksum in ours.rows[table].items() if theirs.rows[table].get(key) != checksum
+                    }
+                    for table in tables
+                }
+                for part in _parts(sorted(set().union(*differing.values()))):
+                    chosen = {table: found.intersection(part) for table, found in differing.items()}
+                    self._write(connection, self._load_rows(chosen))
             missing = sorted(key for key, checksum in ours.events.items() if theirs.events.get(key) != checksum)
             for revisions in _parts(missing):
                 self._write(connection, self._extractor.extract(revisions, lambda _: {}))
@@ -323,6 +351,10 @@ def _choose(rows: Mapping[str, set[Key]], events: Sequence[EventRow]) -> Mapping
             if is_behind or row.kind in {EventKind.ADDED, EventKind.DELETED}:
                 wanted["container"].add((row.id,))
     return wanted
+
+
+def _find_differing(ours: Mapping[Key, int], theirs: Mapping[Key, int]) -> set[Key]:
+    return {key for key, checksum in ours.items() if theirs.get(key) != checksum}
 
 
 def _parts(keys: Iterable[_Any]) -> Iterator[list[_Any]]:

@@ -39,14 +39,17 @@ def require_current(address: Address, connection: "psycopg.Connection[Any]") -> 
 def read_revision(address: Address, connection: "psycopg.Connection[Any]") -> str:
     """Return the revision of the fleet's tables, nothing if there are none. Raises as `require_schema` does."""
     tables = {
-        name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'limpet'").fetchall()
+        name
+        for (name,) in connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = %s", (address.schema,)
+        ).fetchall()
     }
     if not tables:
         return ""
-    rows = connection.execute("SELECT version_num FROM limpet.fleet_version") if "fleet_version" in tables else ()
+    rows = connection.execute("SELECT version_num FROM fleet_version") if "fleet_version" in tables else ()
     revisions = [str(row[0]) for row in rows]
     if len(revisions) != 1 or not _OURS.fullmatch(revisions[0]):
-        raise FleetError(f"{address}: its schema 'limpet' is not limpet's; give an empty database")
+        raise FleetError(f"{address}: its schema {address.schema!r} is not limpet's; give an empty database")
     if revisions[0] > FLEET_REVISION:
         raise FleetTooNewError(
             f"{address}: its tables are of revision {revisions[0]}, this limpet knows {FLEET_REVISION}; upgrade limpet"
@@ -72,7 +75,7 @@ def _migrate(address: Address, revision: str) -> None:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             driver: Any = connection.connection.driver_connection
             if read_revision(address, driver) != revision:
-                connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS limpet")
+                connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {address.schema}")
                 config.attributes["connection"] = connection
                 command.upgrade(config, revision)
     except DBAPIError as error:

@@ -15,6 +15,7 @@ from limpet.engine.fleet.upgrade import require_current
 from limpet.schema.codec import (
     read_labels,
     require_readable_status,
+    row_is_sound,
     row_to_event,
     row_to_metadata,
     row_to_status,
@@ -31,8 +32,8 @@ _PAGE = 256
 _NODES = """
 SELECT name, epoch, host, pid, path, as_of, revision, is_whole, doubts, lease_seconds,
     extract(epoch FROM clock_timestamp() - heard_at)::float8,
-    (SELECT count(*) FROM limpet.container WHERE container.node = fleet_node.name)
-FROM limpet.fleet_node ORDER BY name"""
+    (SELECT count(*) FROM container WHERE container.node = fleet_node.name)
+FROM fleet_node WHERE %(node)s IN ('', name) ORDER BY name"""
 
 
 class FleetNode(NamedTuple):
@@ -111,9 +112,14 @@ class Fleet:
         """Close the connection. May be repeated."""
         self._closing.close()
 
-    def nodes(self) -> Sequence[FleetNode]:
-        """Return all nodes, by name. Raises FleetError."""
-        return [known.node for known in self._load_nodes().values()]
+    @property
+    def server(self) -> tuple[str, int]:
+        """Where it is connected to: a host, or the directory of a socket; and the port."""
+        return self._connection.info.host, self._connection.info.port
+
+    def nodes(self, *, node: str = "") -> Sequence[FleetNode]:
+        """Return all nodes, by name, or this one. Raises NotFoundError for a node that is none, FleetError."""
+        return [known.node for known in self._choose_nodes(node).values()]
 
     def list(
         self,
@@ -161,7 +167,7 @@ class Fleet:
     def metadata(self, container: FleetContainer) -> Metadata:
         """Return a container's metadata. Raises NotFoundError, StoreDamagedError, FleetError."""
         row = self._ask(
-            f"SELECT {', '.join(ContainerRow._fields)} FROM limpet.container WHERE node = %s AND id = %s",  # noqa: S608  # ours
+            f"SELECT {', '.join(ContainerRow._fields)} FROM container WHERE node = %s AND id = %s",  # noqa: S608  # ours
             (container.node, container.id),
         )
         if not row:
@@ -179,7 +185,7 @@ class Fleet:
         cursors = dict(since or {})
         columns = ", ".join(EventRow._fields)
         query = (
-            f"SELECT {columns} FROM limpet.event WHERE node = %s AND revision > %s AND revision <= %s"  # noqa: S608
+            f"SELECT {columns} FROM event WHERE node = %s AND revision > %s AND revision <= %s"  # noqa: S608
             " ORDER BY revision LIMIT %s"
         )
         while True:
@@ -202,11 +208,11 @@ class Fleet:
         with self._address.errors_told():
             return self._connection.execute(query, values).fetchall()
 
-    def _load_nodes(self) -> dict[str, _Known]:
+    def _load_nodes(self, node: str = "") -> dict[str, _Known]:
         found = {}
-        for row in self._ask(_NODES):
+        for row in self._ask(_NODES, {"node": node}):
             name, epoch, host, pid, path, _, revision, is_whole, doubts, lease, silent, containers = row
-            node = FleetNode(
+            known = FleetNode(
                 name=name,
                 is_heard=silent <= lease,
                 silent_seconds=silent,
@@ -219,40 +225,42 @@ class Fleet:
                 is_whole=is_whole,
                 containers=containers,
             )
-            found[name] = _Known(node, msgspec.json.decode(doubts, type=dict[str, tuple[str, str]]))
+            found[name] = _Known(known, msgspec.json.decode(doubts, type=dict[str, tuple[str, str]]))
         return found
 
     def _choose_nodes(self, node: str) -> dict[str, _Known]:
-        nodes = self._load_nodes()
-        if not node:
-            return nodes
-        if node not in nodes:
-            raise NotFoundError(f"the fleet knows no node {quote(node)}; it has: {', '.join(nodes) or 'none'}")
-        return {node: nodes[node]}
+        nodes = self._load_nodes(node)
+        if node and not nodes:
+            names = ", ".join(self._load_nodes()) or "none"
+            raise NotFoundError(f"the fleet knows no node {quote(node)}; it has: {names}")
+        return nodes
 
     def _load(self, node: str, clause: str, values: Mapping[str, object]) -> Sequence[FleetContainer]:
         names = ", ".join(f"container.{name}" for name in NameRow._fields)
         statuses = ", ".join(f"status.{name}" for name in StatusRow._fields)
         query = (
-            f"SELECT container.node, {names}, {statuses} FROM limpet.container"  # noqa: S608  # our own names
-            " LEFT JOIN limpet.container_status AS status USING (node, id)"
+            f"SELECT container.node, {names}, {statuses} FROM container"  # noqa: S608  # our own names
+            " LEFT JOIN container_status AS status USING (node, id)"
             f" WHERE (%(node)s = '' OR container.node = %(node)s) {clause} ORDER BY container.node, container.id"
         )
         rows = self._ask(query, {"node": node, **values})
         nodes = self._choose_nodes(node)  # after the rows: whether it is heard of is then not older than they are
         width = 1 + len(NameRow._fields)
         return [
-            _make_container(nodes[row[0]], from_record(NameRow, row[1:width]), from_record(StatusRow, row[width:]))
+            _make_container(nodes[row[0]], from_record(NameRow, row[1:width]), row[width:])
             for row in rows
             if row[0] in nodes
         ]
 
 
-def _make_container(known: _Known, names: NameRow, row: StatusRow) -> FleetContainer:
+def _make_container(known: _Known, names: NameRow, values: Sequence[Any]) -> FleetContainer:
     node = known.node
+    row = StatusRow._make(values)
     checkpoint, doubt = Status(), known.doubts.get(names.id)
     try:
-        require_readable_status(node.name, row)
+        if not row_is_sound(node.name, row):  # few have anything escaped, which does not match its checksum
+            row = from_record(StatusRow, values)
+            require_readable_status(node.name, row)
         checkpoint = row_to_status(row)
     except StoreDamagedError as error:
         doubt = (Reason.DAMAGED, str(error))

@@ -145,3 +145,10 @@ def test_wrong_arguments_are_refused_in_words(arguments: tuple[str, ...], words:
     assert result.returncode == 2
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+def test_a_fleet_is_asked_for() -> None:
+    """That mode says what it needs; `all` leaves it out where no database is given."""
+    result = drill("--mode", "fleet")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--mode fleet needs --fleet URL" in result.stderr

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -21,16 +22,26 @@ _numbers = count(1)
 class Cluster:
     """One PostgreSQL, to be killed and started again."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *settings: str, primary: "Cluster | None" = None, name: str = "") -> None:
+        """With `primary` it is a standby of that one, which knows it by `name`."""
         self.directory = directory
+        self._settings = [word for setting in settings for word in ("-c", setting)]
         self._as_user = []
         if os.geteuid() == 0:  # it refuses to run as root
             shutil.chown(directory, "postgres", "postgres")
             self._as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups"]
         os.chmod(directory, 0o755)
-        self._run("initdb", "-D", f"{directory}/data", "-A", "trust", "-U", "limpet", "-N", "--no-locale", "-E", "UTF8")
+        if primary is None:
+            self._make()
+        else:
+            source = f"host={primary.directory} user=limpet application_name={name}"
+            self._run("pg_basebackup", "-D", f"{directory}/data", "-d", source, "-R", "-X", "stream", "-c", "fast")
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
+
+    def _make(self) -> None:
+        directory = self.directory
+        self._run("initdb", "-D", f"{directory}/data", "-A", "trust", "-U", "limpet", "-N", "--no-locale", "-E", "UTF8")
 
     def _run(self, *command: str) -> None:
         subprocess.run([*self._as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd="/", timeout=60)
@@ -41,6 +52,7 @@ class Cluster:
                 [
                     *(*self._as_user, "postgres", "-D", f"{self.directory}/data", "-k", self.directory),
                     *("-c", "listen_addresses=", "-c", "max_connections=40"),
+                    *self._settings,
                 ],
                 stdout=log,
                 stderr=log,
@@ -57,13 +69,19 @@ class Cluster:
 
     def kill(self) -> None:
         """End it at once, as `pg_ctl -m immediate stop` does."""
-        self._end(signal.SIGQUIT)
+        self.end(signal.SIGQUIT)
 
     def stop(self) -> None:
         """End it in order, its connections cut."""
-        self._end(signal.SIGINT)
+        self.end(signal.SIGINT)
 
-    def _end(self, number: signal.Signals) -> None:
+    def promote(self) -> None:
+        """Make a standby a primary, and return when it takes writes."""
+        with self.connect("postgres") as connection:
+            assert connection.execute("SELECT pg_promote(true, 30)").fetchall() == [(True,)]
+
+    def end(self, number: signal.Signals) -> None:
+        """Send the postmaster a signal, and wait until it has ended. May be repeated."""
         assert self._process is not None
         self._process.send_signal(number)
         self._process.wait(60)
@@ -98,15 +116,24 @@ class Base:
         )
 
 
+@contextmanager
+def running_cluster(*settings: str, primary: Cluster | None = None, name: str = "") -> Iterator[Cluster]:
+    """Run a new PostgreSQL, which is removed again."""
+    directory = tempfile.mkdtemp(prefix="limpet-pg-", dir="/tmp")  # short: a socket's path
+    made = Cluster(directory, *settings, primary=primary, name=name)
+    try:
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(directory)
+        os.unlink(f"{directory}.log")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     require_tools("postgres", "initdb", "setpriv")
-    directory = tempfile.mkdtemp(prefix="limpet-pg-", dir="/tmp")  # short: a socket's path
-    made = Cluster(directory)
-    yield made
-    made.stop()
-    shutil.rmtree(directory)
-    os.unlink(f"{directory}.log")
+    with running_cluster() as made:
+        yield made
 
 
 @pytest.fixture

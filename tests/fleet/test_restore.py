@@ -5,12 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import closing
 
+import psycopg
 import pytest
 from msgspec.structs import replace
 
 from limpet import Engine, Snapshot, Store, errors
-from limpet.engine.fleet import Fleet, restore
+from limpet.engine.fleet import Fleet, batch, restore
+from limpet.engine.fleet.address import Address
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import ContainerState, Reason, end
 from tests.conftest import wait_until
@@ -142,3 +146,39 @@ def test_the_command_restores(base: Base, state_dir: str) -> None:
     assert json.loads(made.stdout)["containers"] == 2
     with Snapshot.open(f"{state_dir}-again", node="n7") as snapshot:
         assert sorted(snapshot.ids) == ["ended", "runs"]
+
+
+@pytest.mark.parametrize("idle_seconds", [0.2, 600.0])
+def test_who_stands_amid_a_transaction_is_in_nobodys_way(
+    base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
+) -> None:
+    """A node that is stopped there, or has vanished, holds a lock: the server ends it, or whoever takes over does."""
+    monkeypatch.setattr("limpet.engine.fleet.address._IDLE_SECONDS", idle_seconds)
+    fill(base, state_dir)
+    silence(base, "n7", 40)
+    with closing(Address(base.url).open()) as stuck:
+        batch.introduce(stuck, "n7")
+        stuck.execute("SELECT FROM fleet_node FOR UPDATE")
+        began = time.monotonic()
+        assert restore(base.url, "n7", f"{state_dir}-again").containers == 2
+        assert time.monotonic() - began < 20
+        with pytest.raises(psycopg.Error):
+            stuck.execute("SELECT 1")
+
+
+def test_a_clock_that_is_off_changes_nothing(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose clock is an hour ahead or behind is heard of, and falls silent, by the database's clock alone."""
+    now = time.time_ns
+    for offset in (3600, -3600):
+        monkeypatch.setattr(time, "time_ns", lambda offset=offset: now() + offset * 10**9)
+        monkeypatch.setattr(time, "time", lambda offset=offset: now() / 1e9 + offset)
+        with Store.open(state_dir, node="n7", fleet=base.url) as store:
+            store.put("k", "k", offset)
+            wait_sent(store)
+            with Fleet.open(base.url) as fleet:
+                (node,) = fleet.nodes()
+            assert node.is_heard
+            assert 0 <= node.silent_seconds < 30
+    silence(base, "n7", 40)
+    with Fleet.open(base.url) as fleet:
+        assert not fleet.nodes()[0].is_heard

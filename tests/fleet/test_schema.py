@@ -6,11 +6,13 @@ import pytest
 from sqlalchemy import Text
 
 from limpet import Store, errors
+from limpet.engine.fleet import Fleet, remove_tables
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.upgrade import FLEET_REVISION, require_current, require_schema
 from limpet.schema.tables import TABLES
 from tests.conftest import in_thread, wait_until
 from tests.fleet.conftest import PASSWORD, Base, Cluster
+from tests.fleet.test_shipping import wait_sent
 
 
 def test_many_nodes_make_the_tables_at_once(base: Base) -> None:
@@ -107,3 +109,22 @@ def test_no_error_shows_the_password(cluster: Cluster) -> None:
             pass
         assert PASSWORD not in f"{caught.value} {address!r} {caught.value.__cause__}"
         assert caught.value.__suppress_context__
+
+
+def test_the_url_may_name_another_schema(base: Base, state_dir: str) -> None:
+    """Two fleets live in one database and know nothing of each other; only a named one can be removed."""
+    named = f"{base.url}&schema=other"
+    for url, node in ((base.url, "n7"), (named, "n8")):
+        with Store.open(f"{state_dir}-{node}", node=node, fleet=url) as store:
+            store.put("k", "k", node)
+            wait_sent(store)
+        with Fleet.open(url) as fleet:
+            assert [one.name for one in fleet.nodes()] == [node]
+    assert base.ask("SELECT value FROM other.item") == [('"n8"',)]
+    with pytest.raises(errors.InvalidInputError, match="schema="):
+        remove_tables(base.url)
+    remove_tables(named)
+    assert base.ask("SELECT nspname FROM pg_namespace WHERE nspname IN ('other', 'limpet')") == [("limpet",)]
+    for name in ("a.b", 'a"; DROP SCHEMA limpet; --', "X"):
+        with pytest.raises(errors.InvalidInputError, match="small letters"):
+            Address(f"{base.url}&schema={name}")

@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 from limpet.engine.database.sqlite import statements as sql
@@ -92,10 +93,17 @@ class Extractor(Reader):
             row_class, key_columns = ROWS[table]
             length = len(key_columns)
             found.absent[table] = sorted(set(wanted[table]) - {row[:length] for row in rows})
-            found.rows[table] = [row_class._make(row) for row in rows if row_is_sound(self.node, row)]
-            found.damaged += [f"{table} {row[:length]}" for row in rows if not row_is_sound(self.node, row)]
-        found.damaged += [f"event {row.revision}" for row in found.events if not row_is_sound(self.node, row)]
-        found.events = [row for row in found.events if row_is_sound(self.node, row)]
+            found.rows[table] = []
+            for row in rows:
+                if row_is_sound(self.node, row):
+                    found.rows[table].append(row_class._make(row))
+                else:
+                    found.damaged.append(f"{table} {row[:length]}")
+        sound = [row_is_sound(self.node, row) for row in found.events]
+        found.damaged += [
+            f"event {row.revision}" for row, is_sound in zip(found.events, sound, strict=True) if not is_sound
+        ]
+        found.events = list(compress(found.events, sound))
         return found
 
     def extract_keys(self) -> Keys:

@@ -5,7 +5,6 @@ from alembic import context
 context.configure(
     connection=context.config.attributes["connection"],
     version_table="fleet_version",
-    version_table_schema="limpet",
     # One transaction around all revisions leaves no state in between.
     transactional_ddl=True,
     transaction_per_migration=False,

@@ -6,7 +6,7 @@ revision = "f001"
 down_revision = None
 
 CREATE = (
-    """CREATE TABLE limpet.event (
+    """CREATE TABLE event (
     node text COLLATE "C" NOT NULL,
     revision bigint NOT NULL,
     last_revision bigint NOT NULL,
@@ -26,8 +26,8 @@ CREATE = (
     checksum bigint NOT NULL,
     PRIMARY KEY (node, revision)
 )""",
-    "CREATE INDEX event_of_one ON limpet.event (node, id, revision)",
-    """CREATE TABLE limpet.item (
+    "CREATE INDEX event_of_one ON event (node, id, revision)",
+    """CREATE TABLE item (
     node text COLLATE "C" NOT NULL,
     kind text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
@@ -39,14 +39,14 @@ CREATE = (
     fleet_as_of bigint NOT NULL,
     PRIMARY KEY (node, kind, key)
 )""",
-    """CREATE TABLE limpet.node (
+    """CREATE TABLE node (
     name text COLLATE "C" NOT NULL,
     epoch bigint NOT NULL,
     opened_at bigint NOT NULL,
     pruned bigint NOT NULL,
     PRIMARY KEY (name)
 )""",
-    """CREATE TABLE limpet.sandbox (
+    """CREATE TABLE sandbox (
     node text COLLATE "C" NOT NULL,
     id text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
@@ -59,7 +59,7 @@ CREATE = (
     fleet_as_of bigint NOT NULL,
     PRIMARY KEY (node, id)
 )""",
-    """CREATE TABLE limpet.container (
+    """CREATE TABLE container (
     node text COLLATE "C" NOT NULL,
     id text COLLATE "C" NOT NULL,
     sandbox_id text COLLATE "C" NOT NULL,
@@ -80,7 +80,7 @@ CREATE = (
     fleet_as_of bigint NOT NULL,
     PRIMARY KEY (node, id)
 )""",
-    """CREATE TABLE limpet.sandbox_status (
+    """CREATE TABLE sandbox_status (
     node text COLLATE "C" NOT NULL,
     id text COLLATE "C" NOT NULL,
     seq bigint NOT NULL,
@@ -97,7 +97,7 @@ CREATE = (
     fleet_as_of bigint NOT NULL,
     PRIMARY KEY (node, id)
 )""",
-    """CREATE TABLE limpet.container_status (
+    """CREATE TABLE container_status (
     node text COLLATE "C" NOT NULL,
     id text COLLATE "C" NOT NULL,
     seq bigint NOT NULL,
@@ -127,7 +127,7 @@ CREATE = (
     fleet_as_of bigint NOT NULL,
     PRIMARY KEY (node, id)
 )""",
-    """CREATE TABLE limpet.fleet_node (
+    """CREATE TABLE fleet_node (
     name text COLLATE "C" NOT NULL,
     epoch bigint NOT NULL,
     directory text COLLATE "C" NOT NULL,

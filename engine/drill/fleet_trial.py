@@ -1,0 +1,382 @@
+"""Trials of a fleet: a node, its connections or PostgreSQL are hit amid sending, and what is then seen is judged.
+
+Whoever looks at the fleet is compared with what the node has acknowledged, after each call and after each blow; at the
+end, when all could be sent, the rows there must be those of the node, each once.
+"""
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple, Protocol
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from limpet.engine import fleet
+from limpet.engine.drill import fleet_controls as controls
+from limpet.engine.drill.fleet_life import SCRIPTS, Node, Plan, tell_states
+from limpet.engine.drill.fleet_proxy import Piece, Proxy, Target, Way
+from limpet.engine.state.names import DATABASE
+from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, NotFoundError
+from limpet.schema.status import Reason
+from limpet.testing import Finding, Kind, Report
+
+_HUNG_SECONDS: Final = 60.0
+_DELAY_SECONDS: Final = 0.02
+_ACTIONS: Final = {"cut": 40, "kill": 36, "hold": 10, "late": 8, "delay": 4, "crash": 2}
+"""What is done at a point, and how often."""
+_NOTHING: Final[Mapping[str, int]] = {}
+
+Look = Callable[[int], object]
+"""Looks at the fleet; given the last step that was acknowledged."""
+
+
+class Server(Protocol):
+    """A PostgreSQL that may be killed."""
+
+    def kill(self) -> None:
+        """End it at once, as a crash does."""
+
+    def start(self) -> None:
+        """Start it again, and return when it answers."""
+
+
+class Point(NamedTuple):
+    """When what is done: at a piece of what is sent, of which so many per cent still pass."""
+
+    action: str
+    way: Way
+    number: int
+    percent: int
+    ack: str
+
+    def __str__(self) -> str:
+        return ":".join(map(str, self))
+
+    @classmethod
+    def parse(cls, text: str) -> "Point":
+        """Return the point with this name. Raises InvalidInputError."""
+        action, way, *rest = [*text.split(":"), "", ""][:5]
+        number, percent, ack = [*rest, "", "", ""][:3]
+        is_known = action in _ACTIONS and way in {"up", "down"} and ack in {"sync", "async"}
+        if not (is_known and number.isdigit() and percent.isdigit()):
+            raise InvalidInputError(f"{text!r}: expected ACTION:up|down:PIECE:PERCENT:sync|async")
+        return cls(action, "up" if way == "up" else "down", int(number), int(percent), ack)
+
+
+class _Found(Exception):  # noqa: N818  # a finding, not an error of the trial
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+
+
+class _Judge:
+    """Compares what the fleet says of one node with what its script writes."""
+
+    def __init__(self, view: Callable[[], fleet.Fleet], plan: Plan, start: Mapping[str, int] = _NOTHING) -> None:
+        self._view, self._plan = view, plan
+        self._states = tell_states(plan.script, start)
+        self._keys = sorted({key for state in self._states for key in state})
+        self._reached = dict.fromkeys(self._keys, 0)
+        self._revision = 0
+
+    def look(self, acknowledged: int) -> None:
+        """Raise _Found if the fleet lacks what was acknowledged, says what never was, or has gone back."""
+        try:
+            found = {one.id: one for one in self._view().list(node=self._plan.node)}
+            (node,) = self._view().nodes(node=self._plan.node)
+        except NotFoundError:
+            if self._plan.ack == "sync" and acknowledged >= 0:
+                raise _Found("lost", "the fleet does not know the node, whose changes were acknowledged") from None
+            return
+        if node.revision < self._revision:
+            raise _Found("false_verdict", f"events were sent up to {self._revision}, now up to {node.revision}")
+        self._revision = node.revision
+        for key in self._keys:
+            one = found.get(key)
+            if one is not None and one.status.reason == Reason.DAMAGED:
+                raise _Found("torn", f"container {key}: {one.status.message}")
+            self._judge(key, one and one.checkpoint.pid, acknowledged + 1 if self._plan.ack == "sync" else 0)
+
+    def _judge(self, key: str, said: int | None, least: int) -> None:
+        fitting = [number for number, state in enumerate(self._states) if state.get(key) == said]
+        for number in fitting:
+            if number >= max(least, self._reached[key]):
+                self._reached[key] = number
+                return
+        words = f"container {key}: the fleet says {said}; {least} steps are acknowledged"
+        if not fitting:
+            raise _Found("false_verdict", f"{words}, and none has written that")
+        if fitting[-1] < self._reached[key]:
+            raise _Found("false_verdict", f"{words}, and it has said what step {self._reached[key]} wrote before")
+        raise _Found("lost", words)
+
+
+class FleetTrial:
+    """Trials against one PostgreSQL, each with a node of its own. The process must have one thread alone."""
+
+    def __init__(
+        self, url: str, directory: str, *, server: Server | None = None, prepare: Callable[[], object] | None = None
+    ) -> None:
+        """`url` names a schema of the trials' own; `prepare` breaks something in each node, for a control.
+
+        Raises FleetError, InvalidInputError.
+        """
+        self._url, self._directory = url, directory
+        self._server = server
+        self._prepare = prepare
+        self._numbers = 0
+        self._fleet: fleet.Fleet | None = None
+        fleet.make_tables(url)
+        target = Target(*self._view().server)
+        self._proxy = Proxy(target, directory)
+        place = self._proxy.place
+        # Over TCP the name stays, for certificates and password files.
+        hosts = {"host": place.host} if place.is_local else {"host": target.host, "hostaddr": place.host}
+        self._proxied = _with_parameters(url, {**hosts, "port": str(place.port)})
+        self._pieces: dict[str, list[Piece]] = {}
+        self.is_reached = False
+        """True if the last point was come to."""
+
+    def close(self) -> None:
+        """Close all connections. May be repeated."""
+        self._proxy.close()
+        self._look_again()
+
+    def draw(self, chance: random.Random, actions: Collection[str] = tuple(_ACTIONS)) -> Point:
+        """Return a point, at a commit more often than elsewhere."""
+        known = {
+            name: weight
+            for name, weight in _ACTIONS.items()
+            if name in actions and (name != "crash" or self._server is not None)
+        }
+        action = chance.choices(list(known), list(known.values()))[0]
+        ack = "async" if action == "hold" or chance.random() < 0.25 else "sync"
+        pieces = self._find_pieces(ack)
+        if chance.random() < 0.4:
+            pieces = [piece for piece in pieces if b"COMMIT" in piece.data] or pieces
+        piece = chance.choice(pieces)
+        percent = chance.choice((0, 100, chance.randrange(1, 100)))
+        return Point(action, piece.way, piece.number, percent, ack)
+
+    def run(self, point: Point) -> Report:
+        """Try one point."""
+        try:
+            acknowledged = self._try(point)
+        except _Found as found:
+            return Report.of([Finding(str(point), found.kind, str(found))], points=1)
+        except (LimpetError, OSError) as error:
+            return Report.of([Finding(str(point), "other", f"{type(error).__name__}: {error}")], points=1)
+        return Report(points=1, acknowledged=acknowledged)
+
+    def _find_pieces(self, ack: str) -> Sequence[Piece]:
+        """Return the pieces of an undisturbed life."""
+        if ack not in self._pieces:
+            pieces: list[Piece] = []
+            with self._begin(ack) as (node, _):
+                self._proxy.on_piece = pieces.append
+                self._follow(node, lambda _: None)
+            self._pieces[ack] = pieces
+        return self._pieces[ack]
+
+    @contextmanager
+    def _begin(
+        self, ack: str, prepare: Callable[[], object] | None = None, script: str = "first"
+    ) -> "Iterator[tuple[Node, _Judge]]":
+        self._numbers += 1
+        name = f"n{os.getpid()}-{self._numbers}"
+        plan = Plan(
+            f"{self._directory}/{name}",
+            name,
+            self._proxied,
+            script,
+            ack,
+            prepare=self._prepare or prepare or controls.hasten,
+        )
+        self._proxy.reset()
+        node = Node(plan, self._proxy.close_in_child)
+        try:
+            yield node, _Judge(self._view, plan)
+        finally:
+            node.end()
+            self._proxy.on_piece = lambda _: None
+            self._proxy.reset()
+            for path in (plan.state_dir, f"{plan.state_dir}-again"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _try(self, point: Point) -> int:
+        self._find_pieces(point.ack)
+        self.is_reached = False
+        script = "long" if point.action == "hold" else "first"
+        prepare = controls.send_late if point.action == "late" else None
+        with self._begin(point.ack, prepare, script) as (node, judge):
+
+            def blow(piece: Piece) -> int | None:
+                if self.is_reached or (piece.way, piece.number) != (point.way, point.number):
+                    return None
+                self.is_reached = True
+                return self._strike(node, point, piece)
+
+            self._proxy.on_piece = blow
+            self._follow(node, judge.look, until_held=point.action == "hold")
+            plan = node.plan
+            if point.action == "hold" and self.is_reached:
+                return self._replace(node, judge)
+            acknowledged = node.acknowledged + 1
+            if point.action == "kill" and self.is_reached:
+                judge.look(node.acknowledged)
+                plan = plan._replace(first=node.acknowledged + 1, is_again=True)
+                again = Node(plan, self._proxy.close_in_child)
+                try:
+                    self._follow(again, judge.look)
+                    self._require_end(again, plan)
+                    acknowledged = again.acknowledged + 1
+                finally:
+                    again.end()
+            else:
+                self._require_end(node, plan)
+            self._require_same(plan)
+            return acknowledged
+
+    def _strike(self, node: Node, point: Point, piece: Piece) -> int | None:
+        length = len(piece.data) * point.percent // 100
+        if point.action == "hold":
+            self._proxy.hold()
+        elif point.action == "delay":
+            time.sleep(_DELAY_SECONDS)
+        elif point.action == "kill":
+            node.kill()
+            return length
+        elif point.action == "crash" and self._server is not None:
+            self._look_again()
+            self._server.kill()
+            self._server.start()
+            return length
+        elif point.action in {"cut", "late"}:
+            return length
+        return None
+
+    def _follow(self, node: Node, look: Look, *, until_held: bool = False) -> None:
+        """Pass on what is sent, and look at the fleet at each acknowledgement, until the node has ended."""
+        last = len(SCRIPTS[node.plan.script]) - 1
+        deadline = time.monotonic() + _HUNG_SECONDS
+        while True:
+            if self._proxy.pump(0.05, node.pipe):
+                if not node.read():
+                    self._proxy.pump(0)
+                    return
+                look(node.acknowledged)
+            if until_held and self.is_reached and node.acknowledged == last:
+                return
+            if time.monotonic() > deadline:
+                raise _Found("other", f"the node hung; {node.acknowledged + 1} steps were acknowledged")
+
+    def _replace(self, old: Node, judge: _Judge) -> int:
+        """Restore the node elsewhere while the old one's connection is held; then let what it had sent arrive."""
+        judge.look(old.acknowledged)
+        again = f"{old.plan.state_dir}-again"
+        try:
+            fleet.restore(self._url, old.plan.node, again, is_forced=True)
+        except (InvalidStateError, NotFoundError):  # it had not sent all for the first time
+            self._proxy.release()
+            self._follow(old, judge.look)
+            self._require_end(old, old.plan)
+            self._require_same(old.plan)
+            return old.acknowledged + 1
+        had_all = not fleet.find_differences(self._url, old.plan.node, f"{old.plan.state_dir}/{DATABASE}")
+        plan = old.plan._replace(state_dir=again, script="next", ack="sync", prepare=controls.hasten)
+        start = {one.id: one.checkpoint.pid for one in self._view().list(node=plan.node)}
+        judge = _Judge(self._view, plan, start)
+        new = Node(plan, self._proxy.close_in_child)
+        try:
+            self._follow(new, judge.look)
+            self._require_end(new, plan)
+        finally:
+            new.end()
+        self._require_same(plan)
+        self._proxy.release()
+        self._follow(old, lambda _: judge.look(new.acknowledged))
+        self._require_same(plan)
+        if not (old.is_fenced or had_all):
+            raise _Found("false_verdict", f"who was taken over from was not told: {old.error or 'it ended in order'}")
+        return new.acknowledged + 1
+
+    def _require_end(self, node: Node, plan: Plan) -> None:
+        if node.error or node.acknowledged != len(SCRIPTS[plan.script]) - 1:
+            raise _Found("other", f"the node ended after {node.acknowledged + 1} steps: {node.error or 'killed?'}")
+
+    def _require_same(self, plan: Plan) -> None:
+        found = fleet.find_differences(self._url, plan.node, f"{plan.state_dir}/{DATABASE}")
+        if found:
+            raise _Found("lost", f"all was sent, and {len(found)} rows differ: {'; '.join(found[:3])}")
+
+    def _view(self) -> fleet.Fleet:
+        if self._fleet is None:
+            self._fleet = fleet.Fleet.open(self._url)
+        return self._fleet
+
+    def _look_again(self) -> None:
+        if self._fleet is not None:
+            self._fleet.close()
+            self._fleet = None
+
+
+def run_trials(
+    url: str,
+    directory: str,
+    *,
+    points: int,
+    seed: int,
+    server: Server | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
+) -> Report:
+    """Try so many points, drawn by the seed, in a schema of their own that is removed again. Raises FleetError."""
+    with _trial(url, directory, seed, server) as trial:
+        return _run(trial, random.Random(seed), _ACTIONS, points, lambda report: progress(report.points, points))  # noqa: S311
+
+
+def count_noticed(url: str, directory: str, control: controls.Control, *, seed: int, points: int = 60) -> int:
+    """Return how often broken nodes were noticed, until the first time, or for so many points. Raises FleetError."""
+    with _trial(url, directory, seed, None, control.prepare) as trial:
+        total = Report()
+        chance = random.Random(seed)  # noqa: S311
+        while not total.violations and total.points + total.unreached < points:
+            total += _run(trial, chance, control.actions, 1)
+    return total.violations
+
+
+@contextmanager
+def _trial(
+    url: str, directory: str, seed: int, server: Server | None, prepare: Callable[[], object] | None = None
+) -> Iterator[FleetTrial]:
+    own = f"{url}{'&' if '?' in url else '?'}schema=limpet_drill_{os.getpid()}_{seed % 1_000_000_007}"
+    try:
+        trial = FleetTrial(own, directory, server=server, prepare=prepare)
+        try:
+            with controls.hastened():
+                yield trial
+        finally:
+            trial.close()
+    finally:
+        fleet.remove_tables(own)
+
+
+def _run(
+    trial: FleetTrial,
+    chance: random.Random,
+    actions: Collection[str],
+    points: int,
+    progress: Callable[[Report], object] = lambda _: None,
+) -> Report:
+    total = Report()
+    while total.points < points and total.unreached <= points:
+        progress(total)
+        report = trial.run(trial.draw(chance, actions))
+        total += report if trial.is_reached or report.findings else Report(unreached=1)
+    return total
+
+
+def _with_parameters(url: str, parameters: dict[str, str]) -> str:
+    parts = urlsplit(url)
+    return parts._replace(query=urlencode({**dict(parse_qsl(parts.query)), **parameters})).geturl()

@@ -1,0 +1,68 @@
+"""Whatever is cut, killed or crashes while a node sends: nothing acknowledged is missing, and nothing is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.campaigns.sizes import Size
+from tests.conftest import require_tools
+from tests.fleet.conftest import Base
+
+ROOT = Path(__file__).parents[2]
+PARTS = 2
+"""The campaign is tried in so many processes, side by side where there are cores."""
+
+
+def run_trials(*arguments: str) -> dict[str, Any]:
+    require_tools("postgres", "initdb", "setpriv")
+    command = [sys.executable, "-m", "tests.fleet.trials", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert result.stdout, result.stderr[-4000:]
+    told: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return told
+
+
+@pytest.mark.campaign("fleet")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_blows_while_sending(size: Size, part: int) -> None:
+    """At points drawn from all over a short life, and what the trials have made in the database is gone afterwards."""
+    told = run_trials("--points", str(size.least // PARTS), "--seed", str(1 + part))
+    assert told["findings"] == []
+    assert told["points"] >= size.least // PARTS
+    assert told["acknowledged"] >= told["points"]
+    assert told["schemas"] == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("control", range(3))
+def test_the_trials_have_teeth(control: int) -> None:
+    """A node that acknowledges early, ignores who has taken over, or writes late rows over newer ones is noticed."""
+    (noticed,) = run_trials("--control", str(control))["noticed"].values()
+    assert noticed
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_the_drill_of_a_users_database(base: Base) -> None:
+    """`limpet drill --mode fleet` is clean, catches its controls, and leaves nothing there but what was."""
+    base.ask("CREATE TABLE theirs (a int)")
+    code = "from limpet.engine.drill import modes; modes._FLEET_POINTS = 8; from limpet.engine.cli import main; main()"
+    command = [sys.executable, "-c", code, "drill", "--mode", "fleet", "--seed", "2", "-o", "json"]
+    environment = {"PATH": os.environ["PATH"], "LIMPET_FLEET": base.url}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    report = json.loads(result.stdout)
+    assert (result.returncode, report["findings"]) == (0, [])
+    assert report["points"] == 8
+    assert report["control"]["fleet"]["violations"] >= 3
+    assert base.url not in result.stdout
+    assert base.ask(
+        "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT LIKE 'pg%%' AND tablename <> ''"
+        " AND schemaname <> 'information_schema'"
+    ) == [("public", "theirs")]

@@ -21,7 +21,7 @@ from limpet.engine.starters.abilities import Executed, Executor, Freezer, Limite
 from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
-from limpet.schema.cri import ContainerStatus, LinuxContainerResources
+from limpet.schema.cri import ContainerStatus, LinuxContainerResources, NamespaceMode
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
@@ -736,7 +736,21 @@ class Container:
             sandbox=sandbox,
             log_directory=self._runtime.log_directory(sandbox) if sandbox else "",
             namespaces=namespaces,
+            target=self._find_target(metadata),
         )
+
+    def _find_target(self, metadata: Metadata) -> ProcessIdentity | None:
+        """Return the first process of the container whose pid namespace it asks to see, if it runs in its sandbox."""
+        linux = metadata.config.linux
+        options = linux.security_context.namespace_options if linux and linux.security_context else None
+        if options is None or options.pid is not NamespaceMode.TARGET:
+            return None
+        with suppress(NotFoundError, StoreDamagedError):
+            target = self._runtime.store.get(options.target_id)
+            is_here = target.id == options.target_id and target.metadata.sandbox_id == metadata.sandbox_id
+            if is_here and target.status.state is ContainerState.RUNNING and target.id != self.id:
+                return target.status.identity
+        return None
 
     def _update(self, change: Callable[[Status], Status]) -> Status:
         return self._runtime.store.update(self.id, change)

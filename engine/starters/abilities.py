@@ -1,12 +1,13 @@
 """What some starters can do beside starting and stopping: each a small protocol, and `lacks` says who lacks one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from limpet.engine.starters.contract import Starter
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import UnsupportedError
 from limpet.schema.identity import ProcessIdentity
+from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.status import Resources
 
 
@@ -32,6 +33,39 @@ class Stats(NamedTuple):
     working_set_bytes: int | None
     """Of that, what cannot be given up when memory is short."""
     processes: int | None
+
+
+class Holdings(NamedTuple):
+    """What a starter has made for a sandbox, and holds until the sandbox is vacated."""
+
+    namespaces: Mapping[str, str]
+    """The path of each namespace, by type as in the OCI runtime spec."""
+    addresses: tuple[str, ...] = ()
+    """Its IP addresses, the primary one first."""
+
+
+@runtime_checkable
+class Furnisher(Protocol):
+    """Makes what a sandbox holds, and what its containers share. A starter whose sandboxes hold nothing has it not."""
+
+    def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str]) -> Holdings:
+        """Make what it is to hold beside the namespaces given; what is left of an earlier try goes first.
+
+        Return all namespaces, also those given. Raises InvalidInputError, UnsupportedError, ResourcesError: then it
+        holds nothing.
+        """
+
+    def is_furnished(self, sandbox: SandboxMetadata, namespaces: Mapping[str, str]) -> bool:
+        """Say whether a sandbox whose record names these has all that `furnish` makes."""
+
+    def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
+        """Say whether it still holds those of these namespaces that were made for it."""
+
+    def vacate(self, sandbox_id: str) -> None:
+        """Free what it holds. May be repeated. Raises ResourcesError if that is to be tried again."""
+
+    def vacate_others(self, find_ids: Callable[[], Collection[str]]) -> None:
+        """Free what is held by sandboxes that have neither record nor directory. The ids of records are asked last."""
 
 
 @runtime_checkable

@@ -66,8 +66,15 @@ def runtime_entries(state_dir: str, runtime: str) -> list[str]:
 
 
 def end_everything(state_dir: str) -> None:
-    """Have the runtimes delete what they still have of containers of a state directory, which ends their conmons."""
+    """Have the runtimes delete what they still have of containers of a state directory, which ends their conmons.
+
+    What its sandboxes hold is freed, too.
+    """
     for name in ("runc", "crun"):
         command = command_of(Tools().find(name))
         for entry in Path(state_dir, "oci", name).glob("*/*"):
             subprocess.run([*command, "--root", str(entry.parent), "delete", "-f", entry.name], check=False, timeout=30)
+        starter = OciStarter(name)
+        starter.open(state_dir)
+        for sandbox in os.listdir(os.path.join(state_dir, "sandboxes")):
+            starter.vacate(sandbox)

@@ -12,13 +12,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from limpet.engine.starters.abilities import Executed, Stats
+from limpet.engine.starters.abilities import Executed, Holdings, Stats
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
@@ -47,13 +47,15 @@ from limpet.engine.starters.oci.run_directory import (
     list_runs,
     make_run_directory,
 )
+from limpet.engine.starters.oci.sandboxes import SandboxHoldings
 from limpet.engine.starters.oci.spec import complete, make_spec
+from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
 from limpet.engine.starters.oci.unapplied import find_unapplied
 from limpet.engine.starters.oci.written import read_config
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
-from limpet.engine.state.names import CONTAINERS, OCI
+from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe
@@ -70,6 +72,7 @@ from limpet.schema.errors import (
 from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS
+from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.status import Resources
 
 _log = logging.getLogger("limpet.starter.oci")
@@ -111,6 +114,7 @@ class OciStarter:
         self._tools = Tools()
         self._containers_dir = ""
         self._root = RuntimeRoot("")
+        self._holdings = SandboxHoldings("", self._root)
         self._busy: set[str] = set()
         self._is_free = threading.Condition()
 
@@ -118,8 +122,10 @@ class OciStarter:
         """Begin to serve this state directory; what the runtime kept of earlier boots is removed."""
         self._containers_dir = os.path.join(state_dir, CONTAINERS)
         self._root = RuntimeRoot(os.path.join(state_dir, OCI, self.name))
+        self._holdings = SandboxHoldings(os.path.join(state_dir, SANDBOXES), self._root)
         try:
             self._root.remove_old()
+            self._holdings.remove_old()
         except OSError as error:
             _log.warning("%s: what the runtime kept before the last boot stays: %s", self._root.above, error)
 
@@ -150,6 +156,35 @@ class OciStarter:
     def keeps(self, container_id: str) -> bool:
         """Say whether a start of the container has left anything."""
         return next(list_runs(self._bundle(container_id)), None) is not None
+
+    # What sandboxes hold: see `limpet.engine.starters.abilities.Furnisher`
+
+    def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str]) -> Holdings:
+        """Pin the sandbox's namespaces, and write its files in /etc. An ordinary user's sandboxes hold nothing."""
+        if os.geteuid():
+            return Holdings(given)
+        with _told(f"sandbox {sandbox.id}"):
+            return self._holdings.furnish(sandbox, given, self._timeout)
+
+    def is_furnished(self, sandbox: SandboxMetadata, namespaces: Mapping[str, str]) -> bool:
+        """Say whether all was made, and is written down."""
+        return os.geteuid() != 0 or self._holdings.is_furnished(sandbox, namespaces)
+
+    def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
+        """Say whether its namespaces are still pinned."""
+        with _told(f"sandbox {sandbox_id}"):
+            return self._holdings.holds(sandbox_id, namespaces)
+
+    def vacate(self, sandbox_id: str) -> None:
+        """Unpin its namespaces."""
+        with _told(f"sandbox {sandbox_id}"):
+            self._holdings.vacate(sandbox_id)
+
+    def vacate_others(self, find_ids: Callable[[], Collection[str]]) -> None:
+        """Unpin what belongs to none of these."""
+        with _told("sandboxes that are gone"):
+            for problem in self._holdings.vacate_others(find_ids):
+                _log.warning("a sandbox that is gone still holds something: %s", problem)
 
     def prepare(self, launch: Launch) -> Prepared:
         """Have conmon and the runtime make the container, its first process held.
@@ -345,10 +380,14 @@ class OciStarter:
 
     def _prepare(self, launch: Launch) -> Prepared:
         secrets = require_secrets(launch.secret_env)
-        conmon = self._tools.find(self._conmon)
+        self._tools.find(self._conmon)
         self._end(launch.id)  # what a start that was cut short has left
         shutil.rmtree(os.path.join(launch.bundle_path, OCI), ignore_errors=True)
-        config = self._complete(launch)
+        with open_target(launch) as target:
+            return self._make(launch, self._complete(launch, target), secrets)
+
+    def _make(self, launch: Launch, config: Mapping[str, Any], secrets: Mapping[str, str]) -> Prepared:
+        conmon = self._tools.find(self._conmon)
         directory = make_run_directory(launch.bundle_path)
         try:
             with self._written(directory, config, secrets), _log_of(launch) as (log_directory, log_name):
@@ -371,11 +410,19 @@ class OciStarter:
             self._discard(launch.id, directory)
             raise
 
-    def _complete(self, launch: Launch) -> dict[str, Any]:
+    def _complete(self, launch: Launch, target: str) -> dict[str, Any]:
         path = os.path.join(launch.bundle_path, CONFIG_FILE)
         try:
             spec = json.loads(read_small_file(path, CONFIG_BYTES))
-            return complete(spec, launch, cgroup=self._cgroup_path(launch), is_unified=has_unified_cgroups())
+            held = self._holdings.mounts_for(launch.sandbox.id, launch.namespaces) if launch.sandbox else {}
+            return complete(
+                spec,
+                launch,
+                cgroup=self._cgroup_path(launch),
+                is_unified=has_unified_cgroups(),
+                held=held,
+                target=target,
+            )
         except OSError as error:
             raise StateDirectoryError(f"bundle {launch.bundle_path}: {error.strerror} ({path})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

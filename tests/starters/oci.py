@@ -1,6 +1,7 @@
 """What the tests of the OCI starter share: an image of busybox, engines with runc and crun, looks at processes."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from limpet.engine import Engine
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.run_directory import Processes, list_runs
+from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.tools import Tools, command_of
+from limpet.recovery.mounts import find_mounts
 from tests import oci_layout
 from tests.conftest import require_tools
 
@@ -74,7 +77,13 @@ def end_everything(state_dir: str) -> None:
         command = command_of(Tools().find(name))
         for entry in Path(state_dir, "oci", name).glob("*/*"):
             subprocess.run([*command, "--root", str(entry.parent), "delete", "-f", entry.name], check=False, timeout=30)
-        starter = OciStarter(name)
-        starter.open(state_dir)
-        for sandbox in os.listdir(os.path.join(state_dir, "sandboxes")):
-            starter.vacate(sandbox)
+    free_sandboxes(state_dir)
+
+
+def free_sandboxes(state_dir: str) -> None:
+    """Free what the sandboxes of a state directory still hold."""
+    for root in Path(state_dir, "oci").glob("*/*"):
+        pins = os.path.join(PINS, root.name)
+        for mount in find_mounts(pins):
+            subprocess.run(["umount", "-l", mount], check=True)
+        shutil.rmtree(pins, ignore_errors=True)

@@ -204,9 +204,10 @@ def test_a_copy_ends_nothing_of_the_original(state_dir: str, tmp_path: Path) -> 
             assert engine.get(f"one-{name}").status.reason == Reason.COPIED
             engine.declare_gone(f"one-{name}", "it is the original's")
             engine.get(f"one-{name}").release()
-        engine.create_container(config("own", "exit 4"), "runc", id="own").start()
+        own = engine.create_sandbox({"metadata": {"name": "own"}}, runtime_handler="runc")
+        engine.create_container(config("own", "exit 4"), own, id="own").start()
         assert engine.get("own").wait(20).exit_code == 4
-        engine.get("own").release()
+        own.remove(force=True)
     assert all(map(is_running, pids))
     with open_engine(state_dir) as engine:
         for name in RUNTIMES:

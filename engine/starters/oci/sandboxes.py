@@ -56,6 +56,7 @@ class SandboxHoldings:
         write_root_files(self.directory_of(sandbox.id), sandbox.config)
         kept = {kind: path for kind, path in given.items() if not is_pin(path)}
         kinds = [kind for kind in choose_kinds(sandbox.config) if kind not in kept]
+        self._root.make()
         path = self.pins_of(sandbox.id)
         os.makedirs(path, 0o700, exist_ok=True)
         with _locked(path) as lock:
@@ -143,7 +144,7 @@ class SandboxHoldings:
 
     def pins_of(self, sandbox_id: str) -> str:
         """Return where its pins are, or would be."""
-        return os.path.join(PINS, os.path.basename(self._root.make()), file_name(sandbox_id))
+        return os.path.join(PINS, os.path.basename(self._root.find()) or "none", file_name(sandbox_id))
 
     def _remove(self, path: str) -> None:
         if not os.path.isdir(path):

@@ -17,7 +17,18 @@ from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
 from limpet.engine.starters import Launch, Starter, number_of_signal, require_secrets
-from limpet.engine.starters.abilities import Executed, Executor, Freezer, Limiter, LogReopener, Meter, Stats, lacks
+from limpet.engine.starters.abilities import (
+    Conversant,
+    Executed,
+    Executor,
+    Freezer,
+    Limiter,
+    LogReopener,
+    Meter,
+    Session,
+    Stats,
+    lacks,
+)
 from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
@@ -295,6 +306,31 @@ class Container:
         if not isinstance(starter, Executor):
             raise lacks(starter, "execute a command in a container")
         return starter.execute(self.id, self._require_running("execute a command in"), args, timeout=timeout)
+
+    def open_command(self, args: Sequence[str], *, terminal: bool = False) -> Session:
+        """Run a command in the container, connected to its input and output; with `terminal` it has one.
+
+        Close the session in the end. Raises as `execute` does.
+        """
+        if not args:
+            raise InvalidInputError("args: a command is needed")
+        starter = self._starter
+        if not isinstance(starter, Conversant):
+            raise lacks(starter, "execute a command in a container")
+        identity = self._require_running("execute a command in")
+        return starter.open_command(self.id, identity, args, terminal=terminal)
+
+    def attach(self) -> Session:
+        """Connect to the input, the output and the terminal of its program, as its config has them.
+
+        Close the session in the end. Raises InvalidStateError unless it is RUNNING, UnsupportedError.
+        """
+        starter = self._starter
+        if not isinstance(starter, Conversant):
+            raise lacks(starter, "attach to a container")
+        config = self.metadata.config
+        identity = self._require_running("attach to")
+        return starter.attach(self.id, identity, terminal=config.tty, has_input=config.stdin)
 
     def measure(self) -> Stats:
         """Return what it uses now. Raises InvalidStateError unless it is RUNNING, UnsupportedError."""

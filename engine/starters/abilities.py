@@ -79,6 +79,61 @@ class Executor(Protocol):
         """
 
 
+class Chunk(NamedTuple):
+    """Some of what is written in a container, as it comes."""
+
+    stream: str
+    """stdout or stderr; a terminal has stdout alone."""
+    data: bytes
+
+
+class Session(Protocol):
+    """A connection to a program in a container: its input and output, and its terminal if it has one.
+
+    One thread may read while another writes. Close it in the end.
+    """
+
+    def read(self, timeout: float | None = None) -> Chunk | None:
+        """Return what it has written next; None once nothing more comes.
+
+        Raises WaitTimeoutError if nothing has come after `timeout` seconds, EngineGoneError if who hands it on is gone.
+        """
+
+    def write(self, data: bytes) -> None:
+        """Write to its input; what nobody reads any more is dropped."""
+
+    def end_input(self) -> None:
+        """Tell it that nothing more comes. A terminal has no end: it gets Ctrl-D."""
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal a size. Without one, nothing is done."""
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the exit code of a command, 128 + signal if one ended it, once it has ended; None when attached.
+
+        Raises WaitTimeoutError, StartError if it could not be executed.
+        """
+
+    def close(self) -> None:
+        """End the connection. A command that still runs is killed; a container runs on. May be repeated."""
+
+
+@runtime_checkable
+class Conversant(Protocol):
+    """Connects to programs in its containers."""
+
+    def open_command(
+        self, container_id: str, identity: ProcessIdentity, args: Sequence[str], *, terminal: bool
+    ) -> Session:
+        """Run a command in the container, with its user and environment. Raises InvalidStateError, StartError."""
+
+    def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
+        """Connect to the container's own input and output; it says which it has.
+
+        Raises InvalidStateError if nobody is left who does it.
+        """
+
+
 @runtime_checkable
 class Freezer(Protocol):
     """What a starter has beside, if it can pause its containers. One without it says so by not having it."""

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import termios
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from fcntl import ioctl
 from typing import Protocol
 
 from limpet.engine.starters.abilities import Executed, Stats
@@ -15,6 +17,7 @@ from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.exits import is_monitor_alive
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
 from limpet.engine.starters.oci.tools import has_unified_cgroups
 from limpet.engine.starters.oci.written import read_config
 from limpet.recovery.host import open_pidfd
@@ -38,16 +41,8 @@ def execute(
     call: Call, run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], timeout: float
 ) -> Executed:
     """Run a command in the container; see `abilities.Executor`."""
-    token = os.urandom(6).hex()
-    process_file, pid_file = run.join(f"exec-{token}.json"), run.join(f"exec-{token}.pid")
-    config = read_config(run)
-    if not config:
-        raise InvalidStateError(f"{run.path}: its config.json cannot be read")
-    process = {**config["process"], "args": list(args), "terminal": False}
-    descriptor = os.open(process_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    process_file, pid_file = _write_process(run, args, terminal=False)
     try:
-        with open(descriptor, "wb") as file:
-            file.write(json.dumps(process).encode())
         command = ("exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id)
         outcome = call(*command, timeout=timeout, most_bytes=_EXEC_BYTES)
         pid = run.read_pid(os.path.basename(pid_file))
@@ -64,12 +59,58 @@ def execute(
                 os.unlink(path)
 
 
+def open_command(
+    runtime: Sequence[str], run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], *, terminal: bool
+) -> CommandSession:
+    """Run a command in the container, connected; `runtime` is the command that runs the runtime."""
+    process_file, pid_file = _write_process(run, args, terminal=terminal)
+    name = os.path.basename(pid_file)
+    return CommandSession(
+        [*runtime, "exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id],
+        terminal=terminal,
+        left_over=(process_file, pid_file),
+        has_begun=lambda: run.read_pid(name) > 0,
+        kill=lambda: _kill(run.read_pid(name), processes, cgroup),
+        resize=lambda size: _resize(run.read_pid(name), processes, cgroup, size),
+    )
+
+
+def _write_process(run: RunDirectory, args: Sequence[str], *, terminal: bool) -> tuple[str, str]:
+    """Write down for the runtime what to run, as the container's user; return that file, and where its pid is to go.
+
+    Raises InvalidStateError.
+    """
+    token = os.urandom(6).hex()
+    process_file = run.join(f"exec-{token}.json")
+    config = read_config(run)
+    if not config:
+        raise InvalidStateError(f"{run.path}: its config.json cannot be read")
+    process = {**config["process"], "args": list(args), "terminal": terminal}
+    if terminal and not any(each.startswith("TERM=") for each in process["env"]):
+        process["env"] = [*process["env"], "TERM=xterm"]
+    descriptor = os.open(process_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(json.dumps(process).encode())
+    return process_file, run.join(f"exec-{token}.pid")
+
+
 def _kill(pid: int, processes: Processes, cgroup: str) -> None:
     """Kill a command in the container: the runtime, which is dead, was only its parent."""
     if pid:
         with suppress(OSError), open_pidfd(pid) as pidfd:
             if pid in list_processes(processes.cgroups, cgroup):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _resize(pid: int, processes: Processes, cgroup: str, size: bytes) -> None:
+    """Give the terminal of a command in the container a size. Raises OSError."""
+    if pid:
+        terminal = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if pid in list_processes(processes.cgroups, cgroup):  # asked after it was opened: it is the very process's
+                ioctl(terminal, termios.TIOCSWINSZ, size)
+        finally:
+            os.close(terminal)
 
 
 def freeze(call: Call, processes: Processes, cgroup: str) -> None:
@@ -116,11 +157,7 @@ def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
         raise InvalidStateError("its conmon has ended, so nothing more comes to its log")
     before = _inode(log_path)
     try:
-        door = os.open(run.join("ctl"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            os.write(door, b"2 0 0\n")
-        finally:
-            os.close(door)
+        tell_conmon(run, "2 0 0\n")
     except OSError as error:
         raise InvalidStateError(f"its conmon cannot be asked: {error.strerror}") from error
     deadline = time.monotonic() + _REOPEN_SECONDS

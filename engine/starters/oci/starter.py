@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from limpet.engine.starters.abilities import Executed, Holdings, Stats
+from limpet.engine.starters.abilities import Executed, Holdings, Session, Stats
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
@@ -48,6 +48,7 @@ from limpet.engine.starters.oci.run_directory import (
     make_run_directory,
 )
 from limpet.engine.starters.oci.sandboxes import SandboxHoldings
+from limpet.engine.starters.oci.sessions import AttachedSession
 from limpet.engine.starters.oci.spec import complete, make_spec
 from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
@@ -336,6 +337,21 @@ class OciStarter:
             directory, processes = self._find(container_id, identity)
             cgroup = self._cgroup_name(processes.oci_id)
             return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
+
+    def open_command(
+        self, container_id: str, identity: ProcessIdentity, args: Sequence[str], *, terminal: bool
+    ) -> Session:
+        """Run a command in the container, connected to it."""
+        with _told(f"container {container_id}"):
+            directory, processes = self._find(container_id, identity)
+            runtime = [*self._command(), "--root", self._root.make()]
+            cgroup = self._cgroup_name(processes.oci_id)
+            return abilities.open_command(runtime, directory, processes, cgroup, args, terminal=terminal)
+
+    def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
+        """Connect to the container's own input and output."""
+        with _told(f"container {container_id}"):
+            return AttachedSession(*self._find(container_id, identity), terminal=terminal, has_input=has_input)
 
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
         """Freeze all processes of the container. Raises UnsupportedError with the reason if that cannot be done."""

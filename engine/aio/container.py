@@ -130,9 +130,11 @@ class AsyncContainer:
         """See `Container.execute`. It holds a thread; other steps of the container do not wait for it."""
         return await self._workers.slow(lambda: self.container.execute(args, timeout))
 
-    async def open_command(self, args: Sequence[str], *, terminal: bool = False) -> Session:
+    async def open_command(
+        self, args: Sequence[str], *, terminal: bool = False, size: tuple[int, int] = (0, 0)
+    ) -> Session:
         """See `Container.open_command`. The session is one for threads: its reads block."""
-        return await self._workers.slow(lambda: self.container.open_command(args, terminal=terminal))
+        return await self._workers.slow(lambda: self.container.open_command(args, terminal=terminal, size=size))
 
     async def attach(self) -> Session:
         """See `Container.attach`. The session is one for threads: its reads block."""

@@ -307,8 +307,10 @@ class Container:
             raise lacks(starter, "execute a command in a container")
         return starter.execute(self.id, self._require_running("execute a command in"), args, timeout=timeout)
 
-    def open_command(self, args: Sequence[str], *, terminal: bool = False) -> Session:
-        """Run a command in the container, connected to its input and output; with `terminal` it has one.
+    def open_command(self, args: Sequence[str], *, terminal: bool = False, size: tuple[int, int] = (0, 0)) -> Session:
+        """Run a command in the container, connected to its input and output.
+
+        With `terminal` it has one, of `size` rows and columns to begin with; zeros leave that open.
 
         Close the session in the end. Raises as `execute` does.
         """
@@ -318,7 +320,7 @@ class Container:
         if not isinstance(starter, Conversant):
             raise lacks(starter, "execute a command in a container")
         identity = self._require_running("execute a command in")
-        return starter.open_command(self.id, identity, args, terminal=terminal)
+        return starter.open_command(self.id, identity, args, terminal=terminal, size=size)
 
     def attach(self) -> Session:
         """Connect to the input, the output and the terminal of its program, as its config has them.

@@ -93,6 +93,10 @@ class Session(Protocol):
     One thread may read while another writes. Close it in the end.
     """
 
+    @property
+    def has_terminal(self) -> bool:
+        """Whether the program has a terminal."""
+
     def read(self, timeout: float | None = None) -> Chunk | None:
         """Return what it has written next; None once nothing more comes.
 
@@ -114,8 +118,11 @@ class Session(Protocol):
         Raises WaitTimeoutError, StartError if it could not be executed.
         """
 
+    def hang_up(self) -> None:
+        """Have the command killed, or leave the container: whoever reads then comes to the end. By any thread."""
+
     def close(self) -> None:
-        """End the connection. A command that still runs is killed; a container runs on. May be repeated."""
+        """Hang up and free all, once nobody reads or writes any more. May be repeated."""
 
 
 @runtime_checkable
@@ -123,9 +130,18 @@ class Conversant(Protocol):
     """Connects to programs in its containers."""
 
     def open_command(
-        self, container_id: str, identity: ProcessIdentity, args: Sequence[str], *, terminal: bool
+        self,
+        container_id: str,
+        identity: ProcessIdentity,
+        args: Sequence[str],
+        *,
+        terminal: bool,
+        size: tuple[int, int],
     ) -> Session:
-        """Run a command in the container, with its user and environment. Raises InvalidStateError, StartError."""
+        """Run a command in the container, with its user and environment; `size` is the terminal's rows and columns.
+
+        Raises InvalidStateError, StartError.
+        """
 
     def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
         """Connect to the container's own input and output; it says which it has.

@@ -28,6 +28,7 @@ from limpet.schema.status import Resources
 _EXEC_BYTES = 16 << 20
 """How much of a command's output is kept, as containerd does it."""
 _REOPEN_SECONDS = 5.0
+_PID_SECONDS = 0.5
 
 
 class Call(Protocol):
@@ -41,7 +42,7 @@ def execute(
     call: Call, run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], timeout: float
 ) -> Executed:
     """Run a command in the container; see `abilities.Executor`."""
-    process_file, pid_file = _write_process(run, args, terminal=False)
+    process_file, pid_file = _write_process(run, args, None)
     try:
         command = ("exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id)
         outcome = call(*command, timeout=timeout, most_bytes=_EXEC_BYTES)
@@ -60,22 +61,31 @@ def execute(
 
 
 def open_command(
-    runtime: Sequence[str], run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], *, terminal: bool
+    runtime: Sequence[str],
+    run: RunDirectory,
+    processes: Processes,
+    cgroup: str,
+    args: Sequence[str],
+    *,
+    size: tuple[int, int] | None,
 ) -> CommandSession:
-    """Run a command in the container, connected; `runtime` is the command that runs the runtime."""
-    process_file, pid_file = _write_process(run, args, terminal=terminal)
+    """Run a command in the container, connected; `runtime` is the command that runs the runtime.
+
+    It has a terminal if that has a size.
+    """
+    process_file, pid_file = _write_process(run, args, size)
     name = os.path.basename(pid_file)
     return CommandSession(
         [*runtime, "exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id],
-        terminal=terminal,
+        size=size,
         left_over=(process_file, pid_file),
         has_begun=lambda: run.read_pid(name) > 0,
         kill=lambda: _kill(run.read_pid(name), processes, cgroup),
-        resize=lambda size: _resize(run.read_pid(name), processes, cgroup, size),
+        resize=lambda packed: _resize(_await_pid(run, name), processes, cgroup, packed),
     )
 
 
-def _write_process(run: RunDirectory, args: Sequence[str], *, terminal: bool) -> tuple[str, str]:
+def _write_process(run: RunDirectory, args: Sequence[str], size: tuple[int, int] | None) -> tuple[str, str]:
     """Write down for the runtime what to run, as the container's user; return that file, and where its pid is to go.
 
     Raises InvalidStateError.
@@ -85,8 +95,10 @@ def _write_process(run: RunDirectory, args: Sequence[str], *, terminal: bool) ->
     config = read_config(run)
     if not config:
         raise InvalidStateError(f"{run.path}: its config.json cannot be read")
-    process = {**config["process"], "args": list(args), "terminal": terminal}
-    if terminal and not any(each.startswith("TERM=") for each in process["env"]):
+    process = {**config["process"], "args": list(args), "terminal": size is not None}
+    if size and all(size):
+        process["consoleSize"] = {"height": size[0], "width": size[1]}
+    if size is not None and not any(each.startswith("TERM=") for each in process["env"]):
         process["env"] = [*process["env"], "TERM=xterm"]
     descriptor = os.open(process_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
@@ -100,6 +112,14 @@ def _kill(pid: int, processes: Processes, cgroup: str) -> None:
         with suppress(OSError), open_pidfd(pid) as pidfd:
             if pid in list_processes(processes.cgroups, cgroup):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _await_pid(run: RunDirectory, name: str) -> int:
+    """Return the pid in a file that the runtime is about to write, 0 if it does not come soon."""
+    deadline = time.monotonic() + _PID_SECONDS
+    while not (pid := run.read_pid(name)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return pid
 
 
 def _resize(pid: int, processes: Processes, cgroup: str, size: bytes) -> None:

@@ -38,14 +38,15 @@ _TAIL_BYTES = 4096
 class CommandSession:
     """A command that the runtime runs in a container; see `abilities.Session`.
 
-    `left_over` are files to be removed; `kill` ends the command itself, and `resize` gives its terminal a size.
+    It has a terminal if that has a size, in rows and columns. `left_over` are files to be removed; `kill` ends the
+    command itself, and `resize` gives its terminal a size.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         *,
-        terminal: bool,
+        size: tuple[int, int] | None,
         left_over: Sequence[str],
         has_begun: Callable[[], bool],
         kill: Callable[[], None],
@@ -59,9 +60,11 @@ class CommandSession:
         self._ended_at = 0.0
         self._is_closed = False
         far = -1
-        if terminal:
+        terminal = size is not None
+        if size is not None:
             self._terminal, far = pty.openpty()
             tty.setraw(far)  # the terminal within does what is to be done with lines
+            ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         given = far if terminal else subprocess.PIPE
         try:
             self._process = subprocess.Popen(
@@ -83,6 +86,7 @@ class CommandSession:
         finally:
             if terminal:
                 os.close(far)
+        self.has_terminal = terminal
         self._poll = select.epoll()
         self._pidfd = os.pidfd_open(self._process.pid)
         self._poll.register(self._pidfd, select.EPOLLIN)
@@ -170,16 +174,20 @@ class CommandSession:
             raise StartError(lines[-1] if lines else f"the runtime ended with {code} and said nothing")
         return code if code >= 0 else 128 - code
 
+    def hang_up(self) -> None:
+        """Kill the command if it still runs."""
+        if self._process.poll() is None:
+            self._kill()
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
     def close(self) -> None:
         """Kill the command if it still runs, and free all."""
         if self._is_closed:
             return
         self._is_closed = True
-        if self._process.poll() is None:
-            self._kill()
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # not reaped, so its group is its own
-            self._process.wait()
+        self.hang_up()
+        self._process.wait()
         self._poll.close()
         os.close(self._pidfd)
         if self._terminal >= 0:
@@ -200,7 +208,7 @@ class AttachedSession:
     """The input and output of a container's own program, through its conmon; see `abilities.Session`."""
 
     def __init__(self, run: RunDirectory, processes: Processes, *, terminal: bool, has_input: bool) -> None:
-        self._run, self._is_terminal, self._has_input = run, terminal, has_input
+        self._run, self.has_terminal, self._has_input = run, terminal, has_input
         if not is_monitor_alive(processes):
             raise InvalidStateError("its conmon has ended, so nobody can attach to it")
         self._link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -239,7 +247,7 @@ class AttachedSession:
 
     def end_input(self) -> None:
         """Write no more: with `stdin_once` its input ends."""
-        if self._is_terminal:
+        if self.has_terminal:
             self.write(_END_OF_TEXT)
         else:
             with suppress(OSError):
@@ -247,7 +255,7 @@ class AttachedSession:
 
     def resize(self, rows: int, columns: int) -> None:
         """Have conmon give its terminal a size."""
-        if self._is_terminal:
+        if self.has_terminal:
             with suppress(OSError):
                 tell_conmon(self._run, f"1 {rows} {columns}\n")
 
@@ -255,8 +263,13 @@ class AttachedSession:
         """Return None: how the container ends, its status tells."""
         return None
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
         """Leave it."""
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Leave it, and free all."""
         self._link.close()
 
 

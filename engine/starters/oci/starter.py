@@ -339,14 +339,20 @@ class OciStarter:
             return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
 
     def open_command(
-        self, container_id: str, identity: ProcessIdentity, args: Sequence[str], *, terminal: bool
+        self,
+        container_id: str,
+        identity: ProcessIdentity,
+        args: Sequence[str],
+        *,
+        terminal: bool,
+        size: tuple[int, int],
     ) -> Session:
         """Run a command in the container, connected to it."""
         with _told(f"container {container_id}"):
             directory, processes = self._find(container_id, identity)
             runtime = [*self._command(), "--root", self._root.make()]
             cgroup = self._cgroup_name(processes.oci_id)
-            return abilities.open_command(runtime, directory, processes, cgroup, args, terminal=terminal)
+            return abilities.open_command(runtime, directory, processes, cgroup, args, size=size if terminal else None)
 
     def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
         """Connect to the container's own input and output."""

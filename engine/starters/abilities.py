@@ -184,6 +184,14 @@ class Limiter(Protocol):
 
 
 @runtime_checkable
+class Monitored(Protocol):
+    """Has a monitor for each container, who sees how it ends, and may end before it."""
+
+    def open_monitor(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of the container's monitor, -1 if it has ended. Raises ResourcesError."""
+
+
+@runtime_checkable
 class LogReopener(Protocol):
     """Goes on in a new log once the old one was renamed."""
 

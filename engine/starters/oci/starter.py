@@ -64,6 +64,7 @@ from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidStateError,
     LimpetError,
+    NotFoundError,
     ResourcesError,
     StartError,
     StateDirectoryError,
@@ -242,6 +243,17 @@ class OciStarter:
             found = find_run(self._bundle(container_id), identity)
         cgroups = found[1].cgroups if found else ()
         return adopt_process(identity, lambda pidfd: is_process(identity, pidfd, cgroups))
+
+    def open_monitor(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of its conmon, -1 if that has ended."""
+        with _told(f"container {container_id}"):
+            found = find_run(self._bundle(container_id), identity)
+        if found is None:
+            return -1
+        try:
+            return adopt_process(found[1].monitor, lambda pidfd: is_process(found[1].monitor, pidfd))
+        except NotFoundError:
+            return -1
 
     def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
         """Send a signal to the container's first process, through its pidfd; return how many processes are left.

@@ -50,7 +50,6 @@ from limpet.schema.cri import (
 from limpet.schema.errors import (
     AlreadyExistsError,
     InvalidInputError,
-    LimpetError,
     NotFoundError,
     ResourcesError,
     UnsupportedError,
@@ -316,10 +315,7 @@ class Engine:
                 sandbox.bundle.make()
                 sandbox.furnish()
             except BaseException:
-                with suppress(LimpetError):  # what stays is an orphan, which the next recovery judges
-                    sandbox.vacate()
-                    sandbox.bundle.remove()
-                self.store.delete_sandbox(key)
+                sandbox.discard()
                 raise
         if status.expires_at:
             self._runtime.note_sandbox(key)

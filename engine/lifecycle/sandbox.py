@@ -137,7 +137,7 @@ class Sandbox:
         problems = [*problems, *_try_each(lambda container: container.finish_stop(begun[container]), begun)]
         if not problems:
             with self._runtime.exclusive(self.id):
-                self.vacate()
+                self._try_to_vacate()
         return problems
 
     def furnish(self) -> None:
@@ -157,13 +157,32 @@ class Sandbox:
             )
 
     def vacate(self) -> None:
-        """Have its starter free what it holds; what cannot be freed now is freed by a later recovery."""
+        """Have its starter free what it holds. May be repeated. Raises ResourcesError if that is to be tried again."""
+        starter = self._furnisher
+        if starter is not None:
+            starter.vacate(self.id)
+
+    def _try_to_vacate(self) -> None:
+        """Do the same; what cannot be freed now is freed by a later recovery, or a removal."""
         try:
-            starter = self._furnisher
-            if starter is not None:
-                starter.vacate(self.id)
+            self.vacate()
         except LimpetError as error:
             _log.warning("sandbox %s still holds something: %s", self.id, error)
+
+    def discard(self) -> None:
+        """Take back one that could not be made; what still holds something stays, NOTREADY, for the recovery."""
+        try:
+            self.vacate()
+        except LimpetError as error:
+            now, why = time.time_ns(), f"it could not be made, and still holds something: {error}"
+            _log.warning("sandbox %s: %s", self.id, why)
+            self._runtime.store.update_sandbox(
+                self.id, lambda old: stop_sandbox(old, SandboxReason.LOST, at=now, message=why)
+            )
+            return
+        with suppress(LimpetError):  # what stays is an orphan, which the next recovery judges
+            self.bundle.remove()
+        self._runtime.store.delete_sandbox(self.id)
 
     def set_right(self) -> None:
         """See to what it holds after a crash: finish the making, free what nobody needs, find out what is lost."""
@@ -175,7 +194,7 @@ class Sandbox:
         status = self.status
         if status.state is SandboxState.NOTREADY:
             if all(container.state is ContainerState.EXITED for container in self.containers()):
-                self.vacate()
+                self._try_to_vacate()
         elif not starter.is_furnished(self.metadata, status.namespaces):
             self.furnish()
         elif not starter.holds(self.id, status.namespaces):
@@ -244,7 +263,7 @@ class Sandbox:
     def delete(self) -> bool:
         """Forget the sandbox and remove its directory; return False if it is gone already.
 
-        Raises InvalidStateError while it has containers.
+        Raises InvalidStateError while it has containers, ResourcesError if its network cannot be removed now.
         """
         return self._runtime.step(self._delete)
 

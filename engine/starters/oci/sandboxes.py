@@ -17,11 +17,12 @@ from contextlib import contextmanager, suppress
 
 from limpet.engine.starters.abilities import Holdings
 from limpet.engine.starters.oci import pin
+from limpet.engine.starters.oci.cni import Plugins, read_network
 from limpet.engine.starters.oci.command import run
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.process.interpreter import require_interpreter
-from limpet.engine.starters.process.root_files import require_hostname, write_root_files
+from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
 from limpet.recovery.host import has_ended, open_pidfd, read_boot_id
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.cri import NamespaceMode, PodSandboxConfig
@@ -44,16 +45,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class SandboxHoldings:
     """What the sandboxes of one starter in one state directory hold."""
 
-    def __init__(self, sandboxes_dir: str, root: RuntimeRoot) -> None:
+    def __init__(self, sandboxes_dir: str, root: RuntimeRoot, plugins: Plugins | None = None) -> None:
         self._sandboxes_dir = sandboxes_dir
         self._root = root
+        self._plugins = plugins
 
     def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str], timeout: float) -> Holdings:
         """Write its files and make the namespaces that it is to hold, but for those that are given, not by us.
 
         Raises InvalidInputError for what /etc cannot hold, UnsupportedError, ResourcesError if it cannot be made.
         """
-        write_root_files(self.directory_of(sandbox.id), sandbox.config)
+        directory = self.directory_of(sandbox.id)
+        self._delete_network(directory, timeout)
+        write_root_files(directory, sandbox.config)
         kept = {kind: path for kind, path in given.items() if not is_pin(path)}
         kinds = [kind for kind in choose_kinds(sandbox.config) if kind not in kept]
         self._root.make()
@@ -63,7 +67,26 @@ class SandboxHoldings:
             self._clear(path)
             if kinds:
                 self._pin(path, kinds, sandbox.config, lock, timeout)
-        return Holdings({**kept, **{kind: os.path.join(path, _FILES[kind]) for kind in kinds}})
+        made = {kind: os.path.join(path, _FILES[kind]) for kind in kinds}
+        addresses: tuple[str, ...] = ()
+        if self._plugins is not None and "network" in made:
+            try:
+                network = self._plugins.add(directory, file_name(sandbox.id), made["network"], timeout)
+            except BaseException:
+                self._remove(path)
+                raise
+            addresses = network.addresses
+            if addresses and sandbox.config.hostname:
+                name_address(directory, sandbox.config.hostname, addresses[0])
+        return Holdings({**kept, **made}, addresses)
+
+    def _delete_network(self, directory: str, timeout: float) -> None:
+        if read_network(directory) is not None:
+            if self._plugins is None:
+                raise ResourcesError(
+                    f"{quote_path(directory)}: CNI plugins made its network; open an engine with `cni` to remove it"
+                )
+            self._plugins.delete(directory, timeout)
 
     def is_furnished(self, sandbox: SandboxMetadata, namespaces: Mapping[str, str]) -> bool:
         """Say whether its files were written, and its record names all that it is to hold."""
@@ -91,8 +114,9 @@ class SandboxHoldings:
         wanted = {path for path in namespaces.values() if is_pin(path)}
         return not wanted or wanted <= set(find_mounts(self.pins_of(sandbox_id)))
 
-    def vacate(self, sandbox_id: str) -> None:
+    def vacate(self, sandbox_id: str, timeout: float) -> None:
         """Free all that it holds; what is already free is fine. Raises ResourcesError if something cannot be freed."""
+        self._delete_network(self.directory_of(sandbox_id), timeout)
         if self._root.find():
             self._remove(self.pins_of(sandbox_id))
 

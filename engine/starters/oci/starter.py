@@ -24,6 +24,7 @@ from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.oci import abilities
 from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_processes, thaw
+from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
 from limpet.engine.starters.oci.exits import (
@@ -103,16 +104,27 @@ class OciStarter:
     """Runs containers with an OCI runtime, each under conmon. Thread-safe.
 
     `runtime` and `conmon` are programs by name or path. `name` is the starter's, the runtime's own if it is not given.
+    With `cni`, a directory of configurations such as /etc/cni/net.d, sandboxes that are not on the host's network get
+    one from the plugins in `cni_plugins`, directories with ":" between them. Without, they have loopback alone.
+
     Each step of the runtime may take `timeout` seconds. What is missing is told when a container is to be created.
     """
 
     def __init__(
-        self, runtime: str = "runc", *, name: str = "", conmon: str = "conmon", timeout: float = TIMEOUT_SECONDS
+        self,
+        runtime: str = "runc",
+        *,
+        name: str = "",
+        conmon: str = "conmon",
+        timeout: float = TIMEOUT_SECONDS,
+        cni: str = "",
+        cni_plugins: str = PLUGINS,
     ) -> None:
         self.name = name or os.path.basename(runtime)
         self._runtime = runtime
         self._conmon = conmon
         self._timeout = timeout
+        self._plugins = Plugins(cni, cni_plugins) if cni else None
         self._tools = Tools()
         self._containers_dir = ""
         self._root = RuntimeRoot("")
@@ -124,7 +136,7 @@ class OciStarter:
         """Begin to serve this state directory; what the runtime kept of earlier boots is removed."""
         self._containers_dir = os.path.join(state_dir, CONTAINERS)
         self._root = RuntimeRoot(os.path.join(state_dir, OCI, self.name))
-        self._holdings = SandboxHoldings(os.path.join(state_dir, SANDBOXES), self._root)
+        self._holdings = SandboxHoldings(os.path.join(state_dir, SANDBOXES), self._root, self._plugins)
         try:
             self._root.remove_old()
             self._holdings.remove_old()
@@ -180,7 +192,7 @@ class OciStarter:
     def vacate(self, sandbox_id: str) -> None:
         """Unpin its namespaces."""
         with _told(f"sandbox {sandbox_id}"):
-            self._holdings.vacate(sandbox_id)
+            self._holdings.vacate(sandbox_id, self._timeout)
 
     def vacate_others(self, find_ids: Callable[[], Collection[str]]) -> None:
         """Unpin what belongs to none of these."""

@@ -14,7 +14,7 @@ from limpet.engine.starters.abilities import Executed, Stats
 from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, measure
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
-from limpet.engine.starters.oci.exits import is_monitor_alive
+from limpet.engine.starters.oci.exits import is_monitor_alive, is_process
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
@@ -110,8 +110,22 @@ def _kill(pid: int, processes: Processes, cgroup: str) -> None:
     """Kill a command in the container: the runtime, which is dead, was only its parent."""
     if pid:
         with suppress(OSError), open_pidfd(pid) as pidfd:
-            if pid in list_processes(processes.cgroups, cgroup):
+            if _is_inside(pid, processes, cgroup):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _is_inside(pid: int, processes: Processes, cgroup: str) -> bool:
+    """Return whether a process is one of the container's, by its cgroup, or by a pid namespace of the container's own.
+
+    Raises OSError.
+    """
+    if pid in list_processes(processes.cgroups, cgroup):
+        return True
+    if not processes.has_own_pids:
+        return False
+    with open_pidfd(processes.init.pid) as pidfd:
+        namespaces = [os.stat(f"/proc/{each}/ns/pid") for each in (pid, processes.init.pid)]
+        return is_process(processes.init, pidfd) and os.path.samestat(*namespaces)
 
 
 def _await_pid(run: RunDirectory, name: str) -> int:
@@ -127,7 +141,7 @@ def _resize(pid: int, processes: Processes, cgroup: str, size: bytes) -> None:
     if pid:
         terminal = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if pid in list_processes(processes.cgroups, cgroup):  # asked after it was opened: it is the very process's
+            if _is_inside(pid, processes, cgroup):  # asked after it was opened: it is the very process's
                 ioctl(terminal, termios.TIOCSWINSZ, size)
         finally:
             os.close(terminal)

@@ -38,9 +38,11 @@ from limpet.engine.starters.oci.exits import (
     read_conmon_exit,
     read_program,
 )
+from limpet.engine.starters.oci.namespaces import config_in_sandbox, make_namespaces
 from limpet.engine.starters.oci.probe import BundleWitness
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
 from limpet.engine.starters.oci.root import RuntimeRoot, to_oci_id
+from limpet.engine.starters.oci.rootless import adapt, is_rootless, require_own_pids
 from limpet.engine.starters.oci.run_directory import (
     Processes,
     RunDirectory,
@@ -151,12 +153,15 @@ class OciStarter:
 
         Raises InvalidInputError, UnsupportedError if runtime or conmon are not installed, StateDirectoryError.
         """
-        if os.geteuid():
-            raise UnsupportedError("OCI containers need an engine that runs as root")
         self._tools.find(self._conmon)
+        if is_rootless() and self._tools.find(self._runtime).kind != "runc":
+            raise UnsupportedError(f"{self._runtime}: an engine that is not root can use runc alone")
         self._command()
         to_oci_id(launch.id)
         spec = make_spec(launch, is_unified=has_unified_cgroups())
+        if is_rootless():
+            require_own_pids(make_namespaces(config_in_sandbox(launch), launch.namespaces, is_unified=False))
+            adapt(spec)  # which refuses users that cannot be had
         write_root_files(
             os.path.join(launch.bundle_path, ROOTFS), None if launch.sandbox is None else launch.sandbox.config
         )
@@ -175,14 +180,14 @@ class OciStarter:
 
     def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str]) -> Holdings:
         """Pin the sandbox's namespaces, and write its files in /etc. An ordinary user's sandboxes hold nothing."""
-        if os.geteuid():
+        if is_rootless():
             return Holdings(given)
         with _told(f"sandbox {sandbox.id}"):
             return self._holdings.furnish(sandbox, given, self._timeout)
 
     def is_furnished(self, sandbox: SandboxMetadata, namespaces: Mapping[str, str]) -> bool:
         """Say whether all was made, and is written down."""
-        return os.geteuid() != 0 or self._holdings.is_furnished(sandbox, namespaces)
+        return is_rootless() or self._holdings.is_furnished(sandbox, namespaces)
 
     def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
         """Say whether its namespaces are still pinned."""
@@ -461,7 +466,7 @@ class OciStarter:
         try:
             spec = json.loads(read_small_file(path, CONFIG_BYTES))
             held = self._holdings.mounts_for(launch.sandbox.id, launch.namespaces) if launch.sandbox else {}
-            return complete(
+            whole = complete(
                 spec,
                 launch,
                 cgroup=self._cgroup_path(launch),
@@ -469,6 +474,7 @@ class OciStarter:
                 held=held,
                 target=target,
             )
+            return adapt(whole) if is_rootless() else whole
         except OSError as error:
             raise StateDirectoryError(f"bundle {launch.bundle_path}: {error.strerror} ({path})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -523,7 +529,7 @@ class OciStarter:
                     entry=os.path.join(self._root.make(), to_oci_id(launch.id)),
                     oci_id=to_oci_id(launch.id),
                     cgroups=read_cgroups(pid),
-                    cgroup=config["linux"]["cgroupsPath"],
+                    cgroup=config["linux"].get("cgroupsPath", ""),
                     has_own_pids={"type": "pid"} in config["linux"]["namespaces"],
                 )
             directory.write_processes(processes)

@@ -1,9 +1,9 @@
 """One crash, several managers of containers: what each says afterwards, and whether it is true.
 
-Run by `make peers`, as root. Each manager starts N small shell programs. A fifth of them end, with codes that are known.
-Then the manager is killed with SIGKILL. While it is down two fifths end by themselves, with known codes, and a tenth is
-killed; the rest run on. A new manager is started and asked for its list, and that is compared with the programs
-themselves, which are found in /proc by a mark in their command lines.
+Run by `make peers`, as root. Each manager starts N small shell programs. A fifth of them end, with codes that are
+known. Then the manager is killed with SIGKILL. While it is down two fifths end by themselves, with known codes, and a
+tenth is killed; the rest run on. A new manager is started and asked for its list, and that is compared with the
+programs themselves, which are found in /proc by a mark in their command lines.
 
 Podman has no manager that stays: each command opens its state anew, so nothing of it is there to be killed, and the
 commands come after each other. What cannot run here is said, with its error.
@@ -286,7 +286,8 @@ class Supervisor(Manager):
         lines = [
             "[supervisord]", "nodaemon=true", "user=root", f"logfile={self.workdir}/log", f"pidfile={self.workdir}/pid",
             "[unix_http_server]", f"file={self.workdir}/sock",
-            "[rpcinterface:supervisor]", "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+            "[rpcinterface:supervisor]",
+            "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
         ]  # fmt: skip
         for program in programs:
             path = self.workdir / f"{program.id}.sh"
@@ -364,7 +365,8 @@ def make_image() -> bytes:
 
 def find_marked(ids: Sequence[str]) -> dict[str, list[int]]:
     """Return the shells that run each program, by its mark."""
-    wanted, found = set(ids), {each: [] for each in ids}  # type: dict[str, list[int]]
+    wanted = set(ids)
+    found: dict[str, list[int]] = {each: [] for each in ids}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")

@@ -10,6 +10,7 @@ from typing import Any
 
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.environment import merge_environment
+from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import choose, to_spec
 from limpet.engine.starters.oci.mounts import add_held, choose_root_propagation, make_mounts
 from limpet.engine.starters.oci.namespaces import config_in_sandbox, is_own, make_namespaces, mode_of
@@ -72,6 +73,7 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
             "cwd": _choose_directory(launch),
             "capabilities": to_spec(chosen, ambient, is_root=not user.uid),
             "noNewPrivileges": context.no_new_privs,
+            **({"apparmorProfile": profile} if (profile := choose_apparmor(context)) else {}),
         },
         "root": {"path": root, "readonly": context.readonly_rootfs},
         "mounts": make_mounts(

@@ -6,6 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from limpet.engine.starters.contract import Launch
+from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import find_missing
 from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of
 from limpet.engine.starters.oci.namespaces import config_in_sandbox, mode_of, options_of
@@ -33,6 +34,8 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     config, context = launch.metadata.config, security_of(launch.metadata.config)
     found = {name: why for name, why, asks in _FIELDS if asks(config)}
     found |= {name: why for name, why, asks in _SECURITY if asks(context)}
+    if not choose_apparmor(context):
+        found |= {name: _NO_APPARMOR for name, asks in _APPARMOR if asks(context)}
     for name, why in _MOUNT_FIELDS.items():
         if any(getattr(mount, name) for mount in config.mounts):
             found[f"mounts.{name}"] = why
@@ -110,6 +113,9 @@ _FIELDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 )
 _SECURITY: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("selinux_options", "no label is set", lambda s: _holds_anything(s.selinux_options)),
-    ("apparmor", "no AppArmor profile is set", lambda s: _is_confined(s.apparmor)),
-    ("apparmor_profile", "no AppArmor profile is set", lambda s: s.apparmor_profile not in {"", "unconfined"}),
 )
+_APPARMOR: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    ("apparmor", lambda s: _is_confined(s.apparmor)),
+    ("apparmor_profile", lambda s: s.apparmor_profile not in {"", "unconfined"}),
+)
+_NO_APPARMOR = "this kernel has no AppArmor, or the profile is the runtime's own, and there is none"

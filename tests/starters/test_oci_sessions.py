@@ -98,12 +98,12 @@ def test_a_terminal_and_its_size(sleeping: Container) -> None:
     """A command has a terminal if it is asked for: of the size given, which can change; Ctrl-C reaches it."""
     script = "test -t 0 && echo tty; trap 'echo interrupted; exit 9' INT; while read x; do busybox stty size; done"
     session = keep(sleeping.open_command(["/bin/sh", "-c", script], terminal=True))
-    assert read_until(session, b"tty\r\n")
+    assert read_until(session, b"tty")
     for rows, columns in ((30, 100), (50, 60)):
         session.resize(rows, columns)
         time.sleep(0.2)
         session.write(b"\n")
-        assert read_until(session, b"%d %d\r\n" % (rows, columns))
+        assert read_until(session, b"%d %d" % (rows, columns))
     session.write(b"\x03")
     assert read_until(session, b"interrupted")
     read_all(session)
@@ -169,6 +169,6 @@ def test_attach_to_a_terminal(shared: Engine, runtime: str) -> None:
     session.resize(33, 77)
     time.sleep(0.2)
     session.write(b"\n")
-    assert read_until(session, b"33 77\r\n")
+    assert read_until(session, b"33 77")
     session.close()
     container.stop(0)

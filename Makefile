@@ -10,7 +10,7 @@ SOURCES := $(shell find benchmarks engine recovery schema -name '*.py')
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate lint types docs bench bench-quick jupyterhub constraints clean
+.PHONY: help demo test gate lint types docs bench bench-quick peers jupyterhub constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ bench: $(VENV)/.installed ## compare with peers on this machine's disk
 
 bench-quick: $(VENV)/.installed ## the same in a minute, to see that it works
 	$(BIN)/limpet bench --quick
+
+peers: $(VENV)/.installed ## crash limpet and its peers, and compare what they say with the truth (root; what is not installed is said)
+	$(BIN)/python benchmarks/peers/crashes.py
 
 jupyterhub: $(HUB)/.installed ## try the spawner of docs/examples with a real JupyterHub that is killed (needs npm)
 	PATH="$(CURDIR)/$(HUB)/bin:$(CURDIR)/$(HUB)/node_modules/.bin:$$PATH" $(HUB)/bin/python docs/examples/jupyterhub_trial.py

@@ -1,5 +1,6 @@
 """The engine: opened on a state directory, it knows what is true of every container, and runs new ones."""
 
+import logging
 import os
 import threading
 import time
@@ -51,6 +52,7 @@ from limpet.schema.errors import (
     InvalidInputError,
     NotFoundError,
     ResourcesError,
+    UnsupportedError,
     quote,
     quote_path,
 )
@@ -62,6 +64,7 @@ from limpet.schema.restart import RestartKind, parse_restart_policy
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
+_log = logging.getLogger("limpet.engine")
 HOST_IMAGE = ImageName("host")
 """The built-in image: no layers, the host's own programs."""
 
@@ -310,8 +313,9 @@ class Engine:
             sandbox = Sandbox(self._runtime, metadata)
             try:
                 sandbox.bundle.make()
+                sandbox.furnish()
             except BaseException:
-                self.store.delete_sandbox(key)
+                sandbox.discard()
                 raise
         if status.expires_at:
             self._runtime.note_sandbox(key)
@@ -509,15 +513,21 @@ class Engine:
         )
         self._end_leftovers()
         self.recovery = dispose(self.store.directory, report, self._runtime.exclusive_directory)
-        for sandbox in self.list_sandboxes():
-            with self._runtime.exclusive(sandbox.id):
-                if sandbox.bundle.is_missing():
-                    sandbox.bundle.make()  # a kill came between its row and its marked directory
+        self._set_sandboxes_right()
         self._follow_ups.begin()
         for finding in report.findings:
             if finding.observation.process is Process.PAUSED:
                 self._runtime.note_container(finding.id)
         return self.recovery
+
+    def _set_sandboxes_right(self) -> None:
+        for sandbox in self.list_sandboxes():
+            with self._runtime.exclusive(sandbox.id), suppress(NotFoundError):
+                try:
+                    sandbox.set_right()
+                except (InvalidInputError, UnsupportedError, ResourcesError) as error:
+                    _log.warning("sandbox %s: what it holds cannot be set right now: %s", sandbox.id, error)
+        self._runtime.starters.vacate_others(lambda: self.store.sandbox_ids)
 
     def declare_gone(self, container_id: str, why: str) -> Status:
         """Look at an Unknown container once more; if it stays Unknown, record on your word that it is gone.

@@ -27,6 +27,8 @@ class SandboxReason(StrEnum):
     """Its time was over."""
     REBOOTED = "Rebooted"
     """The machine was rebooted: nothing that a sandbox holds outlives that."""
+    LOST = "Lost"
+    """What it held was taken away, such as its namespaces."""
     COPIED = "Copied"
     """The state directory is a copy: what the sandbox holds is the original's."""
 

@@ -70,6 +70,8 @@ class Reason(StrEnum):
     """The engine ended before the bundle was made."""
     UNVERIFIED = "Unverified"
     """Recovery could not determine the state, or has not examined it yet; the message says why."""
+    MONITOR_GONE = "MonitorGone"
+    """It runs, and who would have seen how it ends has ended."""
     OOM_KILLED = "OOMKilled"
     """Its memory limit ended it: the kernel killed a process of it."""
     DAMAGED = "Damaged"

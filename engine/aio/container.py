@@ -8,7 +8,7 @@ from itertools import islice
 from limpet.engine.aio.workers import Workers
 from limpet.engine.lifecycle.container import DEFAULT_EXEC_TIMEOUT_SECONDS, DEFAULT_STOP_TIMEOUT_SECONDS, Container
 from limpet.engine.logs import Entry
-from limpet.engine.starters.abilities import Executed, Stats
+from limpet.engine.starters.abilities import Executed, Session, Stats
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources
 from limpet.schema.errors import NotFoundError, WaitTimeoutError
 from limpet.schema.image import MountType
@@ -129,6 +129,16 @@ class AsyncContainer:
     async def execute(self, args: Sequence[str], timeout: float = DEFAULT_EXEC_TIMEOUT_SECONDS) -> Executed:
         """See `Container.execute`. It holds a thread; other steps of the container do not wait for it."""
         return await self._workers.slow(lambda: self.container.execute(args, timeout))
+
+    async def open_command(
+        self, args: Sequence[str], *, terminal: bool = False, size: tuple[int, int] = (0, 0)
+    ) -> Session:
+        """See `Container.open_command`. The session is one for threads: its reads block."""
+        return await self._workers.slow(lambda: self.container.open_command(args, terminal=terminal, size=size))
+
+    async def attach(self) -> Session:
+        """See `Container.attach`. The session is one for threads: its reads block."""
+        return await self._workers.slow(self.container.attach)
 
     async def measure(self) -> Stats:
         """See `Container.measure`."""

@@ -71,6 +71,11 @@ class _Interrupted(BaseException):
     type=click.IntRange(1, 999),
     help="Number of containers per round.  [default: 20]",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["runc", "crun"]),
+    help="Run the containers by this OCI runtime, as root; conmons and runtimes are killed, too.",
+)
 @click.option("--seed", type=int, help="Repeat the plan of an earlier drill.  [default: random]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Worker processes for --mode.  [default: one per core]")
 @click.option("--point", metavar="POINT", help="Run only this point of --mode and --seed, as printed with a finding.")
@@ -89,6 +94,7 @@ def command(
     modes: tuple[str, ...],
     rounds: int | None,
     containers: int | None,
+    runtime: str | None,
     seed: int | None,
     workers: int | None,
     point: str | None,
@@ -124,8 +130,8 @@ def command(
     """  # noqa: D301  # \b tells click not to rewrap the lines
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
     if modes:
-        if containers or keep or plot:
-            raise click.UsageError("--containers, --keep and --plot cannot be used with --mode")
+        if containers or keep or plot or runtime:
+            raise click.UsageError("--containers, --runtime, --keep and --plot cannot be used with --mode")
         if point and seed is None:
             raise click.UsageError("--point needs --seed: use the command printed with the finding")
         _run_modes(modes, rounds, chosen, workers, point, as_json=as_json, fleet=fleet or "")
@@ -138,7 +144,9 @@ def command(
     try:
         with _raise_on_signals():
             try:
-                report = _run(rounds or _ROUNDS, containers or _CONTAINERS, chosen, directory, happenings)
+                report = _run(
+                    rounds or _ROUNDS, containers or _CONTAINERS, chosen, directory, happenings, runtime or ""
+                )
             finally:
                 _ignore_signals()  # the cleanup is short and must not be interrupted
                 if keep:
@@ -188,9 +196,13 @@ def _run_modes(
 
 
 def _run(
-    rounds: int, containers: int, seed: int, directory: str, happenings: "list[Happening] | None"
+    rounds: int, containers: int, seed: int, directory: str, happenings: "list[Happening] | None", runtime: str
 ) -> "DrillReport":
     from limpet.engine.drill import run_drill  # noqa: PLC0415  # `limpet drill --help` must not wait for it
+    from limpet.engine.drill.runtimes import require_runtime  # noqa: PLC0415
+
+    if runtime:
+        require_runtime(runtime)
 
     with progress_bar() as show:
         finished = count()
@@ -204,6 +216,7 @@ def _run(
             containers=containers,
             seed=seed,
             directory=directory,
+            runtime=runtime,
             on_round=on_round,
             on_happening=(lambda _: None) if happenings is None else happenings.append,
         )

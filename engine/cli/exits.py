@@ -40,7 +40,7 @@ EXITS: tuple[tuple[int, str, tuple[type[BaseException], ...]], ...] = (
         (StoreDamagedError, StoreTooNewError, StoreReplacedError, StoreFencedError),
     ),
     (UNRESOLVED, "recover, check or prune left something unresolved", ()),
-    (RUN_FAILED, "run, while it waits: limpet failed; any other status is the program's", ()),
+    (RUN_FAILED, "run, while it waits, and exec: limpet failed; any other status is the program's", ()),
     (INTERRUPTED, "interrupted by Ctrl-C", (KeyboardInterrupt, click.Abort)),
 )
 

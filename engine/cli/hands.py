@@ -1,5 +1,6 @@
 """The hands of the verbs that change something: the live engine, or one that is opened here while none lives."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -9,11 +10,25 @@ from typing import Any, Self, TypeVar
 from limpet.engine.cli.exits import exit_status
 from limpet.engine.cli.options import Place
 from limpet.engine.cli.output import note
-from limpet.engine.control import NoEngineError, ask_live, perform
-from limpet.engine.control.requests import Done, Info, Recover, Removal, Remove, Request, Wait, tell_done
+from limpet.engine.control import NoEngineError, ask_live, open_live, perform
+from limpet.engine.control.requests import (
+    AnyStream,
+    Done,
+    Info,
+    Recover,
+    Removal,
+    Remove,
+    Request,
+    Wait,
+    open_session,
+    tell_done,
+)
 from limpet.engine.engine import Engine
 from limpet.engine.inspection.snapshot import Snapshot, require_state
+from limpet.engine.starters import Starter
+from limpet.engine.starters.abilities import Session
 from limpet.engine.state.entries import resolve_directory
+from limpet.engine.state.names import OCI
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import observe_process
 from limpet.schema.errors import (
@@ -35,13 +50,19 @@ _BRIEFLY_SECONDS = 1.0
 _LOOK_SECONDS, _KNOCK_SECONDS = 0.1, 1.0
 """Between two looks at a process, and at whether an engine lives."""
 _MOST_AT_ONCE = 16
+RUNTIMES = frozenset({"runc", "crun"})
+"""The runtime handlers of engines that commands open; a program's own engine may have others."""
 
 
 class Hands:
-    """Does what is asked. Thread-safe. With `makes`, a state directory that is missing is made."""
+    """Does what is asked. Thread-safe. With `makes`, a state directory that is missing is made.
 
-    def __init__(self, place: Place, *, makes: bool = False) -> None:
+    An engine that is opened here has the OCI runtimes that were used in it, and `runtime`.
+    """
+
+    def __init__(self, place: Place, *, makes: bool = False, runtime: str = "") -> None:
         self._place = place
+        self._runtime = runtime
         self._path = resolve_directory(place.state_dir) if makes else require_state(place.state_dir)
         self._opening = threading.Lock()
         self._engine: Engine | None = None
@@ -88,6 +109,20 @@ class Hands:
             if self._is_closed or time.monotonic() > latest:
                 raise problem
             time.sleep(_AGAIN_SECONDS)
+
+    def open_session(self, request: AnyStream) -> Session:
+        """Open a session with a program in a container, and return it. Raises as `ask` does."""
+        latest = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                try:
+                    return open_live(self._path, request, node=self._place.node)
+                except NoEngineError:
+                    return open_session(self._open()[0], request)
+            except (StateDirectoryLockedError, EngineGoneError):
+                if time.monotonic() > latest:
+                    raise
+                time.sleep(_AGAIN_SECONDS)
 
     def _ask_once(self, request: Request) -> Any:
         if isinstance(request, Wait):
@@ -164,8 +199,19 @@ class Hands:
                 raise ClosedError("the command is ending")
             if self._engine is not None:
                 return self._engine, False
-            self._engine = Engine.open(self._path, node=self._place.node)
+            self._engine = Engine.open(self._path, node=self._place.node, runtimes=self._find_runtimes())
             return self._engine, True
+
+    def _find_runtimes(self) -> dict[str, Starter]:
+        """Return the OCI runtimes that were used here, by their own names, and the one that is asked for."""
+        used = os.path.join(self._path, OCI)
+        names = set(os.listdir(used)) if os.path.isdir(used) else set()
+        names = (names | {self._runtime}) & RUNTIMES
+        if not names:
+            return {}
+        from limpet.engine.starters.oci import OciStarter  # noqa: PLC0415  # it takes long to load
+
+        return {name: OciStarter(name) for name in sorted(names)}
 
 
 def each(texts: Iterable[str], do: Callable[[str], _T]) -> tuple[list[_T], int]:

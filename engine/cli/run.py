@@ -56,6 +56,12 @@ def _parse_variables(_ctx: click.Context, _parameter: click.Parameter, values: t
     default="",
     help="Run it in this sandbox (id, name, or prefix).  [default: one of its own]",
 )
+@click.option(
+    "--runtime",
+    metavar="NAME",
+    default="",
+    help="Run it under this runtime handler, such as runc or crun.  [default: as a process of this host]",
+)
 @click.option("-w", "--workdir", metavar="DIR", default="", help="Its working directory.")
 @click.option("-d", "--detach", is_flag=True, help="Print its id, and do not wait for its end.")
 @click.option("--rm", "removes", is_flag=True, help="Remove it once it has ended.")
@@ -70,6 +76,7 @@ def run_command(
     env: dict[str, str],
     labels: dict[str, str],
     sandbox_id: str,
+    runtime: str,
     workdir: str,
     detach: bool,
     removes: bool,
@@ -86,6 +93,8 @@ def run_command(
     """
     if detach and removes:
         raise click.UsageError("--rm waits for the end, -d does not; give one of them")
+    if runtime and sandbox_id:
+        raise click.UsageError("--runtime is for a sandbox that is made, --sandbox names one that is there; give one")
     key = new_id()
     name = name or _make_name(image, key)
     request = CreateAndStart(
@@ -101,9 +110,10 @@ def run_command(
         },
         sandbox_id=sandbox_id or new_id(),
         sandbox_config=None if sandbox_id else {"metadata": {"name": name}, "annotations": {MADE_BY: "run"}},
+        runtime=runtime,
     )
     if detach:
-        with Hands(place, makes=True) as hands:
+        with Hands(place, makes=True, runtime=request.runtime) as hands:
             began = _begin(hands, request, name)
         if as_json:
             print_json(**done_document(Done(id=began.id, name=name, status=began.status)), sandbox_id=began.sandbox_id)
@@ -122,7 +132,7 @@ command = run_command
 
 
 def _run(place: Place, request: CreateAndStart, name: str, *, removes: bool, as_json: bool) -> int:
-    with Hands(place, makes=True) as hands:
+    with Hands(place, makes=True, runtime=request.runtime) as hands:
         try:
             began = _begin(hands, request, name)
         except StartError:

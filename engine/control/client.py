@@ -3,10 +3,21 @@
 import os
 import socket
 import stat
+import threading
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import msgspec
 
+from limpet.engine.control.frames import (
+    END,
+    END_OF_INPUT,
+    INPUT,
+    STDERR,
+    encode_frame,
+    encode_size,
+    read_frames,
+)
 from limpet.engine.control.messages import (
     BLOCK,
     LONGEST_ANSWER,
@@ -16,9 +27,17 @@ from limpet.engine.control.messages import (
     encode_request,
     read_peer,
 )
-from limpet.engine.control.requests import Request
+from limpet.engine.control.requests import AnyStream, Request
+from limpet.engine.starters.abilities import Chunk
 from limpet.engine.state.names import CONTROL
-from limpet.schema.errors import EngineGoneError, LimpetError, StateDirectoryError, UnsupportedError, quote_path
+from limpet.schema.errors import (
+    EngineGoneError,
+    LimpetError,
+    StateDirectoryError,
+    UnsupportedError,
+    WaitTimeoutError,
+    quote_path,
+)
 from limpet.schema.metadata import DEFAULT_NODE
 
 
@@ -54,6 +73,93 @@ def ask_live(state_dir: str, request: Request, *, node: str = DEFAULT_NODE, sile
         return msgspec.json.decode(result, type=request.RESULT)
     except msgspec.MsgspecError as error:
         raise UnsupportedError(f"engine {pid} answers in a way that this limpet does not know: {error}") from error
+
+
+def open_live(state_dir: str, request: AnyStream, *, node: str = DEFAULT_NODE) -> "LiveSession":
+    """Have the live engine open a session, and return it. Raises as `ask_live` does."""
+    line = encode_request(request, node)
+    with ExitStack() as stack:
+        link = stack.enter_context(_connect(state_dir, SILENCE_SECONDS))
+        pid, _ = read_peer(link)
+        received = bytearray()
+        try:
+            link.sendall(line)
+            while b"\n" not in received:
+                block = link.recv(BLOCK)
+                if not block:
+                    raise EOFError
+                received += block
+        except TimeoutError as error:
+            raise EngineGoneError(f"engine {pid} says nothing, and may hang", may_live=True) from error
+        except (ConnectionError, EOFError) as error:
+            raise EngineGoneError(f"engine {pid} ended before the session began") from error
+        answer, _, begun = bytes(received).partition(b"\n")
+        has_terminal = msgspec.json.decode(decode_answer(answer), type=bool)
+        link.settimeout(None)
+        stack.pop_all()
+        return LiveSession(link, pid, begun, has_terminal=has_terminal)
+
+
+class LiveSession:
+    """A session that a live engine has opened; see `limpet.engine.starters.abilities.Session`."""
+
+    def __init__(self, link: socket.socket, pid: int, begun: bytes, *, has_terminal: bool) -> None:
+        self.has_terminal = has_terminal
+        self._link, self._pid = link, pid
+        self._frames = read_frames(link, begun)
+        self._sending = threading.RLock()  # a signal may come amid a write, and tells a size
+        self._end: bytes | None = None
+
+    def read(self, timeout: float | None = None) -> Chunk | None:
+        """Return what was written next."""
+        self._link.settimeout(timeout)
+        try:
+            frame = next(self._frames, None)
+        except TimeoutError as error:
+            raise WaitTimeoutError(f"nothing was written for {timeout:g} s") from error
+        except OSError:
+            frame = None
+        if frame is None:
+            if self._end is None:
+                raise EngineGoneError(f"engine {self._pid} has ended, and the session with it")
+            return None
+        if frame.kind == END:
+            self._end = frame.data
+            return None
+        return Chunk("stderr" if frame.kind == STDERR else "stdout", frame.data)
+
+    def write(self, data: bytes) -> None:
+        """Send input."""
+        for begin in range(0, len(data), BLOCK):
+            self._send(encode_frame(INPUT, data[begin : begin + BLOCK]))
+
+    def end_input(self) -> None:
+        """Tell that no more input comes."""
+        self._send(encode_frame(END_OF_INPUT))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the size of the terminal."""
+        self._send(encode_size(rows, columns))
+
+    def _send(self, frame: bytes) -> None:
+        with self._sending, suppress(OSError):
+            self._link.sendall(frame, socket.MSG_NOSIGNAL)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the command's exit code, once all that it wrote was read."""
+        while self._end is None:
+            self.read(timeout)
+        code: int | None = msgspec.json.decode(decode_answer(self._end), type=int | None)
+        return code
+
+    def hang_up(self) -> None:
+        """Leave: the engine kills the command."""
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Leave, and free all."""
+        self._link.close()
 
 
 def _connect(state_dir: str, silence: float) -> socket.socket:

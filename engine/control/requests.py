@@ -5,15 +5,18 @@ after it did what was asked and before it said so: so each request can be asked 
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
 import msgspec
+from msgspec.structs import replace
 
 from limpet.engine.control.served import Served, find
 from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
 from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.engine.starters.abilities import Session, Stats
 from limpet.recovery.report import Report
 from limpet.schema.errors import (
     InvalidInputError,
@@ -64,6 +67,20 @@ class Began(msgspec.Struct, frozen=True, kw_only=True):
     """The directory that the log must be in."""
 
 
+class Used(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container uses, as `Stats` has it."""
+
+    id: str
+    name: str
+    at: int
+    cpu_ns: int | None
+    memory_bytes: int | None
+    working_set_bytes: int | None
+    processes: int | None
+    problem: str = ""
+    """Why that is not known, if it is not."""
+
+
 class Removal(msgspec.Struct, frozen=True, kw_only=True):
     """A container or sandbox that is removed, or would be."""
 
@@ -102,6 +119,8 @@ class CreateAndStart(Request, frozen=True, tag="run"):
     config: dict[str, Any]
     sandbox_id: str
     sandbox_config: dict[str, Any] | None = None
+    runtime: str = ""
+    """The runtime handler of a sandbox that is made."""
 
 
 class Stop(Request, frozen=True, tag="stop"):
@@ -155,12 +174,52 @@ class Recover(Request, frozen=True, tag="recover"):
     RESULT: ClassVar[Any] = Report
 
 
-AnyRequest = Info | CreateAndStart | Stop | Wait | Remove | Prune | Load | Resolve | Recover
+class Pause(Request, frozen=True, tag="pause"):
+    """Freeze a container, or let it go on."""
+
+    RESULT: ClassVar[Any] = Done
+    id: str
+    is_wanted: bool
+
+
+class Measure(Request, frozen=True, tag="measure"):
+    """Ask what containers use; without ids, all that run."""
+
+    RESULT: ClassVar[Any] = tuple[Used, ...]
+    ids: tuple[str, ...] = ()
+
+
+class Execute(Request, frozen=True, tag="execute"):
+    """Open a session with a command in a container: see `frames` for what follows."""
+
+    id: str
+    args: tuple[str, ...]
+    terminal: bool = False
+    size: tuple[int, int] = (0, 0)
+    """Rows and columns of the terminal."""
+
+
+class Attach(Request, frozen=True, tag="attach"):
+    """Open a session with a container's own program."""
+
+    id: str
+
+
+AnyRequest = Info | CreateAndStart | Stop | Wait | Remove | Prune | Load | Resolve | Recover | Pause | Measure
+AnyStream = Execute | Attach
 
 
 def perform(engine: Served, request: Request) -> Any:
     """Do what is asked with `engine`, and return the result. Raises LimpetError."""
     return _PERFORMERS[type(request)](engine, request)
+
+
+def open_session(engine: Served, request: AnyStream) -> Session:
+    """Open the session that is asked for. Raises LimpetError."""
+    container = engine.get(request.id)
+    if isinstance(request, Attach):
+        return container.attach()
+    return container.open_command(request.args, terminal=request.terminal, size=request.size)
 
 
 def tell_done(container: Container) -> Done:
@@ -178,7 +237,7 @@ def _create_and_start(engine: Served, request: CreateAndStart) -> Began:
     config = request.sandbox_config
     if config is not None and request.sandbox_id not in engine.store.sandbox_ids:
         _forget_unused(engine, config)
-        engine.create_sandbox(config, id=request.sandbox_id)
+        engine.create_sandbox(config, id=request.sandbox_id, runtime_handler=request.runtime)
     sandbox = engine.get_sandbox(request.sandbox_id)
     try:
         container = _create(engine, request, sandbox)
@@ -308,6 +367,32 @@ def _recover(engine: Served, _: Recover) -> Report:
     return engine.recover()
 
 
+def _pause(engine: Served, request: Pause) -> Done:
+    container = engine.get(request.id)
+    if request.is_wanted:
+        container.pause()
+    else:
+        container.resume()
+    return tell_done(container)
+
+
+def _measure(engine: Served, request: Measure) -> tuple[Used, ...]:
+    if request.ids:
+        return tuple(_use_of(container, container.measure()) for container in map(engine.get, request.ids))
+    found = []
+    for container in engine.list(state=ContainerState.RUNNING):
+        try:
+            found.append(_use_of(container, container.measure()))
+        except LimpetError as error:
+            nothing = Stats(time.time_ns(), None, None, None, None)
+            found.append(replace(_use_of(container, nothing), problem=str(error)))
+    return tuple(found)
+
+
+def _use_of(container: Container, stats: Stats) -> Used:
+    return Used(id=container.id, name=_name_of(container), **stats._asdict())
+
+
 def _name_of(container: Container) -> str:
     try:
         return container.metadata.name
@@ -332,4 +417,6 @@ _PERFORMERS: dict[type[Request], Callable[..., Any]] = {
     Load: _load,
     Resolve: _resolve,
     Recover: _recover,
+    Pause: _pause,
+    Measure: _measure,
 }

@@ -38,7 +38,7 @@ class Served(Protocol):
     def list_sandboxes(self) -> "Sequence[Sandbox]":
         """Return all sandboxes."""
 
-    def create_sandbox(self, config: Mapping[str, Any], *, id: str | None = None) -> Sandbox:
+    def create_sandbox(self, config: Mapping[str, Any], *, id: str | None = None, runtime_handler: str = "") -> Sandbox:
         """Make a sandbox."""
 
     def create_container(self, config: Mapping[str, Any], sandbox_id: str, *, id: str | None = None) -> Container:

@@ -30,8 +30,9 @@ from limpet.engine.control.messages import (
     encode_result,
     read_peer,
 )
-from limpet.engine.control.requests import AnyRequest, Info, Wait, perform, wait_no_longer
+from limpet.engine.control.requests import AnyRequest, AnyStream, Info, Wait, perform, wait_no_longer
 from limpet.engine.control.served import Served
+from limpet.engine.control.streams import serve_stream
 from limpet.engine.state.names import CONTROL
 from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, ResourcesError
 
@@ -39,8 +40,9 @@ _log = logging.getLogger("limpet.control")
 _MOST_CALLERS = 128
 _MOST_STEPS = 64
 """How many steps are taken at a time, each on a thread; others wait for their turn. A stop may take long."""
+_MOST_STREAMS = 64
 _CLOSE_SECONDS = 1.0
-"""How long the end of steps is waited for when the engine is closed."""
+"""How long the end of steps and sessions is waited for when the engine is closed."""
 _BACKLOG = 128
 
 _open: WeakSet[socket.socket] = WeakSet()
@@ -107,6 +109,7 @@ class ControlServer:
         self._thread: threading.Thread | None = None
         self._callers: dict[int, _Caller] = {}
         self._pending: deque[tuple[_Caller, AnyRequest]] = deque()
+        self._streams: dict[socket.socket, threading.Thread] = {}
         self._steps = 0
         self._done: SimpleQueue[tuple[_Caller, bytes]] = SimpleQueue()
         self._changed: SimpleQueue[_Caller] = SimpleQueue()
@@ -214,6 +217,7 @@ class ControlServer:
         self._look_at_changed()
         self._take_results()
         self._keep_time()
+        self._forget_streams()
 
     def _accept(self) -> None:
         try:
@@ -269,9 +273,12 @@ class ControlServer:
     def _begin(self, caller: _Caller, line: bytes) -> None:
         assert self._engine is not None
         try:
-            request: AnyRequest = decode_request(line, AnyRequest, self._engine.store.node)
+            request: AnyRequest | AnyStream = decode_request(line, AnyRequest | AnyStream, self._engine.store.node)
         except LimpetError as error:
             self._answer(caller, encode_error(error))
+            return
+        if isinstance(request, AnyStream):
+            self._hand_over(caller, request)
             return
         caller.beat()
         if isinstance(request, Wait):
@@ -281,6 +288,33 @@ class ControlServer:
         else:
             self._pending.append((caller, request))
             self._take_steps()
+
+    def _hand_over(self, caller: _Caller, request: AnyStream) -> None:
+        """Give the connection to a thread of its own, which serves a session on it."""
+        assert self._engine is not None
+        if len(self._streams) >= _MOST_STREAMS:
+            self._answer(caller, encode_error(ResourcesError(f"there are {_MOST_STREAMS} sessions; end one first")))
+            return
+        engine, link = self._engine, caller.link
+
+        def serve() -> None:
+            try:
+                serve_stream(engine, link, request)
+            except Exception:  # noqa: BLE001  # who asked sees it end, and the engine goes on
+                _log.exception("a session failed: %r", request)
+
+        thread = threading.Thread(target=serve, name="limpet-control-session", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._answer(caller, encode_error(ResourcesError("no thread can be started; try again")))
+            return
+        del self._callers[link.fileno()]
+        self._streams[link] = thread
+
+    def _forget_streams(self) -> None:
+        for link in [each for each, thread in self._streams.items() if not thread.is_alive()]:
+            del self._streams[link]
 
     def _wait(self, caller: _Caller, request: Wait) -> None:
         assert self._engine is not None
@@ -392,7 +426,12 @@ class ControlServer:
         self._pending.clear()
         for caller in [each for each in self._callers.values() if each.waits_for is not None]:
             self._answer(caller, closed)
+        for link in self._streams:
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
         latest = time.monotonic() + _CLOSE_SECONDS
+        for thread in self._streams.values():  # their commands are killed, and their files removed
+            thread.join(max(latest - time.monotonic(), 0))
         while self._steps and (left := latest - time.monotonic()) > 0:
             try:
                 caller, answer = self._done.get(timeout=left)

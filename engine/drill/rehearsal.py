@@ -23,6 +23,7 @@ from limpet.engine.drill.messages import (
     Told,
 )
 from limpet.engine.drill.report import DrillReport, Failure, count_kinds, summarize_times
+from limpet.engine.drill.runtimes import adapt, clean, factory_of, kill_helpers
 from limpet.engine.drill.script import LANES, Disaster, KeeperKill, Moment, Round, Scenario, draw_rounds
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
@@ -42,6 +43,7 @@ def run_drill(
     directory: str,
     scenario: Scenario = Scenario.MIXED,
     engine_factory: str = ENGINE,
+    runtime: str = "",
     on_round: Callable[[], object] = lambda: None,
     on_happening: Callable[[Happening], object] = lambda _: None,
 ) -> DrillReport:
@@ -49,23 +51,30 @@ def run_drill(
 
     No process is left when this returns or raises. Run it in a process without children, because all children are
     reaped and ended. Reused pids and reboots need private pid and mount namespaces (`inside`), and do not happen
-    elsewhere. `engine_factory`, as `module:name`, opens the engine under test on a state directory; `on_round` is
-    called after each round, `on_happening` with all that happens, in order.
+    elsewhere. With `runtime`, runc or crun, containers are that runtime's. `engine_factory`, as `module:name`, opens
+    the engine under test on a state directory; `on_round` is called after each round, `on_happening` with all that
+    happens, in order.
     """
     subreaper = Subreaper()
     subreaper.start()
     try:
         os.makedirs(directory, 0o700)
-        rehearsal = _Rehearsal(subreaper, os.path.realpath(directory), engine_factory, Diary(on_happening))
+        factory = factory_of(runtime) if runtime else engine_factory
+        rehearsal = _Rehearsal(subreaper, os.path.realpath(directory), factory, runtime, Diary(on_happening))
+        planned = draw_rounds(rounds, containers, seed, scenario)
         with suppress(EngineEndedError):  # the report has it, and nothing can follow it
-            rehearsal.run(draw_rounds(rounds, containers, seed, scenario), on_round)
+            rehearsal.run(map(adapt, planned) if runtime else planned, on_round)
     finally:
         subreaper.end_all()
-    return rehearsal.report(seed, f"limpet drill --rounds {rounds} --containers {containers} --seed {seed}")
+        if runtime:
+            clean(os.path.join(os.path.realpath(directory), "state"), runtime)
+    how = f" --runtime {runtime}" if runtime else ""
+    return rehearsal.report(seed, f"limpet drill{how} --rounds {rounds} --containers {containers} --seed {seed}")
 
 
 class _Rehearsal:
-    def __init__(self, subreaper: Subreaper, directory: str, factory: str, diary: Diary) -> None:
+    def __init__(self, subreaper: Subreaper, directory: str, factory: str, runtime: str, diary: Diary) -> None:
+        self._runtime = runtime
         self._subreaper = subreaper
         self._diary = diary
         self._factory = factory
@@ -164,7 +173,8 @@ class _Rehearsal:
             self._note_event(event)
 
     def _kill_keepers(self, kill: KeeperKill) -> None:
-        if kill_keepers(self._scene, kill.victims):
+        scene, runtime = self._scene, self._runtime
+        if kill_helpers(scene, runtime, kill.victims) if runtime else kill_keepers(scene, kill.victims):
             self._keeper_kills += 1
             self._diary.note(Happened.KEEPERS_KILLED, words=kill.victims)
 

@@ -1,22 +1,27 @@
-"""A small image for the drill: an OCI archive with one layer that contains one file."""
+"""Small images for the drill: OCI archives with one layer."""
 
 import hashlib
 import io
 import json
 import platform
 import tarfile
+from collections.abc import Mapping
 from typing import Any, Final
 
 IMAGE: Final = "small:1"
 FILE: Final = "etc/motd"
 CONTENT: Final = b"as it was unpacked\n"
+_FILES: Final = {FILE: CONTENT}
+_NO_LINKS: Final[Mapping[str, str]] = {}
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # in Go's terms
 _MEDIA_TYPE: Final = "application/vnd.oci.image"
 
 
-def make_archive() -> bytes:
-    """Return the archive, always the same bytes."""
-    layer = _pack({FILE: CONTENT})
+def make_archive(
+    image: str = IMAGE, files: Mapping[str, bytes] = _FILES, links: Mapping[str, str] = _NO_LINKS
+) -> bytes:
+    """Return the archive, always the same bytes; its files are programs, `links` lead from a path to another."""
+    layer = _pack(files, links)
     blobs: dict[str, bytes] = {}
 
     def add(kind: str, content: bytes) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def make_archive() -> bytes:
         "layers": layers,
     }
     named = add("manifest.v1+json", json.dumps(manifest).encode()) | {
-        "annotations": {"org.opencontainers.image.ref.name": IMAGE}
+        "annotations": {"org.opencontainers.image.ref.name": image}
     }
     documents = {
         "oci-layout": {"imageLayoutVersion": "1.0.0"},
@@ -46,11 +51,15 @@ def make_archive() -> bytes:
     return _pack({name: json.dumps(document).encode() for name, document in documents.items()} | blobs)
 
 
-def _pack(files: dict[str, bytes]) -> bytes:
+def _pack(files: Mapping[str, bytes], links: Mapping[str, str] = _NO_LINKS) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
-            info.size = len(content)
+            info.size, info.mode = len(content), 0o755
             archive.addfile(info, io.BytesIO(content))
+        for name, target in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
     return buffer.getvalue()

@@ -17,11 +17,22 @@ from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
 from limpet.engine.starters import Launch, Starter, number_of_signal, require_secrets
-from limpet.engine.starters.abilities import Executed, Executor, Freezer, Limiter, LogReopener, Meter, Stats, lacks
+from limpet.engine.starters.abilities import (
+    Conversant,
+    Executed,
+    Executor,
+    Freezer,
+    Limiter,
+    LogReopener,
+    Meter,
+    Session,
+    Stats,
+    lacks,
+)
 from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
-from limpet.schema.cri import ContainerStatus, LinuxContainerResources
+from limpet.schema.cri import ContainerStatus, LinuxContainerResources, NamespaceMode
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
@@ -295,6 +306,33 @@ class Container:
         if not isinstance(starter, Executor):
             raise lacks(starter, "execute a command in a container")
         return starter.execute(self.id, self._require_running("execute a command in"), args, timeout=timeout)
+
+    def open_command(self, args: Sequence[str], *, terminal: bool = False, size: tuple[int, int] = (0, 0)) -> Session:
+        """Run a command in the container, connected to its input and output.
+
+        With `terminal` it has one, of `size` rows and columns to begin with; zeros leave that open.
+
+        Close the session in the end. Raises as `execute` does.
+        """
+        if not args:
+            raise InvalidInputError("args: a command is needed")
+        starter = self._starter
+        if not isinstance(starter, Conversant):
+            raise lacks(starter, "execute a command in a container")
+        identity = self._require_running("execute a command in")
+        return starter.open_command(self.id, identity, args, terminal=terminal, size=size)
+
+    def attach(self) -> Session:
+        """Connect to the input, the output and the terminal of its program, as its config has them.
+
+        Close the session in the end. Raises InvalidStateError unless it is RUNNING, UnsupportedError.
+        """
+        starter = self._starter
+        if not isinstance(starter, Conversant):
+            raise lacks(starter, "attach to a container")
+        config = self.metadata.config
+        identity = self._require_running("attach to")
+        return starter.attach(self.id, identity, terminal=config.tty, has_input=config.stdin)
 
     def measure(self) -> Stats:
         """Return what it uses now. Raises InvalidStateError unless it is RUNNING, UnsupportedError."""
@@ -736,7 +774,21 @@ class Container:
             sandbox=sandbox,
             log_directory=self._runtime.log_directory(sandbox) if sandbox else "",
             namespaces=namespaces,
+            target=self._find_target(metadata),
         )
+
+    def _find_target(self, metadata: Metadata) -> ProcessIdentity | None:
+        """Return the first process of the container whose pid namespace it asks to see, if it runs in its sandbox."""
+        linux = metadata.config.linux
+        options = linux.security_context.namespace_options if linux and linux.security_context else None
+        if options is None or options.pid is not NamespaceMode.TARGET:
+            return None
+        with suppress(NotFoundError, StoreDamagedError):
+            target = self._runtime.store.get(options.target_id)
+            is_here = target.id == options.target_id and target.metadata.sandbox_id == metadata.sandbox_id
+            if is_here and target.status.state is ContainerState.RUNNING and target.id != self.id:
+                return target.status.identity
+        return None
 
     def _update(self, change: Callable[[Status], Status]) -> Status:
         return self._runtime.store.update(self.id, change)

@@ -1,5 +1,6 @@
 """What the containers of one engine share, and how their steps keep out of each other's way."""
 
+import logging
 import math
 import os
 import threading
@@ -21,10 +22,11 @@ from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter, Starters
 from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.store import Store
-from limpet.schema.errors import InvalidStateError, StoreDamagedError, quote_path
+from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedError, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.metadata import Metadata, SandboxMetadata
 
+_log = logging.getLogger("limpet.runtime")
 _T = TypeVar("_T")
 
 
@@ -51,7 +53,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self.timetable = Timetable(self._follow_up_at_once)
-        self.watcher = Watcher(self.store, self._take_end)
+        self.watcher = Watcher(self.store, self._take_end, self._take_alone)
 
     def _follow_up_at_once(self, entry: Entry) -> float | None:
         with self.store.fleet.later():  # what nobody called for waits for no fleet
@@ -198,6 +200,14 @@ class Runtime:
     def _take_end(self, container_id: str) -> None:
         self.ring(container_id)
         self.note_again(container_id)
+
+    def _take_alone(self, container_id: str) -> None:
+        """Write down that a container runs on without its monitor, if that is so."""
+        try:
+            with self.exclusive(container_id), self.store.fleet.later():
+                self.reexamine(container_id)
+        except LimpetError as error:  # closed meanwhile, or the disk refuses: the next recovery tells
+            _log.warning("container %s: that its monitor has ended is not written down: %s", container_id, error)
 
     def ring(self, container_id: str) -> None:
         """Wake those who wait for this container."""

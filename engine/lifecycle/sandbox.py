@@ -1,5 +1,6 @@
 """A sandbox: what its containers share. Its record is as durable as theirs."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,12 +18,15 @@ from limpet.engine.lifecycle.container import (
 from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status
 from limpet.engine.lifecycle.patience import require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.starters.abilities import Furnisher
 from limpet.engine.store import Draft
 from limpet.schema.cri import PodSandboxStatus
-from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError
+from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, SandboxStatus, stop_sandbox
 from limpet.schema.status import ContainerState, Status
+
+_log = logging.getLogger("limpet.sandbox")
 
 
 class Sandbox:
@@ -130,7 +134,83 @@ class Sandbox:
 
     def _stop(self, timeout: float) -> list[LimpetError]:
         begun, problems = self.begin_stop(timeout)
-        return [*problems, *_try_each(lambda container: container.finish_stop(begun[container]), begun)]
+        problems = [*problems, *_try_each(lambda container: container.finish_stop(begun[container]), begun)]
+        if not problems:
+            with self._runtime.exclusive(self.id):
+                self._try_to_vacate()
+        return problems
+
+    def furnish(self) -> None:
+        """Have its starter make what it is to hold beside what was given, and write that down.
+
+        Raises InvalidInputError, UnsupportedError, ResourcesError: then it holds nothing of the starter's.
+        """
+        starter = self._furnisher
+        if starter is None:
+            return
+        status = self.status
+        made = starter.furnish(self.metadata, status.namespaces)
+        if made.namespaces != status.namespaces or made.addresses:
+            addresses = status.addresses or made.addresses
+            self._runtime.store.update_sandbox(
+                self.id, lambda old: replace(old, namespaces=made.namespaces, addresses=addresses)
+            )
+
+    def vacate(self) -> None:
+        """Have its starter free what it holds. May be repeated. Raises ResourcesError if that is to be tried again."""
+        starter = self._furnisher
+        if starter is not None:
+            starter.vacate(self.id)
+
+    def _try_to_vacate(self) -> None:
+        """Do the same; what cannot be freed now is freed by a later recovery, or a removal."""
+        try:
+            self.vacate()
+        except LimpetError as error:
+            _log.warning("sandbox %s still holds something: %s", self.id, error)
+
+    def discard(self) -> None:
+        """Take back one that could not be made; what still holds something stays, NOTREADY, for the recovery."""
+        try:
+            self.vacate()
+        except LimpetError as error:
+            now, why = time.time_ns(), f"it could not be made, and still holds something: {error}"
+            _log.warning("sandbox %s: %s", self.id, why)
+            self._runtime.store.update_sandbox(
+                self.id, lambda old: stop_sandbox(old, SandboxReason.LOST, at=now, message=why)
+            )
+            return
+        with suppress(LimpetError):  # what stays is an orphan, which the next recovery judges
+            self.bundle.remove()
+        self._runtime.store.delete_sandbox(self.id)
+
+    def set_right(self) -> None:
+        """See to what it holds after a crash: finish the making, free what nobody needs, find out what is lost."""
+        if self.bundle.is_missing():
+            self.bundle.make()  # a kill came between its row and its marked directory
+        starter = self._furnisher
+        if starter is None:
+            return
+        status = self.status
+        if status.state is SandboxState.NOTREADY:
+            if all(container.state is ContainerState.EXITED for container in self.containers()):
+                self._try_to_vacate()
+        elif not starter.is_furnished(self.metadata, status.namespaces):
+            self.furnish()
+        elif not starter.holds(self.id, status.namespaces):
+            now, why = time.time_ns(), "somebody has unmounted its namespaces; make another"
+            self._runtime.store.update_sandbox(
+                self.id, lambda old: stop_sandbox(old, SandboxReason.LOST, at=now, message=why)
+            )
+
+    @property
+    def _furnisher(self) -> Furnisher | None:
+        """Its starter, if that makes what sandboxes hold, and this engine has it."""
+        try:
+            starter = self._runtime.starters.choose(self.runtime_handler)
+        except InvalidInputError:
+            return None
+        return starter if isinstance(starter, Furnisher) else None
 
     def begin_stop(self, timeout: float) -> tuple[Mapping[Container, Status], Sequence[LimpetError]]:
         """Do the first half of `stop`: write it down, and send the stop signals.
@@ -183,7 +263,7 @@ class Sandbox:
     def delete(self) -> bool:
         """Forget the sandbox and remove its directory; return False if it is gone already.
 
-        Raises InvalidStateError while it has containers.
+        Raises InvalidStateError while it has containers, ResourcesError if its network cannot be removed now.
         """
         return self._runtime.step(self._delete)
 
@@ -224,6 +304,7 @@ class Sandbox:
             with self._runtime.store.transaction() as draft, suppress(NotFoundError):
                 draft.require_empty(self.id)
                 _make_not_ready(draft, self.id)  # nothing comes in while its directory is removed
+            self.vacate()
             self.bundle.remove()
             return self._runtime.store.delete_sandbox(self.id)
 

@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, Self
 
 from limpet.engine.starters import Exit, Starter
+from limpet.engine.starters.abilities import Monitored
 from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.host import has_ended
 from limpet.schema.errors import LimpetError, NotFoundError, ResourcesError
@@ -30,6 +31,8 @@ _LOOK_AGAIN_SECONDS = 0.2
 """Between two looks at a process that no pidfd tells of."""
 _ASK_AGAIN_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
+_ALONE_SECONDS = 0.5
+"""How long after its monitor's end a container's own is waited for, which is why most of them end."""
 _WAKE_TRIES = 3
 _EXIT_SECONDS = 10.0
 """How long to ask for the exit of a process that has ended."""
@@ -53,6 +56,10 @@ class _Watch:
     exit: Exit | None = None
     is_told: bool = False
     """True while its end is with the store."""
+    monitor: int = -1
+    """A pidfd of who sees its end, -1 if there is nobody."""
+    alone_at: float = 0.0
+    """When to take note that its monitor has ended, and it has not; 0 if that is done, or need not be."""
 
     @property
     def is_polled(self) -> bool:
@@ -102,14 +109,21 @@ class _Recording(Request):
 
 
 class Watcher:
-    """Watches processes until they end. `on_end` is told each container whose end is durable."""
+    """Watches processes until they end. `on_end` is told each container whose end is durable.
 
-    def __init__(self, store: Store, on_end: Callable[[str], None]) -> None:
+    `on_alone` is told, by a thread of its own, each that runs on while its monitor has ended.
+    """
+
+    def __init__(
+        self, store: Store, on_end: Callable[[str], None], on_alone: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._store = store
         self._on_end = on_end
+        self._on_alone = on_alone
         self._lock = threading.Lock()
         self._watches: dict[str, _Watch] = {}
         self._by_pidfd: dict[int, _Watch] = {}
+        self._by_monitor: dict[int, _Watch] = {}
         self._kills: dict[str, _Kill] = {}
         self._recordings: list[_Recording] = []
         self._done: SimpleQueue[_Recording] = SimpleQueue()
@@ -140,8 +154,26 @@ class Watcher:
             watch = _Watch(container_id, identity, pidfd, starter)
             self._watches[container_id] = watch
             self._register(watch)
+        self._watch_monitor(watch)
         if watch.is_polled:
             self._wake()
+
+    def _watch_monitor(self, watch: _Watch) -> None:
+        """Be told when the container's monitor ends, if it has one that lives."""
+        if not isinstance(watch.starter, Monitored):
+            return
+        with suppress(LimpetError):  # it goes unnoticed, then, until the next recovery
+            monitor = watch.starter.open_monitor(watch.container_id, watch.identity)
+            if monitor < 0:
+                return
+            with self._lock:
+                if self._watches.get(watch.container_id) is not watch:  # it has ended already
+                    os.close(monitor)
+                    return
+                watch.monitor = monitor
+                self._by_monitor[monitor] = watch
+                with suppress(OSError):
+                    self._epoll.register(monitor, select.EPOLLIN)
 
     def is_watched(self, container_id: str) -> bool:
         """Say whether the container is watched: its end will be written down."""
@@ -166,8 +198,12 @@ class Watcher:
             self._close_descriptors()
 
     def _close_descriptors(self) -> None:
-        descriptors = [*self._by_pidfd, *(getattr(self, name, -1) for name in ("_wake_read", "_wake_write"))]
-        self._by_pidfd, self._wake_read, self._wake_write = {}, -1, -1
+        descriptors = [
+            *self._by_pidfd,
+            *self._by_monitor,
+            *(getattr(self, name, -1) for name in ("_wake_read", "_wake_write")),
+        ]
+        self._by_pidfd, self._by_monitor, self._wake_read, self._wake_write = {}, {}, -1, -1
         self._watches = {}
         self._epoll.close()
         for descriptor in descriptors:
@@ -208,6 +244,7 @@ class Watcher:
         with self._lock:
             due = [watch.due for watch in self._watches.values() if watch.is_polled]
             due += [kill.when for kill in self._kills.values()]
+            due += [watch.alone_at for watch in self._watches.values() if watch.alone_at]
         due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
         return max(0.0, min(due) - now) if due else -1
 
@@ -219,6 +256,9 @@ class Watcher:
                     os.read(descriptor, 4096)
             elif (watch := self._by_pidfd.get(descriptor)) is not None:
                 self._notice(watch)
+            elif (watch := self._by_monitor.get(descriptor)) is not None:
+                self._leave_monitor(watch)
+                watch.alone_at = now + _ALONE_SECONDS
         with self._lock:
             polled = [one for one in self._watches.values() if one.is_polled and one.due <= now]
         for watch in polled:
@@ -229,6 +269,29 @@ class Watcher:
         self._record(ended)
         self._finish_recordings()
         self._kill_overdue(now)
+        self._tell_alone(now)
+
+    def _leave_monitor(self, watch: _Watch) -> None:
+        with self._lock:
+            if watch.monitor >= 0:
+                self._by_monitor.pop(watch.monitor, None)
+                os.close(watch.monitor)
+                watch.monitor = -1
+
+    def _tell_alone(self, now: float) -> None:
+        """Tell which containers run on without their monitors, on a thread: this one does not wait for the disk."""
+        with self._lock:
+            due = [watch for watch in self._watches.values() if watch.alone_at and watch.alone_at <= now]
+        for watch in due:
+            watch.alone_at = 0.0
+            if watch.noticed_at:
+                continue
+            _log.warning("container %s: its monitor has ended, and it runs on", watch.container_id)
+            thread = threading.Thread(
+                target=self._on_alone, args=(watch.container_id,), name="limpet-alone", daemon=True
+            )
+            with suppress(RuntimeError):  # no thread to be had: the next recovery tells
+                thread.start()
 
     def _notice(self, watch: _Watch) -> None:
         """Take note that a process has ended, by its pidfd; from here on it is asked how, until that is known."""
@@ -327,6 +390,8 @@ class Watcher:
                 if watch.pidfd >= 0:
                     self._by_pidfd.pop(watch.pidfd, None)
                     os.close(watch.pidfd)
+        for watch in written:
+            self._leave_monitor(watch)
         for watch in written:
             self._on_end(watch.container_id)
 

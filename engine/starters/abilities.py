@@ -1,12 +1,13 @@
 """What some starters can do beside starting and stopping: each a small protocol, and `lacks` says who lacks one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from limpet.engine.starters.contract import Starter
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import UnsupportedError
 from limpet.schema.identity import ProcessIdentity
+from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.status import Resources
 
 
@@ -34,6 +35,39 @@ class Stats(NamedTuple):
     processes: int | None
 
 
+class Holdings(NamedTuple):
+    """What a starter has made for a sandbox, and holds until the sandbox is vacated."""
+
+    namespaces: Mapping[str, str]
+    """The path of each namespace, by type as in the OCI runtime spec."""
+    addresses: tuple[str, ...] = ()
+    """Its IP addresses, the primary one first."""
+
+
+@runtime_checkable
+class Furnisher(Protocol):
+    """Makes what a sandbox holds, and what its containers share. A starter whose sandboxes hold nothing has it not."""
+
+    def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str]) -> Holdings:
+        """Make what it is to hold beside the namespaces given; what is left of an earlier try goes first.
+
+        Return all namespaces, also those given. Raises InvalidInputError, UnsupportedError, ResourcesError: then it
+        holds nothing.
+        """
+
+    def is_furnished(self, sandbox: SandboxMetadata, namespaces: Mapping[str, str]) -> bool:
+        """Say whether a sandbox whose record names these has all that `furnish` makes."""
+
+    def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
+        """Say whether it still holds those of these namespaces that were made for it."""
+
+    def vacate(self, sandbox_id: str) -> None:
+        """Free what it holds. May be repeated. Raises ResourcesError if that is to be tried again."""
+
+    def vacate_others(self, find_ids: Callable[[], Collection[str]]) -> None:
+        """Free what is held by sandboxes that have neither record nor directory. The ids of records are asked last."""
+
+
 @runtime_checkable
 class Executor(Protocol):
     """Runs a command in a container."""
@@ -42,6 +76,77 @@ class Executor(Protocol):
         """Run it to its end, without input. Raises WaitTimeoutError if it was killed after `timeout` seconds.
 
         Raises StartError if it cannot be executed.
+        """
+
+
+class Chunk(NamedTuple):
+    """Some of what is written in a container, as it comes."""
+
+    stream: str
+    """stdout or stderr; a terminal has stdout alone."""
+    data: bytes
+
+
+class Session(Protocol):
+    """A connection to a program in a container: its input and output, and its terminal if it has one.
+
+    One thread may read while another writes. Close it in the end.
+    """
+
+    @property
+    def has_terminal(self) -> bool:
+        """Whether the program has a terminal."""
+
+    def read(self, timeout: float | None = None) -> Chunk | None:
+        """Return what it has written next; None once nothing more comes.
+
+        Raises WaitTimeoutError if nothing has come after `timeout` seconds, EngineGoneError if who hands it on is gone.
+        """
+
+    def write(self, data: bytes) -> None:
+        """Write to its input; what nobody reads any more is dropped."""
+
+    def end_input(self) -> None:
+        """Tell it that nothing more comes. A terminal has no end: it gets Ctrl-D."""
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal a size. Without one, nothing is done."""
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the exit code of a command, 128 + signal if one ended it, once it has ended; None when attached.
+
+        Raises WaitTimeoutError, StartError if it could not be executed.
+        """
+
+    def hang_up(self) -> None:
+        """Have the command killed, or leave the container: whoever reads then comes to the end. By any thread."""
+
+    def close(self) -> None:
+        """Hang up and free all, once nobody reads or writes any more. May be repeated."""
+
+
+@runtime_checkable
+class Conversant(Protocol):
+    """Connects to programs in its containers."""
+
+    def open_command(
+        self,
+        container_id: str,
+        identity: ProcessIdentity,
+        args: Sequence[str],
+        *,
+        terminal: bool,
+        size: tuple[int, int],
+    ) -> Session:
+        """Run a command in the container, with its user and environment; `size` is the terminal's rows and columns.
+
+        Raises InvalidStateError, StartError.
+        """
+
+    def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
+        """Connect to the container's own input and output; it says which it has.
+
+        Raises InvalidStateError if nobody is left who does it.
         """
 
 
@@ -76,6 +181,14 @@ class Limiter(Protocol):
 
     def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
         """Put these limits into force in place of all before. Raises InvalidInputError for what the host refuses."""
+
+
+@runtime_checkable
+class Monitored(Protocol):
+    """Has a monitor for each container, who sees how it ends, and may end before it."""
+
+    def open_monitor(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of the container's monitor, -1 if it has ended. Raises ResourcesError."""
 
 
 @runtime_checkable

@@ -29,6 +29,8 @@ class Launch:
     """Where the logs of the sandbox's containers are, empty if that is not known; `log_path` is below it."""
     namespaces: Mapping[str, str] = field(default_factory=dict)
     """The path of each namespace that the sandbox holds, by type as in the OCI runtime spec."""
+    target: ProcessIdentity | None = None
+    """The first process of the container whose pid namespace it asks to see, if that one runs in its sandbox."""
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Variables of this start alone, over all others; never written down, nor shown."""
 

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import import_module
 
+from limpet.engine.starters.abilities import Furnisher
 from limpet.engine.starters.contract import Starter
 from limpet.engine.state.names import OCI
 from limpet.recovery.evidence import Observation
@@ -99,6 +100,15 @@ class Starters:
                 if starter is self.default:
                     raise
                 _log.warning("starter %s: leftovers stay: %s", starter.name, error)
+
+    def vacate_others(self, find_ids: Callable[[], Collection[str]]) -> None:
+        """Let each free what is held by sandboxes that are not, or no more, in the store: those are asked for last."""
+        for starter in self:
+            if isinstance(starter, Furnisher):
+                try:
+                    starter.vacate_others(find_ids)
+                except LimpetError as error:
+                    _log.warning("starter %s: what sandboxes held stays: %s", starter.name, error)
 
 
 def make_probe(starters: Starters, containers_dir: str) -> Probe:

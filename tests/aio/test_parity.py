@@ -45,7 +45,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
             ("expire", "release_expired", "fail_start", "is_frozen", "thaw", "carry_out_pause"), "for what is due"
         ),
     },
-    Sandbox: {},
+    Sandbox: dict.fromkeys(("furnish", "vacate", "discard", "set_right"), "for create, stop and recovery"),
 }
 MORE: Mapping[type, set[str]] = {
     AsyncStore: {"transact", "directory", "node"},

@@ -18,7 +18,7 @@ import pytest
 
 from limpet.engine.cli.timeline import Sign
 from limpet.engine.drill.world import VARIABLE
-from tests.conftest import wait_until
+from tests.conftest import require_tools, wait_until
 
 ROOT = Path(__file__).parents[2]
 DRILL = [sys.executable, "-m", "limpet", "drill"]
@@ -211,4 +211,21 @@ def test_a_plot_that_cannot_be_drawn_is_refused_first(
     )
     assert (result.returncode, result.stdout) == (status, "")
     assert message in result.stderr
+    assert os.listdir(temporary) == []
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.geteuid() != 0, reason="OCI containers need root")
+def test_a_drill_with_an_oci_runtime(temporary: str) -> None:
+    """The same truth for containers of runc, whose conmons are killed, too; nothing is left, mounts included."""
+    require_tools("runc", "conmon", "busybox")
+    command = [*DRILL, "--runtime", "runc", "--rounds", "3", "--containers", "6", "--seed", "4", "-o", "json"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, check=False, env=os.environ | {"TMPDIR": temporary}
+    )
+    assert result.returncode == 0, result.stderr + result.stdout
+    report = json.loads(result.stdout)
+    assert report["kills"] >= 3
+    assert report["acknowledged"] > 10
+    assert processes_below(temporary) == []
     assert os.listdir(temporary) == []

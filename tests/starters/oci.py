@@ -1,6 +1,7 @@
 """What the tests of the OCI starter share: an image of busybox, engines with runc and crun, looks at processes."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from limpet.engine import Engine
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.run_directory import Processes, list_runs
+from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.tools import Tools, command_of
+from limpet.recovery.mounts import find_mounts
 from tests import oci_layout
 from tests.conftest import require_tools
 
@@ -20,10 +23,10 @@ PASSWD = b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/home/web:/bin/sh\n"
 GROUP = b"root:x:0:\nweb:x:1001:\nextra:x:1002:web\n"
 
 
-def load_busybox(engine: Engine, directory: Path, **config: Any) -> None:
+def load_busybox(engine: Engine, directory: Path, *, needs_root: bool = True, **config: Any) -> None:
     """Load an image `box:1` of busybox, with programs that no kernel executes beside it."""
     require_tools(*TOOLS)
-    if os.geteuid():
+    if os.geteuid() and needs_root:
         pytest.skip("OCI containers need root")
     busybox = Path("/usr/bin/busybox" if os.path.exists("/usr/bin/busybox") else "/bin/busybox").read_bytes()
     members = [
@@ -66,8 +69,21 @@ def runtime_entries(state_dir: str, runtime: str) -> list[str]:
 
 
 def end_everything(state_dir: str) -> None:
-    """Have the runtimes delete what they still have of containers of a state directory, which ends their conmons."""
+    """Have the runtimes delete what they still have of containers of a state directory, which ends their conmons.
+
+    What its sandboxes hold is freed, too.
+    """
     for name in ("runc", "crun"):
         command = command_of(Tools().find(name))
         for entry in Path(state_dir, "oci", name).glob("*/*"):
             subprocess.run([*command, "--root", str(entry.parent), "delete", "-f", entry.name], check=False, timeout=30)
+    free_sandboxes(state_dir)
+
+
+def free_sandboxes(state_dir: str) -> None:
+    """Free what the sandboxes of a state directory still hold."""
+    for root in Path(state_dir, "oci").glob("*/*"):
+        pins = os.path.join(PINS, root.name)
+        for mount in find_mounts(pins):
+            subprocess.run(["umount", "-l", mount], check=True)
+        shutil.rmtree(pins, ignore_errors=True)

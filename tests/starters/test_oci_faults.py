@@ -13,6 +13,7 @@ import pytest
 from limpet import Engine, errors
 from limpet.engine.starters.oci import OciStarter
 from limpet.schema import ContainerState, Reason
+from limpet.schema.cri import LinuxContainerResources
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import config, end_everything, load_busybox, processes_of, runtime_entries
 
@@ -96,6 +97,63 @@ def test_a_start_that_fails(state_dir: str, tmp_path: Path, runtime: Path, comma
         engine.create_container(config("two", "echo ran; sleep 1000"), "a", id="two").start()
         engine.get("two").stop(0)
         engine.get("two").release()
+
+
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        (SLEEP, "in time"),
+        ("exit 0", "conmon answered ''"),
+        ("echo trouble >&2; exit 3", "trouble"),
+        ("eval \"head -c 100000 /dev/zero | tr '\\\\0' x >&$_OCI_SYNCPIPE\"", "conmon answered 'xxx"),
+        ('echo \'{"data": "many"}\' >&$_OCI_SYNCPIPE', "many"),
+        ("echo '{\"data\": 4194303}' >&$_OCI_SYNCPIPE", "has not written its pid"),
+        ('echo \'{"data": -1, "message": "no room"}\' >&$_OCI_SYNCPIPE', "no room"),
+    ],
+    ids=["hangs", "says-nothing", "fails", "rubbish", "no-number", "a-pid-that-is-none", "refuses"],
+)
+def test_a_conmon_that_fails(state_dir: str, tmp_path: Path, does: str, why: str) -> None:
+    """A StartError with the reason, within the deadline; with a conmon as it should be the next one starts."""
+    script = tmp_path / "conmon"
+    script.write_text(f'#!/bin/bash\n[ "$1" = --version ] || {{ {does}; exit; }}\nexec /usr/bin/conmon "$@"\n')
+    script.chmod(0o755)
+    starter = OciStarter("runc", conmon=str(script), timeout=TIMEOUT)
+    with Engine.open(state_dir, runtimes={"runc": starter}) as engine:
+        load_busybox(engine, tmp_path / "image")
+        engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="runc")
+        one = engine.create_container(config("one", "sleep 1000"), "a", id="one")
+        began = time.monotonic()
+        with pytest.raises(errors.StartError, match=why):
+            one.start()
+        assert time.monotonic() - began < 4 * TIMEOUT
+        assert runtime_entries(state_dir, "runc") == []
+        wait_until(lambda: not hanging(), "what hung to end")
+        script.write_text('#!/bin/sh\nexec /usr/bin/conmon "$@"\n')
+        engine.create_container(config("two", "exit 4"), "a", id="two").start()
+        assert engine.get("two").wait(20).exit_code == 4
+
+
+@pytest.mark.long
+def test_what_fails_while_it_runs(state_dir: str, tmp_path: Path, runtime: Path) -> None:
+    """A pause, new limits, a command that fail or hang: an error that says why, and the container is as it was."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        one = engine.get("one")
+        one.start()
+        limits = LinuxContainerResources(memory_limit_in_bytes=64 << 20)
+        for does, why in ((SLEEP, "did not end in time"), ("echo no way >&2; exit 4", "no way"), ("exit 5", "with 5")):
+            for command in ("pause", "update", "exec"):
+                (runtime.parent / command).write_text(does)
+            with pytest.raises(errors.UnsupportedError, match=why):
+                one.pause()
+            with pytest.raises(errors.InvalidInputError, match=why):
+                one.change_limits(limits)
+            with pytest.raises(errors.WaitTimeoutError if does == SLEEP else errors.StartError):
+                one.execute(["true"], timeout=1)
+            assert (one.state, one.status.paused, one.status.resources) == (ContainerState.RUNNING, False, None)
+        for command in ("pause", "update", "exec"):
+            (runtime.parent / command).unlink()
+        assert one.execute(["true"]).code == 0
+        one.stop(0)
 
 
 def test_killed_while_a_start_hangs(

@@ -190,6 +190,20 @@ def test_conmon_is_killed(state_dir: str, runtime: str) -> None:
         assert runtime_entries(state_dir, runtime) == []
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_conmon_ends_under_a_live_engine(state_dir: str, runtime: str) -> None:
+    """It is noticed at once, and written down; the container runs on, and its end is seen all the same."""
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        container.start()
+        os.kill(processes_of(state_dir, container.id).monitor.pid, signal.SIGKILL)
+        wait_until(lambda: container.status.reason == Reason.MONITOR_GONE, "the note")
+        assert container.state is ContainerState.RUNNING
+        os.kill(container.status.pid, signal.SIGKILL)
+        assert container.wait(10).state is ContainerState.EXITED
+        container.release()
+
+
 def test_a_copy_ends_nothing_of_the_original(state_dir: str, tmp_path: Path) -> None:
     """In a copy of the state directory the runtime's own directory is another's: nothing of it is signalled."""
     with open_engine(state_dir) as engine:
@@ -204,9 +218,10 @@ def test_a_copy_ends_nothing_of_the_original(state_dir: str, tmp_path: Path) -> 
             assert engine.get(f"one-{name}").status.reason == Reason.COPIED
             engine.declare_gone(f"one-{name}", "it is the original's")
             engine.get(f"one-{name}").release()
-        engine.create_container(config("own", "exit 4"), "runc", id="own").start()
+        own = engine.create_sandbox({"metadata": {"name": "own"}}, runtime_handler="runc")
+        engine.create_container(config("own", "exit 4"), own, id="own").start()
         assert engine.get("own").wait(20).exit_code == 4
-        engine.get("own").release()
+        own.remove(force=True)
     assert all(map(is_running, pids))
     with open_engine(state_dir) as engine:
         for name in RUNTIMES:

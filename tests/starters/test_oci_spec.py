@@ -219,12 +219,12 @@ def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
     asked = {
         "selinux_options": {"type": "t"},
         "apparmor": {"profile_type": "RuntimeDefault"},
-        "namespace_options": {"pid": "TARGET", "target_id": "x"},
+        "namespace_options": {"userns_options": {"mode": "POD"}},
     }
     mounts = [{"container_path": "/work", "image": {"image": "box:1"}}]
     wants = config("wants", "true", linux={"security_context": asked}, mounts=mounts, CDI_devices=[{"name": "a/b=c"}])
     found = shared.create_container(wants, runtime).status.unapplied
-    names = {"selinux_options", "apparmor", "namespace_options", "namespace_options.target_id", "mounts.image"}
+    names = {"selinux_options", "apparmor", "namespace_options.userns_options", "mounts.image"}
     assert set(found) == {*names, "CDI_devices"}
     with pytest.raises(errors.InvalidInputError, match="selinux_options"):
         shared.create_container({**wants, "metadata": {"name": "strict"}}, runtime, strict=True)

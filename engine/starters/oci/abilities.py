@@ -3,18 +3,21 @@
 import json
 import os
 import signal
+import termios
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from fcntl import ioctl
 from typing import Protocol
 
 from limpet.engine.starters.abilities import Executed, Stats
 from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, measure
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
-from limpet.engine.starters.oci.exits import is_monitor_alive
+from limpet.engine.starters.oci.exits import is_monitor_alive, is_process
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
 from limpet.engine.starters.oci.tools import has_unified_cgroups
 from limpet.engine.starters.oci.written import read_config
 from limpet.recovery.host import open_pidfd
@@ -25,6 +28,7 @@ from limpet.schema.status import Resources
 _EXEC_BYTES = 16 << 20
 """How much of a command's output is kept, as containerd does it."""
 _REOPEN_SECONDS = 5.0
+_PID_SECONDS = 0.5
 
 
 class Call(Protocol):
@@ -38,16 +42,8 @@ def execute(
     call: Call, run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], timeout: float
 ) -> Executed:
     """Run a command in the container; see `abilities.Executor`."""
-    token = os.urandom(6).hex()
-    process_file, pid_file = run.join(f"exec-{token}.json"), run.join(f"exec-{token}.pid")
-    config = read_config(run)
-    if not config:
-        raise InvalidStateError(f"{run.path}: its config.json cannot be read")
-    process = {**config["process"], "args": list(args), "terminal": False}
-    descriptor = os.open(process_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    process_file, pid_file = _write_process(run, args, None)
     try:
-        with open(descriptor, "wb") as file:
-            file.write(json.dumps(process).encode())
         command = ("exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id)
         outcome = call(*command, timeout=timeout, most_bytes=_EXEC_BYTES)
         pid = run.read_pid(os.path.basename(pid_file))
@@ -64,12 +60,91 @@ def execute(
                 os.unlink(path)
 
 
+def open_command(
+    runtime: Sequence[str],
+    run: RunDirectory,
+    processes: Processes,
+    cgroup: str,
+    args: Sequence[str],
+    *,
+    size: tuple[int, int] | None,
+) -> CommandSession:
+    """Run a command in the container, connected; `runtime` is the command that runs the runtime.
+
+    It has a terminal if that has a size.
+    """
+    process_file, pid_file = _write_process(run, args, size)
+    name = os.path.basename(pid_file)
+    return CommandSession(
+        [*runtime, "exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id],
+        size=size,
+        left_over=(process_file, pid_file),
+        has_begun=lambda: run.read_pid(name) > 0,
+        kill=lambda: _kill(run.read_pid(name), processes, cgroup),
+        resize=lambda packed: _resize(_await_pid(run, name), processes, cgroup, packed),
+    )
+
+
+def _write_process(run: RunDirectory, args: Sequence[str], size: tuple[int, int] | None) -> tuple[str, str]:
+    """Write down for the runtime what to run, as the container's user; return that file, and where its pid is to go.
+
+    Raises InvalidStateError.
+    """
+    token = os.urandom(6).hex()
+    process_file = run.join(f"exec-{token}.json")
+    config = read_config(run)
+    if not config:
+        raise InvalidStateError(f"{run.path}: its config.json cannot be read")
+    process = {**config["process"], "args": list(args), "terminal": size is not None}
+    if size and all(size):
+        process["consoleSize"] = {"height": size[0], "width": size[1]}
+    if size is not None and not any(each.startswith("TERM=") for each in process["env"]):
+        process["env"] = [*process["env"], "TERM=xterm"]
+    descriptor = os.open(process_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(json.dumps(process).encode())
+    return process_file, run.join(f"exec-{token}.pid")
+
+
 def _kill(pid: int, processes: Processes, cgroup: str) -> None:
     """Kill a command in the container: the runtime, which is dead, was only its parent."""
     if pid:
         with suppress(OSError), open_pidfd(pid) as pidfd:
-            if pid in list_processes(processes.cgroups, cgroup):
+            if _is_inside(pid, processes, cgroup):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _is_inside(pid: int, processes: Processes, cgroup: str) -> bool:
+    """Return whether a process is one of the container's, by its cgroup, or by a pid namespace of the container's own.
+
+    Raises OSError.
+    """
+    if pid in list_processes(processes.cgroups, cgroup):
+        return True
+    if not processes.has_own_pids:
+        return False
+    with open_pidfd(processes.init.pid) as pidfd:
+        namespaces = [os.stat(f"/proc/{each}/ns/pid") for each in (pid, processes.init.pid)]
+        return is_process(processes.init, pidfd) and os.path.samestat(*namespaces)
+
+
+def _await_pid(run: RunDirectory, name: str) -> int:
+    """Return the pid in a file that the runtime is about to write, 0 if it does not come soon."""
+    deadline = time.monotonic() + _PID_SECONDS
+    while not (pid := run.read_pid(name)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return pid
+
+
+def _resize(pid: int, processes: Processes, cgroup: str, size: bytes) -> None:
+    """Give the terminal of a command in the container a size. Raises OSError."""
+    if pid:
+        terminal = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if _is_inside(pid, processes, cgroup):  # asked after it was opened: it is the very process's
+                ioctl(terminal, termios.TIOCSWINSZ, size)
+        finally:
+            os.close(terminal)
 
 
 def freeze(call: Call, processes: Processes, cgroup: str) -> None:
@@ -116,11 +191,7 @@ def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
         raise InvalidStateError("its conmon has ended, so nothing more comes to its log")
     before = _inode(log_path)
     try:
-        door = os.open(run.join("ctl"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            os.write(door, b"2 0 0\n")
-        finally:
-            os.close(door)
+        tell_conmon(run, "2 0 0\n")
     except OSError as error:
         raise InvalidStateError(f"its conmon cannot be asked: {error.strerror}") from error
     deadline = time.monotonic() + _REOPEN_SECONDS

@@ -45,22 +45,33 @@ def run(
     timeout: float,
     most_bytes: int = _OUTPUT_BYTES,
     pass_fds: Sequence[int] = (),
+    given: bytes = b"",
+    environment: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a program in a session of its own, and return how it ended. It is killed after `timeout` seconds.
 
-    Raises OSError if it cannot be executed.
+    `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. Raises OSError
+    if it cannot be executed.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd="/",
-        env=clean_environment(),
-        umask=0o022,
-        pass_fds=pass_fds,
-        start_new_session=True,
-    )
+    source = os.memfd_create("input", os.MFD_CLOEXEC) if given else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if given:
+            with open(source, "wb", closefd=False) as file:
+                file.write(given)
+            os.lseek(source, 0, os.SEEK_SET)
+        process = subprocess.Popen(
+            command,
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=clean_environment() if environment is None else environment,
+            umask=0o022,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    finally:
+        os.close(source)
     with process:
         try:
             output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes)

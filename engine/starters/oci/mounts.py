@@ -1,7 +1,7 @@
 """The mounts of a container: those that every one has, and those of its config."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limpet.engine.starters.propagation import read_propagation
@@ -15,13 +15,18 @@ _PROPAGATIONS = {
 }
 
 
-def make_mounts(config: ContainerConfig, *, privileged: bool, has_own_network: bool) -> list[dict[str, Any]]:
+def make_mounts(
+    config: ContainerConfig, *, privileged: bool, has_own_network: bool, has_host_ipc: bool
+) -> list[dict[str, Any]]:
     """Return the runtime-spec's `mounts`; those of the config last, outer ones first. Raises InvalidInputError."""
     writing = "rw" if privileged else "ro"
     own = {os.path.normpath(mount.container_path) for mount in mounts_of(config)}
     sys = _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", writing)
     if not has_own_network:  # the kernel mounts a sysfs only for whom the network namespace belongs to
         sys = _mount("/sys", "bind", "/sys", "rbind", "nosuid", "noexec", "nodev", writing)
+    shm = _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k")  # noqa: S108
+    if has_host_ipc and os.path.isdir("/dev/shm"):  # noqa: S108  # what is shared there is the IPC namespace's
+        shm = _bind_held("/dev/shm", "/dev/shm", "rw")  # noqa: S108
     standard = [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
@@ -29,12 +34,31 @@ def make_mounts(config: ContainerConfig, *, privileged: bool, has_own_network: b
             "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
         ),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),  # noqa: S108
+        shm,
         sys,
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", writing),
     ]
     kept = [mount for mount in standard if mount["destination"] not in own]
     return [*kept, *map(_bind, mounts_of(config))]
+
+
+def add_held(
+    mounts: Sequence[dict[str, Any]], config: ContainerConfig, held: Mapping[str, str], *, is_read_only: bool
+) -> list[dict[str, Any]]:
+    """Return the mounts with those of what the sandbox holds, before the config's own, which take their place."""
+    own = {os.path.normpath(mount.container_path) for mount in mounts_of(config)}
+    begin = len(mounts) - len(mounts_of(config))
+    added = [
+        _bind_held(where, path, "ro" if is_read_only and where.startswith("/etc/") else "rw")
+        for where, path in held.items()
+        if where not in own
+    ]
+    standard = [mount for mount in mounts[:begin] if mount["destination"] not in held]
+    return [*standard, *added, *mounts[begin:]]
+
+
+def _bind_held(destination: str, source: str, writing: str) -> dict[str, Any]:
+    return _mount(destination, "bind", source, "rbind", "rprivate", "nosuid", "noexec", "nodev", writing)
 
 
 def mounts_of(config: ContainerConfig) -> Sequence[Mount]:

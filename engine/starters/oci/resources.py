@@ -5,6 +5,7 @@ import stat
 from collections.abc import Mapping
 from typing import Any
 
+from limpet.engine.starters.oci.rootless import is_rootless
 from limpet.schema.cri import ContainerConfig, LinuxContainerResources
 from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.status import Resources
@@ -42,6 +43,9 @@ def list_applied(asked: LinuxContainerResources, unapplied: Mapping[str, str]) -
 def find_unapplied_limits(asked: LinuxContainerResources, *, is_unified: bool) -> dict[str, str]:
     """Return the limits that are not put into force on this host, and why."""
     found = {}
+    if is_rootless():
+        names = [name for name in asked.__struct_fields__ if getattr(asked, name) and name != "oom_score_adj"]
+        found = dict.fromkeys(names, "an engine that is not root has no cgroups")
     if asked.unified and not is_unified:
         found["unified"] = "this host's cgroups are of version 1"
     lowest = lowest_oom_score()

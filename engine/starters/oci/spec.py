@@ -10,17 +10,19 @@ from typing import Any
 
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.environment import merge_environment
+from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import choose, to_spec
-from limpet.engine.starters.oci.mounts import choose_root_propagation, make_mounts
-from limpet.engine.starters.oci.namespaces import is_own, make_namespaces
+from limpet.engine.starters.oci.mounts import add_held, choose_root_propagation, make_mounts
+from limpet.engine.starters.oci.namespaces import config_in_sandbox, is_own, make_namespaces, mode_of
 from limpet.engine.starters.oci.resources import choose_oom_score, make_devices, make_limits
+from limpet.engine.starters.oci.sandboxes import kind_of_sysctl, sysctls_of
 from limpet.engine.starters.oci.seccomp import make_seccomp
 from limpet.engine.starters.process.accounts import RootAccounts
 from limpet.engine.starters.process.root_files import require_hostname
 from limpet.engine.starters.users import Rights, choose_user
 from limpet.engine.state.descriptors import original_descriptor_limit
 from limpet.schema.command_line import choose_args
-from limpet.schema.cri import Capability, ContainerConfig, LinuxContainerSecurityContext
+from limpet.schema.cri import Capability, ContainerConfig, LinuxContainerSecurityContext, NamespaceMode
 from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.layout import ROOTFS
 
@@ -43,7 +45,7 @@ def security_of(config: ContainerConfig) -> LinuxContainerSecurityContext:
 
 def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
     """Return what is to be run. Raises InvalidInputError, UnsupportedError for a profile that is not installed."""
-    config, image = launch.metadata.config, launch.metadata.image_manifest
+    config, image = config_in_sandbox(launch), launch.metadata.image_manifest
     if image.is_builtin:
         raise InvalidInputError(f"image {str(image.name)!r}: an OCI runtime needs an image with a root file system")
     context = security_of(config)
@@ -71,10 +73,14 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
             "cwd": _choose_directory(launch),
             "capabilities": to_spec(chosen, ambient, is_root=not user.uid),
             "noNewPrivileges": context.no_new_privs,
+            **({"apparmorProfile": profile} if (profile := choose_apparmor(context)) else {}),
         },
         "root": {"path": root, "readonly": context.readonly_rootfs},
         "mounts": make_mounts(
-            config, privileged=context.privileged, has_own_network=any(each["type"] == "network" for each in namespaces)
+            config,
+            privileged=context.privileged,
+            has_own_network=any(each["type"] == "network" for each in namespaces),
+            has_host_ipc=mode_of(config, "ipc") is NamespaceMode.NODE,
         ),
         "linux": _make_linux(launch, context, chosen, is_unified=is_unified),
     }
@@ -83,9 +89,15 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
     return spec
 
 
-def complete(spec: Mapping[str, Any], launch: Launch, *, cgroup: str, is_unified: bool) -> dict[str, Any]:
-    """Return a spec as the runtime gets it: with this host's limits, the sandbox's namespaces, and its own cgroup."""
-    config = launch.metadata.config
+def complete(
+    spec: Mapping[str, Any], launch: Launch, *, cgroup: str, is_unified: bool, held: Mapping[str, str], target: str = ""
+) -> dict[str, Any]:
+    """Return a spec as the runtime gets it: with this host's limits, what its sandbox holds, and its own cgroup.
+
+    `held` is what is mounted of the sandbox: where, and the path here. `target` is the path of the pid namespace of the
+    container that it is to see, if it is to see another's.
+    """
+    config = config_in_sandbox(launch)
     limits = config.linux.resources if config.linux else None
     soft, hard = original_descriptor_limit()
     process = {
@@ -93,12 +105,13 @@ def complete(spec: Mapping[str, Any], launch: Launch, *, cgroup: str, is_unified
         "rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}],
         "oomScoreAdj": choose_oom_score(limits),
     }
-    namespaces = make_namespaces(config, launch.namespaces, is_unified=is_unified)
+    namespaces = make_namespaces(config, launch.namespaces, is_unified=is_unified, target=target)
     linux = {**spec["linux"], "namespaces": namespaces, "cgroupsPath": cgroup, "sysctl": find_sysctls(launch)}
     root = {**spec["root"], "path": os.path.realpath(os.path.join(launch.bundle_path, ROOTFS))}
     # A namespace of the sandbox's has the sandbox's name already.
     kept = {name: value for name, value in spec.items() if name != "hostname" or is_own(namespaces, "uts")}
-    return {**kept, "process": process, "linux": linux, "root": root}
+    mounts = add_held(spec["mounts"], config, held, is_read_only=bool(spec["root"].get("readonly")))
+    return {**kept, "process": process, "linux": linux, "root": root, "mounts": mounts}
 
 
 def _make_linux(
@@ -122,13 +135,9 @@ def _make_linux(
 
 def find_sysctls(launch: Launch) -> dict[str, str]:
     """Return the sandbox's sysctls that are set in the container: those of namespaces that are its own."""
-    sandbox = launch.sandbox.config.linux if launch.sandbox else None
-    own = make_namespaces(launch.metadata.config, launch.namespaces, is_unified=False)
-    return {
-        name: value
-        for name, value in (sandbox.sysctls if sandbox else {}).items()
-        if is_own(own, "network" if name.startswith("net.") else "ipc")
-    }
+    own = make_namespaces(config_in_sandbox(launch), launch.namespaces, is_unified=False)
+    asked = sysctls_of(launch.sandbox.config) if launch.sandbox else {}
+    return {name: value for name, value in asked.items() if is_own(own, kind_of_sysctl(name))}
 
 
 def _choose_directory(launch: Launch) -> str:

@@ -12,18 +12,19 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from limpet.engine.starters.abilities import Executed, Stats
+from limpet.engine.starters.abilities import Executed, Holdings, Session, Stats
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.oci import abilities
 from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_processes, thaw
+from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
 from limpet.engine.starters.oci.exits import (
@@ -37,9 +38,11 @@ from limpet.engine.starters.oci.exits import (
     read_conmon_exit,
     read_program,
 )
+from limpet.engine.starters.oci.namespaces import config_in_sandbox, make_namespaces
 from limpet.engine.starters.oci.probe import BundleWitness
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
 from limpet.engine.starters.oci.root import RuntimeRoot, to_oci_id
+from limpet.engine.starters.oci.rootless import adapt, is_rootless, require_own_pids
 from limpet.engine.starters.oci.run_directory import (
     Processes,
     RunDirectory,
@@ -47,13 +50,16 @@ from limpet.engine.starters.oci.run_directory import (
     list_runs,
     make_run_directory,
 )
+from limpet.engine.starters.oci.sandboxes import SandboxHoldings
+from limpet.engine.starters.oci.sessions import AttachedSession
 from limpet.engine.starters.oci.spec import complete, make_spec
+from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
 from limpet.engine.starters.oci.unapplied import find_unapplied
 from limpet.engine.starters.oci.written import read_config
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
-from limpet.engine.state.names import CONTAINERS, OCI
+from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe
@@ -61,6 +67,7 @@ from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidStateError,
     LimpetError,
+    NotFoundError,
     ResourcesError,
     StartError,
     StateDirectoryError,
@@ -70,6 +77,7 @@ from limpet.schema.errors import (
 from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS
+from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.status import Resources
 
 _log = logging.getLogger("limpet.starter.oci")
@@ -98,19 +106,31 @@ class OciStarter:
     """Runs containers with an OCI runtime, each under conmon. Thread-safe.
 
     `runtime` and `conmon` are programs by name or path. `name` is the starter's, the runtime's own if it is not given.
+    With `cni`, a directory of configurations such as /etc/cni/net.d, sandboxes that are not on the host's network get
+    one from the plugins in `cni_plugins`, directories with ":" between them. Without, they have loopback alone.
+
     Each step of the runtime may take `timeout` seconds. What is missing is told when a container is to be created.
     """
 
     def __init__(
-        self, runtime: str = "runc", *, name: str = "", conmon: str = "conmon", timeout: float = TIMEOUT_SECONDS
+        self,
+        runtime: str = "runc",
+        *,
+        name: str = "",
+        conmon: str = "conmon",
+        timeout: float = TIMEOUT_SECONDS,
+        cni: str = "",
+        cni_plugins: str = PLUGINS,
     ) -> None:
         self.name = name or os.path.basename(runtime)
         self._runtime = runtime
         self._conmon = conmon
         self._timeout = timeout
+        self._plugins = Plugins(cni, cni_plugins) if cni else None
         self._tools = Tools()
         self._containers_dir = ""
         self._root = RuntimeRoot("")
+        self._holdings = SandboxHoldings("", self._root)
         self._busy: set[str] = set()
         self._is_free = threading.Condition()
 
@@ -118,8 +138,10 @@ class OciStarter:
         """Begin to serve this state directory; what the runtime kept of earlier boots is removed."""
         self._containers_dir = os.path.join(state_dir, CONTAINERS)
         self._root = RuntimeRoot(os.path.join(state_dir, OCI, self.name))
+        self._holdings = SandboxHoldings(os.path.join(state_dir, SANDBOXES), self._root, self._plugins)
         try:
             self._root.remove_old()
+            self._holdings.remove_old()
         except OSError as error:
             _log.warning("%s: what the runtime kept before the last boot stays: %s", self._root.above, error)
 
@@ -131,12 +153,15 @@ class OciStarter:
 
         Raises InvalidInputError, UnsupportedError if runtime or conmon are not installed, StateDirectoryError.
         """
-        if os.geteuid():
-            raise UnsupportedError("OCI containers need an engine that runs as root")
         self._tools.find(self._conmon)
+        if is_rootless() and self._tools.find(self._runtime).kind != "runc":
+            raise UnsupportedError(f"{self._runtime}: an engine that is not root can use runc alone")
         self._command()
         to_oci_id(launch.id)
         spec = make_spec(launch, is_unified=has_unified_cgroups())
+        if is_rootless():
+            require_own_pids(make_namespaces(config_in_sandbox(launch), launch.namespaces, is_unified=False))
+            adapt(spec)  # which refuses users that cannot be had
         write_root_files(
             os.path.join(launch.bundle_path, ROOTFS), None if launch.sandbox is None else launch.sandbox.config
         )
@@ -150,6 +175,35 @@ class OciStarter:
     def keeps(self, container_id: str) -> bool:
         """Say whether a start of the container has left anything."""
         return next(list_runs(self._bundle(container_id)), None) is not None
+
+    # What sandboxes hold: see `limpet.engine.starters.abilities.Furnisher`
+
+    def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str]) -> Holdings:
+        """Pin the sandbox's namespaces, and write its files in /etc. An ordinary user's sandboxes hold nothing."""
+        if is_rootless():
+            return Holdings(given)
+        with _told(f"sandbox {sandbox.id}"):
+            return self._holdings.furnish(sandbox, given, self._timeout)
+
+    def is_furnished(self, sandbox: SandboxMetadata, namespaces: Mapping[str, str]) -> bool:
+        """Say whether all was made, and is written down."""
+        return is_rootless() or self._holdings.is_furnished(sandbox, namespaces)
+
+    def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
+        """Say whether its namespaces are still pinned."""
+        with _told(f"sandbox {sandbox_id}"):
+            return self._holdings.holds(sandbox_id, namespaces)
+
+    def vacate(self, sandbox_id: str) -> None:
+        """Unpin its namespaces."""
+        with _told(f"sandbox {sandbox_id}"):
+            self._holdings.vacate(sandbox_id, self._timeout)
+
+    def vacate_others(self, find_ids: Callable[[], Collection[str]]) -> None:
+        """Unpin what belongs to none of these."""
+        with _told("sandboxes that are gone"):
+            for problem in self._holdings.vacate_others(find_ids):
+                _log.warning("a sandbox that is gone still holds something: %s", problem)
 
     def prepare(self, launch: Launch) -> Prepared:
         """Have conmon and the runtime make the container, its first process held.
@@ -206,6 +260,17 @@ class OciStarter:
             found = find_run(self._bundle(container_id), identity)
         cgroups = found[1].cgroups if found else ()
         return adopt_process(identity, lambda pidfd: is_process(identity, pidfd, cgroups))
+
+    def open_monitor(self, container_id: str, identity: ProcessIdentity) -> int:
+        """Return a pidfd of its conmon, -1 if that has ended."""
+        with _told(f"container {container_id}"):
+            found = find_run(self._bundle(container_id), identity)
+        if found is None:
+            return -1
+        try:
+            return adopt_process(found[1].monitor, lambda pidfd: is_process(found[1].monitor, pidfd))
+        except NotFoundError:
+            return -1
 
     def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
         """Send a signal to the container's first process, through its pidfd; return how many processes are left.
@@ -302,6 +367,27 @@ class OciStarter:
             cgroup = self._cgroup_name(processes.oci_id)
             return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
 
+    def open_command(
+        self,
+        container_id: str,
+        identity: ProcessIdentity,
+        args: Sequence[str],
+        *,
+        terminal: bool,
+        size: tuple[int, int],
+    ) -> Session:
+        """Run a command in the container, connected to it."""
+        with _told(f"container {container_id}"):
+            directory, processes = self._find(container_id, identity)
+            runtime = [*self._command(), "--root", self._root.make()]
+            cgroup = self._cgroup_name(processes.oci_id)
+            return abilities.open_command(runtime, directory, processes, cgroup, args, size=size if terminal else None)
+
+    def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
+        """Connect to the container's own input and output."""
+        with _told(f"container {container_id}"):
+            return AttachedSession(*self._find(container_id, identity), terminal=terminal, has_input=has_input)
+
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
         """Freeze all processes of the container. Raises UnsupportedError with the reason if that cannot be done."""
         with _told(f"container {container_id}"):
@@ -345,10 +431,14 @@ class OciStarter:
 
     def _prepare(self, launch: Launch) -> Prepared:
         secrets = require_secrets(launch.secret_env)
-        conmon = self._tools.find(self._conmon)
+        self._tools.find(self._conmon)
         self._end(launch.id)  # what a start that was cut short has left
         shutil.rmtree(os.path.join(launch.bundle_path, OCI), ignore_errors=True)
-        config = self._complete(launch)
+        with open_target(launch) as target:
+            return self._make(launch, self._complete(launch, target), secrets)
+
+    def _make(self, launch: Launch, config: Mapping[str, Any], secrets: Mapping[str, str]) -> Prepared:
+        conmon = self._tools.find(self._conmon)
         directory = make_run_directory(launch.bundle_path)
         try:
             with self._written(directory, config, secrets), _log_of(launch) as (log_directory, log_name):
@@ -371,11 +461,20 @@ class OciStarter:
             self._discard(launch.id, directory)
             raise
 
-    def _complete(self, launch: Launch) -> dict[str, Any]:
+    def _complete(self, launch: Launch, target: str) -> dict[str, Any]:
         path = os.path.join(launch.bundle_path, CONFIG_FILE)
         try:
             spec = json.loads(read_small_file(path, CONFIG_BYTES))
-            return complete(spec, launch, cgroup=self._cgroup_path(launch), is_unified=has_unified_cgroups())
+            held = self._holdings.mounts_for(launch.sandbox.id, launch.namespaces) if launch.sandbox else {}
+            whole = complete(
+                spec,
+                launch,
+                cgroup=self._cgroup_path(launch),
+                is_unified=has_unified_cgroups(),
+                held=held,
+                target=target,
+            )
+            return adapt(whole) if is_rootless() else whole
         except OSError as error:
             raise StateDirectoryError(f"bundle {launch.bundle_path}: {error.strerror} ({path})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -430,7 +529,7 @@ class OciStarter:
                     entry=os.path.join(self._root.make(), to_oci_id(launch.id)),
                     oci_id=to_oci_id(launch.id),
                     cgroups=read_cgroups(pid),
-                    cgroup=config["linux"]["cgroupsPath"],
+                    cgroup=config["linux"].get("cgroupsPath", ""),
                     has_own_pids={"type": "pid"} in config["linux"]["namespaces"],
                 )
             directory.write_processes(processes)

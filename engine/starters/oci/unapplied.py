@@ -3,13 +3,17 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from limpet.engine.starters.contract import Launch
+from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import find_missing
 from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of
-from limpet.engine.starters.oci.namespaces import mode_of, options_of
+from limpet.engine.starters.oci.namespaces import config_in_sandbox, mode_of, options_of
 from limpet.engine.starters.oci.resources import find_unapplied_limits
+from limpet.engine.starters.oci.sandboxes import is_pin, kind_of_sysctl
 from limpet.engine.starters.oci.spec import find_sysctls, security_of
-from limpet.schema.cri import MountPropagation, NamespaceMode, ProfileType
+from limpet.schema.cri import LinuxSandboxSecurityContext, MountPropagation, NamespaceMode, ProfileType
 
 _MOUNT_FIELDS: Mapping[str, str] = {
     "selinux_relabel": "no label is set",
@@ -30,6 +34,8 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     config, context = launch.metadata.config, security_of(launch.metadata.config)
     found = {name: why for name, why, asks in _FIELDS if asks(config)}
     found |= {name: why for name, why, asks in _SECURITY if asks(context)}
+    if not choose_apparmor(context):
+        found |= {name: _NO_APPARMOR for name, asks in _APPARMOR if asks(context)}
     for name, why in _MOUNT_FIELDS.items():
         if any(getattr(mount, name) for mount in config.mounts):
             found[f"mounts.{name}"] = why
@@ -49,11 +55,9 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
 
 
 def _find_namespaces(launch: Launch) -> dict[str, str]:
-    config = launch.metadata.config
+    config = config_in_sandbox(launch)
     options = options_of(config)
     found = {}
-    if options.pid is NamespaceMode.TARGET:
-        found["namespace_options.target_id"] = "it has a pid namespace of its own"
     if options.userns_options and options.userns_options.mode is not NamespaceMode.NODE:
         found["namespace_options.userns_options"] = "its users are those of the host"
     is_given = bool(config.linux and config.linux.security_context and config.linux.security_context.namespace_options)
@@ -75,18 +79,24 @@ def _find_of_sandbox(launch: Launch) -> dict[str, str]:
         found["sandbox.port_mappings"] = "no port of the host is handed on"
     if config.windows is not None:
         found["sandbox.windows"] = "this is Linux"
-    if config.hostname and mode_of(launch.metadata.config, "uts") is NamespaceMode.NODE:
+    if config.hostname and mode_of(config_in_sandbox(launch), "uts") is NamespaceMode.NODE:
         found["sandbox.hostname"] = "it uses the host's UTS namespace"
     if config.linux is None:
         return found
-    if _holds_anything(config.linux.security_context):
+    if _holds_anything(_without_namespaces(config.linux.security_context)):
         found["sandbox.security_context"] = _NO_PROCESS
     for name in ("overhead", "resources"):
         if _holds_anything(getattr(config.linux, name)):
             found[f"sandbox.{name}"] = _EACH
-    if set(config.linux.sysctls) - set(find_sysctls(launch)):
+    done = {name for name in config.linux.sysctls if is_pin(launch.namespaces.get(kind_of_sysctl(name), ""))}
+    if set(config.linux.sysctls) - set(find_sysctls(launch)) - done:
         found["sandbox.sysctls"] = "the namespaces that they belong to are not the container's own"
     return found
+
+
+def _without_namespaces(context: LinuxSandboxSecurityContext | None) -> LinuxSandboxSecurityContext | None:
+    """Return what is left of a sandbox's security context: its namespaces are made, or are the host's."""
+    return context and replace(context, namespace_options=None)
 
 
 def _holds_anything(message: Any) -> bool:
@@ -103,6 +113,9 @@ _FIELDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 )
 _SECURITY: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("selinux_options", "no label is set", lambda s: _holds_anything(s.selinux_options)),
-    ("apparmor", "no AppArmor profile is set", lambda s: _is_confined(s.apparmor)),
-    ("apparmor_profile", "no AppArmor profile is set", lambda s: s.apparmor_profile not in {"", "unconfined"}),
 )
+_APPARMOR: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    ("apparmor", lambda s: _is_confined(s.apparmor)),
+    ("apparmor_profile", lambda s: s.apparmor_profile not in {"", "unconfined"}),
+)
+_NO_APPARMOR = "this kernel has no AppArmor, or the profile is the runtime's own, and there is none"

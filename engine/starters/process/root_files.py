@@ -47,6 +47,22 @@ def write_root_files(root: str, sandbox: PodSandboxConfig | None) -> None:
         os.close(etc)
 
 
+def name_address(root: str, hostname: str, address: str) -> None:
+    """Have a hostname stand for an address in the /etc/hosts that was written below `root`, durably. Raises OSError."""
+    etc = os.open(os.path.join(root, "etc"), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with open(os.open("hosts", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=etc), "rb") as file:
+            content = file.read()
+        _replace(etc, "hosts", content.replace(_own_line("127.0.1.1", hostname), _own_line(address, hostname)))
+        os.fsync(etc)
+    finally:
+        os.close(etc)
+
+
+def _own_line(address: str, hostname: str) -> bytes:
+    return f"{address}\t{hostname}\n".encode()
+
+
 def _replace(directory: int, name: str, content: bytes) -> None:
     """Put a new file in place of what has the name: a link is not followed, nor another name of the file changed."""
     with suppress(FileNotFoundError):
@@ -78,7 +94,7 @@ def _hosts(sandbox: PodSandboxConfig | None) -> bytes:
     if sandbox is None or not sandbox.hostname:
         return content
     end = b"" if content.endswith(b"\n") else b"\n"
-    return content + end + f"127.0.1.1\t{require_hostname(sandbox.hostname)}\n".encode()
+    return content + end + _own_line("127.0.1.1", require_hostname(sandbox.hostname))
 
 
 def _hostname(sandbox: PodSandboxConfig | None) -> bytes:

@@ -1,0 +1,184 @@
+"""Networks made by CNI plugins (the Container Network Interface, version 1): programs, called as the spec says.
+
+What is asked of the plugins is written down, durably, before it is done: `network.json` in the sandbox's directory. It
+goes once DEL has succeeded, so that whoever comes after a kill, or a plugin that failed, tries that again.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from limpet.engine.starters.oci.command import Outcome, clean_environment, run
+from limpet.engine.state.durable import sync_directory, write_file
+from limpet.recovery.files import read_small_file
+from limpet.schema.errors import InvalidInputError, ResourcesError, StateDirectoryError, UnsupportedError, quote_path
+
+PLUGINS = "/opt/cni/bin:/usr/lib/cni"
+"""Where they are looked for: the spec's directory, and Debian's."""
+_FILE = "network.json"
+_INTERFACE = "eth0"
+_MOST_BYTES = 1 << 20
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of the plugins for one sandbox."""
+
+    name: str
+    version: str
+    plugins: list[dict[str, Any]]
+    container_id: str
+    namespace: str
+    result: dict[str, Any] | None = None
+    """What the last plugin answered; None until all have."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The sandbox's IP addresses, the first one first."""
+        found = (self.result or {}).get("ips", [])
+        return tuple(str(each["address"]).partition("/")[0] for each in found)
+
+
+class Plugins:
+    """The plugins of a configuration directory, whose first file by name is used."""
+
+    def __init__(self, config_dir: str, plugins: str = PLUGINS) -> None:
+        self._config_dir = config_dir
+        self._plugins = plugins
+
+    def add(self, directory: str, container_id: str, namespace: str, timeout: float) -> Network:
+        """Have the sandbox's network made; what is left of an earlier try goes first. `directory` is the sandbox's.
+
+        Raises UnsupportedError if there is no configuration, or a plugin refuses: then nothing is left, or DEL is to be
+        repeated. Raises OSError.
+        """
+        self.delete(directory, timeout)
+        network = self._read_config(container_id, namespace)
+        path = os.path.join(directory, _FILE)
+        write_file(path, msgspec.json.encode(network))
+        try:
+            result: dict[str, Any] | None = None
+            for plugin in network.plugins:
+                result = self._ask(network, plugin, "ADD", result, timeout)
+            network = msgspec.structs.replace(network, result=_require_result(result))
+        except UnsupportedError as error:
+            try:
+                self.delete(directory, timeout)
+            except ResourcesError as second:
+                raise UnsupportedError(f"{error}; and then: {second}") from error
+            raise
+        write_file(path, msgspec.json.encode(network))
+        return network
+
+    def delete(self, directory: str, timeout: float) -> None:
+        """Have the network removed that was made for a sandbox. May be repeated.
+
+        Raises ResourcesError if a plugin fails: then it is to be repeated.
+        """
+        network = read_network(directory)
+        if network is None:
+            return
+        for plugin in reversed(network.plugins):
+            try:
+                self._ask(network, plugin, "DEL", network.result, timeout)
+            except UnsupportedError as error:
+                raise ResourcesError(f"{error}; its network stays until that works, try again") from error
+        os.unlink(os.path.join(directory, _FILE))
+        sync_directory(directory)
+
+    def _read_config(self, container_id: str, namespace: str) -> Network:
+        try:
+            names = sorted(each for each in os.listdir(self._config_dir) if each.endswith((".conflist", ".conf")))
+        except OSError as error:
+            raise UnsupportedError(f"CNI: {quote_path(self._config_dir)}: {error.strerror}") from error
+        if not names:
+            raise UnsupportedError(f"CNI: {quote_path(self._config_dir)} has no file of a network (*.conflist)")
+        path = os.path.join(self._config_dir, names[0])
+        try:
+            config = json.loads(read_small_file(path, _MOST_BYTES))
+            plugins = config["plugins"] if path.endswith(".conflist") else [config]
+            return Network(
+                name=str(config["name"]),
+                version=str(config.get("cniVersion", "1.0.0")),
+                plugins=[{**plugin, "type": os.path.basename(plugin["type"])} for plugin in plugins],
+                container_id=container_id,
+                namespace=namespace,
+            )
+        except OSError as error:
+            raise UnsupportedError(f"CNI: {quote_path(path)}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidInputError(f"CNI: {quote_path(path)} is no network's configuration: {error!r}") from error
+
+    def _ask(
+        self, network: Network, plugin: Mapping[str, Any], command: str, before: dict[str, Any] | None, timeout: float
+    ) -> dict[str, Any] | None:
+        """Call one plugin, and return what it answers. Raises UnsupportedError with what it says."""
+        name = plugin["type"]
+        paths = [os.path.join(each, name) for each in self._plugins.split(":") if each]
+        program = next((path for path in paths if os.access(path, os.X_OK)), "")
+        if not program:
+            raise UnsupportedError(
+                f"CNI: the plugin {name!r} is not in {self._plugins}; on Debian: apt-get install"
+                " containernetworking-plugins"
+            )
+        config = {**plugin, "name": network.name, "cniVersion": network.version}
+        if before is not None:
+            config["prevResult"] = before
+        # A namespace that is gone, as after a reboot, is not named: DEL then frees what the plugin keeps elsewhere.
+        namespace = network.namespace if command == "ADD" or os.path.ismount(network.namespace) else ""
+        environment = {
+            **clean_environment(),
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": network.container_id,
+            "CNI_NETNS": namespace,
+            "CNI_IFNAME": _INTERFACE,
+            "CNI_PATH": self._plugins,
+        }
+        try:
+            outcome = run(
+                [program], timeout=timeout, given=json.dumps(config).encode(), environment=environment,
+                most_bytes=_MOST_BYTES,
+            )  # fmt: skip
+        except OSError as error:
+            raise UnsupportedError(f"CNI: {quote_path(program)} cannot be executed: {error.strerror}") from error
+        if outcome.code != 0:
+            raise UnsupportedError(f"CNI: {name} {command} failed: {_tell(outcome)}")
+        try:
+            answer = json.loads(outcome.output) if outcome.output.strip() and command == "ADD" else None
+        except (ValueError, RecursionError) as error:
+            raise UnsupportedError(f"CNI: {name} {command} answers what is no JSON") from error
+        if answer is not None and not isinstance(answer, dict):
+            raise UnsupportedError(f"CNI: {name} {command} answers no object")
+        return answer
+
+
+def read_network(directory: str) -> Network | None:
+    """Return what was asked of plugins for the sandbox of this directory. Raises StateDirectoryError if damaged."""
+    path = os.path.join(directory, _FILE)
+    try:
+        return msgspec.json.decode(read_small_file(path, _MOST_BYTES), type=Network)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+        raise StateDirectoryError(f"{quote_path(path)} cannot be read: {error}") from error
+
+
+def _require_result(result: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the last plugin answered. Raises UnsupportedError if that names no addresses as it must."""
+    found: Any = (result or {}).get("ips", [])
+    is_sound = isinstance(found, Sequence) and all(
+        isinstance(each, dict) and isinstance(each.get("address"), str) for each in found
+    )
+    if result is None or not is_sound:
+        raise UnsupportedError("CNI: the last plugin answers no result as the spec has it")
+    return result
+
+
+def _tell(outcome: Outcome) -> str:
+    try:
+        answer = json.loads(outcome.output)
+        return f"{answer['msg']} {answer.get('details', '')}".strip()[-500:]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return outcome.problem

@@ -1,0 +1,106 @@
+"""Makes a sandbox's namespaces and pins them: run as a program of its own, with the standard library alone.
+
+Its argument is JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes"}. It enters new namespaces, sets up
+loopback, hostname and sysctls, and binds each namespace to a file of its kind's name in the directory, where it stays
+without any process. A pid namespace needs one: its first process, which reaps and does nothing else.
+
+Kernel interfaces: unshare(2), mount(2), netdevice(7), prctl(2), pid_namespaces(7).
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+_CLONE = {"net": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000, "pid": 0x20000000}
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_PR_SET_NAME = 15
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    """Do what the argument says."""
+    asked: dict[str, Any] = json.loads(sys.argv[1])
+    directory, kinds = asked["directory"], asked["kinds"]
+    _check(_libc.unshare(sum(_CLONE[kind] for kind in kinds)), "unshare")
+    if "net" in kinds:
+        _raise_loopback()
+    if asked["hostname"] and "uts" in kinds:
+        socket.sethostname(asked["hostname"])
+    for name, value in asked["sysctls"].items():
+        with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="utf-8") as file:
+            file.write(value)
+    if "ipc" in kinds:
+        path = os.path.join(directory, "shm")
+        os.mkdir(path)
+        _mount("shm", path, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, f"mode=1777,size={asked['shm_bytes']}")
+    for kind in kinds:
+        if kind != "pid":
+            _pin(f"/proc/self/ns/{kind}", os.path.join(directory, kind))
+    if "pid" in kinds:
+        _begin_pids(os.path.join(directory, "pid"))
+
+
+def _begin_pids(path: str) -> None:
+    """Start the first process of the new pid namespace; it goes on only once the namespace is pinned."""
+    wait, begin = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(begin)
+        if os.read(wait, 1):
+            _reap_for_ever()
+        os._exit(0)
+    os.close(wait)
+    _pin(f"/proc/{pid}/ns/pid", path)
+    os.write(begin, b"\0")
+
+
+def _reap_for_ever() -> None:
+    os.setsid()
+    os.chdir("/")
+    os.closerange(0, 1024)
+    _libc.prctl(_PR_SET_NAME, b"limpet-pause", 0, 0, 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    while True:
+        signal.sigwait({signal.SIGCHLD})
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            continue
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        found = fcntl.ioctl(link, _SIOCGIFFLAGS, struct.pack("16sh22x", b"lo", 0))
+        flags = struct.unpack_from("16sh", found)[1] | _IFF_UP
+        fcntl.ioctl(link, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags))
+
+
+def _pin(namespace: str, path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    _mount(namespace, path, "", _MS_BIND, "")
+
+
+def _mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
+    texts = (os.fsencode(source), os.fsencode(target), kind.encode() or None)
+    _check(_libc.mount(*texts, ctypes.c_ulong(flags), options.encode() or None), f"mount {target}")
+
+
+def _check(result: int, what: str) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as problem:
+        sys.exit(f"{problem.filename or ''}: {problem.strerror}".removeprefix(": "))

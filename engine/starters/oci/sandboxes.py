@@ -1,0 +1,271 @@
+"""What a sandbox holds: its namespaces, pinned without a process, its /dev/shm, and its files in /etc.
+
+Pins are on a tmpfs, as they end with the boot: `/run/limpet/<boot>.<...>/<sandbox>/{net,ipc,uts,pid,shm}`. The middle
+name is that of the runtime's own directory (see `root`), so what is there is this state directory's and no copy's. A
+directory is locked while it is worked on, also by a `pin` that outlives its engine.
+"""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from limpet.engine.starters.abilities import Holdings
+from limpet.engine.starters.oci import pin
+from limpet.engine.starters.oci.cni import Plugins, read_network
+from limpet.engine.starters.oci.command import run
+from limpet.engine.starters.oci.namespaces import options_of_sandbox
+from limpet.engine.starters.oci.root import RuntimeRoot
+from limpet.engine.starters.process.interpreter import require_interpreter
+from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
+from limpet.recovery.host import has_ended, open_pidfd, read_boot_id
+from limpet.recovery.mounts import find_mounts
+from limpet.schema.cri import NamespaceMode, PodSandboxConfig
+from limpet.schema.errors import ResourcesError, UnsupportedError, quote_path
+from limpet.schema.file_name import file_name
+from limpet.schema.metadata import SandboxMetadata
+
+PINS = "/run/limpet"
+ETC = ("hosts", "hostname", "resolv.conf")
+_FILES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
+"""The name of each pin, by type as in the runtime-spec; /proc/PID/ns has the same."""
+_SHM = "shm"
+_SHM_BYTES = 64 << 20
+_LOCK_SECONDS = 10.0
+_END_SECONDS = 5.0
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class SandboxHoldings:
+    """What the sandboxes of one starter in one state directory hold."""
+
+    def __init__(self, sandboxes_dir: str, root: RuntimeRoot, plugins: Plugins | None = None) -> None:
+        self._sandboxes_dir = sandboxes_dir
+        self._root = root
+        self._plugins = plugins
+
+    def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str], timeout: float) -> Holdings:
+        """Write its files and make the namespaces that it is to hold, but for those that are given, not by us.
+
+        Raises InvalidInputError for what /etc cannot hold, UnsupportedError, ResourcesError if it cannot be made.
+        """
+        directory = self.directory_of(sandbox.id)
+        self._delete_network(directory, timeout)
+        write_root_files(directory, sandbox.config)
+        kept = {kind: path for kind, path in given.items() if not is_pin(path)}
+        kinds = [kind for kind in choose_kinds(sandbox.config) if kind not in kept]
+        self._root.make()
+        path = self.pins_of(sandbox.id)
+        os.makedirs(path, 0o700, exist_ok=True)
+        with _locked(path) as lock:
+            self._clear(path)
+            if kinds:
+                self._pin(path, kinds, sandbox.config, lock, timeout)
+        made = {kind: os.path.join(path, _FILES[kind]) for kind in kinds}
+        addresses: tuple[str, ...] = ()
+        if self._plugins is not None and "network" in made:
+            try:
+                network = self._plugins.add(directory, file_name(sandbox.id), made["network"], timeout)
+            except BaseException:
+                self._remove(path)
+                raise
+            addresses = network.addresses
+            if addresses and sandbox.config.hostname:
+                name_address(directory, sandbox.config.hostname, addresses[0])
+        return Holdings({**kept, **made}, addresses)
+
+    def _delete_network(self, directory: str, timeout: float) -> None:
+        if read_network(directory) is not None:
+            if self._plugins is None:
+                raise ResourcesError(
+                    f"{quote_path(directory)}: CNI plugins made its network; open an engine with `cni` to remove it"
+                )
+            self._plugins.delete(directory, timeout)
+
+    def is_furnished(self, sandbox: SandboxMetadata, namespaces: Mapping[str, str]) -> bool:
+        """Say whether its files were written, and its record names all that it is to hold."""
+        etc = os.path.join(self.directory_of(sandbox.id), "etc")
+        return set(choose_kinds(sandbox.config)) <= set(namespaces) and all(
+            os.path.isfile(os.path.join(etc, name)) for name in ETC
+        )
+
+    def _pin(self, path: str, kinds: Sequence[str], config: PodSandboxConfig, lock: int, timeout: float) -> None:
+        asked = {
+            "directory": path,
+            "kinds": [_FILES[kind] for kind in kinds],
+            "hostname": require_hostname(config.hostname) if config.hostname else "",
+            "sysctls": {name: value for name, value in sysctls_of(config).items() if kind_of_sysctl(name) in kinds},
+            "shm_bytes": _SHM_BYTES,
+        }
+        command = [require_interpreter(""), "-I", "-S", "-X", "utf8", pin.__file__, json.dumps(asked)]
+        outcome = run(command, timeout=timeout, pass_fds=(lock,))
+        if outcome.code != 0:
+            self._clear(path)
+            raise UnsupportedError(f"a sandbox's namespaces cannot be made: {outcome.problem}")
+
+    def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
+        """Say whether those of the namespaces that are ours are all still there. Raises OSError."""
+        wanted = {path for path in namespaces.values() if is_pin(path)}
+        return not wanted or wanted <= set(find_mounts(self.pins_of(sandbox_id)))
+
+    def vacate(self, sandbox_id: str, timeout: float) -> None:
+        """Free all that it holds; what is already free is fine. Raises ResourcesError if something cannot be freed."""
+        self._delete_network(self.directory_of(sandbox_id), timeout)
+        if self._root.find():
+            self._remove(self.pins_of(sandbox_id))
+
+    def vacate_others(self, find_ids: Callable[[], Collection[str]]) -> Iterator[str]:
+        """Free what sandboxes hold that have neither record nor directory; yield what cannot be freed. Raises OSError.
+
+        Records are asked for last: one is there before what it holds, and goes after it.
+        """
+        above = os.path.dirname(self.pins_of("x")) if self._root.find() else ""
+        if not os.path.isdir(above):
+            return
+        names = os.listdir(above)
+        kept = {*map(file_name, find_ids()), *os.listdir(self._sandboxes_dir)}
+        for name in names:
+            if name not in kept:
+                try:
+                    self._remove(os.path.join(above, name))
+                except (OSError, ResourcesError) as error:
+                    yield str(error)
+
+    def remove_old(self) -> None:
+        """Remove what earlier boots have left where pins are on a disk: files that hold nothing any more."""
+        boot_id = read_boot_id()
+        with suppress(FileNotFoundError):
+            for name in os.listdir(PINS):
+                if boot_id and len(name.split(".")[0]) == len(boot_id) and not name.startswith(f"{boot_id}."):
+                    for above, directories, files in os.walk(os.path.join(PINS, name), topdown=False):
+                        for each in files:
+                            os.unlink(os.path.join(above, each))
+                        for each in directories:
+                            os.rmdir(os.path.join(above, each))
+                    os.rmdir(os.path.join(PINS, name))
+
+    def mounts_for(self, sandbox_id: str, namespaces: Mapping[str, str]) -> dict[str, str]:
+        """Return what its containers mount of it: where in the container, and the path here."""
+        found = {}
+        shm = os.path.join(self.pins_of(sandbox_id), _SHM)
+        if os.path.dirname(namespaces.get("ipc", "")) == os.path.dirname(shm) and os.path.isdir(shm):
+            found["/dev/shm"] = shm  # noqa: S108
+        for name in ETC:
+            path = os.path.join(self.directory_of(sandbox_id), "etc", name)
+            if os.path.isfile(path):
+                found[f"/etc/{name}"] = path
+        return found
+
+    def directory_of(self, sandbox_id: str) -> str:
+        """Return the sandbox's directory."""
+        return os.path.join(self._sandboxes_dir, file_name(sandbox_id))
+
+    def pins_of(self, sandbox_id: str) -> str:
+        """Return where its pins are, or would be."""
+        return os.path.join(PINS, os.path.basename(self._root.find()) or "none", file_name(sandbox_id))
+
+    def _remove(self, path: str) -> None:
+        if not os.path.isdir(path):
+            return
+        with _locked(path):
+            self._clear(path)
+            with suppress(FileNotFoundError):
+                os.rmdir(path)
+
+    def _clear(self, path: str) -> None:
+        """End the first process of its pid namespace, and unmount and remove all pins."""
+        pinned = os.path.join(path, "pid")
+        mounted = set(find_mounts(path))
+        if pinned in mounted:
+            _end_pids(os.stat(pinned))
+        for name in (*_FILES.values(), _SHM):
+            each = os.path.join(path, name)
+            if each in mounted:
+                _unmount(each)
+            with suppress(FileNotFoundError):
+                if name == _SHM:
+                    os.rmdir(each)
+                else:
+                    os.unlink(each)
+
+
+def choose_kinds(config: PodSandboxConfig) -> list[str]:
+    """Return the types of namespaces that a sandbox holds: network and UTS, IPC, and pid if it is said to be shared."""
+    options = options_of_sandbox(config)
+    pod = NamespaceMode.POD
+    found = []
+    if options is None or options.network is pod:
+        found += ["network", "uts"]
+    if options is None or options.ipc is pod:
+        found.append("ipc")
+    if options is not None and options.pid is pod:
+        found.append("pid")
+    return found
+
+
+def is_pin(path: str) -> bool:
+    """Return whether a namespace's path is that of a pin of ours."""
+    return path.startswith(f"{PINS}/")
+
+
+def sysctls_of(config: PodSandboxConfig) -> Mapping[str, str]:
+    """Return the sandbox's sysctls."""
+    return config.linux.sysctls if config.linux else {}
+
+
+def kind_of_sysctl(name: str) -> str:
+    """Return the type of the namespace that a sysctl belongs to (sysctl(8), as Kubernetes sorts them)."""
+    if name.startswith("net."):
+        return "network"
+    return "uts" if name in {"kernel.hostname", "kernel.domainname"} else "ipc"
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[int]:
+    """Hold the lock of a directory of pins. Raises ResourcesError if somebody else keeps it for long."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ResourcesError(f"{quote_path(path)}: another process is at work there; try again") from None
+                time.sleep(0.01)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _unmount(path: str) -> None:
+    if _libc.umount2(os.fsencode(path), _MNT_DETACH) and ctypes.get_errno() not in {errno.EINVAL, errno.ENOENT}:
+        number = ctypes.get_errno()
+        raise ResourcesError(f"{quote_path(path)} cannot be unmounted: {os.strerror(number)}; try again")
+
+
+def _end_pids(namespace: os.stat_result) -> None:
+    """Kill the first process of a pid namespace that is pinned, and so all in it; wait until it is gone."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open_pidfd(int(name)) as pidfd:
+            found = os.stat(f"/proc/{name}/ns/pid")
+            if (found.st_dev, found.st_ino) != (namespace.st_dev, namespace.st_ino) or not _is_first(name):
+                continue
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            deadline = time.monotonic() + _END_SECONDS
+            while not has_ended(pidfd) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            return
+
+
+def _is_first(pid: str) -> bool:
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        numbers = next((line.split() for line in file if line.startswith("NSpid:")), [])
+    return bool(numbers) and numbers[-1] == "1"

@@ -1,0 +1,282 @@
+"""Connections to programs in a container: a command that the runtime runs there, and conmon's door to its own program.
+
+Kernel interfaces: pty(7), unix(7).
+"""
+
+import os
+import pty
+import select
+import signal
+import socket
+import struct
+import subprocess
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from fcntl import ioctl
+
+from limpet.engine.starters.abilities import Chunk
+from limpet.engine.starters.oci.command import clean_environment
+from limpet.engine.starters.oci.exits import is_monitor_alive
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.schema.errors import InvalidStateError, StartError, WaitTimeoutError
+
+_BLOCK = 65536
+_PACKET = 8192
+"""The most that conmon takes, and gives, at a time."""
+_STREAMS = {2: "stdout", 3: "stderr"}
+"""The first byte of each packet of conmon's."""
+_END_OF_TEXT = b"\x04"
+_DRAIN_SECONDS = 0.5
+"""How long to read on once a command has ended, where what it has started still holds its output open."""
+_TAIL_BYTES = 4096
+
+
+class CommandSession:
+    """A command that the runtime runs in a container; see `abilities.Session`.
+
+    It has a terminal if that has a size, in rows and columns. `left_over` are files to be removed; `kill` ends the
+    command itself, and `resize` gives its terminal a size.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        size: tuple[int, int] | None,
+        left_over: Sequence[str],
+        has_begun: Callable[[], bool],
+        kill: Callable[[], None],
+        resize: Callable[[bytes], None],
+    ) -> None:
+        self._left_over, self._has_begun, self._kill, self._resize = left_over, has_begun, kill, resize
+        self._terminal = -1
+        self._tail = b""
+        self._guard = threading.Lock()  # of the input
+        self._streams: dict[int, str] = {}
+        self._ended_at = 0.0
+        self._is_closed = False
+        far = -1
+        terminal = size is not None
+        if size is not None:
+            self._terminal, far = pty.openpty()
+            tty.setraw(far)  # the terminal within does what is to be done with lines
+            ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        given = far if terminal else subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=given,
+                stdout=given,
+                stderr=given,
+                cwd="/",
+                env=clean_environment(),
+                umask=0o022,
+                start_new_session=True,
+                bufsize=0,
+            )
+        except BaseException:
+            if terminal:
+                os.close(self._terminal)
+            self._remove()
+            raise
+        finally:
+            if terminal:
+                os.close(far)
+        self.has_terminal = terminal
+        self._poll = select.epoll()
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._poll.register(self._pidfd, select.EPOLLIN)
+        if terminal:
+            self._add(self._terminal, "stdout")
+        else:
+            assert self._process.stdout is not None
+            assert self._process.stderr is not None
+            self._add(self._process.stdout.fileno(), "stdout")
+            self._add(self._process.stderr.fileno(), "stderr")
+
+    def _add(self, descriptor: int, stream: str) -> None:
+        self._streams[descriptor] = stream
+        self._poll.register(descriptor, select.EPOLLIN)
+
+    def read(self, timeout: float | None = None) -> Chunk | None:
+        """Return what it has written next."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._streams:
+            latest = self._ended_at + _DRAIN_SECONDS if self._ended_at else deadline
+            if deadline is not None and latest is not None:
+                latest = min(latest, deadline)
+            left = -1 if latest is None else max(latest - time.monotonic(), 0)
+            ready = self._poll.poll(left)
+            if not ready and self._ended_at and time.monotonic() >= self._ended_at + _DRAIN_SECONDS:
+                break
+            if not ready and deadline is not None and time.monotonic() >= deadline:
+                raise WaitTimeoutError(f"nothing was written for {timeout:g} s")
+            for descriptor, _ in ready:
+                if descriptor == self._pidfd:
+                    self._poll.unregister(descriptor)
+                    self._ended_at = time.monotonic()
+                    continue
+                data = self._take(descriptor)
+                if data:
+                    self._tail = (self._tail + data)[-_TAIL_BYTES:]
+                    return Chunk(self._streams[descriptor], data)
+                self._poll.unregister(descriptor)
+                del self._streams[descriptor]
+        return None
+
+    def _take(self, descriptor: int) -> bytes:
+        try:
+            return os.read(descriptor, _BLOCK)
+        except OSError:  # a terminal that nobody has open any more
+            return b""
+
+    def write(self, data: bytes) -> None:
+        """Write to its input."""
+        with self._guard, suppress(OSError):
+            target = self._input()
+            while data and target >= 0:
+                data = data[os.write(target, data) :]
+
+    def _input(self) -> int:
+        if self._terminal >= 0:
+            return self._terminal
+        stdin = self._process.stdin
+        return -1 if stdin is None or stdin.closed else stdin.fileno()
+
+    def end_input(self) -> None:
+        """Close its input."""
+        if self._terminal >= 0:
+            self.write(_END_OF_TEXT)
+        elif self._process.stdin is not None:
+            with self._guard:
+                self._process.stdin.close()
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal a size, and the runtime's, which some hand on and others do not."""
+        if self._terminal >= 0:
+            size = struct.pack("HHHH", rows, columns, 0, 0)
+            with suppress(OSError):
+                ioctl(self._terminal, termios.TIOCSWINSZ, size)
+                self._resize(size)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the command's exit code."""
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise WaitTimeoutError(f"the command had not ended after {timeout:g} s") from error
+        if not self._has_begun():
+            lines = self._tail.decode(errors="replace").strip().splitlines()
+            raise StartError(lines[-1] if lines else f"the runtime ended with {code} and said nothing")
+        return code if code >= 0 else 128 - code
+
+    def hang_up(self) -> None:
+        """Kill the command if it still runs."""
+        if self._process.poll() is None:
+            self._kill()
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill the command if it still runs, and free all."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.hang_up()
+        self._process.wait()
+        self._poll.close()
+        os.close(self._pidfd)
+        if self._terminal >= 0:
+            os.close(self._terminal)
+            self._terminal = -1
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        for path in self._left_over:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+class AttachedSession:
+    """The input and output of a container's own program, through its conmon; see `abilities.Session`."""
+
+    def __init__(self, run: RunDirectory, processes: Processes, *, terminal: bool, has_input: bool) -> None:
+        self._run, self.has_terminal, self._has_input = run, terminal, has_input
+        if not is_monitor_alive(processes):
+            raise InvalidStateError("its conmon has ended, so nobody can attach to it")
+        self._link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            directory = os.open(run.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._link.connect(f"/proc/self/fd/{directory}/attach")  # a path may be longer than an address
+            finally:
+                os.close(directory)
+        except OSError as error:
+            self._link.close()
+            raise InvalidStateError(f"its conmon does not answer: {error.strerror}") from error
+
+    def read(self, timeout: float | None = None) -> Chunk | None:
+        """Return what it has written next."""
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        while True:
+            if not poll.poll(None if timeout is None else timeout * 1000):
+                raise WaitTimeoutError(f"nothing was written for {timeout:g} s")
+            try:
+                packet = self._link.recv(_PACKET + 1)
+            except OSError:
+                return None
+            if not packet:
+                return None
+            if packet[0] in _STREAMS and len(packet) > 1:
+                return Chunk(_STREAMS[packet[0]], packet[1:])
+
+    def write(self, data: bytes) -> None:
+        """Write to its input; dropped if its config asks for none."""
+        if self._has_input:
+            with suppress(OSError):
+                for begin in range(0, len(data), _PACKET):
+                    self._link.send(data[begin : begin + _PACKET], socket.MSG_NOSIGNAL)
+
+    def end_input(self) -> None:
+        """Write no more: with `stdin_once` its input ends."""
+        if self.has_terminal:
+            self.write(_END_OF_TEXT)
+        else:
+            with suppress(OSError):
+                self._link.shutdown(socket.SHUT_WR)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Have conmon give its terminal a size."""
+        if self.has_terminal:
+            with suppress(OSError):
+                tell_conmon(self._run, f"1 {rows} {columns}\n")
+
+    def wait(self, timeout: float | None = None) -> int | None:  # noqa: ARG002
+        """Return None: how the container ends, its status tells."""
+        return None
+
+    def hang_up(self) -> None:
+        """Leave it."""
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Leave it, and free all."""
+        self._link.close()
+
+
+def tell_conmon(run: RunDirectory, line: str) -> None:
+    """Write a line to a conmon's control pipe. Raises OSError if nobody reads it."""
+    door = os.open(run.join("ctl"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(door, line.encode())
+    finally:
+        os.close(door)

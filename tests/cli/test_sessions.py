@@ -1,0 +1,157 @@
+"""exec, attach, stats, pause and resume with containers of an OCI runtime, by the live engine and without one."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet.engine import Engine
+from tests.cli.conftest import Limpet
+from tests.conftest import EngineProcess, wait_until
+from tests.starters.oci import config, end_everything, free_sandboxes, load_busybox, open_engine
+
+LIVE = """
+from limpet import OciStarter
+engine = Engine.open(state_dir, runtimes={"runc": OciStarter("runc")})
+say(os.getpid())
+time.sleep(1000)
+"""
+ECHO = "trap 'exit 4' TERM; while read x; do echo got $x; done; exit 6"
+
+
+@pytest.fixture(params=["a live engine", "none"])
+def somewhere(
+    request: pytest.FixtureRequest, limpet: Limpet, engine_process: Callable[[str], EngineProcess], tmp_path: Path
+) -> Iterator[Limpet]:
+    """The command line, with two containers: one that sleeps, and one whose input is echoed."""
+    with open_engine(limpet.state_dir) as engine:
+        load_busybox(engine, tmp_path / "image")
+        engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", runtime_handler="runc")
+        engine.create_container(config("sleeps", "sleep 1000"), "pod", id="sleeps").start()
+        engine.create_container(config("echo", ECHO, stdin=True, stdin_once=True), "pod", id="echo").start()
+    process = engine_process(LIVE) if request.param != "none" else None
+    if process is not None:
+        process.read()
+    yield limpet
+    if process is not None:
+        process.kill()
+    with open_engine(limpet.state_dir) as engine:
+        engine.get_sandbox("pod").remove(force=True, timeout=0)
+    end_everything(limpet.state_dir)
+    free_sandboxes(limpet.state_dir)
+
+
+def run_with(limpet: Limpet, text: str, *args: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "limpet", "-s", limpet.state_dir, *args],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_talking_to_programs(somewhere: Limpet) -> None:
+    """Output and input go where they belong, and the exit status is the program's."""
+    script = "cat; echo bad >&2; exit 3"
+    assert run_with(somewhere, "one\ntwo\n", "exec", "-i", "sleeps", "sh", "-c", script) == (3, "one\ntwo\n", "bad\n")
+    assert run_with(somewhere, "unread", "exec", "sleeps", "cat") == (0, "", "")
+    status, _, error = run_with(somewhere, "", "exec", "sleeps", "/no/such")
+    assert status == 125
+    assert "such" in error
+    assert run_with(somewhere, "", "exec", "nobody", "true")[0] == 125
+    assert run_with(somewhere, "hello\n", "attach", "echo") == (6, "got hello\n", "")
+    assert run_with(somewhere, "", "attach", "nobody")[0] == 3
+
+
+def test_pause_and_stats(somewhere: Limpet) -> None:
+    """They are frozen, and go on; what they use is told."""
+    assert somewhere.json("pause", "sleeps")["paused"][0]["paused"]
+    assert not somewhere.json("resume", "sleeps")["resumed"][0]["paused"]
+    used = {each["name"]: each for each in somewhere.json("stats")["containers"]}
+    assert set(used) == {"sleeps", "echo"}
+    assert used["sleeps"]["processes"] in {1, None}
+    assert used["sleeps"]["memory_bytes"] > 0
+    assert "sleeps" in somewhere.ok("stats", "sleeps")
+    assert somewhere("stats", "nobody").returncode == 3
+
+
+def test_a_terminal(somewhere: Limpet) -> None:
+    """A command of `exec -it` has a terminal of this one's size, and this one is put back."""
+    near, far = pty.openpty()
+    script = "busybox stty size; read x; echo got $x; exit 7"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "limpet", "-s", somewhere.state_dir, "exec", "-it", "sleeps", "sh", "-c", script],
+        stdin=far, stdout=far, stderr=far, start_new_session=True,
+    )  # fmt: skip
+    try:
+        os.write(near, b"hello\r")
+        said = b""
+        deadline = time.monotonic() + 30
+        while b"got hello" not in said and time.monotonic() < deadline:
+            if select.select([near], [], [], 0.1)[0]:
+                said += os.read(near, 4096)
+        assert b"got hello" in said, said
+        assert process.wait(20) == 7
+    finally:
+        process.kill()
+        process.wait()
+        os.close(near)
+        os.close(far)
+
+
+def test_a_command_ends_with_who_asked(
+    limpet: Limpet, engine_process: Callable[[str], EngineProcess], tmp_path: Path
+) -> None:
+    """Killed, the command that asked takes what it ran along; if the engine is killed, who asked is told."""
+    with open_engine(limpet.state_dir) as engine:
+        load_busybox(engine, tmp_path / "image")
+        engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", runtime_handler="runc")
+        engine.create_container(config("one", "sleep 1000"), "pod", id="one").start()
+    process = engine_process(LIVE)
+    process.read()
+    needle = f"^sleep 4717{os.getpid()}"
+
+    def begin() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "limpet", "-s", limpet.state_dir, "exec", "one", "sleep", needle[7:]]
+        return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+    def is_there() -> bool:
+        return bool(subprocess.run(["pgrep", "-f", needle], capture_output=True, check=False).stdout)
+
+    try:
+        with begin() as asked:
+            wait_until(is_there, "the command")
+            asked.kill()
+        wait_until(lambda: not is_there(), "the command to be gone")
+        with begin() as asked:
+            wait_until(is_there, "the command")
+            process.kill()
+            _, error = asked.communicate(timeout=30)
+        assert asked.returncode == 125
+        assert b"has ended" in error
+    finally:
+        with open_engine(limpet.state_dir) as engine:
+            engine.get_sandbox("pod").remove(force=True, timeout=0)
+        end_everything(limpet.state_dir)
+
+
+def test_run_under_a_runtime(limpet: Limpet, tmp_path: Path) -> None:
+    """`run --runtime` makes the sandbox for it, also where no engine lives, and removes all with --rm."""
+    with Engine.open(limpet.state_dir) as engine:
+        load_busybox(engine, tmp_path / "image")
+    try:
+        script = "echo $$; exit 9"
+        assert run_with(limpet, "", "run", "--rm", "--runtime", "runc", "box:1", "sh", "-c", script)[:2] == (9, "1\n")
+        assert limpet.json("pods")["sandboxes"] == []
+        assert run_with(limpet, "", "run", "--runtime", "none", "box:1", "true")[0] == 125
+    finally:
+        end_everything(limpet.state_dir)

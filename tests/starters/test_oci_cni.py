@@ -1,0 +1,152 @@
+"""Sandboxes whose network CNI plugins make: a plugin that tells what it was asked, and Debian's own."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine.starters.oci import OciStarter
+from limpet.schema.sandbox_status import SandboxState
+from tests.conftest import EngineProcess, read_output, wait_until
+from tests.starters.oci import config, end_everything, load_busybox
+
+PLUGIN = """#!/bin/sh
+[ -e "{directory}/$CNI_COMMAND.sh" ] && . "{directory}/$CNI_COMMAND.sh"
+echo "$CNI_COMMAND ${{0##*/}} $CNI_IFNAME $(grep -c prevResult)" >> {directory}/asked
+[ -e "{directory}/fails-$CNI_COMMAND" ] && {{ echo '{{"code": 11, "msg": "no such luck"}}'; exit 1; }}
+[ $CNI_COMMAND = ADD ] && echo '{{"cniVersion": "1.0.0", "ips": [{{"address": "192.0.2.7/24"}}]}}'
+exit 0
+"""
+POD = {"metadata": {"name": "pod"}, "hostname": "pod-one"}
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    """Two plugins in a row, which note down what they are asked."""
+    directory = tmp_path / "plugins"
+    directory.mkdir()
+    for name in ("first", "second"):
+        (directory / name).write_text(PLUGIN.format(directory=directory))
+        (directory / name).chmod(0o755)
+    (tmp_path / "net.d").mkdir()
+    conflist = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "first"}, {"type": "second"}]}
+    (tmp_path / "net.d" / "10-n.conflist").write_text(json.dumps(conflist))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def cleaned(state_dir: str) -> Iterator[None]:
+    yield
+    end_everything(state_dir)
+
+
+def open_with(state_dir: str, plugins: Path) -> Engine:
+    cni = str(plugins.parent / "net.d")
+    return Engine.open(state_dir, runtimes={"runc": OciStarter("runc", timeout=3, cni=cni, cni_plugins=str(plugins))})
+
+
+def asked(plugins: Path) -> list[str]:
+    path = plugins / "asked"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+ADDED = ["ADD first eth0 0", "ADD second eth0 1"]
+DELETED = ["DEL second eth0 1", "DEL first eth0 1"]
+
+
+def test_a_network_is_made_and_removed(state_dir: str, plugins: Path, tmp_path: Path) -> None:
+    """Each plugin is asked in its turn; address and name are the sandbox's; DEL is asked once, backwards."""
+    with open_with(state_dir, plugins) as engine:
+        load_busybox(engine, tmp_path / "image")
+        sandbox = engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        assert asked(plugins) == ADDED
+        assert sandbox.status.addresses == ("192.0.2.7",)
+        container = engine.create_container(config("one", "grep pod-one /etc/hosts"), sandbox)
+        container.start()
+        container.wait(20)
+        assert read_output(container, 0) == ["192.0.2.7\tpod-one"]
+        host = {"security_context": {"namespace_options": {"network": "NODE"}}}
+        other = engine.create_sandbox({"metadata": {"name": "host"}, "linux": host}, runtime_handler="runc")
+        other.remove()
+        sandbox.remove(force=True)
+    assert asked(plugins) == [*ADDED, *DELETED]
+
+
+def test_what_fails_is_repeated(state_dir: str, plugins: Path) -> None:
+    """An ADD that fails makes nothing, and is taken back; a DEL that fails keeps the sandbox until it succeeds."""
+    with open_with(state_dir, plugins) as engine:
+        (plugins / "fails-ADD").touch()
+        with pytest.raises(errors.UnsupportedError, match="first ADD failed: no such luck"):
+            engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        assert asked(plugins)[-2:] == ["DEL second eth0 0", "DEL first eth0 0"]
+        assert list(engine.store.sandbox_ids) == []
+        (plugins / "fails-DEL").touch()
+        with pytest.raises(errors.UnsupportedError, match=r"and then: .*second DEL failed"):
+            engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        assert engine.get_sandbox("pod").state is SandboxState.NOTREADY
+        with pytest.raises(errors.ResourcesError, match="DEL failed"):
+            engine.get_sandbox("pod").delete()
+        (plugins / "ADD.sh").write_text("echo nonsense; exit 0")
+        (plugins / "fails-ADD").unlink()
+        with pytest.raises(errors.UnsupportedError, match="no JSON"):
+            engine.create_sandbox({"metadata": {"name": "other"}}, id="other", runtime_handler="runc")
+    (plugins / "fails-DEL").unlink()
+    with open_with(state_dir, plugins) as engine:  # whose recovery repeats it
+        assert not Path(state_dir, "sandboxes/pod/network.json").exists()
+        for name in ("pod", "other"):
+            engine.get_sandbox(name).delete()
+
+
+def test_killed_amid_it(state_dir: str, plugins: Path, engine_process: Callable[[str], EngineProcess]) -> None:
+    """What a plugin was asked for is taken back by the next engine, and made again; without plugins that is refused."""
+    (plugins / "ADD.sh").write_text("echo amid >> " + str(plugins / "asked") + "; sleep 1")
+    process = engine_process(f"""
+from limpet import OciStarter
+options = {{"cni": {str(plugins.parent / "net.d")!r}, "cni_plugins": {str(plugins)!r}}}
+engine = Engine.open(state_dir, runtimes={{"runc": OciStarter("runc", **options)}})
+engine.create_sandbox({POD!r}, id="pod", runtime_handler="runc")
+""")
+    wait_until(lambda: asked(plugins), "a plugin to be asked")
+    process.kill()
+    (plugins / "ADD.sh").unlink()
+    with Engine.open(state_dir, runtimes={"runc": OciStarter("runc")}) as engine:
+        assert engine.get_sandbox("pod").status.addresses == ()
+        engine.get_sandbox("pod").stop()
+        with pytest.raises(errors.ResourcesError, match="with `cni`"):
+            engine.get_sandbox("pod").delete()
+    with open_with(state_dir, plugins) as engine:
+        engine.get_sandbox("pod").delete()
+    assert [line for line in asked(plugins) if line.startswith("DEL")] == ["DEL second eth0 0", "DEL first eth0 0"]
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/lib/cni/ptp"), reason="Debian's CNI plugins are not installed")
+def test_debians_plugins(state_dir: str, tmp_path: Path) -> None:
+    """A container has an address of its own, reaches the host by it, and its end is free again afterwards."""
+    (tmp_path / "net.d").mkdir()
+    ipam = {"type": "host-local", "subnet": "198.51.100.0/28", "dataDir": str(tmp_path / "ipam")}
+    conflist = {"cniVersion": "1.0.0", "name": "limpet-test", "plugins": [{"type": "ptp", "ipam": ipam}]}
+    (tmp_path / "net.d" / "10.conflist").write_text(json.dumps(conflist))
+    starter = OciStarter("runc", cni=str(tmp_path / "net.d"))
+    with Engine.open(state_dir, runtimes={"runc": starter}) as engine:
+        load_busybox(engine, tmp_path / "image")
+        try:
+            sandbox = engine.create_sandbox(POD, runtime_handler="runc")
+        except errors.UnsupportedError as error:
+            pytest.skip(str(error))
+        (address,) = sandbox.status.addresses
+        container = engine.create_container(config("one", "busybox ip addr; sleep 1000"), sandbox)
+        container.start()
+        wait_until(lambda: address in "".join(read_output(container, 0)), "its address")
+        assert (tmp_path / "ipam" / "limpet-test" / address).exists()
+        assert (
+            subprocess.run(
+                ["busybox", "ping", "-c", "1", "-W", "2", address], capture_output=True, check=False
+            ).returncode
+            == 0
+        )
+        sandbox.remove(force=True, timeout=0)
+        assert not (tmp_path / "ipam" / "limpet-test" / address).exists()

@@ -1,0 +1,91 @@
+"""OCI containers of an engine that is not root: isolated, seen to end, and what cannot be had is refused or told."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import is_running, require_tools
+from tests.drill.test_command import ROOT, as_nobody
+from tests.starters.oci import TOOLS
+
+PRELUDE = """
+import json, os, pathlib, subprocess, sys, time
+sys.path.insert(0, sys.argv[2])
+from limpet import Engine, OciStarter, errors
+from tests.starters.oci import config, load_busybox
+home = pathlib.Path(sys.argv[1])
+engine = Engine.open(str(home / "state"), runtimes={name: OciStarter(name) for name in ("runc", "crun")})
+"""
+LIFE = """
+load_busybox(engine, home / "image", needs_root=False)
+sandbox = engine.create_sandbox({"metadata": {"name": "a"}, "hostname": "pod"}, id="a", runtime_handler="runc")
+limits = {"linux": {"resources": {"memory_limit_in_bytes": "9999999"}}}
+one = engine.create_container(config("one", "id -u; echo $$; hostname; echo x > /new && exit 7", **limits), sandbox)
+one.start()
+code = one.wait(20).exit_code
+said = {"code": code, "log": [entry.text.decode() for entry in one.read_log()], "unapplied": dict(one.status.unapplied)}
+said["resources"] = sorted(one.status.resources.unapplied)
+refused = {}
+for name, context in (("user", {"run_as_user": {"value": 70000000}}), ("pid", {"namespace_options": {"pid": "NODE"}})):
+    try:
+        engine.create_container(config(name, "true", linux={"security_context": context}), sandbox)
+    except errors.InvalidInputError as error:
+        refused[name] = str(error)
+said["refused"] = refused
+two = engine.create_container(config("two", "trap 'exit 5' TERM; while :; do sleep 0.05; done"), sandbox, id="two")
+two.start()
+said["exec"] = two.execute(["id", "-u"]).output.decode()
+try:
+    two.execute(["sleep", f"4718{os.getpid()}"], timeout=0.3)
+except errors.WaitTimeoutError:
+    time.sleep(0.2)
+    found = subprocess.run(["pgrep", "-f", f"^sleep 4718{os.getpid()}"], capture_output=True, text=True)
+    said["left"] = found.stdout
+print(json.dumps(said), two.status.pid, flush=True)
+os._exit(0)  # as killed
+"""
+NEXT = """
+two = engine.get("two")
+print(two.state.name, two.stop(10).exit_code)
+engine.get_sandbox("a").remove(force=True, timeout=0)
+engine.close()
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[str]:
+    path = tempfile.mkdtemp()
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+    yield path
+    shutil.rmtree(path)
+
+
+def run(home: str, script: str) -> str:
+    command = [sys.executable, "-c", PRELUDE + script, home, str(ROOT)]
+    command = as_nobody(command) if os.geteuid() == 0 else command
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_ordinary_user_has_containers(home: str) -> None:
+    """Root in its container and nobody outside; over a kill of the engine; without cgroups, which is told."""
+    require_tools(*TOOLS)
+    text, _, pid = run(home, LIFE).strip().rpartition(" ")
+    said = json.loads(text)
+    assert (said["code"], said["log"]) == (7, ["0\n", "1\n", "pod\n"])
+    assert said["resources"] == ["memory_limit_in_bytes"]
+    assert "memory_limit_in_bytes" in said["unapplied"]
+    assert "/etc/subuid" in said["refused"]["user"]
+    assert "CONTAINER" in said["refused"]["pid"]
+    assert (said["exec"], said["left"]) == ("0\n", "")
+    assert is_running(int(pid))
+    assert run(home, NEXT).split() == ["RUNNING", "5"]
+    assert not is_running(int(pid))

@@ -1,0 +1,175 @@
+"""What sandboxes of an OCI runtime hold: namespaces without a process, files, a pid namespace, and nothing left."""
+
+import glob
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine import Container, Sandbox
+from limpet.engine.starters.oci.sandboxes import PINS
+from limpet.recovery.mounts import find_mounts
+from limpet.schema.sandbox_status import SandboxState
+from tests.conftest import is_running, read_output, wait_until
+from tests.starters.oci import config, end_everything, load_busybox, open_engine
+
+SANDBOX: dict[str, Any] = {
+    "metadata": {"name": "pod"},
+    "hostname": "pod-one",
+    "dns_config": {"servers": ["192.0.2.53"]},
+    "linux": {"sysctls": {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"}},
+}
+RUNTIMES = ("runc", "crun")
+LINKS = "for n in net ipc uts; do ls -l /proc/self/ns/$n | grep -o '[a-z]*:.[0-9]*.$'; done"
+
+
+@pytest.fixture
+def engine(state_dir: str, tmp_path: Path) -> Iterator[Engine]:
+    with open_engine(state_dir) as opened:
+        load_busybox(opened, tmp_path / "image")
+        yield opened
+        for container in opened.list():
+            if container.status.pid:
+                container.stop(0)
+            container.release()
+    end_everything(state_dir)
+
+
+def pins_of(sandbox: Sandbox) -> str:
+    return os.path.dirname(sandbox.status.namespaces["network"])
+
+
+def run(engine: Engine, sandbox: Sandbox, name: str, script: str, options: dict[str, Any] | None = None) -> list[str]:
+    linux = {"linux": {"security_context": {"namespace_options": options}}} if options is not None else {}
+    container = engine.create_container(config(name, script, **linux), sandbox)
+    container.start()
+    container.wait(20)
+    return [*read_output(container, 0), *sorted(container.status.unapplied)]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_containers_share_what_the_sandbox_holds(engine: Engine, runtime: str) -> None:
+    """Network, IPC with its /dev/shm, hostname, sysctls and /etc are the sandbox's; it goes with the sandbox."""
+    sandbox = engine.create_sandbox(SANDBOX, runtime_handler=runtime)
+    pins = pins_of(sandbox)
+    assert set(sandbox.status.namespaces) == {"network", "ipc", "uts"}
+    held = [f"{name}:[{os.stat(sandbox.status.namespaces[kind]).st_ino}]" for kind, name in
+            (("network", "net"), ("ipc", "ipc"), ("uts", "uts"))]  # fmt: skip
+    assert run(engine, sandbox, "one", f"{LINKS}; echo here > /dev/shm/x; echo 192.0.2.1 y >> /etc/hosts", {}) == held
+    script = (
+        "cat /dev/shm/x; grep -c 192.0.2.1 /etc/hosts; hostname; grep nameserver /etc/resolv.conf;"
+        " cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shm_rmid_forced; busybox ping -c 1 127.0.0.1 >/dev/null;"
+        " echo $?"
+    )
+    assert run(engine, sandbox, "two", script, {}) == [
+        "here", "1", "pod-one", "nameserver 192.0.2.53", "1", "1", "0",
+    ]  # fmt: skip
+    other = engine.create_sandbox({"metadata": {"name": "other"}}, runtime_handler=runtime)
+    assert run(engine, other, "three", "ls /dev/shm") == []
+    sandbox.remove(force=True)
+    assert not os.path.exists(pins)
+    assert find_mounts(pins) == []
+
+
+def test_of_the_host(engine: Engine) -> None:
+    """A sandbox on the host's network and IPC holds none of these, and what asks for the sandbox's gets the host's."""
+    options = {"network": "NODE", "ipc": "NODE", "pid": "CONTAINER"}
+    linux = {"security_context": {"namespace_options": options}}
+    sandbox = engine.create_sandbox({"metadata": {"name": "host"}, "linux": linux}, runtime_handler="runc")
+    assert sandbox.status.namespaces == {}
+    assert run(engine, sandbox, "one", LINKS, {}) == [os.readlink(f"/proc/self/ns/{n}") for n in ("net", "ipc", "uts")]
+
+
+def test_a_pid_namespace_is_shared(engine: Engine) -> None:
+    """One that is asked for has a first process, which reaps; it ends with the sandbox, and with it all in it."""
+    linux = {"security_context": {"namespace_options": {"pid": "POD"}}}
+    sandbox = engine.create_sandbox({"metadata": {"name": "shared"}, "linux": linux}, runtime_handler="runc")
+    long = engine.create_container(config("long", "sleep 1000"), sandbox)
+    long.start()
+    said = run(engine, sandbox, "look", "cat /proc/1/comm; cat /proc/[0-9]*/comm | grep -c ^sleep")
+    assert said == ["limpet-pause", "1"]
+    (first,) = find_first(os.stat(sandbox.status.namespaces["pid"]).st_ino)
+    sandbox.remove(force=True)
+    wait_until(lambda: not is_running(first), "the namespace's first process to be gone")
+
+
+def find_first(inode: int) -> list[int]:
+    found = []
+    for path in glob.glob("/proc/[0-9]*"):
+        try:
+            comm = Path(path, "comm").read_text().strip()
+            if comm == "limpet-pause" and os.stat(f"{path}/ns/pid").st_ino == inode:
+                found.append(int(path.rpartition("/")[2]))
+        except OSError:
+            continue
+    return found
+
+
+def test_the_pid_namespace_of_another(engine: Engine) -> None:
+    """A container sees the processes of its target, while that one runs in its sandbox; else it is not started."""
+    sandbox = engine.create_sandbox(SANDBOX, runtime_handler="runc")
+    target = engine.create_container(config("target", "exec sleep 4714"), sandbox)
+    options = {"pid": "TARGET", "target_id": target.id}
+    linux = {"linux": {"security_context": {"namespace_options": options}}}
+    early = engine.create_container(config("early", "true", **linux), sandbox)
+    with pytest.raises(errors.StartError, match="target_id"):
+        early.start()
+    target.start()
+    assert run(engine, sandbox, "look", "busybox tr -d '\\0' < /proc/1/cmdline", options) == ["sleep4714"]
+    target.stop(0)
+
+
+def test_what_a_kill_leaves(engine: Engine, state_dir: str) -> None:
+    """Between row and record it is made again; without a row it is freed; what somebody unmounts makes it NOTREADY."""
+    half = engine.create_sandbox(SANDBOX, runtime_handler="runc")
+    gone = engine.create_sandbox({"metadata": {"name": "gone"}}, runtime_handler="runc")
+    lost = engine.create_sandbox({"metadata": {"name": "lost"}}, runtime_handler="runc")
+    kept = engine.create_sandbox({"metadata": {"name": "kept"}}, runtime_handler="runc")
+    inode = os.stat(kept.status.namespaces["network"]).st_ino
+    half.update(lambda old: type(old)(boot_id=old.boot_id))
+    gone_pins = pins_of(gone)
+    gone.bundle.remove()
+    engine.store.delete_sandbox(gone.id)
+    subprocess.run(["umount", lost.status.namespaces["ipc"]], check=True)
+    engine.recover()
+    assert set(half.status.namespaces) == {"network", "ipc", "uts"}
+    assert run(engine, half, "one", "hostname", {}) == ["pod-one"]
+    assert not os.path.exists(gone_pins)
+    assert (lost.state, lost.status.reason) == (SandboxState.NOTREADY, "Lost")
+    engine.recover()
+    assert not os.path.exists(pins_of(lost))
+    assert os.stat(kept.status.namespaces["network"]).st_ino == inode
+
+
+def test_a_bad_hostname_makes_nothing(engine: Engine, state_dir: str) -> None:
+    """What cannot be made is refused, and leaves neither row nor directory nor pin."""
+    with pytest.raises(errors.InvalidInputError, match="hostname"):
+        engine.create_sandbox({**SANDBOX, "hostname": "a b"}, id="bad", runtime_handler="runc")
+    with pytest.raises(errors.UnsupportedError, match="no/such"):
+        engine.create_sandbox({**SANDBOX, "linux": {"sysctls": {"net.no.such": "1"}}}, id="bad", runtime_handler="runc")
+    assert list(engine.store.sandbox_ids) == []
+    assert os.listdir(f"{state_dir}/sandboxes") == []
+    assert glob.glob(f"{PINS}/*/bad/*") == []
+
+
+def test_it_outlives_its_containers_and_the_engine(state_dir: str, tmp_path: Path) -> None:
+    """No process holds them: what one container leaves in /dev/shm, one of the next engine finds."""
+    with open_engine(state_dir) as first:
+        load_busybox(first, tmp_path / "image")
+        sandbox = first.create_sandbox(SANDBOX, id="pod", runtime_handler="runc")
+        container: Container = first.create_container(config("one", "echo kept > /dev/shm/x; sleep 1000"), sandbox)
+        container.start()
+        wait_until(lambda: os.path.exists(f"{pins_of(sandbox)}/shm/x"), "the file")
+        os.kill(container.status.pid, signal.SIGKILL)
+        container.wait(10)
+    try:
+        with open_engine(state_dir) as second:
+            assert run(second, second.get_sandbox("pod"), "two", "cat /dev/shm/x", {}) == ["kept"]
+            second.get_sandbox("pod").remove(force=True)
+    finally:
+        end_everything(state_dir)

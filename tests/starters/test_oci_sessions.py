@@ -1,0 +1,174 @@
+"""Connections to programs in OCI containers: commands, with and without a terminal, and the container's own program."""
+
+import glob
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine import Container
+from limpet.engine.starters.abilities import Session
+from limpet.schema import ContainerState
+from tests.conftest import read_output, wait_until
+from tests.starters.oci import config, end_everything, load_busybox, open_engine
+
+RUNTIMES = ("runc", "crun")
+_opened: list[Session] = []
+
+
+def keep(session: Session) -> Session:
+    """Have it closed after the test."""
+    _opened.append(session)
+    return session
+
+
+@pytest.fixture(autouse=True)
+def close_all() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    directory = tmp_path_factory.mktemp("oci")
+    state_dir = str(directory / "state")
+    with open_engine(state_dir) as opened:
+        load_busybox(opened, directory / "image")
+        for name in RUNTIMES:
+            opened.create_sandbox({"metadata": {"name": name}}, id=name, runtime_handler=name)
+        yield opened
+        for container in opened.list():
+            if container.status.pid:
+                container.stop(0)
+            container.release()
+    end_everything(state_dir)
+
+
+@pytest.fixture(params=RUNTIMES)
+def sleeping(request: pytest.FixtureRequest, shared: Engine) -> Iterator[Container]:
+    container = shared.create_container(config(f"c{time.monotonic_ns()}", "sleep 1000"), request.param)
+    container.start()
+    yield container
+    container.stop(0)
+    container.release()
+
+
+def read_all(session: Session) -> dict[str, bytes]:
+    """All that is written until nothing more comes, by stream."""
+    found = {"stdout": b"", "stderr": b""}
+    while (chunk := session.read(20)) is not None:
+        found[chunk.stream] += chunk.data
+    return found
+
+
+def read_until(session: Session, text: bytes) -> bytes:
+    found = b""
+    while text not in found:
+        chunk = session.read(10)
+        assert chunk is not None, found
+        found += chunk.data
+    return found
+
+
+def test_a_command_that_is_talked_to(sleeping: Container) -> None:
+    """What is written reaches it, what it writes comes as it is written, and its code is told."""
+    session = keep(sleeping.open_command(["/bin/sh", "-c", "read a; echo got $a; echo bad >&2; cat; exit 5"]))
+    session.write(b"one\n")
+    assert read_until(session, b"got one\n")
+    with pytest.raises(errors.WaitTimeoutError):
+        read_all_quickly(session)
+    session.write(b"x" * 30_000)
+    session.end_input()
+    assert read_all(session)["stdout"] == b"x" * 30_000
+    assert session.wait(10) == 5
+    session.close()
+    session.close()
+
+
+def read_all_quickly(session: Session) -> None:
+    while session.read(0.2) is not None:
+        pass
+
+
+def test_a_terminal_and_its_size(sleeping: Container) -> None:
+    """A command has a terminal if it is asked for: of the size given, which can change; Ctrl-C reaches it."""
+    script = "test -t 0 && echo tty; trap 'echo interrupted; exit 9' INT; while read x; do busybox stty size; done"
+    session = keep(sleeping.open_command(["/bin/sh", "-c", script], terminal=True))
+    assert read_until(session, b"tty")
+    for rows, columns in ((30, 100), (50, 60)):
+        session.resize(rows, columns)
+        time.sleep(0.2)
+        session.write(b"\n")
+        assert read_until(session, b"%d %d" % (rows, columns))
+    session.write(b"\x03")
+    assert read_until(session, b"interrupted")
+    read_all(session)
+    assert session.wait(10) == 9
+    session.close()
+
+
+def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
+    """A command ends with its connection; one that cannot be executed is a StartError; nothing is left on disk."""
+    needle = f"^sleep 4716{os.getpid()}"
+
+    def is_there() -> bool:
+        return bool(subprocess.run(["pgrep", "-f", needle], capture_output=True, check=False).stdout)
+
+    session = keep(sleeping.open_command(["sleep", f"4716{os.getpid()}"]))
+    wait_until(is_there, "the command")
+    session.close()
+    wait_until(lambda: not is_there(), "the command to be gone")
+    wrong = keep(sleeping.open_command(["/no/such/program"]))
+    read_all(wrong)
+    with pytest.raises(errors.StartError, match=r"(?i)not found|no such file"):
+        wrong.wait(10)
+    wrong.close()
+    bundle = f"{shared.store.directory.path}/containers/{sleeping.id}"
+    assert glob.glob(f"{bundle}/oci/*/exec-*") == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_attach(shared: Engine, runtime: str) -> None:
+    """Input and output of the container's own program; who leaves ends nothing; with stdin_once its input ends."""
+    script = "while read x; do echo got $x; echo bad >&2; done; exit 6"
+    container = shared.create_container(config(f"a{runtime}", script, stdin=True, stdin_once=True), runtime)
+    container.start()
+    session = keep(container.attach())
+    session.write(b"one\n")
+    assert b"got one\n" in read_until(session, b"got one\n")
+    session.end_input()
+    read_all(session)
+    assert session.wait() is None
+    session.close()
+    assert container.wait(10).exit_code == 6
+    assert sorted(read_output(container, 2)) == ["bad", "got one"]
+    with pytest.raises(errors.InvalidStateError):
+        container.attach()
+    open_end = shared.create_container(config(f"b{runtime}", script, stdin=True), runtime)
+    open_end.start()
+    for word in (b"one", b"two"):
+        session = keep(open_end.attach())
+        session.write(word + b"\n")
+        read_until(session, b"got " + word)
+        session.close()
+    assert open_end.state is ContainerState.RUNNING
+    open_end.stop(0)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_attach_to_a_terminal(shared: Engine, runtime: str) -> None:
+    """Its size is what the one who is attached gives it."""
+    script = "while read x; do busybox stty size; done"
+    container = shared.create_container(config(f"t{runtime}", script, stdin=True, tty=True), runtime)
+    container.start()
+    session = keep(container.attach())
+    session.resize(33, 77)
+    time.sleep(0.2)
+    session.write(b"\n")
+    assert read_until(session, b"33 77")
+    session.close()
+    container.stop(0)

@@ -257,6 +257,17 @@ class Snapshot:
                 found[key] = self._sandbox_status(key)
         return found
 
+    def damaged_sandboxes(self) -> Mapping[str, str]:
+        """Return what is wrong with each sandbox whose record cannot be read, by its id."""
+        found = {}
+        for key in self._sandboxes:
+            try:
+                self.sandbox(key)
+                self._sandbox_status(key)
+            except StoreDamagedError as error:
+                found[key] = str(error)
+        return found
+
     def judge_sandboxes(self, statuses: Mapping[str, SandboxStatus]) -> Mapping[str, SandboxVerdict]:
         """Return what a recovery pass would decide now, given the status of each sandbox on disk."""
         return judge_sandboxes(

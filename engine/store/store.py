@@ -348,6 +348,11 @@ class Store:
         """The ids of all sandboxes, also of those whose records cannot be read."""
         return self._sandboxes.ids
 
+    @property
+    def damaged_sandboxes(self) -> "Mapping[str, str]":
+        """What is wrong with each sandbox whose record cannot be read, by its id."""
+        return dict(self._sandboxes.damaged)
+
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove the record of the sandbox with exactly this id; return False if it is gone already.
 

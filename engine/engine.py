@@ -454,9 +454,10 @@ class Engine:
         sandbox_id: str = "",
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> "Listing[Container]":
         """Return the containers that match all that is given; see `Store.list`."""
-        records = self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
+        records = self.store.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels, extra=extra)
         return Listing((Container(self._runtime, record.id) for record in records), records.revision)
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox:

@@ -35,10 +35,10 @@ class SandboxFinding(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     checkpoint: dict[str, Any]
-    """The fields of the status on disk before the pass."""
+    """The fields of the status on disk before the pass; none if the record is damaged."""
     rule: str
     state: str
-    """The name of the sandbox's new state."""
+    """The name of the sandbox's new state; UNKNOWN if the record is damaged."""
     status: dict[str, Any]
     """The fields of the new status."""
     because: str
@@ -59,7 +59,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     orphans: tuple[Orphan, ...] = ()
     sandboxes: tuple[SandboxFinding, ...] = ()
-    """Those whose record was changed, or may not be true."""
+    """Those whose record was changed, may not be true, or cannot be read."""
 
     @property
     def totals(self) -> dict[str, int]:
@@ -76,10 +76,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return (
             any(finding.problem or finding.rule in _UNRESOLVED for finding in self.findings)
             or any(orphan.error for orphan in self.orphans)
-            or any(sandbox.rule in UNRESOLVED for sandbox in self.sandboxes)
+            or any(sandbox.rule in {*UNRESOLVED, _DAMAGED} for sandbox in self.sandboxes)
         )
 
 
+_DAMAGED = "sandbox-damaged"
+"""Stands for a rule where there is nothing to decide about: the record cannot be read."""
 _UNRESOLVED = {rule.label for rule in RULES if rule.ruling is Ruling.UNKNOWN}
 
 
@@ -117,3 +119,8 @@ def make_sandbox_finding(sandbox_id: str, checkpoint: SandboxStatus, verdict: Sa
         status=msgspec.to_builtins(verdict.status),
         because=verdict.because,
     )
+
+
+def make_damaged_finding(sandbox_id: str, damage: str) -> SandboxFinding:
+    """Return the report's entry for a sandbox whose record cannot be read."""
+    return SandboxFinding(id=sandbox_id, checkpoint={}, rule=_DAMAGED, state="UNKNOWN", status={}, because=damage)

@@ -205,10 +205,11 @@ class AsyncEngine:
         sandbox_id: str = "",
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> "Listing[AsyncContainer]":
         """See `Engine.list`."""
         found = await self._workers.quick(
-            lambda: self.engine.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels)
+            lambda: self.engine.list(id=id, name=name, sandbox_id=sandbox_id, state=state, labels=labels, extra=extra)
         )
         return Listing((self._container(container) for container in found), found.revision)
 

@@ -249,6 +249,11 @@ class AsyncStore:
         return self.store.sandbox_ids
 
     @property
+    def damaged_sandboxes(self) -> "Mapping[str, str]":
+        """See `Store.damaged_sandboxes`."""
+        return self.store.damaged_sandboxes
+
+    @property
     def is_closed(self) -> bool:
         """See `Store.is_closed`."""
         return self.store.is_closed

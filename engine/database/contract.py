@@ -75,6 +75,9 @@ class Records(Protocol):
         Or of those with this name, in these sandboxes, or whose labels, as they are stored, have this text in them.
         """
 
+    def load_ids(self, beginning: str) -> Sequence[str]:
+        """Return the ids that begin so, of all that has a row of either kind."""
+
     def load_intended(self) -> Sequence[str]:
         """Return the id of every container that has a restart policy or an expiry, or is paused."""
 

@@ -170,6 +170,10 @@ class _Records:
             if label_text in row.labels
         ]
 
+    def load_ids(self, beginning: str) -> Sequence[str]:
+        known = self._tables.containers.copy().keys() | self._tables.statuses.copy().keys()
+        return sorted(key for key in known if key.startswith(beginning))
+
     def load_intended(self) -> Sequence[str]:
         found = {row.id for row in self._tables.containers.copy().values() if row.restart_policy != "no"}
         found |= {row.id for row in self._tables.statuses.copy().values() if row.expires_at or row.paused}

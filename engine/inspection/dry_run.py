@@ -50,6 +50,6 @@ def predict_recovery(snapshot: Snapshot) -> Report:
         settled=len(checkpoints) - len(unsettled),
         findings=tuple(one.finding for one in examine_all(unsettled, make_host_probe(bundles), now)),
         orphans=find_orphans(snapshot),
-        sandboxes=find_remarkable(sandboxes, snapshot.judge_sandboxes(sandboxes)),
+        sandboxes=find_remarkable(sandboxes, snapshot.judge_sandboxes(sandboxes), snapshot.damaged_sandboxes()),
         took_ns=time.monotonic_ns() - begun,
     )

@@ -7,10 +7,12 @@ the same process is alive now. Otherwise it is Unknown: only an engine can find 
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import NamedTuple, Self
+from itertools import islice, takewhile
+from typing import Any, NamedTuple, Self
 from weakref import WeakSet
 
 from msgspec.structs import replace
@@ -111,7 +113,8 @@ class Snapshot:
         self._sandbox_statuses = {row.id: row for row in sandbox_statuses}
         self._names = {row.id: row for row in names}
         self._rows = {row.id: row for row in rows}
-        self._ids = sorted(self._rows.keys() | self._names.keys())
+        self._known = self._rows.keys() | self._names.keys()
+        self._ids = sorted(self._known)
 
     @classmethod
     def open(cls, state_dir: str | os.PathLike[str], *, node: str = DEFAULT_NODE) -> Self:
@@ -176,6 +179,7 @@ class Snapshot:
         sandbox_id: str = "",
         state: ContainerState | str | None = None,
         labels: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
         ended: bool = True,
     ) -> "Listing[View]":
         """Return the containers that match all arguments, oldest first.
@@ -185,16 +189,20 @@ class Snapshot:
         The list's `revision` is that of the newest event when the snapshot was opened. What is asked for is given as
         to `Store.list`. Raises InvalidInputError for a state that is none.
         """
-        wanted = Filter(id, name, sandbox_id, labels or {})
+        wanted = Filter(id, name, sandbox_id, labels or {}, extra or {})
         wanted_state = None if state is None else read_state(state)
         sandboxes = wanted.find_sandboxes(self._name_sandboxes())
         keys = [
             key
-            for key in self._ids
+            for key in self._find_ids(id)
             if (ended or not self._has_ended(key) or key in self.restarts)
             and wanted.accepts(self._name(key), sandboxes)
         ]
-        views = [view for view in self._views(keys) if wanted_state is None or view.status.state is wanted_state]
+        views = [
+            view
+            for view in self._views(keys)
+            if wanted_state in {None, view.status.state} and wanted.accepts_extra(view.status.extra)
+        ]
         return Listing(sorted(views, key=lambda view: (view.checkpoint.created_at, view.id)), self.revision)
 
     def get(self, container_id: str) -> View:
@@ -208,7 +216,12 @@ class Snapshot:
     def resolve(self, container_id: str) -> str:
         """Return the whole id of the container that is meant: see `get`."""
         named = (Named.container(row) for row in self._names.values() if row.name == container_id)
-        return Named.resolve(container_id, self._ids, lambda: named, "container")
+        return Named.resolve(container_id, self._known, lambda: named, "container", self._find_ids)
+
+    def _find_ids(self, beginning: str) -> "Iterator[str]":
+        """Return the ids that begin so, in order."""
+        first = bisect_left(self._ids, beginning)
+        return takewhile(lambda key: key.startswith(beginning), islice(self._ids, first, None))
 
     def resolve_sandbox(self, sandbox_id: str) -> str:
         """Return the whole id of the sandbox with this id, name, or beginning of an id.
@@ -242,6 +255,17 @@ class Snapshot:
             with suppress(StoreDamagedError):
                 self.sandbox(key)
                 found[key] = self._sandbox_status(key)
+        return found
+
+    def damaged_sandboxes(self) -> Mapping[str, str]:
+        """Return what is wrong with each sandbox whose record cannot be read, by its id."""
+        found = {}
+        for key in self._sandboxes:
+            try:
+                self.sandbox(key)
+                self._sandbox_status(key)
+            except StoreDamagedError as error:
+                found[key] = str(error)
         return found
 
     def judge_sandboxes(self, statuses: Mapping[str, SandboxStatus]) -> Mapping[str, SandboxVerdict]:

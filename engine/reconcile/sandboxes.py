@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import partial
 
 from limpet.engine.store import Draft, Record, Store
-from limpet.recovery.report import SandboxFinding, make_sandbox_finding
+from limpet.recovery.report import SandboxFinding, make_damaged_finding, make_sandbox_finding
 from limpet.recovery.sandbox_rules import UNREMARKABLE, SandboxVerdict, decide_sandbox
 from limpet.schema.errors import LimpetError
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus
@@ -32,13 +32,19 @@ def judge_sandboxes(
 
 
 def find_remarkable(
-    statuses: Mapping[str, SandboxStatus], verdicts: Mapping[str, SandboxVerdict]
+    statuses: Mapping[str, SandboxStatus], verdicts: Mapping[str, SandboxVerdict], damaged: Mapping[str, str]
 ) -> tuple[SandboxFinding, ...]:
-    """Return the report's entries for those sandboxes of which there is something to say."""
-    return tuple(
-        make_sandbox_finding(key, statuses[key], verdict)
-        for key, verdict in verdicts.items()
-        if verdict.rule not in UNREMARKABLE
+    """Return the report's entries for those sandboxes of which there is something to say.
+
+    `damaged` tells, by the id of each sandbox whose record cannot be read, what is wrong with it.
+    """
+    return (
+        *(
+            make_sandbox_finding(key, statuses[key], verdict)
+            for key, verdict in verdicts.items()
+            if verdict.rule not in UNREMARKABLE
+        ),
+        *(make_damaged_finding(key, damage) for key, damage in sorted(damaged.items())),
     )
 
 
@@ -49,7 +55,7 @@ def recover_sandboxes(store: Store, draft: Draft, *, boot_id: str | None, now: i
     for key, verdict in verdicts.items():
         if verdict.status != statuses[key]:
             draft.update_sandbox(key, partial(_choose, verdict.status))
-    return find_remarkable(statuses, verdicts)
+    return find_remarkable(statuses, verdicts, store.damaged_sandboxes)
 
 
 def _choose(new: SandboxStatus, _: SandboxStatus) -> SandboxStatus:

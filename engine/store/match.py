@@ -36,18 +36,26 @@ class Named(NamedTuple):
         return cls(metadata.id, (names.namespace, names.uid), names.attempt)
 
     @staticmethod
-    def resolve(text: str, ids: Collection[str], find_named: Callable[[], Iterable["Named"]], kind: str) -> str:
+    def resolve(
+        text: str,
+        ids: Collection[str],
+        find_named: Callable[[], Iterable["Named"]],
+        kind: str,
+        find_ids: Callable[[str], Iterable[str]] | None = None,
+    ) -> str:
         """Return the id that `text` means: an exact id, else an exact name, else what one id alone begins with.
 
-        `find_named` returns those whose name is `text`; of several attempts in one place the newest is meant. Raises
-        NotFoundError if it means none, AmbiguousError if it means several.
+        `find_named` returns those whose name is `text`; of several attempts in one place the newest is meant.
+        `find_ids` returns the ids that begin with it, where that takes less than to look at all. Raises NotFoundError
+        if it means none, AmbiguousError if it means several.
         """
         if text in ids:
             return text
         named = list(find_named())
         if named:
             return _choose_newest(text, named, kind)
-        found = sorted(key for key in ids if key.startswith(text)) if text else []
+        candidates = find_ids(text) if find_ids and text else ids
+        found = sorted(key for key in candidates if key.startswith(text)) if text else []
         if not found:
             raise NotFoundError(f"no {kind} has the id or the name {quote(text)}, or an id that begins with it")
         if len(found) > 1:
@@ -80,6 +88,8 @@ class Filter(NamedTuple):
     """A sandbox's id, else the name of sandboxes, else the beginning of ids."""
     labels: Mapping[str, str] = {}
     """All of them must be there, with these values."""
+    extra: Mapping[str, Any] = {}
+    """The same of the top-level keys of its `extra`."""
 
     @property
     def asks_for_names(self) -> bool:
@@ -111,7 +121,6 @@ class Filter(NamedTuple):
             and (not self.labels or self.labels.items() <= read_labels(row.labels).items())
         )
 
-
-def holds(extra: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Say whether all that is wanted is among the top-level keys of `extra`, with these values."""
-    return all(key in extra and extra[key] == value for key, value in wanted.items())
+    def accepts_extra(self, extra: Mapping[str, Any]) -> bool:
+        """Say whether a container with this `extra` is wanted."""
+        return all(key in extra and extra[key] == value for key, value in self.extra.items())

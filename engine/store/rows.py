@@ -35,8 +35,10 @@ class Rows:
         containers, statuses = reader.load_container_ids(), reader.load_status_ids()
         self._rows: dict[str, Kept | None] = dict.fromkeys(statuses)
         """None for a row that is unread."""
+        self._open: set[str] = set()
         if containers != statuses:  # damage: what either table knows is known, and nothing is lost silently
-            self._rows.update(dict.fromkeys(set(containers) - set(statuses), DAMAGED_ROW))
+            for key in set(containers) - set(statuses):
+                self[key] = DAMAGED_ROW
         self.keep(self._verify(reader.load_unsettled()))
 
     def find(self, container_id: str, load: Callable[[str], StatusRow | None] | None = None) -> Kept | None:
@@ -65,10 +67,19 @@ class Rows:
 
     def __setitem__(self, container_id: str, row: Kept) -> None:
         self._rows[container_id] = row
+        if row and row.finished_at:
+            self._open.discard(container_id)
+        else:
+            self._open.add(container_id)
 
     def pop(self, container_id: str) -> None:
         """Forget a container; one that is not there is fine."""
         self._rows.pop(container_id, None)
+        self._open.discard(container_id)
+
+    def open(self) -> "list[str]":
+        """Return the ids of all that has not ended, and of what is damaged as far as that was seen."""
+        return list(self._open)
 
     def known(self) -> "list[tuple[str, Kept]]":
         """Return the rows that were read, by id: all that had not ended and all that has changed are among them."""
@@ -85,7 +96,7 @@ class Rows:
         """Keep rows that were fetched, where nobody has kept one before. Not while changes are applied."""
         for key, row in found:
             if self._rows.get(key, DAMAGED_ROW) is None:
-                self._rows[key] = row
+                self[key] = row
 
     def _fetch(self, container_id: str, load: Callable[[str], StatusRow | None]) -> Kept:
         row = load(container_id)

@@ -26,7 +26,7 @@ from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.fleet import FleetLink
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, Named, holds
+from limpet.engine.store.match import Filter, Named
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
 from limpet.engine.store.sandboxes import Sandboxes
@@ -174,7 +174,10 @@ class Store:
         if text in self._rows:
             return text
         named = [row for row in (self._records.load_names(text) if text else ()) if row.id in self._rows]
-        return Named.resolve(text, list(self._rows), lambda: map(Named.container, named), "container")
+        return Named.resolve(text, self._rows.keys(), lambda: map(Named.container, named), "container", self._load_ids)
+
+    def _load_ids(self, beginning: str) -> "Sequence[str]":
+        return [key for key in self._records.load_ids(beginning) if key in self._rows]
 
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
@@ -204,19 +207,12 @@ class Store:
         """
         self.require_open()
         wanted_state = None if state is None else read_state(state)
-        wanted = Filter(id, name, sandbox_id, labels or {})
-        if wanted.asks_for_names:
-            records, revision = self._list_by_names(wanted)
-        else:
-            found = self._rows.fetch([key for key in list(self._rows) if key.startswith(id)])
-            with self._view:
-                self._rows.keep(found)
-                records = [self._record(key) for key in self._rows if key.startswith(id)]
-                revision = self._revision
+        wanted = Filter(id, name, sandbox_id, labels or {}, extra or {})
+        records, revision = self._list(wanted, ended=wanted_state in {None, ContainerState.EXITED})
         if wanted_state is not None:
             records = [record for record in records if record.status.state is wanted_state]
         if extra:
-            records = [record for record in records if holds(record.status.extra, extra)]
+            records = [record for record in records if wanted.accepts_extra(record.status.extra)]
         return Listing(sorted(records, key=lambda record: record.id), revision)
 
     def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
@@ -351,6 +347,11 @@ class Store:
     def sandbox_ids(self) -> "Collection[str]":
         """The ids of all sandboxes, also of those whose records cannot be read."""
         return self._sandboxes.ids
+
+    @property
+    def damaged_sandboxes(self) -> "Mapping[str, str]":
+        """What is wrong with each sandbox whose record cannot be read, by its id."""
+        return dict(self._sandboxes.damaged)
 
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove the record of the sandbox with exactly this id; return False if it is gone already.
@@ -706,21 +707,42 @@ class Store:
             raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
         return row_to_sandbox_status(self.node, kept.row), kept.row.seq
 
-    def _list_by_names(self, wanted: Filter) -> "tuple[Sequence[Record], int]":
-        """Return the containers that are wanted, at an instant when those on disk are those in memory."""
+    def _list(self, wanted: Filter, *, ended: bool) -> "tuple[Sequence[Record], int]":
+        """Return the containers that are wanted, and the revision, at an instant.
+
+        What the disk is asked for is asked for when those on disk are those in memory.
+        """
+        if not wanted.asks_for_names and not (wanted.id and ended):
+            return self._list_known(wanted, ended=ended)
         for _ in range(_TRIES):
-            records, revision, is_whole = self._find_matching(wanted)
+            records, revision, is_whole = self._find_matching(wanted, ended=ended)
             if is_whole:
                 return records, revision
         with self._committer.turn():  # so many come and go that only a pause shows them whole
-            return self._find_matching(wanted)[:2]
+            return self._find_matching(wanted, ended=ended)[:2]
 
-    def _find_matching(self, wanted: Filter) -> "tuple[Sequence[Record], int, bool]":
+    def _list_known(self, wanted: Filter, *, ended: bool) -> "tuple[Sequence[Record], int]":
+        found = self._rows.fetch(self._known_ids(ended=ended))
+        with self._view:
+            self._rows.keep(found)
+            keys = [key for key in self._known_ids(ended=ended) if key.startswith(wanted.id)]
+            return [self._record(key) for key in keys], self._revision
+
+    def _known_ids(self, *, ended: bool) -> "Sequence[str]":
+        """Return the ids of all containers; without `ended` of those that have not ended, or that are doubted."""
+        return list(self._rows) if ended else [*{*self._rows.open(), *self._doubts.copy()}]
+
+    def _find_matching(self, wanted: Filter, *, ended: bool) -> "tuple[Sequence[Record], int, bool]":
         """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
         population = self._population
-        sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
-        rows = self._records.load_names(wanted.name, sandbox_ids if wanted.sandbox_id else None, wanted.label_text)
-        matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids)]
+        if wanted.asks_for_names:
+            sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
+            rows = self._records.load_names(wanted.name, sandbox_ids if wanted.sandbox_id else None, wanted.label_text)
+            matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids)]
+        else:
+            matching = [*self._load_ids(wanted.id)]
+        if not ended:
+            matching = [*{*matching} & {*self._known_ids(ended=False)}]
         found = self._rows.fetch(matching)
         with self._view:
             self._rows.keep(found)

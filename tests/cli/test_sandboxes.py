@@ -73,7 +73,7 @@ def test_a_sandbox_of_another_boot_is_not_shown_as_ready(limpet: Limpet, made: s
 
 
 def test_a_damaged_status_is_found_and_shown(limpet: Limpet, made: str) -> None:
-    """`check` names it, `inspect` shows the rest; another sandbox is shown as before."""
+    """`check` names it, `inspect` shows the rest, a recovery reports it; another sandbox is shown as before."""
     connection = sqlite3.connect(Path(made, "store.db"))
     connection.execute("UPDATE sandbox_status SET stopped_at = 0 WHERE id = 'old'")
     connection.commit()
@@ -87,3 +87,8 @@ def test_a_damaged_status_is_found_and_shown(limpet: Limpet, made: str) -> None:
     assert "checksum" in old["damage"]
     assert web["status"]["state"] == "READY"
     assert "damage" in limpet.ok("inspect", "old")
+    for recover in (("recover", "--dry-run"), ("recover",)):
+        document = json.loads(limpet.ok(*recover, "-o", "json", status=7))
+        (told,) = document["report"]["sandboxes"]
+        assert (told["id"], told["rule"], told["state"]) == ("old", "sandbox-damaged", "UNKNOWN")
+        assert "checksum" in told["because"]

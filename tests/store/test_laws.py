@@ -2,6 +2,7 @@
 
 import threading
 import time
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from limpet import Store, errors, recover
+from limpet.engine.store import Record
 from limpet.recovery import Boot, Observation, Process
 from limpet.schema import ContainerState, Metadata, SandboxMetadata, Status
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
@@ -49,6 +51,52 @@ def test_add_get_list_delete(store: Store) -> None:
     store.delete_sandbox("t")
     with pytest.raises(errors.NotFoundError):
         store.get("alpine")
+
+
+@pytest.mark.parametrize("is_reopened", [False, True], ids=["as it was made", "opened again"])
+def test_every_combination_of_filters(state_dir: str, is_reopened: bool) -> None:
+    """A list is what a look at each container finds: with each filter, and with all of them at once."""
+    ended = replace(RUNNING, finished_at=3)
+    made = [Status(), Status(created_at=1), replace(RUNNING, extra={"owner": "ann"}), ended]
+    with Store.open(state_dir) as store:
+        for name in ("s", "t"):
+            store.add_sandbox(sandbox(name))
+        for number, (status, place, tier) in enumerate(product(made, "st", ("web", "db"))):
+            store.add(metadata(f"{'ab'[number % 2]}{number}", place, tier=tier), status)
+        store.add(metadata("a\U0001f600", "s"), ended)
+        if not is_reopened:
+            compare_lists(store)
+    if is_reopened:
+        with Store.open(state_dir) as store:
+            compare_lists(store)
+
+
+def compare_lists(store: Store) -> None:
+    everything = store.list()
+    assert len(everything) == 17
+    choices: list[list[dict[str, Any]]] = [
+        [{}, {"id": "a"}, {"id": "b1"}, {"id": "zz"}, {"id": "\udc00"}],
+        [{}, {"name": "a2"}],
+        [{}, {"sandbox_id": "t"}],
+        [{}, *({"state": state} for state in ContainerState)],
+        [{}, {"labels": {"tier": "db"}}],
+        [{}, {"extra": {"owner": "ann"}}],
+    ]
+    for chosen in product(*choices):
+        wanted: dict[str, Any] = {key: value for each in chosen for key, value in each.items()}
+        found = [record.id for record in store.list(**wanted)]
+        assert found == [record.id for record in everything if matches(record, wanted)], wanted
+
+
+def matches(record: Record, wanted: dict[str, Any]) -> bool:
+    return (
+        record.id.startswith(wanted.get("id", ""))
+        and record.metadata.name == wanted.get("name", record.metadata.name)
+        and record.metadata.sandbox_id == wanted.get("sandbox_id", record.metadata.sandbox_id)
+        and record.status.state is wanted.get("state", record.status.state)
+        and wanted.get("labels", {}).items() <= record.metadata.config.labels.items()
+        and wanted.get("extra", {}).items() <= record.status.extra.items()
+    )
 
 
 def named(id: str, name: str, sandbox_id: str, attempt: int = 0) -> Metadata:

@@ -65,6 +65,28 @@ def test_every_statement_is_one_that_the_schema_knows(database: sqlite3.Connecti
         database.execute(f"EXPLAIN {text}", (None,) * count).fetchall()
 
 
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        ("SELECT_NAMES_BY_NAME", "COVERING INDEX sqlite_autoindex_container_3 (node=? AND name=?)"),
+        ("SELECT_NAMES_BY_SANDBOX", "sandbox_id=?)"),
+        ("SELECT_NAMES_BY_BOTH", "name=? AND sandbox_id=?)"),
+        ("SELECT_NAMES_BY_LABEL", "COVERING INDEX sqlite_autoindex_container_3 (node=?)"),
+        ("SELECT_IDS_BETWEEN", "(node=? AND id>? AND id<?)"),
+        ("SELECT_IDS_OF_SANDBOX", "sandbox_id=?)"),
+        ("SELECT_CONTAINER_BY_NAME", "(node=? AND sandbox_id=? AND name=? AND attempt=?)"),
+    ],
+)
+def test_what_lists_ask_for_is_found_by_an_index(database: sqlite3.Connection, statement: str, index: str) -> None:
+    """No table is read from its beginning to its end; labels are looked for in an index that holds them."""
+    text = getattr(statements, statement)
+    numbered = re.findall(r"\?(\d+)", text)
+    count = max(map(int, numbered)) if numbered else text.count("?")
+    plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * count)]
+    assert index in " ".join(plan)
+    assert not [step for step in plan if step.startswith("SCAN container")], plan
+
+
 def test_opening_a_current_store_loads_no_sqlalchemy(state_dir: str) -> None:
     """SQLAlchemy and alembic take longer to load than a store to open; only a database that is older pays for them."""
     script = (

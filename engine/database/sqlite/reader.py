@@ -5,6 +5,7 @@ It can neither write nor checkpoint, and each read ends at once, so that it neve
 
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -122,6 +123,10 @@ class Reader:
         else:
             rows = self._read(sql.SELECT_NAMES_BY_SANDBOX, label_text, json.dumps(list(sandbox_ids)))
         return list(map(NameRow._make, self._require_ids(rows)))
+
+    def load_ids(self, beginning: str) -> list[str]:
+        """Return the ids that begin so, of all that has a row of either kind, in order."""
+        return [row[0] for row in self._require_ids(self._read(sql.SELECT_IDS_BETWEEN, beginning, _after(beginning)))]
 
     def load_intended(self) -> list[str]:
         """Return the id of every container that has a restart policy or an expiry, or is paused."""
@@ -357,6 +362,11 @@ class Reader:
                 return []
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise translate(self._path, error) from error
+
+
+def _after(beginning: str) -> str:
+    """Return a text that follows, in SQLite's order, all ids that begin so: what cannot be printed is in none."""
+    return beginning + chr(sys.maxunicode)
 
 
 def too_new(path: str, revision: str) -> StoreTooNewError:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,18 @@ def test_the_spare_ends_with_its_keeper(engine: Engine, state_dir: str) -> None:
     wait_until(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is reaped")
     engine.close()
     wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), "the keeper has ended")
+
+
+@pytest.mark.long
+def test_starts_from_many_threads_do_not_disturb_each_other(engine: Engine) -> None:
+    """Descriptors come and go in the keeper while others start: each program is executed, and ends as it should."""
+
+    def live(number: int) -> int | None:
+        container = run(engine, f"c{number}", "sh", "-c", f"exit {number % 100}")
+        code = container.wait(60).exit_code
+        container.release()
+        container.delete()
+        return code
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(live, range(1500))) == [number % 100 for number in range(1500)]

@@ -476,7 +476,10 @@ class Engine:
         return container_id in self.store and Container(self._runtime, container_id).delete()
 
     def prune(self, *, sandboxes: bool = False) -> Pruned:
-        """Remove all containers that have ended, with `sandboxes` those without containers too; say what is gone.
+        """Remove all containers that have ended; say what is gone.
+
+        With `sandboxes` those without containers go, too, also if they are READY: ask for it only where nobody is about
+        to use one.
 
         What waits for its restart stays. What cannot be removed stays, and is told with the reason.
         """

@@ -17,7 +17,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     value: Any
     """Any JSON value, at most 64 KiB of it."""
     version: int
-    """Grows by one with each value that is put; an item that is deleted and put again begins at 1."""
+    """Grows by one with each value that is put. The first one is the revision at which the item was put: one that is
+    deleted and put again never has a version that it had before."""
     updated_at: int
     """When this value was put, in nanoseconds since the epoch."""
 

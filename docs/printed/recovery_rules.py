@@ -63,7 +63,8 @@ _SANDBOXES = """\
 
 What a sandbox holds ends with the boot of its machine. So its status records the boot that it was made ready in. Where
 an older version did not, processes of its containers tell: if all that ran were of other boots, it is of another, too.
-A report names each sandbox whose record is changed, or may not be true."""
+A report names each sandbox whose record is changed, or may not be true, and each whose record cannot be read
+(`sandbox-damaged`)."""
 
 _ORPHANS = """\
 ## Orphans

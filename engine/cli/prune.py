@@ -17,7 +17,7 @@ from limpet.schema.status import ContainerState
 
 
 @click.command("prune")
-@click.option("--sandboxes", is_flag=True, help="Remove all sandboxes that are empty, too.")
+@click.option("--sandboxes", is_flag=True, help="Remove all sandboxes that are empty, too, also those that are READY.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed; change nothing.")
 @output_option
 @place_option

@@ -12,8 +12,9 @@ from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, output_option, parse_labels, place_option
 from limpet.engine.cli.output import note, print_json, print_lines
 from limpet.engine.control.requests import MADE_BY, Began, CreateAndStart, Done, Remove, Wait
-from limpet.schema.errors import AlreadyExistsError, LimpetError, StartError
+from limpet.schema.errors import AlreadyExistsError, InvalidInputError, LimpetError, StartError
 from limpet.schema.metadata import new_id
+from limpet.schema.restart import RestartKind, parse_restart_policy
 from limpet.schema.status import Reason
 
 _SHORT = 6
@@ -31,6 +32,13 @@ def _parse_variables(_ctx: click.Context, _parameter: click.Parameter, values: t
         elif key in os.environ:
             found[key] = os.environ[key]
     return found
+
+
+def _parse_restart(_ctx: click.Context, _parameter: click.Parameter, text: str) -> str:
+    try:
+        return str(parse_restart_policy(text))
+    except InvalidInputError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
@@ -64,6 +72,13 @@ def _parse_variables(_ctx: click.Context, _parameter: click.Parameter, values: t
 )
 @click.option("-w", "--workdir", metavar="DIR", default="", help="Its working directory.")
 @click.option("-d", "--detach", is_flag=True, help="Print its id, and do not wait for its end.")
+@click.option(
+    "--restart",
+    metavar="POLICY",
+    default=RestartKind.NO.value,
+    callback=_parse_restart,
+    help="no, on-failure, on-failure:N, always or unless-stopped: when to start it again; with -d only.",
+)
 @click.option("--rm", "removes", is_flag=True, help="Remove it once it has ended.")
 @output_option
 @place_option
@@ -79,6 +94,7 @@ def run_command(
     runtime: str,
     workdir: str,
     detach: bool,
+    restart: str,
     removes: bool,
     as_json: bool,
 ) -> None:
@@ -88,6 +104,9 @@ def run_command(
     are run. Ctrl-C stops the container, and a second one kills it. With -o json nothing is followed, and one document
     tells how it ended.
 
+    Whichever engine has the state open does the restarts, each as the next attempt of the name, until the container is
+    stopped. Without a live engine nothing is restarted before the next one opens the state.
+
     The exit status is the program's, 128 + N if signal N ended it, and 125 if limpet failed. With -d it is that of any
     other verb.
     """
@@ -95,6 +114,8 @@ def run_command(
         raise click.UsageError("--rm waits for the end, -d does not; give one of them")
     if runtime and sandbox_id:
         raise click.UsageError("--runtime is for a sandbox that is made, --sandbox names one that is there; give one")
+    if restart != RestartKind.NO and not detach:
+        raise click.UsageError("--restart: what is started again has no one end to wait for; give -d, too")
     key = new_id()
     name = name or _make_name(image, key)
     request = CreateAndStart(
@@ -111,6 +132,7 @@ def run_command(
         sandbox_id=sandbox_id or new_id(),
         sandbox_config=None if sandbox_id else {"metadata": {"name": name}, "annotations": {MADE_BY: "run"}},
         runtime=runtime,
+        restart=restart,
     )
     if detach:
         with Hands(place, makes=True, runtime=request.runtime) as hands:

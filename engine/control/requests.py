@@ -26,6 +26,7 @@ from limpet.schema.errors import (
     WaitTimeoutError,
     quote_path,
 )
+from limpet.schema.restart import RestartKind
 from limpet.schema.status import ContainerState, Status
 
 MADE_BY = "limpet.made-by"
@@ -121,6 +122,7 @@ class CreateAndStart(Request, frozen=True, tag="run"):
     sandbox_config: dict[str, Any] | None = None
     runtime: str = ""
     """The runtime handler of a sandbox that is made."""
+    restart: str = RestartKind.NO.value
 
 
 class Stop(Request, frozen=True, tag="stop"):
@@ -268,7 +270,7 @@ def _forget_unused(engine: Served, config: Mapping[str, Any]) -> None:
 
 def _create(engine: Served, request: CreateAndStart, sandbox: Sandbox) -> Container:
     if request.id not in engine.store:
-        return engine.create_container(request.config, sandbox.id, id=request.id)
+        return engine.create_container(request.config, sandbox.id, id=request.id, restart=request.restart)
     container = engine.get(request.id)
     if not container.status.created_at and not container.status.finished_at:
         container.create()

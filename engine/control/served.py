@@ -10,6 +10,7 @@ from limpet.engine.starters import Starter
 from limpet.engine.store import Store
 from limpet.recovery.report import Report
 from limpet.schema.errors import NotFoundError, quote
+from limpet.schema.restart import RestartKind
 from limpet.schema.status import ContainerState, Status
 
 
@@ -41,7 +42,9 @@ class Served(Protocol):
     def create_sandbox(self, config: Mapping[str, Any], *, id: str | None = None, runtime_handler: str = "") -> Sandbox:
         """Make a sandbox."""
 
-    def create_container(self, config: Mapping[str, Any], sandbox_id: str, *, id: str | None = None) -> Container:
+    def create_container(
+        self, config: Mapping[str, Any], sandbox_id: str, *, id: str | None = None, restart: str = RestartKind.NO
+    ) -> Container:
         """Make a container."""
 
     def declare_gone(self, container_id: str, why: str) -> Status:

@@ -187,7 +187,7 @@ class EngineLife:
         state_dir, done = f"{directory}/state", len(told)
         verb, under_way = self._steps[done] if done < len(self._steps) else ("", "")
         if not self._has_processes:
-            _date_before_boot(state_dir)
+            date_before_boot(state_dir)
         first = _look(state_dir)
         if os.path.exists(f"{state_dir}/{QUARANTINE}"):
             raise Violation("other", f"in quarantine: {os.listdir(f'{state_dir}/{QUARANTINE}')}")
@@ -214,7 +214,7 @@ class EngineLife:
                 raise Violation("lost", f"the image is missing or incomplete after step {done}")
 
 
-def _date_before_boot(state_dir: str) -> None:
+def date_before_boot(state_dir: str) -> None:
     """Give the directories of containers and sandboxes the times that they would have after a power cut."""
     for folder in (CONTAINERS, SANDBOXES):
         with suppress(FileNotFoundError):

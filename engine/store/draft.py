@@ -293,7 +293,9 @@ class Draft:
         old = self._find_item_row(kind, key)
         version = 0 if old is None else old.version
         _require_version(kind, key, version, expect)
-        item = Item(kind=kind, key=key, value=value, version=version + 1, updated_at=max(time.time_ns(), 1))
+        # Each put has an event of its own, so that no version is ahead of the log: a new item's was never in use here.
+        following = version + 1 if version else self.revision + len(self._open_events) + 1
+        item = Item(kind=kind, key=key, value=value, version=following, updated_at=max(time.time_ns(), 1))
         row = item_to_row(self._node, item)
         self.changes.items[kind, key] = row
         self._note_item(EventKind.ITEM_PUT, row)

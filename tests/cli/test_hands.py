@@ -477,3 +477,23 @@ def test_ids_in_tables() -> None:
     assert render_table(columns, rows, 56)[1] == "0123456789ab  " + "n" * 20 + "  " + "s" * 19 + "…"
     assert render_table(columns, rows, 50)[1] == "012345  " + "n" * 20 + "  " + "s" * 19 + "…"
     assert render_table(columns, rows, 40)[1] == "012345  " + "nnnnn…nnnn" + "  " + "s" * 19 + "…"
+
+
+def test_what_is_run_with_a_policy_is_started_again(limpet: Limpet, engine_process: Start) -> None:
+    """By the live engine, as the next attempt of its name, until it is stopped; only -d goes with it."""
+    engine_process(LIVE).read()
+    for args in (("--restart", "always"), ("-d", "--restart", "sometimes"), ("-d", "--restart", "always:3")):
+        refused = limpet("run", *args, "host", "true")
+        assert (refused.returncode, "restart" in refused.stderr) == (2, True)
+    limpet.ok("run", "-d", "--restart", "on-failure:1", "--name", "flaky", "host", "false")
+    limpet.ok("run", "-d", "--restart", "always", "--name", "web", "host", "sleep", "1000")
+
+    def attempts(name: str) -> dict[int, str]:
+        return {each["attempt"]: each["state"] for each in limpet.json("ps", "-a", name)["containers"]}
+
+    (shown,) = limpet.json("inspect", "web")["inspected"]
+    os.kill(shown["status"]["pid"], signal.SIGKILL)
+    wait_until(lambda: attempts("flaky") == {0: "EXITED", 1: "EXITED"}, "one restart of what failed")
+    wait_until(lambda: attempts("web") == {0: "EXITED", 1: "RUNNING"}, "a restart of what was killed")
+    limpet.ok("stop", "web")
+    assert limpet.json("ps")["containers"] == []

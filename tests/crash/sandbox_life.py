@@ -6,11 +6,11 @@ here but in tests/engine/test_sandboxes.py. Each acknowledgement is how many ste
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from msgspec.structs import replace
 
 from limpet.engine import Engine
+from limpet.engine.drill.engine_life import date_before_boot
 from limpet.engine.drill.records import IDENTITY
 from limpet.engine.lifecycle import sandbox
 from limpet.engine.lifecycle.sandbox import Sandbox
@@ -50,7 +50,7 @@ class SandboxLife:
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
         done = int(acknowledged[-1]) if acknowledged else 0
         state_dir = f"{directory}/state"
-        _date_before_boot(state_dir)
+        date_before_boot(state_dir)
         for _ in range(2):  # what a recovery says, the next one says again
             with Engine.open(state_dir) as engine:
                 _require("one", _find(engine, "one"), engine, done - 1)
@@ -84,14 +84,6 @@ def _perform(engine: Engine, step: str) -> None:
             engine.get_sandbox(key).stop()
         case "remove":
             engine.get_sandbox(key).remove(force=bool(which))
-
-
-def _date_before_boot(state_dir: str) -> None:
-    """Give the directories the times that they would have after a power cut."""
-    for folder in (CONTAINERS, SANDBOXES):
-        with suppress(FileNotFoundError):
-            for entry in os.scandir(f"{state_dir}/{folder}"):
-                os.utime(entry.path, (0, 0), follow_symlinks=False)
 
 
 def _find(engine: Engine, key: str) -> Sandbox | None:

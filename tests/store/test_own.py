@@ -28,11 +28,12 @@ def test_a_value_comes_back_as_it_was(store: Store, state_dir: str, value: Any) 
     """Any JSON value is kept, in an item and in extra, by the next store, too."""
     store.add(metadata("a"), with_extra(key=value))
     assert store.put("lease", "k", value).value == value
+    put_at = store.revision
     store.close()
     with Store.open(state_dir) as again:
         found = again.find("lease", "k")
         assert found is not None
-        assert (found.value, type(found.value), found.version) == (value, type(value), 1)
+        assert (found.value, type(found.value), found.version) == (value, type(value), put_at)
         assert again.get("a").status.extra == {"key": value}
 
 
@@ -77,6 +78,7 @@ def test_a_version_that_has_passed_is_refused(store: Store) -> None:
 
 def test_threads_that_compare_and_set_lose_nothing(store: Store) -> None:
     """Each success is one more in the value: 4 threads count to 100."""
+    before = store.revision
 
     def count() -> None:
         for _ in range(25):
@@ -94,23 +96,32 @@ def test_threads_that_compare_and_set_lose_nothing(store: Store) -> None:
         thread.join()
     found = store.find("counter", "n")
     assert found is not None
-    assert (found.value, found.version) == (100, 100)
+    assert (found.value, found.version) == (100, before + 100)
 
 
 def test_items_are_listed_and_deleted(store: Store) -> None:
-    """By kind, in order of their keys; a key that is put again after its deletion begins at version 1."""
+    """By kind, in order of their keys; a key that is put again after its deletion has a version that it never had."""
     for key in ("b", "a", "c/d"):
         store.put("volume", key, key)
     store.put("exec", "a", 1)
+    before = store.put("volume", "b", 1).version
     assert [item.key for item in store.list_items("volume")] == ["a", "b", "c/d"]
-    store.delete_item("volume", "b", expect=1)
+    store.delete_item("volume", "b", expect=before)
     store.delete_item("volume", "b")
     with pytest.raises(errors.VersionConflictError, match="it is not there"):
-        store.delete_item("volume", "b", expect=1)
+        store.delete_item("volume", "b", expect=before)
     assert [item.key for item in store.list_items("volume")] == ["a", "c/d"]
-    assert store.put("volume", "b", 2, expect=0).version == 1
-    with pytest.raises(errors.VersionConflictError, match="version is 1"):
-        store.put("volume", "b", 3, expect=0)
+    again = store.put("volume", "b", 2, expect=0).version
+    assert again == store.revision > before
+    for version in (0, before, before - 1):
+        with pytest.raises(errors.VersionConflictError, match=f"version is {again}"):
+            store.put("volume", "b", 3, expect=version)
+    with store.transaction() as draft:
+        for _ in range(2):
+            draft.delete_item("volume", "b")
+            assert draft.put("volume", "b", 3).version > again
+    assert store.find("volume", "b") == store.list_items("volume")[1]
+    assert store.list_items("volume")[1].version == store.revision
     for kind, key in (("", "a"), ("a", ""), ("a\n", "a"), ("a", "x" * 257)):
         with pytest.raises(errors.InvalidInputError, match="use 1 to 256 printable"):
             store.put(kind, key, 1)
@@ -129,18 +140,18 @@ def test_a_transaction_spans_all_of_it(store: Store) -> None:
     assert store.sandbox_status("s").addresses == ()
     assert len(store) == 0
     with store.transaction() as draft:
-        assert draft.put("lease", "new", 1).version == 1
-        assert draft.put("lease", "new", 2, expect=1).version == 2
+        new = draft.put("lease", "new", 1).version
+        assert draft.put("lease", "new", 2, expect=new).version == new + 1
         draft.delete_item("lease", "old")
         assert draft.find("lease", "old") is None
-        draft.put("lease", "old", 5, expect=0)
+        old = draft.put("lease", "old", 5, expect=0).version
         draft.update_sandbox("s", lambda old: replace(old, addresses=("10.0.0.7",)))
         draft.update_sandbox("s", lambda old: replace(old, namespaces={"network": "/run/netns/x"}))
         draft.add(metadata("a"), with_extra(n=1))
         assert draft.version("a") == 1
     assert [(item.key, item.value, item.version) for item in store.list_items("lease")] == [
-        ("new", 2, 2),
-        ("old", 5, 1),
+        ("new", 2, new + 1),
+        ("old", 5, old),
     ]
     status = store.sandbox_status("s")
     assert (status.addresses, status.namespaces) == (("10.0.0.7",), {"network": "/run/netns/x"})

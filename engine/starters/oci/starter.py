@@ -205,7 +205,9 @@ class OciStarter:
         with _told(f"container {container_id}"):
             found = find_run(self._bundle(container_id), identity)
         cgroups = found[1].cgroups if found else ()
-        return adopt_process(identity, lambda pidfd: is_process(identity, pidfd, cgroups))
+        return adopt_process(
+            identity, lambda pidfd: "" if is_process(identity, pidfd, cgroups) else "nothing proves that it is"
+        )
 
     def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
         """Send a signal to the container's first process, through its pidfd; return how many processes are left.

@@ -29,7 +29,7 @@ Compare = Callable[[ProcessIdentity, int], tuple[Process, str]]
 def read_boot_id() -> str | None:
     """Return the boot id, None if it cannot be read."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return file.read().strip() or None
     except OSError:
         return None
@@ -127,7 +127,7 @@ def read_start_ticks(pid: int) -> int:
 def _read_boot_offset() -> int:
     """Return by how many clock ticks the boot time of our time namespace is ahead of the machine's."""
     try:
-        with open("/proc/self/timens_offsets", encoding="ascii") as file:
+        with open("/proc/self/timens_offsets", encoding="utf-8") as file:
             offsets = [line.split() for line in file]
     except FileNotFoundError:  # before Linux 5.6
         return 0

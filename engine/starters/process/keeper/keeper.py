@@ -710,7 +710,7 @@ def _kill(pidfd: int, number: int) -> None:
 
 
 def _read_boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
 
 

@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _read_boot_offset() -> int:
     """Return by how many ticks the boot of our time namespace is later than the machine's (time_namespaces(7))."""
     try:
-        with open("/proc/self/timens_offsets", encoding="ascii") as file:
+        with open("/proc/self/timens_offsets", encoding="utf-8") as file:
             offsets = [line.split() for line in file]
     except OSError:  # before Linux 5.6
         return 0

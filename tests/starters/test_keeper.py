@@ -280,6 +280,17 @@ def test_a_keeper_answers_what_it_does_not_know(engine: Engine, state_dir: str) 
     assert container.stop(1).exit_code == 143
 
 
+def test_a_connection_that_was_left_behind_is_closed(engine: Engine, state_dir: str) -> None:
+    """An interrupted call may leave one; a keeper would stay for it as long as this program lives."""
+    make(engine, "one", "true").start()
+    client = KeeperClient(os.path.join(state_dir, "keeper"))
+    left = client.take(begin=False)
+    assert left is not None
+    client.close()
+    with pytest.raises(errors.KeeperError):
+        left.ask({"op": "end", "id": "one"})
+
+
 def test_stop_gives_all_processes_the_grace(engine: Engine, tmp_path: Path) -> None:
     """A shell before a server: both get the signal, the server has its time, and what is left is killed after it."""
     script = f"(trap 'sleep 0.3; touch {tmp_path}/done; exit' TERM; echo up; while :; do sleep 0.05; done) & wait"

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -174,6 +175,14 @@ def _runs(pid: int) -> bool:
     with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
     return False
+
+
+def end_processes(directory: str) -> None:
+    """Kill what a trial that found something has left in its state directory."""
+    for _ in range(3):  # the anchor becomes the keeper
+        for pid in _find_processes(directory):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _find_processes(state_dir: str) -> dict[int, str]:

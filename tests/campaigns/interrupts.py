@@ -158,6 +158,7 @@ def run(trial: Trial) -> list[str]:
             found = _in_fork(lambda: [f"after its exit: {lie}" for lie in noted.find_lies()])
         return found
     finally:
+        interrupted_engine.end_processes(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -34,7 +34,7 @@ from limpet.testing.calls import KILLED
 _PATIENCE_SECONDS = 20.0
 _SANDBOX = "jobs"
 _SAID = b"said"
-_IMPATIENT_KEEPER = """
+IMPATIENT_KEEPER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from keeper import keeper, main
@@ -173,7 +173,7 @@ class RefusedLifeBefore615(RefusedLife):
 
     def prepare(self) -> None:
         """Choose such keepers, and do not ask the kernel here, either."""
-        use_impatient_keepers(_IMPATIENT_KEEPER.replace("main.main()\n", self.keeper + _FORGETFUL))
+        use_impatient_keepers(IMPATIENT_KEEPER.replace("main.main()\n", self.keeper + _FORGETFUL))
         host = import_module("limpet.recovery.host")
         setattr(host, "_read_reaped_status", lambda _: None)  # noqa: B010
 
@@ -184,7 +184,7 @@ class RefusedLifeOfHastyKeepers(RefusedLifeBefore615):
     keeper = _HASTY
 
 
-def use_impatient_keepers(program: str = _IMPATIENT_KEEPER) -> None:
+def use_impatient_keepers(program: str = IMPATIENT_KEEPER) -> None:
     """Have keepers that this process begins end soon after nothing is left for them."""
     client = import_module("limpet.engine.starters.process.client")
     setattr(client, "_PROGRAM", program)  # noqa: B010

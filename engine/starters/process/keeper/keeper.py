@@ -53,6 +53,7 @@ class Keeper:
     """The keeper of the directory behind a descriptor."""
 
     def __init__(self, directory: int, listener: socket.socket, anchor: int, copies: Copies) -> None:
+        self._directory = directory
         self._listener = listener
         self._anchor = anchor
         self._poll = select.epoll()
@@ -146,8 +147,9 @@ class Keeper:
             return False
 
     def _is_idle(self) -> bool:
-        busy = self._clients or self._firsts or self._flushing or self._copies.are_open or not self._journal.is_written
-        if busy or self._unadopted or self._orphans():
+        busy = self._clients or self._firsts or self._flushing or self._unadopted or self._orphans()
+        has_debts = self._copies.are_open or not self._journal.is_written
+        if busy or (has_debts and os.fstat(self._directory).st_nlink):  # the directory is removed: nobody can ask
             self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since > _IDLE_SECONDS
 
@@ -235,6 +237,8 @@ class Keeper:
         if request["id"] in self._unadopted:
             raise BlockingIOError(f"container {request['id']} cannot be looked at yet")
         if known is None:
+            if request["op"] == "release":
+                self._copies.give_up(request["id"])
             return {"unknown": True, "copying": self._copies.is_copying(request["id"])}, ()
         return self._answer_of(connection, request, known), ()
 

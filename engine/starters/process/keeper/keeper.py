@@ -157,6 +157,7 @@ class Keeper:
         self._adopt_all()
         for container in list(self._unheld.values()):
             self._hold_uts(container)
+            self._journal.append({"id": container.id, "uts": container.uts_inode})
         with suppress(OSError):
             if self._child_has_changed:
                 self._reap_orphans()

@@ -233,7 +233,13 @@ with Engine.open(sys.argv[1]) as engine:
 """
 
 
-@pytest.mark.parametrize("is_raised", [True, False], ids=["the soft limit is low", "the hard limit is low"])
+@pytest.mark.parametrize(
+    "is_raised",
+    [
+        pytest.param(True, marks=pytest.mark.long, id="the soft limit is low"),
+        pytest.param(False, id="the hard limit is low"),
+    ],
+)
 def test_more_containers_than_descriptors(engine_process: Start, state_dir: str, *, is_raised: bool) -> None:
     """Of what no descriptor is left for the ends are seen, too, and steps go on; a soft limit is raised before that."""
     script = "for n in range(60):\n    make(f'c{n}', 'sleep', '1000').start()\nsay('started'); time.sleep(999)"

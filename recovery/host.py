@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -219,12 +220,13 @@ def _read_reaped_status(pidfd: int) -> int | None:
 def _read_zombie_status(pid: int, pidfd: int) -> int | None:
     try:
         fields = read_stat(pid)
+        signal.pidfd_send_signal(pidfd, 0)  # if it was reaped meanwhile, the fields may be those of another
+    except PermissionError:
+        return None  # nor does its stat say how it ended
     except OSError:
-        return None
-    # If it was reaped meanwhile, the fields may be those of the pid's next owner.
-    reaped_status = _read_reaped_status(pidfd)
-    if reaped_status is not None or fields[0] not in {b"Z", b"X"} or not _may_see(pid):
-        return reaped_status
+        return _read_reaped_status(pidfd)
+    if fields[0] not in {b"Z", b"X"} or not _may_see(pid):
+        return _read_reaped_status(pidfd)
     return int(fields[49])  # exit_code, the 52nd field
 
 

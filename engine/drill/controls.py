@@ -71,18 +71,14 @@ main.main()
 _TRUSTING_KEEPER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from keeper import keeper, main
+from keeper import main
 
 class Any(int):
     __hash__ = int.__hash__
     def __eq__(self, other): return True
     def __ne__(self, other): return False
 
-def trust(pid, read_stat=keeper.read_stat):
-    stat = read_stat(pid)
-    return stat and stat._replace(start_ticks=Any(stat.start_ticks))
-
-keeper.read_stat = trust
+main.Keeper._read_inode = lambda self, pidfd: Any(1)
 main.main()
 """
 

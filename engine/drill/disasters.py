@@ -146,7 +146,7 @@ def _replace(scene: Scene, key: str) -> None:
     while members := [each.pid for each in scene.subreaper.look().processes.values() if each.session == pid]:
         for each in members:
             scene.subreaper.kill(each)
-    with suppress(OSError), open(_LAST_PID, encoding="ascii") as file:
+    with suppress(OSError), open(_LAST_PID, encoding="utf-8") as file:
         last = file.read()
         for _ in range(_TRIES):
             _write(_LAST_PID, str(pid - 1))

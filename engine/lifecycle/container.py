@@ -54,6 +54,8 @@ DEFAULT_STOP_TIMEOUT_SECONDS = 10.0
 DEFAULT_EXEC_TIMEOUT_SECONDS = 60.0
 _LATEST = 2**63 - 1
 """The latest time that can be stored, in nanoseconds since the epoch."""
+_EARLIEST = 10**17
+"""Of an expiry: less are seconds, milliseconds or microseconds, and would end at once what is to last for hours."""
 
 
 class Container:
@@ -819,7 +821,7 @@ def request_stop(status: Status, timeout: float) -> Status:
 
 def require_expiry(expires_at: object) -> None:
     """Raise InvalidInputError for what is no time of an expiry, in nanoseconds since the epoch, or 0."""
-    if type(expires_at) is not int or not 0 <= expires_at <= _LATEST:
+    if type(expires_at) is not int or (expires_at and not _EARLIEST <= expires_at <= _LATEST):
         raise InvalidInputError(
             f"expires_at {expires_at!r}: nanoseconds since the epoch are needed, as of time.time_ns(), or 0 for never"
         )

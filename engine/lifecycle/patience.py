@@ -1,6 +1,5 @@
 """How long a stop is waited for, and what is raised when that is over."""
 
-import math
 import time
 
 from limpet.schema.errors import InvalidInputError, InvalidStateError
@@ -8,6 +7,8 @@ from limpet.schema.errors import InvalidInputError, InvalidStateError
 _KILL_TIMEOUT_SECONDS = 10.0
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
 """Between two looks at what a stop has left."""
+_LONGEST_SECONDS = 1_000_000_000
+"""30 years: a moment that is later than now by that is a number that the database and every clock can take."""
 
 
 class Patience:
@@ -37,6 +38,6 @@ class Patience:
 
 
 def require_seconds(timeout: float) -> None:
-    """Raise InvalidInputError unless `timeout` is seconds, 0 or more, and finite."""
-    if not 0 <= timeout < math.inf:  # not a number is neither
-        raise InvalidInputError(f"timeout {timeout!r}: seconds are needed, 0 or more")
+    """Raise InvalidInputError unless `timeout` is seconds, 0 or more, and no more than a time on disk can be later."""
+    if not 0 <= timeout <= _LONGEST_SECONDS:  # not a number is neither
+        raise InvalidInputError(f"timeout {timeout!r}: seconds are needed, 0 or more, and {_LONGEST_SECONDS:,} at most")

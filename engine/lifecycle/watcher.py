@@ -21,14 +21,18 @@ from typing import NamedTuple, Self
 from limpet.engine.starters import Exit, Starter
 from limpet.engine.starters.abilities import Monitored
 from limpet.engine.store import Draft, Request, Store
-from limpet.recovery.host import has_ended
+from limpet.recovery.evidence import Process
+from limpet.recovery.host import has_ended, observe_process
 from limpet.schema.errors import LimpetError, NotFoundError, ResourcesError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Reason, Status, end, end_never_run
 
 _log = logging.getLogger("limpet.watcher")
 _LOOK_AGAIN_SECONDS = 0.2
-"""Between two looks at a process that no pidfd tells of."""
+"""Between two looks at a process that no pidfd tells of; longer where there are many of them."""
+_LOOKING_SHARE = 0.1
+"""Of a processor: how much may be spent on such looks."""
+_OVER = frozenset({Process.ENDED, Process.GONE, Process.STRANGER})
 _ASK_AGAIN_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
 _ALONE_SECONDS = 0.5
@@ -128,6 +132,7 @@ class Watcher:
         self._recordings: list[_Recording] = []
         self._done: SimpleQueue[_Recording] = SimpleQueue()
         self._is_closing = False
+        self._has_descriptors = True
         self._epoll = select.epoll()
         try:
             self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -261,9 +266,14 @@ class Watcher:
                 watch.alone_at = now + _ALONE_SECONDS
         with self._lock:
             polled = [one for one in self._watches.values() if one.is_polled and one.due <= now]
+        self._has_descriptors = True
         for watch in polled:
             watch.due = now + _LOOK_AGAIN_SECONDS
             self._look_at(watch)
+        next_look = now + (time.monotonic() - now) / _LOOKING_SHARE
+        for watch in polled:
+            if not watch.noticed_at:
+                watch.due = max(watch.due, next_look)
         with self._lock:
             ended = [one for one in self._watches.values() if one.exit is not None and not one.is_told]
         self._record(ended)
@@ -275,6 +285,8 @@ class Watcher:
         with self._lock:
             if watch.monitor >= 0:
                 self._by_monitor.pop(watch.monitor, None)
+                with suppress(OSError):  # a fork that has not executed yet would keep it registered
+                    self._epoll.unregister(watch.monitor)
                 os.close(watch.monitor)
                 watch.monitor = -1
 
@@ -307,20 +319,26 @@ class Watcher:
         if watch.noticed_at:
             self._ask(watch)
             return
-        if watch.pidfd < 0:
-            try:
-                watch.pidfd = watch.starter.adopt(watch.container_id, watch.identity)
-            except NotFoundError:
-                watch.noticed_at = time.time_ns()
-                self._ask(watch)
-                return
-            except LimpetError:
-                return  # no descriptor is left for it; looked at again
-            with self._lock:
-                self._register(watch)
-        elif has_ended(watch.pidfd):
+        if self._is_over(watch):
             watch.noticed_at = time.time_ns()
             self._ask(watch)
+
+    def _is_over(self, watch: _Watch) -> bool:
+        if watch.pidfd >= 0:
+            return has_ended(watch.pidfd)
+        try:
+            if self._has_descriptors:
+                watch.pidfd = watch.starter.adopt(watch.container_id, watch.identity)
+                with self._lock:
+                    self._register(watch)
+                return False
+        except NotFoundError:
+            return True
+        except ResourcesError:
+            self._has_descriptors = False
+        except LimpetError:
+            return False  # looked at again
+        return observe_process(watch.identity)[0] in _OVER  # with one of those that are kept for looks
 
     def _ask(self, watch: _Watch) -> None:
         try:

@@ -12,8 +12,8 @@ _KEPT_DESCRIPTORS = 16
 """How many stay free when the processes of containers are watched by descriptor."""
 
 
-def adopt_process(identity: ProcessIdentity, is_it: Callable[[int], bool]) -> int:
-    """Return a pidfd of the process, if `is_it` says so of the pidfd.
+def adopt_process(identity: ProcessIdentity, why_not: Callable[[int], str]) -> int:
+    """Return a pidfd of the process, unless `why_not` gives a reason against the one behind it.
 
     Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
     """
@@ -25,7 +25,12 @@ def adopt_process(identity: ProcessIdentity, is_it: Callable[[int], bool]) -> in
         if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
             raise ResourcesError(f"process {identity.pid}: {error.strerror}") from error
         raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
-    if not is_it(pidfd):
+    try:
+        reason = why_not(pidfd)
+    except BaseException:
         os.close(pidfd)
-        raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's")
+        raise
+    if reason:
+        os.close(pidfd)
+        raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {reason}")
     return pidfd

@@ -13,7 +13,7 @@ def read_propagation(path: str) -> str | None:
     except (OSError, ValueError):
         return None
     try:
-        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="utf-8") as file:
             mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
     finally:
         os.close(descriptor)

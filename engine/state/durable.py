@@ -88,7 +88,12 @@ def _put_file(path: str, data: bytes, mode: int, flush: Callable[[int], None]) -
 
 
 def rename_new(source: str, target: str) -> None:
-    """Rename a file to a name that nothing has; not durable by itself. Raises FileExistsError if it is taken."""
+    """Rename a file to a name that nothing has; not durable by itself.
+
+    Raises FileExistsError if it is taken, OSError, ValueError for a path with a NUL, at which C would end it.
+    """
+    if "\0" in target:
+        raise ValueError("embedded null byte")
     if _renameat2 is not None:
         if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
             return

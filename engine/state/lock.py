@@ -85,7 +85,7 @@ def find_holder(path: str) -> int | None:
     pid = _read_holder(path)
     try:
         inode = os.stat(os.path.join(path, LOCK)).st_ino
-        with open("/proc/locks", encoding="ascii") as locks:
+        with open("/proc/locks", encoding="utf-8") as locks:
             # 3: FLOCK  ADVISORY  WRITE 18113 fe:00:2146853 0 EOF; the device there is not always that of stat(2)
             held = any(
                 kind == "FLOCK" and holder == str(pid) and file.endswith(f":{inode}")

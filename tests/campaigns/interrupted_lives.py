@@ -44,6 +44,10 @@ def _change(draft: Draft) -> None:
 class Life(Protocol):
     """A script of calls of limpet, in a directory. Each trial makes a new one, in a process of its own."""
 
+    @property
+    def keeps_unclosed(self) -> int:
+        """How many more descriptors may stay open where it is forgotten and not closed: threads that wait have some."""
+
     def live(self) -> None:
         """Make the calls, in the main thread, and note what was acknowledged. What strikes a call is raised."""
 
@@ -65,6 +69,8 @@ class Life(Protocol):
 
 class StoreLife:
     """A store's life, while another thread counts in it."""
+
+    keeps_unclosed = 0
 
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir

@@ -9,7 +9,8 @@ CPython's _testcapi).
 The places are those where Python really runs a signal handler: the handler trips its own signal again each time it
 returns, so it is called at each of them. That holds for any version of Python.
 
-What is tried is a `Life`; tests/campaigns/interrupted_lives.py has those of the store.
+What is tried is a `Life`; tests/campaigns/interrupted_lives.py has those of the store, interrupted_engine.py that of an
+engine.
 """
 
 import _thread
@@ -34,16 +35,19 @@ from typing import Self
 
 import limpet.engine
 from limpet.schema.errors import LimpetError
-from tests.campaigns.interrupted_lives import CONTROLS, LIVES, Life
+from tests.campaigns import interrupted_engine, interrupted_lives
+from tests.campaigns.interrupted_lives import Life
 
+LIVES: Mapping[str, Callable[[str], Life]] = {**interrupted_lives.LIVES, **interrupted_engine.LIVES}
+CONTROLS = {**interrupted_lives.CONTROLS, **interrupted_engine.CONTROLS}
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 30
 _LOST_MEMORY_ERRORS = (SystemError, ctypes.ArgumentError)
 """What CPython's own code makes of a MemoryError at times; limpet raises neither."""
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT}
 _CANARIES = 20
-_MORE_DESCRIPTORS = 12
-"""What an interrupted life may leave open in its process: its connections, of which each has three."""
+_CONNECTIONS = 12
+"""How many descriptors an interrupted life may leave open in its process: its connections, of which each has three."""
 _ALLOCATIONS = 20_000
 """About so many has a life."""
 
@@ -154,6 +158,7 @@ def run(trial: Trial) -> list[str]:
             found = _in_fork(lambda: [f"after its exit: {lie}" for lie in noted.find_lies()])
         return found
     finally:
+        interrupted_engine.end_processes(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -187,7 +192,8 @@ def _live(trial: Trial, life: Life, directory: str) -> list[str]:
         else:
             life.forget()
         wrong += _find_hurt(canaries, directory)
-        if len(os.listdir("/proc/self/fd")) > before + len(canaries) + _MORE_DESCRIPTORS:
+        kept = 0 if trial.is_closed else life.keeps_unclosed
+        if len(os.listdir("/proc/self/fd")) > before + len(canaries) + _CONNECTIONS + kept:
             wrong.append("descriptors are left open")
         return [f"{line} (struck at {', '.join(strike.struck)})" for line in wrong]
 

@@ -24,7 +24,14 @@ from limpet.engine.drill.modes import MODE_TRIALS, Mode, Trial
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.engine.state.durable import write_file
 from limpet.testing import Report, call_faults, fault_points, kill_points, power_cuts, true_kills
-from tests.campaigns.refused_life import FAILURES, ROLES, RefusedLife, RefusedLifeOfTakers
+from tests.campaigns.refused_life import (
+    FAILURES,
+    ROLES,
+    RefusedLife,
+    RefusedLifeBefore615,
+    RefusedLifeOfHastyKeepers,
+    RefusedLifeOfTakers,
+)
 from tests.campaigns.sizes import CAMPAIGNS
 from tests.crash.read_life import RECOVERED_EVERY, ReadLife, UnflushedReadLife
 
@@ -137,7 +144,20 @@ def _refuse(trial: Trial) -> Tried:
         workers=trial.workers,
         progress=trial.progress,
     )
-    return _tried(report, "faults")
+    killed = _kill_keepers(RefusedLifeBefore615(), trial)
+    return _tried(report + killed, "faults")
+
+
+def _kill_keepers(life: RefusedLifeBefore615, trial: Trial) -> Report:
+    """Kill the keeper at each of its writes, where it alone knows how a process ended."""
+    return call_faults(
+        life,
+        roles=ROLES,
+        failures={"keeper/write": ["KILL"]},
+        seed=trial.seed,
+        workers=trial.workers,
+        progress=trial.progress,
+    )
 
 
 def _count_noticed_refusals(trial: Trial) -> int:
@@ -149,7 +169,8 @@ def _count_noticed_refusals(trial: Trial) -> int:
         workers=trial.workers,
         progress=trial.progress,
     )
-    return report.violations
+    hasty = _kill_keepers(RefusedLifeOfHastyKeepers(), trial)
+    return report.violations if hasty.violations else 0  # each is to be noticed
 
 
 PARTS: Final[Mapping[str, Part]] = {

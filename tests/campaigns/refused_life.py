@@ -34,7 +34,7 @@ from limpet.testing.calls import KILLED
 _PATIENCE_SECONDS = 20.0
 _SANDBOX = "jobs"
 _SAID = b"said"
-_IMPATIENT_KEEPER = """
+IMPATIENT_KEEPER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from keeper import keeper, main
@@ -43,6 +43,29 @@ keeper._IDLE_SECONDS, keeper._TICK_SECONDS = 0.1, 0.05
 main.main()
 """
 """The keeper itself, which does not stay as long when nothing is left for it."""
+_FORGETFUL = """
+from keeper import kernel
+
+kernel._read_reaped_status = lambda pidfd: None
+main.main()
+"""
+"""On a kernel that tells nothing of a process once it was reaped."""
+_HASTY = """
+import os
+
+class Hasty(main.Keeper):
+    def _peek(self, container):
+        end = super()._peek(container)
+        if end is not None and "code" in end:
+            try:
+                os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
+            except ChildProcessError:
+                pass
+        return end
+
+main.Keeper = Hasty
+"""
+"""Reaps before it writes."""
 
 ROLES = {
     "limpet-anchor": "anchor",
@@ -100,9 +123,13 @@ class RefusedLife:
     open_engine: ClassVar[Callable[[str], Engine]] = Engine.open
     programs: ClassVar[Sequence[str]] = ("brief", "lasting", "wrong")
 
+    def prepare(self) -> None:
+        """Choose the keepers of this process, at the beginning of life and of check."""
+        use_impatient_keepers()
+
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
         """Do every step, again where it was refused."""
-        use_impatient_keepers()
+        self.prepare()
         before = open_descriptors()
         os.mkdir(f"{directory}/marks")
         life = _Life(f"{directory}/state", f"{directory}/marks", type(self).open_engine, acknowledge)
@@ -114,7 +141,7 @@ class RefusedLife:
 
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
         """Judge what the next engine says, run one more container, and end everything. Raises Violation."""
-        use_impatient_keepers()
+        self.prepare()
         told = [msgspec.json.decode(each, type=Told) for each in acknowledged]
         for each in told:
             if each.stuck:
@@ -139,16 +166,29 @@ class RefusedLifeOfTakers(RefusedLife):
     open_engine = controls.open_taking_gates_for_starts
 
 
-class RefusedLifeOfHastyKeepers(RefusedLife):
+class RefusedLifeBefore615(RefusedLife):
+    """The kernel tells nothing of a process once it was reaped: how one ended, the keeper alone knows."""
+
+    programs = ("brief", "lasting")
+    keeper: ClassVar[str] = ""
+
+    def prepare(self) -> None:
+        """Choose such keepers, and do not ask the kernel here, either."""
+        use_impatient_keepers(IMPATIENT_KEEPER.replace("main.main()\n", self.keeper + _FORGETFUL))
+        host = import_module("limpet.recovery.host")
+        setattr(host, "_read_reaped_status", lambda _: None)  # noqa: B010
+
+
+class RefusedLifeOfHastyKeepers(RefusedLifeBefore615):
     """Its keeper reaps a process before it has written down how that ended."""
 
-    open_engine = controls.open_with_a_hasty_keeper
+    keeper = _HASTY
 
 
-def use_impatient_keepers() -> None:
+def use_impatient_keepers(program: str = IMPATIENT_KEEPER) -> None:
     """Have keepers that this process begins end soon after nothing is left for them."""
     client = import_module("limpet.engine.starters.process.client")
-    setattr(client, "_PROGRAM", _IMPATIENT_KEEPER)  # noqa: B010
+    setattr(client, "_PROGRAM", program)  # noqa: B010
 
 
 class _Life:

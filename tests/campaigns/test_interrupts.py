@@ -1,4 +1,4 @@
-"""Interrupts at every place of a store's life, and allocations that fail: nothing is lost, stuck, or another's."""
+"""Interrupts at every place of a store's and an engine's life, and failing allocations: nothing is lost or stuck."""
 
 import pytest
 
@@ -17,7 +17,8 @@ def test_interrupts_and_failing_allocations(size: Size) -> None:
     ]
     if size.every == 1:
         # Few: where an allocation of Python's own fails, its threads may hang or end in errors that name no memory.
-        orders += [Order("store", "memory", 4_000), Order("tasks", "memory", 8_000)]
+        orders += [Order("store", "memory", 4_000), Order("tasks", "memory", 8_000), Order("engine", "memory", 4_000)]
+        orders.append(Order("engine", "interrupt", 60))
     results = [campaign(order) for order in orders]
     assert [finding for result in results for finding in result.findings] == []
     assert sum(result.trials for result in results) >= size.least
@@ -26,3 +27,9 @@ def test_interrupts_and_failing_allocations(size: Size) -> None:
 def test_a_broken_closing_is_caught() -> None:
     """A store that cannot be closed again after an interrupt fails the campaign."""
     assert campaign(Order("store", every=5, last=300, control="close-once")).findings
+
+
+@pytest.mark.long
+def test_a_step_that_is_cut_in_two_is_caught() -> None:
+    """An engine whose steps the main thread does itself fails the campaign."""
+    assert campaign(Order("engine", every=150, control="cut-steps")).findings

@@ -49,3 +49,23 @@ def test_a_dead_gate_that_is_taken_for_a_start_is_found_out() -> None:
     order = f"failures={{'gate/fchdir': ['EIO']}}, most=1, workers={WORKERS}"
     report = run(f"call_faults(RefusedLifeOfTakers(), roles=ROLES, {order})")
     assert report["false_verdicts"] > 0, report
+
+
+KILLED_AT_WRITES = f"roles=ROLES, failures={{'keeper/write': ['KILL']}}, most=40, workers={WORKERS}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_the_keeper_alone_knows_an_end_and_is_killed_as_it_writes() -> None:
+    """No kernel before 6.15 tells of a process that was reaped; the keeper is killed at each of its writes."""
+    report = run(f"call_faults(RefusedLifeBefore615(), {KILLED_AT_WRITES})")
+    assert report["violations"] == 0, report["findings"]
+    assert report["faults"] >= 10, report
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_keeper_that_reaps_before_it_writes_is_found_out() -> None:
+    """Killed between the two, it takes the exit code with it."""
+    report = run(f"call_faults(RefusedLifeOfHastyKeepers(), {KILLED_AT_WRITES})")
+    assert report["false_verdicts"] > 0, report

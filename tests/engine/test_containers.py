@@ -1,5 +1,6 @@
 """A container's life on a real host: images, command lines, logs, signals, and what is refused."""
 
+import math
 import os
 import re
 import signal
@@ -364,3 +365,21 @@ def test_every_refusal_is_one_of_ours(engine: Engine) -> None:
     assert min(map(len, told)) > 20
     for container in engine.list():
         container.stop(0)
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, 1e300])
+def test_a_timeout_that_is_none_is_refused(engine: Engine, seconds: float) -> None:
+    """No time that cannot be written down is taken for a grace, and the container runs on."""
+    sandbox = engine.create_sandbox({"metadata": {"name": "s"}})
+    config = {"metadata": {"name": "c"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+    container = engine.create_container(config, sandbox.id)
+    container.start()
+    for call in (
+        container.stop,
+        container.wait,
+        sandbox.stop,
+        lambda timeout: container.remove(force=True, timeout=timeout),
+    ):
+        with pytest.raises(errors.InvalidInputError, match="seconds"):
+            call(seconds)
+    assert container.state is ContainerState.RUNNING

@@ -173,3 +173,6 @@ def test_history_and_backup(engine: Engine, pod: Sandbox, tmp_path: Path) -> Non
     assert engine.history(container.id) == engine.history("one")
     engine.back_up(str(tmp_path / "copy.db"))
     assert (tmp_path / "copy.db").stat().st_size > 0
+    with pytest.raises(errors.StoreError, match="null byte"):
+        engine.back_up(str(tmp_path / "cut\0off"))
+    assert not (tmp_path / "cut").exists()

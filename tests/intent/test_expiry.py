@@ -106,7 +106,7 @@ def test_what_expired_while_nobody_was_there_goes_at_the_next_opening(state_dir:
         engine.get(two.id).stop(0)
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, True, 2**63, "soon", None])
+@pytest.mark.parametrize("value", [-1, 1.5, True, 2**63, "soon", None, 1_800_000_000, 1_800_000_000_000_000])
 def test_what_is_no_time_is_refused(engine: Engine, value: object) -> None:
     """Before anything is written, wherever a time may be given."""
     container = make(engine, "true")

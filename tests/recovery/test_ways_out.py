@@ -209,6 +209,51 @@ def test_descriptors_that_run_out_are_told(engine_process: Start, state_dir: str
     assert "descriptor" in outcomes[16] or outcomes[16][0] == "opened"
 
 
+MANY_WITH = """
+import os, resource, signal, sys
+from contextlib import suppress
+from limpet.engine import Engine
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit // 2, int(sys.argv[3])))
+with Engine.open(sys.argv[1]) as engine:
+    states = {each.state.name for each in engine.list()}
+    taken = len(os.listdir("/proc/self/fd"))
+    watched = set()
+    for name in os.listdir("/proc/self/fdinfo"):
+        with suppress(OSError), open(f"/proc/self/fdinfo/{name}") as file:
+            watched |= {int(line.split()[1]) for line in file if line.startswith("Pid:")}
+    ending = [each for each in engine.list() if each.status.pid not in watched] or engine.list()
+    for each in ending:
+        os.kill(each.status.pid, signal.SIGKILL)
+    codes = {each.wait(20).exit_code for each in ending}
+    config = {"metadata": {"name": "next"}, "image": {"image": "host"}, "command": ["true"]}
+    container = engine.create_container(config, "jobs")
+    container.start()
+    print(*states, taken, *codes, container.wait(20).exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    "is_raised",
+    [
+        pytest.param(True, marks=pytest.mark.long, id="the soft limit is low"),
+        pytest.param(False, id="the hard limit is low"),
+    ],
+)
+def test_more_containers_than_descriptors(engine_process: Start, state_dir: str, *, is_raised: bool) -> None:
+    """Of what no descriptor is left for the ends are seen, too, and steps go on; a soft limit is raised before that."""
+    script = "for n in range(60):\n    make(f'c{n}', 'sleep', '1000').start()\nsay('started'); time.sleep(999)"
+    process = engine_process(LIVE + script)
+    process.read()
+    process.kill()
+    command = [sys.executable, "-c", MANY_WITH, state_dir, "60", "1024" if is_raised else "60"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    state, taken, code, following = result.stdout.split()
+    assert (state, code, following) == ("RUNNING", "137", "0")
+    assert (int(taken) > 60) is is_raised
+
+
 def test_quarantine_is_bounded_and_takes_long_names(engine: Engine, state_dir: str) -> None:
     """A name of 255 bytes is moved aside with no character cut in two; when the quarantine is full, it says so."""
     containers, quarantine = Path(state_dir, "containers"), Path(state_dir, "quarantine")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from limpet.engine.starters.process import ProcessStarter
 from limpet.engine.starters.process.client import KeeperClient
 from limpet.recovery import Process
 from limpet.schema import ContainerState, Reason
+from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import EngineProcess, in_thread, is_running, wait_until
 from tests.output import read_output
 
@@ -40,13 +42,12 @@ def make(engine: Engine, key: str, *command: str, **fields: object) -> Container
 
 def find_keepers(state_dir: str) -> dict[str, int]:
     """Return the pids of the keeper's processes by their names, found without asking it."""
-    lock = os.stat(os.path.join(state_dir, "keeper", "lock"))
+    directory = os.path.join(os.path.realpath(state_dir), "keeper")
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             comm = Path(f"/proc/{name}/comm").read_text().strip()
-            held = [os.stat(f"/proc/{name}/fd/{each}") for each in os.listdir(f"/proc/{name}/fd")]
-            if comm.startswith("limpet-") and any(os.path.samestat(each, lock) for each in held):
+            if comm.startswith("limpet-") and os.readlink(f"/proc/{name}/fd/3") == directory:
                 found[comm] = int(name)
     return found
 
@@ -245,6 +246,30 @@ def test_the_keeper_is_small_and_ends_when_nothing_is_left(state_dir: str) -> No
     wait_until(lambda: not find_keepers(state_dir), "the keeper to end")
 
 
+@pytest.mark.parametrize("is_released", [True, False], ids=["the container is released", "the state is removed"])
+def test_output_that_nobody_can_have_keeps_no_keeper(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, *, is_released: bool
+) -> None:
+    """Output for a log whose directory is gone waits for as long as somebody may ask for it, and no longer."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", IMPATIENT_KEEPER)
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}, "log_directory": f"{state_dir}-logs"}, id="jobs")
+        container = make(engine, "one", "sh", "-c", "while :; do echo x; sleep 0.01; done", log_path="one.log")
+        container.start()
+        read_output(container.metadata.log_path, "x\n")
+        keeper = engine.starter._keeper.keeper_pid  # type: ignore[attr-defined]
+        shutil.rmtree(f"{state_dir}-logs")
+        kill(state_dir, "limpet-copier")
+        container.stop(0)
+        if is_released:
+            container.release()
+    if not is_released:
+        time.sleep(0.5)
+        assert is_running(keeper)
+        shutil.rmtree(state_dir)
+    wait_until(lambda: not is_running(keeper), "the keeper to end")
+
+
 def test_the_keeper_inherits_nothing(state_dir: str, tmp_path: Path) -> None:
     """It is in / with umask 022, in a session of its own, without the host's descriptors or environment."""
     script = (
@@ -278,6 +303,17 @@ def test_a_keeper_answers_what_it_does_not_know(engine: Engine, state_dir: str) 
         client.ask({"op": "later", "id": "one"})
     client.close()
     assert container.stop(1).exit_code == 143
+
+
+def test_a_connection_that_was_left_behind_is_closed(engine: Engine, state_dir: str) -> None:
+    """An interrupted call may leave one; a keeper would stay for it as long as this program lives."""
+    make(engine, "one", "true").start()
+    client = KeeperClient(os.path.join(state_dir, "keeper"))
+    left = client.take(begin=False)
+    assert left is not None
+    client.close()
+    with pytest.raises(errors.KeeperError):
+        left.ask({"op": "end", "id": "one"})
 
 
 def test_stop_gives_all_processes_the_grace(engine: Engine, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def list_processes(lines: Sequence[str], name: str) -> set[int]:
     """Return the pids of all processes in the container's cgroups."""
     pids: set[int] = set()
     for _, directory in list_directories(lines, name):
-        with suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+        with suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="utf-8") as file:
             pids |= {int(line) for line in file}
     return pids - {0, os.getpid()}
 
@@ -75,7 +75,7 @@ def thaw(lines: Sequence[str], name: str) -> None:
         for wanted, file_name, word in (("freezer", "freezer.state", "THAWED"), ("", "cgroup.freeze", "0")):
             path = os.path.join(directory, file_name)
             if controllers == wanted and os.path.exists(path):
-                with open(path, "w", encoding="ascii") as file:
+                with open(path, "w", encoding="utf-8") as file:
                     file.write(word)
 
 
@@ -110,7 +110,7 @@ def measure(lines: Sequence[str], name: str) -> tuple[int | None, int | None, in
 
 def _read(directory: str, name: str) -> str:
     try:
-        with open(os.path.join(directory, name), encoding="ascii") as file:
+        with open(os.path.join(directory, name), encoding="utf-8") as file:
             return file.read()
     except OSError:
         return ""

@@ -209,7 +209,7 @@ def _kill_child(pid: int, parent: int) -> None:
 def _children(pid: int) -> list[int]:
     found = []
     for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+        with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as file:
             found += [int(child) for child in file.read().split()]
     return found
 

@@ -110,6 +110,11 @@ def is_process(identity: ProcessIdentity, pidfd: int, cgroups: tuple[str, ...] =
     return found is Process.ALIVE
 
 
+def may_be(identity: ProcessIdentity, pidfd: int) -> bool:
+    """Return whether nothing tells the process behind a pidfd from the recorded one."""
+    return compare(identity, pidfd)[0] in {Process.ALIVE, Process.UNPROVEN}
+
+
 def read_cgroups(pid: int) -> tuple[str, ...]:
     """Return the cgroups of a process, as the lines of /proc/PID/cgroup (cgroups(7)). Raises OSError."""
     with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
@@ -123,12 +128,8 @@ def is_monitor_alive(processes: Processes) -> bool:
         return False
     try:
         with open_pidfd(monitor.pid) as pidfd:
-            found, _ = compare(monitor, pidfd)
-            is_it = found in {
-                Process.ALIVE,
-                Process.UNPROVEN,
-            }  # where there is no proof, waiting a moment is all it costs
-            return is_it and not has_ended(pidfd) and read_stat(monitor.pid)[0] not in {b"Z", b"X"}
+            # Where there is no proof, waiting a moment is all it costs.
+            return may_be(monitor, pidfd) and not has_ended(pidfd) and read_stat(monitor.pid)[0] not in {b"Z", b"X"}
     except (ProcessLookupError, FileNotFoundError):
         return False
 

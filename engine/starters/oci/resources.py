@@ -65,7 +65,7 @@ def lowest_oom_score() -> int:
 
     if "SYS_RESOURCE" in available():
         return -1000
-    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+    with open("/proc/self/oom_score_adj", encoding="utf-8") as file:
         return int(file.read())
 
 

@@ -33,6 +33,7 @@ from limpet.engine.starters.oci.exits import (
     explain_never_ran,
     is_monitor_alive,
     is_process,
+    may_be,
     observe_program,
     read_cgroups,
     read_conmon_exit,
@@ -259,7 +260,9 @@ class OciStarter:
         with _told(f"container {container_id}"):
             found = find_run(self._bundle(container_id), identity)
         cgroups = found[1].cgroups if found else ()
-        return adopt_process(identity, lambda pidfd: is_process(identity, pidfd, cgroups))
+        return adopt_process(
+            identity, lambda pidfd: "" if is_process(identity, pidfd, cgroups) else "nothing proves that it is"
+        )
 
     def open_monitor(self, container_id: str, identity: ProcessIdentity) -> int:
         """Return a pidfd of its conmon, -1 if that has ended."""
@@ -268,7 +271,7 @@ class OciStarter:
         if found is None:
             return -1
         try:
-            return adopt_process(found[1].monitor, lambda pidfd: is_process(found[1].monitor, pidfd))
+            return adopt_process(found[1].monitor, lambda pidfd: "" if may_be(found[1].monitor, pidfd) else "another")
         except NotFoundError:
             return -1
 

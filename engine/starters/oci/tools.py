@@ -66,7 +66,7 @@ def command_of(runtime: Tool) -> Sequence[str]:
 def has_hybrid_cgroups() -> bool:
     """Return whether cgroup v2 has controllers here beside those of v1."""
     try:
-        with open(f"{_UNIFIED}/cgroup.controllers", encoding="ascii") as file:
+        with open(f"{_UNIFIED}/cgroup.controllers", encoding="utf-8") as file:
             return bool(file.read().split())
     except OSError:
         return False

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -130,6 +131,8 @@ class KeeperClient:
         self._directory = directory
         self._interpreter = interpreter
         self._idle: list[Connection] = []
+        self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
+        """Also one that an interrupted call has left behind."""
         self._beginning = threading.Lock()
         self._is_closed = False
         self.keeper_pid = 0
@@ -210,6 +213,8 @@ class KeeperClient:
         """Close all connections. The keeper stays as long as it is needed. May be repeated."""
         self._is_closed = True
         self.forget_connections()
+        for connection in list(self._all):
+            connection.close()
 
     @property
     def has_left_ends(self) -> bool:
@@ -232,7 +237,9 @@ class KeeperClient:
             _, uid = read_peer(link)
             if uid != os.geteuid():
                 raise KeeperError(f"the keeper in {quote_path(self._directory)} is of uid {uid}; run as that user")
-            return self._greet(Connection(link))
+            connection = Connection(link)
+            self._all.add(connection)
+            return self._greet(connection)
         except (FileNotFoundError, ConnectionRefusedError, KeeperGoneError):
             link.close()
             self._reap_anchor()

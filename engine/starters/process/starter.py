@@ -1,6 +1,5 @@
 """The process starter: a container is a process of this host and all that descends from it, under a keeper."""
 
-import errno
 import logging
 import os
 import select
@@ -15,6 +14,7 @@ import msgspec
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_names, require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
+from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.cgroups.freezer import Freezer
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
 from limpet.engine.starters.process.client import (
@@ -23,18 +23,18 @@ from limpet.engine.starters.process.client import (
     KeeperClient,
     KeeperGoneError,
 )
-from limpet.engine.starters.process.keeper.kernel import read_stat
+from limpet.engine.starters.process.keeper.kernel import read_stat, read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
-from limpet.engine.state.descriptors import has_free_descriptors, original_descriptor_limit, system_errors_told
+from limpet.engine.state.descriptors import original_descriptor_limit, system_errors_told
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe, Witnessed
-from limpet.schema.errors import KeeperError, NotFoundError, ResourcesError, StartError, UnsupportedError, quote_path
+from limpet.schema.errors import KeeperError, StartError, UnsupportedError, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import ROOTFS, WORKING
@@ -44,8 +44,6 @@ _log = logging.getLogger("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
 _END_TIMEOUT_SECONDS = 5.0
 _COPY_TIMEOUT_SECONDS = 1.0
-_KEPT_DESCRIPTORS = 16
-"""How many stay free when the processes of containers are watched by descriptor."""
 _LOG_BYTES, _LOG_FILES = 10 << 20, 5
 """When a log is rotated, and how many files of it there are: kubelet's containerLogMaxSize and containerLogMaxFiles."""
 
@@ -215,21 +213,14 @@ class ProcessStarter:
 
         Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
         """
-        if not has_free_descriptors(_KEPT_DESCRIPTORS):
-            raise ResourcesError(f"process {identity.pid}: the last descriptors are kept for steps and looks")
-        try:
-            pidfd = os.pidfd_open(identity.pid)
-        except OSError as error:
-            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
-                raise ResourcesError(f"process {identity.pid}: {error.strerror}") from error
-            raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
+        return adopt_process(identity, lambda pidfd: self._why_not(container_id, identity, pidfd))
+
+    def _why_not(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> str:
+        """Return why the process behind a pidfd cannot be shown to be the container's; empty if it can."""
         found, detail = self._compare(identity, pidfd)
         if found is Process.UNPROVEN and self._is_vouched_for(self._ask_about(container_id, identity)):
-            return pidfd
-        if found is not Process.ALIVE:
-            os.close(pidfd)
-            raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {detail}")
-        return pidfd
+            return ""
+        return "" if found is Process.ALIVE else detail or "it is another"
 
     def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
         """Send a signal to all that descends from the container's first process; return how many processes that is.
@@ -379,11 +370,10 @@ class ProcessStarter:
     def _settle_start(self, container_id: str, prepared: Prepared, problem: str) -> Message:
         """Return what became of a start whose keeper died or did not answer; if it still hangs, it is ended."""
         answer = self._ask_about(container_id, prepared.identity)
-        if answer is None:
+        if answer is None or not self._is_vouched_for(answer):
             # All keepers are dead, and the gate closed with them. Whether it was open before, the process tells.
-            stat = read_stat(prepared.identity.pid)
-            is_it = stat is not None and stat.start_ticks == prepared.identity.start_ticks
-            executed = stat is not None and is_it and stat.has_executed
+            stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
+            executed = stat is not None and stat.has_executed
             if not executed:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
@@ -398,8 +388,11 @@ class ProcessStarter:
     def _ask_about(self, container_id: str, identity: ProcessIdentity) -> Message | None:
         """Return what the keeper knows of the very process; None if it knows nothing of it, or there is none."""
         answer = self._keeper.ask({"op": "end", "id": container_id})
-        is_it = answer is not None and (answer.get("pid"), answer.get("start")) == (identity.pid, identity.start_ticks)
-        return answer if is_it else None
+        if answer is None or (answer.get("pid"), answer.get("start")) != (identity.pid, identity.start_ticks):
+            return None
+        inode = answer.get("inode", 0)
+        is_another = inode and identity.pidfd_inode and inode != identity.pidfd_inode
+        return None if is_another else answer
 
     @staticmethod
     def _is_vouched_for(answer: Message | None) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from .journal import Record
-from .kernel import read_children, read_stat, read_uts_namespace
+from .kernel import Stat, read_children, read_stat, read_uts_namespace
 
 
 class Container:
@@ -16,9 +16,11 @@ class Container:
         "executed",
         "gate",
         "id",
+        "inode",
         "is_acknowledged",
         "is_durable",
         "is_empty",
+        "is_proven",
         "is_reaped",
         "is_stranger",
         "log",
@@ -28,6 +30,7 @@ class Container:
         "report",
         "start_ticks",
         "uts",
+        "uts_inode",
         "waiting",
         "why",
     )
@@ -38,6 +41,8 @@ class Container:
         self.start_ticks = start_ticks
         self.pidfd = pidfd
         """-1 once it has ended and was reaped."""
+        self.inode = 0
+        """The pidfd's: tells it from all other processes of this boot; 0 before Linux 6.9."""
         self.log = log
         self.gate = -1
         """Our end of its gate while it is held, otherwise -1."""
@@ -52,6 +57,8 @@ class Container:
         """None while it is not known."""
         self.uts = -1
         """Its UTS namespace, held open, if it has one of its own."""
+        self.uts_inode = 0
+        """That namespace's number, if it is known to have one of its own: another's once all of it has ended."""
         self.end: Record | None = None
         """How it ended: `code`, `signal` (True if that is a signal's number), `time`; or `unseen`."""
         self.is_empty = False
@@ -61,11 +68,17 @@ class Container:
         self.is_reaped = False
         self.is_stranger = False
         """True if it is no child of ours: all keepers before us are dead, and what it left is anybody's child."""
+        self.is_proven = True
+        """False if only pid and start time say which process it is: it is not signalled, and its code not told."""
         self.is_acknowledged = False
 
     def describe(self) -> Record:
         """Return what an engine, or the next keeper, is told of it."""
         record: Record = {"id": self.id, "pid": self.pid, "start": self.start_ticks, "executed": self.executed}
+        if self.inode:
+            record["inode"] = self.inode
+        if self.uts_inode:
+            record["uts"] = self.uts_inode
         if self.log:
             record["log"] = self.log
         if self.why:
@@ -85,7 +98,7 @@ class Container:
         process, or all there are where it `is_stranger`. They are this container's if they have its UTS namespace or
         its session; not `has_session` says that the number of that session may be another's by now.
         """
-        roots = [] if self.is_reaped else [self.pid]
+        roots = [] if self.is_reaped or not self.is_proven else [self.pid]
         roots += [pid for pid in orphans if self._is_left_of_it(pid, has_session=has_session)]
         return [pid for pid in _walk(roots) if (stat := read_stat(pid)) is not None and not stat.is_zombie]
 
@@ -95,15 +108,24 @@ class Container:
 
     def _is_left_of_it(self, pid: int, *, has_session: bool) -> bool:
         stat = read_stat(pid)
-        if stat is None or (not has_session and self.uts < 0):
+        if stat is None:
             return False
+        if self.uts >= 0:
+            namespace = os.fstat(self.uts)
+            is_of_namespace = read_uts_namespace(pid) == (namespace.st_dev, namespace.st_ino)
+            return is_of_namespace or (has_session and not self.is_stranger and stat.session == self.pid)
         is_of_session = has_session and stat.session == self.pid
-        if self.is_stranger:  # a number alone proves nothing: it has to be a container's, too
-            return is_of_session and read_uts_namespace(pid) not in {None, read_uts_namespace(os.getpid())}
-        if is_of_session or self.uts < 0:
-            return is_of_session
-        namespace = os.fstat(self.uts)
-        return read_uts_namespace(pid) == (namespace.st_dev, namespace.st_ino)
+        return is_of_session and (not self.is_stranger or self._is_of_lost_session(pid, stat))
+
+    def _is_of_lost_session(self, pid: int, stat: Stat) -> bool:
+        """Say whether a process is of the session of a first process whose end nobody saw.
+
+        No number proves that by itself. While a session has a process its number is not given away, but it may have
+        been before. So no process has that number now, and the namespace has the container's number, too.
+        """
+        namespace = read_uts_namespace(pid)
+        is_of_namespace = namespace is not None and namespace[1] == self.uts_inode
+        return is_of_namespace and stat.start_ticks >= self.start_ticks and read_stat(self.pid) is None
 
 
 def _walk(roots: Collection[int]) -> Iterator[int]:

@@ -34,6 +34,7 @@ class Copies:
         self._untidied: set[str] = set()  # pipes that could not be removed yet
         self._unsent: dict[str, Sequence[int]] = {}  # the log directory with it, if somebody has opened it
         self._troubles: dict[str, str] = {}  # why a log cannot be written
+        self._released: set[str] = set()  # their output need not wait for a log that cannot be written
         self._started_at = 0.0
         self._watch: Callable[[int, Callable[[], None]], None]
         self._unwatch: Callable[[int], None]
@@ -143,7 +144,10 @@ class Copies:
             send(self._link, {"op": "reopen", "id": key})
 
     def give_up(self, key: str) -> None:
-        """Give up the output of a container that is released, if its log cannot be written."""
+        """Give up the output of a container that is released, now or later, if its log cannot be written."""
+        if key not in self._kept:
+            return
+        self._released.add(key)
         if self._link is not None and self._troubles.get(key):
             send(self._link, {"op": "drop", "id": key})
             self._finish(key)
@@ -170,9 +174,12 @@ class Copies:
             self._unsent = dict.fromkeys(self._kept, ()) | self._unsent
         self._tidy()
         self._send_all()
+        for key in [key for key in self._released if key in self._troubles]:
+            self.give_up(key)
 
     def _keep(self, key: str, log: Record, readers: list[int]) -> None:
         self._last_serial += 1
+        self._released.discard(key)
         self._kept[key], self._serials[key] = (log, readers), f"{os.getpid()}.{self._last_serial}"
 
     def _listen(self) -> None:
@@ -186,6 +193,8 @@ class Copies:
                     self._finish(message["id"])
             elif message["op"] == "trouble":
                 self._troubles[message["id"]] = message["why"]
+                if message["id"] in self._released:
+                    self.give_up(message["id"])
             return
         self._unwatch(self._link.fileno())
         self._link.close()
@@ -240,6 +249,7 @@ class Copies:
     def _remove(self, key: str, pipes: str) -> None:
         _, readers = self._kept.pop(key, ({}, []))
         self._serials.pop(key, None)
+        self._released.discard(key)
         for descriptor in (*readers, *self._unsent.pop(key, ())):
             close(descriptor)
         self._untidied.update(f"{pipes}.{ending}" for ending in (*_STREAMS, "at"))

@@ -49,6 +49,7 @@ def become_container(control: int, report: int) -> NoReturn:
             _obey_plan(plan)
     except BaseException as error:  # noqa: BLE001  # whatever it is: what is not reported is not known
         name = getattr(error, "filename", None)
+        name = os.fsdecode(name) if isinstance(name, bytes) else name
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         with suppress(OSError):
             os.write(told, (f"{name!r}: {reason}" if name else reason).encode(errors="replace")[:4000])

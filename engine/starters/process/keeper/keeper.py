@@ -5,6 +5,7 @@ the loop. An end waits for its engine to write it down; where no engine is there
 flushes its own journal first. While neither can be done, zombies are left, and nothing is forgotten.
 """
 
+import errno
 import gc
 import os
 import select
@@ -17,7 +18,15 @@ from contextlib import suppress
 from .container import Container
 from .copies import Copies
 from .journal import Journal, Record
-from .kernel import close, hold_uts_namespace, list_processes, read_children, read_exit_of_stranger, read_stat
+from .kernel import (
+    close,
+    hold_uts_namespace,
+    list_processes,
+    read_children,
+    read_exit_of_stranger,
+    read_stat,
+    read_stat_of,
+)
 from .messages import VERSION, Message, read_peer, receive, send
 from .spare import Gate, Spare
 
@@ -31,6 +40,10 @@ _UNSEEN_SECONDS = 10.0
 """How long a process that is not our child may take to be reaped by its parent."""
 _REAP_SECONDS = 0.1
 """Between two looks for orphans to reap: with many containers each takes a while, and each end asks for one."""
+_END_SECONDS = 1.0
+"""How long one that was killed may take to end before we go on."""
+_NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
+"""What pidfd_open(2) says of a number that is no process's: nobody's, 0, or a thread's."""
 _PAGE = 100
 _MOST_MEMBERS = 5_000
 """Pids in one message."""
@@ -42,6 +55,7 @@ class Keeper:
     """The keeper of the directory behind a descriptor."""
 
     def __init__(self, directory: int, listener: socket.socket, anchor: int, copies: Copies) -> None:
+        self._directory = directory
         self._listener = listener
         self._anchor = anchor
         self._poll = select.epoll()
@@ -64,6 +78,7 @@ class Keeper:
         self._idle_since = time.monotonic()
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
+        self._anonymous = os.fstat(self._poll.fileno())
         self._journal = Journal(directory, f"{_read_boot_id()}/{self._namespace}")
         self._watch(listener.fileno(), self._accept)
         self._watch_children()
@@ -149,8 +164,9 @@ class Keeper:
             return False
 
     def _is_idle(self) -> bool:
-        busy = self._clients or self._firsts or self._flushing or self._copies.are_open or not self._journal.is_written
-        if busy or self._unadopted or self._orphans():
+        busy = self._clients or self._firsts or self._flushing or self._unadopted or self._orphans()
+        has_debts = self._copies.are_open or not self._journal.is_written
+        if busy or (has_debts and os.fstat(self._directory).st_nlink):  # the directory is removed: nobody can ask
             self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since > _IDLE_SECONDS
 
@@ -158,6 +174,7 @@ class Keeper:
         self._adopt_all()
         for container in list(self._unheld.values()):
             self._hold_uts(container)
+            self._journal.append({"id": container.id, "uts": container.uts_inode})
         with suppress(OSError):
             if self._child_has_changed and time.monotonic() >= self._reap_again_at:
                 self._reap_orphans()
@@ -248,6 +265,8 @@ class Keeper:
         if request["id"] in self._unadopted:
             raise BlockingIOError(f"container {request['id']} cannot be looked at yet")
         if known is None:
+            if request["op"] == "release":
+                self._copies.give_up(request["id"])
             return {"unknown": True, "copying": self._copies.is_copying(request["id"])}, ()
         return self._answer_of(connection, request, known), ()
 
@@ -323,6 +342,7 @@ class Keeper:
         container = Container(key, gate.pid, gate.start_ticks, gate.pidfd, log)
         self._watch(gate.pidfd, lambda: self._note_end(container))
         try:
+            container.inode = self._read_inode(gate.pidfd)
             self._watch(gate.report, lambda: self._read_report(container))
         except BaseException:
             self._unwatch(gate.pidfd)
@@ -352,8 +372,9 @@ class Keeper:
             self._close_report(container)
             if container.executed:
                 self._hold_uts(container)
+            known = container.describe()
             self._journal.append(
-                {"id": container.id, "executed": container.executed, "why": container.describe().get("why")}
+                {"id": container.id, "executed": container.executed, "why": known.get("why"), "uts": known.get("uts")}
             )
             if container.executed:
                 self._tell_who_waits(container)  # of one that did not, its end says more
@@ -365,6 +386,8 @@ class Keeper:
             container.uts = hold_uts_namespace(container.pid)
         except OSError:
             self._unheld[container.id] = container
+        if container.uts >= 0:
+            container.uts_inode = os.fstat(container.uts).st_ino
 
     def _tell_start(self, container: Container) -> Message:
         return {"executed": bool(container.executed), "why": container.describe().get("why"), "end": container.end}
@@ -423,7 +446,9 @@ class Keeper:
         return _read_wait_status(stat.wait_status) if stat is not None and stat.is_zombie and stat.wait_status else None
 
     def _peek_at_stranger(self, container: Container) -> Record | None:
-        status = read_exit_of_stranger(container.pid, container.pidfd, container.start_ticks)
+        if not container.is_proven:  # an end, but whose? The container's came no later
+            return {"unseen": True}
+        status = read_exit_of_stranger(container.pid, container.pidfd)
         if status is not None:
             return _read_wait_status(status)
         is_over = time.monotonic() > self._unreadable.get(container.id, time.monotonic() + 1)
@@ -608,35 +633,60 @@ class Keeper:
         """
         key, pid, start_ticks = record["id"], record.get("pid", 0), record.get("start", 0)
         container = Container(key, pid, start_ticks, -1, record.get("log"))
-        stat = read_stat(pid)
-        container.is_stranger = stat is None or stat.parent != os.getpid()
+        container.inode, container.uts_inode = record.get("inode", 0), record.get("uts") or 0
         container.executed = record.get("executed")
         container.why = (record.get("why") or "").encode()
         container.end = record.get("end")
-        if stat is None or stat.start_ticks != start_ticks:
-            self._adopt_ended(container)
-            return
-        if container.executed is None:
-            _end_if_held(pid, stat.has_executed)
-            stat = read_stat(pid) or stat
-            container.executed = stat.has_executed
-        container.pidfd = os.pidfd_open(pid)
         try:
-            container.uts = hold_uts_namespace(pid)
+            if not self._find_again(container):
+                self._adopt_ended(container)
+                return
+            if container.executed is None:
+                container.executed = _settle_executed(container)
+            if container.is_proven:
+                container.uts = hold_uts_namespace(pid)
             if container.log:
                 self._copies.begin_again(key, container.log)
             if container.end is None:
                 self._watch(container.pidfd, lambda: self._note_end(container))
         except BaseException:
-            for descriptor in (container.pidfd, container.uts):
-                if descriptor >= 0:
-                    close(descriptor)
+            _close_all({container.pidfd, container.uts} - {-1})
             raise
         if record.get("executed") is None:
             self._journal.append({"id": key, "executed": container.executed})
         self._containers[key] = self._firsts[pid] = container
         if container.end is not None:
             self._ended[key] = time.monotonic()
+
+    def _find_again(self, container: Container) -> bool:
+        """Hold a container's first process if it is still there, or may be; say whether it is.
+
+        It is the one with the inode. Before Linux 6.9, a child of ours with its pid and start time is: nobody else
+        could have reaped it. Of another's child these prove nothing, and it is held for its end alone.
+        """
+        try:
+            container.pidfd = os.pidfd_open(container.pid)
+        except OSError as error:
+            if error.errno not in _NO_PROCESS:
+                raise
+        stat = read_stat_of(container.pid, container.pidfd) if container.pidfd >= 0 else None
+        container.is_stranger = stat is None or stat.parent != os.getpid()
+        if stat is not None:
+            inode = self._read_inode(container.pidfd)
+            has_proof = bool(inode and container.inode)
+            if inode == container.inode if has_proof else stat.start_ticks == container.start_ticks:
+                container.is_proven = has_proof or not container.is_stranger
+                if container.end is None or not container.is_stranger:
+                    return True  # of a stranger that is known to have ended nothing is to be seen
+        if container.pidfd >= 0:
+            close(container.pidfd)
+            container.pidfd = -1
+        return False
+
+    def _read_inode(self, pidfd: int) -> int:
+        """Return the number that no other process of this boot has; 0 where all pidfds share one (before Linux 6.9)."""
+        found = os.fstat(pidfd)
+        return 0 if os.path.samestat(found, self._anonymous) else found.st_ino
 
     def _adopt_ended(self, container: Container) -> None:
         if container.log:
@@ -657,24 +707,29 @@ class Keeper:
         }
 
 
-def _end_if_held(pid: int, has_executed: bool) -> None:
-    """End a process whose gate closed with the keeper before us; it may execute its program just before."""
-    if not has_executed:
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + 1
-            while (stat := read_stat(pid)) is not None and not stat.is_zombie and time.monotonic() < deadline:
-                time.sleep(0.001)
+def _settle_executed(container: Container) -> bool:
+    """End a process whose gate closed with the keeper before us; say whether it had executed its program just before.
+
+    True where nobody knows: "never ran" is not said of what may have run.
+    """
+    if not container.is_proven:
+        return True
+    stat = read_stat_of(container.pid, container.pidfd)
+    if stat is not None and not stat.has_executed:
+        _kill(container.pidfd, signal.SIGKILL)
+        _has_ended(container.pidfd, _END_SECONDS)
+        stat = read_stat_of(container.pid, container.pidfd)
+    return stat is None or stat.has_executed
 
 
 def _read_wait_status(status: int) -> Record:
     return {"code": status & 0x7F or status >> 8, "signal": bool(status & 0x7F)}
 
 
-def _has_ended(pidfd: int) -> bool:
+def _has_ended(pidfd: int, timeout_seconds: float = 0) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout_seconds * 1000))
 
 
 def _kill(pidfd: int, number: int) -> None:
@@ -683,7 +738,7 @@ def _kill(pidfd: int, number: int) -> None:
 
 
 def _read_boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
 
 

@@ -6,6 +6,7 @@ Kernel interfaces: proc_pid_stat(5), prctl(2), pidfd_open(2), PIDFD_GET_INFO (li
 import ctypes
 import fcntl
 import os
+import signal
 import struct
 from contextlib import suppress
 from typing import NamedTuple
@@ -26,7 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _read_boot_offset() -> int:
     """Return by how many ticks the boot of our time namespace is later than the machine's (time_namespaces(7))."""
     try:
-        with open("/proc/self/timens_offsets", encoding="ascii") as file:
+        with open("/proc/self/timens_offsets", encoding="utf-8") as file:
             offsets = [line.split() for line in file]
     except OSError:  # before Linux 5.6
         return 0
@@ -89,6 +90,21 @@ def read_stat(pid: int) -> Stat | None:
         start_ticks=int(fields[19]) - _BOOT_OFFSET,
         wait_status=int(fields[49]),
     )
+
+
+def read_stat_of(pid: int, pidfd: int) -> Stat | None:
+    """Return what /proc says of the very process behind a pidfd, whose number is `pid`; None once it was reaped.
+
+    Raises OSError if it cannot be looked at now.
+    """
+    stat = read_stat(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:  # its number may have been another's already
+        return None
+    except PermissionError:  # it is there
+        pass
+    return stat
 
 
 def read_children(pid: int) -> list[int]:
@@ -182,17 +198,19 @@ def hold_uts_namespace(pid: int) -> int:
     return descriptor
 
 
-def read_exit_of_stranger(pid: int, pidfd: int, start_ticks: int) -> int | None:
+def read_exit_of_stranger(pid: int, pidfd: int) -> int | None:
     """Return the wait status of an ended process that is not our child, None if the kernel does not tell it.
 
     A zombie's stat has it, if we may look into the process; once it is reaped its pidfd has it.
     """
     status = _read_reaped_status(pidfd)
     if status is None:
-        stat = read_stat(pid)
-        status = _read_reaped_status(pidfd)  # the stat may be that of the pid's next owner
-        if status is None and stat is not None and stat.is_zombie and stat.start_ticks == start_ticks and _may_see(pid):
-            status = stat.wait_status
+        may_see = _may_see(pid)
+        stat = read_stat_of(pid, pidfd)
+        if stat is None:
+            return _read_reaped_status(pidfd)
+        if stat.is_zombie and may_see:
+            return stat.wait_status
     return status
 
 

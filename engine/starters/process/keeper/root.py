@@ -241,7 +241,7 @@ def become_user(plan: dict[str, Any]) -> None:
 
 def write_map(name: str, text: str) -> None:
     """Write one of this process's user namespace files (user_namespaces(7))."""
-    with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+    with open(f"/proc/self/{name}", "w", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -1,0 +1,183 @@
+"""What a host program may do to an engine in it: fork, reap, close it at once, run out, be in a container itself."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from limpet.engine import Engine, errors
+from tests.conftest import in_thread
+from tests.recovery.test_world import in_namespace
+
+RUN = """
+import os, resource, signal, sys, threading, time
+from limpet.engine import Engine, errors
+from limpet.engine.starters.process import ProcessStarter
+
+def config(name, *command):
+    return {"metadata": {"name": name}, "image": {"image": "host"}, "command": list(command)}
+"""
+
+
+def run(script: str, *arguments: str) -> str:
+    """Run a host program, and return what it prints."""
+    command = [sys.executable, "-c", RUN + textwrap.dedent(script), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("harm", [pytest.param("fork", marks=pytest.mark.long), "reap", "ignore"])
+def test_a_host_that_forks_and_reaps_all_the_time(state_dir: str, harm: str) -> None:
+    """Forks keep nothing of the engine's open that matters; whoever reaps all children takes no exit code from it."""
+    script = """
+        state_dir, harm = sys.argv[1:]
+        over = threading.Event()
+
+        def fork():
+            while not over.is_set():
+                if not os.fork():
+                    time.sleep(0.05)
+                    os._exit(0)
+                time.sleep(0.01)
+
+        def reap():
+            while not over.is_set():
+                try:
+                    os.wait()
+                except ChildProcessError:
+                    time.sleep(0.0005)
+
+        if harm == "ignore":
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        threads = [threading.Thread(target=each) for each in ((fork, reap) if harm != "ignore" else ())]
+        for each in threads[:1 if harm == "fork" else 2]:
+            each.start()
+        with Engine.open(state_dir) as engine:
+            engine.create_sandbox({"metadata": {"name": "s"}}, id="s")
+            for n in range(5):
+                container = engine.create_container(config(f"c{n}", "sh", "-c", f"exit {n}"), "s")
+                container.start()
+                print(container.wait(20).exit_code)
+                container.release()
+                container.delete()
+            lasting = engine.create_container(config("lasting", "sleep", "1000"), "s")
+            lasting.start()
+            print(lasting.stop(5).exit_code)
+        with Engine.open(state_dir) as engine:
+            print(*{each.state.name for each in engine.list()})
+        over.set()
+        for each in threads[:1 if harm == "fork" else 2]:
+            each.join()
+    """
+    assert run(script, state_dir, harm).split() == [*map(str, range(5)), "143", "EXITED"]
+
+
+def test_closed_by_several_threads_at_once(state_dir: str) -> None:
+    """Each close returns once the engine is closed; who waits for a container is told; the next opening works."""
+    with Engine.open(state_dir) as engine:
+        sandbox = engine.create_sandbox({"metadata": {"name": "s"}}).id
+        config = {"metadata": {"name": "c"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+        engine.create_container(config, sandbox, id="one").start()
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(4):
+        engine = Engine.open(state_dir)
+        waiting, told = in_thread(lambda engine=engine: engine.get("one").wait(30))  # type: ignore[misc] # bound at once
+        barrier = threading.Barrier(3)
+
+        def close(engine: Engine = engine, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            engine.close()
+
+        closing = [in_thread(close) for _ in range(3)]
+        for thread, outcome in closing:
+            thread.join(30)
+            assert outcome == [None]
+        waiting.join(30)
+        assert isinstance(told[0], errors.ClosedError), told
+    assert set(os.listdir("/proc/self/fd")) == before
+    with Engine.open(state_dir) as engine:
+        assert engine.get("one").state.name == "RUNNING"
+        engine.get("one").stop(0)
+
+
+def test_no_more_processes_and_threads() -> None:
+    """Under RLIMIT_NPROC each call is answered, with an error or not; once there is room, everything works."""
+    python = "/usr/bin/python3"
+    if os.geteuid() or not shutil.which(python):
+        pytest.skip(f"only root becomes another user, and {python} is needed")
+    if subprocess.run([python, "-c", ""], user=54321, check=False, cwd="/").returncode:
+        pytest.skip("another user cannot run a Python here")
+    script = """
+        place, python = sys.argv[1:]
+        os.chown(place, 54321, 54321)
+        os.setgroups([]); os.setgid(54321); os.setuid(54321)
+        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+
+        def limit(number):
+            resource.setrlimit(resource.RLIMIT_NPROC, (number, hard))
+
+        def attempt(name):
+            try:
+                container = engine.create_container(config(name, "sh", "-c", "exit 3"), "s", id=name)
+                container.start()
+                return container.wait(20).exit_code
+            except errors.LimpetError as error:
+                return "refused"
+
+        engine = Engine.open(place + "/state", starter=ProcessStarter(interpreter=python))
+        engine.create_sandbox({"metadata": {"name": "s"}}, id="s")
+        limit(1)
+        print(attempt("no-keeper"))
+        limit(hard)
+        print(attempt("keeper"))
+        limit(1)
+
+        print(attempt("limited") in {3, "refused"})
+        limit(hard)
+        print(attempt("last"))
+        engine.close()
+        limit(1)
+        try:
+            Engine.open(place + "/state", starter=ProcessStarter(interpreter=python)).close()
+        except errors.LimpetError:
+            pass
+        limit(hard)
+        with Engine.open(place + "/state", starter=ProcessStarter(interpreter=python)) as engine:
+            print(*sorted({each.state.name for each in engine.list()}))
+            print(attempt("again"))
+    """
+    with tempfile.TemporaryDirectory() as place:  # whose parents others may enter
+        told = run(script, place, python).split()
+    assert told == ["refused", "3", "True", "3", "EXITED", "3"]
+
+
+def test_an_engine_in_a_new_pid_namespace_at_each_start(tmp_path: Path) -> None:
+    """As `docker restart` does: what ran before never runs on; each start works, and a person can settle the rest."""
+    state = str(tmp_path / "state")
+    script = RUN + textwrap.dedent(f"""
+        turn = int(os.environ["TURN"])
+        engine = Engine.open({state!r})
+        engine.get_or_create_sandbox({{"metadata": {{"name": "s"}}}})
+        print(*sorted({{each.state.name for each in engine.list()}}), end=" ")
+        for each in engine.list():
+            if each.state.name == "UNKNOWN" and turn == 2:
+                engine.declare_gone(each.id, "it was restarted")
+            if each.state.name == "EXITED":
+                each.release()
+                each.delete()
+        sandbox, = engine.list_sandboxes()
+        container = engine.create_container(config("c" + str(turn), "sleep", "1000"), sandbox.id)
+        print(container.start().state.name, container.status.pid < 1000, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL) if os.getpid() != 1 else os._exit(0)
+    """)
+    for turn in range(3):
+        told = in_namespace(f"export TURN={turn}", script, "-pfm", "--mount-proc").split()
+        assert told[-2:] == ["RUNNING", "True"]
+        assert set(told[:-2]) <= ({"EXITED", "UNKNOWN"} if turn else set()), turn

@@ -1,0 +1,112 @@
+"""A keeper that begins anew: of a process that only has a container's pid and start time it records nothing."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.keeper.journal import Journal
+from limpet.engine.starters.process.keeper.kernel import read_stat
+from limpet.engine.starters.process.keeper.messages import Message
+from limpet.recovery.host import identify, open_pidfd
+from limpet.schema import ProcessIdentity
+from tests.conftest import is_running, wait_until
+
+# One that never read the inode, as before Linux 6.9; the true one; another's: the same pid and start time each time.
+UNKNOWN, TRUE, WRONG = 0, 1, 2
+
+
+@pytest.fixture
+def process() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process in a session and a UTS namespace of its own, that ends with 7 when it is told to."""
+    command = ["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"]
+    with subprocess.Popen(
+        ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "-u", *command], start_new_session=True
+    ) as one:
+        wait_until(lambda: Path(f"/proc/{one.pid}/comm").read_text() == "sh\n", "the shell")
+        yield one
+        one.kill()
+
+
+def begin(directory: Path, identity: ProcessIdentity, inode: int, *, executed: bool | None = True) -> KeeperClient:
+    """Have a keeper begin whose journal has this process for the container "one"."""
+    directory.mkdir(mode=0o700)
+    descriptor = os.open(directory, os.O_RDONLY)
+    journal = Journal(descriptor, f"{identity.boot_id}/{identity.pid_namespace}")
+    known = {"id": "one", "pid": identity.pid, "start": identity.start_ticks, "executed": executed}
+    uts = os.stat(f"/proc/{identity.pid}/ns/uts").st_ino
+    journal.append({"world": f"{identity.boot_id}/{identity.pid_namespace}"}, known | {"inode": inode, "uts": uts})
+    os.close(descriptor)
+    client = KeeperClient(str(directory))
+    with client.connection(begin=True):
+        return client
+
+
+def ask(client: KeeperClient, op: str, **fields: object) -> Message:
+    answer = client.ask({"op": op, "id": "one", **fields})
+    assert answer is not None
+    return answer
+
+
+@pytest.mark.parametrize("inode", [UNKNOWN, TRUE, WRONG])
+def test_the_end_of_a_stranger_is_not_a_containers(
+    tmp_path: Path, process: "subprocess.Popen[bytes]", inode: int
+) -> None:
+    """Only the one with the inode is signalled, and its code recorded; without proof it is an end that nobody saw."""
+    with open_pidfd(process.pid) as pidfd:
+        identity = identify(process.pid, pidfd)
+    if inode == TRUE and not identity.pidfd_inode:
+        pytest.skip("before Linux 6.9")
+    number = {UNKNOWN: 0, TRUE: identity.pidfd_inode, WRONG: identity.pidfd_inode + 1}[inode]
+    client = begin(tmp_path / "keeper", identity, number)
+    first = ask(client, "end")
+    assert ("running" in first) is (inode != WRONG)
+    assert (first.get("end") or {}).get("unseen", False) is (inode == WRONG)
+    # Its session has the container's number, too.
+    assert bool(ask(client, "signal", number=signal.SIGCONT)["left"]) is (inode == TRUE)
+    ask(client, "release")
+    if inode == TRUE:
+        assert process.wait(20) == -signal.SIGKILL
+    else:
+        assert is_running(process.pid)
+    client.close()
+
+
+@pytest.mark.parametrize("inode", [UNKNOWN, TRUE])
+def test_a_code_is_recorded_of_the_very_process(tmp_path: Path, process: "subprocess.Popen[bytes]", inode: int) -> None:
+    """A code that the kernel still has is the container's if the inode was its own."""
+    with open_pidfd(process.pid) as pidfd:
+        identity = identify(process.pid, pidfd)
+    if inode == TRUE and not identity.pidfd_inode:
+        pytest.skip("before Linux 6.9")
+    client = begin(tmp_path / "keeper", identity, identity.pidfd_inode * inode)
+    os.kill(process.pid, signal.SIGTERM)
+    wait_until(lambda: ask(client, "end").get("end"), "its end to be noted")
+    end = ask(client, "end")["end"]
+    assert (end.get("code"), end.get("unseen", False)) == ((7, False) if inode == TRUE else (None, True))
+    client.close()
+
+
+def test_what_may_be_held_is_not_killed_by_its_number(tmp_path: Path) -> None:
+    """A forked process that has executed nothing, as a gate has not, and has the container's pid and start time."""
+    child = os.fork()
+    if not child:
+        signal.pause()
+        os._exit(0)
+    stat = read_stat(child)
+    assert stat is not None
+    assert not stat.has_executed
+    with open_pidfd(child) as pidfd:
+        identity = identify(child, pidfd)
+    client = begin(
+        tmp_path / "keeper", identity, identity.pidfd_inode + 1 if identity.pidfd_inode else 0, executed=None
+    )
+    assert ask(client, "end")["executed"]  # nobody knows
+    assert is_running(child)
+    client.close()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)

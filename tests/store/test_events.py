@@ -80,7 +80,7 @@ def test_each_change_is_an_event(store: Store) -> None:
     assert deleted.status == replace(ENDED, extra={"round": 2})
     assert (deleted.name, deleted.sandbox_id, deleted.labels) == ("a", "s", {"tier": "web"})
     assert (found[10].state, found[10].reason) == (SandboxState.NOTREADY, "Stopped")
-    assert (found[12].name, found[12].id, found[12].seq) == ("lease", "k", 1)
+    assert (found[12].name, found[12].id, found[12].seq) == ("lease", "k", found[12].revision)
     assert store.revision == 15
     assert at_hand(watch) == []
 

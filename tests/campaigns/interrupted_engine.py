@@ -30,6 +30,7 @@ class EngineLife:
     """An engine opens, runs containers, looks at them in every way, recovers, ends them, and is closed."""
 
     keeps_unclosed = 40
+    strikes = 0
 
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir
@@ -146,8 +147,9 @@ class EngineLife:
         status = container.status
         if status.state is ContainerState.EXITED:
             return _NEVER_RAN if status.reason == Reason.START_ERROR else f"EXITED {status.exit_code}"
-        if status.state is ContainerState.UNKNOWN and not status.created_at and self._is_forgotten:
-            return _CREATED  # a program that ends in a create leaves what can be created again, or deleted
+        is_cut = self._is_forgotten or self.strikes > 1  # nobody waits for the step, and the close comes amid it
+        if status.state is ContainerState.UNKNOWN and not status.created_at and is_cut:
+            return _CREATED  # it can be created again, or deleted
         if status.state is ContainerState.RUNNING and not _runs(status.pid):
             return f"RUNNING, and process {status.pid} does not"
         return status.state.name

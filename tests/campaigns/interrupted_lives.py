@@ -44,6 +44,9 @@ def _change(draft: Draft) -> None:
 class Life(Protocol):
     """A script of calls of limpet, in a directory. Each trial makes a new one, in a process of its own."""
 
+    strikes: int
+    """How often it was struck."""
+
     @property
     def keeps_unclosed(self) -> int:
         """How many more descriptors may stay open where it is forgotten and not closed: threads that wait have some."""
@@ -71,6 +74,7 @@ class StoreLife:
     """A store's life, while another thread counts in it."""
 
     keeps_unclosed = 0
+    strikes = 0
 
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir

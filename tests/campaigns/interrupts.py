@@ -187,6 +187,7 @@ def _live(trial: Trial, life: Life, directory: str) -> list[str]:
             return [f"places {strike.places}"]
         if not strike.struck:
             return []
+        life.strikes = len(strike.struck)
         if trial.is_closed:
             wrong += life.find_lies()
         else:
@@ -264,7 +265,8 @@ def draw(order: "Order") -> Iterator[Trial]:
     chance = random.Random(order.seed)
     last = count_places(order.life) if order.kind == "interrupt" else _ALLOCATIONS
     first = last - order.last if order.last else 1
-    for number, place in enumerate(range(first + chance.randrange(order.every), last + 1, order.every)):
+    places = range(first + chance.randrange(order.every), last + 1, order.every)
+    for number, place in enumerate(places[: order.count or None]):
         again = place + (1 if order.kind == "memory" else chance.choice((1, 2, 3, chance.randrange(1, 60))))
         yield Trial(order.life, order.kind, (place,), number % 2 == 0, order.control)
         yield Trial(order.life, order.kind, (place, again), number % 4 != 3, order.control)
@@ -280,6 +282,8 @@ class Order:
     """Each so many-th place."""
     last: int = 0
     """Only so many at the life's end, 0 for all."""
+    count: int = 0
+    """At most so many places, 0 for all."""
     seed: int = 1
     control: str = ""
 
@@ -336,12 +340,13 @@ def main() -> int:
     parser.add_argument("--kind", choices=list(KINDS), default="interrupt")
     parser.add_argument("--every", type=int, default=1, help="try each so many-th place (default: 1)")
     parser.add_argument("--last", type=int, default=0, help="only so many places at the life's end")
+    parser.add_argument("--count", type=int, default=0, help="at most so many places")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--control", choices=list(CONTROLS), default="", help="break the store on purpose")
     parser.add_argument("--part", default="", help="N/M: only that part of the trials, and a result as JSON")
     parser.add_argument("--point", default="", help="repeat one trial, as a finding names it")
     options = parser.parse_args()
-    order = Order(options.life, options.kind, options.every, options.last, options.seed, options.control)
+    order = Order(options.life, options.kind, options.every, options.last, options.count, options.seed, options.control)
     if options.part:
         print(json.dumps(vars(_try_part(order, options.part))))
         return 0

@@ -31,5 +31,5 @@ def test_a_broken_closing_is_caught() -> None:
 
 @pytest.mark.long
 def test_a_step_that_is_cut_in_two_is_caught() -> None:
-    """An engine whose steps the main thread does itself fails the campaign."""
-    assert campaign(Order("engine", every=150, control="cut-steps")).findings
+    """An engine whose steps the main thread does itself fails the campaign, about the first create."""
+    assert campaign(Order("engine", every=5, last=1450, count=40, control="cut-steps")).findings

@@ -16,6 +16,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
+from msgspec.structs import replace
+
 from limpet.engine.database import Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
@@ -45,6 +47,7 @@ from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
+from limpet.schema.restart import RestartKind
 from limpet.schema.rows import EventRow, NameRow
 from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
@@ -681,7 +684,10 @@ class Store:
             self._bells.ring()
 
     def _settle_copy(self) -> None:
-        """In a copy of a state directory: mark, durably, what runs as the original's, before it is one of its own."""
+        """In a copy of a state directory: mark, durably, what runs as the original's, before it is one of its own.
+
+        What the original is to restart is not restarted here.
+        """
         original = self.directory.find_original(self.node)
         if original:
             boot_id = read_boot_id()
@@ -691,11 +697,29 @@ class Store:
                     if status is not None and status.identity is not None and status.identity.boot_id == boot_id:
                         draft.replace(key, mark_copied(status, original, self.directory.path))
                         draft.doubt(key, _NOT_VERIFIED)
+                for key in self._records.load_intended():
+                    self._leave_to_original(draft, key)
                 for key in list(self._sandboxes.kept):
                     if (marked := _mark_copied(draft.sandbox_status(key), boot_id)) is not None:
                         draft.update_sandbox(key, partial(_choose, marked))
             self.directory.forget_keeper()
         self.directory.settle_identity(self.node, original)
+
+    def _leave_to_original(self, draft: Draft, key: str) -> None:
+        """Stop what waits for its restart, or for its start by a policy: the original goes on with that."""
+        try:
+            metadata, status = self._records.metadata(key), draft.checkpoint(key)
+        except (NotFoundError, StoreDamagedError):
+            return  # nothing is restarted that cannot be read
+        if metadata.restart_policy == RestartKind.NO or status is None or status.released or status.stop_requested_at:
+            return
+        waits = status.finished_at or (metadata.restart_count and not status.started_at)
+        if (
+            waits
+            and draft.find_attempt(metadata.sandbox_id, metadata.name, metadata.config.metadata.attempt + 1) is None
+        ):
+            now = max(time.time_ns(), 1)
+            draft.replace(key, replace(status, stop_requested_at=now, stop_deadline=now))
 
     def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
         self.require_open()

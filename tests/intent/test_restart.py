@@ -1,6 +1,7 @@
 """Restart policies on real processes: what is restarted, what is not, and what is left of the attempts."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -142,6 +143,22 @@ def test_a_stop_of_an_attempt_that_was_restarted_stops_the_next(engine: Engine) 
     assert not is_running(pid)
     settle(engine)
     assert list(attempts(engine)) == [0, 1]
+
+
+def test_what_waits_is_restarted_by_the_original_and_by_no_copy(state_dir: str) -> None:
+    """A copy that is opened meanwhile, and again, leaves it alone; the original goes on with it."""
+    with Engine.open(state_dir) as engine:
+        make(engine, "sh", "-c", "exit 1").start()
+        wait_for_attempt(engine, 4, ContainerState.EXITED)  # 1.6 s to the next
+    copy = f"{state_dir}-copy"
+    subprocess.run(["cp", "-a", state_dir, copy], check=True)
+    for _ in range(2):
+        with Engine.open(copy) as engine:
+            assert attempts(engine)[4].restart_at == 0
+            settle(engine)
+            assert list(attempts(engine)) == [3, 4]
+    with Engine.open(state_dir) as engine:
+        wait_for_attempt(engine, 5)
 
 
 def test_what_was_released_or_deleted_is_not_restarted(state_dir: str) -> None:

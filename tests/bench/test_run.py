@@ -226,7 +226,7 @@ def test_flushes_of_a_life_are_counted_wherever_they_are_made(tmp_path: Path) ->
         "if (reason := supported()) is not None: sys.exit(reason)\n"
         "plain, real = lives._count_flushes(sys.argv[1])['flushes'], lives._live\n"
         "child = 'import os; os.fsync(os.open(\"/\", os.O_RDONLY))'\n"
-        "def live(engine): real(engine); subprocess.run([sys.executable, '-S', '-c', child], check=True)\n"
+        "def live(*all): real(*all); subprocess.run([sys.executable, '-S', '-c', child], check=True)\n"
         "lives._live = live\n"
         "os.mkdir(sys.argv[1] + '/more'); print(plain, lives._count_flushes(sys.argv[1] + '/more')['flushes'])\n"
     )

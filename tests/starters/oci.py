@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from limpet.recovery.mounts import find_mounts
 from tests import oci_layout
 from tests.conftest import require_tools
 
+RUNTIMES = ("runc", "crun")
 TOOLS = ("conmon", "runc", "crun", "busybox")
 APPLETS = ("sh", "cat", "ls", "id", "sleep", "test", "env", "true", "false", "echo", "grep", "pwd", "mount", "hostname")
 PASSWD = b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/home/web:/bin/sh\n"
@@ -48,6 +51,21 @@ def open_engine(state_dir: str, **options: Any) -> Engine:
     return Engine.open(state_dir, runtimes={name: OciStarter(name) for name in ("runc", "crun")}, **options)
 
 
+@contextmanager
+def busybox_engine(state_dir: str, directory: Path, sandbox: Mapping[str, Any] | None = None) -> Iterator[Engine]:
+    """An engine with the image and, if a config is given, a sandbox for each runtime; nothing is left afterwards."""
+    with open_engine(state_dir) as opened:
+        load_busybox(opened, directory / "image")
+        for name in RUNTIMES if sandbox is not None else ():
+            opened.create_sandbox({"metadata": {"name": name}, **(sandbox or {})}, id=name, runtime_handler=name)
+        yield opened
+        for container in opened.list():
+            if container.status.pid:
+                container.stop(0)
+            container.release()
+    end_everything(state_dir)
+
+
 def config(name: str, script: str = "", **fields: Any) -> dict[str, Any]:
     """A container of `box:1` that runs a shell script."""
     command = {"command": ["/bin/sh", "-c", script]} if script else {}
@@ -73,7 +91,7 @@ def end_everything(state_dir: str) -> None:
 
     What its sandboxes hold is freed, too.
     """
-    for name in ("runc", "crun"):
+    for name in RUNTIMES:
         command = command_of(Tools().find(name))
         for entry in Path(state_dir, "oci", name).glob("*/*"):
             subprocess.run([*command, "--root", str(entry.parent), "delete", "-f", entry.name], check=False, timeout=30)

@@ -14,23 +14,20 @@ from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, read_output
-from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of, runtime_entries
-
-RUNTIMES = ("runc", "crun")
+from tests.starters.oci import (
+    RUNTIMES,
+    busybox_engine,
+    config,
+    load_busybox,
+    processes_of,
+    runtime_entries,
+)
 
 
 @pytest.fixture
 def engine(state_dir: str, tmp_path: Path) -> Iterator[Engine]:
-    with open_engine(state_dir) as opened:
-        load_busybox(opened, tmp_path / "image")
-        for name in RUNTIMES:
-            opened.create_sandbox({"metadata": {"name": name}}, id=name, runtime_handler=name)
+    with busybox_engine(state_dir, tmp_path, {}) as opened:
         yield opened
-        for container in opened.list():
-            if container.status.pid:
-                container.stop(0)
-            container.release()
-    end_everything(state_dir)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

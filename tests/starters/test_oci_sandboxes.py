@@ -16,7 +16,7 @@ from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.sandbox_status import SandboxState
 from tests.conftest import is_running, read_output, wait_until
-from tests.starters.oci import config, end_everything, load_busybox, open_engine
+from tests.starters.oci import RUNTIMES, busybox_engine, config, end_everything, load_busybox, open_engine
 
 SANDBOX: dict[str, Any] = {
     "metadata": {"name": "pod"},
@@ -24,20 +24,13 @@ SANDBOX: dict[str, Any] = {
     "dns_config": {"servers": ["192.0.2.53"]},
     "linux": {"sysctls": {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"}},
 }
-RUNTIMES = ("runc", "crun")
 LINKS = "for n in net ipc uts; do ls -l /proc/self/ns/$n | grep -o '[a-z]*:.[0-9]*.$'; done"
 
 
 @pytest.fixture
 def engine(state_dir: str, tmp_path: Path) -> Iterator[Engine]:
-    with open_engine(state_dir) as opened:
-        load_busybox(opened, tmp_path / "image")
+    with busybox_engine(state_dir, tmp_path) as opened:
         yield opened
-        for container in opened.list():
-            if container.status.pid:
-                container.stop(0)
-            container.release()
-    end_everything(state_dir)
 
 
 def pins_of(sandbox: Sandbox) -> str:

@@ -13,9 +13,8 @@ from limpet.engine import Container
 from limpet.engine.starters.abilities import Session
 from limpet.schema import ContainerState
 from tests.conftest import read_output, wait_until
-from tests.starters.oci import config, end_everything, load_busybox, open_engine
+from tests.starters.oci import RUNTIMES, busybox_engine, config
 
-RUNTIMES = ("runc", "crun")
 _opened: list[Session] = []
 
 
@@ -36,16 +35,8 @@ def close_all() -> Iterator[None]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     directory = tmp_path_factory.mktemp("oci")
     state_dir = str(directory / "state")
-    with open_engine(state_dir) as opened:
-        load_busybox(opened, directory / "image")
-        for name in RUNTIMES:
-            opened.create_sandbox({"metadata": {"name": name}}, id=name, runtime_handler=name)
+    with busybox_engine(state_dir, directory, {}) as opened:
         yield opened
-        for container in opened.list():
-            if container.status.pid:
-                container.stop(0)
-            container.release()
-    end_everything(state_dir)
 
 
 @pytest.fixture(params=RUNTIMES)

@@ -16,9 +16,14 @@ from limpet import Engine, errors
 from limpet.engine.starters.oci.seccomp import DEFAULT_PROFILES
 from limpet.engine.starters.oci.tools import Tools, command_of
 from tests.conftest import read_output, require_tools
-from tests.starters.oci import TOOLS, config, end_everything, load_busybox, open_engine, processes_of
+from tests.starters.oci import (
+    RUNTIMES,
+    TOOLS,
+    busybox_engine,
+    config,
+    processes_of,
+)
 
-RUNTIMES = ("runc", "crun")
 SANDBOX = {
     "hostname": "pod-one",
     "dns_config": {"servers": ["192.0.2.53"]},
@@ -30,16 +35,8 @@ SANDBOX = {
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     directory = tmp_path_factory.mktemp("oci")
     state_dir = str(directory / "state")
-    with open_engine(state_dir) as opened:
-        load_busybox(opened, directory / "image")
-        for name in RUNTIMES:
-            opened.create_sandbox({"metadata": {"name": name}, **SANDBOX}, id=name, runtime_handler=name)
+    with busybox_engine(state_dir, directory, SANDBOX) as opened:
         yield opened
-        for container in opened.list():
-            if container.status.pid:
-                container.stop(0)
-            container.release()
-    end_everything(state_dir)
 
 
 def run(engine: Engine, runtime: str, script: str, context: dict[str, Any] | None = None, **fields: Any) -> list[str]:
@@ -284,7 +281,7 @@ def test_namespaces_that_the_sandbox_holds(shared: Engine, runtime: str, tmp_pat
 PROPAGATION = """
 import subprocess, sys
 from pathlib import Path
-from tests.starters.oci import TOOLS, config, load_busybox, open_engine
+from tests.starters.oci import RUNTIMES, busybox_engine, TOOLS, config, load_busybox, open_engine
 directory, runtime = Path(sys.argv[1]), sys.argv[2]
 shared = directory / "shared"
 for path in (shared, directory / "private"):

@@ -179,6 +179,19 @@ def observe_process(identity: ProcessIdentity, compare: Compare = compare) -> tu
         return Process.HIDDEN, None, f"pid {identity.pid}: {error.strerror}"
 
 
+def is_runc_init(pid: int) -> bool:
+    """Return whether a process calls itself what runc's init does, which executes the program once it is let go.
+
+    By its name (comm in proc(5)), which any program may give itself: it proves nothing, and raises a doubt.
+    """
+    try:
+        return _read(f"/proc/{pid}/comm") == _RUNC_INIT
+    except OSError:
+        return False
+
+
+_RUNC_INIT = b"runc:[2:INIT]\n"
+"""The name that runc gives to the process that becomes the container (libcontainer/nsenter/nsexec.c)."""
 _NAMES_A_THREAD = {errno.EINVAL, errno.ENOENT}
 """What pidfd_open(2) says of a number that is a thread's and no process's: the first before Linux 6.15."""
 

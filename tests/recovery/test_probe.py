@@ -71,6 +71,25 @@ def test_the_same_start_time_alone_is_no_proof(sleeper: ProcessIdentity) -> None
     assert look(replace(unproven, start_ticks=sleeper.start_ticks - 100)).process is Process.STRANGER
 
 
+def test_what_runc_holds_is_not_said_to_run(sleeper: ProcessIdentity) -> None:
+    """A process that has the name of runc's init is doubted, until it executes a program; a witness knows more."""
+    script = "printf 'runc:[2:INIT]' > /proc/$$/comm; echo; read line; exec sleep 1000"
+    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        with host.open_pidfd(process.pid) as pidfd:
+            identity = host.identify(process.pid, pidfd)
+        seen = look(identity)
+        assert (seen.process, "runc" in seen.detail) == (Process.UNPROVEN, True)
+        for known in (Process.HELD, Process.ALIVE):
+            assert look(identity, Witnessed(known)).process is known
+        process.stdin.close()
+        wait_until(lambda: look(identity).process is Process.ALIVE, "the program to be executed")
+        assert look(sleeper).process is Process.ALIVE
+        process.kill()
+
+
 def test_a_witness_proves_what_the_kernel_cannot(sleeper: ProcessIdentity) -> None:
     """Its parent knows that it is the very one; where the kernel knows better, the kernel is believed."""
     alive = Witnessed(Process.ALIVE)

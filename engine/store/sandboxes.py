@@ -36,7 +36,7 @@ class Sandboxes:
                 metadata = row_to_sandbox(node, row)
                 self.put(metadata.id, KeptSandbox(metadata, _require_status(node, metadata.id, statuses)))
             except StoreDamagedError as error:
-                self.damaged[row.id] = str(error)
+                self.damaged[str(row.id)] = str(error)  # what stands for the id may be anything
         for key in records.load_sandbox_ids_in_use():
             if key not in self.ids:
                 self.damaged[key] = f"sandbox {key}: its record is missing; restore a backup"

@@ -165,10 +165,16 @@ def _kill_copier(state_dir: str) -> Iterator[int]:
 
 
 def _judge(directory: str, path: str) -> tuple[int, list[str]]:
-    """Return how many lines a log has, and which follow each other wrongly. Older ones were rotated away."""
+    """Return how many lines a log has, and which follow each other wrongly. Older ones were rotated away.
+
+    The writer was killed, so that its last line may be the beginning of one.
+    """
     last, count, wrong = 0, 0, []
-    for entry in read_log(directory, path):
-        text = entry.text.decode(errors="replace").removesuffix("\n")
+    entries = [entry.text.decode(errors="replace") for entry in read_log(directory, path)]
+    before = entries[-2].rstrip() if len(entries) > 1 else ""
+    if before.isdigit() and not entries[-1].endswith("\n") and str(int(before) + 1).startswith(entries[-1]):
+        entries.pop()
+    for text in map(str.rstrip, entries):
         if not text.isdigit() or (last and int(text) != last + 1):
             wrong.append(f"{text!r} comes after {last}")
         last = int(text) if text.isdigit() else last

@@ -254,6 +254,9 @@ class ControlServer:
             return
         except OSError:  # it is gone
             self._leave(caller)
+        except Exception:  # noqa: BLE001  # whatever it is, the others are answered
+            _log.exception("a command cannot be answered")
+            self._leave(caller)
 
     def _read(self, caller: _Caller) -> None:
         block = caller.link.recv(BLOCK)
@@ -304,13 +307,15 @@ class ControlServer:
                 _log.exception("a session failed: %r", request)
 
         thread = threading.Thread(target=serve, name="limpet-control-session", daemon=True)
+        number = link.fileno()
+        del self._callers[number]  # before it starts: it may have closed the connection a moment later
+        self._streams[link] = thread
         try:
             thread.start()
         except RuntimeError:
+            del self._streams[link]
+            self._callers[number] = caller
             self._answer(caller, encode_error(ResourcesError("no thread can be started; try again")))
-            return
-        del self._callers[link.fileno()]
-        self._streams[link] = thread
 
     def _forget_streams(self) -> None:
         for link in [each for each, thread in self._streams.items() if not thread.is_alive()]:

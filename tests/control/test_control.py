@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from limpet.engine import Engine
-from limpet.engine.control import ControlServer, NoEngineError, ask_live
+from limpet.engine.control import ControlServer, NoEngineError, ask_live, open_live
 from limpet.engine.control.messages import LONGEST_REQUEST
-from limpet.engine.control.requests import CreateAndStart, Done, Info, Load, Recover, Remove, Stop, Wait
+from limpet.engine.control.requests import Attach, CreateAndStart, Done, Info, Load, Recover, Remove, Stop, Wait
 from limpet.recovery.report import Report
 from limpet.schema import errors
 from limpet.schema.status import ContainerState
@@ -306,3 +308,24 @@ def test_it_is_quick_to_open(tmp_path: Path) -> None:
         server.leave()
         server.close()
     assert min(took) < 0.001
+
+
+def test_a_session_that_is_over_at_once_stops_nobody(state_dir: str) -> None:
+    """Its thread may close the connection before the loop, however slow, has gone on by a line."""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if threading.current_thread().name != "limpet-control" or not frame.f_code.co_filename.endswith("/server.py"):
+            return None
+        if event == "line":
+            time.sleep(0.003)
+        return trace
+
+    threading.settrace(trace)
+    try:
+        with Engine.open(state_dir):
+            for _ in range(2):
+                with pytest.raises(errors.NotFoundError):
+                    open_live(state_dir, Attach(id="nobody"))
+            assert ask_live(state_dir, Info()) is not None
+    finally:
+        threading.settrace(None)

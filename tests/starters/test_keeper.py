@@ -17,7 +17,7 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.lifecycle.container import Container
-from limpet.engine.starters.process import ProcessStarter
+from limpet.engine.starters.process import ProcessStarter, find_facts
 from limpet.engine.starters.process.client import KeeperClient
 from limpet.recovery import Process
 from limpet.schema import ContainerState, Reason
@@ -149,6 +149,23 @@ def test_the_keeper_is_killed_again_and_again(engine: Engine, state_dir: str) ->
     assert (lasting.state, lasting.status.pid) == (ContainerState.RUNNING, pid)
     assert is_running(pid)
     assert lasting.stop(1).finished_at
+
+
+def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_dir: str) -> None:
+    """It is the containers' parent: the first, and the one that takes its place."""
+    assert find_facts(state_dir).keeper_pid == 0
+    container = make(engine, "one", "sleep", "1000")
+    container.start()
+
+    def is_shown() -> bool:
+        parent = int(Path(f"/proc/{container.status.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return find_facts(state_dir).keeper_pid == parent == find_keepers(state_dir).get("limpet-keeper")
+
+    wait_until(is_shown, "the first to be shown")  # a fork of it has its name for a moment
+    first = find_facts(state_dir).keeper_pid
+    kill(state_dir, *KEEPER)
+    wait_until(lambda: not is_running(first), "the keeper to end")
+    wait_until(is_shown, "the next one to be shown")
 
 
 def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def _anchor(listener: socket.socket) -> NoReturn:
         else:
             become_subreaper()
         name_process("limpet-keeper")
+        listener.listen(_BACKLOG)  # who listened last is whom SO_PEERCRED names
         Keeper(DIRECTORY, listener, anchor, copies).run()
         os._exit(0)
     finally:

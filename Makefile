@@ -18,7 +18,8 @@ help: ## show this
 demo: $(VENV)/.installed ## kill an engine again and again, and see that it comes back knowing what is true
 	$(BIN)/limpet drill
 
-# The harness of crash tests forks, so its tests want a process with one thread; pytest-xdist's workers have two.
+# The harness of crash tests forks, so its tests want a process with one thread; pytest-xdist's workers have two. They
+# run beside the others.
 ALONE := tests/testing/
 # Many tests wait for something, so there are twice as many workers as cores.
 WORKERS := $(shell echo $$((2 * $$(nproc))))
@@ -29,7 +30,9 @@ timed = @began=$$(date +%s); ($(2)); status=$$?; took=$$(($$(date +%s) - began))
 	echo "$(1) took $$((took / 60)) min $$((took % 60)) s"; exit $$status
 
 test: $(VENV)/.installed ## run all tests, of each campaign a fortieth: less than 5 minutes on two idle cores
-	$(call timed,make test,$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(TOGETHER) && $(BIN)/pytest $(ALONE))
+	$(call timed,make test,mkdir -p build; $(BIN)/pytest $(ALONE) >build/alone.txt 2>&1 & alone=$$!; \
+		$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(TOGETHER); together=$$?; \
+		wait $$alone; alone=$$?; cat build/alone.txt; exit $$((together | alone)))
 
 gate: $(VENV)/.installed ## run the campaigns (kills, power cuts, failing disks, damage, hostile input) as CI does
 	$(call timed,make gate,$(BIN)/pytest --numprocesses auto --dist worksteal -m "campaign or long" --campaign-size=gate $(TOGETHER))

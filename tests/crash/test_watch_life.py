@@ -5,6 +5,7 @@ import pytest
 from tests.crash.trial import WORKERS, run
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_kills_and_power_cuts() -> None:
     """At every call of a short life, and for the images of each power cut: what was seen is kept, without a gap."""

@@ -354,6 +354,8 @@ class ProcessStarter:
                 assert connection is not None
                 try:
                     answer, given = connection.ask(request, opened)
+                    if not given:
+                        raise KeeperGoneError("the keeper has answered something else than a process")
                 except BaseException as error:
                     connection.close()
                     self._keeper.forget_connections()

@@ -4,8 +4,6 @@ A restart is one transaction that adds the next attempt, whose name and number c
 it leaves an attempt that waits, a kill after it one that is to be started, and each is taken up by the next engine.
 """
 
-import time
-
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.runtime import Runtime
@@ -84,11 +82,8 @@ def cancel_next(store: Store, metadata: Metadata) -> None:
     """Write down that one which waits, for its restart or for its start by the policy, is to stay as it is."""
     with store.transaction() as draft:
         status = draft.status(metadata.id)
-        if status.unknown or status.released or status.stop_requested_at:
-            return
-        waits = _find_in_draft(draft, metadata, 1) is None if status.finished_at else metadata.restart_count > 0
-        if waits and not (status.started_at and not status.finished_at):
-            _mark_stopped(draft, metadata.id, status)
+        if not status.unknown:
+            draft.cancel_restart(metadata, status)
 
 
 def delete_attempt(store: Store, metadata: Metadata) -> bool:
@@ -99,13 +94,8 @@ def delete_attempt(store: Store, metadata: Metadata) -> bool:
         if before is not None:
             status = draft.status(before)
             if status.finished_at and not status.unknown and not status.stop_requested_at:
-                _mark_stopped(draft, before, status)
+                draft.mark_stopped(before, status)
     return was_there
-
-
-def _mark_stopped(draft: Draft, container_id: str, status: Status) -> None:
-    now = max(time.time_ns(), 1)
-    draft.replace(container_id, replace(status, stop_requested_at=now, stop_deadline=now))
 
 
 def _find_in_draft(draft: Draft, metadata: Metadata, steps: int) -> str | None:

@@ -321,6 +321,19 @@ class Draft:
         self._require(container_id)
         self.doubts[container_id] = doubt
 
+    def cancel_restart(self, metadata: Metadata, status: Status) -> None:
+        """Stop one that waits for its restart, or for its start by a policy; `status` is what it has now."""
+        if status.released or status.stop_requested_at or (status.started_at and not status.finished_at):
+            return
+        following = (metadata.sandbox_id, metadata.name, metadata.config.metadata.attempt + 1)
+        if self.find_attempt(*following) is None if status.finished_at else metadata.restart_count > 0:
+            self.mark_stopped(metadata.id, status)
+
+    def mark_stopped(self, container_id: str, status: Status) -> None:
+        """Write down that somebody has stopped a container that does not run: nothing restarts it."""
+        now = max(time.time_ns(), 1)
+        self.replace(container_id, replace(status, stop_requested_at=now, stop_deadline=now))
+
     def declare_gone(self, container_id: str, why: str) -> Status:
         """Settle an Unknown container on a person's word: see `Store.declare_gone`, also for what is raised."""
         if not why.strip():

@@ -16,8 +16,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
-from msgspec.structs import replace
-
 from limpet.engine.database import Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
@@ -711,15 +709,8 @@ class Store:
             metadata, status = self._records.metadata(key), draft.checkpoint(key)
         except (NotFoundError, StoreDamagedError):
             return  # nothing is restarted that cannot be read
-        if metadata.restart_policy == RestartKind.NO or status is None or status.released or status.stop_requested_at:
-            return
-        waits = status.finished_at or (metadata.restart_count and not status.started_at)
-        if (
-            waits
-            and draft.find_attempt(metadata.sandbox_id, metadata.name, metadata.config.metadata.attempt + 1) is None
-        ):
-            now = max(time.time_ns(), 1)
-            draft.replace(key, replace(status, stop_requested_at=now, stop_deadline=now))
+        if metadata.restart_policy != RestartKind.NO and status is not None:
+            draft.cancel_restart(metadata, status)
 
     def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
         self.require_open()

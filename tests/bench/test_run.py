@@ -59,6 +59,7 @@ def report(settings: Settings) -> BenchReport:
     return run_bench(settings)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # diskcache's, one of each thread
 @pytest.mark.parametrize("key", CONTENDERS)
 def test_each_contender_keeps_what_it_acknowledges(key: str, tmp_path: Path) -> None:
     """A contender that kept nothing would be fast: after threads have used it, it is read back from disk."""

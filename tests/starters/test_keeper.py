@@ -439,3 +439,26 @@ def test_ctrl_c_cuts_no_step_in_two(engine_process: Start, state_dir: str) -> No
     assert process.wait() == 0
     with Engine.open(state_dir) as engine:
         assert {one.state for one in engine.list()} <= {ContainerState.EXITED, ContainerState.UNKNOWN}
+
+
+def test_nothing_stays_of_output_that_a_lost_keeper_had_copied(engine: Engine, state_dir: str) -> None:
+    """A copier that is late, whose keeper is killed meanwhile, copies what has ended, and leaves no file behind."""
+    make(engine, "first", "true").start()
+    engine.get("first").wait(20)
+    kill(state_dir, "limpet-copier")  # the next one is the keeper's own, and ends with it
+    old = find_keepers(state_dir)
+    make(engine, "late", "sh", "-c", "exec >&2; echo said", log_path="late.log").start()
+    wait_until(lambda: "limpet-copier" in find_keepers(state_dir), "the next copier")
+    copier = find_keepers(state_dir)["limpet-copier"]
+    os.kill(copier, signal.SIGSTOP)
+    container = make(engine, "last", "sh", "-c", "echo said", log_path="last.log")
+    container.start()
+    container.wait(20)
+    for key in ("late", "last"):
+        engine.get(key).release()
+    os.kill(old["limpet-keeper"], signal.SIGKILL)
+    make(engine, "next", "true").start()  # the anchor has taken over
+    os.kill(copier, signal.SIGCONT)
+    wait_until(lambda: not is_running(copier), "the end of the late copier")
+    assert b"said" in Path(container.metadata.log_path).read_bytes()
+    wait_until(lambda: not os.listdir(f"{state_dir}/keeper/fifo"), "an empty folder")

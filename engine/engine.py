@@ -281,7 +281,8 @@ class Engine:
             namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {}, expires_at=expires_at
         )
         return self._runtime.step(
-            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status, strict=strict)
+            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status, strict=strict),
+            undo=Sandbox.take_back,
         )
 
     def _create_sandbox(
@@ -394,7 +395,7 @@ class Engine:
                 raise
             return container
 
-        return self._runtime.step(create)
+        return self._runtime.step(create, undo=Container.take_back)
 
     def add_container(
         self,

@@ -181,7 +181,11 @@ class Engine:
             if not over.is_set() and not isinstance(error, LimpetError):
                 _given_up.append((over, time.monotonic() + _GIVEN_UP_SECONDS))
             for engine in opened:
-                engine.close()
+                try:
+                    engine.close()
+                except BaseException:  # interrupted again, perhaps before it began; nobody else could close it
+                    engine.close()
+                    raise
             raise
         return opened[0]
 

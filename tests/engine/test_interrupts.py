@@ -175,7 +175,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_engine_that_nobody_has_is_closed(engine_process: Callable[[str], EngineProcess], times: int) -> None:
-    """Interrupted while it opens, once or twice, an engine does not keep its state directory locked: the next opening waits."""
+    """Interrupted while it opens, once or twice, an engine does not keep its directory locked: the next one waits."""
     script = f"""
 threading.Thread(target=interrupt_then_go_on, args=({times},)).start()
 try:

@@ -50,6 +50,7 @@ from limpet.schema.cri import (
 from limpet.schema.errors import (
     AlreadyExistsError,
     InvalidInputError,
+    LimpetError,
     NotFoundError,
     ResourcesError,
     UnsupportedError,
@@ -65,6 +66,13 @@ from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState, Status
 
 _log = logging.getLogger("limpet.engine")
+_GIVEN_UP_SECONDS = 10.0
+"""How long an opening may take to end whose caller was interrupted twice."""
+_given_up: list[tuple[threading.Event, float]] = []
+"""Such openings of this process: what is set once they have closed what they opened, and until when that is waited for.
+
+Nobody else can: an engine that nobody has cannot be closed by a caller.
+"""
 HOST_IMAGE = ImageName("host")
 """The built-in image: no layers, the host's own programs."""
 
@@ -149,23 +157,35 @@ class Engine:
         chosen = Starters(starter, runtimes, inherit_env)
         raise_descriptor_limit()
         opened: list[Self] = []
+        over = threading.Event()
         is_given_up = False
 
         def open_one(part: float) -> None:
-            opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part, choice))
-            if is_given_up:
-                opened[0].close()
+            over.clear()
+            try:
+                opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part, choice))
+                if is_given_up:
+                    opened[0].close()
+            finally:
+                over.set()
 
         def open_whole(part: float) -> None:
             with system_errors_told(f"state directory {quote_path(state_dir)}"):
                 run_whole(lambda: open_one(part))
 
         try:
-            open_in_parts(open_whole, wait)
-        except BaseException:
+            patience = _patience_with_given_up()
+            open_in_parts(open_whole, max(wait, patience) if patience else wait)
+        except BaseException as error:
             is_given_up = True  # before the look: a second interrupt does not wait until it is open
+            if not over.is_set() and not isinstance(error, LimpetError):
+                _given_up.append((over, time.monotonic() + _GIVEN_UP_SECONDS))
             for engine in opened:
-                engine.close()
+                try:
+                    engine.close()
+                except BaseException:  # interrupted again, perhaps before it began; nobody else could close it
+                    engine.close()
+                    raise
             raise
         return opened[0]
 
@@ -281,7 +301,8 @@ class Engine:
             namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {}, expires_at=expires_at
         )
         return self._runtime.step(
-            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status, strict=strict)
+            lambda: self._create_sandbox(parse_pod_sandbox_config(config), id, runtime_handler, status, strict=strict),
+            undo=Sandbox.take_back,
         )
 
     def _create_sandbox(
@@ -394,7 +415,7 @@ class Engine:
                 raise
             return container
 
-        return self._runtime.step(create)
+        return self._runtime.step(create, undo=Container.take_back)
 
     def add_container(
         self,
@@ -599,6 +620,13 @@ class Engine:
             return _has_ended_here(self.store.status(container_id))
         except NotFoundError:
             return False
+
+
+def _patience_with_given_up() -> float:
+    """Return how many seconds an opening waits for those that nobody waits for; 0 if there are none."""
+    now = time.monotonic()
+    _given_up[:] = [(over, until) for over, until in _given_up if not over.is_set() and until > now]
+    return max((until - now for _, until in _given_up), default=0)
 
 
 def _has_ended_here(status: Status) -> bool:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from limpet.recovery.evidence import Observation
 from limpet.recovery.probe import Probe, Subject
+from limpet.recovery.thread import Thread
 
 LOOK_TIMEOUT_SECONDS = 10.0
 """How long one look may take, unless the caller says otherwise."""
@@ -84,7 +85,7 @@ class _Looks:
         """Start one more thread; if that fails and there is no other, look from this one."""
         if len(self._working) >= _MOST_AT_ONCE or self._started >= _MOST_THREADS:
             return
-        thread = threading.Thread(target=self._look, name="limpet-look", daemon=True)
+        thread = Thread(target=self._look, name="limpet-look")
         try:
             thread.start()
         except RuntimeError:  # no thread to be had

@@ -34,6 +34,7 @@ from limpet.engine.control.requests import AnyRequest, AnyStream, Info, Wait, pe
 from limpet.engine.control.served import Served
 from limpet.engine.control.streams import serve_stream
 from limpet.engine.state.names import CONTROL
+from limpet.recovery.thread import Thread
 from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, ResourcesError
 
 _log = logging.getLogger("limpet.control")
@@ -145,7 +146,7 @@ class ControlServer:
     def serve(self, engine: Served) -> None:
         """Begin to answer. Raises ResourcesError if no thread can be started."""
         self._engine = engine
-        thread = threading.Thread(target=self._run, name="limpet-control", daemon=True)
+        thread = Thread(target=self._run, name="limpet-control")
         try:
             thread.start()
         except RuntimeError as error:
@@ -306,7 +307,7 @@ class ControlServer:
             except Exception:  # noqa: BLE001  # who asked sees it end, and the engine goes on
                 _log.exception("a session failed: %r", request)
 
-        thread = threading.Thread(target=serve, name="limpet-control-session", daemon=True)
+        thread = Thread(target=serve, name="limpet-control-session")
         number = link.fileno()
         del self._callers[number]  # before it starts: it may have closed the connection a moment later
         self._streams[link] = thread
@@ -360,9 +361,7 @@ class ControlServer:
             caller, request = self._pending.popleft()
             if caller.link.fileno() < 0:
                 continue  # it went away before its turn
-            thread = threading.Thread(
-                target=self._step, args=(caller, request), name="limpet-control-step", daemon=True
-            )
+            thread = Thread(target=self._step, args=(caller, request), name="limpet-control-step")
             try:
                 thread.start()
             except RuntimeError:

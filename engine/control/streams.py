@@ -7,7 +7,6 @@ session is closed, which kills what it ran; when nothing more is written the end
 import logging
 import socket
 import struct
-import threading
 from contextlib import suppress
 
 from limpet.engine.control.frames import (
@@ -25,6 +24,7 @@ from limpet.engine.control.messages import SILENCE_SECONDS, encode_error, encode
 from limpet.engine.control.requests import AnyStream, open_session
 from limpet.engine.control.served import Served
 from limpet.engine.starters.abilities import Session
+from limpet.recovery.thread import Thread
 from limpet.schema.errors import LimpetError
 
 _log = logging.getLogger("limpet.control")
@@ -53,7 +53,7 @@ def serve_stream(engine: Served, link: socket.socket, request: AnyStream) -> Non
 
 def _serve(link: socket.socket, session: Session) -> None:
     link.sendall(encode_result(session.has_terminal))
-    reader = threading.Thread(target=_take_input, args=(link, session), name="limpet-control-input", daemon=True)
+    reader = Thread(target=_take_input, args=(link, session), name="limpet-control-input")
     reader.start()
     while (chunk := session.read()) is not None:
         link.sendall(encode_frame(_KINDS[chunk.stream], chunk.data))

@@ -49,12 +49,11 @@ def trust(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:  # noqa
     return Process.ALIVE, ""
 
 
-_HASTY_KEEPER = """
-import os, sys, time
-sys.path.insert(0, sys.argv[1])
-from keeper import main
+HASTY_KEEPER = """
+import os, time
 
 class Hasty(main.Keeper):
+    pause = 0.0
     def _peek(self, container):
         end = super()._peek(container)
         if end is not None and "code" in end:
@@ -62,10 +61,18 @@ class Hasty(main.Keeper):
                 os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
             except ChildProcessError:
                 pass
-            time.sleep(0.3)  # as on a slow disk
+            time.sleep(self.pause)
         return end
 
 main.Keeper = Hasty
+"""
+"""What makes of `main` one whose keeper reaps a process before it has written down how that ended."""
+_HASTY_PROGRAM = f"""
+import sys
+sys.path.insert(0, sys.argv[1])
+from keeper import main
+{HASTY_KEEPER}
+Hasty.pause = 0.3  # as on a slow disk
 main.main()
 """
 _TRUSTING_KEEPER = """
@@ -91,7 +98,7 @@ def _begin_keepers_by(program: str) -> None:
 
 def open_with_a_hasty_keeper(state_dir: str) -> Engine:
     """Open an engine whose keeper reaps a process before it has written down how that ended."""
-    _begin_keepers_by(_HASTY_KEEPER)
+    _begin_keepers_by(_HASTY_PROGRAM)
     return Engine.open(state_dir)
 
 

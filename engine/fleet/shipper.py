@@ -18,6 +18,7 @@ from limpet.engine.fleet import batch
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.batch import Claim, Connection, Doubts
 from limpet.engine.fleet.upgrade import require_schema
+from limpet.recovery.thread import Thread
 from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError, ResourcesError
 from limpet.schema.events import OF_ITEMS, OF_SANDBOXES, EventKind
 from limpet.schema.rows import EventRow
@@ -89,7 +90,7 @@ class Shipper:
         self._trouble: LimpetError | None = None
         self._closing = threading.Event()
         self._is_over = False
-        self._thread = threading.Thread(target=self._run, name="limpet-fleet", daemon=True)
+        self._thread = Thread(target=self._run, name="limpet-fleet")
         try:
             self._thread.start()
         except RuntimeError as error:

@@ -458,6 +458,12 @@ class Container:
                     self.stop(timeout)
         return self._runtime.step(self._remove)
 
+    def take_back(self) -> None:
+        """Remove it if it is still as it was made: who made it was interrupted, and does not know of it."""
+        with suppress(LimpetError), self._runtime.exclusive(self.id):  # what cannot be removed stays, and is CREATED
+            if self.state is ContainerState.CREATED:
+                self._runtime.step(self._remove)
+
     def needs_stop(self) -> bool:
         """Say whether it runs, or may run, or was restarted. Raises NotFoundError once it is deleted."""
         return self.state in {ContainerState.RUNNING, ContainerState.UNKNOWN} or bool(self.find_followers())

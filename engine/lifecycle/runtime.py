@@ -112,16 +112,25 @@ class Runtime:
             finally:
                 self._holding.depth -= 1
 
-    def step(self, step: Callable[[], _T]) -> _T:
+    def step(self, step: Callable[[], _T], undo: Callable[[_T], object] | None = None) -> _T:
         """Run a step of a container or sandbox whole (`run_whole`); within `exclusive`, on the thread that holds it.
+
+        `undo` is called with its result if the caller is interrupted and will not hear of that.
 
         Whatever the system refuses on the way is raised as a LimpetError.
         """
         with system_errors_told(f"state directory {quote_path(self.store.directory.path)}"):
             is_within = getattr(self._holding, "depth", 0)
-            result = self._step(step) if is_within else run_whole(lambda: self._step(step))
-        if not self.store.is_closed:
-            self.store.fleet.wait()
+            result = self._step(step) if is_within else run_whole(lambda: self._step(step), undo)
+        try:
+            if not self.store.is_closed:
+                self.store.fleet.wait()
+        except LimpetError:
+            raise
+        except BaseException:  # what a signal handler raises
+            if undo is not None:
+                run_whole(partial(undo, result))
+            raise
         return result
 
     def _step(self, step: Callable[[], _T]) -> _T:

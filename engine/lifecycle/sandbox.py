@@ -267,6 +267,11 @@ class Sandbox:
         """
         return self._runtime.step(self._delete)
 
+    def take_back(self) -> None:
+        """Delete it if nothing is in it yet: who made it was interrupted, and does not know of it."""
+        with suppress(LimpetError):  # somebody else uses it, or it has to stay: then it is READY, or recovery tells
+            self.delete()
+
     def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
         """Remove the sandbox with its containers: see `Container.remove`. Return False if it is gone already.
 

@@ -3,16 +3,19 @@
 Python raises what a signal handler raises in the main thread, between any two instructions. So what the main thread
 asks for is done by a thread of its own, which no signal reaches; the main thread waits. Interrupted, it takes back a
 step that has not begun, and otherwise waits for its end, which is near, before it lets the interrupt through. A second
-interrupt does not wait: the step goes on behind it.
+interrupt does not wait: the step goes on behind it. What a step has made for a caller that will not hear of it is
+undone, where it can be: nobody would own it.
 """
 
 import _thread
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
+_Undo = Callable[[_T], object] | None
 _BEGIN_SECONDS = 1.0
 """How long a thread may take to begin before its step is taken from it."""
 
@@ -20,10 +23,13 @@ _BEGIN_SECONDS = 1.0
 class _Step(Generic[_T]):
     """One step, and its outcome."""
 
-    def __init__(self, step: Callable[[], _T]) -> None:
+    def __init__(self, step: Callable[[], _T], undo: _Undo[_T]) -> None:
         self._step = step
+        self._undo = [undo] if undo else []  # who pops it does it
+        self._is_unwanted = False
         self._claim = threading.Lock()
         self._result: _T | None = None
+        self._has_result = False
         self._error: BaseException | None = None
         self._is_over = False
         self._done: SimpleQueue[None] = SimpleQueue()
@@ -34,6 +40,9 @@ class _Step(Generic[_T]):
             return
         try:
             self._result = self._step()
+            self._has_result = True
+            if self._is_unwanted:
+                self.undo()
         except BaseException as error:  # noqa: BLE001  # it is the caller's
             self._error = error
         finally:
@@ -54,19 +63,31 @@ class _Step(Generic[_T]):
             raise self._error
         return self._result  # type: ignore[return-value]  # it has ended without an error
 
+    def undo(self) -> None:
+        """Undo what it has made, unless that is done already."""
+        with suppress(IndexError):
+            undo = self._undo.pop()
+            undo(self._result)  # type: ignore[arg-type]  # it has ended without an error
+
     def take_back(self) -> None:
-        """See to it that it does not run, or wait until it has. May be interrupted, and repeated."""
+        """See to it that it does not run, or wait until it has, and is undone. May be interrupted, and repeated."""
+        self._is_unwanted = True  # before the look at the result, which the step's thread does in the other order
         if self._claim.acquire(blocking=False):
             self._is_over = True
         while not self._is_over:
             self._done.get()
+        if self._has_result and self._undo:
+            run_whole(self.undo)
 
 
-def run_whole(step: Callable[[], _T]) -> _T:
-    """Return what `step` returns, or raise what it raises. Other threads than the main one run it themselves."""
+def run_whole(step: Callable[[], _T], undo: _Undo[_T] = None) -> _T:
+    """Return what `step` returns, or raise what it raises. Other threads than the main one run it themselves.
+
+    `undo` is called with the result if the caller is interrupted and will not get it.
+    """
     if threading.current_thread() is not threading.main_thread():
         return step()
-    one = _Step(step)
+    one = _Step(step, undo)
     try:
         try:
             _thread.start_new_thread(one.run, ())

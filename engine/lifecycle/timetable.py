@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from limpet.engine.lifecycle.deadline import read_boot_clock
+from limpet.recovery.thread import Thread
 from limpet.schema.errors import ClosedError, NotFoundError, ResourcesError
 
 _log = logging.getLogger("limpet.timetable")
@@ -58,7 +59,7 @@ class Timetable:
         with self._lock:
             if self._thread is not None or self._is_closing:
                 return
-            thread = threading.Thread(target=self._run, name="limpet-timetable", daemon=True)
+            thread = Thread(target=self._run, name="limpet-timetable")
             try:
                 thread.start()
             except RuntimeError as error:

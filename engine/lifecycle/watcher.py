@@ -23,6 +23,7 @@ from limpet.engine.starters.abilities import Monitored
 from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import has_ended, observe_process
+from limpet.recovery.thread import Thread
 from limpet.schema.errors import LimpetError, NotFoundError, ResourcesError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Reason, Status, end, end_never_run
@@ -137,7 +138,7 @@ class Watcher:
         try:
             self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._epoll.register(self._wake_read, select.EPOLLIN)
-            self._thread = threading.Thread(target=self._run, name="limpet-watch", daemon=True)
+            self._thread = Thread(target=self._run, name="limpet-watch")
             self._thread.start()
         except BaseException as error:
             self._close_descriptors()
@@ -299,9 +300,7 @@ class Watcher:
             if watch.noticed_at:
                 continue
             _log.warning("container %s: its monitor has ended, and it runs on", watch.container_id)
-            thread = threading.Thread(
-                target=self._on_alone, args=(watch.container_id,), name="limpet-alone", daemon=True
-            )
+            thread = Thread(target=self._on_alone, args=(watch.container_id,), name="limpet-alone")
             with suppress(RuntimeError):  # no thread to be had: the next recovery tells
                 thread.start()
 

@@ -203,7 +203,7 @@ def _find_processes(state_dir: str) -> dict[int, str]:
 def _cut_steps() -> Iterator[None]:
     """An engine whose steps are done by the main thread itself, where an interrupt cuts them in two."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "run_whole", lambda step: step())
+        patch.setattr(runtime, "run_whole", lambda step, _=None: step())
         yield
 
 

@@ -50,23 +50,6 @@ kernel._read_reaped_status = lambda pidfd: None
 main.main()
 """
 """On a kernel that tells nothing of a process once it was reaped."""
-_HASTY = """
-import os
-
-class Hasty(main.Keeper):
-    def _peek(self, container):
-        end = super()._peek(container)
-        if end is not None and "code" in end:
-            try:
-                os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
-            except ChildProcessError:
-                pass
-        return end
-
-main.Keeper = Hasty
-"""
-"""Reaps before it writes."""
-
 ROLES = {
     "limpet-anchor": "anchor",
     "limpet-keeper": "keeper",
@@ -96,13 +79,12 @@ _PROGRAMS: Mapping[str, _Program] = {
 _KILLING = ("write", "sendmsg", "recvmsg", "clone", "waitid", "fchmod", "execve", "epoll_ctl", "openat", "tee")
 FAILURES: Mapping[str, Sequence[str]] = {
     **{call: (*errors, KILLED) if call in _KILLING else errors for call, errors in CALL_FAILURES.items()},
-    "life/mmap": (),
     "life/fcntl": (),
 }
 """What is tried: at some calls the process is killed, too, for want of memory.
 
-The engine's own process gets its memory: CPython's Thread.start() waits for ever for a thread that had too little to
-begin. Nor is it refused fcntl(2): after an unlock of its -shm that failed, SQLite tries each lock for ten seconds.
+The engine's own process is not refused fcntl(2): after an unlock of its -shm that failed, SQLite tries each lock for
+ten seconds.
 """
 
 
@@ -182,7 +164,7 @@ class RefusedLifeBefore615(RefusedLife):
 class RefusedLifeOfHastyKeepers(RefusedLifeBefore615):
     """Its keeper reaps a process before it has written down how that ended."""
 
-    keeper = _HASTY
+    keeper = controls.HASTY_KEEPER
 
 
 def use_impatient_keepers(program: str = IMPATIENT_KEEPER) -> None:

@@ -21,7 +21,7 @@ from limpet.engine.starters.process.cgroups.settings import Refusals, make_setti
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
 from limpet.schema.metadata import new_id
 from limpet.schema.status import Resources
-from tests.conftest import DEADLINE_SECONDS, read_output
+from tests.conftest import DEADLINE_SECONDS, EngineProcess, read_output, wait_until
 
 MEBIBYTE = 1 << 20
 ALL_V1 = ("cpu", "memory", "cpuset", "hugetlb", "pids")
@@ -516,3 +516,74 @@ def test_a_container_says_what_limits_it(engine: Engine) -> None:
     assert read_output(container, 1) == ["7"]
     container.release()
     assert find_directories(container.id) == []
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[list[Path]]:
+    """A cgroup in each hierarchy, below ours, for an engine that is to be in others than we."""
+    if not may_limit("memory"):
+        pytest.skip("needs to make cgroups v1")
+    own = read_cgroups(0)
+    made = [Path(parent, f"test-{new_id()}") for parent in dict.fromkeys([*own.v1.values(), own.v2]) if parent]
+    for path in made:
+        path.mkdir()
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            if (path / file).exists():
+                (path / file).write_text((path.parent / file).read_text())
+    yield made
+    for path in made:
+        wait_until(lambda path=path: not (path / "cgroup.procs").read_text(), "the end of all that is in there")  # type: ignore[misc] # bound at once
+        path.rmdir()
+
+
+def test_cgroups_are_found_after_their_keeper_is_lost(
+    engine_process: Callable[[str], EngineProcess],
+    state_dir: str,
+    elsewhere: list[Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An engine in other cgroups lets go on what is frozen, and leaves no cgroup of it."""
+    key = f"frozen-{new_id()}"
+    script = f"""
+for path in {list(map(str, elsewhere))}:
+    with open(f"{{path}}/cgroup.procs", "w") as file:
+        file.write("0")
+engine = Engine.open(state_dir)
+sandbox = engine.create_sandbox({{"metadata": {{"name": "pod"}}}})
+container = engine.create_container({{
+    "metadata": {{"name": "frozen"}},
+    "image": {{"image": "host"}},
+    "command": ["sleep", "1000"],
+    "linux": {{"resources": {{"memory_limit_in_bytes": {64 * MEBIBYTE}}}}},
+}}, sandbox.id, id={key!r})
+container.start()
+container.pause()
+say(*container.status.resources.applied)
+time.sleep(60)
+"""
+    process = engine_process(script)
+    assert process.read() == ["memory_limit_in_bytes"]
+    process.kill()
+    for pid in find_keepers(state_dir):
+        os.kill(pid, signal.SIGKILL)
+    with Engine.open(state_dir) as engine:
+        container = engine.get(key)
+        assert container.status.paused
+        container.resume()
+        assert container.stop(DEADLINE_SECONDS).exit_code == 128 + signal.SIGTERM
+        for pid in find_keepers(state_dir):
+            os.kill(pid, signal.SIGKILL)
+        assert len(find_directories(key)) == 2  # of the limit, and of the pause
+        container.release()
+    assert find_directories(key) == []
+    assert "cgroup" not in caplog.text
+
+
+def find_keepers(state_dir: str) -> list[int]:
+    """Return the pids of the keeper's processes."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.readlink(f"/proc/{name}/fd/3") == f"{os.path.realpath(state_dir)}/keeper":
+                found.append(int(name))
+    return found

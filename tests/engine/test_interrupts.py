@@ -23,6 +23,11 @@ class Slow(ProcessStarter):
         wait()
         return prepared
 
+class SlowToMake(ProcessStarter):
+    def make_config(self, launch):
+        wait()
+        return super().make_config(launch)
+
 class SlowToOpen(ProcessStarter):
     def open(self, directory):
         wait()
@@ -91,6 +96,64 @@ engine.close()
     assert process.read() == ["EXITED", "True"]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_nobody_was_told_of_is_not_made(engine_process: Callable[[str], EngineProcess], times: int) -> None:
+    """A create that is interrupted leaves neither a container nor its name taken, also where nobody waits for that."""
+    script = f"""
+engine = Engine.open(state_dir, starter=SlowToMake())
+sandbox = engine.create_sandbox({{"metadata": {{"name": "jobs"}}}})
+config = {{"metadata": {{"name": "x"}}, "image": {{"image": "host"}}, "command": ["true"]}}
+threading.Thread(target=interrupt_then_go_on, args=({times},)).start()
+try:
+    engine.create_container(config, sandbox.id)
+except KeyboardInterrupt:
+    say("interrupted")
+deadline = time.monotonic() + 30
+while engine.list() and time.monotonic() < deadline:
+    time.sleep(0.02)
+say(len(engine.list()), os.listdir(state_dir + "/containers"))
+engine.create_container(config, sandbox.id, id="x").start()
+say(engine.get("x").wait(30).exit_code)
+engine.close()
+"""
+    process = engine_process(SLOW + script)
+    assert process.read() == ["interrupted"]
+    assert process.read() == ["0", "[]"]
+    assert process.read() == ["0"]
+
+
+def test_what_was_made_when_its_caller_was_interrupted_is_unmade(
+    engine_process: Callable[[str], EngineProcess],
+) -> None:
+    """Sandbox or container: what is cut short is the wait for the fleet, when all is done."""
+    script = """
+import threading
+
+def wait():
+    if threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
+
+engine = Engine.open(state_dir)
+config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["true"]}
+kept = engine.create_sandbox({"metadata": {"name": "kept"}}, id="kept")
+for call in (
+    lambda: engine.create_sandbox({"metadata": {"name": "jobs"}}),
+    lambda: engine.create_container(config, kept),
+):
+    engine.store.fleet.wait = wait
+    try:
+        call()
+    except KeyboardInterrupt:
+        say("interrupted")
+say([one.id for one in engine.list_sandboxes()], len(engine.list()))
+engine.close()
+"""
+    process = engine_process(script)
+    assert process.read() == ["interrupted"]
+    assert process.read() == ["interrupted"]
+    assert process.read() == ["['kept']", "0"]
+
+
 @pytest.mark.parametrize("end", ["os._exit(3)", "engine.close(); os._exit(3)"])
 def test_a_program_that_ends_cuts_the_step(
     engine_process: Callable[[str], EngineProcess], state_dir: str, end: str
@@ -112,23 +175,14 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_engine_that_nobody_has_is_closed(engine_process: Callable[[str], EngineProcess], times: int) -> None:
-    """Interrupted while it opens, once or twice, an engine does not keep its state directory locked."""
+    """Interrupted while it opens, once or twice, an engine does not keep its directory locked: the next one waits."""
     script = f"""
-from limpet.engine import errors
 threading.Thread(target=interrupt_then_go_on, args=({times},)).start()
 try:
     Engine.open(state_dir, starter=SlowToOpen())
 except KeyboardInterrupt:
     say("interrupted")
-deadline = time.monotonic() + 30
-while True:
-    try:
-        Engine.open(state_dir).close()
-        break
-    except errors.StateDirectoryLockedError:
-        if time.monotonic() > deadline:
-            raise
-        time.sleep(0.02)
+Engine.open(state_dir).close()
 say("opened")
 """
     process = engine_process(SLOW + script)

@@ -125,8 +125,8 @@ class Keeper:
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = self._forker.fork(theirs.fileno(), self._folder, nofile=nofile, fsize=fsize, die=dict(die))
         theirs.close()
-        for message, descriptors in self._kept.values():
-            self._send(message, descriptors)
+        for key in self._kept:
+            self.copy_again(key)
 
     def kill(self) -> int:
         """SIGKILL the copier, if it was not killed yet; a `done` that it sent is still read. Return how it ended."""
@@ -155,9 +155,8 @@ class Keeper:
             ends.append(os.open(path, os.O_RDWR))
             ours.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         message = {"op": "copy", "id": id, "name": name or f"{id}.log", "max_bytes": max_bytes, "max_files": max_files}
-        message["note"] = f"fifo/{id}.at"
         self._kept[id] = (message, ours)
-        self._send(message, ours)
+        self.copy_again(id)
         return ends
 
     def send(self, op: str, id: str) -> None:
@@ -165,8 +164,11 @@ class Keeper:
         self._send({"op": op, "id": id}, ())
 
     def copy_again(self, id: str) -> None:
-        """Give the copier what it has already."""
-        self._send(*self._kept[id])
+        """Give the copier what is kept of a container, which it may have already."""
+        message, (logs, *readers) = self._kept[id]
+        note = os.open(self.directory / "fifo" / f"{id}.at", os.O_RDWR | os.O_CREAT, 0o600)
+        self._send(message, (logs, note, *readers))
+        os.close(note)
 
     def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
         if self.link.fileno() < 0:

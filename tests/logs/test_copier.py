@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import select
+import signal
 import socket
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from limpet.testing import open_descriptors
 from tests.campaigns.sizes import Size
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.logs.conftest import Forker, Keeper, numbers, put, write_numbers
@@ -34,7 +36,6 @@ def test_output_is_in_the_log_as_it_was_written(keeper: Keeper) -> None:
         assert keeper.output(key, "stderr") == text[::-1]
     assert keeper.files("none")[0].stat().st_size == 0
     assert keeper.files("none")[0].stat().st_mode & 0o777 == 0o600
-    assert not list((keeper.directory / "fifo").glob("*.at"))
 
 
 def test_no_line_is_lost_or_doubled_by_kills(keeper: Keeper) -> None:
@@ -297,11 +298,40 @@ def test_messages_that_come_twice_or_late(keeper: Keeper) -> None:
     put(ends[0], b"1\n")
     wait_until(lambda: (keeper.logs / "c.log").exists() and keeper.output("c") == b"1\n", "the output")
     keeper.send("drop", "c")
-    wait_until(lambda: not (keeper.directory / "fifo" / "c.at").exists(), "the end of copying")
+    wait_until(lambda: not has_open(keeper.pid, "c.log"), "the end of copying")
     os.close(ends[1])
     assert keeper.is_alive()
     keeper.link.shutdown(socket.SHUT_RDWR)
     assert keeper.wait() == 0
+
+
+def test_a_copier_whose_keeper_is_gone_copies_what_has_ended(keeper: Keeper) -> None:
+    """To the end, also what it was sent and has not taken; of what is still written it leaves the rest to the next."""
+    out, err = keeper.make("running")
+    os.write(out, b"1\n")
+    wait_until(lambda: (keeper.logs / "running.log").exists() and keeper.output("running") == b"1\n", "the output")
+    os.kill(keeper.pid, signal.SIGSTOP)
+    os.write(out, b"2\n")
+    said = b"a line, and one without its end: " * 1000 + b"\n$ "
+    for key in ("ended", "refused"):
+        ends = keeper.make(key)
+        put(ends[0], said)
+        os.close(ends[1])
+    (keeper.logs / "refused.log").mkdir()
+    os.kill(keeper.pid, signal.SIGCONT)
+    assert keeper.wait() == 0
+    assert keeper.output("ended") == said
+    keeper.start()
+    wait_until(lambda: keeper.output("running") == b"1\n2\n", "the rest")
+    keeper.wait_done("ended")
+    assert keeper.output("ended") == said
+    for end in (out, err):
+        os.close(end)
+
+
+def has_open(pid: int, name: str) -> bool:
+    """Say whether a process has a file of this name open."""
+    return any(target.endswith(f"/{name}") for target in open_descriptors(pid).values())
 
 
 def test_the_copier_stays_small(keeper: Keeper) -> None:

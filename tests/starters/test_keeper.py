@@ -21,6 +21,7 @@ from limpet.engine.starters.process import ProcessStarter, find_facts
 from limpet.engine.starters.process.client import KeeperClient
 from limpet.recovery import Process
 from limpet.schema import ContainerState, Reason
+from limpet.testing import open_descriptors
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import EngineProcess, in_thread, is_running, wait_until
 from tests.output import read_output
@@ -172,6 +173,7 @@ def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pyte
     """Killed, or stopped, before its program is executed: StartError, EXITED 128, never ran; the next start works."""
     monkeypatch.setattr("limpet.engine.starters.process.client.ANSWER_TIMEOUT_SECONDS", 0.5)
     make(engine, "first", "true").start()  # the keeper is there, and a connection to it
+    engine.get("first").wait(20)
     real = ProcessStarter.go
     for number in (signal.SIGKILL, signal.SIGSTOP):
 
@@ -181,6 +183,7 @@ def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pyte
 
         monkeypatch.setattr(ProcessStarter, "go", go)
         container = make(engine, f"c{number}", "touch", "ran")
+        wait_until(lambda: not any("pidfd" in one for one in open_descriptors().values()), "the end of the watch")
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(errors.StartError):
             container.start()
@@ -191,8 +194,11 @@ def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pyte
         assert not Path(container.metadata.root_dir, "working", "ran").exists()
         assert status.identity is not None
         assert not is_running(status.identity.pid)
-        assert len(os.listdir("/proc/self/fd")) == before  # where the keeper was asked anew, the number differs
-        assert make(engine, f"next{number}", "true").start().state is ContainerState.RUNNING
+        # Where the keeper was asked anew, the number differs.
+        wait_until(lambda before=before: len(os.listdir("/proc/self/fd")) == before, "no descriptor more or less")  # type: ignore[misc] # bound at once
+        following = make(engine, f"next{number}", "true")
+        assert following.start().state is ContainerState.RUNNING
+        following.wait(20)
 
 
 def test_128_of_a_program_is_not_a_start_error(engine: Engine) -> None:
@@ -439,3 +445,26 @@ def test_ctrl_c_cuts_no_step_in_two(engine_process: Start, state_dir: str) -> No
     assert process.wait() == 0
     with Engine.open(state_dir) as engine:
         assert {one.state for one in engine.list()} <= {ContainerState.EXITED, ContainerState.UNKNOWN}
+
+
+def test_nothing_stays_of_output_that_a_lost_keeper_had_copied(engine: Engine, state_dir: str) -> None:
+    """A copier that is late, whose keeper is killed meanwhile, copies what has ended, and leaves no file behind."""
+    make(engine, "first", "true").start()
+    engine.get("first").wait(20)
+    kill(state_dir, "limpet-copier")  # the next one is the keeper's own, and ends with it
+    old = find_keepers(state_dir)
+    make(engine, "late", "sh", "-c", "exec >&2; echo said", log_path="late.log").start()
+    wait_until(lambda: "limpet-copier" in find_keepers(state_dir), "the next copier")
+    copier = find_keepers(state_dir)["limpet-copier"]
+    os.kill(copier, signal.SIGSTOP)
+    container = make(engine, "last", "sh", "-c", "echo said", log_path="last.log")
+    container.start()
+    container.wait(20)
+    for key in ("late", "last"):
+        engine.get(key).release()
+    os.kill(old["limpet-keeper"], signal.SIGKILL)
+    make(engine, "next", "true").start()  # the anchor has taken over
+    os.kill(copier, signal.SIGCONT)
+    wait_until(lambda: not is_running(copier), "the end of the late copier")
+    assert b"said" in Path(container.metadata.log_path).read_bytes()
+    wait_until(lambda: not os.listdir(f"{state_dir}/keeper/fifo"), "an empty folder")

@@ -17,6 +17,7 @@ from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.cgroups.freezer import Freezer
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
+from limpet.engine.starters.process.cgroups.parents import Notes
 from limpet.engine.starters.process.client import (
     Connection,
     ForeignKeeperError,
@@ -93,6 +94,7 @@ class ProcessStarter:
         self._interpreter = interpreter
         self._compare = compare
         self._keeper = KeeperClient("")
+        self._cgroups = Notes("")
         self._scope = ""
         """What tells this state directory from others on this host, also when it is renamed."""
         self._is_missed = False
@@ -106,6 +108,7 @@ class ProcessStarter:
         evidence alone decides, and nothing can be started.
         """
         self._keeper = KeeperClient(os.path.join(state_dir, KEEPER), self._interpreter)
+        self._cgroups = Notes(os.path.join(state_dir, KEEPER))
         found = os.stat(state_dir)
         self._scope = f"{found.st_dev:x}-{found.st_ino:x}"
         try:
@@ -160,7 +163,7 @@ class ProcessStarter:
                 pidfd=pidfd,
                 resources=None
                 if requested is None
-                else apply_limits(launch.id, pid, requested, self._keeper.keeper_pid),
+                else apply_limits(launch.id, pid, requested, self._keeper.keeper_pid, self._cgroups.note),
                 own=held,
             )
         except BaseException as error:
@@ -248,7 +251,7 @@ class ProcessStarter:
         return self._freezer(container_id, identity.pid).is_frozen()
 
     def _freezer(self, container_id: str, pid: int = 0) -> Freezer:
-        return Freezer(container_id, pid, self._scope, self._keeper.keeper_pid)
+        return Freezer(container_id, pid, self._scope, self._cgroups, self._keeper.keeper_pid)
 
     def _find_members(self, container_id: str) -> Sequence[int]:
         """Return the pids of all that belongs to the container. Raises UnsupportedError if that is not known."""
@@ -291,7 +294,7 @@ class ProcessStarter:
             if not answer.get("left") and (not answer.get("copying") or took > _COPY_TIMEOUT_SECONDS):
                 break
             time.sleep(0.002)
-        left = remove_limits(container_id, self._keeper.keeper_pid)
+        left = remove_limits(container_id, self._keeper.keeper_pid, self._cgroups.noted)
         freezer.remove()
         if left:
             _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
@@ -427,7 +430,7 @@ class ProcessStarter:
 
     def _was_out_of_memory(self, container_id: str, end: Message) -> bool:
         is_killed = end.get("signal") and end["code"] == signal.SIGKILL
-        return bool(is_killed) and was_out_of_memory(container_id, self._keeper.keeper_pid)
+        return bool(is_killed) and was_out_of_memory(container_id, self._keeper.keeper_pid, self._cgroups.noted)
 
     def _list_containers(self) -> "list[Message]":
         """Return what the keeper knows of each container; nothing if there is no keeper. Raises KeeperError."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from limpet.engine.starters.process.cgroups.files import read_text, write_line
 from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
+from limpet.engine.starters.process.cgroups.parents import Notes
 from limpet.schema.errors import UnsupportedError
 from limpet.schema.file_name import file_name
 
@@ -69,13 +70,16 @@ class Freezer:
     """What freezes one container: `pid` is its first process, 0 if it has none any more.
 
     Its own cgroup bears `scope`, the name of the state directory: containers of others may have the same id. It is made
-    below that of the process `beside`, 0 for this one.
+    below that of the process `beside`, 0 for this one, which `notes` keeps.
     """
 
-    def __init__(self, container_id: str, pid: int, scope: str, beside: int = 0) -> None:
+    def __init__(self, container_id: str, pid: int, scope: str, notes: Notes, beside: int = 0) -> None:
         self._id = container_id
         self._pid = pid
-        self._parents = _find_parents(beside)
+        self._notes = notes
+        here = _find_parents(beside)
+        before = ((path, _V2 if _is_v2(path) else _V1) for path in notes.noted)
+        self._parents = tuple(dict.fromkeys((*here, *before)))  # those where one is made come first
         name = f"limpet-pause-{scope}-{file_name(container_id)}"
         self._own = [_Cgroup(os.path.join(parent, name), kind) for parent, kind in self._parents]
 
@@ -89,6 +93,7 @@ class Freezer:
         for cgroup in [*limits, *self._own]:
             try:
                 if cgroup not in limits:
+                    self._notes.note(os.path.dirname(cgroup.path))
                     with suppress(FileExistsError):
                         os.mkdir(cgroup.path, 0o755)
                 if not os.path.exists(os.path.join(cgroup.path, cgroup.kind.file)):
@@ -141,9 +146,17 @@ class Freezer:
 
 
 def _find_parents(beside: int) -> Sequence[tuple[str, _Kind]]:
+    """Return those below which one can be made; those of this process, where the other is gone."""
     with suppress(OSError):
-        return _remember_parents(beside) if beside else _read_parents(0)
+        if beside:
+            return _remember_parents(beside)
+    with suppress(OSError):
+        return _read_parents(0)
     return ()
+
+
+def _is_v2(path: str) -> bool:
+    return os.path.exists(os.path.join(path, "cgroup.controllers"))
 
 
 @lru_cache(maxsize=1)

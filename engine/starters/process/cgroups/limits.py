@@ -9,12 +9,12 @@ No other process is moved, and no limit of another cgroup is changed.
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from functools import lru_cache
 
 from limpet.engine.starters.process.cgroups.files import read_text, write_line
 from limpet.engine.starters.process.cgroups.hierarchies import Cgroups, read_cgroups
+from limpet.engine.starters.process.cgroups.parents import find_parents
 from limpet.engine.starters.process.cgroups.settings import Refusals, Setting, make_settings, requested_fields
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.file_name import file_name
@@ -23,10 +23,16 @@ from limpet.schema.status import Resources
 _LEAVE_TIMEOUT_SECONDS = 0.5
 
 
-def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources, beside: int = 0) -> Resources:
+def apply_limits(
+    container_id: str,
+    pid: int,
+    requested: LinuxContainerResources,
+    beside: int = 0,
+    note: Callable[[str], object] = lambda _: None,
+) -> Resources:
     """Limit the process `pid` and all that it will start, and say of each field asked for what became of it.
 
-    The cgroups are made below those of the process `beside`, 0 for this one.
+    The cgroups are made below those of the process `beside`, 0 for this one, each of which is given to `note` before.
     For a process that is held: nothing of the container's has run, so nothing runs unlimited. What the kernel or a
     permission refuses is in `unapplied`, with the file and the kernel's words. A kill midway leaves an empty cgroup,
     which the next call for this id, or `remove_limits`, removes. Raises InvalidInputError for an invalid id.
@@ -35,7 +41,7 @@ def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources
     asked = requested_fields(requested)
     refusals = Refusals()
     if set(asked) - {"oom_score_adj"}:
-        refusals = _apply_through_cgroups(name, pid, requested, beside)
+        refusals = _apply_through_cgroups(name, pid, requested, beside, note)
     if requested.oom_score_adj:
         try:
             write_line(f"/proc/{pid}/oom_score_adj", str(requested.oom_score_adj))
@@ -48,17 +54,17 @@ def apply_limits(container_id: str, pid: int, requested: LinuxContainerResources
     )
 
 
-def remove_limits(container_id: str, beside: int = 0) -> tuple[str, ...]:
+def remove_limits(container_id: str, beside: int = 0, noted: Collection[str] = ()) -> tuple[str, ...]:
     """Remove the container's cgroups; return those that are left, each with the reason, or nothing.
 
     A cgroup with processes in it is left alone, after half a second for killed ones to leave it. Looks below the
-    cgroups that the process `beside` is in now: what was made while it was in another one stays there, empty.
-    Raises InvalidInputError for an invalid id.
+    cgroups that were `noted`, and those that the process `beside` is in now. Raises InvalidInputError for an invalid
+    id.
     """
     name = _name(container_id)
     left = []
     try:
-        parents = _find_parents(beside)
+        parents = find_parents(beside, noted)
     except OSError as error:
         return (_describe(error),)
     for parent in parents:
@@ -69,7 +75,7 @@ def remove_limits(container_id: str, beside: int = 0) -> tuple[str, ...]:
     return tuple(left)
 
 
-def was_out_of_memory(container_id: str, beside: int = 0) -> bool:
+def was_out_of_memory(container_id: str, beside: int = 0, noted: Collection[str] = ()) -> bool:
     """Say whether the kernel has killed a process of the container for want of memory, within its own limit.
 
     By the counter `oom_kill` of memory.events (cgroup v2) or memory.oom_control (cgroup v1, Linux 4.13), which stays
@@ -77,7 +83,7 @@ def was_out_of_memory(container_id: str, beside: int = 0) -> bool:
     """
     name = _name(container_id)
     with suppress(OSError):
-        for parent in _find_parents(beside):
+        for parent in find_parents(beside, noted):
             for file in ("memory.events", "memory.oom_control"):
                 with suppress(OSError):
                     fields = dict(line.split() for line in read_text(os.path.join(parent, name, file)).splitlines())
@@ -86,24 +92,13 @@ def was_out_of_memory(container_id: str, beside: int = 0) -> bool:
     return False
 
 
-def _find_parents(beside: int) -> tuple[str, ...]:
-    """Return the cgroups below which those of containers are.
-
-    Those of a keeper are remembered: they do not change while it lives. Those of this process (0) may.
-    """
-    return _remember_parents(beside) if beside else read_cgroups(beside).find_parents()
-
-
-@lru_cache(maxsize=1)
-def _remember_parents(keeper: int) -> tuple[str, ...]:
-    return read_cgroups(keeper).find_parents()
-
-
 def _name(container_id: str) -> str:
     return f"limpet-{file_name(container_id)}"
 
 
-def _apply_through_cgroups(name: str, pid: int, requested: LinuxContainerResources, beside: int) -> Refusals:
+def _apply_through_cgroups(
+    name: str, pid: int, requested: LinuxContainerResources, beside: int, note: Callable[[str], object]
+) -> Refusals:
     try:
         own = read_cgroups(beside)
     except OSError as error:
@@ -119,6 +114,7 @@ def _apply_through_cgroups(name: str, pid: int, requested: LinuxContainerResourc
         else:
             in_cgroup.setdefault(os.path.join(parent, name), []).append(setting)
     for path, each in in_cgroup.items():
+        note(os.path.dirname(path))
         _fill(path, each, pid, refusals)
     return refusals
 

@@ -7,10 +7,14 @@ after 64 KiB, and the copier tries again each second. A disk that hangs stops th
 
 Messages are JSON objects, with descriptors beside them. From the keeper:
 
-- `copy`: id, serial, name, max_bytes (0: no rotation), max_files; with the log's directory, and the read ends of the
-  FIFOs of stdout and stderr, each of which has, or had, a writer. Those that the container had before are copied on;
+- `copy`: id, serial, name, max_bytes (0: no rotation), max_files; with the log's directory, the note of how far it was
+  copied, and the read ends of the FIFOs of stdout and stderr, each of which has, or had, a writer. Those that the
+  container had before are copied on;
 - `reopen`: id. The log was moved away: write to a new one;
 - `drop`: id. Stop, with what is still in the FIFOs unread.
+
+When the keeper is gone, a copier that it began ends: the next keeper has another. What no writer has any more it copies
+to its end first, for that keeper may not know of it.
 
 To the keeper:
 
@@ -46,8 +50,10 @@ _AGAIN_SECONDS: Final = 1.0
 """How often a log that cannot be written is tried again; and how long a line may take to be finished."""
 _UNFINISHED_SECONDS: Final = 0.01
 """Between two looks at a line without its end: a writer that fills a pipe which was not empty wakes nobody."""
+_RIGHTS: Final = 4
+"""Descriptors that come with a message."""
 _ROOM: Final = 8
-"""Free descriptors before a message is taken: 3 come with it, 2 are its log's, and some are for rotating logs."""
+"""Free descriptors before a message is taken: those that come with it, its log, and some for rotating logs."""
 _IGNORED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -106,12 +112,10 @@ class _Copier:
         }
 
     def loop(self) -> None:
-        """Return once the link's other end is closed."""
+        """Return once the link's other end is closed, and what has no writer any more is copied."""
         while True:
             for descriptor, events in self._poll.poll(self._timeout()):
                 if descriptor == self._link.fileno():
-                    if events & select.EPOLLHUP:
-                        return
                     self._has_mail = True
                 elif descriptor in self._streams:
                     self._streams[descriptor].hung_up |= bool(events & select.EPOLLHUP)
@@ -120,6 +124,7 @@ class _Copier:
                 self._ready.update(self._later)
                 self._later.clear()
             if self._has_mail and not self._receive():
+                self._finish_alone()
                 return
             for stream in list(self._ready.values()):  # a chunk of each, so that none waits for another
                 if stream.fifo in self._streams and not self._step(stream):
@@ -146,7 +151,9 @@ class _Copier:
             except BlockingIOError:
                 self._has_mail = False
                 break
-            except OSError:  # ECONNRESET: the other end was closed with something unread
+            except ConnectionResetError:  # the other end was closed with something unread; what it sent is still there
+                continue
+            except OSError:
                 return False
             if not data:
                 return False
@@ -179,25 +186,20 @@ class _Copier:
 
     def _add(self, message: dict[str, Any], descriptors: list[int]) -> None:
         key = message["id"]
-        if len(descriptors) < 3:
+        if len(descriptors) < _RIGHTS:
             for descriptor in descriptors:
                 close(descriptor)
             return
+        directory, note, *fifos = descriptors
         container = self._containers.get(key)
         if container is None:
-            log = Log(
-                descriptors[0],
-                message["name"],
-                message["max_bytes"],
-                message["max_files"],
-                notes=self._directory,
-                note=message["note"],
-            )
+            log = Log(directory, note, message["name"], message["max_bytes"], message["max_files"])
             container = self._containers[key] = _Container(key, log)
         else:
-            close(descriptors[0])
+            close(directory)
+            close(note)
         container.serial = message.get("serial", "")
-        for name, fifo in zip((b"stdout", b"stderr"), descriptors[1:], strict=True):
+        for name, fifo in zip((b"stdout", b"stderr"), fifos, strict=True):
             if any(os.path.samestat(os.fstat(fifo), os.fstat(each.fifo)) for each in container.streams):
                 close(fifo)  # the next keeper does not know that we have it
                 continue
@@ -219,6 +221,19 @@ class _Copier:
             for stream in list(container.streams):
                 self._close(stream)
             self._forget(container)
+
+    def _finish_alone(self) -> None:
+        """Copy what has no writer any more to its end, if its log can be written: the next keeper may not know it.
+
+        A log that another copier has by now is left to that one.
+        """
+        for container in list(self._containers.values()):
+            if all(_has_no_writer(stream.fifo) for stream in container.streams):
+                container.try_at = 0.0
+                for stream in list(container.streams):
+                    stream.hung_up = True
+                    while stream.fifo in self._streams and self._step(stream):
+                        pass
 
     # ---------------------------------------------------------------- output
 
@@ -341,7 +356,7 @@ class _Copier:
 def _receive_message(link: socket.socket) -> tuple[bytes, list[int]]:
     """Return a message and what came beside it. Raises BlockingIOError; socket.recv_fds() would ignore the flags."""
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-    data, beside, _, _ = link.recvmsg(_MESSAGE, socket.CMSG_SPACE(3 * 4), flags)
+    data, beside, _, _ = link.recvmsg(_MESSAGE, socket.CMSG_SPACE(_RIGHTS * 4), flags)
     descriptors = array.array("i")
     for _, _, rights in beside:
         descriptors.frombytes(rights)
@@ -381,6 +396,12 @@ class _Peek:
             close(read_end)
             close(write_end)
             raise
+
+
+def _has_no_writer(fifo: int) -> bool:
+    poll = select.poll()
+    poll.register(fifo, select.POLLIN)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def _count_readable(fifo: int) -> int:

@@ -16,6 +16,7 @@ from .kernel import close, name_process
 from .messages import receive, send
 
 _STREAMS = ("out", "err")
+_NOTE = "at"
 _FOLDER = "fifo"
 _PAUSE_SECONDS = 0.1
 """A copier that lives no longer than this is begun anew at the next tick only."""
@@ -73,7 +74,7 @@ class Copies:
         What is in pipes that it had before is copied on, as long as this copier lives.
         """
         pipes = _name_pipes(key, log)
-        self._remove(key, pipes)
+        self._remove(key, pipes, _STREAMS)
         opened = []
         try:
             for stream in _STREAMS:
@@ -114,15 +115,17 @@ class Copies:
             self._send_all()
 
     def begin_again(self, key: str, log: Record) -> None:
-        """Go on with a container whose keeper died; its pipes are gone if all of its output was copied.
+        """Go on with a container whose keeper died; a pipe is gone if all of its output was copied.
 
         Raises OSError if they cannot be opened now.
         """
         if key in self._kept:
             return
+        pipes = _name_pipes(key, log)
         try:
-            readers = self._open_readers(_name_pipes(key, log))
+            readers = self._open_readers(pipes)
         except FileNotFoundError:
+            self._remove(key, pipes)  # what is left of them
             return
         self._keep(key, log, readers)
         self._unsent[key] = ()
@@ -149,8 +152,9 @@ class Copies:
             return
         self._released.add(key)
         if self._link is not None and self._troubles.get(key):
-            send(self._link, {"op": "drop", "id": key})
-            self._finish(key)
+            with suppress(OSError):  # it takes no message now: tried again
+                send(self._link, {"op": "drop", "id": key})
+                self._finish(key)
 
     def is_copying(self, key: str) -> bool:
         """Say whether output of a container is on its way to its log, which can be written."""
@@ -164,7 +168,7 @@ class Copies:
     @property
     def need_care(self) -> bool:
         """True if something could not be done and is to be tried again."""
-        return self._link is None or bool(self._unsent or self._untidied)
+        return self._link is None or bool(self._unsent or self._untidied or self._released & self._troubles.keys())
 
     def care(self) -> None:
         """Try again what could not be done. Raises OSError."""
@@ -191,7 +195,7 @@ class Copies:
                 # Otherwise it has others by now. What a keeper before us began is known by no serial.
                 if self._serials.get(message["id"], message["serial"]) == message["serial"]:
                     self._finish(message["id"])
-            elif message["op"] == "trouble":
+            elif message["op"] == "trouble" and message["id"] in self._kept:
                 self._troubles[message["id"]] = message["why"]
                 if message["id"] in self._released:
                     self.give_up(message["id"])
@@ -210,20 +214,19 @@ class Copies:
             if self._link is None or "name" not in log:
                 continue
             try:
-                directory = self._unsent[key] or [_open_directory(log["directory"])]
+                directory = self._unsent[key] = self._unsent[key] or [_open_directory(log["directory"])]
+                note = self._open_note(_name_pipes(key, log))
             except OSError as error:
                 self._troubles[key] = str(error)
                 continue  # tried again; the others need not wait for it
             message = {"op": "copy", "id": key, "serial": self._serials[key]}
             message |= {name: log[name] for name in ("name", "max_bytes", "max_files")}
-            message["note"] = f"{_name_pipes(key, log)}.at"
             try:
-                send(self._link, message, [*directory, *readers])
-            except OSError as error:
-                self._unsent[key] = directory
-                if isinstance(error, BlockingIOError):
-                    return
-                raise
+                send(self._link, message, [*directory, note, *readers])
+            except BlockingIOError:
+                return
+            finally:
+                close(note)
             del self._unsent[key]
             self._troubles.pop(key, None)
             for descriptor in directory:
@@ -246,13 +249,18 @@ class Copies:
             raise
         return opened
 
-    def _remove(self, key: str, pipes: str) -> None:
+    def _open_note(self, pipes: str) -> int:
+        """Open the note that the copier writes. We make it, as we remove it: no copier that is late leaves one."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(f"{pipes}.{_NOTE}", flags, 0o600, dir_fd=self._directory)
+
+    def _remove(self, key: str, pipes: str, endings: Sequence[str] = (*_STREAMS, _NOTE)) -> None:
         _, readers = self._kept.pop(key, ({}, []))
         self._serials.pop(key, None)
         self._released.discard(key)
         for descriptor in (*readers, *self._unsent.pop(key, ())):
             close(descriptor)
-        self._untidied.update(f"{pipes}.{ending}" for ending in (*_STREAMS, "at"))
+        self._untidied.update(f"{pipes}.{ending}" for ending in endings)
         self._tidy()
 
     def _tidy(self) -> None:

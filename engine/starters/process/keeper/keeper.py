@@ -582,8 +582,9 @@ class Keeper:
 
     def _release(self, container: Container, but_not: int) -> int:
         left = self._signal(container, signal.SIGKILL, but_not)
+        if not left:
+            self._copies.give_up(container.id)  # that its end is written down may be told later
         if not left and (container.is_acknowledged or container.executed is False):
-            self._copies.give_up(container.id)
             if not container.is_empty:
                 self._reap_orphans()
             self._forget(container)

@@ -31,16 +31,15 @@ _ROTATED = r"(\.[0-9]{8}-[0-9]{6})(?:\.([0-9]{6}))?"
 
 
 class Log:
-    """The log `name` in the directory. Not open until `open` is called; takes over the directory's descriptor."""
+    """The log `name` in the directory. Not open until `open` is called; takes over both descriptors."""
 
-    def __init__(self, directory: int, name: str, max_bytes: int, max_files: int, *, notes: int, note: str) -> None:
+    def __init__(self, directory: int, note: int, name: str, max_bytes: int, max_files: int) -> None:
         self._directory = directory
         self._name = name
         self._max_bytes = max_bytes
         self._max_files = max_files
-        self._notes = notes
-        self._note_name = note
-        self._note = -1
+        self._note = note
+        self._is_ours = False
         self._file = -1
         self._known = (0, 0, 0)
         self._rotate_at = max_bytes
@@ -57,15 +56,9 @@ class Log:
         followed nor waited for; and while another copier, which was not killed yet, still has this log.
         """
         self.close()
-        if self._note < 0:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            note = os.open(self._note_name, flags, 0o600, dir_fd=self._notes)
-            try:
-                fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(note)
-                raise
-            self._note = note
+        if not self._is_ours:
+            fcntl.flock(self._note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._is_ours = True
         known = os.pread(self._note, _NOTE.size, 0)
         device, inode, size = self._known = _NOTE.unpack(known) if len(known) == _NOTE.size else (0, 0, 0)
         file = _open_regular(self._directory, self._name, os.O_CREAT)
@@ -127,13 +120,9 @@ class Log:
             self._file = -1
 
     def end(self) -> None:
-        """Close all, and remove the note: what it was for is over."""
+        """Close all. The note is the keeper's to remove: a copier that it does not wait for can leave none."""
         self.close()
-        with suppress(OSError):  # of a note that is left nothing follows: its log has no lines that are not noted
-            os.unlink(self._note_name, dir_fd=self._notes)
-        if self._note >= 0:
-            os.close(self._note)
-            self._note = -1
+        os.close(self._note)
         os.close(self._directory)
 
     def _has_its_name(self) -> bool:

@@ -1,0 +1,45 @@
+"""A thread that begins, or is refused.
+
+`threading.Thread.start()` waits until the thread has begun, without an end. One that has too little memory to begin
+never does, and tells nobody.
+"""
+
+import _thread
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+_BEGIN_SECONDS: Final = 5.0
+"""How long a thread may take to begin on a machine that has other things to do."""
+
+
+class _Started(threading.Event):
+    """What `threading.Thread.start()` waits for, in every version of Python so far."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if super().wait(_BEGIN_SECONDS if timeout is None else timeout) or timeout is not None:
+            return self.is_set()
+        raise RuntimeError("it does not begin; too little memory?")
+
+
+class Thread(threading.Thread):
+    """A daemon thread."""
+
+    def __init__(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> None:
+        super().__init__(target=target, name=name, args=args, daemon=True)
+        self._claim = _thread.allocate_lock()  # of whoever comes first: the thread, or the one who gave it up
+        self._started = _Started()
+
+    def start(self) -> None:
+        """Start it. Raises RuntimeError if it cannot be started, or does not begin."""
+        try:
+            super().start()
+        except RuntimeError:
+            if self._claim.acquire(blocking=False):
+                raise
+            # It has begun at the last moment.
+
+    def run(self) -> None:
+        """Do what it is for, unless it was given up."""
+        if self._claim.acquire(blocking=False):
+            super().run()

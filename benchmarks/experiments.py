@@ -195,7 +195,6 @@ _EXPERIMENTS: Mapping[str, Experiment] = {
             Metric("life_ms", "took", "ms"),
             Metric("start_p50_us", "start p50", "us"),
             Metric("start_p99_us", "start p99", "us"),
-            Metric("beyond_us", "beyond conmon", "us"),
             Metric("release_us", "release", "us"),
             Metric("delete_us", "delete", "us"),
             Metric("flushes", "flushes", ""),

@@ -91,8 +91,9 @@ def _read(process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int) 
     kept = {process.stdout: bytearray(), process.stderr: bytearray()}
     is_cut = False
     with selectors.DefaultSelector() as selector, open_pidfd(process.pid) as pidfd:
-        for stream in (*kept, pidfd):
+        for stream in kept:
             selector.register(stream, selectors.EVENT_READ)
+        selector.register(pidfd, selectors.EVENT_READ)
         while selector.get_map() and (now := time.monotonic()) < deadline:
             for key, _ in selector.select(deadline - now):
                 if key.fd == pidfd:

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any, ClassVar
 
 from limpet.benchmarks.contenders import UnavailableError
-from limpet.benchmarks.kinds import KINDS, Kind
+from limpet.benchmarks.kinds import KINDS
 from limpet.benchmarks.runtimes import PROGRAM, Other, find_program, run_command, wait_for_end
 
 _END_TIMEOUT_SECONDS = 30.0
@@ -27,11 +27,12 @@ class UnderConmon(Other):
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
-        kind = KINDS[f"limpet-{self.runtime}"]
-        kind.require()
+        self._state = os.path.join(self.directory, "state")
+        self._kind = KINDS[f"limpet-{self.runtime}"]
+        self._kind.require()
         self._conmon = find_program("conmon")
         self._command = [find_program(self.runtime), "--root", os.path.join(self.directory, "root")]
-        self._config = self._make_config(kind)
+        self._config = self._make_config()
         self._numbers = count()
 
     def live(self) -> float:
@@ -53,15 +54,19 @@ class UnderConmon(Other):
             run_command([*self._command, "delete", "--force", key])
         return took
 
-    def _make_config(self, kind: Kind) -> dict[str, Any]:
-        """Return the config.json of a container of limpet's, whose root file system stays here."""
-        state = os.path.join(self.directory, "state")
-        with kind.open(state) as engine:
-            kind.make_sandbox(engine)
-            container = kind.create(engine, PROGRAM)
+    def close(self) -> None:
+        """Remove the container whose config.json it has used, and its sandbox."""
+        with self._kind.open(self._state) as engine:
+            self._kind.remove_sandboxes(engine)
+
+    def _make_config(self) -> dict[str, Any]:
+        """Return the config.json of a container of limpet's, whose root file system stays here until `close`."""
+        with self._kind.open(self._state) as engine:
+            self._kind.make_sandbox(engine)
+            container = self._kind.create(engine, PROGRAM)
             container.start()
             container.wait(_END_TIMEOUT_SECONDS)
-        (path,) = glob.glob(f"{glob.escape(state)}/containers/*/oci/*/config.json")
+        (path,) = glob.glob(f"{glob.escape(self._state)}/containers/*/oci/*/config.json")
         with open(path, "rb") as file:
             config: dict[str, Any] = json.load(file)
         return config

@@ -59,6 +59,11 @@ class Kind(NamedTuple):
         container.release()
         container.delete()
 
+    def remove_sandboxes(self, engine: Engine) -> None:
+        """Remove what `make_sandbox` made, with the containers in it: what it holds lies outside of the state."""
+        for sandbox in engine.list_sandboxes():
+            sandbox.remove(force=True)
+
 
 KINDS: Mapping[str, Kind] = {"limpet": Kind(), "limpet-runc": Kind("runc"), "limpet-crun": Kind("crun")}
 """By contender."""

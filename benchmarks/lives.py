@@ -4,11 +4,12 @@ A cell of limpet first counts flushes, then has `size` containers run, measures 
 many threads, and clears those that run away. The others have only lives: nothing is kept beside which they would run.
 """
 
+import os
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from statistics import median
 
 from limpet.benchmarks.conmon import CrunUnderConmon, RuncUnderConmon
@@ -28,6 +29,7 @@ _LEAST_LIVES = 5
 _FLUSHES = frozenset({"fsync", "fdatasync", "sync", "syncfs"})
 _END_TIMEOUT_SECONDS = 60.0
 _OTHERS: Mapping[str, type[Other]] = {**OTHERS, "runc-conmon": RuncUnderConmon, "crun-conmon": CrunUnderConmon}
+_BARE: Mapping[str, type[Other]] = {"limpet-runc": RuncUnderConmon, "limpet-crun": CrunUnderConmon}
 
 
 def measure_life(cell: Cell) -> Figures:
@@ -44,7 +46,8 @@ def measure_life(cell: Cell) -> Figures:
         with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
             kind.make_sandbox(engine)
             list(pool.map(lambda _: kind.create(engine, "sleep", "100000").start(), range(cell.size)))
-            alone = _measure_single_lives(kind, engine, cell.seconds)
+            with _open_bare(cell) as bare:
+                alone = _measure_single_lives(kind, engine, cell.seconds, bare)
             many = _measure_threads(lambda: _live(kind, engine), cell.seconds)
         began = time.perf_counter()
         with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
@@ -55,40 +58,64 @@ def measure_life(cell: Cell) -> Figures:
             clearing = time.perf_counter()
             list(pool.map(kind.clear, running))
             cleared = time.perf_counter() - clearing
+            kind.remove_sandboxes(engine)
     except BaseException:
         with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(kind.clear, engine.list()))
+            kind.remove_sandboxes(engine)
         raise
     found = {"reopen_ms": (opened - began) * 1e3, "cleared_per_second": cell.size / cleared}
     return {**alone, **many, **flushes, **found}
 
 
 def _measure_other(cell: Cell) -> Figures:
-    other = _OTHERS[cell.contender](cell.directory)
     starts: list[float] = []
     lives: list[float] = []
-    deadline = time.perf_counter() + cell.seconds
-    while len(lives) < _LEAST_LIVES or time.perf_counter() < deadline:
-        began = time.perf_counter()
-        start = other.live()
-        lives.append(time.perf_counter() - began)
-        if start is not None:
-            starts.append(start)
+    with closing(_OTHERS[cell.contender](cell.directory)) as other:
+        deadline = time.perf_counter() + cell.seconds
+        while len(lives) < _LEAST_LIVES or time.perf_counter() < deadline:
+            began = time.perf_counter()
+            start = other.live()
+            lives.append(time.perf_counter() - began)
+            if start is not None:
+                starts.append(start)
+        many = _measure_threads(other.live, cell.seconds)
     took = median(lives)
-    figures = {"life_ms": took * 1e3, "life_us": took * 1e6, **_measure_threads(other.live, cell.seconds)}
+    figures = {"life_ms": took * 1e3, "life_us": took * 1e6, **many}
     return {**figures, **_describe_starts(starts)} if starts else figures
 
 
-def _measure_single_lives(kind: Kind, engine: Engine, seconds: float) -> Figures:
-    """Let one container after the other live, and time each step."""
+@contextmanager
+def _open_bare(cell: Cell) -> Iterator[Other | None]:
+    """Yield what runs containers of the same runtime without limpet, if there is such a thing."""
+    if cell.contender not in _BARE:
+        yield None
+        return
+    directory = f"{cell.directory}/bare"
+    os.mkdir(directory)
+    with closing(_BARE[cell.contender](directory)) as bare:
+        yield bare
+
+
+def _measure_single_lives(kind: Kind, engine: Engine, seconds: float, bare: Other | None) -> Figures:
+    """Let one container after the other live, and time each step.
+
+    The bare ones take turns with them: moving a process to other cgroups waits for the kernel's readers (RCU), for 1 to
+    25 ms, which depends on what was done just before, and so can only be compared side by side.
+    """
     steps: dict[str, list[float]] = {"create": [], "start": [], "wait": [], "release": [], "delete": []}
+    bare_starts = []
     deadline = time.perf_counter() + seconds
     while len(steps["start"]) < _LEAST_LIVES or time.perf_counter() < deadline:
         for name, took in _live(kind, engine).items():
             steps[name].append(took)
+        if bare is not None:
+            bare_starts.append(bare.live() or 0.0)
     lives = [sum(life) for life in zip(*steps.values(), strict=True)]
+    beyond = {"beyond_us": (median(steps["start"]) - median(bare_starts)) * 1e6} if bare_starts else {}
     return {
         "life_ms": median(lives) * 1e3,
+        **beyond,
         **_describe_starts(steps["start"]),
         **{f"{name}_us": median(steps[name]) * 1e6 for name in ("create", "wait", "release", "delete")},
     }

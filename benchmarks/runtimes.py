@@ -42,6 +42,9 @@ class Other(ABC):
         Raises UnavailableError if it cannot be done here.
         """
 
+    def close(self) -> None:  # noqa: B027  # most of them leave nothing but files
+        """Remove what it has outside of its directory."""
+
 
 class Child(Other):
     """subprocess.Popen."""

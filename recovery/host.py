@@ -197,10 +197,15 @@ _NAMES_A_THREAD = {errno.EINVAL, errno.ENOENT}
 
 
 def has_ended(pidfd: int) -> bool:
-    """Return whether the process has ended (a zombie has). Its pidfd is then readable (pidfd_open(2))."""
-    poll = select.poll()
+    """Return whether the process has ended (a zombie has)."""
+    return wait_for_end(pidfd, 0)
+
+
+def wait_for_end(pidfd: int, seconds: float) -> bool:
+    """Wait until the process has ended, for so long; return whether it has. Its pidfd is then readable."""
+    poll = select.poll()  # pidfd_open(2)
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))
 
 
 def read_exit_code(pid: int, pidfd: int) -> int | None:

@@ -284,7 +284,8 @@ class Supervisor(Manager):
 
     def prepare(self, programs: Sequence[Program]) -> None:
         lines = [
-            "[supervisord]", "nodaemon=true", "user=root", f"logfile={self.workdir}/log", f"pidfile={self.workdir}/pid",
+            "[supervisord]", "nodaemon=true", "user=root", "minfds=16384",
+            f"logfile={self.workdir}/log", f"pidfile={self.workdir}/pid",
             "[unix_http_server]", f"file={self.workdir}/sock",
             "[rpcinterface:supervisor]",
             "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
@@ -398,8 +399,8 @@ def draw(count: int, token: str) -> list[Program]:
     ]
 
 
-def try_one(kind: type[Manager], count: int) -> dict[str, Any]:
-    """Have one manager start N programs, crash, and say what became of them."""
+def try_one(kind: type[Manager], count: int, most_seconds: float) -> dict[str, Any]:
+    """Have one manager start N programs, crash, and say what became of them; give up on one that starts too slowly."""
     programs = draw(count, os.urandom(3).hex())
     ids = [program.id for program in programs]
     with directory() as workdir:
@@ -408,8 +409,12 @@ def try_one(kind: type[Manager], count: int) -> dict[str, Any]:
             version = manager.version()
             manager.prepare(programs)
             manager.begin()
-            for program in programs:
+            began = time.monotonic()
+            for number, program in enumerate(programs):
+                if (took := time.monotonic() - began) > most_seconds:
+                    raise RuntimeError(f"{number} of {count} were started in {took:.0f} s")
                 manager.start(program)
+            starting = time.monotonic() - began
             lasting = {program.id for program in programs if program.fate != "early"}
             wait_until(lambda: {key for key, pids in find_marked(ids).items() if pids} == lasting, "the programs")
             time.sleep(0.5)
@@ -425,7 +430,7 @@ def try_one(kind: type[Manager], count: int) -> dict[str, Any]:
             time.sleep(1)
             left = sum(map(len, find_marked(ids).values()))
             return {"manager": kind.name, "version": version, "count": count, **result, "left": left,
-                    "seconds": round(took, 2)}  # fmt: skip
+                    "seconds": round(took, 2), "starts_took": round(starting, 1)}  # fmt: skip
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             return {"manager": kind.name, "count": count, "error": str(error)}
         finally:
@@ -488,15 +493,18 @@ def directory() -> Iterator[Path]:
 def main() -> None:
     """Try all, and print a table in Markdown; with --json a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", default="10,100", help="how many containers (default: 10,100)")
+    parser.add_argument("--counts", default="10,100", help="how many containers (default: 10,100; 1000 takes long)")
     parser.add_argument("--only", default="", help="a part of the managers' names")
+    parser.add_argument(
+        "--most-seconds", type=float, default=600.0, help="how long one may take to start its containers (default: 600)"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = []
     for count in map(int, options.counts.split(",")):
         for kind in MANAGERS:
             if options.only in kind.name:
-                results.append(try_one(kind, count))
+                results.append(try_one(kind, count, options.most_seconds))
                 print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     if options.json:
         print(json.dumps({"machine": platform.platform(), "results": results}, indent=1))
@@ -515,7 +523,8 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
     print("| manager | containers | " + " | ".join(each.replace("_", " ") for each in _COLUMNS) + " |")
     print("| --- " * (len(_COLUMNS) + 2) + "|")
     for one in results:
-        cells = ["did not run"] + [""] * (len(_COLUMNS) - 1) if "error" in one else [str(one[c]) for c in _COLUMNS]
+        failed = [f"did not run: {one.get('error')}"] + [""] * (len(_COLUMNS) - 1)
+        cells = failed if "error" in one else [str(one[column]) for column in _COLUMNS]
         print(f"| {one['manager']} | {one['count']} | " + " | ".join(cells) + " |")
     print()
     for one in {one["manager"]: one for one in results}.values():

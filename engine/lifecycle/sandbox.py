@@ -156,6 +156,11 @@ class Sandbox:
                 self.id, lambda old: replace(old, namespaces=made.namespaces, addresses=addresses)
             )
 
+    @property
+    def may_hold(self) -> bool:
+        """True if it may hold what its starter has made, such as namespaces and a network."""
+        return self._furnisher is not None
+
     def vacate(self) -> None:
         """Have its starter free what it holds. May be repeated. Raises ResourcesError if that is to be tried again."""
         starter = self._furnisher

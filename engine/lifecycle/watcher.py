@@ -34,7 +34,8 @@ _LOOK_AGAIN_SECONDS = 0.2
 _LOOKING_SHARE = 0.1
 """Of a processor: how much may be spent on such looks."""
 _OVER = frozenset({Process.ENDED, Process.GONE, Process.STRANGER})
-_ASK_AGAIN_SECONDS = 0.02
+_ASK_AGAIN_SECONDS = (0.001, 0.02)
+"""Between two questions how a process has ended: as long as it has been asked already, within these bounds."""
 _RETRY_SECONDS = 1.0
 _ALONE_SECONDS = 0.5
 """How long after its monitor's end a container's own is waited for, which is why most of them end."""
@@ -346,8 +347,10 @@ class Watcher:
             self._doubt(watch, f"it has ended, and how cannot be asked: {error}")
             watch.due = time.monotonic() + _RETRY_SECONDS
             return
-        watch.due = time.monotonic() + _ASK_AGAIN_SECONDS
-        if watch.exit is None and time.time_ns() - watch.noticed_at > _EXIT_SECONDS * 1e9:
+        asked_for = (time.time_ns() - watch.noticed_at) / 1e9
+        least, most = _ASK_AGAIN_SECONDS
+        watch.due = time.monotonic() + min(max(asked_for, least), most)
+        if watch.exit is None and asked_for > _EXIT_SECONDS:
             watch.exit = Exit(None)
 
     def _record(self, watches: Sequence[_Watch]) -> None:

@@ -3,14 +3,16 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from limpet import Engine, errors
 from limpet.engine.starters.oci import OciStarter
-from limpet.schema.sandbox_status import SandboxState
+from limpet.schema.sandbox_status import SandboxReason, SandboxState, stop_sandbox
 from tests.conftest import EngineProcess, read_output, wait_until
 from tests.starters.oci import config, end_everything, load_busybox
 
@@ -44,9 +46,10 @@ def cleaned(state_dir: str) -> Iterator[None]:
     end_everything(state_dir)
 
 
-def open_with(state_dir: str, plugins: Path) -> Engine:
+def open_with(state_dir: str, plugins: Path, timeout: float = 3) -> Engine:
     cni = str(plugins.parent / "net.d")
-    return Engine.open(state_dir, runtimes={"runc": OciStarter("runc", timeout=3, cni=cni, cni_plugins=str(plugins))})
+    starter = OciStarter("runc", timeout=timeout, cni=cni, cni_plugins=str(plugins))
+    return Engine.open(state_dir, runtimes={"runc": starter})
 
 
 def asked(plugins: Path) -> list[str]:
@@ -121,6 +124,107 @@ engine.create_sandbox({POD!r}, id="pod", runtime_handler="runc")
     with open_with(state_dir, plugins) as engine:
         engine.get_sandbox("pod").delete()
     assert [line for line in asked(plugins) if line.startswith("DEL")] == ["DEL second eth0 0", "DEL first eth0 0"]
+
+
+RUBBISH = {
+    "words": "echo nonsense",
+    "nothing": ":",
+    "a list": "echo '[]'",
+    "other addresses": """echo '{"ips": "192.0.2.7/24"}'""",
+    "no address": """echo '{"ips": [{"address": "192.0.2.7/24 evil\\n"}]}'""",
+    "half a character": """echo '{"ips": [], "dns": "\\ud800"}'""",
+    "bytes": "head -c 3000000 /dev/urandom",
+    "a file that is too long": """echo '{"ips": []'; yes ' ' | head -n 1500000; echo '}'""",
+    "killed": "kill -9 $$",
+}
+
+
+def test_rubbish_is_taken_back(state_dir: str, plugins: Path) -> None:
+    """Whatever a plugin answers, or if somebody kills it: no sandbox is left, and DEL was asked of both."""
+    with open_with(state_dir, plugins) as engine:
+        for what, script in RUBBISH.items():
+            (plugins / "ADD.sh").write_text(f"{script}\nexit 0\n")
+            (plugins / "asked").write_text("")
+            with pytest.raises(errors.UnsupportedError, match="CNI"):
+                engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+            assert asked(plugins) == ["DEL second eth0 0", "DEL first eth0 0"], what
+            assert list(engine.store.sandbox_ids) == []
+
+
+HANGS = 'case $CNI_CONTAINERID in stuck*) echo $$ >> "{pids}"; sleep 1000 & wait;; esac\n'
+"""For sandboxes whose id begins with `stuck`, with a child of its own that holds its output."""
+
+
+@pytest.mark.long
+def test_a_plugin_that_hangs(state_dir: str, plugins: Path, tmp_path: Path) -> None:
+    """It is ended at its deadline with its children, and others come and go meanwhile.
+
+    So they do while the next engine, whose plugin hangs for several sandboxes at once, repeats DEL: that waits for one
+    deadline and not for each. Once the plugin works again all are freed.
+    """
+    pids = tmp_path / "pids"
+
+    def count_hung() -> int:
+        return len(pids.read_text().split()) if pids.exists() else 0
+
+    stuck = [f"stuck-{number}" for number in range(5)]
+    with open_with(state_dir, plugins) as engine, ThreadPoolExecutor() as threads:
+        for key in stuck:
+            engine.create_sandbox({"metadata": {"name": key}}, id=key, runtime_handler="runc")
+        (plugins / "DEL.sh").write_text(HANGS.format(pids=pids))
+        held = threads.submit(engine.get_sandbox("stuck-0").delete)
+        wait_until(lambda: count_hung() == 1, "DEL to hang")
+        (plugins / "DEL.sh").unlink()
+        (plugins / "ADD.sh").write_text(HANGS.format(pids=pids))
+        made = threads.submit(engine.create_sandbox, POD, id="stuck-x", runtime_handler="runc")
+        wait_until(lambda: count_hung() == 2, "ADD to hang")
+        engine.create_sandbox({"metadata": {"name": "other"}}, id="other", runtime_handler="runc").delete()
+        assert not held.done(), "three seconds are not over"
+        with pytest.raises(errors.ResourcesError, match="second DEL failed: it did not end in time"):
+            held.result()
+        with pytest.raises(errors.UnsupportedError, match="first ADD failed: it did not end in time"):
+            made.result()
+        assert "stuck-x" not in engine.store.sandbox_ids
+        for key in stuck:
+            engine.store.update_sandbox(key, lambda old: stop_sandbox(old, SandboxReason.STOPPED, at=1, message=""))
+    (plugins / "DEL.sh").write_text(HANGS.format(pids=pids))
+    began = time.monotonic()
+    with open_with(state_dir, plugins, timeout=1) as engine:
+        assert time.monotonic() - began < 4, "five deadlines are not waited for, one after the other"
+        (plugins / "DEL.sh").unlink()
+        engine.recover()
+        assert not list(Path(state_dir, "sandboxes").glob("*/network.json"))
+    assert count_hung() == 7
+    for pid in pids.read_text().split():
+        assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_del_that_fails_after_a_crash(
+    state_dir: str, plugins: Path, engine_process: Callable[[str], EngineProcess]
+) -> None:
+    """The engine is killed amid DEL; that is repeated by each engine after it until it succeeds, and then no more."""
+    (plugins / "DEL.sh").write_text("echo amid >> " + str(plugins / "asked") + "; sleep 2")
+    process = engine_process(f"""
+from limpet import OciStarter
+options = {{"cni": {str(plugins.parent / "net.d")!r}, "cni_plugins": {str(plugins)!r}}}
+engine = Engine.open(state_dir, runtimes={{"runc": OciStarter("runc", **options)}})
+engine.create_sandbox({POD!r}, id="pod", runtime_handler="runc").stop()
+""")
+    wait_until(lambda: "amid" in asked(plugins), "a plugin to be asked")
+    process.kill()
+    (plugins / "DEL.sh").unlink()
+    (plugins / "fails-DEL").touch()
+    for _ in range(2):
+        with open_with(state_dir, plugins) as engine:
+            assert engine.get_sandbox("pod").state is SandboxState.NOTREADY
+            assert Path(state_dir, "sandboxes/pod/network.json").exists()
+    (plugins / "fails-DEL").unlink()
+    for _ in range(2):
+        with open_with(state_dir, plugins) as engine:
+            assert not Path(state_dir, "sandboxes/pod/network.json").exists()
+    engine_said = [line for line in asked(plugins) if line.startswith("DEL")]
+    assert engine_said[:4] == ["DEL second eth0 1"] * 2 + DELETED
+    assert engine_said[4:] in ([], ["DEL second eth0 1"]), "the one that outlived the killed engine"
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/lib/cni/ptp"), reason="Debian's CNI plugins are not installed")

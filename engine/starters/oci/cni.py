@@ -6,7 +6,8 @@ goes once DEL has succeeded, so that whoever comes after a kill, or a plugin tha
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from ipaddress import ip_interface
 from typing import Any
 
 import msgspec
@@ -37,7 +38,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def addresses(self) -> tuple[str, ...]:
         """The sandbox's IP addresses, the first one first."""
-        found = (self.result or {}).get("ips", [])
+        found = (self.result or {}).get("ips") or []
         return tuple(str(each["address"]).partition("/")[0] for each in found)
 
 
@@ -99,16 +100,18 @@ class Plugins:
         try:
             config = json.loads(read_small_file(path, _MOST_BYTES))
             plugins = config["plugins"] if path.endswith(".conflist") else [config]
-            return Network(
+            network = Network(
                 name=str(config["name"]),
                 version=str(config.get("cniVersion", "1.0.0")),
                 plugins=[{**plugin, "type": os.path.basename(plugin["type"])} for plugin in plugins],
                 container_id=container_id,
                 namespace=namespace,
             )
+            msgspec.json.encode(network)  # as it is going to be written down
+            return network
         except OSError as error:
             raise UnsupportedError(f"CNI: {quote_path(path)}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidInputError(f"CNI: {quote_path(path)} is no network's configuration: {error!r}") from error
 
     def _ask(
@@ -167,12 +170,14 @@ def read_network(directory: str) -> Network | None:
 
 def _require_result(result: dict[str, Any] | None) -> dict[str, Any]:
     """Return what the last plugin answered. Raises UnsupportedError if that names no addresses as it must."""
-    found: Any = (result or {}).get("ips", [])
-    is_sound = isinstance(found, Sequence) and all(
-        isinstance(each, dict) and isinstance(each.get("address"), str) for each in found
-    )
-    if result is None or not is_sound:
-        raise UnsupportedError("CNI: the last plugin answers no result as the spec has it")
+    try:
+        for each in (result or {}).get("ips") or []:
+            ip_interface(str(each["address"]))
+        msgspec.json.encode(result)  # which refuses some of what json reads
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UnsupportedError(f"CNI: the last plugin answers no result as the spec has it: {error!r}") from error
+    if result is None:
+        raise UnsupportedError("CNI: the last plugin answers no result")
     return result
 
 

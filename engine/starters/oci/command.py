@@ -6,8 +6,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import NamedTuple
+
+from limpet.recovery.host import open_pidfd
 
 _OUTPUT_BYTES = 64 << 10
 _DRAIN_SECONDS = 0.5
@@ -89,18 +90,16 @@ def _read(process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int) 
     assert process.stderr is not None
     kept = {process.stdout: bytearray(), process.stderr: bytearray()}
     is_cut = False
-    ended_at = 0.0
-    with selectors.DefaultSelector() as selector:
+    with selectors.DefaultSelector() as selector, open_pidfd(process.pid) as pidfd:
         for stream in kept:
             selector.register(stream, selectors.EVENT_READ)
-        while (now := time.monotonic()) < deadline and (not ended_at or now < ended_at + _DRAIN_SECONDS):
-            if not selector.get_map():
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(deadline - now)
-                break
-            if not ended_at and process.poll() is not None:
-                ended_at = now
-            for key, _ in selector.select(min(deadline - now, 0.05)):
+        selector.register(pidfd, selectors.EVENT_READ)
+        while selector.get_map() and (now := time.monotonic()) < deadline:
+            for key, _ in selector.select(deadline - now):
+                if key.fd == pidfd:
+                    selector.unregister(pidfd)
+                    deadline = min(deadline, time.monotonic() + _DRAIN_SECONDS)
+                    continue
                 chunk = os.read(key.fd, 65536)
                 if not chunk:
                     selector.unregister(key.fileobj)

@@ -18,7 +18,7 @@ from io import FileIO
 from limpet.engine.starters.oci.command import clean_environment
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import has_ended, open_pidfd, read_stat
+from limpet.recovery.host import has_ended, open_pidfd, read_stat, wait_for_end
 from limpet.schema.errors import StartError, quote
 
 _ANSWER_BYTES = 256 << 10
@@ -169,10 +169,10 @@ def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
         with open_pidfd(pid) as pidfd:
             if not _is_of(run, pid) or has_ended(pidfd):
                 return True
-            if not now and _wait(pidfd, _GO_ALONE_SECONDS):
+            if not now and wait_for_end(pidfd, _GO_ALONE_SECONDS):
                 return True
             _kill_family(pid, pidfd)
-            return _wait(pidfd, _END_SECONDS)
+            return wait_for_end(pidfd, _END_SECONDS)
     except (ProcessLookupError, FileNotFoundError):
         return True
 
@@ -212,9 +212,3 @@ def _children(pid: int) -> list[int]:
         with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as file:
             found += [int(child) for child in file.read().split()]
     return found
-
-
-def _wait(pidfd: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))

@@ -62,7 +62,7 @@ from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code
+from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code, wait_for_end
 from limpet.recovery.probe import HostProbe
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
@@ -579,11 +579,15 @@ class OciStarter:
     def _explain_end(self, held: _Held, prepared: Prepared) -> str:
         """Return why a process that ended at once has not executed its program, "" if it has."""
         deadline = time.monotonic() + _EXIT_FILE_SECONDS
-        while (ended := read_conmon_exit(held.run, held.processes.oci_id)) is None and time.monotonic() < deadline:
-            if not is_monitor_alive(held.processes):
+        wait_for_end(prepared.pidfd, _EXIT_FILE_SECONDS)  # what it had executed is gone a little earlier
+        # The kernel tells sooner than conmon, but not every kernel does once conmon has reaped the process.
+        while (code := read_exit_code(prepared.identity.pid, prepared.pidfd)) is None:
+            is_last = not is_monitor_alive(held.processes) or time.monotonic() > deadline
+            ended = read_conmon_exit(held.run, held.processes.oci_id)  # also the last act of a conmon that has ended
+            if ended is not None or is_last:
+                code = None if ended is None else ended.code
                 break
             time.sleep(0.002)
-        code = ended.code if ended else read_exit_code(prepared.identity.pid, prepared.pidfd)
         return explain_never_ran(held.run, code, read_config(held.run))
 
     # Ending

@@ -84,7 +84,8 @@ SELECT_IDS_BETWEEN = (
     " UNION SELECT id FROM container_status WHERE node = ?1 AND id >= ?2 AND id < ?3"
 )
 SELECT_INTENDED = (
-    "SELECT id FROM container WHERE node = ?1 AND (restart_policy < 'no' OR restart_policy > 'no')"
+    "SELECT id FROM container WHERE node = ?1 AND restart_policy < 'no'"
+    " UNION SELECT id FROM container WHERE node = ?1 AND restart_policy > 'no'"
     " UNION SELECT id FROM container_status WHERE node = ?1 AND (expires_at <> 0 OR paused <> 0)"
 )
 SELECT_CONTAINER_BY_NAME = _select(("id",), "container", "sandbox_id", "name", "attempt")
@@ -124,7 +125,9 @@ SELECT_EVENTS = f"{_select(EventRow._fields, 'event')} AND revision > ? ORDER BY
 _LENGTH = "length(labels) + length(message) + ifnull(length(body), 0)"
 SELECT_EVENT_SIZES = f"{_select(('revision', 'at', _LENGTH), 'event')} AND revision > ? ORDER BY revision LIMIT ?"
 SELECT_LOG_LENGTH = f"{_select((f'sum({_LENGTH})',), 'event')} AND revision > ?"
-SELECT_EVENTS_OF_ONE = f"{_select(EventRow._fields, 'event', 'id')} ORDER BY revision"
+# Without statistics SQLite would read the log from its beginning: few of its events are of one container.
+_EVENT_IS_OF = "likelihood({} = {}, 0.0001)"
+SELECT_EVENTS_OF_ONE = f"{_select(EventRow._fields, 'event')} AND {_EVENT_IS_OF.format('id', '?')} ORDER BY revision"
 INSERT_EVENT = _insert("event", "node", *EventRow._fields)
 _STATE_CHANGES = ", ".join(repr(kind.value) for kind in events.STATE_CHANGES)
 PRUNE_EVENTS = f"""
@@ -135,7 +138,7 @@ DELETE FROM event WHERE node = ?1 AND revision > ?2 AND revision <= ?3 AND NOT (
         UNION ALL SELECT 0 FROM container WHERE container.node = event.node AND container.id = event.id), 1 << 62) - ?4
     AND NOT EXISTS (
         SELECT 1 FROM event AS later
-        WHERE later.node = event.node AND later.id = event.id AND later.revision > event.revision
+        WHERE later.node = event.node AND {_EVENT_IS_OF.format("later.id", "event.id")} AND later.revision > event.revision
         AND later.kind = '{events.EventKind.DELETED.value}'))"""  # noqa: S608  # our own names
 """Drop all but the histories of the containers that are there, damaged ones too.
 
@@ -143,7 +146,7 @@ Parameters: node, from, to, how long a history is.
 """
 PRUNE_HISTORY = f"""
 DELETE FROM event
-WHERE node = ? AND id = ? AND revision <= ? AND kind IN ({_STATE_CHANGES}) AND number <= ?"""  # noqa: S608  # our own names
+WHERE node = ? AND {_EVENT_IS_OF.format("id", "?")} AND revision <= ? AND kind IN ({_STATE_CHANGES}) AND number <= ?"""  # noqa: S608  # our own names
 """Drop what has become too much of a container's history, or all, where the log does not reach any more."""
 
 SELECT_LAST_RECOVERY = "SELECT max(number) FROM recovery WHERE node = ?"

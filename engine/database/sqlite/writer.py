@@ -119,6 +119,11 @@ class Writer:
         """Return the revision of the newest event, 0 if there was none yet."""
         return self._log.newest
 
+    def last_version(self, key: str) -> int:
+        """Return the last version of what was deleted of this id, 0 where none is known."""
+        row = self._read_one(sql.SELECT_LAST_VERSION, (self._node, key))
+        return require_integer(self._path, row[0]) if row and row[0] is not None else 0
+
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
         row = self._read_one(sql.SELECT_CONTAINER_BY_NAME, (self._node, sandbox_id, name, attempt))

@@ -370,7 +370,8 @@ class Store:
 
         `kind` and `key` are yours: an exec, a volume, a lease. With `expect` the present version must be that one,
         where 0 means that there is none; VersionConflictError is raised otherwise. An item that is deleted and put
-        again has no version that it had before. Raises InvalidInputError for a value that JSON cannot hold or that takes more than 64 KiB.
+        again has no version that it had before. Raises InvalidInputError for a value that JSON cannot hold or that
+        takes more than 64 KiB.
         """
         return self._change(lambda draft: draft.put(kind, key, value, expect))
 

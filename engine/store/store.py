@@ -756,9 +756,9 @@ class Store:
         """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
         population = self._population
         if wanted.asks_for_names:
-            sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
-            rows = self._records.load_names(wanted.name, sandbox_ids if wanted.sandbox_id else None, wanted.label_text)
-            matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids)]
+            sandbox_ids = wanted.find_sandboxes(self.name_sandboxes()) if wanted.sandbox_id else None
+            rows = self._records.load_names(wanted.name, sandbox_ids, wanted.label_text)
+            matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids or ())]
         else:
             matching = [*self._load_ids(wanted.id)]
         if not ended:

@@ -44,8 +44,8 @@ _NO_IDENTITY = (None,) * len(ProcessIdentity.__struct_fields__)
 _status_types = tuple(get_type_hints(StatusRow, include_extras=True).values())[:-1]
 _status_row: msgspec.json.Decoder[Any] = msgspec.json.Decoder(GenericAlias(tuple, (str, *_status_types)))
 """Checks the node's name and a row without its checksum."""
-_NEW_STATUS = tuple((name, getattr(Status(), name)) for name in Status.__struct_fields__ if name != "unknown")
-_NEW_SANDBOX_STATUS = tuple((name, getattr(SandboxStatus(), name)) for name in SandboxStatus.__struct_fields__)
+_NEW_STATUS = tuple(zip(Status.__struct_fields__, astuple(Status()), strict=True))
+_NEW_SANDBOX_STATUS = tuple(zip(SandboxStatus.__struct_fields__, astuple(SandboxStatus()), strict=True))
 _sandbox_status = msgspec.json.Decoder(SandboxStatus)
 _status = msgspec.json.Decoder(Status)
 _labels = msgspec.json.Decoder(dict[str, str])
@@ -219,9 +219,9 @@ def require_readable_status(node: str, row: StatusRow) -> None:
 
 def status_to_text(status: Status | SandboxStatus, *, with_extra: bool) -> str:
     """Return the status as JSON, as an event has it: what differs from a new one. A doubt is not written."""
-    defaults = _NEW_STATUS if isinstance(status, Status) else _NEW_SANDBOX_STATUS
-    values = ((name, getattr(status, name), default) for name, default in defaults)
-    found = {name: value for name, value, default in values if value != default}
+    new = _NEW_STATUS if isinstance(status, Status) else _NEW_SANDBOX_STATUS
+    found = {name: value for (name, default), value in zip(new, astuple(status), strict=True) if value != default}
+    found.pop("unknown", None)
     if not with_extra:
         found.pop("extra", None)
     return _encode(found).decode()

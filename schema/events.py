@@ -36,6 +36,7 @@ class EventKind(StrEnum):
 
 STATE_CHANGES = (EventKind.ADDED, EventKind.STATE)
 """The kinds that a container's history is made of."""
+ENDINGS = (EventKind.DELETED, EventKind.SANDBOX_DELETED)
 OF_SANDBOXES = (EventKind.SANDBOX_ADDED, EventKind.SANDBOX_CHANGED, EventKind.SANDBOX_DELETED)
 OF_ITEMS = (EventKind.ITEM_PUT, EventKind.ITEM_DELETED)
 

@@ -54,9 +54,17 @@ class Changes:
     @property
     def only_statuses(self) -> bool:
         """True if this is nothing but checkpoints that change no state: the common case, made fast."""
-        return not (
-            self.events
-            or self.new_containers
+        return not (self.events or self._is_more)
+
+    @property
+    def is_one_change(self) -> bool:
+        """True if this is a checkpoint that changes the state of one container, and no more: the next common case."""
+        return len(self.statuses) == 1 and bool(self.events) and not self._is_more
+
+    @property
+    def _is_more(self) -> bool:
+        return bool(
+            self.new_containers
             or self.new_sandboxes
             or self.deleted_containers
             or self.deleted_sandboxes

@@ -36,6 +36,12 @@ class Journal(Protocol):
     def last_revision(self) -> int:
         """Return the revision of the newest event, 0 if there was none yet. Of a later commit it is greater."""
 
+    def last_version(self, key: str) -> int:
+        """Return the last version of the containers and sandboxes of this id that were deleted.
+
+        0 where none is known, as of what was deleted long ago: no version was greater then than revisions are now.
+        """
+
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
 
@@ -59,7 +65,7 @@ class Records(Protocol):
         """Return the id of every container that has a status row, in order."""
 
     def load_unsettled(self) -> Sequence[StatusRow]:
-        """Return the status row of every container that has not ended, or has a process."""
+        """Return the status row of every container that has not ended, has a process, or expires yet."""
 
     def load_status(self, container_id: str) -> StatusRow | None:
         """Return the status row of one container, None if it has none."""
@@ -78,8 +84,8 @@ class Records(Protocol):
     def load_ids(self, beginning: str) -> Sequence[str]:
         """Return the ids that begin so, of all that has a row of either kind."""
 
-    def load_intended(self) -> Sequence[str]:
-        """Return the id of every container that has a restart policy or an expiry, or is paused."""
+    def load_restartable(self) -> Sequence[str]:
+        """Return the id of every container that has a restart policy."""
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""

@@ -10,7 +10,7 @@ from limpet.engine.database.changes import KEPT_EVENTS, KEPT_RECOVERIES, Changes
 from limpet.engine.database.page import EventPage
 from limpet.schema.codec import row_to_metadata, rows_to_history
 from limpet.schema.errors import NotFoundError, StoreError, StoreFencedError, UnsupportedError, quote
-from limpet.schema.events import STATE_CHANGES, EventKind
+from limpet.schema.events import ENDINGS, STATE_CHANGES, EventKind
 from limpet.schema.history import KEPT_TRANSITIONS, Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.rows import (
@@ -37,6 +37,8 @@ class Tables:
     histories: dict[str, list[EventRow]] = field(default_factory=dict)
     items: dict[tuple[str, str], ItemRow] = field(default_factory=dict)
     reports: list[ReportRow] = field(default_factory=list)
+    versions: dict[str, int] = field(default_factory=dict)
+    """The last ones of what was deleted."""
     epoch: int = 0
 
 
@@ -96,6 +98,8 @@ class _Journal:
                 kept = tables.histories.setdefault(event.id, [])
                 kept.append(event)
                 del kept[:-KEPT_TRANSITIONS]
+        ends = [event for event in changes.events if event.kind in ENDINGS]
+        tables.versions.update((one.id, max(one.seq, tables.versions.get(one.id, 0))) for one in ends)
         tables.reports += changes.reports
         del tables.reports[:-KEPT_RECOVERIES]
 
@@ -126,6 +130,9 @@ class _Journal:
     def last_revision(self) -> int:
         return self._tables.events[-1].revision if self._tables.events else 0
 
+    def last_version(self, key: str) -> int:
+        return self._tables.versions.get(key, 0)
+
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         return _find_by_name(self._tables, sandbox_id, name, attempt)
 
@@ -151,7 +158,8 @@ class _Records:
         return sorted(self._tables.statuses)
 
     def load_unsettled(self) -> Sequence[StatusRow]:
-        return [row for row in self._tables.statuses.copy().values() if not row.finished_at or row.pid]
+        rows = self._tables.statuses.copy().values()
+        return [row for row in rows if not row.finished_at or row.pid or (row.expires_at and not row.released)]
 
     def load_status(self, container_id: str) -> StatusRow | None:
         return self._tables.statuses.get(container_id)
@@ -174,10 +182,8 @@ class _Records:
         known = self._tables.containers.copy().keys() | self._tables.statuses.copy().keys()
         return sorted(key for key in known if key.startswith(beginning))
 
-    def load_intended(self) -> Sequence[str]:
-        found = {row.id for row in self._tables.containers.copy().values() if row.restart_policy != "no"}
-        found |= {row.id for row in self._tables.statuses.copy().values() if row.expires_at or row.paused}
-        return sorted(found)
+    def load_restartable(self) -> Sequence[str]:
+        return sorted(row.id for row in self._tables.containers.copy().values() if row.restart_policy != "no")
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         return _find_by_name(self._tables, sandbox_id, name, attempt)

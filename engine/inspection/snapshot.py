@@ -321,10 +321,10 @@ class Snapshot:
     def restarts(self) -> Mapping[str, int]:
         """When the next attempt is due of each container that waits for its restart, in nanoseconds since the epoch."""
         try:
-            intended = self.source.ask(lambda reader: reader.load_intended())
+            restartable = self.source.ask(lambda reader: reader.load_restartable())
         except StoreDamagedError:  # what of it can be read is shown all the same
             return {}
-        due = {key: self._find_restart(key) for key in intended}
+        due = {key: self._find_restart(key) for key in restartable}
         return {key: at for key, at in due.items() if at}
 
     def _find_restart(self, key: str) -> int:

@@ -80,6 +80,8 @@ class Draft:
         """Doubts that come, and None for those that go."""
         self.sandboxes: dict[str, KeptSandbox | None] = {}
         """New and changed sandboxes; None for one that is deleted."""
+        self._last_versions: dict[str, int] = {}
+        """The last versions of the containers and sandboxes that are deleted here."""
         self._names: dict[tuple[str, str, int], str] = {}
         """The ids of the containers that are added here, by sandbox, name and attempt."""
         self._revision = revision
@@ -125,7 +127,7 @@ class Draft:
         _require_ready(metadata.sandbox_id, sandbox)
         row = metadata_to_row(self._node, metadata)
         self._require_free_name(metadata)
-        status_row = status_to_row(self._node, key, 1, 1, status)
+        status_row = status_to_row(self._node, key, self._first_version(key), 1, status)
         self.changes.new_containers[key] = row
         self._names[row.sandbox_id, row.name, row.attempt] = key
         self.changes.new_statuses[key] = status_row
@@ -195,6 +197,8 @@ class Draft:
         if kept is None:
             return False
         self._note(EventKind.DELETED, container_id, kept or None, row_to_status(kept) if kept else Status())
+        if kept:
+            self._last_versions[container_id] = kept.seq
         self._kept_names.pop(container_id, None)
         self.changes.statuses.pop(container_id, None)
         self.changes.new_statuses.pop(container_id, None)
@@ -218,7 +222,7 @@ class Draft:
         if not status.boot_id and status.state is SandboxState.READY:
             status = replace(status, boot_id=read_boot_id() or "")
         row = sandbox_to_row(self._node, metadata)
-        status_row = sandbox_status_to_row(self._node, key, 1, status)
+        status_row = sandbox_status_to_row(self._node, key, self._first_version(key), status)
         self.changes.new_sandboxes[key] = row
         self.changes.new_sandbox_statuses[key] = status_row
         self._note_sandbox(EventKind.SANDBOX_ADDED, sandbox_name_row(metadata), status_row)
@@ -294,7 +298,7 @@ class Draft:
         version = 0 if old is None else old.version
         _require_version(kind, key, version, expect)
         # Each put has an event of its own, so that no version is ahead of the log: a new item's was never in use here.
-        following = version + 1 if version else self.revision + len(self._open_events) + 1
+        following = version + 1 if version else self._next_revision
         item = Item(kind=kind, key=key, value=value, version=following, updated_at=max(time.time_ns(), 1))
         row = item_to_row(self._node, item)
         self.changes.items[kind, key] = row
@@ -372,6 +376,15 @@ class Draft:
         """The revision of the newest event, once this is on disk."""
         return self.changes.events[-1].revision if self.changes.events else self._revision
 
+    @property
+    def _next_revision(self) -> int:
+        return self.revision + len(self._open_events) + 1
+
+    def _first_version(self, key: str) -> int:
+        """Return the version of a container or sandbox that is added: one that none before it of this id has had."""
+        before = self._last_versions.get(key) or self._journal.last_version(key)
+        return max(self._next_revision, before + 1)
+
     def end_transaction(self) -> None:
         """Give the events since the last call their numbers and seals: they are what one caller has changed, whole."""
         if not self._open_events:
@@ -426,6 +439,8 @@ class Draft:
     def _note_deleted_sandbox(self, sandbox_id: str) -> None:
         kept = self._find_sandbox(sandbox_id)
         names = NameRow(sandbox_id, sandbox_id, "", "{}") if kept is None else sandbox_name_row(kept.metadata)
+        if kept is not None:
+            self._last_versions[sandbox_id] = kept.row.seq
         self._note_sandbox(EventKind.SANDBOX_DELETED, names, kept and kept.row)
 
     def _note_item(self, kind: EventKind, row: ItemRow) -> None:

@@ -29,7 +29,7 @@ class Rows:
     """
 
     def __init__(self, node: str, reader: Records) -> None:
-        """Read the ids, and the rows of all that has not ended. Raises StoreError."""
+        """Read the ids, and the rows of all that has not ended or expires yet. Raises StoreError."""
         self._node = node
         self._reader = reader
         containers, statuses = reader.load_container_ids(), reader.load_status_ids()
@@ -82,7 +82,7 @@ class Rows:
         return list(self._open)
 
     def known(self) -> "list[tuple[str, Kept]]":
-        """Return the rows that were read, by id: all that had not ended and all that has changed are among them."""
+        """Return the rows that were read, by id: all that had not ended or expire, and all that has changed, too."""
         return [(key, row) for key, row in self._rows.items() if row is not None]
 
     def fetch(self, container_ids: Iterable[str]) -> "list[tuple[str, Kept]]":

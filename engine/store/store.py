@@ -222,9 +222,13 @@ class Store:
         return self._records.find_container_by_name(sandbox_id, name, attempt)
 
     def list_intended(self) -> "Sequence[str]":
-        """Return the ids of the containers that have a restart policy or an expiry, or are paused."""
+        """Return the ids of the containers that have a restart policy, expire and are not released, or are paused."""
         self.require_open()
-        return self._records.load_intended()
+        restartable = self._records.load_restartable()
+        with self._view:
+            known = self._rows.known()
+        expiring = [key for key, row in known if row and ((row.expires_at and not row.released) or row.paused)]
+        return sorted({*restartable, *expiring})
 
     def watch(
         self,
@@ -366,7 +370,8 @@ class Store:
 
         `kind` and `key` are yours: an exec, a volume, a lease. With `expect` the present version must be that one,
         where 0 means that there is none; VersionConflictError is raised otherwise. An item that is deleted and put
-        again begins at 1. Raises InvalidInputError for a value that JSON cannot hold or that takes more than 64 KiB.
+        again has no version that it had before. Raises InvalidInputError for a value that JSON cannot hold or that
+        takes more than 64 KiB.
         """
         return self._change(lambda draft: draft.put(kind, key, value, expect))
 
@@ -695,7 +700,7 @@ class Store:
                     if status is not None and status.identity is not None and status.identity.boot_id == boot_id:
                         draft.replace(key, mark_copied(status, original, self.directory.path))
                         draft.doubt(key, _NOT_VERIFIED)
-                for key in self._records.load_intended():
+                for key in self._records.load_restartable():
                     self._leave_to_original(draft, key)
                 for key in list(self._sandboxes.kept):
                     if (marked := _mark_copied(draft.sandbox_status(key), boot_id)) is not None:
@@ -751,9 +756,9 @@ class Store:
         """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
         population = self._population
         if wanted.asks_for_names:
-            sandbox_ids = wanted.find_sandboxes(self.name_sandboxes())
-            rows = self._records.load_names(wanted.name, sandbox_ids if wanted.sandbox_id else None, wanted.label_text)
-            matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids)]
+            sandbox_ids = wanted.find_sandboxes(self.name_sandboxes()) if wanted.sandbox_id else None
+            rows = self._records.load_names(wanted.name, sandbox_ids, wanted.label_text)
+            matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids or ())]
         else:
             matching = [*self._load_ids(wanted.id)]
         if not ended:

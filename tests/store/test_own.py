@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,6 +61,33 @@ def test_extra_and_status_change_together(store: Store) -> None:
         assert [record.id for record in store.list(extra=wanted)] == found
     with pytest.raises(errors.InvalidInputError, match="extra must be a JSON object"):
         store.checkpoint("a", replace(status, extra=["no object"]))
+
+
+def test_who_is_made_again_has_no_version_of_before(store: Store) -> None:
+    """Nor has one that was pruned from the log: what was decided of the one before is not done to its successor."""
+    store.add_sandbox(sandbox("t"))
+    store.add(metadata("a", "t"))
+    for turn in range(30):  # more checkpoints than there are events: versions run ahead of revisions
+        store.checkpoint("a", with_extra(turn=0), expect=store.get("a").version)
+        store.update_sandbox("t", partial(replace, message=str(turn)))
+        store.checkpoint("a", replace(with_extra(turn=0), message=str(turn)))
+    last, last_sandbox = store.get("a").version, store.sandbox_version("t")
+    with store.transaction() as draft:  # also where both happen at once
+        draft.delete("a")
+        draft.delete_sandbox("t")
+        draft.add_sandbox(sandbox("t"))
+        draft.add(metadata("a", "t"), Status())
+    assert store.get("a").version > last
+    assert store.sandbox_version("t") > last_sandbox
+    before, sandbox_before = store.get("a").version, store.sandbox_version("t")
+    store.delete("a")
+    store.delete_sandbox("t")
+    store.add_sandbox(sandbox("t"))
+    store.add(metadata("a", "t"))
+    assert store.get("a").version > before
+    assert store.sandbox_version("t") > sandbox_before
+    with pytest.raises(errors.VersionConflictError):
+        store.checkpoint("a", with_extra(turn=1), expect=before)
 
 
 def test_a_version_that_has_passed_is_refused(store: Store) -> None:
@@ -148,7 +176,8 @@ def test_a_transaction_spans_all_of_it(store: Store) -> None:
         draft.update_sandbox("s", lambda old: replace(old, addresses=("10.0.0.7",)))
         draft.update_sandbox("s", lambda old: replace(old, namespaces={"network": "/run/netns/x"}))
         draft.add(metadata("a"), with_extra(n=1))
-        assert draft.version("a") == 1
+        added = draft.version("a")
+    assert store.get("a").version == added == store.revision
     assert [(item.key, item.value, item.version) for item in store.list_items("lease")] == [
         ("new", 2, new + 1),
         ("old", 5, old),

@@ -75,10 +75,15 @@ def test_every_statement_is_one_that_the_schema_knows(database: sqlite3.Connecti
         ("SELECT_IDS_BETWEEN", "(node=? AND id>? AND id<?)"),
         ("SELECT_IDS_OF_SANDBOX", "sandbox_id=?)"),
         ("SELECT_CONTAINER_BY_NAME", "(node=? AND sandbox_id=? AND name=? AND attempt=?)"),
+        ("SELECT_RESTARTABLE", "(node=? AND restart_policy>?)"),
+        ("SELECT_EVENTS_OF_ONE", "(node=? AND id=?)"),
+        ("SELECT_LAST_VERSION", "(node=? AND id=?)"),
+        ("PRUNE_EVENTS", "SEARCH later USING INDEX sqlite_autoindex_event_2 (node=? AND id=? AND revision>?)"),
+        ("PRUNE_HISTORY", "(node=? AND id=? AND revision<?)"),
     ],
 )
-def test_what_lists_ask_for_is_found_by_an_index(database: sqlite3.Connection, statement: str, index: str) -> None:
-    """No table is read from its beginning to its end; labels are looked for in an index that holds them."""
+def test_what_is_asked_for_is_found_by_an_index(database: sqlite3.Connection, statement: str, index: str) -> None:
+    """No table, and no log of changes, is read from its beginning to its end; labels are looked for in an index."""
     text = getattr(statements, statement)
     numbered = re.findall(r"\?(\d+)", text)
     count = max(map(int, numbered)) if numbered else text.count("?")

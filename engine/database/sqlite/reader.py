@@ -91,7 +91,7 @@ class Reader:
         return list(map(StatusRow._make, self._read_keyed(sql.SELECT_STATUSES)))
 
     def load_unsettled(self) -> list[StatusRow]:
-        """Return the status row of every container that has not ended, or says that it has a process."""
+        """Return the status row of every container that has not ended, says that it has a process, or expires yet."""
         return list(map(StatusRow._make, self._read_keyed(sql.SELECT_UNSETTLED)))
 
     def load_status_ids(self) -> list[str]:
@@ -128,9 +128,9 @@ class Reader:
         """Return the ids that begin so, of all that has a row of either kind, in order."""
         return [row[0] for row in self._require_ids(self._read(sql.SELECT_IDS_BETWEEN, beginning, _after(beginning)))]
 
-    def load_intended(self) -> list[str]:
-        """Return the id of every container that has a restart policy or an expiry, or is paused."""
-        return [row[0] for row in self._read_keyed(sql.SELECT_INTENDED)]
+    def load_restartable(self) -> list[str]:
+        """Return the id of every container that has a restart policy."""
+        return [row[0] for row in self._read_keyed(sql.SELECT_RESTARTABLE)]
 
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""

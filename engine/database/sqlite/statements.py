@@ -34,8 +34,8 @@ INSERT_NODE = "INSERT INTO node (name, epoch, opened_at, pruned) VALUES (?, ?, ?
 UPDATE_NODE = "UPDATE node SET epoch = ?, opened_at = ? WHERE name = ?"
 
 SELECT_STATUSES = _select(StatusRow._fields, "container_status")
-SELECT_UNSETTLED = f"{SELECT_STATUSES} AND (finished_at = 0 OR pid <> 0)"
-"""What has not ended. One flipped bit cannot hide a container that has a process: both columns would have to change."""
+SELECT_UNSETTLED = f"{SELECT_STATUSES} AND (finished_at = 0 OR pid <> 0 OR (expires_at <> 0 AND released = 0))"
+"""What has not ended, or will be released. One flipped bit cannot hide a process: two columns would have to change."""
 SELECT_STATUS_IDS = f"{_select(('id',), 'container_status')} ORDER BY id"
 SELECT_STATUS = _select(StatusRow._fields, "container_status", "id")
 INSERT_STATUS = _insert("container_status", "node", *StatusRow._fields)
@@ -83,9 +83,9 @@ SELECT_IDS_BETWEEN = (
     "SELECT id FROM container WHERE node = ?1 AND id >= ?2 AND id < ?3"
     " UNION SELECT id FROM container_status WHERE node = ?1 AND id >= ?2 AND id < ?3"
 )
-SELECT_INTENDED = (
-    "SELECT id FROM container WHERE node = ?1 AND (restart_policy < 'no' OR restart_policy > 'no')"
-    " UNION SELECT id FROM container_status WHERE node = ?1 AND (expires_at <> 0 OR paused <> 0)"
+SELECT_RESTARTABLE = (
+    "SELECT id FROM container WHERE node = ?1 AND restart_policy < 'no'"
+    " UNION SELECT id FROM container WHERE node = ?1 AND restart_policy > 'no'"
 )
 SELECT_CONTAINER_BY_NAME = _select(("id",), "container", "sandbox_id", "name", "attempt")
 SELECT_IDS_OF_SANDBOX = "SELECT id FROM container WHERE node = ? AND likelihood(sandbox_id = ?, 0.0001)"
@@ -124,26 +124,34 @@ SELECT_EVENTS = f"{_select(EventRow._fields, 'event')} AND revision > ? ORDER BY
 _LENGTH = "length(labels) + length(message) + ifnull(length(body), 0)"
 SELECT_EVENT_SIZES = f"{_select(('revision', 'at', _LENGTH), 'event')} AND revision > ? ORDER BY revision LIMIT ?"
 SELECT_LOG_LENGTH = f"{_select((f'sum({_LENGTH})',), 'event')} AND revision > ?"
-SELECT_EVENTS_OF_ONE = f"{_select(EventRow._fields, 'event', 'id')} ORDER BY revision"
+# Without statistics SQLite would read the log from its beginning: few of its events are of one container.
+_EVENT_IS_OF = "likelihood({} = {}, 0.0001)"
+SELECT_EVENTS_OF_ONE = f"{_select(EventRow._fields, 'event')} AND {_EVENT_IS_OF.format('id', '?')} ORDER BY revision"
+_ENDINGS = ", ".join(repr(kind.value) for kind in events.ENDINGS)
+SELECT_LAST_VERSION = (
+    f"SELECT max(seq) FROM event WHERE node = ? AND {_EVENT_IS_OF.format('id', '?')} AND kind IN ({_ENDINGS})"  # noqa: S608  # ours
+)
 INSERT_EVENT = _insert("event", "node", *EventRow._fields)
 _STATE_CHANGES = ", ".join(repr(kind.value) for kind in events.STATE_CHANGES)
 PRUNE_EVENTS = f"""
-DELETE FROM event WHERE node = ?1 AND revision > ?2 AND revision <= ?3 AND NOT (
+DELETE FROM event WHERE node = ?1 AND revision > ?2 AND revision <= ?3 AND NOT (kind IN ({_ENDINGS}) AND seq > ?5)
+AND NOT (
     kind IN ({_STATE_CHANGES})
     AND event.number > ifnull((
         SELECT kept.transitions FROM container_status AS kept WHERE kept.node = event.node AND kept.id = event.id
         UNION ALL SELECT 0 FROM container WHERE container.node = event.node AND container.id = event.id), 1 << 62) - ?4
     AND NOT EXISTS (
         SELECT 1 FROM event AS later
-        WHERE later.node = event.node AND later.id = event.id AND later.revision > event.revision
-        AND later.kind = '{events.EventKind.DELETED.value}'))"""  # noqa: S608  # our own names
+        WHERE later.node = event.node AND {_EVENT_IS_OF.format("later.id", "event.id")}
+        AND later.revision > event.revision AND later.kind = '{events.EventKind.DELETED.value}'))"""  # noqa: S608  # our own names
 """Drop all but the histories of the containers that are there, damaged ones too.
 
-Parameters: node, from, to, how long a history is.
+What was deleted with a version that revisions have not come to yet is kept, so that no other begins with it.
+Parameters: node, from, to, how long a history is, the newest revision.
 """
 PRUNE_HISTORY = f"""
 DELETE FROM event
-WHERE node = ? AND id = ? AND revision <= ? AND kind IN ({_STATE_CHANGES}) AND number <= ?"""  # noqa: S608  # our own names
+WHERE node = ? AND {_EVENT_IS_OF.format("id", "?")} AND revision <= ? AND kind IN ({_STATE_CHANGES}) AND number <= ?"""  # noqa: S608  # our own names
 """Drop what has become too much of a container's history, or all, where the log does not reach any more."""
 
 SELECT_LAST_RECOVERY = "SELECT max(number) FROM recovery WHERE node = ?"

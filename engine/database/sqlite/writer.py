@@ -119,6 +119,11 @@ class Writer:
         """Return the revision of the newest event, 0 if there was none yet."""
         return self._log.newest
 
+    def last_version(self, key: str) -> int:
+        """Return the last version of what was deleted of this id, 0 where none is known."""
+        row = self._read_one(sql.SELECT_LAST_VERSION, (self._node, key))
+        return require_integer(self._path, row[0]) if row and row[0] is not None else 0
+
     def find_container_by_name(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name, if there is one."""
         row = self._read_one(sql.SELECT_CONTAINER_BY_NAME, (self._node, sandbox_id, name, attempt))
@@ -221,45 +226,53 @@ class Writer:
         keep_open(self._connection)
 
     def _execute(self, changes: Changes) -> None:
-        if changes.only_statuses:
+        if changes.only_statuses and len(changes.statuses) <= _MAX_ROWS:
             if len(changes.statuses) == 1:
-                ((row, seq_before),) = changes.statuses.values()
-                parameters = (*row[1:], self._node, row.id, seq_before, self._epoch)
-                self._require_count(self._connection.execute(sql.UPDATE_STATUS, parameters).rowcount, 1)
-                return
-            if len(changes.statuses) <= _MAX_ROWS:
+                self._update_status(changes)
+            else:
                 self._update_statuses(changes)
-                return
+            return
         with self._transaction() as connection:
-            found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
-            self._require_count(found[0] if found else 0, self._epoch)
-            node = (self._node,)
-            for statement, rows in (
-                # Deletions first: a transaction may free a name and take it again.
-                (sql.DELETE_CONTAINER, [(key,) for key in changes.deleted_containers]),
-                # It went with its container, unless that row was missing.
-                (sql.DELETE_STATUS, [(key,) for key in changes.deleted_containers]),
-                (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
-                (sql.DELETE_SANDBOX_STATUS, [(key,) for key in changes.deleted_sandboxes]),
-                (sql.DELETE_ITEM, changes.deleted_items),
-                (sql.INSERT_SANDBOX, changes.new_sandboxes.values()),
-                (sql.INSERT_SANDBOX_STATUS, changes.new_sandbox_statuses.values()),
-                (sql.PUT_ITEM, changes.items.values()),
-                (sql.INSERT_CONTAINER, changes.new_containers.values()),
-                (sql.INSERT_STATUS, changes.new_statuses.values()),
-            ):
-                if rows:  # for none, SQLite would compile the statement all the same
-                    connection.executemany(statement, [node + row for row in rows])
-            if changes.statuses:
-                self._update_statuses(changes)
-            for sandbox, before in changes.sandbox_statuses.values():
-                keys = (self._node, sandbox.id, before)
-                self._require_count(connection.execute(sql.UPDATE_SANDBOX_STATUS, (*sandbox[1:], *keys)).rowcount, 1)
+            if changes.is_one_change:
+                self._update_status(changes)  # which asks for the epoch
+            else:
+                self._write_rows(connection, changes)
             if changes.events:
                 self._log.append(connection, changes)
             for report in changes.reports:
-                connection.execute(sql.INSERT_RECOVERY, node + report)
-                connection.execute(sql.PRUNE_RECOVERIES, (*node, report.number - KEPT_RECOVERIES))
+                connection.execute(sql.INSERT_RECOVERY, (self._node, *report))
+                connection.execute(sql.PRUNE_RECOVERIES, (self._node, report.number - KEPT_RECOVERIES))
+
+    def _write_rows(self, connection: sqlite3.Connection, changes: Changes) -> None:
+        found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
+        self._require_count(found[0] if found else 0, self._epoch)
+        node = (self._node,)
+        for statement, rows in (
+            # Deletions first: a transaction may free a name and take it again.
+            (sql.DELETE_CONTAINER, [(key,) for key in changes.deleted_containers]),
+            # It went with its container, unless that row was missing.
+            (sql.DELETE_STATUS, [(key,) for key in changes.deleted_containers]),
+            (sql.DELETE_SANDBOX, [(key,) for key in changes.deleted_sandboxes]),
+            (sql.DELETE_SANDBOX_STATUS, [(key,) for key in changes.deleted_sandboxes]),
+            (sql.DELETE_ITEM, changes.deleted_items),
+            (sql.INSERT_SANDBOX, changes.new_sandboxes.values()),
+            (sql.INSERT_SANDBOX_STATUS, changes.new_sandbox_statuses.values()),
+            (sql.PUT_ITEM, changes.items.values()),
+            (sql.INSERT_CONTAINER, changes.new_containers.values()),
+            (sql.INSERT_STATUS, changes.new_statuses.values()),
+        ):
+            if rows:  # for none, SQLite would compile the statement all the same
+                connection.executemany(statement, [node + row for row in rows])
+        if changes.statuses:
+            self._update_statuses(changes)
+        for sandbox, before in changes.sandbox_statuses.values():
+            keys = (self._node, sandbox.id, before)
+            self._require_count(connection.execute(sql.UPDATE_SANDBOX_STATUS, (*sandbox[1:], *keys)).rowcount, 1)
+
+    def _update_status(self, changes: Changes) -> None:
+        ((row, before),) = changes.statuses.values()
+        parameters = (*row[1:], self._node, row.id, before, self._epoch)
+        self._require_count(self._connection.execute(sql.UPDATE_STATUS, parameters).rowcount, 1)
 
     def _update_statuses(self, changes: Changes) -> None:
         for batch in _batched(changes.statuses.values(), _MAX_ROWS):

@@ -468,3 +468,13 @@ def test_nothing_stays_of_output_that_a_lost_keeper_had_copied(engine: Engine, s
     wait_until(lambda: not is_running(copier), "the end of the late copier")
     assert b"said" in Path(container.metadata.log_path).read_bytes()
     wait_until(lambda: not os.listdir(f"{state_dir}/keeper/fifo"), "an empty folder")
+
+
+def test_where_proc_is_not_mounted_nobody_is_gone() -> None:
+    """That no process is to be seen is no answer: a program that ran is not said to have never run."""
+    if os.geteuid():
+        pytest.skip("only root mounts")
+    script = f"from limpet.engine.starters.process.keeper.kernel import read_stat; read_stat({os.getpid()})"
+    covered = f'mount -t tmpfs limpet /proc && exec "{sys.executable}" -c "{script}"'
+    told = subprocess.run(["unshare", "-m", "sh", "-c", covered], capture_output=True, text=True, check=False)
+    assert "FileNotFoundError" in told.stderr, told.stderr

@@ -388,6 +388,9 @@ class ProcessStarter:
             _wait_until_ended(prepared.pidfd, _END_TIMEOUT_SECONDS)
             answer = self._ask_about(container_id, prepared.identity) or answer
             answer.setdefault("why", f"it did not come through its gate: {problem}")
+            if answer.get("executed") is None:  # the keeper cannot look; "never ran" is not said of what may have run
+                stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
+                answer["executed"] = stat is None or stat.has_executed
         return {"executed": False} | answer
 
     def _ask_about(self, container_id: str, identity: ProcessIdentity) -> Message | None:

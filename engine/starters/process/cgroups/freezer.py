@@ -79,9 +79,11 @@ class Freezer:
         self._notes = notes
         here = _find_parents(beside)
         before = ((path, _V2 if _is_v2(path) else _V1) for path in notes.noted)
-        self._parents = tuple(dict.fromkeys((*here, *before)))  # those where one is made come first
+        self._parents = tuple(dict.fromkeys((*here, *before)))
         name = f"limpet-pause-{scope}-{file_name(container_id)}"
         self._own = [_Cgroup(os.path.join(parent, name), kind) for parent, kind in self._parents]
+        self._next = self._own[: len(here)]
+        """Those that may be made."""
 
     def freeze(self, members: Members) -> None:
         """Freeze it, and wait until all of its processes are.
@@ -90,7 +92,7 @@ class Freezer:
         """
         limits = self._find_limits()
         refused = []
-        for cgroup in [*limits, *self._own]:
+        for cgroup in [*limits, *self._next]:
             try:
                 if cgroup not in limits:
                     self._notes.note(os.path.dirname(cgroup.path))

@@ -4,6 +4,7 @@ Kernel interfaces: proc_pid_stat(5), prctl(2), pidfd_open(2), PIDFD_GET_INFO (li
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -75,6 +76,8 @@ def read_stat(pid: int) -> Stat | None:
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except _GONE_OR_HIDDEN:
+        if os.readlink("/proc/self") != str(os.getpid()):  # raises, too: where /proc is not mounted, none is to be seen
+            raise OSError(errno.ENXIO, "/proc is that of another pid namespace", "/proc") from None
         return None
     try:
         fields = os.read(descriptor, 4096).rpartition(b")")[2].split()  # the name before it may hold anything

@@ -5,6 +5,7 @@ container ended; and hands all ends that came together to the store as one chang
 starter reap. It never waits for the disk: while an end cannot be written, the container is Unknown, with the reason.
 """
 
+import errno
 import logging
 import os
 import select
@@ -44,6 +45,10 @@ _EXIT_SECONDS = 10.0
 """How long to ask for the exit of a process that has ended."""
 _SLOW_SECONDS = 0.5
 """After this, a container whose end is still being written is Unknown."""
+_NOT_OURS = {errno.EBADF, errno.EINVAL}
+"""What epoll says if its descriptor was closed, and if its number is that of another file by now."""
+_lost: list[select.epoll] = []
+"""Whose descriptors somebody else has closed; kept, for each would close its number once nobody has it."""
 
 
 @dataclass(slots=True)
@@ -240,11 +245,34 @@ class Watcher:
     def _run(self) -> None:
         while not self._is_closing:
             try:
-                ready = self._epoll.poll(self._patience())
-                self._look(ready)
+                self._look(self._poll())
             except Exception:  # noqa: BLE001  # whatever it is, the others are watched on
                 _log.exception("the watcher goes on after an error")
                 time.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _poll(self) -> "list[tuple[int, int]]":
+        """Sleep until something is to be done."""
+        try:
+            return self._epoll.poll(self._patience())
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            _log.warning("descriptors of the engine were closed behind its back, as os.closerange() does")
+            with self._lock:
+                self._begin_anew()
+            return []
+
+    def _begin_anew(self) -> None:
+        """Watch without the descriptors that were closed. Their numbers are somebody else's: they are left alone."""
+        epoll = select.epoll()
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        epoll.register(wake_read, select.EPOLLIN)
+        _lost.append(self._epoll)
+        self._epoll, self._wake_read, self._wake_write = epoll, wake_read, wake_write
+        self._by_pidfd, self._by_monitor = {}, {}
+        for watch in self._watches.values():
+            watch.pidfd = watch.monitor = -1
+            watch.is_registered = False
 
     def _patience(self) -> float:
         now = time.monotonic()

@@ -188,3 +188,28 @@ say("opened")
     process = engine_process(SLOW + script)
     assert process.read() == ["interrupted"]
     assert process.read() == ["opened"]
+
+
+@pytest.mark.long
+def test_an_engine_whose_descriptors_were_closed_says_nothing_false(
+    engine_process: Callable[[str], EngineProcess], state_dir: str
+) -> None:
+    """As by a host that closes all that it does not know. The next engine knows the end, and the directory is free."""
+    script = (
+        START.replace("starter=Slow()", "")
+        + """
+pid = container.start().pid
+os.closerange(3, 1000)
+os.kill(pid, signal.SIGTERM)
+deadline = time.monotonic() + 60
+while container.state.name == "RUNNING" and time.monotonic() < deadline:
+    time.sleep(0.01)
+say(container.state.name)
+os._exit(0)
+"""
+    )
+    process = engine_process(script)
+    assert process.read() == ["UNKNOWN"]
+    assert process.wait() == 0
+    with Engine.open(state_dir) as engine:
+        assert engine.get("x").wait(60).exit_code == 128 + 15

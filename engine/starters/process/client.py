@@ -120,7 +120,8 @@ class Connection:
 
     def close(self) -> None:
         """Close it; what the keeper holds for it ends. May be repeated."""
-        self._link.close()
+        with suppress(OSError):  # it is closed already, by who closes what is not his
+            self._link.close()
 
 
 class KeeperClient:

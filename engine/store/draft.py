@@ -169,6 +169,9 @@ class Draft:
         if not old_row:
             message = self.status(container_id).message
             raise StoreDamagedError(f"container {container_id}: {message}; delete it, or restore a backup")
+        if old_row.reason == Reason.COPIED and status.finished_at and not status.stop_requested_at:
+            # The original restarts it, if anybody does: nobody gets two of it because it has ended there.
+            status = replace(status, stop_requested_at=status.finished_at, stop_deadline=status.finished_at)
         written = status
         if status.unknown:  # a doubt is not written, and what it hides is not forgotten
             checkpointed = row_to_status(old_row)

@@ -98,8 +98,10 @@ def test_what_runs_in_the_original_is_restarted_by_no_copy(engine: Engine, state
         if how == "declared gone":
             other.declare_gone("one", "it runs in the original")
         else:
-            os.kill(engine.get("one").status.pid, 9)
-            wait_until(lambda: len(engine.list(name="one", state="running")) == 1, "the original's next attempt")
+            pid = engine.get("one").status.pid
+            os.kill(pid, 9)
+            wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the process to be reaped")
+            wait_until(lambda: any(found.id != "one" for found in engine.list(state="running")), "the next attempt")
             other.recover()
         assert other.get("one").state is ContainerState.EXITED
         assert other.get("one").status.stop_requested_at

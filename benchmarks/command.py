@@ -25,6 +25,8 @@ EXPERIMENTS = (
     "tasks",
     "bytes",
     "growth",
+    "changes",
+    "lists",
     "wal",
     "opening",
     "memory",

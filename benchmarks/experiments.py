@@ -13,7 +13,9 @@ from limpet.benchmarks.checkpoints import (
     measure_wal,
 )
 from limpet.benchmarks.command_line import measure_command
+from limpet.benchmarks.event_log import measure_changes
 from limpet.benchmarks.figures import Cell, Figures, Metric
+from limpet.benchmarks.lists import FILTERS, measure_lists
 from limpet.benchmarks.liveness import measure_liveness, measure_waiting
 from limpet.benchmarks.lives import measure_life
 from limpet.benchmarks.openings import measure_memory, measure_opening
@@ -109,6 +111,29 @@ _EXPERIMENTS: Mapping[str, Experiment] = {
         (_LATENCIES[0], PER_SECOND, *_LATENCIES[1:]),
         _ways("limpet", "sqlite3"),
         measure_growth,
+        staged=True,
+    ),
+    "changes": Experiment(
+        "checkpoints beside the log of changes",
+        "threads",
+        _sizes((1,), (1,)),
+        (_LATENCIES[0], PER_SECOND, *_LATENCIES[1:]),
+        {
+            "change": Entry("limpet: the state changes"),
+            "change-history": Entry("the same, a row of history instead of an event", "cannot be watched"),
+            "change-unlogged": Entry("the same, neither", "cannot be watched, has no history"),
+            "same": Entry("limpet: the state stays"),
+            "same-unlogged": Entry("the same, without the log", "cannot be watched, has no history"),
+        },
+        measure_changes,
+    ),
+    "lists": Experiment(
+        "lists of few containers among many",
+        "containers",
+        _sizes((1000,), (100_000,)),
+        tuple(Metric(f"{key}_us", f"by {key}", "us") for key in FILTERS),
+        {"limpet": Entry("limpet"), "select": Entry("a bare SELECT with an index into tuples", "checks nothing")},
+        measure_lists,
         staged=True,
     ),
     "wal": Experiment(

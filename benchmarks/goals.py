@@ -50,6 +50,16 @@ _POPEN = _LIFE._replace(contender="popen", metric="life_us")
 _RUNC, _CRUN = (_LIFE._replace(contender=f"limpet-{name}", metric="beyond_us") for name in ("runc", "crun"))
 _RELEASE, _DELETE = _LIFE._replace(metric="release_us"), _LIFE._replace(metric="delete_us")
 
+_CHANGE = _limpet("changes", 1, "p50_us", "change")
+_HISTORY, _SAME = _CHANGE._replace(contender="change-history"), _CHANGE._replace(contender="same")
+
+
+def _list(key: str) -> Goal:
+    ours = _limpet("lists", 100_000, f"{key}_us")
+    text = f"100,000 containers: list by {key}, of a bare SELECT with an index"
+    return Goal(text, "at most", 3, ours, ours._replace(contender="select"))
+
+
 GOALS: tuple[Goal, ...] = (
     Goal("1 thread: p50, of that of 512 bytes + fdatasync", "at most", 1.5, _ONE, _ONE._replace(contender="one-flush")),
     Goal("1 thread: p50, of sqlite3's by hand", "at most", 1.25, _ONE, _ONE._replace(contender="sqlite3")),
@@ -89,6 +99,11 @@ GOALS: tuple[Goal, ...] = (
     ),
     Goal("100,000 containers: p50, of that with 100", "at most", 1.2, _STEADY._replace(size=100_000), _STEADY),
     Goal("1,000,000 containers: p50, of that with 100", "at most", 1.2, _STEADY._replace(size=1_000_000), _STEADY),
+    Goal("state changes: p50, of that with a row of history instead of an event", "at most", 1.2, _CHANGE, _HISTORY),
+    Goal(
+        "state stays: p50, of that without the log", "at most", 1.05, _SAME, _SAME._replace(contender="same-unlogged")
+    ),
+    *(_list(key) for key in ("name", "sandbox", "prefix", "state", "label")),
     Goal("WAL under a stream: peak of the 2nd half, of the 1st's", "at most", 1.2, _limpet("wal", 1000, "growth")),
     Goal(
         "100,000 containers: memory for each", "at most", 1300, _limpet("memory", 100_000, "bytes_each"), unit="bytes"

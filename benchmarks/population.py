@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.benchmarks.contenders import ENDED, RUNNING, container_id, fill_store, make_status_file
+from limpet.benchmarks.lists import make_lists
 from limpet.engine.store import Store
 from limpet.recovery.host import identify, open_pidfd
 from limpet.schema.identity import ProcessIdentity
@@ -30,6 +31,8 @@ class Population(msgspec.Struct, frozen=True, kw_only=True):
     sizes: list[int]
     file_sizes: list[int]
     """The sizes to create also as a file per container."""
+    list_sizes: list[int] = []
+    """The sizes to create for lists, with more sandboxes and labels."""
 
 
 def count_running(size: int) -> int:
@@ -56,13 +59,15 @@ def read_identities(stage: str) -> list[ProcessIdentity]:
 def hold(population: Population, control: IO[bytes]) -> None:
     """Create the population, report that on stdout, and hold it until `control` ends."""
     with ExitStack() as stack:
-        identities = _start_processes(max(map(count_running, population.sizes)), stack)
+        identities = _start_processes(max(map(count_running, population.sizes), default=0), stack)
         with open(f"{population.directory}/identities.json", "wb") as file:
             file.write(msgspec.json.encode(identities))
         for size in population.sizes:
             _make_store(limpet_path(population.directory, size), size, identities)
         for size in population.file_sizes:
             _make_files(files_path(population.directory, size), size, identities)
+        for size in population.list_sizes:
+            make_lists(f"{population.directory}/lists-{size}", size)
         os.sync()
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()

@@ -147,9 +147,11 @@ def _work_directory(parent: str) -> Iterator[str]:
 def _population(stage: str, cases: Iterable[Case]) -> Population:
     os.mkdir(stage)
     # Looks at processes need no more than those who live in a population ten times their number.
-    sizes = {case.size * (10 if EXPERIMENTS[case.experiment].size_title == "processes" else 1) for case in cases}
+    lists = {case.size for case in cases if case.experiment == "lists"}
+    others = [case for case in cases if case.experiment != "lists"]
+    sizes = {case.size * (10 if EXPERIMENTS[case.experiment].size_title == "processes" else 1) for case in others}
     files = {case.size for case in cases if case.contender.startswith("files") and case.size <= MAX_FILES}
-    return Population(directory=stage, sizes=sorted(sizes), file_sizes=sorted(files))
+    return Population(directory=stage, sizes=sorted(sizes), file_sizes=sorted(files), list_sizes=sorted(lists))
 
 
 def _run_case(runner: CellRunner, case: Case, settings: Settings, work: str, stage: str) -> Outcome:

@@ -1,6 +1,7 @@
 """Printing: tables that fit the terminal, JSON documents, times. Data goes to stdout, everything else to stderr."""
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from limpet.schema.any_text import encode_any
 SCHEMA_VERSION = 1
 """The version of the JSON documents. Increase it when a key is renamed, removed, or changes meaning."""
 STATE_COLOURS = {"CREATED": "cyan", "RUNNING": "green", "EXITED": "", "UNKNOWN": "yellow"}
+_GENERATED_ID = re.compile(r"[0-9a-f]{64}")
 _SHORT_ID = 12
 _GAP = "  "
 _SHORTEST_ID = 6
@@ -209,8 +211,8 @@ def cut_middle(text: str, width: int) -> str:
 
 
 def short_id(record_id: str) -> str:
-    """Return an id shortened for a sentence that has the name, too."""
-    return record_id[:_SHORT_ID]
+    """Return an id as short as tells it from all others: chosen ones may begin alike, and stay as they are."""
+    return record_id[:_SHORT_ID] if _GENERATED_ID.fullmatch(record_id) else record_id
 
 
 class Ids:

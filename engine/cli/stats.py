@@ -1,5 +1,6 @@
 """`limpet stats`: what containers of an OCI runtime use, as their cgroups count it."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,15 +11,17 @@ from limpet.engine.cli.options import Place, complete_id, no_trunc_option, outpu
 from limpet.engine.cli.output import (
     Cell,
     Column,
+    Ids,
+    note,
     print_json,
     print_lines,
     render_table,
     rfc3339,
-    short_id,
     size,
     terminal_width,
 )
 from limpet.engine.control.requests import Measure, Used
+from limpet.engine.inspection import Snapshot
 
 _COLUMNS = (
     Column("CONTAINER"),
@@ -27,7 +30,6 @@ _COLUMNS = (
     Column("MEMORY"),
     Column("WORKING SET"),
     Column("PROCESSES"),
-    Column("PROBLEM", optional=True),
 )
 
 
@@ -47,20 +49,23 @@ def command(place: Place, ids: tuple[str, ...], *, no_trunc: bool, as_json: bool
     if as_json:
         print_json(containers=[_make_document(each) for each in used])
     else:
-        rows = list(_make_rows(used, no_trunc=no_trunc))
+        with Snapshot.open(place.state_dir, node=place.node) as snapshot:
+            shown = Ids(snapshot.ids, snapshot.names, no_trunc=no_trunc)
+        rows = list(_make_rows(used, shown))
         print_lines(render_table(_COLUMNS, rows, None if no_trunc else terminal_width()))
+        for problem, count in Counter(each.problem for each in used if each.problem).items():
+            note(f"not measured: {count}: {problem}")
 
 
-def _make_rows(used: Sequence[Used], *, no_trunc: bool) -> Iterator[list[str | Cell]]:
+def _make_rows(used: Sequence[Used], ids: Ids) -> Iterator[list[str | Cell]]:
     for each in used:
         yield [
-            each.id if no_trunc else short_id(each.id),
+            ids.cell(each.id),
             each.name or "-",
             "-" if each.cpu_ns is None else f"{each.cpu_ns / 1e9:.2f} s",
             "-" if each.memory_bytes is None else size(each.memory_bytes),
             "-" if each.working_set_bytes is None else size(each.working_set_bytes),
             "-" if each.processes is None else str(each.processes),
-            each.problem,
         ]
 
 

@@ -169,6 +169,7 @@ class Draft:
         if not old_row:
             message = self.status(container_id).message
             raise StoreDamagedError(f"container {container_id}: {message}; delete it, or restore a backup")
+        status = _leave_restart_to_original(old_row, status)
         written = status
         if status.unknown:  # a doubt is not written, and what it hides is not forgotten
             checkpointed = row_to_status(old_row)
@@ -532,6 +533,13 @@ def _require_version(kind: str, key: str, version: int, expect: int | None) -> N
         raise VersionConflictError(
             f"item {kind} {quote(key)}: {found}, and version {expect} was expected; read it again, and decide anew"
         )
+
+
+def _leave_restart_to_original(old: StatusRow, status: Status) -> Status:
+    """Where what runs in the original of a copied directory ends: nobody gets two of it, by its restart policy here."""
+    if old.reason == Reason.COPIED and status.finished_at and not status.stop_requested_at:
+        return replace(status, stop_requested_at=status.finished_at, stop_deadline=status.finished_at)
+    return status
 
 
 def status_with_doubt(row: Kept, doubt: Doubt | None) -> Status:

@@ -35,6 +35,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "wait_async": "it is `wait`",
         "resume_stop": "for recovery",
         "is_in_stopped_sandbox": "for recovery",
+        "take_back": "a part of create",
         "carry_out_stop": "a part of a sandbox's stop",
         "be_patient": "the parts of finish_stop",
         "is_stopped": "the parts of finish_stop",
@@ -45,7 +46,9 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
             ("expire", "release_expired", "fail_start", "is_frozen", "thaw", "carry_out_pause"), "for what is due"
         ),
     },
-    Sandbox: dict.fromkeys(("furnish", "vacate", "discard", "set_right"), "for create, stop and recovery"),
+    Sandbox: dict.fromkeys(
+        ("furnish", "vacate", "discard", "set_right", "take_back", "may_hold"), "for create, stop and recovery"
+    ),
 }
 MORE: Mapping[type, set[str]] = {
     AsyncStore: {"transact", "directory", "node"},

@@ -28,6 +28,7 @@ SMALL = {
     "growth": (20, 40),
     "opening": (40,),
     "memory": (40,),
+    "lists": (200,),
     "liveness": (4,),
     "waiting": (4,),
     "life": (10,),

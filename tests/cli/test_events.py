@@ -51,7 +51,7 @@ def test_filters_and_beginnings(limpet: Limpet, filled: Store) -> None:
         ):
             assert [one["revision"] for one in lines(limpet, *args)] == wanted, args
         ended = lines(limpet, "--kind", "state")[0]
-        assert (ended["state"], ended["exit_code"], ended["commit"], ended["version"]) == ("EXITED", 3, 5, 2)
+        assert (ended["state"], ended["exit_code"], ended["commit"], ended["version"]) == ("EXITED", 3, 5, 4)
         assert "EXITED   Error (3)" in limpet.ok("events")
         filled.close()
 

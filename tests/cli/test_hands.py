@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Engine, Store
-from limpet.engine.cli.output import Cell, Column, Ids, cut_middle, measure, render_table, size
+from limpet.engine.cli.output import Cell, Column, Ids, cut_middle, measure, render_table, short_id, size
 from limpet.engine.drill.small_image import IMAGE, make_archive
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema import errors
@@ -463,6 +463,9 @@ def test_ids_in_tables() -> None:
     assert ids.cell("a" * 64).text == "a" * 21
     assert ids.cell("0123456789abcdef").text == "0123456789abcdef"
     assert Ids(["0123456789abcdef"]).cell("0123456789abcdef")[::2] == ("0123456789ab", 6)
+    assert [short_id(key) for key in ("f" * 64, "worker-of-a-pod-1", "worker-of-a-pod-2")] == [
+        *("f" * 12, "worker-of-a-pod-1", "worker-of-a-pod-2")
+    ]
     assert [size(count) for count in (0, 999, 1000, 1_449_000, 37_000_000_000)] == [
         "0 B",
         "999 B",

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,29 @@ def test_a_copy_says_how_the_originals_container_ended_once_it_has(engine: Engin
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the process to be reaped")
         other.recover()
         assert other.get("one").status.exit_code == 255
+
+
+@pytest.mark.parametrize("how", ["declared gone", "ended there"])
+def test_what_runs_in_the_original_is_restarted_by_no_copy(engine: Engine, state_dir: str, how: str) -> None:
+    """A policy is the original's to carry out, whoever says in the copy that the container has ended."""
+    sandbox = engine.create_sandbox({"metadata": {"name": "s"}})
+    engine.create_container({"metadata": {"name": "one"}, **SLEEP}, sandbox.id, id="one", restart="always").start()
+    copied = copy(state_dir, f"{state_dir}.copy")
+    with Engine.open(copied) as other:
+        if how == "declared gone":
+            other.declare_gone("one", "it runs in the original")
+        else:
+            pid = engine.get("one").status.pid
+            os.kill(pid, 9)
+            wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the process to be reaped")
+            wait_until(lambda: any(found.id != "one" for found in engine.list(state="running")), "the next attempt")
+            other.recover()
+        assert other.get("one").state is ContainerState.EXITED
+        assert other.get("one").status.stop_requested_at
+    with Engine.open(copied) as other:
+        time.sleep(0.3)  # a restart would be due after a tenth of a second
+        assert [container.id for container in other.list()] == ["one"]
+    assert len(engine.list(state="running")) == 1
 
 
 def test_a_directory_that_was_moved_goes_on(pid: int, state_dir: str) -> None:

@@ -1,0 +1,167 @@
+"""One module's mutants: made, sampled and tried with cosmic-ray (a program for its own environment, see the Makefile)."""
+
+import ast
+import json
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cosmic_ray.plugins
+from cosmic_ray.commands.execute import execute
+from cosmic_ray.commands.init import init
+from cosmic_ray.config import ConfigDict
+from cosmic_ray.mutating import MutationVisitor
+from cosmic_ray.operators.operator import Operator
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import MutationSpec, WorkerOutcome, WorkItem, WorkResult
+from parso.python.tree import Keyword, PythonNode
+
+TIMEOUT_SECONDS = 50.0
+LOGS = ("log.", "logger.", "_log.")
+
+
+class RemoveStatement(Operator):  # type: ignore[misc]
+    """Leave out a call, a raise, a del, or an assignment to an attribute or an item."""
+
+    def mutation_positions(self, node: PythonNode) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """Yield the place of a statement that may go."""
+        if node.type == "simple_stmt" and _is_effect(node.children[0]):
+            yield node.children[0].start_pos, node.children[0].end_pos
+
+    def mutate(self, node: PythonNode, index: int) -> PythonNode:
+        """Put `pass` in its place."""
+        old = node.children[0]
+        first = old.get_first_leaf()
+        node.children[0] = Keyword("pass", old.start_pos, prefix=first.prefix)
+        node.children[0].parent = node
+        return node
+
+    @classmethod
+    def examples(cls) -> tuple[()]:
+        """Have none: the real code is the example."""
+        return ()
+
+
+def _is_effect(statement: PythonNode) -> bool:
+    if statement.type in {"atom_expr", "power", "await_expr", "yield_expr"}:
+        return not statement.get_code(include_prefix=False).startswith(LOGS)
+    if statement.type == "expr_stmt":
+        return statement.children[0].type in {"atom_expr", "power"}
+    return statement.type in {"raise_stmt", "del_stmt"}
+
+
+class Provider:
+    """Cosmic-ray asks it for the operators above."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["RemoveStatement"])
+
+    def __getitem__(self, name: str) -> type[Operator]:
+        return RemoveStatement
+
+
+def choose(database: WorkDB, path: Path, one_in: int, seed: int) -> tuple[int, int]:
+    """Skip what is text, annotation or no change, all but one of a place and kind, and what a sample leaves out.
+
+    Return how many mutants there are, and how many of them are to be tried.
+    """
+    source = path.read_text()
+    annotations, tree = _annotations(source), ast.dump(ast.parse(source))
+    places: dict[tuple[tuple[int, int], str], list[WorkItem]] = defaultdict(list)
+    for item in database.work_items:
+        (mutation,) = item.mutations
+        where = mutation.start_pos
+        if not any(begin <= where < end for begin, end in annotations):
+            places[where, mutation.operator_name.split("_")[0]].append(item)
+    chance = random.Random(f"{seed} {path}")
+    one_each = []
+    for _, items in sorted(places.items()):
+        items.sort(key=lambda item: (item.mutations[0].operator_name, item.mutations[0].occurrence))
+        chance.shuffle(items)
+        one_each.extend(next(([item.job_id] for item in items if _changes(source, tree, item.mutations[0])), []))
+    chosen = set(one_each[chance.randrange(one_in) :: one_in])
+    for item in list(database.work_items):
+        if item.job_id not in chosen:
+            database.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+    return len(one_each), len(chosen)
+
+
+def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for name in ("annotation", "returns"):
+            inner = getattr(node, name, None)
+            if isinstance(inner, ast.expr):
+                found.append(((inner.lineno, inner.col_offset), (inner.end_lineno or 0, inner.end_col_offset or 0)))
+    return found
+
+
+def _changes(source: str, tree: str, mutation: MutationSpec) -> bool:
+    """Tell whether it is another program, and one at all."""
+    operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
+    try:
+        mutated = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
+        return mutated is not None and ast.dump(ast.parse(mutated)) != tree
+    except (SyntaxError, AttributeError, IndexError):
+        return False
+
+
+def choose_survivors(database: WorkDB, before: dict[str, Any]) -> None:
+    """Skip all but those that survived the last time."""
+    survived = {
+        (mutant["operator"], mutant["occurrence"]) for mutant in before["results"] if mutant["outcome"] == "survived"
+    }
+    for item in list(database.work_items):
+        (mutation,) = item.mutations
+        if (mutation.operator_name, mutation.occurrence) not in survived:
+            database.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+
+
+def results_of(database: WorkDB) -> Iterator[dict[str, Any]]:
+    """Yield what came of each mutant that was tried."""
+    results = dict(database.results)
+    for item in database.work_items:
+        result, (mutation,) = results[item.job_id], item.mutations
+        if result.worker_outcome != WorkerOutcome.SKIPPED:
+            yield {
+                "function": mutation.definition_name,
+                "line": mutation.start_pos[0],
+                "operator": mutation.operator_name,
+                "occurrence": mutation.occurrence,
+                "outcome": result.test_outcome.value if result.test_outcome else "none",
+                "diff": result.diff,
+                "output": (result.output or "")[-1500:],
+            }
+
+
+def main(session: str, path: str, command: str, one_in: str, seed: str) -> None:
+    """Try one in so many of a module's mutants, or those that survived in `session`.json; write that file.
+
+    Without a command they are only counted.
+    """
+    cosmic_ray.plugins.OPERATOR_PROVIDERS["limpet"] = Provider()
+    told = Path(f"{session}.json")
+    before = json.loads(told.read_text()) if told.exists() else None
+    with use_db(f"{session}.sqlite", WorkDB.Mode.create) as database:
+        init([Path(path)], database, {})
+        if before is None:
+            total, tried = choose(database, Path(path), int(one_in), int(seed))
+            print(f"{path}: {tried} of {total} mutants", flush=True)
+        else:
+            choose_survivors(database, before)
+        if not command:
+            return
+        settings = {"test-command": command, "timeout": TIMEOUT_SECONDS, "distributor": {"name": "local"}}
+        execute(database, ConfigDict(settings))
+        results = list(results_of(database))
+    if before is None:
+        before = {"module": path, "mutants": total, "tried": tried, "seed": int(seed), "results": []}
+    now = {(mutant["operator"], mutant["occurrence"]): mutant for mutant in (*before["results"], *results)}
+    told.write_text(json.dumps(before | {"results": list(now.values())}, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

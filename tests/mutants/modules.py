@@ -21,7 +21,7 @@ GROUPS = {
                 "pid_namespaces", "probe", "report", "rules", "sandbox_rules", "users",
             )
         ),
-        1,
+        2,
         (
             "tests/recovery/test_rules.py",
             "tests/recovery/test_sandbox_rules.py",
@@ -42,7 +42,7 @@ GROUPS = {
                 "commit", "draft", "feed", "fleet", "listing", "match", "record", "rows", "sandboxes", "store", "watch",
             )
         ),
-        6,
+        8,
         (
             "tests/store/test_store.py",
             "tests/store/test_events.py",
@@ -59,11 +59,11 @@ GROUPS = {
         tuple(
             f"engine/lifecycle/{name}.py"
             for name in (
-                "attempts", "bundle", "container", "cri_status", "deadline", "follow_ups", "patience", "prune", "runtime",
-                "sandbox", "steps", "strict", "timetable", "watcher",
+                "attempts", "bundle", "container", "cri_status", "deadline", "follow_ups", "patience", "prune",
+                "runtime", "sandbox", "steps", "strict", "timetable", "watcher",
             )
         ),
-        4,
+        8,
         (
             "tests/intent/test_timetable.py",
             "tests/engine/test_handles.py",
@@ -91,7 +91,7 @@ GROUPS = {
                 "keeper/spare",
             )
         ),
-        6,
+        12,
         (
             "tests/starters/test_registry.py",
             "tests/starters/test_private.py",

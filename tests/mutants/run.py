@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.mutants.modules import GROUPS
+from tests.mutants.modules import GROUPS, Group
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "build/mutants/results"
@@ -40,39 +40,44 @@ for at in $(awk '$5 ~ "^/sys/fs/cgroup" { print $5 }' /proc/self/mountinfo | sor
     mount -o remount,bind,ro "$at"
 done
 mount -o remount,bind,ro /
-timeout 45 "$@"
-exit $?
+timeout 60 "$@" || { failed=$?; [ $failed != 124 ] || echo timed out after 60 s; exit $failed; }
 """
 
 
-def try_module(path: str, tests: tuple[str, ...], *, one_in: int, before: str, python: str, counts_only: bool) -> None:
-    """Try one in so many of a module's mutants in a copy of the sources."""
+def try_modules(group: Group, paths: list[str], options: argparse.Namespace) -> None:
+    """Try a sample of the modules' mutants in a copy of the sources, which is removed again."""
     copy = ROOT / f"build/mutants/copy-{os.getpid()}"
     for name in COPIED:
         shutil.copytree(ROOT / name, copy / name)
-    pytest = [f"{ROOT}/.venv/bin/pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    in_copy = ["unshare", "--mount", "sh", "-c", IN_COPY.format(names=" ".join(COPIED)), copy]
+    pytest = [f"{ROOT}/.venv/bin/pytest", "-x", "-q", "-p", "no:cacheprovider", *group.tests]
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", ALONE, "sh"]
-    command = "" if counts_only else shlex.join([*shlex.split(before), *namespaces, *pytest])
-    session = RESULTS / path.replace("/", "-").removesuffix(".py")
+    trial = [*shlex.split(options.before), *namespaces, *pytest]
     (ROOT / ".hypothesis").mkdir(exist_ok=True)
     try:
-        subprocess.run(
-            [
-                *("unshare", "--mount", "sh", "-c", IN_COPY.format(names=" ".join(COPIED)), copy),
-                *(python, "tests/mutants/session.py", session, path, command, str(one_in), str(SEED)),
-            ],
-            cwd=ROOT,
-            check=True,
-        )
+        if not options.count:
+            # Mutants are not compiled anew but for the module that they change; and the tests must pass without one.
+            compiled = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+            subprocess.run([*in_copy, *pytest, "--collect-only", "-qqq"], cwd=ROOT, check=True, env=compiled)
+            subprocess.run([*in_copy, *trial], cwd=ROOT, check=True)
+        for path in paths:
+            command = "" if options.count else shlex.join(trial)
+            session = [options.python, "tests/mutants/session.py", session_of(path), path, command]
+            subprocess.run([*in_copy, *session, str(group.one_in), str(SEED)], cwd=ROOT, check=True)
     finally:
         shutil.rmtree(copy)
+
+
+def session_of(path: str) -> Path:
+    """Return where cosmic-ray keeps what it knows of a module, without the suffixes."""
+    return RESULTS / path.replace("/", "-").removesuffix(".py")
 
 
 def results() -> Iterator[dict[str, Any]]:
     """Yield what came of each module's mutants, in the order of the modules."""
     for group in GROUPS.values():
         for path in group.modules:
-            told = RESULTS / f"{path.replace('/', '-').removesuffix('.py')}.json"
+            told = session_of(path).with_suffix(".json")
             if told.exists():
                 yield json.loads(told.read_text())
 
@@ -108,17 +113,10 @@ def main() -> None:
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for group in () if options.table else GROUPS.values():
-        for path in group.modules:
-            known = (RESULTS / f"{path.replace('/', '-').removesuffix('.py')}.json").exists()
-            if path.startswith(options.only) and (options.count or known == options.again):
-                try_module(
-                    path,
-                    group.tests,
-                    one_in=group.one_in,
-                    before=options.before,
-                    python=options.python,
-                    counts_only=options.count,
-                )
+        known = {path for path in group.modules if session_of(path).with_suffix(".json").exists()}
+        wanted = [path for path in group.modules if path.startswith(options.only)]
+        if paths := [path for path in wanted if options.count or (path in known) == options.again]:
+            try_modules(group, paths, options)
     sys.stdout.write(table() + "\n")
 
 

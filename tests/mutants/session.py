@@ -1,4 +1,4 @@
-"""One module's mutants: made, sampled and tried with cosmic-ray (a program for its own environment, see the Makefile)."""
+"""One module's mutants: made, sampled and tried with cosmic-ray, in whose environment this program runs."""
 
 import ast
 import json
@@ -19,7 +19,9 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec, WorkerOutcome, WorkItem, WorkResult
 from parso.python.tree import Keyword, PythonNode
 
-TIMEOUT_SECONDS = 50.0
+TIMEOUT_SECONDS = 900.0
+"""For a trial that waits for its turn; its tests have a limit of their own, see run.py."""
+TIMED_OUT = "timed out after 60 s"
 LOGS = ("log.", "logger.", "_log.")
 
 
@@ -110,9 +112,9 @@ def _changes(source: str, tree: str, mutation: MutationSpec) -> bool:
 
 
 def choose_survivors(database: WorkDB, before: dict[str, Any]) -> None:
-    """Skip all but those that survived the last time."""
+    """Skip all but those that survived, or took too long, the last time."""
     survived = {
-        (mutant["operator"], mutant["occurrence"]) for mutant in before["results"] if mutant["outcome"] == "survived"
+        (mutant["operator"], mutant["occurrence"]) for mutant in before["results"] if mutant["outcome"] != "killed"
     }
     for item in list(database.work_items):
         (mutation,) = item.mutations
@@ -131,10 +133,16 @@ def results_of(database: WorkDB) -> Iterator[dict[str, Any]]:
                 "line": mutation.start_pos[0],
                 "operator": mutation.operator_name,
                 "occurrence": mutation.occurrence,
-                "outcome": result.test_outcome.value if result.test_outcome else "none",
+                "outcome": _outcome(result),
                 "diff": result.diff,
                 "output": (result.output or "")[-1500:],
             }
+
+
+def _outcome(result: WorkResult) -> str:
+    if TIMED_OUT in (result.output or ""):
+        return "timed out"
+    return result.test_outcome.value if result.test_outcome else "none"
 
 
 def main(session: str, path: str, command: str, one_in: str, seed: str) -> None:

@@ -21,7 +21,7 @@ GROUPS = {
                 "pid_namespaces", "probe", "report", "rules", "sandbox_rules", "users",
             )
         ),
-        2,
+        4,
         (
             "tests/recovery/test_rules.py",
             "tests/recovery/test_sandbox_rules.py",
@@ -30,8 +30,6 @@ GROUPS = {
             "tests/recovery/test_ourselves.py",
             "tests/recovery/test_users.py",
             "tests/recovery/test_probe.py",
-            "tests/recovery/test_copies.py",
-            "tests/recovery/test_properties.py",
             "tests/recovery/test_world.py",
         ),
     ),
@@ -42,7 +40,7 @@ GROUPS = {
                 "commit", "draft", "feed", "fleet", "listing", "match", "record", "rows", "sandboxes", "store", "watch",
             )
         ),
-        8,
+        12,
         (
             "tests/store/test_store.py",
             "tests/store/test_events.py",
@@ -63,15 +61,13 @@ GROUPS = {
                 "runtime", "sandbox", "steps", "strict", "timetable", "watcher",
             )
         ),
-        8,
+        12,
         (
             "tests/intent/test_timetable.py",
             "tests/engine/test_handles.py",
             "tests/engine/test_containers.py",
             "tests/engine/test_sandboxes.py",
-            "tests/engine/test_foreign_ids.py",
             "tests/engine/test_interrupts.py",
-            "tests/recovery/test_world.py",
         ),
     ),
     "starters": Group(
@@ -91,7 +87,7 @@ GROUPS = {
                 "keeper/spare",
             )
         ),
-        12,
+        16,
         (
             "tests/starters/test_registry.py",
             "tests/starters/test_private.py",

@@ -321,6 +321,7 @@ def test_full_disk(tmp_path: Path) -> None:
     """On a full disk the caller gets DiskFullError, memory keeps the truth, and it goes on when there is space."""
     script = (
         "import os, sys, subprocess\nfrom limpet import Store, errors\nfrom msgspec.structs import replace\n"
+        "from limpet.engine.database.sqlite.wal import find_tail\n"
         "from tests.records import RUNNING, metadata, sandbox\n"
         "state = sys.argv[1]; os.makedirs(state)\n"
         "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=600k,mode=700', 'none', state], check=True)\n"
@@ -335,6 +336,7 @@ def test_full_disk(tmp_path: Path) -> None:
         "assert refused\n"
         "os.unlink(state + '/.tmp-ballast')\n"
         "store.checkpoint('a', replace(RUNNING, pid=1000))\n"
+        "with open(state + '/store.db-wal', 'rb') as wal: assert not find_tail(wal).is_torn\n"
         "store.close()\n"
         "with Store.open(state) as again: print(again.unsettled()[0].record.status.pid)\n"
     )

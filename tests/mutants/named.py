@@ -1,6 +1,13 @@
-"""Mutants that once survived, by name: each breaks one promise, and its tests must fail."""
+"""Mutants that once survived, by name: each breaks one promise, and its tests must fail.
 
+python -m tests.mutants.named       # as root
+"""
+
+import subprocess
+import sys
 from typing import NamedTuple
+
+from tests.mutants.apart import ROOT, alone, copied, in_copy, pytest
 
 
 class Named(NamedTuple):
@@ -80,3 +87,29 @@ NAMED = {
         ("tests/starters/test_keeper_anew.py", "tests/starters/test_keeper.py"),
     ),
 }
+
+
+def is_killed(named: Named) -> bool:
+    """Say whether its tests fail, and pass without it."""
+    with copied() as copy:
+        trial = in_copy(copy, *alone(*pytest(named.tests)))
+        subprocess.run(trial, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        path = copy / named.path
+        source = path.read_text()
+        assert source.count(named.old) == 1, f"{named.path}: {named.old!r} is not there once"
+        path.write_text(source.replace(named.old, named.new))
+        return subprocess.run(trial, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode == 1
+
+
+def main() -> int:
+    """Try all of them; return how many survived."""
+    survived = 0
+    for name, named in NAMED.items():
+        killed = is_killed(named)
+        survived += not killed
+        sys.stdout.write(f"{'killed' if killed else 'SURVIVED'}: {name}\n")
+    return survived
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ from cosmic_ray.work_item import MutationSpec, WorkerOutcome, WorkItem, WorkResu
 from parso.python.tree import Keyword, PythonNode
 
 TIMEOUT_SECONDS = 900.0
-"""For a trial that waits for its turn; its tests have a limit of their own, see run.py."""
+"""For a trial that waits for its turn; its tests have a limit of their own, see apart.py."""
 TIMED_OUT = "timed out after 60 s"
 LOGS = ("log.", "logger.", "_log.")
 
@@ -146,10 +146,7 @@ def _outcome(result: WorkResult) -> str:
 
 
 def main(session: str, path: str, command: str, one_in: str, seed: str) -> None:
-    """Try one in so many of a module's mutants, or those that survived in `session`.json; write that file.
-
-    Without a command they are only counted.
-    """
+    """Try one in so many of a module's mutants, or those that survived in `session`.json; write that file."""
     cosmic_ray.plugins.OPERATOR_PROVIDERS["limpet"] = Provider()
     told = Path(f"{session}.json")
     before = json.loads(told.read_text()) if told.exists() else None
@@ -160,8 +157,6 @@ def main(session: str, path: str, command: str, one_in: str, seed: str) -> None:
             print(f"{path}: {tried} of {total} mutants", flush=True)
         else:
             choose_survivors(database, before)
-        if not command:
-            return
         settings = {"test-command": command, "timeout": TIMEOUT_SECONDS, "distributor": {"name": "local"}}
         execute(database, ConfigDict(settings))
         results = list(results_of(database))

@@ -57,18 +57,22 @@ GROUPS = {
         tuple(
             f"engine/lifecycle/{name}.py"
             for name in (
-                "attempts", "bundle", "container", "cri_status", "deadline", "follow_ups", "patience", "prune",
-                "runtime", "sandbox", "steps", "strict", "timetable", "watcher",
+                "bundle", "container", "cri_status", "deadline", "patience", "prune", "runtime", "sandbox", "steps",
+                "strict", "watcher",
             )
         ),
         12,
         (
-            "tests/intent/test_timetable.py",
             "tests/engine/test_handles.py",
             "tests/engine/test_containers.py",
             "tests/engine/test_sandboxes.py",
             "tests/engine/test_interrupts.py",
         ),
+    ),
+    "restarts": Group(
+        tuple(f"engine/lifecycle/{name}.py" for name in ("attempts", "follow_ups", "timetable")),
+        12,
+        ("tests/intent/test_timetable.py", "tests/intent/test_restart.py", "tests/intent/test_expiry.py"),
     ),
     "starters": Group(
         tuple(

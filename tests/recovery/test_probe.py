@@ -64,6 +64,18 @@ def test_a_zombie_is_not_alive_and_tells_its_exit_code() -> None:
     assert look(identity).process is Process.GONE
 
 
+def test_the_kernel_tells_how_a_process_ended_that_another_has_reaped() -> None:
+    """Exit code and signal are read by the pidfd that was held, on kernels that keep them (Linux 6.15)."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 15):
+        pytest.skip("this kernel keeps no exit code of what was reaped")
+    for script, code in (("exit 5", 5), ("kill -9 $$", 137), ("exit 0", 0)):
+        process = subprocess.Popen(["sh", "-c", script])
+        with host.open_pidfd(process.pid) as pidfd:
+            process.wait()
+            assert host.has_ended(pidfd)
+            assert host.read_exit_code(process.pid, pidfd) == code
+
+
 def test_the_same_start_time_alone_is_no_proof(sleeper: ProcessIdentity) -> None:
     """Without an inode number a process with pid and start time of ours is unproven, whatever it calls itself."""
     unproven = replace(sleeper, pidfd_inode=0)

@@ -64,6 +64,7 @@ GROUPS = {
         ),
         12,
         (
+            "tests/engine/test_bundle.py",
             "tests/engine/test_handles.py",
             "tests/engine/test_containers.py",
             "tests/engine/test_sandboxes.py",

@@ -76,6 +76,14 @@ def test_the_kernel_tells_how_a_process_ended_that_another_has_reaped() -> None:
             assert host.read_exit_code(process.pid, pidfd) == code
 
 
+def test_asking_for_pidfs_keeps_no_descriptor() -> None:
+    """Whether there are any is asked by two descriptors, and both are closed."""
+    before = os.listdir("/proc/self/fd")
+    host.ask_for_pidfs.cache_clear()
+    host.ask_for_pidfs()
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_the_same_start_time_alone_is_no_proof(sleeper: ProcessIdentity) -> None:
     """Without an inode number a process with pid and start time of ours is unproven, whatever it calls itself."""
     unproven = replace(sleeper, pidfd_inode=0)

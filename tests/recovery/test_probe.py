@@ -269,5 +269,5 @@ def test_who_sees_every_process_sees_that_a_pid_namespace_is_over() -> None:
     expected = "gone" if identity.pidfd_inode else "elsewhere"
     assert observe(identity).startswith(expected)
     first.communicate()
-    wait_until(lambda: observe(identity).startswith("gone"), "the namespace to be over")
-    assert "no process of this machine is in it" in observe(identity)
+    wait_until(lambda: "no process of this machine is in it" in observe(identity), "the namespace to be over")
+    assert observe(identity).startswith("gone")

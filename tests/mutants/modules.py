@@ -102,7 +102,6 @@ GROUPS = {
             "tests/starters/test_seam.py",
             "tests/starters/test_keeper.py",
             "--deselect=tests/starters/test_keeper.py::test_a_gate_that_dies_or_hangs_is_no_start",
-            "tests/engine/test_containers.py",
         ),
     ),
 }  # fmt: skip

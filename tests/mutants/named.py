@@ -84,7 +84,7 @@ NAMED = {
         "engine/starters/process/keeper/keeper.py",
         "_NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}",
         "_NO_PROCESS = {errno.ESRCH, errno.EINVAL}",
-        ("tests/starters/test_keeper_anew.py", "tests/starters/test_keeper.py"),
+        ("tests/starters/test_keeper_anew.py",),
     ),
 }
 

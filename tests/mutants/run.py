@@ -74,7 +74,7 @@ def table() -> str:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="modules whose path begins so")
+    parser.add_argument("--only", nargs="+", default=[""], help="modules whose path begins so")
     parser.add_argument("--again", action="store_true", help="try those that survived the last time")
     parser.add_argument("--table", action="store_true", help="print what is known, and try none")
     parser.add_argument("--before", default="", help="words before each trial's command, such as `nice -n 10`")
@@ -83,7 +83,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for group in () if options.table else GROUPS.values():
         known = {path for path in group.modules if session_of(path).with_suffix(".json").exists()}
-        wanted = [path for path in group.modules if path.startswith(options.only)]
+        wanted = [path for path in group.modules if path.startswith(tuple(options.only))]
         if paths := [path for path in wanted if (path in known) == options.again]:
             try_modules(group, paths, options)
     sys.stdout.write(table() + "\n")

@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for group in () if options.table else GROUPS.values():
-        known = {path for path in group.modules if session_of(path).with_suffix(".json").exists()}
+        known = {module["module"] for module in results() if module["is_done"]}
         wanted = [path for path in group.modules if path.startswith(tuple(options.only))]
         if paths := [path for path in wanted if (path in known) == options.again]:
             try_modules(group, paths, options)

@@ -3,6 +3,7 @@
 import ast
 import json
 import random
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -126,8 +127,8 @@ def results_of(database: WorkDB) -> Iterator[dict[str, Any]]:
     """Yield what came of each mutant that was tried."""
     results = dict(database.results)
     for item in database.work_items:
-        result, (mutation,) = results[item.job_id], item.mutations
-        if result.worker_outcome != WorkerOutcome.SKIPPED:
+        result, (mutation,) = results.get(item.job_id), item.mutations
+        if result is not None and result.worker_outcome != WorkerOutcome.SKIPPED:
             yield {
                 "function": mutation.definition_name,
                 "line": mutation.start_pos[0],
@@ -146,24 +147,32 @@ def _outcome(result: WorkResult) -> str:
 
 
 def main(session: str, path: str, command: str, one_in: str, seed: str) -> None:
-    """Try one in so many of a module's mutants, or those that survived in `session`.json; write that file."""
+    """Try one in so many of a module's mutants, or those that survived in `session`.json; write that file.
+
+    A session that was ended early goes on.
+    """
     cosmic_ray.plugins.OPERATOR_PROVIDERS["limpet"] = Provider()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended early"))
     told = Path(f"{session}.json")
     before = json.loads(told.read_text()) if told.exists() else None
-    with use_db(f"{session}.sqlite", WorkDB.Mode.create) as database:
-        init([Path(path)], database, {})
+    goes_on = before is not None and not before["is_done"]
+    with use_db(f"{session}.sqlite", WorkDB.Mode.open if goes_on else WorkDB.Mode.create) as database:
+        if not goes_on:
+            init([Path(path)], database, {})
         if before is None:
             total, tried = choose(database, Path(path), int(one_in), int(seed))
-            print(f"{path}: {tried} of {total} mutants", flush=True)
-        else:
+            before = {"module": path, "mutants": total, "tried": tried, "seed": int(seed), "results": []}
+        elif not goes_on:
             choose_survivors(database, before)
+        print(f"{path}: {len(database.pending_work_items)} of {before['mutants']} mutants", flush=True)
         settings = {"test-command": command, "timeout": TIMEOUT_SECONDS, "distributor": {"name": "local"}}
-        execute(database, ConfigDict(settings))
-        results = list(results_of(database))
-    if before is None:
-        before = {"module": path, "mutants": total, "tried": tried, "seed": int(seed), "results": []}
-    now = {(mutant["operator"], mutant["occurrence"]): mutant for mutant in (*before["results"], *results)}
-    told.write_text(json.dumps(before | {"results": list(now.values())}, indent=1))
+        try:
+            execute(database, ConfigDict(settings))
+        finally:
+            results = {(mutant["operator"], mutant["occurrence"]): mutant for mutant in before["results"]}
+            results |= {(mutant["operator"], mutant["occurrence"]): mutant for mutant in results_of(database)}
+            is_done = not database.pending_work_items
+            told.write_text(json.dumps(before | {"results": list(results.values()), "is_done": is_done}, indent=1))
 
 
 if __name__ == "__main__":

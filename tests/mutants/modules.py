@@ -99,6 +99,7 @@ GROUPS = {
             "tests/starters/test_private.py",
             "tests/starters/test_keeper_anew.py",
             "tests/starters/test_spare.py",
+            "--deselect=tests/starters/test_spare.py::test_a_spare_that_was_killed_is_replaced",
             "tests/starters/test_seam.py",
             "tests/starters/test_keeper.py",
             "--deselect=tests/starters/test_keeper.py::test_a_gate_that_dies_or_hangs_is_no_start",

@@ -28,6 +28,7 @@ GROUPS = {
             "tests/recovery/test_intents.py",
             "tests/recovery/test_bundles.py",
             "tests/recovery/test_files.py",
+            "tests/recovery/test_report.py",
             "tests/recovery/test_ourselves.py",
             "tests/recovery/test_users.py",
             "tests/recovery/test_probe.py",

@@ -1,6 +1,7 @@
 """One module's mutants: made, sampled and tried with cosmic-ray, in whose environment this program runs."""
 
 import ast
+import hashlib
 import json
 import random
 import signal
@@ -149,19 +150,22 @@ def _outcome(result: WorkResult) -> str:
 def main(session: str, path: str, command: str, one_in: str, seed: str) -> None:
     """Try one in so many of a module's mutants, or those that survived in `session`.json; write that file.
 
-    A session that was ended early goes on.
+    A session that was ended early goes on; one of another source is forgotten.
     """
     cosmic_ray.plugins.OPERATOR_PROVIDERS["limpet"] = Provider()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended early"))
     told = Path(f"{session}.json")
     before = json.loads(told.read_text()) if told.exists() else None
+    source = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if before is not None and before["source"] != source:
+        before = None
     goes_on = before is not None and not before["is_done"]
     with use_db(f"{session}.sqlite", WorkDB.Mode.open if goes_on else WorkDB.Mode.create) as database:
         if not goes_on:
             init([Path(path)], database, {})
         if before is None:
             total, tried = choose(database, Path(path), int(one_in), int(seed))
-            before = {"module": path, "mutants": total, "tried": tried, "seed": int(seed), "results": []}
+            before = {"module": path, "source": source, "mutants": total, "tried": tried, "results": []}
         elif not goes_on:
             choose_survivors(database, before)
         print(f"{path}: {len(database.pending_work_items)} of {before['mutants']} mutants", flush=True)

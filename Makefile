@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 HUB := build/jupyterhub
+MUTANTS := build/mutants/venv
 SOURCES := $(shell find benchmarks engine recovery schema -name '*.py')
 
 # Compiled modules are kept, also where the environment asks for none: the tests start thousands of processes.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate lint types docs bench bench-quick peers jupyterhub constraints clean
+.PHONY: help demo test gate lint types docs bench bench-quick peers jupyterhub mutants constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +62,10 @@ peers: $(VENV)/.installed ## crash limpet and its peers, and compare what they s
 jupyterhub: $(HUB)/.installed ## try the spawner of docs/examples with a real JupyterHub that is killed (needs npm)
 	PATH="$(CURDIR)/$(HUB)/bin:$(CURDIR)/$(HUB)/node_modules/.bin:$$PATH" $(HUB)/bin/python docs/examples/jupyterhub_trial.py
 
+mutants: $(VENV)/.installed $(MUTANTS)/.installed ## change the code a little, again and again: do the tests notice? (root; hours)
+	$(BIN)/python -m tests.mutants.named
+	$(BIN)/python -m tests.mutants.run
+
 constraints: $(VENV)/bin/uv ## choose the newest versions anew and write them down
 	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url \
 		--python-version 3.11 --upgrade --group dev pyproject.toml -o constraints.txt
@@ -75,6 +80,12 @@ $(VENV)/bin/uv:
 	@echo "Making $(VENV) and installing uv into it"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+
+$(MUTANTS)/.installed: $(VENV)/bin/uv
+	@echo "Installing cosmic-ray into $(MUTANTS)"
+	@$(PYTHON) -m venv $(MUTANTS)
+	@$(BIN)/uv pip install --quiet --python $(MUTANTS)/bin/python "cosmic-ray==8.7.0"
+	@touch $@
 
 $(HUB)/.installed: $(VENV)/bin/uv pyproject.toml $(SOURCES)
 	@echo "Installing JupyterHub, its proxy and limpet into $(HUB)"

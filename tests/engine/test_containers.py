@@ -12,9 +12,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from limpet.engine import Container, Engine, errors
+from limpet.engine.starters import Exit, Launch, Prepared
 from limpet.engine.starters.environment import merge_environment
+from limpet.engine.starters.process import ProcessStarter
 from limpet.schema import ContainerState, ImageConfig, ImageName, MountType
 from limpet.schema.command_line import choose_args
 from limpet.schema.cri import parse_container_config
@@ -56,6 +59,58 @@ def test_a_whole_life(engine: Engine) -> None:
     with pytest.raises(errors.NotFoundError):
         _ = container.status
     engine.get_sandbox("pod").delete()
+
+
+def test_an_end_has_the_time_at_which_it_was_seen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper sees it first, and its time is written down, not that at which the engine was told."""
+
+    def read_exit(self: ProcessStarter, *args: object) -> object:
+        seen.append(real(self, *args))  # type: ignore[arg-type]
+        return seen[-1]
+
+    seen: list[Exit | None] = []
+    real = ProcessStarter.read_exit
+    monkeypatch.setattr(ProcessStarter, "read_exit", read_exit)
+    container = make(engine, "true")
+    began = container.start().started_at
+    finished_at = container.wait(20).finished_at
+    told = [one.finished_at for one in seen if one is not None]
+    assert told == [finished_at]
+    assert began < finished_at < time.time_ns()
+
+
+def test_what_ended_without_being_created_is_not_created(engine: Engine) -> None:
+    """A start that failed for good before the bundle was made: it stays EXITED, and nothing is made for it."""
+    engine.create_sandbox({"metadata": {"name": "pod", "uid": "u", "namespace": "n"}}, id="pod")
+    container = engine.add_container(config("one", "true"), "pod")
+    container.fail_start("its image is gone")
+    ended = container.status
+    with pytest.raises(errors.InvalidStateError, match="never created"):
+        container.create()
+    assert container.status == ended
+    assert (ended.state, ended.exit_code, ended.created_at) == (ContainerState.EXITED, 128, 0)
+    assert not os.path.lexists(container.metadata.root_dir)
+
+
+def test_a_start_that_cannot_be_written_down_leaves_no_process(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sandbox was stopped meanwhile: the process that waited for its start is gone, and nothing has run."""
+
+    def prepare(self: ProcessStarter, launch: Launch) -> Prepared:
+        prepared = real(self, launch)
+        waiting.append(prepared.identity.pid)
+        engine.store.update_sandbox("pod", lambda old: replace(old, stopped_at=1))
+        return prepared
+
+    waiting: list[int] = []
+    real = ProcessStarter.prepare
+    container = make(engine, "touch", "ran")
+    monkeypatch.setattr(ProcessStarter, "prepare", prepare)
+    with pytest.raises(errors.InvalidStateError, match="pod"):
+        container.start()
+    (pid,) = waiting
+    wait_until(lambda: not is_running(pid), "the waiting process to be gone")
+    assert container.state is ContainerState.CREATED
+    assert not Path(container.metadata.root_dir, "working", "ran").exists()
 
 
 @pytest.mark.parametrize(

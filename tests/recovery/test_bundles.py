@@ -29,6 +29,7 @@ WHOLE, PARTIAL, FOREIGN = Bundle.WHOLE, Bundle.PARTIAL, Bundle.FOREIGN
         ({".limpet.json": "\0" * 50, "rootfs/": "", "working/": ""}, PARTIAL),
         ({"rootfs/": ""}, PARTIAL),
         ({".limpet.json": MARKER}, PARTIAL),
+        ({".limpet.json": OTHER}, FOREIGN),
         ({".limpet.json": MARKER, "rootfs/": "", "config.json": "{}"}, WHOLE),
         ({".limpet.json": "", "rootfs/": "", "config.json": CONFIG}, WHOLE),
         ({".limpet.json": "\0" * 50, "rootfs/file": "x", "config.json": CONFIG}, WHOLE),

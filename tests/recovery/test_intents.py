@@ -27,6 +27,7 @@ from limpet.schema import ContainerState, ImageManifest, ImageName, Metadata, St
 from limpet.schema.cri import parse_container_config
 from limpet.schema.errors import InvalidInputError
 from limpet.schema.restart import RestartKind, RestartPolicy, is_used_up, next_delay, parse_restart_policy
+from limpet.schema.status import Reason
 from tests.recovery.test_rules import EVERY_EVIDENCE, STATUSES, verdict_on
 
 EVERY_INTENT = [
@@ -60,6 +61,26 @@ def metadata(policy: str = "no", count: int = 0, delay: int = 0) -> Metadata:
         restart_count=count,
         restart_delay=delay,
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "standing"),
+    [
+        (Reason.COMPLETED, 0, Standing.SUCCEEDED),
+        (Reason.ERROR, 7, Standing.FAILED),
+        (Reason.ERROR, 128, Standing.FAILED),
+        (Reason.ERROR, 255, Standing.FAILED),
+        (Reason.OOM_KILLED, 137, Standing.FAILED),
+        (Reason.START_ERROR, 128, Standing.NEVER_RAN),
+        (Reason.UNKNOWN, 255, Standing.UNSEEN),
+        (Reason.REBOOTED, 255, Standing.UNSEEN),
+        (Reason.DECLARED_GONE, 255, Standing.UNSEEN),
+    ],
+)
+def test_how_it_ended_is_told_by_reason_and_code(reason: Reason, code: int, standing: Standing) -> None:
+    """A program may end with 128 or 255 itself: that is a failure, neither a start that failed nor an unseen end."""
+    status = Status(created_at=1, started_at=2, finished_at=3, exit_code=code, reason=reason)
+    assert find_standing(status) is standing
 
 
 def test_every_intent_meets_exactly_one_rule_and_none_is_dead() -> None:

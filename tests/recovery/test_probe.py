@@ -64,6 +64,27 @@ def test_a_zombie_is_not_alive_and_tells_its_exit_code() -> None:
     assert look(identity).process is Process.GONE
 
 
+def test_the_kernel_tells_how_a_process_ended_that_another_has_reaped() -> None:
+    """Exit code and signal are read by the pidfd that was held, on kernels that keep them (Linux 6.15)."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 15):
+        pytest.skip("this kernel keeps no exit code of what was reaped")
+    for script, code in (("exit 5", 5), ("kill -9 $$", 137), ("exit 0", 0)):
+        process = subprocess.Popen(["sh", "-c", script])
+        with host.open_pidfd(process.pid) as pidfd:
+            process.wait()
+            assert host.has_ended(pidfd)
+            assert host.read_exit_code(process.pid, pidfd) == code
+
+
+def test_looks_keep_no_descriptor() -> None:
+    """Whether there are pidfs is asked by two descriptors, a file of /proc is read by one; all are closed."""
+    before = os.listdir("/proc/self/fd")
+    host.ask_for_pidfs.cache_clear()
+    host.ask_for_pidfs()
+    host.read_stat(os.getpid())
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_the_same_start_time_alone_is_no_proof(sleeper: ProcessIdentity) -> None:
     """Without an inode number a process with pid and start time of ours is unproven, whatever it calls itself."""
     unproven = replace(sleeper, pidfd_inode=0)
@@ -249,5 +270,5 @@ def test_who_sees_every_process_sees_that_a_pid_namespace_is_over() -> None:
     expected = "gone" if identity.pidfd_inode else "elsewhere"
     assert observe(identity).startswith(expected)
     first.communicate()
-    wait_until(lambda: observe(identity).startswith("gone"), "the namespace to be over")
-    assert "no process of this machine is in it" in observe(identity)
+    wait_until(lambda: "no process of this machine is in it" in observe(identity), "the namespace to be over")
+    assert observe(identity).startswith("gone")

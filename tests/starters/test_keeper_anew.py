@@ -3,10 +3,12 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from limpet.engine.starters.process.client import KeeperClient
 from limpet.engine.starters.process.keeper.journal import Journal
@@ -89,6 +91,25 @@ def test_a_code_is_recorded_of_the_very_process(tmp_path: Path, process: "subpro
     end = ask(client, "end")["end"]
     assert (end.get("code"), end.get("unseen", False)) == ((7, False) if inode == TRUE else (None, True))
     client.close()
+
+
+def test_a_number_that_is_a_threads_by_now_is_an_end_that_nobody_saw(tmp_path: Path) -> None:
+    """The kernel has an error of its own for it: it is no reason to ask again and again."""
+    script = "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); print(flush=True)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            with open_pidfd(process.pid) as pidfd:
+                identity = identify(process.pid, pidfd)
+            (thread,) = (int(name) for name in os.listdir(f"/proc/{process.pid}/task") if int(name) != process.pid)
+            client = begin(tmp_path / "keeper", replace(identity, pid=thread), UNKNOWN)
+            assert ask(client, "end")["end"]["unseen"] is True
+            ask(client, "release")
+            client.close()
+            assert is_running(process.pid)
+        finally:
+            process.kill()
 
 
 def test_what_may_be_held_is_not_killed_by_its_number(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -428,6 +430,24 @@ def test_interrupted_while_it_reads_a_commit_back(
     store.close()
     with Store.open(state_dir) as again:
         assert again.unsettled()[0].record.status.exit_code == 1 + goes_on
+
+
+def test_a_commit_that_is_found_after_a_failure_is_flushed_anew(
+    store: Store, state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read back may be in memory alone: it counts once it is in the database itself, by another way."""
+
+    def fail(writer: Writer, changes: Changes) -> None:
+        execute(writer, changes)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    execute = Writer._execute
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "_execute", fail)
+        assert store.update("a", bump).exit_code == 1
+    without_wal = shutil.copy(f"{state_dir}/store.db", tmp_path)
+    with closing(sqlite3.connect(without_wal)) as database:
+        assert database.execute("SELECT exit_code FROM container_status WHERE id = 'a'").fetchone() == (1,)
 
 
 def test_a_change_that_memory_was_wanting_for_leaves_no_half_of_it(

@@ -2,14 +2,17 @@
 
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from limpet import Engine, Snapshot, Store, errors, recover
+from limpet.engine.database.sqlite.wal import find_tail
 from limpet.engine.drill.records import Answer
 from limpet.recovery import Process
+from tests.conftest import EngineProcess
 from tests.records import RUNNING, Blind, metadata, sandbox
 
 NOT_PATHS = [
@@ -54,6 +57,28 @@ def test_nodes_take_turns_in_one_directory(state_dir: str) -> None:
     Path(state_dir, "store.db").write_bytes(older)
     with pytest.raises(errors.StoreDamagedError, match="is older than"):
         Store.open(state_dir, node="n2")
+
+
+def test_a_commit_that_a_kill_tore_is_gone_before_the_next(
+    state_dir: str, engine_process: Callable[[str], EngineProcess]
+) -> None:
+    """Its remains would make another torn commit look like damage: the WAL is begun anew without them."""
+    process = engine_process(
+        "from tests.records import RUNNING, metadata, sandbox\n"
+        "store = Store.open(state_dir); store.add_sandbox(sandbox())\n"
+        "with store.transaction() as draft:\n"
+        "    for number in range(100): draft.add(metadata(f'c{number}'), RUNNING)\n"
+        "say('done'); time.sleep(60)\n"
+    )
+    process.read()
+    process.kill()
+    wal = Path(state_dir, "store.db-wal")
+    os.truncate(wal, wal.stat().st_size - 100)
+    with Store.open(state_dir) as store:
+        assert (len(store), list(store.sandbox_ids)) == (0, ["s"])
+        store.add(metadata("next"))
+        with open(wal, "rb") as file:
+            assert not find_tail(file).is_torn
 
 
 def test_a_status_without_its_container_stops_no_other(state_dir: str) -> None:

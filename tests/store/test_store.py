@@ -318,9 +318,13 @@ def test_paths_that_cannot_be_a_state_directory(tmp_path: Path) -> None:
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    """On a full disk the caller gets DiskFullError, memory keeps the truth, and it goes on when there is space."""
+    """On a full disk the caller gets DiskFullError, memory keeps the truth, and it goes on when there is space.
+
+    What was written of a transaction that did not fit is not left behind the next one, to be taken for damage.
+    """
     script = (
         "import os, sys, subprocess\nfrom limpet import Store, errors\nfrom msgspec.structs import replace\n"
+        "from limpet.engine.database.sqlite.wal import find_tail\n"
         "from tests.records import RUNNING, metadata, sandbox\n"
         "state = sys.argv[1]; os.makedirs(state)\n"
         "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=600k,mode=700', 'none', state], check=True)\n"
@@ -333,8 +337,15 @@ def test_full_disk(tmp_path: Path) -> None:
         "    except errors.DiskFullError: refused += 1\n"
         "    assert store.status('a').pid == acknowledged\n"
         "assert refused\n"
+        "os.truncate(state + '/.tmp-ballast', os.stat(state + '/.tmp-ballast').st_size - 49152)\n"
+        "try:\n"
+        "    with store.transaction() as draft:\n"
+        "        for i in range(200): draft.add(metadata(f'c{i}'), RUNNING)\n"
+        "    raise SystemExit('a part of it was to be written, not all')\n"
+        "except errors.DiskFullError: pass\n"
         "os.unlink(state + '/.tmp-ballast')\n"
         "store.checkpoint('a', replace(RUNNING, pid=1000))\n"
+        "with open(state + '/store.db-wal', 'rb') as wal: assert not find_tail(wal).is_torn\n"
         "store.close()\n"
         "with Store.open(state) as again: print(again.unsettled()[0].record.status.pid)\n"
     )

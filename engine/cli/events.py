@@ -99,7 +99,7 @@ def command(
 ) -> None:
     """Show what has happened to containers and sandboxes, oldest first: the log of changes.
 
-    Some 10,000 events of the last week are kept. With -o json each event is a JSON document on a line of its own; the
+    Some 6,000 events of the last week are kept. With -o json each event is a JSON document on a line of its own; the
     events of one transaction have the same "commit", which is the revision of its last.
     """
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:

@@ -14,7 +14,7 @@ from limpet.schema.rows import (
     StatusRow,
 )
 
-KEPT_EVENTS = 10_000
+KEPT_EVENTS = 6_000
 """How many events of the log of changes are kept; older ones are dropped as newer ones come."""
 KEPT_NS = 7 * 24 * 3600 * 10**9
 """Up to which age, in nanoseconds, they are kept: a week."""

@@ -12,6 +12,7 @@ from limpet import Engine
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.starters.process.client import KeeperClient
 from limpet.engine.starters.process.keeper.kernel import read_children
+from limpet.recovery.host import open_pidfd, wait_for_end
 from tests.conftest import wait_until
 
 _IMPATIENT = (
@@ -71,7 +72,9 @@ def test_a_spare_that_was_killed_is_replaced(engine: Engine, state_dir: str) -> 
     """The start that would have taken it forks another, and its zombie is reaped."""
     run(engine, "first")
     spare = wait_for_spare(state_dir)
-    os.kill(spare, signal.SIGKILL)
+    with open_pidfd(spare) as pidfd:
+        os.kill(spare, signal.SIGKILL)
+        assert wait_for_end(pidfd, 20)  # until then it is as good as alive, and a start that takes it fails
     second = run(engine, "second", "sh", "-c", "exit 7")
     assert second.wait(20).exit_code == 7
     assert second.status.pid != spare

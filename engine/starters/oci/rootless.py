@@ -33,7 +33,7 @@ def adapt(spec: Mapping[str, Any]) -> dict[str, Any]:
     require_mapped("gid", [user["gid"]], gids)
     if user["additionalGids"]:
         raise InvalidInputError(
-            f"supplemental_groups {user['additionalGids']}: runc gives none to containers of an engine that is not root;"
+            f"supplemental_groups {user['additionalGids']}: runc gives none where the engine is not root;"
             " leave them out, and set supplemental_groups_policy to Strict if they are the image's"
         )
     linux = {name: value for name, value in spec["linux"].items() if name not in {"resources", "cgroupsPath"}}

@@ -5,8 +5,8 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from queue import SimpleQueue
 from typing import Any, Self
 
 from msgspec.structs import replace
@@ -41,6 +41,7 @@ from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
+from limpet.recovery.thread import Thread
 from limpet.schema.cri import (
     ContainerConfig,
     PodSandboxConfig,
@@ -555,13 +556,29 @@ class Engine:
         for sandbox in sandboxes:
             if not sandbox.may_hold:
                 self._set_sandbox_right(sandbox)
-        with ThreadPoolExecutor(_SIDE_BY_SIDE) as threads:
+        waiting: SimpleQueue[Sandbox | None] = SimpleQueue()
+        failed = list[BaseException]()
+        for each in (*slow, *[None] * _SIDE_BY_SIDE):
+            waiting.put(each)
+
+        def work() -> None:
             try:
-                for done in [threads.submit(self._set_sandbox_right, sandbox) for sandbox in slow]:
-                    done.result()
-            except RuntimeError:  # no more threads: then one after the other, and those that were done once more
-                for sandbox in slow:
+                while (sandbox := waiting.get()) is not None:
                     self._set_sandbox_right(sandbox)
+            except BaseException as error:  # noqa: BLE001  # it is raised below, by the thread that was asked
+                failed.append(error)
+
+        threads = [Thread(work, "limpet-sandboxes") for _ in slow[1:_SIDE_BY_SIDE]]
+        begun = []
+        with suppress(RuntimeError):  # no more threads: then fewer do it
+            for thread in threads:
+                thread.start()
+                begun.append(thread)
+        work()
+        for thread in begun:
+            thread.join()
+        if failed:
+            raise failed[0]
         self._runtime.starters.vacate_others(lambda: self.store.sandbox_ids)
 
     def _set_sandbox_right(self, sandbox: Sandbox) -> None:

@@ -26,6 +26,10 @@ Compare = Callable[[ProcessIdentity, int], tuple[Process, str]]
 """Says whether the process behind a pidfd is the one that is recorded; `compare` is one."""
 
 
+class NamesAThreadError(ProcessLookupError):
+    """No process has this pid, for the number has become that of a thread."""
+
+
 def read_boot_id() -> str | None:
     """Return the boot id, None if it cannot be read."""
     try:
@@ -67,8 +71,17 @@ def ask_for_pidfs() -> bool:
 
 @contextmanager
 def open_pidfd(pid: int) -> Iterator[int]:
-    """Hold a pidfd for `pid`. Raises OSError: ESRCH if there is no such process."""
-    pidfd = os.pidfd_open(pid)
+    """Hold a pidfd for `pid`.
+
+    Raises ProcessLookupError if there is no such process, its subclass NamesAThreadError if the number is a thread's of
+    another one; OSError.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in _NAMES_A_THREAD:
+            raise NamesAThreadError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+        raise
     try:
         yield pidfd
     finally:
@@ -171,11 +184,11 @@ def observe_process(identity: ProcessIdentity, compare: Compare = compare) -> tu
                 return found, None, detail
             exit_code = read_exit_code(identity.pid, pidfd)
             return (Process.GONE if exit_code is None else Process.ENDED), exit_code, detail
+    except NamesAThreadError:
+        return Process.STRANGER, None, f"pid {identity.pid} is a thread of another process"
     except ProcessLookupError:
         return Process.GONE, None, ""
     except OSError as error:
-        if error.errno in _NAMES_A_THREAD:
-            return Process.STRANGER, None, f"pid {identity.pid} is a thread of another process"
         return Process.HIDDEN, None, f"pid {identity.pid}: {error.strerror}"
 
 

@@ -426,12 +426,17 @@ def try_one(kind: type[Manager], count: int, most_seconds: float) -> dict[str, A
             took = time.monotonic() - began
             time.sleep(1)
             result = compare(programs, said, find_marked(ids))
-            manager.clean()
+            found = {"manager": kind.name, "version": version, "count": count, **result, "left": 0,
+                     "seconds": round(took, 2), "starts_took": round(starting, 1)}  # fmt: skip
+            try:
+                manager.clean()
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                found["clean_error"] = str(error)
             time.sleep(1)
-            left = sum(map(len, find_marked(ids).values()))
-            return {"manager": kind.name, "version": version, "count": count, **result, "left": left,
-                    "seconds": round(took, 2), "starts_took": round(starting, 1)}  # fmt: skip
+            return {**found, "left": sum(map(len, find_marked(ids).values()))}
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            with suppress(Exception):
+                manager.clean()
             return {"manager": kind.name, "count": count, "error": str(error)}
         finally:
             with suppress(Exception):

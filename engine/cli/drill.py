@@ -35,6 +35,12 @@ _FACTS = (
     ("unseen", "ends that nobody saw: all keepers were killed"),
     ("stranded", "ended, with processes left: all keepers were killed"),
 )
+_FACTS_OF_RUNTIMES = {
+    "keeper_kills": ("monitor_kills", "SIGKILLs of conmons, and of runtimes amid what they do"),
+    "unseen": ("unseen", "ends that nobody saw: their conmon was killed"),
+    "stranded": ("stranded", "ended, with processes left: their conmon was killed"),
+}
+"""What is said in place of these where an OCI runtime is tried: its containers have no keeper."""
 _FAULTS = (
     ("lost", "acknowledged changes missing after a kill"),
     ("torn", "atomic changes found half done"),
@@ -161,7 +167,7 @@ def command(
 
         print_json(**msgspec.to_builtins(report))
     else:
-        print_lines(_describe(report))
+        print_lines(_describe(report, runtime or ""))
     if plot and happenings:
         from limpet.engine.cli.drill_timeline import make_drill_timeline  # noqa: PLC0415
 
@@ -222,8 +228,11 @@ def _run(
         )
 
 
-def _describe(report: "DrillReport") -> Iterator[str]:
-    rows: list[Row] = [(_label(field), str(getattr(report, field)), words) for field, words in _FACTS]
+def _describe(report: "DrillReport", runtime: str) -> Iterator[str]:
+    rows: list[Row] = []
+    for field, words in _FACTS:
+        label, meaning = _FACTS_OF_RUNTIMES.get(field, (field, words)) if runtime else (field, words)
+        rows.append((_label(label), str(getattr(report, field)), meaning))
     rows += [(_label(field), _fault_cell(getattr(report, field)), words) for field, words in _FAULTS]
     yield from render_table((Column("DRILL"), Column("COUNT"), Column("MEANING")), rows, None)
     yield ""

@@ -40,7 +40,7 @@ class Stroke(StrEnum):
     """A kind of line across all lanes. The words are those of the legend."""
 
     ENGINE = "kill of the engine"
-    KEEPER = "kill of the keeper's processes"
+    KEEPER = "kill of keepers, conmons or runtimes"
     CHANGE = "change of state"
     FAULT = "FAULT"
 

@@ -23,7 +23,7 @@ from limpet.engine.drill.messages import (
     Told,
 )
 from limpet.engine.drill.report import DrillReport, Failure, count_kinds, summarize_times
-from limpet.engine.drill.runtimes import adapt, clean, factory_of, kill_helpers
+from limpet.engine.drill.runtimes import adapt, clean, factory_of, kill_helpers, name_helpers
 from limpet.engine.drill.script import LANES, Disaster, KeeperKill, Moment, Round, Scenario, draw_rounds
 from limpet.engine.drill.truth import Truth
 from limpet.engine.drill.world import Subreaper, World
@@ -176,7 +176,8 @@ class _Rehearsal:
         scene, runtime = self._scene, self._runtime
         if kill_helpers(scene, runtime, kill.victims) if runtime else kill_keepers(scene, kill.victims):
             self._keeper_kills += 1
-            self._diary.note(Happened.KEEPERS_KILLED, words=kill.victims)
+            words = name_helpers(runtime, kill.victims) if runtime else kill.victims
+            self._diary.note(Happened.KEEPERS_KILLED, words=words)
 
     def _kill(self, engine: EngineProcess, kind: Happened) -> list[AnyEvent]:
         self._kills += 1

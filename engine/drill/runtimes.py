@@ -105,6 +105,11 @@ def kill_helpers(scene: Scene, runtime: str, victims: Victims) -> bool:
     return bool(chosen)
 
 
+def name_helpers(runtime: str, victims: Victims) -> str:
+    """Return what `kill_helpers` kills, in words."""
+    return {Victims.KEEPER: "conmons", Victims.COPIER: runtime, Victims.ALL: f"conmons, {runtime}"}[victims]
+
+
 def _container_of(pid: int) -> str:
     """Return the id of the container that a conmon is for."""
     with suppress(OSError, ValueError), open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:

@@ -1,11 +1,20 @@
-"""What each test here leaves behind in /run is freed after it."""
+"""What the tests of starters share: one engine for the tests of a module, and /run freed after each."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.starters.oci import free_sandboxes
+from limpet import Engine
+from tests.starters.oci import busybox_engine, free_sandboxes
+
+
+@pytest.fixture(scope="module")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One engine for a module, with a sandbox for each OCI runtime, made of the module's `SANDBOX` if it has one."""
+    directory = tmp_path_factory.mktemp("oci")
+    with busybox_engine(str(directory / "state"), directory, getattr(request.module, "SANDBOX", {})) as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True)

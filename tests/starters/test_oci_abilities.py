@@ -15,17 +15,9 @@ from limpet.engine import Container
 from limpet.schema import ContainerState
 from limpet.schema.cri import LinuxContainerResources
 from tests.conftest import read_output, wait_until
-from tests.starters.oci import RUNTIMES, busybox_engine, config, processes_of
+from tests.starters.oci import RUNTIMES, config, processes_of
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    directory = tmp_path_factory.mktemp("oci")
-    state_dir = str(directory / "state")
-    with busybox_engine(state_dir, directory, {}) as opened:
-        yield opened
 
 
 @pytest.fixture(params=RUNTIMES)

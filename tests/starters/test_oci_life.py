@@ -2,16 +2,21 @@
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from limpet import Engine, errors
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.cgroups import list_directories
+from limpet.engine.starters.oci.conmon import end_monitor
+from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_program
+from limpet.engine.starters.oci.run_directory import list_runs
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, read_output
 from tests.starters.oci import (
@@ -193,3 +198,36 @@ def test_no_cgroup_is_left(engine: Engine, state_dir: str, runtime: str) -> None
     container.stop(0)
     container.release()
     assert [path for path in directories if os.path.exists(path)] == []
+
+
+def test_a_pid_that_has_become_a_threads(engine: Engine, state_dir: str) -> None:
+    """Where the container's pid, or its conmon's, has become a thread's: both have ended, and nothing is signalled."""
+    container = engine.create_container(config("one", "sleep 1000"), "runc")
+    container.start()
+    processes = processes_of(state_dir, container.id)
+    is_over = threading.Event()
+    thread = threading.Thread(target=is_over.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        gone = replace(
+            processes,
+            init=replace(processes.init, pid=thread.native_id),
+            monitor=replace(processes.monitor, pid=thread.native_id),
+        )
+        assert observe_program(gone) is Program.ENDED
+        assert not is_monitor_alive(gone)
+        (run,) = list_runs(os.path.join(state_dir, "containers", container.id))
+        run.write_processes(gone)
+        starter = OciStarter("runc")
+        starter.open(state_dir)
+        assert starter.signal(container.id, gone.init, 9) == 0
+        run.write_processes(processes)
+        pids = Path(run.join("conmon-pidfile"))
+        right = pids.read_text()
+        pids.write_text(str(thread.native_id))
+        assert end_monitor(run)
+        pids.write_text(right)
+    finally:
+        is_over.set()
+        thread.join()

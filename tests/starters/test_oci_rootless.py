@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -32,7 +32,11 @@ code = one.wait(20).exit_code
 said = {"code": code, "log": [entry.text.decode() for entry in one.read_log()], "unapplied": dict(one.status.unapplied)}
 said["resources"] = sorted(one.status.resources.unapplied)
 refused = {}
-for name, context in (("user", {"run_as_user": {"value": 70000000}}), ("pid", {"namespace_options": {"pid": "NODE"}})):
+for name, context in (
+    ("user", {"run_as_user": {"value": 70000000}}),
+    ("groups", {"supplemental_groups": [0]}),
+    ("pid", {"namespace_options": {"pid": "NODE"}}),
+):
     try:
         engine.create_container(config(name, "true", linux={"security_context": context}), sandbox)
     except errors.InvalidInputError as error:
@@ -67,9 +71,9 @@ def home() -> Iterator[str]:
     shutil.rmtree(path)
 
 
-def run(home: str, script: str) -> str:
+def run(home: str, script: str, within: Sequence[str] = ()) -> str:
     command = [sys.executable, "-c", PRELUDE + script, home, str(ROOT)]
-    command = as_nobody(command) if os.geteuid() == 0 else command
+    command = [*within, *as_nobody(command)] if os.geteuid() == 0 else command
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -85,7 +89,42 @@ def test_an_ordinary_user_has_containers(home: str) -> None:
     assert "memory_limit_in_bytes" in said["unapplied"]
     assert "/etc/subuid" in said["refused"]["user"]
     assert "CONTAINER" in said["refused"]["pid"]
+    assert "supplemental_groups [0]" in said["refused"]["groups"]
     assert (said["exec"], said["left"]) == ("0\n", "")
     assert is_running(int(pid))
     assert run(home, NEXT).split() == ["RUNNING", "5"]
     assert not is_running(int(pid))
+
+
+WITH_IDS = """
+load_busybox(engine, home / "image", needs_root=False)
+sandbox = engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="runc")
+web = {"security_context": {"run_as_user": {"value": 1003}, "run_as_group": {"value": 1001}}}
+one = engine.create_container(config("one", "id -u; id -g; sleep 0.2; exit 7", linux=web), sandbox)
+code = (one.start(), one.wait(20))[1].exit_code
+two = engine.create_container(config("two", "sleep 1000", linux=web), sandbox)
+two.start()
+said = [code, [entry.text.decode().strip() for entry in one.read_log()], two.execute(["id", "-u"]).output.decode()]
+print(json.dumps([*said, two.stop(0).exit_code]))
+lost = engine.create_container({**config("lost", linux=web), "command": ["/bin/lost"]}, sandbox)
+try:
+    lost.start()
+except errors.StartError as error:
+    print(error)
+sandbox.remove(force=True)
+engine.close()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give another user a range of ids")
+def test_with_a_range_of_ids(home: str) -> None:
+    """By newuidmap other users are had than root; their processes are known, run in, stopped and cleared away."""
+    require_tools(*TOOLS, "newuidmap")
+    ids = os.path.join(home, "ids")
+    with open(ids, "w", encoding="utf-8") as file:
+        file.write("nobody:200000:65536\n")
+    mounts = " && ".join(f"touch /etc/{name} && mount --bind {ids} /etc/{name}" for name in ("subuid", "subgid"))
+    found = run(home, WITH_IDS, ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]).splitlines()
+    assert json.loads(found[0]) == [7, ["1003", "1001"], "1003\n", 137]
+    assert "/no/such/interpreter" in found[1] or "no such file" in found[1].lower()
+    assert os.listdir(os.path.join(home, "state/containers")) == []

@@ -13,7 +13,7 @@ from limpet.engine import Container
 from limpet.engine.starters.abilities import Session
 from limpet.schema import ContainerState
 from tests.conftest import read_output, wait_until
-from tests.starters.oci import RUNTIMES, busybox_engine, config
+from tests.starters.oci import RUNTIMES, config
 
 _opened: list[Session] = []
 
@@ -29,14 +29,6 @@ def close_all() -> Iterator[None]:
     yield
     while _opened:
         _opened.pop().close()
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    directory = tmp_path_factory.mktemp("oci")
-    state_dir = str(directory / "state")
-    with busybox_engine(state_dir, directory, {}) as opened:
-        yield opened
 
 
 @pytest.fixture(params=RUNTIMES)

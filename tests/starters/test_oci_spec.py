@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tests.conftest import read_output, require_tools
 from tests.starters.oci import (
     RUNTIMES,
     TOOLS,
-    busybox_engine,
     config,
     processes_of,
 )
@@ -29,14 +27,6 @@ SANDBOX = {
     "dns_config": {"servers": ["192.0.2.53"]},
     "linux": {"sysctls": {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"}},
 }
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    directory = tmp_path_factory.mktemp("oci")
-    state_dir = str(directory / "state")
-    with busybox_engine(state_dir, directory, SANDBOX) as opened:
-        yield opened
 
 
 def run(engine: Engine, runtime: str, script: str, context: dict[str, Any] | None = None, **fields: Any) -> list[str]:

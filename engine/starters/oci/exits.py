@@ -22,6 +22,7 @@ from limpet.schema.identity import ProcessIdentity
 _CODE = re.compile(rb"[0-9]{1,3}")
 _FAILED_TO_EXECUTE = 1
 """What runc's and crun's own init exit with if the program cannot be executed."""
+_PF_FORKNOEXEC = 0x40  # linux/sched.h: forked, and has executed nothing since; in proc_pid_stat(5), field 9
 
 
 class Program(Enum):
@@ -69,10 +70,10 @@ def observe_program(processes: Processes) -> Program:
         with open_pidfd(processes.init.pid) as pidfd:
             if not is_process(processes.init, pidfd, processes.cgroups) or has_ended(pidfd):
                 return Program.ENDED
-            program = _read_program(processes.init.pid)
-            if program is None or has_ended(pidfd):
+            is_held = _is_held(processes)
+            if is_held is None or has_ended(pidfd):
                 return Program.ENDED
-            return Program.HELD if program == processes.held_program else Program.EXECUTED
+            return Program.HELD if is_held else Program.EXECUTED
     except ProcessLookupError:
         return Program.ENDED
 
@@ -87,16 +88,27 @@ def await_program(processes: Processes, seconds: float) -> Program:
 
 
 def read_program(pid: int) -> tuple[int, int]:
-    """Return device and inode of what a process has executed. Raises OSError, also if it has ended."""
-    found = os.stat(f"/proc/{pid}/exe")
+    """Return device and inode of what a process has executed, zeros if we may not see it.
+
+    Raises OSError, also if it has ended.
+    """
+    try:
+        found = os.stat(f"/proc/{pid}/exe")
+    except PermissionError:
+        return 0, 0
     return found.st_dev, found.st_ino
 
 
-def _read_program(pid: int) -> tuple[int, int] | None:
+def _is_held(processes: Processes) -> bool | None:
+    """Return whether the process has not executed the program yet, None if it has ended."""
+    pid = processes.init.pid
     try:
-        return read_program(pid)
-    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        program = read_program(pid)
+        if program == (0, 0):  # another user's, of a user namespace of ours; runc forks it, and executes nothing before
+            return bool(int(read_stat(pid)[6]) & _PF_FORKNOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    return program == processes.held_program
 
 
 def is_process(identity: ProcessIdentity, pidfd: int, cgroups: tuple[str, ...] = ()) -> bool:

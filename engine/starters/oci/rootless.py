@@ -25,12 +25,17 @@ def is_rootless() -> bool:
 def adapt(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config.json as it can be run without root.
 
-    Raises InvalidInputError for a user or a group that cannot be mapped.
+    Raises InvalidInputError for a user or a group that cannot be mapped, and for further groups.
     """
     uids, gids = (_find_mappings(kind) for kind in ("uid", "gid"))
     user = spec["process"]["user"]
     require_mapped("uid", [user["uid"]], uids)
-    require_mapped("gid", [user["gid"], *user["additionalGids"]], gids)
+    require_mapped("gid", [user["gid"]], gids)
+    if user["additionalGids"]:
+        raise InvalidInputError(
+            f"supplemental_groups {user['additionalGids']}: runc gives none where the engine is not root;"
+            " leave them out, and set supplemental_groups_policy to Strict if they are the image's"
+        )
     linux = {name: value for name, value in spec["linux"].items() if name not in {"resources", "cgroupsPath"}}
     linux |= {
         "namespaces": [*spec["linux"].get("namespaces", ()), {"type": "user"}],

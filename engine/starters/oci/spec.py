@@ -10,6 +10,7 @@ from typing import Any
 
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.environment import merge_environment
+from limpet.engine.starters.oci.annotations import choose_annotations
 from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import choose, to_spec
 from limpet.engine.starters.oci.mounts import add_held, choose_root_propagation, make_mounts
@@ -83,6 +84,7 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
             has_host_ipc=mode_of(config, "ipc") is NamespaceMode.NODE,
         ),
         "linux": _make_linux(launch, context, chosen, is_unified=is_unified),
+        "annotations": choose_annotations(config),
     }
     if hostname and is_own(namespaces, "uts"):
         spec["hostname"] = require_hostname(hostname)

@@ -596,10 +596,12 @@ class OciStarter:
         if not self._take(container_id, wait=False):
             return  # it is being started now
         try:
-            if not has_ended(container_id):
-                runs = list(list_runs(self._bundle(container_id)))
-                if not runs or any(map(_may_have_run, runs)):
-                    return  # a look tells what became of it, or it runs on though its bundle is lost
+            runs = list(list_runs(self._bundle(container_id)))
+            if has_ended(container_id):
+                if runs and all(map(_is_over, runs)):
+                    return  # its entry and its cgroups hold nothing, and its release removes them
+            elif not runs or any(map(_may_have_run, runs)):
+                return  # a look tells what became of it, or it runs on though its bundle is lost
             self._end(container_id)
         except OSError as error:
             _log.warning("container %s: what is left of it cannot be looked at: %s", container_id, error)
@@ -718,6 +720,17 @@ def _may_have_run(run: RunDirectory) -> bool:
         return True
     processes = run.read_processes()
     return processes is not None and observe_program(processes) is Program.EXECUTED
+
+
+def _is_over(run: RunDirectory) -> bool:
+    """Return whether a start's first process has ended, and with it all others, and its conmon, too."""
+    processes = run.read_processes()
+    return (
+        processes is not None
+        and processes.has_own_pids
+        and observe_program(processes) is Program.ENDED
+        and not is_monitor_alive(processes)
+    )
 
 
 def _write_private(path: str, data: bytes) -> None:

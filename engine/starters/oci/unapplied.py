@@ -6,6 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from limpet.engine.starters.contract import Launch
+from limpet.engine.starters.oci.annotations import find_orders
 from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import find_missing
 from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of
@@ -44,6 +45,9 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
         lost = "crun works in a mount namespace of its own here, so nothing that is mounted reaches the host"
     if lost:
         found["mounts.propagation"] = lost
+    orders = find_orders(config)
+    if orders:
+        found["annotations"] = orders
     missing = find_missing(context.capabilities) if context.capabilities else ()
     if missing:
         found["capabilities"] = f"the engine itself does not have {', '.join(missing)}"

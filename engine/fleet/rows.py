@@ -93,7 +93,3 @@ INSERT_EVENTS = (
     f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(EventRow)}) ON CONFLICT (node, revision) DO NOTHING"
 )
 DELETE_EVENTS = "DELETE FROM event WHERE node = %(node)s AND revision = ANY(%(revisions)s)"
-PUT_NODE = (
-    "INSERT INTO node (name, epoch, opened_at, pruned) VALUES (%(node)s, %(epoch)s, %(opened_at)s, %(pruned)s)"
-    " ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, opened_at = excluded.opened_at, pruned = excluded.pruned"
-)

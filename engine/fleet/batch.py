@@ -48,9 +48,19 @@ WHERE name = %(node)s
     AND (%(is_forced)s OR clock_timestamp() - heard_at > make_interval(secs => lease_seconds))
 RETURNING is_whole"""
 _BEGIN = """
-UPDATE fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
-    doubts = %(doubts)s, revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
-WHERE name = %(node)s AND epoch = %(epoch)s AND as_of <= %(as_of)s"""
+WITH begun AS (
+    UPDATE fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
+        doubts = %(doubts)s, revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
+    WHERE name = %(node)s AND epoch = %(epoch)s AND as_of <= %(as_of)s
+    RETURNING name
+), put AS (
+    INSERT INTO node AS old (name, epoch, opened_at, pruned)
+    SELECT name, %(own_epoch)s, %(opened_at)s, %(pruned)s FROM begun
+    ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, opened_at = excluded.opened_at, pruned = excluded.pruned
+    WHERE (old.epoch, old.opened_at, old.pruned) <> (excluded.epoch, excluded.opened_at, excluded.pruned)
+)
+SELECT 1 / count(*) FROM begun"""
+"""Who may not write divides by 0: that ends the transaction, before what is sent along with this."""
 _BEAT = """
 UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
 _EVICT = """
@@ -155,18 +165,27 @@ def write_batch(
     With `revision` the fleet has all events up to that one; with `is_whole` all rows, too. Raises FleetFencedError if
     the node was claimed by another, FleetError if it is not known whether it was written: send it again.
     """
-    of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest, "doubts": _doubts_text(doubts)}
-    # In two round trips: whether it may write at all, then everything else with the commit.
-    with connection.pipeline() as pipeline, replicated(connection):
-        begun = connection.execute(_BEGIN, {**of_node, "revision": revision, "is_whole": is_whole})
-        pipeline.sync()
-        if begun.rowcount != 1:
-            row = connection.execute(_WHO, (held.node,)).fetchone()
-            if row is not None and row[0] == held.epoch:
-                return False
-            raise _fenced(connection, held)
-        for statement, values in _statements(extract, of_node, gone_events):
-            connection.execute(statement, values)
+    of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest}
+    begin = {
+        **of_node,
+        "doubts": _doubts_text(doubts),
+        "revision": revision,
+        "is_whole": is_whole,
+        "own_epoch": extract.epoch,
+        "opened_at": extract.opened_at,
+        "pruned": extract.pruned,
+    }
+    try:
+        # All of it in one round trip.
+        with connection.pipeline(), replicated(connection):
+            connection.execute(_BEGIN, begin)
+            for statement, values in _statements(extract, of_node, gone_events):
+                connection.execute(statement, values)
+    except psycopg.errors.DivisionByZero:
+        row = connection.execute(_WHO, (held.node,)).fetchone()
+        if row is not None and row[0] == held.epoch:
+            return False
+        raise _fenced(connection, held) from None
     return True
 
 
@@ -185,8 +204,6 @@ def _statements(
             yield sql.UPSERT[table], {**of_node, "rows": sql.encode_records(ROWS[table][0], found)}
     if extract.events:
         yield sql.INSERT_EVENTS, {**of_node, "rows": sql.encode_records(EventRow, extract.events)}
-    put = {"node": of_node["node"], "epoch": extract.epoch, "opened_at": extract.opened_at, "pruned": extract.pruned}
-    yield sql.PUT_NODE, put
 
 
 def load_keys(connection: Connection, node: str) -> Keys:

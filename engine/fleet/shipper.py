@@ -29,6 +29,8 @@ _LINGER_SECONDS, _LONGEST_LINGER = 0.02, 0.25
 """Where nobody waits for the fleet, changes are gathered for so long at least, and at most."""
 _REST = 15
 """And for so many times as long as the last sending took: what is sent shares a lock, cores and a disk with callers."""
+_PART = 0.5
+"""Where callers wait, those who were answered last are expected again, for this part of the last sending's time."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 _CLOSE_SECONDS = 5.0
 _PRUNED_AT_ONCE = 1024
@@ -82,6 +84,10 @@ class Shipper:
         self._turn = threading.Condition()  # guards what follows; the sending thread alone waits for it
         self._waiters: deque[tuple[int, threading.Lock]] = deque()
         """Who waits for which ticket, in the order of the tickets."""
+        self._answered = 0
+        """So many waited for what was sent last."""
+        self._expected: int | None = None
+        """The sending thread is to be woken once so many wait; None while it does not wait for them."""
         self._rows: dict[str, set[Key]] = {_STATUS: set(), "sandbox_status": set()}
         self._ticket = 1  # whatever there is at the opening waits, too
         self._sent = 0
@@ -106,7 +112,8 @@ class Shipper:
             self._ticket += 1
             if self._waiting_since is None:
                 self._waiting_since = time.monotonic()
-            self._turn.notify_all()
+            if self._expected is None:
+                self._turn.notify_all()
 
     @property
     def lag(self) -> FleetLag:
@@ -127,6 +134,8 @@ class Shipper:
             if not self._will_send_no_more:
                 told.acquire()
                 self._waiters.append((wanted, told))
+                if self._expected is not None and len(self._waiters) >= self._expected:
+                    self._turn.notify_all()
         told.acquire(timeout=timeout)  # released by whoever has sent it
         with self._turn:
             if self._sent >= wanted:
@@ -145,8 +154,10 @@ class Shipper:
 
     def _tell_waiters(self) -> None:
         """Wake those whose changes are there, or all if nothing more will be; with the lock held."""
+        before = len(self._waiters)
         while self._waiters and (self._will_send_no_more or self._waiters[0][0] <= self._sent):
             self._waiters.popleft()[1].release()
+        self._answered = before - len(self._waiters)
 
     def close(self) -> None:
         """Send what there is, for a few seconds at most, and stop. May be repeated."""
@@ -215,12 +226,26 @@ class Shipper:
                     is_idle = False
                 else:
                     return
-                if not (is_idle or self._is_awaited):
+                if self._is_awaited and not is_idle:
+                    self._expect_callers(_PART * took)
+                elif not is_idle:
                     linger = min(max(_LINGER_SECONDS, _REST * took), _LONGEST_LINGER)
             if is_idle:
                 batch.beat(connection, self._held, self._doubts())
             elif linger:
                 self._closing.wait(linger)
+
+    def _expect_callers(self, seconds: float) -> None:
+        """Wait until as many call as were answered last; with the lock held.
+
+        They come back at about the same time. The first of them would else have a transaction to itself, which all the
+        others then wait for.
+        """
+        self._expected = self._answered
+        try:
+            self._turn.wait_for(lambda: self._closing.is_set() or len(self._waiters) >= self._answered, seconds)
+        finally:
+            self._expected = None
 
     @property
     def _has_news(self) -> bool:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from limpet import AsyncStore, Engine, Store, errors
 from limpet.engine.database.sqlite.extract import ROWS, Extractor
-from limpet.engine.fleet import batch
+from limpet.engine.fleet import Shipper, batch, shipper
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.rows import from_record
 from limpet.schema import Status
@@ -343,3 +343,42 @@ def test_an_old_epoch_changes_nothing(
         for sender in (old, new):
             sender.extractor.close()
             sender.connection.close()
+
+
+def test_callers_who_come_back_share_a_transaction(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two were answered together: the first of them that calls again waits for the other."""
+    monkeypatch.setattr(shipper, "_PART", 1e4)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+    Store.open(state_dir, node="n7").close()
+    sender = Shipper(Address(base.url), f"{state_dir}/store.db", "n7", ("of-a-test", state_dir), dict, is_awaited=True)
+    try:
+        sender.wait(30)
+        answered: list[str] = []
+
+        def call(name: str) -> threading.Thread:
+            def wait() -> None:
+                sender.note([name], [], 0)
+                sender.wait(30)
+                answered.append(name)
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            return thread
+
+        with base.cluster.connect(base.name) as connection, connection.transaction():
+            connection.execute("SELECT FROM limpet.fleet_node FOR UPDATE")
+            threads = [call("held")]
+            wait_until(lambda: bool(base.ask(waiting, base.name)), "the first to be sent")
+            threads += [call("held with it"), call("held too")]
+            wait_until(lambda: len(sender._waiters) == 3, "all to wait")
+        for thread in threads:
+            thread.join()
+        answered.clear()
+        alone = call("alone")
+        alone.join(0.3)
+        assert not answered
+        call("other").join()
+        alone.join()
+        assert sorted(answered) == ["alone", "other"]
+    finally:
+        sender.close()

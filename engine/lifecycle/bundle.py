@@ -13,6 +13,7 @@ here, so what a power cut brings back is removed once more.
 import json
 import os
 import stat
+from contextlib import suppress
 
 import msgspec
 
@@ -85,7 +86,8 @@ class Bundle:
                 _remove(os.path.join(self.path, name))
             if content:
                 sync_directory(self.path)
-            remove_unflushed(self.path)
+            if not self._remove_last():
+                remove_unflushed(self.path)
         except OSError as error:
             raise _translate(self.path, error) from error
 
@@ -100,6 +102,17 @@ class Bundle:
         try:
             os.rmdir(os.path.join(self.path, name))
         except OSError:  # it holds something, or is none: that is told when it is removed in earnest
+            return False
+        return True
+
+    def _remove_last(self) -> bool:
+        """Remove the directory with its config.json and marker, all that is left of it; say whether that was so."""
+        try:
+            for name in (CONFIG_FILE, MARKER_FILE):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self.path, name))
+            os.rmdir(self.path)
+        except OSError:  # something is left, or may not be removed so: that is told when it is removed in earnest
             return False
         return True
 

@@ -77,6 +77,11 @@ class _Watch:
         """True if the loop has to look at it again and again, for the kernel does not tell, or no more."""
         return not self.is_told and (not self.is_registered or self.noticed_at > 0)
 
+    @property
+    def needs_attention(self) -> bool:
+        """True while the loop has to look at it, or to see to it that its end is written down."""
+        return not self.is_registered or self.noticed_at > 0 or self.alone_at > 0
+
 
 class _Kill(NamedTuple):
     """What is left of a container is to be killed."""
@@ -133,6 +138,8 @@ class Watcher:
         self._on_alone = on_alone
         self._lock = threading.Lock()
         self._watches: dict[str, _Watch] = {}
+        self._attended: dict[str, _Watch] = {}
+        """Of these, those that the loop has to look at, or soon may: few, however many are watched."""
         self._by_pidfd: dict[int, _Watch] = {}
         self._by_monitor: dict[int, _Watch] = {}
         self._kills: dict[str, _Kill] = {}
@@ -166,6 +173,8 @@ class Watcher:
             watch = _Watch(container_id, identity, pidfd, starter)
             self._watches[container_id] = watch
             self._register(watch)
+            if watch.is_polled:
+                self._attended[container_id] = watch
         self._watch_monitor(watch)
         if watch.is_polled:
             self._wake()
@@ -216,7 +225,7 @@ class Watcher:
             *(getattr(self, name, -1) for name in ("_wake_read", "_wake_write")),
         ]
         self._by_pidfd, self._by_monitor, self._wake_read, self._wake_write = {}, {}, -1, -1
-        self._watches = {}
+        self._watches, self._attended = {}, {}
         self._epoll.close()
         for descriptor in descriptors:
             if descriptor >= 0:
@@ -277,9 +286,9 @@ class Watcher:
     def _patience(self) -> float:
         now = time.monotonic()
         with self._lock:
-            due = [watch.due for watch in self._watches.values() if watch.is_polled]
+            due = [watch.due for watch in self._attended.values() if watch.is_polled]
             due += [kill.when for kill in self._kills.values()]
-            due += [watch.alone_at for watch in self._watches.values() if watch.alone_at]
+            due += [watch.alone_at for watch in self._attended.values() if watch.alone_at]
         due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
         return max(0.0, min(due) - now) if due else -1
 
@@ -294,8 +303,9 @@ class Watcher:
             elif (watch := self._by_monitor.get(descriptor)) is not None:
                 self._leave_monitor(watch)
                 watch.alone_at = now + _ALONE_SECONDS
+                self._attend(watch)
         with self._lock:
-            polled = [one for one in self._watches.values() if one.is_polled and one.due <= now]
+            polled = [one for one in self._attended.values() if one.is_polled and one.due <= now]
         self._has_descriptors = True
         for watch in polled:
             watch.due = now + _LOOK_AGAIN_SECONDS
@@ -305,11 +315,19 @@ class Watcher:
             if not watch.noticed_at:
                 watch.due = max(watch.due, next_look)
         with self._lock:
-            ended = [one for one in self._watches.values() if one.exit is not None and not one.is_told]
+            ended = [one for one in self._attended.values() if one.exit is not None and not one.is_told]
         self._record(ended)
         self._finish_recordings()
         self._kill_overdue(now)
         self._tell_alone(now)
+        with self._lock:
+            for watch in [one for one in self._attended.values() if not one.needs_attention]:
+                del self._attended[watch.container_id]
+
+    def _attend(self, watch: _Watch) -> None:
+        with self._lock:
+            if self._watches.get(watch.container_id) is watch:
+                self._attended[watch.container_id] = watch
 
     def _leave_monitor(self, watch: _Watch) -> None:
         with self._lock:
@@ -323,7 +341,7 @@ class Watcher:
     def _tell_alone(self, now: float) -> None:
         """Tell which containers run on without their monitors, on a thread: this one does not wait for the disk."""
         with self._lock:
-            due = [watch for watch in self._watches.values() if watch.alone_at and watch.alone_at <= now]
+            due = [watch for watch in self._attended.values() if watch.alone_at and watch.alone_at <= now]
         for watch in due:
             watch.alone_at = 0.0
             if watch.noticed_at:
@@ -336,6 +354,7 @@ class Watcher:
     def _notice(self, watch: _Watch) -> None:
         """Take note that a process has ended, by its pidfd; from here on it is asked how, until that is known."""
         watch.noticed_at = time.time_ns()
+        self._attend(watch)
         with suppress(OSError):
             self._epoll.unregister(watch.pidfd)
         self._ask(watch)
@@ -400,6 +419,8 @@ class Watcher:
 
         What has left that session is ended when the container is released, or by the next recovery.
         """
+        if watch.exit is not None and watch.exit.is_all:
+            return
         with suppress(LimpetError):
             if not self._store.status(watch.container_id).stop_requested_at:
                 watch.starter.signal(watch.container_id, watch.identity, signal.SIGKILL, only_session=True)
@@ -435,6 +456,7 @@ class Watcher:
         with self._lock:
             for watch in written:
                 self._watches.pop(watch.container_id, None)
+                self._attended.pop(watch.container_id, None)
                 if watch.pidfd >= 0:
                     self._by_pidfd.pop(watch.pidfd, None)
                     os.close(watch.pidfd)

@@ -70,6 +70,8 @@ class Exit(NamedTuple):
     """Why the program was never executed, so that there is no exit code of it; empty if it was."""
     is_out_of_memory: bool = False
     """True if its memory limit ended it."""
+    is_all: bool = False
+    """True if it is known that nothing else is left of the container; False says nothing."""
 
 
 class Starter(Protocol):

@@ -429,7 +429,8 @@ class ProcessStarter:
         if end.get("unseen"):
             return Exit(None)
         code = 128 + end["code"] if end["signal"] else end["code"]
-        return Exit(code, finished_at, is_out_of_memory=self._was_out_of_memory(container_id, end))
+        is_out_of_memory = self._was_out_of_memory(container_id, end)
+        return Exit(code, finished_at, is_out_of_memory=is_out_of_memory, is_all=bool(record.get("empty")))
 
     def _was_out_of_memory(self, container_id: str, end: Message) -> bool:
         is_killed = end.get("signal") and end["code"] == signal.SIGKILL

@@ -181,5 +181,6 @@ def _written_name(message: msgspec.Struct, name: str) -> str:
 
 
 def _has_capability(number: int) -> bool:
-    with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
-        return any(int(line.split()[1], 16) >> number & 1 for line in file if line.startswith("CapEff:"))
+    with open("/proc/self/status", "rb", buffering=0) as file:
+        found = file.readall().partition(b"\nCapEff:")[2].split(maxsplit=1)
+    return bool(found) and bool(int(found[0], 16) >> number & 1)

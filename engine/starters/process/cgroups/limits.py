@@ -67,9 +67,9 @@ def remove_limits(container_id: str, beside: int = 0, noted: Collection[str] = (
         parents = find_parents(beside, noted)
     except OSError as error:
         return (_describe(error),)
-    for parent in parents:
+    for path in [path for parent in parents if os.path.lexists(path := f"{parent}/{name}")]:
         try:
-            _remove(os.path.join(parent, name))
+            _remove(path)
         except OSError as error:
             left.append(_describe(error))
     return tuple(left)

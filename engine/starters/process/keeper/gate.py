@@ -82,16 +82,15 @@ def _obey_plan(document: dict[str, Any]) -> None:
             unshare(_CLONE_NEWUTS)
             if document["hostname"]:
                 socket.sethostname(document["hostname"])
-    if os.read(_CONTROL, 1) != b"g":
+    soft, hard = document["nofile"]
+    args = [_to_bytes(each) for each in document["args"]]
+    environment = dict(_to_bytes(entry).split(b"=", 1) for entry in document["env"])
+    if os.read(_CONTROL, 1) != b"g":  # what comes after this is waited for
         return
     enter_root(document)
-    soft, hard = document["nofile"]
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     become_user(document)
-    _execute(
-        [_to_bytes(each) for each in document["args"]],
-        dict(_to_bytes(entry).split(b"=", 1) for entry in document["env"]),
-    )
+    _execute(args, environment)
 
 
 def _take_descriptors(control: int, report: int) -> None:

@@ -34,6 +34,9 @@ _ENGINE_TAKES_SECONDS = 0.2
 """How long an end waits for a connected engine before the keeper flushes it."""
 _TICK_SECONDS = 0.5
 _LONGEST_SLEEP_SECONDS = 5.0
+_QUIET_SECONDS = 0.002
+"""How long nothing may have happened before a gate is forked ahead: right after a start, the start's own program and
+whoever waits for it need the processors."""
 _IDLE_SECONDS = 2.0
 """How long the keeper stays when nothing is left for it, and the spare gate when there is no container."""
 _UNSEEN_SECONDS = 10.0
@@ -93,8 +96,10 @@ class Keeper:
     def run(self) -> None:
         """Serve until nothing is left to do."""
         while not self._may_end():
-            ready = self._poll.poll(0 if self._wants_spare else self._patience())
-            if not ready and self._wants_spare:
+            patience = self._patience()
+            is_for_spare = self._wants_spare and patience >= _QUIET_SECONDS
+            ready = self._poll.poll(_QUIET_SECONDS if is_for_spare else patience)
+            if not ready and is_for_spare:
                 self._spare.make()
             self._orphans_now = None
             # As it was when that was told: a handler before may have closed it, and its number be another's by now.
@@ -108,7 +113,7 @@ class Keeper:
 
     @property
     def _wants_spare(self) -> bool:
-        """Say whether to fork a gate ahead as soon as there is nothing else to do: no start waits for that."""
+        """Say whether to fork a gate ahead once nobody has asked for anything for a moment."""
         return self._spare.is_wanted and not self._starting
 
     # The loop's parts
@@ -459,7 +464,7 @@ class Keeper:
             self._orphans_now = None
             self._note_end(container)  # its engine has seen it before us
         answer = container.describe()
-        return answer if container.end else answer | {"running": True}
+        return answer | ({"empty": container.is_empty} if container.end else {"running": True})
 
     def _flush(self) -> None:
         """Make ends durable that no engine has taken in time, and reap what they are of."""

@@ -9,7 +9,8 @@ prepare id log owner report        pid + [pidfd]: a process that is held at its 
   + [plan, log]                    `report` also the end of the pipe that its exec closes: to be waited for, not read
 go id                              executed, or why not
 list after                         containers (see `Container.describe`), more: ask again after the last
-end id                             running, or how it ended: code signal time executed why; or unknown
+end id                             running, or how it ended: code signal time executed why, empty: nothing is left of
+                                   it; or unknown
 signal id number session           left: how many of its processes there are; `session`: in its first one's session
 members id                         members: the pids of its processes, without the one that asks; all: False if they
                                    are more than a message holds

@@ -1,0 +1,55 @@
+"""What is mounted in a tree is found however few its entries are, and the top of the tree counts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limpet.recovery.mounts import find_mounts
+
+# Mounts and asks: with nothing mounted, then with each mount alone, which is undone before the next.
+PROGRAM = """
+import json, os, subprocess, sys
+from limpet.recovery.mounts import find_mounts
+top = sys.argv[1]
+told = [find_mounts(top)]
+for point, *how in json.loads(sys.argv[2]):
+    subprocess.run(["mount", *how, os.path.join(top, point)], check=True)
+    told.append(find_mounts(top))
+    subprocess.run(["umount", os.path.join(top, point)], check=True)
+print(json.dumps(told))
+"""
+
+
+def test_each_mount_in_a_small_tree_is_found(tmp_path: Path) -> None:
+    """At the top, on an empty directory, far below, on a file: each is told by its path."""
+    top = tmp_path / "top"
+    (top / "rootfs" / "a" / "b").mkdir(parents=True)
+    (top / "working").mkdir()
+    (top / "config.json").touch()
+    bind = ["--bind", str(top)]
+    asked = [
+        ["", *bind],
+        ["working", *bind],
+        ["rootfs/a/b", *bind],
+        ["config.json", "--bind", str(top / "config.json")],
+    ]
+    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", PROGRAM, str(top), json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and ("unshare:" in done.stderr or "mount:" in done.stderr):
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    none, *told = json.loads(done.stdout)
+    assert none == []
+    # What is bound to the top is seen again in whatever is bound below it.
+    assert [each[0].rstrip("/") for each in told] == [str(top / point).rstrip("/") for point, *_ in asked]
+
+
+def test_a_large_tree_and_a_missing_one_have_no_mount(tmp_path: Path) -> None:
+    """Where entries are not asked one by one the answer is the same."""
+    for number in range(40):
+        (tmp_path / "large" / str(number)).mkdir(parents=True)
+    assert find_mounts(str(tmp_path / "large")) == []
+    assert find_mounts(str(tmp_path / "missing")) == []

@@ -24,6 +24,7 @@ def test_interrupts_and_failing_allocations(size: Size) -> None:
     assert sum(result.trials for result in results) >= size.least
 
 
+@pytest.mark.long
 def test_a_broken_closing_is_caught() -> None:
     """A store that cannot be closed again after an interrupt fails the campaign."""
     assert campaign(Order("store", every=5, last=300, control="close-once")).findings

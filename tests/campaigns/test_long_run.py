@@ -31,6 +31,7 @@ def test_it_goes_on_with_the_next_seed(tmp_path: Path) -> None:
     assert read_result(tmp_path, "damage") == Result(sources="others", seeds=7)
 
 
+@pytest.mark.long
 def test_what_was_found_is_status_1(tmp_path: Path) -> None:
     """A finding of an earlier call is not forgotten."""
     assert go_on(tmp_path).returncode == 0

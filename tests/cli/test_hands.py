@@ -224,7 +224,12 @@ def test_a_run_that_is_killed_leaves_its_container_running(limpet: Limpet, engin
 
 @pytest.mark.parametrize(
     "verb",
-    [["run", "-d", "--name", "x", "host", "sleep", "1000"], ["stop", "-t", "1", "y"], ["rm", "-f", "y"], ["prune"]],
+    [
+        ["run", "-d", "--name", "x", "host", "sleep", "1000"],
+        ["stop", "-t", "1", "y"],
+        pytest.param(["rm", "-f", "y"], marks=pytest.mark.long),
+        pytest.param(["prune"], marks=pytest.mark.long),
+    ],
     ids=lambda verb: verb[0],
 )
 def test_a_kill_of_the_engine_amid_a_command(limpet: Limpet, engine_process: Start, verb: list[str]) -> None:

@@ -24,6 +24,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     return made
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_every_saved_state_opens_and_the_schema_is_one(copy: Copy) -> None:
     """Each record of each revision is what it was, none is newly damaged; migrated and fresh schema are the same."""

@@ -16,6 +16,7 @@ from limpet.engine.cli.output import (
     Column,
     print_line,
     print_table,
+    recorded_state,
     render_line,
     rfc3339,
     short_id,
@@ -177,6 +178,6 @@ def _make_row(event: Event, *, no_trunc: bool) -> list[str | Cell]:
         event.kind.value,
         event.id if no_trunc or event.kind in OF_ITEMS else short_id(event.id),
         event.name,
-        "" if event.state is None else state_cell(event.state.name),
+        "" if event.state is None else state_cell(recorded_state(event.state)),
         Cell(reason, "red" if ended and event.exit_code else ""),
     ]

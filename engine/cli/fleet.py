@@ -23,6 +23,7 @@ from limpet.engine.cli.output import (
     print_lines,
     print_table,
     printable,
+    recorded_state,
     rfc3339,
     short_id,
     state_cell,
@@ -193,7 +194,7 @@ def events(url: str, *, follow: bool, node: str, as_json: bool) -> None:
                 document = {"schema_version": SCHEMA_VERSION, "node": one.node, **event_document(event)}
                 print_line(encode_any(document).decode())
             else:
-                state = "" if event.state is None else event.state.name
+                state = "" if event.state is None else recorded_state(event.state)
                 at = (rfc3339(event.at) or "")[:23]
                 print_line(
                     f"{one.node} {event.revision} {at}Z {event.kind.value} {event.id} {event.name} {state}".rstrip()

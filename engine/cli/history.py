@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
-from limpet.engine.cli.output import Cell, Column, print_json, print_table, rfc3339, state_cell
+from limpet.engine.cli.output import Cell, Column, print_json, print_table, recorded_state, rfc3339, state_cell
 from limpet.engine.cli.plot import Plot, plot_option
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema.errors import InvalidStateError, quote
@@ -63,13 +63,8 @@ def _make_row(transition: Transition) -> list[str | Cell]:
     return [
         str(transition.number),
         (rfc3339(transition.at) or "")[:23] + "Z",  # to the millisecond
-        _name_state(transition),
+        state_cell(recorded_state(transition.state)),
         Cell(str(transition.exit_code), "red" if transition.exit_code else "") if ended else "",
         transition.reason,
         transition.message,
     ]
-
-
-def _name_state(transition: Transition) -> Cell:
-    # The CRI has no state for a container that was never created.
-    return state_cell(transition.state.name) if transition.state is not ContainerState.UNKNOWN else Cell("NEW", "")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from limpet.engine.cli.output import recorded_state
 from limpet.engine.cli.timeline import Lane, Line, Mark, Phase, Sign, Span, Stroke, Timeline
 from limpet.schema.history import Transition
 from limpet.schema.status import EXIT_CODE_UNKNOWN, ContainerState, Reason, Status
@@ -61,9 +62,9 @@ def _find_marks(transitions: Sequence[Transition], status: Status, end: int) -> 
 
 
 def _describe(one: Transition) -> str:
-    name = "NEW" if one.state is ContainerState.UNKNOWN else one.state.name
+    name = recorded_state(one.state)
     return f"{one.number} {name} {one.reason[:_LONGEST_REASON]}".strip()
 
 
 def _name(last: Transition, status: Status) -> str:
-    return "UNKNOWN" if status.unknown else "NEW" if last.state is ContainerState.UNKNOWN else last.state.name
+    return "UNKNOWN" if status.unknown else recorded_state(last.state)

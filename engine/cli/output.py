@@ -15,6 +15,8 @@ import click
 import msgspec
 
 from limpet.schema.any_text import encode_any
+from limpet.schema.sandbox_status import SandboxState
+from limpet.schema.status import ContainerState
 
 SCHEMA_VERSION = 1
 """The version of the JSON documents. Increase it when a key is renamed, removed, or changes meaning."""
@@ -248,6 +250,14 @@ def _count_shared(one: str, other: str) -> int:
 def state_cell(state: str) -> Cell:
     """Return a state's name as a coloured cell."""
     return Cell(state, STATE_COLOURS.get(state, ""))
+
+
+def recorded_state(state: ContainerState | SandboxState) -> str:
+    """Return the name of a state that was written down: NEW before the bundle is made, for which the CRI has no state.
+
+    Nothing on disk is Unknown in the sense of "not verified".
+    """
+    return "NEW" if state is ContainerState.UNKNOWN else state.name
 
 
 def note(text: str) -> None:

@@ -85,3 +85,5 @@ def test_following(limpet: Limpet, filled: Store, tmp_path: Path) -> None:
             following.kill()
             following.wait()
     assert [json.loads(line)["revision"] for line in out.read_bytes().splitlines()] == [7, 8, 9]
+    (added,) = (line for line in limpet.ok("events", "--since", "7").splitlines() if " added " in line)
+    assert added.split()[-1] == "NEW"  # what was written down is not in doubt

@@ -21,6 +21,7 @@ from limpet.engine.cli.output import (
     rfc3339,
     short_id,
     state_cell,
+    terminal_width,
 )
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.store import Watch
@@ -43,6 +44,8 @@ _AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 18
 _TICK_SECONDS = 3600.0
+_NARROW = 100
+"""Columns of a terminal below which a time has neither its year, for the log goes back a week, nor milliseconds."""
 
 
 def _parse_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
@@ -123,9 +126,10 @@ def command(
                 widths = [max(width, len(column.title)) for width, column in zip(_WIDTHS, _COLUMNS, strict=True)]
                 print_line(render_line([Cell(column.title, "bold") for column in _COLUMNS], widths))
                 for event in events:
-                    print_line(render_line(_make_row(event, no_trunc=no_trunc), widths))
+                    print_line(render_line(_make_row(event, is_narrow=False, no_trunc=no_trunc), widths))
             else:
-                rows = [_make_row(event, no_trunc=no_trunc) for event in events]
+                is_narrow = not no_trunc and (terminal_width() or _NARROW) < _NARROW
+                rows = [_make_row(event, is_narrow=is_narrow, no_trunc=no_trunc) for event in events]
                 print_table(_COLUMNS, rows, no_trunc=no_trunc)
 
 
@@ -169,12 +173,13 @@ def event_document(event: Event) -> dict[str, Any]:
     }
 
 
-def _make_row(event: Event, *, no_trunc: bool) -> list[str | Cell]:
+def _make_row(event: Event, *, is_narrow: bool, no_trunc: bool) -> list[str | Cell]:
     ended = event.state is ContainerState.EXITED
     reason = event.reason + (f" ({event.exit_code})" if ended else "")
+    at = rfc3339(event.at) or ""
     return [
         str(event.revision),
-        (rfc3339(event.at) or "")[:23] + "Z",  # to the millisecond
+        at[5:19] + "Z" if is_narrow else at[:23] + "Z",  # to the second, or the millisecond
         event.kind.value,
         event.id if no_trunc or event.kind in OF_ITEMS else short_id(event.id),
         event.name,

@@ -221,11 +221,14 @@ def on_terminal(limpet: Limpet, columns: int, *args: str, **variables: str) -> s
     return printed.decode()
 
 
+_PS, _RECOVER = ("ps", "-a"), ("recover", "--dry-run")
+
+
 def test_tables_fit_the_terminal(limpet: Limpet, jobs: Jobs) -> None:
     """On a terminal no line is wider than it, in colour unless that is not wanted; elsewhere nothing is cut."""
     jobs.kill_engine_then_one()
-    for columns in (60, 140):
-        for args in (("ps", "-a"), ("recover", "--dry-run")):
+    for columns, commands in ((60, (_PS, _RECOVER)), (80, (("events",),)), (140, (_PS, _RECOVER))):
+        for args in commands:
             plain = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(limpet, columns, *args))
             assert max(len(line) for line in plain.splitlines()) <= columns
     assert "\x1b[" in on_terminal(limpet, 80, "ps")

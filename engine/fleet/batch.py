@@ -50,7 +50,8 @@ RETURNING is_whole"""
 _BEGIN = """
 WITH begun AS (
     UPDATE fleet_node SET heard_at = clock_timestamp(), as_of = %(as_of)s,
-        doubts = %(doubts)s, revision = coalesce(%(revision)s, revision), is_whole = is_whole OR %(is_whole)s
+        doubts = coalesce(%(doubts)s, doubts), revision = coalesce(%(revision)s, revision),
+        is_whole = is_whole OR %(is_whole)s
     WHERE name = %(node)s AND epoch = %(epoch)s AND as_of <= %(as_of)s
     RETURNING name
 ), put AS (
@@ -62,7 +63,7 @@ WITH begun AS (
 SELECT 1 / count(*) FROM begun"""
 """Who may not write divides by 0: that ends the transaction, before what is sent along with this."""
 _BEAT = """
-UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = %s WHERE name = %s AND epoch = %s"""
+UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = coalesce(%s, doubts) WHERE name = %s AND epoch = %s"""
 _EVICT = """
 SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
 WHERE application_name = %s AND datname = current_database() AND pid <> pg_backend_pid()"""
@@ -144,8 +145,11 @@ def _evict_if_stuck(connection: Connection, node: str) -> None:
         connection.execute(_EVICT, (_name_connection(connection, node),))
 
 
-def beat(connection: Connection, held: Claim, doubts: Doubts = NO_DOUBTS) -> None:
-    """Tell the fleet that the node lives, and what it does not vouch for. Raises FleetFencedError, FleetError."""
+def beat(connection: Connection, held: Claim, doubts: Doubts | None = None) -> None:
+    """Tell the fleet that the node lives, and what it does not vouch for, unless that is what it was told before.
+
+    Raises FleetFencedError, FleetError.
+    """
     if connection.execute(_BEAT, (_doubts_text(doubts), held.node, held.epoch)).rowcount != 1:
         raise _fenced(connection, held)
 
@@ -158,11 +162,12 @@ def write_batch(
     revision: int | None = None,
     is_whole: bool = False,
     gone_events: list[int] | None = None,
-    doubts: Doubts = NO_DOUBTS,
+    doubts: Doubts | None = None,
 ) -> bool:
     """Write what was read at one instant, all of it or nothing; return False if the fleet has what is newer.
 
-    With `revision` the fleet has all events up to that one; with `is_whole` all rows, too. Raises FleetFencedError if
+    With `revision` the fleet has all events up to that one; with `is_whole` all rows, too. What the node does not vouch
+    for is what the fleet was told before, unless there are `doubts`. Raises FleetFencedError if
     the node was claimed by another, FleetError if it is not known whether it was written: send it again.
     """
     of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest}
@@ -242,8 +247,8 @@ def _describe(connection: Connection, node: str) -> str:
     return f"process {pid} on {quote(host)} with {quote_path(path)}, heard of {seconds:.0f} s ago"
 
 
-def _doubts_text(doubts: Doubts) -> str:
-    return sql.escape(_json(doubts))
+def _doubts_text(doubts: Doubts | None) -> str | None:
+    return None if doubts is None else sql.escape(_json(doubts))
 
 
 def _json(value: object) -> str:

@@ -75,6 +75,8 @@ class Shipper:
         self._directory = directory
         self._is_awaited = is_awaited
         self._doubts = doubts
+        self._told: Doubts | None = None
+        """The doubts that the fleet has, told on this connection. There may be as many as there are containers."""
         self._extractor = Extractor(path, node)
         self._held: Claim | None = None
         self._is_whole = False
@@ -207,10 +209,12 @@ class Shipper:
         """Send what there is and what comes, until the store is closed."""
         require_schema(self._address, connection)
         batch.introduce(connection, self._node)
+        doubts = self._doubts()
         if self._held is None:
-            self._held = batch.claim(connection, self._node, *self._directory, self._doubts())
+            self._held = batch.claim(connection, self._node, *self._directory, doubts)
         else:
-            batch.beat(connection, self._held, self._doubts())
+            batch.beat(connection, self._held, doubts)
+        self._told = doubts
         while True:
             began = time.monotonic()
             if self._is_whole:
@@ -231,7 +235,7 @@ class Shipper:
                 elif not is_idle:
                     linger = min(max(_LINGER_SECONDS, _REST * took), _LONGEST_LINGER)
             if is_idle:
-                batch.beat(connection, self._held, self._doubts())
+                self._tell_doubts(partial(batch.beat, connection, self._held))
             elif linger:
                 self._closing.wait(linger)
 
@@ -347,17 +351,25 @@ class Shipper:
         assert self._held is not None
         for damage in found.damaged:
             _log.warning("node %s: %s is damaged and was not sent", self._node, damage)
-        if not batch.write_batch(
+        write = partial(
+            batch.write_batch,
             connection,
             self._held,
             found,
             revision=revision,
             is_whole=is_whole,
             gone_events=list(gone),
-            doubts=self._doubts(),
-        ):
+        )
+        if not self._tell_doubts(write):
             self._held, self._is_whole = None, False
             raise FleetError(f"node {self._node}: the fleet has newer rows than this node; all are compared anew")
+
+    def _tell_doubts(self, write: Callable[..., _Any]) -> _Any:
+        """Return what `write` returns, which is given the doubts unless the fleet has them."""
+        doubts = self._doubts()
+        written = write(doubts=None if doubts == self._told else doubts)
+        self._told = doubts
+        return written
 
 
 def _choose(rows: Mapping[str, set[Key]], events: Sequence[EventRow]) -> Mapping[str, Collection[Key]]:

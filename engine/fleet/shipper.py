@@ -30,7 +30,7 @@ _LINGER_SECONDS, _LONGEST_LINGER = 0.02, 0.25
 _REST = 15
 """And for so many times as long as the last sending took: what is sent shares a lock, cores and a disk with callers."""
 _PART = 0.5
-"""Where callers wait, those who were answered last are expected again, for this part of the last sending's time."""
+"""Where callers wait, as many as last are expected again, for this part of the last sending's time."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 _CLOSE_SECONDS = 5.0
 _PRUNED_AT_ONCE = 1024
@@ -86,8 +86,8 @@ class Shipper:
         self._turn = threading.Condition()  # guards what follows; the sending thread alone waits for it
         self._waiters: deque[tuple[int, threading.Lock]] = deque()
         """Who waits for which ticket, in the order of the tickets."""
-        self._answered = 0
-        """So many waited for what was sent last."""
+        self._callers = 0
+        """So many waited when something was sent last, for that or for what has come since."""
         self._expected: int | None = None
         """The sending thread is to be woken once so many wait; None while it does not wait for them."""
         self._rows: dict[str, set[Key]] = {_STATUS: set(), "sandbox_status": set()}
@@ -139,6 +139,8 @@ class Shipper:
                 if self._expected is not None and len(self._waiters) >= self._expected:
                     self._turn.notify_all()
         told.acquire(timeout=timeout)  # released by whoever has sent it
+        if self._sent >= wanted:  # it only grows: all who are told at once need not queue up for the lock
+            return
         with self._turn:
             if self._sent >= wanted:
                 return
@@ -156,10 +158,9 @@ class Shipper:
 
     def _tell_waiters(self) -> None:
         """Wake those whose changes are there, or all if nothing more will be; with the lock held."""
-        before = len(self._waiters)
+        self._callers = len(self._waiters)
         while self._waiters and (self._will_send_no_more or self._waiters[0][0] <= self._sent):
             self._waiters.popleft()[1].release()
-        self._answered = before - len(self._waiters)
 
     def close(self) -> None:
         """Send what there is, for a few seconds at most, and stop. May be repeated."""
@@ -240,14 +241,14 @@ class Shipper:
                 self._closing.wait(linger)
 
     def _expect_callers(self, seconds: float) -> None:
-        """Wait until as many call as were answered last; with the lock held.
+        """Wait until as many wait as last; with the lock held.
 
         They come back at about the same time. The first of them would else have a transaction to itself, which all the
         others then wait for.
         """
-        self._expected = self._answered
+        self._expected = self._callers
         try:
-            self._turn.wait_for(lambda: self._closing.is_set() or len(self._waiters) >= self._answered, seconds)
+            self._turn.wait_for(lambda: self._closing.is_set() or len(self._waiters) >= self._callers, seconds)
         finally:
             self._expected = None
 

@@ -346,7 +346,7 @@ def test_an_old_epoch_changes_nothing(
 
 
 def test_callers_who_come_back_share_a_transaction(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two were answered together: the first of them that calls again waits for the other."""
+    """Who came too late for a sending waits for those whom it answered: they call again at once."""
     monkeypatch.setattr(shipper, "_PART", 1e4)
     waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
     Store.open(state_dir, node="n7").close()
@@ -367,18 +367,16 @@ def test_callers_who_come_back_share_a_transaction(base: Base, state_dir: str, m
 
         with base.cluster.connect(base.name) as connection, connection.transaction():
             connection.execute("SELECT FROM limpet.fleet_node FOR UPDATE")
-            threads = [call("held")]
+            first = call("first")
             wait_until(lambda: bool(base.ask(waiting, base.name)), "the first to be sent")
-            threads += [call("held with it"), call("held too")]
+            late = [call("second"), call("third")]
             wait_until(lambda: len(sender._waiters) == 3, "all to wait")
-        for thread in threads:
+        first.join()
+        late[0].join(0.3)
+        assert answered == ["first"]
+        call("first again").join()
+        for thread in late:
             thread.join()
-        answered.clear()
-        alone = call("alone")
-        alone.join(0.3)
-        assert not answered
-        call("other").join()
-        alone.join()
-        assert sorted(answered) == ["alone", "other"]
+        assert sorted(answered) == ["first", "first again", "second", "third"]
     finally:
         sender.close()

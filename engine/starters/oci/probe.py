@@ -28,7 +28,7 @@ from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 
 _EXIT_FILE_SECONDS = 3.0
-"""How long to wait for the exit file while conmon lives: it comes some ms after the end, and later on a busy machine."""
+"""How long to wait for the exit file while conmon lives: some ms after the end, later on a busy machine."""
 _START_SECONDS = 2.0
 """How long to wait for a start that is still under way: the engine was killed, and its `runc start` was not."""
 _EXECUTE_SECONDS = 0.1

@@ -14,6 +14,7 @@ from limpet.engine.cli.output import (
     SCHEMA_VERSION,
     Cell,
     Column,
+    moment,
     print_line,
     print_table,
     recorded_state,
@@ -176,10 +177,10 @@ def event_document(event: Event) -> dict[str, Any]:
 def _make_row(event: Event, *, is_narrow: bool, no_trunc: bool) -> list[str | Cell]:
     ended = event.state is ContainerState.EXITED
     reason = event.reason + (f" ({event.exit_code})" if ended else "")
-    at = rfc3339(event.at) or ""
+    at = moment(event.at)
     return [
         str(event.revision),
-        at[5:19] + "Z" if is_narrow else at[:23] + "Z",  # to the second, or the millisecond
+        at[5:19] + "Z" if is_narrow else at,
         event.kind.value,
         event.id if no_trunc or event.kind in OF_ITEMS else short_id(event.id),
         event.name,

@@ -17,6 +17,7 @@ from limpet.engine.cli.output import (
     Column,
     age,
     duration,
+    moment,
     note,
     print_json,
     print_line,
@@ -24,7 +25,6 @@ from limpet.engine.cli.output import (
     print_table,
     printable,
     recorded_state,
-    rfc3339,
     short_id,
     state_cell,
 )
@@ -195,9 +195,9 @@ def events(url: str, *, follow: bool, node: str, as_json: bool) -> None:
                 print_line(encode_any(document).decode())
             else:
                 state = "" if event.state is None else recorded_state(event.state)
-                at = (rfc3339(event.at) or "")[:23]
+                at = moment(event.at)
                 print_line(
-                    f"{one.node} {event.revision} {at}Z {event.kind.value} {event.id} {event.name} {state}".rstrip()
+                    f"{one.node} {event.revision} {at} {event.kind.value} {event.id} {event.name} {state}".rstrip()
                 )
 
 

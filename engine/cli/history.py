@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
-from limpet.engine.cli.output import Cell, Column, print_json, print_table, recorded_state, rfc3339, state_cell
+from limpet.engine.cli.output import Cell, Column, moment, print_json, print_table, recorded_state, rfc3339, state_cell
 from limpet.engine.cli.plot import Plot, plot_option
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema.errors import InvalidStateError, quote
@@ -62,7 +62,7 @@ def _make_row(transition: Transition) -> list[str | Cell]:
     ended = transition.state is ContainerState.EXITED
     return [
         str(transition.number),
-        (rfc3339(transition.at) or "")[:23] + "Z",  # to the millisecond
+        moment(transition.at),
         state_cell(recorded_state(transition.state)),
         Cell(str(transition.exit_code), "red" if transition.exit_code else "") if ended else "",
         transition.reason,

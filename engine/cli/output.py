@@ -291,6 +291,11 @@ def rfc3339(nanoseconds: int) -> str | None:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
 
 
+def moment(nanoseconds: int) -> str:
+    """Return a time as a table shows it: as `rfc3339`, to the millisecond."""
+    return (rfc3339(nanoseconds) or "")[:23] + "Z"
+
+
 def age(nanoseconds: int) -> str:
     """Return how long ago a time was; "-" for 0, which means "not yet"."""
     return duration((time.time_ns() - nanoseconds) / 10**9) if nanoseconds else "-"

@@ -22,7 +22,7 @@ from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
 from limpet.engine.starters.process.keeper.messages import VERSION, Message, read_peer, receive, send
 from limpet.engine.state.durable import make_directory
-from limpet.recovery.host import read_pid_namespace
+from limpet.recovery.host import read_pid_namespace, wait_for_end
 from limpet.schema.errors import KeeperError, quote_path
 
 ANSWER_TIMEOUT_SECONDS = 10.0
@@ -333,9 +333,7 @@ def _wait(pid: int, deadline: float) -> int | None:
         os.waitpid(pid, 0)
         raise
     try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        if not wait_for_end(pidfd, max(0.0, deadline - time.monotonic())):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         return None if found is None else found.si_status

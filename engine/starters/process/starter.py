@@ -2,7 +2,6 @@
 
 import logging
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +32,7 @@ from limpet.engine.starters.process.unapplied import find_abilities, find_unappl
 from limpet.engine.state.descriptors import original_descriptor_limit, system_errors_told
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
-from limpet.recovery.host import Compare, compare, identify, open_pidfd, read_exit_code
+from limpet.recovery.host import Compare, compare, has_ended, identify, open_pidfd, read_exit_code, wait_for_end
 from limpet.recovery.probe import HostProbe, Witnessed
 from limpet.schema.errors import KeeperError, StartError, UnsupportedError, quote_path
 from limpet.schema.file_name import file_name
@@ -205,7 +204,7 @@ class ProcessStarter:
         assert isinstance(held, _Held)
         held.close()
         try:
-            if not _wait_until_ended(prepared.pidfd, _END_TIMEOUT_SECONDS):
+            if not wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS):
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
         finally:
@@ -385,7 +384,7 @@ class ProcessStarter:
             return {"executed": executed, "why": "its keeper was killed before its program was executed"}
         if answer.get("executed") is None and "end" not in answer:
             self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
-            _wait_until_ended(prepared.pidfd, _END_TIMEOUT_SECONDS)
+            wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
             answer = self._ask_about(container_id, prepared.identity) or answer
             answer.setdefault("why", f"it did not come through its gate: {problem}")
             if answer.get("executed") is None:  # the keeper cannot look; "never ran" is not said of what may have run
@@ -453,7 +452,7 @@ class ProcessStarter:
                     return 0
                 if number:
                     _send_to_group(pidfd, number)
-                return 0 if _wait_until_ended(pidfd, 0) else 1
+                return 0 if has_ended(pidfd) else 1
         except ProcessLookupError:
             return 0
         except PermissionError as error:
@@ -520,9 +519,3 @@ def _send_to_group(pidfd: int, number: int) -> None:
     except OSError:  # EINVAL: a kernel before 6.9, which only signals the leader through its pidfd
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, number)
-
-
-def _wait_until_ended(pidfd: int, timeout_seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(timeout_seconds * 1000))

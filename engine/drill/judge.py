@@ -117,7 +117,7 @@ def _wrong_exit_code(case: Case) -> Expected:
     if said.reason == Reason.START_ERROR and known.program.starts:
         return "" if known.starting else "a code: its start had returned"
     code = case.after.codes.get(case.pid)
-    if code is not None:
+    if code is not None and known.program.starts:  # of a program that cannot be executed, its gate was reaped
         return "" if said.exit_code == code else f"code {code}, which the drill reaped"
     # Reaped by its engine: the codes that the program can end with.
     possible = possible_codes(known.program, signalled=known.signalled)

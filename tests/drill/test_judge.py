@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from limpet.engine.drill.disasters import Scene, find_harm, prepare
@@ -102,6 +103,20 @@ def test_an_end_may_be_unseen_only_where_all_keepers_were_killed() -> None:
     assert faults(UNSEEN) == []
     truth.end(Returned(1, RUNNING))
     assert faults(NEVER_RAN) == [Kind.WRONG_EXIT_CODE]
+
+
+def test_what_is_reaped_of_a_program_that_cannot_be_executed_is_its_gate() -> None:
+    """It is a StartError, however the gate ended: killed, where its keeper was. Any other end is false."""
+    truth = Truth()
+    program = Program(argv=("/nonexistent/program",), codes=frozenset({128}), starts=False)
+    step = Step(1, Verb.START, "a")
+    truth.expect(Round(number=1, containers=(Planned("a", program),), lanes=((step,),), kill=Kill(1, False, 0)))
+    truth.begin(1)
+    world = World(GONE, {50: 137}, frozenset())
+    killed = msgspec.structs.replace(ENDED_3, exit_code=137)
+    for said, faults in ((NEVER_RAN, []), (killed, [Kind.WRONG_EXIT_CODE])):
+        found = judge(truth, Told({"a": said}, []), BUNDLES, world, world)
+        assert [each.kind for each in found] == faults
 
 
 def test_a_gate_that_stays_is_a_leak() -> None:

@@ -17,9 +17,13 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.lifecycle.container import Container
+from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter, find_facts
 from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.keeper.kernel import read_stat_of
+from limpet.engine.starters.process.starter import _Held
 from limpet.recovery import Process
+from limpet.recovery.host import wait_for_end
 from limpet.schema import ContainerState, Reason
 from limpet.testing import open_descriptors
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
@@ -150,6 +154,38 @@ def test_the_keeper_is_killed_again_and_again(engine: Engine, state_dir: str) ->
     assert (lasting.state, lasting.status.pid) == (ContainerState.RUNNING, pid)
     assert is_running(pid)
     assert lasting.stop(1).finished_at
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["after its gate opened", "before its gate opened"])
+def test_a_start_that_all_keepers_leave_is_told_by_its_process(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, is_open: bool
+) -> None:
+    """Whose gate had opened has run, whether or not its end was seen; whose gate closed never ran, and that is said."""
+    real = ProcessStarter.go
+
+    def go(self: ProcessStarter, prepared: Prepared) -> None:
+        held = prepared.own
+        assert isinstance(held, _Held)
+        if is_open:
+            held.connection.tell({"op": "go", "id": held.container_id})
+            assert wait_for_end(prepared.pidfd, 20)
+        kill(state_dir, *ALL)
+        wait_until(lambda: read_stat_of(prepared.identity.pid, prepared.pidfd) is None, "its end to be reaped")
+        real(self, prepared)
+
+    monkeypatch.setattr(ProcessStarter, "go", go)
+    container = make(engine, "one", "touch", "ran")
+    if is_open:
+        container.start()
+        status = container.wait(20)
+        # From Linux 6.15 on a pidfd tells the code after all.
+        assert (status.exit_code, status.reason) in {(0, Reason.COMPLETED), (255, Reason.UNKNOWN)}
+    else:
+        with pytest.raises(errors.StartError, match="its keeper was killed"):
+            container.start()
+        assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
+        assert "never ran" in container.status.message
+    assert Path(container.metadata.root_dir, "working", "ran").exists() is is_open
 
 
 def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_dir: str) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -186,7 +187,7 @@ class ProcessStarter:
                 answer, _ = held.connection.wait_for_answer(request)
         except KeeperError as error:
             held.connection.close()
-            answer = self._settle_start(held.container_id, prepared, str(error))
+            answer = self._settle_start(held, prepared, str(error))
         except BaseException:
             held.connection.close()
             raise
@@ -371,16 +372,12 @@ class ProcessStarter:
             for descriptor in opened:
                 os.close(descriptor)
 
-    def _settle_start(self, container_id: str, prepared: Prepared, problem: str) -> Message:
+    def _settle_start(self, held: _Held, prepared: Prepared, problem: str) -> Message:
         """Return what became of a start whose keeper died or did not answer; if it still hangs, it is ended."""
+        container_id = held.container_id
         answer = self._ask_about(container_id, prepared.identity)
         if answer is None or not self._is_vouched_for(answer):
-            # All keepers are dead, and the gate closed with them. Whether it was open before, the process tells.
-            stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
-            executed = stat is not None and stat.has_executed
-            if not executed:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
+            executed = _settle_without_keeper(held.report, prepared)
             return {"executed": executed, "why": "its keeper was killed before its program was executed"}
         if answer.get("executed") is None and "end" not in answer:
             self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
@@ -477,6 +474,36 @@ def _has_executed(held: _Held, prepared: Prepared) -> bool:
     except OSError:
         return False
     return stat is not None and stat.start_ticks == prepared.identity.start_ticks and stat.has_executed
+
+
+def _settle_without_keeper(report: int, prepared: Prepared) -> bool:
+    """Say whether a process that no keeper is the parent of has executed its program; if it has not, it is ended.
+
+    The gate closed with the last keeper, so the process goes on or ends by itself, and anybody may reap it. Then its
+    report tells, or nothing does: "never ran" is not said of what may have run. Raises OSError.
+    """
+    told = _read_report(report)
+    if told:
+        return False
+    stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
+    if told is None and stat is not None and not stat.has_executed:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
+        wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
+        stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
+    return stat is None or stat.has_executed
+
+
+def _read_report(report: int) -> bytes | None:
+    """Return what the gate has reported; None if it has neither executed its program nor ended in time, or has none."""
+    told = b""
+    end = time.monotonic() + _END_TIMEOUT_SECONDS
+    while report >= 0 and select.select([report], [], [], max(0, end - time.monotonic()))[0]:
+        chunk = os.read(report, 4096)
+        if not chunk:
+            return told
+        told += chunk
+    return None
 
 
 def _make_log(directory: int, name: str) -> None:

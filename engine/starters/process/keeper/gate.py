@@ -86,7 +86,7 @@ def _obey_plan(document: dict[str, Any]) -> None:
     args = [_to_bytes(each) for each in document["args"]]
     environment = dict(_to_bytes(entry).split(b"=", 1) for entry in document["env"])
     if os.read(_CONTROL, 1) != b"g":  # what comes after this is waited for
-        return
+        raise OSError(errno.ECANCELED, "its gate was closed before its program was executed")
     enter_root(document)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     become_user(document)

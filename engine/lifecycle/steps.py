@@ -4,20 +4,24 @@ Python raises what a signal handler raises in the main thread, between any two i
 asks for is done by a thread of its own, which no signal reaches; the main thread waits. Interrupted, it takes back a
 step that has not begun, and otherwise waits for its end, which is near, before it lets the interrupt through. A second
 interrupt does not wait: the step goes on behind it. What a step has made for a caller that will not hear of it is
-undone, where it can be: nobody would own it.
+undone, where it can be: nobody would own it. A thread that has done a step stays for a moment, for the next one: to
+start a thread takes longer than many a step.
 """
 
 import _thread
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
 _Undo = Callable[[_T], object] | None
 _BEGIN_SECONDS = 1.0
 """How long a thread may take to begin before its step is taken from it."""
+_STAY_SECONDS = 1.0
+"""How long a thread waits for another step."""
 
 
 class _Step(Generic[_T]):
@@ -80,17 +84,43 @@ class _Step(Generic[_T]):
             run_whole(self.undo)
 
 
+_Steps = SimpleQueue[_Step[Any]]
+_waiting: list[_Steps] = []
+"""Of each thread that has nothing to do, where it takes a step from. Who pops it may put one."""
+os.register_at_fork(after_in_child=_waiting.clear)  # a child has none of these threads
+
+
+def _run_steps(steps: _Steps) -> None:
+    """Run step after step. One that comes too late stays where it is, and is run by its caller."""
+    with suppress(Empty):
+        while True:
+            steps.get(timeout=_STAY_SECONDS).run()
+            _waiting.append(steps)
+    with suppress(ValueError):
+        _waiting.remove(steps)
+
+
+def _begin(step: _Step[_T]) -> None:
+    """Have a thread run it. Raises RuntimeError if there is none and none can be started."""
+    try:
+        steps = _waiting.pop()
+    except IndexError:
+        steps = _Steps()
+        _thread.start_new_thread(_run_steps, (steps,))
+    steps.put(step)
+
+
 def run_whole(step: Callable[[], _T], undo: _Undo[_T] = None) -> _T:
     """Return what `step` returns, or raise what it raises. Other threads than the main one run it themselves.
 
     `undo` is called with the result if the caller is interrupted and will not get it.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.get_ident() != threading.main_thread().ident:
         return step()
     one = _Step(step, undo)
     try:
         try:
-            _thread.start_new_thread(one.run, ())
+            _begin(one)
         except RuntimeError:  # no more threads: then interrupts are not kept away
             one.run()
         return one.wait()

@@ -265,10 +265,13 @@ def test_an_interpreter_that_is_none_is_refused(state_dir: str, tmp_path: Path) 
     assert not marker.exists()
 
 
-def test_a_container_has_nothing_of_the_hosts(engine: Engine, tmp_path: Path) -> None:
+def test_a_container_has_nothing_of_the_hosts(engine: Engine, state_dir: str, tmp_path: Path) -> None:
     """Descriptors, umask, signals, session, terminal, oom score: those of a new process, whatever the host's are."""
     kept = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(kept, True)
+    score = Path("/proc/self/oom_score_adj")
+    old_score = score.read_text()
+    score.write_text("500")
     old_mask = os.umask(0o077)
     old_handler = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
@@ -277,6 +280,7 @@ def test_a_container_has_nothing_of_the_hosts(engine: Engine, tmp_path: Path) ->
     try:
         container.start()
     finally:
+        score.write_text(old_score)
         os.umask(old_mask)
         signal.signal(signal.SIGUSR1, old_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
@@ -284,6 +288,8 @@ def test_a_container_has_nothing_of_the_hosts(engine: Engine, tmp_path: Path) ->
     fields = read_output(container.metadata.log_path, "end\n").split()
     # ls has opened the directory itself.
     assert fields == ["4", "0022", "SigBlk:", "0" * 16, "SigIgn:", "0" * 16, "0", "end"]
+    keeper = Path(f"/proc/{find_keepers(state_dir)['limpet-keeper']}/oom_score_adj")
+    assert int(keeper.read_text()) in {-900, 0}
     assert os.getsid(0) != container.status.identity.pid  # type: ignore[union-attr]
 
 

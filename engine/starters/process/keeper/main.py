@@ -26,7 +26,8 @@ DIRECTORY = 3
 ANOTHER_LIVES = 3
 """The exit status if another keeper holds the lock."""
 _BACKLOG = 512
-_OOM_SCORE = "-900"
+_OOM_SCORES = ("-900", "0")
+"""The first that may be set: below 0 needs CAP_SYS_RESOURCE, and the host's own may make it the first to be killed."""
 
 
 def main() -> None:
@@ -44,8 +45,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
-        file.write(_OOM_SCORE)  # below 0 needs CAP_SYS_RESOURCE
+    _take_oom_score()
     if not os.fork():
         os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 2)  # until now it went to who spawned us
         _anchor(listener)
@@ -101,6 +101,14 @@ def _listen() -> socket.socket:
     os.chmod(name, 0o600)
     listener.listen(_BACKLOG)
     return listener
+
+
+def _take_oom_score() -> None:
+    for score in _OOM_SCORES:
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(score)
+            file.flush()
+            return
 
 
 def _require_executed_flag() -> None:

@@ -77,6 +77,11 @@ GROUPS = {
         12,
         ("tests/intent/test_timetable.py", "tests/intent/test_restart.py", "tests/intent/test_expiry.py"),
     ),
+    "output": Group(
+        tuple(f"engine/starters/process/keeper/{name}.py" for name in ("copier", "copies", "lines", "log")),
+        16,
+        ("tests/logs/test_copier.py", "tests/logs/test_reading.py", "tests/starters/test_keeper.py"),
+    ),
     "starters": Group(
         tuple(
             f"engine/starters/{name}.py"
@@ -89,9 +94,8 @@ GROUPS = {
             f"engine/starters/process/{name}.py"
             for name in (
                 "accounts", "client", "facts", "interpreter", "plan", "root_files", "spec", "starter", "unapplied",
-                "keeper/container", "keeper/copier", "keeper/copies", "keeper/gate", "keeper/journal", "keeper/keeper",
-                "keeper/kernel", "keeper/lines", "keeper/log", "keeper/main", "keeper/messages", "keeper/root",
-                "keeper/spare",
+                "keeper/container", "keeper/gate", "keeper/journal", "keeper/keeper", "keeper/kernel", "keeper/main",
+                "keeper/messages", "keeper/root", "keeper/spare",
             )
         ),
         16,

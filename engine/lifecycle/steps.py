@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 _Undo = Callable[[_T], object] | None
 _BEGIN_SECONDS = 1.0
 """How long a thread may take to begin before its step is taken from it."""
-_STAY_SECONDS = 1.0
+_STAY_SECONDS = 0.1
 """How long a thread waits for another step."""
 
 

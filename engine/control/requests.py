@@ -27,7 +27,7 @@ from limpet.schema.errors import (
     quote_path,
 )
 from limpet.schema.restart import RestartKind
-from limpet.schema.status import ContainerState, Status
+from limpet.schema.status import ContainerState, Reason, Status
 
 MADE_BY = "limpet.made-by"
 """The annotation of a sandbox that was made for one container, and goes with it."""
@@ -269,12 +269,15 @@ def _forget_unused(engine: Served, config: Mapping[str, Any]) -> None:
 
 
 def _create(engine: Served, request: CreateAndStart, sandbox: Sandbox) -> Container:
-    if request.id not in engine.store:
-        return engine.create_container(request.config, sandbox.id, id=request.id, restart=request.restart)
-    container = engine.get(request.id)
-    if not container.status.created_at and not container.status.finished_at:
-        container.create()
-    return container
+    if request.id in engine.store:
+        container = engine.get(request.id)
+        if container.status.reason != Reason.START_ERROR or request.restart != RestartKind.NO:
+            if not container.status.created_at and not container.status.finished_at:
+                container.create()
+            return container
+        # An engine was killed before it let the program go, or told that it cannot be run: that is tried once more.
+        container.remove()
+    return engine.create_container(request.config, sandbox.id, id=request.id, restart=request.restart)
 
 
 def _stop(engine: Served, request: Stop) -> tuple[Done, ...]:

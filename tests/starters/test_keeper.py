@@ -156,6 +156,10 @@ def test_the_keeper_is_killed_again_and_again(engine: Engine, state_dir: str) ->
     assert lasting.stop(1).finished_at
 
 
+def wait_for_another_copier(state_dir: str, before: int) -> None:
+    wait_until(lambda: find_keepers(state_dir).get("limpet-copier", before) != before, "the next copier")
+
+
 @pytest.mark.parametrize("is_open", [True, False], ids=["after its gate opened", "before its gate opened"])
 def test_a_start_that_all_keepers_leave_is_told_by_its_process(
     engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, is_open: bool
@@ -186,6 +190,16 @@ def test_a_start_that_all_keepers_leave_is_told_by_its_process(
         assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
         assert "never ran" in container.status.message
     assert Path(container.metadata.root_dir, "working", "ran").exists() is is_open
+
+
+def test_a_copier_that_was_killed_leaves_no_zombie(engine: Engine, state_dir: str) -> None:
+    """Whoever is its parent waits for it, and the keeper has another."""
+    make(engine, "one", "sh", "-c", "while echo line; do sleep 0.01; done", log_path="one.log").start()
+    for _ in range(2):  # the anchor's first, then the keeper's own
+        killed = find_keepers(state_dir)["limpet-copier"]
+        kill(state_dir, "limpet-copier")
+        wait_for_another_copier(state_dir, killed)
+        wait_until(lambda killed=killed: not Path(f"/proc/{killed}").exists(), "its end to be waited for")  # type: ignore[misc] # bound at once
 
 
 def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_dir: str) -> None:
@@ -493,10 +507,10 @@ def test_nothing_stays_of_output_that_a_lost_keeper_had_copied(engine: Engine, s
     """A copier that is late, whose keeper is killed meanwhile, copies what has ended, and leaves no file behind."""
     make(engine, "first", "true").start()
     engine.get("first").wait(20)
-    kill(state_dir, "limpet-copier")  # the next one is the keeper's own, and ends with it
     old = find_keepers(state_dir)
+    kill(state_dir, "limpet-copier")  # the next one is the keeper's own, and ends with it
     make(engine, "late", "sh", "-c", "exec >&2; echo said", log_path="late.log").start()
-    wait_until(lambda: "limpet-copier" in find_keepers(state_dir), "the next copier")
+    wait_for_another_copier(state_dir, old["limpet-copier"])
     copier = find_keepers(state_dir)["limpet-copier"]
     os.kill(copier, signal.SIGSTOP)
     container = make(engine, "last", "sh", "-c", "echo said", log_path="last.log")

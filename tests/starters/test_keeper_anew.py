@@ -131,3 +131,23 @@ def test_what_may_be_held_is_not_killed_by_its_number(tmp_path: Path) -> None:
     client.close()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+def test_a_journal_is_rewritten_once_it_has_grown(tmp_path: Path) -> None:
+    """What was acknowledged and forgotten takes no room for ever; a small journal is left as it is."""
+    directory = os.open(tmp_path, os.O_RDONLY)
+    path = tmp_path / "journal"
+    try:
+        journal = Journal(directory, "world")
+        kept = {"id": "kept", "end": {"code": 3, "signal": False, "time": 1}}
+        journal.append(kept, {"id": "gone", "forgotten": True})
+        before = path.read_bytes()
+        journal.rewrite([kept])
+        assert path.read_bytes() == before
+        while path.stat().st_size < 2 << 20:
+            journal.append(*({"id": f"c{number}", "forgotten": True} for number in range(1000)))
+        journal.rewrite([kept])
+        assert path.stat().st_size < 1000
+        assert Journal(directory, "world").load()["kept"]["end"] == kept["end"]
+    finally:
+        os.close(directory)

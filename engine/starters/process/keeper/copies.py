@@ -41,7 +41,7 @@ class Copies:
         self._unwatch: Callable[[int], None]
         self._link: socket.socket | None = None
         self.pid = 0
-        """The copier's."""
+        """The copier's; 0 while there is none."""
         with suppress(FileExistsError):
             os.mkdir(_FOLDER, 0o700, dir_fd=directory)
         self.start_copier()
@@ -203,8 +203,7 @@ class Copies:
         self._unwatch(self._link.fileno())
         self._link.close()
         self._link = None
-        with suppress(ChildProcessError):  # the anchor's child
-            os.waitpid(self.pid, os.WNOHANG)
+        self.pid = 0  # whose child it is reaps it, as any other: it has closed its link, and has not ended yet
         if time.monotonic() - self._started_at > _PAUSE_SECONDS:
             self.care()
 

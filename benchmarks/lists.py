@@ -31,7 +31,7 @@ _MAKE_BARE = (
     "CREATE INDEX by_sandbox ON bare (sandbox_id)",
     "CREATE INDEX by_state ON bare (runs)",
     "CREATE TABLE bare_label (key TEXT, value TEXT, id TEXT, PRIMARY KEY (key, value, id)) WITHOUT ROWID",
-    "INSERT INTO bare_label SELECT each.key, each.value, id FROM limpet.container, json_each(labels) AS each",
+    "INSERT INTO bare_label SELECT each.key, each.value, container.id FROM limpet.container, json_each(labels) AS each",
 )
 _BARE = {
     "name": "name = ?",

@@ -41,7 +41,7 @@ def find_damaged_labels(rows: Iterable[ContainerRow], index: Iterable[AnyRow]) -
     for key, value, container_id in sorted(expected - found):
         yield f"container {container_id}: its label {key}={value} is not in the index, so that lists by it miss it"
     for *_, container_id in sorted(found - expected, key=str):
-        yield f"container {container_id}: the index of labels has one that it does not have"
+        yield f"container {container_id}: the index of labels has one for it that it does not have"
 
 
 def _read(text: object) -> Collection[tuple[str, str]]:

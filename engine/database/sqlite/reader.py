@@ -293,12 +293,12 @@ class Reader:
             *self._find_unreadable(row_to_item, map(ItemRow._make, self._read(sql.SELECT_ALL_ITEMS))),
         ]
         known = {row.id for row in sandbox_statuses}
+        lost = statuses.keys() - {row.id for row in containers}
         found += [f"sandbox {row.id}: its status row is missing" for row in sandboxes if row.id not in known]
         found += [f"container {row.id}: its status row is missing" for row in containers if row.id not in statuses]
-        found += [
-            f"container {key}: its metadata is missing" for key in statuses.keys() - {row.id for row in containers}
-        ]
-        found += find_damaged_labels(containers, self._read(sql.SELECT_LABELS))
+        found += [f"container {key}: its metadata is missing" for key in lost]
+        index = self._read(sql.SELECT_LABELS)
+        found += find_damaged_labels(containers, [row for row in index if row[-1] not in lost])
         self.epochs()  # the other tables can be read, as their columns should be
         for statement in sql.SELECT_READ_BY_PEOPLE:
             self._read(statement)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from limpet import Store, errors
 from limpet.engine.database.sqlite import reader
+from limpet.engine.database.sqlite.extract import Extractor, make_database
 from limpet.engine.inspection.check import find_store_damage
 from limpet.schema import Metadata, Status
 from limpet.schema.cri import parse_container_config
@@ -153,3 +154,18 @@ def test_a_kill_between_row_and_label_leaves_neither(state_dir: str) -> None:
         assert store.list() == []
         store.add(metadata("b"))
     assert read_index(state_dir) == set()
+
+
+def test_what_is_made_of_a_copy_has_the_index(state_dir: str, tmp_path: Path) -> None:
+    """A node that is restored from its rows elsewhere finds its containers by their labels, too."""
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a", tier="web", app="x"))
+    extractor = Extractor(f"{state_dir}/store.db", "local")
+    keys = extractor.extract_keys().rows
+    found = extractor.extract((0, 1000), lambda _: {table: list(rows) for table, rows in keys.items()})
+    extractor.close()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    make_database(f"{copy}/store.db", ("local", found.epoch, found.opened_at, found.pruned), found.rows, found.events)
+    assert read_index(str(copy)) == read_index(state_dir) == {("tier", "web", "a"), ("app", "x", "a")}

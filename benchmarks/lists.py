@@ -24,20 +24,21 @@ _OURS = ", ".join(f"container_status.{name}" for name in StatusRow._fields)
 _MAKE_BARE = (
     "ATTACH ? AS limpet",
     f"""CREATE TABLE bare AS
-    SELECT {_OURS}, name, sandbox_id, labels, started_at <> 0 AND finished_at = 0 AS runs
+    SELECT {_OURS}, name, sandbox_id, started_at <> 0 AND finished_at = 0 AS runs
     FROM limpet.container JOIN limpet.container_status USING (node, id)""",  # noqa: S608  # our own names
     "CREATE UNIQUE INDEX by_id ON bare (id)",
     "CREATE INDEX by_name ON bare (name)",
     "CREATE INDEX by_sandbox ON bare (sandbox_id)",
     "CREATE INDEX by_state ON bare (runs)",
-    "CREATE INDEX by_labels ON bare (labels, id)",
+    "CREATE TABLE bare_label (key TEXT, value TEXT, id TEXT, PRIMARY KEY (key, value, id)) WITHOUT ROWID",
+    "INSERT INTO bare_label SELECT each.key, each.value, container.id FROM limpet.container, json_each(labels) AS each",
 )
 _BARE = {
     "name": "name = ?",
     "sandbox": "sandbox_id = ?",
     "prefix": "id >= ? AND id < ?",
     "state": "runs = ?",
-    "label": "id IN (SELECT id FROM bare INDEXED BY by_labels WHERE instr(labels, ?) > 0)",
+    "label": "id IN (SELECT id FROM bare_label WHERE key = 'shard' AND value = ?)",
 }
 FILTERS = tuple(_BARE)
 
@@ -111,7 +112,7 @@ def _select(connection: sqlite3.Connection, key: str, number: int) -> Sequence[t
         "sandbox": (_sandbox(number),),
         "prefix": (prefix, prefix + "g"),
         "state": (1,),
-        "label": (f'"shard":"{_shard(number)}"',),
+        "label": (_shard(number),),
     }
     return connection.execute(f"SELECT {_COLUMNS} FROM bare WHERE {_BARE[key]}", parameters[key]).fetchall()  # noqa: S608  # our own names
 

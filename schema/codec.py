@@ -311,6 +311,14 @@ def read_labels(labels_json: str) -> dict[str, str]:
         return {}
 
 
+def label_text(key: str, value: str) -> str:
+    """Return a label as it is in the text of labels that are stored; "" for what cannot be stored."""
+    try:
+        return msgspec.json.encode({key: value}).decode()[1:-1]
+    except (UnicodeEncodeError, TypeError):
+        return ""
+
+
 def metadata_to_row(node: str, metadata: Metadata) -> ContainerRow:
     """Return the row of table container. Raises InvalidInputError if it cannot be written."""
     config = metadata.config

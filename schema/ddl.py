@@ -36,6 +36,15 @@ CREATE = (
 )
  WITHOUT ROWID,
  STRICT""",
+    """CREATE TABLE label (
+    node TEXT NOT NULL,
+    "key" TEXT NOT NULL,
+    value TEXT NOT NULL,
+    id TEXT NOT NULL,
+    CONSTRAINT pk_label PRIMARY KEY (node, "key", value, id)
+)
+ WITHOUT ROWID,
+ STRICT""",
     """CREATE TABLE node (
     name TEXT NOT NULL,
     epoch INTEGER NOT NULL,
@@ -85,10 +94,10 @@ CREATE = (
     CONSTRAINT pk_container PRIMARY KEY (node, id),
     CONSTRAINT fk_container_sandbox FOREIGN KEY(node, sandbox_id) REFERENCES sandbox (node, id),
     CONSTRAINT uq_container_node_sandbox_id_name_attempt UNIQUE (node, sandbox_id, name, attempt),
-    CONSTRAINT uq_container_node_name_sandbox_id_attempt_labels_id UNIQUE (node, name, sandbox_id, attempt, labels, id),
-    CONSTRAINT uq_container_node_restart_policy_id UNIQUE (node, restart_policy, id)
+    CONSTRAINT uq_container_node_name_sandbox_id_attempt_labels_id UNIQUE (node, name, sandbox_id, attempt, labels, id)
 )
  STRICT""",
+    """CREATE INDEX ix_container_restartable ON container (node, id) WHERE restart_policy <> 'no'""",
     """CREATE TABLE sandbox_status (
     node TEXT NOT NULL,
     id TEXT NOT NULL,

@@ -9,11 +9,13 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ForeignKeyConstraint,
+    Index,
     Integer,
     MetaData,
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 INT64 = BigInteger().with_variant(Integer, "sqlite")
@@ -94,8 +96,19 @@ container = Table(
     ForeignKeyConstraint(["node", "sandbox_id"], ["sandbox.node", "sandbox.id"]),
     UniqueConstraint("node", "sandbox_id", "name", "attempt"),  # as the CRI reserves names
     UniqueConstraint("node", "name", "sandbox_id", "attempt", "labels", "id"),  # for its index: what lists filter by
-    UniqueConstraint("node", "restart_policy", "id"),  # for its index: what is to be restarted
+    Index("ix_container_restartable", "node", "id", sqlite_where=text("restart_policy <> 'no'")),  # of few, mostly none
     sqlite_strict=True,
+)
+
+label = Table(
+    "label",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+    Column("id", Text, primary_key=True),  # of the container; not a foreign key, which would need an index of its own
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
 )
 
 container_status = Table(

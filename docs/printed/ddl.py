@@ -3,7 +3,7 @@
 import sys
 
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from limpet.schema.tables import TABLES
 
@@ -16,7 +16,8 @@ CREATE = (
 def print_ddl() -> str:
     """Return the text of schema/ddl.py."""
     dialect = sqlite.dialect()
-    statements = [str(CreateTable(table).compile(dialect=dialect)).strip() for table in TABLES.sorted_tables]
+    made = [each for table in TABLES.sorted_tables for each in (CreateTable(table), *map(CreateIndex, table.indexes))]
+    statements = [str(each.compile(dialect=dialect)).strip() for each in made]
     statements.append("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
     lines = ("\n".join(line.rstrip() for line in each.replace("\t", "    ").splitlines()) for each in statements)
     return HEAD + "".join(f'    """{each}""",\n' for each in lines) + ")\n"

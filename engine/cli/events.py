@@ -83,8 +83,9 @@ def _parse_since(_ctx: click.Context, _parameter: click.Parameter, value: str | 
     "--kind",
     "kinds",
     type=click.Choice([kind.value for kind in EventKind]),
+    metavar="KIND",
     multiple=True,
-    help="Only of this kind. Repeat it for several.",
+    help=f"Only of this kind; repeat it for several: {', '.join(EventKind)}.",
 )
 @no_trunc_option
 @output_option

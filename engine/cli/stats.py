@@ -29,7 +29,7 @@ _COLUMNS = (
     Column("CPU TIME"),
     Column("MEMORY"),
     Column("WORKING SET"),
-    Column("PROCESSES"),
+    Column("PIDS"),
 )
 
 

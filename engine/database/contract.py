@@ -3,7 +3,7 @@
 Behind it stands SQLite in `sqlite`, and `memory`, which keeps nothing and shows that the store needs no more than this.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from limpet.engine.database.changes import Changes
@@ -74,11 +74,11 @@ class Records(Protocol):
         """Return the status row of every container."""
 
     def load_names(
-        self, name: str = "", sandbox_ids: Collection[str] | None = None, label_text: str = ""
+        self, name: str = "", sandbox_ids: Collection[str] | None = None, labels: Mapping[str, str] | None = None
     ) -> Sequence[NameRow]:
         """Return what lists are filtered by, of every container.
 
-        Or of those with this name, in these sandboxes, or whose labels, as they are stored, have this text in them.
+        Or of those with this name and in these sandboxes. Of `labels` each has one of them at least.
         """
 
     def load_ids(self, beginning: str) -> Sequence[str]:

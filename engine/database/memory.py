@@ -3,12 +3,12 @@
 It keeps the contract honest, as its second implementation: the store's laws, durability aside, are tested on both.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from limpet.engine.database.changes import KEPT_EVENTS, KEPT_RECOVERIES, Changes
 from limpet.engine.database.page import EventPage
-from limpet.schema.codec import row_to_metadata, rows_to_history
+from limpet.schema.codec import read_labels, row_to_metadata, rows_to_history
 from limpet.schema.errors import NotFoundError, StoreError, StoreFencedError, UnsupportedError, quote
 from limpet.schema.events import ENDINGS, STATE_CHANGES, EventKind
 from limpet.schema.history import KEPT_TRANSITIONS, Transition
@@ -168,14 +168,14 @@ class _Records:
         return list(self._tables.statuses.copy().values())
 
     def load_names(
-        self, name: str = "", sandbox_ids: Collection[str] | None = None, label_text: str = ""
+        self, name: str = "", sandbox_ids: Collection[str] | None = None, labels: Mapping[str, str] | None = None
     ) -> Sequence[NameRow]:
         rows = self._tables.containers.copy().values()
         return [
             NameRow(row.id, row.sandbox_id, row.name, row.labels, row.attempt)
             for row in rows
             if name in {"", row.name} and (sandbox_ids is None or row.sandbox_id in sandbox_ids)
-            if label_text in row.labels
+            if not labels or labels.items() & read_labels(row.labels).items()
         ]
 
     def load_ids(self, beginning: str) -> Sequence[str]:

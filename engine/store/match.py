@@ -1,10 +1,7 @@
 """Which records are meant: one by its id, its name or the beginning of its id, and the filters of lists."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple, Self
-
-import msgspec
 
 from limpet.schema.codec import read_labels
 from limpet.schema.errors import AmbiguousError, NotFoundError, quote
@@ -95,14 +92,6 @@ class Filter(NamedTuple):
     def asks_for_names(self) -> bool:
         """True if ids alone do not tell what matches."""
         return bool(self.name or self.sandbox_id or self.labels)
-
-    @property
-    def label_text(self) -> str:
-        """What is to be found in the text of labels as they are stored: one of these labels; "" if it is in none."""
-        with suppress(UnicodeEncodeError, TypeError):  # no label is such a text, as `accepts` says
-            parts = [msgspec.json.encode({key: value}).decode()[1:-1] for key, value in self.labels.items()]
-            return max(parts, key=len, default="")
-        return ""
 
     def find_sandboxes(self, sandboxes: Mapping[str, str]) -> Collection[str]:
         """Return the ids of the sandboxes that are meant, given the name of each by its id."""

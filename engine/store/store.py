@@ -757,7 +757,7 @@ class Store:
         population = self._population
         if wanted.asks_for_names:
             sandbox_ids = wanted.find_sandboxes(self.name_sandboxes()) if wanted.sandbox_id else None
-            rows = self._records.load_names(wanted.name, sandbox_ids, wanted.label_text)
+            rows = self._records.load_names(wanted.name, sandbox_ids, wanted.labels)
             matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids or ())]
         else:
             matching = [*self._load_ids(wanted.id)]

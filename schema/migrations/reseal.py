@@ -105,9 +105,13 @@ class _Copy:
         self.insert(row)
 
     def put_in_place(self) -> None:
-        """Let the new table take the old one's place, and say what was damaged."""
+        """Let the new table take the old one's place and its named indexes, and say what was damaged."""
+        query = "SELECT sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL"
+        indexes = self.driver.execute(query, (self._table,)).fetchall()
         self.driver.execute(f"DROP TABLE {self._table}")
         self.driver.execute(f"ALTER TABLE {self._table}_new RENAME TO {self._table}")
+        for (create,) in indexes:
+            self.driver.execute(create)
         self._info[LEFT_OUT] = self._info.get(LEFT_OUT, 0) + self._left_out
         if self._damaged:
             _log.warning("table %s: %d rows were damaged before, and stay so", self._table, self._damaged)

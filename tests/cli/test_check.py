@@ -107,7 +107,7 @@ def test_another_users_state(limpet: Limpet) -> None:
     for path in (limpet.state_dir, *map(str, Path(limpet.state_dir).rglob("*"))):
         os.chown(path, 12345, 12345, follow_symlinks=False)
     before = photograph(limpet.state_dir)
-    for line in ("ps -a", "check", "pods", "images", "info", "top", "inspect one", "history one"):
+    for line in ("ps -a", "check", "pods", "images", "info", "top", "inspect one", "history one", "events"):
         limpet.ok(*line.split())
     for line in ("recover", "stop one", "rm one", "run -d host true", "prune"):
         done = limpet(*line.split())

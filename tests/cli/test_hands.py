@@ -222,6 +222,21 @@ def test_a_run_that_is_killed_leaves_its_container_running(limpet: Limpet, engin
     assert limpet.ok("wait", "-q", "x") == "6\n"
 
 
+def test_a_kill_of_the_engine_before_the_program_is_let_go(limpet: Limpet, engine_process: Start) -> None:
+    """What was asked for is running when `run -d` says so: what never ran is no answer, and is begun anew."""
+    engine = engine_process(
+        "engine = Engine.open(state_dir)\n"
+        "engine.starter.go = lambda prepared: os.kill(os.getpid(), 9)\n"
+        "say('ready'); time.sleep(1000)\n"
+    )
+    engine.read()
+    (key,) = limpet.ok("run", "-d", "--name", "x", "host", "sleep", "1000").split()
+    (one,) = limpet.json("ps", "-a")["containers"]
+    assert (one["id"], one["state"]) == (key, "RUNNING")
+    assert limpet.ok("events", "--id", key, "--kind", "added").count(" added ") == 2
+    limpet.ok("rm", "-f", "x")
+
+
 @pytest.mark.parametrize(
     "verb",
     [

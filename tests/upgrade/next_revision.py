@@ -132,7 +132,7 @@ def _write_migration(copy: Copy) -> str:
         if table == "alembic_version":
             continue
         create = text.replace(f"CREATE TABLE {table} ", f"CREATE TABLE {table}_new ", 1)
-        columns = re.findall(r"^    (\w+) (?:TEXT|INTEGER)", text, re.MULTILINE)
+        columns = re.findall(r'^    "?(\w+)"? (?:TEXT|INTEGER)', text, re.MULTILINE)
         old = tuple(name for name in columns if name not in {"added", "checksum"})
         if table in SEALS:
             lines.append(
@@ -140,5 +140,6 @@ def _write_migration(copy: Copy) -> str:
                 f" sealed_columns({table!r}, revision), lambda row: {{'added': 'old'}})"
             )
         else:
-            lines.append(f"    rebuild_unsealed(op.get_bind(), {table!r}, {create!r}, {old!r}, {{'added': 'old'}})")
+            new = {name: "old" for name in columns if name == "added"}
+            lines.append(f"    rebuild_unsealed(op.get_bind(), {table!r}, {create!r}, {old!r}, {new!r})")
     return "\n".join(lines) + "\n"

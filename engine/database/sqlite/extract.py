@@ -9,6 +9,7 @@ from typing import Any
 
 from limpet.engine.database.sqlite import statements as sql
 from limpet.engine.database.sqlite.connection import WRITER_PRAGMAS, fetch_all, require_integer
+from limpet.engine.database.sqlite.labels import insert_labels
 from limpet.engine.database.sqlite.migrate import create_database
 from limpet.engine.database.sqlite.reader import Reader
 from limpet.schema.codec import row_is_sound
@@ -166,5 +167,6 @@ def make_database(
                 names = ", ".join(("node", *row._fields))  # type: ignore[attr-defined]  # they are named tuples
                 marks = ", ".join("?" * (len(row) + 1))
                 connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", (node[0], *row))  # noqa: S608
+        insert_labels(connection, node[0], rows.get("container", ()))  # type: ignore[arg-type]  # those of `ROWS`
 
     create_database(path, WRITER_PRAGMAS, fill)

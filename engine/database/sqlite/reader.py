@@ -7,7 +7,7 @@ import json
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
@@ -25,7 +25,9 @@ from limpet.engine.database.sqlite.connection import (
     require_integer,
     translate,
 )
+from limpet.engine.database.sqlite.labels import find_damaged_labels
 from limpet.schema.codec import (
+    label_text,
     require_readable_status,
     row_to_event,
     row_to_item,
@@ -51,6 +53,8 @@ from limpet.schema.rows import (
 )
 
 _KEPT_METADATA = 1024
+_MANY = 1000
+"""Of so many containers with a label, the index of labels leads to each by itself no faster than reading all."""
 _Row = TypeVar("_Row", bound=AnyRow)
 
 
@@ -108,21 +112,35 @@ class Reader:
         return StatusRow._make(rows[0]) if rows else None
 
     def load_names(
-        self, name: str = "", sandbox_ids: Collection[str] | None = None, label_text: str = ""
+        self, name: str = "", sandbox_ids: Collection[str] | None = None, labels: Mapping[str, str] | None = None
     ) -> list[NameRow]:
         """Return what lists are filtered by, of every container.
 
-        Or of those with this name, in these sandboxes, or whose labels, as they are stored, have this text in them.
+        Or of those with this name and in these sandboxes. Of `labels` each has one of them at least.
         """
+        texts = [label_text(*label) for label in (labels or {}).items()]
+        if "" in texts:  # what cannot be stored is in no row
+            return []
+        text = max(texts, key=len, default="")
         if sandbox_ids is None and name:
-            rows = self._read(sql.SELECT_NAMES_BY_NAME, name, label_text)
+            rows = self._read(sql.SELECT_NAMES_BY_NAME, name, text)
         elif sandbox_ids is None:
-            rows = self._read(sql.SELECT_NAMES_BY_LABEL, label_text)
+            label = self._find_rare(labels or {})
+            if label is None:
+                rows = self._read(sql.SELECT_NAMES_BY_TEXT, text)
+            else:
+                rows = self._read(sql.SELECT_NAMES_BY_LABEL, *label)
         elif name:
-            rows = self._read(sql.SELECT_NAMES_BY_BOTH, label_text, json.dumps(list(sandbox_ids)), name)
+            rows = self._read(sql.SELECT_NAMES_BY_BOTH, text, json.dumps(list(sandbox_ids)), name)
         else:
-            rows = self._read(sql.SELECT_NAMES_BY_SANDBOX, label_text, json.dumps(list(sandbox_ids)))
+            rows = self._read(sql.SELECT_NAMES_BY_SANDBOX, text, json.dumps(list(sandbox_ids)))
         return list(map(NameRow._make, self._require_ids(rows)))
+
+    def _find_rare(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
+        """Return the label that the fewest have; None if all are of so many that one look at all containers is less."""
+        counts = {label: self._read(sql.COUNT_LABELLED, *label, _MANY)[0][0] for label in labels.items()}
+        rare = min(counts, key=counts.__getitem__, default=None)
+        return None if rare is None or counts[rare] == _MANY else rare
 
     def load_ids(self, beginning: str) -> list[str]:
         """Return the ids that begin so, of all that has a row of either kind, in order."""
@@ -275,11 +293,12 @@ class Reader:
             *self._find_unreadable(row_to_item, map(ItemRow._make, self._read(sql.SELECT_ALL_ITEMS))),
         ]
         known = {row.id for row in sandbox_statuses}
+        lost = statuses.keys() - {row.id for row in containers}
         found += [f"sandbox {row.id}: its status row is missing" for row in sandboxes if row.id not in known]
         found += [f"container {row.id}: its status row is missing" for row in containers if row.id not in statuses]
-        found += [
-            f"container {key}: its metadata is missing" for key in statuses.keys() - {row.id for row in containers}
-        ]
+        found += [f"container {key}: its metadata is missing" for key in lost]
+        index = self._read(sql.SELECT_LABELS)
+        found += find_damaged_labels(containers, [row for row in index if row[-1] not in lost])
         self.epochs()  # the other tables can be read, as their columns should be
         for statement in sql.SELECT_READ_BY_PEOPLE:
             self._read(statement)

@@ -70,7 +70,20 @@ SELECT_CONTAINER_IDS = f"{_select(('id',), 'container')} ORDER BY id"
 SELECT_CONTAINER_NAMES = _select(NameRow._fields, "container")
 SELECT_CONTAINER_NAME = _select(NameRow._fields, "container", "id")
 _WITH_TEXT = "AND instr(labels, ?) > 0"
-SELECT_NAMES_BY_LABEL = f"{SELECT_CONTAINER_NAMES} {_WITH_TEXT}"
+SELECT_NAMES_BY_TEXT = f"{SELECT_CONTAINER_NAMES} {_WITH_TEXT}"
+# CROSS JOIN keeps it to this order: the label leads to few containers.
+SELECT_NAMES_BY_LABEL = (
+    f"SELECT {', '.join(f'container.{name}' for name in NameRow._fields)} FROM label CROSS JOIN container"  # noqa: S608  # ours
+    " WHERE label.node = ?1 AND label.key = ?2 AND label.value = ?3"
+    " AND container.node = ?1 AND container.id = label.id"
+)
+COUNT_LABELLED = "SELECT count(*) FROM (SELECT 1 FROM label WHERE node = ? AND key = ? AND value = ? LIMIT ?)"
+SELECT_LABELS = "SELECT key, value, id FROM label WHERE node = ?"
+SELECT_LABELS_OF_ONE = _select(("labels",), "container", "id")
+INSERT_LABEL = _insert("label", "node", "key", "value", "id").replace("INSERT", "INSERT OR IGNORE", 1)
+DELETE_LABEL = "DELETE FROM label WHERE node = ? AND key = ? AND value = ? AND id = ?"
+DELETE_LABELS_OF_ONE = "DELETE FROM label WHERE node = ? AND id = ?"
+"""Reads them all, for what `DELETE_LABEL` does not find."""
 SELECT_NAMES_BY_NAME = f"{_select(NameRow._fields, 'container', 'name')} {_WITH_TEXT}"
 # Without statistics SQLite takes a node to have few containers, and would read them all: few are in a sandbox.
 # CROSS JOIN keeps it to this order ("The SQLite Query Optimizer Overview").
@@ -83,10 +96,7 @@ SELECT_IDS_BETWEEN = (
     "SELECT id FROM container WHERE node = ?1 AND id >= ?2 AND id < ?3"
     " UNION SELECT id FROM container_status WHERE node = ?1 AND id >= ?2 AND id < ?3"
 )
-SELECT_RESTARTABLE = (
-    "SELECT id FROM container WHERE node = ?1 AND restart_policy < 'no'"
-    " UNION SELECT id FROM container WHERE node = ?1 AND restart_policy > 'no'"
-)
+SELECT_RESTARTABLE = f"{_select(('id',), 'container')} AND restart_policy <> 'no'"
 SELECT_CONTAINER_BY_NAME = _select(("id",), "container", "sandbox_id", "name", "attempt")
 SELECT_IDS_OF_SANDBOX = "SELECT id FROM container WHERE node = ? AND likelihood(sandbox_id = ?, 0.0001)"
 SELECT_SANDBOX_IDS_IN_USE = "SELECT DISTINCT sandbox_id FROM container WHERE node = ?"

@@ -25,6 +25,7 @@ from limpet.engine.database.sqlite.connection import (
 )
 from limpet.engine.database.sqlite.event_log import EventLog
 from limpet.engine.database.sqlite.file_identity import look_at
+from limpet.engine.database.sqlite.labels import delete_labels, insert_labels
 from limpet.schema.errors import (
     ClosedError,
     OutcomeUnknownError,
@@ -247,6 +248,7 @@ class Writer:
         found = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
         self._require_count(found[0] if found else 0, self._epoch)
         node = (self._node,)
+        delete_labels(connection, self._node, changes.deleted_containers)
         for statement, rows in (
             # Deletions first: a transaction may free a name and take it again.
             (sql.DELETE_CONTAINER, [(key,) for key in changes.deleted_containers]),
@@ -263,6 +265,7 @@ class Writer:
         ):
             if rows:  # for none, SQLite would compile the statement all the same
                 connection.executemany(statement, [node + row for row in rows])
+        insert_labels(connection, self._node, changes.new_containers.values())
         if changes.statuses:
             self._update_statuses(changes)
         for sandbox, before in changes.sandbox_statuses.values():

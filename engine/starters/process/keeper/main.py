@@ -59,7 +59,7 @@ def _anchor(listener: socket.socket) -> NoReturn:
         keeper = os.fork()
         if keeper:
             name_process("limpet-anchor")
-            if _has_finished(keeper):
+            if _has_finished(keeper, copies.pid):
                 os._exit(0)
         else:
             become_subreaper()
@@ -71,14 +71,21 @@ def _anchor(listener: socket.socket) -> NoReturn:
         os._exit(1)
 
 
-def _has_finished(keeper: int) -> bool:
-    """Sleep until the keeper is gone; say whether nothing was left for it to do."""
-    pidfd = os.pidfd_open(keeper)
+def _has_finished(keeper: int, copier: int) -> bool:
+    """Sleep until the keeper is gone; say whether nothing was left for it to do. Meanwhile a dead copier is reaped."""
     poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    poll.poll()
-    _, status = os.waitpid(keeper, 0)
-    os.close(pidfd)
+    pids = {os.pidfd_open(pid): pid for pid in (keeper, copier) if pid > 0}
+    for pidfd in pids:
+        poll.register(pidfd, select.POLLIN)
+    status = None
+    while status is None:
+        for pidfd, _ in poll.poll():
+            _, ended = os.waitpid(pids[pidfd], 0)
+            status = ended if pids.pop(pidfd) == keeper else status
+            poll.unregister(pidfd)
+            os.close(pidfd)
+    for pidfd in pids:
+        os.close(pidfd)
     return status == 0
 
 

@@ -370,7 +370,7 @@ def test_callers_who_come_back_share_a_transaction(base: Base, state_dir: str, m
             first = call("first")
             wait_until(lambda: bool(base.ask(waiting, base.name)), "the first to be sent")
             late = [call("second"), call("third")]
-            wait_until(lambda: len(sender._waiters) == 3, "all to wait")
+            wait_until(lambda: sender._waiting == 3, "all to wait")
         first.join()
         late[0].join(0.3)
         assert answered == ["first"]

@@ -24,7 +24,7 @@ def hasten() -> None:
 
     Each change is committed by the committer thread, as it is where many callers are: then the fleet wakes its caller.
     """
-    _store("commit").Committer._is_idle = lambda _: False
+    setattr(_store("commit").Committer, "_is_idle", lambda _: False)  # noqa: B010
     vars(_fleet("shipper")).update(_FIRST_PAUSE=0.002, _LONGEST_PAUSE=0.05, _LINGER_SECONDS=0.0, _REST=0)
     vars(_fleet("address")).update(_IDLE_SECONDS=0.2)
     vars(_fleet("batch")).update(_LOCK_SECONDS=_LOCK_SECONDS)

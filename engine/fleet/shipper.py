@@ -237,6 +237,20 @@ class Shipper:
         self._extractor.abandon()
 
     def _run(self) -> None:
+        """Send until it is over. Nothing else ends this thread, be there no memory even to tell what is wrong."""
+        failure: BaseException | None = None
+        while True:
+            try:
+                if failure is not None:
+                    time.sleep(_FIRST_PAUSE)
+                    told, failure = failure, None
+                    _log.error("node %s: sending to the fleet failed", self._node, exc_info=told)
+                self._send()
+                return
+            except BaseException as error:  # noqa: BLE001  # logged, once that can be done
+                failure = error
+
+    def _send(self) -> None:
         pause = _FIRST_PAUSE
         while True:
             began = time.monotonic()

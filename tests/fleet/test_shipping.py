@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -473,3 +474,31 @@ def test_an_interrupted_caller_waits_for_no_fleet(base: Base, state_dir: str) ->
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert store.find("k", "interrupted") is not None
+
+
+def test_no_memory_ends_no_sending(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused wherever the sending thread is, also where it tells of that: everybody is told, and it goes on."""
+    refused: list[str] = []
+    monkeypatch.setattr(shipper, "_FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(shipper, "_LONGEST_PAUSE", 0.05)
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        store.put("k", "first", 1)
+
+        def refuse(name: str) -> None:
+            act = getattr(Shipper, name)
+
+            def act_later(self: Shipper, *arguments: Any) -> Any:
+                if threading.current_thread().name == "limpet-fleet" and refused.count(name) < 2:
+                    refused.append(name)
+                    raise MemoryError
+                return act(self, *arguments)
+
+            monkeypatch.setattr(Shipper, name, act_later)
+
+        for name in ("_tell_waiters", "_take", "_confirm"):
+            refuse(name)
+            with ThreadPoolExecutor(4) as pool:
+                for each in [pool.submit(store.put, "k", f"{name}-{number}", 1) for number in range(4)]:
+                    each.result(60)
+            assert refused.count(name) == 2
+        assert fleet_rows(base) == local_rows(state_dir)

@@ -272,6 +272,7 @@ def _of_fleet(name: str) -> Callable[[Cell], Figures]:
 _FLEET = {
     "limpet": Entry("limpet, fleet_ack=async", package=_PSYCOPG),
     "limpet-sync": Entry("limpet, fleet_ack=sync", package=_PSYCOPG),
+    "limpet-sync-tasks": Entry("limpet, fleet_ack=sync, tasks of one loop", package=_PSYCOPG),
     "limpet-alone": Entry("limpet without a fleet", package=_PSYCOPG),
     "direct": Entry("PostgreSQL alone, a connection and a transaction each", "down while it is away", _PSYCOPG),
     "batched": Entry("PostgreSQL alone, one connection, 64 rows at once", "down while it is away", _PSYCOPG, least=64),
@@ -279,7 +280,7 @@ _FLEET = {
 _TOOK = Metric("took_ms", "took", "ms")
 _FLEET_EXPERIMENTS = {
     "fleet": Experiment(
-        "durable checkpoints from threads of a node in a fleet",
+        "durable checkpoints from threads, or tasks, of a node in a fleet",
         "threads",
         _sizes((1, 64), (1, 64)),
         (PER_SECOND, *_LATENCIES),

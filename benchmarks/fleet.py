@@ -4,6 +4,7 @@ It works in a schema of its own in the user's PostgreSQL, which is removed again
 that wrote straight to PostgreSQL instead of its own disk.
 """
 
+import asyncio
 import os
 import threading
 import time
@@ -17,8 +18,9 @@ from msgspec.structs import replace
 
 from limpet.benchmarks.contenders import RUNNING, Contender, Limpet, UnavailableError, container_id, fill_store
 from limpet.benchmarks.figures import Cell, Figures
-from limpet.benchmarks.load import Load, run_threads
+from limpet.benchmarks.load import Load, run_tasks, run_threads
 from limpet.engine import fleet
+from limpet.engine.aio import AsyncStore
 from limpet.engine.store import Store
 from limpet.schema.codec import status_to_row
 from limpet.schema.rows import ContainerRow, StatusRow
@@ -52,6 +54,10 @@ class InASyncFleet(InAFleet):
     """The same, and each call waits for the fleet."""
 
     ack = "sync"
+
+
+class TasksInASyncFleet(InASyncFleet):
+    """The same, called by tasks of one loop."""
 
 
 class Alone(InAFleet):
@@ -133,13 +139,14 @@ class Batched:
 _KINDS: "dict[str, type[InAFleet | Direct]]" = {
     "limpet": InAFleet,
     "limpet-sync": InASyncFleet,
+    "limpet-sync-tasks": TasksInASyncFleet,
     "limpet-alone": Alone,
     "direct": Direct,
 }
 
 
 def measure_fleet(cell: Cell) -> Figures:
-    """Let threads checkpoint for a given time."""
+    """Let threads, or tasks, checkpoint for a given time."""
     with own_schema(cell) as url:
         if cell.contender == "batched":
             return _measure_batches(url, cell)
@@ -147,7 +154,14 @@ def measure_fleet(cell: Cell) -> Figures:
         contender.open(max(CONTAINERS, cell.size))
         for turn in range(1, _WARM_UP_CALLS + 1):
             contender.checkpoint(0, turn)
-        finished = run_threads(Load(cell.size, CONTAINERS, seconds=cell.seconds), contender.checkpoint)
+        load = Load(cell.size, CONTAINERS, seconds=cell.seconds)
+        if isinstance(contender, TasksInASyncFleet):
+            tasks = AsyncStore(contender.store)
+            finished = asyncio.run(
+                run_tasks(load, lambda number, turn: tasks.checkpoint(container_id(number), replace(RUNNING, pid=turn)))
+            )
+        else:
+            finished = run_threads(load, contender.checkpoint)
         if isinstance(contender, InAFleet):
             wait_until_sent(contender.store)
         contender.close()

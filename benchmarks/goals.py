@@ -161,6 +161,13 @@ GOALS: tuple[Goal, ...] = (
         _limpet("fleet", 64, "per_second", "limpet-sync"),
         _limpet("fleet", 64, "per_second", "batched"),
     ),
+    Goal(
+        "64 tasks, fleet_ack=sync: throughput, of the same",
+        "at least",
+        0.5,
+        _limpet("fleet", 64, "per_second", "limpet-sync-tasks"),
+        _limpet("fleet", 64, "per_second", "batched"),
+    ),
     Goal("one node sends changes, a second", "at least", 10_000, _limpet("fleet-sending", 1, "per_second")),
     Goal(
         "100,000 containers of a new node: in the fleet after",

@@ -29,6 +29,7 @@ _COLOURS = {
     "sqlite3": "#059669",
     "select": "#059669",
     "limpet-sync": "#fb923c",
+    "limpet-sync-tasks": "#b45309",
     "limpet-alone": "#fdba74",
     "direct": "#2563eb",
     "batched": "#93c5fd",

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from limpet.engine.fleet import FleetLag
 
 _T = TypeVar("_T")
+_LOOK_SECONDS = 0.01
+"""A task that has waited for long enough, but not for the fleet yet, looks again after so long at least."""
 
 
 class _TaskRequest(Request):
@@ -49,7 +51,8 @@ class _TaskRequest(Request):
         settle(requests)
 
     def take_back(self) -> bool:
-        """Say no: it may be in a batch already, and will be soon."""
+        """Say no: it may be in a batch already, and will be soon; but the fleet is not waited for."""
+        self.until_sent = False
         return False
 
 
@@ -74,6 +77,10 @@ class _TaskTurn(Request):
     def take_back(self) -> bool:
         """Say yes: it is over as soon as `inside` is given up."""
         return True
+
+
+def _nothing(_: Draft) -> None:
+    """Change nothing: what is waited for is done."""
 
 
 _turn: ContextVar[_TaskTurn | None] = ContextVar("limpet_turn", default=None)
@@ -357,14 +364,42 @@ class AsyncStore:
     async def _change(self, apply: Callable[[Draft], _T]) -> _T:
         self._require_outside()
         request = _TaskRequest(apply, asyncio.get_running_loop())
+        self.store.fleet.expect(request)
         self.store.submit(request)
-        result: _T = await wait_for(request)
-        await self._await_fleet()
+        result: _T = await self._wait_for(request)
         return result
 
     async def _await_fleet(self) -> None:
-        if self.store.fleet.is_awaited:
-            await in_own_thread(self.store.fleet.wait)
+        request = _TaskRequest(_nothing, asyncio.get_running_loop())
+        self.store.fleet.expect(request)
+        if request.until_sent:
+            request.settled = True
+            self.store.fleet.keep([request])
+            await self._wait_for(request)
+
+    async def _wait_for(self, request: _TaskRequest) -> Any:
+        """Wait until a request is settled, and sent if that is expected of it."""
+        if not request.until_sent:
+            return await wait_for(request)
+        fleet = self.store.fleet
+        timer = request.loop.call_later(request.patience, self._give_up_late, request)
+        try:
+            result = await wait_for(request)
+            fleet.require_sent(request)
+        except BaseException:
+            fleet.forget(request)
+            raise
+        finally:
+            timer.cancel()
+        return result
+
+    def _give_up_late(self, request: _TaskRequest) -> None:
+        """Have a task go on that has waited for the fleet for long enough."""
+        left = self.store.fleet.time_left(request)
+        if request.settled and left <= 0:
+            _TaskRequest.settle([request])
+        elif not request.future.done():
+            request.loop.call_later(max(left, _LOOK_SECONDS), self._give_up_late, request)
 
     def _require_outside(self) -> None:
         turn = _turn.get()

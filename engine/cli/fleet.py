@@ -1,6 +1,7 @@
 """`limpet fleet`: what many nodes have sent to one PostgreSQL."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,7 @@ from limpet.engine.cli.output import (
     state_cell,
 )
 from limpet.schema.any_text import encode_any
-from limpet.schema.errors import UnsupportedError
+from limpet.schema.errors import FleetError, FleetTooNewError, UnsupportedError
 from limpet.schema.status import ContainerState
 
 _NODES = (
@@ -47,6 +48,8 @@ _CONTAINERS = (
     Column("AGE"),
     Column("STATUS", flexible=True),
 )
+_PAUSE_SECONDS = 1.0
+"""Who follows events tries so often whether a database that went away is back."""
 _STATES = [state.name.lower() for state in ContainerState]
 
 
@@ -187,18 +190,37 @@ def inspect(url: str, id: str, *, node: str, as_json: bool) -> None:  # noqa: AR
 @_fleet_option
 def events(url: str, *, follow: bool, node: str, as_json: bool) -> None:
     """Show what has happened, of each node in its order. With -o json each event is a document on its own line."""
-    with _open_fleet(url) as fleet:
-        for one in fleet.events(node=node, follow=follow):
-            event = one.event
-            if as_json:
-                document = {"schema_version": SCHEMA_VERSION, "node": one.node, **event_document(event)}
-                print_line(encode_any(document).decode())
-            else:
-                state = "" if event.state is None else recorded_state(event.state)
-                at = moment(event.at)
-                print_line(
-                    f"{one.node} {event.revision} {at} {event.kind.value} {event.id} {event.name} {state}".rstrip()
-                )
+    for one in _load_events(url, node, follow=follow):
+        event = one.event
+        if as_json:
+            document = {"schema_version": SCHEMA_VERSION, "node": one.node, **event_document(event)}
+            print_line(encode_any(document).decode())
+        else:
+            state = "" if event.state is None else recorded_state(event.state)
+            at = moment(event.at)
+            print_line(f"{one.node} {event.revision} {at} {event.kind.value} {event.id} {event.name} {state}".rstrip())
+
+
+def _load_events(url: str, node: str, *, follow: bool) -> Iterator[Any]:
+    """Yield events, each once; who follows goes on when the database is back that was there before."""
+    since: dict[str, int] = {}
+    told = ""
+    has_begun = False
+    while True:
+        try:
+            with _open_fleet(url) as fleet:
+                has_begun, told = True, ""
+                for one in fleet.events(node=node, since=since, follow=follow):
+                    since[one.node] = one.event.revision
+                    yield one
+            return
+        except FleetError as error:
+            if not (follow and has_begun) or isinstance(error, FleetTooNewError):
+                raise
+            if str(error) != told:
+                told = str(error)
+                note(f"limpet: {error}; trying again")
+            time.sleep(_PAUSE_SECONDS)
 
 
 @command.command("restore")

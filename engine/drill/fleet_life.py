@@ -179,7 +179,11 @@ def _live(plan: Plan, write: int, close: Callable[[], object]) -> None:
         logging.disable()
         close()
         plan.prepare()
-        status = _follow(plan, write)
+        try:
+            follow(plan, lambda number: os.write(write, b"%d\n" % number))
+        except FleetFencedError:
+            os.write(write, f"{_FENCED}\n".encode())
+        status = 0
     except BaseException as error:  # noqa: BLE001  # told to the trial, in one line
         os.write(write, f"{type(error).__name__}: {error}".replace("\n", " ").encode(errors="replace") + b"\n")
     finally:
@@ -187,22 +191,22 @@ def _live(plan: Plan, write: int, close: Callable[[], object]) -> None:
         os._exit(status)
 
 
-def _follow(plan: Plan, write: int) -> int:
+def follow(plan: Plan, acknowledge: Callable[[int], object]) -> None:
+    """Live in this process: do all steps from the first, and acknowledge each; return once all is sent.
+
+    Raises FleetFencedError if the node was taken over from.
+    """
     fleet: dict[str, Any] = {"fleet": plan.url, "fleet_ack": plan.ack, "fleet_timeout": _WAIT_SECONDS}
     with Store.open(plan.state_dir, node=plan.node, **fleet) as store:
-        try:
-            for number, step in enumerate(SCRIPTS[plan.script]):
-                if number >= plan.first:
-                    step(store, _FIRST_PIDS[plan.script] + number)
-                    if number == plan.first and plan.is_again:
-                        store.put("k", "again", number)
-                    os.write(write, b"%d\n" % number)
-                    if plan.ack == "async":
-                        _let_it_send(store, number)
-            _wait_until_sent(store)
-        except FleetFencedError:
-            os.write(write, f"{_FENCED}\n".encode())
-    return 0
+        for number, step in enumerate(SCRIPTS[plan.script]):
+            if number >= plan.first:
+                step(store, _FIRST_PIDS[plan.script] + number)
+                if number == plan.first and plan.is_again:
+                    store.put("k", "again", number)
+                acknowledge(number)
+                if plan.ack == "async":
+                    _let_it_send(store, number)
+        _wait_until_sent(store)
 
 
 def _let_it_send(store: Store, number: int) -> None:

@@ -20,7 +20,7 @@ from limpet.engine.drill.fleet_proxy import Piece, Proxy, Target, Way
 from limpet.engine.state.names import DATABASE
 from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, NotFoundError
 from limpet.schema.status import Reason
-from limpet.testing import Finding, Kind, Report
+from limpet.testing import Finding, Report, Violation
 
 _HUNG_SECONDS: Final = 60.0
 _DELAY_SECONDS: Final = 0.02
@@ -65,13 +65,7 @@ class Point(NamedTuple):
         return cls(action, "up" if way == "up" else "down", int(number), int(percent), ack)
 
 
-class _Found(Exception):  # noqa: N818  # a finding, not an error of the trial
-    def __init__(self, kind: Kind, message: str) -> None:
-        super().__init__(message)
-        self.kind: Kind = kind
-
-
-class _Judge:
+class Judge:
     """Compares what the fleet says of one node with what its script writes."""
 
     def __init__(self, view: Callable[[], fleet.Fleet], plan: Plan, start: Mapping[str, int] = _NOTHING) -> None:
@@ -82,21 +76,21 @@ class _Judge:
         self._revision = 0
 
     def look(self, acknowledged: int) -> None:
-        """Raise _Found if the fleet lacks what was acknowledged, says what never was, or has gone back."""
+        """Raise Violation if the fleet lacks what was acknowledged, says what never was, or has gone back."""
         try:
             found = {one.id: one for one in self._view().list(node=self._plan.node)}
             (node,) = self._view().nodes(node=self._plan.node)
         except NotFoundError:
             if self._plan.ack == "sync" and acknowledged >= 0:
-                raise _Found("lost", "the fleet does not know the node, whose changes were acknowledged") from None
+                raise Violation("lost", "the fleet does not know the node, whose changes were acknowledged") from None
             return
         if node.revision < self._revision:
-            raise _Found("false_verdict", f"events were sent up to {self._revision}, now up to {node.revision}")
+            raise Violation("false_verdict", f"events were sent up to {self._revision}, now up to {node.revision}")
         self._revision = node.revision
         for key in self._keys:
             one = found.get(key)
             if one is not None and one.status.reason == Reason.DAMAGED:
-                raise _Found("torn", f"container {key}: {one.status.message}")
+                raise Violation("torn", f"container {key}: {one.status.message}")
             self._judge(key, one and one.checkpoint.pid, acknowledged + 1 if self._plan.ack == "sync" else 0)
 
     def _judge(self, key: str, said: int | None, least: int) -> None:
@@ -107,10 +101,10 @@ class _Judge:
                 return
         words = f"container {key}: the fleet says {said}; {least} steps are acknowledged"
         if not fitting:
-            raise _Found("false_verdict", f"{words}, and none has written that")
+            raise Violation("false_verdict", f"{words}, and none has written that")
         if fitting[-1] < self._reached[key]:
-            raise _Found("false_verdict", f"{words}, and it has said what step {self._reached[key]} wrote before")
-        raise _Found("lost", words)
+            raise Violation("false_verdict", f"{words}, and it has said what step {self._reached[key]} wrote before")
+        raise Violation("lost", words)
 
 
 class FleetTrial:
@@ -164,7 +158,7 @@ class FleetTrial:
         """Try one point."""
         try:
             acknowledged = self._try(point)
-        except _Found as found:
+        except Violation as found:
             return Report.of([Finding(str(point), found.kind, str(found))], points=1)
         except (LimpetError, OSError) as error:
             return Report.of([Finding(str(point), "other", f"{type(error).__name__}: {error}")], points=1)
@@ -183,7 +177,7 @@ class FleetTrial:
     @contextmanager
     def _begin(
         self, ack: str, prepare: Callable[[], object] | None = None, script: str = "first"
-    ) -> "Iterator[tuple[Node, _Judge]]":
+    ) -> "Iterator[tuple[Node, Judge]]":
         self._numbers += 1
         name = f"n{os.getpid()}-{self._numbers}"
         plan = Plan(
@@ -197,7 +191,7 @@ class FleetTrial:
         self._proxy.reset()
         node = Node(plan, self._proxy.close_in_child)
         try:
-            yield node, _Judge(self._view, plan)
+            yield node, Judge(self._view, plan)
         finally:
             node.end()
             self._proxy.on_piece = lambda _: None
@@ -270,9 +264,9 @@ class FleetTrial:
             if until_held and self.is_reached and node.acknowledged == last:
                 return
             if time.monotonic() > deadline:
-                raise _Found("other", f"the node hung; {node.acknowledged + 1} steps were acknowledged")
+                raise Violation("other", f"the node hung; {node.acknowledged + 1} steps were acknowledged")
 
-    def _replace(self, old: Node, judge: _Judge) -> int:
+    def _replace(self, old: Node, judge: Judge) -> int:
         """Restore the node elsewhere while the old one's connection is held; then let what it had sent arrive."""
         judge.look(old.acknowledged)
         again = f"{old.plan.state_dir}-again"
@@ -287,7 +281,7 @@ class FleetTrial:
         had_all = not fleet.find_differences(self._url, old.plan.node, f"{old.plan.state_dir}/{DATABASE}")
         plan = old.plan._replace(state_dir=again, script="next", ack="sync", prepare=controls.hasten)
         start = {one.id: one.checkpoint.pid for one in self._view().list(node=plan.node)}
-        judge = _Judge(self._view, plan, start)
+        judge = Judge(self._view, plan, start)
         new = Node(plan, self._proxy.close_in_child)
         try:
             self._follow(new, judge.look)
@@ -299,17 +293,18 @@ class FleetTrial:
         self._follow(old, lambda _: judge.look(new.acknowledged))
         self._require_same(plan)
         if not (old.is_fenced or had_all):
-            raise _Found("false_verdict", f"who was taken over from was not told: {old.error or 'it ended in order'}")
+            told = old.error or "it ended in order"
+            raise Violation("false_verdict", f"who was taken over from was not told: {told}")
         return new.acknowledged + 1
 
     def _require_end(self, node: Node, plan: Plan) -> None:
         if node.error or node.acknowledged != len(SCRIPTS[plan.script]) - 1:
-            raise _Found("other", f"the node ended after {node.acknowledged + 1} steps: {node.error or 'killed?'}")
+            raise Violation("other", f"the node ended after {node.acknowledged + 1} steps: {node.error or 'killed?'}")
 
     def _require_same(self, plan: Plan) -> None:
         found = fleet.find_differences(self._url, plan.node, f"{plan.state_dir}/{DATABASE}")
         if found:
-            raise _Found("lost", f"all was sent, and {len(found)} rows differ: {'; '.join(found[:3])}")
+            raise Violation("lost", f"all was sent, and {len(found)} rows differ: {'; '.join(found[:3])}")
 
     def _view(self) -> fleet.Fleet:
         if self._fleet is None:
@@ -350,14 +345,21 @@ def count_noticed(url: str, directory: str, control: controls.Control, *, seed: 
 def _trial(
     url: str, directory: str, seed: int, server: Server | None, prepare: Callable[[], object] | None = None
 ) -> Iterator[FleetTrial]:
-    own = f"{url}{'&' if '?' in url else '?'}schema=limpet_drill_{os.getpid()}_{seed % 1_000_000_007}"
-    try:
+    with own_schema(url, seed) as own:
         trial = FleetTrial(own, directory, server=server, prepare=prepare)
         try:
             with controls.hastened():
                 yield trial
         finally:
             trial.close()
+
+
+@contextmanager
+def own_schema(url: str, seed: int) -> Iterator[str]:
+    """Give the URL of a schema of the drill's own, with nothing in it; remove it afterwards."""
+    own = f"{url}{'&' if '?' in url else '?'}schema=limpet_drill_{os.getpid()}_{seed % 1_000_000_007}"
+    try:
+        yield own
     finally:
         fleet.remove_tables(own)
 

@@ -228,9 +228,13 @@ def _rehearse_until_noticed(trial: Trial, factory: str) -> Report:
 
 def _try_fleet(trial: Trial) -> Report:
     # Imported here: its driver is an extra.
+    from limpet.engine.drill.fleet_kills import run_kills  # noqa: PLC0415
     from limpet.engine.drill.fleet_trial import run_trials  # noqa: PLC0415
 
-    return run_trials(trial.fleet, trial.directory, points=_FLEET_POINTS, seed=trial.seed, progress=trial.progress)
+    total = run_trials(trial.fleet, trial.directory, points=_FLEET_POINTS, seed=trial.seed, progress=trial.progress)
+    if supported() is None:
+        total += run_kills(trial.fleet, every=_FLEET_KILLS_EVERY, seed=trial.seed, progress=trial.progress)
+    return total
 
 
 def _break_fleet(trial: Trial) -> Report:
@@ -242,6 +246,7 @@ def _break_fleet(trial: Trial) -> Report:
 
 
 _FLEET_POINTS: Final = 100
+_FLEET_KILLS_EVERY: Final = 30
 _MOST_SEEDS: Final = 8
 _REHEARSED_ROUNDS: Final = 4
 _CONTROLS: Final = "limpet.engine.drill.controls"

@@ -7,7 +7,7 @@ Read `batch` (what one transaction writes, and what guards it), `rows` (the guar
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.comparison import find_differences
 from limpet.engine.fleet.restore import Restored, restore
-from limpet.engine.fleet.shipper import FleetLag, Shipper
+from limpet.engine.fleet.shipper import FleetLag, Promise, Shipper
 from limpet.engine.fleet.tables import make_tables, remove_tables
 from limpet.engine.fleet.view import Fleet, FleetContainer, FleetEvent, FleetNode
 
@@ -18,6 +18,7 @@ __all__ = [
     "FleetEvent",
     "FleetLag",
     "FleetNode",
+    "Promise",
     "Restored",
     "Shipper",
     "find_differences",

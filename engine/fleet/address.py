@@ -46,7 +46,7 @@ class Address:
             # What libpq says of it may quote the password.
             raise InvalidInputError(
                 "fleet: the URL cannot be parsed; give postgresql+psycopg://user:password@host:port/database, with"
-                " special characters as %xx"
+                " special characters as %xx, and after ? parameters that libpq knows, or schema"
             ) from None
         self._password = str(parameters.get("password") or "")
         self._parameters: dict[str, Any] = {

@@ -53,6 +53,20 @@ class FleetLag(NamedTuple):
     """Why nothing can be sent at present; empty while all is well."""
 
 
+class Promise:
+    """That callers are told once the fleet has what they have written, or will never have it."""
+
+    __slots__ = ("count", "is_told", "since", "tell", "ticket")
+
+    def __init__(self, tell: Callable[[], object], count: int = 1) -> None:
+        self.tell = tell
+        self.count = count
+        """So many wait for it still."""
+        self.ticket = 0
+        self.since = time.monotonic()
+        self.is_told = False
+
+
 class Shipper:
     """Sends one node's changes, in their order. Thread-safe."""
 
@@ -84,8 +98,10 @@ class Shipper:
         self._cursor = 0
         self._pruned = 0
         self._turn = threading.Condition()  # guards what follows; the sending thread alone waits for it
-        self._waiters: deque[tuple[int, threading.Lock]] = deque()
-        """Who waits for which ticket, in the order of the tickets."""
+        self._promises: deque[Promise] = deque()
+        """In the order of their tickets."""
+        self._waiting = 0
+        """So many callers wait for them."""
         self._callers = 0
         """So many waited when something was sent last, for that or for what has come since."""
         self._expected: int | None = None
@@ -124,25 +140,52 @@ class Shipper:
             waits = 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
             return FleetLag(max(self._newest - self._cursor, 0), waits, str(self._trouble or ""))
 
+    def make_promise(self, tell: Callable[[], object], count: int) -> Promise:
+        """Return what is kept by `keep`: `tell` wakes so many callers, may be called twice, by another thread."""
+        return Promise(tell, count)
+
+    def keep(self, promise: Promise) -> None:
+        """Have callers told once the fleet has all that was noted before this was called."""
+        with self._turn:
+            promise.ticket = self._ticket
+            is_kept = not self._is_answered(promise)
+            if is_kept:
+                self._promises.append(promise)
+                self._waiting += promise.count
+                if self._expected is not None and self._waiting >= self._expected:
+                    self._turn.notify_all()
+        if not is_kept:
+            promise.is_told = True
+            promise.tell()
+
     def wait(self, timeout: float) -> None:
         """Return once the fleet has all that was noted before this was called.
 
         Raises FleetUnknownError after `timeout` seconds, FleetFencedError if it will never have it.
         """
-        with self._turn:
-            wanted, told = self._ticket, threading.Lock()
-            if self._sent >= wanted:
-                return
-            if not self._will_send_no_more:
-                told.acquire()
-                self._waiters.append((wanted, told))
-                if self._expected is not None and len(self._waiters) >= self._expected:
-                    self._turn.notify_all()
-        told.acquire(timeout=timeout)  # released by whoever has sent it
-        if self._sent >= wanted:  # it only grows: all who are told at once need not queue up for the lock
+        told = threading.Lock()
+        told.acquire()
+        promise = Promise(told.release)
+        self.keep(promise)
+        self.wait_for(promise, told, timeout)
+
+    def wait_for(self, promise: Promise, told: threading.Lock, timeout: float) -> None:
+        """Do the same for what was promised, `timeout` seconds after that; `told` is released by whoever tells."""
+        left = promise.since + timeout - time.monotonic()
+        try:
+            if not promise.is_told and left > 0:
+                told.acquire(timeout=left)
+        finally:
+            if not promise.is_told:
+                self.leave(promise)
+        self.require_sent(promise, timeout)
+
+    def require_sent(self, promise: Promise, timeout: float) -> None:
+        """Raise what `wait` raises unless what was promised is there; `timeout` is for the words alone."""
+        if self._sent >= promise.ticket:  # it only grows: all who are told at once need not queue up for the lock
             return
         with self._turn:
-            if self._sent >= wanted:
+            if self._sent >= promise.ticket:
                 return
             if isinstance(self._trouble, FleetFencedError):
                 raise FleetFencedError(f"{self._trouble}; the change is durable on this node") from self._trouble
@@ -152,15 +195,31 @@ class Shipper:
                 f" ({self._trouble or 'it is slow'})"
             )
 
-    @property
-    def _will_send_no_more(self) -> bool:
-        return self._is_over or isinstance(self._trouble, FleetFencedError)
+    def leave(self, promise: Promise) -> None:
+        """Have one caller less wait for a promise: while the fleet is away nothing is kept for who has gone."""
+        with self._turn:
+            if promise in self._promises:
+                promise.count -= 1
+                self._waiting -= 1
+                if promise.count == 0:
+                    self._promises.remove(promise)
+
+    def _is_answered(self, promise: Promise) -> bool:
+        return self._sent >= promise.ticket or self._is_over or isinstance(self._trouble, FleetFencedError)
 
     def _tell_waiters(self) -> None:
-        """Wake those whose changes are there, or all if nothing more will be; with the lock held."""
-        self._callers = len(self._waiters)
-        while self._waiters and (self._will_send_no_more or self._waiters[0][0] <= self._sent):
-            self._waiters.popleft()[1].release()
+        """Tell those whose changes are there, or all if nothing more will be. May be repeated after a failure."""
+        while True:
+            with self._turn:
+                if not self._promises or not self._is_answered(self._promises[0]):
+                    return
+                promise = self._promises[0]
+                promise.is_told = True
+            promise.tell()
+            with self._turn:
+                if promise in self._promises:
+                    self._promises.remove(promise)
+                    self._waiting -= promise.count
 
     def close(self) -> None:
         """Send what there is, for a few seconds at most, and stop. May be repeated."""
@@ -170,7 +229,7 @@ class Shipper:
         self._thread.join(_CLOSE_SECONDS)
         with self._turn:
             self._is_over = True
-            self._tell_waiters()
+        self._tell_waiters()
         self._extractor.close()
 
     def abandon(self) -> None:
@@ -178,6 +237,20 @@ class Shipper:
         self._extractor.abandon()
 
     def _run(self) -> None:
+        """Send until it is over. Nothing else ends this thread, be there no memory even to tell what is wrong."""
+        failure: BaseException | None = None
+        while True:
+            try:
+                if failure is not None:
+                    time.sleep(_FIRST_PAUSE)
+                    told, failure = failure, None
+                    _log.error("node %s: sending to the fleet failed", self._node, exc_info=told)
+                self._send()
+                return
+            except BaseException as error:  # noqa: BLE001  # logged, once that can be done
+                failure = error
+
+    def _send(self) -> None:
         pause = _FIRST_PAUSE
         while True:
             began = time.monotonic()
@@ -202,7 +275,7 @@ class Shipper:
         with self._turn:
             is_new = str(self._trouble) != str(error)
             self._trouble = error
-            self._tell_waiters()
+        self._tell_waiters()
         if is_new and not self._is_over:
             _log.warning("node %s: %s", self._node, error)
 
@@ -248,7 +321,7 @@ class Shipper:
         """
         self._expected = self._callers
         try:
-            self._turn.wait_for(lambda: self._closing.is_set() or len(self._waiters) >= self._callers, seconds)
+            self._turn.wait_for(lambda: self._closing.is_set() or self._waiting >= self._callers, seconds)
         finally:
             self._expected = None
 
@@ -275,7 +348,8 @@ class Shipper:
             self._sent = ticket
             self._trouble = None
             self._waiting_since = None if self._sent == self._ticket else time.monotonic()
-            self._tell_waiters()
+            self._callers = self._waiting
+        self._tell_waiters()
 
     def _send_changes(self, connection: Connection) -> None:
         """Send all events there are, and with each page the present rows of what it tells of."""

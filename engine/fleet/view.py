@@ -58,6 +58,14 @@ class FleetNode(NamedTuple):
     containers: int
 
 
+_NAMED = 10
+"""So many nodes are named where there is none with a name that is asked for."""
+_UNREADABLE = (
+    Reason.DAMAGED,
+    "what its node vouches for cannot be read in the fleet; the node writes it anew when its engine is opened again",
+)
+
+
 class FleetContainer(NamedTuple):
     """One container of a node, as far as it is known here."""
 
@@ -82,7 +90,8 @@ class FleetEvent(NamedTuple):
 
 class _Known(NamedTuple):
     node: FleetNode
-    doubts: Mapping[str, tuple[str, str]]
+    doubts: Mapping[str, tuple[str, str]] | None
+    """None if they cannot be read: then it vouches for nothing."""
 
 
 class Fleet:
@@ -225,14 +234,17 @@ class Fleet:
                 is_whole=is_whole,
                 containers=containers,
             )
-            found[name] = _Known(known, msgspec.json.decode(doubts, type=dict[str, tuple[str, str]]))
+            found[name] = _Known(known, _read_doubts(doubts))
         return found
 
     def _choose_nodes(self, node: str) -> dict[str, _Known]:
         nodes = self._load_nodes(node)
         if node and not nodes:
-            names = ", ".join(self._load_nodes()) or "none"
-            raise NotFoundError(f"the fleet knows no node {quote(node)}; it has: {names}")
+            names = list(self._load_nodes())
+            more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+            raise NotFoundError(
+                f"the fleet knows no node {quote(node)}; it has: {', '.join(names[:_NAMED]) or 'none'}{more}"
+            )
         return nodes
 
     def _load(self, node: str, clause: str, values: Mapping[str, object]) -> Sequence[FleetContainer]:
@@ -253,10 +265,17 @@ class Fleet:
         ]
 
 
+def _read_doubts(text: str) -> Mapping[str, tuple[str, str]] | None:
+    try:
+        return msgspec.json.decode(text, type=dict[str, tuple[str, str]])
+    except msgspec.DecodeError:
+        return None
+
+
 def _make_container(known: _Known, names: NameRow, values: Sequence[Any]) -> FleetContainer:
     node = known.node
     row = StatusRow._make(values)
-    checkpoint, doubt = Status(), known.doubts.get(names.id)
+    checkpoint, doubt = Status(), (known.doubts or {}).get(names.id)
     try:
         if not row_is_sound(node.name, row):  # few have anything escaped, which does not match its checksum
             row = from_record(StatusRow, values)
@@ -270,6 +289,8 @@ def _make_container(known: _Known, names: NameRow, values: Sequence[Any]) -> Fle
             checkpoint.state, "to be created"
         )
         doubt = (Reason.NOT_HEARD_OF, f"was {was}, not heard of for {node.silent_seconds:.0f} s")
+    elif doubt is None and known.doubts is None and not checkpoint.finished_at:
+        doubt = _UNREADABLE
     if doubt is not None:
         status = replace(checkpoint, reason=doubt[0], message=doubt[1], unknown=True)
     return FleetContainer(

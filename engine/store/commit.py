@@ -23,9 +23,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from limpet.schema.errors import ClosedError, InvalidStateError, StoreError
+
+if TYPE_CHECKING:
+    from limpet.engine.fleet import Promise
 
 MAX_BATCH = 512
 _START_SECONDS = 10.0
@@ -44,7 +47,10 @@ class Request:
 
     It has that from `finish` on for as long as `inside` is held, which is taken before it is submitted.
     """
-    __slots__ = ("apply", "error", "inside", "result", "settled", "taken", "thread", "wake")
+    __slots__ = (
+        *("apply", "error", "inside", "patience", "promise", "result", "settled", "taken", "thread", "until_sent"),
+        "wake",
+    )
 
     def __init__(self, apply: Callable[..., Any]) -> None:
         self.apply = apply
@@ -54,8 +60,15 @@ class Request:
         self.taken = False
         """The committer has taken it: there will be an outcome."""
         self.settled = False
+        """There is an outcome."""
+        self.until_sent = False
+        """Its caller is woken only when the fleet has what it has written. Whoever is in a hurry takes that back."""
+        self.patience = -1.0
+        """For so many seconds that is waited for; then whether there is an outcome is looked at without being woken."""
+        self.promise: Promise | None = None
+        """By which the fleet will wake its caller."""
         self.wake = threading.Lock()
-        """Held until there is an outcome."""
+        """Held until its caller is to be woken."""
         self.inside = threading.Lock()
         """Held by `thread` while it has the right to commit, or waits for a turn."""
 
@@ -64,9 +77,9 @@ class Request:
         interrupt: BaseException | None = None
         while not self.settled:
             try:
-                self.wake.acquire()
+                self.wake.acquire(timeout=self.patience)
             except BaseException as error:  # noqa: BLE001  # a signal handler may raise anything
-                interrupt = error
+                self.until_sent, interrupt = False, error
         if interrupt is not None:
             raise interrupt
 
@@ -97,8 +110,14 @@ class Committer:
     MemoryError nothing was written.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Request]], None]) -> None:
+    def __init__(
+        self,
+        commit: Callable[[Sequence[Request]], None],
+        answer: "Callable[[Sequence[Request]], None] | None" = None,
+    ) -> None:
+        """Begin. `answer` tells callers that their requests are settled, or sees to it; it may be called again."""
         self._commit = commit
+        self._answer = answer or settle
         self._right = threading.Lock()
         """The right to commit. The committer thread holds it for whoever it gives a turn."""
         self._holder: Request | None = None
@@ -334,8 +353,13 @@ class Committer:
         if self._failure is not None:
             for request in self._taken:
                 request.error = request.error or self._failure
-        for kind in {type(request) for request in self._taken}:
-            kind.settle([request for request in self._taken if type(request) is kind])
+        self._answer(self._taken)
+
+
+def settle(requests: Sequence[Request]) -> None:
+    """Tell the callers of all kinds of requests that they are settled. May be repeated."""
+    for kind in {type(request) for request in requests}:
+        kind.settle([request for request in requests if type(request) is kind])
 
 
 def _nothing() -> None:

@@ -1,14 +1,17 @@
 """What a store has to do with the fleet: nothing, unless it is opened with one; then it is told what was written."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FleetChoice
 from limpet.engine.state.identity import read_identity
 from limpet.engine.state.names import DATABASE
+from limpet.engine.store.commit import Request, settle
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, UnsupportedError, quote
 
 if TYPE_CHECKING:
@@ -73,8 +76,70 @@ class FleetLink:
 
         Raises FleetUnknownError, FleetFencedError.
         """
-        if self._is_sync and self._shipper is not None and not getattr(self._later, "depth", 0):
+        if self._shipper is not None and self._is_to_wait:
             self._shipper.wait(self._timeout)
+
+    @property
+    def _is_to_wait(self) -> bool:
+        return self.is_awaited and not getattr(self._later, "depth", 0)
+
+    def expect(self, request: Request) -> None:
+        """Have a request's caller woken once, by the fleet; before it is submitted. See `require_sent`."""
+        if self._is_to_wait:
+            request.until_sent, request.patience = True, self._timeout
+
+    def answer(self, requests: Sequence[Request]) -> None:
+        """Tell callers what became of their requests; who waits for the fleet is told when it has them.
+
+        May be repeated.
+        """
+        kept: list[Request] = []
+        others: list[Request] = []
+        for request in requests:
+            is_kept = request.until_sent and request.error is None
+            if is_kept:
+                request.settled = True
+                is_kept = request.until_sent  # whoever has just lost patience sees that it is settled, or is told now
+            (kept if is_kept else others).append(request)
+        if kept:
+            self.keep(kept)
+        if others:
+            settle(others)
+
+    def keep(self, requests: Sequence[Request]) -> None:
+        """Have callers told once the fleet has all that was noted until now, or will not have it."""
+        assert self._shipper is not None
+        promise = self._shipper.make_promise(partial(settle, requests), len(requests))
+        for request in requests:
+            request.promise = promise
+        self._shipper.keep(promise)
+
+    def wait_for(self, request: Request) -> None:
+        """Return once the fleet has what a request has written, if its caller expects that.
+
+        Raises FleetUnknownError, FleetFencedError.
+        """
+        if self._shipper is None or not request.until_sent:
+            return
+        if request.promise is None:  # its caller has committed it
+            self._shipper.wait(self._timeout)
+        else:
+            self._shipper.wait_for(request.promise, request.wake, self._timeout)
+
+    def require_sent(self, request: Request) -> None:
+        """Raise what `wait_for` raises unless the fleet has what a request has written; wait for nothing."""
+        if self._shipper is not None and request.promise is not None:
+            self._shipper.require_sent(request.promise, self._timeout)
+
+    def forget(self, request: Request) -> None:
+        """Keep nothing for a caller who waits no more."""
+        if self._shipper is not None and request.promise is not None:
+            self._shipper.leave(request.promise)
+
+    def time_left(self, request: Request) -> float:
+        """Return for how many seconds a request's caller is still to wait for the fleet."""
+        since = None if request.promise is None else request.promise.since
+        return self._timeout if since is None else since + self._timeout - time.monotonic()
 
     @contextmanager
     def later(self) -> Iterator[None]:

@@ -76,7 +76,7 @@ class Store:
         self._database = database
         self._journal = database.journal
         self._records = database.records
-        self._committer = Committer(self._commit)
+        self._committer = Committer(self._commit, self.fleet.answer)
         self._unsettled: Draft | None = None
         """What is being written, until memory has it too: an interrupt may leave it there."""
         self._closing = threading.RLock()  # a signal handler may close the store while it is being closed
@@ -560,8 +560,10 @@ class Store:
 
     def _change(self, apply: Callable[[Draft], _T]) -> _T:
         self.require_open()
-        result: _T = self._committer.run(Request(apply))
-        self.fleet.wait()
+        request = Request(apply)
+        self.fleet.expect(request)
+        result: _T = self._committer.run(request)
+        self.fleet.wait_for(request)
         return result
 
     def begin(self) -> Draft:

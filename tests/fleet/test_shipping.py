@@ -3,9 +3,12 @@
 import asyncio
 import os
 import random
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -370,7 +373,7 @@ def test_callers_who_come_back_share_a_transaction(base: Base, state_dir: str, m
             first = call("first")
             wait_until(lambda: bool(base.ask(waiting, base.name)), "the first to be sent")
             late = [call("second"), call("third")]
-            wait_until(lambda: len(sender._waiters) == 3, "all to wait")
+            wait_until(lambda: sender._waiting == 3, "all to wait")
         first.join()
         late[0].join(0.3)
         assert answered == ["first"]
@@ -380,3 +383,122 @@ def test_callers_who_come_back_share_a_transaction(base: Base, state_dir: str, m
         assert sorted(answered) == ["first", "first again", "second", "third"]
     finally:
         sender.close()
+
+
+@contextmanager
+def held(base: Base) -> Iterator[None]:
+    """Nothing that is sent is answered while the block runs."""
+    with base.cluster.connect(base.name) as connection, connection.transaction():
+        connection.execute("SELECT FROM limpet.fleet_node FOR UPDATE")
+        yield
+
+
+def test_whoever_waits_in_vain_is_told_in_time(base: Base, state_dir: str) -> None:
+    """Threads and tasks that share a batch are each told that it is durable here; nothing is kept for them then."""
+    told: list[str] = []
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        store.put("k", "first", 1)
+        store.fleet._timeout = 0.3
+
+        def call(number: int) -> None:
+            try:
+                store.put("k", f"thread {number}", number)
+            except errors.FleetUnknownError as error:
+                told.append(str(error))
+
+        async def call_all() -> list[BaseException | None]:
+            tasks = AsyncStore(store)
+            calls = [asyncio.ensure_future(tasks.put("k", f"task {number}", number)) for number in range(8)]
+            hasty = asyncio.ensure_future(tasks.put("k", "hasty", 1))
+            while store.find("k", "hasty") is None:
+                await asyncio.sleep(0.001)
+            hasty.cancel()
+            began = time.monotonic()
+            await asyncio.wait([hasty])
+            assert hasty.cancelled()
+            assert time.monotonic() - began < 0.25, "who is cancelled waits for no fleet"
+            return [found.exception() for found in (await asyncio.wait(calls))[0]]
+
+        with held(base):
+            threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+            with store.fleet.later(), store.transaction() as draft:
+                draft.put("k", "turn", 1, None)
+                for thread in threads:
+                    thread.start()
+                wait_until(lambda: len(store._committer._queue) == 8, "all to wait for the committer thread")
+            found = asyncio.run(call_all())
+            for thread in threads:
+                thread.join(20)
+            assert len(told) == 8
+            assert all("durable on this node" in text and "after 0.3 s" in text for text in told)
+            assert len(found) == 8
+            assert all(isinstance(error, errors.FleetUnknownError) for error in found)
+            assert store.fleet._shipper is not None
+            assert (store.fleet._shipper._waiting, len(store.fleet._shipper._promises)) == (0, 0)
+        store.fleet._timeout = 30
+        store.put("k", "last", 1)
+        assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_an_interrupted_caller_waits_for_no_fleet(base: Base, state_dir: str) -> None:
+    """It raises as soon as what it has written is durable here."""
+
+    class Interrupt(Exception):  # noqa: N818
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        store.put("k", "first", 1)
+        begun, before = threading.Event(), signal.signal(signal.SIGUSR1, interrupt)
+
+        def hold() -> None:
+            with store.fleet.later(), store.transaction() as draft:
+                draft.put("k", "turn", 1, None)
+                begun.set()
+                wait_until(lambda: len(store._committer._queue) == 1, "the other to be queued")
+                os.kill(os.getpid(), signal.SIGUSR1)
+                time.sleep(0.1)
+
+        try:
+            with held(base):
+                thread = threading.Thread(target=hold)
+                thread.start()
+                assert begun.wait(20)
+                began = time.monotonic()
+                with pytest.raises(Interrupt):
+                    store.put("k", "interrupted", 1)
+                assert time.monotonic() - began < 15
+                thread.join()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert store.find("k", "interrupted") is not None
+
+
+def test_no_memory_ends_no_sending(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused wherever the sending thread is, also where it tells of that: everybody is told, and it goes on."""
+    refused: list[str] = []
+    monkeypatch.setattr(shipper, "_FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(shipper, "_LONGEST_PAUSE", 0.05)
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        store.put("k", "first", 1)
+
+        def refuse(name: str) -> None:
+            act = getattr(Shipper, name)
+
+            def act_later(self: Shipper, *arguments: Any) -> Any:
+                if threading.current_thread().name == "limpet-fleet" and refused.count(name) < 2:
+                    refused.append(name)
+                    raise MemoryError
+                return act(self, *arguments)
+
+            monkeypatch.setattr(Shipper, name, act_later)
+
+        for name in ("_tell_waiters", "_take", "_confirm"):
+            refuse(name)
+            with ThreadPoolExecutor(4) as pool:
+                for each in [pool.submit(store.put, "k", f"{name}-{number}", 1) for number in range(4)]:
+                    each.result(60)
+            assert refused.count(name) == 2
+        assert fleet_rows(base) == local_rows(state_dir)

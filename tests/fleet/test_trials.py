@@ -50,16 +50,28 @@ def test_the_trials_have_teeth(control: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
+def test_kills_at_the_nodes_own_writes() -> None:
+    """In both modes, before, amid and after each eighth call that changes a file; who acknowledges early is noticed."""
+    told = run_trials("--calls", "8")
+    assert told["findings"] == []
+    assert told["points"] >= 100
+    assert told["acknowledged"] >= told["points"]
+    assert run_trials("--calls", "20", "--control", "0")["lost"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_the_drill_of_a_users_database(base: Base) -> None:
     """`limpet drill --mode fleet` is clean, catches its controls, and leaves nothing there but what was."""
     base.ask("CREATE TABLE theirs (a int)")
-    code = "from limpet.engine.drill import modes; modes._FLEET_POINTS = 8; from limpet.engine.cli import main; main()"
+    less = "from limpet.engine.drill import modes; modes._FLEET_POINTS = 8; modes._FLEET_KILLS_EVERY = 200"
+    code = f"{less}; from limpet.engine.cli import main; main()"
     command = [sys.executable, "-c", code, "drill", "--mode", "fleet", "--seed", "2", "-o", "json"]
     environment = {"PATH": os.environ["PATH"], "LIMPET_FLEET": base.url}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     report = json.loads(result.stdout)
     assert (result.returncode, report["findings"]) == (0, [])
-    assert report["points"] == 8
+    assert report["points"] >= 8 + 2, "kills at the node's own writes, in both modes, too"
     assert report["control"]["fleet"]["violations"] >= 3
     assert base.url not in result.stdout
     assert base.ask(

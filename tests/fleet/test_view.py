@@ -145,3 +145,54 @@ def test_a_database_without_tables_is_told(base: Base) -> None:
     with pytest.raises(errors.FleetError, match="tables are missing"):
         Fleet.open(base.url)
     assert base.ask("SELECT count(*) FROM pg_namespace WHERE nspname = 'limpet'") == [(0,)]
+
+
+def test_what_was_altered_by_hand_is_told(base: Base, state_dir: str) -> None:
+    """A node whose doubts cannot be read vouches for nothing; the others' are as they were."""
+    fill(base, state_dir, "n7")
+    fill(base, f"{state_dir}-8", "n8")
+    for text in ("{nonsense", "[1]", '{"runs": 1}'):
+        base.ask("UPDATE limpet.fleet_node SET doubts = %s WHERE name = 'n7'", text)
+        with Fleet.open(base.url) as fleet:
+            assert [node.name for node in fleet.nodes()] == ["n7", "n8"]
+            status = fleet.get("runs", node="n7").status
+            assert (status.state, status.reason) == (ContainerState.UNKNOWN, Reason.DAMAGED)
+            assert "opened again" in status.message
+            assert fleet.get("ended", node="n7").status.exit_code == 3
+            assert fleet.get("runs", node="n8").status.state is ContainerState.RUNNING
+
+
+def test_of_many_nodes_some_are_named(base: Base, state_dir: str) -> None:
+    """Who asks for a node that is none is not told the names of thousands."""
+    fill(base, state_dir, "n7")
+    base.ask(
+        "INSERT INTO limpet.fleet_node SELECT 'm' || number, epoch, directory, host, pid, path, claimed_at, heard_at,"
+        " lease_seconds, as_of, revision, is_whole, doubts FROM limpet.fleet_node, generate_series(1, 2000) AS number"
+    )
+    with Fleet.open(base.url) as fleet, pytest.raises(errors.NotFoundError, match="and 1,991 more") as told:
+        fleet.nodes(node="none")
+    assert len(str(told.value)) < 200
+
+
+def test_who_follows_goes_on_when_the_database_is_back(base: Base, state_dir: str) -> None:
+    """Each event is shown once, and that the database was away is told; who cannot begin is told at once."""
+    fill(base, state_dir, "n7")
+    command = [sys.executable, "-m", "limpet", "fleet", "events", "--follow", "--fleet", base.url]
+    with (
+        Store.open(state_dir, node="n7", fleet=base.url) as store,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            shown = [process.stdout.readline() for _ in range(4)]
+            base.cut_connections()
+            store.put("k", "after", 1)
+            shown.append(process.stdout.readline())
+            assert [line.split()[1] for line in shown] == ["1", "2", "3", "4", "5"]
+            assert "item-put after" in shown[-1]
+        finally:
+            process.terminate()
+        assert process.stderr is not None
+        assert "trying again" in process.stderr.read()
+    wrong = subprocess.run([*command[:-1], "postgresql+psycopg://localhost:1/x"], capture_output=True, check=False)
+    assert wrong.returncode == 1

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 
-from limpet.engine.drill.fleet_controls import CONTROLS
+from limpet.engine.drill.fleet_controls import CONTROLS, acknowledge_early, hasten
+from limpet.engine.drill.fleet_kills import run_kills
 from limpet.engine.drill.fleet_trial import count_noticed, run_trials
 from tests.campaigns.sizes import CAMPAIGNS
 from tests.fleet.conftest import Base, running_cluster
@@ -22,11 +23,18 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=CAMPAIGNS["fleet"].long_run)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--control", type=int, action="append", help="only this one, broken on purpose: 0, 1 or 2")
+    parser.add_argument("--calls", type=int, help="kill nodes at each so many-th of their own writes instead")
     options = parser.parse_args()
     began = time.monotonic()
     # What is killed here loses nothing that it has written, flushed or not.
     with running_cluster("fsync=off") as cluster, TemporaryDirectory(prefix="limpet-fleet-", dir="/tmp") as directory:
         base = Base(cluster)
+        if options.calls is not None:
+            prepare = hasten if options.control is None else acknowledge_early
+            report = run_kills(base.url, every=options.calls, seed=options.seed, prepare=prepare)
+            told = {name: getattr(report, name) for name in ("points", "acknowledged", "lost", "violations")}
+            print(json.dumps(told | {"findings": [str(finding) for finding in report.findings]}))
+            return 1 if report.violations else 0
         if options.control is not None:
             noticed = {
                 CONTROLS[number].broken: count_noticed(base.url, directory, CONTROLS[number], seed=options.seed)

@@ -12,7 +12,7 @@ import time
 from enum import Enum
 from typing import NamedTuple
 
-from limpet.engine.starters.oci.executable import find_flaw
+from limpet.engine.starters.oci.executable import MISSING, find_flaw
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
 from limpet.recovery.evidence import Boot, Process
@@ -182,7 +182,7 @@ def explain_never_ran(run: RunDirectory, processes: Processes, code: int) -> str
     flaw = find_flaw(read_config(run))
     if processes.flaw is not None and bool(flaw) != bool(processes.flaw):
         return None
-    return flaw
+    return "" if flaw == MISSING else flaw
 
 
 def is_start_unfinished(processes: Processes) -> bool:

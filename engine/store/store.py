@@ -39,6 +39,7 @@ from limpet.schema.errors import (
     LimpetError,
     NotFoundError,
     StoreDamagedError,
+    StoreError,
     quote,
 )
 from limpet.schema.history import Transition
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _TRIES = 3
+_APPLY_TRIES, _TRIES_AT_ONCE, _APPLY_PAUSE_SECONDS = 1000, 10, 0.005
+"""How often memory is changed as the disk was, and when to pause: memory that is short may be free again soon."""
 _RECENT = 512
 _KEPT_NAMES = 4096
 _NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
@@ -637,12 +640,7 @@ class Store:
                 if not self._has_landed(draft, error):
                     raise
                 interrupt = error
-        while self._unsettled is not None:
-            try:
-                self._apply(draft)
-                self._unsettled = None
-            except BaseException as error:  # noqa: BLE001  # applying twice is the same as once
-                interrupt = error
+        interrupt = self._apply_surely(draft, "this change") or interrupt
         if interrupt is not None and not isinstance(interrupt, MemoryError):
             raise interrupt
 
@@ -650,8 +648,29 @@ class Store:
         """Find out what became of a change in whose commit a caller was interrupted, and interrupted again."""
         draft = self._unsettled
         if draft is not None and (not draft.changes or self._has_landed(draft, InterruptedError("interrupted twice"))):
-            self._apply(draft)
-            self._unsettled = None
+            interrupt = self._apply_surely(draft, "nothing of this change was written; the one before")
+            if interrupt is not None and not isinstance(interrupt, MemoryError):
+                raise interrupt
+
+    def _apply_surely(self, draft: Draft, what: str) -> BaseException | None:
+        """Change memory as the disk was changed; return what interrupted that, if anything did.
+
+        Raises StoreError if it cannot be done: each later change tries it again first.
+        """
+        interrupt: BaseException | None = None
+        for tries in range(_APPLY_TRIES):
+            try:
+                if tries > _TRIES_AT_ONCE:
+                    time.sleep(_APPLY_PAUSE_SECONDS)
+                self._apply(draft)
+                self._unsettled = None
+            except BaseException as error:  # noqa: BLE001  # applying twice is the same as once
+                interrupt = error
+            if self._unsettled is None:
+                return interrupt
+        raise StoreError(
+            f"{what} is durable, but memory does not take it: {interrupt!r}; close the store and open it again"
+        ) from interrupt
 
     def _has_landed(self, draft: Draft, error: BaseException) -> bool:
         try:

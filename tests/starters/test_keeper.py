@@ -478,7 +478,12 @@ def test_ctrl_c_cuts_no_step_in_two(engine_process: Start, state_dir: str) -> No
     process = engine_process(
         "import random, threading\n"
         "engine = Engine.open(state_dir); s = engine.create_sandbox({'metadata': {'name': 'p'}})\n"
-        "def strike(): time.sleep(random.random() / 100); os.kill(os.getpid(), signal.SIGINT)\n"
+        "config = {'image': {'image': 'host'}, 'command': ['sleep', '1000']}\n"
+        "for name in 'ab':  # how long it takes here, with a keeper: or a busy machine cuts all off before the create\n"
+        "  began = time.monotonic()\n"
+        "  c = engine.create_container(config | {'metadata': {'name': name}}, s.id); c.start(); c.stop(1)\n"
+        "took = time.monotonic() - began\n"
+        "def strike(): time.sleep(random.random() * took); os.kill(os.getpid(), signal.SIGINT)\n"
         "fds = len(os.listdir('/proc/self/fd')); told = []\n"
         "for n in range(60):\n"
         "  t = threading.Thread(target=strike)\n"
@@ -496,7 +501,7 @@ def test_ctrl_c_cuts_no_step_in_two(engine_process: Start, state_dir: str) -> No
         "say(len(told), sorted(set(told)), len(os.listdir('/proc/self/fd')) - fds < 12)\n"
     )
     words = process.read()
-    assert int(words[0]) > 0
+    assert int(words[0]) > 2
     assert words[1:] in (["[137,", "143]", "True"], ["[143]", "True"])
     assert process.wait() == 0
     with Engine.open(state_dir) as engine:

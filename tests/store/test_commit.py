@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -621,3 +623,21 @@ asyncio.run(main())
         assert all(found[name] >= value for name, value in floor.items())
         assert len({found[f"c{k}"] for k in range(8, 12)}) == 1
         assert os.path.exists(state_dir)
+
+
+def test_memory_that_takes_no_change_makes_nobody_wait_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change is durable and is said to be; all who change something get an error, and the next mends it."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("nothing can be noted")
+
+    monkeypatch.setattr("limpet.engine.store.store._APPLY_PAUSE_SECONDS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.fleet, "note", refuse)
+        for name, what in (("a", "^this change"), ("b", "^nothing of this change was written; the one before")):
+            thread, outcome = in_thread(partial(store.update, name, bump))
+            thread.join(20)
+            assert isinstance(outcome[0], errors.StoreError)
+            assert re.match(f"{what} is durable, but memory does not take it.*nothing can be noted", str(outcome[0]))
+    store.update("c", bump)
+    assert [store.status(name).exit_code for name in "abc"] == [1, 0, 1]

@@ -17,12 +17,15 @@ from limpet.engine.starters.process.keeper.root import open_in_root
 _HEAD_BYTES = 4096
 _PT_INTERP = 3
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}
+MISSING = "its program is not there"
 _DEPTH = 5
 """How many scripts may be each other's interpreters (BINPRM_MAX_RECURSION and one)."""
 
 
 def find_flaw(config: Mapping[str, Any]) -> str:
     """Return why the program of a config.json cannot be executed; "" if it can, or if that cannot be told.
+
+    MISSING is no proof by itself: it may be on a mount that only the container has.
 
     Raises OSError if a file cannot be looked at now. What a mount puts over the root file system is not looked into.
     """
@@ -42,7 +45,7 @@ def find_flaw(config: Mapping[str, Any]) -> str:
         head = _read_head(root, path)
         if head is not None:
             return _find_flaw_in(root, path, head, _DEPTH)
-    return ""
+    return MISSING
 
 
 def _find_flaw_in(root: str, path: str, head: bytes, depth: int) -> str:

@@ -7,13 +7,14 @@ itself, which writes the file a moment after the end; then the kernel. What none
 import errno
 import os
 import re
+import signal
 import time
-from collections.abc import Mapping
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from limpet.engine.starters.oci.executable import find_flaw
+from limpet.engine.starters.oci.executable import MISSING, find_flaw
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.engine.starters.oci.written import read_config
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import compare, has_ended, observe_boot, open_pidfd, read_stat
@@ -22,6 +23,7 @@ from limpet.schema.identity import ProcessIdentity
 _CODE = re.compile(rb"[0-9]{1,3}")
 _FAILED_TO_EXECUTE = 1
 """What runc's and crun's own init exit with if the program cannot be executed."""
+_STOPPED = {b"T", b"t", b"Z", b"X"}
 _PF_FORKNOEXEC = 0x40  # linux/sched.h: forked, and has executed nothing since; in proc_pid_stat(5), field 9
 
 
@@ -87,6 +89,28 @@ def await_program(processes: Processes, seconds: float) -> Program:
     return found
 
 
+def settle_program(processes: Processes, seconds: float) -> Program:
+    """Return whether the process of a start that is given up has executed its program.
+
+    It is stopped for that, or it might between the look and its end; what has executed goes on, and what is held stays
+    stopped. One that does not stop in time is believed to be as it looks. Raises OSError.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        with open_pidfd(processes.init.pid) as pidfd:
+            if not is_process(processes.init, pidfd, processes.cgroups):
+                return Program.ENDED
+            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+            while read_stat(processes.init.pid)[0] not in _STOPPED and time.monotonic() < deadline:
+                time.sleep(0.001)
+            found = observe_program(processes)
+            if found is Program.EXECUTED:
+                signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+            return found
+    except (ProcessLookupError, FileNotFoundError):
+        return Program.ENDED
+
+
 def read_program(pid: int) -> tuple[int, int]:
     """Return device and inode of what a process has executed, zeros if we may not see it.
 
@@ -146,15 +170,19 @@ def is_monitor_alive(processes: Processes) -> bool:
         return False
 
 
-def explain_never_ran(run: RunDirectory, code: int | None, config: Mapping[str, Any]) -> str:
-    """Return why the program of a process that has ended was never executed; "" if it was, as far as can be told.
+def explain_never_ran(run: RunDirectory, processes: Processes, code: int) -> str | None:
+    """Return why the program of a process that has ended was never executed; "" if it was, None if nothing tells.
 
     The runtime's init ends with 1 if it cannot execute the program, which a program that was executed may do as well.
-    So it is asked whether the kernel could have executed that file.
+    So it is asked whether the kernel could have executed that file, before it was let go and now: a program may remove
+    or mend its own file, and so may others.
     """
     if run.has("executed") or code != _FAILED_TO_EXECUTE:
         return ""
-    return find_flaw(config)
+    flaw = find_flaw(read_config(run))
+    if processes.flaw is not None and bool(flaw) != bool(processes.flaw):
+        return None
+    return "" if flaw == MISSING else flaw
 
 
 def is_start_unfinished(processes: Processes) -> bool:

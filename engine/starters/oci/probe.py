@@ -5,7 +5,6 @@ It needs no runtime, so a reader without one tells the same.
 
 import os
 import time
-from contextlib import suppress
 
 from limpet.engine.starters.oci.cgroups import is_frozen
 from limpet.engine.starters.oci.exits import (
@@ -19,7 +18,6 @@ from limpet.engine.starters.oci.exits import (
     read_conmon_exit,
 )
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, find_run, list_runs
-from limpet.engine.starters.oci.written import read_config
 from limpet.engine.state.names import OCI
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import has_ended, observe_boot, observe_process, open_pidfd
@@ -77,15 +75,19 @@ def _see(run: RunDirectory, processes: Processes) -> Witnessed | None:
 
 
 def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witnessed | None:
-    """Say how a process has ended that was let go; None if conmon has not seen it."""
+    """Say how a process has ended that was let go; None if conmon has not seen it, and will not."""
     deadline = time.monotonic() + _EXIT_FILE_SECONDS
     while (ended := read_conmon_exit(run, processes.oci_id)) is None and is_here and is_monitor_alive(processes):
         if time.monotonic() > deadline:
-            break
+            detail = "it has ended, and its conmon has not written down yet how; recover again"
+            return Witnessed(Process.UNPROVEN, detail=detail)
         time.sleep(0.005)
+    ended = ended or read_conmon_exit(run, processes.oci_id)  # the last act of a conmon that ended since
     if ended is None:
         return None
-    why = explain_never_ran(run, ended.code, read_config(run))
+    why = explain_never_ran(run, processes, ended.code)
+    if why is None:
+        return Witnessed(Process.GONE)
     if why:
         return Witnessed(Process.NEVER_RAN, finished_at=ended.finished_at, detail=why)
     if not run.has("executed") and is_start_unfinished(processes):
@@ -95,25 +97,32 @@ def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witne
 
 
 def _see_alive(run: RunDirectory, processes: Processes) -> Witnessed | None:
-    """Say whether the program runs or is still held; None if the process has ended, or cannot be looked at."""
-    with suppress(OSError):
-        if not run.has("executed") and run.has("starting") and not _await_start(run):
-            detail = "a start that the engine before this one began is still under way; recover again"
-            return Witnessed(Process.UNPROVEN, detail=detail)
-        found = observe_program(processes)
-        if found is Program.HELD and run.has("starting"):
-            found = await_program(processes, _EXECUTE_SECONDS)
-        if found is Program.HELD:
-            return Witnessed(Process.HELD)
-        if found is Program.EXECUTED:
-            with open_pidfd(processes.init.pid) as pidfd:
-                if not is_process(processes.init, pidfd, processes.cgroups) or has_ended(pidfd):
-                    return None
-            if not is_monitor_alive(processes):
-                return Witnessed(Process.MONITOR_GONE)
-            frozen = is_frozen(processes.cgroups, os.path.basename(processes.cgroup))
-            return Witnessed(Process.PAUSED if frozen else Process.ALIVE)
-    return None
+    """Say whether the program runs or is still held; None if the process has ended.
+
+    Raises OSError if that cannot be seen now, which says nothing: it may be held, or run.
+    """
+    if not run.has("executed") and run.has("starting") and not _await_start(run):
+        detail = "a start that the engine before this one began is still under way; recover again"
+        return Witnessed(Process.UNPROVEN, detail=detail)
+    found = observe_program(processes)
+    if found is Program.HELD and run.has("starting"):
+        found = await_program(processes, _EXECUTE_SECONDS)
+    if found is Program.HELD:
+        return Witnessed(Process.HELD)
+    if found is Program.ENDED or not _is_there(processes):
+        return None
+    if not is_monitor_alive(processes):
+        return Witnessed(Process.MONITOR_GONE)
+    frozen = is_frozen(processes.cgroups, os.path.basename(processes.cgroup))
+    return Witnessed(Process.PAUSED if frozen else Process.ALIVE)
+
+
+def _is_there(processes: Processes) -> bool:
+    try:
+        with open_pidfd(processes.init.pid) as pidfd:
+            return is_process(processes.init, pidfd, processes.cgroups) and not has_ended(pidfd)
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def _await_start(run: RunDirectory) -> bool:

@@ -43,6 +43,8 @@ class Processes(msgspec.Struct, frozen=True, kw_only=True):
     """Its cgroups, as /proc/PID/cgroup names them."""
     cgroup: str
     """The cgroup that the runtime was given, as config.json has it."""
+    flaw: str | None = None
+    """Why the kernel could not execute its program when it was made, "" if it could; None if that is not known."""
     has_own_pids: bool = True
     """True if the kernel ends all of it with `init`: it has a pid namespace to itself."""
 
@@ -64,6 +66,16 @@ class RunDirectory:
     def mark(self, name: str) -> None:
         """Make an empty entry: it survives a kill, and after a power cut nothing asks for it."""
         os.close(os.open(self.join(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def mark_never_ran(self) -> None:
+        """Say that a start was given up before its program was executed. Raises OSError.
+
+        "starting" becomes that: a full disk takes it, and a power cut leaves the one or the other.
+        """
+        try:
+            os.rename(self.join("starting"), self.join("never-ran"))
+        except FileNotFoundError:
+            self.mark("never-ran")
 
     def write_processes(self, processes: Processes) -> None:
         """Write down, durably, which processes these are. Raises OSError."""

@@ -27,6 +27,7 @@ from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_process
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
+from limpet.engine.starters.oci.executable import find_flaw
 from limpet.engine.starters.oci.exits import (
     Program,
     await_program,
@@ -38,6 +39,7 @@ from limpet.engine.starters.oci.exits import (
     read_cgroups,
     read_conmon_exit,
     read_program,
+    settle_program,
 )
 from limpet.engine.starters.oci.namespaces import config_in_sandbox, make_namespaces
 from limpet.engine.starters.oci.probe import BundleWitness
@@ -57,7 +59,6 @@ from limpet.engine.starters.oci.spec import complete, make_spec
 from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
 from limpet.engine.starters.oci.unapplied import find_unapplied
-from limpet.engine.starters.oci.written import read_config
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
@@ -232,8 +233,10 @@ class OciStarter:
                 why = self._go(held, prepared)
             except OSError as error:
                 why = f"{quote_path(error.filename or self._runtime)}: {error.strerror}"
+            except UnsupportedError as error:
+                why = str(error)
             if why:
-                held.run.mark("never-ran")  # before it is ended, which looks like an end of its program
+                self._mark_never_ran(held)  # before it is ended, which looks like an end of its program
                 self._discard(held.container_id, held.run)
                 os.close(prepared.pidfd)
                 raise StartError(why)
@@ -323,9 +326,9 @@ class OciStarter:
             return Exit(None, ended.finished_at if ended else 0, never_ran="it ended before its program was executed")
         if ended is None:
             return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
-        why = explain_never_ran(directory, ended.code, read_config(directory))
-        if why:
-            return Exit(None, ended.finished_at, never_ran=why)
+        why = explain_never_ran(directory, processes, ended.code)
+        if why != "":
+            return Exit(None, ended.finished_at, never_ran=why or "")
         return Exit(ended.code, ended.finished_at, is_out_of_memory=ended.is_out_of_memory)
 
     def forget_exits(self, container_ids: Sequence[str]) -> None:
@@ -533,6 +536,7 @@ class OciStarter:
                     oci_id=to_oci_id(launch.id),
                     cgroups=read_cgroups(pid),
                     cgroup=config["linux"].get("cgroupsPath", ""),
+                    flaw=_find_flaw(config),
                     has_own_pids={"type": "pid"} in config["linux"]["namespaces"],
                 )
             directory.write_processes(processes)
@@ -557,11 +561,15 @@ class OciStarter:
             held.processes, min(_EXECUTE_SECONDS, self._timeout) if outcome.code == 0 else _LATE_SECONDS
         )
         if found is Program.HELD:
+            found = settle_program(held.processes, _END_SECONDS)
+        if found is Program.HELD:
             return outcome.problem if outcome.code != 0 else "it was let go, and has not executed its program in time"
         if found is Program.ENDED:
             if outcome.code != 0:
                 return outcome.problem
             why = self._explain_end(held, prepared)
+            if why is None:  # its end is told as what it turns out to be
+                return ""
             if why:
                 return why
         held.run.mark("executed")
@@ -576,8 +584,14 @@ class OciStarter:
         finally:
             os.close(lock)
 
-    def _explain_end(self, held: _Held, prepared: Prepared) -> str:
-        """Return why a process that ended at once has not executed its program, "" if it has."""
+    def _mark_never_ran(self, held: _Held) -> None:
+        try:
+            held.run.mark_never_ran()
+        except OSError as error:
+            _log.warning("container %s: that it never ran cannot be written down: %s", held.container_id, error)
+
+    def _explain_end(self, held: _Held, prepared: Prepared) -> str | None:
+        """Return why a process that ended at once has not executed its program, "" if it has, None if nothing tells."""
         deadline = time.monotonic() + _EXIT_FILE_SECONDS
         wait_for_end(prepared.pidfd, _EXIT_FILE_SECONDS)  # what it had executed is gone a little earlier
         # The kernel tells sooner than conmon, but not every kernel does once conmon has reaped the process.
@@ -588,7 +602,7 @@ class OciStarter:
                 code = None if ended is None else ended.code
                 break
             time.sleep(0.002)
-        return explain_never_ran(held.run, code, read_config(held.run))
+        return None if code is None else explain_never_ran(held.run, held.processes, code)
 
     # Ending
 
@@ -614,7 +628,7 @@ class OciStarter:
         """End all that a container has. Raises InvalidStateError, UnsupportedError."""
         for each in list_runs(self._bundle(container_id)):
             if not _may_have_run(each):
-                each.mark("never-ran")  # before it is ended, which looks like an end of its program
+                each.mark_never_ran()  # before it is ended, which looks like an end of its program
         if self._root.entry(container_id):
             outcome = self._call("delete", "-f", to_oci_id(container_id))
             if outcome.code != 0 and self._root.entry(container_id):
@@ -720,6 +734,13 @@ def _may_have_run(run: RunDirectory) -> bool:
         return True
     processes = run.read_processes()
     return processes is not None and observe_program(processes) is Program.EXECUTED
+
+
+def _find_flaw(config: Mapping[str, Any]) -> str | None:
+    """Return why the kernel cannot execute its program now, "" if it can; None if that cannot be found out now."""
+    with suppress(OSError):
+        return find_flaw(config)
+    return None
 
 
 def _is_over(run: RunDirectory) -> bool:

@@ -45,6 +45,8 @@ _log = logging.getLogger("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
 _END_TIMEOUT_SECONDS = 5.0
 _COPY_TIMEOUT_SECONDS = 1.0
+_SETTLED_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS = 0.005
 _LOG_BYTES, _LOG_FILES = 10 << 20, 5
 """When a log is rotated, and how many files of it there are: kubelet's containerLogMaxSize and containerLogMaxFiles."""
 
@@ -320,17 +322,23 @@ class ProcessStarter:
             # One that is held at its gate runs no program, and ends with the step that holds it.
             is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
             return Witnessed(Process.ALIVE) if is_alive else None
-        answer = self._ask_about(container_id, identity)
+        answer = self._ask_until_known(container_id, identity)
         if answer is None or ("end" not in answer and not self._is_vouched_for(answer)):
             return None
         if "end" not in answer:
-            return Witnessed(Process.PAUSED if self.is_frozen(container_id, identity) else Process.ALIVE)
+            return self._witness_alive(container_id, identity, answer)
         found = self._to_exit(container_id, answer)
         if found.never_ran:
             return Witnessed(Process.NEVER_RAN, finished_at=found.finished_at, detail=found.never_ran)
         if found.code is None:
             return Witnessed(Process.GONE)
         return Witnessed(Process.ENDED, found.code, found.finished_at, found.is_out_of_memory)
+
+    def _witness_alive(self, container_id: str, identity: ProcessIdentity, answer: Message) -> Witnessed:
+        if answer.get("executed") is None:
+            # Its engine was killed before it knew: the keeper ends it, or knows soon.
+            return Witnessed(Process.UNPROVEN, detail="whether its program was executed is not known yet")
+        return Witnessed(Process.PAUSED if self.is_frozen(container_id, identity) else Process.ALIVE)
 
     def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[_Held, int, int]:
         """Return what holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
@@ -375,11 +383,13 @@ class ProcessStarter:
     def _settle_start(self, held: _Held, prepared: Prepared, problem: str) -> Message:
         """Return what became of a start whose keeper died or did not answer; if it still hangs, it is ended."""
         container_id = held.container_id
-        answer = self._ask_about(container_id, prepared.identity)
+        answer = None
+        with suppress(KeeperError):  # it hangs: then the process tells, as where there is none
+            answer = self._ask_about(container_id, prepared.identity)
         if answer is None or not self._is_vouched_for(answer):
             executed = _settle_without_keeper(held.report, prepared)
-            return {"executed": executed, "why": "its keeper was killed before its program was executed"}
-        if answer.get("executed") is None and "end" not in answer:
+            return {"executed": executed, "why": f"its keeper was killed or hangs: {problem}"}
+        if answer.get("executed") is None:
             self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
             wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
             answer = self._ask_about(container_id, prepared.identity) or answer
@@ -388,6 +398,15 @@ class ProcessStarter:
                 stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
                 answer["executed"] = stat is None or stat.has_executed
         return {"executed": False} | answer
+
+    def _ask_until_known(self, container_id: str, identity: ProcessIdentity) -> Message | None:
+        """Do the same, and give one whose engine was killed amid its start a moment to execute its program, or end."""
+        end = time.monotonic() + _SETTLED_SECONDS
+        while (answer := self._ask_about(container_id, identity)) is not None and time.monotonic() < end:
+            if "end" in answer or answer.get("executed") is not None:
+                break
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        return answer
 
     def _ask_about(self, container_id: str, identity: ProcessIdentity) -> Message | None:
         """Return what the keeper knows of the very process; None if it knows nothing of it, or there is none."""
@@ -420,7 +439,9 @@ class ProcessStarter:
     def _to_exit(self, container_id: str, record: Message) -> Exit:
         end = record["end"]
         finished_at = end.get("time", 0)
-        if not record.get("executed"):
+        if record.get("executed") is None:  # "never ran" is not said of what may have run
+            return Exit(None, finished_at)
+        if not record["executed"]:
             return Exit(None, finished_at, never_ran=self._explain(container_id, record))
         if end.get("unseen"):
             return Exit(None)
@@ -526,7 +547,7 @@ def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:
     code = read_exit_code(identity.pid, pidfd)
     if code is not None:
         return Exit(code)
-    is_reaped = read_stat(identity.pid) is None
+    is_reaped = read_stat_of(identity.pid, pidfd) is None
     return Exit(None) if is_reaped else None
 
 

@@ -46,8 +46,9 @@ class Journal:
                 if "world" in record:
                     world = record["world"]
                     continue
-                each = known.setdefault(record["id"], {"world": world})
-                each.update(record)
+                # A record with a pid says all of a process: what was said of one before it, with that id, is over.
+                before = {} if "pid" in record else known.pop(record["id"], {})
+                known[record["id"]] = {"world": world} | before | record
                 if record.get("forgotten"):
                     del known[record["id"]]
         # A torn last line must not swallow the next record.

@@ -64,6 +64,7 @@ class Keeper:
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._clients: dict[int, socket.socket] = {}
+        self._peers: dict[int, int] = {}  # a pidfd of who has connected, by the connection's descriptor
         self._containers: dict[str, Container] = {}
         self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
         self._starting: set[str] = set()  # containers whose start is not over
@@ -201,13 +202,25 @@ class Keeper:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         with suppress(OSError):
-            _, uid = read_peer(connection)
+            pid, uid = read_peer(connection)
             if uid == os.geteuid():
                 connection.setblocking(False)
                 self._watch(connection.fileno(), lambda: self._serve(connection))
                 self._clients[connection.fileno()] = connection
+                self._watch_peer(connection, pid)
                 return
         connection.close()
+
+    def _watch_peer(self, connection: socket.socket, pid: int) -> None:
+        """Leave with the process that connected: a fork of it may hold the connection for longer."""
+        with suppress(OSError, ValueError):  # one of another pid namespace has no number here
+            pidfd = os.pidfd_open(pid)
+            try:
+                self._watch(pidfd, lambda: self._leave(connection))
+            except BaseException:
+                close(pidfd)
+                raise
+            self._peers[connection.fileno()] = pidfd
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -298,6 +311,10 @@ class Keeper:
         """Close a connection, whose engine is gone or has given up a call: what it held at a gate ends."""
         self._unwatch(connection.fileno())
         del self._clients[connection.fileno()]
+        peer = self._peers.pop(connection.fileno(), -1)
+        if peer >= 0:
+            self._unwatch(peer)
+            close(peer)
         connection.close()
         for container in list(self._firsts.values()):
             if container.waiting is connection:
@@ -368,21 +385,29 @@ class Keeper:
         return None
 
     def _read_report(self, container: Container) -> None:
-        """Read why the program was not executed, up to the end of file, which alone says nothing."""
+        """Read why the program was not executed, up to the end of file, which alone says nothing.
+
+        Nor does it always come: any process of our user may open the pipe through /proc, and hold it.
+        """
+        is_over = False
         with suppress(BlockingIOError):
             while chunk := os.read(container.report, 4096):
                 container.why = (container.why + chunk)[:4096]
-            stat = read_stat(container.pid)
-            container.executed = not container.why and stat is not None and stat.has_executed
-            self._close_report(container)
-            if container.executed:
-                self._hold_uts(container)
-            known = container.describe()
-            self._journal.append(
-                {"id": container.id, "executed": container.executed, "why": known.get("why"), "uts": known.get("uts")}
-            )
-            if container.executed:
-                self._tell_who_waits(container)  # of one that did not, its end says more
+            is_over = True
+        stat = read_stat(container.pid)
+        has_executed = stat is not None and stat.has_executed
+        if not (is_over or has_executed or _has_ended(container.pidfd)):
+            return
+        container.executed = not container.why and has_executed
+        self._close_report(container)
+        if container.executed:
+            self._hold_uts(container)
+        known = container.describe()
+        self._journal.append(
+            {"id": container.id, "executed": container.executed, "why": known.get("why"), "uts": known.get("uts")}
+        )
+        if container.executed:
+            self._tell_who_waits(container)  # of one that did not, its end says more
 
     def _hold_uts(self, container: Container) -> None:
         """Hold the namespace by which its daemons are told; where that cannot be done now, it is tried again."""
@@ -699,10 +724,10 @@ class Keeper:
             self._copies.begin_again(container.id, container.log)
         self._containers[container.id] = container
         container.is_reaped = True
-        if container.end is None:
-            container.end = {"unseen": True, "time": time.time_ns()}
-            if container.executed is None:
-                container.executed = True  # nobody knows; "never ran" is not said of what may have run
+        if container.end is None or container.executed is None:
+            # Nobody knows. "Never ran" is not said of what may have run, nor is a code that may be its gate's.
+            container.end = {"unseen": True, "time": (container.end or {}).get("time") or time.time_ns()}
+            container.executed = True
             self._journal.append({"id": container.id, "end": container.end})
 
     def _list(self, after: str) -> Message:

@@ -1,0 +1,159 @@
+"""What is said of an OCI container whose evidence is late, changes, or cannot be looked at: only what is known."""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine.starters.oci import exits, probe, starter
+from limpet.engine.starters.oci.exits import Program
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.recovery import Process
+from limpet.recovery.host import read_stat
+from limpet.schema import ContainerState, Reason
+from tests.conftest import is_running, wait_until
+from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of, runtime_entries
+
+RUNTIMES = ("runc", "crun")
+
+
+@pytest.fixture
+def engine(state_dir: str, tmp_path: Path) -> Iterator[Engine]:
+    """An engine with a sandbox for each runtime; a test may close it."""
+    with open_engine(state_dir) as opened:
+        load_busybox(opened, tmp_path / "image")
+        for name in RUNTIMES:
+            opened.create_sandbox({"metadata": {"name": name}}, id=name, runtime_handler=name)
+        yield opened
+    end_everything(state_dir)
+
+
+def make_own_program(container: object, script: str) -> None:
+    """Put a script into the container's root as /work/own."""
+    path = Path(getattr(container, "metadata").root_dir, "rootfs", "work", "own")  # noqa: B009
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_conmon_that_is_late_is_waited_for(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    """Its container has ended, and it does not get to write that down: Unknown until it has, not unseen for good."""
+    monkeypatch.setattr(probe, "_EXIT_FILE_SECONDS", 0.1)
+    engine.create_container(config("one", "sleep 0.3; exit 9"), runtime, id="one").start()
+    processes = processes_of(state_dir, "one")
+    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    engine.close()
+    wait_until(lambda: read_stat(processes.init.pid)[0] == b"Z", "its end")
+    with open_engine(state_dir) as opened:
+        assert opened.get("one").state is ContainerState.UNKNOWN
+        os.kill(processes.monitor.pid, signal.SIGCONT)
+        wait_until(lambda: not is_running(processes.monitor.pid), "conmon to write it down")
+        opened.recover()
+        assert opened.get("one").status.exit_code == 9
+        opened.get("one").release()
+
+
+def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes the exit file and ends between the look for that file and the look for itself."""
+    engine.create_container(config("one", "sleep 0.3; exit 9"), "runc", id="one").start()
+    processes = processes_of(state_dir, "one")
+    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    engine.close()
+    wait_until(lambda: read_stat(processes.init.pid)[0] == b"Z", "its end")
+
+    def go_on(of: Processes) -> bool:
+        os.kill(of.monitor.pid, signal.SIGCONT)
+        wait_until(lambda: not is_running(of.monitor.pid), "conmon to end")
+        return exits.is_monitor_alive(of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "is_monitor_alive", go_on)
+        witnessed = probe.BundleWitness(f"{state_dir}/containers")("one", processes.init)
+    assert witnessed is not None
+    assert (witnessed.process, witnessed.exit_code) == (Process.ENDED, 9)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_program_that_changes_its_own_file(engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
+    """It ends with 1, as an init does that cannot execute it, before anybody saw it run: nothing tells which it was."""
+
+    def look_late(processes: Processes, _seconds: float) -> Program:
+        wait_until(lambda: exits.observe_program(processes) is Program.ENDED, "its end")
+        return Program.ENDED
+
+    monkeypatch.setattr(starter, "await_program", look_late)
+    for name, script, expected in (
+        ("removes", "/bin/busybox rm /work/own; exit 1", (255, Reason.UNKNOWN)),
+        ("spoils", "echo garbage > /work/own; exit 1", (255, Reason.UNKNOWN)),
+        ("stays", "exit 1", (1, Reason.ERROR)),
+    ):
+        container = engine.create_container(config(name, command=["/work/own"]), runtime, id=name)
+        make_own_program(container, script)
+        container.start()
+        status = container.wait(20)
+        assert (status.exit_code, status.reason) == expected
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_start_that_was_given_up_too_early_is_a_start(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    """Its program was executed between the last look and the decision: it runs on, and that is what is said."""
+
+    def look_early(*_: object) -> Program:
+        return Program.HELD
+
+    monkeypatch.setattr(starter, "await_program", look_early)
+    container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
+    assert container.start().state is ContainerState.RUNNING
+    wait_until(lambda: read_stat(container.status.pid)[0] == b"S", "it to go on")
+    assert container.stop(0).exit_code == 137
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("fails", ["mark", "rename"])
+def test_a_disk_that_takes_no_mark_leaves_no_start(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str, fails: str
+) -> None:
+    """A full disk amid go: StartError, never ran, and nothing is left of it, not even where that cannot be noted."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "starting")
+
+    monkeypatch.setattr(RunDirectory, "mark", refuse)
+    if fails == "rename":
+        monkeypatch.setattr(RunDirectory, "mark_never_ran", refuse)
+    container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
+    with pytest.raises(errors.StartError, match="No space left"):
+        container.start()
+    assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
+    wait_until(lambda: not is_running(processes_of(state_dir, "one").init.pid), "what was held to end")
+    assert runtime_entries(state_dir, runtime) == []
+
+
+def test_what_cannot_be_looked_at_is_unknown(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor is left for the look at a container that is held, or runs: neither is said."""
+    engine.create_container(config("one", "sleep 1000"), "crun", id="one").start()
+    engine.close()
+
+    def refuse(_: Processes) -> Program:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "observe_program", refuse)
+        began = time.monotonic()
+        with open_engine(state_dir) as opened:
+            assert opened.get("one").state is ContainerState.UNKNOWN
+            assert time.monotonic() - began < 2
+            patch.undo()
+            opened.recover()
+            assert opened.get("one").state is ContainerState.RUNNING
+            opened.get("one").stop(0)
+            opened.get("one").release()

@@ -424,7 +424,15 @@ def _find_held(state_dir: str) -> dict[int, str]:
             for number, target in held.items():
                 if target.startswith(("uts:", "anon_inode:[pidfd]", "/memfd:")) or "/fifo/" in target:
                     found[number] = target
+                if target.startswith("anon_inode:[pidfd]") and _is_pidfd_of_us(pid, number):
+                    del found[number]  # it watches who is connected
     return found
+
+
+def _is_pidfd_of_us(pid: int, number: int) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+        return f"\nPid:\t{os.getpid()}\n" in file.read()
+    return False
 
 
 def _require_nothing_left(state_dir: str) -> None:

@@ -241,7 +241,7 @@ def test_a_kill_of_the_engine_before_the_program_is_let_go(limpet: Limpet, engin
     "verb",
     [
         ["run", "-d", "--name", "x", "host", "sleep", "1000"],
-        ["stop", "-t", "1", "y"],
+        pytest.param(["stop", "-t", "1", "y"], marks=pytest.mark.long),
         pytest.param(["rm", "-f", "y"], marks=pytest.mark.long),
         pytest.param(["prune"], marks=pytest.mark.long),
     ],

@@ -51,12 +51,12 @@ def test_the_trials_have_teeth(control: int) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_kills_at_the_nodes_own_writes() -> None:
-    """In both modes, before, amid and after each eighth call that changes a file; who acknowledges early is noticed."""
-    told = run_trials("--calls", "8")
+    """In both modes, before, amid and after one in 24 calls that change a file; who acknowledges early is noticed."""
+    told = run_trials("--calls", "24")
     assert told["findings"] == []
-    assert told["points"] >= 100
+    assert told["points"] >= 30
     assert told["acknowledged"] >= told["points"]
-    assert run_trials("--calls", "20", "--control", "0")["lost"]
+    assert run_trials("--calls", "40", "--control", "0")["lost"]
 
 
 @pytest.mark.long

@@ -557,16 +557,26 @@ class Keeper:
         return self._orphans_now
 
     def _members(self, container: Container) -> list[int]:
-        """Return the pids of all that belongs to a container and has not ended."""
+        """Return the pids of all that belongs to a container and has not ended.
+
+        A process whose parent ends amid the look is nobody's child in it: no longer the parent's, and not ours yet. So
+        where nothing is found a second look is taken, in which it is ours.
+        """
         if container.is_empty:
             return []
-        has_session = self._firsts.get(container.pid, container) is container
-        orphans = list_processes() if container.is_stranger else self._orphans()
-        members = container.find_members(orphans, has_session=has_session)
+        members = self._look(container)
+        if not members:
+            self._orphans_now = None
+            members = self._look(container)
         container.is_empty = container.end is not None and not members
         if container.is_empty:  # what it has left are zombies, all of which were orphans just now
             self._reap_orphans()
         return members
+
+    def _look(self, container: Container) -> list[int]:
+        has_session = self._firsts.get(container.pid, container) is container
+        orphans = list_processes() if container.is_stranger else self._orphans()
+        return container.find_members(orphans, has_session=has_session)
 
     def _members_but(self, container: Container, but_not: int) -> list[int]:
         """Return the pids of all that belongs to a container now, without the one that asks."""
@@ -604,9 +614,11 @@ class Keeper:
             pidfd = os.pidfd_open(pid)
             try:
                 # Looked at again now that the pidfd holds it: the number may be another's by now.
-                self._orphans_now = None
-                if pid in self._members(container):
-                    _kill(pidfd, number)
+                for _ in range(2):  # as in `_members`
+                    self._orphans_now = None
+                    if pid in self._look(container):
+                        _kill(pidfd, number)
+                        break
             finally:
                 close(pidfd)
 

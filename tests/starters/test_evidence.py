@@ -155,7 +155,7 @@ one.start()
     try:
         assert process.wait() == -signal.SIGKILL
         wait_until(lambda: not is_running(gate), "its gate to end")
-        with Engine.open(state_dir) as engine:
+        with Engine.open(state_dir, wait=20) as engine:  # a fork closes its copy of the lock once it gets to run
             status = engine.get("one").status
             assert (status.state, status.exit_code) == (ContainerState.EXITED, 128)
             assert "never ran" in status.message

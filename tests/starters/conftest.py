@@ -1,4 +1,4 @@
-"""What the tests of starters share: one engine for the tests of a module, and /run freed after each."""
+"""What the tests of starters share: an engine for a test or a module, and /run freed after each."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,14 @@ import pytest
 
 from limpet import Engine
 from tests.starters.oci import busybox_engine, free_sandboxes
+
+
+@pytest.fixture
+def engine(state_dir: str) -> Iterator[Engine]:
+    """An engine with the sandbox "jobs"."""
+    with Engine.open(state_dir) as opened:
+        opened.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from limpet import Engine, errors
-from limpet.engine.lifecycle.container import Container
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter, client, find_facts, starter
 from limpet.engine.starters.process.keeper.journal import Journal
@@ -17,22 +16,11 @@ from limpet.engine.starters.process.keeper.messages import Message
 from limpet.recovery.host import identify, open_pidfd, read_boot_id, read_pid_namespace
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, is_running, wait_until
+from tests.starters.host import make
 
 Start = Callable[[str], EngineProcess]
 GO = ProcessStarter.go
 FREEZER = Path("/sys/fs/cgroup/freezer")
-
-
-@pytest.fixture
-def engine(state_dir: str) -> Iterator[Engine]:
-    with Engine.open(state_dir) as opened:
-        opened.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
-        yield opened
-
-
-def make(engine: Engine, key: str, *command: str) -> Container:
-    config = {"metadata": {"name": key}, "image": {"image": "host"}, "command": list(command)}
-    return engine.create_container(config, "jobs", id=key)
 
 
 def ask_keeper(directory: Path, *lines: Message) -> Message:

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from limpet import Engine, errors
-from limpet.engine.lifecycle.container import Container
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter, find_facts
 from limpet.engine.starters.process.client import KeeperClient
@@ -29,20 +28,9 @@ from limpet.testing import open_descriptors
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import EngineProcess, in_thread, is_running, wait_until
 from tests.output import read_output
+from tests.starters.host import make
 
 Start = Callable[[str], EngineProcess]
-
-
-@pytest.fixture
-def engine(state_dir: str) -> Iterator[Engine]:
-    with Engine.open(state_dir) as opened:
-        opened.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
-        yield opened
-
-
-def make(engine: Engine, key: str, *command: str, **fields: object) -> Container:
-    config = {"metadata": {"name": key}, "image": {"image": "host"}, "command": list(command), **fields}
-    return engine.create_container(config, "jobs", id=key)
 
 
 def find_keepers(state_dir: str) -> dict[str, int]:

@@ -17,9 +17,15 @@ from limpet.recovery import Process
 from limpet.recovery.host import read_stat
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, wait_until
-from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of, runtime_entries
-
-RUNTIMES = ("runc", "crun")
+from tests.starters.oci import (
+    RUNTIMES,
+    config,
+    end_everything,
+    load_busybox,
+    open_engine,
+    processes_of,
+    runtime_entries,
+)
 
 
 @pytest.fixture

@@ -394,9 +394,8 @@ class ProcessStarter:
             wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
             answer = self._ask_about(container_id, prepared.identity) or answer
             answer.setdefault("why", f"it did not come through its gate: {problem}")
-            if answer.get("executed") is None:  # the keeper cannot look; "never ran" is not said of what may have run
-                stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
-                answer["executed"] = stat is None or stat.has_executed
+            if answer.get("executed") is None:  # the keeper cannot look
+                answer["executed"] = _may_have_executed(prepared)
         return {"executed": False} | answer
 
     def _ask_until_known(self, container_id: str, identity: ProcessIdentity) -> Message | None:
@@ -506,12 +505,16 @@ def _settle_without_keeper(report: int, prepared: Prepared) -> bool:
     told = _read_report(report)
     if told:
         return False
-    stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
-    if told is None and stat is not None and not stat.has_executed:
+    if told is None and not _may_have_executed(prepared):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
         wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
-        stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
+    return _may_have_executed(prepared)
+
+
+def _may_have_executed(prepared: Prepared) -> bool:
+    """Say whether a process has executed its program, or is gone: "never ran" is not said of what may have run."""
+    stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
     return stat is None or stat.has_executed
 
 

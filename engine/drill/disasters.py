@@ -156,7 +156,7 @@ def _replace(scene: Scene, key: str) -> None:
                 scene.subreaper.keep_stranger(pid)
                 scene.happened[Disaster.REPLACE] += 1
                 break
-            scene.subreaper.dismiss_stranger(stranger)
+            scene.subreaper.kill(stranger)
         _write(_LAST_PID, last)
 
 

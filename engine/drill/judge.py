@@ -13,6 +13,7 @@ from limpet.engine.drill.messages import Told
 from limpet.engine.drill.script import Program
 from limpet.engine.drill.truth import Group, Known, Truth, number_of
 from limpet.engine.drill.world import World
+from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import EXIT_CODE_UNKNOWN, ContainerState, Reason, Status
 
 _NOT_OBSERVED = frozenset({Reason.UNKNOWN, Reason.REBOOTED})
@@ -58,7 +59,17 @@ class Case(NamedTuple):
     @property
     def pid(self) -> int:
         """The reported pid of its first process; 0 for none."""
-        return self.said.identity.pid if self.said and self.said.identity else 0
+        return self.identity.pid if self.identity else 0
+
+    @property
+    def code(self) -> int | None:
+        """The exit code of that process, if the drill knows it."""
+        return self.after.codes.get((self.identity.pid, self.identity.start_ticks)) if self.identity else None
+
+    @property
+    def identity(self) -> ProcessIdentity | None:
+        """The reported first process."""
+        return self.said.identity if self.said else None
 
 
 Expected = str
@@ -92,15 +103,15 @@ def _false_running(case: Case) -> Expected:
     said = case.said
     if said is None or said.state is not ContainerState.RUNNING:
         return ""
-    if case.before.leads(case.pid, case.bundle):
+    if case.before.leads(case.identity, case.bundle):
         return ""
-    code = case.after.codes.get(case.pid)
+    code = case.code
     return f"not RUNNING: process {case.pid} has ended" + ("" if code is None else f" with code {code}")
 
 
 def _false_exited(case: Case) -> Expected:
     said = case.said
-    if said is None or not said.finished_at or not case.after.leads(case.pid, case.bundle):
+    if said is None or not said.finished_at or not case.after.leads(case.identity, case.bundle):
         return ""
     return f"RUNNING: process {case.pid} is alive"
 
@@ -116,7 +127,7 @@ def _wrong_exit_code(case: Case) -> Expected:
         return "" if known.unwitnessed or not is_unseen(said) else "its code: there always was a keeper, which saw it"
     if said.reason == Reason.START_ERROR and known.program.starts:
         return "" if known.starting else "a code: its start had returned"
-    code = case.after.codes.get(case.pid)
+    code = case.code
     if code is not None and known.program.starts:  # of a program that cannot be executed, its gate was reaped
         return "" if said.exit_code == code else f"code {code}, which the drill reaped"
     # Reaped by its engine: the codes that the program can end with.
@@ -165,7 +176,11 @@ def find_leaks(told: Told, containers_dir: str, after: World) -> list[Discrepanc
 
     A process that is just ending is included: look again before reporting it.
     """
-    leaders = {status.identity.pid: key for key, status in told.containers.items() if status.identity}
+    leaders = {
+        status.identity.pid: key
+        for key, status in told.containers.items()
+        if status.identity and not after.is_reused(status.identity)
+    }
     found = []
     for process in after.processes.values():
         if process.pid in after.strangers:

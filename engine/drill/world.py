@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from limpet.schema.errors import InvalidStateError
+from limpet.schema.identity import ProcessIdentity
 
 VARIABLE = "LIMPET_DRILL"
 """In the environment of each container of a drill: the path of its bundle."""
@@ -28,6 +29,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3
 _LOOK_EVERY_SECONDS = 0.03
 """How often it looks for processes whose end it is to see."""
+
+
+Birth = tuple[int, int]
+"""A pid and its start, in clock ticks since boot: pids come around."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,13 @@ class Process:
     command: str = ""
     """Its name as /proc/PID/comm has it."""
     parent: int = 0
+    start_ticks: int = 0
+    """Clock ticks between boot and its start."""
+
+    @property
+    def birth(self) -> Birth:
+        """What tells it from others that have, or had, its pid."""
+        return self.pid, self.start_ticks
 
 
 @dataclass(frozen=True)
@@ -49,16 +61,22 @@ class World:
     """The processes at one moment, and the exit codes known by then."""
 
     processes: Mapping[int, Process]
-    codes: Mapping[int, int]
+    codes: Mapping[Birth, int]
     strangers: frozenset[int]
     """The drill's own processes, which belong to no container whatever their pid."""
 
-    def leads(self, pid: int, bundle: str) -> bool:
-        """Return whether `pid` is alive and is the first process of the container with this bundle."""
-        process = self.processes.get(pid)
-        if process is None or pid in self.strangers or process.session != pid:
+    def leads(self, identity: ProcessIdentity | None, bundle: str) -> bool:
+        """Return whether this process is alive and is the first process of the container with this bundle."""
+        process = self.processes.get(identity.pid) if identity else None
+        if identity is None or process is None or process.pid in self.strangers or process.session != process.pid:
             return False
-        return process.bundle in {bundle, ""}  # before it executes the program, its environment lacks the path
+        # Before it executes the program, its environment lacks the path; so does that of who got its pid later.
+        return process.bundle == bundle or (not process.bundle and not self.is_reused(identity))
+
+    def is_reused(self, identity: ProcessIdentity) -> bool:
+        """Return whether another process has its pid now."""
+        process = self.processes.get(identity.pid)
+        return process is not None and process.start_ticks != identity.start_ticks
 
     def find_leader(self, bundle: str) -> int:
         """Return the pid of the first process of the container with this bundle, 0 if there is none."""
@@ -72,12 +90,11 @@ class Subreaper:
     """Reaps, in its own thread, the processes that come to this one, and remembers the exit codes of containers."""
 
     def __init__(self) -> None:
-        self._codes: dict[int, int] = {}
+        self._codes: dict[Birth, int] = {}
         self._strangers: set[int] = set()
-        self._dismissed: set[int] = set()
         self._may_reap = threading.Event()
         self._may_reap.set()
-        self._watched: dict[int, int] = {}  # a pidfd of each container's first process, by pid
+        self._watched: dict[Birth, int] = {}  # a pidfd of each container's first process
         self._looking = threading.Lock()
         self._stopping = False
         self._threads = [
@@ -116,12 +133,12 @@ class Subreaper:
             time.sleep(0.001)
         stats = _read_stats()
         processes = {
-            pid: Process(pid, stat.group, stat.session, _read_bundle(pid), stat.command, stat.parent)
+            pid: Process(pid, stat.group, stat.session, _read_bundle(pid), stat.command, stat.parent, stat.start_ticks)
             for pid, stat in stats.items()
             if stat.state not in "ZX" and _descends(pid, stats)
         }
         with self._looking:
-            self._follow(processes)
+            self._follow(processes, {(pid, stat.start_ticks) for pid, stat in stats.items()})
             return World(processes, dict(self._codes), frozenset(self._strangers))
 
     def kill(self, pid: int) -> None:
@@ -144,11 +161,6 @@ class Subreaper:
     def keep_stranger(self, pid: int) -> None:
         """Mark this child as no container's process, whatever its pid."""
         self._strangers.add(pid)
-
-    def dismiss_stranger(self, pid: int) -> None:
-        """Kill a child that is no container's process; its exit says nothing about an earlier owner of its pid."""
-        self._dismissed.add(pid)
-        self.kill(pid)
 
     def end_all(self) -> None:
         """Kill all children, and all that become children by that, until none is left."""
@@ -173,23 +185,22 @@ class Subreaper:
                 self.look()
             time.sleep(_LOOK_EVERY_SECONDS)
 
-    def _follow(self, processes: Mapping[int, Process]) -> None:
-        """Note how those ended that were watched, and watch those that are new."""
-        for pid, pidfd in list(self._watched.items()):
+    def _follow(self, processes: Mapping[int, Process], present: set[Birth]) -> None:
+        """Note how those ended that were watched, and watch those that are new. Those `present` are not yet reaped."""
+        for birth, pidfd in list(self._watched.items()):
             code = _read_code(pidfd)
             if code is not None:
-                self._codes[pid] = code
-            if code is not None or (_has_ended(pidfd) and pid not in _read_pids()):
-                os.close(self._watched.pop(pid))
+                self._codes[birth] = code
+            if code is not None or (_has_ended(pidfd) and birth not in present):
+                os.close(self._watched.pop(birth))
         for process in processes.values():
-            if process.bundle and process.session == process.pid and process.pid not in self._watched:
+            if process.bundle and process.session == process.pid and process.birth not in self._watched:
                 with suppress(OSError):
                     pidfd = os.pidfd_open(process.pid)
                     if _read_bundle(process.pid) != process.bundle:
                         os.close(pidfd)
                         continue
-                    self._watched[process.pid] = pidfd
-                    self._codes.pop(process.pid, None)  # of an earlier owner of the number
+                    self._watched[process.birth] = pidfd
 
     def _run(self) -> None:
         while not self._stopping:
@@ -200,8 +211,9 @@ class Subreaper:
                 continue
             assert found is not None
             exited = found.si_code == os.CLD_EXITED
-            if found.si_pid not in self._strangers | self._dismissed:
-                self._codes[found.si_pid] = found.si_status if exited else 128 + found.si_status
+            with suppress(OSError):  # reaped by the caller of a command: no container
+                birth = found.si_pid, _read_stat(found.si_pid).start_ticks
+                self._codes[birth] = found.si_status if exited else 128 + found.si_status
             self._may_reap.wait()
             with suppress(ChildProcessError):  # the caller of a command also waits for it, and may be faster
                 os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
@@ -238,6 +250,7 @@ class _Stat(NamedTuple):
     parent: int
     group: int
     session: int
+    start_ticks: int
 
 
 def _read_stats() -> dict[int, _Stat]:
@@ -255,8 +268,9 @@ def _read_pids() -> list[int]:
 def _read_stat(pid: int) -> _Stat:
     with open(f"/proc/{pid}/stat", "rb") as file:
         command, _, rest = file.read().partition(b"(")[2].rpartition(b")")
-    state, parent, group, session = rest.split()[:4]
-    return _Stat(os.fsdecode(command), state.decode(), int(parent), int(group), int(session))
+    fields = rest.split()  # from the third on, the state (proc(5))
+    parent, group, session, start_ticks = (int(fields[number - 3]) for number in (4, 5, 6, 22))
+    return _Stat(os.fsdecode(command), fields[0].decode(), parent, group, session, start_ticks)
 
 
 def _descends(pid: int, stats: Mapping[int, _Stat]) -> bool:

@@ -28,7 +28,7 @@ ENDED_0 = Status(created_at=1, started_at=2, finished_at=3, exit_code=0, reason=
 UNSEEN = Status(created_at=1, started_at=2, finished_at=3, exit_code=255, reason=Reason.UNKNOWN, identity=WHO)
 NEVER_RAN = Status(created_at=1, started_at=2, finished_at=3, exit_code=128, reason=Reason.START_ERROR, identity=WHO)
 GIVEN_UP = Status(created_at=1, finished_at=3, exit_code=255, reason=Reason.UNKNOWN)
-ALIVE = {50: Process(pid=50, group=50, session=50, bundle=f"{BUNDLES}/a")}
+ALIVE = {50: Process(pid=50, group=50, session=50, bundle=f"{BUNDLES}/a", start_ticks=1)}
 CHILD = {51: Process(pid=51, group=50, session=50, bundle=f"{BUNDLES}/a")}
 GONE: dict[int, Process] = {}
 
@@ -82,7 +82,7 @@ def test_one_container(
     truth.begin(1)
     if acknowledged is not None:
         truth.end(Returned(1, acknowledged))
-    world = World(alive, {} if code is None else {50: code}, frozenset())
+    world = World(alive, {} if code is None else {(50, 1): code}, frozenset())
     told = Told({} if said is None else {"a": said}, [])
     found = judge(truth, told, BUNDLES, world, world) + find_leaks(told, BUNDLES, world)
     assert {each.kind for each in found} == ({fault} if fault else set())
@@ -112,7 +112,7 @@ def test_what_is_reaped_of_a_program_that_cannot_be_executed_is_its_gate() -> No
     step = Step(1, Verb.START, "a")
     truth.expect(Round(number=1, containers=(Planned("a", program),), lanes=((step,),), kill=Kill(1, False, 0)))
     truth.begin(1)
-    world = World(GONE, {50: 137}, frozenset())
+    world = World(GONE, {(50, 1): 137}, frozenset())
     killed = msgspec.structs.replace(ENDED_3, exit_code=137)
     for said, faults in ((NEVER_RAN, []), (killed, [Kind.WRONG_EXIT_CODE])):
         found = judge(truth, Told({"a": said}, []), BUNDLES, world, world)
@@ -121,7 +121,7 @@ def test_what_is_reaped_of_a_program_that_cannot_be_executed_is_its_gate() -> No
 
 def test_a_gate_that_stays_is_a_leak() -> None:
     """A process that was to become a container's, and that no container has, is held against the engine."""
-    gate = World({50: Process(50, 50, 50, "", "limpet-gate")}, {}, frozenset())
+    gate = World({50: Process(50, 50, 50, "", "limpet-gate", start_ticks=1)}, {}, frozenset())
     assert [each.kind for each in find_leaks(Told({}, []), BUNDLES, gate)] == [Kind.LEAKED]
     assert not find_leaks(Told({"a": RUNNING}, []), BUNDLES, gate)
 
@@ -133,6 +133,28 @@ def test_a_stranger_with_the_pid_is_no_container() -> None:
     told = Told({"a": RUNNING}, [])
     assert [each.kind for each in judge(truth, told, BUNDLES, world, world)] == [Kind.FALSE_RUNNING]
     assert not find_leaks(Told({"a": UNSEEN}, []), BUNDLES, world)
+
+
+def test_a_process_of_the_engine_with_the_pid_is_no_container() -> None:
+    """A keeper, or a gate, that got the pid of a process that was reaped does not make its end false, nor is a leak."""
+    truth = knowing([Step(1, Verb.START, "a")])
+    truth.begin(1)
+    keepers = {
+        50: Process(50, 50, 50, "", "limpet-anchor", start_ticks=7),
+        51: Process(51, 50, 50, "", "limpet-keeper"),
+    }
+    for processes, faults in ((keepers, set()), ({50: Process(50, 50, 50, "", start_ticks=1)}, {Kind.FALSE_EXITED})):
+        world, told = World(processes, {}, frozenset()), Told({"a": NEVER_RAN}, [])
+        assert {each.kind for each in judge(truth, told, BUNDLES, world, world)} == faults
+        assert not find_leaks(told, BUNDLES, world)
+
+
+def test_a_code_is_that_of_one_process_not_of_its_pid() -> None:
+    """How an earlier or a later owner of the pid ended says nothing about the container."""
+    truth = knowing([Step(1, Verb.START, "a")])
+    truth.begin(1)
+    world = World(GONE, {(50, 0): 137, (50, 7): 143}, frozenset())
+    assert not judge(truth, Told({"a": ENDED_3}, []), BUNDLES, world, world)
 
 
 def act(truth: Truth, number: int, *, returned: bool) -> None:

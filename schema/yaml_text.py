@@ -1,6 +1,7 @@
 """YAML as crictl's files have it, read as the plain values that JSON would give."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from limpet.schema.errors import InvalidInputError
@@ -8,6 +9,8 @@ from limpet.schema.errors import InvalidInputError
 MAX_YAML_BYTES = 256 << 10
 """The limit for a message as YAML, which people write; programs write JSON."""
 
+_MAX_DEPTH = 64
+"""Deeper than any message of CRI. PyYAML's time grows with the square of the depth: seconds for a thousand brackets."""
 _MAX_DIGITS = 640
 _TAG = "tag:yaml.org,2002:"
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
@@ -20,7 +23,7 @@ def read_yaml(text: str) -> Any:
     """Return the value of the first document: mappings with strings as keys, lists, scalars; None if there is none.
 
     Raises InvalidInputError if it is not valid, has a key twice, a tag or an alias (with which a short text can stand
-    for an endless one), or is longer than MAX_YAML_BYTES.
+    for an endless one), is nested too deeply, or longer than MAX_YAML_BYTES.
     """
     import yaml  # noqa: PLC0415 - most configs are JSON
 
@@ -29,14 +32,29 @@ def read_yaml(text: str) -> Any:
             f"it has {len(text)} characters of YAML, the limit is {MAX_YAML_BYTES}; give it as JSON"
         )
     try:
-        node = next(iter(yaml.compose_all(text, Loader=yaml.SafeLoader)), None)
-        return None if node is None else _value(node, set())
+        loader = yaml.SafeLoader(text)
+        loader.compose_node = _bounded(loader.compose_node)
+        return _value(loader.get_node(), set()) if loader.check_node() else None
     except InvalidInputError:
         raise
     except (yaml.YAMLError, ValueError) as error:
         raise InvalidInputError(f"not valid YAML: {' '.join(str(error).split())[:200]}") from error
-    except RecursionError as error:
-        raise InvalidInputError("it is nested too deeply") from error
+
+
+def _bounded(compose_node: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return PyYAML's function for one node, which calls itself for those within, with a bound to the depth."""
+    depth = 0
+
+    def compose(parent: Any, index: Any) -> Any:
+        nonlocal depth
+        if depth == _MAX_DEPTH:
+            raise InvalidInputError(f"it is nested too deeply, more than {_MAX_DEPTH} levels")
+        depth += 1
+        node = compose_node(parent, index)
+        depth -= 1
+        return node
+
+    return compose
 
 
 def _value(node: Any, seen: set[int]) -> Any:

@@ -90,6 +90,7 @@ def test_who_forgets_a_checkpoint_is_found_out(tmp_path: Path) -> None:
         require_kept(contender, {7: 20})
 
 
+@pytest.mark.long
 def test_a_quick_run_measures_everything_and_leaves_nothing(settings: Settings, report: BenchReport) -> None:
     """Each case has all figures of its experiment, or says what is missing; the directory is as it was."""
     assert [series.case for series in report.series] == list(choose_cases(settings))
@@ -126,6 +127,7 @@ def test_an_oci_runtime_is_measured_with_limpet_and_without(runtime: str, tmp_pa
     assert set(bare) | {"release_us", "delete_us", "cleared_per_second", "reopen_ms"} <= set(ours) | {"life_us"}
 
 
+@pytest.mark.long
 def test_a_report_says_where_it_was_made_and_survives_saving(report: BenchReport, tmp_path: Path) -> None:
     """The document has the machine and every version, and is read back as it was; something else is refused."""
     assert {"cpu", "cores", "memory_bytes", "kernel", "file_system", "durable"} == set(report.machine)
@@ -139,6 +141,7 @@ def test_a_report_says_where_it_was_made_and_survives_saving(report: BenchReport
         load_report(path)
 
 
+@pytest.mark.long
 def test_plots_are_drawn_of_what_was_measured(report: BenchReport, tmp_path: Path) -> None:
     """Each plot is there as a picture and as a drawing, and the same report gives the same drawing again."""
     from limpet.benchmarks.plots import draw_plots

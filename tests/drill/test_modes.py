@@ -19,11 +19,8 @@ DRILL = [sys.executable, "-m", "limpet", "drill"]
 CAMPAIGNS_OF_MODES = ("reuse", "reboot", "keeper")
 """The others try here what is a campaign elsewhere."""
 TRIED = {"kill": "points", "power": "images", "disk": "faults", "reuse": "cases", "reboot": "cases", "keeper": "cases"}
-SOON = "kill"
-"""The one mode that is tried without the gate."""
 MARKS = {mode: [pytest.mark.campaign(mode)] for mode in CAMPAIGNS_OF_MODES}
-LATER = {mode: [pytest.mark.long] for mode in TRIED if mode != SOON}
-MODES = [pytest.param(mode, marks=[*MARKS.get(mode, ()), *LATER.get(mode, ())]) for mode in TRIED]
+MODES = [pytest.param(mode, marks=[pytest.mark.long, *MARKS.get(mode, ())]) for mode in TRIED]
 
 
 def drill(*arguments: str, before: tuple[str, ...] = (), code: str | None = None) -> subprocess.CompletedProcess[str]:

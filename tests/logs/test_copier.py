@@ -116,7 +116,7 @@ def test_rotation_keeps_so_many_files(keeper: Keeper) -> None:
     assert all(file.stat().st_size <= 100_000 + 3 * 65536 * 8 for file in files)
     output = keeper.output("c")
     assert numbers(100_000).endswith(output)
-    assert len(output) > 65536
+    assert len(output) > 20_000  # two files of that size: what is around a line is some five times as long
     assert other.exists()
 
 

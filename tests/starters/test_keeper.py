@@ -182,12 +182,14 @@ def test_a_start_that_all_keepers_leave_is_told_by_its_process(
 
 def test_a_copier_that_was_killed_leaves_no_zombie(engine: Engine, state_dir: str) -> None:
     """Whoever is its parent waits for it, and the keeper has another."""
-    make(engine, "one", "sh", "-c", "while echo line; do sleep 0.01; done", log_path="one.log").start()
+    container = make(engine, "one", "sh", "-c", "while echo line; do sleep 0.01; done", log_path="one.log")
+    container.start()
     for _ in range(2):  # the anchor's first, then the keeper's own
         killed = find_keepers(state_dir)["limpet-copier"]
         kill(state_dir, "limpet-copier")
         wait_for_another_copier(state_dir, killed)
         wait_until(lambda killed=killed: not Path(f"/proc/{killed}").exists(), "its end to be waited for")  # type: ignore[misc] # bound at once
+    container.stop(0)
 
 
 def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_dir: str) -> None:

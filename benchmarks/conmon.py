@@ -57,7 +57,7 @@ class UnderConmon(Other):
     def close(self) -> None:
         """Remove the container whose config.json it has used, and its sandbox."""
         with self._kind.open(self._state) as engine:
-            self._kind.remove_sandboxes(engine)
+            self._kind.clear(engine)
 
     def _make_config(self) -> dict[str, Any]:
         """Return the config.json of a container of limpet's, whose root file system stays here until `close`."""

@@ -139,7 +139,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("1,000 running: delete, of that with 10", "at most", 1.2, _DELETE._replace(size=1000), _DELETE),
     Goal("flushes of a life", "at most", 9, _LIFE._replace(metric="flushes")),
     Goal(
-        "1,000 running: stopped, released and deleted a second",
+        "1,000 running: removed a second, with their sandbox",
         "at least",
         500,
         _LIFE._replace(size=1000, metric="cleared_per_second"),

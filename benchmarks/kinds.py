@@ -52,17 +52,11 @@ class Kind(NamedTuple):
             config |= {"image": {"image": IMAGE}, "mounts": mounts}
         return engine.create_container(config, _SANDBOX, id=key)
 
-    def clear(self, container: Container) -> None:
-        """Stop, release and delete one."""
-        # The first process of a pid namespace, which has no handler for it, is sent no SIGTERM.
-        container.stop(0 if self.runtime else 10)
-        container.release()
-        container.delete()
-
-    def remove_sandboxes(self, engine: Engine) -> None:
-        """Remove what `make_sandbox` made, with the containers in it: what it holds lies outside of the state."""
+    def clear(self, engine: Engine) -> None:
+        """Remove what `make_sandbox` made, and stop and remove the containers in it."""
         for sandbox in engine.list_sandboxes():
-            sandbox.remove(force=True)
+            # The first process of a pid namespace, which has no handler for it, is sent no SIGTERM.
+            sandbox.remove(force=True, timeout=0 if self.runtime else 10)
 
 
 KINDS: Mapping[str, Kind] = {"limpet": Kind(), "limpet-runc": Kind("runc"), "limpet-crun": Kind("crun")}

@@ -1,7 +1,8 @@
 """Lives: what it takes to start a container, to have it live from create to delete, and to clear many away.
 
 A cell of limpet first counts flushes, then has `size` containers run, measures single lives beside them and lives from
-many threads, and clears those that run away. The others have only lives: nothing is kept beside which they would run.
+many threads, and removes those that run with their sandbox. The others have only lives: nothing is kept beside which
+they would run.
 """
 
 import os
@@ -24,7 +25,7 @@ from limpet.schema.errors import StoreError, UnsupportedError
 from limpet.testing.supervisor import Supervisor
 
 THREADS = 16
-"""How many clear up at a time, and how many have containers live."""
+"""How many have containers live at a time."""
 _LEAST_LIVES = 5
 _FLUSHES = frozenset({"fsync", "fdatasync", "sync", "syncfs"})
 _END_TIMEOUT_SECONDS = 60.0
@@ -50,19 +51,17 @@ def measure_life(cell: Cell) -> Figures:
                 alone = _measure_single_lives(kind, engine, cell.seconds, bare)
             many = _measure_threads(lambda: _live(kind, engine), cell.seconds)
         began = time.perf_counter()
-        with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
+        with kind.open(state) as engine:
             opened = time.perf_counter()
             running = engine.list(state=ContainerState.RUNNING)
             if len(running) != cell.size:
                 raise StoreError(f"{cell.size} containers were running, and {len(running)} were found again")
             clearing = time.perf_counter()
-            list(pool.map(kind.clear, running))
+            kind.clear(engine)
             cleared = time.perf_counter() - clearing
-            kind.remove_sandboxes(engine)
     except BaseException:
-        with kind.open(state) as engine, ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(kind.clear, engine.list()))
-            kind.remove_sandboxes(engine)
+        with kind.open(state) as engine:
+            kind.clear(engine)
         raise
     found = {"reopen_ms": (opened - began) * 1e3, "cleared_per_second": cell.size / cleared}
     return {**alone, **many, **flushes, **found}

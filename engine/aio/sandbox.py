@@ -132,10 +132,15 @@ class AsyncSandbox:
             await self._stop(timeout)
         else:
             await self.end()
-        containers = await self.containers()
-        problems = await _try_each(lambda one: one.remove(force=force, timeout=timeout), containers)
+        left = await self.remove_ended()
+        problems = await _try_each(lambda one: one.remove(force=force, timeout=timeout), left)
         tell_problems(self.id, "removed", problems)
         return await self.delete()
+
+    async def remove_ended(self) -> Sequence[AsyncContainer]:
+        """See `Sandbox.remove_ended`."""
+        left = await self._workers.slow(self.sandbox.remove_ended, self.id)
+        return [AsyncContainer(one, self._workers) for one in left]
 
     async def _stop(self, timeout: float) -> list[LimpetError]:
         begun, problems = await self.begin_stop(timeout)

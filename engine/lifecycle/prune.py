@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.removal import remove_ended
+from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.schema.errors import InvalidStateError, LimpetError
 
@@ -19,13 +21,14 @@ class Pruned(NamedTuple):
     """By id, why one that was to go is still there."""
 
 
-def prune(containers: Iterable[Container], sandboxes: Iterable[Sandbox]) -> Pruned:
+def prune(runtime: Runtime, containers: Sequence[Container], sandboxes: Iterable[Sandbox]) -> Pruned:
     """Remove these containers, then those of these sandboxes that have none. What cannot be removed stays."""
     problems: dict[str, str] = {}
+    gone = remove_ended(runtime, containers)
     removed, emptied = [], []
     for container in containers:
         try:
-            if container.remove():
+            if container.id in gone or container.remove():
                 removed.append(container.id)
         except LimpetError as error:
             problems[container.id] = str(error)

@@ -17,6 +17,7 @@ from limpet.engine.lifecycle.container import (
 )
 from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status
 from limpet.engine.lifecycle.patience import require_seconds
+from limpet.engine.lifecycle.removal import remove_ended
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.starters.abilities import Furnisher
 from limpet.engine.store import Draft
@@ -288,10 +289,16 @@ class Sandbox:
             self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
         else:
             self.end()
-        containers = self.containers()
-        problems = _try_each(lambda one: one.remove(force=force, timeout=timeout), containers)
+        left = self.remove_ended()
+        problems = _try_each(lambda one: one.remove(force=force, timeout=timeout), left)
         tell_problems(self.id, "removed", problems)
         return self.delete()
+
+    def remove_ended(self) -> "Sequence[Container]":
+        """Remove those of its containers that have ended, many at once; return the others: see `removal`."""
+        containers = self.containers()
+        gone = remove_ended(self._runtime, containers)
+        return [one for one in containers if one.id not in gone]
 
     def end(self) -> None:
         """Make it NOTREADY if all its containers have ended. Raises InvalidStateError if they have not."""

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from limpet.engine import Container, Engine, Sandbox, errors
 from limpet.recovery.host import read_boot_id
 from limpet.schema import ContainerState
+from limpet.schema.events import EventKind
 from limpet.schema.protobuf_json import to_json
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, stop_sandbox
 from limpet.testing import FakeStarter
@@ -231,6 +233,39 @@ def test_remove_with_force_takes_all_along(engine: Engine, pod: Sandbox) -> None
     assert engine.list() == [other]
     for folder, kept in (("containers", [other.id]), ("sandboxes", [other.metadata.sandbox_id])):
         assert [path.name for path in Path(engine.store.directory.join(folder)).iterdir()] == kept
+
+
+def test_many_are_removed_in_few_transactions(engine: Engine, pod: Sandbox) -> None:
+    """All that has ended is released in one, and deleted in one; with a policy, or without an end, each has its own."""
+    ended = [start(engine, f"c{n}", "true") for n in range(5)]
+    for one in ended:
+        one.wait(20)
+    engine.create_container(config("made", "true"), "pod", id="made")
+    engine.create_container(config("kept", "true"), "pod", id="kept", restart="on-failure").start()
+    engine.get("kept").wait(20)
+    since = engine.store.revision
+    assert pod.remove(force=True)
+    with engine.store.watch(since=since, kinds=[EventKind.DELETED]) as watch:
+        deleted = list(islice(watch, len(ended) + 2))
+    assert {event.id for event in deleted} == {*(one.id for one in ended), "made", "kept"}
+    assert len({event.commit for event in deleted}) == 3
+
+
+def test_one_that_cannot_be_removed_keeps_no_other(engine: Engine, pod: Sandbox) -> None:
+    """It stays, released, and is told with the reason; once nothing is in the way, a repetition finishes it."""
+    ended = [start(engine, f"c{n}", "true") for n in range(3)]
+    for one in ended:
+        one.wait(20)
+    marker = Path(ended[1].metadata.root_dir, ".limpet.json")
+    content = marker.read_text()
+    marker.write_text(content.replace("c1", "c9"))  # a directory of somebody else, by what it says
+    with pytest.raises(errors.InvalidStateError, match=r"1 of its containers were not removed: .*c1"):
+        pod.remove(force=True)
+    assert [one.id for one in engine.list()] == ["c1"]
+    assert pod.state is SandboxState.NOTREADY
+    marker.write_text(content)
+    assert pod.remove(force=True)
+    assert engine.list() == []
 
 
 def test_the_next_engine_goes_on_with_a_stop(engine_process: Callable[[str], EngineProcess], state_dir: str) -> None:

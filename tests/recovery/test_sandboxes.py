@@ -152,6 +152,7 @@ BUNDLE = "limpet.engine.lifecycle.bundle:Bundle"
 SANDBOX = "limpet.engine.lifecycle.sandbox:Sandbox"
 CONTAINER = "limpet.engine.lifecycle.container:Container"
 STARTER = "limpet.engine.starters.process.starter:ProcessStarter"
+DRAFT = "limpet.engine.store.draft:Draft"
 STORE = "limpet.engine.store.store:Store"
 
 # Where an engine dies that removes a sandbox with one that runs and one that has ended; whether the sandbox is still
@@ -161,11 +162,14 @@ REMOVAL = [
     (SANDBOX, "_write_stop", "after", SandboxState.NOTREADY, {"ended", "runs"}),
     (STARTER, "signal", "before", SandboxState.NOTREADY, {"ended", "runs"}),
     (STARTER, "signal", "after", SandboxState.NOTREADY, {"ended", "runs"}),
-    (CONTAINER, "remove", "before", SandboxState.NOTREADY, {"ended", "runs"}),
+    (SANDBOX, "remove_ended", "before", SandboxState.NOTREADY, {"ended", "runs"}),
+    (CONTAINER, "release", "before", SandboxState.NOTREADY, {"ended", "runs"}),
     (CONTAINER, "remove_bundle", "before", SandboxState.NOTREADY, {"ended", "runs"}),
-    (STORE, "delete", "before", SandboxState.NOTREADY, {"ended", "runs"}),
-    (CONTAINER, "remove", "after", SandboxState.NOTREADY, {"runs"}),
     (BUNDLE, "remove", "before", SandboxState.NOTREADY, {"ended", "runs"}),
+    (CONTAINER, "release", "after", SandboxState.NOTREADY, {"ended", "runs"}),
+    (DRAFT, "delete", "before", SandboxState.NOTREADY, {"ended", "runs"}),
+    (DRAFT, "delete", "after", SandboxState.NOTREADY, {"ended", "runs"}),
+    (SANDBOX, "remove_ended", "after", SandboxState.NOTREADY, set()),
     (SANDBOX, "_delete", "before", SandboxState.NOTREADY, set()),
     (STORE, "delete_sandbox", "before", SandboxState.NOTREADY, set()),
     (STORE, "delete_sandbox", "after", None, set()),

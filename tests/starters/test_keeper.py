@@ -209,6 +209,17 @@ def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_di
     wait_until(is_shown, "the next one to be shown")
 
 
+def test_a_keeper_that_was_stopped_goes_on_once_it_is_needed(engine: Engine, state_dir: str) -> None:
+    """A container of root's can send SIGSTOP to its parent: it is stopped in its time, and others are started."""
+    container = make(engine, "one", "sh", "-c", "kill -STOP $PPID; exec sleep 1000")
+    container.start()
+    keeper = find_keepers(state_dir)["limpet-keeper"]
+    wait_until(lambda: Path(f"/proc/{keeper}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it to stop")
+    assert container.stop(5).exit_code == 128 + signal.SIGTERM
+    assert make(engine, "two", "sh", "-c", "exit 4").start().state is not ContainerState.UNKNOWN
+    assert engine.get("two").wait(20).exit_code == 4
+
+
 def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed, or stopped, before its program is executed: StartError, EXITED 128, never ran; the next start works."""
     monkeypatch.setattr("limpet.engine.starters.process.client.ANSWER_TIMEOUT_SECONDS", 0.5)

@@ -6,6 +6,7 @@ its connection is closed, by which the keeper knows: what it held for that call 
 
 import errno
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -22,10 +23,14 @@ from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
 from limpet.engine.starters.process.keeper.messages import VERSION, Message, read_peer, receive, send
 from limpet.engine.state.durable import make_directory
-from limpet.recovery.host import read_pid_namespace, wait_for_end
+from limpet.recovery.host import read_pid_namespace, read_stat, wait_for_end
 from limpet.schema.errors import KeeperError, quote_path
 
+_log = logging.getLogger("limpet.starter")
+
 ANSWER_TIMEOUT_SECONDS = 10.0
+_PATIENCE_SECONDS = 1.0
+"""After so long without an answer it is seen whether the keeper is stopped."""
 _BEGIN_TIMEOUT_SECONDS = 20.0
 _RETRY_SECONDS = 0.002
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from keeper.main import main; main()"
@@ -63,6 +68,8 @@ class Connection:
     def wait_for_answer(self, message: Message) -> tuple[Message, list[int]]:
         """Return the answer to what was told it before, as `ask` does."""
         try:
+            if not _is_readable(self._link, _PATIENCE_SECONDS):
+                self._let_go_on()
             for _ in range(self._unread):
                 receive(self._link)
             self._unread = 0
@@ -80,6 +87,16 @@ class Connection:
                 os.close(descriptor)
             raise KeeperError(answer["error"])
         return answer, given
+
+    def _let_go_on(self) -> None:
+        """Continue a keeper that was stopped, by a container of root's or by a person: nobody else would."""
+        pid, _ = read_peer(self._link)
+        try:
+            if read_stat(pid)[0] == b"T":  # proc(5): stopped on a signal
+                os.kill(pid, signal.SIGCONT)
+                _log.warning("the keeper, process %d, was stopped by a signal; it was sent SIGCONT", pid)
+        except OSError:  # it is gone, and so is the connection
+            return
 
     def wait_for_either(self, descriptor: int) -> bool:
         """Wait until a descriptor is at its end, with nothing left to read, or there is an answer.
@@ -320,6 +337,12 @@ class KeeperClient:
             for descriptor in opened:
                 os.close(descriptor)
         return status, complaint.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def _is_readable(link: socket.socket, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _wait(pid: int, deadline: float) -> int | None:

@@ -62,7 +62,7 @@ from limpet.schema.errors import (
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
-from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id, require_id
 from limpet.schema.restart import RestartKind, parse_restart_policy
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import ContainerState, Status
@@ -321,7 +321,7 @@ class Engine:
         starter = self._runtime.starters.choose(runtime_handler)
         if status.expires_at:
             self._runtime.begin_timetable()
-        key = new_id() if id is None else id
+        key = new_id() if id is None else require_id(id)
         metadata = SandboxMetadata(
             id=key,
             name=config.metadata.name,
@@ -437,10 +437,10 @@ class Engine:
         With `strict`, InvalidInputError names each field that asks for what the starter does not do.
         """
         config = parse_container_config(config)
-        place = self.get_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
+        place = sandbox if isinstance(sandbox, Sandbox) else self.get_sandbox(sandbox)
         manifest = self.images.manifest(ImageName.parse(config.image.image))
         starter = self._runtime.starters.choose(place.metadata.runtime_handler)
-        key = new_id() if id is None else id
+        key = new_id() if id is None else require_id(id)
         metadata = Metadata(
             id=key,
             name=config.metadata.name,

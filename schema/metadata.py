@@ -63,7 +63,7 @@ def require_id(text: str) -> str:
 
     Ids of other runtimes are taken as they are: `ns/pod`, `unit@x.service`, `docker://...`.
     """
-    if not 1 <= len(text) <= MAX_ID_LENGTH or not text.isprintable() or text.strip() != text:
+    if not _is_printable(text, MAX_ID_LENGTH) or text.strip() != text:
         raise InvalidInputError(
             f"id {quote(text)}: use 1 to {MAX_ID_LENGTH} printable characters, with no space at its beginning or end"
         )
@@ -72,15 +72,19 @@ def require_id(text: str) -> str:
 
 def require_node(text: str) -> str:
     """Return `text` if it is a valid node name. Raises InvalidInputError otherwise."""
-    if not 1 <= len(text) <= MAX_NAME_LENGTH or not text.isprintable():
+    if not _is_printable(text, MAX_NAME_LENGTH):
         raise InvalidInputError(f"node {quote(text)}: use 1 to {MAX_NAME_LENGTH} printable characters")
     return text
 
 
 def require_name(text: str) -> str:
     """Return `text` if it is a valid name. Raises InvalidInputError otherwise."""
-    if not 1 <= len(text) <= MAX_NAME_LENGTH or not text.isprintable() or "/" in text or text in {".", ".."}:
+    if not _is_printable(text, MAX_NAME_LENGTH) or "/" in text or text in {".", ".."}:
         raise InvalidInputError(
             f"name {quote(text)}: use 1 to {MAX_NAME_LENGTH} printable characters without '/', not '.' or '..'"
         )
     return text
+
+
+def _is_printable(text: object, longest: int) -> bool:
+    return isinstance(text, str) and 1 <= len(text) <= longest and text.isprintable()

@@ -133,6 +133,7 @@ def test_usage_errors(limpet: Limpet) -> None:
         ["inspect"],
         ["backup"],
         ["ps", "-o", "xml"],
+        ["top", "--interval", "nan"],
     ):
         done = limpet(*args)
         assert (done.returncode, done.stdout) == (2, ""), args

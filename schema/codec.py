@@ -89,7 +89,7 @@ def status_to_row(node: str, container_id: str, seq: int, transitions: int, stat
             status.stop_deadline,
             status.expires_at,
             1 if status.paused else 0,
-            extra_to_text(f"container {container_id}", status.extra) if status.extra else None,
+            extra_to_text(f"container {container_id}", status.extra) if status.extra != {} else None,
         )
         encoded = _encode(row)
         _status_row.decode(encoded)
@@ -407,7 +407,7 @@ def sandbox_status_to_row(node: str, sandbox_id: str, seq: int, status: SandboxS
             status.boot_id,
             _json_or_none("namespaces", _namespaces, dict(status.namespaces)),
             _json_or_none("addresses", _addresses, list(status.addresses)),
-            extra_to_text(f"sandbox {sandbox_id}", status.extra) if status.extra else None,
+            extra_to_text(f"sandbox {sandbox_id}", status.extra) if status.extra != {} else None,
             status.expires_at,
         )
         encoded = _encode(row)

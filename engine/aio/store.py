@@ -344,6 +344,7 @@ class AsyncStore:
             try:
                 yield draft
             finally:
+                draft.close()
                 _turn.reset(before)
             await in_own_thread(lambda: self.store.finish(draft))
         await self._await_fleet()

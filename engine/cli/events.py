@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -14,10 +14,13 @@ from limpet.engine.cli.output import (
     SCHEMA_VERSION,
     Cell,
     Column,
+    Ids,
+    fit_widths,
     moment,
     print_line,
     print_table,
     recorded_state,
+    render_fitting,
     render_line,
     rfc3339,
     short_id,
@@ -33,20 +36,21 @@ from limpet.schema.status import ContainerState
 _COLUMNS = (
     Column("REV"),
     Column("WHEN"),
-    Column("WHAT"),
-    Column("ID"),
-    Column("NAME", flexible=True),
+    Column("WHAT", flexible=True),
+    Column("ID", keeps_end=True),
+    Column("NAME", keeps_end=True),
     Column("STATE"),
     Column("REASON", flexible=True),
 )
-_WIDTHS = (6, 24, 15, 12, 16, 8, 0)
-"""Of a table that has no end yet."""
+_NARROW_COLUMNS = (*_COLUMNS[:-2], Column("STATE", flexible=True))
+"""The reason is shown behind the state there."""
+_NARROW = 72
+_LIKE_ID = Cell("0" * 12, "", 8)
+_LIKE_NAME = "x" * 20
 _AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 18
 _TICK_SECONDS = 3600.0
-_NARROW = 100
-"""Columns of a terminal below which a time has neither its year, for the log goes back a week, nor milliseconds."""
 
 
 def _parse_since(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
@@ -125,14 +129,34 @@ def command(
                 for event in events:
                     print_line(encode_any({"schema_version": SCHEMA_VERSION, **event_document(event)}).decode())
             elif follow:
-                widths = [max(width, len(column.title)) for width, column in zip(_WIDTHS, _COLUMNS, strict=True)]
-                print_line(render_line([Cell(column.title, "bold") for column in _COLUMNS], widths))
-                for event in events:
-                    print_line(render_line(_make_row(event, is_narrow=False, no_trunc=no_trunc), widths))
+                _print_on(events, snapshot, no_trunc=no_trunc)
             else:
-                is_narrow = not no_trunc and (terminal_width() or _NARROW) < _NARROW
-                rows = [_make_row(event, is_narrow=is_narrow, no_trunc=no_trunc) for event in events]
-                print_table(_COLUMNS, rows, no_trunc=no_trunc)
+                _print_all(list(events), snapshot, no_trunc=no_trunc)
+
+
+def _print_all(events: Sequence[Event], snapshot: Snapshot, *, no_trunc: bool) -> None:
+    width = None if no_trunc else terminal_width()
+    known = {*snapshot.ids, *snapshot.sandbox_ids, *(event.id for event in events if event.kind not in OF_ITEMS)}
+    ids = None if width is None else Ids(known, {*snapshot.names, *snapshot.sandbox_names})
+    rows = [_make_row(event, width, _id_cell(event, ids, no_trunc=no_trunc)) for event in events]
+    print_table(_columns(width), rows, no_trunc=no_trunc)
+
+
+def _print_on(events: Iterable[Event], snapshot: Snapshot, *, no_trunc: bool) -> None:
+    """Print each event as it comes. No column depends on what is still to come."""
+    width = None if no_trunc else terminal_width()
+    columns = _columns(width)
+    last = ["x" * 15] if columns is _NARROW_COLUMNS else ["NOTREADY", ""]
+    begin: list[str | Cell] = [f"{snapshot.revision}000", moment(1, width), "sandbox-changed", _LIKE_ID, _LIKE_NAME]
+    widths = fit_widths(columns, [*begin, *last], width)
+    print_line(render_line([Cell(column.title, "bold") for column in columns], widths))
+    for event in events:
+        row = _make_row(event, width, _id_cell(event, None, no_trunc=no_trunc))
+        print_line(render_line(row, widths) if width is None else render_fitting(columns, row, widths))
+
+
+def _columns(width: int | None) -> Sequence[Column]:
+    return _COLUMNS if width is None or width >= _NARROW else _NARROW_COLUMNS
 
 
 def _follow(watch: Watch) -> Iterator[Event]:
@@ -175,16 +199,34 @@ def event_document(event: Event) -> dict[str, Any]:
     }
 
 
-def _make_row(event: Event, *, is_narrow: bool, no_trunc: bool) -> list[str | Cell]:
+def _id_cell(event: Event, ids: Ids | None, *, no_trunc: bool) -> str | Cell:
+    """Return what an event is of; without `ids`, an id that limpet has made is short, and all others are whole."""
+    if no_trunc or event.kind in OF_ITEMS:
+        return event.id
+    if ids is not None:
+        return ids.cell(event.id)
+    shown = short_id(event.id)
+    return Cell(shown, "", _LIKE_ID.needed) if shown != event.id else shown
+
+
+def _make_row(event: Event, width: int | None, what: str | Cell) -> list[str | Cell]:
     ended = event.state is ContainerState.EXITED
-    reason = event.reason + (f" ({event.exit_code})" if ended else "")
-    at = moment(event.at)
-    return [
-        str(event.revision),
-        at[5:19] + "Z" if is_narrow else at,
-        event.kind.value,
-        event.id if no_trunc or event.kind in OF_ITEMS else short_id(event.id),
-        event.name,
-        "" if event.state is None else state_cell(recorded_state(event.state)),
-        Cell(reason, "red" if ended and event.exit_code else ""),
-    ]
+    failed = "red" if ended and event.exit_code else ""
+    reason = _describe(event) + (f" ({event.exit_code})" if ended else "")
+    state = state_cell("" if event.state is None else recorded_state(event.state))
+    both = state._replace(text=f"{state.text} {reason}".rstrip(), colour=failed or state.colour)
+    told = [both] if _columns(width) is _NARROW_COLUMNS else [state, Cell(reason, failed)]
+    return [str(event.revision), moment(event.at, width), event.kind.value, what, event.name, *told]
+
+
+def _describe(event: Event) -> str:
+    """Return the reason that an event gives, or what its kind leaves open."""
+    status = event.status
+    if status is None or event.reason:
+        return event.reason
+    if event.kind is EventKind.PAUSED:
+        return "paused" if status.paused else "resumed"
+    if event.kind is EventKind.INTENT:
+        until = f"expires {moment(status.expires_at)}" if status.expires_at else ""
+        return "stop requested" if status.stop_requested_at else until
+    return ""

@@ -6,7 +6,17 @@ from typing import Any
 import click
 
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
-from limpet.engine.cli.output import Cell, Column, moment, print_json, print_table, recorded_state, rfc3339, state_cell
+from limpet.engine.cli.output import (
+    Cell,
+    Column,
+    moment,
+    print_json,
+    print_table,
+    recorded_state,
+    rfc3339,
+    state_cell,
+    terminal_width,
+)
 from limpet.engine.cli.plot import Plot, plot_option
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema.errors import InvalidStateError, quote
@@ -18,7 +28,7 @@ _COLUMNS = (
     Column("WHEN"),
     Column("STATE"),
     Column("EXIT"),
-    Column("REASON"),
+    Column("REASON", flexible=True),
     Column("MESSAGE", flexible=True),
 )
 
@@ -62,7 +72,7 @@ def _make_row(transition: Transition) -> list[str | Cell]:
     ended = transition.state is ContainerState.EXITED
     return [
         str(transition.number),
-        moment(transition.at),
+        moment(transition.at, terminal_width()),
         state_cell(recorded_state(transition.state)),
         Cell(str(transition.exit_code), "red" if transition.exit_code else "") if ended else "",
         transition.reason,

@@ -1,5 +1,6 @@
 """The options that verbs share: the state directory, the node, the output format."""
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     from limpet.engine.inspection.snapshot import Snapshot
 
 _Function = Callable[..., Any]
+
+
+class Seconds(click.FloatRange):
+    """A range of seconds, in which "nan" is not: no comparison of click's keeps that out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds; a usage error otherwise."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
 
 
 class Place(NamedTuple):

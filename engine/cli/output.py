@@ -28,6 +28,8 @@ _SHORTEST_ID = 6
 _NARROWEST = 8
 _READABLE = 20
 """So much of a text is kept before ids and names are shortened."""
+_WIDE, _MIDDLING = 100, 72
+"""Columns of a terminal that a table's times are as long as they can be for: the log of changes goes back a week."""
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -99,6 +101,11 @@ def render_line(row: Row, widths: Sequence[int]) -> str:
     return _GAP.join(parts).rstrip()
 
 
+def render_fitting(columns: Sequence[Column], row: Row, widths: Sequence[int]) -> str:
+    """Return a line of a table that has no end yet, on a terminal: what is wider than its column is shortened."""
+    return _join([_to_cell(cell) for cell in row], widths, columns)
+
+
 def render_table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[str]:
     """Return the lines of a table, header first, no wider than `width` if possible."""
     header = [Cell(column.title, "bold") for column in columns]
@@ -110,6 +117,19 @@ def render_table(columns: Sequence[Column], rows: Sequence[Row], width: int | No
         _join([row[index] for index in shown], [widths[index] for index in shown], [columns[index] for index in shown])
         for row in cells
     ]
+
+
+def fit_widths(columns: Sequence[Column], like: Row, width: int | None) -> list[int]:
+    """Return how wide the columns of a table are that has no end yet, and whose rows will be `like` this one.
+
+    On a terminal, `width` columns wide, the last column has what the others leave.
+    """
+    cells = [_to_cell(cell) for cell in like]
+    widths = [max(measure(cell.text), len(column.title)) for cell, column in zip(cells, columns, strict=True)]
+    if width is not None:
+        _fit(columns, widths, [_find_floor(column, [cell]) for column, cell in zip(columns, cells, strict=True)], width)
+        widths[-1] = max(width - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1), _NARROWEST)
+    return widths
 
 
 def _to_cell(cell: str | Cell) -> Cell:
@@ -291,9 +311,16 @@ def rfc3339(nanoseconds: int) -> str | None:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
 
 
-def moment(nanoseconds: int) -> str:
-    """Return a time as a table shows it: as `rfc3339`, to the millisecond."""
-    return (rfc3339(nanoseconds) or "")[:23] + "Z"
+def moment(nanoseconds: int, width: int | None = None) -> str:
+    """Return a time as a table shows it: as `rfc3339`, to the millisecond.
+
+    On a terminal `width` columns wide, 100 at least are wanted for that; 72 for the month and no milliseconds, and on
+    one that is narrower still only the day of the month is shown with the time.
+    """
+    whole = (rfc3339(nanoseconds) or "")[:23]
+    if width is None or width >= _WIDE:
+        return f"{whole}Z"
+    return f"{whole[5 if width >= _MIDDLING else 8 : 19]}Z"
 
 
 def age(nanoseconds: int) -> str:

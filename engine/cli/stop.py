@@ -4,7 +4,7 @@ import click
 
 from limpet.engine.cli.documents import done_document
 from limpet.engine.cli.hands import Hands, each
-from limpet.engine.cli.options import Place, complete_id, output_option, place_option
+from limpet.engine.cli.options import Place, Seconds, complete_id, output_option, place_option
 from limpet.engine.cli.output import print_json, print_lines
 from limpet.engine.cli.telling import tell_done
 from limpet.engine.control.requests import Done, Stop
@@ -19,7 +19,7 @@ from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS
     "--timeout",
     "timeout",
     metavar="SECONDS",
-    type=click.FloatRange(0, 1e9),
+    type=Seconds(0, 1e9),
     default=DEFAULT_STOP_TIMEOUT_SECONDS,
     show_default=True,
     help="How long they may take before they are killed; 0 kills at once.",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from limpet.engine.cli.options import Place, no_trunc_option, output_option, place_option
+from limpet.engine.cli.options import Place, Seconds, no_trunc_option, output_option, place_option
 from limpet.engine.cli.output import (
     Cell,
     Column,
@@ -50,7 +50,7 @@ class _Line(NamedTuple):
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(0.2, 3600),
+    type=Seconds(0.2, 3600),
     default=2.0,
     show_default=True,
     help="Between two looks.",

@@ -187,14 +187,14 @@ class Snapshot:
         Without `ended`, only those that have not exited, or wait for their restart.
 
         The list's `revision` is that of the newest event when the snapshot was opened. What is asked for is given as
-        to `Store.list`. Raises InvalidInputError for a state that is none.
+        to `Store.list`. Raises InvalidInputError for a state that is none, and for what is no text.
         """
-        wanted = Filter(id, name, sandbox_id, labels or {}, extra or {})
+        wanted = Filter.of(id, name, sandbox_id, labels, extra)
         wanted_state = None if state is None else read_state(state)
         sandboxes = wanted.find_sandboxes(self._name_sandboxes())
         keys = [
             key
-            for key in self._find_ids(id)
+            for key in self._find_ids(wanted.id)
             if (ended or not self._has_ended(key) or key in self.restarts)
             and wanted.accepts(self._name(key), sandboxes)
         ]

@@ -61,6 +61,8 @@ class StateDirectory:
         except (OSError, ValueError) as error:  # the path contains a NUL or a lone surrogate
             if getattr(error, "errno", None) in _CANNOT_LOCK:
                 raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                raise _no_directory(path) from error
             reason = getattr(error, "strerror", None) or error
             raise StateDirectoryError(
                 f"state directory {quote_path(path)}: {reason}; give a directory that you can write to"
@@ -161,7 +163,7 @@ def check_directory(path: str, *, is_read: bool = False) -> os.stat_result:
     if stat.S_ISLNK(found.st_mode):
         raise StateDirectoryError(f"state directory {path} is a symbolic link; give the directory itself")
     if not stat.S_ISDIR(found.st_mode):
-        raise StateDirectoryError(f"state directory {path} is not a directory; give another path")
+        raise _no_directory(path)
     if found.st_uid != os.geteuid() and not (is_read and os.geteuid() == 0):
         raise StateDirectoryError(
             f"state directory {path} belongs to user {found.st_uid}, you are user {os.geteuid()}; use your own, or run"
@@ -171,6 +173,10 @@ def check_directory(path: str, *, is_read: bool = False) -> os.stat_result:
     if kind in _NETWORK_FILE_SYSTEMS:
         raise UnsupportedError(f"state directory {path} is on {kind}, a network file system; use a local disk")
     return found
+
+
+def _no_directory(path: str) -> StateDirectoryError:
+    return StateDirectoryError(f"state directory {quote_path(path)} is not a directory; give another path")
 
 
 def require_ours(path: str) -> None:

@@ -92,6 +92,7 @@ class Draft:
         """What events say of the containers that they are of."""
         self._open_events: list[OpenEvent] = []
         """Those of the transaction under way, which lack what `end_transaction` adds."""
+        self._is_over = False
 
     def __contains__(self, container_id: str) -> bool:
         return self._find(container_id) is not None
@@ -323,6 +324,7 @@ class Draft:
 
     def doubt(self, container_id: str, doubt: Doubt | None) -> None:
         """Flag a container Unknown, or take the flag away; nothing of it is written. Raises NotFoundError."""
+        self._require_under_way()
         self._require(container_id)
         self.doubts[container_id] = doubt
 
@@ -400,7 +402,16 @@ class Draft:
         """Keep the report of a recovery pass."""
         self.changes.reports.append(ReportRow(number, at, report))
 
+    def close(self) -> None:
+        """Refuse what is still to be changed: the block that it was for has ended, and nobody would write it."""
+        self._is_over = True
+
+    def _require_under_way(self) -> None:
+        if self._is_over:
+            raise InvalidStateError("this transaction is over, and nothing has changed; begin another one")
+
     def _stage(self, container_id: str, row: StatusRow, status: Status) -> None:
+        self._require_under_way()
         self.rows[container_id] = row
         self.doubts[container_id] = (status.reason or Reason.UNVERIFIED, status.message) if status.unknown else None
 
@@ -408,7 +419,7 @@ class Draft:
         """Note a change of a container, whose new row and status are given; without a row they cannot be read."""
         state, released = state_of(status)
         reason = "Released" if released and kind in STATE_CHANGES else str(status.reason)
-        self._open_events.append(
+        self._append(
             OpenEvent(
                 at=time.time_ns(),
                 kind=kind.value,
@@ -435,6 +446,10 @@ class Draft:
                 message=row.message,
                 body=status_to_text(status, with_extra=kind is EventKind.SANDBOX_DELETED),
             )
+        self._append(event)
+
+    def _append(self, event: OpenEvent) -> None:
+        self._require_under_way()
         self._open_events.append(event)
 
     def _note_deleted_sandbox(self, sandbox_id: str) -> None:
@@ -445,9 +460,7 @@ class Draft:
         self._note_sandbox(EventKind.SANDBOX_DELETED, names, kept and kept.row)
 
     def _note_item(self, kind: EventKind, row: ItemRow) -> None:
-        self._open_events.append(
-            OpenEvent(time.time_ns(), kind.value, NameRow(row.key, "", row.kind, "{}"), row.version)
-        )
+        self._append(OpenEvent(time.time_ns(), kind.value, NameRow(row.key, "", row.kind, "{}"), row.version))
 
     def _name(self, container_id: str) -> NameRow:
         """Return what events say of a container; nothing where damage has taken its row."""

@@ -1,10 +1,11 @@
 """Which records are meant: one by its id, its name or the beginning of its id, and the filters of lists."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 from limpet.schema.codec import read_labels
-from limpet.schema.errors import AmbiguousError, NotFoundError, quote
+from limpet.schema.errors import AmbiguousError, InvalidInputError, NotFoundError, quote
 from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.rows import NameRow
 
@@ -51,8 +52,9 @@ class Named(NamedTuple):
         named = list(find_named())
         if named:
             return _choose_newest(text, named, kind)
-        candidates = find_ids(text) if find_ids and text else ids
-        found = sorted(key for key in candidates if key.startswith(text)) if text else []
+        beginning = text if type(text) is str else ""  # nothing else is one
+        candidates = find_ids(beginning) if find_ids and beginning else ids
+        found = sorted(key for key in candidates if key.startswith(beginning)) if beginning else []
         if not found:
             raise NotFoundError(f"no {kind} has the id or the name {quote(text)}, or an id that begins with it")
         if len(found) > 1:
@@ -87,6 +89,31 @@ class Filter(NamedTuple):
     """All of them must be there, with these values."""
     extra: Mapping[str, Any] = {}
     """The same of the top-level keys of its `extra`."""
+
+    @classmethod
+    def of(
+        cls,
+        id: str,
+        name: str,
+        sandbox_id: str,
+        labels: Mapping[str, str] | None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return what a caller asks for; None asks for nothing.
+
+        Raises InvalidInputError for what can match nothing because it is no text: a list would be empty, and not say
+        why.
+        """
+        for what, value in (("id", id), ("name", name), ("sandbox_id", sandbox_id)):
+            if not isinstance(value, str | None):
+                raise InvalidInputError(f"{what} {quote(value)}: give text")
+        for what, given in (("labels", labels), ("extra", extra)):
+            if not isinstance(given, Mapping | None):
+                raise InvalidInputError(f"{what} {quote(given)}: give a mapping from keys to values")
+        texts: Iterable[object] = chain.from_iterable((labels or {}).items())
+        if not all(isinstance(text, str) for text in texts):
+            raise InvalidInputError(f"labels {quote(labels)}: give text for keys and values")
+        return cls(id or "", name or "", sandbox_id or "", labels or {}, extra or {})
 
     @property
     def asks_for_names(self) -> bool:

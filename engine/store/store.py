@@ -207,11 +207,11 @@ class Store:
         The list's `revision` is that of the newest event then: `watch` goes on from there. `id` is an id or the
         beginning of ids; `sandbox_id` a sandbox's id, else the name of sandboxes, else the beginning of ids; `state` a
         state or its name, in any case; `labels` must all be there with these values, and so must `extra`, among the
-        top-level keys of theirs. Raises InvalidInputError for a state that is none.
+        top-level keys of theirs. Raises InvalidInputError for a state that is none, and for what is no text.
         """
         self.require_open()
         wanted_state = None if state is None else read_state(state)
-        wanted = Filter(id, name, sandbox_id, labels or {}, extra or {})
+        wanted = Filter.of(id, name, sandbox_id, labels, extra)
         records, revision = self._list(wanted, ended=wanted_state in {None, ContainerState.EXITED})
         if wanted_state is not None:
             records = [record for record in records if record.status.state is wanted_state]
@@ -409,12 +409,16 @@ class Store:
         """Change several containers at once: all of it becomes durable and visible together, or nothing does.
 
         The block works on a draft with `add`, `update`, `delete` and the like, and is the only writer while it
-        runs, so keep it short. If it raises, nothing has changed. The commit happens at the end of the block.
+        runs, so keep it short. If it raises, nothing has changed. The commit happens at the end of the block, and
+        after it the draft takes nothing.
         """
         self.require_open()
         with self._committer.turn():
             draft = self._draft()
-            yield draft
+            try:
+                yield draft
+            finally:
+                draft.close()
             draft.end_transaction()
             self._write(draft)
         self.fleet.wait()

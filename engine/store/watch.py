@@ -54,8 +54,10 @@ class Wanted:
         labels: Mapping[str, str] | None = None,
         kinds: Iterable[str] = (),
     ) -> None:
-        """Raise InvalidInputError for a kind that is none."""
-        self._filter = Filter(id, name, sandbox_id, labels or {})
+        """Raise InvalidInputError for a kind that is none, and for what is no text."""
+        self._filter = Filter.of(id, name, sandbox_id, labels)
+        if isinstance(kinds, str):
+            raise InvalidInputError(f"kinds {quote(kinds)}: give a list of them")
         try:
             self._kinds = frozenset(map(EventKind, kinds))
         except ValueError as error:

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
-from limpet.engine import Engine
+from limpet.engine import Engine, Store
 from limpet.engine.cli import VERBS
 from limpet.engine.cli import limpet as group
 from limpet.engine.cli.exits import EXITS, exit_status
@@ -20,6 +22,7 @@ from limpet.engine.cli.options import default_state_dir
 from limpet.engine.cli.output import Cell, Column, duration, measure, render_table, rfc3339
 from limpet.schema import errors
 from tests.cli.conftest import Jobs, Limpet
+from tests.records import RUNNING, metadata, sandbox
 
 HEAVY = ("sqlalchemy", "alembic", "rich", "asyncio", "matplotlib")
 
@@ -130,6 +133,7 @@ def test_usage_errors(limpet: Limpet) -> None:
         ["inspect"],
         ["backup"],
         ["ps", "-o", "xml"],
+        ["top", "--interval", "nan"],
     ):
         done = limpet(*args)
         assert (done.returncode, done.stdout) == (2, ""), args
@@ -203,8 +207,8 @@ def test_completion(limpet: Limpet) -> None:
     assert complete("limpet", "inspect", "c0", LIMPET_STATE_DIR="/nowhere") == []
 
 
-def on_terminal(limpet: Limpet, columns: int, *args: str, **variables: str) -> str:
-    """Run limpet on a terminal of that width and return what it prints there."""
+def on_terminal(limpet: Limpet, columns: int, *args: str, until: int = 0, **variables: str) -> str:
+    """Run limpet on a terminal of that width and return what it prints there; interrupt it after `until` lines."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LIMPET_STATE_DIR": limpet.state_dir, **variables}
@@ -216,8 +220,10 @@ def on_terminal(limpet: Limpet, columns: int, *args: str, **variables: str) -> s
             printed += os.read(ours, 65536)
         except OSError:  # EIO: the other side is closed
             break
+        if until and printed.count(b"\n") == until:
+            process.send_signal(signal.SIGINT)
     os.close(ours)
-    assert process.wait(30) in {0, 7}
+    assert process.wait(30) in ({130} if until else {0, 7})
     return printed.decode()
 
 
@@ -239,6 +245,32 @@ def test_tables_fit_the_terminal(limpet: Limpet, jobs: Jobs) -> None:
     assert "\x1b[" not in limpet.ok("ps")
     ids = [line.split()[0] for line in limpet.ok("ps", "--no-trunc").splitlines()[1:]]
     assert ids == limpet.ok("ps", "-q").split()
+
+
+def test_logs_fit_the_terminal(limpet: Limpet) -> None:
+    """What events and history say of odd ids, names and keys is no wider than the terminal, followed or not."""
+    key, name = "docker://" + "f" * 247, "a-name-that-is-longer-than-any-column"
+    ended = replace(RUNNING, pid=0, finished_at=9, exit_code=128, reason="CreateInterrupted", message="why " * 20)
+    with Store.open(limpet.state_dir) as store:
+        store.add_sandbox(sandbox())
+        store.add(replace(metadata(name), id=key), RUNNING)
+        store.update(key, lambda old: replace(old, paused=True))
+        store.update(key, lambda old: replace(old, stop_requested_at=5, stop_deadline=6))
+        store.checkpoint(key, ended)
+        store.put("a-kind-that-is-long-as-well", "a key that is longer than any column/" * 3, 1)
+    for columns, count, args in (
+        (60, 0, ("events",)),
+        (60, 8, ("events", "--follow", "--since", "0")),
+        (60, 0, ("history", key)),
+        (100, 0, ("events",)),
+    ):
+        printed = on_terminal(limpet, columns, *args, until=count)
+        told = re.sub(r"\x1b\[[0-9;]*m", "", printed).splitlines()
+        assert max(map(measure, told)) <= columns, told
+        assert any("EXITED  " in line or "EXITED C" in line for line in told), told
+    told = limpet.ok("events").splitlines()
+    assert [line.split()[-1] for line in told[3:5]] == ["paused", "requested"]
+    assert key in told[2]  # elsewhere nothing is shortened
 
 
 def test_table() -> None:

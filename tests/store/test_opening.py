@@ -36,6 +36,17 @@ def test_what_is_no_path_is_refused(value: str, tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_is_no_directory(below: str, tmp_path: Path) -> None:
+    """Where a file is in the way, each opening says so, and the file stays as it is."""
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / below
+    for open_it in (Store.open, Engine.open, Snapshot.open):
+        with pytest.raises(errors.StateDirectoryError, match=r"(?i)not a directory.*; (give|name) another"):
+            open_it(path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["a:b", "c:", "http", "x=y", "100%"])
 def test_a_name_with_odd_characters_is_a_path(name: str, tmp_path: Path) -> None:
     """Only what begins like a URL is taken for one, and SQLite opens the very file that is meant."""

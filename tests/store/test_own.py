@@ -1,5 +1,6 @@
 """What a runtime keeps of its own: extra beside a status, items of its own kinds, and the state of its sandboxes."""
 
+import asyncio
 import threading
 from contextlib import suppress
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from limpet import Engine, Store, errors
+from limpet import AsyncStore, Engine, Store, errors
 from limpet.schema import Status
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, stop_sandbox
 from limpet.schema.status import end
@@ -184,6 +185,64 @@ def test_a_transaction_spans_all_of_it(store: Store) -> None:
     ]
     status = store.sandbox_status("s")
     assert (status.addresses, status.namespaces) == (("10.0.0.7",), {"network": "/run/netns/x"})
+
+
+def test_a_transaction_that_is_over_takes_nothing(store: Store) -> None:
+    """Who keeps its draft is told: what nobody writes is not swallowed."""
+    store.add(metadata("a"), RUNNING)
+    with store.transaction() as draft:
+        draft.put("lease", "kept", 1)
+    for late in (
+        lambda: draft.put("lease", "late", 1),
+        lambda: draft.delete_item("lease", "kept"),
+        lambda: draft.add(metadata("late"), RUNNING),
+        lambda: draft.update("a", lambda old: replace(old, pid=8)),
+        lambda: draft.delete("a"),
+        lambda: draft.add_sandbox(sandbox("late")),
+    ):
+        with pytest.raises(errors.InvalidStateError, match="is over"):
+            late()
+
+    async def keep() -> None:
+        async with AsyncStore(store).transaction() as kept:
+            kept.put("lease", "other", 1)
+        with pytest.raises(errors.InvalidStateError, match="is over"):
+            kept.put("lease", "late", 1)
+
+    asyncio.run(keep())
+    assert [item.key for item in store.list_items("lease")] == ["kept", "other"]
+    assert (list(store.ids), store.status("a").pid) == (["a"], 7)
+
+
+@pytest.mark.parametrize("value", [None, [], "", 0], ids=repr)
+def test_extra_is_an_object(store: Store, value: Any) -> None:
+    """What is empty and no object is refused as anything else is."""
+    store.add(metadata("a"), with_extra(kept=1))
+    with pytest.raises(errors.InvalidInputError, match="JSON object"):
+        store.update("a", lambda old: replace(old, extra=value))
+    with pytest.raises(errors.InvalidInputError, match="JSON object"):
+        store.update_sandbox("s", lambda old: replace(old, extra=value))
+    assert store.get("a").status.extra == {"kept": 1}
+
+
+WRONG: list[dict[str, Any]] = [
+    {"id": b"a"}, {"name": 7}, {"sandbox_id": ("s",)}, {"labels": ["a"]}, {"labels": {"a": 1}}, {"labels": {1: "a"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_what_can_match_nothing_is_refused(store: Store, wrong: dict[str, Any]) -> None:
+    """A list of a label that is a number would be empty, and a watch would wait for ever."""
+    store.add(metadata("a", a="1"), RUNNING)
+    for ask in (store.list, store.watch):
+        with pytest.raises(errors.InvalidInputError, match=r"give (text|a mapping)"):
+            ask(**wrong)
+    with pytest.raises(errors.InvalidInputError, match="give a mapping"):
+        store.list(extra=["a"])  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidInputError, match="give a list"):
+        store.watch(kinds="added")
+    with pytest.raises(errors.NotFoundError):
+        store.get(b"a")  # type: ignore[arg-type]
 
 
 def test_a_stopped_sandbox_takes_no_containers(store: Store) -> None:

@@ -57,6 +57,11 @@ class Changes:
         return not (self.events or self._is_more)
 
     @property
+    def is_of_statuses(self) -> bool:
+        """True if this is nothing but checkpoints of containers that are there, and the events that tell of them."""
+        return not self._is_more
+
+    @property
     def is_one_change(self) -> bool:
         """True if this is a checkpoint that changes the state of one container, and no more: the next common case."""
         return len(self.statuses) == 1 and bool(self.events) and not self._is_more

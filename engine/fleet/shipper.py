@@ -13,10 +13,12 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
+from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.extract import ROWS, Extract, Extractor, Key
 from limpet.engine.fleet import batch
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.batch import Claim, Connection, Doubts
+from limpet.engine.fleet.recent import MOST, Recent
 from limpet.engine.fleet.upgrade import require_schema
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError, ResourcesError
@@ -107,6 +109,11 @@ class Shipper:
         self._expected: int | None = None
         """The sending thread is to be woken once so many wait; None while it does not wait for them."""
         self._rows: dict[str, set[Key]] = {_STATUS: set(), "sandbox_status": set()}
+        self._recent = Recent(is_whole=False)
+        self._before: Extract | None = None
+        """What was sent last on this connection."""
+        self._read_until = 0
+        """The disk was looked at when this was the newest event."""
         self._ticket = 1  # whatever there is at the opening waits, too
         self._sent = 0
         self._newest = 0
@@ -121,12 +128,13 @@ class Shipper:
             self._extractor.close()
             raise ResourcesError("no thread can be started that sends to the fleet") from error
 
-    def note(self, containers: Iterable[str], sandboxes: Iterable[str], revision: int) -> None:
-        """Have it sent what has just become durable: rows that were written, and events up to `revision`."""
+    def note(self, changes: Changes, revision: int) -> None:
+        """Have it sent what has just become durable, in the order of commits; `revision` is the newest event's."""
         with self._turn:
-            self._rows[_STATUS].update((key,) for key in containers)
-            self._rows["sandbox_status"].update((key,) for key in sandboxes)
-            self._newest = revision
+            self._recent.add(changes)
+            self._rows[_STATUS].update((key,) for key in changes.statuses)
+            self._rows["sandbox_status"].update((key,) for key in changes.sandbox_statuses)
+            self._newest = max(self._newest, revision)
             self._ticket += 1
             if self._waiting_since is None:
                 self._waiting_since = time.monotonic()
@@ -329,14 +337,16 @@ class Shipper:
     def _has_news(self) -> bool:
         return self._sent < self._ticket
 
-    def _take(self) -> tuple[int, dict[str, set[Key]]]:
-        """Return the newest ticket, and the rows that were written until then."""
+    def _take(self) -> tuple[int, dict[str, set[Key]], Recent]:
+        """Return the newest ticket, and the rows that were written until then: by their keys, and as far as known."""
         with self._turn:
             taken, self._rows = self._rows, {table: set() for table in self._rows}
-            return self._ticket, taken
+            recent, self._recent = self._recent, self._recent.follow()
+            return self._ticket, taken, recent
 
     def _give_back(self, rows: Mapping[str, set[Key]]) -> None:
         with self._turn:
+            self._recent.spoil()
             for table, keys in rows.items():
                 self._rows[table] |= keys
 
@@ -353,10 +363,13 @@ class Shipper:
 
     def _send_changes(self, connection: Connection) -> None:
         """Send all events there are, and with each page the present rows of what it tells of."""
-        ticket, rows = self._take()
+        ticket, rows, recent = self._take()
         try:
             while True:
-                found = self._extractor.extract((self._cursor, PAGE), partial(_choose, rows))
+                found = recent.extract(self._cursor, self._before)
+                if found is None or found.newest - self._read_until > MOST:
+                    found = self._extractor.extract((self._cursor, PAGE), partial(_choose, rows))
+                    self._read_until = found.newest
                 if found.pruned > self._cursor:
                     self._is_whole = False
                     break
@@ -384,7 +397,7 @@ class Shipper:
 
     def _send_whole(self, connection: Connection) -> None:
         """Compare all rows by their checksums, and send those that differ. Several transactions: the last says so."""
-        ticket, rows = self._take()
+        ticket, rows, _ = self._take()
         try:
             ours, theirs = self._extractor.extract_keys(), batch.load_keys(connection, self._node)
             gone = {table: [key for key in theirs.rows[table] if key not in ours.rows[table]] for table in ROWS}
@@ -435,9 +448,11 @@ class Shipper:
             is_whole=is_whole,
             gone_events=list(gone),
         )
+        self._before = None
         if not self._tell_doubts(write):
             self._held, self._is_whole = None, False
             raise FleetError(f"node {self._node}: the fleet has newer rows than this node; all are compared anew")
+        self._before = found
 
     def _tell_doubts(self, write: Callable[..., _Any]) -> _Any:
         """Return what `write` returns, which is given the doubts unless the fleet has them."""

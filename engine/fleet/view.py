@@ -13,6 +13,7 @@ from limpet.engine.fleet.batch import Connection
 from limpet.engine.fleet.rows import from_record
 from limpet.engine.fleet.upgrade import require_current
 from limpet.schema.codec import (
+    label_text,
     read_labels,
     require_readable_status,
     row_is_sound,
@@ -145,7 +146,11 @@ class Fleet:
         """
         wanted_state = None if state is None else read_state(state)
         wanted = (labels or {}).items()
-        found = self._load(node, "AND (%(name)s = '' OR container.name = %(name)s)", {"name": name})
+        clauses, values = ["AND (%(name)s = '' OR container.name = %(name)s)"], {"name": name}
+        for place, text in enumerate(label_text(*each) for each in wanted):  # the last word has what is read below
+            clauses.append(f"AND strpos(container.labels, %(label{place})s) > 0")
+            values[f"label{place}"] = text
+        found = self._load(node, " ".join(clauses), values)
         return [
             one
             for one in found

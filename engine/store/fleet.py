@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from limpet.engine.database import Changes
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FleetChoice
 from limpet.engine.state.identity import read_identity
@@ -66,10 +67,10 @@ class FleetLink:
         """True if a change is waited for until the fleet has it."""
         return self._is_sync and self._shipper is not None
 
-    def note(self, containers: Iterable[str], sandboxes: Iterable[str], revision: int) -> None:
-        """Have it sent what has become durable."""
+    def note(self, changes: Changes, revision: int) -> None:
+        """Have it sent what has become durable, in the order of commits. May be repeated at once."""
         if self._shipper is not None:
-            self._shipper.note(containers, sandboxes, revision)
+            self._shipper.note(changes, revision)
 
     def wait(self) -> None:
         """Return once the fleet has what was noted, if that is asked for and not put off.

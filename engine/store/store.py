@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
-from limpet.engine.database import Database, EventPage
+from limpet.engine.database import Changes, Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
@@ -486,7 +486,7 @@ class Store:
         with self._view:
             if container_id in self._rows:
                 self._doubts[container_id] = doubt
-        self.fleet.note((), (), self._revision)
+        self.fleet.note(Changes(), self._revision)
 
     def _copy_doubts(self) -> Mapping[str, Doubt]:
         with self._view:
@@ -707,7 +707,7 @@ class Store:
                     if not self._recent or self._recent[-1].revision < event.revision:
                         self._recent.append(event)
                 self._revision = draft.revision
-        self.fleet.note(draft.rows, draft.sandboxes, draft.revision)
+        self.fleet.note(draft.changes, draft.revision)
         if draft.changes.events:
             self._bells.ring()
 

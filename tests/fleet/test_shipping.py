@@ -16,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet import AsyncStore, Engine, Store, errors
+from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.extract import ROWS, Extractor
 from limpet.engine.fleet import Shipper, batch, shipper
 from limpet.engine.fleet.address import Address
@@ -360,7 +361,7 @@ def test_callers_who_come_back_share_a_transaction(base: Base, state_dir: str, m
 
         def call(name: str) -> threading.Thread:
             def wait() -> None:
-                sender.note([name], [], 0)
+                sender.note(Changes(), 0)
                 sender.wait(30)
                 answered.append(name)
 

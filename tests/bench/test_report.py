@@ -184,7 +184,7 @@ def test_a_report_of_lives_tells_every_ratio_that_a_life_is_judged_by() -> None:
         "16 threads: lives a second",
         "1,000 running: release, of that with 10",
         "1,000 running: delete, of that with 10",
-        "1,000 running: stopped, released and deleted a second",
+        "1,000 running: removed a second, with their sandbox",
         "runc: start p50, beyond runc's under conmon",
         "crun: start p50, beyond crun's under conmon",
     ):

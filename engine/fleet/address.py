@@ -32,6 +32,9 @@ class Address:
 
     def __init__(self, url: str) -> None:
         """Raise InvalidInputError for what is no address of a PostgreSQL."""
+        # Nothing that is wrong with a URL is told by quoting it: what stands at a wrong place may be the password.
+        if not _is_text(url):
+            raise InvalidInputError("fleet: the URL must be a text, without NUL and lone surrogates")
         scheme, found, rest = url.partition("://")
         if not found or scheme not in _SCHEMES:
             raise InvalidInputError("fleet: give a URL such as postgresql+psycopg://user@host/database")
@@ -42,18 +45,20 @@ class Address:
             raise InvalidInputError(f"fleet: schema {quote(self.schema)}: use small letters, digits and _")
         try:
             parameters = conninfo_to_dict(f"postgresql://{rest}")
-        except psycopg.Error:
-            # What libpq says of it may quote the password.
+        except (psycopg.Error, ValueError):
+            parameters = None  # what libpq says of it may quote the password
+        if parameters is None or not _is_plain(rest, str(parameters.get("port") or "")):
             raise InvalidInputError(
                 "fleet: the URL cannot be parsed; give postgresql+psycopg://user:password@host:port/database, with"
-                " special characters as %xx, and after ? parameters that libpq knows, or schema"
-            ) from None
-        self._password = str(parameters.get("password") or "")
+                " special characters as %xx (@ as %40, / as %2F), and after ? parameters that libpq knows, or schema"
+            )
+        self._secrets = [str(parameters[key]) for key in ("password", "sslpassword") if parameters.get(key)]
         self._parameters: dict[str, Any] = {
             "connect_timeout": CONNECT_SECONDS,
             "application_name": "limpet",
             "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
             **parameters,
+            "client_encoding": "UTF8",
         }
         shown = " ".join(f"{key}={parameters[key]}" for key in _SHOWN if parameters.get(key))
         self._text = f"fleet ({shown or 'default server'})"
@@ -63,7 +68,7 @@ class Address:
 
     def open(self) -> "psycopg.Connection[Any]":
         """Return a new connection, with a transaction at the first statement. Raises psycopg.Error."""
-        connection = psycopg.connect(**self._parameters, client_encoding="UTF8", autocommit=True)
+        connection = psycopg.connect(**self._parameters, autocommit=True)
         try:
             connection.execute(_SETTINGS, (self.schema, f"{STATEMENT_SECONDS:.0f}s", f"{1000 * _IDLE_SECONDS:.0f}ms"))
             connection.autocommit = False
@@ -94,11 +99,25 @@ class Address:
             raise self.tell(error) from None
 
     def tell(self, error: BaseException) -> FleetError:
-        """Return a FleetError that says what `error` does, without the password."""
-        text = " ".join(str(error).split()) or type(error).__name__
-        if self._password:
-            text = text.replace(self._password, "***")
+        """Return a FleetError that says what `error` does, without the password.
+
+        Of what the server says its details are left out: they may quote a row, and with it what a config keeps secret.
+        """
+        said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+        text = " ".join((said or str(error)).split()) or type(error).__name__
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
         return FleetError(f"{self._text}: {text}")
+
+
+def _is_text(url: object) -> bool:
+    return isinstance(url, str) and "\0" not in url and url == url.encode(errors="ignore").decode()
+
+
+def _is_plain(rest: str, ports: str) -> bool:
+    """Say whether no password is taken for something else: it has @ or / in it, or the URL has no host."""
+    place, _, path = rest.partition("?")[0].partition("/")
+    return place.count("@") <= 1 and "@" not in path and all(not port or port.isdecimal() for port in ports.split(","))
 
 
 def _take_schema(rest: str) -> tuple[str, str]:

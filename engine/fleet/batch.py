@@ -4,9 +4,12 @@ Each transaction begins with the node's row, which it locks: one at a time write
 epoch is the newest.
 """
 
+import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -182,7 +185,7 @@ def write_batch(
     }
     try:
         # All of it in one round trip.
-        with connection.pipeline(), replicated(connection):
+        with _quietly(), connection.pipeline(), replicated(connection):
             connection.execute(_BEGIN, begin)
             for statement, values in _statements(extract, of_node, gone_events):
                 connection.execute(statement, values)
@@ -192,6 +195,24 @@ def write_batch(
             return False
         raise _fenced(connection, held) from None
     return True
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Have psycopg not log what it ignores where this thread's pipeline breaks: what broke it is raised, and told."""
+    _here.is_quiet = True
+    try:
+        yield
+    finally:
+        _here.is_quiet = False
+
+
+def _is_news(_: logging.LogRecord) -> bool:
+    return not getattr(_here, "is_quiet", False)
+
+
+_here = threading.local()
+logging.getLogger("psycopg").addFilter(_is_news)
 
 
 def _statements(

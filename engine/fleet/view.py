@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.batch import Connection
-from limpet.engine.fleet.rows import from_record
+from limpet.engine.fleet.rows import escape, from_record
 from limpet.engine.fleet.upgrade import require_current
 from limpet.schema.codec import (
     label_text,
@@ -21,7 +21,7 @@ from limpet.schema.codec import (
     row_to_metadata,
     row_to_status,
 )
-from limpet.schema.errors import AmbiguousError, NotFoundError, StoreDamagedError, quote
+from limpet.schema.errors import AmbiguousError, InvalidInputError, NotFoundError, StoreDamagedError, quote
 from limpet.schema.events import Event
 from limpet.schema.metadata import Metadata
 from limpet.schema.rows import ContainerRow, EventRow, NameRow, StatusRow
@@ -219,8 +219,15 @@ class Fleet:
                 time.sleep(_POLL_SECONDS)
 
     def _ask(self, query: str, values: Any = None) -> "Sequence[tuple[Any, ...]]":
-        with self._address.errors_told():
-            return self._connection.execute(query, values).fetchall()
+        if isinstance(values, dict):  # what somebody looks for is escaped as what was sent
+            values = {key: escape(value) if isinstance(value, str) else value for key, value in values.items()}
+        try:
+            with self._address.errors_told():
+                return self._connection.execute(query, values).fetchall()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"{error.object!r} is no text that can be looked for: it has lone surrogates"
+            ) from None
 
     def _load_nodes(self, node: str = "") -> dict[str, _Known]:
         found = {}

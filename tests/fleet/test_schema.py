@@ -13,6 +13,7 @@ from limpet.schema.tables import TABLES
 from tests.conftest import in_thread, wait_until
 from tests.fleet.conftest import PASSWORD, Base, Cluster
 from tests.fleet.test_shipping import wait_sent
+from tests.records import RUNNING, metadata, sandbox
 
 
 def test_many_nodes_make_the_tables_at_once(base: Base) -> None:
@@ -87,6 +88,11 @@ def test_other_tables_are_refused_and_left_alone(
         f"postgresql://u:{PASSWORD}%@h/d",
         f"postgresql://u:{PASSWORD}@[/d",
         "postgresql+psycopg2://h/d",
+        f"postgresql://u:a@{PASSWORD}@h/d",
+        f"postgresql://u:a/{PASSWORD}@h/d",
+        f"postgresql://u:{PASSWORD}/d",
+        f"postgresql://u:{PASSWORD}@h/d\0",
+        f"postgresql://u:{PASSWORD}@h/\ud800",
     ],
 )
 def test_an_address_that_is_none_is_refused(state_dir: str, url: str) -> None:
@@ -94,6 +100,7 @@ def test_an_address_that_is_none_is_refused(state_dir: str, url: str) -> None:
     with pytest.raises(errors.InvalidInputError) as caught:
         Address(url)
     assert PASSWORD not in str(caught.value)
+    assert caught.value.__context__ is None
     if url:
         with pytest.raises(errors.InvalidInputError):
             Store.open(state_dir, fleet=url)
@@ -109,6 +116,25 @@ def test_no_error_shows_the_password(cluster: Cluster) -> None:
             pass
         assert PASSWORD not in f"{caught.value} {address!r} {caught.value.__cause__}"
         assert caught.value.__suppress_context__
+
+
+def test_no_error_shows_a_row(base: Base, state_dir: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A config may hold secrets, and PostgreSQL quotes a row that it does not take. Nor is psycopg's own log heard."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+
+        def is_told(word: str) -> bool:
+            return store.fleet_lag is not None and word in store.fleet_lag.error
+
+        store.add_sandbox(sandbox())
+        wait_sent(store)
+        base.ask("ALTER TABLE limpet.container ADD COLUMN other bigint NOT NULL")
+        store.add(metadata("a", token=PASSWORD), RUNNING)
+        wait_until(lambda: is_told("violates not-null"), "the row to be refused")
+        base.ask("ALTER TABLE limpet.fleet_node RENAME COLUMN as_of TO another")
+        wait_until(lambda: is_told('"as_of" does not exist'), "the batch to be refused")
+        assert store.status("a") == RUNNING
+    for word in ("Failing row", PASSWORD, "Pipeline"):
+        assert word not in caplog.text
 
 
 def test_the_url_may_name_another_schema(base: Base, state_dir: str) -> None:

@@ -196,3 +196,26 @@ def test_who_follows_goes_on_when_the_database_is_back(base: Base, state_dir: st
         assert "trying again" in process.stderr.read()
     wrong = subprocess.run([*command[:-1], "postgresql+psycopg://localhost:1/x"], capture_output=True, check=False)
     assert wrong.returncode == 1
+
+
+def test_odd_words_are_looked_for(base: Base, state_dir: str) -> None:
+    """What the server cannot hold is found as it was sent, or refused."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        wait_sent(store)
+    with Fleet.open(base.url) as fleet:
+        for text in ("a\0", "\x1a", "%"):
+            assert not fleet.list(name=text)
+            assert not fleet.list(labels={"k": text})
+            with pytest.raises(errors.NotFoundError):
+                fleet.get(text)
+            with pytest.raises(errors.NotFoundError):
+                fleet.nodes(node=text)
+        assert not fleet.list(labels={"k": "\ud800"})
+        with pytest.raises(errors.InvalidInputError):
+            fleet.get("\ud800")
+        with pytest.raises(errors.InvalidInputError):
+            fleet.nodes(node="\ud800")
+        with pytest.raises(errors.InvalidInputError):
+            fleet.list(name="\ud800")

@@ -32,17 +32,19 @@ NO_DOUBTS: Doubts = {}
 LEASE_SECONDS = 30.0
 """A node that has not been heard of for so long is not vouched for."""
 
-_CLAIM = """
+_EPOCHS = " UNION ALL ".join(f"SELECT fleet_epoch FROM {table} WHERE node = %(node)s" for table in ROWS)  # noqa: S608
+"""Those of a node's rows. If its own was removed or altered by hand it begins after them, or could not replace them."""
+_CLAIM = f"""
 INSERT INTO fleet_node AS old
     (name, epoch, directory, host, pid, path, claimed_at, heard_at, lease_seconds, as_of, revision, is_whole, doubts)
-VALUES (%(node)s, 1, %(directory)s, %(host)s, %(pid)s, %(path)s, clock_timestamp(), clock_timestamp(),
-    %(lease)s, 0, 0, false, %(doubts)s)
+VALUES (%(node)s, 1 + (SELECT coalesce(max(fleet_epoch), 0) FROM ({_EPOCHS}) AS sent), %(directory)s, %(host)s,
+    %(pid)s, %(path)s, clock_timestamp(), clock_timestamp(), %(lease)s, 0, 0, false, %(doubts)s)
 ON CONFLICT (name) DO UPDATE SET
-    epoch = old.epoch + 1, host = excluded.host, pid = excluded.pid, path = excluded.path,
+    epoch = greatest(old.epoch + 1, excluded.epoch), host = excluded.host, pid = excluded.pid, path = excluded.path,
     claimed_at = clock_timestamp(), heard_at = clock_timestamp(), lease_seconds = excluded.lease_seconds, as_of = 0,
     doubts = excluded.doubts
 WHERE old.directory = excluded.directory
-RETURNING epoch"""
+RETURNING epoch"""  # noqa: S608  # our own names
 _TAKE_OVER = """
 UPDATE fleet_node SET
     epoch = epoch + 1, directory = %(directory)s, host = %(host)s, pid = %(pid)s, path = %(path)s,

@@ -261,7 +261,7 @@ class Shipper:
     def _send(self) -> None:
         pause = _FIRST_PAUSE
         while True:
-            began = time.monotonic()
+            began, sent = time.monotonic(), self._sent
             try:
                 with self._address.connect() as connection:
                     self._serve(connection)
@@ -275,7 +275,8 @@ class Shipper:
                 self._tell(FleetError(f"sending to the fleet failed: {error!r}"))
             if is_final:
                 return
-            pause = _FIRST_PAUSE if time.monotonic() - began > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
+            is_new = self._sent > sent or time.monotonic() - began > _LONGEST_PAUSE
+            pause = _FIRST_PAUSE if is_new else min(2 * pause, _LONGEST_PAUSE)
             if self._closing.wait(pause):
                 return
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -155,6 +156,44 @@ def test_a_cut_connection_costs_nothing(base: Base, state_dir: str) -> None:
                 base.cut_connections()
         wait_sent(store)
         assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_who_is_cut_again_and_again_does_not_pause_longer(base: Base, state_dir: str) -> None:
+    """A proxy that ends connections now and then costs a moment each time, not more and more."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        wait_sent(store)
+        took = []
+        for pid in range(6):
+            base.ask(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name LIKE 'limpet n7%%'"
+            )
+            began = time.monotonic()
+            store.update("a", partial(replace, pid=pid))
+            wait_sent(store)
+            took.append(time.monotonic() - began)
+        assert took[-1] < 2, took  # it was 6 s
+
+
+@pytest.mark.parametrize(
+    "by_hand", ["DELETE FROM limpet.fleet_node", "UPDATE limpet.container_status SET fleet_epoch = 99"]
+)
+def test_rows_of_an_epoch_that_nobody_had_are_replaced(base: Base, state_dir: str, by_hand: str) -> None:
+    """Somebody has removed the node's own row, or altered others: they look newer than all that it will send."""
+    for opening in range(3):
+        with Store.open(state_dir, node="n7", fleet=base.url) as store:
+            if not opening:
+                store.add_sandbox(sandbox())
+                store.add(metadata("a"), RUNNING)
+            store.update("a", lambda status: replace(status, pid=status.pid + 1))
+            wait_sent(store)
+    base.ask(by_hand)
+    with Store.open(state_dir, node="n7") as store:
+        store.update("a", lambda status: replace(status, pid=4711))
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        wait_sent(store)
+    assert fleet_rows(base) == local_rows(state_dir)
 
 
 def test_sync_returns_when_the_fleet_has_it(base: Base, cluster: Cluster, state_dir: str) -> None:

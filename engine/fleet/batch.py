@@ -67,6 +67,9 @@ WITH begun AS (
 )
 SELECT 1 / count(*) FROM begun"""
 """Who may not write divides by 0: that ends the transaction, before what is sent along with this."""
+_IS_UNKNOWN = f"""
+SELECT NOT EXISTS (SELECT FROM fleet_node WHERE name = %(node)s)
+    AND NOT EXISTS ({_EPOCHS}) AND NOT EXISTS (SELECT FROM event WHERE node = %(node)s)"""  # noqa: S608  # our own names
 _BEAT = """
 UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = coalesce(%s, doubts) WHERE name = %s AND epoch = %s"""
 _EVICT = """
@@ -148,6 +151,11 @@ def _evict_if_stuck(connection: Connection, node: str) -> None:
             connection.execute("SELECT FROM fleet_node WHERE name = %s FOR UPDATE", (node,))
     except psycopg.errors.LockNotAvailable:
         connection.execute(_EVICT, (_name_connection(connection, node),))
+
+
+def is_unknown(connection: Connection, node: str) -> bool:
+    """Return whether the fleet has nothing of a node, as one that was made anew. Raises FleetError."""
+    return connection.execute(_IS_UNKNOWN, {"node": node}).fetchone() == (True,)
 
 
 def beat(connection: Connection, held: Claim, doubts: Doubts | None = None) -> None:

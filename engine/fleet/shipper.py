@@ -292,12 +292,7 @@ class Shipper:
         """Send what there is and what comes, until the store is closed."""
         require_schema(self._address, connection)
         batch.introduce(connection, self._node)
-        doubts = self._doubts()
-        if self._held is None:
-            self._held = batch.claim(connection, self._node, *self._directory, doubts)
-        else:
-            batch.beat(connection, self._held, doubts)
-        self._told = doubts
+        held = self._hold(connection)
         while True:
             began = time.monotonic()
             if self._is_whole:
@@ -318,9 +313,22 @@ class Shipper:
                 elif not is_idle:
                     linger = min(max(_LINGER_SECONDS, _REST * took), _LONGEST_LINGER)
             if is_idle:
-                self._tell_doubts(partial(batch.beat, connection, self._held))
+                self._tell_doubts(partial(batch.beat, connection, held))
             elif linger:
                 self._closing.wait(linger)
+
+    def _hold(self, connection: Connection) -> Claim:
+        """Claim the node, or tell the fleet that who has it is there again."""
+        doubts = self._doubts()
+        if self._held is not None and batch.is_unknown(connection, self._node):
+            # Its disk was lost, or it is another one: nobody had the node since.
+            self._held, self._is_whole = None, False
+        if self._held is None:
+            self._held = batch.claim(connection, self._node, *self._directory, doubts)
+        else:
+            batch.beat(connection, self._held, doubts)
+        self._told = doubts
+        return self._held
 
     def _expect_callers(self, seconds: float) -> None:
         """Wait until as many wait as last; with the lock held.

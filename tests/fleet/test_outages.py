@@ -85,3 +85,19 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(base: Base, cluster: C
         store.fleet._timeout = 30
         store.put("k", "k", 4)
         assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_a_fleet_that_was_lost_is_sent_all_again(base: Base, state_dir: str) -> None:
+    """By a node that is open still; a node whose row alone was removed is told so, and sends nothing more."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        wait_sent(store)
+        base.ask("DROP SCHEMA limpet CASCADE")
+        store.update("a", lambda status: replace(status, pid=8))
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+        base.ask("DELETE FROM limpet.fleet_node")
+        store.update("a", lambda status: replace(status, pid=9))
+        wait_until(lambda: store.fleet_lag is not None and "was removed" in store.fleet_lag.error, "it to be told")
+        assert store.status("a").pid == 9

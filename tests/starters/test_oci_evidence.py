@@ -203,3 +203,21 @@ def test_what_conmon_has_not_written_holds_no_container_fast(engine: Engine, sta
             assert status.state is ContainerState.EXITED
             assert status.exit_code in {137, 255}  # what the kernel tells while nobody has reaped it, or unseen
             opened.get(name).release()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_nothing_but_a_pipe_is_taken_for_conmons_door(
+    engine: Engine, state_dir: str, tmp_path: Path, kind: str
+) -> None:
+    """A link in its place leads the engine to no other's file, and a file is not written to."""
+    container = engine.create_container(config("one", "sleep 1000", log_path="one.log"), "runc", id="one")
+    container.start()
+    (door,) = Path(state_dir).glob("containers/one/oci/*/ctl")
+    door.unlink()
+    other = tmp_path / "other" if kind == "link" else door
+    other.write_text("precious")
+    if kind == "link":
+        door.symlink_to(other)
+    with pytest.raises(errors.InvalidStateError, match="conmon cannot be asked"):
+        container.reopen_log()
+    assert other.read_text() == "precious"

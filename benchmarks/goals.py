@@ -48,6 +48,7 @@ _LIFE = _limpet("life", 10, "life_ms")
 _START = _LIFE._replace(metric="start_p50_us")
 _POPEN = _LIFE._replace(contender="popen", metric="life_us")
 _RUNC, _CRUN = (_LIFE._replace(contender=f"limpet-{name}", metric="beyond_us") for name in ("runc", "crun"))
+_RUNC_LIFE, _CRUN_LIFE = (each._replace(metric="life_beyond_us") for each in (_RUNC, _CRUN))
 _RELEASE, _DELETE = _LIFE._replace(metric="release_us"), _LIFE._replace(metric="delete_us")
 
 _CHANGE = _limpet("changes", 1, "p50_us", "change")
@@ -146,6 +147,8 @@ GOALS: tuple[Goal, ...] = (
     ),
     Goal("runc: start p50, beyond runc's under conmon", "at most", 5000, _RUNC, unit="us"),
     Goal("crun: start p50, beyond crun's under conmon", "at most", 5000, _CRUN, unit="us"),
+    Goal("runc: create to delete, beyond runc's under conmon", "at most", 5000, _RUNC_LIFE, unit="us"),
+    Goal("crun: create to delete, beyond crun's under conmon", "at most", 5000, _CRUN_LIFE, unit="us"),
     Goal("limpet --help: CPU", "at most", 250, _limpet("command", 10_000, "cpu_ms", "help"), unit="ms"),
     Goal(
         "1 thread, fleet_ack=async: p50, of that without a fleet",

@@ -29,6 +29,8 @@ THREADS = 16
 _LEAST_LIVES = 5
 _FLUSHES = frozenset({"fsync", "fdatasync", "sync", "syncfs"})
 _END_TIMEOUT_SECONDS = 60.0
+_REST_SECONDS = 0.03
+"""How long nothing is done before a start that is compared: longer than the kernel's readers (RCU) are waited for."""
 _OTHERS: Mapping[str, type[Other]] = {**OTHERS, "runc-conmon": RuncUnderConmon, "crun-conmon": CrunUnderConmon}
 _BARE: Mapping[str, type[Other]] = {"limpet-runc": RuncUnderConmon, "limpet-crun": CrunUnderConmon}
 
@@ -99,19 +101,37 @@ def _open_bare(cell: Cell) -> Iterator[Other | None]:
 def _measure_single_lives(kind: Kind, engine: Engine, seconds: float, bare: Other | None) -> Figures:
     """Let one container after the other live, and time each step.
 
-    The bare ones take turns with them: moving a process to other cgroups waits for the kernel's readers (RCU), for 1 to
-    25 ms, which depends on what was done just before, and so can only be compared side by side.
+    The bare ones take turns with them, and each start comes after a rest. Moving a process to other cgroups waits for
+    the kernel's readers (RCU), for 1 to 25 ms, and less if another was moved just before: without the rest, those that
+    do the least between two starts would be spared what all others wait for. Who is first changes with each turn.
     """
     steps: dict[str, list[float]] = {"create": [], "start": [], "wait": [], "release": [], "delete": []}
-    bare_starts = []
+    bare_starts: list[float] = []
+    bare_lives: list[float] = []
+
+    def live() -> None:
+        for name, took in _live(kind, engine, _REST_SECONDS if bare is not None else 0).items():
+            steps[name].append(took)
+
+    def live_bare(other: Other) -> None:
+        time.sleep(_REST_SECONDS)
+        began = time.perf_counter()
+        bare_starts.append(other.live() or 0.0)
+        bare_lives.append(time.perf_counter() - began)
+
+    turn: list[Callable[[], None]] = [live]
+    if bare is not None:
+        turn.append(lambda: live_bare(bare))
     deadline = time.perf_counter() + seconds
     while len(steps["start"]) < _LEAST_LIVES or time.perf_counter() < deadline:
-        for name, took in _live(kind, engine).items():
-            steps[name].append(took)
-        if bare is not None:
-            bare_starts.append(bare.live() or 0.0)
+        for each in turn:
+            each()
+        turn.reverse()
     lives = [sum(life) for life in zip(*steps.values(), strict=True)]
-    beyond = {"beyond_us": (median(steps["start"]) - median(bare_starts)) * 1e6} if bare_starts else {}
+    beyond = {}
+    if bare is not None:
+        beyond["beyond_us"] = (median(steps["start"]) - median(bare_starts)) * 1e6
+        beyond["life_beyond_us"] = (median(lives) - median(bare_lives)) * 1e6
     return {
         "life_ms": median(lives) * 1e3,
         **beyond,
@@ -131,16 +151,26 @@ def _measure_threads(live: Callable[[], object], seconds: float) -> Figures:
     return {"per_second": finished.calls / finished.took}
 
 
-def _live(kind: Kind, engine: Engine) -> dict[str, float]:
-    """Let a container live from create to delete; return how many seconds each step took."""
-    times = [time.perf_counter()]
+def _live(kind: Kind, engine: Engine, rest: float = 0) -> dict[str, float]:
+    """Let a container live from create to delete; return how many seconds each step took.
+
+    Before its start it rests for so many seconds, which are not counted.
+    """
+    began = time.perf_counter()
     container = kind.create(engine, PROGRAM)
-    times.append(time.perf_counter())
-    for step in (container.start, lambda: _wait(container), container.release, container.delete):
+    took = {"create": time.perf_counter() - began}
+    time.sleep(rest)
+    steps: dict[str, Callable[[], object]] = {
+        "start": container.start,
+        "wait": lambda: _wait(container),
+        "release": container.release,
+        "delete": container.delete,
+    }
+    for name, step in steps.items():
+        began = time.perf_counter()
         step()
-        times.append(time.perf_counter())
-    names = ("create", "start", "wait", "release", "delete")
-    return {name: after - before for name, before, after in zip(names, times, times[1:], strict=False)}
+        took[name] = time.perf_counter() - began
+    return took
 
 
 def _wait(container: Container) -> None:

@@ -172,7 +172,7 @@ def test_the_legend_has_each_contender_once(tmp_path: Path) -> None:
 
 def test_a_report_of_lives_tells_every_ratio_that_a_life_is_judged_by() -> None:
     """Beside 1,000 that run as beside 10, beside Popen and crun, and limpet's share beyond conmon and runtime."""
-    metrics = {metric.key for metric in EXPERIMENTS["life"].metrics} | {"life_us", "beyond_us"}
+    metrics = {metric.key for metric in EXPERIMENTS["life"].metrics} | {"life_us", "beyond_us", "life_beyond_us"}
     cases = list(choose_cases(Settings(directory=".", only=["life"])))
     report = report_of(*(make_series(case, {0: Outcome(figures=dict.fromkeys(metrics, 7.0))}) for case in cases))
     text = "\n".join(describe(report))
@@ -187,6 +187,8 @@ def test_a_report_of_lives_tells_every_ratio_that_a_life_is_judged_by() -> None:
         "1,000 running: removed a second, with their sandbox",
         "runc: start p50, beyond runc's under conmon",
         "crun: start p50, beyond crun's under conmon",
+        "runc: create to delete, beyond runc's under conmon",
+        "crun: create to delete, beyond crun's under conmon",
     ):
         assert re.search(rf"^{re.escape(words)} .*reached", text, re.MULTILINE), words
     for row in ("limpet with runc +100 ", "crun under conmon +10 "):

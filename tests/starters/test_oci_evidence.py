@@ -3,8 +3,9 @@
 import errno
 import os
 import signal
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,60 @@ def test_what_cannot_be_looked_at_is_unknown(engine: Engine, state_dir: str, mon
             assert opened.get("one").state is ContainerState.RUNNING
             opened.get("one").stop(0)
             opened.get("one").release()
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and wait for its end."""
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_running(pid), "its end")
+
+
+def make_socket(path: str) -> None:
+    """Make a socket, under a short name: the path is longer than a socket's may be."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        above = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+        listener.bind(f"/proc/self/fd/{above}/{os.path.basename(path)}")
+        os.close(above)
+
+
+def test_what_conmon_has_not_written_holds_no_container_fast(engine: Engine, state_dir: str) -> None:
+    """A link, a directory, a pipe, a socket where conmon would have told the end: it is no evidence, nor in the way."""
+    make: dict[str, Callable[[str], None]] = {
+        "link": lambda path: os.symlink("/etc/hostname", path),
+        "directory": os.mkdir,
+        "pipe": os.mkfifo,
+        "socket": make_socket,
+    }
+    for name in make:
+        engine.create_container(config(name, "sleep 1000"), "runc", id=name).start()
+    engine.close()
+    for name, place in make.items():
+        processes = processes_of(state_dir, name)
+        kill(processes.monitor.pid)
+        kill(processes.init.pid)
+        (exits_dir,) = Path(state_dir).glob(f"containers/{name}/oci/*/exits")
+        place(str(exits_dir / processes.oci_id))
+    with open_engine(state_dir) as opened:
+        for name in make:
+            status = opened.get(name).status
+            assert status.state is ContainerState.EXITED
+            assert status.exit_code in {137, 255}  # what the kernel tells while nobody has reaped it, or unseen
+            opened.get(name).release()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_nothing_but_a_pipe_is_taken_for_conmons_door(
+    engine: Engine, state_dir: str, tmp_path: Path, kind: str
+) -> None:
+    """A link in its place leads the engine to no other's file, and a file is not written to."""
+    container = engine.create_container(config("one", "sleep 1000", log_path="one.log"), "runc", id="one")
+    container.start()
+    (door,) = Path(state_dir).glob("containers/one/oci/*/ctl")
+    door.unlink()
+    other = tmp_path / "other" if kind == "link" else door
+    other.write_text("precious")
+    if kind == "link":
+        door.symlink_to(other)
+    with pytest.raises(errors.InvalidStateError, match="conmon cannot be asked"):
+        container.reopen_log()
+    assert other.read_text() == "precious"

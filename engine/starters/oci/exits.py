@@ -23,6 +23,8 @@ from limpet.schema.identity import ProcessIdentity
 _CODE = re.compile(rb"[0-9]{1,3}")
 _FAILED_TO_EXECUTE = 1
 """What runc's and crun's own init exit with if the program cannot be executed."""
+_NOT_CONMONS = {errno.EFBIG, errno.ELOOP, errno.EINVAL, errno.ENXIO}
+"""What reading a file tells that conmon has not written: one too large, a link, a directory or a pipe, a socket."""
 _STOPPED = {b"T", b"t", b"Z", b"X"}
 _PF_FORKNOEXEC = 0x40  # linux/sched.h: forked, and has executed nothing since; in proc_pid_stat(5), field 9
 
@@ -47,7 +49,7 @@ class ConmonExit(NamedTuple):
 
 
 def read_conmon_exit(run: RunDirectory, oci_id: str) -> ConmonExit | None:
-    """Return the end that conmon has seen; None if its file is missing or, after a power cut, empty or damaged.
+    """Return the end that conmon has seen; None if its file is missing, not conmon's or, after a power cut, damaged.
 
     Raises OSError if that cannot be found out now, as without free descriptors.
     """
@@ -58,7 +60,7 @@ def read_conmon_exit(run: RunDirectory, oci_id: str) -> ConmonExit | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno == errno.EFBIG:  # nothing that conmon has written
+        if error.errno in _NOT_CONMONS:
             return None
         raise
     if _CODE.fullmatch(data) is None or int(data) > 255:

@@ -3,11 +3,13 @@
 Kernel interfaces: pty(7), unix(7).
 """
 
+import errno
 import os
 import pty
 import select
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import termios
@@ -274,9 +276,11 @@ class AttachedSession:
 
 
 def tell_conmon(run: RunDirectory, line: str) -> None:
-    """Write a line to a conmon's control pipe. Raises OSError if nobody reads it."""
-    door = os.open(run.join("ctl"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    """Write a line to a conmon's control pipe. Raises OSError if nobody reads it, or if it is no pipe."""
+    door = os.open(run.join("ctl"), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        if not stat.S_ISFIFO(os.fstat(door).st_mode):
+            raise OSError(errno.EINVAL, "ctl is no pipe")
         os.write(door, line.encode())
     finally:
         os.close(door)

@@ -67,9 +67,10 @@ WITH begun AS (
 )
 SELECT 1 / count(*) FROM begun"""
 """Who may not write divides by 0: that ends the transaction, before what is sent along with this."""
-_IS_UNKNOWN = f"""
-SELECT NOT EXISTS (SELECT FROM fleet_node WHERE name = %(node)s)
-    AND NOT EXISTS ({_EPOCHS}) AND NOT EXISTS (SELECT FROM event WHERE node = %(node)s)"""  # noqa: S608  # our own names
+_IS_LOST = f"""
+SELECT coalesce(
+    (SELECT directory = %(directory)s AND epoch < %(epoch)s FROM fleet_node WHERE name = %(node)s),
+    NOT EXISTS ({_EPOCHS}) AND NOT EXISTS (SELECT FROM event WHERE node = %(node)s))"""  # noqa: S608  # our own names
 _BEAT = """
 UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = coalesce(%s, doubts) WHERE name = %s AND epoch = %s"""
 _EVICT = """
@@ -153,9 +154,19 @@ def _evict_if_stuck(connection: Connection, node: str) -> None:
         connection.execute(_EVICT, (_name_connection(connection, node),))
 
 
-def is_unknown(connection: Connection, node: str) -> bool:
-    """Return whether the fleet has nothing of a node, as one that was made anew. Raises FleetError."""
-    return connection.execute(_IS_UNKNOWN, {"node": node}).fetchone() == (True,)
+def is_lost(connection: Connection, held: Claim, directory: str) -> bool:
+    """Return whether the fleet has lost a claim: it is made anew, or as it was before that. Raises FleetError.
+
+    Claims only grow, and each that follows has a higher number. So nobody has had the node's place since.
+    """
+    values = {"node": held.node, "epoch": held.epoch, "directory": directory}
+    return connection.execute(_IS_LOST, values).fetchone() == (True,)
+
+
+def load_revision(connection: Connection, node: str) -> int:
+    """Return the revision up to which the fleet has a node's changes, 0 for one it does not know. Raises FleetError."""
+    row = connection.execute("SELECT revision FROM fleet_node WHERE name = %s", (node,)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def beat(connection: Connection, held: Claim, doubts: Doubts | None = None) -> None:

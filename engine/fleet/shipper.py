@@ -318,11 +318,15 @@ class Shipper:
                 self._closing.wait(linger)
 
     def _hold(self, connection: Connection) -> Claim:
-        """Claim the node, or tell the fleet that who has it is there again."""
+        """Claim the node, or tell the fleet that who has it is there again.
+
+        A fleet that was restored from a backup, or whose standby had not everything, lacks what it had confirmed.
+        """
         doubts = self._doubts()
-        if self._held is not None and batch.is_unknown(connection, self._node):
-            # Its disk was lost, or it is another one: nobody had the node since.
-            self._held, self._is_whole = None, False
+        if self._held is not None and batch.is_lost(connection, self._held, self._directory[0]):
+            self._held = None
+        if self._held is None or batch.load_revision(connection, self._node) < self._cursor:
+            self._is_whole = False
         if self._held is None:
             self._held = batch.claim(connection, self._node, *self._directory, doubts)
         else:

@@ -1,5 +1,9 @@
 """What becomes of the fleet's copy when things last long: an outage beyond the log, a standby that is away."""
 
+import os
+import shutil
+import subprocess
+
 import pytest
 from msgspec.structs import replace
 
@@ -101,3 +105,41 @@ def test_a_fleet_that_was_lost_is_sent_all_again(base: Base, state_dir: str) -> 
         store.update("a", lambda status: replace(status, pid=9))
         wait_until(lambda: store.fleet_lag is not None and "was removed" in store.fleet_lag.error, "it to be told")
         assert store.status("a").pid == 9
+
+
+@pytest.mark.parametrize("is_opened_anew", [False, True], ids=["since it was opened", "before it was opened"])
+def test_a_fleet_that_went_back_is_set_right(
+    base: Base, cluster: Cluster, state_dir: str, *, is_opened_anew: bool
+) -> None:
+    """From a backup, or a standby that lacked the last changes: a node that is open sends what was confirmed, too."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        wait_sent(store)
+    if is_opened_anew:
+        back_up(cluster)
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        if not is_opened_anew:
+            wait_sent(store)
+            back_up(cluster)
+        store.update("a", lambda status: replace(status, pid=8))
+        store.add(metadata("b"), RUNNING)
+        wait_sent(store)
+        restore(cluster)
+        store.put("k", "k", 1)
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+
+
+def back_up(cluster: Cluster) -> None:
+    cluster.stop()
+    shutil.rmtree(f"{cluster.directory}/backup", ignore_errors=True)
+    subprocess.run(["cp", "-a", f"{cluster.directory}/data", f"{cluster.directory}/backup"], check=True)
+    cluster.start()
+
+
+def restore(cluster: Cluster) -> None:
+    cluster.stop()
+    shutil.rmtree(f"{cluster.directory}/data")
+    os.rename(f"{cluster.directory}/backup", f"{cluster.directory}/data")
+    cluster.start()

@@ -67,6 +67,15 @@ def test_a_conmon_that_is_late_is_waited_for(
         opened.get("one").release()
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_stop_has_a_stopped_conmon_go_on(engine: Engine, state_dir: str, runtime: str) -> None:
+    """Its container ends at once, and conmon is what has to say so."""
+    container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
+    container.start()
+    os.kill(processes_of(state_dir, "one").monitor.pid, signal.SIGSTOP)
+    assert container.stop(0).exit_code == 128 + signal.SIGKILL
+
+
 def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It writes the exit file and ends between the look for that file and the look for itself."""
     engine.create_container(config("one", "sleep 0.3; exit 9"), "runc", id="one").start()

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
 
@@ -170,6 +171,13 @@ def is_monitor_alive(processes: Processes) -> bool:
             return may_be(monitor, pidfd) and not has_ended(pidfd) and read_stat(monitor.pid)[0] not in {b"Z", b"X"}
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def let_monitor_go_on(monitor: ProcessIdentity) -> None:
+    """Continue a conmon that was stopped by a signal: nobody else writes down how its container ends."""
+    with suppress(OSError), open_pidfd(monitor.pid) as pidfd:
+        if is_process(monitor, pidfd) and read_stat(monitor.pid)[0] == b"T":  # proc(5): stopped on a signal
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
 
 def explain_never_ran(run: RunDirectory, processes: Processes, code: int) -> str | None:

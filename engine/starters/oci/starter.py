@@ -34,6 +34,7 @@ from limpet.engine.starters.oci.exits import (
     explain_never_ran,
     is_monitor_alive,
     is_process,
+    let_monitor_go_on,
     may_be,
     observe_program,
     read_cgroups,
@@ -302,6 +303,8 @@ class OciStarter:
             raise UnsupportedError(f"signal {number}: {error.strerror}; run as root") from error
         except OSError as error:
             raise ResourcesError(f"signal {number} to container {container_id}: {error.strerror}") from error
+        if number and processes is not None:
+            let_monitor_go_on(processes.monitor)
         if processes is None or processes.has_own_pids or only_session:
             return left
         name = self._cgroup_name(processes.oci_id)

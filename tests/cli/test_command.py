@@ -212,7 +212,9 @@ def on_terminal(limpet: Limpet, columns: int, *args: str, until: int = 0, **vari
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LIMPET_STATE_DIR": limpet.state_dir, **variables}
-    process = subprocess.Popen([sys.executable, "-m", "limpet", *args], stdout=theirs, stderr=theirs, env=environment)
+    # A background job of a shell ignores SIGINT, and so would all that it runs.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "limpet", *args]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     printed = b""
     while select.select([ours], [], [], 30)[0]:

@@ -99,10 +99,18 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def read_descriptors(pid: int) -> list[str]:
+    """Return what the open descriptors of a process are of; it may open and close some meanwhile."""
+    links = []
+    for each in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/{pid}/fd/{each}"))
+    return links
+
+
 def count_sockets(pid: int) -> int:
     """Return how many sockets a process has open."""
-    links = [os.readlink(f"/proc/{pid}/fd/{each}") for each in os.listdir(f"/proc/{pid}/fd")]
-    return sum(link.startswith("socket:") for link in links)
+    return sum(link.startswith("socket:") for link in read_descriptors(pid))
 
 
 class EngineProcess:

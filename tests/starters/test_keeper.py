@@ -26,7 +26,7 @@ from limpet.recovery.host import wait_for_end
 from limpet.schema import ContainerState, Reason
 from limpet.testing import open_descriptors
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
-from tests.conftest import EngineProcess, in_thread, is_running, wait_until
+from tests.conftest import EngineProcess, in_thread, is_running, read_descriptors, wait_until
 from tests.output import read_output
 from tests.starters.host import make
 
@@ -363,7 +363,7 @@ def test_the_keeper_inherits_nothing(state_dir: str, tmp_path: Path) -> None:
     environment = {**os.environ, "SECRET": "x"}
     subprocess.run([sys.executable, "-c", script, state_dir, str(tmp_path)], env=environment, check=True)
     for pid in find_keepers(state_dir).values():
-        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+        links = read_descriptors(pid)
         assert str(tmp_path) not in links
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
         assert "Umask:\t0022" in Path(f"/proc/{pid}/status").read_text()

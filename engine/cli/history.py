@@ -46,7 +46,8 @@ def command(place: Place, id: str, *, plot: Plot | None, as_json: bool) -> None:
     if as_json:
         print_json(id=view.id, transitions=[_make_document(one) for one in transitions])
     else:
-        print_table(_COLUMNS, [_make_row(one) for one in transitions])
+        width = terminal_width()
+        print_table(_COLUMNS, [_make_row(one, width) for one in transitions])
     if plot:
         from limpet.engine.cli.history_timeline import make_history_timeline  # noqa: PLC0415
 
@@ -68,11 +69,11 @@ def _make_document(transition: Transition) -> dict[str, Any]:
     }
 
 
-def _make_row(transition: Transition) -> list[str | Cell]:
+def _make_row(transition: Transition, width: int | None) -> list[str | Cell]:
     ended = transition.state is ContainerState.EXITED
     return [
         str(transition.number),
-        moment(transition.at, terminal_width()),
+        moment(transition.at, width),
         state_cell(recorded_state(transition.state)),
         Cell(str(transition.exit_code), "red" if transition.exit_code else "") if ended else "",
         transition.reason,

@@ -215,9 +215,14 @@ def has_ended(pidfd: int) -> bool:
 
 
 def wait_for_end(pidfd: int, seconds: float) -> bool:
-    """Wait until the process has ended, for so long; return whether it has. Its pidfd is then readable."""
-    poll = select.poll()  # pidfd_open(2)
-    poll.register(pidfd, select.POLLIN)
+    """Wait until the process has ended, for so long; return whether it has."""
+    return wait_readable(pidfd, seconds)  # as it is from then on: pidfd_open(2)
+
+
+def wait_readable(descriptor: int, seconds: float) -> bool:
+    """Wait until there is something to read, or its end, for so long; return whether there is."""
+    poll = select.poll()  # select(2) takes no descriptor from 1,024 on
+    poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 

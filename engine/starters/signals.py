@@ -1,4 +1,4 @@
-"""Names of signals: the CRI's, those of images (Linux), and numbers, each for one signal.
+"""Signals, and their names: the CRI's, those of images (Linux), and numbers, each for one signal.
 
 Real-time signals are counted from 34 to 64, as glibc, the CRI and Docker count them.
 """
@@ -6,6 +6,7 @@ Real-time signals are counted from 34 to 64, as glibc, the CRI and Docker count 
 import re
 import signal
 
+from limpet.recovery.host import read_stat
 from limpet.schema.cri import Signal as CriSignal
 from limpet.schema.errors import InvalidInputError, quote
 
@@ -35,6 +36,14 @@ def number_of_signal(name: str) -> int:
     if not (0 < number < 32 or _RTMIN <= number <= _RTMAX):
         raise InvalidInputError(f"stop signal {quote(name)}: give a signal's name, such as SIGTERM, or its number")
     return int(number)
+
+
+def let_go_on(pid: int, pidfd: int) -> bool:
+    """Continue the process behind a pidfd if a signal has stopped it; return whether one had. Raises OSError."""
+    if read_stat(pid)[0] != b"T":  # proc(5): stopped on a signal
+        return False
+    signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+    return True
 
 
 def name_of_signal(number: int) -> str:

@@ -1,6 +1,8 @@
 """What is said of a start that was cut short: neither "never ran" nor "running" without evidence, whoever hangs."""
 
+import fcntl
 import os
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -119,6 +121,22 @@ def test_a_keeper_that_hangs_amid_go_leaves_no_doubt(
     monkeypatch.undo()
     assert make(engine, "two", "sleep", "9").start().state is ContainerState.RUNNING
     engine.get("two").stop(0)
+
+
+def test_a_report_is_read_whatever_the_number_of_its_descriptor() -> None:
+    """An engine with thousands of containers has its pipe beyond those that select(2) takes."""
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    read, write = os.pipe()
+    report = fcntl.fcntl(read, fcntl.F_DUPFD_CLOEXEC, 1500)
+    try:
+        os.write(write, b"why")
+        os.close(write)
+        assert starter._read_report(report) == b"why"
+    finally:
+        os.close(read)
+        os.close(report)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
 def test_a_gate_ends_with_its_engine_though_a_fork_holds_the_connection(engine_process: Start, state_dir: str) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from limpet.engine.starters.oci.executable import MISSING, find_flaw
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
+from limpet.engine.starters.signals import let_go_on
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import compare, has_ended, observe_boot, open_pidfd, read_stat
@@ -176,8 +177,8 @@ def is_monitor_alive(processes: Processes) -> bool:
 def let_monitor_go_on(monitor: ProcessIdentity) -> None:
     """Continue a conmon that was stopped by a signal: nobody else writes down how its container ends."""
     with suppress(OSError), open_pidfd(monitor.pid) as pidfd:
-        if is_process(monitor, pidfd) and read_stat(monitor.pid)[0] == b"T":  # proc(5): stopped on a signal
-            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+        if is_process(monitor, pidfd):
+            let_go_on(monitor.pid, pidfd)
 
 
 def explain_never_ran(run: RunDirectory, processes: Processes, code: int) -> str | None:

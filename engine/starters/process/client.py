@@ -22,8 +22,9 @@ from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
 from limpet.engine.starters.process.keeper.messages import VERSION, Message, read_peer, receive, send
+from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.durable import make_directory
-from limpet.recovery.host import read_pid_namespace, read_stat, wait_for_end
+from limpet.recovery.host import open_pidfd, read_pid_namespace, wait_for_end, wait_readable
 from limpet.schema.errors import KeeperError, quote_path
 
 _log = logging.getLogger("limpet.starter")
@@ -68,7 +69,7 @@ class Connection:
     def wait_for_answer(self, message: Message) -> tuple[Message, list[int]]:
         """Return the answer to what was told it before, as `ask` does."""
         try:
-            if not _is_readable(self._link, _PATIENCE_SECONDS):
+            if not wait_readable(self._link.fileno(), _PATIENCE_SECONDS):
                 self._let_go_on()
             for _ in range(self._unread):
                 receive(self._link)
@@ -91,12 +92,9 @@ class Connection:
     def _let_go_on(self) -> None:
         """Continue a keeper that was stopped, by a container of root's or by a person: nobody else would."""
         pid, _ = read_peer(self._link)
-        try:
-            if read_stat(pid)[0] == b"T":  # proc(5): stopped on a signal
-                os.kill(pid, signal.SIGCONT)
+        with suppress(OSError), open_pidfd(pid) as pidfd:  # one that is gone has closed the connection
+            if let_go_on(pid, pidfd):
                 _log.warning("the keeper, process %d, was stopped by a signal; it was sent SIGCONT", pid)
-        except OSError:  # it is gone, and so is the connection
-            return
 
     def wait_for_either(self, descriptor: int) -> bool:
         """Wait until a descriptor is at its end, with nothing left to read, or there is an answer.
@@ -337,12 +335,6 @@ class KeeperClient:
             for descriptor in opened:
                 os.close(descriptor)
         return status, complaint.decode(errors="replace").strip().rpartition("\n")[2]
-
-
-def _is_readable(link: socket.socket, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(link, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 def _wait(pid: int, deadline: float) -> int | None:

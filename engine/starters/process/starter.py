@@ -2,7 +2,6 @@
 
 import logging
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +32,16 @@ from limpet.engine.starters.process.unapplied import find_abilities, find_unappl
 from limpet.engine.state.descriptors import original_descriptor_limit, system_errors_told
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
-from limpet.recovery.host import Compare, compare, has_ended, identify, open_pidfd, read_exit_code, wait_for_end
+from limpet.recovery.host import (
+    Compare,
+    compare,
+    has_ended,
+    identify,
+    open_pidfd,
+    read_exit_code,
+    wait_for_end,
+    wait_readable,
+)
 from limpet.recovery.probe import HostProbe, Witnessed
 from limpet.schema.errors import KeeperError, StartError, UnsupportedError, quote_path
 from limpet.schema.file_name import file_name
@@ -522,7 +530,7 @@ def _read_report(report: int) -> bytes | None:
     """Return what the gate has reported; None if it has neither executed its program nor ended in time, or has none."""
     told = b""
     end = time.monotonic() + _END_TIMEOUT_SECONDS
-    while report >= 0 and select.select([report], [], [], max(0, end - time.monotonic()))[0]:
+    while report >= 0 and wait_readable(report, max(0, end - time.monotonic())):
         chunk = os.read(report, 4096)
         if not chunk:
             return told

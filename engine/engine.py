@@ -18,7 +18,6 @@ from limpet.engine.lifecycle.follow_ups import FollowUps
 from limpet.engine.lifecycle.prune import Pruned, prune
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
-from limpet.engine.lifecycle.steps import run_whole
 from limpet.engine.lifecycle.strict import refuse_unapplied, refuse_unapplied_sandbox
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
@@ -33,7 +32,8 @@ from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
-from limpet.engine.state.turn import open_in_parts
+from limpet.engine.state.steps import run_whole
+from limpet.engine.state.turn import open_in_parts, require_wait
 from limpet.engine.store import Listing, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import read_boot_id, read_pid_namespace
@@ -152,11 +152,12 @@ class Engine:
 
         Raises StateDirectoryLockedError if another engine has it open, ResourcesError if no file descriptors are left,
         InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and for two
-        starters of one name, and the other errors
-        of `Store.open`.
+        starters of one name, and the other errors of `Store.open`.
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
+        require_wait(wait)
+        require_wait(look_timeout, "look_timeout")
         choice = FleetChoice(fleet, fleet_ack, fleet_timeout)
         chosen = Starters(starter, runtimes, inherit_env)
         raise_descriptor_limit()

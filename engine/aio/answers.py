@@ -8,11 +8,16 @@ import _thread
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
+from limpet.engine.state.steps import acting_for
+from limpet.engine.store import Request
 from limpet.schema.errors import ResourcesError
 
 _T = TypeVar("_T")
+turn_of_task: ContextVar[Request | None] = ContextVar("limpet_turn", default=None)
+"""By which the task is the store's only writer, if it is: what it asks a thread for must not wait for that."""
 
 
 class Answer(Protocol):
@@ -88,10 +93,12 @@ async def wait_for(answer: Answer) -> Any:
 class Step(Generic[_T]):
     """What a thread is to do for a task, and its outcome."""
 
-    __slots__ = ("_act", "_claim", "error", "future", "loop", "result", "settled", "told")
+    __slots__ = ("_act", "_asker", "_claim", "error", "future", "loop", "result", "settled", "told")
 
     def __init__(self, act: Callable[[], _T]) -> None:
         self._act = act
+        turn = turn_of_task.get()
+        self._asker = 0 if turn is None else turn.thread
         self._claim = _thread.allocate_lock()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -105,7 +112,8 @@ class Step(Generic[_T]):
         if not self.take_back():
             return
         try:
-            self.result = self._act()
+            with acting_for(self._asker):
+                self.result = self._act()
         except BaseException as error:  # noqa: BLE001  # it is the task's
             self.error = error
         settle([self])

@@ -8,11 +8,10 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from limpet.engine.aio.answers import in_own_thread, settle, wait_for
+from limpet.engine.aio.answers import in_own_thread, settle, turn_of_task, wait_for
 from limpet.engine.aio.opening import Opening, open_whole
 from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
@@ -81,10 +80,6 @@ class _TaskTurn(Request):
 
 def _nothing(_: Draft) -> None:
     """Change nothing: what is waited for is done."""
-
-
-_turn: ContextVar[_TaskTurn | None] = ContextVar("limpet_turn", default=None)
-"""The turn that this task has."""
 
 
 class AsyncStore:
@@ -340,12 +335,12 @@ class AsyncStore:
         with turn.inside:
             self.store.submit(turn)
             await wait_for(turn)
-            draft, before = self.store.begin(), _turn.set(turn)
+            draft, before = self.store.begin(), turn_of_task.set(turn)
             try:
                 yield draft
             finally:
                 draft.close()
-                _turn.reset(before)
+                turn_of_task.reset(before)
             await in_own_thread(lambda: self.store.finish(draft))
         await self._await_fleet()
 
@@ -403,7 +398,7 @@ class AsyncStore:
             request.loop.call_later(max(left, _LOOK_SECONDS), self._give_up_late, request)
 
     def _require_outside(self) -> None:
-        turn = _turn.get()
+        turn = turn_of_task.get()
         if turn is not None and turn.inside.locked():  # a task that was begun in the block may outlive it
             raise InvalidStateError(
                 "the store was called from within a transaction, and would wait for itself; use the transaction's draft"

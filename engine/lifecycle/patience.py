@@ -2,7 +2,7 @@
 
 import time
 
-from limpet.schema.errors import InvalidInputError, InvalidStateError
+from limpet.schema.errors import InvalidInputError, InvalidStateError, quote
 
 _KILL_TIMEOUT_SECONDS = 10.0
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.1
@@ -37,7 +37,9 @@ class Patience:
         return pause
 
 
-def require_seconds(timeout: float) -> None:
+def require_seconds(timeout: object) -> None:
     """Raise InvalidInputError unless `timeout` is seconds, 0 or more, and no more than a time on disk can be later."""
-    if not 0 <= timeout <= _LONGEST_SECONDS:  # not a number is neither
-        raise InvalidInputError(f"timeout {timeout!r}: seconds are needed, 0 or more, and {_LONGEST_SECONDS:,} at most")
+    if not (isinstance(timeout, int | float) and 0 <= timeout <= _LONGEST_SECONDS):  # not a number is neither
+        raise InvalidInputError(
+            f"timeout {quote(timeout)}: seconds are needed, 0 or more, and {_LONGEST_SECONDS:,} at most"
+        )

@@ -16,11 +16,11 @@ from weakref import WeakValueDictionary
 from msgspec.structs import replace
 
 from limpet.engine.images import ImageStore
-from limpet.engine.lifecycle.steps import run_whole
 from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter, Starters
 from limpet.engine.state.descriptors import system_errors_told
+from limpet.engine.state.steps import run_whole
 from limpet.engine.store import Store
 from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedError, quote_path
 from limpet.schema.file_name import file_name
@@ -50,6 +50,9 @@ class Runtime:
     """By container, what wakes each waiting caller. No Condition: a signal handler that raises can leave one locked."""
     _steps: WeakValueDictionary[str, threading.RLock] = field(default_factory=WeakValueDictionary)
     _guard: threading.Lock = field(default_factory=threading.Lock)
+    _hanging: threading.RLock = field(default_factory=threading.RLock)
+    """Held while a bell is hung up or taken down: by the main thread, too, whose signal handler may wait for another
+    container then. No step needs it."""
 
     def __post_init__(self) -> None:
         self.timetable = Timetable(self._follow_up_at_once)
@@ -173,12 +176,12 @@ class Runtime:
     @contextmanager
     def bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
         """Have `ring` called at each change of a container while the block runs."""
-        with self._guard:
+        with self._hanging:
             self._bells.setdefault(container_id, []).append(ring)
         try:
             yield
         finally:
-            with self._guard:
+            with self._hanging:
                 bells = self._bells.get(container_id, [])
                 if ring in bells:
                     bells.remove(ring)

@@ -28,8 +28,8 @@ class Starters:
     A container's metadata has the name of its starter, a sandbox's that of its handler: several handlers may share one
     starter. Without a default one there is the built-in one, which hands on the variables named in `inherit_env`.
 
-    Raises InvalidInputError if two starters have the same name, for then a name would not say which it is, and for a
-    variable's name that is none.
+    Raises InvalidInputError if two starters have the same name, for then a name would not say which it is, for what is
+    no starter, and for a variable's name that is none.
     """
 
     default: Starter
@@ -41,9 +41,14 @@ class Starters:
         inherit_env: Iterable[str] = (),
     ) -> None:
         self.default = default or import_module(_PROCESS_HOME).make_starter(inherit_env)
+        if not isinstance(handlers, Mapping | None):
+            raise InvalidInputError(f"runtimes {quote(handlers)}: give a mapping from runtime handlers to starters")
         self._handlers = {"": self.default, **(handlers or {})}
         self._by_name: dict[str, Starter] = {}
         for handler, starter in self._handlers.items():
+            if not isinstance(getattr(starter, "name", None), str):
+                what = f"runtimes {quote(handler)}" if handler else "starter"
+                raise InvalidInputError(f"{what}: {quote(starter)} is no starter, which has a name")
             if self._by_name.setdefault(starter.name, starter) is not starter:
                 raise InvalidInputError(
                     f"runtimes {quote(handler)}: another starter has the name {starter.name!r}; give each its own"

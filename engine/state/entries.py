@@ -22,9 +22,9 @@ def require_path(state_dir: str | os.PathLike[str]) -> str:
     try:
         path = os.fspath(state_dir)
     except TypeError:
-        raise InvalidInputError(f"state directory {quote_path(state_dir)}: give a path") from None
-    if not path:
-        raise InvalidInputError("state directory '': give a path")
+        path = ""
+    if not path or not isinstance(path, str):
+        raise InvalidInputError(f"state directory {quote_path(state_dir)}: give a path, as text")
     if (found := _URL.match(path)) is not None:
         what = f"a URL ({found['scheme']}:...)" if found["scheme"] else "a name that SQLite knows"
         raise InvalidInputError(  # not all of it: it may hold a password

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
-from limpet.schema.errors import InvalidInputError, StateDirectoryLockedError
+from limpet.schema.errors import InvalidInputError, StateDirectoryLockedError, quote
 
 _T = TypeVar("_T")
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.02
@@ -52,7 +52,7 @@ def _parts(wait: float) -> Iterator[float]:
         yield min(_PART_SECONDS, left)
 
 
-def require_wait(wait: float) -> None:
+def require_wait(wait: object, name: str = "wait") -> None:
     """Raise InvalidInputError unless `wait` is seconds, 0 or more; `math.inf` is for as long as it takes."""
-    if not wait >= 0:  # not a number is neither
-        raise InvalidInputError(f"wait {wait!r}: seconds are needed, 0 or more")
+    if not (isinstance(wait, int | float) and wait >= 0):  # not a number is neither
+        raise InvalidInputError(f"{name} {quote(wait)}: seconds are needed, 0 or more")

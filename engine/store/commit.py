@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
+from limpet.engine.state.steps import asker
 from limpet.schema.errors import ClosedError, InvalidStateError, StoreError
 
 if TYPE_CHECKING:
@@ -48,13 +49,15 @@ class Request:
     It has that from `finish` on for as long as `inside` is held, which is taken before it is submitted.
     """
     __slots__ = (
-        *("apply", "error", "inside", "patience", "promise", "result", "settled", "taken", "thread", "until_sent"),
-        "wake",
+        *("apply", "asker", "error", "inside", "patience", "promise", "result", "settled", "taken", "thread"),
+        *("until_sent", "wake"),
     )
 
     def __init__(self, apply: Callable[..., Any]) -> None:
         self.apply = apply
         self.thread = threading.get_ident()
+        self.asker = asker()
+        """The thread that waits for it, if that is another: the main thread, whose step it is."""
         self.result: Any = None
         self.error: BaseException | None = None
         self.taken = False
@@ -259,9 +262,9 @@ class Committer:
             )
 
     def _is_inside(self, request: Request) -> bool:
-        """Say whether the request's thread has the right to commit already."""
+        """Say whether the request's thread, or the one whose step it is, has the right to commit already."""
         holder = self._holder
-        return holder is not None and holder.thread == request.thread and holder.inside.locked()
+        return holder is not None and holder.thread in {request.thread, request.asker} and holder.inside.locked()
 
     def _require_open(self) -> None:
         if self._closed:

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from limpet.engine.database import Changes, Journal
+from limpet.engine.store.match import require_text
 from limpet.engine.store.rows import Kept, Rows
 from limpet.engine.store.sandboxes import KeptSandbox, Sandboxes, name_of
 from limpet.recovery.host import read_boot_id
@@ -265,8 +266,7 @@ class Draft:
 
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove a sandbox; return False if it is gone already. Raises InvalidStateError while it has containers."""
-        damaged = sandbox_id in self._old_sandboxes.damaged
-        if self._find_sandbox(sandbox_id) is None and not damaged:
+        if self._find_sandbox(sandbox_id) is None and sandbox_id not in self._old_sandboxes.damaged:
             return False
         self.require_empty(sandbox_id)
         self._note_deleted_sandbox(sandbox_id)
@@ -481,7 +481,7 @@ class Draft:
             )
 
     def _find(self, container_id: str) -> Kept | None:
-        if container_id in self.rows:
+        if require_text("container", container_id) in self.rows:
             return self.rows[container_id]
         return self._rows.find(container_id, self._journal.load_status)
 
@@ -506,7 +506,7 @@ class Draft:
         return None if (kind, key) in self.changes.deleted_items else self._journal.load_item(kind, key)
 
     def _find_sandbox(self, sandbox_id: str) -> KeptSandbox | None:
-        if sandbox_id in self.sandboxes:
+        if require_text("sandbox", sandbox_id) in self.sandboxes:
             return self.sandboxes[sandbox_id]
         return self._old_sandboxes.kept.get(sandbox_id)
 

@@ -28,8 +28,9 @@ class FleetLink:
         """Raise InvalidInputError for a choice that is none, UnsupportedError if the driver is not installed."""
         if choice.ack not in _ACKS:
             raise InvalidInputError(f"fleet_ack {quote(choice.ack)}: use {' or '.join(_ACKS)}")
-        if not choice.timeout > 0:
-            raise InvalidInputError(f"fleet_timeout {choice.timeout}: give seconds, more than 0")
+        timeout: object = choice.timeout
+        if not (isinstance(timeout, int | float) and timeout > 0):
+            raise InvalidInputError(f"fleet_timeout {quote(timeout)}: give seconds, more than 0")
         self._address = _parse(choice.url) if choice.url else None
         self._timeout = choice.timeout
         self._is_sync = choice.ack == "sync"

@@ -13,6 +13,16 @@ _NAMED = 4
 """How many candidates an error names."""
 
 
+def require_text(kind: str, text: object) -> str:
+    """Return what is to name a container or a sandbox if it is text. Raises InvalidInputError otherwise.
+
+    Anything else is told by its type: its repr is code of the caller's, which may ask the store, amid this question.
+    """
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{kind}: give its id as text, not {type(text).__name__}")
+    return text
+
+
 class Named(NamedTuple):
     """A record that bears the name that was asked for."""
 

@@ -20,13 +20,14 @@ from limpet.engine.database import Changes, Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
+from limpet.engine.state.steps import whole
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.fleet import FleetLink
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, Named
+from limpet.engine.store.match import Filter, Named, require_text
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import Rows
 from limpet.engine.store.sandboxes import Sandboxes
@@ -156,11 +157,13 @@ class Store:
         state = "closed" if self._closed else f"{len(self._rows)} containers, {len(self._doubts)} unknown"
         return f"<Store {self.directory.path}: {state}>"
 
+    @whole
     def add(self, metadata: Metadata, status: Status | None = None) -> Record:
         """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
         self._change(lambda draft: draft.add(metadata, status or Status()))
         return self.get(metadata.id)
 
+    @whole
     def get(self, container_id: str) -> Record:
         """Return the container with this id, else with this name, else the one whose id begins with it.
 
@@ -175,7 +178,7 @@ class Store:
             return self._record(key)
 
     def _resolve(self, text: str) -> str:
-        if text in self._rows:
+        if require_text("container", text) in self._rows:
             return text
         named = [row for row in (self._records.load_names(text) if text else ()) if row.id in self._rows]
         return Named.resolve(text, self._rows.keys(), lambda: map(Named.container, named), "container", self._load_ids)
@@ -183,15 +186,18 @@ class Store:
     def _load_ids(self, beginning: str) -> "Sequence[str]":
         return [key for key in self._records.load_ids(beginning) if key in self._rows]
 
+    @whole
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
         self.require_open()
+        require_text("container", container_id)
         with self._view:
             row = self._rows.find(container_id)
             if row is None:
                 raise NotFoundError(f"container {quote(container_id)} does not exist")
             return status_with_doubt(row, self._doubts.get(container_id))
 
+    @whole
     def list(
         self,
         *,
@@ -219,11 +225,13 @@ class Store:
             records = [record for record in records if wanted.accepts_extra(record.status.extra)]
         return Listing(sorted(records, key=lambda record: record.id), revision)
 
+    @whole
     def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container with this name and attempt in a sandbox, None if there is none."""
         self.require_open()
         return self._records.find_container_by_name(sandbox_id, name, attempt)
 
+    @whole
     def list_intended(self) -> "Sequence[str]":
         """Return the ids of the containers that have a restart policy, expire and are not released, or are paused."""
         self.require_open()
@@ -267,10 +275,12 @@ class Store:
         return self._revision
 
     @property
+    @whole
     def fleet_lag(self) -> "FleetLag | None":
         """How far the fleet is behind this store: in events, in seconds, and why; None without a fleet."""
         return self.fleet.lag
 
+    @whole
     def load_events(self, after: int, limit: int) -> EventPage:
         """Return up to `limit` events that follow the revision `after`, and whose changes are in memory, too."""
         self.require_open()
@@ -281,10 +291,12 @@ class Store:
         page = self._records.load_events(after, limit)
         return page._replace(newest=newest, rows=[row for row in page.rows if row.revision <= newest])
 
+    @whole
     def delete(self, container_id: str) -> bool:
         """Remove the record and history of the container with exactly this id; return False if it is gone already."""
         return self._change(lambda draft: draft.delete(container_id))
 
+    @whole
     def checkpoint(self, container_id: str, status: Status, *, expect: int | None = None) -> Status:
         """Replace a container's status, durably, and return it.
 
@@ -293,6 +305,7 @@ class Store:
         """
         return self._change(lambda draft: draft.replace(container_id, status, expect))
 
+    @whole
     def update(self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None) -> Status:
         """Replace a container's status by `fn` of it, durably, and return the new one.
 
@@ -303,6 +316,7 @@ class Store:
         """
         return self._change(lambda draft: draft.update(container_id, fn, ready_sandbox=ready_sandbox))
 
+    @whole
     def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """Add a sandbox, READY unless a status says otherwise.
 
@@ -310,6 +324,7 @@ class Store:
         """
         self._change(lambda draft: draft.add_sandbox(metadata, status))
 
+    @whole
     def get_sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """Return the sandbox with this id, else with this name, else the one whose id begins with it.
 
@@ -317,6 +332,7 @@ class Store:
         StoreDamagedError if its record cannot be read.
         """
         self.require_open()
+        require_text("sandbox", sandbox_id)
         with self._view:
             if sandbox_id in self._sandboxes.damaged:
                 raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
@@ -327,14 +343,17 @@ class Store:
         kept = self._sandboxes.kept.values()
         return (Named.sandbox(one.metadata) for one in kept if one.metadata.name == name)
 
+    @whole
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
         """Return the status of the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
         return self._read_sandbox(sandbox_id)[0]
 
+    @whole
     def sandbox_version(self, sandbox_id: str) -> int:
         """Return the version of that status, which grows by one with each change. Raises as `sandbox_status` does."""
         return self._read_sandbox(sandbox_id)[1]
 
+    @whole
     def update_sandbox(
         self, sandbox_id: str, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None
     ) -> SandboxStatus:
@@ -344,6 +363,7 @@ class Store:
         """
         return self._change(lambda draft: draft.update_sandbox(sandbox_id, fn, expect))
 
+    @whole
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
         self.require_open()
@@ -361,6 +381,7 @@ class Store:
         """What is wrong with each sandbox whose record cannot be read, by its id."""
         return dict(self._sandboxes.damaged)
 
+    @whole
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove the record of the sandbox with exactly this id; return False if it is gone already.
 
@@ -368,6 +389,7 @@ class Store:
         """
         return self._change(lambda draft: draft.delete_sandbox(sandbox_id))
 
+    @whole
     def put(self, kind: str, key: str, value: Any, *, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own, durably, in place of what is there; return it with its version.
 
@@ -378,6 +400,7 @@ class Store:
         """
         return self._change(lambda draft: draft.put(kind, key, value, expect))
 
+    @whole
     def find(self, kind: str, key: str) -> Item | None:
         """Return the item that was put, None if there is none. Raises StoreDamagedError."""
         self.require_open()
@@ -385,11 +408,13 @@ class Store:
         row = self._records.load_item(kind, require_item_name("key", key))
         return None if row is None else row_to_item(self.node, row)
 
+    @whole
     def list_items(self, kind: str) -> "Sequence[Item]":
         """Return all items of a kind, by key, as they were at one instant. Raises StoreDamagedError."""
         self.require_open()
         return [row_to_item(self.node, row) for row in self._records.load_items(require_item_name("kind", kind))]
 
+    @whole
     def delete_item(self, kind: str, key: str, *, expect: int | None = None) -> None:
         """Delete an item, durably; one that is not there is fine. Raises VersionConflictError, see `put`."""
         self._change(lambda draft: draft.delete_item(kind, key, expect))
@@ -423,6 +448,7 @@ class Store:
             self._write(draft)
         self.fleet.wait()
 
+    @whole
     def history(self, container_id: str) -> "Sequence[Transition]":
         """Return the container's state changes, oldest first; only the newest are kept.
 
@@ -430,9 +456,11 @@ class Store:
         """
         return self._records.history(self.get(container_id).id)
 
+    @whole
     def metadata(self, container_id: str) -> Metadata:
         """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
         self.require_open()
+        require_text("container", container_id)
         try:
             return self._records.metadata(container_id)
         except NotFoundError as error:
@@ -440,11 +468,13 @@ class Store:
                 raise
             raise StoreDamagedError(f"container {container_id}: its metadata is missing; restore a backup") from error
 
+    @whole
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none yet."""
         self.require_open()
         return self._records.last_report()
 
+    @whole
     def unsettled(self, leftovers: Iterable[str] = ()) -> "Sequence[Unsettled]":
         """Return what a recovery pass must look at: all that has not ended, is in doubt, or is in `leftovers`."""
         self.require_open()
@@ -481,6 +511,7 @@ class Store:
         """True in a fork of the process that opened the store, which it belongs to."""
         return os.getpid() != self._pid
 
+    @whole
     def doubt(self, container_id: str, doubt: Doubt) -> None:
         """Flag a container Unknown, in memory alone: the next status that is written takes the flag away."""
         with self._view:
@@ -492,13 +523,16 @@ class Store:
         with self._view:
             return dict(self._doubts)
 
+    @whole
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
         self.require_open()
+        require_text("container", container_id)
         with self._view:
             row = self._rows.find(container_id)
             return row is not None and not row
 
+    @whole
     def find_suspect(self, container_id: str) -> ProcessIdentity | None:
         """Return the process that a damaged record names, if that much can be read and no other record names it.
 
@@ -511,6 +545,7 @@ class Store:
         others = (row_to_status(other).identity for _, other in self._rows.known() if other)
         return None if suspect in others else suspect
 
+    @whole
     def declare_gone(self, container_id: str, why: str) -> Status:
         """Record on a person's word that no process of an Unknown container is left, and return its status.
 
@@ -520,10 +555,12 @@ class Store:
         """
         return self._change(lambda draft: draft.declare_gone(container_id, why))
 
+    @whole
     def next_report_number(self) -> int:
         """Return the number for the next recovery report. Only to be called in a transaction."""
         return self._journal.last_recovery() + 1
 
+    @whole
     def back_up(self, target_path: str) -> None:
         """Copy the database to a new file while the store is in use; whole and verified, or not there."""
         self.require_open()
@@ -744,6 +781,7 @@ class Store:
 
     def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
         self.require_open()
+        require_text("sandbox", sandbox_id)
         with self._view:
             kept = self._sandboxes.kept.get(sandbox_id)
             if kept is None and sandbox_id in self._sandboxes.damaged:
@@ -800,6 +838,7 @@ class Store:
         draft = self._unsettled
         return draft is not None and bool(draft.changes.new_containers or draft.changes.deleted_containers)
 
+    @whole
     def name_sandboxes(self) -> Mapping[str, str]:
         """Return the name of each sandbox by its id, none of those whose records cannot be read."""
         with self._view:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from limpet.engine.lifecycle.steps import run_whole
+from limpet.engine.state.steps import run_whole
 from tests.conftest import wait_until
 
 

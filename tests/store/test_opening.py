@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,13 @@ NOT_PATHS = [
     "file:/var/lib/limpet",
     ":memory:",
     "",
+    b"/var/lib/limpet",
+    None,
 ]
 
 
 @pytest.mark.parametrize("value", NOT_PATHS)
-def test_what_is_no_path_is_refused(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_path_is_refused(value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A URL makes no directory; the error says what to give, and shows no password."""
     monkeypatch.chdir(tmp_path)
     for open_it in (Store.open, Engine.open, Snapshot.open):
@@ -34,6 +37,26 @@ def test_what_is_no_path_is_refused(value: str, tmp_path: Path, monkeypatch: pyt
             open_it(value)
         assert "secret" not in str(caught.value)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"wait": "soon"},
+        {"wait": None},
+        {"look_timeout": "long"},
+        {"look_timeout": -1},
+        {"fleet_timeout": "long"},
+        {"starter": 5},
+        {"runtimes": "runc"},
+        {"runtimes": {"runc": "runc"}},
+    ],
+)
+def test_an_engine_refuses_what_means_nothing_by_its_name(given: dict[str, Any], state_dir: str) -> None:
+    """Nothing is made before that."""
+    with pytest.raises(errors.InvalidInputError, match=next(iter(given))):
+        Engine.open(state_dir, **given)
+    assert not os.path.exists(state_dir)
 
 
 @pytest.mark.parametrize("below", ["", "below"])

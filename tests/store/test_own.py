@@ -241,7 +241,7 @@ def test_what_can_match_nothing_is_refused(store: Store, wrong: dict[str, Any]) 
         store.list(extra=["a"])  # type: ignore[arg-type]
     with pytest.raises(errors.InvalidInputError, match="give a list"):
         store.watch(kinds="added")
-    with pytest.raises(errors.NotFoundError):
+    with pytest.raises(errors.InvalidInputError, match="not bytes"):
         store.get(b"a")  # type: ignore[arg-type]
 
 

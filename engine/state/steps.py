@@ -6,22 +6,36 @@ step that has not begun, and otherwise waits for its end, which is near, before 
 interrupt does not wait: the step goes on behind it. What a step has made for a caller that will not hear of it is
 undone, where it can be: nobody would own it. A thread that has done a step stays for a moment, for the next one: to
 start a thread takes longer than many a step.
+
+A signal handler of the host program may itself call limpet. The call that it has interrupted cannot go on before the
+handler returns, so it must hold no lock that the handler's call waits for: where there is such a handler, the main
+thread's calls of a store are steps, too (`whole`).
 """
 
+import _signal  # type: ignore[import-not-found]  # signal.getsignal takes ten times as long: it makes enums
 import _thread
 import os
+import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+_P = ParamSpec("_P")
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 _Undo = Callable[[_T], object] | None
 _BEGIN_SECONDS = 1.0
 """How long a thread may take to begin before its step is taken from it."""
 _STAY_SECONDS = 0.1
 """How long a thread waits for another step."""
+_CATCHABLE = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+_HARMLESS = {id(known) for known in (0, 1, None, signal.default_int_handler)}  # 0: SIG_DFL, 1: SIG_IGN
+"""What is done about a signal that calls nothing of the host program's; None stands for a handler not of Python's."""
+_WAKE_ONLY = {"asyncio.runners", "asyncio.unix_events"}
+"""Whose handlers wake the loop or cancel its task, and no more."""
 
 
 class _Step(Generic[_T]):
@@ -84,6 +98,8 @@ class _Step(Generic[_T]):
             run_whole(self.undo)
 
 
+_asker = threading.local()
+"""Of a thread that does something for another: who waits for it."""
 _Steps = SimpleQueue[_Step[Any]]
 _waiting: list[_Steps] = []
 """Of each thread that has nothing to do, where it takes a step from. Who pops it may put one."""
@@ -92,7 +108,7 @@ os.register_at_fork(after_in_child=_waiting.clear)  # a child has none of these 
 
 def _run_steps(steps: _Steps) -> None:
     """Run step after step. One that comes too late stays where it is, and is run by its caller."""
-    with suppress(Empty):
+    with acting_for(threading.main_thread().ident or 0), suppress(Empty):
         while True:
             steps.get(timeout=_STAY_SECONDS).run()
             _waiting.append(steps)
@@ -127,3 +143,40 @@ def run_whole(step: Callable[[], _T], undo: _Undo[_T] = None) -> _T:
     except BaseException:
         one.take_back()
         raise
+
+
+def asker() -> int:
+    """Return who waits for what this thread does: a thread, or what stands for a task; this thread, if nobody else."""
+    return getattr(_asker, "who", 0) or threading.get_ident()
+
+
+@contextmanager
+def acting_for(who: int) -> Iterator[None]:
+    """Have `asker` return `who` on this thread while the block runs; 0 stands for nobody else."""
+    before = getattr(_asker, "who", 0)
+    _asker.who = who
+    try:
+        yield
+    finally:
+        _asker.who = before
+
+
+def whole(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concatenate[_S, _P], _T]:
+    """Have a method be a step where the main thread calls it and the host program handles signals itself."""
+
+    @wraps(method)
+    def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if threading.get_ident() == threading.main_thread().ident and _has_handlers():
+            return run_whole(lambda: method(self, *args, **kwargs))
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def _has_handlers() -> bool:
+    """Say whether a signal may call something of the host program's."""
+    handlers = list(map(_signal.getsignal, _CATCHABLE))
+    if _HARMLESS.issuperset(map(id, handlers)):  # by identity: one of the program's own need not be hashable
+        return False
+    own = [handler for handler in handlers if id(handler) not in _HARMLESS]
+    return any(getattr(getattr(each, "func", each), "__module__", "") not in _WAKE_ONLY for each in own)

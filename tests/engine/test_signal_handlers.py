@@ -1,0 +1,137 @@
+"""A signal handler of the host program may call limpet itself, whatever call of the main thread it has interrupted."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from limpet.engine import AsyncEngine, Engine
+from limpet.schema.errors import InvalidInputError, InvalidStateError
+from tests.conftest import EngineProcess, in_thread
+
+CONFIG = {"metadata": {"name": "c"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+LIFE = """
+import faulthandler
+from limpet.schema.errors import LimpetError
+from msgspec.structs import replace
+
+def config(name, *command):
+    return {"metadata": {"name": name}, "image": {"image": "host"}, "command": command}
+
+faulthandler.dump_traceback_later(50, exit=True)  # one that hangs is told, not waited for
+engine = Engine.open(state_dir)
+store = engine.store
+engine.create_sandbox({"metadata": {"name": "a"}}, id="sb")
+ids = [engine.create_container(config(name, "sleep", "1000"), "sb", id=name).id for name in "abc"]
+engine.get("a").start()
+handled = 0
+
+def call():
+    # Anything that a handler may ask for, in turn.
+    match handled % 6:
+        case 0: assert store.status("a").started_at and engine.list()
+        case 1: store.update("b", lambda old: replace(old, message=str(handled)))
+        case 2: engine.create_container(config(f"h{handled}", "true"), "sb", id=f"h{handled}").start()
+        case 3: engine.get("c").stop(0)
+        case 4: engine.get("a").stop(0)
+        case 5:
+            for one in engine.list():
+                if one.id.startswith("h"):
+                    one.remove(force=True)
+
+def handle(*_):
+    global handled
+    call()
+    handled += 1
+    signal.setitimer(signal.ITIMER_REAL, 0.0017)  # not before: handlers of handlers have no end
+
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+"""
+
+
+def test_whatever_a_handler_asks_for_it_gets(engine_process: Callable[[str], EngineProcess]) -> None:
+    """A call that is interrupted goes on after the handler: whatever it holds then is not needed by the handler."""
+    script = """
+    turn = 0
+    while handled < 60:
+        turn += 1
+        store.status("b"), store.get("c"), store.get_sandbox("sb"), engine.list(), store.history("a")
+        store.update("c", lambda old: replace(old, message=str(turn)))
+        store.put("kind", "key", turn)
+        one = engine.create_container(config(f"m{turn}", "true"), "sb", id=f"m{turn}")
+        one.start()
+        one.wait(60)
+        one.remove()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    say(store.status("a").state, store.status("c").message == str(turn), store.find("kind", "key").value == turn)
+    """
+    process = engine_process(LIFE + dedent(script))
+    assert process.read() == ["EXITED", "True", "True"]
+
+
+def test_an_engine_is_closed_by_a_handler(engine_process: Callable[[str], EngineProcess]) -> None:
+    """The call that was interrupted says that it is closed."""
+    script = """
+    signal.signal(signal.SIGALRM, lambda *_: (engine.close(), say("closed")))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        while True:
+            store.update("b", lambda old: replace(old, message="more"))
+    except LimpetError as error:
+        say(type(error).__name__)
+    """
+    process = engine_process(LIFE + dedent(script))
+    assert process.read() == ["closed"]
+    assert process.read() == ["ClosedError"]
+
+
+def test_an_engine_asked_within_a_transaction_says_that_it_would_wait_for_itself(engine: Engine) -> None:
+    """The main thread holds the store, and waits for the step that needs it."""
+    engine.create_sandbox({"metadata": {"name": "a"}}, id="sb")
+    container = engine.create_container(CONFIG, "sb", id="c")
+    with pytest.raises(InvalidStateError, match="within a transaction"), engine.store.transaction():
+        container.start()
+    with pytest.raises(InvalidStateError, match="within a transaction"):
+        engine.store.update("c", lambda old: replace(old, message=container.start().message))
+    with engine.store.transaction() as draft:
+        draft.update("c", lambda old: replace(old, message="sound"))
+    assert container.start().message == ""
+
+
+def test_a_task_that_asks_the_engine_within_a_transaction_is_told_so(tmp_path: Path) -> None:
+    """The worker thread that does it waits for the task's own turn."""
+
+    async def ask() -> str:
+        async with AsyncEngine.open(str(tmp_path / "state")) as engine:
+            await engine.create_sandbox({"metadata": {"name": "a"}}, id="sb")
+            with pytest.raises(InvalidStateError, match="within a transaction"):
+                async with engine.store.transaction():
+                    await asyncio.wait_for(engine.create_container(CONFIG, "sb", id="c"), 30)
+            return (await engine.create_container(CONFIG, "sb", id="c")).id
+
+    assert asyncio.run(ask()) == "c"
+
+
+def test_what_is_no_text_is_told_by_its_type(engine: Engine) -> None:
+    """Its repr is somebody else's code, and may ask the very store that it is to be looked up in."""
+    engine.create_sandbox({"metadata": {"name": "a"}}, id="sb")
+    container = engine.create_container(CONFIG, "sb", id="c")
+
+    def ask() -> None:
+        wrong: Any
+        for wrong in (container, engine, None, 5, b"c", ["c"], {"c": 1}):
+            for look in (engine.get, engine.get_sandbox, engine.store.status, engine.store.metadata, engine.history):
+                with pytest.raises(InvalidInputError, match="as text, not "):
+                    look(wrong)
+            for change in (engine.store.delete, engine.store.delete_sandbox):
+                with pytest.raises(InvalidInputError, match="as text, not "):
+                    change(wrong)
+
+    thread, outcome = in_thread(ask)
+    thread.join(30)
+    assert outcome == [None]

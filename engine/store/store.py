@@ -85,7 +85,9 @@ class Store:
         """What is being written, until memory has it too: an interrupt may leave it there."""
         self._closing = threading.RLock()  # a signal handler may close the store while it is being closed
         self._is_down = False
-        self._view = threading.Lock()  # held while memory changes, so that a change is seen whole
+        self._view = threading.RLock()
+        """Held while memory changes, so that a change is seen whole. A finalizer of the host program's, which may come
+        at any place, may ask the store, too."""
         self._rows = Rows(self.node, self._records)
         unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
         self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)

@@ -64,7 +64,7 @@ class Reader:
     def __init__(self, path: str, node: str, *, immutable: bool = False) -> None:
         self._path = path
         self.node = node
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer of the host program's may come amid a question, and ask another
         try:
             self._connection = connect_reader(path, immutable=immutable)
         except sqlite3.Error as error:

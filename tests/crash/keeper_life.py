@@ -71,7 +71,7 @@ class KeeperLife:
         for key, program in _PROGRAMS.items():
             link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             link.connect(name)
-            self._run(Connection(link), key, program, acknowledge)
+            self._run(Connection(link, directory), key, program, acknowledge)
             link.close()
 
     def _be_the_keeper(self, directory: str, listener: socket.socket) -> NoReturn:

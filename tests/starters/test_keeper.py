@@ -1,6 +1,7 @@
 """The keeper: every end is witnessed whoever is killed, a start is a start, and nothing of the host gets in."""
 
 import asyncio
+import ctypes
 import os
 import random
 import shutil
@@ -9,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,72 @@ def test_a_keeper_that_was_stopped_goes_on_once_it_is_needed(engine: Engine, sta
     assert container.stop(5).exit_code == 128 + signal.SIGTERM
     assert make(engine, "two", "sh", "-c", "exit 4").start().state is not ContainerState.UNKNOWN
     assert engine.get("two").wait(20).exit_code == 4
+
+
+def stop_by_signal(*pids: int) -> None:
+    """Send SIGSTOP, and wait until each is stopped."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    states = [Path(f"/proc/{pid}/stat") for pid in pids]
+    wait_until(lambda: all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in states), "them to stop")
+
+
+@contextmanager
+def held(pid: int) -> Iterator[None]:
+    """Hold a process as a debugger does: no signal has it go on."""
+    seize, interrupt, detach = 0x4206, 0x4207, 17  # PTRACE_SEIZE and so on
+    ptrace = ctypes.CDLL(None).ptrace
+    ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    if ptrace(seize, pid, None, None):
+        pytest.skip("no process can be traced here")
+    ptrace(interrupt, pid, None, None)
+    os.waitpid(pid, 0)
+    try:
+        yield
+    finally:
+        ptrace(detach, pid, None, None)
+
+
+@pytest.mark.parametrize(
+    "names", [("limpet-copier",), ("limpet-keeper",), ("limpet-spare",), ("limpet-anchor", "limpet-keeper")]
+)
+def test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole(
+    engine: Engine, state_dir: str, names: tuple[str, ...]
+) -> None:
+    """A container of root's, or a person, can stop each; right after it starts, ends and output are as ever."""
+    first = make(engine, "one", "sleep", "1000")
+    first.start()
+    keeper = find_keepers(state_dir)["limpet-keeper"]
+
+    def find() -> dict[str, int]:
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        return find_keepers(state_dir) | {Path(f"/proc/{pid}/comm").read_text().strip(): int(pid) for pid in children}
+
+    wait_until(lambda: set(names) <= set(find()), "a gate that is forked ahead")
+    stop_by_signal(*(find()[name] for name in names))
+    next_one = make(engine, "two", "sh", "-c", "echo heard; exit 4", log_path="two.log")
+    begun = time.monotonic()
+    next_one.start()
+    assert next_one.wait(20).exit_code == 4
+    assert next_one.release().released
+    assert time.monotonic() - begun < 9
+    assert [entry.text for entry in next_one.read_log()] == [b"heard\n"]
+    assert first.stop(5).exit_code == 128 + signal.SIGTERM
+
+
+def test_an_anchor_that_was_stopped_takes_over(state_dir: str) -> None:
+    """It is stopped, and then the keeper is killed: the next engine has it go on, and knows what ended meanwhile."""
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        container = make(engine, "one", "sh", "-c", "while [ ! -e end ]; do sleep 0.01; done; exit 3")
+        container.start()
+        root = container.metadata.root_dir
+    stop_by_signal(find_keepers(state_dir)["limpet-anchor"])
+    kill(state_dir, *KEEPER)
+    Path(root, "working", "end").touch()
+    with Engine.open(state_dir) as engine:
+        assert engine.get("one").wait(20).exit_code == 3
+        assert make(engine, "two", "true").start().state is not ContainerState.UNKNOWN
 
 
 def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,15 +585,14 @@ def test_nothing_stays_of_output_that_a_lost_keeper_had_copied(engine: Engine, s
     make(engine, "late", "sh", "-c", "exec >&2; echo said", log_path="late.log").start()
     wait_for_another_copier(state_dir, old["limpet-copier"])
     copier = find_keepers(state_dir)["limpet-copier"]
-    os.kill(copier, signal.SIGSTOP)
-    container = make(engine, "last", "sh", "-c", "echo said", log_path="last.log")
-    container.start()
-    container.wait(20)
-    for key in ("late", "last"):
-        engine.get(key).release()
-    os.kill(old["limpet-keeper"], signal.SIGKILL)
-    make(engine, "next", "true").start()  # the anchor has taken over
-    os.kill(copier, signal.SIGCONT)
+    with held(copier):
+        container = make(engine, "last", "sh", "-c", "echo said", log_path="last.log")
+        container.start()
+        container.wait(20)
+        for key in ("late", "last"):
+            engine.get(key).release()
+        os.kill(old["limpet-keeper"], signal.SIGKILL)
+        make(engine, "next", "true").start()  # the anchor has taken over
     wait_until(lambda: not is_running(copier), "the end of the late copier")
     assert b"said" in Path(container.metadata.log_path).read_bytes()
     wait_until(lambda: not os.listdir(f"{state_dir}/keeper/fifo"), "an empty folder")

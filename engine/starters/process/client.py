@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 
 from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import require_interpreter
-from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, SOCKET
+from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, LOCK, SOCKET
 from limpet.engine.starters.process.keeper.messages import VERSION, Message, read_peer, receive, send
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.durable import make_directory
@@ -52,8 +52,9 @@ class ForeignKeeperError(KeeperError):
 class Connection:
     """One connection to a keeper; one request at a time."""
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self, link: socket.socket, directory: str) -> None:
         self._link = link
+        self._directory = directory
         self._timeout = 0.0
         self._unread = 0
         """Answers that are still to come, and are not waited for."""
@@ -69,12 +70,10 @@ class Connection:
     def wait_for_answer(self, message: Message) -> tuple[Message, list[int]]:
         """Return the answer to what was told it before, as `ask` does."""
         try:
-            if not wait_readable(self._link.fileno(), _PATIENCE_SECONDS):
-                self._let_go_on()
             for _ in range(self._unread):
-                receive(self._link)
+                self._receive()
             self._unread = 0
-            answer, given = receive(self._link)
+            answer, given = self._receive()
         except BlockingIOError as error:
             raise KeeperError(
                 f"the keeper has not answered {message['op']!r} for {ANSWER_TIMEOUT_SECONDS:g} s"
@@ -89,12 +88,22 @@ class Connection:
             raise KeeperError(answer["error"])
         return answer, given
 
+    def _receive(self) -> tuple[Message | None, list[int]]:
+        if not wait_readable(self._link.fileno(), _PATIENCE_SECONDS):
+            self._let_go_on()
+        return receive(self._link)
+
     def _let_go_on(self) -> None:
-        """Continue a keeper that was stopped, by a container of root's or by a person: nobody else would."""
+        """Continue a keeper that was stopped, by a container of root's or by a person: nobody else would.
+
+        Also the anchor that is to take over from one that is dead: until it does, it is the dead one that is our peer.
+        """
         pid, _ = read_peer(self._link)
-        with suppress(OSError), open_pidfd(pid) as pidfd:  # one that is gone has closed the connection
+        with suppress(OSError), open_pidfd(pid) as pidfd:
             if let_go_on(pid, pidfd):
                 _log.warning("the keeper, process %d, was stopped by a signal; it was sent SIGCONT", pid)
+        with suppress(OSError, ValueError):  # it is gone as well, or an older one that did not say which it is
+            _let_anchor_go_on(self._directory)
 
     def wait_for_either(self, descriptor: int) -> bool:
         """Wait until a descriptor is at its end, with nothing left to read, or there is an answer.
@@ -104,7 +113,10 @@ class Connection:
         poll = select.poll()
         for each in (descriptor, self._link.fileno()):
             poll.register(each, select.POLLIN)
-        ready = dict(poll.poll(ANSWER_TIMEOUT_SECONDS * 1000))
+        ready = dict(poll.poll(_PATIENCE_SECONDS * 1000))
+        if not ready:
+            self._let_go_on()
+            ready = dict(poll.poll(ANSWER_TIMEOUT_SECONDS * 1000))
         if not ready:
             raise KeeperError(f"nothing has happened for {ANSWER_TIMEOUT_SECONDS:g} s")
         return bool(ready.get(descriptor, 0) & select.POLLHUP) and not ready[descriptor] & select.POLLIN
@@ -253,7 +265,7 @@ class KeeperClient:
             _, uid = read_peer(link)
             if uid != os.geteuid():
                 raise KeeperError(f"the keeper in {quote_path(self._directory)} is of uid {uid}; run as that user")
-            connection = Connection(link)
+            connection = Connection(link, self._directory)
             self._all.add(connection)
             return self._greet(connection)
         except (FileNotFoundError, ConnectionRefusedError, KeeperGoneError):
@@ -335,6 +347,28 @@ class KeeperClient:
             for descriptor in opened:
                 os.close(descriptor)
         return status, complaint.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def _let_anchor_go_on(directory: str) -> None:
+    """Continue the anchor of a keeper's directory if it was stopped. Raises OSError, ValueError."""
+    lock = os.open(os.path.join(directory, LOCK), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        pid = int(os.read(lock, 32))
+        with open_pidfd(pid) as pidfd, os.scandir(f"/proc/{pid}/fd") as entries:
+            # The number may be another's by now: the anchor is the one that holds the lock.
+            is_anchor = any(_is_same(entry, lock) for entry in entries)
+            if is_anchor and let_go_on(pid, pidfd):
+                _log.warning("the keeper's anchor, process %d, was stopped by a signal; it was sent SIGCONT", pid)
+    finally:
+        os.close(lock)
+
+
+def _is_same(entry: os.DirEntry[str], descriptor: int) -> bool:
+    """Say whether an entry of /proc/PID/fd is open on the same file."""
+    try:
+        return os.path.samestat(entry.stat(), os.fstat(descriptor))
+    except OSError:  # closed meanwhile
+        return False
 
 
 def _wait(pid: int, deadline: float) -> int | None:

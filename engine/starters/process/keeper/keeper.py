@@ -21,6 +21,7 @@ from .journal import Journal, Record
 from .kernel import (
     close,
     hold_uts_namespace,
+    let_go_on,
     list_processes,
     read_children,
     read_exit_of_stranger,
@@ -43,6 +44,8 @@ _UNSEEN_SECONDS = 10.0
 """How long a process that is not our child may take to be reaped by its parent."""
 _REAP_SECONDS = 0.1
 """Between two looks for orphans to reap: with many containers each takes a while, and each end asks for one."""
+_LOOK_SECONDS = 1.0
+"""Between two looks whether the processes of our own were stopped."""
 _END_SECONDS = 1.0
 """How long one that was killed may take to end before we go on."""
 _NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
@@ -78,6 +81,7 @@ class Keeper:
         self._flushing: tuple[int, list[Container]] | None = None
         self._child_has_changed = True
         self._reap_again_at = 0.0
+        self._look_again_at = 0.0
         self._orphans_now: list[int] | None = None  # read since the loop was woken: all that ended before is in it
         self._idle_since = time.monotonic()
         self._copies = copies
@@ -177,6 +181,7 @@ class Keeper:
         return time.monotonic() - self._idle_since > _IDLE_SECONDS
 
     def _tick(self) -> None:
+        self._let_ours_go_on()
         self._adopt_all()
         for container in list(self._unheld.values()):
             self._hold_uts(container)
@@ -196,6 +201,17 @@ class Keeper:
             self._copies.care()
         if self._spare.pid and not self._containers and time.monotonic() - self._last_start > _IDLE_SECONDS:
             self._spare.give_up()
+
+    def _let_ours_go_on(self) -> None:
+        """Continue what works for us and was stopped, by a container of root's or by a person: nobody else would."""
+        now = time.monotonic()
+        if now < self._look_again_at:
+            return
+        self._look_again_at = now + _LOOK_SECONDS
+        anchor = self._anchor if self._anchor == os.getppid() else 0  # it lives, and is not we
+        for pid in filter(None, (anchor, self._copies.pid, self._flushing[0] if self._flushing else 0)):
+            with suppress(OSError):
+                let_go_on(pid)
 
     # Requests
 

@@ -110,6 +110,21 @@ def read_stat_of(pid: int, pidfd: int) -> Stat | None:
     return stat
 
 
+def let_go_on(pid: int) -> None:
+    """Continue a process of the keeper's if a signal has stopped it. Raises OSError."""
+    stat = read_stat(pid)
+    if stat is None or stat.state != "T":  # not one that a debugger holds: "t"
+        return
+    pidfd = os.pidfd_open(pid)
+    try:
+        stat = read_stat_of(pid, pidfd)  # again, now that the pidfd holds it: the number may be another's
+        ours = {os.getpid(), os.getppid()}
+        if stat is not None and (pid in ours or stat.parent in ours):
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+    finally:
+        close(pidfd)
+
+
 def read_children(pid: int) -> list[int]:
     """Return the pids of a process's children, zombies included; none if it is gone.
 

@@ -45,11 +45,14 @@ class Gate(NamedTuple):
         _close_all((self.pidfd, self.control, self.report))
 
     @property
-    def has_ended(self) -> bool:
-        """Say whether somebody has killed it."""
+    def is_of_use(self) -> bool:
+        """Say that nobody has killed it, or stopped it."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        if poll.poll(0):
+            return False
+        stat = read_stat(self.pid)
+        return stat is not None and stat.state != "T"
 
 
 class Spare:
@@ -76,7 +79,7 @@ class Spare:
         """Return the one that waits, or another. Raises OSError."""
         self.is_wanted = True
         gate, self._gate = self._gate, None
-        if gate is not None and gate.has_ended:
+        if gate is not None and not gate.is_of_use:
             gate.end()
             gate = None
         return gate or _fork_gate()

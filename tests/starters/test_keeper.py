@@ -475,6 +475,30 @@ def test_stop_gives_all_processes_the_grace(engine: Engine, tmp_path: Path) -> N
     assert time.monotonic() - began < 8
 
 
+HOPS = """
+import os, time
+for _ in range(8):
+    if not os.fork():
+        while True:
+            time.sleep(0.0005)
+            if os.fork():
+                os._exit(0)
+open("up", "x").close()
+time.sleep(1000)
+"""
+"""Eight processes, each of which goes on as its own child, again and again."""
+
+
+def test_the_stop_signal_misses_nobody_who_forks_and_ends(engine: Engine) -> None:
+    """The signal goes to the group at once: none passes it by as a child that has just been forked."""
+    container = make(engine, "hops", sys.executable, "-S", "-c", HOPS)
+    container.start()
+    wait_until(Path(container.metadata.root_dir, "working", "up").exists, "them to go")
+    begun = time.monotonic()
+    assert container.stop(30).exit_code == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < 15
+
+
 def test_a_second_stop_hurries_the_first(engine: Engine) -> None:
     """stop(0) beside stop(60): the container is killed at once, and both return."""
     container = make(engine, "one", "sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", log_path="one.log")

@@ -55,6 +55,7 @@ _MOST_MEMBERS = 5_000
 """Pids in one message."""
 _WITHOUT_ANSWER = {"ack"}
 _ROUNDS_OF_SIGKILL = 5
+_MORE_LOOKS = 9
 
 
 class Keeper:
@@ -576,14 +577,19 @@ class Keeper:
         """Return the pids of all that belongs to a container and has not ended.
 
         A process whose parent ends amid the look is nobody's child in it: no longer the parent's, and not ours yet. So
-        where nothing is found a second look is taken, in which it is ours.
+        where nothing is found another look is taken, in which it is ours; and more, as long as our children change: one
+        that forks and ends again and again may have done so before it was looked at.
         """
         if container.is_empty:
             return []
         members = self._look(container)
-        if not members:
-            self._orphans_now = None
+        for _ in range(_MORE_LOOKS):
+            if members:
+                break
+            before, self._orphans_now = self._orphans_now, None
             members = self._look(container)
+            if before == self._orphans_now:
+                break
         container.is_empty = container.end is not None and not members
         if container.is_empty:  # what it has left are zombies, all of which were orphans just now
             self._reap_orphans()
@@ -617,6 +623,11 @@ class Keeper:
             left = len(members)
             if not left or not number:
                 break
+            group = _find_group(container, members)
+            if group and _read_group(but_not) != container.pid:
+                with suppress(OSError):
+                    os.killpg(container.pid, number)
+                members = [pid for pid in members if pid not in group]
             for pid in members:
                 self._signal_member(container, pid, number)
             self._orphans_now = None
@@ -764,6 +775,23 @@ class Keeper:
             "containers": [self._containers[key].describe() for key in keys[:_PAGE]],
             "more": len(keys) > _PAGE,
         }
+
+
+def _find_group(container: Container, members: Iterable[int]) -> set[int]:
+    """Return which are in the process group of the first process, as long as the group's number is surely its own.
+
+    A signal to a group misses nobody in it. Each alone, one that forks and ends just then passes it on to no child.
+    """
+    if container.is_reaped or container.is_stranger:
+        return set()
+    return {pid for pid in members if _read_group(pid) == container.pid}
+
+
+def _read_group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:  # it is gone, or of another pid namespace: 0 is no group of a container's
+        return 0
 
 
 def _settle_executed(container: Container) -> bool:

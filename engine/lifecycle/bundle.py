@@ -17,7 +17,14 @@ from contextlib import suppress
 
 import msgspec
 
-from limpet.engine.state.durable import remove_unflushed, sync_directory, sync_file, write_file, write_unflushed
+from limpet.engine.state.durable import (
+    remove_unflushed,
+    sync_directory,
+    sync_file,
+    write_file,
+    write_unflushed,
+    write_with_tree,
+)
 from limpet.recovery.bundles import is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
 from limpet.recovery.mounts import find_mounts
@@ -176,14 +183,19 @@ class ContainerBundle(Bundle):
         except OSError as error:
             raise _translate(self.path, error) from error
 
-    def finish(self, config: bytes) -> None:
+    def finish(self, config: bytes, *, has_content: bool = False) -> None:
         """Write config.json with the marker, durably: from now on the bundle is whole.
 
         The flush of the bundle's directory takes the names of all that is in it along, the one of its parent its own.
+        With `has_content`, what a starter has put into the root file system is flushed before config.json is there.
         """
+        path, data = os.path.join(self.path, CONFIG_FILE), _annotate(config, self._marker)
         try:
-            write_file(os.path.join(self.path, CONFIG_FILE), _annotate(config, self._marker))
-            sync_directory(os.path.dirname(self.path))
+            if has_content:
+                write_with_tree(path, data)
+            else:
+                write_file(path, data)
+                sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise _translate(self.path, error) from error
 

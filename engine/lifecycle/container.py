@@ -481,7 +481,7 @@ class Container:
                 self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
                 launch = self._launch()
                 unapplied = self._starter.find_unapplied(launch)
-                self._bundle.finish(self._starter.make_config(launch))
+                self._bundle.finish(self._starter.make_config(launch), has_content=not image.is_builtin)
             except BaseException:
                 self._bundle.remove()
                 raise
@@ -512,7 +512,8 @@ class Container:
     def _prepare_and_go(self, starter: Starter, secrets: Mapping[str, str]) -> Status:
         launch = self._launch()
         if self.metadata.root_dir != self._bundle.path:
-            self._bundle.finish(starter.make_config(launch))  # it names paths of where the state directory was then
+            # It names paths of where the state directory was then.
+            self._bundle.finish(starter.make_config(launch), has_content=not self.metadata.image_manifest.is_builtin)
         prepared = starter.prepare(replace_field(launch, secret_env=secrets))
         try:
             # Written before it may run: a kill until here closes the gate, and nothing has run.

@@ -64,6 +64,15 @@ def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
     sync_directory(os.path.dirname(os.path.abspath(path)))
 
 
+def write_with_tree(path: str, data: bytes) -> None:
+    """Write `path` as `write_file` does, once all else on its file system is durable, and its directory's own name.
+
+    One flush for a tree of several files and for this one. Raises OSError.
+    """
+    _put_file(path, data, 0o600, _sync_file_system_of)
+    sync_directory(os.path.dirname(os.path.abspath(path)))
+
+
 def write_unflushed(path: str, data: bytes) -> None:
     """Write `path` atomically for readers and for a kill; after a power cut it may be missing, empty or full of zeros.
 
@@ -138,11 +147,15 @@ def sync_filesystem(path: str) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(descriptor) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
+        _sync_file_system_of(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def _sync_file_system_of(descriptor: int, path: str | None = None) -> None:
+    if _libc.syncfs(descriptor) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
 
 
 def remove_tree(path: str) -> None:
@@ -197,6 +210,8 @@ def empty_directory(descriptor: int) -> None:
         while levels[-1].children or len(levels) > 1:
             if levels[-1].children:
                 name = levels[-1].children.pop()
+                if _remove_if_empty(name, current):
+                    continue
                 current = _step(current, _open_directory(name, current))
                 if _mount_id(current) != mount:
                     raise OSError(errno.EXDEV, "something is mounted here", os.fsdecode(name))
@@ -209,6 +224,15 @@ def empty_directory(descriptor: int) -> None:
                 os.rmdir(done.name, dir_fd=current)
     finally:
         os.close(current)
+
+
+def _remove_if_empty(name: bytes, parent: int) -> bool:
+    """Remove a directory in which nothing is, such as most that a mount was put on; say whether that was so."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError:  # something is in it, or on it: that is told when it is entered
+        return False
+    return True
 
 
 def _step(current: int, following: int) -> int:

@@ -7,15 +7,20 @@ from types import MappingProxyType
 
 from limpet.engine.lifecycle import bundle
 from limpet.engine.lifecycle.bundle import ContainerBundle
+from limpet.engine.state.durable import write_file
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Bundle
 from limpet.schema.errors import LimpetError
 from limpet.testing import Violation
 
+_FILES = ("file", "usr/bin/program")
 _CONFIG = b'{"annotations":{"kept":"yes"}}'
 _STEPS: Sequence[tuple[str, Callable[[ContainerBundle], object]]] = (
     ("bare", lambda one: (one.begin(), one.finish(_CONFIG))),
-    ("full", lambda one: (one.begin(), one.flush_marker(), _fill(one.rootfs), one.finish(_CONFIG))),
+    (
+        "full",
+        lambda one: (one.begin(), one.flush_marker(), _fill(one.rootfs), one.finish(_CONFIG, has_content=True)),
+    ),
     ("full", lambda one: _fill(one.working)),
     ("full", lambda one: one.remove()),
     ("bare", lambda one: one.remove()),
@@ -28,9 +33,21 @@ _WHOLE = MappingProxyType({"bare": {1, 2, 3, 7}, "full": {2, 3}})
 
 def _fill(directory: str) -> None:
     os.makedirs(f"{directory}/usr/bin")
-    for name in ("file", "usr/bin/program"):
+    for name in _FILES:
         with open(f"{directory}/{name}", "w", encoding="ascii") as file:
             file.write("content")
+
+
+def _is_full(directory: str) -> bool:
+    """Say whether all that `_fill` writes is there."""
+    try:
+        for name in _FILES:
+            with open(f"{directory}/{name}", encoding="ascii") as file:
+                if file.read() != "content":
+                    return False
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _remove_anything(one: ContainerBundle, name: str) -> bool:
@@ -59,6 +76,8 @@ class BundleLife:
                 raise Violation("other", f"after step {done}, {name}: {found}, {detail}")
             if done in whole_after and name != under_way and found is not Bundle.WHOLE:
                 raise Violation("lost", f"after step {done}, {name}: {found}")
+            if name == "full" and done in {1, 2} and found is Bundle.WHOLE and not _is_full(f"{directory}/full/rootfs"):
+                raise Violation("lost", f"after step {done}, {name}: it is whole, and its files are not")
             try:
                 _bundle(directory, name).remove()
             except LimpetError as error:
@@ -93,3 +112,9 @@ class Nameless(BundleLife):
     """It does not flush the name of the bundle."""
 
     replaced = ((bundle, "sync_directory", lambda _: None),)
+
+
+class Hollow(BundleLife):
+    """It writes config.json before the files of the root file system are on the disk."""
+
+    replaced = ((bundle, "write_with_tree", write_file),)

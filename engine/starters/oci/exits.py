@@ -86,7 +86,7 @@ def observe_program(processes: Processes) -> Program:
 
 def await_program(processes: Processes, seconds: float) -> Program:
     """Wait until the program is executed or the process has ended, for so long; return what it is then."""
-    deadline, patience = time.monotonic() + seconds, 0.0002
+    deadline, patience = time.monotonic() + seconds, 0.0001
     while (found := observe_program(processes)) is Program.HELD and time.monotonic() < deadline:
         time.sleep(patience)
         patience = min(patience * 2, 0.02)

@@ -1,7 +1,7 @@
 """The directory of one start, `<bundle>/oci/<token>/`: what the runtime and conmon are given, and what they leave.
 
 config.json      what the runtime is to run               pidfile, conmon-pidfile   as conmon writes them
-processes.json   which processes these are, durable       exits/ID, oom             how it ended, as conmon saw it
+processes.json   which processes these are                exits/ID, oom             how it ended, as conmon saw it
 starting         the runtime was asked to let it go       attach, ctl, winsz        conmon's doors
 executed         the program was seen to be executed      conmon.log                what conmon itself says
 never-ran        it was ended while it was held
@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import msgspec
 
-from limpet.engine.state.durable import write_file
+from limpet.engine.state.durable import write_unflushed
 from limpet.engine.state.names import OCI
 from limpet.recovery.files import read_small_file
 from limpet.schema.identity import ProcessIdentity
@@ -78,8 +78,11 @@ class RunDirectory:
             self.mark("never-ran")
 
     def write_processes(self, processes: Processes) -> None:
-        """Write down, durably, which processes these are. Raises OSError."""
-        write_file(self.join(_PROCESSES), msgspec.json.encode(processes))
+        """Write down which processes these are: it survives a kill, and after a power cut none of them is there.
+
+        Raises OSError.
+        """
+        write_unflushed(self.join(_PROCESSES), msgspec.json.encode(processes))
 
     def read_processes(self) -> Processes | None:
         """Return which processes these are; None if that was not written, or is damaged. Raises OSError."""

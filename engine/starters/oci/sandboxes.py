@@ -23,6 +23,7 @@ from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
+from limpet.engine.state.durable import sync_filesystem
 from limpet.recovery.host import has_ended, open_pidfd, read_boot_id
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.cri import NamespaceMode, PodSandboxConfig
@@ -58,6 +59,7 @@ class SandboxHoldings:
         directory = self.directory_of(sandbox.id)
         self._delete_network(directory, timeout)
         write_root_files(directory, sandbox.config)
+        sync_filesystem(directory)
         kept = {kind: path for kind, path in given.items() if not is_pin(path)}
         kinds = [kind for kind in choose_kinds(sandbox.config) if kind not in kept]
         self._root.make()

@@ -8,6 +8,7 @@ import socket
 from contextlib import suppress
 
 from limpet.engine.starters.process.keeper.root import open_in_root
+from limpet.engine.state.durable import sync_filesystem
 from limpet.schema.cri import DNSConfig, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote
 
@@ -17,7 +18,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_root_files(root: str, sandbox: PodSandboxConfig | None) -> None:
-    """Write /etc/resolv.conf, /etc/hosts and /etc/hostname in the root file system `root`, durably.
+    """Write /etc/resolv.conf, /etc/hosts and /etc/hostname in the root file system `root`; nothing is flushed.
 
     Raises InvalidInputError for what such a file cannot hold, or where the image has something in their place that is
     neither file nor link; StateDirectoryError if the disk refuses.
@@ -34,11 +35,6 @@ def write_root_files(root: str, sandbox: PodSandboxConfig | None) -> None:
     try:
         for name, content in files.items():
             _replace(etc, name, content)
-        directory = os.open(f"/proc/self/fd/{etc}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
     except IsADirectoryError as error:
         raise InvalidInputError(f"the image's /etc/{error.filename} is a directory, a file is needed") from error
     except OSError as error:
@@ -54,7 +50,7 @@ def name_address(root: str, hostname: str, address: str) -> None:
         with open(os.open("hosts", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=etc), "rb") as file:
             content = file.read()
         _replace(etc, "hosts", content.replace(_own_line("127.0.1.1", hostname), _own_line(address, hostname)))
-        os.fsync(etc)
+        sync_filesystem(root)
     finally:
         os.close(etc)
 
@@ -71,8 +67,6 @@ def _replace(directory: int, name: str, content: bytes) -> None:
     with open(descriptor, "wb") as file:
         os.fchmod(descriptor, 0o644)
         file.write(content)
-        file.flush()
-        os.fsync(descriptor)
 
 
 def _resolv_conf(sandbox: PodSandboxConfig | None) -> bytes:

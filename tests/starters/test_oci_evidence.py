@@ -53,6 +53,7 @@ def test_a_conmon_that_is_late_is_waited_for(
 ) -> None:
     """Its container has ended, and it does not get to write that down: Unknown until it has, not unseen for good."""
     monkeypatch.setattr(probe, "_EXIT_FILE_SECONDS", 0.1)
+    monkeypatch.setattr(probe, "let_monitor_go_on", lambda _: None)
     engine.create_container(config("one", "sleep 0.3; exit 9"), runtime, id="one").start()
     processes = processes_of(state_dir, "one")
     os.kill(processes.monitor.pid, signal.SIGSTOP)
@@ -74,6 +75,17 @@ def test_a_stop_has_a_stopped_conmon_go_on(engine: Engine, state_dir: str, runti
     container.start()
     os.kill(processes_of(state_dir, "one").monitor.pid, signal.SIGSTOP)
     assert container.stop(0).exit_code == 128 + signal.SIGKILL
+
+
+def test_a_conmon_that_was_stopped_goes_on_when_an_engine_is_opened(engine: Engine, state_dir: str) -> None:
+    """Its container has ended while no engine was there: how is told at once, and not Unknown until somebody acts."""
+    engine.create_container(config("one", "sleep 0.3; exit 9"), "runc", id="one").start()
+    processes = processes_of(state_dir, "one")
+    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    engine.close()
+    wait_until(lambda: read_stat(processes.init.pid)[0] == b"Z", "its end")
+    with open_engine(state_dir) as again:
+        assert again.get("one").exit_code == 9
 
 
 def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from limpet.engine.starters.oci.exits import (
     is_monitor_alive,
     is_process,
     is_start_unfinished,
+    let_monitor_go_on,
     observe_program,
     read_conmon_exit,
 )
@@ -35,10 +36,15 @@ _NEVER_LET_GO = "it was made and held, and its program was never executed"
 
 
 class BundleWitness:
-    """Says of a container's process what its bundle in `containers_dir` tells; nothing if it was no OCI container's."""
+    """Says of a container's process what its bundle in `containers_dir` tells; nothing if it was no OCI container's.
 
-    def __init__(self, containers_dir: str) -> None:
+    With `is_owner`, for an engine's own containers, a conmon that was stopped by a signal is continued where it is
+    waited for: nothing else would have it write down how its container has ended.
+    """
+
+    def __init__(self, containers_dir: str, *, is_owner: bool = False) -> None:
         self._containers_dir = containers_dir
+        self._is_owner = is_owner
 
     def __call__(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
         """Return what is known of the very process; of one that the record does not name, whether it runs."""
@@ -48,7 +54,13 @@ class BundleWitness:
         if identity is None:
             return _see_unnamed(bundle)
         found = find_run(bundle, identity)
-        return None if found is None else _see(*found)
+        if found is None:
+            return None
+        run, processes = found
+        is_here = observe_boot(processes.monitor) is Boot.SAME
+        if self._is_owner and is_here and observe_program(processes) is Program.ENDED:
+            let_monitor_go_on(processes.monitor)
+        return _see(run, processes)
 
 
 def _see_unnamed(bundle: str) -> Witnessed | None:

@@ -365,7 +365,7 @@ class OciStarter:
 
     def probe(self, containers_dir: str) -> HostProbe:
         """Return what looks at the processes and the bundles, and at what conmon has left in them."""
-        return HostProbe(containers_dir, witness=BundleWitness(containers_dir))
+        return HostProbe(containers_dir, witness=BundleWitness(containers_dir, is_owner=True))
 
     # What it can do with a container that runs: see `limpet.engine.starters.abilities`
 

@@ -1,7 +1,7 @@
 """Reaching the fleet's database: its address, its connections, and what goes wrong, told without the password."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +22,67 @@ _NOT_REPLICATED = "01000"
 """The SQLSTATE of the warning that a commit has not waited for its synchronous standby."""
 
 _SETTINGS = """
-SELECT set_config('search_path', %s, false), set_config('statement_timeout', %s, false),
-    set_config('idle_in_transaction_session_timeout', %s, false), set_config('tcp_keepalives_idle', '10', false),
-    set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '4', false)"""
+SELECT set_config('search_path', %(schema)s, %(is_local)s),
+    set_config('statement_timeout', %(statement)s, %(is_local)s),
+    set_config('idle_in_transaction_session_timeout', %(idle)s, %(is_local)s),
+    set_config('tcp_keepalives_idle', '10', %(is_local)s), set_config('tcp_keepalives_interval', '5', %(is_local)s),
+    set_config('tcp_keepalives_count', '4', %(is_local)s)
+WHERE %(is_local)s OR pg_backend_pid() = %(pid)s"""
+"""Of a session, or of a transaction. A pooler tells its clients process ids of its own; then this sets nothing."""
+_HINTS = {"25006": "; is it a standby? Give the primary, or target_session_attrs=read-write with several hosts"}
+"""What to do, by the SQLSTATE of errors that do not tell."""
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that may lead to a pooler, such as pgbouncer: that may give each transaction another session.
+
+    What is set there would be found by whoever has it next. So each transaction then has settings of its own.
+    """
+
+    _settings: Mapping[str, object] | None = None
+    """What each transaction sets; None if the session is this connection's own."""
+    _depth = 0
+
+    def begin(self, schema: str) -> None:
+        """Set what all that follows needs."""
+        settings = {
+            "schema": schema,
+            "statement": f"{STATEMENT_SECONDS:.0f}s",
+            "idle": f"{1000 * _IDLE_SECONDS:.0f}ms",
+            "pid": self.info.backend_pid,
+        }
+        if self.execute(_SETTINGS, {**settings, "is_local": False}).fetchone() is None:
+            self.prepare_threshold = None  # what is prepared stays with the session, too
+            self._settings = {**settings, "is_local": True}
+
+    @property
+    def is_pooled(self) -> bool:
+        """True if the session may be another one in each transaction."""
+        return self._settings is not None
+
+    def set_locally(self) -> None:
+        """At the beginning of a transaction: set what it needs, if the session cannot have it."""
+        if self._settings is not None:
+            super().execute(_SETTINGS, self._settings)
+
+    @contextmanager
+    def transaction(self, *arguments: Any, **options: Any) -> "Iterator[psycopg.Transaction]":
+        """Run the block in a transaction, or in part of one."""
+        with super().transaction(*arguments, **options) as transaction:
+            self._depth += 1
+            try:
+                if self._depth == 1:
+                    self.set_locally()
+                yield transaction
+            finally:
+                self._depth -= 1
+
+    def execute(self, *arguments: Any, **options: Any) -> "psycopg.Cursor[Any]":
+        """Execute a statement; outside a transaction, in one of its own."""
+        if self._settings is None or self._depth or not self.autocommit:
+            return super().execute(*arguments, **options)
+        with self.transaction():
+            return super().execute(*arguments, **options)
 
 
 class Address:
@@ -66,11 +124,11 @@ class Address:
     def __repr__(self) -> str:
         return self._text
 
-    def open(self) -> "psycopg.Connection[Any]":
+    def open(self) -> Connection:
         """Return a new connection, with a transaction at the first statement. Raises psycopg.Error."""
-        connection = psycopg.connect(**self._parameters, autocommit=True)
+        connection = Connection.connect(**self._parameters, autocommit=True)
         try:
-            connection.execute(_SETTINGS, (self.schema, f"{STATEMENT_SECONDS:.0f}s", f"{1000 * _IDLE_SECONDS:.0f}ms"))
+            connection.begin(self.schema)
             connection.autocommit = False
         except BaseException:
             connection.close()
@@ -83,7 +141,7 @@ class Address:
         return self.schema == _SCHEMA
 
     @contextmanager
-    def connect(self) -> "Iterator[psycopg.Connection[Any]]":
+    def connect(self) -> Iterator[Connection]:
         """Connect, with what goes wrong in the block translated. Raises FleetError."""
         with self.errors_told(), self.open() as connection:
             connection.autocommit = True
@@ -107,7 +165,8 @@ class Address:
         text = " ".join((said or str(error)).split()) or type(error).__name__
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return FleetError(f"{self._text}: {text}")
+        hint = _HINTS.get(error.sqlstate or "", "") if isinstance(error, psycopg.Error) else ""
+        return FleetError(f"{self._text}: {text}{hint}")
 
 
 def _is_text(url: object) -> bool:
@@ -133,7 +192,7 @@ def _take_schema(rest: str) -> tuple[str, str]:
 
 
 @contextmanager
-def replicated(connection: "psycopg.Connection[Any]") -> Iterator[None]:
+def replicated(connection: Connection) -> Iterator[None]:
     """Run the block in a transaction that is durable when this ends, also on a standby that commits wait for.
 
     Cancelled while it waits for the standby, a commit succeeds with a warning; here it raises FleetError.

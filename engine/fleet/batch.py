@@ -19,11 +19,9 @@ import psycopg
 
 from limpet.engine.database.sqlite.extract import ROWS, Extract, Keys
 from limpet.engine.fleet import rows as sql
-from limpet.engine.fleet.address import replicated
+from limpet.engine.fleet.address import Connection, replicated
 from limpet.schema.errors import FleetFencedError, InvalidStateError, NotFoundError, quote, quote_path
 from limpet.schema.rows import EventRow
-
-Connection = psycopg.Connection[Any]
 
 Doubts = Mapping[str, tuple[str, str]]
 """By container, reason and message why the node does not vouch for what is on its disk."""
@@ -132,7 +130,8 @@ def take_over(connection: Connection, node: str, directory: str, path: str, *, i
 
 def introduce(connection: Connection, node: str) -> None:
     """Let the server know whose connection this is. Raises FleetError."""
-    connection.execute("SELECT set_config('application_name', %s, false)", (_name_connection(connection, node),))
+    if not connection.is_pooled:  # others may have the session next, and must not be evicted for it
+        connection.execute("SELECT set_config('application_name', %s, false)", (_name_connection(connection, node),))
 
 
 def _name_connection(connection: Connection, node: str) -> str:

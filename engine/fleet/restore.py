@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from limpet.engine.database.sqlite.extract import ROWS, make_database
-from limpet.engine.fleet.address import Address
-from limpet.engine.fleet.batch import Connection, take_over
+from limpet.engine.fleet.address import Address, Connection
+from limpet.engine.fleet.batch import take_over
 from limpet.engine.fleet.rows import from_record
 from limpet.engine.fleet.upgrade import require_current
 from limpet.engine.state.directory import StateDirectory

@@ -16,8 +16,8 @@ from typing import NamedTuple, TypeVar
 from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.extract import ROWS, Extract, Extractor, Key
 from limpet.engine.fleet import batch
-from limpet.engine.fleet.address import Address
-from limpet.engine.fleet.batch import Claim, Connection, Doubts
+from limpet.engine.fleet.address import Address, Connection
+from limpet.engine.fleet.batch import Claim, Doubts
 from limpet.engine.fleet.recent import MOST, Recent
 from limpet.engine.fleet.upgrade import require_schema
 from limpet.recovery.thread import Thread

@@ -3,11 +3,11 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from limpet.engine.fleet.address import Address
+from limpet.engine.fleet.address import Address, Connection
 from limpet.schema.errors import FleetError, FleetTooNewError, quote
 
 if TYPE_CHECKING:
-    import psycopg
+    pass
 
 FLEET_REVISION = "f001"
 """The newest revision of the fleet's tables that this version knows."""
@@ -16,7 +16,7 @@ _LOCK = 0x6C696D706574
 _OURS = re.compile(r"f\d{3}")
 
 
-def require_schema(address: Address, connection: "psycopg.Connection[Any]", revision: str = FLEET_REVISION) -> None:
+def require_schema(address: Address, connection: Connection, revision: str = FLEET_REVISION) -> None:
     """Make the tables if there are none, migrate older ones.
 
     Raises FleetTooNewError for newer ones, FleetError for a schema "limpet" that is not ours; it is left untouched.
@@ -26,7 +26,7 @@ def require_schema(address: Address, connection: "psycopg.Connection[Any]", revi
     _migrate(address, revision)
 
 
-def require_current(address: Address, connection: "psycopg.Connection[Any]") -> None:
+def require_current(address: Address, connection: Connection) -> None:
     """Raise FleetError unless the tables are this version's: for who only reads."""
     found = read_revision(address, connection)
     if found != FLEET_REVISION:
@@ -36,7 +36,7 @@ def require_current(address: Address, connection: "psycopg.Connection[Any]") -> 
         )
 
 
-def read_revision(address: Address, connection: "psycopg.Connection[Any]") -> str:
+def read_revision(address: Address, connection: Connection) -> str:
     """Return the revision of the fleet's tables, nothing if there are none. Raises as `require_schema` does."""
     tables = {
         name
@@ -46,7 +46,9 @@ def read_revision(address: Address, connection: "psycopg.Connection[Any]") -> st
     }
     if not tables:
         return ""
-    rows = connection.execute("SELECT version_num FROM fleet_version") if "fleet_version" in tables else ()
+    # With the schema's name: whoever has no rights on it is told that, not that the table is missing.
+    query = f"SELECT version_num FROM {address.schema}.fleet_version"  # noqa: S608  # a name of small letters
+    rows = connection.execute(query) if "fleet_version" in tables else ()
     revisions = [str(row[0]) for row in rows]
     if len(revisions) != 1 or not _OURS.fullmatch(revisions[0]):
         raise FleetError(f"{address}: its schema {address.schema!r} is not limpet's; give an empty database")
@@ -72,8 +74,9 @@ def _migrate(address: Address, revision: str) -> None:
     engine = create_engine("postgresql+psycopg://", creator=address.open, poolclass=StaticPool)
     try:
         with address.errors_told(), engine.begin() as connection:
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             driver: Any = connection.connection.driver_connection
+            driver.set_locally()
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             if read_revision(address, driver) != revision:
                 connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {address.schema}")
                 config.attributes["connection"] = connection

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 from msgspec.structs import replace
 
-from limpet.engine.fleet.address import Address
-from limpet.engine.fleet.batch import Connection
+from limpet.engine.fleet.address import Address, Connection
 from limpet.engine.fleet.rows import escape, from_record
 from limpet.engine.fleet.upgrade import require_current
 from limpet.schema.codec import (

@@ -325,7 +325,8 @@ class Sender:
 
         self.extractor = Extractor(f"{state_dir}/store.db", "n7")
         address = Address(base.url)
-        self.connection = base.cluster.connect(base.name)
+        self.connection = address.open()
+        self.connection.autocommit = True
         require_schema(address, self.connection)
         self.held = batch.claim(self.connection, "n7", directory, "/somewhere")
 

@@ -1,13 +1,10 @@
 """Make or migrate the fleet's tables: one node does it, the others wait. Only this loads SQLAlchemy, when it must."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from limpet.engine.fleet.address import Address, Connection
 from limpet.schema.errors import FleetError, FleetTooNewError, quote
-
-if TYPE_CHECKING:
-    pass
 
 FLEET_REVISION = "f001"
 """The newest revision of the fleet's tables that this version knows."""

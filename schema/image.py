@@ -43,6 +43,15 @@ class ImageName(msgspec.Struct, frozen=True):
             raise InvalidInputError(f"image name {quote(text)}: no spaces or control characters are allowed")
         return cls(head, tag or DEFAULT_TAG, digest)
 
+    @staticmethod
+    def of(name: object) -> "ImageName":
+        """Return a name as it is, or read it if it is text. Raises InvalidInputError for anything else."""
+        if isinstance(name, str):
+            return ImageName.parse(name)
+        if not isinstance(name, ImageName):
+            raise InvalidInputError(f"image name: give an ImageName or text, not {type(name).__name__}")
+        return name
+
     @property
     def normalized(self) -> "ImageName":
         """The full name: busybox is docker.io/library/busybox:latest (github.com/distribution/reference)."""

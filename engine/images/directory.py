@@ -95,11 +95,12 @@ class DirectoryImageStore:
             if present != record:
                 self._records.put(record)
 
-    def check(self, name: ImageName) -> bool:
+    def check(self, name: ImageName | str) -> bool:
         """Return whether the image is complete: its documents verified, its layers present in full size.
 
         The layers' content is verified whenever it is read.
         """
+        name = ImageName.of(name)
         with self._translated(f"check image {name}"), self._locked(fcntl.LOCK_SH):
             try:
                 record = self._find(name)
@@ -107,8 +108,9 @@ class DirectoryImageStore:
             except (NotFoundError, StoreDamagedError):
                 return False
 
-    def manifest(self, name: ImageName) -> ImageManifest:
+    def manifest(self, name: ImageName | str) -> ImageManifest:
         """Return what a container records of the image. Raises NotFoundError, StoreDamagedError."""
+        name = ImageName.of(name)
         with self._translated(f"read image {name}"), self._locked(fcntl.LOCK_SH):
             record = self._find(name)
             if not record.digest:
@@ -122,8 +124,9 @@ class DirectoryImageStore:
                 layers=tuple(layer.digest for layer in image.manifest.layers or []),
             )
 
-    def mount(self, name: ImageName, mount_type: MountType, target: str) -> None:
+    def mount(self, name: ImageName | str, mount_type: MountType, target: str) -> None:
         """Unpack the image into `target`: see ImageStore."""
+        name = ImageName.of(name)
         if mount_type not in _MOUNT_TYPES:
             raise UnsupportedError(f"mount type {mount_type!r}: this store supports only {MountType.PLAIN.value!r}")
         _require_empty_directory(target)
@@ -162,8 +165,9 @@ class DirectoryImageStore:
                 self._sweep_unless_busy()
             raise
 
-    def tag(self, name: ImageName, new: ImageName) -> None:
+    def tag(self, name: ImageName | str, new: ImageName | str) -> None:
         """Give the image another name: see ImageStore."""
+        name, new = ImageName.of(name), ImageName.of(new)
         _require_plain(new)
         with self._translated(f"tag image {name}"), self._locked(fcntl.LOCK_EX):
             record = self._find(name)
@@ -173,8 +177,9 @@ class DirectoryImageStore:
             self._records.put(msgspec.structs.replace(record, name=new))
             self._sweep()
 
-    def remove(self, name: ImageName) -> None:
+    def remove(self, name: ImageName | str) -> None:
         """Remove the image's name, and the blobs that no other image needs: see ImageStore."""
+        name = ImageName.of(name)
         with self._translated(f"remove image {name}"), self._locked(fcntl.LOCK_EX):
             try:
                 removed = [self._records.get(name).name]

@@ -42,7 +42,7 @@ def open_files(path: str, scratch: str) -> Iterator[Files]:
     try:
         # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InvalidInputError(f"cannot be opened: {getattr(error, 'strerror', None) or error}; {_CURE}") from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

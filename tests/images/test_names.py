@@ -36,6 +36,23 @@ def find(store: DirectoryImageStore, text: str) -> str:
     return digest
 
 
+def test_a_name_may_be_given_as_text(tmp_path: Path) -> None:
+    """What is neither is refused."""
+    store = DirectoryImageStore(str(tmp_path / "store"))
+    load(store, tmp_path, "busybox:1")
+    store.tag("busybox:1", "mine")
+    assert store.check("mine")
+    assert store.manifest("mine") == store.manifest(ImageName.parse("docker.io/library/mine"))
+    store.remove("mine")
+    for wrong in (None, 5, b"busybox:1"):
+        with pytest.raises(InvalidInputError, match="give an ImageName or text"):
+            store.remove(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError):
+            store.load(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="expected repository"):
+        store.manifest("")
+
+
 NORMALIZED = {
     "busybox": "docker.io/library/busybox:latest",
     "docker.io/busybox": "docker.io/library/busybox:latest",

@@ -190,6 +190,14 @@ def test_remains_of_a_failed_commit_are_not_kept(state_dir: str, monkeypatch: py
     store.close()
 
 
+def test_a_backup_wants_a_path(tmp_path: Path) -> None:
+    """A number would be a descriptor, bytes a path of another kind."""
+    with Store.open(str(tmp_path / "state")) as store:
+        for wrong in (5, None, b"backup.db"):
+            with pytest.raises(errors.InvalidInputError, match="give a path"):
+                store.back_up(wrong)  # type: ignore[arg-type]
+
+
 def test_two_backups_to_one_name(tmp_path: Path) -> None:
     """One of them is acknowledged, and is there; the other raises AlreadyExistsError."""
     stores = []

@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 
 from limpet.engine.database.sqlite.reader import Reader
 from limpet.engine.state.durable import rename_new, sync_directory, sync_file, temporary_path
-from limpet.schema.errors import AlreadyExistsError, StoreDamagedError, StoreError, quote_path
+from limpet.schema.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    StoreDamagedError,
+    StoreError,
+    quote,
+    quote_path,
+)
 
 
 def back_up(reader: Reader, target_path: str) -> None:
@@ -34,6 +41,8 @@ def copy(reader: Reader, target_path: str) -> Sequence[str]:
 
 
 def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]]) -> list[str]:
+    if not isinstance(target_path, str | os.PathLike):
+        raise InvalidInputError(f"backup to {quote(target_path)}: give a path")
     target_path = os.path.abspath(target_path)
     directory = os.path.dirname(target_path)
     if os.path.lexists(target_path):

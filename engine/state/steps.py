@@ -166,11 +166,16 @@ def whole(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concatenate[_S,
 
     @wraps(method)
     def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if threading.get_ident() == threading.main_thread().ident and _has_handlers():
+        if may_be_called_again():
             return run_whole(lambda: method(self, *args, **kwargs))
         return method(self, *args, **kwargs)
 
     return call
+
+
+def may_be_called_again() -> bool:
+    """Say whether this is the main thread, amid whose calls a signal handler of the host program's may make others."""
+    return threading.get_ident() == threading.main_thread().ident and _has_handlers()
 
 
 def _has_handlers() -> bool:

@@ -20,7 +20,7 @@ from limpet.engine.database import Changes, Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
-from limpet.engine.state.steps import whole
+from limpet.engine.state.steps import may_be_called_again, run_whole, whole
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
@@ -159,7 +159,6 @@ class Store:
         state = "closed" if self._closed else f"{len(self._rows)} containers, {len(self._doubts)} unknown"
         return f"<Store {self.directory.path}: {state}>"
 
-    @whole
     def add(self, metadata: Metadata, status: Status | None = None) -> Record:
         """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
         self._change(lambda draft: draft.add(metadata, status or Status()))
@@ -293,12 +292,10 @@ class Store:
         page = self._records.load_events(after, limit)
         return page._replace(newest=newest, rows=[row for row in page.rows if row.revision <= newest])
 
-    @whole
     def delete(self, container_id: str) -> bool:
         """Remove the record and history of the container with exactly this id; return False if it is gone already."""
         return self._change(lambda draft: draft.delete(container_id))
 
-    @whole
     def checkpoint(self, container_id: str, status: Status, *, expect: int | None = None) -> Status:
         """Replace a container's status, durably, and return it.
 
@@ -307,7 +304,6 @@ class Store:
         """
         return self._change(lambda draft: draft.replace(container_id, status, expect))
 
-    @whole
     def update(self, container_id: str, fn: Callable[[Status], Status], *, ready_sandbox: str | None = None) -> Status:
         """Replace a container's status by `fn` of it, durably, and return the new one.
 
@@ -318,7 +314,6 @@ class Store:
         """
         return self._change(lambda draft: draft.update(container_id, fn, ready_sandbox=ready_sandbox))
 
-    @whole
     def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """Add a sandbox, READY unless a status says otherwise.
 
@@ -355,7 +350,6 @@ class Store:
         """Return the version of that status, which grows by one with each change. Raises as `sandbox_status` does."""
         return self._read_sandbox(sandbox_id)[1]
 
-    @whole
     def update_sandbox(
         self, sandbox_id: str, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None
     ) -> SandboxStatus:
@@ -383,7 +377,6 @@ class Store:
         """What is wrong with each sandbox whose record cannot be read, by its id."""
         return dict(self._sandboxes.damaged)
 
-    @whole
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove the record of the sandbox with exactly this id; return False if it is gone already.
 
@@ -391,7 +384,6 @@ class Store:
         """
         return self._change(lambda draft: draft.delete_sandbox(sandbox_id))
 
-    @whole
     def put(self, kind: str, key: str, value: Any, *, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own, durably, in place of what is there; return it with its version.
 
@@ -416,7 +408,6 @@ class Store:
         self.require_open()
         return [row_to_item(self.node, row) for row in self._records.load_items(require_item_name("kind", kind))]
 
-    @whole
     def delete_item(self, kind: str, key: str, *, expect: int | None = None) -> None:
         """Delete an item, durably; one that is not there is fine. Raises VersionConflictError, see `put`."""
         self._change(lambda draft: draft.delete_item(kind, key, expect))
@@ -547,7 +538,6 @@ class Store:
         others = (row_to_status(other).identity for _, other in self._rows.known() if other)
         return None if suspect in others else suspect
 
-    @whole
     def declare_gone(self, container_id: str, why: str) -> Status:
         """Record on a person's word that no process of an Unknown container is left, and return its status.
 
@@ -606,11 +596,19 @@ class Store:
 
     def _change(self, apply: Callable[[Draft], _T]) -> _T:
         self.require_open()
+        if may_be_called_again():
+            made = run_whole(lambda: self._change_later(apply))
+            self.fleet.wait()  # here, where an interrupt ends it
+            return made
         request = Request(apply)
         self.fleet.expect(request)
         result: _T = self._committer.run(request)
         self.fleet.wait_for(request)
         return result
+
+    def _change_later(self, apply: Callable[[Draft], _T]) -> _T:
+        with self.fleet.later():
+            return self._change(apply)
 
     def begin(self) -> Draft:
         """Return a draft for who has the right to commit. For fronts such as `aio`; see `transaction`."""

@@ -1,6 +1,7 @@
 """Behind a pooler that gives each transaction another session, or one to many: nobody finds what another has set."""
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def running_pooler(base: Base) -> Iterator[str]:
     as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups"] if os.geteuid() == 0 else []
     pooler = subprocess.Popen([*as_user, "pgbouncer", "-q", str(config)], stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: Path(f"{directory}/.s.PGSQL.{PORT}").exists() or pooler.poll() is not None, "pgbouncer")
+        wait_until(lambda: _listens(f"{directory}/.s.PGSQL.{PORT}"), "pgbouncer")
         yield directory
     finally:
         pooler.terminate()
@@ -68,3 +69,8 @@ def test_who_shares_a_session_finds_nothing_of_others(base: Base, tmp_path: Path
             own = f"{base.url}&schema={name}"
             assert find_differences(own, "n", str(tmp_path / str(number) / "store.db")) == []
             remove_tables(own)
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0

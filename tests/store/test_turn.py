@@ -43,8 +43,8 @@ def test_a_thread_hands_over_to_another(open_it: Callable[..., Store | Engine], 
     first = open_it(state_dir)
     thread, outcome = in_thread(lambda: open_it(state_dir, wait=math.inf))
     began = time.process_time()
-    time.sleep(1)
-    assert time.process_time() - began < 0.5
+    time.sleep(2)
+    assert time.process_time() - began < 1  # what runs beside it in this process takes some, too
     first.close()
     thread.join(20)
     (opened,) = outcome

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -217,12 +218,16 @@ def on_terminal(limpet: Limpet, columns: int, *args: str, until: int = 0, **vari
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     printed = b""
-    while select.select([ours], [], [], 30)[0]:
-        try:
-            printed += os.read(ours, 65536)
-        except OSError:  # EIO: the other side is closed
-            break
-        if until and printed.count(b"\n") == until:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        before, is_silent = printed.count(b"\n"), not select.select([ours], [], [], 3)[0]
+        if not is_silent:
+            try:
+                printed += os.read(ours, 65536)
+            except OSError:  # EIO: the other side is closed
+                break
+        # Again where nothing comes of it: Python loses an interrupt that comes in a destructor.
+        if 0 < until <= printed.count(b"\n") and (before < until or is_silent):
             process.send_signal(signal.SIGINT)
     os.close(ours)
     assert process.wait(30) in ({130} if until else {0, 7})

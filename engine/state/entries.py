@@ -25,6 +25,11 @@ def require_path(state_dir: str | os.PathLike[str]) -> str:
         path = ""
     if not path or not isinstance(path, str):
         raise InvalidInputError(f"state directory {quote_path(state_dir)}: give a path, as text")
+    if path.split("/", 1)[0] == "~":
+        raise InvalidInputError(
+            f"state directory {quote_path(path)}: only a shell knows whose home ~ is; give os.path.expanduser of it, or"
+            " ./~ for a directory of that name"
+        )
     if (found := _URL.match(path)) is not None:
         what = f"a URL ({found['scheme']}:...)" if found["scheme"] else "a name that SQLite knows"
         raise InvalidInputError(  # not all of it: it may hold a password

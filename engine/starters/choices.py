@@ -33,7 +33,8 @@ def choose_log_path(log_directory: str, log_path: str) -> str:
         raise InvalidInputError(f"log_directory {quote_path(log_directory)}: an absolute path is needed")
     root = os.path.realpath(log_directory)
     path = os.path.join(root, log_path)
-    directory = os.path.realpath(os.path.dirname(path))
+    # Twice: where links lead in a circle, realpath(3) is given up, and what follows them is left as it is.
+    directory = os.path.realpath(os.path.realpath(os.path.dirname(path)))
     name = os.path.basename(path)
     if os.path.isabs(log_path) or name in {"", ".", ".."} or os.path.commonpath([root, directory]) != root:
         raise InvalidInputError(f"log_path {quote_path(log_path)}: a path within the log directory {root} is needed")

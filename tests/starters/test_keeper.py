@@ -205,7 +205,7 @@ def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_di
 
     wait_until(is_shown, "the first to be shown")  # a fork of it has its name for a moment
     first = find_facts(state_dir).keeper_pid
-    kill(state_dir, *KEEPER)
+    os.kill(first, signal.SIGKILL)
     wait_until(lambda: not is_running(first), "the keeper to end")
     wait_until(is_shown, "the next one to be shown")
 

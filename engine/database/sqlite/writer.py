@@ -71,18 +71,21 @@ class Writer:
         self._allowed_wal_bytes = WAL_BYTES
 
     def claim(self) -> int:
-        """Begin a new epoch, so that earlier writers can no longer write, and return it. Raises StoreError."""
+        """Begin a new epoch, so that earlier writers can no longer write, and return it. Raises StoreError.
+
+        Whoever calls it holds the lock of the state directory, so nobody writes between two statements. No transaction
+        is open between them: an interrupt here, and another that keeps this from being closed, would leave it open.
+        """
         try:
-            with self._transaction() as connection:
-                row = connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
-                now = time.time_ns()
-                if row is None:
-                    self._epoch = 1
-                    connection.execute(sql.INSERT_NODE, (self._node, 1, now))
-                else:
-                    self._epoch = require_integer(self._path, row[0]) + 1
-                    connection.execute(sql.UPDATE_NODE, (self._epoch, now, self._node))
-                self._log.load(connection)
+            row = self._connection.execute(sql.SELECT_EPOCH, (self._node,)).fetchone()
+            epoch = 1 if row is None else require_integer(self._path, row[0]) + 1
+            self._log.load(self._connection)  # before anything is written: it may be damaged
+            now = time.time_ns()
+            if row is None:
+                self._connection.execute(sql.INSERT_NODE, (self._node, epoch, now))
+            else:
+                self._connection.execute(sql.UPDATE_NODE, (epoch, now, self._node))
+            self._epoch = epoch
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
         self._note_files()

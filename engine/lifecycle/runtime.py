@@ -50,9 +50,9 @@ class Runtime:
     """By container, what wakes each waiting caller. No Condition: a signal handler that raises can leave one locked."""
     _steps: WeakValueDictionary[str, threading.RLock] = field(default_factory=WeakValueDictionary)
     _guard: threading.Lock = field(default_factory=threading.Lock)
-    _hanging: threading.RLock = field(default_factory=threading.RLock)
-    """Held while a bell is hung up or taken down: by the main thread, too, whose signal handler may wait for another
-    container then. No step needs it."""
+    _bells_guard: threading.RLock = field(default_factory=threading.RLock)
+    """Guards `_bells`. The main thread holds it, too, whose signal handler may wait for another container then: no step
+    needs it."""
 
     def __post_init__(self) -> None:
         self.timetable = Timetable(self._follow_up_at_once)
@@ -176,12 +176,12 @@ class Runtime:
     @contextmanager
     def bell(self, container_id: str, ring: Callable[[], object]) -> Iterator[None]:
         """Have `ring` called at each change of a container while the block runs."""
-        with self._hanging:
+        with self._bells_guard:
             self._bells.setdefault(container_id, []).append(ring)
         try:
             yield
         finally:
-            with self._hanging:
+            with self._bells_guard:
                 bells = self._bells.get(container_id, [])
                 if ring in bells:
                     bells.remove(ring)

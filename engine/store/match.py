@@ -55,16 +55,15 @@ class Named(NamedTuple):
 
         `find_named` returns those whose name is `text`; of several attempts in one place the newest is meant.
         `find_ids` returns the ids that begin with it, where that takes less than to look at all. Raises NotFoundError
-        if it means none, AmbiguousError if it means several.
+        if it means none, AmbiguousError if it means several, InvalidInputError if it is no text.
         """
-        if text in ids:
+        if require_text(kind, text) in ids:
             return text
         named = list(find_named())
         if named:
             return _choose_newest(text, named, kind)
-        beginning = text if type(text) is str else ""  # nothing else is one
-        candidates = find_ids(beginning) if find_ids and beginning else ids
-        found = sorted(key for key in candidates if key.startswith(beginning)) if beginning else []
+        candidates = find_ids(text) if find_ids and text else ids
+        found = sorted(key for key in candidates if key.startswith(text)) if text else []
         if not found:
             raise NotFoundError(f"no {kind} has the id or the name {quote(text)}, or an id that begins with it")
         if len(found) > 1:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from limpet.engine import AsyncEngine, Engine
+from limpet import AsyncEngine, Engine, Snapshot
 from limpet.schema.errors import InvalidInputError, InvalidStateError
 from tests.conftest import EngineProcess, in_thread
 
@@ -124,13 +124,16 @@ def test_what_is_no_text_is_told_by_its_type(engine: Engine) -> None:
 
     def ask() -> None:
         wrong: Any
+        snapshot = Snapshot.open(engine.store.directory.path)
+        finds = (engine.get, engine.get_sandbox, snapshot.get, snapshot.sandbox)
         for wrong in (container, engine, None, 5, b"c", ["c"], {"c": 1}):
-            for look in (engine.get, engine.get_sandbox, engine.store.status, engine.store.metadata, engine.history):
+            for look in (*finds, engine.store.status, engine.store.metadata, engine.history):
                 with pytest.raises(InvalidInputError, match="as text, not "):
                     look(wrong)
             for change in (engine.store.delete, engine.store.delete_sandbox):
                 with pytest.raises(InvalidInputError, match="as text, not "):
                     change(wrong)
+        snapshot.close()
 
     thread, outcome = in_thread(ask)
     thread.join(30)

@@ -1,6 +1,7 @@
 """Supervision: a life may have threads, children, signals and bad habits, and nothing is missed or left."""
 
 import ctypes
+import errno
 import mmap
 import os
 import resource
@@ -26,6 +27,7 @@ from limpet.testing import (
     kill_points,
     power_cuts,
     record,
+    supervisor,
     supported,
     syscalls,
     true_kills,
@@ -306,6 +308,25 @@ def test_a_system_without_user_notification_is_said(directory: str) -> None:
     """Within a life itself, where the kernel grants no second listener, supported() gives the kernel's reason."""
     trace = record(lambda _, acknowledge: acknowledge(str(supported.__wrapped__()).encode()), directory)
     assert b"seccomp user notification" in trace.acknowledged[0]
+
+
+def test_a_refusal_is_told_also_by_a_process_that_is_gone(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its supervisor may be slow to look: the kernel's reason is what it has said, not that it is gone."""
+
+    def refuse(_: object) -> int:
+        raise OSError(errno.EBUSY, "seccomp user notification: busy")
+
+    def open_late(pid: int) -> int:
+        end = time.monotonic() + 0.5  # the one that stays is the supervised process's parent
+        while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+            time.sleep(0.01)
+        return pidfd_open(pid)
+
+    pidfd_open = os.pidfd_open
+    monkeypatch.setattr(supervisor, "_install", refuse)
+    monkeypatch.setattr(os, "pidfd_open", open_late)
+    with pytest.raises(UnsupportedError, match="seccomp user notification: busy"):
+        record(JSONFiles().live, directory)
 
 
 def test_a_process_with_threads_is_refused(directory: str) -> None:

@@ -325,19 +325,23 @@ def _receive_listener(report: socket.socket) -> tuple[int, int, int]:
         raise _refuse(place)
     pid, number = _PLACE.unpack(place)
     name = f"/proc/{pid}/fd/{number}"
-    pidfd = os.pidfd_open(pid)
     try:
-        while True:
-            if select.select([report], [], [], _LOOK_AGAIN_SECONDS)[0]:
-                raise _refuse(report.recv(4096))
-            with contextlib.suppress(FileNotFoundError):
-                if "seccomp" in os.readlink(name):
-                    break
-        return _take_descriptor(pidfd, pid, number), pid, number
+        pidfd = os.pidfd_open(pid)
+        try:
+            while not _is_told(report, _LOOK_AGAIN_SECONDS):
+                with contextlib.suppress(FileNotFoundError):
+                    if "seccomp" in os.readlink(name):
+                        return _take_descriptor(pidfd, pid, number), pid, number
+        finally:
+            os.close(pidfd)
     except OSError as error:
-        raise _refuse(str(error).encode()) from error
-    finally:
-        os.close(pidfd)
+        if not _is_told(report, 0):  # it may have been refused, have said so, and be gone already
+            raise _refuse(str(error).encode()) from error
+    raise _refuse(report.recv(4096))
+
+
+def _is_told(report: socket.socket, seconds: float) -> bool:
+    return bool(select.select([report], [], [], seconds)[0])
 
 
 def _take_descriptor(pidfd: int, thread: int, number: int) -> int:

@@ -45,10 +45,15 @@ def find_keeper(state_dir: str) -> int:
     return client.keeper_pid
 
 
+def find_children(state_dir: str, name: str) -> list[int]:
+    """Return the pids of the keeper's children of this name, zombies included."""
+    children = read_children(find_keeper(state_dir))
+    return [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"]
+
+
 def find_spares(state_dir: str) -> list[int]:
     """Return the pids of the spare gates among the children of the keeper."""
-    children = read_children(find_keeper(state_dir))
-    return [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "limpet-spare\n"]
+    return find_children(state_dir, "limpet-spare")
 
 
 def wait_for_spare(state_dir: str) -> int:
@@ -80,6 +85,32 @@ def test_a_spare_that_was_killed_is_replaced(engine: Engine, state_dir: str) -> 
     assert second.status.pid != spare
     assert not os.path.exists(f"/proc/{spare}")
     engine.get("first").stop(0)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGSTOP, signal.SIGKILL])
+def test_what_holds_the_memory_of_a_spare_is_no_part_of_its_container(
+    engine: Engine, state_dir: str, number: int
+) -> None:
+    """Nor anything that a container waits for, or that stays: also if it was stopped, or killed."""
+    run(engine, "first")
+    wait_for_spare(state_dir)
+    (memory,) = find_children(state_dir, "limpet-memory")
+    if number:
+        os.kill(memory, number)
+    second = run(engine, "second", "sleep", "1001")
+    assert read_children(second.status.pid or 0) == []
+    client = KeeperClient(os.path.join(state_dir, "keeper"))
+    assert (client.ask({"op": "members", "id": "second"}) or {})["members"] == [second.status.pid]
+    client.close()
+    wait_until(lambda: not os.path.exists(f"/proc/{memory}"), "what held the memory is gone, and reaped")
+    wait_until(lambda: len(find_children(state_dir, "limpet-memory")) == 1, "the next spare has one")
+    keeper = find_keeper(state_dir)
+    for container in engine.list():
+        container.stop(0)
+        container.release()
+        container.delete()
+    engine.close()
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), "the keeper has ended")
 
 
 def test_the_spare_ends_with_its_keeper(engine: Engine, state_dir: str) -> None:

@@ -16,34 +16,37 @@ import socket
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from .kernel import name_process, unshare
+from .kernel import hold_memory, name_process, unshare
 from .messages import receive
 from .root import become_user, enter_root
 
 NOT_EXECUTED = 128
 """The exit code of a process that did not get as far as the program."""
-SPARE_NAME, COMMAND_NAME = "limpet-spare", "limpet-gate"
-"""As /proc/PID/comm shows it: before it is a container's, and from then on."""
-_CONTROL, _REPORT = 3, 4
+SPARE_NAME, COMMAND_NAME, MEMORY_NAME = "limpet-spare", "limpet-gate", "limpet-memory"
+"""As /proc/PID/comm shows it: before it is a container's, from then on, and what holds its memory."""
+_CONTROL = 3
+_UNTIL = _REPORT = 4
 _FIRST_FREE = 10
 _CLONE_NEWUTS = 0x04000000
 _UMASK = 0o022
 _DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
 
 
-def become_container(control: int, report: int) -> NoReturn:
+def become_container(control: int, until: int) -> NoReturn:
     """Turn this process, just forked, into a container's. Never returns.
 
-    `control` is a socket: a message with three descriptors makes it a container's, the plan (JSON, see `root`) and what
-    becomes standard output and error; a message "g" opens the gate, end of file closes it. `report` is closed by a
-    successful exec; what is written to it is why there was none.
+    `control` is a socket: a message with four descriptors makes it a container's: the plan (JSON, see `root`), what
+    becomes standard output and error, and a pipe for its report, which a successful exec closes; what is written to it
+    is why there was none. A message "g" opens the gate, end of file closes it. Unless `until` is
+    -1, its memory is held until the other end of that pipe is closed.
     """
-    told = report
     try:
-        os.setsid()
-        _take_descriptors(control, report)
-        told = _REPORT
+        _take_descriptors(control, until)
         _forget_the_keeper()
+        if until >= 0:
+            name_process(MEMORY_NAME)
+            hold_memory(_UNTIL)
+        os.setsid()  # only now: what holds its memory is no part of a container
         plan = _receive_plan()
         if plan is not None:
             _obey_plan(plan)
@@ -52,7 +55,7 @@ def become_container(control: int, report: int) -> NoReturn:
         name = os.fsdecode(name) if isinstance(name, bytes) else name
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         with suppress(OSError):
-            os.write(told, (f"{name!r}: {reason}" if name else reason).encode(errors="replace")[:4000])
+            os.write(_REPORT, (f"{name!r}: {reason}" if name else reason).encode(errors="replace")[:4000])
     finally:
         os._exit(NOT_EXECUTED)
 
@@ -68,7 +71,8 @@ def _receive_plan() -> dict[str, Any] | None:
     if not given:
         return None
     name_process(COMMAND_NAME)
-    plan, *streams = given
+    plan, *streams, report = given
+    os.dup2(report, _REPORT, inheritable=False)
     for number, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream, number)
     document: dict[str, Any] = json.loads(os.pread(plan, os.fstat(plan).st_size, 0))
@@ -93,10 +97,11 @@ def _obey_plan(document: dict[str, Any]) -> None:
     _execute(args, environment)
 
 
-def _take_descriptors(control: int, report: int) -> None:
+def _take_descriptors(control: int, until: int) -> None:
     """Have 0 to 4 and nothing else: not the keeper's lock, not its connections, not what leads to other gates."""
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for each in (null, null, null, control, report)]
+    taken = (null, null, null, control, null if until < 0 else until)
+    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for each in taken]
     for number, each in enumerate(high):
         os.dup2(each, number, inheritable=number < _CONTROL)
     os.closerange(len(high), 1 << 30)  # one close_range(2)

@@ -210,7 +210,10 @@ class Keeper:
             return
         self._look_again_at = now + _LOOK_SECONDS
         anchor = self._anchor if self._anchor == os.getppid() else 0  # it lives, and is not we
-        for pid in filter(None, (anchor, self._copies.pid, self._flushing[0] if self._flushing else 0)):
+        ours = [anchor, self._copies.pid, self._flushing[0] if self._flushing else 0]
+        with suppress(OSError):
+            ours += [pid for pid in self._orphans() if os.getsid(pid) == os.getsid(0)]  # what holds a gate's memory
+        for pid in filter(None, ours):
             with suppress(OSError):
                 let_go_on(pid)
 
@@ -361,11 +364,13 @@ class Keeper:
             if log:
                 self._copies.begin(key, log, log_directory)
             gate = self._spare.take()
+            report = -1
             try:
-                gate.hand_over(plan, streams)
-                container = self._enter(key, gate, log)
+                report = gate.hand_over(plan, streams)
+                container = self._enter(key, gate, report, log)
             except BaseException:
                 gate.end()
+                close(report)
                 raise
         except BaseException:
             self._copies.discard(key)
@@ -376,17 +381,17 @@ class Keeper:
         self._journal.append(container.describe())
         return container
 
-    def _enter(self, key: str, gate: Gate, log: Record | None) -> Container:
+    def _enter(self, key: str, gate: Gate, report: int, log: Record | None) -> Container:
         """Watch a gate that is a container's from now on."""
         container = Container(key, gate.pid, gate.start_ticks, gate.pidfd, log)
         self._watch(gate.pidfd, lambda: self._note_end(container))
         try:
             container.inode = self._read_inode(gate.pidfd)
-            self._watch(gate.report, lambda: self._read_report(container))
+            self._watch(report, lambda: self._read_report(container))
         except BaseException:
             self._unwatch(gate.pidfd)
             raise
-        container.gate, container.report = gate.control, gate.report
+        container.gate, container.report = gate.control, report
         self._containers[key] = self._firsts[gate.pid] = container
         self._starting.add(key)
         return container

@@ -1,14 +1,14 @@
 """The spare gate: one that is forked ahead of the start that needs it, for a fork is the slowest part of a start.
 
 It knows nothing of a container and is none's process until it is handed a plan. While it waits its name is
-SPARE_NAME; it ends when the keeper does.
+SPARE_NAME; it ends when the keeper does. Its memory is held by another process, for the slowest part of what is left of
+a start is to take that down; which is done when the next one is made, or no container is left.
 """
 
 import os
 import select
 import signal
 import socket
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -25,16 +25,24 @@ class Gate(NamedTuple):
     pidfd: int
     control: int
     """A socket: it takes a plan with the streams, then the byte that opens the gate; closed, the gate closes."""
-    report: int
-    """A pipe, not blocking: why the program was not executed, up to the end of file."""
 
-    def hand_over(self, plan: int, streams: tuple[int, int]) -> None:
-        """Give it the plan and the streams of a container. Raises OSError, also if it has ended."""
+    def hand_over(self, plan: int, streams: tuple[int, int]) -> int:
+        """Give it the plan and the streams of a container. Raises OSError.
+
+        Returns the end of a pipe, not blocking: why the program was not executed, up to the end of file.
+        """
+        report, theirs = os.pipe2(os.O_CLOEXEC)
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self.control)
         try:
-            send(link, {}, (plan, *streams))
+            os.set_blocking(report, False)
+            send(link, {}, (plan, *streams, theirs))
+        except BaseException:
+            close(report)
+            raise
         finally:
             link.detach()
+            close(theirs)
+        return report
 
     def end(self) -> None:
         """Kill it, reap it and close what leads to it. It must be our child still."""
@@ -42,7 +50,8 @@ class Gate(NamedTuple):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-        _close_all((self.pidfd, self.control, self.report))
+        close(self.pidfd)
+        close(self.control)
 
     @property
     def is_of_use(self) -> bool:
@@ -60,6 +69,7 @@ class Spare:
 
     def __init__(self) -> None:
         self._gate: Gate | None = None
+        self._memory = -1  # the end of a pipe: closed, nothing holds the memory of the last that was made any longer
         self.is_wanted = False
         """True if a gate was taken since one was made."""
 
@@ -72,8 +82,13 @@ class Spare:
         """Fork one; where that is refused, there is none, and `take` tries again."""
         self.is_wanted = False
         if self._gate is None:
+            self._let_memory_go()
             with suppress(OSError):
-                self._gate = _fork_gate()
+                until, self._memory = os.pipe2(os.O_CLOEXEC)
+                try:
+                    self._gate = _fork_gate(until)
+                finally:
+                    close(until)
 
     def take(self) -> Gate:
         """Return the one that waits, or another. Raises OSError."""
@@ -89,40 +104,39 @@ class Spare:
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.end()
+        self._let_memory_go()
+
+    def _let_memory_go(self) -> None:
+        close(self._memory)
+        self._memory = -1
 
 
-def _fork_gate() -> Gate:
-    """Fork a gate. Whatever fails, no process is left. Raises OSError."""
-    opened: list[int] = []
+def _fork_gate(until: int = -1) -> Gate:
+    """Fork a gate; its memory is held until the other end of the pipe `until` is closed. Raises OSError.
+
+    Whatever fails, no process is left.
+    """
+    ours, theirs = _make_link()
     try:
-        ours, theirs = _make_link()
-        opened += (ours, theirs)
-        report_read, report_write = os.pipe2(os.O_CLOEXEC)
-        opened += (report_read, report_write)
-        os.set_blocking(report_read, False)
         pid = os.fork()
         if not pid:
-            become_container(theirs, report_write)
+            become_container(theirs, until)
         try:
             stat = read_stat(pid)
             if stat is None:
                 raise ProcessLookupError(f"process {pid} is not to be seen in /proc")
-            gate = Gate(pid, stat.start_ticks, os.pidfd_open(pid), ours, report_read)
+            return Gate(pid, stat.start_ticks, os.pidfd_open(pid), ours)
         except BaseException:
             os.kill(pid, signal.SIGKILL)  # our child, not reaped: the number is its own
             os.waitpid(pid, 0)
             raise
-        opened = [theirs, report_write]
-        return gate
+    except BaseException:
+        close(ours)
+        raise
     finally:
-        _close_all(opened)
+        close(theirs)
 
 
 def _make_link() -> tuple[int, int]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return ours.detach(), theirs.detach()
-
-
-def _close_all(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        close(descriptor)

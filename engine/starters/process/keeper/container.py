@@ -98,7 +98,7 @@ class Container:
         process, or all there are where it `is_stranger`. They are this container's if they have its UTS namespace or
         its session; not `has_session` says that the number of that session may be another's by now.
         """
-        roots = [] if self.is_reaped or not self.is_proven else [self.pid]
+        roots = [self.pid] if self.is_proven and self.end is None else []  # one that has ended has no children any more
         roots += [pid for pid in orphans if self._is_left_of_it(pid, has_session=has_session)]
         return [pid for pid in _walk(roots) if (stat := read_stat(pid)) is not None and not stat.is_zombie]
 

@@ -140,6 +140,8 @@ def read_children(pid: int) -> list[int]:
     """
     if not _HAS_CHILDREN_FILES:
         return [each for each in list_processes() if (stat := read_stat(each)) is not None and stat.parent == pid]
+    if pid == os.getpid():  # the keeper's own are asked for all the time, and it has one thread
+        return [*map(int, _read_whole(f"/proc/self/task/{pid}/children").split())]
     children: list[int] = []
     with suppress(*_GONE_OR_HIDDEN):
         for thread in os.listdir(f"/proc/{pid}/task"):

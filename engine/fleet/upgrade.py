@@ -6,7 +6,7 @@ from typing import Any
 from limpet.engine.fleet.address import Address, Connection
 from limpet.schema.errors import FleetError, FleetTooNewError, quote
 
-FLEET_REVISION = "f001"
+FLEET_REVISION = "f002"
 """The newest revision of the fleet's tables that this version knows."""
 _LOCK = 0x6C696D706574
 """The key of the advisory lock under which tables are made: "limpet"."""

@@ -3,19 +3,22 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
 import msgspec
+import psycopg
 from msgspec.structs import replace
 
 from limpet.engine.fleet.address import Address, Connection
 from limpet.engine.fleet.rows import escape, from_record
 from limpet.engine.fleet.upgrade import require_current
 from limpet.schema.codec import (
+    find_unsound,
     label_text,
     read_labels,
     require_readable_status,
-    row_is_sound,
     row_to_event,
     row_to_metadata,
     row_to_status,
@@ -28,11 +31,13 @@ from limpet.schema.status import ContainerState, Reason, Status, read_state
 
 _POLL_SECONDS = 0.5
 _PAGE = 256
+_WIDTH = 1 + len(NameRow._fields)
+"""So many columns stand before those of a status."""
 
 _NODES = """
 SELECT name, epoch, host, pid, path, as_of, revision, is_whole, doubts, lease_seconds,
     extract(epoch FROM clock_timestamp() - heard_at)::float8,
-    (SELECT count(*) FROM container WHERE container.node = fleet_node.name)
+    CASE WHEN %(is_counted)s THEN (SELECT count(*) FROM container WHERE container.node = fleet_node.name) ELSE 0 END
 FROM fleet_node WHERE %(node)s IN ('', name) ORDER BY name"""
 
 
@@ -58,12 +63,21 @@ class FleetNode(NamedTuple):
     containers: int
 
 
+_UNREAD = Status()
 _NAMED = 10
 """So many nodes are named where there is none with a name that is asked for."""
 _UNREADABLE = (
     Reason.DAMAGED,
     "what its node vouches for cannot be read in the fleet; the node writes it anew when its engine is opened again",
 )
+
+
+_OF_NODE = "container.node = %(node)s"
+_NAMED_SO = "AND container.name = %(name)s"
+_LABELLED = (
+    r"AND replace(container.labels, '\u0000', '\u0001')::jsonb @> replace(%(labels)s, '\u0000', '\u0001')::jsonb"
+)
+"""As the indexes have it."""
 
 
 class FleetContainer(NamedTuple):
@@ -128,7 +142,7 @@ class Fleet:
 
     def nodes(self, *, node: str = "") -> Sequence[FleetNode]:
         """Return all nodes, by name, or this one. Raises NotFoundError for a node that is none, FleetError."""
-        return [known.node for known in self._choose_nodes(node).values()]
+        return [known.node for known in self._choose_nodes(node, is_counted=True).values()]
 
     def list(
         self,
@@ -145,16 +159,12 @@ class Fleet:
         """
         wanted_state = None if state is None else read_state(state)
         wanted = (labels or {}).items()
-        clauses, values = ["AND (%(name)s = '' OR container.name = %(name)s)"], {"name": name}
-        for place, text in enumerate(label_text(*each) for each in wanted):  # the last word has what is read below
-            clauses.append(f"AND strpos(container.labels, %(label{place})s) > 0")
-            values[f"label{place}"] = text
-        found = self._load(node, " ".join(clauses), values)
-        return [
-            one
-            for one in found
-            if wanted <= one.labels.items() and (wanted_state is None or one.status.state is wanted_state)
-        ]
+        texts = [text for label in wanted if (text := label_text(*label))]  # without those that nobody can have
+        clauses = f"{_NAMED_SO if name else ''} {_LABELLED if texts else ''}"
+        found = self._load(node, clauses, {"name": name, "labels": f"{{{','.join(texts)}}}"})
+        if wanted:  # the last word has what was read: the index is of labels without NUL
+            found = [one for one in found if wanted <= one.labels.items()]
+        return found if wanted_state is None else [one for one in found if one.status.state is wanted_state]
 
     def get(self, container_id: str, *, node: str = "") -> FleetContainer:
         """Return the container with this id, on whatever node, or on this one.
@@ -218,19 +228,22 @@ class Fleet:
                 time.sleep(_POLL_SECONDS)
 
     def _ask(self, query: str, values: Any = None) -> "Sequence[tuple[Any, ...]]":
+        return self._execute(query, values).fetchall()
+
+    def _execute(self, query: str, values: Any = None) -> "psycopg.Cursor[Any]":
         if isinstance(values, dict):  # what somebody looks for is escaped as what was sent
             values = {key: escape(value) if isinstance(value, str) else value for key, value in values.items()}
         try:
             with self._address.errors_told():
-                return self._connection.execute(query, values).fetchall()
+                return self._connection.execute(query, values)
         except UnicodeEncodeError as error:
             raise InvalidInputError(
                 f"{error.object!r} is no text that can be looked for: it has lone surrogates"
             ) from None
 
-    def _load_nodes(self, node: str = "") -> dict[str, _Known]:
+    def _load_nodes(self, node: str = "", *, is_counted: bool = False) -> dict[str, _Known]:
         found = {}
-        for row in self._ask(_NODES, {"node": node}):
+        for row in self._ask(_NODES, {"node": node, "is_counted": is_counted}):
             name, epoch, host, pid, path, _, revision, is_whole, doubts, lease, silent, containers = row
             known = FleetNode(
                 name=name,
@@ -248,8 +261,8 @@ class Fleet:
             found[name] = _Known(known, _read_doubts(doubts))
         return found
 
-    def _choose_nodes(self, node: str) -> dict[str, _Known]:
-        nodes = self._load_nodes(node)
+    def _choose_nodes(self, node: str, *, is_counted: bool = False) -> dict[str, _Known]:
+        nodes = self._load_nodes(node, is_counted=is_counted)
         if node and not nodes:
             names = list(self._load_nodes())
             more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
@@ -264,16 +277,16 @@ class Fleet:
         query = (
             f"SELECT container.node, {names}, {statuses} FROM container"  # noqa: S608  # our own names
             " LEFT JOIN container_status AS status USING (node, id)"
-            f" WHERE (%(node)s = '' OR container.node = %(node)s) {clause} ORDER BY container.node, container.id"
+            f" WHERE {_OF_NODE if node else 'true'} {clause} ORDER BY container.node, container.id"
         )
-        rows = self._ask(query, {"node": node, **values})
+        cursor = self._execute(query, {"node": node, **values})
         nodes = self._choose_nodes(node)  # after the rows: whether it is heard of is then not older than they are
-        width = 1 + len(NameRow._fields)
-        return [
-            _make_container(nodes[row[0]], from_record(NameRow, row[1:width]), row[width:])
-            for row in rows
-            if row[0] in nodes
-        ]
+        found: list[FleetContainer] = []
+        while rows := cursor.fetchmany(_PAGE):  # all at once would have Python's garbage collector look at all of them
+            for name, of_node in groupby(rows, key=itemgetter(0)):
+                if name in nodes:
+                    found += _make_containers(nodes[name], list(of_node))
+        return found
 
 
 def _read_doubts(text: str) -> Mapping[str, tuple[str, str]] | None:
@@ -283,13 +296,20 @@ def _read_doubts(text: str) -> Mapping[str, tuple[str, str]] | None:
         return None
 
 
-def _make_container(known: _Known, names: NameRow, values: Sequence[Any]) -> FleetContainer:
+def _make_containers(known: _Known, rows: Sequence[tuple[Any, ...]]) -> Iterator[FleetContainer]:
+    """Yield the containers of one node, from rows of its name, a `NameRow` and a `StatusRow`."""
+    statuses = [StatusRow._make(row[_WIDTH:]) for row in rows]
+    unsound = set(map(id, find_unsound(known.node.name, statuses)))
+    for row, status in zip(rows, statuses, strict=True):
+        yield _make_container(known, from_record(NameRow, row[1:_WIDTH]), status, is_sound=id(status) not in unsound)
+
+
+def _make_container(known: _Known, names: NameRow, row: StatusRow, *, is_sound: bool) -> FleetContainer:
     node = known.node
-    row = StatusRow._make(values)
-    checkpoint, doubt = Status(), (known.doubts or {}).get(names.id)
+    checkpoint, doubt = _UNREAD, (known.doubts or {}).get(names.id)
     try:
-        if not row_is_sound(node.name, row):  # few have anything escaped, which does not match its checksum
-            row = from_record(StatusRow, values)
+        if not is_sound:  # few have anything escaped, which does not match its checksum
+            row = from_record(StatusRow, row)
             require_readable_status(node.name, row)
         checkpoint = row_to_status(row)
     except StoreDamagedError as error:

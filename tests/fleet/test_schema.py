@@ -54,6 +54,24 @@ def test_the_tables_are_those_of_the_nodes(base: Base) -> None:
         ]
 
 
+def test_tables_of_the_first_revision_are_upgraded(base: Base, state_dir: str) -> None:
+    """With what is in them, by the node that needs it; an index is then as in new ones."""
+    indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'limpet' ORDER BY indexname"
+    address = Address(base.url)
+    with address.connect() as connection:
+        require_schema(address, connection, "f001")
+        made = {name for name, _ in base.ask(indexes)}
+        with pytest.raises(errors.FleetError, match="of revision 'f001'"):
+            require_current(address, connection)
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.put("k", "k", 1)
+        wait_sent(store)
+    upgraded = base.ask(indexes)
+    assert {name for name, _ in upgraded} - made == {"container_by_id", "container_by_labels", "container_by_name"}
+    with Fleet.open(base.url) as fleet:
+        assert fleet.nodes()[0].is_whole
+
+
 @pytest.mark.parametrize(
     ("statement", "kind", "what"),
     [

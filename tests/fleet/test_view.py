@@ -219,3 +219,32 @@ def test_odd_words_are_looked_for(base: Base, state_dir: str) -> None:
             fleet.nodes(node="\ud800")
         with pytest.raises(errors.InvalidInputError):
             fleet.list(name="\ud800")
+
+
+def test_filters_are_looked_up_in_indexes(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in all rows of all nodes; whoever has what the index takes for a NUL is not taken for another."""
+    texts = {"one": "a\x01b", "written": "a\\u0000b", "plain": "ab"}
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        for name, text in texts.items():
+            store.add(metadata(name, app="web", k=text))
+        wait_sent(store)
+    plans = []
+    with Fleet.open(base.url) as fleet:
+        execute = fleet._execute
+
+        def explain(query: str, values: object = None) -> object:
+            if "status USING" in query:
+                plans.append("\n".join(row[0] for row in execute(f"EXPLAIN {query}", values).fetchall()))
+            return execute(query, values)
+
+        monkeypatch.setattr(fleet, "_execute", explain)
+        fleet._connection.execute("SET enable_seqscan = off; SET enable_indexscan = off")
+        for name, text in texts.items():
+            assert [one.id for one in fleet.list(labels={"k": text, "app": "web"})] == [name]
+            assert "container_by_labels" in plans[-1]
+        assert [one.id for one in fleet.list(name="plain")] == ["plain"]
+        assert "container_by_name" in plans[-1]
+        plans.clear()
+        assert fleet.get("writt").id == "written"
+        assert ["container_by_id" in plan for plan in plans] == [True, False, True]

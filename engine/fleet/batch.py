@@ -20,6 +20,7 @@ import psycopg
 from limpet.engine.database.sqlite.extract import ROWS, Extract, Keys
 from limpet.engine.fleet import rows as sql
 from limpet.engine.fleet.address import Connection, replicated
+from limpet.schema.codec import find_unsound, row_is_sound
 from limpet.schema.errors import FleetFencedError, InvalidStateError, NotFoundError, quote, quote_path
 from limpet.schema.rows import EventRow
 
@@ -74,6 +75,9 @@ UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = coalesce(%s, doubts
 _EVICT = """
 SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
 WHERE application_name = %s AND datname = current_database() AND pid <> pg_backend_pid()"""
+ALTERED = -1
+"""A checksum that no row has."""
+_ROWS_AT_ONCE = 1024
 _LOCK_SECONDS = 2.0
 """For so long a claim waits for a transaction of whoever had the node; then that connection is ended."""
 _WHO = """
@@ -253,14 +257,26 @@ def _statements(
 
 
 def load_keys(connection: Connection, node: str) -> Keys:
-    """Return what the fleet has of a node, by checksums, to be compared with what the node has. Raises FleetError."""
-    events = connection.execute("SELECT revision, checksum FROM event WHERE node = %s", (node,)).fetchall()
-    found = {}
-    for table, (_, keys) in ROWS.items():
-        statement = f"SELECT {', '.join(keys)}, checksum FROM {table} WHERE node = %s"  # noqa: S608  # ours
-        loaded = connection.execute(statement, (node,)).fetchall()
-        found[table] = {tuple(map(sql.unescape, row[:-1])): int(row[-1]) for row in loaded}
-    return Keys(pruned=0, newest=0, events=dict(events), rows=found)
+    """Return what the fleet has of a node, by checksums, to be compared with what the node has. Raises FleetError.
+
+    A row that does not carry the checksum of what it holds was altered there: it has `ALTERED`, which no row has.
+    """
+    events = _load_checksums(connection, node, "event", EventRow, 1)
+    found = {table: _load_checksums(connection, node, table, each, len(keys)) for table, (each, keys) in ROWS.items()}
+    return Keys(pruned=0, newest=0, events={key[0]: checksum for key, checksum in events.items()}, rows=found)
+
+
+def _load_checksums(connection: Connection, node: str, table: str, row_class: Any, width: int) -> dict[Any, int]:
+    """Return the checksum of each row of a node's, by the columns that come first in it."""
+    query = f"SELECT {', '.join(row_class._fields)} FROM {table} WHERE node = %s"  # noqa: S608  # our own names
+    cursor = connection.execute(query, (node,))
+    found: dict[Any, int] = {}
+    while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+        unsound = set(map(id, find_unsound(node, rows)))
+        found.update((row[:width], row[-1]) for row in rows if id(row) not in unsound)
+        for row in (sql.from_record(row_class, row) for row in rows if id(row) in unsound):  # few have anything escaped
+            found[row[:width]] = row[-1] if row_is_sound(node, row) else ALTERED
+    return found
 
 
 def _name(node: str, directory: str, path: str) -> dict[str, object]:

@@ -37,5 +37,7 @@ def _differ(table: str, here: Mapping[_Key, int], there: Mapping[_Key, int]) -> 
             yield f"{table} {key}: not in the fleet"
         elif key not in here:
             yield f"{table} {key}: in the fleet alone"
+        elif there[key] == batch.ALTERED:
+            yield f"{table} {key}: altered in the fleet; the node sends it again when its engine is opened"
         elif here[key] != there[key]:
             yield f"{table} {key}: another one in the fleet"

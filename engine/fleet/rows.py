@@ -55,10 +55,14 @@ def from_record(row_class: Any, values: Sequence[object]) -> Any:
     return row_class._make(values)
 
 
-def _columns(row_class: Any) -> str:
+def column_types(row_class: Any) -> dict[str, str]:
+    """Return the type of each of a row's columns in the fleet."""
     hints = get_type_hints(row_class)
-    types = {name: "text" if str in (hints[name], *get_args(hints[name])) else "bigint" for name in row_class._fields}
-    return ", ".join(f"{name} {kind}" for name, kind in types.items())
+    return {name: "text" if str in (hints[name], *get_args(hints[name])) else "bigint" for name in row_class._fields}
+
+
+def _columns(row_class: Any) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in column_types(row_class).items())
 
 
 def _upsert(table: str) -> str:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from limpet.engine.fleet.address import Address, Connection
+from limpet.engine.fleet.shape import require_shape
 from limpet.schema.errors import FleetError, FleetTooNewError, quote
 
 FLEET_REVISION = "f002"
@@ -16,11 +17,12 @@ _OURS = re.compile(r"f\d{3}")
 def require_schema(address: Address, connection: Connection, revision: str = FLEET_REVISION) -> None:
     """Make the tables if there are none, migrate older ones.
 
-    Raises FleetTooNewError for newer ones, FleetError for a schema "limpet" that is not ours; it is left untouched.
+    Raises FleetTooNewError for newer ones, FleetError for a schema "limpet" that is not ours, which is left untouched,
+    or for tables that were altered.
     """
-    if read_revision(address, connection) == revision:
-        return
-    _migrate(address, revision)
+    if read_revision(address, connection) != revision:
+        _migrate(address, revision)
+    require_shape(address, connection)
 
 
 def require_current(address: Address, connection: Connection) -> None:
@@ -31,6 +33,7 @@ def require_current(address: Address, connection: Connection) -> None:
             f"{address}: its tables are {'missing' if not found else f'of revision {quote(found)}'};"
             " a node that is opened with it makes or upgrades them"
         )
+    require_shape(address, connection)
 
 
 def read_revision(address: Address, connection: Connection) -> str:

@@ -3,10 +3,11 @@
 import threading
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Text
 
 from limpet import Store, errors
-from limpet.engine.fleet import Fleet, remove_tables
+from limpet.engine.fleet import Fleet, find_differences, remove_tables
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.upgrade import FLEET_REVISION, require_current, require_schema
 from limpet.schema.tables import TABLES
@@ -149,10 +150,58 @@ def test_no_error_shows_a_row(base: Base, state_dir: str, caplog: pytest.LogCapt
         store.add(metadata("a", token=PASSWORD), RUNNING)
         wait_until(lambda: is_told("violates not-null"), "the row to be refused")
         base.ask("ALTER TABLE limpet.fleet_node RENAME COLUMN as_of TO another")
-        wait_until(lambda: is_told('"as_of" does not exist'), "the batch to be refused")
+        wait_until(lambda: is_told("fleet_node has no column as_of"), "the batch to be refused")
         assert store.status("a") == RUNNING
     for word in ("Failing row", PASSWORD, "Pipeline"):
         assert word not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("ALTER TABLE container_status DROP COLUMN pid", "container_status has no column pid"),
+        ("ALTER TABLE container ALTER attempt TYPE text", "container.attempt is text, not bigint"),
+        ("ALTER TABLE item DROP CONSTRAINT item_pkey", "item has no unique index of node, kind, key"),
+        ("DROP TABLE event", "there is no table event"),
+    ],
+)
+def test_what_the_tables_lack_is_told(base: Base, state_dir: str, statement: str, what: str) -> None:
+    """To whoever writes, and to whoever looks. Once that is undone, or all is removed, it goes on."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.put("k", "k", 1)
+        wait_sent(store)
+        base.ask(f"SET search_path = limpet; {statement}")
+        base.cut_connections()
+        store.put("k", "k", 2)
+        wait_until(lambda: store.fleet_lag and what in store.fleet_lag.error, "it to be told")
+        with pytest.raises(errors.FleetError, match=what):
+            Fleet.open(base.url)
+        base.ask("DROP SCHEMA limpet CASCADE")
+        wait_sent(store)
+        assert base.ask("SELECT value FROM limpet.item") == [("2",)]
+
+
+def test_a_row_that_was_altered_is_told_and_sent_again(base: Base, state_dir: str) -> None:
+    """A column that is dropped and made again has lost its values, while the checksums are as they were."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        store.add(metadata("b"), replace(RUNNING, message="\0, \x1a"))
+        wait_sent(store)
+    assert find_differences(base.url, "n7", f"{state_dir}/store.db") == []
+    base.ask(
+        "ALTER TABLE limpet.container_status DROP pid, ADD pid bigint NOT NULL DEFAULT 0;"
+        "UPDATE limpet.event SET message = 'other' WHERE revision = 2"
+    )
+    found = find_differences(base.url, "n7", f"{state_dir}/store.db")
+    assert [line.partition(";")[0] for line in found] == [
+        "event 2: altered in the fleet",
+        "container_status ('a',): altered in the fleet",
+        "container_status ('b',): altered in the fleet",
+    ]
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        wait_sent(store)
+    assert find_differences(base.url, "n7", f"{state_dir}/store.db") == []
 
 
 def test_the_url_may_name_another_schema(base: Base, state_dir: str) -> None:

@@ -1,0 +1,71 @@
+"""Whether the fleet's tables are as they were made: somebody may have altered them by hand."""
+
+from collections.abc import Iterator, Mapping
+
+from limpet.engine.database.sqlite.extract import ROWS
+from limpet.engine.fleet.address import Address, Connection
+from limpet.engine.fleet.rows import column_types
+from limpet.schema.errors import FleetError
+from limpet.schema.rows import EventRow
+
+_SENT = {"fleet_epoch": "bigint", "fleet_as_of": "bigint"}
+_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    **{table: {"node": "text", **column_types(row_class), **_SENT} for table, (row_class, _) in ROWS.items()},
+    "event": {"node": "text", **column_types(EventRow)},
+    "node": {"name": "text", "epoch": "bigint", "opened_at": "bigint", "pruned": "bigint"},
+    "fleet_node": {
+        **dict.fromkeys(("name", "directory", "host", "path", "doubts"), "text"),
+        **dict.fromkeys(("epoch", "pid", "as_of", "revision"), "bigint"),
+        **dict.fromkeys(("claimed_at", "heard_at"), "timestamp with time zone"),
+        "lease_seconds": "double precision",
+        "is_whole": "boolean",
+    },
+}
+"""By table, the columns that are read and written, and their types. Who looks may have added others."""
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    **{table: ("node", *keys) for table, (_, keys) in ROWS.items()},
+    "event": ("node", "revision"),
+    "node": ("name",),
+    "fleet_node": ("name",),
+}
+"""By table, the columns that no two rows have alike: without a unique index nothing can be written."""
+
+_SELECT_COLUMNS = """
+SELECT relname, attname, format_type(atttypid, NULL) FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND attnum > 0 AND NOT attisdropped
+    AND relkind IN ('r', 'p')"""
+_SELECT_KEYS = """
+SELECT relname, array_agg(attname::text) FROM pg_index
+JOIN pg_class ON pg_class.oid = indrelid JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
+WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s)
+    AND indisunique AND indisvalid AND indimmediate AND indpred IS NULL AND indexprs IS NULL
+GROUP BY relname, indexrelid"""
+
+
+def require_shape(address: Address, connection: Connection) -> None:
+    """Raise FleetError if the tables lack what limpet needs of them."""
+    found = list(_find_missing(address, connection))
+    if found:
+        raise FleetError(
+            f"{address}: the tables in schema {address.schema} were altered: {'; '.join(found)}. Undo that; or drop the"
+            " schema: then each node that has an engine sends all of its records again"
+        )
+
+
+def _find_missing(address: Address, connection: Connection) -> Iterator[str]:
+    types: dict[str, dict[str, str]] = {}
+    for table, name, kind in connection.execute(_SELECT_COLUMNS, (address.schema,)).fetchall():
+        types.setdefault(table, {})[name] = kind
+    unique = {(table, frozenset(names)) for table, names in connection.execute(_SELECT_KEYS, (address.schema,))}
+    for table, columns in _COLUMNS.items():
+        there = types.get(table)
+        if there is None:
+            yield f"there is no table {table}"
+            continue
+        for name, kind in columns.items():
+            if name not in there:
+                yield f"{table} has no column {name}"
+            elif there[name] != kind:
+                yield f"{table}.{name} is {there[name]}, not {kind}"
+        if (table, frozenset(_KEYS[table])) not in unique:
+            yield f"{table} has no unique index of {', '.join(_KEYS[table])}"

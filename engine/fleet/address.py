@@ -26,10 +26,24 @@ SELECT set_config('search_path', %(schema)s, %(is_local)s),
     set_config('statement_timeout', %(statement)s, %(is_local)s),
     set_config('idle_in_transaction_session_timeout', %(idle)s, %(is_local)s),
     set_config('tcp_keepalives_idle', '10', %(is_local)s), set_config('tcp_keepalives_interval', '5', %(is_local)s),
-    set_config('tcp_keepalives_count', '4', %(is_local)s)
+    set_config('tcp_keepalives_count', '4', %(is_local)s),
+    set_config('lock_timeout', '0', %(is_local)s), set_config('standard_conforming_strings', 'on', %(is_local)s),
+    set_config('default_transaction_isolation', 'read committed', %(is_local)s),
+    set_config('client_min_messages', 'warning', %(is_local)s),
+    set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply'
+        ELSE 'on' END, %(is_local)s)
 WHERE %(is_local)s OR pg_backend_pid() = %(pid)s"""
-"""Of a session, or of a transaction. A pooler tells its clients process ids of its own; then this sets nothing."""
-_HINTS = {"25006": "; is it a standby? Give the primary, or target_session_attrs=read-write with several hosts"}
+"""Of a session, or of a transaction. A pooler tells its clients process ids of its own; then this sets nothing.
+
+A role or a database may have settings of its own. What is told to be in the fleet is durable there whatever they say,
+and a commit that has not waited for its standby is told, as a warning.
+"""
+_ENCODINGS = {"UTF8", "SQL_ASCII"}
+"""Of databases that hold any text."""
+_HINTS = {
+    "25006": "; is it a standby? Give the primary, or target_session_attrs=read-write with several hosts. Or has the"
+    " user default_transaction_read_only?"
+}
 """What to do, by the SQLSTATE of errors that do not tell."""
 
 
@@ -145,6 +159,9 @@ class Address:
         """Connect, with what goes wrong in the block translated. Raises FleetError."""
         with self.errors_told(), self.open() as connection:
             connection.autocommit = True
+            encoding = connection.info.parameter_status("server_encoding")
+            if encoding is not None and encoding not in _ENCODINGS:
+                raise FleetError(f"{self._text}: its encoding is {encoding}, which has not all characters: use UTF8")
             yield connection
 
     @contextmanager

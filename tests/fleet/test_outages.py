@@ -91,6 +91,21 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(base: Base, cluster: C
         assert fleet_rows(base) == local_rows(state_dir)
 
 
+def test_a_database_with_settings_of_its_own(base: Base, cluster: Cluster, state_dir: str) -> None:
+    """What is acknowledged in sync mode is durable there, though commits are not to wait for the disk by default."""
+    for setting in (
+        *("synchronous_commit = off", "client_min_messages = 'error'", "standard_conforming_strings = off"),
+        *("default_transaction_isolation = 'serializable'", "lock_timeout = '1ms'", "search_path = 'none'"),
+    ):
+        base.ask(f"ALTER DATABASE {base.name} SET {setting}")
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        for number in range(10):
+            store.put("k", "k", number)
+        cluster.kill()
+    cluster.start()  # and nobody sends again what was lost
+    assert base.ask("SELECT value FROM limpet.item") == [("9",)]
+
+
 def test_a_fleet_that_was_lost_is_sent_all_again(base: Base, state_dir: str) -> None:
     """By a node that is open still; a node whose row alone was removed is told so, and sends nothing more."""
     with Store.open(state_dir, node="n7", fleet=base.url) as store:

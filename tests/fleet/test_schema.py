@@ -204,6 +204,16 @@ def test_a_row_that_was_altered_is_told_and_sent_again(base: Base, state_dir: st
     assert find_differences(base.url, "n7", f"{state_dir}/store.db") == []
 
 
+def test_a_database_of_another_encoding_is_refused(base: Base, state_dir: str) -> None:
+    """Before anything is sent: one character that it has not would hold up all that follows."""
+    base.ask(f"CREATE DATABASE {base.name}_latin ENCODING LATIN1 TEMPLATE template0")
+    url = base.cluster.url(f"{base.name}_latin")
+    with Store.open(state_dir, node="n7", fleet=url) as store:
+        wait_until(lambda: store.fleet_lag and "LATIN1" in store.fleet_lag.error, "it to be told")
+    with pytest.raises(errors.FleetError, match="use UTF8"):
+        Fleet.open(url)
+
+
 def test_the_url_may_name_another_schema(base: Base, state_dir: str) -> None:
     """Two fleets live in one database and know nothing of each other; only a named one can be removed."""
     named = f"{base.url}&schema=other"

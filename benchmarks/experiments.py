@@ -281,7 +281,7 @@ _TOOK = Metric("took_ms", "took", "ms")
 _FLEET_EXPERIMENTS = {
     "fleet": Experiment(
         "durable checkpoints from threads, or tasks, of a node in a fleet",
-        "threads",
+        "callers",
         _sizes((1, 64), (1, 64)),
         (PER_SECOND, *_LATENCIES),
         _FLEET,

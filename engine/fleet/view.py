@@ -74,10 +74,7 @@ _UNREADABLE = (
 
 _OF_NODE = "container.node = %(node)s"
 _NAMED_SO = "AND container.name = %(name)s"
-_LABELLED = (
-    r"AND replace(container.labels, '\u0000', '\u0001')::jsonb @> replace(%(labels)s, '\u0000', '\u0001')::jsonb"
-)
-"""As the indexes have it."""
+_LABELLED = "AND labels_of(container.labels) @> labels_of(%(labels)s)"
 
 
 class FleetContainer(NamedTuple):

@@ -243,6 +243,8 @@ def test_filters_are_looked_up_in_indexes(base: Base, state_dir: str, monkeypatc
         for name, text in texts.items():
             assert [one.id for one in fleet.list(labels={"k": text, "app": "web"})] == [name]
             assert "container_by_labels" in plans[-1]
+        base.ask("UPDATE limpet.container SET labels = '{nonsense' WHERE id = 'one'")
+        assert [one.id for one in fleet.list(labels={"app": "web"})] == ["plain", "written"]
         assert [one.id for one in fleet.list(name="plain")] == ["plain"]
         assert "container_by_name" in plans[-1]
         plans.clear()

@@ -8,10 +8,14 @@ down_revision = "f001"
 CREATE = (
     "CREATE INDEX container_by_id ON container (id)",
     "CREATE INDEX container_by_name ON container (name)",
-    r"""CREATE INDEX container_by_labels ON container
-    USING gin ((replace(labels, '\u0000', '\u0001')::jsonb) jsonb_path_ops)""",
+    r"""CREATE FUNCTION labels_of(labels text) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+BEGIN
+    RETURN replace(labels, '\u0000', '\u0001')::jsonb;  -- it has no NUL
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN NULL;  -- whatever a row holds, it is sent and kept
+END $$""",
+    "CREATE INDEX container_by_labels ON container USING gin (labels_of(labels) jsonb_path_ops)",
 )
-"""PostgreSQL's jsonb has no NUL; what is found by it is compared with what was looked for."""
 
 
 def upgrade() -> None:

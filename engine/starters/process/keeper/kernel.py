@@ -204,7 +204,7 @@ def hold_memory(until: int) -> None:
     not change whose children there are. It runs no Python, and nothing that allocates: a single read, without a buffer.
     """
     file = ctypes.c_void_p(_libc.fdopen(until, b"r"))
-    if file:
+    if file.value is not None:
         _libc.setvbuf(file, None, _IONBF, ctypes.c_size_t(0))
         top = ctypes.c_void_p(ctypes.addressof(_stack) + _STACK_BYTES)
         _libc.clone(_libc.fgetc, top, _CLONE_VM | _CLONE_PARENT | signal.SIGCHLD, file)

@@ -38,6 +38,10 @@ def load_busybox(engine: Engine, directory: Path, *, needs_root: bool = True, **
         *(oci_layout.symlink(f"bin/{name}", "busybox") for name in APPLETS),
         oci_layout.member("bin/garbage", b"\x01garbage", mode=0o755),
         oci_layout.member("bin/lost", b"#!/no/such/interpreter\n", mode=0o755),
+        oci_layout.member("bin/short", busybox[:300], mode=0o755),
+        oci_layout.member("bin/shorter", busybox[:30], mode=0o755),
+        oci_layout.member("bin/nul", b"#!/bin/no\0such\n", mode=0o755),
+        oci_layout.member("bin/itself", b"#!/bin/itself\n", mode=0o755),
         oci_layout.member("etc/passwd", PASSWD),
         oci_layout.member("etc/group", GROUP),
     ]

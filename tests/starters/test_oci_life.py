@@ -86,12 +86,17 @@ def test_what_was_never_executed_is_told(engine: Engine, state_dir: str, runtime
 
     A program that ends with 1 at once, as a failing runtime does, was executed.
     """
-    for program, why in (
-        ("/bin/nosuch", "no such file"),
-        ("/bin/garbage", "format error"),
-        ("/bin/lost", "interpreter"),
+    for program, why, arguments in (
+        ("/bin/nosuch", "no such file", ()),
+        ("/bin/garbage", "format error", ()),
+        ("/bin/lost", "interpreter", ()),
+        ("/bin/short", "format error", ()),
+        ("/bin/shorter", "format error", ()),
+        ("/bin/nul", "interpreter '/bin/no' is missing", ()),
+        ("/bin/itself", "too many levels", ()),
+        ("/bin/true", "argument list too long", ("x" * (1 << 17),)),
     ):
-        container = engine.create_container({**config(program[5:]), "command": [program]}, runtime)
+        container = engine.create_container({**config(program[5:]), "command": [program, *arguments]}, runtime)
         with pytest.raises(errors.StartError, match=f"(?i){why}"):
             container.start()
         status = container.status

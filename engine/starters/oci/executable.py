@@ -9,17 +9,21 @@ import os
 import posixpath
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limpet.engine.starters.process.keeper.root import open_in_root
 
 _HEAD_BYTES = 4096
+_ELF_BYTES = 64
 _PT_INTERP = 3
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
 MISSING = "its program is not there"
 _DEPTH = 5
 """How many scripts may be each other's interpreters (BINPRM_MAX_RECURSION and one)."""
+_STRING_PAGES = 32
+_ALL_BYTES = 6 << 20
+"""How long one argument may be (MAX_ARG_STRLEN), and how much all of them, with the environment (execve(2))."""
 
 
 def find_flaw(config: Mapping[str, Any]) -> str:
@@ -33,6 +37,8 @@ def find_flaw(config: Mapping[str, Any]) -> str:
         return ""
     process, root = config["process"], config["root"]["path"]
     program: str = process["args"][0]
+    if _are_too_long([*process["args"], *process.get("env", ())]):
+        return f"exec {program}: argument list too long"
     mounts = [mount["destination"] for mount in config.get("mounts", ()) if mount.get("type") == "bind"]
     if "/" in program:
         paths = [posixpath.join(process.get("cwd", "/"), program)]
@@ -48,13 +54,21 @@ def find_flaw(config: Mapping[str, Any]) -> str:
     return MISSING
 
 
+def _are_too_long(strings: Sequence[str]) -> bool:
+    """Return whether the kernel refuses arguments and environment for their size."""
+    sizes = [len(os.fsencode(each)) + 1 for each in strings]
+    return max(sizes) > _STRING_PAGES * os.sysconf("SC_PAGE_SIZE") or sum(sizes) > _ALL_BYTES
+
+
 def _find_flaw_in(root: str, path: str, head: bytes, depth: int) -> str:
     if head.startswith(b"#!"):
         words = head[2:].split(b"\n")[0].split()
-        interpreter = words[0].decode("utf-8", "surrogateescape") if words else ""
+        interpreter = words[0].partition(b"\0")[0].decode("utf-8", "surrogateescape") if words else ""
+        if not depth:
+            return f"exec {path}: too many levels of interpreters"
     elif head.startswith(b"\x7fELF"):
-        if head[4:6] + head[18:20] != _our_machine():
-            return f"exec {path}: it is made for another kind of machine"
+        if head[4:6] + head[18:20] != _our_machine() or _is_truncated(head):
+            return f"exec {path}: exec format error: it is made for another kind of machine, or damaged"
         interpreter = _elf_interpreter(head)
         if not interpreter:
             return ""
@@ -63,7 +77,7 @@ def _find_flaw_in(root: str, path: str, head: bytes, depth: int) -> str:
     below = _read_head(root, posixpath.normpath(posixpath.join("/", interpreter))) if interpreter else None
     if below is None:
         return f"exec {path}: its interpreter {interpreter!r} is missing"
-    return _find_flaw_in(root, path, below, depth - 1) if depth and head.startswith(b"#!") else ""
+    return _find_flaw_in(root, path, below, depth - 1) if head.startswith(b"#!") else ""
 
 
 def _read_head(root: str, path: str) -> bytes | None:
@@ -92,6 +106,17 @@ def _our_machine() -> bytes:
     with open("/proc/self/exe", "rb") as file:
         head = file.read(20)
     return head[4:6] + head[18:20]
+
+
+def _is_truncated(head: bytes) -> bool:
+    """Return whether an ELF file ends before the table of its segments does (elf(5))."""
+    if len(head) < _ELF_BYTES:
+        return True
+    if head[4] != 2 or len(head) == _HEAD_BYTES:
+        return False
+    offset = struct.unpack_from("=Q", head, 32)[0]
+    size, count = struct.unpack_from("=HH", head, 54)
+    return bool(offset + size * count > len(head))
 
 
 def _elf_interpreter(head: bytes) -> str:

@@ -166,3 +166,17 @@ def test_it_outlives_its_containers_and_the_engine(state_dir: str, tmp_path: Pat
             second.get_sandbox("pod").remove(force=True)
     finally:
         end_everything(state_dir)
+
+
+def test_a_sysctl_of_the_host_is_refused(engine: Engine, state_dir: str) -> None:
+    """One that no namespace has would be set for the whole machine; each that fails is named."""
+    path = Path("/proc/sys/kernel/printk_ratelimit_burst")
+    now = path.read_text(encoding="ascii").strip()  # so that nothing changes where it is set nevertheless
+    for name, value, kind, why in (
+        ("kernel.printk_ratelimit_burst", now, errors.InvalidInputError, "belongs to no namespace"),
+        ("kernel/printk_ratelimit_burst", now, errors.InvalidInputError, "belongs to no namespace"),
+        ("kernel.shmmax", "rubbish", errors.UnsupportedError, "/proc/sys/kernel/shmmax: Invalid argument"),
+    ):
+        with pytest.raises(kind, match=why):
+            engine.create_sandbox({**SANDBOX, "linux": {"sysctls": {name: value}}}, id="bad", runtime_handler="runc")
+    assert engine.list_sandboxes() == []

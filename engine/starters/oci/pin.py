@@ -1,6 +1,6 @@
 """Makes a sandbox's namespaces and pins them: run as a program of its own, with the standard library alone.
 
-Its argument is JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes"}. It enters new namespaces, sets up
+It reads JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes"}. It enters new namespaces, sets up
 loopback, hostname and sysctls, and binds each namespace to a file of its kind's name in the directory, where it stays
 without any process. A pid namespace needs one: its first process, which reaps and does nothing else.
 
@@ -25,8 +25,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Do what the argument says."""
-    asked: dict[str, Any] = json.loads(sys.argv[1])
+    """Do what is asked for on its input."""
+    asked: dict[str, Any] = json.load(sys.stdin)
     directory, kinds = asked["directory"], asked["kinds"]
     _check(_libc.unshare(sum(_CLONE[kind] for kind in kinds)), "unshare")
     if "net" in kinds:
@@ -34,8 +34,12 @@ def main() -> None:
     if asked["hostname"] and "uts" in kinds:
         socket.sethostname(asked["hostname"])
     for name, value in asked["sysctls"].items():
-        with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="utf-8") as file:
-            file.write(value)
+        path = f"/proc/sys/{name.replace('.', '/')}"
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(value)
+        except OSError as error:  # of the write, which names no file
+            raise OSError(error.errno, error.strerror, path) from error
     if "ipc" in kinds:
         path = os.path.join(directory, "shm")
         os.mkdir(path)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from limpet.engine.state.durable import sync_filesystem
 from limpet.recovery.host import has_ended, open_pidfd, read_boot_id
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.cri import NamespaceMode, PodSandboxConfig
-from limpet.schema.errors import ResourcesError, UnsupportedError, quote_path
+from limpet.schema.errors import InvalidInputError, ResourcesError, UnsupportedError, quote, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.metadata import SandboxMetadata
 
@@ -35,6 +36,10 @@ PINS = "/run/limpet"
 ETC = ("hosts", "hostname", "resolv.conf")
 _FILES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
 """The name of each pin, by type as in the runtime-spec; /proc/PID/ns has the same."""
+_OF_IPC = re.compile(
+    r"kernel\.(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced|(msg|sem|shm)_next_id)|fs\.mqueue\.[a-z_]+"
+)
+"""What ipc_namespaces(7) lists."""
 _SHM = "shm"
 _SHM_BYTES = 64 << 20
 _LOCK_SECONDS = 10.0
@@ -56,6 +61,7 @@ class SandboxHoldings:
 
         Raises InvalidInputError for what /etc cannot hold, UnsupportedError, ResourcesError if it cannot be made.
         """
+        require_sysctls(sandbox.config)
         directory = self.directory_of(sandbox.id)
         self._delete_network(directory, timeout)
         write_root_files(directory, sandbox.config)
@@ -105,8 +111,8 @@ class SandboxHoldings:
             "sysctls": {name: value for name, value in sysctls_of(config).items() if kind_of_sysctl(name) in kinds},
             "shm_bytes": _SHM_BYTES,
         }
-        command = [require_interpreter(""), "-I", "-S", "-X", "utf8", pin.__file__, json.dumps(asked)]
-        outcome = run(command, timeout=timeout, pass_fds=(lock,))
+        command = [require_interpreter(""), "-I", "-S", "-X", "utf8", pin.__file__]
+        outcome = run(command, timeout=timeout, pass_fds=(lock,), given=json.dumps(asked).encode())
         if outcome.code != 0:
             self._clear(path)
             raise UnsupportedError(f"a sandbox's namespaces cannot be made: {outcome.problem}")
@@ -222,10 +228,22 @@ def sysctls_of(config: PodSandboxConfig) -> Mapping[str, str]:
 
 
 def kind_of_sysctl(name: str) -> str:
-    """Return the type of the namespace that a sysctl belongs to (sysctl(8), as Kubernetes sorts them)."""
+    """Return the type of the namespace that a sysctl belongs to (sysctl(8)), "" for the host's."""
     if name.startswith("net."):
         return "network"
-    return "uts" if name in {"kernel.hostname", "kernel.domainname"} else "ipc"
+    if name in {"kernel.hostname", "kernel.domainname"}:
+        return "uts"
+    return "ipc" if _OF_IPC.fullmatch(name) else ""
+
+
+def require_sysctls(config: PodSandboxConfig) -> None:
+    """Refuse sysctls that belong to no namespace: who sets them sets the host's. Raises InvalidInputError."""
+    for name in sysctls_of(config):
+        if not kind_of_sysctl(name):
+            raise InvalidInputError(
+                f"sysctls {quote(name)}: it belongs to no namespace, so it is the host's; net.*, fs.mqueue.*,"
+                " kernel.shm*, kernel.msg*, kernel.sem, kernel.hostname and kernel.domainname can be set"
+            )
 
 
 @contextmanager

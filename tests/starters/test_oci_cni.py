@@ -135,6 +135,7 @@ RUBBISH = {
     "half a character": """echo '{"ips": [], "dns": "\\ud800"}'""",
     "bytes": "head -c 3000000 /dev/urandom",
     "a file that is too long": """echo '{"ips": []'; yes ' ' | head -n 1500000; echo '}'""",
+    "an address and a line": """echo '{"ips": [{"address": "fe80::1%x\nevil/64"}]}'""",
     "killed": "kill -9 $$",
 }
 
@@ -149,6 +150,31 @@ def test_rubbish_is_taken_back(state_dir: str, plugins: Path) -> None:
                 engine.create_sandbox(POD, id="pod", runtime_handler="runc")
             assert asked(plugins) == ["DEL second eth0 0", "DEL first eth0 0"], what
             assert list(engine.store.sandbox_ids) == []
+
+
+@pytest.mark.parametrize("name", ["frist", "a\0b", "", "..", "../first", "x" * 300, "folder"])
+def test_a_plugin_that_is_none_is_told_before_any_is_asked(state_dir: str, plugins: Path, name: str) -> None:
+    """It is mistyped in the configuration, or cannot be a program: no sandbox waits for its DEL for ever."""
+    (plugins / "folder").mkdir()
+    conflist = {"name": "n", "plugins": [{"type": "first"}, {"type": name}]}
+    (plugins.parent / "net.d" / "10-n.conflist").write_text(json.dumps(conflist))
+    with open_with(state_dir, plugins) as engine:
+        with pytest.raises((errors.UnsupportedError, errors.InvalidInputError), match=r"^CNI: .*plugin"):
+            engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        assert list(engine.store.sandbox_ids) == []
+    assert asked(plugins) == []
+
+
+def test_a_configuration_and_a_result_of_a_megabyte(state_dir: str, plugins: Path) -> None:
+    """What was written down of them together can be read again, so the sandbox can be removed."""
+    conflist = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "first", "much": "x" * 1_000_000}]}
+    (plugins.parent / "net.d" / "10-n.conflist").write_text(json.dumps(conflist))
+    (plugins / "result").write_text(json.dumps({"ips": [], "much": "y" * 1_000_000}))
+    (plugins / "ADD.sh").write_text(f"cat {plugins}/result; exit 0")
+    with open_with(state_dir, plugins) as engine:
+        engine.create_sandbox(POD, id="pod", runtime_handler="runc").remove(force=True)
+        assert list(engine.store.sandbox_ids) == []
+    assert asked(plugins) == ["DEL first eth0 1"]
 
 
 HANGS = 'case $CNI_CONTAINERID in stuck*) echo $$ >> "{pids}"; sleep 1000 & wait;; esac\n'

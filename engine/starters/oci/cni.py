@@ -6,6 +6,7 @@ goes once DEL has succeeded, so that whoever comes after a kill, or a plugin tha
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import ip_interface
 from typing import Any
@@ -15,13 +16,24 @@ import msgspec
 from limpet.engine.starters.oci.command import Outcome, clean_environment, run
 from limpet.engine.state.durable import sync_directory, write_file
 from limpet.recovery.files import read_small_file
-from limpet.schema.errors import InvalidInputError, ResourcesError, StateDirectoryError, UnsupportedError, quote_path
+from limpet.schema.errors import (
+    InvalidInputError,
+    ResourcesError,
+    StateDirectoryError,
+    UnsupportedError,
+    quote,
+    quote_path,
+)
 
 PLUGINS = "/opt/cni/bin:/usr/lib/cni"
 """Where they are looked for: the spec's directory, and Debian's."""
 _FILE = "network.json"
 _INTERFACE = "eth0"
 _MOST_BYTES = 1 << 20
+"""How large a configuration may be, and what a plugin answers."""
+_NETWORK_BYTES = 16 << 20
+"""How large what is written down of both can be."""
+_PLUGIN = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +69,8 @@ class Plugins:
         """
         self.delete(directory, timeout)
         network = self._read_config(container_id, namespace)
+        for plugin in network.plugins:  # before any is asked: no DEL is due then, which would need them, too
+            self._find(plugin["type"])
         path = os.path.join(directory, _FILE)
         write_file(path, msgspec.json.encode(network))
         try:
@@ -103,7 +117,7 @@ class Plugins:
             network = Network(
                 name=str(config["name"]),
                 version=str(config.get("cniVersion", "1.0.0")),
-                plugins=[{**plugin, "type": os.path.basename(plugin["type"])} for plugin in plugins],
+                plugins=[{**plugin, "type": _require_name(plugin["type"])} for plugin in plugins],
                 container_id=container_id,
                 namespace=namespace,
             )
@@ -114,18 +128,23 @@ class Plugins:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidInputError(f"CNI: {quote_path(path)} is no network's configuration: {error!r}") from error
 
-    def _ask(
-        self, network: Network, plugin: Mapping[str, Any], command: str, before: dict[str, Any] | None, timeout: float
-    ) -> dict[str, Any] | None:
-        """Call one plugin, and return what it answers. Raises UnsupportedError with what it says."""
-        name = plugin["type"]
+    def _find(self, name: str) -> str:
+        """Return the program of a plugin. Raises UnsupportedError if it is not there."""
         paths = [os.path.join(each, name) for each in self._plugins.split(":") if each]
-        program = next((path for path in paths if os.access(path, os.X_OK)), "")
+        program = next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), "")
         if not program:
             raise UnsupportedError(
                 f"CNI: the plugin {name!r} is not in {self._plugins}; on Debian: apt-get install"
                 " containernetworking-plugins"
             )
+        return program
+
+    def _ask(
+        self, network: Network, plugin: Mapping[str, Any], command: str, before: dict[str, Any] | None, timeout: float
+    ) -> dict[str, Any] | None:
+        """Call one plugin, and return what it answers. Raises UnsupportedError with what it says."""
+        name = plugin["type"]
+        program = self._find(name)
         config = {**plugin, "name": network.name, "cniVersion": network.version}
         if before is not None:
             config["prevResult"] = before
@@ -161,18 +180,27 @@ def read_network(directory: str) -> Network | None:
     """Return what was asked of plugins for the sandbox of this directory. Raises StateDirectoryError if damaged."""
     path = os.path.join(directory, _FILE)
     try:
-        return msgspec.json.decode(read_small_file(path, _MOST_BYTES), type=Network)
+        return msgspec.json.decode(read_small_file(path, _NETWORK_BYTES), type=Network)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise StateDirectoryError(f"{quote_path(path)} cannot be read: {error}") from error
+
+
+def _require_name(plugin: str) -> str:
+    """Return a plugin's name. Raises ValueError if it is none: it would be a path, or nothing that can be executed."""
+    if not _PLUGIN.fullmatch(plugin) or plugin in {".", ".."}:
+        raise ValueError(f"type {quote(plugin)} is no plugin's name")
+    return plugin
 
 
 def _require_result(result: dict[str, Any] | None) -> dict[str, Any]:
     """Return what the last plugin answered. Raises UnsupportedError if that names no addresses as it must."""
     try:
         for each in (result or {}).get("ips") or []:
-            ip_interface(str(each["address"]))
+            # A scope may be any text, and would go to /etc/hosts.
+            if "%" in str(ip_interface(str(each["address"]))):
+                raise ValueError(f"{quote(str(each['address']))} has a scope")
         msgspec.json.encode(result)  # which refuses some of what json reads
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UnsupportedError(f"CNI: the last plugin answers no result as the spec has it: {error!r}") from error

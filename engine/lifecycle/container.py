@@ -42,10 +42,12 @@ from limpet.schema.errors import (
     StoreDamagedError,
     UnsupportedError,
     WaitTimeoutError,
+    quote,
 )
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
+from limpet.schema.protobuf_json import is_utf8
 from limpet.schema.restart import RestartKind
 from limpet.schema.sandbox_status import SandboxState
 from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
@@ -302,8 +304,7 @@ class Container:
         InvalidStateError unless the container is RUNNING, UnsupportedError if its starter has no way.
         """
         require_seconds(timeout)
-        if not args:
-            raise InvalidInputError("args: a command is needed")
+        _require_args(args)
         starter = self._starter
         if not isinstance(starter, Executor):
             raise lacks(starter, "execute a command in a container")
@@ -316,8 +317,7 @@ class Container:
 
         Close the session in the end. Raises as `execute` does.
         """
-        if not args:
-            raise InvalidInputError("args: a command is needed")
+        _require_args(args)
         starter = self._starter
         if not isinstance(starter, Conversant):
             raise lacks(starter, "execute a command in a container")
@@ -832,6 +832,17 @@ def require_expiry(expires_at: object) -> None:
         raise InvalidInputError(
             f"expires_at {expires_at!r}: nanoseconds since the epoch are needed, as of time.time_ns(), or 0 for never"
         )
+
+
+def _require_args(args: object) -> None:
+    """Raise InvalidInputError for what is no command and its arguments, as a container's config would."""
+    if isinstance(args, str) or not isinstance(args, Sequence) or not args:
+        raise InvalidInputError(f"args: a command is needed, as a list of texts, not {quote(args)}")
+    for number, each in enumerate(args):
+        if not isinstance(each, str) or "\0" in each or not is_utf8(each):
+            raise InvalidInputError(
+                f"args[{number}] must be a text without NUL characters and lone surrogates, not {quote(each)}"
+            )
 
 
 def _now() -> int:

@@ -100,7 +100,8 @@ class Session(Protocol):
     def read(self, timeout: float | None = None) -> Chunk | None:
         """Return what it has written next; None once nothing more comes.
 
-        Raises WaitTimeoutError if nothing has come after `timeout` seconds, EngineGoneError if who hands it on is gone.
+        Raises WaitTimeoutError if nothing has come after `timeout` seconds, EngineGoneError if who hands it on is gone,
+        InvalidStateError once the session is closed.
         """
 
     def write(self, data: bytes) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,15 @@ def test_execute(counting: Container) -> None:
     """Code, output and error apart, in the container's own world; with a deadline, and a reason where none starts."""
     done = counting.execute(["/bin/sh", "-c", "echo $GIVEN; hostname >/dev/null; echo bad >&2; exit 3"])
     assert (done.code, done.output, done.error, done.is_cut) == (3, b"yes\n", b"bad\n", False)
-    with pytest.raises(errors.StartError, match=r"(?i)not found|no such file"):
+    with pytest.raises(errors.StartError, match=r"(?i)not found|no such file") as caught:
         counting.execute(["/no/such/program"])
+    assert "level=" not in str(caught.value)
+    wrong: Any
+    for wrong in ("ls -l", [], ["echo", "a\0b"], ["echo", "\udcff"], ["echo", 1], None):
+        with pytest.raises(errors.InvalidInputError, match=r"^args"):
+            counting.execute(wrong)
+        with pytest.raises(errors.InvalidInputError, match=r"^args"):
+            counting.open_command(wrong)
     with pytest.raises(errors.WaitTimeoutError, match="after 1 s"):
         counting.execute(["sleep", f"4713{os.getpid()}"], timeout=1)
     wait_until(

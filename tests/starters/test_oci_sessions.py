@@ -2,6 +2,7 @@
 
 import glob
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -82,8 +83,9 @@ def test_a_terminal_and_its_size(sleeping: Container) -> None:
     script = "test -t 0 && echo tty; trap 'echo interrupted; exit 9' INT; while read x; do busybox stty size; done"
     session = keep(sleeping.open_command(["/bin/sh", "-c", script], terminal=True))
     assert read_until(session, b"tty")
-    for rows, columns in ((30, 100), (50, 60)):
-        session.resize(rows, columns)
+    session.resize(-1, -1)  # of no terminal, as is the last one, for which busybox says 80
+    for rows, columns, given in ((30, 100, 100), (50, 60, 60), (20, 80, 70_000)):
+        session.resize(rows, given)
         time.sleep(0.2)
         session.write(b"\n")
         assert read_until(session, b"%d %d" % (rows, columns))
@@ -95,16 +97,25 @@ def test_a_terminal_and_its_size(sleeping: Container) -> None:
 
 
 def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
-    """A command ends with its connection; one that cannot be executed is a StartError; nothing is left on disk."""
-    needle = f"^sleep 4716{os.getpid()}"
+    """A command ends with its connection or at its deadline, and what it has started; nothing is left on disk.
 
-    def is_there() -> bool:
-        return bool(subprocess.run(["pgrep", "-f", needle], capture_output=True, check=False).stdout)
+    One that cannot be executed is a StartError.
+    """
+    sleep = f"sleep 4716{os.getpid()}"
+    script = f"trap '' TERM HUP; {sleep} & /bin/sh -c '{sleep}; true' & {sleep}; true"
 
-    session = keep(sleeping.open_command(["sleep", f"4716{os.getpid()}"]))
-    wait_until(is_there, "the command")
+    def count() -> int:
+        return len(subprocess.run(["pgrep", "-f", f"^{sleep}"], capture_output=True, check=False).stdout.split())
+
+    session = keep(sleeping.open_command(["/bin/sh", "-c", script]))
+    wait_until(lambda: count() == 3, "the command")
     session.close()
-    wait_until(lambda: not is_there(), "the command to be gone")
+    with pytest.raises(errors.InvalidStateError, match="closed"):
+        session.read(1)
+    wait_until(lambda: count() == 0, "the command to be gone")
+    with pytest.raises(errors.WaitTimeoutError, match="was killed"):
+        sleeping.execute(["/bin/sh", "-c", script], timeout=0.5)
+    wait_until(lambda: count() == 0, "the command to be gone")
     wrong = keep(sleeping.open_command(["/no/such/program"]))
     read_all(wrong)
     with pytest.raises(errors.StartError, match=r"(?i)not found|no such file"):
@@ -112,6 +123,26 @@ def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
     wrong.close()
     bundle = f"{shared.store.directory.path}/containers/{sleeping.id}"
     assert glob.glob(f"{bundle}/oci/*/exec-*") == []
+
+
+def test_without_descriptors_nothing_is_left_of_a_command(sleeping: Container, shared: Engine) -> None:
+    """However many there are: it runs, or it is an error, and its file with the environment goes either way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    bundle = f"{shared.store.directory.path}/containers/{sleeping.id}"
+    failed = 0
+    for free in range(10):
+        used = {int(name) for name in os.listdir("/proc/self/fd")}
+        limit = [number for number in range(len(used) + free + 1) if number not in used][free]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            for terminal in (True, False):
+                sleeping.open_command(["sleep", "1000"], terminal=terminal).close()
+        except errors.ResourcesError:
+            failed += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert glob.glob(f"{bundle}/oci/*/exec-*") == []
+    assert 0 < failed < 10
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import termios
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, measur
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.exits import is_monitor_alive, is_process
+from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
@@ -107,11 +107,11 @@ def _write_process(run: RunDirectory, args: Sequence[str], size: tuple[int, int]
 
 
 def _kill(pid: int, processes: Processes, cgroup: str) -> None:
-    """Kill a command in the container: the runtime, which is dead, was only its parent."""
+    """Kill a command in the container, with what it has started: the runtime, which is dead, was only its parent."""
     if pid:
         with suppress(OSError), open_pidfd(pid) as pidfd:
             if _is_inside(pid, processes, cgroup):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                kill_family(pid, pidfd)
 
 
 def _is_inside(pid: int, processes: Processes, cgroup: str) -> bool:

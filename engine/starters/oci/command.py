@@ -28,11 +28,17 @@ class Outcome(NamedTuple):
     @property
     def problem(self) -> str:
         """Say what went wrong, in one line, from what it wrote last."""
-        lines = self.error.decode(errors="replace").split("\n")
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        said = shorten(self.error.decode(errors="replace"))
         if self.code is None:
-            return f"it did not end in time and was killed{f' ({said[-500:]})' if said else ''}"
-        return said[-500:] or f"it ended with {self.code} and said nothing"
+            return f"it did not end in time and was killed{f' ({said})' if said else ''}"
+        return said or f"it ended with {self.code} and said nothing"
+
+
+def shorten(text: str) -> str:
+    """Return the last line of what a runtime says, without its time and level."""
+    line = next((each.strip() for each in reversed(text.split("\n")) if each.strip()), "")
+    _, found, message = line.partition('msg="')
+    return (message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
 
 
 def clean_environment() -> Mapping[str, str]:

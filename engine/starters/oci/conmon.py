@@ -7,7 +7,6 @@ the container's first process, which the runtime holds, or why there is none.
 import json
 import os
 import select
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 
-from limpet.engine.starters.oci.command import clean_environment
+from limpet.engine.starters.oci.command import clean_environment, shorten
+from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import has_ended, open_pidfd, read_stat, wait_for_end
+from limpet.recovery.host import has_ended, open_pidfd, wait_for_end
 from limpet.schema.errors import StartError, quote
 
 _ANSWER_BYTES = 256 << 10
@@ -139,7 +139,7 @@ def _read_pid(run: RunDirectory, line: bytes, *, is_late: bool) -> int:
     if is_late:
         raise StartError("the runtime did not make the container in time")
     raise StartError(
-        _shorten(said) or _shorten(_read_log(run)) or f"conmon answered {quote(line.decode(errors='replace'))}"
+        shorten(said) or shorten(_read_log(run)) or f"conmon answered {quote(line.decode(errors='replace'))}"
     )
 
 
@@ -148,13 +148,6 @@ def _read_log(run: RunDirectory) -> str:
         return read_small_file(run.join("conmon.log"), 64 << 10).decode(errors="replace")
     except OSError:
         return ""
-
-
-def _shorten(text: str) -> str:
-    """Return the last line of what a runtime says, without its time and level."""
-    line = next((each.strip() for each in reversed(text.split("\n")) if each.strip()), "")
-    _, found, message = line.partition('msg="')
-    return (message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
 
 
 def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
@@ -167,17 +160,17 @@ def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
         return True
     try:
         with open_pidfd(pid) as pidfd:
-            if not _is_of(run, pid) or has_ended(pidfd):
+            if not is_of_run(run, pid) or has_ended(pidfd):
                 return True
             if not now and wait_for_end(pidfd, _GO_ALONE_SECONDS):
                 return True
-            _kill_family(pid, pidfd)
+            kill_family(pid, pidfd)
             return wait_for_end(pidfd, _END_SECONDS)
     except (ProcessLookupError, FileNotFoundError):
         return True
 
 
-def _is_of(run: RunDirectory, pid: int) -> bool:
+def is_of_run(run: RunDirectory, pid: int) -> bool:
     """Return whether a process has a file of this start open, as its conmon has and nobody else of that pid would."""
     prefix = f"{os.path.realpath(run.path)}/"
     with suppress(OSError):
@@ -186,29 +179,3 @@ def _is_of(run: RunDirectory, pid: int) -> bool:
                 if os.readlink(f"/proc/{pid}/fd/{name}").startswith(prefix):
                     return True
     return False
-
-
-def _kill_family(pid: int, pidfd: int) -> None:
-    """Kill a conmon and those that it is the parent of, such as a runtime that hangs; the container's, too."""
-    with suppress(OSError):
-        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)  # from here on it has no more children
-        for child in _children(pid):
-            _kill_child(child, pid)
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-
-
-def _kill_child(pid: int, parent: int) -> None:
-    with suppress(OSError), open_pidfd(pid) as pidfd:
-        if int(read_stat(pid)[1]) == parent:  # asked after it was opened: it is the very child
-            for child in _children(pid):
-                _kill_child(child, pid)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as file:
-            found += [int(child) for child in file.read().split()]
-    return found

@@ -17,11 +17,11 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fcntl import ioctl
 
 from limpet.engine.starters.abilities import Chunk
-from limpet.engine.starters.oci.command import clean_environment
+from limpet.engine.starters.oci.command import clean_environment, shorten
 from limpet.engine.starters.oci.exits import is_monitor_alive
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.schema.errors import InvalidStateError, StartError, WaitTimeoutError
@@ -61,44 +61,52 @@ class CommandSession:
         self._streams: dict[int, str] = {}
         self._ended_at = 0.0
         self._is_closed = False
-        far = -1
-        terminal = size is not None
-        if size is not None:
-            self._terminal, far = pty.openpty()
-            tty.setraw(far)  # the terminal within does what is to be done with lines
-            ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-        given = far if terminal else subprocess.PIPE
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=given,
-                stdout=given,
-                stderr=given,
-                cwd="/",
-                env=clean_environment(),
-                umask=0o022,
-                start_new_session=True,
-                bufsize=0,
-            )
-        except BaseException:
-            if terminal:
-                os.close(self._terminal)
-            self._remove()
-            raise
-        finally:
-            if terminal:
-                os.close(far)
-        self.has_terminal = terminal
-        self._poll = select.epoll()
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._poll.register(self._pidfd, select.EPOLLIN)
-        if terminal:
-            self._add(self._terminal, "stdout")
-        else:
-            assert self._process.stdout is not None
-            assert self._process.stderr is not None
-            self._add(self._process.stdout.fileno(), "stdout")
-            self._add(self._process.stderr.fileno(), "stderr")
+        with ExitStack() as undo:
+            undo.callback(self._remove)
+            far = -1
+            if size is not None:
+                self._terminal, far = pty.openpty()
+                undo.callback(os.close, self._terminal)
+            given = subprocess.PIPE if size is None else far
+            try:
+                if size is not None:
+                    tty.setraw(far)  # the terminal within does what is to be done with lines
+                    ioctl(far, termios.TIOCSWINSZ, _pack(*size))
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=given,
+                    stdout=given,
+                    stderr=given,
+                    cwd="/",
+                    env=clean_environment(),
+                    umask=0o022,
+                    start_new_session=True,
+                    bufsize=0,
+                )
+            finally:
+                if far >= 0:
+                    os.close(far)
+            undo.callback(self._give_up)
+            self.has_terminal = size is not None
+            self._poll = undo.enter_context(select.epoll())
+            self._pidfd = os.pidfd_open(self._process.pid)
+            undo.callback(os.close, self._pidfd)
+            self._poll.register(self._pidfd, select.EPOLLIN)
+            if size is not None:
+                self._add(self._terminal, "stdout")
+            else:
+                assert self._process.stdout is not None
+                assert self._process.stderr is not None
+                self._add(self._process.stdout.fileno(), "stdout")
+                self._add(self._process.stderr.fileno(), "stderr")
+            undo.pop_all()
+
+    def _give_up(self) -> None:
+        """End a command that nobody can talk to: for want of descriptors, say."""
+        self._process.kill()  # it is not reaped, so this is it
+        self._process.wait()
+        self._kill()
+        self._close_streams()
 
     def _add(self, descriptor: int, stream: str) -> None:
         self._streams[descriptor] = stream
@@ -106,6 +114,8 @@ class CommandSession:
 
     def read(self, timeout: float | None = None) -> Chunk | None:
         """Return what it has written next."""
+        if self._is_closed:
+            raise InvalidStateError("the session is closed")
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._streams:
             latest = self._ended_at + _DRAIN_SECONDS if self._ended_at else deadline
@@ -160,7 +170,7 @@ class CommandSession:
     def resize(self, rows: int, columns: int) -> None:
         """Give its terminal a size, and the runtime's, which some hand on and others do not."""
         if self._terminal >= 0:
-            size = struct.pack("HHHH", rows, columns, 0, 0)
+            size = _pack(rows, columns)
             with suppress(OSError):
                 ioctl(self._terminal, termios.TIOCSWINSZ, size)
                 self._resize(size)
@@ -172,8 +182,8 @@ class CommandSession:
         except subprocess.TimeoutExpired as error:
             raise WaitTimeoutError(f"the command had not ended after {timeout:g} s") from error
         if not self._has_begun():
-            lines = self._tail.decode(errors="replace").strip().splitlines()
-            raise StartError(lines[-1] if lines else f"the runtime ended with {code} and said nothing")
+            said = shorten(self._tail.decode(errors="replace"))
+            raise StartError(said or f"the runtime ended with {code} and said nothing")
         return code if code >= 0 else 128 - code
 
     def hang_up(self) -> None:
@@ -195,10 +205,13 @@ class CommandSession:
         if self._terminal >= 0:
             os.close(self._terminal)
             self._terminal = -1
+        self._close_streams()
+        self._remove()
+
+    def _close_streams(self) -> None:
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
-        self._remove()
 
     def _remove(self) -> None:
         for path in self._left_over:
@@ -226,6 +239,8 @@ class AttachedSession:
 
     def read(self, timeout: float | None = None) -> Chunk | None:
         """Return what it has written next."""
+        if self._link.fileno() < 0:
+            raise InvalidStateError("the session is closed")
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         while True:
@@ -259,7 +274,7 @@ class AttachedSession:
         """Have conmon give its terminal a size."""
         if self.has_terminal:
             with suppress(OSError):
-                tell_conmon(self._run, f"1 {rows} {columns}\n")
+                tell_conmon(self._run, f"1 {_clamp(rows)} {_clamp(columns)}\n")
 
     def wait(self, timeout: float | None = None) -> int | None:  # noqa: ARG002
         """Return None: how the container ends, its status tells."""
@@ -273,6 +288,16 @@ class AttachedSession:
     def close(self) -> None:
         """Leave it, and free all."""
         self._link.close()
+
+
+def _pack(rows: int, columns: int) -> bytes:
+    """Return a terminal's size as the kernel takes it."""
+    return struct.pack("HHHH", _clamp(rows), _clamp(columns), 0, 0)
+
+
+def _clamp(count: int) -> int:
+    """Return the nearest that a terminal can have."""
+    return min(max(count, 0), 0xFFFF)
 
 
 def tell_conmon(run: RunDirectory, line: str) -> None:

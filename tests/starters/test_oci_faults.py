@@ -21,6 +21,10 @@ TIMEOUT = 3.0
 SLEEP = f"exec sleep 4711.{os.getpid()}"
 """Not to be mistaken for that of another test, which may run at the same time."""
 
+NAMES_A_STRANGER = f"""while [ "$1" != -P ]; do shift; done
+    (echo $BASHPID > "$2"; echo '{{"data": {os.getpid()}}}' >&$_OCI_SYNCPIPE; {SLEEP}) & exit"""
+"""A conmon that gives the pid of this very process as its container's."""
+
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> Path:
@@ -109,8 +113,9 @@ def test_a_start_that_fails(state_dir: str, tmp_path: Path, runtime: Path, comma
         ('echo \'{"data": "many"}\' >&$_OCI_SYNCPIPE', "many"),
         ("echo '{\"data\": 4194303}' >&$_OCI_SYNCPIPE", "has not written its pid"),
         ('echo \'{"data": -1, "message": "no room"}\' >&$_OCI_SYNCPIPE', "no room"),
+        (NAMES_A_STRANGER, "no process of its own"),
     ],
-    ids=["hangs", "says-nothing", "fails", "rubbish", "no-number", "a-pid-that-is-none", "refuses"],
+    ids=["hangs", "says-nothing", "fails", "rubbish", "no-number", "a-pid-that-is-none", "refuses", "a-stranger"],
 )
 def test_a_conmon_that_fails(state_dir: str, tmp_path: Path, does: str, why: str) -> None:
     """A StartError with the reason, within the deadline; with a conmon as it should be the next one starts."""

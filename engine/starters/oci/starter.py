@@ -26,7 +26,7 @@ from limpet.engine.starters.oci import abilities
 from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_processes, thaw
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
-from limpet.engine.starters.oci.conmon import Order, end_monitor, make_container
+from limpet.engine.starters.oci.conmon import Order, end_monitor, is_of_run, make_container
 from limpet.engine.starters.oci.executable import find_flaw
 from limpet.engine.starters.oci.exits import (
     Program,
@@ -64,7 +64,7 @@ from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code, wait_for_end
+from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code, read_stat, wait_for_end
 from limpet.recovery.probe import HostProbe
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
@@ -219,8 +219,11 @@ class OciStarter:
                 return self._prepare(launch)
             except UnsupportedError as error:
                 raise StartError(str(error)) from error
+            except ProcessLookupError as error:
+                raise StartError("its first process ended before its program was executed") from error
             except OSError as error:
-                raise StartError(f"{quote_path(error.filename or 'its process')}: {error.strerror}") from error
+                what = quote_path(error.filename) if error.filename else "its process cannot be made"
+                raise StartError(f"{what}: {error.strerror}") from error
         except BaseException:
             self._give_back(launch.id)
             raise
@@ -531,6 +534,9 @@ class OciStarter:
         pidfd = os.pidfd_open(pid)
         try:
             with open_pidfd(monitor_pid) as monitor:
+                # Whatever conmon answers, nobody else's process is signalled as this container's.
+                if not is_of_run(directory, monitor_pid) or int(read_stat(pid)[1]) != monitor_pid:
+                    raise StartError(f"conmon answered {pid}, which is no process of its own")
                 processes = Processes(
                     init=identify(pid, pidfd),
                     monitor=identify(monitor_pid, monitor),

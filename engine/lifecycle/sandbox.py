@@ -204,7 +204,7 @@ class Sandbox:
         elif not starter.is_furnished(self.metadata, status.namespaces):
             self.furnish()
         elif not starter.holds(self.id, status.namespaces):
-            now, why = time.time_ns(), "somebody has unmounted its namespaces; make another"
+            now, why = time.time_ns(), "its namespaces have ended, or somebody has unmounted them; make another"
             self._runtime.store.update_sandbox(
                 self.id, lambda old: stop_sandbox(old, SandboxReason.LOST, at=now, message=why)
             )

@@ -91,6 +91,25 @@ def test_a_pid_namespace_is_shared(engine: Engine) -> None:
     wait_until(lambda: not is_running(first), "the namespace's first process to be gone")
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_shared_pid_namespace_that_has_ended(engine: Engine, runtime: str) -> None:
+    """Somebody kills its first process: a start says so, and the next recovery makes the sandbox NOTREADY."""
+    options = {"pid": "POD"}
+    linux = {"security_context": {"namespace_options": options}}
+    sandbox = engine.create_sandbox({"metadata": {"name": "shared"}, "linux": linux}, runtime_handler=runtime)
+    assert run(engine, sandbox, "before", "true", options) == []
+    engine.recover()
+    assert sandbox.state is SandboxState.READY
+    (first,) = find_first(os.stat(sandbox.status.namespaces["pid"]).st_ino)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: not is_running(first), "the namespace's first process to be gone")
+    with pytest.raises(errors.StartError, match="first process of its sandbox's pid namespace has ended"):
+        run(engine, sandbox, "after", "true", options)
+    engine.recover()
+    assert (sandbox.state, sandbox.status.reason) == (SandboxState.NOTREADY, "Lost")
+    sandbox.remove(force=True)
+
+
 def find_first(inode: int) -> list[int]:
     found = []
     for path in glob.glob("/proc/[0-9]*"):

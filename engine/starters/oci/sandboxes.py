@@ -45,6 +45,7 @@ _SHM_BYTES = 64 << 20
 _LOCK_SECONDS = 10.0
 _END_SECONDS = 5.0
 _MNT_DETACH = 2
+_NS_GET_PID_FROM_PIDNS = 0x8004B706  # linux/nsfs.h: which process here has this pid there
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -118,9 +119,12 @@ class SandboxHoldings:
             raise UnsupportedError(f"a sandbox's namespaces cannot be made: {outcome.problem}")
 
     def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
-        """Say whether those of the namespaces that are ours are all still there. Raises OSError."""
+        """Say whether those of the namespaces that are ours are all still there, and can be used. Raises OSError."""
         wanted = {path for path in namespaces.values() if is_pin(path)}
-        return not wanted or wanted <= set(find_mounts(self.pins_of(sandbox_id)))
+        if not wanted <= set(find_mounts(self.pins_of(sandbox_id)) if wanted else wanted):
+            return False
+        pids = namespaces.get("pid", "")
+        return not is_pin(pids) or has_first(pids)
 
     def vacate(self, sandbox_id: str, timeout: float) -> None:
         """Free all that it holds; what is already free is fine. Raises ResourcesError if something cannot be freed."""
@@ -191,7 +195,7 @@ class SandboxHoldings:
         pinned = os.path.join(path, "pid")
         mounted = set(find_mounts(path))
         if pinned in mounted:
-            _end_pids(os.stat(pinned))
+            _end_pids(pinned)
         for name in (*_FILES.values(), _SHM):
             each = os.path.join(path, name)
             if each in mounted:
@@ -271,12 +275,22 @@ def _unmount(path: str) -> None:
         raise ResourcesError(f"{quote_path(path)} cannot be unmounted: {os.strerror(number)}; try again")
 
 
-def _end_pids(namespace: os.stat_result) -> None:
+def has_first(path: str) -> bool:
+    """Return whether the first process of a pinned pid namespace lives: without it no other is made there."""
+    namespace = os.stat(path)
+    for pid in _find_candidates(path):
+        with suppress(ProcessLookupError, FileNotFoundError), open_pidfd(pid) as pidfd:
+            if _is_first(pid, namespace) and not has_ended(pidfd):
+                return True
+    return False
+
+
+def _end_pids(path: str) -> None:
     """Kill the first process of a pid namespace that is pinned, and so all in it; wait until it is gone."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError), open_pidfd(int(name)) as pidfd:
-            found = os.stat(f"/proc/{name}/ns/pid")
-            if (found.st_dev, found.st_ino) != (namespace.st_dev, namespace.st_ino) or not _is_first(name):
+    namespace = os.stat(path)
+    for pid in _find_candidates(path):
+        with suppress(ProcessLookupError, FileNotFoundError), open_pidfd(pid) as pidfd:
+            if not _is_first(pid, namespace):
                 continue
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             deadline = time.monotonic() + _END_SECONDS
@@ -285,7 +299,24 @@ def _end_pids(namespace: os.stat_result) -> None:
             return
 
 
-def _is_first(pid: str) -> bool:
+def _find_candidates(path: str) -> list[int]:
+    """Return which processes may be the first of a pid namespace. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return [fcntl.ioctl(descriptor, _NS_GET_PID_FROM_PIDNS, 1)]
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            return []
+        if error.errno not in {errno.ENOTTY, errno.EINVAL}:
+            raise
+    finally:
+        os.close(descriptor)
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # before Linux 6.12
+
+
+def _is_first(pid: int, namespace: os.stat_result) -> bool:
+    if not os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), namespace):
+        return False
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         numbers = next((line.split() for line in file if line.startswith("NSpid:")), [])
     return bool(numbers) and numbers[-1] == "1"

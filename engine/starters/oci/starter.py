@@ -54,7 +54,7 @@ from limpet.engine.starters.oci.run_directory import (
     list_runs,
     make_run_directory,
 )
-from limpet.engine.starters.oci.sandboxes import SandboxHoldings
+from limpet.engine.starters.oci.sandboxes import SandboxHoldings, has_first, is_pin
 from limpet.engine.starters.oci.sessions import AttachedSession
 from limpet.engine.starters.oci.spec import complete, make_spec
 from limpet.engine.starters.oci.target import open_target
@@ -447,7 +447,14 @@ class OciStarter:
         self._end(launch.id)  # what a start that was cut short has left
         shutil.rmtree(os.path.join(launch.bundle_path, OCI), ignore_errors=True)
         with open_target(launch) as target:
-            return self._make(launch, self._complete(launch, target), secrets)
+            config = self._complete(launch, target)
+            for each in config["linux"]["namespaces"]:
+                if each["type"] == "pid" and is_pin(each.get("path", "")) and not has_first(each["path"]):
+                    raise StartError(
+                        "the first process of its sandbox's pid namespace has ended, and no other can begin there; make"
+                        " another sandbox"
+                    )
+            return self._make(launch, config, secrets)
 
     def _make(self, launch: Launch, config: Mapping[str, Any], secrets: Mapping[str, str]) -> Prepared:
         conmon = self._tools.find(self._conmon)

@@ -77,11 +77,20 @@ def open_with(state_dir: str, runtime: Path, tmp_path: Path) -> Engine:
         ("create", SLEEP, "in time"),
         ("create", "head -c 5000000 /dev/zero; exit 0", "."),
         ("create", "echo nonsense >&2; exit 3", "nonsense"),
+        ("create", "printf 'runtime: out of memory\\n\\ngoroutine 1:\\ngs 0x0\\n' >&2; exit 2", "out of memory"),
         ("start", SLEEP, "did not end in time and was killed"),
         ("start", "yes | head -c 3000000; echo no way >&2; exit 4", "no way"),
         ("start", "exit 0", "has not executed its program in time"),
     ],
-    ids=["create-hangs", "create-rubbish", "create-fails", "start-hangs", "start-fails", "start-does-nothing"],
+    ids=[
+        "create-hangs",
+        "create-rubbish",
+        "create-fails",
+        "create-crashes",
+        "start-hangs",
+        "start-fails",
+        "start-nothing",
+    ],
 )
 def test_a_start_that_fails(state_dir: str, tmp_path: Path, runtime: Path, command: str, does: str, why: str) -> None:
     """A StartError with the reason after the deadline at the latest, and neither process nor entry is left."""
@@ -107,7 +116,7 @@ def test_a_start_that_fails(state_dir: str, tmp_path: Path, runtime: Path, comma
     ("does", "why"),
     [
         (SLEEP, "in time"),
-        ("exit 0", "conmon answered ''"),
+        ("exit 0", "conmon ended without an answer"),
         ("echo trouble >&2; exit 3", "trouble"),
         ("eval \"head -c 100000 /dev/zero | tr '\\\\0' x >&$_OCI_SYNCPIPE\"", "conmon answered 'xxx"),
         ('echo \'{"data": "many"}\' >&$_OCI_SYNCPIPE', "many"),

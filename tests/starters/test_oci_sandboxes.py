@@ -92,6 +92,18 @@ def test_a_pid_namespace_is_shared(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("kind", "path"), [("network", "/etc/passwd"), ("ipc", "/proc/self/ns/net"), ("network", "/etc")]
+)
+def test_a_path_that_is_no_namespace(engine: Engine, runtime: str, kind: str, path: str) -> None:
+    """Whatever a runtime says of it, the StartError names the path, and what it should be."""
+    given = {"network": "/proc/self/ns/net", "ipc": "/proc/self/ns/ipc", "uts": "/proc/self/ns/uts", kind: path}
+    sandbox = engine.create_sandbox({"metadata": {"name": "given"}}, runtime_handler=runtime, namespaces=given)
+    with pytest.raises(errors.StartError, match=f"'{path}' is no {kind} namespace"):
+        run(engine, sandbox, "one", "true", {})
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_shared_pid_namespace_that_has_ended(engine: Engine, runtime: str) -> None:
     """Somebody kills its first process: a start says so, and the next recovery makes the sandbox NOTREADY."""
     options = {"pid": "POD"}

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from limpet.recovery.host import open_pidfd
 
 _OUTPUT_BYTES = 64 << 10
+_CRASHES = ("fatal error:", "panic:", "runtime/cgo:", "runtime:")
+"""How a line begins after which a program written in Go, such as runc, writes pages of where it was."""
 _DRAIN_SECONDS = 0.5
 """How long to read on once the program has ended, where somebody else still holds its output open."""
 
@@ -35,8 +37,9 @@ class Outcome(NamedTuple):
 
 
 def shorten(text: str) -> str:
-    """Return the last line of what a runtime says, without its time and level."""
-    line = next((each.strip() for each in reversed(text.split("\n")) if each.strip()), "")
+    """Return the line of what a runtime says that tells what is wrong, without its time and level: mostly the last."""
+    lines = [line for each in text.split("\n") if (line := each.strip())]
+    line = next((each for each in lines if each.startswith(_CRASHES)), lines[-1] if lines else "")
     _, found, message = line.partition('msg="')
     return (message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
 

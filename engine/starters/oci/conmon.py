@@ -138,9 +138,8 @@ def _read_pid(run: RunDirectory, line: bytes, *, is_late: bool) -> int:
         return pid
     if is_late:
         raise StartError("the runtime did not make the container in time")
-    raise StartError(
-        shorten(said) or shorten(_read_log(run)) or f"conmon answered {quote(line.decode(errors='replace'))}"
-    )
+    answered = f"conmon answered {quote(line.decode(errors='replace'))}" if line else "conmon ended without an answer"
+    raise StartError(shorten(said) or shorten(_read_log(run)) or answered)
 
 
 def _read_log(run: RunDirectory) -> str:

@@ -1,5 +1,8 @@
 """The namespaces of a container: its own, its sandbox's, or the host's."""
 
+import errno
+import fcntl
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +17,14 @@ from limpet.schema.cri import (
     NamespaceOption,
     PodSandboxConfig,
 )
+from limpet.schema.errors import StartError, quote_path
 
 _OWNED_BY = {"network": "network", "uts": "network", "ipc": "ipc", "pid": "pid"}
 """Which of the CRI's options decides on each namespace; a UTS namespace goes with the network's."""
+_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_CLONE = {"network": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000, "pid": 0x20000000}  # clone(2)
+_NO_NAMESPACE = {errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+"""What an ioctl(2) fails with on another file."""
 
 
 def options_of(config: ContainerConfig) -> NamespaceOption:
@@ -76,3 +84,20 @@ def mode_of(config: ContainerConfig, kind: str) -> NamespaceMode:
 def is_own(namespaces: list[dict[str, Any]], kind: str) -> bool:
     """Return whether a container has a namespace of this type to itself."""
     return {"type": kind} in namespaces
+
+
+def require_namespace(kind: str, path: str) -> None:
+    """Raise StartError if what is to be joined is no namespace of its type. Raises OSError, naming the path."""
+    if not path:
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        is_one = fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == _CLONE[kind]
+    except OSError as error:
+        if error.errno not in _NO_NAMESPACE:
+            raise
+        is_one = False
+    finally:
+        os.close(descriptor)
+    if not is_one:
+        raise StartError(f"namespaces: {quote_path(path)} is no {kind} namespace")

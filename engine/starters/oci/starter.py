@@ -42,7 +42,7 @@ from limpet.engine.starters.oci.exits import (
     read_program,
     settle_program,
 )
-from limpet.engine.starters.oci.namespaces import config_in_sandbox, make_namespaces
+from limpet.engine.starters.oci.namespaces import config_in_sandbox, make_namespaces, require_namespace
 from limpet.engine.starters.oci.probe import BundleWitness
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
 from limpet.engine.starters.oci.root import RuntimeRoot, to_oci_id
@@ -449,6 +449,7 @@ class OciStarter:
         with open_target(launch) as target:
             config = self._complete(launch, target)
             for each in config["linux"]["namespaces"]:
+                require_namespace(each["type"], each.get("path", ""))
                 if each["type"] == "pid" and is_pin(each.get("path", "")) and not has_first(each["path"]):
                     raise StartError(
                         "the first process of its sandbox's pid namespace has ended, and no other can begin there; make"
@@ -741,7 +742,8 @@ def _told(what: str) -> Iterator[None]:
     except LimpetError:
         raise  # one of them is a TimeoutError, which is an OSError
     except OSError as error:
-        raise ResourcesError(f"{what}: {error.strerror} ({quote_path(error.filename or '')}); try again") from error
+        where = f" ({quote_path(error.filename)})" if error.filename else ""
+        raise ResourcesError(f"{what}: {error.strerror}{where}; try again") from error
 
 
 def _may_have_run(run: RunDirectory) -> bool:

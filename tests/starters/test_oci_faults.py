@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -168,6 +169,36 @@ def test_what_fails_while_it_runs(state_dir: str, tmp_path: Path, runtime: Path)
             (runtime.parent / command).unlink()
         assert one.execute(["true"]).code == 0
         one.stop(0)
+
+
+SAYS_THE_PID_LATE = """for word; do [ "$last" = --pid-file ] && file=$word; last=$word; done
+/usr/sbin/runc $(echo "$@" | sed "s,$file,$file.early,") & sleep 0.6; mv "$file.early" "$file"; wait; exit 0
+"""
+
+
+def test_a_deadline_before_a_command_is_known(state_dir: str, tmp_path: Path, runtime: Path) -> None:
+    """The runtime has started it, and not yet said which process it is: it does not run on in the container."""
+    command = ["sleep", f"4718{os.getpid()}"]
+
+    def is_there() -> bool:
+        return (
+            subprocess.run(["pgrep", "-f", f"^{' '.join(command)}"], check=False, stdout=subprocess.DEVNULL).returncode
+            == 0
+        )
+
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        container = engine.get("one")
+        container.start()
+        (runtime.parent / "exec").write_text(SAYS_THE_PID_LATE)
+        with pytest.raises(errors.WaitTimeoutError, match="was killed"):
+            container.execute(command, timeout=0.4)
+        wait_until(lambda: not is_there(), "the command to be gone")
+        session = container.open_command(command)
+        wait_until(is_there, "the command")
+        session.close()
+        wait_until(lambda: not is_there(), "the command to be gone")
+        container.stop(0)
+        container.release()
 
 
 def test_killed_while_a_start_hangs(

@@ -59,6 +59,16 @@ def capabilities(lines: list[str]) -> dict[str, int]:
     return {name: int(bits, 16) for name, _, bits in (line.partition(":\t") for line in lines)}
 
 
+def test_what_no_process_can_have_is_refused(shared: Engine) -> None:
+    """Told at the create, by name: runc would hang with too many groups, and say nothing of an oom score."""
+    for linux, why in (
+        ({"security_context": {"supplemental_groups": list(range(65_537))}}, "supplemental_groups: 65,537"),
+        ({"resources": {"oom_score_adj": 1001}}, "oom_score_adj 1001"),
+    ):
+        with pytest.raises(errors.InvalidInputError, match=why):
+            shared.create_container(config("never", "true", linux=linux), "runc")
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_capabilities_and_privileges(shared: Engine, runtime: str) -> None:
     """The default 14, some added and dropped, all, none; for another user ambient ones alone; no_new_privs."""

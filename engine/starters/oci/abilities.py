@@ -4,7 +4,7 @@ import json
 import os
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fcntl import ioctl
 from typing import Protocol
@@ -28,14 +28,21 @@ from limpet.schema.status import Resources
 _EXEC_BYTES = 16 << 20
 """How much of a command's output is kept, as containerd does it."""
 _REOPEN_SECONDS = 5.0
-_PID_SECONDS = 0.5
+_PID_SECONDS = 1.0
+"""How long a runtime may take to say which process a command is, before it is taken to hang."""
 
 
 class Call(Protocol):
     """Runs the runtime with these arguments."""
 
-    def __call__(self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10) -> Outcome:
-        """Return how it ended."""
+    def __call__(
+        self,
+        *arguments: str,
+        timeout: float = 0,
+        most_bytes: int = 64 << 10,
+        before_kill: Callable[[], None] | None = None,
+    ) -> Outcome:
+        """Return how it ended. `before_kill` is called before it is killed at its deadline."""
 
 
 def execute(
@@ -45,10 +52,15 @@ def execute(
     process_file, pid_file = _write_process(run, args, None)
     try:
         command = ("exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id)
-        outcome = call(*command, timeout=timeout, most_bytes=_EXEC_BYTES)
-        pid = run.read_pid(os.path.basename(pid_file))
+        name = os.path.basename(pid_file)
+        outcome = call(
+            *command,
+            timeout=timeout,
+            most_bytes=_EXEC_BYTES,
+            before_kill=lambda: _kill(_await_pid(run, name), processes, cgroup),
+        )
+        pid = run.read_pid(name)
         if outcome.code is None:
-            _kill(pid, processes, cgroup)
             raise WaitTimeoutError(f"{args[0]!r} had not ended after {timeout:g} s, and was killed")
         if not pid:
             raise StartError(outcome.problem)
@@ -80,7 +92,7 @@ def open_command(
         size=size,
         left_over=(process_file, pid_file),
         has_begun=lambda: run.read_pid(name) > 0,
-        kill=lambda: _kill(run.read_pid(name), processes, cgroup),
+        kill=lambda: _kill(_await_pid(run, name), processes, cgroup),
         resize=lambda packed: _resize(_await_pid(run, name), processes, cgroup, packed),
     )
 
@@ -107,7 +119,10 @@ def _write_process(run: RunDirectory, args: Sequence[str], size: tuple[int, int]
 
 
 def _kill(pid: int, processes: Processes, cgroup: str) -> None:
-    """Kill a command in the container, with what it has started: the runtime, which is dead, was only its parent."""
+    """Kill a command in the container, with what it has started: the runtime is only its parent.
+
+    To be called while the runtime still runs: one that is killed before it has said the pid may have started it.
+    """
     if pid:
         with suppress(OSError), open_pidfd(pid) as pidfd:
             if _is_inside(pid, processes, cgroup):

@@ -5,7 +5,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from limpet.recovery.host import open_pidfd
@@ -57,9 +57,11 @@ def run(
     pass_fds: Sequence[int] = (),
     given: bytes = b"",
     environment: Mapping[str, str] | None = None,
+    before_kill: Callable[[], None] | None = None,
 ) -> Outcome:
     """Run a program in a session of its own, and return how it ended. It is killed after `timeout` seconds.
 
+    `before_kill` is called before that, while it still runs.
     `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. Raises OSError
     if it cannot be executed.
     """
@@ -88,6 +90,8 @@ def run(
             code = process.poll()
         finally:
             if process.poll() is None:  # not reaped, so its group is its own
+                if before_kill is not None:
+                    before_kill()
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     return Outcome(code, output, error, is_cut)

@@ -17,7 +17,12 @@ _MEMORY = {"memory_limit_in_bytes": "limit", "memory_swap_limit_in_bytes": "swap
 
 
 def make_limits(asked: LinuxContainerResources, *, is_unified: bool) -> dict[str, Any]:
-    """Return the part of `resources` that limits processor time and memory, as `update` takes it, too."""
+    """Return the part of `resources` that limits processor time and memory, as `update` takes it, too.
+
+    Raises InvalidInputError.
+    """
+    if not -1000 <= asked.oom_score_adj <= 1000:
+        raise InvalidInputError(f"resources.oom_score_adj {asked.oom_score_adj}: a number from -1000 to 1000 is needed")
     limits: dict[str, Any] = {}
     for name, fields in (("cpu", _CPU), ("memory", _MEMORY)):
         found = {theirs: getattr(asked, ours) for ours, theirs in fields.items() if getattr(asked, ours)}

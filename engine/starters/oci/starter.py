@@ -687,11 +687,22 @@ class OciStarter:
         return command_of(self._tools.find(self._runtime))
 
     def _call(
-        self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10, pass_fds: Sequence[int] = ()
+        self,
+        *arguments: str,
+        timeout: float = 0,
+        most_bytes: int = 64 << 10,
+        pass_fds: Sequence[int] = (),
+        before_kill: Callable[[], None] | None = None,
     ) -> Outcome:
         """Run the runtime. Raises UnsupportedError if it is not installed, OSError if it cannot be executed."""
         command = [*self._command(), "--root", self._root.make(), *arguments]
-        return run(command, timeout=timeout or self._timeout, most_bytes=most_bytes, pass_fds=pass_fds)
+        return run(
+            command,
+            timeout=timeout or self._timeout,
+            most_bytes=most_bytes,
+            pass_fds=pass_fds,
+            before_kill=before_kill,
+        )
 
     def _bundle(self, container_id: str) -> str:
         return os.path.join(self._containers_dir, file_name(container_id))

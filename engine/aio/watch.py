@@ -24,6 +24,10 @@ class LoopBell:
         """True from a ring until the loop has heard it."""
         self._net: asyncio.TimerHandle | None = None
 
+    def time(self) -> float:
+        """Return the loop's time, by which its timeouts are counted."""
+        return self._loop.time()
+
     async def wait(self, after: int) -> None:
         """Return once there may be events that follow `after`, or the store is closed."""
         future = self._loop.create_future()
@@ -84,6 +88,16 @@ class AsyncWatch:
 
     async def __anext__(self) -> Event:
         """Return the next event. Raises what `Store.watch` and `Watch.next` raise."""
+        event = await self.next()
+        assert event is not None  # without a time limit there is one
+        return event
+
+    async def next(self, timeout: float | None = None) -> Event | None:
+        """Return the next event; None if there is none within `timeout` seconds, None for any time.
+
+        Raises what `Store.watch` and `Watch.next` raise. What is there already is given in any case.
+        """
+        deadline = None if timeout is None else self._bell.time() + timeout
         if self._cursor is None:
             self._cursor = await asyncio.to_thread(Cursor, self._feed, self._since, self._wanted)
         while True:
@@ -96,5 +110,11 @@ class AsyncWatch:
                 if page is None:
                     page = await asyncio.to_thread(self._feed.read, last, _PAGE)
                 self._cursor.add(page)
-            else:
+            elif deadline is None:
                 await self._bell.wait(last)
+            elif self._bell.time() >= deadline:
+                return None
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline):
+                        await self._bell.wait(last)

@@ -7,12 +7,15 @@ import pytest
 
 from limpet import AsyncEngine, AsyncStore, Engine, Store
 from limpet.engine import AsyncContainer, AsyncSandbox, Container, Sandbox
+from limpet.engine.aio.watch import AsyncWatch
+from limpet.engine.store.watch import Watch
 
 PAIRS: Mapping[type, type] = {
     Store: AsyncStore,
     Engine: AsyncEngine,
     Container: AsyncContainer,
     Sandbox: AsyncSandbox,
+    Watch: AsyncWatch,
 }
 ABSENT: Mapping[type, Mapping[str, str]] = {
     Store: {
@@ -49,12 +52,14 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
     Sandbox: dict.fromkeys(
         ("furnish", "vacate", "discard", "set_right", "take_back", "may_hold"), "for create, stop and recovery"
     ),
+    Watch: {"close": "a task that waits is cancelled"},
 }
 MORE: Mapping[type, set[str]] = {
     AsyncStore: {"transact", "directory", "node"},
     AsyncEngine: {"recovery"},
     AsyncContainer: {"id"},
     AsyncSandbox: {"metadata"},
+    AsyncWatch: set(),
 }
 """Beside `transact`, what the other has as an attribute of each object, and not of the class."""
 

@@ -239,6 +239,34 @@ def test_tasks_watch_without_threads(state_dir: str) -> None:
     asyncio.run(main())
 
 
+def test_a_task_waits_so_long_for_an_event(state_dir: str) -> None:
+    """What is there is given at once, whatever the limit; what comes in time is; without one there is None."""
+
+    async def main() -> None:
+        async with await AsyncStore.open(state_dir) as store:
+            watch = store.watch(0)
+            assert await watch.next(timeout=0) is None
+            begun = time.monotonic()
+            assert await watch.next(timeout=0.1) is None
+            assert 0.09 < time.monotonic() - begun < 10
+            waiting = asyncio.create_task(watch.next(timeout=60))
+            await asyncio.sleep(0)
+            await store.add_sandbox(sandbox())
+            event = await waiting
+            assert event is not None
+            assert event.revision == 1
+            await store.add(metadata("c"))
+            late = await watch.next(timeout=0)
+            assert late is not None
+            assert late.id == "c"
+            waiting = asyncio.create_task(watch.next(timeout=60))
+            await asyncio.sleep(0)
+        with pytest.raises(errors.ClosedError):
+            await waiting
+
+    asyncio.run(main())
+
+
 def test_old_events_go_and_no_revision_comes_twice(small_log: None, state_dir: str) -> None:
     """The log is bounded; what a cursor missed is told; numbers go on after a restart; histories outlast the log."""
     with Store.open(state_dir) as store:

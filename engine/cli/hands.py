@@ -34,10 +34,12 @@ from limpet.recovery.host import observe_process
 from limpet.schema.errors import (
     ClosedError,
     EngineGoneError,
+    InvalidInputError,
     LimpetError,
     NotFoundError,
     StateDirectoryLockedError,
     WaitTimeoutError,
+    quote,
 )
 from limpet.schema.status import ContainerState
 
@@ -203,9 +205,17 @@ class Hands:
             return self._engine, True
 
     def _find_runtimes(self) -> dict[str, Starter]:
-        """Return the OCI runtimes that were used here, by their own names, and the one that is asked for."""
+        """Return the OCI runtimes that were used here, by their own names, and the one that is asked for.
+
+        Raises InvalidInputError for one that only a program could bring.
+        """
         used = os.path.join(self._path, OCI)
         names = set(os.listdir(used)) if os.path.isdir(used) else set()
+        if self._runtime and self._runtime not in RUNTIMES:
+            raise InvalidInputError(
+                f"--runtime {quote(self._runtime)}: use one of {', '.join(sorted(RUNTIMES))}; others are there only"
+                " while a program that brings them has the state open"
+            )
         names = (names | {self._runtime}) & RUNTIMES
         if not names:
             return {}

@@ -152,6 +152,9 @@ def test_run_under_a_runtime(limpet: Limpet, tmp_path: Path) -> None:
         script = "echo $$; exit 9"
         assert run_with(limpet, "", "run", "--rm", "--runtime", "runc", "box:1", "sh", "-c", script)[:2] == (9, "1\n")
         assert limpet.json("pods")["sandboxes"] == []
-        assert run_with(limpet, "", "run", "--runtime", "none", "box:1", "true")[0] == 125
+        status, _, error = run_with(limpet, "", "run", "--runtime", "none", "box:1", "true")
+        assert status == 125
+        assert "--runtime 'none': use one of" in str(error)
+        assert "Engine.open" not in str(error)
     finally:
         end_everything(limpet.state_dir)

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -630,3 +631,29 @@ def test_where_proc_is_not_mounted_nobody_is_gone() -> None:
     covered = f'mount -t tmpfs limpet /proc && exec "{sys.executable}" -c "{script}"'
     told = subprocess.run(["unshare", "-m", "sh", "-c", covered], capture_output=True, text=True, check=False)
     assert "FileNotFoundError" in told.stderr, told.stderr
+
+
+def test_a_keeper_that_has_fewer_descriptors_gives_what_it_has(engine_process: Start, state_dir: str) -> None:
+    """It was begun by an engine with a lower limit than today's, and may not raise it: a start was refused for that."""
+    first = engine_process(
+        """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (500, 1000))
+engine = Engine.open(state_dir)
+engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+config = {"metadata": {"name": "a"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+engine.create_container(config, "jobs", id="a").start()
+say("ready")
+"""
+    )
+    first.read()
+    first.kill()
+    with Engine.open(state_dir) as engine:
+        script = 'test "$(ulimit -Hn)" = 1000 || test "$(ulimit -Hn)" = "$1"'
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        command = ["sh", "-c", script, "sh", str(hard)]
+        config = {"metadata": {"name": "b"}, "image": {"image": "host"}, "command": command}
+        second = engine.create_container(config, "jobs", id="b")
+        second.start()
+        assert second.wait(20).exit_code == 0
+        engine.get("a").stop(0)

@@ -92,9 +92,18 @@ def _obey_plan(document: dict[str, Any]) -> None:
     if os.read(_CONTROL, 1) != b"g":  # what comes after this is waited for
         raise OSError(errno.ECANCELED, "its gate was closed before its program was executed")
     enter_root(document)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    _limit_descriptors(soft, hard)
     become_user(document)
     _execute(args, environment)
+
+
+def _limit_descriptors(soft: int, hard: int) -> None:
+    """Have the engine's limits, or as much of them as the keeper has: it may have been begun by one that had less."""
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except ValueError:  # it may not be raised
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if 0 <= soft < most else most, most))
 
 
 def _take_descriptors(control: int, until: int) -> None:

@@ -20,7 +20,7 @@ from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter, Starters
 from limpet.engine.state.descriptors import system_errors_told
-from limpet.engine.state.steps import run_whole
+from limpet.engine.state.steps import is_amid_a_read, run_whole
 from limpet.engine.store import Store
 from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedError, quote_path
 from limpet.schema.file_name import file_name
@@ -143,8 +143,13 @@ class Runtime:
     def wait_for_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `is_done()`, which is asked whenever the container has changed; say whether it is.
 
-        For `timeout` seconds at most. Raises ClosedError when the engine is closed meanwhile.
+        For `timeout` seconds at most. Raises ClosedError when the engine is closed meanwhile, InvalidStateError in a
+        finalizer that has come amid a read of its own thread: what it waits for could not be written down.
         """
+        if is_amid_a_read() and not is_done():
+            raise InvalidStateError(
+                f"container {container_id}: a finalizer amid a read cannot wait for it; have a thread do so"
+            )
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         queue: SimpleQueue[None] = SimpleQueue()
         with self.bell(container_id, partial(queue.put, None)):

@@ -20,7 +20,7 @@ from limpet.engine.database import Changes, Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
-from limpet.engine.state.steps import may_be_called_again, run_whole, whole
+from limpet.engine.state.steps import make_guard, may_be_called_again, run_whole, whole
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
@@ -85,7 +85,7 @@ class Store:
         """What is being written, until memory has it too: an interrupt may leave it there."""
         self._closing = threading.RLock()  # a signal handler may close the store while it is being closed
         self._is_down = False
-        self._view = threading.RLock()
+        self._view = make_guard()
         """Held while memory changes, so that a change is seen whole. A finalizer of the host program's, which may come
         at any place, may ask the store, too."""
         self._rows = Rows(self.node, self._records)

@@ -1,4 +1,4 @@
-"""A signal handler of the host program may call limpet itself, whatever call of the main thread it has interrupted."""
+"""A signal handler of the host program, or a finalizer, may call limpet itself, whatever call it has interrupted."""
 
 import asyncio
 from collections.abc import Callable
@@ -138,3 +138,43 @@ def test_what_is_no_text_is_told_by_its_type(engine: Engine) -> None:
     thread, outcome = in_thread(ask)
     thread.join(30)
     assert outcome == [None]
+
+
+def test_what_a_finalizer_asks_for_amid_a_read_it_gets(engine_process: Callable[[str], EngineProcess]) -> None:
+    """Python collects garbage amid anything: here, at the first call that is made while the database is read."""
+    script = """
+    import sys
+    from limpet.engine.state import steps
+    from limpet.schema.errors import InvalidStateError
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def write(number):
+        store.update("b", lambda old: replace(old, message=str(number)))
+        store.put("kind", "key", number)
+        one = engine.create_container(config(f"f{number}", "true"), "sb", id=f"f{number}")
+        one.start()
+        try:
+            one.wait(60)
+        except InvalidStateError:  # the read would wait for it, and it for the read
+            one.begin_stop(0)
+
+    def finalize(frame, event, _):
+        global written
+        if event == "c_call" and "sqlite" in frame.f_code.co_filename and steps.is_amid_a_read():
+            sys.setprofile(None)
+            write(written)
+            written += 1
+
+    written = 0
+    reads = [lambda: store.history("a"), lambda: store.list_items("kind"), lambda: store.last_report()]
+    for read in reads:
+        before = written
+        sys.setprofile(finalize)
+        read()
+        sys.setprofile(None)
+        say(written > before)
+    say(all(engine.get(f"f{number}").wait(60).finished_at for number in range(written)))
+    """
+    process = engine_process(LIFE + dedent(script))
+    assert [process.read() for _ in range(4)] == [["True"]] * 4

@@ -6,7 +6,6 @@ It can neither write nor checkpoint, and each read ends at once, so that it neve
 import json
 import sqlite3
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -26,6 +25,7 @@ from limpet.engine.database.sqlite.connection import (
     translate,
 )
 from limpet.engine.database.sqlite.labels import find_damaged_labels
+from limpet.engine.state.steps import make_guard
 from limpet.schema.codec import (
     label_text,
     require_readable_status,
@@ -64,7 +64,7 @@ class Reader:
     def __init__(self, path: str, node: str, *, immutable: bool = False) -> None:
         self._path = path
         self.node = node
-        self._lock = threading.RLock()  # a finalizer of the host program's may come amid a question, and ask another
+        self._lock = make_guard()
         try:
             self._connection = connect_reader(path, immutable=immutable)
         except sqlite3.Error as error:

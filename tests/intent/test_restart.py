@@ -158,7 +158,7 @@ def test_what_waits_is_restarted_by_the_original_and_by_no_copy(state_dir: str) 
             settle(engine)
             assert list(attempts(engine)) == [3, 4]
     with Engine.open(state_dir) as engine:
-        wait_for_attempt(engine, 5)
+        wait_for_attempt(engine, 5, ContainerState.EXITED)
 
 
 def test_what_was_released_or_deleted_is_not_restarted(state_dir: str) -> None:

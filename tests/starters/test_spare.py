@@ -87,7 +87,7 @@ def test_a_spare_that_was_killed_is_replaced(engine: Engine, state_dir: str) -> 
     engine.get("first").stop(0)
 
 
-@pytest.mark.parametrize("number", [0, signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [0, signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 def test_what_holds_the_memory_of_a_spare_is_no_part_of_its_container(
     engine: Engine, state_dir: str, number: int
 ) -> None:

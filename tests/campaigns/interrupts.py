@@ -64,10 +64,14 @@ _OURS = os.path.dirname(limpet.engine.__path__[0])
 
 
 class Storm:
-    """Raises KeyboardInterrupt in the main thread at the places with the numbers `strikes`, while the block runs."""
+    """Raises KeyboardInterrupt in the main thread at the places with the numbers `strikes`, while the block runs.
 
-    def __init__(self, strikes: Sequence[int]) -> None:
+    `within` is the qualified name of a function: then only places in it, and in what it calls, have a number.
+    """
+
+    def __init__(self, strikes: Sequence[int], within: str = "") -> None:
         self._strikes = frozenset(strikes)
+        self._within = within
         self.places = 0
         self.struck: list[str] = []
         self._is_on = False
@@ -90,6 +94,8 @@ class Storm:
         trip = _Trip()
         if frame is None or not frame.f_code.co_filename.startswith(_OURS):
             return
+        if self._within and self._within not in _name_callers(frame):
+            return
         self.places += 1
         if self.places in self._strikes:
             name = os.path.basename(frame.f_code.co_filename)
@@ -99,10 +105,16 @@ class Storm:
             raise interrupt
 
 
+def _name_callers(frame: FrameType | None) -> Iterator[str]:
+    while frame is not None:
+        yield frame.f_code.co_qualname
+        frame = frame.f_back
+
+
 class Famine:
     """The n-th allocation fails, for each n in `strikes`, while the block runs."""
 
-    def __init__(self, strikes: Sequence[int]) -> None:
+    def __init__(self, strikes: Sequence[int], _: str = "") -> None:
         self._first, self._last = min(strikes), max(strikes)
         self.places = 0
         self.struck: list[str] = []
@@ -132,6 +144,7 @@ class Trial:
     strikes: tuple[int, ...]
     is_closed: bool
     control: str = ""
+    within: str = ""
 
     @property
     def point(self) -> str:
@@ -165,16 +178,16 @@ def run(trial: Trial) -> list[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def count_places(life: str) -> int:
+def count_places(order: "Order") -> int:
     """Return how many places a life has."""
-    (line,) = run(Trial(life, "interrupt", (0,), is_closed=True))
+    (line,) = run(Trial(order.life, "interrupt", (0,), is_closed=True, control=order.control, within=order.within))
     return int(line.removeprefix("places "))
 
 
 def _live(trial: Trial, life: Life, directory: str) -> list[str]:
     with CONTROLS[trial.control]():
         before = len(os.listdir("/proc/self/fd"))
-        strike = KINDS[trial.kind](trial.strikes)
+        strike = KINDS[trial.kind](trial.strikes, trial.within)
         wrong: list[str] = []
         canaries: list[int] = []
         with suppress(MemoryError), strike:  # it may be this program's own allocation that fails
@@ -266,13 +279,11 @@ def _in_fork(call: Callable[[], list[str]], *, may_crash: bool = False) -> list[
 def draw(order: "Order") -> Iterator[Trial]:
     """Yield trials: each so many-th place or allocation, once and twice, left in both ways in turn."""
     chance = random.Random(order.seed)
-    last = count_places(order.life) if order.kind == "interrupt" else _ALLOCATIONS
-    first = last - order.last if order.last else 1
-    places = range(first + chance.randrange(order.every), last + 1, order.every)
-    for number, place in enumerate(places[: order.count or None]):
+    last = count_places(order) if order.kind == "interrupt" else _ALLOCATIONS
+    for number, place in enumerate(range(1 + chance.randrange(order.every), last + 1, order.every)):
         again = place + (1 if order.kind == "memory" else chance.choice((1, 2, 3, chance.randrange(1, 60))))
-        yield Trial(order.life, order.kind, (place,), number % 2 == 0, order.control)
-        yield Trial(order.life, order.kind, (place, again), number % 4 != 3, order.control)
+        yield Trial(order.life, order.kind, (place,), number % 2 == 0, order.control, order.within)
+        yield Trial(order.life, order.kind, (place, again), number % 4 != 3, order.control, order.within)
 
 
 @dataclass(frozen=True)
@@ -283,10 +294,8 @@ class Order:
     kind: str = "interrupt"
     every: int = 1
     """Each so many-th place."""
-    last: int = 0
-    """Only so many at the life's end, 0 for all."""
-    count: int = 0
-    """At most so many places, 0 for all."""
+    within: str = ""
+    """Only places within calls of this function, by its qualified name."""
     seed: int = 1
     control: str = ""
 
@@ -342,21 +351,20 @@ def main() -> int:
     parser.add_argument("--life", choices=list(LIVES), default="store")
     parser.add_argument("--kind", choices=list(KINDS), default="interrupt")
     parser.add_argument("--every", type=int, default=1, help="try each so many-th place (default: 1)")
-    parser.add_argument("--last", type=int, default=0, help="only so many places at the life's end")
-    parser.add_argument("--count", type=int, default=0, help="at most so many places")
+    parser.add_argument("--within", default="", help="only places within calls of this function, as Container._create")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--control", choices=list(CONTROLS), default="", help="break the store on purpose")
     parser.add_argument("--part", default="", help="N/M: only that part of the trials, and a result as JSON")
     parser.add_argument("--point", default="", help="repeat one trial, as a finding names it")
     options = parser.parse_args()
-    order = Order(options.life, options.kind, options.every, options.last, options.count, options.seed, options.control)
+    order = Order(options.life, options.kind, options.every, options.within, options.seed, options.control)
     if options.part:
         print(json.dumps(vars(_try_part(order, options.part))))
         return 0
     if options.point:
         life, kind, strikes, end = options.point.split(":")
         _load_all(life)
-        trial = Trial(life, kind, tuple(map(int, strikes.split(","))), end == "close", options.control)
+        trial = Trial(life, kind, tuple(map(int, strikes.split(","))), end == "close", order.control, order.within)
         result = Result(1, run(trial))
     else:
         result = campaign(order)

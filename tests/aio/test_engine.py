@@ -97,6 +97,7 @@ def test_many_tasks_wait_without_a_thread_for_each(state_dir: str) -> None:
     run(state_dir, body)
 
 
+@pytest.mark.long
 def test_many_stops_take_the_time_of_one(state_dir: str) -> None:
     """More stops at once than there are threads, of programs that use up their time: none waits for another's."""
 

@@ -20,6 +20,7 @@ def ps(engine: Engine, *options: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
+@pytest.mark.long
 def test_what_waits_is_shown_with_its_time(engine: Engine) -> None:
     """It has exited, and is listed nevertheless; stopped, it is not any more."""
     make(engine, "sh", "-c", "exit 1").start()

@@ -65,6 +65,7 @@ while True:
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_readers_beside_a_long_stream(state_dir: str, tmp_path: Path) -> None:
     """A thousand lives and six writers later every look was true, and the files are as small as what lives."""

@@ -1,6 +1,7 @@
 """The spare gate: forked ahead of the next start, it is nobody's process until then, and never left behind."""
 
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import pytest
 from limpet import Engine
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.keeper.gate import NOT_EXECUTED, become_container
 from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.recovery.host import open_pidfd, wait_for_end
 from tests.conftest import wait_until
@@ -144,3 +146,20 @@ def test_starts_from_many_threads_do_not_disturb_each_other(engine: Engine) -> N
 
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(live, range(1500))) == [number % 100 for number in range(1500)]
+
+
+def test_a_gate_that_cannot_begin_writes_into_nothing_of_the_keepers(tmp_path: Path) -> None:
+    """Until it has taken its descriptors their numbers are the keeper's: one may be its lock."""
+    lock = tmp_path / "lock"
+    lock.write_text("the anchor's pid\n")
+    pid = os.fork()
+    if not pid:
+        try:
+            os.dup2(os.open(lock, os.O_RDWR), 4)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))  # none for the numbers that it begins with
+            become_container(3, 3)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == NOT_EXECUTED
+    assert lock.read_text() == "the anchor's pid\n"

@@ -25,7 +25,7 @@ NOT_EXECUTED = 128
 SPARE_NAME, COMMAND_NAME, MEMORY_NAME = "limpet-spare", "limpet-gate", "limpet-memory"
 """As /proc/PID/comm shows it: before it is a container's, from then on, and what holds its memory."""
 _CONTROL = 3
-_UNTIL = _REPORT = 4
+_UNTIL = _REPORT = 4  # first the one, and once it is a container's the other
 _FIRST_FREE = 10
 _CLONE_NEWUTS = 0x04000000
 _UMASK = 0o022
@@ -37,11 +37,13 @@ def become_container(control: int, until: int) -> NoReturn:
 
     `control` is a socket: a message with four descriptors makes it a container's: the plan (JSON, see `root`), what
     becomes standard output and error, and a pipe for its report, which a successful exec closes; what is written to it
-    is why there was none. A message "g" opens the gate, end of file closes it. Unless `until` is
-    -1, its memory is held until the other end of that pipe is closed.
+    is why there was none. A message "g" opens the gate, end of file closes it. Unless `until` is -1, its memory is held
+    until the other end of that pipe is closed.
     """
+    told = -1  # until they are its own, its numbers are the keeper's
     try:
         _take_descriptors(control, until)
+        told = _REPORT
         _forget_the_keeper()
         if until >= 0:
             name_process(MEMORY_NAME)
@@ -55,7 +57,7 @@ def become_container(control: int, until: int) -> NoReturn:
         name = os.fsdecode(name) if isinstance(name, bytes) else name
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         with suppress(OSError):
-            os.write(_REPORT, (f"{name!r}: {reason}" if name else reason).encode(errors="replace")[:4000])
+            os.write(told, (f"{name!r}: {reason}" if name else reason).encode(errors="replace")[:4000])
     finally:
         os._exit(NOT_EXECUTED)
 

@@ -149,6 +149,12 @@ def find_unsound(node: str, rows: Sequence[_Row]) -> list[_Row]:
         return [row for row in rows if not row_is_sound(node, row)]
 
 
+def are_sound(node: str, rows: Sequence[_Row]) -> list[bool]:
+    """Say of each of the rows of a table whether it carries the checksum of its content."""
+    unsound = set(map(id, find_unsound(node, rows)))
+    return [id(row) not in unsound for row in rows]
+
+
 def status_can_be_read(row: StatusRow) -> bool:
     """Say whether a sound row of table container_status decodes: another program may have written it."""
     if row.resources is None and row.unapplied is None and row.extra is None:

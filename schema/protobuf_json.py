@@ -243,8 +243,7 @@ def _read_string(_kind: Any, value: object, path: str, reading: _Reading) -> Any
         value = json.dumps(value)  # written without quotes, as in `args: [sleep, 600]`
     if not isinstance(value, str):
         _refuse(path, "a string", value)
-    # A NUL cannot be passed to a program, and a lone surrogate cannot be stored.
-    if "\0" in value or not is_utf8(value):
+    if not is_text(value):
         _refuse(path, "without NUL characters and lone surrogates", value)
     return str.__str__(value)  # a plain string, even for a StrEnum
 
@@ -283,6 +282,11 @@ def _to_canonical(kind: Any, value: Any) -> Any:
         case inspect.IntType() if _highest(kind) > _MAX_UINT32:
             return str(value)
     return value
+
+
+def is_text(value: object) -> bool:
+    """Return whether it can be passed to a program, which a NUL cannot, and stored, which no lone surrogate can."""
+    return isinstance(value, str) and "\0" not in value and is_utf8(value)
 
 
 def is_utf8(text: str) -> bool:

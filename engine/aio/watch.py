@@ -24,10 +24,6 @@ class LoopBell:
         """True from a ring until the loop has heard it."""
         self._net: asyncio.TimerHandle | None = None
 
-    def time(self) -> float:
-        """Return the loop's time, by which its timeouts are counted."""
-        return self._loop.time()
-
     async def wait(self, after: int) -> None:
         """Return once there may be events that follow `after`, or the store is closed."""
         future = self._loop.create_future()
@@ -97,7 +93,8 @@ class AsyncWatch:
 
         Raises what `Store.watch` and `Watch.next` raise. What is there already is given in any case.
         """
-        deadline = None if timeout is None else self._bell.time() + timeout
+        now = asyncio.get_running_loop().time
+        deadline = None if timeout is None else now() + timeout
         if self._cursor is None:
             self._cursor = await asyncio.to_thread(Cursor, self._feed, self._since, self._wanted)
         while True:
@@ -110,9 +107,7 @@ class AsyncWatch:
                 if page is None:
                     page = await asyncio.to_thread(self._feed.read, last, _PAGE)
                 self._cursor.add(page)
-            elif deadline is None:
-                await self._bell.wait(last)
-            elif self._bell.time() >= deadline:
+            elif deadline is not None and now() >= deadline:
                 return None
             else:
                 with suppress(TimeoutError):

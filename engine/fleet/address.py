@@ -9,6 +9,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from limpet.schema.errors import FleetError, InvalidInputError, quote
+from limpet.schema.protobuf_json import is_text
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 30
@@ -105,7 +106,7 @@ class Address:
     def __init__(self, url: str) -> None:
         """Raise InvalidInputError for what is no address of a PostgreSQL."""
         # Nothing that is wrong with a URL is told by quoting it: what stands at a wrong place may be the password.
-        if not _is_text(url):
+        if not is_text(url):
             raise InvalidInputError("fleet: the URL must be a text, without NUL and lone surrogates")
         scheme, found, rest = url.partition("://")
         if not found or scheme not in _SCHEMES:
@@ -184,10 +185,6 @@ class Address:
             text = text.replace(secret, "***")
         hint = _HINTS.get(error.sqlstate or "", "") if isinstance(error, psycopg.Error) else ""
         return FleetError(f"{self._text}: {text}{hint}")
-
-
-def _is_text(url: object) -> bool:
-    return isinstance(url, str) and "\0" not in url and url == url.encode(errors="ignore").decode()
 
 
 def _is_plain(rest: str, ports: str) -> bool:

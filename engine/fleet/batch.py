@@ -20,7 +20,7 @@ import psycopg
 from limpet.engine.database.sqlite.extract import ROWS, Extract, Keys
 from limpet.engine.fleet import rows as sql
 from limpet.engine.fleet.address import Connection, replicated
-from limpet.schema.codec import find_unsound, row_is_sound
+from limpet.schema.codec import are_sound, row_is_sound
 from limpet.schema.errors import FleetFencedError, InvalidStateError, NotFoundError, quote, quote_path
 from limpet.schema.rows import EventRow
 
@@ -272,10 +272,9 @@ def _load_checksums(connection: Connection, node: str, table: str, row_class: An
     cursor = connection.execute(query, (node,))
     found: dict[Any, int] = {}
     while rows := cursor.fetchmany(_ROWS_AT_ONCE):
-        unsound = set(map(id, find_unsound(node, rows)))
-        found.update((row[:width], row[-1]) for row in rows if id(row) not in unsound)
-        for row in (sql.from_record(row_class, row) for row in rows if id(row) in unsound):  # few have anything escaped
-            found[row[:width]] = row[-1] if row_is_sound(node, row) else ALTERED
+        for record, is_sound in zip(rows, are_sound(node, rows), strict=True):
+            row = record if is_sound else sql.from_record(row_class, record)  # few have anything escaped
+            found[row[:width]] = row[-1] if is_sound or row_is_sound(node, row) else ALTERED
     return found
 
 

@@ -15,7 +15,7 @@ from limpet.engine.fleet.address import Address, Connection
 from limpet.engine.fleet.rows import escape, from_record
 from limpet.engine.fleet.upgrade import require_current
 from limpet.schema.codec import (
-    find_unsound,
+    are_sound,
     label_text,
     read_labels,
     require_readable_status,
@@ -296,9 +296,8 @@ def _read_doubts(text: str) -> Mapping[str, tuple[str, str]] | None:
 def _make_containers(known: _Known, rows: Sequence[tuple[Any, ...]]) -> Iterator[FleetContainer]:
     """Yield the containers of one node, from rows of its name, a `NameRow` and a `StatusRow`."""
     statuses = [StatusRow._make(row[_WIDTH:]) for row in rows]
-    unsound = set(map(id, find_unsound(known.node.name, statuses)))
-    for row, status in zip(rows, statuses, strict=True):
-        yield _make_container(known, from_record(NameRow, row[1:_WIDTH]), status, is_sound=id(status) not in unsound)
+    for row, status, is_sound in zip(rows, statuses, are_sound(known.node.name, statuses), strict=True):
+        yield _make_container(known, from_record(NameRow, row[1:_WIDTH]), status, is_sound=is_sound)
 
 
 def _make_container(known: _Known, names: NameRow, row: StatusRow, *, is_sound: bool) -> FleetContainer:

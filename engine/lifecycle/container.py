@@ -47,7 +47,7 @@ from limpet.schema.errors import (
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
-from limpet.schema.protobuf_json import is_utf8
+from limpet.schema.protobuf_json import is_text
 from limpet.schema.restart import RestartKind
 from limpet.schema.sandbox_status import SandboxState
 from limpet.schema.status import ContainerState, Reason, Status, end, end_never_run, find_exit_code
@@ -839,7 +839,7 @@ def _require_args(args: object) -> None:
     if isinstance(args, str) or not isinstance(args, Sequence) or not args:
         raise InvalidInputError(f"args: a command is needed, as a list of texts, not {quote(args)}")
     for number, each in enumerate(args):
-        if not isinstance(each, str) or "\0" in each or not is_utf8(each):
+        if not is_text(each):
             raise InvalidInputError(
                 f"args[{number}] must be a text without NUL characters and lone surrogates, not {quote(each)}"
             )

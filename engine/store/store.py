@@ -86,8 +86,7 @@ class Store:
         self._closing = threading.RLock()  # a signal handler may close the store while it is being closed
         self._is_down = False
         self._view = make_guard()
-        """Held while memory changes, so that a change is seen whole. A finalizer of the host program's, which may come
-        at any place, may ask the store, too."""
+        """Held while memory changes, so that a change is seen whole."""
         self._rows = Rows(self.node, self._records)
         unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
         self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)

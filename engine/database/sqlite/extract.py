@@ -4,17 +4,18 @@ import json
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from itertools import compress
+from operator import not_
+from typing import Any
 
 from limpet.engine.database.sqlite import statements as sql
 from limpet.engine.database.sqlite.connection import WRITER_PRAGMAS, fetch_all, require_integer
 from limpet.engine.database.sqlite.labels import insert_labels
 from limpet.engine.database.sqlite.migrate import create_database
 from limpet.engine.database.sqlite.reader import Reader
-from limpet.schema.codec import find_unsound
+from limpet.schema.codec import are_sound
 from limpet.schema.rows import AnyRow, ContainerRow, EventRow, ItemRow, SandboxRow, SandboxStatusRow, StatusRow
 
-_Row = TypeVar("_Row", bound=AnyRow)
 Key = tuple[str, ...]
 """The values of a row's key columns, without the node's name."""
 
@@ -94,18 +95,13 @@ class Extractor(Reader):
             row_class, key_columns = ROWS[table]
             length = len(key_columns)
             found.absent[table] = sorted(set(wanted[table]) - {row[:length] for row in rows})
-            sound, unsound = self._part(rows)
-            found.rows[table] = list(map(row_class._make, sound))
-            found.damaged += [f"{table} {row[:length]}" for row in unsound]
-        found.events, damaged = self._part(found.events)
-        found.damaged += [f"event {row.revision}" for row in damaged]
+            sound = are_sound(self.node, rows)
+            found.rows[table] = list(map(row_class._make, compress(rows, sound)))
+            found.damaged += [f"{table} {row[:length]}" for row in compress(rows, map(not_, sound))]
+        sound = are_sound(self.node, found.events)
+        found.damaged += [f"event {row.revision}" for row in compress(found.events, map(not_, sound))]
+        found.events = list(compress(found.events, sound))
         return found
-
-    def _part(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
-        """Return the rows that carry the checksum of their content, and those that do not."""
-        unsound = find_unsound(self.node, rows)
-        others = set(map(id, unsound))
-        return [row for row in rows if id(row) not in others] if others else rows, unsound
 
     def extract_keys(self) -> Keys:
         """Return the key and the checksum of every row. Raises StoreError."""

@@ -121,7 +121,7 @@ class SandboxHoldings:
     def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
         """Say whether those of the namespaces that are ours are all still there, and can be used. Raises OSError."""
         wanted = {path for path in namespaces.values() if is_pin(path)}
-        if not wanted <= set(find_mounts(self.pins_of(sandbox_id)) if wanted else wanted):
+        if wanted and not wanted <= set(find_mounts(self.pins_of(sandbox_id))):
             return False
         pids = namespaces.get("pid", "")
         return not is_pin(pids) or has_first(pids)

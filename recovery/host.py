@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -138,19 +139,29 @@ def read_start_ticks(pid: int) -> int:
 
     /proc counts from the boot time of the reader's time namespace, which may be another's (time_namespaces(7)).
     """
-    return int(read_stat(pid)[19]) - _read_boot_offset()
+    return int(read_stat(pid)[19]) - _read_boot_offset() * os.sysconf("SC_CLK_TCK") // 10**9
+
+
+def read_boot_clock() -> int:
+    """Return the nanoseconds since the boot, as our time namespace counts them: those of suspension included.
+
+    Nobody can set that clock.
+    """
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def read_machine_clock() -> int:
+    """Return the nanoseconds since the boot of the machine, which are the same in each time namespace."""
+    return read_boot_clock() - _read_boot_offset()
 
 
 def _read_boot_offset() -> int:
-    """Return by how many clock ticks the boot time of our time namespace is ahead of the machine's."""
+    """Return by how many nanoseconds the boot time of our time namespace is ahead of the machine's."""
     try:
         offsets = [line.split() for line in _read("/proc/self/timens_offsets").decode("ascii").splitlines()]
     except FileNotFoundError:  # before Linux 5.6
         return 0
-    ahead_ns = next(
-        (int(seconds) * 10**9 + int(rest) for clock, seconds, rest in offsets if clock in {"boottime", "7"}), 0
-    )
-    return ahead_ns * os.sysconf("SC_CLK_TCK") // 10**9
+    return next((int(seconds) * 10**9 + int(rest) for clock, seconds, rest in offsets if clock in {"boottime", "7"}), 0)
 
 
 def compare(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig
+from limpet.schema.deadline import Deadline
 from limpet.schema.errors import InvalidInputError, StoreDamagedError, quote
 from limpet.schema.events import OF_SANDBOXES, STATE_CHANGES, Event, EventKind
 from limpet.schema.history import KEPT_TRANSITIONS, Transition
@@ -23,6 +24,7 @@ from limpet.schema.metadata import Metadata, SandboxMetadata, require_id
 from limpet.schema.rows import (
     AnyRow,
     ContainerRow,
+    DeadlineRow,
     EventRow,
     ItemRow,
     NameRow,
@@ -464,6 +466,22 @@ def row_to_item(node: str, row: ItemRow) -> Item:
     except _UNREADABLE as error:
         raise StoreDamagedError(f"item {row.kind} {quote(row.key)}: its value does not decode: {error}") from error
     return Item(kind=row.kind, key=row.key, version=row.version, updated_at=row.updated_at, value=value)
+
+
+def deadline_to_row(node: str, kind: str, key: str, deadline: Deadline, boot_id: str) -> DeadlineRow:
+    """Return the row of table deadline."""
+    values = (kind, key, deadline.at, boot_id, deadline.boot_at)
+    return DeadlineRow(*values, seal((node, *values)))
+
+
+def row_to_deadline(node: str, row: DeadlineRow) -> Deadline:
+    """Return the Deadline in a row of table deadline. Raises StoreDamagedError if it is damaged."""
+    if not row_is_sound(node, row):
+        raise StoreDamagedError(
+            f"{row.kind} deadline of {quote(str(row.id))}: it does not match its checksum; the wall clock alone tells"
+            " when it is reached"
+        )
+    return Deadline(row.at, row.boot_at)
 
 
 def _json_or_none(

@@ -1,6 +1,18 @@
 """The newest schema as SQL, printed from `tables` by docs/printed/ddl.py."""
 
 CREATE = (
+    """CREATE TABLE deadline (
+    node TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    boot_id TEXT NOT NULL,
+    boot_at INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    CONSTRAINT pk_deadline PRIMARY KEY (node, kind, id)
+)
+ WITHOUT ROWID,
+ STRICT""",
     """CREATE TABLE event (
     node TEXT NOT NULL,
     revision INTEGER NOT NULL,

@@ -93,6 +93,17 @@ class SandboxStatusRow(NamedTuple):
     checksum: int
 
 
+class DeadlineRow(NamedTuple):
+    """A row of table deadline."""
+
+    kind: str
+    id: str
+    at: int
+    boot_id: str
+    boot_at: int
+    checksum: int
+
+
 class ItemRow(NamedTuple):
     """A row of table item."""
 

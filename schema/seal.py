@@ -93,6 +93,7 @@ SEALS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "0004": (*_STATUS, "unapplied", "stop_requested_at", "stop_deadline"),
         "0005": (*_STATUS, "unapplied", "stop_requested_at", "stop_deadline", "expires_at", "paused", "extra"),
     },
+    "deadline": {"0008": ("node", "kind", "id", "at", "boot_id", "boot_at")},
     "item": {"0005": ("node", "kind", "key", "version", "updated_at", "value")},
     "event": {"0006": _EVENT},
 }

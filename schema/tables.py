@@ -179,6 +179,20 @@ recovery = Table(
     sqlite_strict=True,
 )
 
+deadline = Table(
+    "deadline",
+    TABLES,
+    Column("node", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),  # of a container or sandbox; not a foreign key: it may be either
+    Column("at", INT64, nullable=False),  # by the wall clock, as in the status
+    Column("boot_id", Text, nullable=False),
+    Column("boot_at", INT64, nullable=False),  # by the clock of that boot
+    Column("checksum", INT64, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
 item = Table(
     "item",
     TABLES,

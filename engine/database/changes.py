@@ -6,6 +6,7 @@ from typing import Self
 
 from limpet.schema.rows import (
     ContainerRow,
+    DeadlineRow,
     EventRow,
     ItemRow,
     ReportRow,
@@ -42,6 +43,8 @@ class Changes:
     """Of consecutive revisions, each with its checksum."""
     deleted_containers: list[str] = field(default_factory=list)
     deleted_sandboxes: list[str] = field(default_factory=list)
+    deadlines: dict[tuple[str, str], DeadlineRow | None] = field(default_factory=dict)
+    """By kind and id, in place of what is there; None for one that is not needed any more."""
     items: dict[tuple[str, str], ItemRow] = field(default_factory=dict)
     """By kind and key, in place of what is there."""
     deleted_items: list[tuple[str, str]] = field(default_factory=list)
@@ -54,11 +57,11 @@ class Changes:
     @property
     def only_statuses(self) -> bool:
         """True if this is nothing but checkpoints that change no state: the common case, made fast."""
-        return not (self.events or self._is_more)
+        return not (self.events or self.deadlines or self._is_more)
 
     @property
     def is_of_statuses(self) -> bool:
-        """True if this is nothing but checkpoints of containers that are there, and the events that tell of them."""
+        """True if this is nothing but checkpoints of containers that are there, their events and deadlines."""
         return not self._is_more
 
     @property

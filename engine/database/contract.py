@@ -10,7 +10,7 @@ from limpet.engine.database.changes import Changes
 from limpet.engine.database.page import EventPage
 from limpet.schema.history import Transition
 from limpet.schema.metadata import Metadata
-from limpet.schema.rows import ItemRow, NameRow, SandboxRow, SandboxStatusRow, StatusRow
+from limpet.schema.rows import DeadlineRow, ItemRow, NameRow, SandboxRow, SandboxStatusRow, StatusRow
 
 
 class Journal(Protocol):
@@ -95,6 +95,9 @@ class Records(Protocol):
 
     def load_sandbox_statuses(self) -> Sequence[SandboxStatusRow]:
         """Return the status row of every sandbox."""
+
+    def load_deadlines(self, boot_id: str, after: int) -> Sequence[DeadlineRow]:
+        """Return the rows of a boot's deadlines, without those of stops that are over at a time of its clock."""
 
     def load_items(self, kind: str) -> Sequence[ItemRow]:
         """Return the row of every item of a kind, by key."""

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from limpet.engine.database.changes import KEPT_EVENTS, KEPT_RECOVERIES, Changes
 from limpet.engine.database.page import EventPage
 from limpet.schema.codec import read_labels, row_to_metadata, rows_to_history
+from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import NotFoundError, StoreError, StoreFencedError, UnsupportedError, quote
 from limpet.schema.events import ENDINGS, STATE_CHANGES, EventKind
 from limpet.schema.history import KEPT_TRANSITIONS, Transition
 from limpet.schema.metadata import Metadata
 from limpet.schema.rows import (
     ContainerRow,
+    DeadlineRow,
     EventRow,
     ItemRow,
     NameRow,
@@ -35,6 +37,7 @@ class Tables:
     statuses: dict[str, StatusRow] = field(default_factory=dict)
     events: list[EventRow] = field(default_factory=list)
     histories: dict[str, list[EventRow]] = field(default_factory=dict)
+    deadlines: dict[tuple[str, str], DeadlineRow | None] = field(default_factory=dict)
     items: dict[tuple[str, str], ItemRow] = field(default_factory=dict)
     reports: list[ReportRow] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
@@ -89,6 +92,7 @@ class _Journal:
         for name in changes.deleted_items:
             tables.items.pop(name, None)
         tables.items.update(changes.items)
+        tables.deadlines.update(changes.deadlines)
         tables.containers.update(changes.new_containers)
         tables.statuses.update(changes.new_statuses)
         tables.statuses.update((row.id, row) for row, _ in changes.statuses.values())
@@ -114,6 +118,7 @@ class _Journal:
             and changes.new_sandboxes.items() <= tables.sandboxes.items()
             and sandbox_statuses.items() <= tables.sandbox_statuses.items()
             and changes.items.items() <= tables.items.items()
+            and changes.deadlines.items() <= tables.deadlines.items()
             and set(changes.reports) <= set(tables.reports)
             and tables.containers.keys().isdisjoint(set(changes.deleted_containers) - statuses.keys())
             and tables.sandboxes.keys().isdisjoint(set(changes.deleted_sandboxes) - changes.new_sandboxes.keys())
@@ -193,6 +198,10 @@ class _Records:
 
     def load_sandbox_statuses(self) -> Sequence[SandboxStatusRow]:
         return list(self._tables.sandbox_statuses.copy().values())
+
+    def load_deadlines(self, boot_id: str, after: int) -> Sequence[DeadlineRow]:
+        rows = [row for row in self._tables.deadlines.copy().values() if row is not None and row.boot_id == boot_id]
+        return [row for row in rows if row.kind != DeadlineKind.STOP or row.boot_at > after]
 
     def load_items(self, kind: str) -> Sequence[ItemRow]:
         return sorted(row for row in self._tables.items.copy().values() if row.kind == kind)

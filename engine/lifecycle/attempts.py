@@ -75,6 +75,7 @@ def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
             restart_delay=next_delay(metadata, status),
         )
         draft.add(following, Status(extra=status.extra, expires_at=status.expires_at))
+        draft.carry_expiry(metadata.id, key)
     return key
 
 

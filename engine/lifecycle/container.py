@@ -33,6 +33,7 @@ from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources, NamespaceMode
+from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
@@ -218,10 +219,13 @@ class Container:
 
     def resume_stop(self, status: Status, identity: ProcessIdentity) -> None:
         """Go on with a stop that an engine before this one has begun, with what is left of its time."""
-        grace = status.stop_deadline - status.stop_requested_at  # a clock that was set back lengthens nothing
-        left = min(grace, status.stop_deadline - time.time_ns()) / 1e9
+        grace = (status.stop_deadline - status.stop_requested_at) / 1e9  # a clock that was set back lengthens nothing
         self.thaw()
-        self._send_stop(identity, max(left, 0.0), signals=True)
+        self._send_stop(identity, min(grace, self._find_grace(status)), signals=True)
+
+    def _find_grace(self, status: Status) -> float:
+        """Return how many seconds are left of the time that it has to stop."""
+        return self._runtime.store.time_left(DeadlineKind.STOP, self.id, status.stop_deadline) / 1e9
 
     def pause(self) -> Status:
         """Freeze all of its processes until `resume`, and return the status: `paused`, while the state stays RUNNING.
@@ -561,8 +565,7 @@ class Container:
             if not is_written:
                 status = self._update(lambda old: request_stop(old, timeout))
             assert status.identity is not None
-            # By the monotonic clock where this step sets the time; the earlier one of a former engine tells the wall's.
-            left = timeout if is_first else max(0.0, (status.stop_deadline - time.time_ns()) / 1e9)
+            left = timeout if is_first else self._find_grace(status)
             self.thaw()
             self._send_stop(status.identity, min(timeout, left), signals=is_first)
             return status

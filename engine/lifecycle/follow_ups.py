@@ -11,11 +11,12 @@ from contextlib import suppress
 
 from limpet.engine.lifecycle.attempts import add_next, find_attempt, find_place
 from limpet.engine.lifecycle.container import Container
-from limpet.engine.lifecycle.deadline import Deadline, read_boot_clock
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.lifecycle.timetable import Entry, Kind
+from limpet.recovery.host import read_boot_clock
 from limpet.recovery.intents import Place, Step, decide_step, make_intent
+from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
@@ -39,7 +40,6 @@ class FollowUps:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._deadlines: dict[Entry, Deadline] = {}
         self._restarts: dict[str, int] = {}
         """When the next attempt is due of what waits for that, by the boot's clock."""
 
@@ -69,7 +69,6 @@ class FollowUps:
                 return self._look_at_sandbox(entry)
             return self._look_at_container(entry)
         except NotFoundError:
-            self._deadlines.pop(entry, None)
             self._restarts.pop(entry.id, None)
             raise
 
@@ -81,7 +80,7 @@ class FollowUps:
             sandbox = store.sandbox_status(metadata.sandbox_id)
         except StoreDamagedError:
             return None  # nothing is done to what cannot be read
-        own_left = self._find_left(entry, status.expires_at)
+        own_left = self._find_left(DeadlineKind.EXPIRY, entry.id, status.expires_at)
         is_sandbox_over = self._is_over(metadata.sandbox_id, sandbox)
         has_policy = metadata.restart_policy != RestartKind.NO
         intent = make_intent(
@@ -124,9 +123,9 @@ class FollowUps:
 
     def _release(self, container: Container, status: Status) -> float | None:
         """Release it; what is left of one that was stopped keeps its grace."""
-        has_grace = status.stop_requested_at and status.stop_deadline > time.time_ns()
         if (
-            has_grace
+            status.stop_requested_at
+            and self._runtime.store.time_left(DeadlineKind.STOP, container.id, status.stop_deadline)
             and status.identity
             and self._runtime.starter_of(container.id).signal(container.id, status.identity, 0)
         ):
@@ -186,7 +185,7 @@ class FollowUps:
     def _look_at_sandbox(self, entry: Entry) -> float | None:
         store = self._runtime.store
         status = store.sandbox_status(entry.id)
-        left = self._find_left(entry, status.expires_at)
+        left = self._find_left(DeadlineKind.SANDBOX_EXPIRY, entry.id, status.expires_at)
         if left != 0 and status.reason != SandboxReason.EXPIRED:
             return None if left is None else left / 1e9
         if not status.stopped_at:
@@ -212,19 +211,12 @@ class FollowUps:
         """Say whether the containers of a sandbox are to go with it: that it is NOTREADY is durable before."""
         if not status.stopped_at:
             return False
-        is_over = self._find_left(Entry(Kind.SANDBOX, sandbox_id), status.expires_at) == 0
+        is_over = self._find_left(DeadlineKind.SANDBOX_EXPIRY, sandbox_id, status.expires_at) == 0
         return is_over or status.reason == SandboxReason.EXPIRED
 
-    def _find_left(self, entry: Entry, expires_at: int) -> int | None:
+    def _find_left(self, kind: DeadlineKind, key: str, expires_at: int) -> int | None:
         """Return how many nanoseconds are left; None for one that does not expire."""
-        if not expires_at:
-            self._deadlines.pop(entry, None)
-            return None
-        wall, boot = time.time_ns(), read_boot_clock()
-        deadline = self._deadlines.get(entry)
-        if deadline is None or deadline.expires_at != expires_at:
-            deadline = self._deadlines[entry] = Deadline.begin(expires_at, wall=wall, boot=boot)
-        return deadline.left(wall=wall, boot=boot)
+        return self._runtime.store.time_left(kind, key, expires_at) if expires_at else None
 
 
 def _is_still(status: Status) -> bool:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from limpet.engine.lifecycle.deadline import read_boot_clock
+from limpet.recovery.host import read_boot_clock
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import ClosedError, NotFoundError, ResourcesError
 

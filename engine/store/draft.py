@@ -12,6 +12,15 @@ from typing import Any
 from msgspec.structs import replace
 
 from limpet.engine.database import Changes, Journal
+from limpet.engine.store.deadlines import (
+    Deadlines,
+    Of,
+    deadlines_of_container,
+    find_changed,
+    make_row,
+    times_of_container,
+    times_of_sandbox,
+)
 from limpet.engine.store.match import require_text
 from limpet.engine.store.rows import Kept, Rows
 from limpet.engine.store.sandboxes import KeptSandbox, Sandboxes, name_of
@@ -31,6 +40,7 @@ from limpet.schema.codec import (
     status_to_row,
     status_to_text,
 )
+from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import (
     AlreadyExistsError,
     InvalidInputError,
@@ -68,6 +78,7 @@ class Draft:
         sandboxes: Sandboxes,
         revision: int,
         names: dict[str, NameRow],
+        deadlines: Deadlines,
     ) -> None:
         self._node = node
         self._journal = journal
@@ -89,6 +100,7 @@ class Draft:
         """The newest that is on disk."""
         self._kept_names = names
         """Those that are known of containers on disk."""
+        self._deadlines = deadlines
         self._event_names: dict[str, NameRow] = {}
         """What events say of the containers that they are of."""
         self._open_events: list[OpenEvent] = []
@@ -135,6 +147,7 @@ class Draft:
         self.changes.new_statuses[key] = status_row
         self._event_names[key] = NameRow(key, row.sandbox_id, row.name, row.labels)
         self._note(EventKind.ADDED, key, status_row, status)
+        self._set_deadlines({}, times_of_container(status_row))
         self._stage(key, status_row, status)
 
     def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
@@ -183,14 +196,10 @@ class Draft:
         else:
             staged = self.changes.statuses.get(container_id)
             self.changes.statuses[container_id] = (row, staged[1] if staged else old_row.seq)
-        if changed:
-            self._note(EventKind.STATE, container_id, row, written)
-        if row.paused != old_row.paused:
-            self._note(EventKind.PAUSED, container_id, row, written)
-        if _intent(row) != _intent(old_row):
-            self._note(EventKind.INTENT, container_id, row, written)
-        if row.extra != old_row.extra:
-            self._note(EventKind.EXTRA, container_id, row, written)
+        for kind in _tell_apart(old_row, row, has_new_state=changed):
+            self._note(kind, container_id, row, written)
+        if (row.released, *_intent(row)) != (old_row.released, *_intent(old_row)):
+            self._set_deadlines(times_of_container(old_row), times_of_container(row))
         self._stage(container_id, row, status)
         return status
 
@@ -210,6 +219,8 @@ class Draft:
             del self._names[row.sandbox_id, row.name, row.attempt]
         if container_id in self._rows:
             self.changes.deleted_containers.append(container_id)
+        if not kept or not kept.released:
+            self.changes.deadlines.update(dict.fromkeys(deadlines_of_container(container_id)))
         self.rows[container_id] = None
         self.doubts[container_id] = None
         return True
@@ -229,6 +240,7 @@ class Draft:
         self.changes.new_sandboxes[key] = row
         self.changes.new_sandbox_statuses[key] = status_row
         self._note_sandbox(EventKind.SANDBOX_ADDED, sandbox_name_row(metadata), status_row)
+        self._set_deadlines({}, times_of_sandbox(status_row))
         self.sandboxes[key] = KeptSandbox(metadata, status_row)
 
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
@@ -261,6 +273,7 @@ class Draft:
             self.changes.sandbox_statuses[sandbox_id] = (row, staged[1] if staged else old.row.seq)
         if row[2:-1] != old.row[2:-1]:
             self._note_sandbox(EventKind.SANDBOX_CHANGED, sandbox_name_row(old.metadata), row)
+        self._set_deadlines(times_of_sandbox(old.row), times_of_sandbox(row))
         self.sandboxes[sandbox_id] = KeptSandbox(old.metadata, row)
         return status
 
@@ -270,6 +283,7 @@ class Draft:
             return False
         self.require_empty(sandbox_id)
         self._note_deleted_sandbox(sandbox_id)
+        self.changes.deadlines[DeadlineKind.SANDBOX_EXPIRY, sandbox_id] = None
         if sandbox_id in self._old_sandboxes.ids:
             self.changes.deleted_sandboxes.append(sandbox_id)
         self.changes.sandbox_statuses.pop(sandbox_id, None)
@@ -327,6 +341,16 @@ class Draft:
         self._require_under_way()
         self._require(container_id)
         self.doubts[container_id] = doubt
+
+    def carry_expiry(self, of: str, to: str) -> None:
+        """Let one container, which is added here, expire when another does, whatever clocks have been set to since."""
+        known = self._deadlines.find((DeadlineKind.EXPIRY, of), self.status(to).expires_at)
+        if known is not None:
+            self.changes.deadlines[DeadlineKind.EXPIRY, to] = make_row(self._node, (DeadlineKind.EXPIRY, to), known)
+
+    def begin_deadlines(self, times: Mapping[Of, int]) -> None:
+        """Write down by the clock of this boot when times are reached that were set in another one."""
+        self._set_deadlines({}, times)
 
     def cancel_restart(self, metadata: Metadata, status: Status) -> None:
         """Stop one that waits for its restart, or for its start by a policy; `status` is what it has now."""
@@ -409,6 +433,10 @@ class Draft:
     def _require_under_way(self) -> None:
         if self._is_over:
             raise InvalidStateError("this transaction is over, and nothing has changed; begin another one")
+
+    def _set_deadlines(self, old: Mapping[Of, int], new: Mapping[Of, int]) -> None:
+        """Note by which clock a time was set, where it is another one than before."""
+        self.changes.deadlines.update(find_changed(self._node, old, new))
 
     def _stage(self, container_id: str, row: StatusRow, status: Status) -> None:
         self._require_under_way()
@@ -526,6 +554,18 @@ class Draft:
         if row is None:
             raise NotFoundError(f"container {quote(container_id)} does not exist")
         return row
+
+
+def _tell_apart(old: StatusRow, new: StatusRow, *, has_new_state: bool) -> Iterator[EventKind]:
+    """Yield the kind of each event by which a container's new status differs from the old one."""
+    if has_new_state:
+        yield EventKind.STATE
+    if new.paused != old.paused:
+        yield EventKind.PAUSED
+    if _intent(new) != _intent(old):
+        yield EventKind.INTENT
+    if new.extra != old.extra:
+        yield EventKind.EXTRA
 
 
 def _intent(row: StatusRow) -> tuple[int, int, int]:

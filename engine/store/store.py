@@ -5,6 +5,7 @@ reader never sees what could still be lost. The store knows nothing of processes
 runtime that manages its own processes uses the store as it is.
 """
 
+import logging
 import os
 import threading
 import time
@@ -23,6 +24,7 @@ from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.steps import make_guard, may_be_called_again, run_whole, whole
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
+from limpet.engine.store.deadlines import Deadlines, times_of_container, times_of_sandbox
 from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.fleet import FleetLink
@@ -35,6 +37,7 @@ from limpet.engine.store.watch import Wanted, Watch
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.sandbox_rules import decide_sandbox
 from limpet.schema.codec import read_identity, row_to_item, row_to_sandbox_status, row_to_status
+from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import (
     ClosedError,
     LimpetError,
@@ -55,6 +58,7 @@ from limpet.schema.status import ContainerState, Reason, Status, mark_copied, re
 if TYPE_CHECKING:
     from limpet.engine.fleet import FleetLag
 
+_log = logging.getLogger("limpet.store")
 _T = TypeVar("_T")
 _TRIES = 3
 _APPLY_TRIES, _TRIES_AT_ONCE, _APPLY_PAUSE_SECONDS = 1000, 10, 0.005
@@ -91,6 +95,7 @@ class Store:
         unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
         self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)
         self._sandboxes = Sandboxes(self.node, self._records)
+        self._deadlines = Deadlines(self.node, self._records)
         self._closed = False
         self._pid = os.getpid()
         self._revision = self._journal.last_revision()
@@ -142,6 +147,7 @@ class Store:
             raise
         try:
             store._settle_copy()
+            store._begin_deadlines()
             link.join(directory, node, store._copy_doubts)
         except BaseException:
             store.close()
@@ -240,6 +246,14 @@ class Store:
             known = self._rows.known()
         expiring = [key for key, row in known if row and ((row.expires_at and not row.released) or row.paused)]
         return sorted({*restartable, *expiring})
+
+    def time_left(self, kind: DeadlineKind, key: str, at: int) -> int:
+        """Return how many nanoseconds are left until a time that was set of a container or sandbox; 0 if it is reached.
+
+        `at` is what the status says. No less is left than there was when that was written, without the time that has
+        passed in this boot, whatever the wall clock has been set to; see `schema.deadline`.
+        """
+        return self._deadlines.left((kind, key), at)
 
     def watch(
         self,
@@ -631,6 +645,7 @@ class Store:
             self._sandboxes,
             self._revision,
             self._names,
+            self._deadlines,
         )
 
     def _commit(self, requests: Sequence[Request]) -> None:
@@ -737,6 +752,7 @@ class Store:
                     self._doubts[key] = doubt
             for key, sandbox in draft.sandboxes.items():
                 self._sandboxes.put(key, sandbox)
+            self._deadlines.apply(draft.changes)
             if draft.changes.events:
                 self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
                 for event in draft.changes.events:
@@ -777,6 +793,23 @@ class Store:
             return  # nothing is restarted that cannot be read
         if metadata.restart_policy != RestartKind.NO and status is not None:
             draft.cancel_restart(metadata, status)
+
+    def _begin_deadlines(self) -> None:
+        """Write down by the clock of this boot when times are reached that were set in another one.
+
+        They are not nearer, then, for an engine after this one when the wall clock is set forward. Where that cannot be
+        written, they are by the wall clock that there is when it comes.
+        """
+        times = [times_of_container(row) for _, row in self._rows.known() if row]
+        times += [times_of_sandbox(kept.row) for kept in self._sandboxes.kept.values()]
+        ahead = ((of, at) for each in times for of, at in each.items() if at > time.time_ns())
+        new = {of: at for of, at in ahead if self._deadlines.find(of, at) is None}
+        if new:
+            try:
+                with self.transaction() as draft:
+                    draft.begin_deadlines(new)
+            except StoreError as error:
+                _log.warning("when what was decided is due is not written down by this boot's clock: %s", error)
 
     def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
         self.require_open()

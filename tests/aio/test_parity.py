@@ -29,6 +29,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "require_open": "a part of watch",
         "find_attempt": "a part of a restart",
         "list_intended": "for what is due",
+        "time_left": "for what is due",
         "abandon": "for the fork's own handler",
         "fleet": "what the fronts tell and ask of a fleet; fleet_lag is for all",
         "next_report_number": "only to be called in a transaction",

@@ -41,7 +41,7 @@ def test_the_tables_are_those_of_the_nodes(base: Base) -> None:
     with address.connect() as connection:
         require_schema(address, connection)
     for table in TABLES.sorted_tables:
-        if table.name in {"recovery", "label"}:  # the reports and the index of labels are each node's own
+        if table.name in {"recovery", "label", "deadline"}:  # reports, index of labels and clock are each node's own
             continue
         found = base.ask(
             "SELECT column_name, data_type, is_nullable FROM information_schema.columns"

@@ -1,15 +1,24 @@
 """Expiry of containers and sandboxes: never early, also when a clock jumps, and made up for after a reopening."""
 
+import os
+import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from limpet import Store
 from limpet.engine import Container, Engine, errors
-from limpet.engine.lifecycle.deadline import SET_BACK_NS, Deadline
-from limpet.schema import ContainerState
+from limpet.engine.inspection.check import check_state
+from limpet.schema import ContainerState, Status
+from limpet.schema.deadline import SET_BACK_NS, Deadline, DeadlineKind
+from limpet.schema.sandbox_status import SandboxStatus
 from tests.conftest import is_running, wait_until
 from tests.intent.test_restart import settle
+from tests.records import metadata, sandbox
 
 SECOND = 10**9
 HOUR = 3600 * SECOND
@@ -201,9 +210,109 @@ def test_a_clock_that_is_set_forward_ends_nothing_early(engine: Engine, monkeypa
     wait_until(lambda: container.status.released, "it to be released at its new time")
 
 
+def test_a_clock_that_is_set_forward_while_nobody_is_there_ends_nothing_early(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of the boot hours are left, also for the engine after the next one; so they are of a stop's grace.
+
+    The next attempt of one that is restarted has the time of the one before it.
+    """
+    real, due = time.time_ns, time.time_ns() + HOUR
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", expires_at=due)
+        kept = make(engine, "sleep", "1000", expires_at=due)
+        stopping = make(engine, "sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done", name="stopping")
+        restarted = make(engine, "sleep", "1000", name="restarted", expires_at=due, restart="always")
+        for one in (kept, stopping, restarted):
+            one.start()
+        wait_until(Path(stopping.metadata.root_dir, "working", "up").exists, "it to be ready")
+        stopping.begin_stop(3600)
+    monkeypatch.setattr(time, "time_ns", lambda: real() + 24 * HOUR)
+    for _ in range(2):
+        with Engine.open(state_dir) as engine:
+            os.kill(max(engine.list(name="restarted"), key=attempt_of).status.pid, signal.SIGKILL)
+            settle(engine, 0.3)
+            assert not engine.get_sandbox("pod").status.stopped_at
+            assert engine.get(kept.id).state is ContainerState.RUNNING
+            assert is_running(engine.get(stopping.id).status.pid), "it has an hour to stop"
+            wait_until(
+                lambda: max(engine.list(name="restarted"), key=attempt_of).state is ContainerState.RUNNING,
+                "the restart",
+            )
+    with Engine.open(state_dir) as engine:
+        engine.get(kept.id).renew(time.time_ns() + SECOND // 5)
+        wait_until(lambda: engine.get(kept.id).status.released, "it to be released at its new time")
+        engine.get(stopping.id).stop(0)
+        for one in engine.list(name="restarted"):
+            one.stop(0)
+
+
+def attempt_of(container: Container) -> int:
+    return container.metadata.config.metadata.attempt
+
+
+def test_after_a_reboot_the_wall_clock_tells_and_then_the_new_boots(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left then is written down by the new boot's clock, so that the wall clock counts once for each boot."""
+    due = time.time_ns() + 2 * HOUR
+    real, left = time.time_ns, (DeadlineKind.EXPIRY, "job", due)
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox("pod"))
+        store.add(metadata("job", "pod"), Status(created_at=1, expires_at=due))
+        assert HOUR < store.time_left(*left) <= 2 * HOUR
+    monkeypatch.setattr("limpet.engine.store.deadlines.read_boot_id", lambda: "another boot")
+    monkeypatch.setattr(time, "time_ns", lambda: real() + HOUR)
+    for _ in range(2):
+        with Store.open(state_dir) as store:
+            assert 0 < store.time_left(*left) <= HOUR
+        monkeypatch.setattr(time, "time_ns", lambda: real() + 24 * HOUR)
+
+
+def test_a_deadline_that_is_damaged_leaves_the_wall_clock(state_dir: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told when the store is opened, and by a check; a wrong one is believed by nobody."""
+    due = time.time_ns() + HOUR
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox("pod"))
+        store.add(metadata("job", "pod"), Status(created_at=1, expires_at=due))
+    with closing(sqlite3.connect(Path(state_dir, "store.db"))) as database, database:
+        assert database.execute("UPDATE deadline SET boot_at = 9000000000000000000").rowcount == 1
+    assert [each for each in check_state(state_dir).problems if "deadline of 'job'" in str(each)]
+    with Store.open(state_dir) as store:
+        assert "expiry deadline of 'job'" in caplog.text
+        assert 0 < store.time_left(DeadlineKind.EXPIRY, "job", due) <= HOUR
+
+
+def test_deadlines_go_with_what_they_are_of(state_dir: str) -> None:
+    """Of what is released, deleted, or renewed for ever no row is left; nor of a transaction that failed."""
+
+    def count() -> int:
+        with closing(sqlite3.connect(f"file:{state_dir}/store.db?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(*) FROM deadline").fetchone()[0])
+
+    due = time.time_ns() + HOUR
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox("pod"), SandboxStatus(expires_at=due))
+        for name in ("released", "deleted", "renewed"):
+            store.add(metadata(name, "pod"), Status(created_at=1, expires_at=due))
+        assert count() == 4
+        store.update("released", lambda old: replace(old, finished_at=1, released=True))
+        store.delete("deleted")
+        store.update("renewed", lambda old: replace(old, expires_at=0, stop_requested_at=1, stop_deadline=due))
+        assert count() == 2
+        with pytest.raises(ZeroDivisionError), store.transaction() as draft:
+            draft.delete("renewed")
+            draft.update_sandbox("pod", lambda old: replace(old, expires_at=due // 0))
+        assert count() == 2
+        store.delete("renewed")
+        store.delete("released")
+        store.delete_sandbox("pod")
+        assert count() == 0
+
+
 def test_a_clock_that_is_set_back_keeps_nothing_for_ever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that has passed decides, and what a wall clock behind it puts off is bounded."""
-    monkeypatch.setattr("limpet.engine.lifecycle.deadline.SET_BACK_NS", SECOND // 2)
+    monkeypatch.setattr("limpet.schema.deadline.SET_BACK_NS", SECOND // 2)
     container = make(engine, "sleep", "1000")
     container.start()
     container.renew(soon())

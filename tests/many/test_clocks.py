@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Engine
+from limpet.recovery.host import read_machine_clock
 from limpet.schema import ContainerState
 from tests.conftest import wait_until
 from tests.engine_lives import Start, rule_of, start_one
@@ -99,6 +100,7 @@ AS_ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
 IN_ANOTHER_TIME = ["unshare", *AS_ROOT, "--time", "--boottime", "100000", "--fork", sys.executable]
 LOOK = """
 import sys
+from limpet.recovery.host import read_machine_clock
 from msgspec.structs import replace
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.recovery.host import observe_process
@@ -107,7 +109,8 @@ with Snapshot.open(sys.argv[1]) as look:
 identity = view.checkpoint.identity
 without_inode = replace(identity, pidfd_inode=0)
 later = replace(without_inode, start_ticks=identity.start_ticks + 2)
-print(view.status.state.name, *(observe_process(one)[0].value for one in (identity, without_inode, later)))
+seen = [observe_process(one)[0].value for one in (identity, without_inode, later)]
+print(read_machine_clock(), view.status.state.name, *seen)
 """
 
 
@@ -118,7 +121,8 @@ def test_another_time_namespace(state_dir: str, engine_process: Start) -> None:
     for prefix in [sys.executable], IN_ANOTHER_TIME:
         result = subprocess.run([*prefix, "-c", LOOK, state_dir], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
-        state, *found = result.stdout.split()
+        machine_clock, state, *found = result.stdout.split()
+        assert 0 <= read_machine_clock() - int(machine_clock) < 60 * 10**9, "it is the same clock for all"
         assert (state, *found) == ("RUNNING", "alive", "unproven", "stranger")
     with Engine.open(state_dir) as engine:
         assert rule_of(engine) == "survivor"

@@ -39,7 +39,8 @@ GROUPS = {
         tuple(
             f"engine/store/{name}.py"
             for name in (
-                "commit", "draft", "feed", "fleet", "listing", "match", "record", "rows", "sandboxes", "store", "watch",
+                "commit", "deadlines", "draft", "feed", "fleet", "listing", "match", "record", "rows", "sandboxes",
+                "store", "watch",
             )
         ),
         12,
@@ -59,7 +60,7 @@ GROUPS = {
         tuple(
             f"engine/lifecycle/{name}.py"
             for name in (
-                "bundle", "container", "cri_status", "deadline", "patience", "prune", "runtime", "sandbox", "steps",
+                "bundle", "container", "cri_status", "patience", "prune", "runtime", "sandbox", "steps",
                 "strict", "watcher",
             )
         ),

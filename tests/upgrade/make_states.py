@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from limpet import Store, recover
 from limpet.engine.reconcile import recovery_pass
-from limpet.engine.store import draft
+from limpet.engine.store import deadlines, draft
 from limpet.recovery import Boot, Observation, Process
 from limpet.schema import ImageManifest, ImageName, Metadata, ProcessIdentity, SandboxMetadata, Status
 from limpet.schema.cri import LinuxContainerResources, parse_container_config, parse_pod_sandbox_config
@@ -36,6 +36,8 @@ from tests.upgrade.saved import STATES, Said, read
 NODES = ("local", "n2")
 SECOND = 10**9
 BEGIN = 1_700_000_000 * SECOND
+LATER = 2 * BEGIN
+"""In 2077: still to come when it is written."""
 BOOT_ID = "00000000-1111-4222-8333-444444444444"
 """Of no machine: recovery says of each process that the machine was rebooted under it."""
 STRANGE = "bell \a escape \x1b[31m line\n tab\t del \x7f \u202e \u00fc \u732b \U0001f41a \\ \" '"
@@ -79,6 +81,7 @@ STATUSES: dict[str, Status] = {
     "oom-killed": failed(137, "OOMKilled"),
     "running-paused": replace(running(4017), paused=True, expires_at=BEGIN + 3600 * SECOND),
     "running-extra": replace(running(4018), extra={"owner": STRANGE, "ports": [80, 443], "nested": {"a": None}}),
+    "running-leased": replace(running(4019), expires_at=LATER, stop_requested_at=BEGIN, stop_deadline=LATER),
     "exited-0": replace(ENDED, identity=identity(4005), resources=LIMITS),
     "exited-3": failed(3, "Error"),
     "exited-137": failed(137, "Error", "ended by signal 9", 4006),
@@ -95,6 +98,7 @@ STATUSES: dict[str, Status] = {
     "status-not-utf8": failed(3, "Error", "soon damaged"),
     "resources-unreadable": replace(running(4012), resources=LIMITS),
     "metadata-sum": running(4013),
+    "deadline-sum": replace(running(4022), expires_at=LATER),
     "metadata-missing": running(4016),
     "metadata-not-utf8": ENDED,
 }
@@ -128,6 +132,7 @@ DAMAGE: tuple[str, ...] = (
     "DELETE FROM sandbox WHERE id = 'sandbox-missing'",
     "UPDATE sandbox_status SET stopped_at = 0 WHERE id = 'sandbox-status-sum'",
     "DELETE FROM sandbox_status WHERE id = 'sandbox-status-missing'",
+    "UPDATE deadline SET boot_at = 0 WHERE id = 'deadline-sum'",
     "UPDATE item SET value = '[1]' WHERE key = 'soon damaged'",
     "UPDATE sandbox SET root_dir = CAST(x'ff61' AS TEXT) WHERE id = 'sandbox-not-utf8'",
     "UPDATE container_status SET started_at = 0 WHERE id = 'n2-status-sum'",
@@ -297,7 +302,8 @@ def stop_the_clock() -> None:
     clock = itertools.count(BEGIN + 3600 * SECOND, SECOND)
     time.time_ns = lambda: next(clock)
     time.monotonic_ns = lambda: 0
-    for module in (recovery_pass, draft):
+    deadlines.read_machine_clock = lambda: 100 * SECOND
+    for module in (recovery_pass, draft, deadlines):
         module.read_boot_id = lambda: BOOT_ID  # type: ignore[attr-defined]
 
 

@@ -87,6 +87,7 @@ def follow_the_steps(copy: Copy) -> None:
             r"^(        +)status.expires_at,\n(        \)\n        encoded)",
             r"\1status.expires_at,\n\1status.added,\n\2",
         ),
+        (r"deadline.boot_at\)", 'deadline.boot_at, "new")'),
         (r"item.updated_at, text\)", "item.updated_at, text, item.added)"),
         (r"^(    return Item\(kind=row.kind)", r"\1, added=row.added"),
         (

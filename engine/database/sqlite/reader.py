@@ -29,6 +29,7 @@ from limpet.engine.state.steps import make_guard
 from limpet.schema.codec import (
     label_text,
     require_readable_status,
+    row_to_deadline,
     row_to_event,
     row_to_item,
     row_to_metadata,
@@ -44,6 +45,7 @@ from limpet.schema.revision import SCHEMA_REVISION
 from limpet.schema.rows import (
     AnyRow,
     ContainerRow,
+    DeadlineRow,
     EventRow,
     ItemRow,
     NameRow,
@@ -193,6 +195,10 @@ class Reader:
         """Return the status row of every sandbox."""
         return list(map(SandboxStatusRow._make, self._read_keyed(sql.SELECT_SANDBOX_STATUSES)))
 
+    def load_deadlines(self, boot_id: str, after: int) -> list[DeadlineRow]:
+        """Return the rows of a boot's deadlines, without those of stops that are over at a time of its clock."""
+        return list(map(DeadlineRow._make, self._read(sql.SELECT_DEADLINES, boot_id, after)))
+
     def load_items(self, kind: str) -> list[ItemRow]:
         """Return the row of every item of a kind, by key."""
         return list(map(ItemRow._make, self._read(sql.SELECT_ITEMS, kind)))
@@ -291,6 +297,7 @@ class Reader:
             *self._find_unreadable(row_to_sandbox, sandboxes),
             *self._find_unreadable(row_to_sandbox_status, sandbox_statuses),
             *self._find_unreadable(row_to_item, map(ItemRow._make, self._read(sql.SELECT_ALL_ITEMS))),
+            *self._find_unreadable(row_to_deadline, map(DeadlineRow._make, self._read(sql.SELECT_ALL_DEADLINES))),
         ]
         known = {row.id for row in sandbox_statuses}
         lost = statuses.keys() - {row.id for row in containers}

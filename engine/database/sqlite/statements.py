@@ -7,8 +7,10 @@ for it. Parameters come in the order of the text. A test prepares each statement
 from functools import cache
 
 from limpet.schema import events
+from limpet.schema.deadline import DeadlineKind
 from limpet.schema.rows import (
     ContainerRow,
+    DeadlineRow,
     EventRow,
     ItemRow,
     NameRow,
@@ -117,6 +119,14 @@ UPDATE_SANDBOX_STATUS = (
     " WHERE node = ? AND id = ? AND seq = ?"
 )
 """Parameters: the row without its id; node, id, the seq that it replaces."""
+
+SELECT_DEADLINES = (
+    f"{_select(DeadlineRow._fields, 'deadline')} AND boot_id = ? AND (kind <> '{DeadlineKind.STOP}' OR boot_at > ?)"
+)
+SELECT_DEADLINE = _select(DeadlineRow._fields, "deadline", "kind", "id")
+SELECT_ALL_DEADLINES = _select(DeadlineRow._fields, "deadline")
+PUT_DEADLINE = _insert("deadline", "node", *DeadlineRow._fields).replace("INSERT", "INSERT OR REPLACE", 1)
+DELETE_DEADLINE = "DELETE FROM deadline WHERE node = ? AND kind = ? AND id = ?"
 
 SELECT_ITEMS = f"{_select(ItemRow._fields, 'item', 'kind')} ORDER BY key"
 SELECT_ITEM = _select(ItemRow._fields, "item", "kind", "key")

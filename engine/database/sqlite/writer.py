@@ -33,7 +33,7 @@ from limpet.schema.errors import (
     StoreFencedError,
     StoreReplacedError,
 )
-from limpet.schema.rows import AnyRow, ItemRow, NameRow, SandboxRow, SandboxStatusRow, StatusRow
+from limpet.schema.rows import AnyRow, DeadlineRow, ItemRow, NameRow, SandboxRow, SandboxStatusRow, StatusRow
 
 _Change = tuple[StatusRow, int]
 _MAX_ROWS = 512  # of 18 values each: below the 32,766 parameters that SQLite takes by default
@@ -243,6 +243,11 @@ class Writer:
                 self._write_rows(connection, changes)
             if changes.events:
                 self._log.append(connection, changes)
+            for of, deadline in changes.deadlines.items():
+                if deadline is None:
+                    connection.execute(sql.DELETE_DEADLINE, (self._node, *of))
+                else:
+                    connection.execute(sql.PUT_DEADLINE, (self._node, *deadline))
             for report in changes.reports:
                 connection.execute(sql.INSERT_RECOVERY, (self._node, *report))
                 connection.execute(sql.PRUNE_RECOVERIES, (self._node, report.number - KEPT_RECOVERIES))
@@ -317,12 +322,17 @@ class Writer:
             yield self.load_sandbox_status(row.id) == row
         for item in changes.items.values():
             yield self.load_item(item.kind, item.key) == item
+        yield from map(self._has_deadline, changes.deadlines.items())
         for name in changes.deleted_items:
             yield self.load_item(*name) is None
         for key in changes.deleted_containers:
             yield key not in self.load_container_ids() and self.load_status(key) is None
         for key in changes.deleted_sandboxes:
             yield key not in {row.id for row in self.load_sandboxes()}
+
+    def _has_deadline(self, expected: tuple[tuple[str, str], DeadlineRow | None]) -> bool:
+        of, row = expected
+        return self._read_one(sql.SELECT_DEADLINE, (self._node, *of)) == row
 
     def _note_files(self) -> None:
         """Remember which files are open. Once the database was read or written its WAL is there, and stays."""

@@ -176,6 +176,7 @@ class RowWorld(_SpoiltState):
         "container",
         "sandbox",
         "event",
+        "deadline",
         "recovery",
         "node",
         "alembic_version",

@@ -302,7 +302,7 @@ def stop_the_clock() -> None:
     clock = itertools.count(BEGIN + 3600 * SECOND, SECOND)
     time.time_ns = lambda: next(clock)
     time.monotonic_ns = lambda: 0
-    deadlines.read_machine_clock = lambda: 100 * SECOND
+    deadlines.read_machine_clock = lambda: 100 * SECOND  # type: ignore[attr-defined]
     for module in (recovery_pass, draft, deadlines):
         module.read_boot_id = lambda: BOOT_ID  # type: ignore[attr-defined]
 

@@ -9,8 +9,7 @@ start a thread takes longer than many a step.
 
 A signal handler of the host program may itself call limpet. The call that it has interrupted cannot go on before the
 handler returns, so it must hold no lock that the handler's call waits for: where there is such a handler, the main
-thread's calls of a store are steps, too (`whole`). So may a finalizer, which comes amid anything: what the main thread
-asks for while it holds a lock of ours (`make_guard`) it does itself, for another thread would wait for that lock.
+thread's calls of a store are steps, too (`whole`). What a finalizer asks for amid a read (`reads`), its thread does.
 """
 
 import _signal  # type: ignore[import-not-found]  # signal.getsignal takes ten times as long: it makes enums
@@ -18,12 +17,13 @@ import _thread
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from limpet.engine.state.reads import giving_way, is_amid_a_read
 
 _P = ParamSpec("_P")
 _S = TypeVar("_S")
@@ -106,8 +106,6 @@ _Steps = SimpleQueue[_Step[Any]]
 _waiting: list[_Steps] = []
 """Of each thread that has nothing to do, where it takes a step from. Who pops it may put one."""
 os.register_at_fork(after_in_child=_waiting.clear)  # a child has none of these threads
-_guards: "list[weakref.ref[threading.RLock]]" = []
-"""Locks that a finalizer may find held by its own thread."""
 
 
 def _run_steps(steps: _Steps) -> None:
@@ -130,28 +128,15 @@ def _begin(step: _Step[_T]) -> None:
     steps.put(step)
 
 
-def make_guard() -> "threading.RLock":
-    """Return a lock for reads, amid which a finalizer of the host program's may come and ask for something itself.
-
-    Its thread may take it again; and the main thread takes its own steps while it holds it.
-    """
-    lock = threading.RLock()
-    _guards.append(weakref.ref(lock, _guards.remove))
-    return lock
-
-
-def is_amid_a_read() -> bool:
-    """Say whether this thread holds such a lock: who asks then is a finalizer, and no other thread may get on."""
-    locks: list[Any] = [reference() for reference in _guards]
-    return any(lock is not None and lock._is_owned() for lock in locks)  # noqa: SLF001  # as threading.Condition does
-
-
 def run_whole(step: Callable[[], _T], undo: _Undo[_T] = None) -> _T:
     """Return what `step` returns, or raise what it raises. Other threads than the main one run it themselves.
 
     `undo` is called with the result if the caller is interrupted and will not get it.
     """
-    if threading.get_ident() != threading.main_thread().ident or is_amid_a_read():
+    if is_amid_a_read():
+        with giving_way():
+            return step()
+    if threading.get_ident() != threading.main_thread().ident:
         return step()
     one = _Step(step, undo)
     try:

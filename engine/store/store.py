@@ -21,7 +21,8 @@ from limpet.engine.database import Changes, Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
-from limpet.engine.state.steps import make_guard, may_be_called_again, run_whole, whole
+from limpet.engine.state.reads import View
+from limpet.engine.state.steps import may_be_called_again, run_whole, whole
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.deadlines import Deadlines, times_of_container, times_of_sandbox
@@ -31,7 +32,7 @@ from limpet.engine.store.fleet import FleetLink
 from limpet.engine.store.listing import Listing
 from limpet.engine.store.match import Filter, Named, require_text
 from limpet.engine.store.record import Record, Unsettled
-from limpet.engine.store.rows import Rows
+from limpet.engine.store.rows import DAMAGED_ROW, Rows
 from limpet.engine.store.sandboxes import Sandboxes
 from limpet.engine.store.watch import Wanted, Watch
 from limpet.recovery.host import read_boot_id
@@ -89,8 +90,7 @@ class Store:
         """What is being written, until memory has it too: an interrupt may leave it there."""
         self._closing = threading.RLock()  # a signal handler may close the store while it is being closed
         self._is_down = False
-        self._view = make_guard()
-        """Held while memory changes, so that a change is seen whole."""
+        self._view = View()
         self._rows = Rows(self.node, self._records)
         unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
         self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)
@@ -178,10 +178,10 @@ class Store:
         """
         self.require_open()
         key = self._resolve(container_id)
-        with self._view:
-            if key not in self._rows:  # deleted just now
-                raise NotFoundError(f"container {quote(container_id)} does not exist")
-            return self._record(key)
+        found = self._view.read(lambda: self._record(key) if key in self._rows else None)
+        if found is None:  # deleted just now
+            raise NotFoundError(f"container {quote(container_id)} does not exist")
+        return found
 
     def _resolve(self, text: str) -> str:
         if require_text("container", text) in self._rows:
@@ -197,11 +197,10 @@ class Store:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
         self.require_open()
         require_text("container", container_id)
-        with self._view:
-            row = self._rows.find(container_id)
-            if row is None:
-                raise NotFoundError(f"container {quote(container_id)} does not exist")
-            return status_with_doubt(row, self._doubts.get(container_id))
+        row, doubt = self._view.read(lambda: (self._rows.find(container_id), self._doubts.get(container_id)))
+        if row is None:
+            raise NotFoundError(f"container {quote(container_id)} does not exist")
+        return status_with_doubt(row, doubt)
 
     @whole
     def list(
@@ -242,8 +241,7 @@ class Store:
         """Return the ids of the containers that have a restart policy, expire and are not released, or are paused."""
         self.require_open()
         restartable = self._records.load_restartable()
-        with self._view:
-            known = self._rows.known()
+        known = self._view.read(self._rows.known)
         expiring = [key for key, row in known if row and ((row.expires_at and not row.released) or row.paused)]
         return sorted({*restartable, *expiring})
 
@@ -343,11 +341,13 @@ class Store:
         """
         self.require_open()
         require_text("sandbox", sandbox_id)
-        with self._view:
-            if sandbox_id in self._sandboxes.damaged:
-                raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
-            kept = self._sandboxes.kept
-            return kept[Named.resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
+        return self._view.read(lambda: self._find_sandbox(sandbox_id))
+
+    def _find_sandbox(self, sandbox_id: str) -> SandboxMetadata:
+        if sandbox_id in self._sandboxes.damaged:
+            raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
+        kept = self._sandboxes.kept
+        return kept[Named.resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
 
     def _find_named(self, name: str) -> "Iterator[Named]":
         kept = self._sandboxes.kept.values()
@@ -376,8 +376,7 @@ class Store:
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
         self.require_open()
-        with self._view:
-            found = [kept.metadata for kept in self._sandboxes.kept.values()]
+        found = self._view.read(lambda: [kept.metadata for kept in self._sandboxes.kept.values()])
         return sorted(found, key=lambda metadata: (metadata.created_at, metadata.id))
 
     @property
@@ -427,13 +426,15 @@ class Store:
 
     def recent_events(self, after: int, limit: int) -> EventPage | None:
         """Return what `load_events` does, if that is in memory."""
-        with self._view:
-            if self._revision <= after:
-                return EventPage(0, 0, self._revision, [])
-            if not self._recent or self._recent[0].revision > after + 1:
-                return None
-            first = after + 1 - self._recent[0].revision
-            return EventPage(0, 0, self._revision, list(islice(self._recent, first, first + limit)))
+        return self._view.read(lambda: self._find_recent(after, limit))
+
+    def _find_recent(self, after: int, limit: int) -> EventPage | None:
+        if self._revision <= after:
+            return EventPage(0, 0, self._revision, [])
+        if not self._recent or self._recent[0].revision > after + 1:
+            return None
+        first = after + 1 - self._recent[0].revision
+        return EventPage(0, 0, self._revision, list(islice(self._recent, first, first + limit)))
 
     @contextmanager
     def transaction(self) -> Iterator[Draft]:
@@ -444,7 +445,7 @@ class Store:
         after it the draft takes nothing.
         """
         self.require_open()
-        with self._committer.turn():
+        with self._view.giving_way(), self._committer.turn():
             draft = self._draft()
             try:
                 yield draft
@@ -485,16 +486,18 @@ class Store:
         """Return what a recovery pass must look at: all that has not ended, is in doubt, or is in `leftovers`."""
         self.require_open()
         wanted = set(leftovers)
-        with self._view:
-            self._rows.keep(self._rows.fetch(wanted))
-            return [
-                Unsettled(
-                    Record(key, row_to_status(row) if row else Status(), self.metadata),
-                    "" if row else self._doubts.get(key, DAMAGED)[1],
-                )
-                for key, row in self._rows.known()
-                if not row or key in self._doubts or (key in wanted if row.released else not row.finished_at)
-            ]
+        return self._view.read(lambda: self._find_unsettled(wanted))
+
+    def _find_unsettled(self, wanted: "Collection[str]") -> "Sequence[Unsettled]":
+        self._rows.keep(self._rows.fetch(wanted))
+        return [
+            Unsettled(
+                Record(key, row_to_status(row) if row else Status(), self.metadata),
+                "" if row else self._doubts.get(key, DAMAGED)[1],
+            )
+            for key, row in self._rows.known()
+            if not row or key in self._doubts or (key in wanted if row.released else not row.finished_at)
+        ]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -520,23 +523,20 @@ class Store:
     @whole
     def doubt(self, container_id: str, doubt: Doubt) -> None:
         """Flag a container Unknown, in memory alone: the next status that is written takes the flag away."""
-        with self._view:
+        with self._view.change():
             if container_id in self._rows:
                 self._doubts[container_id] = doubt
         self.fleet.note(Changes(), self._revision)
 
     def _copy_doubts(self) -> Mapping[str, Doubt]:
-        with self._view:
-            return dict(self._doubts)
+        return self._view.read(self._doubts.copy)
 
     @whole
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
         self.require_open()
         require_text("container", container_id)
-        with self._view:
-            row = self._rows.find(container_id)
-            return row is not None and not row
+        return self._view.read(lambda: self._rows.find(container_id)) == DAMAGED_ROW
 
     @whole
     def find_suspect(self, container_id: str) -> ProcessIdentity | None:
@@ -579,7 +579,7 @@ class Store:
         """
         if self.is_foreign:
             return
-        with self._closing:
+        with self._view.giving_way(), self._closing:
             if self._is_down:
                 return
             self._closed = True
@@ -615,8 +615,9 @@ class Store:
             return made
         request = Request(apply)
         self.fleet.expect(request)
-        result: _T = self._committer.run(request)
-        self.fleet.wait_for(request)
+        with self._view.giving_way():
+            result: _T = self._committer.run(request)
+            self.fleet.wait_for(request)
         return result
 
     def _change_later(self, apply: Callable[[Draft], _T]) -> _T:
@@ -738,7 +739,7 @@ class Store:
         return has_landed
 
     def _apply(self, draft: Draft) -> None:
-        with self._view:
+        with self._view.change():
             for key, row in draft.rows.items():
                 if row is None:
                     self._rows.pop(key)
@@ -814,10 +815,11 @@ class Store:
     def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
         self.require_open()
         require_text("sandbox", sandbox_id)
-        with self._view:
-            kept = self._sandboxes.kept.get(sandbox_id)
-            if kept is None and sandbox_id in self._sandboxes.damaged:
-                raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
+        kept, damage = self._view.read(
+            lambda: (self._sandboxes.kept.get(sandbox_id), self._sandboxes.damaged.get(sandbox_id))
+        )
+        if kept is None and damage is not None:
+            raise StoreDamagedError(damage)
         if kept is None:
             raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
         return row_to_sandbox_status(self.node, kept.row), kept.row.seq
@@ -833,15 +835,18 @@ class Store:
             records, revision, is_whole = self._find_matching(wanted, ended=ended)
             if is_whole:
                 return records, revision
-        with self._committer.turn():  # so many come and go that only a pause shows them whole
+        with self._view.giving_way(), self._committer.turn():  # so many come and go that only a pause shows them whole
             return self._find_matching(wanted, ended=ended)[:2]
 
     def _list_known(self, wanted: Filter, *, ended: bool) -> "tuple[Sequence[Record], int]":
         found = self._rows.fetch(self._known_ids(ended=ended))
-        with self._view:
+
+        def look() -> "tuple[Sequence[Record], int]":
             self._rows.keep(found)
             keys = [key for key in self._known_ids(ended=ended) if key.startswith(wanted.id)]
             return [self._record(key) for key in keys], self._revision
+
+        return self._view.read(look)
 
     def _known_ids(self, *, ended: bool) -> "Sequence[str]":
         """Return the ids of all containers; without `ended` of those that have not ended, or that are doubted."""
@@ -859,11 +864,14 @@ class Store:
         if not ended:
             matching = [*{*matching} & {*self._known_ids(ended=False)}]
         found = self._rows.fetch(matching)
-        with self._view:
+
+        def look() -> "tuple[Sequence[Record], int, bool]":
             self._rows.keep(found)
             records = [self._record(key) for key in matching if key in self._rows]
             is_whole = self._population == population and not self._is_populating()
             return records, self._revision, is_whole
+
+        return self._view.read(look)
 
     def _is_populating(self) -> bool:
         """Say whether containers that come or go may be on disk by now, and are not in memory yet."""
@@ -873,9 +881,11 @@ class Store:
     @whole
     def name_sandboxes(self) -> Mapping[str, str]:
         """Return the name of each sandbox by its id, none of those whose records cannot be read."""
-        with self._view:
-            names = {key: one.metadata.name for key, one in self._sandboxes.kept.items()}
-            return dict.fromkeys(self._sandboxes.damaged, "") | names
+        return self._view.read(self._name_sandboxes)
+
+    def _name_sandboxes(self) -> Mapping[str, str]:
+        names = {key: one.metadata.name for key, one in self._sandboxes.kept.items()}
+        return dict.fromkeys(self._sandboxes.damaged, "") | names
 
     def _record(self, key: str) -> Record:
         row = self._rows.find(key) or ()

@@ -144,7 +144,7 @@ def test_what_a_finalizer_asks_for_amid_a_read_it_gets(engine_process: Callable[
     """Python collects garbage amid anything: here, at the first call that is made while the database is read."""
     script = """
     import sys
-    from limpet.engine.state import steps
+    from limpet.engine.state import reads
     from limpet.schema.errors import InvalidStateError
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -161,20 +161,71 @@ def test_what_a_finalizer_asks_for_amid_a_read_it_gets(engine_process: Callable[
 
     def finalize(frame, event, _):
         global written
-        if event == "c_call" and "sqlite" in frame.f_code.co_filename and steps.is_amid_a_read():
+        if event == "c_call" and "sqlite" in frame.f_code.co_filename and reads.is_amid_a_read():
             sys.setprofile(None)
             write(written)
             written += 1
 
     written = 0
-    reads = [lambda: store.history("a"), lambda: store.list_items("kind"), lambda: store.last_report()]
-    for read in reads:
+    looks = [lambda: store.history("a"), lambda: store.list_items("kind"), lambda: store.last_report()]
+    for look in looks:
         before = written
         sys.setprofile(finalize)
-        read()
+        look()
         sys.setprofile(None)
         say(written > before)
     say(all(engine.get(f"f{number}").wait(60).finished_at for number in range(written)))
     """
     process = engine_process(LIFE + dedent(script))
     assert [process.read() for _ in range(4)] == [["True"]] * 4
+
+
+def test_a_finalizer_amid_a_look_at_memory_lets_others_write(engine_process: Callable[[str], EngineProcess]) -> None:
+    """What it asks for comes after what others are writing, who need what the look holds; the look is made again."""
+    script = """
+    import sys, threading
+    from limpet.engine.state import reads
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def keep_writing():
+        while not is_over:
+            store.update("b", lambda old: replace(old, message="w"))
+
+    def write(number):
+        with store.transaction() as draft:
+            draft.update("b", lambda old: replace(old, message=str(number)))
+        one = engine.create_container(config(f"f{number}", "true"), "sb", id=f"f{number}")
+        one.start()
+        one.wait(60)
+
+    def finalize(frame, event, _):
+        global written
+        if event == "call" and "/store/" in frame.f_code.co_filename and reads.is_amid_a_read():
+            sys.setprofile(None)
+            write(written)
+            written += 1
+
+    is_over, written = False, 0
+    threads = [threading.Thread(target=keep_writing, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    looks = [
+        lambda: store.list(), lambda: store.list(name="f1"), lambda: store.get("a"), lambda: store.list_sandboxes(),
+        lambda: store.status("b").message, lambda: store.unsettled(), lambda: store.recent_events(1, 5),
+    ]
+    for look in looks * 3:
+        before = written
+        sys.setprofile(finalize)
+        found = look()
+        sys.setprofile(None)
+        if look is looks[0] and written > before:
+            assert f"f{before}" in [one.id for one in found], "it was part old, part new"
+    is_over = True
+    for thread in threads:
+        thread.join()
+    say(written > 10)
+    say(all(engine.get(f"f{number}").status.finished_at for number in range(written)))
+    """
+    process = engine_process(LIFE + dedent(script))
+    assert [process.read() for _ in range(2)] == [["True"]] * 2

@@ -25,7 +25,7 @@ from limpet.engine.database.sqlite.connection import (
     translate,
 )
 from limpet.engine.database.sqlite.labels import find_damaged_labels
-from limpet.engine.state.steps import make_guard
+from limpet.engine.state.reads import make_guard
 from limpet.schema.codec import (
     label_text,
     require_readable_status,

@@ -8,12 +8,13 @@ so long, and what was read is read again. A read of a database cannot; its threa
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 _guards: "list[weakref.ref[threading.RLock]]" = []
 """Locks that a finalizer may find held by its own thread."""
+_NOTHING = nullcontext()
 _views: "list[weakref.ref[View]]" = []
 
 
@@ -64,12 +65,14 @@ class View:
             finally:
                 self._is_changing = before
 
-    @contextmanager
-    def giving_way(self) -> Iterator[None]:
+    def giving_way(self) -> AbstractContextManager[None]:
         """Let other threads change it while the block runs, if this one is amid a read."""
         if self._is_changing or not self._lock._is_owned():  # noqa: SLF001  # as threading.Condition does
-            yield
-            return
+            return _NOTHING
+        return self._give_way()
+
+    @contextmanager
+    def _give_way(self) -> Iterator[None]:
         held = self._lock._release_save()  # noqa: SLF001
         try:
             yield

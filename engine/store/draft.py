@@ -196,9 +196,10 @@ class Draft:
         else:
             staged = self.changes.statuses.get(container_id)
             self.changes.statuses[container_id] = (row, staged[1] if staged else old_row.seq)
-        for kind in _tell_apart(old_row, row, has_new_state=changed):
+        kinds = list(_tell_apart(old_row, row, has_new_state=changed))
+        for kind in kinds:
             self._note(kind, container_id, row, written)
-        if (row.released, *_intent(row)) != (old_row.released, *_intent(old_row)):
+        if EventKind.INTENT in kinds or row.released != old_row.released:
             self._set_deadlines(times_of_container(old_row), times_of_container(row))
         self._stage(container_id, row, status)
         return status

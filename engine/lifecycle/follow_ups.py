@@ -165,8 +165,9 @@ class FollowUps:
         except StartError:
             return 0.0  # that is written down, and its policy asked again
         except InvalidStateError:
-            if container.status.stop_requested_at or container.status.started_at:
-                return None  # somebody has stopped or started it in the meantime
+            status = container.status
+            if status.stop_requested_at or status.started_at or container.is_in_stopped_sandbox():
+                return None  # somebody has stopped or started it, or stopped its sandbox, in the meantime
             raise
         except (InvalidInputError, NotFoundError) as error:
             container.fail_start(str(error))

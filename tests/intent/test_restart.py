@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from limpet.engine import Container, Engine, Sandbox, errors
 from limpet.engine.lifecycle.attempts import add_next
+from limpet.engine.starters import Launch, Prepared
 from limpet.schema import ContainerState
 from limpet.schema.sandbox_status import SandboxReason, stop_sandbox
 from limpet.testing import FakeStarter
@@ -197,6 +198,30 @@ def test_a_sandbox_that_is_not_ready_takes_no_new_attempt(engine: Engine) -> Non
     container.wait(20)
     settle(engine)
     assert list(attempts(engine)) == [0]
+
+
+def test_a_sandbox_that_is_stopped_amid_a_restart_is_nothing_to_warn_of(
+    state_dir: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The attempt that was being started stays CREATED, and nothing is tried again and again."""
+
+    class Late(FakeStarter):
+        def prepare(self, launch: Launch) -> Prepared:
+            if launch.metadata.config.metadata.attempt:
+                engine.store.update_sandbox(
+                    "pod", lambda old: stop_sandbox(old, SandboxReason.STOPPED, at=time.time_ns())
+                )
+            return super().prepare(launch)
+
+    fake = Late()
+    with Engine.open(state_dir, starter=fake) as engine:
+        make(engine, "x").start()
+        fake.end(attempts(engine)[0].id, 1)
+        wait_until(lambda: engine.get_sandbox("pod").status.stopped_at, "the sandbox to be stopped")
+        settle(engine)
+        assert [one.state for one in attempts(engine).values()] == [ContainerState.EXITED, ContainerState.CREATED]
+        assert not fake.is_running(attempts(engine)[1].id)
+    assert not caplog.messages
 
 
 def test_daemons_of_the_attempt_before_are_gone_when_the_next_one_runs(engine: Engine) -> None:

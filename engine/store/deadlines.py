@@ -56,6 +56,10 @@ class Deadlines:
                 self._known.pop(of, None)
             else:
                 self._known[of] = Deadline(row.at, row.boot_at)
+        gone = [of for key in changes.deleted_containers for of in deadlines_of_container(key)]
+        gone += [(DeadlineKind.SANDBOX_EXPIRY, key) for key in changes.deleted_sandboxes]
+        for of in gone:  # also those that were seen without a row
+            self._known.pop(of, None)
 
 
 def deadlines_of_container(container_id: str) -> tuple[Of, Of]:

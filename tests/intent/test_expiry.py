@@ -304,10 +304,12 @@ def test_deadlines_go_with_what_they_are_of(state_dir: str) -> None:
             draft.delete("renewed")
             draft.update_sandbox("pod", lambda old: replace(old, expires_at=due // 0))
         assert count() == 2
+        assert store.time_left(DeadlineKind.EXPIRY, "released", due), "it is asked, though no row tells"
         store.delete("renewed")
         store.delete("released")
         store.delete_sandbox("pod")
         assert count() == 0
+        assert not store._deadlines._known
 
 
 def test_a_clock_that_is_set_back_keeps_nothing_for_ever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The store: every record of one node, durable when a call returns, and in memory for reading.
 
-Read `store` (what it promises), `draft` (a change before it is written), `commit` (which thread writes), `rows`
-(what is kept), then `watch` (who is told).
+Read `store` (what it promises), `draft` (a change before it is written), `commit` (which thread writes), `memory`
+(what is known without the disk), then `watch` (who is told).
 """
 
 from limpet.engine.store.commit import Request

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from limpet.engine.database import Changes, Journal
 from limpet.engine.store.deadlines import (
-    Deadlines,
     Of,
     deadlines_of_container,
     find_changed,
@@ -21,9 +20,11 @@ from limpet.engine.store.deadlines import (
     times_of_container,
     times_of_sandbox,
 )
+from limpet.engine.store.doubt import Doubt, status_with_doubt
 from limpet.engine.store.match import require_text
-from limpet.engine.store.rows import Kept, Rows
-from limpet.engine.store.sandboxes import KeptSandbox, Sandboxes, name_of
+from limpet.engine.store.memory import Memory
+from limpet.engine.store.rows import Kept
+from limpet.engine.store.sandboxes import KeptSandbox, name_of
 from limpet.recovery.host import read_boot_id
 from limpet.schema.codec import (
     item_to_row,
@@ -58,13 +59,6 @@ from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, S
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import Reason, Status, declare_gone
 
-Doubt = tuple[str, str]
-"""Why a container is Unknown: a word and a sentence. Kept in memory only."""
-DAMAGED: Doubt = (
-    Reason.DAMAGED,
-    "its status on disk is missing, or does not match its checksum",
-)
-
 
 class Draft:
     """Changes on top of the store's memory, which is read here and never written."""
@@ -73,18 +67,11 @@ class Draft:
         self,
         node: str,
         journal: Journal,
-        rows: Rows,
-        doubts: Mapping[str, Doubt],
-        sandboxes: Sandboxes,
-        revision: int,
-        names: dict[str, NameRow],
-        deadlines: Deadlines,
+        memory: Memory,
     ) -> None:
         self._node = node
         self._journal = journal
-        self._rows = rows
-        self._old_doubts = doubts
-        self._old_sandboxes = sandboxes
+        self._memory = memory
         self.changes = Changes()
         self.rows: dict[str, Kept | None] = {}
         """New status rows; None for a container that is deleted."""
@@ -96,11 +83,7 @@ class Draft:
         """The last versions of the containers and sandboxes that are deleted here."""
         self._names: dict[tuple[str, str, int], str] = {}
         """The ids of the containers that are added here, by sandbox, name and attempt."""
-        self._revision = revision
-        """The newest that is on disk."""
-        self._kept_names = names
-        """Those that are known of containers on disk."""
-        self._deadlines = deadlines
+        self._revision = memory.revision
         self._event_names: dict[str, NameRow] = {}
         """What events say of the containers that they are of."""
         self._open_events: list[OpenEvent] = []
@@ -112,7 +95,7 @@ class Draft:
 
     def status(self, container_id: str) -> Status:
         """Return a container's status as this draft has it. Raises NotFoundError."""
-        doubt = self.doubts.get(container_id, self._old_doubts.get(container_id))
+        doubt = self.doubts.get(container_id, self._memory.doubts.get(container_id))
         return status_with_doubt(self._row(container_id), doubt)
 
     def version(self, container_id: str) -> int:
@@ -212,13 +195,13 @@ class Draft:
         self._note(EventKind.DELETED, container_id, kept or None, row_to_status(kept) if kept else Status())
         if kept:
             self._last_versions[container_id] = kept.seq
-        self._kept_names.pop(container_id, None)
+        self._memory.names.pop(container_id, None)
         self.changes.statuses.pop(container_id, None)
         self.changes.new_statuses.pop(container_id, None)
         row = self.changes.new_containers.pop(container_id, None)
         if row is not None:
             del self._names[row.sandbox_id, row.name, row.attempt]
-        if container_id in self._rows:
+        if container_id in self._memory.rows:
             self.changes.deleted_containers.append(container_id)
         if not kept or not kept.released:
             self.changes.deadlines.update(dict.fromkeys(deadlines_of_container(container_id)))
@@ -280,12 +263,12 @@ class Draft:
 
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove a sandbox; return False if it is gone already. Raises InvalidStateError while it has containers."""
-        if self._find_sandbox(sandbox_id) is None and sandbox_id not in self._old_sandboxes.damaged:
+        if self._find_sandbox(sandbox_id) is None and sandbox_id not in self._memory.sandboxes.damaged:
             return False
         self.require_empty(sandbox_id)
         self._note_deleted_sandbox(sandbox_id)
         self.changes.deadlines[DeadlineKind.SANDBOX_EXPIRY, sandbox_id] = None
-        if sandbox_id in self._old_sandboxes.ids:
+        if sandbox_id in self._memory.sandboxes.ids:
             self.changes.deleted_sandboxes.append(sandbox_id)
         self.changes.sandbox_statuses.pop(sandbox_id, None)
         self.changes.new_sandbox_statuses.pop(sandbox_id, None)
@@ -345,7 +328,7 @@ class Draft:
 
     def carry_expiry(self, of: str, to: str) -> None:
         """Let one container, which is added here, expire when another does, whatever clocks have been set to since."""
-        known = self._deadlines.find((DeadlineKind.EXPIRY, of), self.status(to).expires_at)
+        known = self._memory.deadlines.find((DeadlineKind.EXPIRY, of), self.status(to).expires_at)
         if known is not None:
             self.changes.deadlines[DeadlineKind.EXPIRY, to] = make_row(self._node, (DeadlineKind.EXPIRY, to), known)
 
@@ -493,11 +476,11 @@ class Draft:
 
     def _name(self, container_id: str) -> NameRow:
         """Return what events say of a container; nothing where damage has taken its row."""
-        names = self._event_names.get(container_id) or self._kept_names.get(container_id)
+        names = self._event_names.get(container_id) or self._memory.names.get(container_id)
         if names is None:
             found: AnyRow = self._journal.load_name(container_id) or ("", "", "", "{}")
             sandbox_id, name, labels = (each if isinstance(each, str) else "" for each in found[1:4])
-            names = self._kept_names[container_id] = NameRow(container_id, sandbox_id, name, labels)
+            names = self._memory.names[container_id] = NameRow(container_id, sandbox_id, name, labels)
         return names
 
     def _require_free_name(self, metadata: Metadata) -> None:
@@ -512,11 +495,11 @@ class Draft:
     def _find(self, container_id: str) -> Kept | None:
         if require_text("container", container_id) in self.rows:
             return self.rows[container_id]
-        return self._rows.find(container_id, self._journal.load_status)
+        return self._memory.rows.find(container_id, self._journal.load_status)
 
     def _require_free_sandbox_name(self, metadata: SandboxMetadata) -> None:
         wanted = name_of(metadata)
-        taken = self._old_sandboxes.find_by_name(wanted)
+        taken = self._memory.sandboxes.find_by_name(wanted)
         if taken is None or self.sandboxes.get(taken, ()) is None:
             staged = self.sandboxes.items()
             taken = next((key for key, kept in staged if kept is not None and name_of(kept.metadata) == wanted), None)
@@ -537,14 +520,14 @@ class Draft:
     def _find_sandbox(self, sandbox_id: str) -> KeptSandbox | None:
         if require_text("sandbox", sandbox_id) in self.sandboxes:
             return self.sandboxes[sandbox_id]
-        return self._old_sandboxes.kept.get(sandbox_id)
+        return self._memory.sandboxes.kept.get(sandbox_id)
 
     def _sandbox(self, sandbox_id: str) -> KeptSandbox:
         found = self._find_sandbox(sandbox_id)
         if found is not None:
             return found
-        if sandbox_id in self._old_sandboxes.damaged and sandbox_id not in self.sandboxes:
-            raise StoreDamagedError(self._old_sandboxes.damaged[sandbox_id])
+        if sandbox_id in self._memory.sandboxes.damaged and sandbox_id not in self.sandboxes:
+            raise StoreDamagedError(self._memory.sandboxes.damaged[sandbox_id])
         raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
 
     def _require(self, container_id: str) -> None:
@@ -594,17 +577,3 @@ def _leave_restart_to_original(old: StatusRow, status: Status) -> Status:
     if old.reason == Reason.COPIED and status.finished_at and not status.stop_requested_at:
         return replace(status, stop_requested_at=status.finished_at, stop_deadline=status.finished_at)
     return status
-
-
-def status_with_doubt(row: Kept, doubt: Doubt | None) -> Status:
-    """Return the Status in `row`, flagged Unknown with reason and message if there is a doubt.
-
-    An empty row stands for a container whose status on disk is damaged: all that is known is the doubt.
-    """
-    if not row:
-        status, doubt = Status(), doubt or DAMAGED
-    else:
-        status = row_to_status(row)
-    if doubt is None:
-        return status
-    return replace(status, reason=doubt[0], message=doubt[1], unknown=True)

@@ -9,11 +9,9 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
@@ -21,23 +19,21 @@ from limpet.engine.database import Changes, Database, EventPage
 from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
-from limpet.engine.state.reads import View
 from limpet.engine.state.steps import may_be_called_again, run_whole, whole
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
-from limpet.engine.store.deadlines import Deadlines, times_of_container, times_of_sandbox
-from limpet.engine.store.draft import DAMAGED, Doubt, Draft, status_with_doubt
+from limpet.engine.store.doubt import NOT_VERIFIED, Doubt
+from limpet.engine.store.draft import Draft
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.fleet import FleetLink
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, Named, require_text
+from limpet.engine.store.match import Filter, require_text
+from limpet.engine.store.memory import Memory
 from limpet.engine.store.record import Record, Unsettled
-from limpet.engine.store.rows import DAMAGED_ROW, Rows
-from limpet.engine.store.sandboxes import Sandboxes
 from limpet.engine.store.watch import Wanted, Watch
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.sandbox_rules import decide_sandbox
-from limpet.schema.codec import read_identity, row_to_item, row_to_sandbox_status, row_to_status
+from limpet.schema.codec import read_identity, row_to_item
 from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import (
     ClosedError,
@@ -45,16 +41,14 @@ from limpet.schema.errors import (
     NotFoundError,
     StoreDamagedError,
     StoreError,
-    quote,
 )
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
 from limpet.schema.restart import RestartKind
-from limpet.schema.rows import EventRow, NameRow
 from limpet.schema.sandbox_status import SandboxStatus
-from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
+from limpet.schema.status import ContainerState, Status, mark_copied, read_state
 
 if TYPE_CHECKING:
     from limpet.engine.fleet import FleetLag
@@ -64,9 +58,6 @@ _T = TypeVar("_T")
 _TRIES = 3
 _APPLY_TRIES, _TRIES_AT_ONCE, _APPLY_PAUSE_SECONDS = 1000, 10, 0.005
 """How often memory is changed as the disk was, and when to pause: memory that is short may be free again soon."""
-_RECENT = 512
-_KEPT_NAMES = 4096
-_NOT_VERIFIED: Doubt = (Reason.UNVERIFIED, "not looked at since the store was opened; recover() will")
 
 
 class Store:
@@ -90,21 +81,9 @@ class Store:
         """What is being written, until memory has it too: an interrupt may leave it there."""
         self._closing = threading.RLock()  # a signal handler may close the store while it is being closed
         self._is_down = False
-        self._view = View()
-        self._rows = Rows(self.node, self._records)
-        unfinished = [key for key, row in self._rows.known() if row and not row.finished_at and not row.released]
-        self._doubts: dict[str, Doubt] = dict.fromkeys(unfinished, _NOT_VERIFIED)
-        self._sandboxes = Sandboxes(self.node, self._records)
-        self._deadlines = Deadlines(self.node, self._records)
+        self._memory = Memory(self.node, self._records, self._journal.last_revision(), self.metadata)
         self._closed = False
         self._pid = os.getpid()
-        self._revision = self._journal.last_revision()
-        self._population = 0
-        """Changes whenever a container comes or goes."""
-        self._recent: deque[EventRow] = deque(maxlen=_RECENT)
-        """The newest events, so that those who keep up need not read them from disk."""
-        self._names: dict[str, NameRow] = {}
-        """What events say of containers, of some of them."""
         self._bells = Bells()
         _opened.add(self)
 
@@ -148,7 +127,7 @@ class Store:
         try:
             store._settle_copy()
             store._begin_deadlines()
-            link.join(directory, node, store._copy_doubts)
+            link.join(directory, node, store._memory.copy_doubts)
         except BaseException:
             store.close()
             raise
@@ -161,7 +140,7 @@ class Store:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self._rows)} containers, {len(self._doubts)} unknown"
+        state = "closed" if self._closed else f"{len(self._memory.rows)} containers, {len(self._memory.doubts)} unknown"
         return f"<Store {self.directory.path}: {state}>"
 
     def add(self, metadata: Metadata, status: Status | None = None) -> Record:
@@ -177,30 +156,13 @@ class Store:
         AmbiguousError if several have the name, in different sandboxes, or ids that begin so.
         """
         self.require_open()
-        key = self._resolve(container_id)
-        found = self._view.read(lambda: self._record(key) if key in self._rows else None)
-        if found is None:  # deleted just now
-            raise NotFoundError(f"container {quote(container_id)} does not exist")
-        return found
-
-    def _resolve(self, text: str) -> str:
-        if require_text("container", text) in self._rows:
-            return text
-        named = [row for row in (self._records.load_names(text) if text else ()) if row.id in self._rows]
-        return Named.resolve(text, self._rows.keys(), lambda: map(Named.container, named), "container", self._load_ids)
-
-    def _load_ids(self, beginning: str) -> "Sequence[str]":
-        return [key for key in self._records.load_ids(beginning) if key in self._rows]
+        return self._memory.get(container_id)
 
     @whole
     def status(self, container_id: str) -> Status:
         """Return the status of the container with exactly this id. Raises NotFoundError."""
         self.require_open()
-        require_text("container", container_id)
-        row, doubt = self._view.read(lambda: (self._rows.find(container_id), self._doubts.get(container_id)))
-        if row is None:
-            raise NotFoundError(f"container {quote(container_id)} does not exist")
-        return status_with_doubt(row, doubt)
+        return self._memory.status(require_text("container", container_id))
 
     @whole
     def list(
@@ -240,10 +202,7 @@ class Store:
     def list_intended(self) -> "Sequence[str]":
         """Return the ids of the containers that have a restart policy, expire and are not released, or are paused."""
         self.require_open()
-        restartable = self._records.load_restartable()
-        known = self._view.read(self._rows.known)
-        expiring = [key for key, row in known if row and ((row.expires_at and not row.released) or row.paused)]
-        return sorted({*restartable, *expiring})
+        return sorted({*self._records.load_restartable(), *self._memory.find_expiring()})
 
     def time_left(self, kind: DeadlineKind, key: str, at: int) -> int:
         """Return how many nanoseconds are left until a time that was set of a container or sandbox; 0 if it is reached.
@@ -251,7 +210,7 @@ class Store:
         `at` is what the status says. No less is left than there was when that was written, without the time that has
         passed in this boot, whatever the wall clock has been set to; see `schema.deadline`.
         """
-        return self._deadlines.left((kind, key), at)
+        return self._memory.deadlines.left((kind, key), at)
 
     def watch(
         self,
@@ -274,7 +233,7 @@ class Store:
         to come yet and for a kind that is none.
         """
         self.require_open()
-        first = self._revision if since is None else since
+        first = self.revision if since is None else since
         return Watch(self.feed(), first, Wanted(id, name, sandbox_id, labels, kinds))
 
     def feed(self) -> StoreFeed:
@@ -284,7 +243,7 @@ class Store:
     @property
     def revision(self) -> int:
         """That of the newest event, 0 if there was none yet."""
-        return self._revision
+        return self._memory.revision
 
     @property
     @whole
@@ -299,7 +258,7 @@ class Store:
         recent = self.recent_events(after, limit)
         if recent is not None:
             return recent
-        newest = self._revision
+        newest = self.revision
         page = self._records.load_events(after, limit)
         return page._replace(newest=newest, rows=[row for row in page.rows if row.revision <= newest])
 
@@ -340,28 +299,19 @@ class Store:
         StoreDamagedError if its record cannot be read.
         """
         self.require_open()
-        require_text("sandbox", sandbox_id)
-        return self._view.read(lambda: self._find_sandbox(sandbox_id))
-
-    def _find_sandbox(self, sandbox_id: str) -> SandboxMetadata:
-        if sandbox_id in self._sandboxes.damaged:
-            raise StoreDamagedError(self._sandboxes.damaged[sandbox_id])
-        kept = self._sandboxes.kept
-        return kept[Named.resolve(sandbox_id, kept, lambda: self._find_named(sandbox_id), "sandbox")].metadata
-
-    def _find_named(self, name: str) -> "Iterator[Named]":
-        kept = self._sandboxes.kept.values()
-        return (Named.sandbox(one.metadata) for one in kept if one.metadata.name == name)
+        return self._memory.get_sandbox(require_text("sandbox", sandbox_id))
 
     @whole
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
         """Return the status of the sandbox with exactly this id. Raises NotFoundError, StoreDamagedError."""
-        return self._read_sandbox(sandbox_id)[0]
+        self.require_open()
+        return self._memory.sandbox_status(require_text("sandbox", sandbox_id))[0]
 
     @whole
     def sandbox_version(self, sandbox_id: str) -> int:
         """Return the version of that status, which grows by one with each change. Raises as `sandbox_status` does."""
-        return self._read_sandbox(sandbox_id)[1]
+        self.require_open()
+        return self._memory.sandbox_status(require_text("sandbox", sandbox_id))[1]
 
     def update_sandbox(
         self, sandbox_id: str, fn: Callable[[SandboxStatus], SandboxStatus], *, expect: int | None = None
@@ -376,18 +326,17 @@ class Store:
     def list_sandboxes(self) -> "Sequence[SandboxMetadata]":
         """Return all sandboxes whose records can be read, oldest first."""
         self.require_open()
-        found = self._view.read(lambda: [kept.metadata for kept in self._sandboxes.kept.values()])
-        return sorted(found, key=lambda metadata: (metadata.created_at, metadata.id))
+        return self._memory.list_sandboxes()
 
     @property
     def sandbox_ids(self) -> "Collection[str]":
         """The ids of all sandboxes, also of those whose records cannot be read."""
-        return self._sandboxes.ids
+        return self._memory.sandboxes.ids
 
     @property
     def damaged_sandboxes(self) -> "Mapping[str, str]":
         """What is wrong with each sandbox whose record cannot be read, by its id."""
-        return dict(self._sandboxes.damaged)
+        return dict(self._memory.sandboxes.damaged)
 
     def delete_sandbox(self, sandbox_id: str) -> bool:
         """Remove the record of the sandbox with exactly this id; return False if it is gone already.
@@ -426,15 +375,7 @@ class Store:
 
     def recent_events(self, after: int, limit: int) -> EventPage | None:
         """Return what `load_events` does, if that is in memory."""
-        return self._view.read(lambda: self._find_recent(after, limit))
-
-    def _find_recent(self, after: int, limit: int) -> EventPage | None:
-        if self._revision <= after:
-            return EventPage(0, 0, self._revision, [])
-        if not self._recent or self._recent[0].revision > after + 1:
-            return None
-        first = after + 1 - self._recent[0].revision
-        return EventPage(0, 0, self._revision, list(islice(self._recent, first, first + limit)))
+        return self._memory.recent_events(after, limit)
 
     @contextmanager
     def transaction(self) -> Iterator[Draft]:
@@ -445,7 +386,7 @@ class Store:
         after it the draft takes nothing.
         """
         self.require_open()
-        with self._view.giving_way(), self._committer.turn():
+        with self._memory.view.giving_way(), self._committer.turn():
             draft = self._draft()
             try:
                 yield draft
@@ -471,7 +412,7 @@ class Store:
         try:
             return self._records.metadata(container_id)
         except NotFoundError as error:
-            if container_id not in self._rows:
+            if container_id not in self:
                 raise
             raise StoreDamagedError(f"container {container_id}: its metadata is missing; restore a backup") from error
 
@@ -485,30 +426,18 @@ class Store:
     def unsettled(self, leftovers: Iterable[str] = ()) -> "Sequence[Unsettled]":
         """Return what a recovery pass must look at: all that has not ended, is in doubt, or is in `leftovers`."""
         self.require_open()
-        wanted = set(leftovers)
-        return self._view.read(lambda: self._find_unsettled(wanted))
-
-    def _find_unsettled(self, wanted: "Collection[str]") -> "Sequence[Unsettled]":
-        self._rows.keep(self._rows.fetch(wanted))
-        return [
-            Unsettled(
-                Record(key, row_to_status(row) if row else Status(), self.metadata),
-                "" if row else self._doubts.get(key, DAMAGED)[1],
-            )
-            for key, row in self._rows.known()
-            if not row or key in self._doubts or (key in wanted if row.released else not row.finished_at)
-        ]
+        return self._memory.unsettled(set(leftovers))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._memory.rows)
 
     def __contains__(self, container_id: object) -> bool:
-        return container_id in self._rows
+        return container_id in self._memory.rows
 
     @property
     def ids(self) -> "Collection[str]":
         """The ids of all containers, also of those whose records cannot be read."""
-        return self._rows.keys()
+        return self._memory.rows.keys()
 
     @property
     def is_closed(self) -> bool:
@@ -523,20 +452,14 @@ class Store:
     @whole
     def doubt(self, container_id: str, doubt: Doubt) -> None:
         """Flag a container Unknown, in memory alone: the next status that is written takes the flag away."""
-        with self._view.change():
-            if container_id in self._rows:
-                self._doubts[container_id] = doubt
-        self.fleet.note(Changes(), self._revision)
-
-    def _copy_doubts(self) -> Mapping[str, Doubt]:
-        return self._view.read(self._doubts.copy)
+        self._memory.doubt(container_id, doubt)
+        self.fleet.note(Changes(), self.revision)
 
     @whole
     def is_damaged(self, container_id: str) -> bool:
         """Say whether the container's status on disk cannot be read."""
         self.require_open()
-        require_text("container", container_id)
-        return self._view.read(lambda: self._rows.find(container_id)) == DAMAGED_ROW
+        return self._memory.is_damaged(require_text("container", container_id))
 
     @whole
     def find_suspect(self, container_id: str) -> ProcessIdentity | None:
@@ -548,8 +471,7 @@ class Store:
         suspect = read_identity(row) if row else None
         if suspect is None or not has_sound_types(suspect):
             return None
-        others = (row_to_status(other).identity for _, other in self._rows.known() if other)
-        return None if suspect in others else suspect
+        return None if suspect in self._memory.identities() else suspect
 
     def declare_gone(self, container_id: str, why: str) -> Status:
         """Record on a person's word that no process of an Unknown container is left, and return its status.
@@ -579,7 +501,7 @@ class Store:
         """
         if self.is_foreign:
             return
-        with self._view.giving_way(), self._closing:
+        with self._memory.view.giving_way(), self._closing:
             if self._is_down:
                 return
             self._closed = True
@@ -615,7 +537,7 @@ class Store:
             return made
         request = Request(apply)
         self.fleet.expect(request)
-        with self._view.giving_way():
+        with self._memory.view.giving_way():
             result: _T = self._committer.run(request)
             self.fleet.wait_for(request)
         return result
@@ -636,18 +558,7 @@ class Store:
 
     def _draft(self) -> Draft:
         self._settle()
-        if len(self._names) > _KEPT_NAMES:
-            self._names.clear()
-        return Draft(
-            self.node,
-            self._journal,
-            self._rows,
-            self._doubts,
-            self._sandboxes,
-            self._revision,
-            self._names,
-            self._deadlines,
-        )
+        return Draft(self.node, self._journal, self._memory)
 
     def _commit(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -739,27 +650,7 @@ class Store:
         return has_landed
 
     def _apply(self, draft: Draft) -> None:
-        with self._view.change():
-            for key, row in draft.rows.items():
-                if row is None:
-                    self._rows.pop(key)
-                    self._records.forget_metadata()
-                else:
-                    self._rows[key] = row
-            for key, doubt in draft.doubts.items():
-                if doubt is None:
-                    self._doubts.pop(key, None)
-                else:
-                    self._doubts[key] = doubt
-            for key, sandbox in draft.sandboxes.items():
-                self._sandboxes.put(key, sandbox)
-            self._deadlines.apply(draft.changes)
-            if draft.changes.events:
-                self._population += bool(draft.changes.new_containers or draft.changes.deleted_containers)
-                for event in draft.changes.events:
-                    if not self._recent or self._recent[-1].revision < event.revision:
-                        self._recent.append(event)
-                self._revision = draft.revision
+        self._memory.apply(draft)
         self.fleet.note(draft.changes, draft.revision)
         if draft.changes.events:
             self._bells.ring()
@@ -773,14 +664,14 @@ class Store:
         if original:
             boot_id = read_boot_id()
             with self.transaction() as draft:
-                for key in [key for key, row in self._rows.known() if row and row.started_at and not row.finished_at]:
+                for key in self._memory.find_running():
                     status = draft.checkpoint(key)
                     if status is not None and status.identity is not None and status.identity.boot_id == boot_id:
                         draft.replace(key, mark_copied(status, original, self.directory.path))
-                        draft.doubt(key, _NOT_VERIFIED)
+                        draft.doubt(key, NOT_VERIFIED)
                 for key in self._records.load_restartable():
                     self._leave_to_original(draft, key)
-                for key in list(self._sandboxes.kept):
+                for key in list(self._memory.sandboxes.kept):
                     if (marked := _mark_copied(draft.sandbox_status(key), boot_id)) is not None:
                         draft.update_sandbox(key, partial(_choose, marked))
             self.directory.forget_keeper()
@@ -801,10 +692,7 @@ class Store:
         They are not nearer, then, for an engine after this one when the wall clock is set forward. Where that cannot be
         written, they are by the wall clock that there is when it comes.
         """
-        times = [times_of_container(row) for _, row in self._rows.known() if row]
-        times += [times_of_sandbox(kept.row) for kept in self._sandboxes.kept.values()]
-        ahead = ((of, at) for each in times for of, at in each.items() if at > time.time_ns())
-        new = {of: at for of, at in ahead if self._deadlines.find(of, at) is None}
+        new = self._memory.find_unwritten_times()
         if new:
             try:
                 with self.transaction() as draft:
@@ -812,66 +700,15 @@ class Store:
             except StoreError as error:
                 _log.warning("when what was decided is due is not written down by this boot's clock: %s", error)
 
-    def _read_sandbox(self, sandbox_id: str) -> tuple[SandboxStatus, int]:
-        self.require_open()
-        require_text("sandbox", sandbox_id)
-        kept, damage = self._view.read(
-            lambda: (self._sandboxes.kept.get(sandbox_id), self._sandboxes.damaged.get(sandbox_id))
-        )
-        if kept is None and damage is not None:
-            raise StoreDamagedError(damage)
-        if kept is None:
-            raise NotFoundError(f"sandbox {quote(sandbox_id)} does not exist")
-        return row_to_sandbox_status(self.node, kept.row), kept.row.seq
-
     def _list(self, wanted: Filter, *, ended: bool) -> "tuple[Sequence[Record], int]":
-        """Return the containers that are wanted, and the revision, at an instant.
-
-        What the disk is asked for is asked for when those on disk are those in memory.
-        """
-        if not wanted.asks_for_names and not (wanted.id and ended):
-            return self._list_known(wanted, ended=ended)
+        """Return the containers that are wanted, and the revision, at an instant."""
         for _ in range(_TRIES):
-            records, revision, is_whole = self._find_matching(wanted, ended=ended)
+            records, revision, is_whole = self._memory.list(wanted, ended=ended, is_populating=self._is_populating)
             if is_whole:
                 return records, revision
-        with self._view.giving_way(), self._committer.turn():  # so many come and go that only a pause shows them whole
-            return self._find_matching(wanted, ended=ended)[:2]
-
-    def _list_known(self, wanted: Filter, *, ended: bool) -> "tuple[Sequence[Record], int]":
-        found = self._rows.fetch(self._known_ids(ended=ended))
-
-        def look() -> "tuple[Sequence[Record], int]":
-            self._rows.keep(found)
-            keys = [key for key in self._known_ids(ended=ended) if key.startswith(wanted.id)]
-            return [self._record(key) for key in keys], self._revision
-
-        return self._view.read(look)
-
-    def _known_ids(self, *, ended: bool) -> "Sequence[str]":
-        """Return the ids of all containers; without `ended` of those that have not ended, or that are doubted."""
-        return list(self._rows) if ended else [*{*self._rows.open(), *self._doubts.copy()}]
-
-    def _find_matching(self, wanted: Filter, *, ended: bool) -> "tuple[Sequence[Record], int, bool]":
-        """Return the records of those that match, the revision, and whether nobody came or went meanwhile."""
-        population = self._population
-        if wanted.asks_for_names:
-            sandbox_ids = wanted.find_sandboxes(self.name_sandboxes()) if wanted.sandbox_id else None
-            rows = self._records.load_names(wanted.name, sandbox_ids, wanted.labels)
-            matching = [row.id for row in rows if wanted.accepts(row, sandbox_ids or ())]
-        else:
-            matching = [*self._load_ids(wanted.id)]
-        if not ended:
-            matching = [*{*matching} & {*self._known_ids(ended=False)}]
-        found = self._rows.fetch(matching)
-
-        def look() -> "tuple[Sequence[Record], int, bool]":
-            self._rows.keep(found)
-            records = [self._record(key) for key in matching if key in self._rows]
-            is_whole = self._population == population and not self._is_populating()
-            return records, self._revision, is_whole
-
-        return self._view.read(look)
+        # So many come and go that only a pause shows them whole.
+        with self._memory.view.giving_way(), self._committer.turn():
+            return self._memory.list(wanted, ended=ended, is_populating=self._is_populating)[:2]
 
     def _is_populating(self) -> bool:
         """Say whether containers that come or go may be on disk by now, and are not in memory yet."""
@@ -881,15 +718,7 @@ class Store:
     @whole
     def name_sandboxes(self) -> Mapping[str, str]:
         """Return the name of each sandbox by its id, none of those whose records cannot be read."""
-        return self._view.read(self._name_sandboxes)
-
-    def _name_sandboxes(self) -> Mapping[str, str]:
-        names = {key: one.metadata.name for key, one in self._sandboxes.kept.items()}
-        return dict.fromkeys(self._sandboxes.damaged, "") | names
-
-    def _record(self, key: str) -> Record:
-        row = self._rows.find(key) or ()
-        return Record(key, status_with_doubt(row, self._doubts.get(key)), self.metadata, row.seq if row else 0)
+        return self._memory.name_sandboxes()
 
     def require_open(self) -> None:
         """Raise ClosedError if nothing can be asked any more."""

@@ -309,7 +309,7 @@ def test_deadlines_go_with_what_they_are_of(state_dir: str) -> None:
         store.delete("released")
         store.delete_sandbox("pod")
         assert count() == 0
-        assert not store._deadlines._known
+        assert not store._memory.deadlines._known
 
 
 def test_a_clock_that_is_set_back_keeps_nothing_for_ever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,8 @@ GROUPS = {
         tuple(
             f"engine/store/{name}.py"
             for name in (
-                "commit", "deadlines", "draft", "feed", "fleet", "listing", "match", "record", "rows", "sandboxes",
-                "store", "watch",
+                "commit", "deadlines", "doubt", "draft", "feed", "fleet", "listing", "match", "memory", "record",
+                "rows", "sandboxes", "store", "watch",
             )
         ),
         12,

@@ -278,7 +278,7 @@ def test_old_events_go_and_no_revision_comes_twice(small_log: None, state_dir: s
         for number in range(40):
             store.add(metadata(f"c{number}"))
             store.delete(f"c{number}")
-        store._recent.clear()
+        store._memory.recent.clear()
         with pytest.raises(errors.CursorTooOldError, match="list anew") as caught:
             at_hand(store.watch(1))
         assert 83 - 24 <= caught.value.oldest <= 83 - 19
@@ -307,7 +307,7 @@ def test_a_watcher_that_is_too_slow_is_told(small_log: None, plain: Store) -> No
     for number in range(20):
         plain.add(metadata(f"c{number}"))
         plain.delete(f"c{number}")
-    plain._recent.clear()
+    plain._memory.recent.clear()
     with pytest.raises(errors.CursorTooOldError):
         watch.next(0)
 
@@ -323,7 +323,7 @@ def test_a_version_that_ran_ahead_of_the_log_never_comes_again(small_log: None, 
         plain.add(metadata(f"c{number}"))
         plain.delete(f"c{number}")
     assert plain.revision < last
-    plain._recent.clear()
+    plain._memory.recent.clear()
     with pytest.raises(errors.CursorTooOldError):
         plain.watch(0)
     plain.add(metadata("a"), RUNNING)
@@ -337,7 +337,7 @@ def test_events_expire(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: now + 8 * 24 * 3600 * 10**9)
     plain.delete("c3")
-    plain._recent.clear()
+    plain._memory.recent.clear()
     with pytest.raises(errors.CursorTooOldError) as caught:
         plain.watch(0)
     assert caught.value.oldest == plain.revision == 12
@@ -363,7 +363,7 @@ def test_a_log_of_large_events_is_short(plain: Store, monkeypatch: pytest.Monkey
     for number in range(20):
         plain.add(metadata(f"d{number}"))
         plain.delete(f"d{number}")
-    plain._recent.clear()
+    plain._memory.recent.clear()
     assert kinds(at_hand(plain.watch(plain.revision - 1))) == ["deleted"]  # the newest stays
     with pytest.raises(errors.CursorTooOldError):
         plain.watch(plain.revision - 2)

@@ -64,7 +64,7 @@ from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
 from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id, require_id
 from limpet.schema.restart import RestartKind, parse_restart_policy
-from limpet.schema.sandbox_status import SandboxState, SandboxStatus
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus, require_namespaces
 from limpet.schema.status import ContainerState, Status
 
 _log = logging.getLogger("limpet.engine")
@@ -290,9 +290,10 @@ class Engine:
     ) -> Sandbox:
         """Make a sandbox from a CRI PodSandboxConfig, which may be given as JSON. It is then READY.
 
-        `namespaces` are the paths of those that you have made for it, by type, and `addresses` its IP addresses, the
-        primary one first; `extra` is yours. They are written down and told; `Sandbox.update` changes them. At
-        `expires_at`, nanoseconds since the epoch, it is stopped and removed with its containers.
+        `namespaces` are the paths of those that you have made for it, by type as in the OCI runtime spec, and
+        `addresses` its IP addresses, the primary one first; `extra` is yours. They are written down and told;
+        `Sandbox.update` changes them. At `expires_at`, nanoseconds since the epoch, it is stopped and removed with its
+        containers.
 
         What the config asks for and the starter does not do is in the status of each container; with `strict` it is
         refused here. `runtime_handler` names the starter of its containers, one of `runtimes` of `open`.
@@ -302,6 +303,7 @@ class Engine:
         if isinstance(addresses, str):
             raise InvalidInputError(f"addresses {quote(addresses)}: give a list of them")
         require_expiry(expires_at)
+        require_namespaces({} if namespaces is None else namespaces)
         status = SandboxStatus(
             namespaces=namespaces or {}, addresses=tuple(addresses), extra=extra or {}, expires_at=expires_at
         )
@@ -333,7 +335,7 @@ class Engine:
         )
         choose_log_path(config.log_directory or "/", "check")
         if strict:
-            refuse_unapplied_sandbox(starter, metadata)
+            refuse_unapplied_sandbox(starter, metadata, status.namespaces)
         with self._runtime.exclusive(key):
             self.store.add_sandbox(metadata, status)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
@@ -458,7 +460,7 @@ class Engine:
         if restart != RestartKind.NO or expires_at:
             self._runtime.begin_timetable()
         if strict:
-            refuse_unapplied(starter, metadata, place.metadata)
+            refuse_unapplied(starter, metadata, place.metadata, place.status.namespaces)
         self.store.add(metadata, Status(expires_at=expires_at, extra=extra or {}))
         if expires_at:
             self._runtime.note_container(key)

@@ -7,6 +7,11 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from limpet.schema.errors import InvalidInputError, quote, quote_path
+
+NAMESPACE_TYPES = ("network", "ipc", "uts", "pid", "mount", "user", "cgroup", "time")
+"""As the OCI runtime spec calls them."""
+
 
 class SandboxState(IntEnum):
     """The CRI's sandbox states, with its numbers (runtime/v1 PodSandboxState)."""
@@ -43,7 +48,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     """The boot in which it was made ready (/proc/sys/kernel/random/boot_id); empty if that is not known."""
     namespaces: Mapping[str, str] = {}
-    """The path of each namespace that it holds, by type as in the OCI runtime spec: network, ipc, uts, pid."""
+    """The path of each namespace that it holds, by its type: see NAMESPACE_TYPES."""
     addresses: tuple[str, ...] = ()
     """Its IP addresses, the CRI's primary one first."""
     extra: Mapping[str, Any] = {}
@@ -62,3 +67,20 @@ def stop_sandbox(status: SandboxStatus, reason: SandboxReason, *, at: int, messa
     if status.stopped_at:
         return status
     return replace(status, stopped_at=max(at, 1), reason=reason, message=message)
+
+
+def require_namespaces(namespaces: Mapping[str, object], known: Mapping[str, str] | None = None) -> None:
+    """Raise InvalidInputError for a namespace of no type there is, or at no path; those that are `known` may stay."""
+    if not isinstance(namespaces, Mapping):
+        raise InvalidInputError(f"namespaces {quote(namespaces)}: give a mapping from types to paths")
+    for kind, path in namespaces.items():
+        if known is not None and kind in known and known[kind] == path:
+            continue
+        if kind not in NAMESPACE_TYPES:
+            raise InvalidInputError(f"namespaces {quote(kind)}: there is no such type; it is {_list_types()}")
+        if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+            raise InvalidInputError(f"namespaces {quote(kind)}: {quote_path(path)} is no absolute path")
+
+
+def _list_types() -> str:
+    return f"{', '.join(NAMESPACE_TYPES[:-1])} or {NAMESPACE_TYPES[-1]}"

@@ -56,7 +56,7 @@ from limpet.schema.item import Item, require_item_name
 from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
 from limpet.schema.restart import parse_restart_policy
 from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, SandboxStatusRow, StatusRow
-from limpet.schema.sandbox_status import SandboxState, SandboxStatus
+from limpet.schema.sandbox_status import SandboxState, SandboxStatus, require_namespaces
 from limpet.schema.status import Reason, Status, declare_gone
 
 
@@ -217,6 +217,7 @@ class Draft:
             raise AlreadyExistsError(f"sandbox {key} exists already; delete it first, or use another id")
         self._require_free_sandbox_name(metadata)
         status = status or SandboxStatus()
+        require_namespaces(status.namespaces)
         if not status.boot_id and status.state is SandboxState.READY:
             status = replace(status, boot_id=read_boot_id() or "")
         row = sandbox_to_row(self._node, metadata)
@@ -244,9 +245,11 @@ class Draft:
             raise VersionConflictError(
                 f"sandbox {sandbox_id}: its version is {old.row.seq}, not {expect}; read it again, and decide anew"
             )
-        status = fn(row_to_sandbox_status(self._node, old.row))
+        before = row_to_sandbox_status(self._node, old.row)
+        status = fn(before)
         if not isinstance(status, SandboxStatus):
             raise InvalidInputError(f"sandbox {sandbox_id}: expected a SandboxStatus, got {type(status).__name__}")
+        require_namespaces(status.namespaces, before.namespaces)
         if old.row.stopped_at and not status.stopped_at:
             raise InvalidStateError(f"sandbox {sandbox_id} is NOTREADY, and never becomes READY again; make another")
         row = sandbox_status_to_row(self._node, sandbox_id, old.row.seq + 1, status)

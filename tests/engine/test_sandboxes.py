@@ -16,7 +16,7 @@ from limpet.recovery.host import read_boot_id
 from limpet.schema import ContainerState
 from limpet.schema.events import EventKind
 from limpet.schema.protobuf_json import to_json
-from limpet.schema.sandbox_status import SandboxReason, SandboxState, stop_sandbox
+from limpet.schema.sandbox_status import SandboxReason, SandboxState, SandboxStatus, require_namespaces, stop_sandbox
 from limpet.testing import FakeStarter
 from tests.conftest import EngineProcess, in_thread, is_running, wait_until
 
@@ -92,6 +92,10 @@ def test_what_cannot_be_kept_is_refused(engine: Engine) -> None:
         {"addresses": [7]},
         {"addresses": "10.0.0.7"},
         {"namespaces": {"network": 7}},
+        {"namespaces": {"network": ""}},
+        {"namespaces": {"network": "run/netns/web"}},
+        {"namespaces": {"net": "/run/netns/web"}},
+        {"namespaces": "network"},
     ):
         with pytest.raises(errors.InvalidInputError, match=next(iter(wrong))):
             engine.create_sandbox(CONFIG, id="web", **wrong)
@@ -308,3 +312,31 @@ def test_recovery_stops_what_came_in_late(engine_process: Callable[[str], Engine
     with Engine.open(state_dir) as engine:
         assert engine.get("one").wait(20).exit_code == 128 + 15
         assert not is_running(pid)
+
+
+def test_a_namespace_of_no_type_there_is(engine: Engine) -> None:
+    """A mistyped one would be kept and never joined: the error names it, and the types there are. So does update's.
+
+    One that an earlier version has let in stays, and keeps nobody from changing the rest.
+    """
+    with pytest.raises(errors.InvalidInputError, match=r"^namespaces 'nett': .* network, ipc, uts, .* or time$"):
+        engine.create_sandbox(CONFIG, namespaces={"nett": "/run/netns/web"})
+    sandbox = engine.create_sandbox(CONFIG, namespaces={"network": "/run/netns/web"})
+    with pytest.raises(errors.InvalidInputError, match=r"^namespaces 'net': there is no such type"):
+        sandbox.update(lambda old: replace(old, namespaces={**old.namespaces, "net": "/run/netns/web"}))
+    old = SandboxStatus(namespaces={"nett": "/x"})
+    require_namespaces({"nett": "/x", "ipc": "/run/ipc"}, old.namespaces)
+    with pytest.raises(errors.InvalidInputError, match="'nett'"):
+        require_namespaces({"nett": "/y"}, old.namespaces)
+
+
+def test_given_namespaces_are_not_joined_by_processes(engine: Engine) -> None:
+    """Host processes use the host's: the containers' status tells, and `strict` refuses."""
+    sandbox = engine.create_sandbox(CONFIG, namespaces={"network": "/run/netns/web"})
+    config = {"metadata": {"name": "a"}, "image": {"image": "host"}, "command": ["true"]}
+    told = engine.create_container(config, sandbox).status.unapplied
+    assert told["sandbox.namespaces"] == "the host's network, pid and IPC namespaces are used"
+    with pytest.raises(errors.InvalidInputError, match=r"sandbox\.namespaces"):
+        engine.create_container({**config, "metadata": {"name": "b"}}, sandbox, strict=True)
+    with pytest.raises(errors.InvalidInputError, match=r"sandbox\.namespaces"):
+        engine.create_sandbox({"metadata": {"name": "c"}}, namespaces={"network": "/run/netns/web"}, strict=True)

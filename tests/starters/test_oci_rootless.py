@@ -41,6 +41,10 @@ for name, context in (
         engine.create_container(config(name, "true", linux={"security_context": context}), sandbox)
     except errors.InvalidInputError as error:
         refused[name] = str(error)
+try:
+    OciStarter("runc", cni="/etc/cni/net.d").furnish(sandbox.metadata, {})
+except errors.UnsupportedError as error:
+    refused["cni"] = str(error)
 said["refused"] = refused
 two = engine.create_container(config("two", "trap 'exit 5' TERM; while :; do sleep 0.05; done"), sandbox, id="two")
 two.start()
@@ -89,6 +93,7 @@ def test_an_ordinary_user_has_containers(home: str) -> None:
     assert "memory_limit_in_bytes" in said["unapplied"]
     assert "/etc/subuid" in said["refused"]["user"]
     assert "CONTAINER" in said["refused"]["pid"]
+    assert said["refused"]["cni"].startswith("cni: only root's sandboxes")
     assert "supplemental_groups [0]" in said["refused"]["groups"]
     assert (said["exec"], said["left"]) == ("0\n", "")
     assert is_running(int(pid))

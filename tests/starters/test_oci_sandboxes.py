@@ -103,6 +103,29 @@ def test_a_path_that_is_no_namespace(engine: Engine, runtime: str, kind: str, pa
         run(engine, sandbox, "one", "true", {})
 
 
+def test_a_namespace_that_none_would_join_is_refused(engine: Engine) -> None:
+    """Of a type that a container has for itself, the host's by the config's own word, or another sandbox's."""
+    other = engine.create_sandbox({"metadata": {"name": "other"}}, runtime_handler="runc")
+    on_host = {"security_context": {"namespace_options": {"network": "NODE"}}}
+    for given, linux, why in (
+        ({"user": "/proc/self/ns/user"}, {}, "'user': an OCI container joins none .* network, uts, ipc or pid"),
+        ({"uts": "/proc/self/ns/uts"}, on_host, r"'uts': the sandbox's config asks for the host's \(network NODE\)"),
+        ({"ipc": other.status.namespaces["ipc"]}, {}, "'ipc': '/run/limpet/.*' is held for another sandbox"),
+    ):
+        with pytest.raises(errors.InvalidInputError, match=f"^namespaces {why}"):
+            engine.create_sandbox(
+                {"metadata": {"name": "given"}, "linux": linux}, runtime_handler="runc", namespaces=given
+            )
+    assert engine.list_sandboxes() == [other]
+
+
+def test_strict_knows_what_the_sandbox_holds(engine: Engine) -> None:
+    """A container that asks for its sandbox's namespaces was refused, though it gets them."""
+    sandbox = engine.create_sandbox({"metadata": {"name": "one"}}, runtime_handler="runc", strict=True)
+    options = {"linux": {"security_context": {"namespace_options": {"network": "POD", "pid": "CONTAINER"}}}}
+    engine.create_container(config("strict", "true", **options), sandbox, strict=True)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_shared_pid_namespace_that_has_ended(engine: Engine, runtime: str) -> None:
     """Somebody kills its first process: a start says so, and the next recovery makes the sandbox NOTREADY."""

@@ -17,10 +17,12 @@ from limpet.schema.cri import (
     NamespaceOption,
     PodSandboxConfig,
 )
-from limpet.schema.errors import StartError, quote_path
+from limpet.schema.errors import InvalidInputError, StartError, quote, quote_path
 
 _OWNED_BY = {"network": "network", "uts": "network", "ipc": "ipc", "pid": "pid"}
 """Which of the CRI's options decides on each namespace; a UTS namespace goes with the network's."""
+JOINED = tuple(_OWNED_BY)
+"""The types of namespaces that containers of a sandbox join, if it has them."""
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _CLONE = {"network": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000, "pid": 0x20000000}  # clone(2)
 _NO_NAMESPACE = {errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -79,6 +81,22 @@ def mode_of(config: ContainerConfig, kind: str) -> NamespaceMode:
     """Return whose namespace of a type the config asks for."""
     mode: NamespaceMode = getattr(options_of(config), _OWNED_BY[kind])
     return mode
+
+
+def require_given(config: PodSandboxConfig, given: Mapping[str, str]) -> None:
+    """Raise InvalidInputError for a namespace given to a sandbox that none of its containers would join."""
+    options = options_of_sandbox(config)
+    for kind in given:
+        if kind not in JOINED:
+            raise InvalidInputError(
+                f"namespaces {quote(kind)}: an OCI container joins none of its sandbox's of that type; it joins"
+                f" {', '.join(JOINED[:-1])} or {JOINED[-1]}"
+            )
+        owner = _OWNED_BY[kind]
+        if options is not None and getattr(options, owner) is NamespaceMode.NODE:
+            raise InvalidInputError(
+                f"namespaces {quote(kind)}: the sandbox's config asks for the host's ({owner} NODE)"
+            )
 
 
 def is_own(namespaces: list[dict[str, Any]], kind: str) -> bool:

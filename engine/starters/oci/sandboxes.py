@@ -63,6 +63,7 @@ class SandboxHoldings:
         Raises InvalidInputError for what /etc cannot hold, UnsupportedError, ResourcesError if it cannot be made.
         """
         require_sysctls(sandbox.config)
+        self._require_not_pinned(sandbox.id, given)
         directory = self.directory_of(sandbox.id)
         self._delete_network(directory, timeout)
         write_root_files(directory, sandbox.config)
@@ -88,6 +89,16 @@ class SandboxHoldings:
             if addresses and sandbox.config.hostname:
                 name_address(directory, sandbox.config.hostname, addresses[0])
         return Holdings({**kept, **made}, addresses)
+
+    def _require_not_pinned(self, sandbox_id: str, given: Mapping[str, str]) -> None:
+        """Raise InvalidInputError for a namespace that is held for another sandbox: it would end with that one."""
+        own = f"{self.pins_of(sandbox_id)}/"
+        for kind, path in given.items():
+            if is_pin(path) and not path.startswith(own):
+                raise InvalidInputError(
+                    f"namespaces {quote(kind)}: {quote_path(path)} is held for another sandbox, and ends with it; give"
+                    " one that is your own"
+                )
 
     def _delete_network(self, directory: str, timeout: float) -> None:
         if read_network(directory) is not None:

@@ -42,7 +42,12 @@ from limpet.engine.starters.oci.exits import (
     read_program,
     settle_program,
 )
-from limpet.engine.starters.oci.namespaces import config_in_sandbox, make_namespaces, require_namespace
+from limpet.engine.starters.oci.namespaces import (
+    config_in_sandbox,
+    make_namespaces,
+    require_given,
+    require_namespace,
+)
 from limpet.engine.starters.oci.probe import BundleWitness
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
 from limpet.engine.starters.oci.root import RuntimeRoot, to_oci_id
@@ -54,7 +59,7 @@ from limpet.engine.starters.oci.run_directory import (
     list_runs,
     make_run_directory,
 )
-from limpet.engine.starters.oci.sandboxes import SandboxHoldings, has_first, is_pin
+from limpet.engine.starters.oci.sandboxes import SandboxHoldings, choose_kinds, has_first, is_pin
 from limpet.engine.starters.oci.sessions import AttachedSession
 from limpet.engine.starters.oci.spec import complete, make_spec
 from limpet.engine.starters.oci.target import open_target
@@ -63,11 +68,13 @@ from limpet.engine.starters.oci.unapplied import find_unapplied
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
+from limpet.engine.state.turn import require_wait
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, identify, open_pidfd, read_exit_code, read_stat, wait_for_end
 from limpet.recovery.probe import HostProbe
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
+    InvalidInputError,
     InvalidStateError,
     LimpetError,
     NotFoundError,
@@ -75,6 +82,7 @@ from limpet.schema.errors import (
     StartError,
     StateDirectoryError,
     UnsupportedError,
+    quote,
     quote_path,
 )
 from limpet.schema.file_name import file_name
@@ -125,6 +133,9 @@ class OciStarter:
         cni: str = "",
         cni_plugins: str = PLUGINS,
     ) -> None:
+        require_wait(timeout, "timeout")
+        if cni_plugins != PLUGINS and not cni:
+            raise InvalidInputError(f"cni_plugins {quote(cni_plugins)}: give `cni`, too: what they are asked for")
         self.name = name or os.path.basename(runtime)
         self._runtime = runtime
         self._conmon = conmon
@@ -183,7 +194,10 @@ class OciStarter:
 
     def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str]) -> Holdings:
         """Pin the sandbox's namespaces, and write its files in /etc. An ordinary user's sandboxes hold nothing."""
+        require_given(sandbox.config, given)
         if is_rootless():
+            if self._plugins is not None and "network" in choose_kinds(sandbox.config):
+                raise UnsupportedError("cni: only root's sandboxes get networks from plugins; open one without it")
             return Holdings(given)
         with _told(f"sandbox {sandbox.id}"):
             return self._holdings.furnish(sandbox, given, self._timeout)

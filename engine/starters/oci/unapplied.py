@@ -10,7 +10,7 @@ from limpet.engine.starters.oci.annotations import find_orders
 from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import find_missing
 from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of
-from limpet.engine.starters.oci.namespaces import config_in_sandbox, mode_of, options_of
+from limpet.engine.starters.oci.namespaces import JOINED, config_in_sandbox, mode_of, options_of
 from limpet.engine.starters.oci.resources import find_unapplied_limits
 from limpet.engine.starters.oci.sandboxes import is_pin, kind_of_sysctl
 from limpet.engine.starters.oci.spec import find_sysctls, security_of
@@ -52,6 +52,9 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     if missing:
         found["capabilities"] = f"the engine itself does not have {', '.join(missing)}"
     found |= _find_namespaces(launch)
+    others = [kind for kind in launch.namespaces if kind not in JOINED]
+    if others:
+        found["sandbox.namespaces"] = f"it joins none of type {' or '.join(others)}"
     limits = config.linux.resources if config.linux else None
     if limits:
         found |= find_unapplied_limits(limits, is_unified=is_unified)

@@ -73,12 +73,24 @@ def find_unapplied(launch: Launch, abilities: Abilities) -> dict[str, str]:
     lost = _find_lost_propagation(config, abilities) if has_mounts else ""
     if lost:
         found["mounts.propagation"] = lost
-    if launch.sandbox and launch.sandbox.config.hostname and not abilities.own_hostname:
-        found["sandbox.hostname"] = "no UTS namespace without CAP_SYS_ADMIN"
-    if launch.sandbox and image.is_builtin and _holds_anything(launch.sandbox.config.dns_config):
-        found["sandbox.dns_config"] = "the host image uses the host's /etc/resolv.conf"
+    found |= _find_of_sandbox(launch, abilities)
     if not abilities.user_groups and _has_groups(launch):
         found["supplemental_groups_policy"] = "the groups that /etc/group gives need root"
+    return found
+
+
+def _find_of_sandbox(launch: Launch, abilities: Abilities) -> dict[str, str]:
+    found = {}
+    if launch.namespaces:
+        found["sandbox.namespaces"] = _HOST_NAMESPACES
+    if launch.sandbox and launch.sandbox.config.hostname and not abilities.own_hostname:
+        found["sandbox.hostname"] = "no UTS namespace without CAP_SYS_ADMIN"
+    if (
+        launch.sandbox
+        and launch.metadata.image_manifest.is_builtin
+        and _holds_anything(launch.sandbox.config.dns_config)
+    ):
+        found["sandbox.dns_config"] = "the host image uses the host's /etc/resolv.conf"
     return found
 
 

@@ -55,6 +55,7 @@ from limpet.schema.errors import (
     LimpetError,
     NotFoundError,
     ResourcesError,
+    StateDirectoryError,
     UnsupportedError,
     quote,
     quote_path,
@@ -631,6 +632,9 @@ class Engine:
             pidfd = -1  # looked at again and again, then
         self._runtime.watcher.watch(container_id, identity, pidfd, starter)
         container = Container(self._runtime, container_id)
+        with suppress(StateDirectoryError):  # then its bundle is damaged, which is told of it
+            if container.is_changing_limits():
+                self._runtime.note_container(container_id)
         if verdict.status.stop_requested_at:
             container.resume_stop(verdict.status, identity)
         elif container.is_in_stopped_sandbox():

@@ -5,6 +5,7 @@
 <bundle>/rootfs/        the root file system
 <bundle>/working/       the program's working directory where the image has none of its own
 <bundle>/config.json    what is to be run, written last: the bundle is whole
+<bundle>/limits.json    limits that are being put into force while it runs; gone once they are written down
 """
 
 import msgspec
@@ -15,6 +16,7 @@ MARKER_ANNOTATION = "limpet.marker"
 CONFIG_FILE = "config.json"
 CONFIG_BYTES = 64 << 20
 """Far above what a config of limpet's size limit, an image's and an environment come to."""
+LIMITS_FILE = "limits.json"
 ROOTFS = "rootfs"
 WORKING = "working"
 

@@ -27,10 +27,14 @@ from limpet.engine.state.durable import (
 )
 from limpet.recovery.bundles import is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
+from limpet.recovery.files import read_small_file
 from limpet.recovery.mounts import find_mounts
-from limpet.schema.errors import InvalidStateError, StateDirectoryError
+from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.errors import InvalidInputError, InvalidStateError, StateDirectoryError
 from limpet.schema.layout import (
+    CONFIG_BYTES,
     CONFIG_FILE,
+    LIMITS_FILE,
     MARKER_ANNOTATION,
     MARKER_FILE,
     ROOTFS,
@@ -198,6 +202,38 @@ class ContainerBundle(Bundle):
                 sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise _translate(self.path, error) from error
+
+    def note_limits(self, limits: LinuxContainerResources) -> None:
+        """Write down which limits are about to be in force: a kill leaves that, and the next engine finishes it.
+
+        Raises InvalidInputError for what are none, StateDirectoryError.
+        """
+        try:
+            data = msgspec.json.encode(limits)
+            msgspec.json.decode(data, type=LinuxContainerResources)
+            write_unflushed(self._limits_path, data)
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+            raise InvalidInputError(f"limits: {error}") from error
+        except OSError as error:
+            raise _translate(self.path, error) from error
+
+    def read_limits(self) -> LinuxContainerResources | None:
+        """Return what `note_limits` has written; None if that is nothing, or damaged. Raises StateDirectoryError."""
+        try:
+            return msgspec.json.decode(read_small_file(self._limits_path, CONFIG_BYTES), type=LinuxContainerResources)
+        except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        except OSError as error:
+            raise _translate(self.path, error) from error
+
+    def forget_limits(self) -> None:
+        """Remove what `note_limits` has written. What cannot be removed is done again by the next engine."""
+        with suppress(OSError):
+            os.unlink(self._limits_path)
+
+    @property
+    def _limits_path(self) -> str:
+        return os.path.join(self.path, LIMITS_FILE)
 
 
 def _annotate(config: bytes, marker: bytes) -> bytes:

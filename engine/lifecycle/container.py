@@ -437,6 +437,20 @@ class Container:
                 message = str(error)
                 self._update(lambda old: replace(old, paused=False, message=message))
 
+    def is_changing_limits(self) -> bool:
+        """Say whether limits are being put into force, or were when a kill came. Raises StateDirectoryError."""
+        return self._bundle.read_limits() is not None
+
+    def carry_out_limits(self) -> None:
+        """Put the limits into force whose change a kill has cut short, and write them down. Raises what forbids it."""
+        with self._runtime.exclusive(self.id):
+            wanted = self._bundle.read_limits()
+            status, starter = self.status, self._starter
+            if wanted is None:
+                return
+            if status.state is ContainerState.RUNNING and status.identity and isinstance(starter, Limiter):
+                self._put_into_force(starter, status.identity, wanted)
+
     def remove_bundle(self) -> None:
         """Remove what is on disk of a container that is released or was never created. May be repeated."""
         self._starter.release(self.id)
@@ -620,10 +634,23 @@ class Container:
             if not isinstance(starter, Limiter):
                 raise lacks(starter, "change limits")
             identity = self._require_running("change the limits of")
+            if not isinstance(limits, LinuxContainerResources):
+                raise InvalidInputError(f"limits {quote(limits)}: LinuxContainerResources are needed")
             before = self.status.resources
             given = {name: getattr(limits, name) for name in limits.__struct_fields__ if getattr(limits, name)}
-            changed = starter.change_limits(self.id, identity, replace(before.requested, **given) if before else limits)
-            return self._update(lambda old: replace(old, resources=changed))
+            wanted = replace(before.requested, **given) if before else limits
+            self._bundle.note_limits(wanted)
+            return self._put_into_force(starter, identity, wanted)
+
+    def _put_into_force(self, starter: Limiter, identity: ProcessIdentity, wanted: LinuxContainerResources) -> Status:
+        try:
+            changed = starter.change_limits(self.id, identity, wanted)
+        except LimpetError:
+            self._bundle.forget_limits()
+            raise
+        status = self._update(lambda old: replace(old, resources=changed))
+        self._bundle.forget_limits()
+        return status
 
     def _require_running(self, verb: str) -> ProcessIdentity:
         """Return the identity of its first process. Raises InvalidStateError unless it is RUNNING."""

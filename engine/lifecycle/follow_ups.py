@@ -24,6 +24,7 @@ from limpet.schema.errors import (
     StartError,
     StoreDamagedError,
     StoreError,
+    UnsupportedError,
 )
 from limpet.schema.metadata import Metadata
 from limpet.schema.restart import RestartKind, next_delay
@@ -80,6 +81,7 @@ class FollowUps:
             sandbox = store.sandbox_status(metadata.sandbox_id)
         except StoreDamagedError:
             return None  # nothing is done to what cannot be read
+        self._finish_limits(container)
         own_left = self._find_left(DeadlineKind.EXPIRY, entry.id, status.expires_at)
         is_sandbox_over = self._is_over(metadata.sandbox_id, sandbox)
         has_policy = metadata.restart_policy != RestartKind.NO
@@ -101,6 +103,12 @@ class FollowUps:
             return None
         waits = [each for each in (seconds, None if not own_left else own_left / 1e9) if each is not None]
         return min(waits, default=None)
+
+    def _finish_limits(self, container: Container) -> None:
+        try:
+            container.carry_out_limits()
+        except (InvalidInputError, InvalidStateError, UnsupportedError) as error:
+            _log.warning("container %s: a change of its limits that was cut short: %s", container.id, error)
 
     def _do(self, step: Step, container: Container, metadata: Metadata, status: Status) -> float | None:
         match step:

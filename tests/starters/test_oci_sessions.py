@@ -3,6 +3,7 @@
 import glob
 import os
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -99,16 +100,16 @@ def test_a_terminal_and_its_size(sleeping: Container) -> None:
 def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
     """A command ends with its connection or at its deadline, and what it has started; nothing is left on disk.
 
-    One that cannot be executed is a StartError.
+    So does what has another parent and is still of its session. One that cannot be executed is a StartError.
     """
     sleep = f"sleep 4716{os.getpid()}"
-    script = f"trap '' TERM HUP; {sleep} & /bin/sh -c '{sleep}; true' & {sleep}; true"
+    script = f"trap '' TERM HUP; {sleep} & /bin/sh -c '{sleep}; true' & ({sleep} &) ; {sleep}; true"
 
     def count() -> int:
         return len(subprocess.run(["pgrep", "-f", f"^{sleep}"], capture_output=True, check=False).stdout.split())
 
     session = keep(sleeping.open_command(["/bin/sh", "-c", script]))
-    wait_until(lambda: count() == 3, "the command")
+    wait_until(lambda: count() == 4, "the command")
     session.close()
     with pytest.raises(errors.InvalidStateError, match="closed"):
         session.read(1)
@@ -123,6 +124,23 @@ def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
     wrong.close()
     bundle = f"{shared.store.directory.path}/containers/{sleeping.id}"
     assert glob.glob(f"{bundle}/oci/*/exec-*") == []
+
+
+def test_a_runtime_that_is_killed_takes_its_command_along(sleeping: Container) -> None:
+    """Nobody would see how it ends: it is killed, as its code says."""
+    mark = f"4717{os.getpid()}"
+
+    def find(pattern: str) -> list[int]:
+        done = subprocess.run(["pgrep", "-f", pattern], capture_output=True, check=False)
+        return [int(pid) for pid in done.stdout.split()]
+
+    session = keep(sleeping.open_command(["/bin/sh", "-c", f"(sleep {mark} &); echo on; sleep {mark}"]))
+    read_until(session, b"on")
+    wait_until(lambda: len(find(f"^sleep {mark}")) == 2, "the command")
+    (runtime,) = find(f"exec --process .*/{sleeping.id}/")
+    os.kill(runtime, signal.SIGKILL)
+    assert session.wait(10) == 137
+    wait_until(lambda: not find(f"^sleep {mark}"), "the command to be gone")
 
 
 def test_without_descriptors_nothing_is_left_of_a_command(sleeping: Container, shared: Engine) -> None:

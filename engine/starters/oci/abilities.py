@@ -4,23 +4,20 @@ import json
 import os
 import termios
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from fcntl import ioctl
 from typing import Protocol
 
 from limpet.engine.starters.abilities import Executed, Stats
-from limpet.engine.starters.oci.cgroups import is_frozen, list_processes, measure
+from limpet.engine.starters.oci.cgroups import is_frozen, measure
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
-from limpet.engine.starters.oci.exits import is_monitor_alive, is_process
-from limpet.engine.starters.oci.family import kill_family
+from limpet.engine.starters.oci.commands import CommandFiles, is_inside
+from limpet.engine.starters.oci.exits import is_monitor_alive
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
 from limpet.engine.starters.oci.tools import has_unified_cgroups
-from limpet.engine.starters.oci.written import read_config
-from limpet.recovery.host import open_pidfd
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import InvalidInputError, InvalidStateError, StartError, UnsupportedError, WaitTimeoutError
 from limpet.schema.status import Resources
@@ -36,40 +33,28 @@ class Call(Protocol):
     """Runs the runtime with these arguments."""
 
     def __call__(
-        self,
-        *arguments: str,
-        timeout: float = 0,
-        most_bytes: int = 64 << 10,
-        before_kill: Callable[[], None] | None = None,
+        self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10, directory: str = "/"
     ) -> Outcome:
-        """Return how it ended. `before_kill` is called before it is killed at its deadline."""
+        """Return how it ended that worked in a directory. At its deadline it is killed, with what it has started."""
 
 
 def execute(
     call: Call, run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], timeout: float
 ) -> Executed:
     """Run a command in the container; see `abilities.Executor`."""
-    process_file, pid_file = _write_process(run, args, None)
+    files = CommandFiles.write(run, args, None)
     try:
-        command = ("exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id)
-        name = os.path.basename(pid_file)
-        outcome = call(
-            *command,
-            timeout=timeout,
-            most_bytes=_EXEC_BYTES,
-            before_kill=lambda: _kill(_await_pid(run, name), processes, cgroup),
-        )
-        pid = run.read_pid(name)
+        outcome = call(*files.arguments(processes.oci_id), timeout=timeout, most_bytes=_EXEC_BYTES, directory=run.path)
         if outcome.code is None:
             raise WaitTimeoutError(f"{args[0]!r} had not ended after {timeout:g} s, and was killed")
-        if not pid:
+        if not files.read_pid():
             raise StartError(outcome.problem)
+        if outcome.code < 0:
+            files.end_orphan(processes, cgroup)
         code = outcome.code if outcome.code >= 0 else 128 - outcome.code
         return Executed(code, outcome.output, outcome.error, outcome.is_cut)
     finally:
-        for path in (process_file, pid_file):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+        files.remove()
 
 
 def open_command(
@@ -85,68 +70,21 @@ def open_command(
 
     It has a terminal if that has a size.
     """
-    process_file, pid_file = _write_process(run, args, size)
-    name = os.path.basename(pid_file)
+    files = CommandFiles.write(run, args, size)
     return CommandSession(
-        [*runtime, "exec", "--process", process_file, "--pid-file", pid_file, processes.oci_id],
+        [*runtime, *files.arguments(processes.oci_id)],
         size=size,
-        left_over=(process_file, pid_file),
-        has_begun=lambda: run.read_pid(name) > 0,
-        kill=lambda: _kill(_await_pid(run, name), processes, cgroup),
-        resize=lambda packed: _resize(_await_pid(run, name), processes, cgroup, packed),
+        directory=run.path,
+        files=files,
+        end_orphan=lambda: files.end_orphan(processes, cgroup),
+        resize=lambda packed: _resize(_await_pid(files), processes, cgroup, packed),
     )
 
 
-def _write_process(run: RunDirectory, args: Sequence[str], size: tuple[int, int] | None) -> tuple[str, str]:
-    """Write down for the runtime what to run, as the container's user; return that file, and where its pid is to go.
-
-    Raises InvalidStateError.
-    """
-    token = os.urandom(6).hex()
-    process_file = run.join(f"exec-{token}.json")
-    config = read_config(run)
-    if not config:
-        raise InvalidStateError(f"{run.path}: its config.json cannot be read")
-    process = {**config["process"], "args": list(args), "terminal": size is not None}
-    if size and all(size):
-        process["consoleSize"] = {"height": size[0], "width": size[1]}
-    if size is not None and not any(each.startswith("TERM=") for each in process["env"]):
-        process["env"] = [*process["env"], "TERM=xterm"]
-    descriptor = os.open(process_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(json.dumps(process).encode())
-    return process_file, run.join(f"exec-{token}.pid")
-
-
-def _kill(pid: int, processes: Processes, cgroup: str) -> None:
-    """Kill a command in the container, with what it has started: the runtime is only its parent.
-
-    To be called while the runtime still runs: one that is killed before it has said the pid may have started it.
-    """
-    if pid:
-        with suppress(OSError), open_pidfd(pid) as pidfd:
-            if _is_inside(pid, processes, cgroup):
-                kill_family(pid, pidfd)
-
-
-def _is_inside(pid: int, processes: Processes, cgroup: str) -> bool:
-    """Return whether a process is one of the container's, by its cgroup, or by a pid namespace of the container's own.
-
-    Raises OSError.
-    """
-    if pid in list_processes(processes.cgroups, cgroup):
-        return True
-    if not processes.has_own_pids:
-        return False
-    with open_pidfd(processes.init.pid) as pidfd:
-        namespaces = [os.stat(f"/proc/{each}/ns/pid") for each in (pid, processes.init.pid)]
-        return is_process(processes.init, pidfd) and os.path.samestat(*namespaces)
-
-
-def _await_pid(run: RunDirectory, name: str) -> int:
-    """Return the pid in a file that the runtime is about to write, 0 if it does not come soon."""
+def _await_pid(files: CommandFiles) -> int:
+    """Return the pid of a command that the runtime is about to start, 0 if it does not come soon."""
     deadline = time.monotonic() + _PID_SECONDS
-    while not (pid := run.read_pid(name)) and time.monotonic() < deadline:
+    while not (pid := files.read_pid()) and time.monotonic() < deadline:
         time.sleep(0.005)
     return pid
 
@@ -156,7 +94,7 @@ def _resize(pid: int, processes: Processes, cgroup: str, size: bytes) -> None:
     if pid:
         terminal = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if _is_inside(pid, processes, cgroup):  # asked after it was opened: it is the very process's
+            if is_inside(pid, processes, cgroup):  # asked after it was opened: it is the very process's
                 ioctl(terminal, termios.TIOCSWINSZ, size)
         finally:
             os.close(terminal)

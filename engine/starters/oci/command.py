@@ -2,12 +2,12 @@
 
 import os
 import selectors
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from limpet.engine.starters.oci.family import kill_family
 from limpet.recovery.host import open_pidfd
 
 _OUTPUT_BYTES = 64 << 10
@@ -54,14 +54,14 @@ def run(
     *,
     timeout: float,
     most_bytes: int = _OUTPUT_BYTES,
+    directory: str = "/",
     pass_fds: Sequence[int] = (),
     given: bytes = b"",
     environment: Mapping[str, str] | None = None,
-    before_kill: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Run a program in a session of its own, and return how it ended. It is killed after `timeout` seconds.
+    """Run a program in a session of its own, and in a directory, and return how it ended.
 
-    `before_kill` is called before that, while it still runs.
+    After `timeout` seconds it is killed with what it has started.
     `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. Raises OSError
     if it cannot be executed.
     """
@@ -76,7 +76,7 @@ def run(
             stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd="/",
+            cwd=directory,
             env=clean_environment() if environment is None else environment,
             umask=0o022,
             pass_fds=pass_fds,
@@ -89,10 +89,9 @@ def run(
             output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes)
             code = process.poll()
         finally:
-            if process.poll() is None:  # not reaped, so its group is its own
-                if before_kill is not None:
-                    before_kill()
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:  # not reaped, so its session is its own
+                with open_pidfd(process.pid) as pidfd:
+                    kill_family(process.pid, pidfd, sessions=True)
                 process.wait()
     return Outcome(code, output, error, is_cut)
 

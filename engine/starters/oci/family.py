@@ -1,36 +1,75 @@
 """Kills a process with all that it has started: a conmon with a runtime that hangs, a command in a container.
 
-Whom another has become the parent of is not among them.
+All of them are stopped first, so that none starts another while they are looked for. What has left both its parent and
+its session, as a daemon does, is not found.
 """
 
 import os
 import signal
-from contextlib import suppress
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, suppress
 
-from limpet.recovery.host import open_pidfd, read_stat
+from limpet.recovery.host import has_ended, open_pidfd, read_stat
 
-
-def kill_family(pid: int, pidfd: int) -> None:
-    """Kill the process behind a pidfd, those that it is the parent of, and theirs. It is not this process's child."""
-    with suppress(OSError):
-        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)  # from here on it has no more children
-        for child in _children(pid):
-            _kill_child(child, pid)
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+_STOPPED = {b"T", b"t", b"Z", b"X"}
+_STOP_SECONDS = 0.2
+"""How long a process may take to stop; one that is frozen does not."""
 
 
-def _kill_child(pid: int, parent: int) -> None:
-    with suppress(OSError), open_pidfd(pid) as pidfd:
-        if int(read_stat(pid)[1]) == parent:  # asked after it was opened: it is the very child
-            for child in _children(pid):
-                _kill_child(child, pid)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+def kill_family(pid: int, pidfd: int, *, sessions: bool = False) -> None:
+    """Kill the process behind a pidfd, and all that descend from it. It is not this process.
+
+    `sessions` says that its session is nobody else's, as are those of its descendants: then all in them are killed,
+    also those that another process has become the parent of.
+    """
+    deadline = time.monotonic() + _STOP_SECONDS
+    with ExitStack() as stack:
+        held, own = {pid: pidfd}, set[int]()
+        with suppress(OSError):
+            own = {int(read_stat(pid)[3])} if sessions else own
+            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+            while (found := _find_more(held, own)) or (time.monotonic() < deadline and not all(map(_is_stopped, held))):
+                for each in found:
+                    with suppress(ProcessLookupError, FileNotFoundError):
+                        opened = stack.enter_context(open_pidfd(each))
+                        _, parent, _, session, *_ = read_stat(each)
+                        if _belongs(int(parent), int(session), held, own):  # asked after it was opened: it is the one
+                            signal.pidfd_send_signal(opened, signal.SIGSTOP)
+                            held[each] = opened
+                            own |= {int(session)} if sessions else set()
+                if not found:
+                    time.sleep(0.001)
+        for each in held.values():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(each, signal.SIGKILL)
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as file:
-            found += [int(child) for child in file.read().split()]
-    return found
+def _find_more(held: Mapping[int, int], sessions: Collection[int]) -> list[int]:
+    """Return which other processes descend from those held, or are in these sessions."""
+    return [
+        pid
+        for pid, parent, session in list_processes()
+        if pid not in held and pid != os.getpid() and _belongs(parent, session, held, sessions)
+    ]
+
+
+def _belongs(parent: int, session: int, held: Mapping[int, int], sessions: Collection[int]) -> bool:
+    return session in sessions or (parent in held and not has_ended(held[parent]))
+
+
+def list_processes() -> Iterator[tuple[int, int, int]]:
+    """Yield pid, parent and session of each process. Raises OSError."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(ProcessLookupError, FileNotFoundError, PermissionError):
+                state, parent, _, session, *_ = read_stat(int(name))
+                if state not in {b"Z", b"X"}:
+                    yield int(name), int(parent), int(session)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return read_stat(pid)[0] in _STOPPED
+    except OSError:
+        return True

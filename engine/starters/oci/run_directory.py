@@ -4,7 +4,7 @@ config.json      what the runtime is to run               pidfile, conmon-pidfil
 processes.json   which processes these are                exits/ID, oom             how it ended, as conmon saw it
 starting         the runtime was asked to let it go       attach, ctl, winsz        conmon's doors
 executed         the program was seen to be executed      conmon.log                what conmon itself says
-never-ran        it was ended while it was held
+never-ran        it was ended while it was held           exec-TOKEN.json, .pid     a command, and its pid
 
 Each start has one of its own, so that a conmon which comes late can write into no other's.
 """

@@ -7,7 +7,6 @@ import errno
 import os
 import pty
 import select
-import signal
 import socket
 import stat
 import struct
@@ -22,7 +21,9 @@ from fcntl import ioctl
 
 from limpet.engine.starters.abilities import Chunk
 from limpet.engine.starters.oci.command import clean_environment, shorten
+from limpet.engine.starters.oci.commands import CommandFiles
 from limpet.engine.starters.oci.exits import is_monitor_alive
+from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.schema.errors import InvalidStateError, StartError, WaitTimeoutError
 
@@ -40,8 +41,8 @@ _TAIL_BYTES = 4096
 class CommandSession:
     """A command that the runtime runs in a container; see `abilities.Session`.
 
-    It has a terminal if that has a size, in rows and columns. `left_over` are files to be removed; `kill` ends the
-    command itself, and `resize` gives its terminal a size.
+    It has a terminal if that has a size, in rows and columns. The runtime works in `directory`; the `files` are removed
+    in the end. `end_orphan` ends a command whose runtime was killed, and `resize` gives its terminal a size.
     """
 
     def __init__(
@@ -49,12 +50,12 @@ class CommandSession:
         command: Sequence[str],
         *,
         size: tuple[int, int] | None,
-        left_over: Sequence[str],
-        has_begun: Callable[[], bool],
-        kill: Callable[[], None],
+        directory: str,
+        files: CommandFiles,
+        end_orphan: Callable[[], None],
         resize: Callable[[bytes], None],
     ) -> None:
-        self._left_over, self._has_begun, self._kill, self._resize = left_over, has_begun, kill, resize
+        self._files, self._end_orphan, self._resize = files, end_orphan, resize
         self._terminal = -1
         self._tail = b""
         self._guard = threading.Lock()  # of the input
@@ -62,7 +63,7 @@ class CommandSession:
         self._ended_at = 0.0
         self._is_closed = False
         with ExitStack() as undo:
-            undo.callback(self._remove)
+            undo.callback(files.remove)
             far = -1
             if size is not None:
                 self._terminal, far = pty.openpty()
@@ -77,7 +78,7 @@ class CommandSession:
                     stdin=given,
                     stdout=given,
                     stderr=given,
-                    cwd="/",
+                    cwd=directory,
                     env=clean_environment(),
                     umask=0o022,
                     start_new_session=True,
@@ -105,7 +106,7 @@ class CommandSession:
         """End a command that nobody can talk to: for want of descriptors, say."""
         self._process.kill()  # it is not reaped, so this is it
         self._process.wait()
-        self._kill()
+        self._end_orphan()
         self._close_streams()
 
     def _add(self, descriptor: int, stream: str) -> None:
@@ -181,17 +182,17 @@ class CommandSession:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise WaitTimeoutError(f"the command had not ended after {timeout:g} s") from error
-        if not self._has_begun():
+        if not self._files.read_pid():
             said = shorten(self._tail.decode(errors="replace"))
             raise StartError(said or f"the runtime ended with {code} and said nothing")
+        if code < 0:
+            self._end_orphan()
         return code if code >= 0 else 128 - code
 
     def hang_up(self) -> None:
         """Kill the command if it still runs."""
-        if self._process.poll() is None:
-            self._kill()
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._process.poll() is None:  # not reaped, so its session is its own
+            kill_family(self._process.pid, self._pidfd, sessions=True)
 
     def close(self) -> None:
         """Kill the command if it still runs, and free all."""
@@ -206,17 +207,12 @@ class CommandSession:
             os.close(self._terminal)
             self._terminal = -1
         self._close_streams()
-        self._remove()
+        self._files.remove()
 
     def _close_streams(self) -> None:
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
-
-    def _remove(self) -> None:
-        for path in self._left_over:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
 
 
 class AttachedSession:

@@ -26,6 +26,7 @@ from limpet.engine.starters.oci import abilities
 from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_processes, thaw
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
+from limpet.engine.starters.oci.commands import end_left, find_left
 from limpet.engine.starters.oci.conmon import Order, end_monitor, is_of_run, make_container
 from limpet.engine.starters.oci.executable import find_flaw
 from limpet.engine.starters.oci.exits import (
@@ -372,11 +373,17 @@ class OciStarter:
 
     def _end_all_left(self, has_ended: Callable[[str], bool]) -> None:
         # A create that was cut short has left a conmon, and perhaps nothing at the runtime yet.
-        for name in os.listdir(self._containers_dir):
-            for left in list_runs(os.path.join(self._containers_dir, name)):
+        runs = {
+            name: [*list_runs(os.path.join(self._containers_dir, name))] for name in os.listdir(self._containers_dir)
+        }
+        for name, each in runs.items():
+            for left in each:
                 if left.read_processes() is None and not self._is_bundle_busy(name):
                     left.await_pid("conmon-pidfile", _CONMON_SECONDS)
                     end_monitor(left, now=True)
+        commands = find_left(run for each in runs.values() for run in each)
+        if commands:
+            end_left(commands, self._cgroup_name)
         for container_id in self._root.entries():
             self._end_if_left(container_id, has_ended)
 
@@ -705,8 +712,8 @@ class OciStarter:
         *arguments: str,
         timeout: float = 0,
         most_bytes: int = 64 << 10,
+        directory: str = "/",
         pass_fds: Sequence[int] = (),
-        before_kill: Callable[[], None] | None = None,
     ) -> Outcome:
         """Run the runtime. Raises UnsupportedError if it is not installed, OSError if it cannot be executed."""
         command = [*self._command(), "--root", self._root.make(), *arguments]
@@ -714,8 +721,8 @@ class OciStarter:
             command,
             timeout=timeout or self._timeout,
             most_bytes=most_bytes,
+            directory=directory,
             pass_fds=pass_fds,
-            before_kill=before_kill,
         )
 
     def _bundle(self, container_id: str) -> str:

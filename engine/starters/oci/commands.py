@@ -1,0 +1,141 @@
+"""Commands that the runtime runs in a container: their files, and how they end, also when their engine was killed.
+
+Each has two files in the directory of the start: `exec-<token>.json`, what is to be run, with the environment, and
+`exec-<token>.pid`, which the runtime writes. They are there as long as the engine that asked lives and waits. Those of
+a dead engine tell the next one to look for the runtime, which is the command's parent, and works in that directory.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+
+from limpet.engine.starters.oci.cgroups import list_processes as list_members
+from limpet.engine.starters.oci.exits import is_process
+from limpet.engine.starters.oci.family import kill_family, list_processes
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.engine.starters.oci.written import read_config
+from limpet.recovery.host import open_pidfd, read_stat
+from limpet.schema.errors import InvalidStateError
+
+_PREFIX = "exec-"
+_CLOCK_SLACK_SECONDS = 0.1
+_under_way: set[str] = set()
+"""The tokens of this process's own commands: nobody's leftovers."""
+
+
+class CommandFiles:
+    """The files of one command, and who it is."""
+
+    def __init__(self, run: RunDirectory, token: str) -> None:
+        self._run, self._token = run, token
+        self.process = run.join(f"{_PREFIX}{token}.json")
+        self.pid = run.join(f"{_PREFIX}{token}.pid")
+
+    @classmethod
+    def write(cls, run: RunDirectory, args: Sequence[str], size: tuple[int, int] | None) -> "CommandFiles":
+        """Write down for the runtime what to run, as the container's user; with a terminal if that has a size.
+
+        Raises InvalidStateError, OSError.
+        """
+        config = read_config(run)
+        if not config:
+            raise InvalidStateError(f"{run.path}: its config.json cannot be read")
+        process = {**config["process"], "args": list(args), "terminal": size is not None}
+        if size and all(size):
+            process["consoleSize"] = {"height": size[0], "width": size[1]}
+        if size is not None and not any(each.startswith("TERM=") for each in process["env"]):
+            process["env"] = [*process["env"], "TERM=xterm"]
+        files = cls(run, os.urandom(6).hex())
+        _under_way.add(files._token)
+        try:
+            descriptor = os.open(files.process, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(json.dumps(process).encode())
+        except BaseException:
+            files.remove()
+            raise
+        return files
+
+    def arguments(self, oci_id: str) -> list[str]:
+        """Return the arguments for the runtime."""
+        return ["exec", "--process", self.process, "--pid-file", self.pid, oci_id]
+
+    def read_pid(self) -> int:
+        """Return the command's pid, 0 if the runtime has not written it."""
+        return self._run.read_pid(f"{_PREFIX}{self._token}.pid")
+
+    def remove(self) -> None:
+        """Remove them. May be repeated."""
+        for path in (self.process, self.pid):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        _under_way.discard(self._token)
+
+    def end_orphan(self, processes: Processes, cgroup: str) -> None:
+        """Kill a command whose runtime was killed, with what it has started; nobody waits for it any more."""
+        with suppress(OSError):
+            pid = self.read_pid()
+            age = time.time() - os.stat(self.process).st_mtime
+            with open_pidfd(pid) as pidfd:
+                started = int(read_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
+                is_younger = time.clock_gettime(time.CLOCK_BOOTTIME) - started <= age + _CLOCK_SLACK_SECONDS
+                if is_younger and is_inside(pid, processes, cgroup):
+                    kill_family(pid, pidfd, sessions=True)
+
+
+def is_inside(pid: int, processes: Processes, cgroup: str) -> bool:
+    """Return whether a process is one of the container's, by its cgroup, or by a pid namespace of the container's own.
+
+    Raises OSError.
+    """
+    if pid in list_members(processes.cgroups, cgroup):
+        return True
+    if not processes.has_own_pids:
+        return False
+    with open_pidfd(processes.init.pid) as pidfd:
+        namespaces = [os.stat(f"/proc/{each}/ns/pid") for each in (pid, processes.init.pid)]
+        return is_process(processes.init, pidfd) and os.path.samestat(*namespaces)
+
+
+def find_left(runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, CommandFiles]]:
+    """Return the commands of engines that were killed. Raises OSError."""
+    found = []
+    for run in runs:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            names = [name for name in os.listdir(run.path) if name.startswith(_PREFIX)]
+            tokens = {name.removeprefix(_PREFIX).partition(".")[0] for name in names}
+            found += [(run, CommandFiles(run, token)) for token in sorted(tokens - _under_way)]
+    return found
+
+
+def end_left(left: Iterable[tuple[RunDirectory, CommandFiles]], name_cgroup: Callable[[str], str]) -> None:
+    """Kill these commands with what they have started, and their runtimes, and remove their files. Raises OSError."""
+    left = list(left)
+    for pid, run in _find_runtimes({os.path.realpath(run.path): run for run, _ in left}):
+        processes = run.read_processes()
+        with suppress(OSError), open_pidfd(pid) as pidfd:
+            is_program = processes is not None and is_inside(pid, processes, name_cgroup(processes.oci_id))
+            if not is_program and _is_in(pid, os.path.realpath(run.path)):  # asked after it was opened: it is the one
+                kill_family(pid, pidfd, sessions=True)
+    for run, files in left:
+        processes = run.read_processes()
+        if processes is not None:
+            files.end_orphan(processes, name_cgroup(processes.oci_id))
+        files.remove()
+
+
+def _find_runtimes(runs: Mapping[str, RunDirectory]) -> Iterator[tuple[int, RunDirectory]]:
+    """Yield the runtimes of commands, by their working directory, that are not this process's own."""
+    for pid, parent, session in list_processes():
+        if pid == session and parent != os.getpid():
+            for path, run in runs.items():
+                if _is_in(pid, path):
+                    yield pid, run
+
+
+def _is_in(pid: int, path: str) -> bool:
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/cwd") == path
+    return False

@@ -312,7 +312,7 @@ class Container:
         starter = self._starter
         if not isinstance(starter, Executor):
             raise lacks(starter, "execute a command in a container")
-        return starter.execute(self.id, self._require_running("execute a command in"), args, timeout=timeout)
+        return starter.execute(self.id, self._require_not_paused("execute a command in"), args, timeout=timeout)
 
     def open_command(self, args: Sequence[str], *, terminal: bool = False, size: tuple[int, int] = (0, 0)) -> Session:
         """Run a command in the container, connected to its input and output.
@@ -325,7 +325,7 @@ class Container:
         starter = self._starter
         if not isinstance(starter, Conversant):
             raise lacks(starter, "execute a command in a container")
-        identity = self._require_running("execute a command in")
+        identity = self._require_not_paused("execute a command in")
         return starter.open_command(self.id, identity, args, terminal=terminal, size=size)
 
     def attach(self) -> Session:
@@ -658,6 +658,13 @@ class Container:
         if status.state is not ContainerState.RUNNING or status.identity is None:
             raise self._refuse(verb, "it must be RUNNING")
         return status.identity
+
+    def _require_not_paused(self, verb: str) -> ProcessIdentity:
+        """Return the same. Raises InvalidStateError also if it is paused."""
+        identity = self._require_running(verb)
+        if self.status.paused:
+            raise InvalidStateError(f"cannot {verb} container {self.id}: it is paused; resume it first")
+        return identity
 
     def _freeze(self, status: Status) -> None:
         starter = self._starter

@@ -143,6 +143,39 @@ def test_a_runtime_that_is_killed_takes_its_command_along(sleeping: Container) -
     wait_until(lambda: not find(f"^sleep {mark}"), "the command to be gone")
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_runtime_says_is_no_output(sleeping: Container, terminal: bool) -> None:
+    """What it says of a command that it cannot begin is the error, plain and once; what one writes comes as written."""
+    for program, why in (
+        ("nosuch", r"^[^\x1b]*`?nosuch.*not found in \$PATH"),
+        ("/bin/garbage", "^exec /bin/garbage: "),
+    ):
+        session = keep(sleeping.open_command([program], terminal=terminal))
+        said = read_all(session)
+        with pytest.raises(errors.StartError, match=why):
+            session.wait(10)
+        session.close()
+        if program == "nosuch":
+            assert said == {"stdout": b"", "stderr": b""}
+    for _ in range(12):
+        session = keep(sleeping.open_command(["echo", "one"], terminal=terminal))
+        said = read_all(session)
+        line = said["stdout"].replace(b"\r\r", b"\r")  # runc sets the inner terminal, perhaps too late for a quick one
+        assert (line, said["stderr"]) == (b"one\r\n" if terminal else b"one\n", b"")
+        assert session.wait(10) == 0
+        session.close()
+
+
+def test_no_command_in_what_is_paused(sleeping: Container) -> None:
+    """It would wait for ever, or be refused with an option of the runtime's."""
+    sleeping.pause()
+    for begin in (sleeping.execute, sleeping.open_command):
+        with pytest.raises(errors.InvalidStateError, match="it is paused; resume it first"):
+            begin(["true"])
+    sleeping.resume()
+    assert sleeping.execute(["true"]).code == 0
+
+
 def test_without_descriptors_nothing_is_left_of_a_command(sleeping: Container, shared: Engine) -> None:
     """However many there are: it runs, or it is an error, and its file with the environment goes either way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -51,6 +51,8 @@ def execute(
             raise StartError(outcome.problem)
         if outcome.code < 0:
             files.end_orphan(processes, cgroup)
+        if flaw := files.find_flaw(outcome.code):
+            raise StartError(flaw)
         code = outcome.code if outcome.code >= 0 else 128 - outcome.code
         return Executed(code, outcome.output, outcome.error, outcome.is_cut)
     finally:
@@ -65,19 +67,27 @@ def open_command(
     args: Sequence[str],
     *,
     size: tuple[int, int] | None,
+    hands_over: bool,
 ) -> CommandSession:
     """Run a command in the container, connected; `runtime` is the command that runs the runtime.
 
-    It has a terminal if that has a size.
+    It has a terminal if that has a size. `hands_over` says that the runtime can hand that over, and still wait for the
+    command's end; others copy what is written.
     """
     files = CommandFiles.write(run, args, size)
+    try:
+        door = files.listen() if size is not None and hands_over else None
+    except BaseException:
+        files.remove()
+        raise
     return CommandSession(
-        [*runtime, *files.arguments(processes.oci_id)],
+        [*runtime, *files.arguments(processes.oci_id, has_door=door is not None)],
         size=size,
         directory=run.path,
+        door=door,
         files=files,
         end_orphan=lambda: files.end_orphan(processes, cgroup),
-        resize=lambda packed: _resize(_await_pid(files), processes, cgroup, packed),
+        resize=lambda packed: None if door else _resize(_await_pid(files), processes, cgroup, packed),
     )
 
 

@@ -1,6 +1,7 @@
 """Runs a program to its end, with a deadline and with no more of its output kept than was asked for."""
 
 import os
+import re
 import selectors
 import subprocess
 import time
@@ -13,6 +14,9 @@ from limpet.recovery.host import open_pidfd
 _OUTPUT_BYTES = 64 << 10
 _CRASHES = ("fatal error:", "panic:", "runtime/cgo:", "runtime:")
 """How a line begins after which a program written in Go, such as runc, writes pages of where it was."""
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+_STAMP = re.compile(r"^([A-Z]{4}\[\d+\] *|\d{4}-\d\d-\d\dT[\d:.]+Z: *)+")
+"""What runc and crun begin a line with on a terminal."""
 _DRAIN_SECONDS = 0.5
 """How long to read on once the program has ended, where somebody else still holds its output open."""
 
@@ -38,7 +42,7 @@ class Outcome(NamedTuple):
 
 def shorten(text: str) -> str:
     """Return the line of what a runtime says that tells what is wrong, without its time and level: mostly the last."""
-    lines = [line for each in text.split("\n") if (line := each.strip())]
+    lines = [line for each in _COLOR.sub("", text).split("\n") if (line := _STAMP.sub("", each.strip()))]
     line = next((each for each in lines if each.startswith(_CRASHES)), lines[-1] if lines else "")
     _, found, message = line.partition('msg="')
     return (message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]

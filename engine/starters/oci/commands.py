@@ -1,18 +1,22 @@
 """Commands that the runtime runs in a container: their files, and how they end, also when their engine was killed.
 
-Each has two files in the directory of the start: `exec-<token>.json`, what is to be run, with the environment, and
-`exec-<token>.pid`, which the runtime writes. They are there as long as the engine that asked lives and waits. Those of
-a dead engine tell the next one to look for the runtime, which is the command's parent, and works in that directory.
+Each has files in the directory of the start: `exec-<token>.json`, what is to be run, with the environment,
+`exec-<token>.pid`, which the runtime writes, and perhaps `exec-<token>.sock`. They are there as long as the engine that
+asked lives and waits. Those of a dead engine tell the next one to look for the runtime, which is the command's parent,
+and works in that directory.
 """
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from limpet.engine.starters.oci.cgroups import list_processes as list_members
-from limpet.engine.starters.oci.exits import is_process
+from limpet.engine.starters.oci.executable import MISSING, find_flaw
+from limpet.engine.starters.oci.exits import FAILED_TO_EXECUTE, is_process
 from limpet.engine.starters.oci.family import kill_family, list_processes
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
@@ -28,9 +32,10 @@ _under_way: set[str] = set()
 class CommandFiles:
     """The files of one command, and who it is."""
 
-    def __init__(self, run: RunDirectory, token: str) -> None:
-        self._run, self._token = run, token
+    def __init__(self, run: RunDirectory, token: str, config: Mapping[str, Any] | None = None) -> None:
+        self._run, self._token, self._config = run, token, config or {}
         self.process = run.join(f"{_PREFIX}{token}.json")
+        self._door = f"{_PREFIX}{token}.sock"
         self.pid = run.join(f"{_PREFIX}{token}.pid")
 
     @classmethod
@@ -47,7 +52,7 @@ class CommandFiles:
             process["consoleSize"] = {"height": size[0], "width": size[1]}
         if size is not None and not any(each.startswith("TERM=") for each in process["env"]):
             process["env"] = [*process["env"], "TERM=xterm"]
-        files = cls(run, os.urandom(6).hex())
+        files = cls(run, os.urandom(6).hex(), {**config, "process": process})
         _under_way.add(files._token)
         try:
             descriptor = os.open(files.process, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -58,17 +63,42 @@ class CommandFiles:
             raise
         return files
 
-    def arguments(self, oci_id: str) -> list[str]:
-        """Return the arguments for the runtime."""
-        return ["exec", "--process", self.process, "--pid-file", self.pid, oci_id]
+    def arguments(self, oci_id: str, *, has_door: bool = False) -> list[str]:
+        """Return the arguments for the runtime, which works in the directory of the start."""
+        console = ["--console-socket", self._door] if has_door else []
+        return ["exec", "--process", self.process, "--pid-file", self.pid, *console, oci_id]
+
+    def listen(self) -> socket.socket:
+        """Make the socket at which the runtime hands over the command's terminal. Raises OSError."""
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            directory = os.open(self._run.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                door.bind(f"/proc/self/fd/{directory}/{self._door}")  # a path may be longer than a socket's address
+            finally:
+                os.close(directory)
+            door.listen(1)
+        except BaseException:
+            door.close()
+            raise
+        return door
 
     def read_pid(self) -> int:
         """Return the command's pid, 0 if the runtime has not written it."""
         return self._run.read_pid(f"{_PREFIX}{self._token}.pid")
 
+    def find_flaw(self, code: int) -> str:
+        """Return why a command that ended so cannot have been executed, "" if it was, or if that cannot be told."""
+        if code != FAILED_TO_EXECUTE:
+            return ""
+        with suppress(OSError):
+            flaw = find_flaw(self._config)
+            return "" if flaw == MISSING else flaw
+        return ""
+
     def remove(self) -> None:
         """Remove them. May be repeated."""
-        for path in (self.process, self.pid):
+        for path in (self.process, self.pid, self._run.join(self._door)):
             with suppress(FileNotFoundError):
                 os.unlink(path)
         _under_way.discard(self._token)

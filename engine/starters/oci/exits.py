@@ -23,7 +23,7 @@ from limpet.recovery.host import compare, has_ended, observe_boot, open_pidfd, r
 from limpet.schema.identity import ProcessIdentity
 
 _CODE = re.compile(rb"[0-9]{1,3}")
-_FAILED_TO_EXECUTE = 1
+FAILED_TO_EXECUTE = 1
 """What runc's and crun's own init exit with if the program cannot be executed."""
 _NOT_CONMONS = {errno.EFBIG, errno.ELOOP, errno.EINVAL, errno.ENXIO}
 """What reading a file tells that conmon has not written: one too large, a link, a directory or a pipe, a socket."""
@@ -188,7 +188,7 @@ def explain_never_ran(run: RunDirectory, processes: Processes, code: int) -> str
     So it is asked whether the kernel could have executed that file, before it was let go and now: a program may remove
     or mend its own file, and so may others.
     """
-    if run.has("executed") or code != _FAILED_TO_EXECUTE:
+    if run.has("executed") or code != FAILED_TO_EXECUTE:
         return ""
     flaw = find_flaw(read_config(run))
     if processes.flaw is not None and bool(flaw) != bool(processes.flaw):

@@ -15,6 +15,7 @@ import termios
 import threading
 import time
 import tty
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from fcntl import ioctl
@@ -25,6 +26,7 @@ from limpet.engine.starters.oci.commands import CommandFiles
 from limpet.engine.starters.oci.exits import is_monitor_alive
 from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.recovery.host import wait_for_end
 from limpet.schema.errors import InvalidStateError, StartError, WaitTimeoutError
 
 _BLOCK = 65536
@@ -36,13 +38,20 @@ _END_OF_TEXT = b"\x04"
 _DRAIN_SECONDS = 0.5
 """How long to read on once a command has ended, where what it has started still holds its output open."""
 _TAIL_BYTES = 4096
+_TERMINAL_SECONDS = 10.0
+"""How long the runtime may take to hand over a terminal."""
+_BEGIN_SECONDS = 0.005
+"""Between two looks at whether a command has begun, once something is written."""
+_MOST_HELD = 16
+"""How many blocks are taken before it has."""
 
 
 class CommandSession:
     """A command that the runtime runs in a container; see `abilities.Session`.
 
     It has a terminal if that has a size, in rows and columns. The runtime works in `directory`; the `files` are removed
-    in the end. `end_orphan` ends a command whose runtime was killed, and `resize` gives its terminal a size.
+    in the end. At `door`, if there is one, the runtime hands over the terminal: then it is not in between. `end_orphan`
+    ends a command whose runtime was killed, and `resize` gives its terminal a size.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class CommandSession:
         *,
         size: tuple[int, int] | None,
         directory: str,
+        door: socket.socket | None,
         files: CommandFiles,
         end_orphan: Callable[[], None],
         resize: Callable[[bytes], None],
@@ -60,47 +70,78 @@ class CommandSession:
         self._tail = b""
         self._guard = threading.Lock()  # of the input
         self._streams: dict[int, str] = {}
+        self._held = deque[Chunk]()
+        self._is_begun = False
         self._ended_at = 0.0
         self._is_closed = False
+        self.has_terminal = size is not None
         with ExitStack() as undo:
             undo.callback(files.remove)
-            far = -1
-            if size is not None:
+            self._poll = undo.enter_context(select.epoll())
+            if size is None:
+                self._process = self._run(command, directory, subprocess.PIPE, subprocess.PIPE, subprocess.PIPE)
+            elif door is None:
                 self._terminal, far = pty.openpty()
                 undo.callback(os.close, self._terminal)
-            given = subprocess.PIPE if size is None else far
-            try:
-                if size is not None:
+                try:
                     tty.setraw(far)  # the terminal within does what is to be done with lines
                     ioctl(far, termios.TIOCSWINSZ, _pack(*size))
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=given,
-                    stdout=given,
-                    stderr=given,
-                    cwd=directory,
-                    env=clean_environment(),
-                    umask=0o022,
-                    start_new_session=True,
-                    bufsize=0,
-                )
-            finally:
-                if far >= 0:
+                    self._process = self._run(command, directory, far, far, far)
+                finally:
                     os.close(far)
+            else:
+                undo.callback(door.close)
+                self._process = self._run(command, directory, subprocess.DEVNULL, subprocess.DEVNULL, subprocess.PIPE)
             undo.callback(self._give_up)
-            self.has_terminal = size is not None
-            self._poll = undo.enter_context(select.epoll())
             self._pidfd = os.pidfd_open(self._process.pid)
             undo.callback(os.close, self._pidfd)
             self._poll.register(self._pidfd, select.EPOLLIN)
-            if size is not None:
+            if door is not None:
+                self._terminal = self._accept(door)
+                if self._terminal >= 0:
+                    undo.callback(os.close, self._terminal)
+                door.close()
+            if self._terminal >= 0:
                 self._add(self._terminal, "stdout")
-            else:
-                assert self._process.stdout is not None
-                assert self._process.stderr is not None
+            if self._process.stdout is not None:
                 self._add(self._process.stdout.fileno(), "stdout")
+            if self._process.stderr is not None:
                 self._add(self._process.stderr.fileno(), "stderr")
             undo.pop_all()
+
+    def _run(
+        self, command: Sequence[str], directory: str, stdin: int, stdout: int, stderr: int
+    ) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=directory,
+            env=clean_environment(),
+            umask=0o022,
+            start_new_session=True,
+            bufsize=0,
+        )
+
+    def _accept(self, door: socket.socket) -> int:
+        """Return the terminal that the runtime hands over, -1 if it ends before. Raises StartError for neither."""
+        poll = select.poll()
+        poll.register(door, select.POLLIN)
+        poll.register(self._pidfd, select.POLLIN)
+        ready = {number for number, _ in poll.poll(_TERMINAL_SECONDS * 1000)}
+        if not ready:
+            raise StartError("the runtime has not made a terminal in time")
+        if door.fileno() not in ready:
+            return -1
+        link, _ = door.accept()
+        with link:
+            link.settimeout(_TERMINAL_SECONDS)
+            _, descriptors, _, _ = socket.recv_fds(link, _BLOCK, 1)
+        if not descriptors:
+            return -1
+        os.set_inheritable(descriptors[0], False)
+        return descriptors[0]
 
     def _give_up(self) -> None:
         """End a command that nobody can talk to: for want of descriptors, say."""
@@ -118,28 +159,43 @@ class CommandSession:
         if self._is_closed:
             raise InvalidStateError("the session is closed")
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._streams:
+        while not (self._held and self._has_begun()):
+            if not self._streams:
+                if not self._held or not wait_for_end(self._pidfd, _DRAIN_SECONDS) or not self._has_begun():
+                    return None
+                break
             latest = self._ended_at + _DRAIN_SECONDS if self._ended_at else deadline
             if deadline is not None and latest is not None:
                 latest = min(latest, deadline)
             left = -1 if latest is None else max(latest - time.monotonic(), 0)
-            ready = self._poll.poll(left)
+            ready = self._poll.poll(_BEGIN_SECONDS if self._held else left)
             if not ready and self._ended_at and time.monotonic() >= self._ended_at + _DRAIN_SECONDS:
-                break
-            if not ready and deadline is not None and time.monotonic() >= deadline:
+                self._streams.clear()
+            elif not ready and deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeoutError(f"nothing was written for {timeout:g} s")
-            for descriptor, _ in ready:
-                if descriptor == self._pidfd:
-                    self._poll.unregister(descriptor)
-                    self._ended_at = time.monotonic()
-                    continue
+            self._take_some([descriptor for descriptor, _ in ready])
+        return self._held.popleft()
+
+    def _has_begun(self) -> bool:
+        """Say whether the runtime has begun the command: what was written before is the runtime's own."""
+        self._is_begun = self._is_begun or self._files.read_pid() > 0
+        return self._is_begun
+
+    def _take_some(self, ready: Sequence[int]) -> None:
+        """Take what is written to these streams, and note who has ended."""
+        for descriptor in ready:
+            if descriptor == self._pidfd:
+                self._poll.unregister(descriptor)
+                self._ended_at = time.monotonic()
+            elif len(self._held) < _MOST_HELD:
                 data = self._take(descriptor)
                 if data:
                     self._tail = (self._tail + data)[-_TAIL_BYTES:]
-                    return Chunk(self._streams[descriptor], data)
-                self._poll.unregister(descriptor)
-                del self._streams[descriptor]
-        return None
+                    if not self.has_terminal or descriptor == self._terminal:  # or it is the runtime's own
+                        self._held.append(Chunk(self._streams[descriptor], data))
+                else:
+                    self._poll.unregister(descriptor)
+                    del self._streams[descriptor]
 
     def _take(self, descriptor: int) -> bytes:
         try:
@@ -182,11 +238,13 @@ class CommandSession:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise WaitTimeoutError(f"the command had not ended after {timeout:g} s") from error
-        if not self._files.read_pid():
+        if not self._has_begun():
             said = shorten(self._tail.decode(errors="replace"))
             raise StartError(said or f"the runtime ended with {code} and said nothing")
         if code < 0:
             self._end_orphan()
+        if flaw := self._files.find_flaw(code):
+            raise StartError(flaw)
         return code if code >= 0 else 128 - code
 
     def hang_up(self) -> None:

@@ -414,7 +414,16 @@ class OciStarter:
             directory, processes = self._find(container_id, identity)
             runtime = [*self._command(), "--root", self._root.make()]
             cgroup = self._cgroup_name(processes.oci_id)
-            return abilities.open_command(runtime, directory, processes, cgroup, args, size=size if terminal else None)
+            return abilities.open_command(
+                runtime,
+                directory,
+                processes,
+                cgroup,
+                args,
+                size=size if terminal else None,
+                # crun 1.8 shows the last that it copies as an error of its own; runc hands over only to leave.
+                hands_over=self._tools.find(self._runtime).kind == "crun",
+            )
 
     def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
         """Connect to the container's own input and output."""

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from limpet.engine.cli.exits import EXITS, INTERRUPTED, exit_status
 from limpet.engine.cli.options import root_options
+from limpet.engine.cli.wording import tell_error
 from limpet.schema.errors import LimpetError
 
 VERBS = {
@@ -117,7 +118,7 @@ def limpet(**_: object) -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit. Usage errors, system errors and limpet's errors print no traceback."""
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # the caller closed it
+    _fill_standard_streams()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # escape characters that the terminal cannot show
     try:
@@ -129,7 +130,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except LimpetError as error:
-        _fail(str(error), exit_status(error))
+        _fail(tell_error(error), exit_status(error))
     except (KeyError, ValueError) as error:
         if _COMPLETE not in os.environ:
             raise
@@ -140,6 +141,17 @@ def main(args: list[str] | None = None) -> NoReturn:
         drop_output()
         reason = error.strerror or str(error)
         _fail(f"{error.filename}: {reason}" if error.filename else reason, exit_status(error))
+
+
+def _fill_standard_streams() -> None:
+    """Open those that the caller has closed: under their numbers files of ours would be read, or written to."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # for as long as it runs
 
 
 def _fail(message: str, status: int) -> NoReturn:

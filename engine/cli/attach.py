@@ -4,7 +4,7 @@ import click
 
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, complete_id, place_option
-from limpet.engine.cli.talking import talk
+from limpet.engine.cli.talking import ended_by_signals, talk
 from limpet.engine.control.requests import Attach, Done, Wait
 
 
@@ -21,7 +21,7 @@ def command(ctx: click.Context, place: Place, container: str, *, no_stdin: bool)
     The exit status is the program's, and 0 if you left it.
     """
     status = 0
-    with Hands(place) as hands:
+    with ended_by_signals(), Hands(place) as hands:
         session = hands.open_session(Attach(id=container))
         try:
             has_ended = talk(session, has_input=not no_stdin, may_detach=True)

@@ -5,8 +5,9 @@ import click
 from limpet.engine.cli.exits import RUN_FAILED
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, complete_id, place_option
-from limpet.engine.cli.output import note
-from limpet.engine.cli.talking import find_size, talk
+from limpet.engine.cli.output import drop_output, note
+from limpet.engine.cli.talking import ended_by_signals, find_size, talk
+from limpet.engine.cli.wording import tell_error
 from limpet.engine.control.requests import Execute
 from limpet.schema.errors import LimpetError
 
@@ -28,7 +29,7 @@ def exec_command(
     The exit status is the command's, 128 + N if signal N ended it, and 125 if limpet failed.
     """
     try:
-        with Hands(place) as hands:
+        with ended_by_signals(), Hands(place) as hands:
             session = hands.open_session(Execute(id=container, args=command, terminal=terminal, size=find_size()))
             try:
                 talk(session, has_input=interactive)
@@ -36,7 +37,12 @@ def exec_command(
             finally:
                 session.close()
     except LimpetError as error:
-        note(f"limpet: {' '.join(str(error).split())}")
+        note(f"limpet: {tell_error(error)}")
+        status = RUN_FAILED
+    except OSError as error:  # its output takes no more; the command is killed
+        drop_output()
+        if not isinstance(error, BrokenPipeError):
+            note(f"limpet: the output cannot be written: {error.strerror}")
         status = RUN_FAILED
     ctx.exit(status or 0)
 

@@ -9,6 +9,7 @@ from types import FrameType
 from limpet.engine.cli.entries import print_entries
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.output import drop_output, note
+from limpet.engine.cli.wording import tell_error
 from limpet.engine.control.requests import Began, Done, Stop, Wait
 from limpet.engine.logs import read_log
 from limpet.schema.errors import LimpetError, NotFoundError
@@ -55,7 +56,7 @@ class _End:
             self._hands.ask(request)
         except LimpetError as error:
             if not self.is_over():
-                note(f"limpet: {' '.join(str(error).split())}")
+                note(f"limpet: {tell_error(error)}")
 
 
 def follow_until_end(hands: Hands, began: Began) -> Done:

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from limpet.engine.cli.exits import exit_status
 from limpet.engine.cli.options import Place
 from limpet.engine.cli.output import note
+from limpet.engine.cli.wording import tell_error
 from limpet.engine.control import NoEngineError, ask_live, open_live, perform
 from limpet.engine.control.requests import (
     AnyStream,
@@ -239,6 +240,6 @@ def each(texts: Iterable[str], do: Callable[[str], _T]) -> tuple[list[_T], int]:
             try:
                 results.append(future.result())
             except LimpetError as error:
-                note(f"limpet: {' '.join(str(error).split())}")
+                note(f"limpet: {tell_error(error)}")
                 status = status or exit_status(error)
     return results, status

@@ -11,6 +11,7 @@ from limpet.engine.cli.following import follow_until_end
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, output_option, parse_labels, place_option
 from limpet.engine.cli.output import note, print_json, print_lines
+from limpet.engine.cli.wording import tell_error
 from limpet.engine.control.requests import MADE_BY, Began, CreateAndStart, Done, Remove, Wait
 from limpet.schema.errors import AlreadyExistsError, InvalidInputError, LimpetError, StartError
 from limpet.schema.metadata import new_id
@@ -145,7 +146,7 @@ def run_command(
     try:
         status = _run(place, request, name, removes=removes, as_json=as_json)
     except LimpetError as error:
-        note(f"limpet: {' '.join(str(error).split())}")
+        note(f"limpet: {tell_error(error).replace(key, name)}")
         status = RUN_FAILED
     click.get_current_context().exit(status)
 

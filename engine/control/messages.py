@@ -60,7 +60,7 @@ def encode_request(request: msgspec.Struct, node: str) -> bytes:
     try:
         line = msgspec.json.encode({"version": VERSION, "node": node, "request": request}) + b"\n"
     except UnicodeEncodeError as error:
-        raise InvalidInputError(f"what is asked for is not UTF-8 ({error}); write it in UTF-8") from error
+        raise InvalidInputError(f"{quote(error.object)} is not UTF-8; write it in UTF-8") from error
     if len(line) > LONGEST_REQUEST:
         raise InvalidInputError(
             f"what is asked for has {len(line)} bytes, a live engine takes {LONGEST_REQUEST}; use a shorter command"

@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,54 @@ def test_pause_and_stats(somewhere: Limpet) -> None:
     assert used["sleeps"]["memory_bytes"] > 0
     assert "sleeps" in somewhere.ok("stats", "sleeps")
     assert somewhere("stats", "nobody").returncode == 3
+
+
+def test_what_goes_wrong_is_told(somewhere: Limpet, request: pytest.FixtureRequest) -> None:
+    """With the value, in the words of the command line: its verbs and options, and the names that were given."""
+    told = {
+        ("rm", "sleeps"): (4, "container sleeps: it is RUNNING; stop it first, or give --force"),
+        ("run", "-w", "a/b", "--sandbox", "pod", "box:1", "true"): (125, "--workdir 'a/b': an absolute path is needed"),
+        ("run", "--name", "a/b", "box:1", "true"): (125, "limpet: --name 'a/b': use 1 to 253"),
+        ("run", "--runtime", "runc", "--rm", "--name", "n", "box:1", "nosuch"): (
+            125,
+            "container n: runc create failed: ",
+        ),
+        ("exec", "sleeps", "echo", "\udcff"): (125, r"limpet: '\udcff' is not UTF-8"),
+    }
+    if "live" in request.node.name:
+        told["run", "--runtime", "crun", "box:1", "true"] = (125, "--runtime 'crun': this engine has 'runc'; a program")
+    for args, (status, text) in told.items():
+        found, _, error = run_with(somewhere, "", *args)
+        assert found == status
+        assert text in error
+    assert somewhere("pause", "sleeps").returncode == 0
+    assert "it is paused; resume it first" in run_with(somewhere, "", "exec", "sleeps", "true")[2]
+    assert somewhere("resume", "sleeps").returncode == 0
+
+
+def test_an_end_that_is_forced(somewhere: Limpet) -> None:
+    """SIGTERM and a terminal that is closed end the command as well; an output that takes no more does so, too.
+
+    A stream that the caller has closed is none of ours.
+    """
+    base = [sys.executable, "-m", "limpet", "-s", somewhere.state_dir, "exec"]
+    mark = f"4718{os.getpid()}"
+
+    def is_there() -> bool:
+        return bool(subprocess.run(["pgrep", "-f", f"^sleep {mark}"], capture_output=True, check=False).stdout)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with subprocess.Popen([*base, "sleeps", "sleep", mark], stderr=subprocess.PIPE) as asked:
+            wait_until(is_there, "the command")
+            asked.send_signal(number)
+            assert asked.communicate(timeout=30)[1] == b""
+        assert asked.returncode == 128 + number
+        wait_until(lambda: not is_there(), "the command to be gone")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*base, "sleeps", "echo"], stdout=full, stderr=subprocess.PIPE, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (125, b"limpet: the output cannot be written: No space left on device\n")
+    closed = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *base, "-i", "sleeps", "sh", "-c", "cat; echo bad >&2; exit 3"]
+    assert subprocess.run(closed, timeout=30, check=False).returncode == 3
 
 
 def test_a_terminal(somewhere: Limpet) -> None:

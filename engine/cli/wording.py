@@ -13,6 +13,7 @@ _WORDS = {
     r"; open an engine with `cni` to remove it$": "; a program whose engine has `cni` has to have the state open",
     r"; open the engine with starter=.*$": "; install limpet anew",
     r"; give `command`$": "; give a COMMAND",
+    r"\bcall again\b": "try again",
     r"^working_dir ": "--workdir ",
     r"^name (?=['\"])": "--name ",
 }

@@ -348,6 +348,13 @@ def test_full_disk(tmp_path: Path) -> None:
         "with open(state + '/store.db-wal', 'rb') as wal: assert not find_tail(wal).is_torn\n"
         "store.close()\n"
         "with Store.open(state) as again: print(again.unsettled()[0].record.status.pid)\n"
+        "try:\n"
+        "    with open(state + '/ballast', 'wb', 0) as other:\n"
+        "        while True: other.write(b'x' * 4096)\n"
+        "except OSError: pass\n"
+        "try: Store.open(state)\n"
+        "except errors.DiskFullError as error: assert 'free some space' in str(error), error\n"
+        "else: raise SystemExit('it was opened')\n"
     )
     flags = ["-m"] if os.geteuid() == 0 else ["-Urm"]
     command = ["unshare", *flags, sys.executable, "-c", script, str(tmp_path / "state")]

@@ -275,6 +275,8 @@ def copy_database(source: sqlite3.Connection, target_path: str) -> None:
 
 
 _MAX_INTEGER = 2**63 - 1
+_LEAST_BYTES = 64 << 10
+"""Twice the size by which SQLite's shared memory grows."""
 
 
 def require_integer(path: str, value: object) -> int:
@@ -288,6 +290,7 @@ def require_integer(path: str, value: object) -> int:
 _ERRORS: dict[int, tuple[type[StoreError], str]] = {
     sqlite3.SQLITE_ERROR: (StoreError, "look at what limpet check finds"),
     sqlite3.SQLITE_FULL: (DiskFullError, "free some space, then call again"),
+    sqlite3.SQLITE_IOERR: (StoreError, "the disk has failed; look at the kernel's messages"),
     sqlite3.SQLITE_BUSY: (StoreError, "another program holds the database; close it, then call again"),
     sqlite3.SQLITE_LOCKED: (StoreError, "another program holds the database; close it, then call again"),
     sqlite3.SQLITE_READONLY: (StoreError, "the file or the file system is read-only, unless limpet check finds damage"),
@@ -308,6 +311,17 @@ def translate(path: str, error: Exception) -> LimpetError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if isinstance(error, UnicodeDecodeError):
         code = sqlite3.SQLITE_CORRUPT
-    kind, cure = _ERRORS.get(code, (StoreError, "see the cause"))
+    elif code == sqlite3.SQLITE_IOERR and _is_full(path):  # as it says of its shared memory, for example
+        code = sqlite3.SQLITE_FULL
+    kind, cure = _ERRORS.get(code, (StoreError, "look at what limpet check finds"))
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return kind(f"{path}: {error} ({name}); {cure}")
+
+
+def _is_full(path: str) -> bool:
+    """Say whether the file system has no block left for us."""
+    try:
+        found = os.statvfs(os.path.dirname(path))
+    except (OSError, ValueError):
+        return False
+    return found.f_bavail * found.f_frsize < _LEAST_BYTES

@@ -1,5 +1,6 @@
 """A container's whole life under runc and crun: made, held, let go, seen to end, and nothing left of it."""
 
+import json
 import os
 import shutil
 import threading
@@ -236,3 +237,19 @@ def test_a_pid_that_has_become_a_threads(engine: Engine, state_dir: str) -> None
     finally:
         is_over.set()
         thread.join()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("action", ["SCMP_ACT_KILL", "SCMP_ACT_ERRNO"])
+def test_a_seccomp_profile_that_forbids_all(shared: Engine, tmp_path: Path, runtime: str, action: str) -> None:
+    """The start says soon that it may be the profile: a thread that is killed left runc waiting until its deadline."""
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"defaultAction": action}))
+    seccomp = {"profile_type": "Localhost", "localhost_ref": str(profile)}
+    fields = {"linux": {"security_context": {"seccomp": seccomp}}}
+    one = shared.create_container(config(f"{runtime}{action}", "true", **fields), runtime)
+    began = time.monotonic()
+    with pytest.raises(errors.StartError, match=f"perhaps its seccomp profile '{profile}' forbids"):
+        one.start()
+    assert time.monotonic() - began < 10
+    one.release()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import FileIO
 
 from limpet.engine.starters.oci.command import clean_environment, shorten
-from limpet.engine.starters.oci.family import kill_family
+from limpet.engine.starters.oci.family import has_half_dead, kill_family
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, open_pidfd, wait_for_end
@@ -26,6 +26,8 @@ _GO_ALONE_SECONDS = 1.0
 """How long a conmon whose container is gone has to write the rest of the log and end by itself."""
 _END_SECONDS = 5.0
 _SCAN_MOST = 1000
+_LOOK_SECONDS = 0.5
+"""Between two looks at what a runtime that says nothing has come to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def make_container(order: Order, timeout: float) -> int:
         try:
             with suppress(BrokenPipeError):
                 begin.write(b"\0")
-            line = _read_line(answer.fileno(), deadline)
+            line = _read_line(answer.fileno(), deadline, order.run)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(deadline - time.monotonic(), 0.1))
         finally:
@@ -111,14 +113,19 @@ def _pipe(stack: ExitStack) -> tuple[FileIO, FileIO]:
     return stack.enter_context(FileIO(reader, "rb")), stack.enter_context(FileIO(writer, "wb"))
 
 
-def _read_line(descriptor: int, deadline: float) -> bytes:
-    """Return the line that conmon writes, b"" if none came in time."""
+def _read_line(descriptor: int, deadline: float, run: RunDirectory) -> bytes:
+    """Return the line that conmon writes, b"" if none came in time. Raises StartError if none can come."""
     line = bytearray()
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     while not line.endswith(b"\n") and len(line) < _ANSWER_BYTES:
-        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-            return b""
+        if not poll.poll(min(max(deadline - time.monotonic(), 0), _LOOK_SECONDS) * 1000):
+            if time.monotonic() >= deadline:
+                return b""
+            monitor = run.read_pid("conmon-pidfile")
+            if monitor > 0 and is_of_run(run, monitor) and has_half_dead(monitor):
+                raise StartError("a thread of its first process was killed")
+            continue
         chunk = os.read(descriptor, 65536)
         if not chunk:
             break

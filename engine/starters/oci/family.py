@@ -7,7 +7,7 @@ its session, as a daemon does, is not found.
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 from limpet.recovery.host import has_ended, open_pidfd, read_stat
@@ -59,13 +59,32 @@ def _belongs(parent: int, session: int, held: Mapping[int, int], sessions: Colle
 
 
 def list_processes() -> Iterator[tuple[int, int, int]]:
-    """Yield pid, parent and session of each process. Raises OSError."""
+    """Yield pid, parent and session of each process that has not ended. Raises OSError."""
+    for pid, stat in _read_stats():
+        if not _is_over(stat):
+            yield pid, int(stat[1]), int(stat[3])
+
+
+def has_half_dead(pid: int) -> bool:
+    """Say whether a process that descends from another has lost its first thread, and is not over. Raises OSError."""
+    stats = dict(_read_stats())
+    family, found = {pid}, {pid}
+    while found:
+        found = {each for each, stat in stats.items() if int(stat[1]) in found} - family
+        family |= found
+    return any(stats[each][0] == b"Z" and not _is_over(stats[each]) for each in family & stats.keys())
+
+
+def _read_stats() -> Iterator[tuple[int, list[bytes]]]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(ProcessLookupError, FileNotFoundError, PermissionError):
-                state, parent, _, session, *_ = read_stat(int(name))
-                if state not in {b"Z", b"X"}:
-                    yield int(name), int(parent), int(session)
+                yield int(name), read_stat(int(name))
+
+
+def _is_over(stat: Sequence[bytes]) -> bool:
+    """Say whether a process is a zombie as a whole: while its first thread is one, others may go on."""
+    return stat[0] in {b"Z", b"X"} and int(stat[17]) <= 1
 
 
 def _is_stopped(pid: int) -> bool:

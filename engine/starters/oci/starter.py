@@ -101,6 +101,8 @@ _LATE_SECONDS = 0.1
 """The same after a start that has failed: it may have come far enough."""
 _EXIT_FILE_SECONDS = 2.0
 _END_SECONDS = 5.0
+_UNEXPLAINED = ("in time", "ended before its program", "was killed", "read from the init process")
+"""What is in the texts of starts that fail somewhere on the way; the last is crun's."""
 _CONMON_SECONDS = 0.5
 """How long a conmon that was just started may take to write its pid."""
 
@@ -231,7 +233,8 @@ class OciStarter:
         self._take(launch.id)
         try:
             try:
-                return self._prepare(launch)
+                with _hinting_at_seccomp(launch):
+                    return self._prepare(launch)
             except UnsupportedError as error:
                 raise StartError(str(error)) from error
             except ProcessLookupError as error:
@@ -785,6 +788,21 @@ def _told(what: str) -> Iterator[None]:
     except OSError as error:
         where = f" ({quote_path(error.filename)})" if error.filename else ""
         raise ResourcesError(f"{what}: {error.strerror}{where}; try again") from error
+
+
+@contextmanager
+def _hinting_at_seccomp(launch: Launch) -> Iterator[None]:
+    """Name the config's own seccomp profile where a runtime comes to no end that anybody could explain."""
+    try:
+        yield
+    except (StartError, ProcessLookupError) as error:
+        linux = launch.metadata.config.linux
+        profile = linux and linux.security_context and linux.security_context.seccomp
+        why = "its first process ended before its program was executed" if isinstance(error, OSError) else str(error)
+        if not profile or not profile.localhost_ref or not any(each in why for each in _UNEXPLAINED):
+            raise
+        path = quote_path(profile.localhost_ref)
+        raise StartError(f"{why}; perhaps its seccomp profile {path} forbids what the runtime needs") from error
 
 
 def _may_have_run(run: RunDirectory) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet import Engine, errors
+from limpet.engine import Container
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.engine.starters.oci.conmon import end_monitor
@@ -253,3 +254,35 @@ def test_a_seccomp_profile_that_forbids_all(shared: Engine, tmp_path: Path, runt
         one.start()
     assert time.monotonic() - began < 10
     one.release()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_program_on_a_mount(shared: Engine, tmp_path: Path, runtime: str) -> None:
+    """One that ends with 1 has run, also where the image has no such interpreter, or another file in its place.
+
+    Nobody could tell that from the image alone, and it was said that it never ran.
+    """
+    for name in ("sh", "false"):
+        shutil.copy(shutil.which("busybox") or "", tmp_path / name)
+    mounts = [{"container_path": "/opt/x", "host_path": str(tmp_path)}]
+
+    def put_in(container: Container) -> None:
+        root = Path(container.metadata.root_dir, "rootfs")
+        (root / "opt/x").mkdir(parents=True)
+        for path, text in (("work/script", "#!/opt/x/sh\nexit 1\n"), ("opt/x/false", "garbage")):
+            (root / path).write_text(text)
+            (root / path).chmod(0o755)
+        (root / "work/link").symlink_to("/opt/x")
+
+    for number, command in enumerate((["/work/script"], ["/work/link/false"])):
+        one = shared.create_container(config(f"m{number}{runtime}", command=command, mounts=mounts), runtime)
+        put_in(one)
+        one.start()
+        assert one.wait(20).exit_code == 1
+        one.release()
+    long = shared.create_container(config(f"m{runtime}", "sleep 1000", mounts=mounts), runtime)
+    put_in(long)
+    long.start()
+    assert long.execute(["/work/script"]).code == 1
+    long.stop(0)
+    long.release()

@@ -10,7 +10,7 @@ import posixpath
 import stat
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from limpet.engine.starters.process.keeper.root import open_in_root
 
@@ -19,6 +19,11 @@ _ELF_BYTES = 64
 _PT_INTERP = 3
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
 MISSING = "its program is not there"
+_USUAL = {
+    *("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup"),  # noqa: S108
+    *("/etc/hosts", "/etc/hostname", "/etc/resolv.conf"),
+}
+"""What is mounted in each container: no programs."""
 _DEPTH = 5
 """How many scripts may be each other's interpreters (BINPRM_MAX_RECURSION and one)."""
 _STRING_PAGES = 32
@@ -35,22 +40,25 @@ def find_flaw(config: Mapping[str, Any]) -> str:
     """
     if not config:
         return ""
-    process, root = config["process"], config["root"]["path"]
+    process, path_of_root = config["process"], config["root"]["path"]
     program: str = process["args"][0]
     if _are_too_long([*process["args"], *process.get("env", ())]):
         return f"exec {program}: argument list too long"
-    mounts = [mount["destination"] for mount in config.get("mounts", ()) if mount.get("type") == "bind"]
+    root = _Root(
+        path_of_root, [each for mount in config.get("mounts", ()) if (each := mount["destination"]) not in _USUAL]
+    )
     if "/" in program:
         paths = [posixpath.join(process.get("cwd", "/"), program)]
     else:
         search = next((each[5:] for each in process.get("env", ()) if each.startswith("PATH=")), "/usr/bin:/bin")
         paths = [posixpath.join(each or ".", program) for each in search.split(":")]
-    for path in map(posixpath.normpath, paths):
-        if any(f"{path}/".startswith(f"{mount.rstrip('/')}/") for mount in mounts):
-            return ""
-        head = _read_head(root, path)
-        if head is not None:
-            return _find_flaw_in(root, path, head, _DEPTH)
+    try:
+        for path in map(posixpath.normpath, paths):
+            head = root.read_head(path)
+            if head is not None:
+                return _find_flaw_in(root, path, head, _DEPTH)
+    except _MountedError:
+        return ""
     return MISSING
 
 
@@ -60,7 +68,7 @@ def _are_too_long(strings: Sequence[str]) -> bool:
     return max(sizes) > _STRING_PAGES * os.sysconf("SC_PAGE_SIZE") or sum(sizes) > _ALL_BYTES
 
 
-def _find_flaw_in(root: str, path: str, head: bytes, depth: int) -> str:
+def _find_flaw_in(root: "_Root", path: str, head: bytes, depth: int) -> str:
     if head.startswith(b"#!"):
         words = head[2:].split(b"\n")[0].split()
         interpreter = words[0].partition(b"\0")[0].decode("utf-8", "surrogateescape") if words else ""
@@ -74,32 +82,55 @@ def _find_flaw_in(root: str, path: str, head: bytes, depth: int) -> str:
             return ""
     else:
         return f"exec {path}: exec format error"
-    below = _read_head(root, posixpath.normpath(posixpath.join("/", interpreter))) if interpreter else None
+    below = root.read_head(posixpath.normpath(posixpath.join("/", interpreter))) if interpreter else None
     if below is None:
+        if root.mounts:  # a link may lead to it
+            raise _MountedError
         return f"exec {path}: its interpreter {interpreter!r} is missing"
     return _find_flaw_in(root, path, below, depth - 1) if head.startswith(b"#!") else ""
 
 
-def _read_head(root: str, path: str) -> bytes | None:
-    """Return how a file begins, found as a process in the root would; None if there is none that may be executed."""
-    try:
-        top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+class _MountedError(Exception):
+    """What is asked for is on a mount that only the container has, or may be."""
+
+
+class _Root(NamedTuple):
+    """A container's root file system, as it is without what is mounted in it."""
+
+    path: str
+    mounts: Sequence[str]
+    """Where something is mounted that may hold programs."""
+
+    def read_head(self, path: str) -> bytes | None:
+        """Return how a file begins, found as a process in the root would; None if there is none that may be executed.
+
+        Raises _MountedError, OSError.
+        """
+        self._require_free(path)
         try:
-            found = open_in_root(top, os.fsencode(path.lstrip("/")))
-        finally:
-            os.close(top)
-        try:
-            status = os.fstat(found)
-            if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
+            top = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                above = os.readlink(f"/proc/self/fd/{top}")
+                found = open_in_root(top, os.fsencode(path.lstrip("/")))
+            finally:
+                os.close(top)
+            try:
+                self._require_free(os.readlink(f"/proc/self/fd/{found}").removeprefix(above))
+                status = os.fstat(found)
+                if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
+                    return None
+                with open(f"/proc/self/fd/{found}", "rb") as file:
+                    return file.read(_HEAD_BYTES)
+            finally:
+                os.close(found)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
                 return None
-            with open(f"/proc/self/fd/{found}", "rb") as file:
-                return file.read(_HEAD_BYTES)
-        finally:
-            os.close(found)
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            return None
-        raise
+            raise
+
+    def _require_free(self, path: str) -> None:
+        if any(f"{path}/".startswith(f"{mount.rstrip('/')}/") for mount in self.mounts):
+            raise _MountedError
 
 
 def _our_machine() -> bytes:

@@ -183,6 +183,8 @@ class CommandSession:
 
     def _take_some(self, ready: Sequence[int]) -> None:
         """Take what is written to these streams, and note who has ended."""
+        if len(self._held) >= _MOST_HELD:
+            time.sleep(_BEGIN_SECONDS)
         for descriptor in ready:
             if descriptor == self._pidfd:
                 self._poll.unregister(descriptor)

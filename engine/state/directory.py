@@ -12,7 +12,7 @@ import msgspec
 from limpet.engine.state.durable import make_directory, remove_tree, write_file
 from limpet.engine.state.entries import require_entries, require_path
 from limpet.engine.state.identity import find_original, make_copy, read_identity, settle_identity
-from limpet.engine.state.lock import Lock, find_holder, is_lock, locked_error
+from limpet.engine.state.lock import Lock, find_holder, has_holder_ended, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, read_owner
 from limpet.engine.state.turn import pauses
@@ -27,6 +27,8 @@ from limpet.schema.layout import TEMPORARY_PREFIX
 # SQLite's WAL needs memory shared by all users of the database, and flock(2) needs a single machine.
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"}
 _CANNOT_LOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+_CHILD_SECONDS = 0.5
+"""How long a child of a killed engine may take to execute its program, which gives the lock up."""
 
 
 class StateDirectory:
@@ -53,6 +55,8 @@ class StateDirectory:
             if lock is None and find_holder(path) == os.getpid():
                 gc.collect()  # perhaps of a store that an interrupt cut off, and that nobody has any more
                 lock = Lock.take(os.path.join(path, LOCK))
+            if lock is None and has_holder_ended(path):
+                wait = max(wait, _CHILD_SECONDS)
             for pause in pauses(wait if lock is None else 0):
                 time.sleep(pause)
                 lock = Lock.take(os.path.join(path, LOCK))

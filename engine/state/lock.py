@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from limpet.engine.state.names import LOCK
 from limpet.recovery.files import read_small_file
+from limpet.recovery.host import read_stat
 from limpet.schema.errors import StateDirectoryLockedError
 
 _HOLDER_BYTES = 4096
@@ -114,6 +115,18 @@ def _read_holder(path: str) -> int | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return pid if isinstance(pid, int) else None
+
+
+def has_holder_ended(path: str) -> bool:
+    """Say whether the process that had the state directory open has ended, though the lock is still held.
+
+    Then a child of it holds it that was just about to execute something, as a start is begun: that is over at once.
+    """
+    pid = _read_holder(path)
+    try:
+        return pid is not None and read_stat(pid)[0] in {b"Z", b"X"}
+    except OSError:
+        return True
 
 
 def locked_error(path: str) -> StateDirectoryLockedError:

@@ -144,3 +144,23 @@ def test_a_lock_that_a_power_cut_emptied_is_ours(tmp_path: Path, content: bytes)
     (tmp_path / "lock").write_bytes(content)
     with Store.open(tmp_path) as store:
         assert len(store) == 0
+
+
+def test_a_child_of_a_killed_engine_is_waited_for(
+    state_dir: str, engine_process: Callable[[str], EngineProcess]
+) -> None:
+    """Killed as it began to start something: its child has the lock until it executes that, and is no other engine."""
+    process = engine_process("""
+import ctypes
+libc = ctypes.CDLL(None)
+store = Store.open(state_dir)
+if not libc.fork():  # which Python is not told of, as of subprocess's
+    libc.usleep(250_000)
+    libc._exit(0)
+say("begun")
+time.sleep(1000)
+""")
+    process.read()
+    process.kill()
+    with Store.open(state_dir) as store:
+        assert len(store) == 0

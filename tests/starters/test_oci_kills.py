@@ -2,9 +2,11 @@
 
 import glob
 import os
+import pty
 import random
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -135,14 +137,38 @@ def require_true(engine: Engine, state_dir: str, pid: int) -> None:
 
 
 @pytest.mark.long
-def test_killed_at_each_step(state_dir: str, engine_process: Start, runtime: str) -> None:
-    """No command runs on, no file of one stays; paused and limits are what is written down; all goes on as before."""
+def test_killed_at_each_step(
+    state_dir: str, engine_process: Start, runtime: str, request: pytest.FixtureRequest
+) -> None:
+    """No command runs on, no file of one stays; paused and limits are what is written down; all goes on as before.
+
+    The shell of a person who looks around in the directory of a start is let alone.
+    """
     with open_engine(state_dir) as engine:
         pid = engine.get("one").status.pid
     for number, (step, (name, kill)) in enumerate(STEPS.items()):
         assert begin(engine_process, name, number, kill).wait() == -signal.SIGKILL, step
+        if step == "once a command is started":
+            request.addfinalizer(partial(end_shell, *open_shell(glob.glob(f"{state_dir}/containers/one/oci/*")[0])))
         with open_engine(state_dir, wait=5) as engine:
             require_true(engine, state_dir, pid)
+
+
+def open_shell(directory: str) -> tuple[int, int]:
+    """Have somebody look around there on a terminal of its own; return the pid and the terminal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(directory)
+        os.execvp("sh", ["sh", "-c", "read line"])
+    wait_until(lambda: os.readlink(f"/proc/{pid}/cwd") == directory, "it to be there")
+    return pid, terminal
+
+
+def end_shell(pid: int, terminal: int) -> None:
+    """Say a line, at which it ends: nobody has killed it."""
+    os.write(terminal, b"done\n")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
 
 
 @pytest.mark.campaign("amid")

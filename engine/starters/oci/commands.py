@@ -147,7 +147,8 @@ def end_left(left: Iterable[tuple[RunDirectory, CommandFiles]], name_cgroup: Cal
         processes = run.read_processes()
         with suppress(OSError), open_pidfd(pid) as pidfd:
             is_program = processes is not None and is_inside(pid, processes, name_cgroup(processes.oci_id))
-            if not is_program and _is_in(pid, os.path.realpath(run.path)):  # asked after it was opened: it is the one
+            # Asked after it was opened: it is the one. A shell of somebody who looks around there has a terminal.
+            if not is_program and _is_in(pid, os.path.realpath(run.path)) and not int(read_stat(pid)[4]):
                 kill_family(pid, pidfd, sessions=True)
     for run, files in left:
         processes = run.read_processes()

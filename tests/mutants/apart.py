@@ -26,7 +26,7 @@ for at in $(awk '$5 ~ "^/sys/fs/cgroup" { print $5 }' /proc/self/mountinfo | sor
     mount -o remount,bind,ro "$at"
 done
 mount -o remount,bind,ro /
-timeout 60 "$@" || { failed=$?; [ $failed != 124 ] || echo timed out after 60 s; exit $failed; }
+timeout 30 "$@" || { failed=$?; [ $failed != 124 ] || echo timed out after 30 s; exit $failed; }
 """
 
 
@@ -54,5 +54,5 @@ def pytest(tests: Sequence[str]) -> list[str]:
 
 
 def alone(*command: str) -> list[str]:
-    """Return the command that does it apart from all else, and fails after a minute."""
+    """Return the command that does it apart from all else, and fails after half a minute."""
     return ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", _ALONE, "sh", *command]

@@ -12,6 +12,11 @@ class Group(NamedTuple):
     tests: tuple[str, ...]
 
 
+def _without(path: str, *tests: str) -> tuple[str, ...]:
+    """Leave out those that take long."""
+    return tuple(f"--deselect={path}::{test}" for test in tests)
+
+
 GROUPS = {
     "recovery": Group(
         tuple(
@@ -36,32 +41,53 @@ GROUPS = {
         ),
     ),
     "store": Group(
-        tuple(
-            f"engine/store/{name}.py"
-            for name in (
-                "commit", "deadlines", "doubt", "draft", "feed", "fleet", "listing", "match", "memory", "record",
-                "rows", "sandboxes", "store", "watch",
-            )
+        tuple(f"engine/store/{name}.py" for name in ("draft", "listing", "record", "rows", "sandboxes", "store")),
+        12,
+        (
+            "tests/store/test_laws.py",
+            *_without(
+                "tests/store/test_laws.py",
+                "test_the_store_is_a_dictionary_that_survives",
+                "test_many_threads_on_few_containers_lose_no_update",
+                "test_readers_never_see_half_a_transaction",
+                "test_lists_never_see_half_of_who_came_and_went",
+            ),
+            "tests/store/test_own.py",
+            "tests/store/test_store.py",
+            "tests/store/test_opening.py",
+            "tests/engine/test_handles.py",
+            "tests/store/test_closing.py",
+            "tests/store/test_events.py",
         ),
+    ),
+    "match": Group(
+        ("engine/store/match.py",),
+        6,
+        (
+            "tests/store/test_laws.py::test_look_up_by_id_name_and_prefix",
+            "tests/store/test_laws.py::test_look_up_of_a_sandbox",
+            "tests/store/test_laws.py::test_every_combination_of_filters",
+            "tests/store/test_own.py",
+            "tests/store/test_labels.py",
+        ),
+    ),
+    "commit": Group(
+        ("engine/store/commit.py",),
         12,
         (
             "tests/store/test_store.py",
-            "tests/store/test_events.py",
-            "tests/store/test_own.py",
-            "tests/store/test_opening.py",
-            "tests/store/test_laws.py",
             "tests/store/test_closing.py",
-            "tests/store/test_statements.py",
             "tests/store/test_commit.py",
-            "--deselect=tests/store/test_commit.py::test_sigkill_while_threads_and_tasks_write",
+            *_without("tests/store/test_commit.py", "test_sigkill_while_threads_and_tasks_write"),
         ),
     ),
+    "watch": Group(("engine/store/feed.py", "engine/store/watch.py"), 6, ("tests/store/test_events.py",)),
+    "shipping": Group(("engine/store/fleet.py",), 6, ("tests/store/test_store.py", "tests/fleet/test_shipping.py")),
     "lifecycle": Group(
         tuple(
             f"engine/lifecycle/{name}.py"
             for name in (
-                "bundle", "container", "cri_status", "patience", "prune", "runtime", "sandbox", "steps",
-                "strict", "watcher",
+                "bundle", "container", "patience", "removal", "runtime", "sandbox", "steps", "strict", "watcher",
             )
         ),
         12,
@@ -70,18 +96,31 @@ GROUPS = {
             "tests/engine/test_handles.py",
             "tests/engine/test_containers.py",
             "tests/engine/test_sandboxes.py",
+            *_without("tests/engine/test_sandboxes.py", "test_the_next_engine_goes_on_with_a_stop"),
             "tests/engine/test_interrupts.py",
         ),
     ),
+    "status": Group(
+        ("engine/lifecycle/cri_status.py",), 6, ("tests/engine/test_containers.py", "tests/engine/test_sandboxes.py")
+    ),
     "restarts": Group(
-        tuple(f"engine/lifecycle/{name}.py" for name in ("attempts", "follow_ups", "timetable")),
-        12,
-        ("tests/intent/test_timetable.py", "tests/intent/test_restart.py", "tests/intent/test_expiry.py"),
+        tuple(f"engine/lifecycle/{name}.py" for name in ("attempts", "deadline", "follow_ups", "prune", "timetable")),
+        8,
+        (
+            "tests/intent/test_timetable.py",
+            "tests/intent/test_expiry.py",
+            "tests/intent/test_restart.py",
+            *_without(
+                "tests/intent/test_restart.py",
+                "test_what_was_released_or_deleted_is_not_restarted",
+                "test_what_waits_is_restarted_by_the_original_and_by_no_copy",
+            ),
+        ),
     ),
     "output": Group(
         tuple(f"engine/starters/process/keeper/{name}.py" for name in ("copier", "copies", "lines", "log")),
         16,
-        ("tests/logs/test_copier.py", "tests/logs/test_reading.py", "tests/starters/test_keeper.py"),
+        ("tests/logs/test_reading.py", "tests/logs/test_copier.py"),
     ),
     "starters": Group(
         tuple(
@@ -93,22 +132,47 @@ GROUPS = {
         )
         + tuple(
             f"engine/starters/process/{name}.py"
+            for name in ("accounts", "facts", "interpreter", "plan", "root_files", "spec", "unapplied")
+        ),
+        6,
+        (
+            "tests/starters/test_registry.py",
+            "tests/starters/test_private.py",
+            "tests/engine/test_containers.py",
+            "tests/starters/test_seam.py",
+        ),
+    ),
+    "keeper": Group(
+        tuple(
+            f"engine/starters/process/{name}.py"
             for name in (
-                "accounts", "client", "facts", "interpreter", "plan", "root_files", "spec", "starter", "unapplied",
-                "keeper/container", "keeper/gate", "keeper/journal", "keeper/keeper", "keeper/kernel", "keeper/main",
-                "keeper/messages", "keeper/root", "keeper/spare",
+                "client", "starter", "keeper/container", "keeper/gate", "keeper/journal", "keeper/keeper",
+                "keeper/kernel", "keeper/main", "keeper/messages", "keeper/root", "keeper/spare",
             )
         ),
         16,
         (
-            "tests/starters/test_registry.py",
-            "tests/starters/test_private.py",
             "tests/starters/test_keeper_anew.py",
+            "tests/starters/test_private.py",
             "tests/starters/test_spare.py",
-            "--deselect=tests/starters/test_spare.py::test_a_spare_that_was_killed_is_replaced",
+            *_without(
+                "tests/starters/test_spare.py",
+                "test_a_spare_that_was_killed_is_replaced",
+                "test_the_spare_ends_with_its_keeper",
+            ),
             "tests/starters/test_seam.py",
             "tests/starters/test_keeper.py",
-            "--deselect=tests/starters/test_keeper.py::test_a_gate_that_dies_or_hangs_is_no_start",
+            *_without(
+                "tests/starters/test_keeper.py",
+                "test_the_keeper_is_small_and_ends_when_nothing_is_left",
+                "test_a_start_that_all_keepers_leave_is_told_by_its_process",
+                "test_only_a_parent_vouches_for_a_process",
+                "test_a_stop_is_finished_by_the_next_engine",
+                "test_a_gate_that_dies_or_hangs_is_no_start",
+                "test_an_anchor_that_was_stopped_takes_over",
+                "test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole",
+                "test_a_keeper_that_was_stopped_goes_on_once_it_is_needed",
+            ),
         ),
     ),
 }  # fmt: skip

@@ -35,7 +35,7 @@ def try_modules(group: Group, paths: list[str], options: argparse.Namespace) -> 
         subprocess.run(in_copy(copy, *trial), cwd=ROOT, check=True)
         for path in paths:
             session = [options.python, "tests/mutants/session.py", session_of(path), path, shlex.join(trial)]
-            subprocess.run(in_copy(copy, *session, group.one_in, SEED), cwd=ROOT, check=True)
+            subprocess.run(in_copy(copy, *session, group.one_in, options.most, SEED), cwd=ROOT, check=True)
 
 
 def session_of(path: str) -> Path:
@@ -81,6 +81,7 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="modules whose path begins so")
+    parser.add_argument("--most", type=int, default=1000, help="try at most about so many of each module")
     parser.add_argument("--again", action="store_true", help="try those that survived the last time")
     parser.add_argument("--table", action="store_true", help="print what is known, and try none")
     parser.add_argument("--before", default="", help="words before each trial's command, such as `nice -n 10`")

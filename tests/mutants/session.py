@@ -23,7 +23,9 @@ from parso.python.tree import Keyword, PythonNode
 
 TIMEOUT_SECONDS = 900.0
 """For a trial that waits for its turn; its tests have a limit of their own, see apart.py."""
-TIMED_OUT = "timed out after 60 s"
+TIMED_OUT = "timed out after 30 s"
+LEAST = 8
+"""Of a small module so many are tried, however thin the sample."""
 LOGS = ("log.", "logger.", "_log.")
 
 
@@ -67,8 +69,10 @@ class Provider:
         return RemoveStatement
 
 
-def choose(database: WorkDB, path: Path, one_in: int, seed: int) -> tuple[int, int]:
+def choose(database: WorkDB, path: Path, one_in: int, most: int, seed: int) -> tuple[int, int]:
     """Skip what is text, annotation or no change, all but one of a place and kind, and what a sample leaves out.
+
+    The sample is one in `one_in`, but at least `LEAST`, and about `most` at most.
 
     Return how many mutants there are, and how many of them are to be tried.
     """
@@ -86,6 +90,8 @@ def choose(database: WorkDB, path: Path, one_in: int, seed: int) -> tuple[int, i
         items.sort(key=lambda item: (item.mutations[0].operator_name, item.mutations[0].occurrence))
         chance.shuffle(items)
         one_each.extend(next(([item.job_id] for item in items if _changes(source, tree, item.mutations[0])), []))
+    wanted = min(max(len(one_each) // one_in, LEAST), most)
+    one_in = max(len(one_each) // wanted, 1)
     chosen = set(one_each[chance.randrange(one_in) :: one_in])
     for item in list(database.work_items):
         if item.job_id not in chosen:
@@ -147,9 +153,10 @@ def _outcome(result: WorkResult) -> str:
     return result.test_outcome.value if result.test_outcome else "none"
 
 
-def main(session: str, path: str, command: str, one_in: str, seed: str) -> None:
+def main(session: str, path: str, command: str, one_in: str, most: str, seed: str) -> None:
     """Try one in so many of a module's mutants, or those that survived in `session`.json; write that file.
 
+    Of a module at least `LEAST` are tried, if it has as many, and little more than `most`.
     A session that was ended early goes on; one of another source is forgotten.
     """
     cosmic_ray.plugins.OPERATOR_PROVIDERS["limpet"] = Provider()
@@ -164,7 +171,7 @@ def main(session: str, path: str, command: str, one_in: str, seed: str) -> None:
         if not goes_on:
             init([Path(path)], database, {})
         if before is None:
-            total, tried = choose(database, Path(path), int(one_in), int(seed))
+            total, tried = choose(database, Path(path), int(one_in), int(most), int(seed))
             before = {"module": path, "source": source, "mutants": total, "tried": tried, "results": []}
         elif not goes_on:
             choose_survivors(database, before)

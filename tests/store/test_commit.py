@@ -86,6 +86,29 @@ def test_callers_that_come_during_a_commit_ride_in_the_next_in_order() -> None:
     committer.close()
 
 
+def test_an_idle_committer_sleeps() -> None:
+    """Its thread runs for each batch, and not once for as long as nobody asks for anything."""
+    before = set(os.listdir("/proc/self/task"))
+    gated = Gated()
+    committer = Committer(gated)
+    callers = queue_up(committer, gated, 1)
+    gated.go.release(2)
+    for thread, _ in callers:
+        thread.join(30)
+    (server,) = set(os.listdir("/proc/self/task")) - before
+
+    def count_waits() -> int:
+        told = Path(f"/proc/self/task/{server}/status").read_text()
+        return int(told.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    counts = [count_waits()]
+    while len(counts) < 10 and counts[-2:] != counts[-1:] * 2:
+        time.sleep(0.1)
+        counts.append(count_waits())
+    assert len(counts) < 10, counts
+    committer.close()
+
+
 class Interrupted(Request):
     """A request whose caller is interrupted when it begins to wait, as soon as `when` is true."""
 

@@ -235,6 +235,7 @@ def test_tasks_watch_without_threads(state_dir: str) -> None:
                 await anext(store.watch(99))
         ends = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(end) for end in ends} == {errors.ClosedError}
+        assert not store.store._bells._wakers, "who waits no more is forgotten"
 
     asyncio.run(main())
 

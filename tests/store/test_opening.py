@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from limpet import Engine, Snapshot, Store, errors, recover
 from limpet.engine.database.sqlite.wal import find_tail
 from limpet.engine.drill.records import Answer
 from limpet.recovery import Process
+from limpet.schema import ProcessIdentity, Reason
+from limpet.schema.status import end
 from tests.conftest import EngineProcess
 from tests.records import RUNNING, Blind, metadata, sandbox
 
@@ -136,6 +139,59 @@ def test_a_status_without_its_container_stops_no_other(state_dir: str) -> None:
     with Store.open(state_dir) as store:
         assert [record.id for record in store.list()] == ["whole"]
         recover(store, probe=Blind())
+
+
+def test_a_sandbox_whose_record_is_damaged_or_gone_is_not_forgotten(state_dir: str) -> None:
+    """One that cannot be read, misses its status, or is known by its containers alone: each is said, and its name."""
+    with Store.open(state_dir) as store:
+        for name in ("gone", "half", "torn", "whole"):
+            store.add_sandbox(sandbox(name))
+            store.add(metadata(f"{name}-1", name))
+        store.delete("torn-1")
+    with closing(sqlite3.connect(f"{state_dir}/store.db", isolation_level=None)) as raw:
+        raw.execute("DELETE FROM sandbox WHERE id = 'gone'")
+        raw.execute("DELETE FROM sandbox_status WHERE id = 'half'")
+        raw.execute("UPDATE sandbox SET created_at = 2 WHERE id = 'torn'")
+    with Store.open(state_dir) as store:
+        assert {one.id for one in store.list_sandboxes()} == {"whole"}
+        assert {*store.sandbox_ids} == {"gone", "half", "torn", "whole"}
+        for name, why in (("gone", "record is missing"), ("half", "status is missing"), ("torn", "checksum")):
+            with pytest.raises(errors.StoreDamagedError, match=f"sandbox {name}: .*{why}"):
+                store.sandbox_status(name)
+        store.delete_sandbox("torn")
+    with Store.open(state_dir) as store:
+        assert {*store.damaged_sandboxes} == {"gone", "half"}
+
+
+def test_a_row_that_is_gone_when_it_is_asked_for_is_damage(state_dir: str) -> None:
+    """What has ended is read from the disk when somebody asks: one whose row has gone meanwhile is Unknown, at 0."""
+    ended = end(RUNNING, 3, finished_at=9)
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        for name in ("gone", "kept"):
+            store.add(metadata(name), RUNNING)
+            store.checkpoint(name, ended)
+    with Store.open(state_dir) as store:
+        with closing(sqlite3.connect(f"{state_dir}/store.db", isolation_level=None)) as raw:
+            raw.execute("DELETE FROM container_status WHERE id = 'gone'")
+        record = store.get("gone")
+        assert (record.status.unknown, record.status.reason, record.version) == (True, Reason.DAMAGED, 0)
+        assert store.is_damaged("gone")
+        assert store.get("kept").status == ended
+
+
+def test_the_process_that_a_damaged_record_names_is_suspected_unless_another_names_it(state_dir: str) -> None:
+    """A flipped bit elsewhere leaves it readable; what two records name is no more the one's than the other's."""
+    named = [ProcessIdentity(pid=pid, start_ticks=9, boot_id="b", pidfd_inode=pid, pid_namespace=1) for pid in (7, 8)]
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        for name, identity in (("a", named[0]), ("b", named[1]), ("c", named[1]), ("d", None)):
+            store.add(metadata(name), replace(RUNNING, identity=identity))
+    with closing(sqlite3.connect(f"{state_dir}/store.db", isolation_level=None)) as raw:
+        raw.execute("UPDATE container_status SET created_at = 3 WHERE id IN ('a', 'b', 'd')")
+    with Store.open(state_dir) as store:
+        assert [store.is_damaged(name) for name in "abcd"] == [True, True, False, True]
+        assert [store.find_suspect(name) for name in "abcd"] == [named[0], None, None, None]
 
 
 @pytest.mark.parametrize("content", [b"", bytes(12)])

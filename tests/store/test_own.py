@@ -71,6 +71,7 @@ def test_who_is_made_again_has_no_version_of_before(store: Store) -> None:
     for turn in range(30):  # more checkpoints than there are events: versions run ahead of revisions
         store.checkpoint("a", with_extra(turn=0), expect=store.get("a").version)
         store.update_sandbox("t", partial(replace, message=str(turn)))
+        store.update_sandbox("t", lambda status: status)  # nothing to tell, but a version
         store.checkpoint("a", replace(with_extra(turn=0), message=str(turn)))
     last, last_sandbox = store.get("a").version, store.sandbox_version("t")
     with store.transaction() as draft:  # also where both happen at once

@@ -171,7 +171,9 @@ def test_waiting(store: Store) -> None:
     thread.join(30)
     assert isinstance(outcome[0], Event)
     assert time.monotonic() - began < 0.9  # it was woken; by itself it looks each second
+    began = time.monotonic()
     assert watch.next(0.01) is None
+    assert time.monotonic() - began < 0.9
     others = [in_thread(lambda: next(store.watch())) for _ in range(5)]
     wait_until(lambda: len(store._bells._wakers) == 5, "all to wait")
     store.close()
@@ -298,8 +300,13 @@ def test_old_events_go_and_no_revision_comes_twice(small_log: None, state_dir: s
         assert len(store.history("old")) == 1
     with Store.open(state_dir) as store:
         assert store.revision == 85
-        with pytest.raises(errors.CursorTooOldError):
+        with pytest.raises(errors.CursorTooOldError) as caught:
             store.watch(0)
+    oldest = caught.value.oldest
+    with closing(sqlite3.connect(f"{state_dir}/store.db")) as raw, raw:
+        raw.execute("DELETE FROM event WHERE revision = ?", (oldest,))
+    with Store.open(state_dir) as store, pytest.raises(errors.StoreDamagedError, match=f"event {oldest} is missing"):
+        store.watch(oldest - 1)  # nothing that was pruned is wanted
 
 
 def test_a_watcher_that_is_too_slow_is_told(small_log: None, plain: Store) -> None:

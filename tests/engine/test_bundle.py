@@ -47,3 +47,12 @@ def test_a_bundle_of_ours_is_kept_without_what_a_kill_left(tmp_path: Path) -> No
     (tmp_path / "pod/kept").write_text("kept")
     bundle.make()
     assert sorted(os.listdir(bundle.path)) == [".limpet.json", "kept"]
+
+
+def test_what_stands_in_the_place_of_config_json_goes_with_the_bundle(tmp_path: Path) -> None:
+    """What cannot be unlinked is no reason to leave a bundle that the marker says is ours, and to say that it is gone."""
+    bundle = ContainerBundle(str(tmp_path / "one"), "one", "local")
+    bundle.begin()
+    (tmp_path / "one/config.json/below").mkdir(parents=True)
+    bundle.remove()
+    assert os.listdir(tmp_path) == []

@@ -87,7 +87,7 @@ GROUPS = {
         tuple(
             f"engine/lifecycle/{name}.py"
             for name in (
-                "bundle", "container", "patience", "removal", "runtime", "sandbox", "steps", "strict", "watcher",
+                "bundle", "container", "patience", "removal", "runtime", "sandbox", "strict", "watcher",
             )
         ),
         12,

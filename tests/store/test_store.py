@@ -107,6 +107,19 @@ def test_use_after_close_and_after_fork(state_dir: str) -> None:
             call()
 
 
+def test_a_fork_leaves_every_store_to_the_parent(tmp_path: Path) -> None:
+    """Nothing fails in the child, which Python would only print, and not before the last store is left alone."""
+    script = (
+        "import os; from limpet import Store; from limpet.engine.database.sqlite import connection\n"
+        f"stores = [Store.open(f'{tmp_path}/{{name}}') for name in 'abc']\n"
+        "if os.fork() == 0: print(len(connection._kept), flush=True); os._exit(0)\n"
+        "os.wait(); [store.close() for store in stores]\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stderr == ""
+    assert int(ran.stdout) == 6, "of each store, the connection that writes and the one that reads"
+
+
 def test_a_writer_that_was_overtaken_is_fenced(store: Store, state_dir: str) -> None:
     """A lock is no fence: once another epoch has begun, the older store may not write any more."""
     store.add(metadata("a"), RUNNING)

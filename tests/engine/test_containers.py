@@ -1,5 +1,6 @@
 """A container's life on a real host: images, command lines, logs, signals, and what is refused."""
 
+import asyncio
 import math
 import os
 import re
@@ -15,12 +16,14 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Container, Engine, errors
+from limpet.engine.lifecycle import patience
 from limpet.engine.starters import Exit, Launch, Prepared
 from limpet.engine.starters.environment import merge_environment
 from limpet.engine.starters.process import ProcessStarter
-from limpet.schema import ContainerState, ImageConfig, ImageName, MountType
+from limpet.schema import ContainerState, ImageConfig, ImageName, MountType, ProcessIdentity
 from limpet.schema.command_line import choose_args
 from limpet.schema.cri import parse_container_config
+from limpet.testing import FakeStarter
 from tests.conftest import is_running, read_output, wait_until
 
 
@@ -42,6 +45,7 @@ def test_a_whole_life(engine: Engine) -> None:
     container.start()
     status = container.wait(20)
     assert (status.state, status.exit_code, status.reason, status.pid) == (ContainerState.EXITED, 3, "Error", 0)
+    assert not engine._runtime._bells, "who waits no more is forgotten"
     assert status.created_at <= status.started_at <= status.finished_at
     told = container.cri_status()
     assert (told.state, told.exit_code, told.reason) == ("CONTAINER_EXITED", 3, "Error")
@@ -59,6 +63,49 @@ def test_a_whole_life(engine: Engine) -> None:
     with pytest.raises(errors.NotFoundError):
         _ = container.status
     engine.get_sandbox("pod").delete()
+
+
+class Undying(FakeStarter):
+    """Its processes take no signal, as one does not that hangs in the kernel."""
+
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
+        return 1
+
+
+def test_a_stop_that_ends_nothing_is_over_after_a_while(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says which process hangs, and the container is what it was: nothing has ended."""
+    monkeypatch.setattr(patience, "_KILL_TIMEOUT_SECONDS", 0.2)
+    starter = Undying()
+    with Engine.open(state_dir, starter=starter) as engine:
+        container = make(engine, "x")
+        pid = container.start().pid
+        with pytest.raises(errors.InvalidStateError, match=rf"process {pid}, .* has not ended .* after SIGKILL"):
+            container.stop(0)
+        assert container.state is ContainerState.RUNNING
+        starter.end(container.id, 3)
+        assert container.wait(20).exit_code == 3
+
+
+def test_what_was_never_started_is_not_waited_for(engine: Engine) -> None:
+    """Nobody would see it end; nor is a time that is none a limit. Threads and tasks are told the same."""
+    container = make(engine, "true")
+    for wait in (container.wait, lambda timeout: asyncio.run(container.wait_async(timeout))):
+        with pytest.raises(errors.InvalidStateError, match="start it first"):
+            wait(0)
+        with pytest.raises(errors.InvalidInputError, match="seconds are needed"):
+            wait(-1)
+
+
+def test_a_link_that_comes_into_the_logs_path_is_not_followed(engine: Engine, tmp_path: Path) -> None:
+    """Nothing below the sandbox's log directory is: between create and start somebody has put one there."""
+    (tmp_path / "elsewhere/deeper").mkdir(parents=True)
+    engine.create_sandbox({"metadata": {"name": "p"}, "log_directory": str(tmp_path / "logs")}, id="pod")
+    container = make(engine, "true", log_path="below/deeper/out.log")
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    (tmp_path / "logs/below").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(errors.StartError, match="directories, not links"):
+        container.start()
+    assert os.listdir(tmp_path / "elsewhere/deeper") == []
 
 
 def test_an_end_has_the_time_at_which_it_was_seen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_a_bundle_of_ours_is_kept_without_what_a_kill_left(tmp_path: Path) -> No
 
 
 def test_what_stands_in_the_place_of_config_json_goes_with_the_bundle(tmp_path: Path) -> None:
-    """What cannot be unlinked is no reason to leave a bundle that the marker says is ours, and to say that it is gone."""
+    """What cannot be unlinked is no reason to leave a bundle that is ours by its marker, and to say that it is gone."""
     bundle = ContainerBundle(str(tmp_path / "one"), "one", "local")
     bundle.begin()
     (tmp_path / "one/config.json/below").mkdir(parents=True)

@@ -117,6 +117,7 @@ GROUPS = {
                 "test_a_renewal_puts_it_off_and_is_durable",
                 "test_a_clock_that_is_set_back_keeps_nothing_for_ever",
                 "test_a_clock_that_is_set_forward_ends_nothing_early",
+                "test_a_sandbox_that_expired_while_nobody_was_there_goes_at_the_next_opening",
             ),
             "tests/intent/test_restart.py",
             *_without(
@@ -160,7 +161,6 @@ GROUPS = {
             "tests/starters/test_registry.py",
             "tests/starters/test_private.py",
             "tests/engine/test_containers.py",
-            "tests/starters/test_seam.py",
         ),
     ),
     "keeper": Group(
@@ -181,8 +181,6 @@ GROUPS = {
                 "test_a_spare_that_was_killed_is_replaced",
                 "test_the_spare_ends_with_its_keeper",
             ),
-            "tests/starters/test_seam.py",
-            *_without("tests/starters/test_seam.py", "test_threads_are_bounded_and_none_is_left"),
             "tests/starters/test_keeper.py",
             *_without(
                 "tests/starters/test_keeper.py",
@@ -195,6 +193,8 @@ GROUPS = {
                 "test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole",
                 "test_a_keeper_that_was_stopped_goes_on_once_it_is_needed",
                 "test_the_keeper_is_killed_again_and_again",
+                "test_ends_are_witnessed_while_no_engine_lives[killed2]",
+                "test_ends_are_witnessed_while_no_engine_lives[killed3]",
                 "test_nothing_false_is_said_when_all_are_killed",
                 "test_nothing_stays_of_output_that_a_lost_keeper_had_copied",
                 "test_ctrl_c_cuts_no_step_in_two",

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from itertools import product
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_a_link_that_comes_into_the_logs_path_is_not_followed(engine: Engine, tm
     with pytest.raises(errors.StartError, match="directories, not links"):
         container.start()
     assert os.listdir(tmp_path / "elsewhere/deeper") == []
+
+
+def test_an_engine_whose_containers_run_on_sleeps(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel tells of ends: no thread looks by itself, and nothing is said of containers that nothing befalls."""
+
+    def count_waits() -> dict[str, int]:
+        counts = {}
+        for thread in os.listdir("/proc/self/task"):
+            told = Path(f"/proc/self/task/{thread}/status").read_text()
+            counts[thread] = int(told.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+        counts.pop(str(threading.get_native_id()))
+        return counts
+
+    make(engine, "sleep", "1000").start()
+    counts = [count_waits()]
+    while len(counts) < 5 and counts[-2:] != counts[-1:] * 2:
+        time.sleep(0.5)
+        counts.append(count_waits())
+    assert len(counts) < 5, counts
+    assert not caplog.records
 
 
 def test_an_end_has_the_time_at_which_it_was_seen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

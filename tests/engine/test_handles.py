@@ -1,5 +1,7 @@
 """What users do with containers and sandboxes beside running them: find, compare, remove, prune."""
 
+import gc
+import os
 import threading
 import time
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Container, Engine, Sandbox, errors
+from limpet.recovery.thread import Thread
 from limpet.schema import ContainerState
 from limpet.schema.layout import MARKER_FILE
 from tests.conftest import is_running
@@ -176,3 +179,22 @@ def test_history_and_backup(engine: Engine, pod: Sandbox, tmp_path: Path) -> Non
     with pytest.raises(errors.StoreError, match="null byte"):
         engine.back_up(str(tmp_path / "cut\0off"))
     assert not (tmp_path / "cut").exists()
+
+
+def test_an_engine_without_a_thread_to_watch_leaves_nothing_open(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what is wanting, and the next opening, with one, works."""
+
+    def fail(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    Engine.open(state_dir).close()
+    before = sorted(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", fail)
+        with pytest.raises(errors.ResourcesError, match="no thread"):
+            Engine.open(state_dir)
+    gc.collect()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    Engine.open(state_dir).close()

@@ -12,10 +12,9 @@ from msgspec.structs import replace
 
 from limpet import Store
 from limpet.engine import Container, Engine, errors
-from limpet.engine.inspection.check import check_state
-from limpet.schema import ContainerState, Status
-from limpet.schema.deadline import SET_BACK_NS, Deadline, DeadlineKind
-from limpet.schema.sandbox_status import SandboxStatus
+from limpet.engine.lifecycle.deadline import SET_BACK_NS, Deadline
+from limpet.recovery.thread import Thread
+from limpet.schema import ContainerState
 from tests.conftest import is_running, wait_until
 from tests.intent.test_restart import settle
 from tests.records import metadata, sandbox
@@ -75,6 +74,20 @@ def test_an_expired_one_is_not_restarted(engine: Engine) -> None:
     wait_until(lambda: container.status.released, "it to be released")
     settle(engine)
     assert len(engine.list()) == 1
+
+
+def test_an_expiry_that_nobody_would_see_to_is_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread is to be had, a renewal says so before anything is written."""
+
+    def fail(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    container = make(engine, "true")
+    monkeypatch.setattr(Thread, "start", fail)
+    for one in (container, engine.get_sandbox("pod")):
+        with pytest.raises(errors.ResourcesError, match="thread"):
+            one.renew(time.time_ns() + HOUR)
+    assert (container.status.expires_at, engine.store.sandbox_status("pod").expires_at) == (0, 0)
 
 
 def test_a_renewal_puts_it_off_and_is_durable(state_dir: str) -> None:

@@ -104,7 +104,9 @@ GROUPS = {
         ),
     ),
     "status": Group(
-        ("engine/lifecycle/cri_status.py",), 6, ("tests/engine/test_containers.py", "tests/engine/test_sandboxes.py")
+        ("engine/lifecycle/cri_status.py",),
+        6,
+        ("tests/starters/test_private.py", "tests/engine/test_containers.py", "tests/engine/test_sandboxes.py"),
     ),
     "restarts": Group(
         tuple(f"engine/lifecycle/{name}.py" for name in ("attempts", "deadline", "follow_ups", "prune", "timetable")),

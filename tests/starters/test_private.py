@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from limpet.engine import Container, Engine, errors
+from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.engine.starters import number_of_signal
 from limpet.engine.starters.process.accounts import RootAccounts
 from limpet.engine.starters.process.keeper.root import open_in_root
@@ -425,7 +426,9 @@ def test_the_cri_status_has_image_user_and_signal(engine: Engine, image: str) ->
     """As a kubelet expects them; before the bundle is made, the user's numbers of the config."""
     context = {"run_as_user": {"value": 7}, "run_as_group": {"value": 8}, "supplemental_groups": [9]}
     asked = ask(image, "true", stop_signal="SIGINT")
-    told = engine.add_container({**asked, "linux": {"security_context": context}}, "s").cri_status()
+    added = engine.add_container({**asked, "linux": {"security_context": context}}, "s")
+    assert to_cri_status(added.metadata, added.status).created_at == 1, "a kubelet refuses 0"
+    told = added.cri_status()
     assert told.image_id.startswith("sha256:")
     assert told.user is not None
     assert told.user.linux is not None

@@ -1,20 +1,23 @@
 """Restart policies on real processes: what is restarted, what is not, and what is left of the attempts."""
 
 import os
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from limpet.engine import Container, Engine, Sandbox, errors
-from limpet.engine.lifecycle.attempts import add_next
-from limpet.engine.starters import Launch, Prepared
+from limpet.engine import Container, Engine, Sandbox, Store, errors
+from limpet.engine.lifecycle.attempts import add_next, find_follower, find_place
+from limpet.recovery.intents import Place
 from limpet.schema import ContainerState
 from limpet.schema.sandbox_status import SandboxReason, stop_sandbox
 from limpet.testing import FakeStarter
 from tests.conftest import is_running, wait_until
+from tests.records import metadata, sandbox
 
 
 def make(engine: Engine, *command: str, name: str = "job", restart: str = "always", **fields: object) -> Container:
@@ -294,3 +297,21 @@ def test_all_outdated_attempts_go_whichever_is_looked_at_first(state_dir: str) -
         wait_until(lambda: list(attempts(engine)) == [6, 7], "the outdated ones to be deleted")
         settle(engine)
         assert list(attempts(engine)) == [6, 7]
+
+
+def test_a_damaged_attempt_makes_none_before_it_outdated(state_dir: str) -> None:
+    """Whether a policy has made it cannot be read: nothing is deleted, and no stop is passed on, on its word."""
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        first = replace(metadata("job"), restart_policy="always")
+        for number in range(3):
+            name = replace(first.config.metadata, attempt=number)
+            config = replace(first.config, metadata=name)
+            store.add(replace(first, id=f"job{number}", config=config, restart_count=number))
+        assert find_place(store, store.metadata("job0")) is Place.OUTDATED
+        assert find_follower(store, store.metadata("job0")) == "job1"
+    with closing(sqlite3.connect(f"{state_dir}/store.db", isolation_level=None)) as raw:
+        raw.execute("UPDATE container SET log_path = 'x' WHERE id = 'job1'")
+    with Store.open(state_dir) as store:
+        assert find_place(store, store.metadata("job0")) is Place.FOLLOWED
+        assert find_follower(store, store.metadata("job0")) is None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from limpet.engine.starters.process.keeper.log import Log
 from limpet.testing import open_descriptors
 from tests.campaigns.sizes import Size
 from tests.conftest import DEADLINE_SECONDS, wait_until
@@ -155,6 +156,18 @@ def make_fifo(log: Path, outside: Path) -> None:
 
 def make_device(log: Path, outside: Path) -> None:
     os.mknod(log, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+
+
+def test_a_line_that_another_has_not_ended_is_ended_first(tmp_path: Path) -> None:
+    """Of a log that nothing is known of, the last line may be half: what comes is a line of its own."""
+    (tmp_path / "c.log").write_bytes(b"half")
+    note = os.open(tmp_path / "note", os.O_RDWR | os.O_CREAT, 0o600)
+    log = Log(os.open(tmp_path, os.O_PATH), note, "c.log", 0, 0)
+    assert log.open() == b""
+    log.note()
+    log.append([b"whole", b"\n"])
+    assert (tmp_path / "c.log").read_bytes() == b"half\nwhole\n"
+    log.end()
 
 
 @pytest.mark.parametrize("swap", [make_link, make_name, make_fifo, make_device])

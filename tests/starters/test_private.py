@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import pytest
 from limpet.engine import Container, Engine, errors
 from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.engine.starters import number_of_signal
+from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.process.accounts import RootAccounts
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.engine.starters.process.starter import ProcessStarter
+from limpet.engine.starters.signals import to_cri_signal
 from limpet.engine.starters.users import Rights, choose_user
 from limpet.schema import ImageConfig
 from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_container_config
@@ -435,3 +439,53 @@ def test_the_cri_status_has_image_user_and_signal(engine: Engine, image: str) ->
     assert (told.user.linux.uid, told.user.linux.gid, told.user.linux.supplemental_groups) == (7, 8, (9,))
     assert told.stop_signal is Signal.SIGINT
     assert signal.Signals[told.stop_signal.value] == signal.SIGINT
+
+
+def test_each_real_time_signal_has_one_name_of_the_cri() -> None:
+    """SIGRTMIN+15 is followed by SIGRTMAX-14; from each name its number is found again."""
+    for number in range(34, 65):
+        assert number_of_signal(to_cri_signal(str(number)).value) == number
+    assert [to_cri_signal(each).value for each in ("49", "50")] == ["SIGRTMINPLUS15", "SIGRTMAXMINUS14"]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"a": 7}, {7: "a"}, {"a": "\ud800"}, {"\ud800": "a"}, {"": "a"}, {"a=b": "c"}, {"a": "\0"}], ids=repr
+)
+def test_secrets_that_no_environment_holds_are_refused(bad: dict[Any, Any]) -> None:
+    """With the name and never with the value; bytes that are no text are held."""
+    with pytest.raises(errors.InvalidInputError, match="secret_env"):
+        require_secrets(bad)
+    assert require_secrets({"a": "\udcff"}) == {"a": "\udcff"}
+
+
+@as_root
+@pytest.mark.parametrize(("propagation", "told"), [("shared", "shared:"), ("private", "")])
+def test_whether_a_mount_is_shared_is_read_of_the_very_mount(tmp_path: Path, propagation: str, told: str) -> None:
+    """Not of another one; a path that is none has none, and no descriptor stays."""
+    script = (
+        "import os, sys; from limpet.engine.starters.propagation import read_propagation\n"
+        "fds = os.listdir('/proc/self/fd')\n"
+        "print(read_propagation('/'), read_propagation(sys.argv[1]), sep='|')\n"
+        "assert read_propagation('/no/such') is read_propagation('a\\0b') is None\n"
+        "assert os.listdir('/proc/self/fd') == fds\n"
+    )
+    mount = f'mount -t tmpfs none "$0"; mount --make-{propagation} "$0"; exec "$@"'
+    other = "private" if propagation == "shared" else "shared"
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        other,
+        "sh",
+        "-c",
+        mount,
+        str(tmp_path),
+        sys.executable,
+        "-c",
+        script,
+    ]
+    ran = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60)
+    root, mounted = ran.stdout.strip().split("|")
+    assert mounted.startswith(told)
+    assert bool(mounted) == bool(told)
+    assert root.startswith("shared:") != bool(told)

@@ -162,7 +162,8 @@ GROUPS = {
         (
             "tests/starters/test_registry.py",
             "tests/starters/test_private.py",
-            "tests/engine/test_handles.py",
+            "tests/starters/test_adoption.py",
+            "tests/engine/test_containers.py",
         ),
     ),
     "keeper": Group(
@@ -177,7 +178,31 @@ GROUPS = {
         (
             "tests/starters/test_keeper_anew.py",
             "tests/starters/test_private.py",
-            "tests/engine/test_handles.py",
+            "tests/starters/test_spare.py",
+            *_without(
+                "tests/starters/test_spare.py",
+                "test_a_spare_that_was_killed_is_replaced",
+                "test_the_spare_ends_with_its_keeper",
+            ),
+            "tests/starters/test_keeper.py",
+            *_without(
+                "tests/starters/test_keeper.py",
+                "test_the_keeper_is_small_and_ends_when_nothing_is_left",
+                "test_a_start_that_all_keepers_leave_is_told_by_its_process",
+                "test_only_a_parent_vouches_for_a_process",
+                "test_a_stop_is_finished_by_the_next_engine",
+                "test_a_gate_that_dies_or_hangs_is_no_start",
+                "test_an_anchor_that_was_stopped_takes_over",
+                "test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole",
+                "test_a_keeper_that_was_stopped_goes_on_once_it_is_needed",
+                "test_the_keeper_is_killed_again_and_again",
+                "test_ends_are_witnessed_while_no_engine_lives[killed2]",
+                "test_ends_are_witnessed_while_no_engine_lives[killed3]",
+                "test_nothing_false_is_said_when_all_are_killed",
+                "test_nothing_stays_of_output_that_a_lost_keeper_had_copied",
+                "test_ctrl_c_cuts_no_step_in_two",
+                "test_tasks_wait_without_a_thread",
+            ),
         ),
     ),
 }  # fmt: skip

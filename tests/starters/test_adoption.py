@@ -1,5 +1,6 @@
 """A process that was started before is held by a pidfd, or it is said why not; no descriptor is left behind."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -56,3 +57,17 @@ def test_the_last_descriptors_are_not_taken(identity: ProcessIdentity) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     os.close(adopt_process(identity, lambda _: ""))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_what_cannot_be_held_for_want_of_something_is_not_gone(
+    identity: ProcessIdentity, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Others may take the last descriptor meanwhile: nothing is said of the process then."""
+
+    def fail(pid: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", fail)
+    with pytest.raises(errors.ResourcesError, match=os.strerror(number)):
+        adopt_process(identity, lambda _: "")

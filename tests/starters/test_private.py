@@ -463,11 +463,13 @@ def test_secrets_that_no_environment_holds_are_refused(bad: dict[Any, Any]) -> N
 def test_whether_a_mount_is_shared_is_read_of_the_very_mount(tmp_path: Path, propagation: str, told: str) -> None:
     """Not of another one; a path that is none has none, and no descriptor stays."""
     script = (
-        "import os, sys; from limpet.engine.starters.propagation import read_propagation\n"
+        "import os, signal, sys; from limpet.engine.starters.propagation import read_propagation\n"
         "fds = os.listdir('/proc/self/fd')\n"
         "print(read_propagation('/'), read_propagation(sys.argv[1]), sep='|')\n"
         "assert read_propagation('/no/such') is read_propagation('a\\0b') is None\n"
         "assert os.listdir('/proc/self/fd') == fds\n"
+        "os.mkfifo(sys.argv[1] + '/fifo'); signal.alarm(10)\n"
+        "assert read_propagation(sys.argv[1] + '/fifo') == read_propagation(sys.argv[1])\n"
     )
     mount = f'mount -t tmpfs none "$0"; mount --make-{propagation} "$0"; exec "$@"'
     other = "private" if propagation == "shared" else "shared"

@@ -12,9 +12,11 @@ from msgspec.structs import replace
 
 from limpet import Store
 from limpet.engine import Container, Engine, errors
-from limpet.engine.lifecycle.deadline import SET_BACK_NS, Deadline
+from limpet.engine.inspection.check import check_state
 from limpet.recovery.thread import Thread
-from limpet.schema import ContainerState
+from limpet.schema import ContainerState, Status
+from limpet.schema.deadline import SET_BACK_NS, Deadline, DeadlineKind
+from limpet.schema.sandbox_status import SandboxStatus
 from tests.conftest import is_running, wait_until
 from tests.intent.test_restart import settle
 from tests.records import metadata, sandbox

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from limpet.engine import Container, Engine, Sandbox, Store, errors
 from limpet.engine.lifecycle.attempts import add_next, find_follower, find_place
+from limpet.engine.starters import Launch, Prepared
 from limpet.recovery.intents import Place
 from limpet.schema import ContainerState
 from limpet.schema.sandbox_status import SandboxReason, stop_sandbox

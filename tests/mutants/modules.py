@@ -41,7 +41,12 @@ GROUPS = {
         ),
     ),
     "store": Group(
-        tuple(f"engine/store/{name}.py" for name in ("draft", "listing", "record", "rows", "sandboxes", "store")),
+        tuple(
+            f"engine/store/{name}.py"
+            for name in (
+                "deadlines", "doubt", "draft", "listing", "memory", "record", "rows", "sandboxes", "store",
+            )
+        ),
         12,
         (
             "tests/store/test_laws.py",
@@ -109,7 +114,7 @@ GROUPS = {
         ("tests/starters/test_private.py", "tests/engine/test_containers.py", "tests/engine/test_sandboxes.py"),
     ),
     "restarts": Group(
-        tuple(f"engine/lifecycle/{name}.py" for name in ("attempts", "deadline", "follow_ups", "prune", "timetable")),
+        tuple(f"engine/lifecycle/{name}.py" for name in ("attempts", "follow_ups", "prune", "timetable")),
         8,
         (
             "tests/intent/test_timetable.py",

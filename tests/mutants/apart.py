@@ -26,7 +26,7 @@ for at in $(awk '$5 ~ "^/sys/fs/cgroup" { print $5 }' /proc/self/mountinfo | sor
     mount -o remount,bind,ro "$at"
 done
 mount -o remount,bind,ro /
-timeout 30 "$@" || { failed=$?; [ $failed != 124 ] || echo timed out after 30 s; exit $failed; }
+timeout "$0" "$@" || { failed=$?; [ $failed != 124 ] || echo "timed out after $0 s"; exit $failed; }
 """
 
 
@@ -53,6 +53,18 @@ def pytest(tests: Sequence[str]) -> list[str]:
     return [f"{ROOT}/.venv/bin/pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
 
 
-def alone(*command: str) -> list[str]:
-    """Return the command that does it apart from all else, and fails after half a minute."""
-    return ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", _ALONE, "sh", *command]
+def alone(*command: str, seconds: int = 30) -> list[str]:
+    """Return the command that does it apart from all else, and fails after so many seconds."""
+    return [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-c",
+        _ALONE,
+        str(seconds),
+        *command,
+    ]

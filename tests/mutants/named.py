@@ -92,7 +92,7 @@ NAMED = {
 def is_killed(named: Named) -> bool:
     """Say whether its tests fail, and pass without it."""
     with copied() as copy:
-        trial = in_copy(copy, *alone(*pytest(named.tests)))
+        trial = in_copy(copy, *alone(*pytest(named.tests), seconds=90))
         subprocess.run(trial, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         path = copy / named.path
         source = path.read_text()

@@ -205,7 +205,9 @@ class Watcher:
         when = time.monotonic() + seconds
         with self._lock:
             before = self._kills.get(container_id)
-            self._kills[container_id] = _Kill(identity, min(when, before.when) if before else when, starter)
+            if before is not None and before.identity == identity:
+                when = min(when, before.when)
+            self._kills[container_id] = _Kill(identity, when, starter)
         self._wake()
 
     def close(self) -> None:
@@ -476,11 +478,23 @@ class Watcher:
             for key in due:
                 del self._kills[key]
         for key, kill in due.items():
+            if not self._is_still_of(key, kill.identity):
+                continue
             try:
                 kill.starter.signal(key, kill.identity, signal.SIGKILL)
             except LimpetError as error:
                 _log.warning("container %s cannot be killed now: %s", key, error)
                 self.kill_at(key, kill.identity, _RETRY_SECONDS, kill.starter)
+
+    def _is_still_of(self, container_id: str, identity: ProcessIdentity) -> bool:
+        """Say whether a container is the one that had this process: it may be deleted, and another have its id."""
+        try:
+            found = self._store.status(container_id).identity
+        except NotFoundError:
+            return False
+        except LimpetError:  # it cannot be read: the starter looks whose process it is
+            return True
+        return found is None or found == identity  # none: its record is damaged
 
 
 def _end(watch: _Watch, status: Status) -> Status:

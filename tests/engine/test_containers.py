@@ -236,6 +236,22 @@ def test_the_group_ends_with_its_leader(engine: Engine) -> None:
     wait_until(lambda: not is_running(child), "the child to be ended")
 
 
+def test_a_stop_kills_no_later_container_with_its_id(engine: Engine) -> None:
+    """One ends long before the time of its stop, is removed and made anew: what was to kill the old one spares it."""
+    engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod")
+    old = engine.create_container(config("one", "sleep", "1000"), "pod", id="one").start().identity
+    assert old is not None
+    stopped = engine.get("one")
+    stopped.stop(0.3)
+    stopped.remove()
+    container = engine.create_container(config("one", "sleep", "1000"), "pod", id="one")
+    assert container.start().state is ContainerState.RUNNING
+    assert engine.starter.signal("one", old, signal.SIGKILL) == 0
+    with pytest.raises(errors.WaitTimeoutError):
+        container.wait(0.6)
+    container.stop(0)
+
+
 def test_stop_sends_the_stop_signal_then_kills(engine: Engine) -> None:
     """The config's stop signal is sent first; who ignores it is killed after the timeout."""
     polite = make(

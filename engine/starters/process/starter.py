@@ -241,7 +241,8 @@ class ProcessStarter:
         Where no keeper knows the container, to the group of its first process. Raises UnsupportedError for a process
         that may not be signalled.
         """
-        answer = self._keeper.ask({"op": "signal", "id": container_id, "number": number, "session": only_session})
+        request: Message = {"op": "signal", "id": container_id, "number": number, "session": only_session}
+        answer = self._keeper.ask(request | {"pid": identity.pid, "start": identity.start_ticks})
         if answer is not None and "left" in answer:
             left: int = answer["left"]
             return left

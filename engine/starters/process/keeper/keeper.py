@@ -302,7 +302,7 @@ class Keeper:
         known = self._containers.get(request["id"])
         if request["id"] in self._unadopted:
             raise BlockingIOError(f"container {request['id']} cannot be looked at yet")
-        if known is None:
+        if known is None or not _is_meant(request, known):
             if request["op"] == "release":
                 self._copies.give_up(request["id"])
             return {"unknown": True, "copying": self._copies.is_copying(request["id"])}, ()
@@ -780,6 +780,11 @@ class Keeper:
             "containers": [self._containers[key].describe() for key in keys[:_PAGE]],
             "more": len(keys) > _PAGE,
         }
+
+
+def _is_meant(request: Message, container: Container) -> bool:
+    """Say whether a request means this container: one that names a process may mean another that had its id."""
+    return "pid" not in request or (request["pid"], request["start"]) == (container.pid, container.start_ticks)
 
 
 def _find_group(container: Container, members: Iterable[int]) -> set[int]:

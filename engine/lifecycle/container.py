@@ -454,6 +454,10 @@ class Container:
     def remove_bundle(self) -> None:
         """Remove what is on disk of a container that is released or was never created. May be repeated."""
         self._starter.release(self.id)
+        self.remove_files()
+
+    def remove_files(self) -> None:
+        """Do the same where its starter has released it."""
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 

@@ -8,6 +8,8 @@ from msgspec.structs import replace
 
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.starters import Starter
+from limpet.engine.starters.abilities import Plural
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.restart import RestartKind
 from limpet.schema.status import Status
@@ -32,7 +34,8 @@ def remove_ended(runtime: Runtime, containers: Iterable[Container]) -> set[str]:
 
 def _remove(runtime: Runtime, containers: Sequence[Container]) -> set[str]:
     runtime.step(lambda: _mark_released(runtime, containers))
-    cleared = [one for one in containers if _clear(one)]
+    cleared = runtime.step(lambda: _clear_many(runtime, containers))
+    cleared += [one for one in containers if one not in cleared and _clear(one)]
     return runtime.step(lambda: _forget(runtime, cleared))
 
 
@@ -54,6 +57,28 @@ def _mark_released(runtime: Runtime, containers: Sequence[Container]) -> None:
                 status = draft.status(container.id)
                 if _is_over(status) and not status.released:
                     draft.replace(container.id, replace(status, released=True))
+
+
+def _clear_many(runtime: Runtime, containers: Sequence[Container]) -> "list[Container]":
+    """Remove the bundles of those of which nothing is left, and that nobody else is amid a step of; return these."""
+    cleared = []
+    with runtime.exclusive_of_many(one.id for one in containers) as mine:
+        found: dict[int, tuple[Starter, dict[str, Container]]] = {}
+        for one in containers:
+            with suppress(LimpetError):
+                starter = runtime.starter_of(one.id)
+                if one.id in mine and _is_released(runtime, one):
+                    found.setdefault(id(starter), (starter, {}))[1][one.id] = one
+        for starter, group in found.values():
+            for key in starter.release_many(list(group)) if isinstance(starter, Plural) else ():
+                with suppress(LimpetError):
+                    group[key].remove_files()
+                    cleared.append(group[key])
+    return cleared
+
+
+def _is_released(runtime: Runtime, container: Container) -> bool:
+    return container.status.released and _is_over(container.status) and not runtime.store.is_damaged(container.id)
 
 
 def _clear(container: Container) -> bool:

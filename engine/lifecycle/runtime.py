@@ -5,8 +5,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -105,16 +105,37 @@ class Runtime:
     @contextmanager
     def exclusive_directory(self, name: str) -> Iterator[None]:
         """Do the same for the container or sandbox whose directory has this name, or would have it."""
+        with self._lock_of(name), self._hold():
+            yield
+
+    @contextmanager
+    def exclusive_of_many(self, owner_ids: Iterable[str]) -> Iterator[Collection[str]]:
+        """Do the same for many of which nobody else is amid a step; yield which these are. Nobody is waited for."""
+        with ExitStack() as stack:
+            mine = []
+            for key in owner_ids:
+                lock = self._lock_of(file_name(key))
+                if lock.acquire(blocking=False):
+                    stack.callback(lock.release)
+                    mine.append(key)
+            with self._hold():
+                yield frozenset(mine)
+
+    def _lock_of(self, name: str) -> "threading.RLock":
         with self._guard:
             lock = self._steps.get(name)
             if lock is None:
                 lock = self._steps[name] = threading.RLock()
-        with lock:
-            self._holding.depth = getattr(self._holding, "depth", 0) + 1
-            try:
-                yield
-            finally:
-                self._holding.depth -= 1
+            return lock
+
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        """Note that this thread is amid a step."""
+        self._holding.depth = getattr(self._holding, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._holding.depth -= 1
 
     def step(self, step: Callable[[], _T], undo: Callable[[_T], object] | None = None) -> _T:
         """Run a step of a container or sandbox whole (`run_whole`); within `exclusive`, on the thread that holds it.

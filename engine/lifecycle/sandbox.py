@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,7 @@ from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status
 from limpet.engine.lifecycle.patience import require_seconds
 from limpet.engine.lifecycle.removal import remove_ended
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.lifecycle.stops import carry_out_stops, finish_stops, try_each
 from limpet.engine.starters.abilities import Furnisher
 from limpet.engine.store import Draft
 from limpet.schema.cri import PodSandboxStatus
@@ -135,7 +136,7 @@ class Sandbox:
 
     def _stop(self, timeout: float) -> list[LimpetError]:
         begun, problems = self.begin_stop(timeout)
-        problems = [*problems, *_try_each(lambda container: container.finish_stop(begun[container]), begun)]
+        problems = [*problems, *finish_stops(self._runtime, begun)]
         if not problems:
             with self._runtime.exclusive(self.id):
                 self._try_to_vacate()
@@ -227,14 +228,15 @@ class Sandbox:
         return self._runtime.step(lambda: self._begin_stop(timeout))
 
     def _begin_stop(self, timeout: float) -> tuple[Mapping[Container, Status], Sequence[LimpetError]]:
-        begun: dict[Container, Status] = {}
         asked = self._write_stop(timeout)
+        containers = self.containers()
+        begun = carry_out_stops(self._runtime, [one for one in containers if one.id in asked], timeout)
 
         def begin(container: Container) -> None:
             act = container.carry_out_stop if container.id in asked else container.begin_stop
             begun[container] = act(timeout)
 
-        problems = _try_each(begin, self.containers())
+        problems = try_each(begin, [one for one in containers if one not in begun])
         return begun, problems
 
     def renew(self, expires_at: int) -> SandboxStatus:
@@ -290,7 +292,7 @@ class Sandbox:
         else:
             self.end()
         left = self.remove_ended()
-        problems = _try_each(lambda one: one.remove(force=force, timeout=timeout), left)
+        problems = try_each(lambda one: one.remove(force=force, timeout=timeout), left)
         tell_problems(self.id, "removed", problems)
         return self.delete()
 
@@ -344,16 +346,3 @@ def _is_wanted(status: Status, *, is_ready: bool) -> bool:
     if status.unknown or status.state is ContainerState.RUNNING:
         return True
     return is_ready and not status.finished_at and not status.released
-
-
-def _try_each(act: Callable[[Container], object], containers: Iterable[Container]) -> list[LimpetError]:
-    """Do it to each container, and return what kept it from some. One that is deleted meanwhile is none of those."""
-    problems = []
-    for container in containers:
-        try:
-            act(container)
-        except NotFoundError:
-            continue
-        except LimpetError as error:
-            problems.append(error)
-    return problems

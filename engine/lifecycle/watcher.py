@@ -7,20 +7,21 @@ starter reap. It never waits for the disk: while an end cannot be written, the c
 
 import errno
 import logging
+import math
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from limpet.engine.starters import Exit, Starter
-from limpet.engine.starters.abilities import Monitored
+from limpet.engine.starters.abilities import Monitored, Plural
 from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import has_ended, observe_process
@@ -86,10 +87,14 @@ class _Watch:
 class _Kill(NamedTuple):
     """What is left of a container is to be killed."""
 
+    container_id: str
     identity: ProcessIdentity
     when: float
     """In seconds of the monotonic clock."""
     starter: Starter
+
+
+_One = TypeVar("_One", _Watch, _Kill)
 
 
 class _Recording(Request):
@@ -143,6 +148,8 @@ class Watcher:
         self._by_pidfd: dict[int, _Watch] = {}
         self._by_monitor: dict[int, _Watch] = {}
         self._kills: dict[str, _Kill] = {}
+        self._next_kill = math.inf
+        """When the first of them is due, or was: there may be none by now."""
         self._recordings: list[_Recording] = []
         self._done: SimpleQueue[_Recording] = SimpleQueue()
         self._is_closing = False
@@ -202,13 +209,20 @@ class Watcher:
 
     def kill_at(self, container_id: str, identity: ProcessIdentity, seconds: float, starter: Starter) -> None:
         """Have all that is left of a container ended by SIGKILL in so many seconds; the earliest time stands."""
-        when = time.monotonic() + seconds
+        self.kill_many_at({container_id: identity}, seconds, starter)
+
+    def kill_many_at(self, identities: Mapping[str, ProcessIdentity], seconds: float, starter: Starter) -> None:
+        """Do the same for many containers."""
+        at = time.monotonic() + seconds
         with self._lock:
-            before = self._kills.get(container_id)
-            if before is not None and before.identity == identity:
-                when = min(when, before.when)
-            self._kills[container_id] = _Kill(identity, when, starter)
-        self._wake()
+            for key, identity in identities.items():
+                before = self._kills.get(key)
+                when = min(at, before.when) if before is not None and before.identity == identity else at
+                self._kills[key] = _Kill(key, identity, when, starter)
+            is_next = at < self._next_kill
+            self._next_kill = min(at, self._next_kill)
+        if is_next:
+            self._wake()
 
     def close(self) -> None:
         """Stop watching. The containers run on; recovery finds what has not been written down. May be repeated."""
@@ -289,23 +303,25 @@ class Watcher:
         now = time.monotonic()
         with self._lock:
             due = [watch.due for watch in self._attended.values() if watch.is_polled]
-            due += [kill.when for kill in self._kills.values()]
+            due += [self._next_kill]
             due += [watch.alone_at for watch in self._attended.values() if watch.alone_at]
         due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
-        return max(0.0, min(due) - now) if due else -1
+        return max(0.0, first - now) if (first := min(due)) < math.inf else -1
 
     def _look(self, ready: Sequence[tuple[int, int]]) -> None:
         now = time.monotonic()
+        ended = []
         for descriptor, _ in ready:
             if descriptor == self._wake_read:
                 with suppress(BlockingIOError):
                     os.read(descriptor, 4096)
             elif (watch := self._by_pidfd.get(descriptor)) is not None:
-                self._notice(watch)
+                ended.append(watch)
             elif (watch := self._by_monitor.get(descriptor)) is not None:
                 self._leave_monitor(watch)
                 watch.alone_at = now + _ALONE_SECONDS
                 self._attend(watch)
+        self._notice(ended)
         with self._lock:
             polled = [one for one in self._attended.values() if one.is_polled and one.due <= now]
         self._has_descriptors = True
@@ -317,8 +333,8 @@ class Watcher:
             if not watch.noticed_at:
                 watch.due = max(watch.due, next_look)
         with self._lock:
-            ended = [one for one in self._attended.values() if one.exit is not None and not one.is_told]
-        self._record(ended)
+            known = [one for one in self._attended.values() if one.exit is not None and not one.is_told]
+        self._record(known)
         self._finish_recordings()
         self._kill_overdue(now)
         self._tell_alone(now)
@@ -353,13 +369,15 @@ class Watcher:
             with suppress(RuntimeError):  # no thread to be had: the next recovery tells
                 thread.start()
 
-    def _notice(self, watch: _Watch) -> None:
-        """Take note that a process has ended, by its pidfd; from here on it is asked how, until that is known."""
-        watch.noticed_at = time.time_ns()
-        self._attend(watch)
-        with suppress(OSError):
-            self._epoll.unregister(watch.pidfd)
-        self._ask(watch)
+    def _notice(self, watches: Sequence[_Watch]) -> None:
+        """Take note that processes have ended, by their pidfds; from here on each is asked how, until that is known."""
+        for watch in watches:
+            watch.noticed_at = time.time_ns()
+            self._attend(watch)
+            with suppress(OSError):
+                self._epoll.unregister(watch.pidfd)
+        for watch in self._ask_many(watches) if len(watches) > 1 else watches:
+            self._ask(watch)
 
     def _look_at(self, watch: _Watch) -> None:
         """Find out whether a process that no pidfd tells of has ended; watch it by pidfd again where that works."""
@@ -388,6 +406,17 @@ class Watcher:
         except LimpetError:
             return False  # looked at again
         return observe_process(watch.identity)[0] in _OVER  # with one of those that are kept for looks
+
+    def _ask_many(self, watches: Sequence[_Watch]) -> "list[_Watch]":
+        """Ask how processes have ended, those of a starter at once; return those that are to be asked one by one."""
+        for starter, group in _by_starter(watches):
+            if not isinstance(starter, Plural):
+                continue
+            with suppress(LimpetError):
+                exits = starter.read_exits({one.container_id: (one.identity, one.pidfd) for one in group})
+                for watch in group:
+                    watch.exit = exits.get(watch.container_id)
+        return [one for one in watches if one.exit is None]
 
     def _ask(self, watch: _Watch) -> None:
         try:
@@ -452,9 +481,9 @@ class Watcher:
             watch.is_told = False
             watch.due = time.monotonic() + _RETRY_SECONDS
         if written:
-            for starter in {id(watch.starter): watch.starter for watch in written}.values():
+            for starter, group in _by_starter(written):
                 with suppress(LimpetError):  # the keeper keeps them for longer, then
-                    starter.forget_exits([watch.container_id for watch in written if watch.starter is starter])
+                    starter.forget_exits([watch.container_id for watch in group])
         with self._lock:
             for watch in written:
                 self._watches.pop(watch.container_id, None)
@@ -473,18 +502,28 @@ class Watcher:
             self._store.doubt(watch.container_id, (Reason.UNVERIFIED, message))
 
     def _kill_overdue(self, now: float) -> None:
+        if now < self._next_kill:
+            return
         with self._lock:
-            due = {key: kill for key, kill in self._kills.items() if kill.when <= now}
-            for key in due:
-                del self._kills[key]
-        for key, kill in due.items():
-            if not self._is_still_of(key, kill.identity):
-                continue
-            try:
-                kill.starter.signal(key, kill.identity, signal.SIGKILL)
-            except LimpetError as error:
-                _log.warning("container %s cannot be killed now: %s", key, error)
-                self.kill_at(key, kill.identity, _RETRY_SECONDS, kill.starter)
+            due = [kill for kill in self._kills.values() if kill.when <= now]
+            for kill in due:
+                del self._kills[kill.container_id]
+            self._next_kill = min((kill.when for kill in self._kills.values()), default=math.inf)
+        kills = [kill for kill in due if self._is_still_of(kill.container_id, kill.identity)]
+        killed: set[str] = set()
+        for starter, group in _by_starter(kills) if len(kills) > 1 else ():
+            if isinstance(starter, Plural):
+                killed.update(starter.signal_many({one.container_id: one.identity for one in group}, signal.SIGKILL))
+        for kill in kills:
+            if kill.container_id not in killed:
+                self._kill(kill)
+
+    def _kill(self, kill: _Kill) -> None:
+        try:
+            kill.starter.signal(kill.container_id, kill.identity, signal.SIGKILL)
+        except LimpetError as error:
+            _log.warning("container %s cannot be killed now: %s", kill.container_id, error)
+            self.kill_at(kill.container_id, kill.identity, _RETRY_SECONDS, kill.starter)
 
     def _is_still_of(self, container_id: str, identity: ProcessIdentity) -> bool:
         """Say whether a container is the one that had this process: it may be deleted, and another have its id."""
@@ -495,6 +534,14 @@ class Watcher:
         except LimpetError:  # it cannot be read: the starter looks whose process it is
             return True
         return found is None or found == identity  # none: its record is damaged
+
+
+def _by_starter(ones: Iterable[_One]) -> "list[tuple[Starter, list[_One]]]":
+    """Return the watches, or kills, of each starter."""
+    found: dict[int, tuple[Starter, list[_One]]] = {}
+    for one in ones:
+        found.setdefault(id(one.starter), (one.starter, []))[1].append(one)
+    return list(found.values())
 
 
 def _end(watch: _Watch, status: Status) -> Status:

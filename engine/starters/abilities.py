@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from limpet.engine.starters.contract import Starter
+from limpet.engine.starters.contract import Exit, Starter
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import UnsupportedError
 from limpet.schema.identity import ProcessIdentity
@@ -182,6 +182,23 @@ class Limiter(Protocol):
 
     def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
         """Put these limits into force in place of all before. Raises InvalidInputError for what the host refuses."""
+
+
+@runtime_checkable
+class Plural(Starter, Protocol):
+    """Does for many containers at once what a starter does for one.
+
+    What it leaves out of its answer is to be asked for one by one, which tells what is in the way.
+    """
+
+    def signal_many(self, identities: Mapping[str, ProcessIdentity], number: int) -> Mapping[str, int]:
+        """Send a signal to all processes of these containers, 0 to none; return how many each has."""
+
+    def read_exits(self, ended: Mapping[str, tuple[ProcessIdentity, int]]) -> Mapping[str, Exit | None]:
+        """Return how processes ended that have ended, each with its pidfd: see `Starter.read_exit`."""
+
+    def release_many(self, container_ids: Sequence[str]) -> Collection[str]:
+        """End what is left of these containers, and free what is kept for them; return those for which that is done."""
 
 
 @runtime_checkable

@@ -209,6 +209,7 @@ def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_di
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: not is_running(first), "the keeper to end")
     wait_until(is_shown, "the next one to be shown")
+    container.stop(0)
 
 
 def test_a_keeper_that_was_stopped_goes_on_once_it_is_needed(engine: Engine, state_dir: str) -> None:

@@ -17,17 +17,19 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, LOCK, SOCKET
-from limpet.engine.starters.process.keeper.messages import VERSION, Message, read_peer, receive, send
+from limpet.engine.starters.process.keeper.messages import LONGEST, VERSION, Message, encode, read_peer, receive, send
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.durable import make_directory
 from limpet.recovery.host import open_pidfd, read_pid_namespace, wait_for_end, wait_readable
 from limpet.schema.errors import KeeperError, quote_path
 
 _log = logging.getLogger("limpet.starter")
+_T = TypeVar("_T")
 
 ANSWER_TIMEOUT_SECONDS = 10.0
 _PATIENCE_SECONDS = 1.0
@@ -39,6 +41,12 @@ _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PATH": "/usr/local/sbin:/usr/local/bin:/us
 _UNBLOCKABLE = {signal.SIGKILL, signal.SIGSTOP}
 _LONGEST_COMPLAINT = 4096
 _FIRST_FREE = 10
+_KNOWS_MANY = 2
+"""The first version of a keeper that can be asked about many containers at once."""
+_MANY = 128
+_LONGEST_MANY = LONGEST // 2
+_LONGEST_LIST = 1 << 18
+"""Of a keeper of version 1, which does not see to it that its list fits into a message."""
 
 
 class KeeperGoneError(KeeperError):
@@ -55,6 +63,8 @@ class Connection:
     def __init__(self, link: socket.socket, directory: str) -> None:
         self._link = link
         self._directory = directory
+        self.version = 0
+        """Of the keeper."""
         self._timeout = 0.0
         self._unread = 0
         """Answers that are still to come, and are not waited for."""
@@ -71,9 +81,9 @@ class Connection:
         """Return the answer to what was told it before, as `ask` does."""
         try:
             for _ in range(self._unread):
-                self._receive()
+                self._receive(LONGEST)
             self._unread = 0
-            answer, given = self._receive()
+            answer, given = self._receive(_LONGEST_LIST if message["op"] == "list" else LONGEST)
         except BlockingIOError as error:
             raise KeeperError(
                 f"the keeper has not answered {message['op']!r} for {ANSWER_TIMEOUT_SECONDS:g} s"
@@ -88,10 +98,10 @@ class Connection:
             raise KeeperError(answer["error"])
         return answer, given
 
-    def _receive(self) -> tuple[Message | None, list[int]]:
+    def _receive(self, most: int) -> tuple[Message | None, list[int]]:
         if not wait_readable(self._link.fileno(), _PATIENCE_SECONDS):
             self._let_go_on()
-        return receive(self._link)
+        return receive(self._link, most)
 
     def _let_go_on(self) -> None:
         """Continue a keeper that was stopped, by a container of root's or by a person: nobody else would.
@@ -217,6 +227,21 @@ class KeeperClient:
                 self.forget_connections()
         raise KeeperError(f"the keeper in {self._directory} ends whenever it is asked for {message['op']!r}")
 
+    def ask_for_many(self, message: Message, many: Sequence[Message]) -> "list[Message]":
+        """Return the answers to a request about many containers, as far as they can be had: in order, and perhaps none.
+
+        The rest is to be asked one by one, which tells what is in the way.
+        """
+        answers: list[Message] = []
+        with suppress(KeeperError), self.connection(begin=False) as connection:
+            while connection is not None and connection.version >= _KNOWS_MANY and len(answers) < len(many):
+                rest = next(portions(many[len(answers) :]))
+                told = connection.ask(message | {"many": rest})[0]["answers"]
+                if not told:
+                    break
+                answers += told
+        return answers
+
     def tell(self, message: Message) -> None:
         """Send what has no answer; nothing happens if there is no keeper. Raises KeeperError."""
         for _ in range(3):
@@ -287,6 +312,7 @@ class KeeperClient:
                 f"the keeper in {quote_path(self._directory)} lives in pid namespace {answer['pid_namespace']}, this is"
                 f" {here}; its containers can be looked after from there only"
             )
+        connection.version = answer["version"]
         self.keeper_pid, self._anchor_pid = answer["pid"], answer["anchor"]
         return connection
 
@@ -347,6 +373,18 @@ class KeeperClient:
             for descriptor in opened:
                 os.close(descriptor)
         return status, complaint.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def portions(many: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Yield these in order, as many at once as a message has room for."""
+    first = 0
+    while first < len(many):
+        left, end = _LONGEST_MANY, first
+        while end < len(many) and end - first < _MANY and (left > 0 or end == first):
+            left -= len(encode(many[end]))
+            end += 1
+        yield many[first:end]
+        first = end
 
 
 def _let_anchor_go_on(directory: str) -> None:

@@ -22,6 +22,7 @@ from limpet.engine.starters.process.client import (
     ForeignKeeperError,
     KeeperClient,
     KeeperGoneError,
+    portions,
 )
 from limpet.engine.starters.process.keeper.kernel import read_stat, read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
@@ -249,6 +250,19 @@ class ProcessStarter:
         with system_errors_told(f"container {container_id}: signal {number}"):
             return self._signal_group(identity, number)
 
+    def signal_many(self, identities: Mapping[str, ProcessIdentity], number: int) -> dict[str, int]:
+        """Do what `signal` does for many; what could not be looked at is left out."""
+        many: list[Message] = [{"id": key, "pid": one.pid, "start": one.start_ticks} for key, one in identities.items()]
+        answers = self._keeper.ask_for_many({"op": "signal", "number": number}, many)
+        left: dict[str, int] = {}
+        for (key, identity), answer in zip(identities.items(), answers, strict=False):
+            if "left" in answer:
+                left[key] = answer["left"]
+            elif "error" not in answer:
+                with suppress(OSError, UnsupportedError):
+                    left[key] = self._signal_group(identity, number)
+        return left
+
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
         """Freeze all processes of the container through its cgroup. Raises UnsupportedError, KeeperError."""
         self._freezer(container_id, identity.pid).freeze(lambda: self._find_members(container_id))
@@ -278,6 +292,9 @@ class ProcessStarter:
         answer = self._ask_about(container_id, identity)
         if answer is None:
             return _read_exit_alone(identity, pidfd)
+        return self._read_exit(container_id, answer, identity, pidfd)
+
+    def _read_exit(self, container_id: str, answer: Message, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         if "end" not in answer:
             return None
         found = self._to_exit(container_id, answer)
@@ -285,18 +302,36 @@ class ProcessStarter:
             return Exit(read_exit_code(identity.pid, pidfd))
         return found
 
+    def read_exits(self, ended: Mapping[str, tuple[ProcessIdentity, int]]) -> dict[str, Exit | None]:
+        """Do what `read_exit` does for many, each with its pidfd; what the keeper does not know is left out."""
+        answers = self._keeper.ask_for_many({"op": "end"}, [{"id": key} for key in ended])
+        return {
+            key: self._read_exit(key, answer, identity, pidfd)
+            for (key, (identity, pidfd)), answer in zip(ended.items(), answers, strict=False)
+            if _is_about(answer, identity)
+        }
+
     def forget_exits(self, container_ids: Sequence[str]) -> None:
         """Let the keeper reap them."""
-        self._keeper.tell({"op": "ack", "ids": container_ids})
+        for ids in portions(container_ids):
+            self._keeper.tell({"op": "ack", "ids": ids})
+
+    def release_many(self, container_ids: Sequence[str]) -> set[str]:
+        """Do what `release` does for many; return those of which nothing is left now."""
+        freezers = {key: self._freezer(key) for key in container_ids}
+        for freezer in freezers.values():
+            _thaw(freezer)
+        answers = self._keeper.ask_for_many({"op": "release"}, [{"id": key} for key in freezers])
+        gone = {key for key, answer in zip(freezers, answers, strict=False) if not _holds_up(answer)}
+        for key in gone:
+            self._remove_cgroups(key, freezers[key])
+        return gone
 
     def release(self, container_id: str) -> None:
         """Kill every process that is left of the container, let its output reach its log, and remove its cgroup."""
         began = time.monotonic()
         freezer = self._freezer(container_id)
-        try:
-            freezer.thaw()
-        except UnsupportedError as error:
-            _log.warning("%s", error)
+        _thaw(freezer)
         while answer := self._keeper.ask({"op": "release", "id": container_id}):
             took = time.monotonic() - began
             if answer.get("left") and took > _END_TIMEOUT_SECONDS:
@@ -305,6 +340,9 @@ class ProcessStarter:
             if not answer.get("left") and (not answer.get("copying") or took > _COPY_TIMEOUT_SECONDS):
                 break
             time.sleep(0.002)
+        self._remove_cgroups(container_id, freezer)
+
+    def _remove_cgroups(self, container_id: str, freezer: Freezer) -> None:
         left = remove_limits(container_id, self._keeper.keeper_pid, self._cgroups.noted)
         freezer.remove()
         if left:
@@ -419,11 +457,7 @@ class ProcessStarter:
     def _ask_about(self, container_id: str, identity: ProcessIdentity) -> Message | None:
         """Return what the keeper knows of the very process; None if it knows nothing of it, or there is none."""
         answer = self._keeper.ask({"op": "end", "id": container_id})
-        if answer is None or (answer.get("pid"), answer.get("start")) != (identity.pid, identity.start_ticks):
-            return None
-        inode = answer.get("inode", 0)
-        is_another = inode and identity.pidfd_inode and inode != identity.pidfd_inode
-        return None if is_another else answer
+        return answer if answer is not None and _is_about(answer, identity) else None
 
     @staticmethod
     def _is_vouched_for(answer: Message | None) -> bool:
@@ -483,6 +517,26 @@ class ProcessStarter:
             return 0
         except PermissionError as error:
             raise UnsupportedError(f"signal {number}: {error.strerror}; run as the container's user") from error
+
+
+def _is_about(answer: Message, identity: ProcessIdentity) -> bool:
+    """Say whether the keeper's answer is about the very process."""
+    if (answer.get("pid"), answer.get("start")) != (identity.pid, identity.start_ticks):
+        return False
+    inode = answer.get("inode", 0)
+    return not inode or not identity.pidfd_inode or inode == identity.pidfd_inode
+
+
+def _holds_up(answer: Message) -> bool:
+    """Say whether a release has to wait for something, or whether the keeper could not look at it."""
+    return bool("error" in answer or answer.get("left") or answer.get("copying"))
+
+
+def _thaw(freezer: Freezer) -> None:
+    try:
+        freezer.thaw()
+    except UnsupportedError as error:
+        _log.warning("%s", error)
 
 
 def make_starter(inherit_env: Iterable[str] = ()) -> ProcessStarter:

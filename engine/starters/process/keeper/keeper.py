@@ -28,7 +28,7 @@ from .kernel import (
     read_stat,
     read_stat_of,
 )
-from .messages import VERSION, Message, read_peer, receive, send
+from .messages import LONGEST, VERSION, Message, encode, read_peer, receive, send
 from .spare import Gate, Spare
 
 _ENGINE_TAKES_SECONDS = 0.2
@@ -54,6 +54,14 @@ _PAGE = 100
 _MOST_MEMBERS = 5_000
 """Pids in one message."""
 _WITHOUT_ANSWER = {"ack"}
+_FOR_MANY = {"end", "signal", "release"}
+"""What may be asked of many containers at once."""
+_AT_ONCE = 8
+"""How many of them share a look at the orphans: none is older then when the last of them is signalled than it must."""
+_TURN_SECONDS = 0.05
+"""After so long no more of many are answered: others wait."""
+_MOST_BYTES = LONGEST // 2
+"""Of what is told of several containers; one alone has room in any case."""
 _ROUNDS_OF_SIGKILL = 5
 _MORE_LOOKS = 9
 
@@ -80,6 +88,7 @@ class Keeper:
         self._unreadable: dict[str, float] = {}  # ended, and its code not to be had yet: until when to ask
         self._flush_again_at = 0.0  # not before: a disk that refuses is not asked without end
         self._flushing: tuple[int, list[Container]] | None = None
+        self._just_ended: list[Container] = []  # of these it is not known yet whether anything is left
         self._child_has_changed = True
         self._reap_again_at = 0.0
         self._look_again_at = 0.0
@@ -195,6 +204,8 @@ class Keeper:
         for key in list(self._unreadable):
             with suppress(OSError):
                 self._note_end(self._containers[key])
+        with suppress(OSError):
+            self._look_after_ends()
         self._journal.write()
         with suppress(OSError):
             self._flush()
@@ -254,7 +265,7 @@ class Keeper:
             if request is None:
                 self._leave(connection)
                 return
-            self._settle_starts(connection, request.get("id"))
+            self._settle_starts(connection, request)
             answer, given = self._answer(connection, request, descriptors)
         except Exception as error:  # noqa: BLE001  # a request that makes no sense is answered, and ends nothing
             if request is None or request.get("op") not in _WITHOUT_ANSWER:
@@ -265,10 +276,11 @@ class Keeper:
         if answer is not None:
             self._send(connection, answer, given)
 
-    def _settle_starts(self, connection: socket.socket, key: str | None) -> None:
+    def _settle_starts(self, connection: socket.socket, request: Message) -> None:
         """Take note of a program that was executed before this request was made: its engine sees that as soon as we."""
+        keys = {each.get("id") for each in _divide(request)} if self._starting else ()
         for container in [self._containers[each] for each in self._starting]:
-            if container.waiting is connection or (container.id == key and container.gate < 0):
+            if container.waiting is connection or (container.id in keys and container.gate < 0):
                 self._read_report(container)
 
     def _refuse(self, connection: socket.socket, error: Exception) -> None:
@@ -296,36 +308,67 @@ class Keeper:
             case "list":
                 return self._list(request["after"]), ()
             case "ack":
-                for each in request["ids"]:
-                    self._acknowledge(each)
+                self._acknowledge(request["ids"])
                 return None, ()
-        known = self._containers.get(request["id"])
-        if request["id"] in self._unadopted:
-            raise BlockingIOError(f"container {request['id']} cannot be looked at yet")
+        if request["op"] in _FOR_MANY:
+            return self._answer_for_many(request, read_peer(connection)[0]), ()
+        known = self._find(request)
+        return (known if isinstance(known, dict) else self._answer_of(connection, request, known)), ()
+
+    def _find(self, request: Message) -> Container | Message:
+        """Return the container that a request is about, or what is answered if there is none."""
+        key = request["id"]
+        known = self._containers.get(key)
+        if key in self._unadopted:
+            return {"error": f"container {key} cannot be looked at yet"}
         if known is None or not _is_meant(request, known):
             if request["op"] == "release":
-                self._copies.give_up(request["id"])
-            return {"unknown": True, "copying": self._copies.is_copying(request["id"])}, ()
-        return self._answer_of(connection, request, known), ()
+                self._copies.give_up(key)
+            return {"unknown": True, "copying": self._copies.is_copying(key)}
+        return known
 
     def _answer_of(self, connection: socket.socket, request: Message, container: Container) -> Message | None:
         """Return what is answered to a request about one container."""
         match request["op"]:
-            case "go" | "end":
-                return self._go(connection, container) if request["op"] == "go" else self._tell_end(container)
-            case "signal":
-                asker = read_peer(connection)[0]
-                return {"left": self._signal(container, request["number"], asker, request.get("session", False))}
+            case "go":
+                return self._go(connection, container)
             case "members":
                 members = self._members_but(container, read_peer(connection)[0])
                 return {"members": members[:_MOST_MEMBERS], "all": len(members) <= _MOST_MEMBERS}
-            case "release":
-                left = self._release(container, read_peer(connection)[0])
-                return {"left": left, "copying": self._copies.is_copying(container.id)}
             case "reopen":
                 self._copies.reopen(container.id)
                 return {}
         return {"error": f"version {VERSION} of the keeper does not know {request['op']!r}"}
+
+    def _answer_for_many(self, request: Message, asker: int) -> Message:
+        """Answer a request about one container, or about many: as many as there is time and room for."""
+        if "many" not in request:
+            return self._answer_each([request], asker)[0]
+        requests = _divide(request)
+        answers: list[Message] = []
+        until = time.monotonic() + _TURN_SECONDS
+        while len(answers) < len(requests) and time.monotonic() < until:
+            try:
+                answers += self._answer_each(requests[len(answers) : len(answers) + _AT_ONCE], asker)
+            except OSError:  # something cannot be looked at now: what is done is told, and the rest asked for again
+                if answers:
+                    break
+                raise
+        return {"answers": _fit(answers)}
+
+    def _answer_each(self, requests: Sequence[Message], asker: int) -> list[Message]:
+        """Answer requests that differ in the container alone. `asker` is who asks: it is never signalled."""
+        found = [self._find(each) for each in requests]
+        containers = [each for each in found if isinstance(each, Container)]
+        match requests[0]["op"]:
+            case "end":
+                answers = self._tell_ends(containers)
+            case "signal":
+                left = self._signal(containers, requests[0]["number"], asker, requests[0].get("session", False))
+                answers = {key: {"left": number} for key, number in left.items()}
+            case _:
+                answers = self._release(containers, asker)
+        return [each if isinstance(each, dict) else answers[each.id] for each in found]
 
     def _leave(self, connection: socket.socket) -> None:
         """Close a connection, whose engine is gone or has given up a call: what it held at a gate ends."""
@@ -350,7 +393,7 @@ class Keeper:
         key = request["id"]
         before = self._containers.get(key)
         if before is not None:
-            self._tell_end(before)
+            self._tell_ends([before])
             if before.end is None:
                 raise FileExistsError(f"container {key} has process {before.pid}")
             self._forget(before)
@@ -482,8 +525,14 @@ class Keeper:
         self._journal.append({"id": container.id, "end": container.end})
         self._ended[container.id] = time.monotonic() + (_ENGINE_TAKES_SECONDS if self._clients else 0)
         self._tell_who_waits(container)
-        with suppress(OSError):
-            self._members(container)  # mostly there are none, and that is known from here on
+        self._just_ended.append(container)
+
+    def _look_after_ends(self) -> None:
+        """Find out of which of those that have just ended nothing is left, mostly of all: it is known from here on."""
+        ended, self._just_ended = self._just_ended, []
+        if ended:
+            self._orphans_now = None  # what they have left is ours by now
+            self._members([each for each in ended if self._containers.get(each.id) is each])
 
     def _peek(self, container: Container) -> Record | None:
         """Return code and signal of one that has ended; None if they cannot be had yet."""
@@ -506,12 +555,16 @@ class Keeper:
         is_over = time.monotonic() > self._unreadable.get(container.id, time.monotonic() + 1)
         return {"unseen": True} if is_over else None
 
+    def _tell_ends(self, containers: Sequence[Container]) -> dict[str, Message]:
+        for container in containers:
+            if container.end is None and container.pidfd >= 0 and _has_ended(container.pidfd):
+                self._note_end(container)  # its engine has seen it before us
+        with suppress(OSError):
+            self._look_after_ends()
+        return {each.id: self._tell_end(each) for each in containers}
+
     def _tell_end(self, container: Container) -> Message:
-        if container.end is None and container.pidfd >= 0 and _has_ended(container.pidfd):
-            self._orphans_now = None
-            self._note_end(container)  # its engine has seen it before us
-        answer = container.describe()
-        return answer | ({"empty": container.is_empty} if container.end else {"running": True})
+        return container.describe() | ({"empty": container.is_empty} if container.end else {"running": True})
 
     def _flush(self) -> None:
         """Make ends durable that no engine has taken in time, and reap what they are of."""
@@ -539,17 +592,21 @@ class Keeper:
             container.is_durable = True
             self._reap(container)
 
-    def _acknowledge(self, key: str) -> None:
-        """Reap a container whose end its engine has written down; it need not be kept any longer."""
-        container = self._containers.get(key)
-        if container is None or container.end is None:
-            return
-        self._reap(container)
-        container.is_acknowledged = True
-        self._journal.append({"id": key, "forgotten": True})
-        if not self._members(container):
-            self._drop(key)
-        self._rewrite()
+    def _acknowledge(self, keys: Iterable[str]) -> None:
+        """Reap containers whose ends their engine has written down; they need not be kept any longer."""
+        containers = [each for key in keys if (each := self._containers.get(key)) is not None and each.end is not None]
+        with suppress(OSError):
+            self._look_after_ends()  # before their sessions' numbers may be others'
+        for container in containers:
+            self._reap(container)
+            container.is_acknowledged = True
+        self._journal.append(*({"id": each.id, "forgotten": True} for each in containers))
+        members = self._members(containers)
+        for container in containers:
+            if not members[container.id]:
+                self._drop(container.id)
+        if containers:
+            self._rewrite()
 
     def _reap(self, container: Container) -> None:
         self._ended.pop(container.id, None)
@@ -578,25 +635,26 @@ class Keeper:
             self._orphans_now = list(set(read_children(os.getpid())).difference(self._firsts, ours))
         return self._orphans_now
 
-    def _members(self, container: Container) -> list[int]:
-        """Return the pids of all that belongs to a container and has not ended.
+    def _members(self, containers: Sequence[Container]) -> dict[str, list[int]]:
+        """Return for each container the pids of all that belongs to it and has not ended.
 
         A process whose parent ends amid the look is nobody's child in it: no longer the parent's, and not ours yet. So
         where nothing is found another look is taken, in which it is ours; and more, as long as our children change: one
         that forks and ends again and again may have done so before it was looked at.
         """
-        if container.is_empty:
-            return []
-        members = self._look(container)
-        for _ in range(_MORE_LOOKS):
-            if members:
+        members: dict[str, list[int]] = {each.id: [] for each in containers}
+        pending = [each for each in containers if not each.is_empty]
+        before: list[int] | None = None
+        for number in range(1 + _MORE_LOOKS):
+            for container in pending:
+                members[container.id] = self._look(container)
+            pending = [each for each in pending if not members[each.id]]
+            if not pending or (number and before == self._orphans_now):
                 break
             before, self._orphans_now = self._orphans_now, None
-            members = self._look(container)
-            if before == self._orphans_now:
-                break
-        container.is_empty = container.end is not None and not members
-        if container.is_empty:  # what it has left are zombies, all of which were orphans just now
+        for container in pending:
+            container.is_empty = container.end is not None
+        if any(each.is_empty for each in pending):  # what they left are zombies, all of which were orphans just now
             self._reap_orphans()
         return members
 
@@ -608,35 +666,46 @@ class Keeper:
     def _members_but(self, container: Container, but_not: int) -> list[int]:
         """Return the pids of all that belongs to a container now, without the one that asks."""
         self._orphans_now = None
-        return [pid for pid in self._members(container) if pid != but_not]
+        return [pid for pid in self._members([container])[container.id] if pid != but_not]
 
-    def _signal(self, container: Container, number: int, but_not: int, only_session: bool = False) -> int:
-        """Send a signal to all that belongs to the container, and return how many processes that is.
+    def _signal(
+        self, containers: Sequence[Container], number: int, but_not: int, only_session: bool = False
+    ) -> dict[str, int]:
+        """Send a signal to all that belongs to these containers, and return how many processes of each that is.
 
         `but_not` is the one that asks: an engine that runs in a container does not signal itself. `only_session` spares
         what has left the session of the first process.
         """
-        if container.report >= 0 and number == signal.SIGKILL and container.gate < 0:
-            _kill(container.pidfd, number)  # it hangs at its gate
-        left = 0
-        self._orphans_now = None
+        for container in containers:
+            if container.report >= 0 and number == signal.SIGKILL and container.gate < 0:
+                _kill(container.pidfd, number)  # it hangs at its gate
+        left: dict[str, int] = {}
+        pending = containers
         for _ in range(_ROUNDS_OF_SIGKILL if number == signal.SIGKILL else 1):
-            members = self._members(container)
-            if only_session:
-                members = container.find_session(members)
-            members = [pid for pid in members if pid != but_not]
-            left = len(members)
-            if not left or not number:
-                break
-            group = _find_group(container, members)
-            if group and _read_group(but_not) != container.pid:
-                with suppress(OSError):
-                    os.killpg(container.pid, number)
-                members = [pid for pid in members if pid not in group]
-            for pid in members:
-                self._signal_member(container, pid, number)
             self._orphans_now = None
+            found = self._members(pending)
+            for container in pending:
+                members = found[container.id]
+                if only_session:
+                    members = container.find_session(members)
+                members = [pid for pid in members if pid != but_not]
+                left[container.id] = len(members)
+                if number:
+                    self._signal_members(container, members, number, but_not)
+            pending = [each for each in pending if left[each.id]]
+            if not pending or not number:
+                break
+        self._orphans_now = None
         return left
+
+    def _signal_members(self, container: Container, members: Sequence[int], number: int, but_not: int) -> None:
+        group = _find_group(container, members)
+        if group and _read_group(but_not) != container.pid:
+            with suppress(OSError):
+                os.killpg(container.pid, number)
+            members = [pid for pid in members if pid not in group]
+        for pid in members:
+            self._signal_member(container, pid, number)
 
     def _signal_member(self, container: Container, pid: int, number: int) -> None:
         if pid == container.pid and container.pidfd >= 0:
@@ -654,15 +723,17 @@ class Keeper:
             finally:
                 close(pidfd)
 
-    def _release(self, container: Container, but_not: int) -> int:
-        left = self._signal(container, signal.SIGKILL, but_not)
-        if not left:
+    def _release(self, containers: Sequence[Container], but_not: int) -> dict[str, Message]:
+        left = self._signal(containers, signal.SIGKILL, but_not)
+        gone = [each for each in containers if not left[each.id]]
+        for container in gone:
             self._copies.give_up(container.id)  # that its end is written down may be told later
-        if not left and (container.is_acknowledged or container.executed is False):
-            if not container.is_empty:
-                self._reap_orphans()
+        over = [each for each in gone if each.is_acknowledged or each.executed is False]
+        if not all(each.is_empty for each in over):
+            self._reap_orphans()
+        for container in over:
             self._forget(container)
-        return left
+        return {key: {"left": number, "copying": self._copies.is_copying(key)} for key, number in left.items()}
 
     def _reap_orphans(self) -> None:
         for pid in self._orphans():
@@ -776,10 +847,23 @@ class Keeper:
 
     def _list(self, after: str) -> Message:
         keys = sorted(key for key in self._containers if key > after)
-        return {
-            "containers": [self._containers[key].describe() for key in keys[:_PAGE]],
-            "more": len(keys) > _PAGE,
-        }
+        told = _fit([self._containers[key].describe() for key in keys[:_PAGE]])
+        return {"containers": told, "more": len(keys) > len(told)}
+
+
+def _fit(records: Sequence[Message]) -> Sequence[Message]:
+    """Return as many as a message has room for, one at least."""
+    room = _MOST_BYTES
+    for number, record in enumerate(records):
+        room -= len(encode(record))
+        if number and room < 0:
+            return records[:number]
+    return records
+
+
+def _divide(request: Message) -> list[Message]:
+    """Return the requests about single containers that a request stands for."""
+    return [request | each for each in request["many"]] if "many" in request else [request]
 
 
 def _is_meant(request: Message, container: Container) -> bool:

@@ -19,6 +19,10 @@ release id                         left: the same, after SIGKILL to all; with no
                                    output is on the way to its log
 reopen id                          nothing more: its log is opened anew
 ack ids                            no answer: these ends are written down elsewhere
+
+`end`, `signal` and `release` may be asked of many containers: `many` has what is different, that is `id` and, for a
+signal, `pid` and `start`. The answer is `answers`: in that order, each as of one, or `error`. It may end early: the
+rest is to be asked for again. A keeper of version 1 refuses `many`.
 """
 
 import array
@@ -28,7 +32,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-VERSION = 1
+VERSION = 2
+"""2: `many`."""
 LONGEST = 1 << 16
 """Bytes of a message."""
 MOST_DESCRIPTORS = 8
@@ -45,18 +50,23 @@ def read_peer(connection: socket.socket) -> tuple[int, int]:
 def send(connection: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
     """Send a message. Raises OSError, BlockingIOError if a reader is too slow."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    connection.sendmsg([json.dumps(message, separators=(",", ":")).encode()], rights, socket.MSG_NOSIGNAL)
+    connection.sendmsg([encode(message)], rights, socket.MSG_NOSIGNAL)
 
 
-def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
-    """Return the next message and its descriptors, which are the caller's to close; None at the end.
+def encode(message: Any) -> bytes:
+    """Return a message, or a part of one, as it is sent."""
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def receive(connection: socket.socket, most: int = LONGEST) -> tuple[Message | None, list[int]]:
+    """Return the next message, of `most` bytes, and its descriptors, which are the caller's to close; None at the end.
 
     Raises OSError. A peer that was killed with an answer unread gives ECONNRESET, which is an end like any other.
     """
     try:
         # Not socket.recv_fds, which ignores its flags in Python 3.11.
         space = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize)
-        data, ancillary, _, _ = connection.recvmsg(LONGEST, space, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = connection.recvmsg(most, space, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None, []
     descriptors = array.array("i")

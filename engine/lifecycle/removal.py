@@ -1,6 +1,7 @@
 """Removing many containers that have ended: what is written of them is written in few transactions."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.starters import Starter
 from limpet.engine.starters.abilities import Plural
+from limpet.recovery.thread import Thread
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.restart import RestartKind
 from limpet.schema.status import Status
@@ -61,7 +63,7 @@ def _mark_released(runtime: Runtime, containers: Sequence[Container]) -> None:
 
 def _clear_many(runtime: Runtime, containers: Sequence[Container]) -> "list[Container]":
     """Remove the bundles of those of which nothing is left, and that nobody else is amid a step of; return these."""
-    cleared = []
+    free: list[Container] = []
     with runtime.exclusive_of_many(one.id for one in containers) as mine:
         found: dict[int, tuple[Starter, dict[str, Container]]] = {}
         for one in containers:
@@ -70,11 +72,33 @@ def _clear_many(runtime: Runtime, containers: Sequence[Container]) -> "list[Cont
                 if one.id in mine and _is_released(runtime, one):
                     found.setdefault(id(starter), (starter, {}))[1][one.id] = one
         for starter, group in found.values():
-            for key in starter.release_many(list(group)) if isinstance(starter, Plural) else ():
+            if isinstance(starter, Plural):
+                free += [group[key] for key in starter.release_many(list(group))]
+        return _remove_files(free)
+
+
+def _remove_files(containers: Sequence[Container]) -> "list[Container]":
+    """Remove bundles, two at a time, for each waits for the disk as long as it works; return whose are removed."""
+    pending, removed = deque(containers), list[Container]()
+
+    def remove() -> None:
+        with suppress(IndexError):  # the other has taken the last
+            while True:
+                one = pending.popleft()
                 with suppress(LimpetError):
-                    group[key].remove_files()
-                    cleared.append(group[key])
-    return cleared
+                    one.remove_files()
+                    removed.append(one)
+
+    other = Thread(remove, "limpet-remove")
+    with suppress(RuntimeError):  # no thread is to be had
+        if len(pending) > 1:
+            other.start()
+    try:
+        remove()
+    finally:
+        if other.ident is not None:
+            other.join()
+    return removed
 
 
 def _is_released(runtime: Runtime, container: Container) -> bool:

@@ -50,8 +50,12 @@ def _carry_out(runtime: Runtime, containers: Sequence[Container], timeout: float
 def finish_stops(runtime: Runtime, begun: Mapping[Container, Status]) -> "list[LimpetError]":
     """Do what `Container.finish_stop` does, for many; return what kept some from it."""
     problems: list[LimpetError] = []
-    for batch in _batches(begun):
-        left, asked = list(batch), set[Container]()
+
+    def finish(container: Container) -> None:
+        container.finish_stop(begun[container])
+
+    for batch in _batches(one for one, status in begun.items() if status.state is ContainerState.RUNNING):
+        left, asked = batch, set[Container]()
         while left:
             ended = [one for one in left if one not in asked and _has_ended_alone(one)]
             asked.update(ended)
@@ -59,9 +63,10 @@ def finish_stops(runtime: Runtime, begun: Mapping[Container, Status]) -> "list[L
             for starter, identities in _by_starter(runtime, {one: begun[one] for one in ended}):
                 gone.update(key for key, number in starter.signal_many(identities, 0).items() if not number)
             left = [one for one in left if one.id not in gone]
-            problems += try_each(lambda one: one.finish_stop(begun[one]), left[:1])
+            problems += try_each(finish, left[:1])  # meanwhile others end
             del left[:1]
-    return problems
+    others = [one for one, status in begun.items() if status.state is not ContainerState.RUNNING]
+    return problems + try_each(finish, others)
 
 
 def try_each(act: Callable[[Container], object], containers: Iterable[Container]) -> "list[LimpetError]":

@@ -23,9 +23,10 @@ def die(where, name, when, count=1):
     real, left = getattr(owner, name), [count]
     def call(*args, **kwargs):
         left[0] -= 1
-        if left[0] == 0 and when == "before": os.kill(os.getpid(), signal.SIGKILL)
+        is_the_one = left[0] == 0  # others may be called meanwhile, on other threads
+        if is_the_one and when == "before": os.kill(os.getpid(), signal.SIGKILL)
         result = real(*args, **kwargs)
-        if left[0] == 0 and when == "after": os.kill(os.getpid(), signal.SIGKILL)
+        if is_the_one and when == "after": os.kill(os.getpid(), signal.SIGKILL)
         return result
     setattr(owner, name, call)
 """

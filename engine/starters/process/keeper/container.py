@@ -1,11 +1,43 @@
 """A container as the keeper knows it: its first process, what became of it, and what else belongs to it."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from .journal import Record
 from .kernel import Stat, read_children, read_stat, read_uts_namespace
+
+
+class Orphans:
+    """Processes that may be left of containers, each looked at once, however many containers are looked for.
+
+    That is the children of the keeper that are no container's first process; or all there are, for a container whose
+    orphans may be anybody's children.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self.pids = frozenset(pids)
+        self._by_session: dict[int, dict[int, Stat]] | None = None
+        self._by_namespace: dict[tuple[int, int] | None, list[int]] | None = None
+
+    def of_session(self, session: int) -> "dict[int, Stat]":
+        """Return those that have this session."""
+        if self._by_session is None:
+            found: dict[int, dict[int, Stat]] = {}
+            for pid in self.pids:
+                if (stat := read_stat(pid)) is not None:
+                    found.setdefault(stat.session, {})[pid] = stat
+            self._by_session = found  # not before: one that cannot be looked at now is no answer
+        return self._by_session.get(session, {})
+
+    def of_namespace(self, device: int, inode: int) -> "list[int]":
+        """Return those that have this UTS namespace."""
+        if self._by_namespace is None:
+            found: dict[tuple[int, int] | None, list[int]] = {}
+            for pid in self.pids:
+                found.setdefault(read_uts_namespace(pid), []).append(pid)
+            self._by_namespace = found
+        return self._by_namespace.get((device, inode), [])
 
 
 class Container:
@@ -91,33 +123,29 @@ class Container:
             record["stranger"] = True
         return record
 
-    def find_members(self, orphans: Collection[int], *, has_session: bool) -> "list[int]":
-        """Return the pids of all its processes that have not ended.
-
-        `orphans` are processes that may be left of it: the children of the keeper that are no container's first
-        process, or all there are where it `is_stranger`. They are this container's if they have its UTS namespace or
-        its session; not `has_session` says that the number of that session may be another's by now.
-        """
+    def find_members(self, orphans: Orphans, *, has_session: bool) -> "list[int]":
+        """Return the pids of all its processes that have not ended: see `find_left`."""
         roots = [self.pid] if self.is_proven and self.end is None else []  # one that has ended has no children any more
-        roots += [pid for pid in orphans if self._is_left_of_it(pid, has_session=has_session)]
+        roots += self.find_left(orphans, has_session=has_session)
         return [pid for pid in _walk(roots) if (stat := read_stat(pid)) is not None and not stat.is_zombie]
 
     def find_session(self, members: Collection[int]) -> "list[int]":
         """Return those of its processes that have not left its first process's session."""
         return [pid for pid in members if (stat := read_stat(pid)) is not None and stat.session == self.pid]
 
-    def _is_left_of_it(self, pid: int, *, has_session: bool) -> bool:
-        stat = read_stat(pid)
-        if stat is None:
-            return False
-        if self.uts >= 0:
-            namespace = os.fstat(self.uts)
-            is_of_namespace = read_uts_namespace(pid) == (namespace.st_dev, namespace.st_ino)
-            return is_of_namespace or (has_session and not self.is_stranger and stat.session == self.pid)
-        is_of_session = has_session and stat.session == self.pid
-        return is_of_session and (not self.is_stranger or self._is_of_lost_session(pid, stat))
+    def find_left(self, orphans: Orphans, *, has_session: bool) -> "list[int]":
+        """Return those of the orphans that are this container's: they have its UTS namespace, or its session.
 
-    def _is_of_lost_session(self, pid: int, stat: Stat) -> bool:
+        Not `has_session` says that the number of that session may be another's by now.
+        """
+        of_session = orphans.of_session(self.pid) if has_session else {}
+        if self.uts < 0:
+            return [pid for pid, stat in of_session.items() if not self.is_stranger or self._is_of_lost(pid, stat)]
+        namespace = os.fstat(self.uts)
+        of_namespace = orphans.of_namespace(namespace.st_dev, namespace.st_ino)
+        return list({*of_namespace, *(() if self.is_stranger else of_session)})
+
+    def _is_of_lost(self, pid: int, stat: Stat) -> bool:
         """Say whether a process is of the session of a first process whose end nobody saw.
 
         No number proves that by itself. While a session has a process its number is not given away, but it may have

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from .container import Container
+from .container import Container, Orphans
 from .copies import Copies
 from .journal import Journal, Record
 from .kernel import (
@@ -92,7 +92,7 @@ class Keeper:
         self._child_has_changed = True
         self._reap_again_at = 0.0
         self._look_again_at = 0.0
-        self._orphans_now: list[int] | None = None  # read since the loop was woken: all that ended before is in it
+        self._orphans_now: Orphans | None = None  # read since the loop was woken: all that ended before is in it
         self._idle_since = time.monotonic()
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
@@ -184,7 +184,7 @@ class Keeper:
             return False
 
     def _is_idle(self) -> bool:
-        busy = self._clients or self._firsts or self._flushing or self._unadopted or self._orphans()
+        busy = self._clients or self._firsts or self._flushing or self._unadopted or self._orphans().pids
         has_debts = self._copies.are_open or not self._journal.is_written
         if busy or (has_debts and os.fstat(self._directory).st_nlink):  # the directory is removed: nobody can ask
             self._idle_since = time.monotonic()
@@ -223,7 +223,8 @@ class Keeper:
         anchor = self._anchor if self._anchor == os.getppid() else 0  # it lives, and is not we
         ours = [anchor, self._copies.pid, self._flushing[0] if self._flushing else 0]
         with suppress(OSError):
-            ours += [pid for pid in self._orphans() if os.getsid(pid) == os.getsid(0)]  # what holds a gate's memory
+            orphans = self._orphans().pids  # also what holds a gate's memory
+            ours += [pid for pid in orphans if os.getsid(pid) == os.getsid(0)]
         for pid in filter(None, ours):
             with suppress(OSError):
                 let_go_on(pid)
@@ -627,12 +628,12 @@ class Keeper:
 
     # What else belongs to it
 
-    def _orphans(self) -> list[int]:
+    def _orphans(self) -> Orphans:
         """Return the pids of our children that are neither a container's first process nor of our own making."""
         ours = {self._copies.pid, self._spare.pid, self._flushing[0] if self._flushing else 0}
         ours.update(record.get("pid", 0) for record in self._unadopted.values())
         if self._orphans_now is None:
-            self._orphans_now = list(set(read_children(os.getpid())).difference(self._firsts, ours))
+            self._orphans_now = Orphans(set(read_children(os.getpid())).difference(self._firsts, ours))
         return self._orphans_now
 
     def _members(self, containers: Sequence[Container]) -> dict[str, list[int]]:
@@ -644,14 +645,14 @@ class Keeper:
         """
         members: dict[str, list[int]] = {each.id: [] for each in containers}
         pending = [each for each in containers if not each.is_empty]
-        before: list[int] | None = None
-        for number in range(1 + _MORE_LOOKS):
+        before: frozenset[int] | None = None
+        for _ in range(1 + _MORE_LOOKS):
             for container in pending:
                 members[container.id] = self._look(container)
             pending = [each for each in pending if not members[each.id]]
-            if not pending or (number and before == self._orphans_now):
+            if not pending or before == self._orphans().pids:
                 break
-            before, self._orphans_now = self._orphans_now, None
+            before, self._orphans_now = self._orphans().pids, None
         for container in pending:
             container.is_empty = container.end is not None
         if any(each.is_empty for each in pending):  # what they left are zombies, all of which were orphans just now
@@ -659,9 +660,14 @@ class Keeper:
         return members
 
     def _look(self, container: Container) -> list[int]:
-        has_session = self._firsts.get(container.pid, container) is container
-        orphans = list_processes() if container.is_stranger else self._orphans()
-        return container.find_members(orphans, has_session=has_session)
+        return container.find_members(self._orphans_of(container), has_session=self._has_session(container))
+
+    def _has_session(self, container: Container) -> bool:
+        """Say whether the number of its session is its own."""
+        return self._firsts.get(container.pid, container) is container
+
+    def _orphans_of(self, container: Container) -> Orphans:
+        return Orphans(list_processes()) if container.is_stranger else self._orphans()
 
     def _members_but(self, container: Container, but_not: int) -> list[int]:
         """Return the pids of all that belongs to a container now, without the one that asks."""
@@ -717,11 +723,17 @@ class Keeper:
                 # Looked at again now that the pidfd holds it: the number may be another's by now.
                 for _ in range(2):  # as in `_members`
                     self._orphans_now = None
-                    if pid in self._look(container):
+                    if self._is_member(container, pid):
                         _kill(pidfd, number)
                         break
             finally:
                 close(pidfd)
+
+    def _is_member(self, container: Container, pid: int) -> bool:
+        """Say whether a process belongs to a container now."""
+        orphans = self._orphans_of(container).pids & {pid}
+        is_left = orphans and container.find_left(Orphans(orphans), has_session=self._has_session(container))
+        return bool(is_left) or pid in self._look(container)
 
     def _release(self, containers: Sequence[Container], but_not: int) -> dict[str, Message]:
         left = self._signal(containers, signal.SIGKILL, but_not)
@@ -736,7 +748,7 @@ class Keeper:
         return {key: {"left": number, "copying": self._copies.is_copying(key)} for key, number in left.items()}
 
     def _reap_orphans(self) -> None:
-        for pid in self._orphans():
+        for pid in self._orphans().pids:
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 

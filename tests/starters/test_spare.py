@@ -15,7 +15,7 @@ from limpet.engine.starters.process.client import KeeperClient
 from limpet.engine.starters.process.keeper.gate import NOT_EXECUTED, become_container
 from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.recovery.host import open_pidfd, wait_for_end
-from tests.conftest import wait_until
+from tests.conftest import is_running, wait_until
 
 _IMPATIENT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from keeper import keeper, main;"
@@ -73,6 +73,19 @@ def test_the_next_start_takes_the_spare(engine: Engine, state_dir: str) -> None:
         assert Path(f"/proc/{spare}/comm").read_text() == "sleep\n"
     for container in engine.list():
         container.stop(0)
+
+
+def test_a_spare_keeps_no_keeper_that_nobody_needs(engine: Engine, state_dir: str) -> None:
+    """Nor what holds its memory: what has left a daemon, which has ended since, is known, and needs no keeper."""
+    container = run(engine, "first", "sh", "-c", "setsid sleep 0.2 & exit 3")
+    assert container.wait(20).exit_code == 3
+    wait_for_spare(state_dir)
+    keeper = find_keeper(state_dir)
+    assert find_children(state_dir, "limpet-memory")
+    engine.close()
+    wait_until(lambda: not is_running(keeper), "the keeper to end")
+    with Engine.open(state_dir) as again:
+        assert again.get("first").exit_code == 3
 
 
 def test_a_spare_that_was_killed_is_replaced(engine: Engine, state_dir: str) -> None:

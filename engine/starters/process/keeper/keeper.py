@@ -184,11 +184,15 @@ class Keeper:
             return False
 
     def _is_idle(self) -> bool:
-        busy = self._clients or self._firsts or self._flushing or self._unadopted or self._orphans().pids
+        busy = self._clients or self._firsts or self._flushing or self._unadopted or self._has_leftovers()
         has_debts = self._copies.are_open or not self._journal.is_written
         if busy or (has_debts and os.fstat(self._directory).st_nlink):  # the directory is removed: nobody can ask
             self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since > _IDLE_SECONDS
+
+    def _has_leftovers(self) -> bool:
+        """Say whether anything is left of a container that has ended."""
+        return not all(map(_works_for_us, self._orphans().pids))
 
     def _tick(self) -> None:
         self._let_ours_go_on()
@@ -223,8 +227,7 @@ class Keeper:
         anchor = self._anchor if self._anchor == os.getppid() else 0  # it lives, and is not we
         ours = [anchor, self._copies.pid, self._flushing[0] if self._flushing else 0]
         with suppress(OSError):
-            orphans = self._orphans().pids  # also what holds a gate's memory
-            ours += [pid for pid in orphans if os.getsid(pid) == os.getsid(0)]
+            ours += [pid for pid in self._orphans().pids if _works_for_us(pid)]
         for pid in filter(None, ours):
             with suppress(OSError):
                 let_go_on(pid)
@@ -861,6 +864,14 @@ class Keeper:
         keys = sorted(key for key in self._containers if key > after)
         told = _fit([self._containers[key].describe() for key in keys[:_PAGE]])
         return {"containers": told, "more": len(keys) > len(told)}
+
+
+def _works_for_us(pid: int) -> bool:
+    """Say whether a child of ours is none of a container's: what holds a gate's memory. It is of our session."""
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:  # it is gone
+        return True
 
 
 def _fit(records: Sequence[Message]) -> Sequence[Message]:

@@ -36,8 +36,13 @@ _PROGRAMS = {
     "c": _Program("kill -USR1 $$", 10, by_signal=True, is_acknowledged=True),
     "d": _Program("kill -KILL $$", 9, by_signal=True, is_acknowledged=False),
     "e": _Program("exit 3", 3, by_signal=False, is_acknowledged=True),
+    "f": _Program("exit 4", 4, by_signal=False, is_acknowledged=True),
+    "g": _Program("kill -TERM $$", 15, by_signal=True, is_acknowledged=False),
+    "h": _Program("exit 5", 5, by_signal=False, is_acknowledged=True),
 }
 """By container, in the order of their lives."""
+_LIVES = ("a", "b", "c", "d", "e", "fgh")
+"""Which live at the same time: they are asked about at once."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -68,10 +73,10 @@ class KeeperLife:
         if not os.fork():
             self._be_the_keeper(directory, listener)
         listener.close()
-        for key, program in _PROGRAMS.items():
+        for keys in _LIVES:
             link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             link.connect(name)
-            self._run(Connection(link, directory), key, program, acknowledge)
+            self._run(Connection(link, directory), keys, acknowledge)
             link.close()
 
     def _be_the_keeper(self, directory: str, listener: socket.socket) -> NoReturn:
@@ -84,28 +89,46 @@ class KeeperLife:
         finally:
             os._exit(1)
 
-    def _run(self, connection: Connection, key: str, program: _Program, acknowledge: Callable[[bytes], None]) -> None:
-        spec = Spec(process=ProcessSpec(args=("sh", "-c", program.script), env=(), cwd="/"), root=Root(path=""))
+    def _run(self, connection: Connection, keys: str, acknowledge: Callable[[bytes], None]) -> None:
+        pidfds = [self._start(connection, key) for key in keys]
+        for pidfd in pidfds:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            assert poll.poll(_PATIENCE_MS)
+            os.close(pidfd)
+        pids = self._ask_for_ends(connection, keys)
+        assert len(pids) == len(keys)
+        for key in keys if not self._flushed else ():
+            acknowledge(msgspec.json.encode(Told(key)))
+        forgotten = [key for key in keys if _PROGRAMS[key].is_acknowledged]
+        if forgotten:
+            for key in forgotten:
+                acknowledge(msgspec.json.encode(Told(key, forgotten=True)))
+            connection.tell({"op": "ack", "ids": forgotten})
+            self._ask_for_ends(connection, keys)  # it is done once this is answered
+        for key in sorted(set(keys).difference(forgotten)) if self._flushed else ():
+            _wait_until_reaped(pids[key])
+            acknowledge(msgspec.json.encode(Told(key)))
+
+    def _start(self, connection: Connection, key: str) -> int:
+        args = ("sh", "-c", _PROGRAMS[key].script)
+        spec = Spec(process=ProcessSpec(args=args, env=(), cwd="/"), root=Root(path=""))
         plan = write_plan(make_plan(spec, os.environb, (), {}, (1024, 1024)))
         _, (pidfd,) = connection.ask({"op": "prepare", "id": key}, [plan])
         os.close(plan)
         answer, _ = connection.ask({"op": "go", "id": key})
         assert answer["executed"], answer
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        assert poll.poll(_PATIENCE_MS)
-        answer, _ = connection.ask({"op": "end", "id": key})
-        assert "end" in answer, answer
-        if not self._flushed:
-            acknowledge(msgspec.json.encode(Told(key)))
-        if program.is_acknowledged:
-            acknowledge(msgspec.json.encode(Told(key, forgotten=True)))
-            connection.tell({"op": "ack", "ids": [key]})
-            connection.ask({"op": "end", "id": key})  # it is done once this is answered
-        elif self._flushed:
-            _wait_until_reaped(answer["pid"])
-            acknowledge(msgspec.json.encode(Told(key)))
-        os.close(pidfd)
+        return pidfd
+
+    def _ask_for_ends(self, connection: Connection, keys: str) -> dict[str, int]:
+        """Ask how all have ended that the keeper has not forgotten; return their pids."""
+        if len(keys) == 1:
+            answers = [connection.ask({"op": "end", "id": keys})[0]]
+        else:
+            answers = connection.ask({"op": "end", "many": [{"id": key} for key in keys]})[0]["answers"]
+        assert len(answers) == len(keys)
+        assert all("end" in each or each.get("unknown") for each in answers), answers
+        return {each["id"]: each["pid"] for each in answers if "id" in each}
 
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
         """Read the journal as the next keeper does: every end that was told is there, and none that was not so."""

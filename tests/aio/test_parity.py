@@ -41,6 +41,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "is_in_stopped_sandbox": "for recovery",
         "take_back": "a part of create",
         "carry_out_stop": "a part of a sandbox's stop",
+        "remove_files": "a part of a sandbox's removal",
         "be_patient": "the parts of finish_stop",
         "is_stopped": "the parts of finish_stop",
         "needs_stop": "a part of remove",

@@ -33,6 +33,7 @@ from limpet.engine.control.messages import (
 from limpet.engine.control.requests import AnyRequest, AnyStream, Info, Wait, perform, wait_no_longer
 from limpet.engine.control.served import Served
 from limpet.engine.control.streams import serve_stream
+from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.names import CONTROL
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, ResourcesError
@@ -174,11 +175,13 @@ class ControlServer:
             if self._is_over:
                 return
             self._is_over = True
-            os.close(self._wake)
+            close_all((self._wake,))
         for caller in list(self._callers.values()):
-            caller.close()
+            with suppress(OSError):
+                caller.close()
         self._callers.clear()
-        self._door.close()
+        with suppress(OSError):  # it is closed, also where an error is reported
+            self._door.close()
 
     def _ring(self) -> None:
         """Wake the loop, unless it is over."""

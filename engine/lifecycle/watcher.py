@@ -22,6 +22,7 @@ from typing import NamedTuple, Self, TypeVar
 
 from limpet.engine.starters import Exit, Starter
 from limpet.engine.starters.abilities import Monitored, Plural
+from limpet.engine.state.descriptors import close_all
 from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import has_ended, observe_process
@@ -175,7 +176,7 @@ class Watcher:
         with self._lock:
             if container_id in self._watches or self._is_closing:
                 if pidfd >= 0:
-                    os.close(pidfd)
+                    close_all((pidfd,))
                 return
             watch = _Watch(container_id, identity, pidfd, starter)
             self._watches[container_id] = watch
@@ -196,7 +197,7 @@ class Watcher:
                 return
             with self._lock:
                 if self._watches.get(watch.container_id) is not watch:  # it has ended already
-                    os.close(monitor)
+                    close_all((monitor,))
                     return
                 watch.monitor = monitor
                 self._by_monitor[monitor] = watch
@@ -243,9 +244,7 @@ class Watcher:
         self._by_pidfd, self._by_monitor, self._wake_read, self._wake_write = {}, {}, -1, -1
         self._watches, self._attended = {}, {}
         self._epoll.close()
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                os.close(descriptor)
+        close_all(descriptor for descriptor in descriptors if descriptor >= 0)
 
     def _wake(self) -> None:
         for _ in range(_WAKE_TRIES):
@@ -353,7 +352,7 @@ class Watcher:
                 self._by_monitor.pop(watch.monitor, None)
                 with suppress(OSError):  # a fork that has not executed yet would keep it registered
                     self._epoll.unregister(watch.monitor)
-                os.close(watch.monitor)
+                close_all((watch.monitor,))
                 watch.monitor = -1
 
     def _tell_alone(self, now: float) -> None:
@@ -490,7 +489,7 @@ class Watcher:
                 self._attended.pop(watch.container_id, None)
                 if watch.pidfd >= 0:
                     self._by_pidfd.pop(watch.pidfd, None)
-                    os.close(watch.pidfd)
+                    close_all((watch.pidfd,))
         for watch in written:
             self._leave_monitor(watch)
         for watch in written:

@@ -18,6 +18,7 @@ KNOWN = {
     "life/flock": ["ENOLCK"],
     "life/prlimit64": ["EPERM"],
     "life/write": ["EIO"],
+    "life/close": ["EIO"],
 }
 """Where something was found once."""
 

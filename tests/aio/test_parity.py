@@ -50,6 +50,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         **dict.fromkeys(
             ("expire", "release_expired", "fail_start", "is_frozen", "thaw", "carry_out_pause"), "for what is due"
         ),
+        **dict.fromkeys(("is_changing_limits", "carry_out_limits"), "for recovery"),
     },
     Sandbox: dict.fromkeys(
         ("furnish", "vacate", "discard", "set_right", "take_back", "may_hold"), "for create, stop and recovery"

@@ -33,7 +33,7 @@ from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.steps import run_whole
-from limpet.engine.state.turn import open_in_parts, require_wait
+from limpet.engine.state.turn import give_up, open_in_parts, require_wait
 from limpet.engine.store import Listing, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import read_boot_id, read_pid_namespace
@@ -69,13 +69,6 @@ from limpet.schema.sandbox_status import SandboxState, SandboxStatus, require_na
 from limpet.schema.status import ContainerState, Status
 
 _log = logging.getLogger("limpet.engine")
-_GIVEN_UP_SECONDS = 10.0
-"""How long an opening may take to end whose caller was interrupted twice."""
-_given_up: list[tuple[threading.Event, float]] = []
-"""Such openings of this process: what is set once they have closed what they opened, and until when that is waited for.
-
-Nobody else can: an engine that nobody has cannot be closed by a caller.
-"""
 HOST_IMAGE = ImageName("host")
 """The built-in image: no layers, the host's own programs."""
 _SIDE_BY_SIDE = 16
@@ -180,12 +173,11 @@ class Engine:
                 run_whole(lambda: open_one(part))
 
         try:
-            patience = _patience_with_given_up()
-            open_in_parts(open_whole, max(wait, patience) if patience else wait)
+            open_in_parts(open_whole, wait)
         except BaseException as error:
             is_given_up = True  # before the look: a second interrupt does not wait until it is open
-            if not over.is_set() and not isinstance(error, LimpetError):
-                _given_up.append((over, time.monotonic() + _GIVEN_UP_SECONDS))
+            if not isinstance(error, LimpetError):
+                give_up(over)
             for engine in opened:
                 try:
                     engine.close()
@@ -661,13 +653,6 @@ class Engine:
             return _has_ended_here(self.store.status(container_id))
         except NotFoundError:
             return False
-
-
-def _patience_with_given_up() -> float:
-    """Return how many seconds an opening waits for those that nobody waits for; 0 if there are none."""
-    now = time.monotonic()
-    _given_up[:] = [(over, until) for over, until in _given_up if not over.is_set() and until > now]
-    return max((until - now for _, until in _given_up), default=0)
 
 
 def _has_ended_here(status: Status) -> bool:

@@ -1,11 +1,13 @@
 """What `open` returns: it is awaited, or used in `async with` at once."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from threading import Event
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from limpet.engine.aio.answers import in_own_thread
-from limpet.engine.state.turn import open_in_parts_async
+from limpet.engine.state.turn import give_up, open_in_parts_async
+from limpet.schema.errors import LimpetError
 
 
 class _Closable(Protocol):
@@ -72,17 +74,23 @@ async def open_whole(open_it: Callable[[float], _Opened], wait: float) -> _Opene
 
 async def _open_once(open_it: Callable[[], _Opened]) -> _Opened:
     opened: list[_Opened] = []
+    over = Event()
     is_wanted = True
 
     def act() -> None:
-        opened.append(open_it())
-        if not is_wanted:
-            opened[0].close()
+        try:
+            opened.append(open_it())
+            if not is_wanted:
+                opened[0].close()
+        finally:
+            over.set()
 
     try:
         await in_own_thread(act)
-    except BaseException:
+    except BaseException as error:
         is_wanted = False  # whoever waited is gone, and the thread may still be at it
+        if not isinstance(error, LimpetError):
+            give_up(over)
         for one in opened:
             one.close()
         raise

@@ -15,7 +15,7 @@ from limpet.engine.state.identity import find_original, make_copy, read_identity
 from limpet.engine.state.lock import Lock, find_holder, has_holder_ended, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, read_owner
-from limpet.engine.state.turn import pauses
+from limpet.engine.state.turn import patience_with_given_up, pauses
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
     StateDirectoryError,
@@ -55,8 +55,8 @@ class StateDirectory:
             if lock is None and find_holder(path) == os.getpid():
                 gc.collect()  # perhaps of a store that an interrupt cut off, and that nobody has any more
                 lock = Lock.take(os.path.join(path, LOCK))
-            if lock is None and has_holder_ended(path):
-                wait = max(wait, _CHILD_SECONDS)
+            if lock is None:
+                wait = max(wait, patience_with_given_up(), _CHILD_SECONDS if has_holder_ended(path) else 0)
             for pause in pauses(wait if lock is None else 0):
                 time.sleep(pause)
                 lock = Lock.take(os.path.join(path, LOCK))

@@ -1,5 +1,6 @@
 """Waiting for a state directory that another has open: how long, and how often it is tried."""
 
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
@@ -11,6 +12,13 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.02
 """Between two tries. flock(2) can wait by itself, but not for a time, nor so that an interrupt ends it."""
 _PART_SECONDS = 0.2
 """The longest that an interrupt, or a task that is cancelled, waits for a wait to end."""
+_GIVEN_UP_SECONDS = 10.0
+"""How long an opening may take to end whose caller does not wait for it any more."""
+_given_up: list[tuple[threading.Event, float]] = []
+"""Such openings of this process: what is set once they have closed what they opened, and until when that is waited for.
+
+Nobody else can: what nobody has cannot be closed by a caller.
+"""
 
 
 def pauses(wait: float) -> Iterator[float]:
@@ -19,6 +27,19 @@ def pauses(wait: float) -> Iterator[float]:
     while (left := deadline - time.monotonic()) > 0:
         yield min(pause, left)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def give_up(over: threading.Event) -> None:
+    """Note that the caller of an opening has been interrupted or cancelled: once it is over, `over` is set."""
+    if not over.is_set():
+        _given_up.append((over, time.monotonic() + _GIVEN_UP_SECONDS))
+
+
+def patience_with_given_up() -> float:
+    """Return how many seconds another opening waits for those that were given up; 0 if there are none."""
+    now = time.monotonic()
+    _given_up[:] = [(over, until) for over, until in _given_up if not over.is_set() and until > now]
+    return max((until - now for _, until in _given_up), default=0)
 
 
 def open_in_parts(attempt: Callable[[float], _T], wait: float) -> _T:

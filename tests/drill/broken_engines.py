@@ -21,7 +21,8 @@ def acknowledges_before_commit(state_dir: str) -> Engine:
     def write_later(store: Store, draft: Draft) -> None:
         while waiting:
             write(store, waiting.pop())
-        if draft.changes == Changes(statuses=draft.changes.statuses, events=draft.changes.events):
+        changes = draft.changes
+        if changes == Changes(statuses=changes.statuses, events=changes.events, deadlines=changes.deadlines):
             waiting.append(draft)
             store._apply(draft)
         else:

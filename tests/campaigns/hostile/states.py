@@ -26,6 +26,7 @@ from tests.campaigns.hostile.oracle import Attempt
 
 _CONFIG = {"metadata": {"name": "good"}, "image": {"image": "host"}, "command": ["true"], "labels": {"app": "web"}}
 GOOD, BAD = "good", "bad"
+_IN_2077 = 3_400_000_000 * 10**9
 
 
 def make_state(state_dir: str) -> None:
@@ -34,7 +35,8 @@ def make_state(state_dir: str) -> None:
         engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod")
         engine.create_sandbox({"metadata": {"name": "other"}}, id="other")
         for name in (GOOD, BAD, "ended", "released"):
-            engine.create_container(_CONFIG | {"metadata": {"name": name}}, "pod", id=name)
+            expires_at = _IN_2077 if name == BAD else 0
+            engine.create_container(_CONFIG | {"metadata": {"name": name}}, "pod", id=name, expires_at=expires_at)
         engine.add_container(_CONFIG | {"metadata": {"name": "new"}}, "pod", id="new")
         engine.store.checkpoint("ended", Status(created_at=1, started_at=2, finished_at=3, exit_code=7, reason="Error"))
         engine.get("released").release()

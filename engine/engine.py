@@ -157,13 +157,15 @@ class Engine:
         raise_descriptor_limit()
         opened: list[Self] = []
         over = threading.Event()
+        over.set()
         is_given_up = False
 
         def open_one(part: float) -> None:
             over.clear()
             try:
-                opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part, choice))
-                if is_given_up:
+                if not is_given_up:
+                    opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part, choice))
+                if opened and is_given_up:
                     opened[0].close()
             finally:
                 over.set()

@@ -75,12 +75,15 @@ async def open_whole(open_it: Callable[[float], _Opened], wait: float) -> _Opene
 async def _open_once(open_it: Callable[[], _Opened]) -> _Opened:
     opened: list[_Opened] = []
     over = Event()
+    over.set()
     is_wanted = True
 
     def act() -> None:
+        over.clear()
         try:
-            opened.append(open_it())
-            if not is_wanted:
+            if is_wanted:
+                opened.append(open_it())
+            if opened and not is_wanted:
                 opened[0].close()
         finally:
             over.set()

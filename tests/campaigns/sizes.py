@@ -25,11 +25,11 @@ class Campaign(NamedTuple):
 
 
 CAMPAIGNS: Final[Mapping[str, Campaign]] = {
-    "kill": Campaign("kill points, as what a kill there leaves", 210, 10_000, 200_000, every=2),
+    "kill": Campaign("kill points, as what a kill there leaves", 140, 6_600, 200_000, every=3),
     "sigkill": Campaign("SIGKILLs at such points, also of an engine", 3, 130, 2_000, every=2),
     "engine": Campaign("kill points of an engine with real processes", 7, 300, every=2),
     "copier": Campaign("kills of the log copier, before, amid and after a call", 4, 180),
-    "power": Campaign("power-cut images of a store and an engine", 210, 12_500, 2_000_000, every=10),
+    "power": Campaign("power-cut images of a store and an engine", 160, 9_500, 2_000_000, every=13),
     "recovery": Campaign("power-cut images of a recovery", 30, 1_750, 100_000, every=8),
     "wal": Campaign("power-cut images while the WAL begins anew", 70, 3_000, every=6),
     "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 3, 175, every=8),
@@ -44,7 +44,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "reuse": Campaign("verdicts after pids were reused", 20, 20, 1_000),
     "reboot": Campaign("verdicts after reboots", 20, 20, 1_000),
     "executor": Campaign("kills of the CI executor of the documentation, amid 50 jobs", 20, 20),
-    "amid": Campaign("kills amid what is done with a container of runc or crun that runs", 2, 60),
+    "amid": Campaign("kills amid what is done with a container of runc or crun that runs", 2, 30),
     "fleet": Campaign("kills, cuts and crashes while a node sends to a fleet", 8, 300, 20_000),
     "teeth": Campaign("engines with a broken promise, found out by the drill", 7, 7),
     "keeper": Campaign("verdicts after kills of the keeper", 20, 20, 1_000),

@@ -237,13 +237,14 @@ def test_a_kill_of_the_engine_before_the_program_is_let_go(limpet: Limpet, engin
     limpet.ok("rm", "-f", "x")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "verb",
     [
         ["run", "-d", "--name", "x", "host", "sleep", "1000"],
-        pytest.param(["stop", "-t", "1", "y"], marks=pytest.mark.long),
-        pytest.param(["rm", "-f", "y"], marks=pytest.mark.long),
-        pytest.param(["prune"], marks=pytest.mark.long),
+        ["stop", "-t", "1", "y"],
+        ["rm", "-f", "y"],
+        ["prune"],
     ],
     ids=lambda verb: verb[0],
 )

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,8 @@ def attempts(engine: Engine, name: str = "job") -> dict[int, Container]:
     """Return the attempts of a name that are there, by number."""
     found = {}
     for container in engine.list(name=name):
-        found[container.metadata.config.metadata.attempt] = container
+        with suppress(errors.NotFoundError):  # deleted just now
+            found[container.metadata.config.metadata.attempt] = container
     return dict(sorted(found.items()))
 
 

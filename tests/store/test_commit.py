@@ -95,6 +95,7 @@ def test_an_idle_committer_sleeps() -> None:
     gated.go.release(2)
     for thread, _ in callers:
         thread.join(30)
+    wait_until(lambda: len(set(os.listdir("/proc/self/task")) - before) == 1, "its thread to be the only new one")
     (server,) = set(os.listdir("/proc/self/task")) - before
 
     def count_waits() -> int:

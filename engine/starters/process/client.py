@@ -24,6 +24,7 @@ from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, LOCK, SOCKET
 from limpet.engine.starters.process.keeper.messages import LONGEST, VERSION, Message, encode, read_peer, receive, send
 from limpet.engine.starters.signals import let_go_on
+from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory
 from limpet.recovery.host import open_pidfd, read_pid_namespace, wait_for_end, wait_readable
 from limpet.schema.errors import KeeperError, quote_path
@@ -93,8 +94,7 @@ class Connection:
         if answer is None:
             raise KeeperGoneError("the keeper is gone")
         if "error" in answer:
-            for descriptor in given:
-                os.close(descriptor)
+            close_all(given)
             raise KeeperError(answer["error"])
         return answer, given
 
@@ -370,8 +370,7 @@ class KeeperClient:
             name = f" ({error.filename})" if error.filename else ""
             raise KeeperError(f"the keeper cannot begin: {error.strerror}{name}") from error
         finally:
-            for descriptor in opened:
-                os.close(descriptor)
+            close_all(opened)
         return status, complaint.decode(errors="replace").strip().rpartition("\n")[2]
 
 
@@ -437,4 +436,4 @@ def _high(descriptor: int) -> int:
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
     finally:
-        os.close(descriptor)
+        close_all((descriptor,))

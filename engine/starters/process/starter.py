@@ -30,7 +30,7 @@ from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
-from limpet.engine.state.descriptors import original_descriptor_limit, system_errors_told
+from limpet.engine.state.descriptors import close_all, original_descriptor_limit, system_errors_told
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import (
@@ -77,7 +77,7 @@ class _Held:
     def close_report(self) -> None:
         """Give up waiting for its program to be executed."""
         if self.report >= 0:
-            os.close(self.report)
+            close_all((self.report,))
 
 
 class ProcessStarter:
@@ -179,7 +179,7 @@ class ProcessStarter:
             )
         except BaseException as error:
             held.close()
-            os.close(pidfd)
+            close_all((pidfd,))
             if isinstance(error, OSError):
                 raise StartError(f"its process cannot be identified: {error}") from error
             raise
@@ -207,7 +207,7 @@ class ProcessStarter:
         finally:
             held.close_report()
         if not answer["executed"]:
-            os.close(prepared.pidfd)
+            close_all((prepared.pidfd,))
             raise StartError(self._explain(held.container_id, answer))
 
     def abort(self, prepared: Prepared) -> None:
@@ -220,7 +220,7 @@ class ProcessStarter:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
         finally:
-            os.close(prepared.pidfd)
+            close_all((prepared.pidfd,))
 
     def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
         """Return a pidfd of the process with this identity.
@@ -424,8 +424,7 @@ class ProcessStarter:
                 return _Held(launch.id, connection, *report), answer["pid"], pidfd
             raise AssertionError
         finally:
-            for descriptor in opened:
-                os.close(descriptor)
+            close_all(opened)  # none of them was written to; an error here would lose the process
 
     def _settle_start(self, held: _Held, prepared: Prepared, problem: str) -> Message:
         """Return what became of a start whose keeper died or did not answer; if it still hangs, it is ended."""

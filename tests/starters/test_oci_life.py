@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from limpet.engine import Container
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.engine.starters.oci.conmon import end_monitor
-from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_program
+from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_program, read_program
 from limpet.engine.starters.oci.run_directory import list_runs
+from limpet.recovery.host import open_pidfd, wait_for_end
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, read_output
 from tests.starters.oci import (
@@ -253,6 +255,23 @@ def test_a_seccomp_profile_that_forbids_all(shared: Engine, tmp_path: Path, runt
     with pytest.raises(errors.StartError, match=f"perhaps its seccomp profile '{profile}' forbids"):
         one.start()
     assert time.monotonic() - began < 10
+    one.release()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_one_that_ends_while_it_is_identified(shared: Engine, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start says that it has ended, not which file of /proc is gone."""
+
+    def read_late(pid: int) -> tuple[int, int]:
+        os.kill(pid, signal.SIGKILL)
+        with open_pidfd(pid) as pidfd:
+            assert wait_for_end(pidfd, 20)
+        return read_program(pid)
+
+    monkeypatch.setattr("limpet.engine.starters.oci.starter.read_program", read_late)
+    one = shared.create_container(config(f"ends{runtime}", "true"), runtime)
+    with pytest.raises(errors.StartError, match="its first process ended before its program was executed"):
+        one.start()
     one.release()
 
 

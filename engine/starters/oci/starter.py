@@ -4,6 +4,7 @@ prepare: conmon has the runtime make the container, whose first process is held 
 are is written down. go: the runtime lets it run. The ends are seen by conmon, whether or not an engine lives.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -68,6 +69,7 @@ from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgro
 from limpet.engine.starters.oci.unapplied import find_unapplied
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
+from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
 from limpet.engine.state.turn import require_wait
 from limpet.recovery.files import read_small_file
@@ -599,8 +601,11 @@ class OciStarter:
                 else list_applied(limits, find_unapplied_limits(limits, is_unified=has_unified_cgroups())),
                 own=_Held(launch.id, directory, processes),
             )
-        except BaseException:
-            os.close(pidfd)
+        except BaseException as error:
+            is_over = isinstance(error, FileNotFoundError) and has_ended(pidfd)  # then /proc says nothing more of it
+            close_all((pidfd,))
+            if is_over:
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
             raise
 
     def _go(self, held: _Held, prepared: Prepared) -> str:

@@ -51,12 +51,13 @@ class StateDirectory:
             make_directory(path)
             _make_private(path, check_directory(path))
             require_entries(path, ENTRIES)
+            patience = patience_with_given_up()  # before the first try: one may be over between that and the next
             lock = Lock.take(os.path.join(path, LOCK))
             if lock is None and find_holder(path) == os.getpid():
                 gc.collect()  # perhaps of a store that an interrupt cut off, and that nobody has any more
                 lock = Lock.take(os.path.join(path, LOCK))
             if lock is None:
-                wait = max(wait, patience_with_given_up(), _CHILD_SECONDS if has_holder_ended(path) else 0)
+                wait = max(wait, patience, _CHILD_SECONDS if has_holder_ended(path) else 0)
             for pause in pauses(wait if lock is None else 0):
                 time.sleep(pause)
                 lock = Lock.take(os.path.join(path, LOCK))

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Self
 
@@ -33,7 +34,7 @@ from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.steps import run_whole
-from limpet.engine.state.turn import give_up, open_in_parts, require_wait
+from limpet.engine.state.turn import Attempt, open_in_parts, require_wait
 from limpet.engine.store import Listing, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import read_boot_id, read_pid_namespace
@@ -52,7 +53,6 @@ from limpet.schema.cri import (
 from limpet.schema.errors import (
     AlreadyExistsError,
     InvalidInputError,
-    LimpetError,
     NotFoundError,
     ResourcesError,
     StateDirectoryError,
@@ -155,39 +155,25 @@ class Engine:
         choice = FleetChoice(fleet, fleet_ack, fleet_timeout)
         chosen = Starters(starter, runtimes, inherit_env)
         raise_descriptor_limit()
-        opened: list[Self] = []
-        over = threading.Event()
-        over.set()
-        is_given_up = False
-
-        def open_one(part: float) -> None:
-            over.clear()
-            try:
-                if not is_given_up:
-                    opened.append(cls._open(state_dir, node, images, chosen, look_timeout, part, choice))
-                if opened and is_given_up:
-                    opened[0].close()
-            finally:
-                over.set()
+        attempt: Attempt[Self] = Attempt()
 
         def open_whole(part: float) -> None:
+            open_it = partial(cls._open, state_dir, node, images, chosen, look_timeout, part, choice)
             with system_errors_told(f"state directory {quote_path(state_dir)}"):
-                run_whole(lambda: open_one(part))
+                run_whole(lambda: attempt.run(open_it))
 
         try:
             open_in_parts(open_whole, wait)
-        except BaseException as error:
-            is_given_up = True  # before the look: a second interrupt does not wait until it is open
-            if not isinstance(error, LimpetError):
-                give_up(over)
-            for engine in opened:
+        except BaseException:
+            attempt.give_up()
+            for engine in attempt.opened:
                 try:
                     engine.close()
                 except BaseException:  # interrupted again, perhaps before it began; nobody else could close it
                     engine.close()
                     raise
             raise
-        return opened[0]
+        return attempt.opened[0]
 
     @classmethod
     def _open(

@@ -1,13 +1,11 @@
 """What `open` returns: it is awaited, or used in `async with` at once."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from threading import Event
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from limpet.engine.aio.answers import in_own_thread
-from limpet.engine.state.turn import give_up, open_in_parts_async
-from limpet.schema.errors import LimpetError
+from limpet.engine.state.turn import Attempt, open_in_parts_async
 
 
 class _Closable(Protocol):
@@ -73,28 +71,12 @@ async def open_whole(open_it: Callable[[float], _Opened], wait: float) -> _Opene
 
 
 async def _open_once(open_it: Callable[[], _Opened]) -> _Opened:
-    opened: list[_Opened] = []
-    over = Event()
-    over.set()
-    is_wanted = True
-
-    def act() -> None:
-        over.clear()
-        try:
-            if is_wanted:
-                opened.append(open_it())
-            if opened and not is_wanted:
-                opened[0].close()
-        finally:
-            over.set()
-
+    attempt: Attempt[_Opened] = Attempt()
     try:
-        await in_own_thread(act)
-    except BaseException as error:
-        is_wanted = False  # whoever waited is gone, and the thread may still be at it
-        if not isinstance(error, LimpetError):
-            give_up(over)
-        for one in opened:
+        await in_own_thread(lambda: attempt.run(open_it))
+    except BaseException:
+        attempt.give_up()  # whoever waited is gone, and the thread may still be at it
+        for one in attempt.opened:
             one.close()
         raise
-    return opened[0]
+    return attempt.opened[0]

@@ -9,8 +9,7 @@ from msgspec.structs import replace
 
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
-from limpet.engine.starters import Starter
-from limpet.engine.starters.abilities import Plural
+from limpet.engine.starters.abilities import Plural, by_starter
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.restart import RestartKind
@@ -65,15 +64,15 @@ def _clear_many(runtime: Runtime, containers: Sequence[Container]) -> "list[Cont
     """Remove the bundles of those of which nothing is left, and that nobody else is amid a step of; return these."""
     free: list[Container] = []
     with runtime.exclusive_of_many(one.id for one in containers) as mine:
-        found: dict[int, tuple[Starter, dict[str, Container]]] = {}
+        found = []
         for one in containers:
             with suppress(LimpetError):
-                starter = runtime.starter_of(one.id)
                 if one.id in mine and _is_released(runtime, one):
-                    found.setdefault(id(starter), (starter, {}))[1][one.id] = one
-        for starter, group in found.values():
+                    found.append((runtime.starter_of(one.id), one))
+        for starter, group in by_starter(found):
             if isinstance(starter, Plural):
-                free += [group[key] for key in starter.release_many(list(group))]
+                gone = starter.release_many([one.id for one in group])
+                free += [one for one in group if one.id in gone]
         return _remove_files(free)
 
 

@@ -7,8 +7,8 @@ from itertools import islice
 
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
-from limpet.engine.starters import Starter, number_of_signal
-from limpet.engine.starters.abilities import Plural
+from limpet.engine.starters import number_of_signal
+from limpet.engine.starters.abilities import Plural, by_starter
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import ContainerState, Status
@@ -94,13 +94,12 @@ def _by_starter(
     runtime: Runtime, containers: Mapping[Container, Status]
 ) -> "list[tuple[Plural, dict[str, ProcessIdentity]]]":
     """Return the processes of those whose starters can do things for many, of each starter."""
-    found: dict[int, tuple[Starter, dict[str, ProcessIdentity]]] = {}
+    found = []
     for one, status in containers.items():
         with suppress(LimpetError):
-            starter = runtime.starter_of(one.id)
             if status.identity is not None:
-                found.setdefault(id(starter), (starter, {}))[1][one.id] = status.identity
-    return [(starter, identities) for starter, identities in found.values() if isinstance(starter, Plural)]
+                found.append((runtime.starter_of(one.id), (one.id, status.identity)))
+    return [(starter, dict(identities)) for starter, identities in by_starter(found) if isinstance(starter, Plural)]
 
 
 def _batches(containers: Iterable[Container]) -> "Iterator[list[Container]]":

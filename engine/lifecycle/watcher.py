@@ -13,15 +13,15 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 from limpet.engine.starters import Exit, Starter
-from limpet.engine.starters.abilities import Monitored, Plural
+from limpet.engine.starters.abilities import Monitored, Plural, by_starter
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.evidence import Process
@@ -93,9 +93,6 @@ class _Kill(NamedTuple):
     when: float
     """In seconds of the monotonic clock."""
     starter: Starter
-
-
-_One = TypeVar("_One", _Watch, _Kill)
 
 
 class _Recording(Request):
@@ -408,7 +405,7 @@ class Watcher:
 
     def _ask_many(self, watches: Sequence[_Watch]) -> "list[_Watch]":
         """Ask how processes have ended, those of a starter at once; return those that are to be asked one by one."""
-        for starter, group in _by_starter(watches):
+        for starter, group in by_starter((one.starter, one) for one in watches):
             if not isinstance(starter, Plural):
                 continue
             with suppress(LimpetError):
@@ -480,7 +477,7 @@ class Watcher:
             watch.is_told = False
             watch.due = time.monotonic() + _RETRY_SECONDS
         if written:
-            for starter, group in _by_starter(written):
+            for starter, group in by_starter((watch.starter, watch) for watch in written):
                 with suppress(LimpetError):  # the keeper keeps them for longer, then
                     starter.forget_exits([watch.container_id for watch in group])
         with self._lock:
@@ -510,7 +507,7 @@ class Watcher:
             self._next_kill = min((kill.when for kill in self._kills.values()), default=math.inf)
         kills = [kill for kill in due if self._is_still_of(kill.container_id, kill.identity)]
         killed: set[str] = set()
-        for starter, group in _by_starter(kills) if len(kills) > 1 else ():
+        for starter, group in by_starter((kill.starter, kill) for kill in kills) if len(kills) > 1 else ():
             if isinstance(starter, Plural):
                 killed.update(starter.signal_many({one.container_id: one.identity for one in group}, signal.SIGKILL))
         for kill in kills:
@@ -533,14 +530,6 @@ class Watcher:
         except LimpetError:  # it cannot be read: the starter looks whose process it is
             return True
         return found is None or found == identity  # none: its record is damaged
-
-
-def _by_starter(ones: Iterable[_One]) -> "list[tuple[Starter, list[_One]]]":
-    """Return the watches, or kills, of each starter."""
-    found: dict[int, tuple[Starter, list[_One]]] = {}
-    for one in ones:
-        found.setdefault(id(one.starter), (one.starter, []))[1].append(one)
-    return list(found.values())
 
 
 def _end(watch: _Watch, status: Status) -> Status:

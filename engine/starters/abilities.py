@@ -1,7 +1,7 @@
 """What some starters can do beside starting and stopping: each a small protocol, and `lacks` says who lacks one."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from limpet.engine.starters.contract import Exit, Starter
 from limpet.schema.cri import LinuxContainerResources
@@ -9,6 +9,8 @@ from limpet.schema.errors import UnsupportedError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.status import Resources
+
+_T = TypeVar("_T")
 
 
 class Executed(NamedTuple):
@@ -199,6 +201,14 @@ class Plural(Starter, Protocol):
 
     def release_many(self, container_ids: Sequence[str]) -> Collection[str]:
         """End what is left of these containers, and free what is kept for them; return those for which that is done."""
+
+
+def by_starter(ones: Iterable[tuple[Starter, _T]]) -> list[tuple[Starter, list[_T]]]:
+    """Return what belongs to each starter; they are told apart by identity, for they need not be hashable."""
+    found: dict[int, tuple[Starter, list[_T]]] = {}
+    for starter, one in ones:
+        found.setdefault(id(starter), (starter, []))[1].append(one)
+    return list(found.values())
 
 
 @runtime_checkable

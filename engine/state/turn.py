@@ -3,11 +3,17 @@
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from limpet.schema.errors import InvalidInputError, StateDirectoryLockedError, quote
 
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
 _T = TypeVar("_T")
+_Opened = TypeVar("_Opened", bound=_Closable)
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.02
 """Between two tries. flock(2) can wait by itself, but not for a time, nor so that an interrupt ends it."""
 _PART_SECONDS = 0.2
@@ -29,10 +35,32 @@ def pauses(wait: float) -> Iterator[float]:
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def give_up(over: threading.Event) -> None:
-    """Note that the caller of an opening has been interrupted or cancelled: once it is over, `over` is set."""
-    if not over.is_set():
-        _given_up.append((over, time.monotonic() + _GIVEN_UP_SECONDS))
+class Attempt(Generic[_Opened]):
+    """An opening on another thread, whose caller may be interrupted or cancelled while it is under way."""
+
+    def __init__(self) -> None:
+        self.opened: list[_Opened] = []
+        """What was opened. Who gives the attempt up closes it."""
+        self._is_wanted = True
+        self._over = threading.Event()
+        self._over.set()  # it has not begun
+
+    def run(self, open_it: Callable[[], _Opened]) -> None:
+        """Open it; it is closed at once if nobody wants it any more, and not opened if that is so already."""
+        self._over.clear()
+        try:
+            if self._is_wanted:
+                self.opened.append(open_it())
+            if self.opened and not self._is_wanted:
+                self.opened[0].close()
+        finally:
+            self._over.set()
+
+    def give_up(self) -> None:
+        """Note that nobody waits for it. While its thread is at it, the next opening of a locked directory waits."""
+        self._is_wanted = False  # before the look: another interrupt does not wait until it is open
+        if not self._over.is_set():
+            _given_up.append((self._over, time.monotonic() + _GIVEN_UP_SECONDS))
 
 
 def patience_with_given_up() -> float:

@@ -25,9 +25,10 @@ class Deadlines:
 
     def __init__(self, node: str, records: Records) -> None:
         """Load them. Raises StoreError."""
+        self._node = node
+        self._boot_id = read_boot_id()
         self._known: dict[Of, Deadline] = {}
-        boot_id = read_boot_id()
-        for row in records.load_deadlines(boot_id, read_machine_clock()) if boot_id else ():
+        for row in records.load_deadlines(self._boot_id, read_machine_clock()) if self._boot_id else ():
             try:
                 self._known[row.kind, row.id] = row_to_deadline(node, row)
             except StoreDamagedError as error:
@@ -48,6 +49,20 @@ class Deadlines:
         if known is None:
             known = self._known[of] = Deadline.begin(at, wall=wall, boot=boot)
         return known.left(wall=wall, boot=boot)
+
+    def find_changed(self, old: Mapping[Of, int], new: Mapping[Of, int]) -> Iterator[tuple[Of, DeadlineRow | None]]:
+        """Yield the row of each time that is set now; None for an old one that is over, or does not matter any more."""
+        wall = time.time_ns()
+        for of in {**old, **new}:
+            before, at = old.get(of, 0), new.get(of, 0)
+            if at != before and at > wall:
+                yield of, self.make_row(of, Deadline.begin(at, wall=wall, boot=read_machine_clock()))
+            elif at != before and before:
+                yield of, None
+
+    def make_row(self, of: Of, deadline: Deadline) -> DeadlineRow | None:
+        """Return the row of a deadline; None where no boot can be told by its id."""
+        return deadline_to_row(self._node, *of, deadline, self._boot_id) if self._boot_id else None
 
     def apply(self, changes: Changes) -> None:
         """Take over what was written."""
@@ -76,20 +91,3 @@ def times_of_container(row: StatusRow) -> Mapping[Of, int]:
 def times_of_sandbox(row: SandboxStatusRow) -> Mapping[Of, int]:
     """Return the time that matters of a sandbox, 0 for none, from its status row."""
     return {(DeadlineKind.SANDBOX_EXPIRY, row.id): row.expires_at}
-
-
-def find_changed(node: str, old: Mapping[Of, int], new: Mapping[Of, int]) -> Iterator[tuple[Of, DeadlineRow | None]]:
-    """Yield the row of each time that is set now; None for an old one that is over, or does not matter any more."""
-    wall = time.time_ns()
-    for of in {**old, **new}:
-        before, at = old.get(of, 0), new.get(of, 0)
-        if at != before and at > wall:
-            yield of, make_row(node, of, Deadline.begin(at, wall=wall, boot=read_machine_clock()))
-        elif at != before and before:
-            yield of, None
-
-
-def make_row(node: str, of: Of, deadline: Deadline) -> DeadlineRow | None:
-    """Return the row of a deadline; None where no boot can be told by its id."""
-    boot_id = read_boot_id()
-    return deadline_to_row(node, *of, deadline, boot_id) if boot_id else None

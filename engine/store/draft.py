@@ -15,8 +15,6 @@ from limpet.engine.database import Changes, Journal
 from limpet.engine.store.deadlines import (
     Of,
     deadlines_of_container,
-    find_changed,
-    make_row,
     times_of_container,
     times_of_sandbox,
 )
@@ -331,9 +329,10 @@ class Draft:
 
     def carry_expiry(self, of: str, to: str) -> None:
         """Let one container, which is added here, expire when another does, whatever clocks have been set to since."""
-        known = self._memory.deadlines.find((DeadlineKind.EXPIRY, of), self.status(to).expires_at)
+        deadlines, name = self._memory.deadlines, (DeadlineKind.EXPIRY, to)
+        known = deadlines.find((DeadlineKind.EXPIRY, of), self.status(to).expires_at)
         if known is not None:
-            self.changes.deadlines[DeadlineKind.EXPIRY, to] = make_row(self._node, (DeadlineKind.EXPIRY, to), known)
+            self.changes.deadlines[name] = deadlines.make_row(name, known)
 
     def begin_deadlines(self, times: Mapping[Of, int]) -> None:
         """Write down by the clock of this boot when times are reached that were set in another one."""
@@ -423,7 +422,7 @@ class Draft:
 
     def _set_deadlines(self, old: Mapping[Of, int], new: Mapping[Of, int]) -> None:
         """Note by which clock a time was set, where it is another one than before."""
-        self.changes.deadlines.update(find_changed(self._node, old, new))
+        self.changes.deadlines.update(self._memory.deadlines.find_changed(old, new))
 
     def _stage(self, container_id: str, row: StatusRow, status: Status) -> None:
         self._require_under_way()

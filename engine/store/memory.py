@@ -192,7 +192,8 @@ class Memory:
         """Return the times to come that were set in another boot: no deadline of this one is known of them."""
         times = [times_of_container(row) for _, row in self.rows.known() if row]
         times += [times_of_sandbox(kept.row) for kept in self.sandboxes.kept.values()]
-        ahead = ((of, at) for each in times for of, at in each.items() if at > time_ns())
+        now = time_ns()
+        ahead = ((of, at) for each in times for of, at in each.items() if at > now)
         return {of: at for of, at in ahead if self.deadlines.find(of, at) is None}
 
     def identities(self) -> "Iterator[ProcessIdentity | None]":

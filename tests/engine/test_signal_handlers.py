@@ -53,6 +53,26 @@ signal.signal(signal.SIGALRM, handle)
 signal.setitimer(signal.ITIMER_REAL, 0.001)
 """
 
+FINALIZERS = """
+import sys
+from limpet.engine.state import reads
+
+signal.setitimer(signal.ITIMER_REAL, 0)
+signal.signal(signal.SIGALRM, signal.SIG_DFL)
+written = 0
+
+def finalizer(what, where):
+    # What garbage collection would do amid a read, at the first call of that kind there.
+    def finalize(frame, event, _):
+        global written
+        if event == what and where in frame.f_code.co_filename and reads.is_amid_a_read():
+            sys.setprofile(None)
+            write(written)
+            written += 1
+
+    return finalize
+"""
+
 
 def test_whatever_a_handler_asks_for_it_gets(engine_process: Callable[[str], EngineProcess]) -> None:
     """A call that is interrupted goes on after the handler: whatever it holds then is not needed by the handler."""
@@ -143,11 +163,7 @@ def test_what_is_no_text_is_told_by_its_type(engine: Engine) -> None:
 def test_what_a_finalizer_asks_for_amid_a_read_it_gets(engine_process: Callable[[str], EngineProcess]) -> None:
     """Python collects garbage amid anything: here, at the first call that is made while the database is read."""
     script = """
-    import sys
-    from limpet.engine.state import reads
     from limpet.schema.errors import InvalidStateError
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def write(number):
         store.update("b", lambda old: replace(old, message=str(number)))
@@ -159,14 +175,7 @@ def test_what_a_finalizer_asks_for_amid_a_read_it_gets(engine_process: Callable[
         except InvalidStateError:  # the read would wait for it, and it for the read
             one.begin_stop(0)
 
-    def finalize(frame, event, _):
-        global written
-        if event == "c_call" and "sqlite" in frame.f_code.co_filename and reads.is_amid_a_read():
-            sys.setprofile(None)
-            write(written)
-            written += 1
-
-    written = 0
+    finalize = finalizer("c_call", "sqlite")
     looks = [lambda: store.history("a"), lambda: store.list_items("kind"), lambda: store.last_report()]
     for look in looks:
         before = written
@@ -176,17 +185,14 @@ def test_what_a_finalizer_asks_for_amid_a_read_it_gets(engine_process: Callable[
         say(written > before)
     say(all(engine.get(f"f{number}").wait(60).finished_at for number in range(written)))
     """
-    process = engine_process(LIFE + dedent(script))
+    process = engine_process(LIFE + FINALIZERS + dedent(script))
     assert [process.read() for _ in range(4)] == [["True"]] * 4
 
 
 def test_a_finalizer_amid_a_look_at_memory_lets_others_write(engine_process: Callable[[str], EngineProcess]) -> None:
     """What it asks for comes after what others are writing, who need what the look holds; the look is made again."""
     script = """
-    import sys, threading
-    from limpet.engine.state import reads
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    import threading
 
     def keep_writing():
         while not is_over:
@@ -199,14 +205,7 @@ def test_a_finalizer_amid_a_look_at_memory_lets_others_write(engine_process: Cal
         one.start()
         one.wait(60)
 
-    def finalize(frame, event, _):
-        global written
-        if event == "call" and "/store/" in frame.f_code.co_filename and reads.is_amid_a_read():
-            sys.setprofile(None)
-            write(written)
-            written += 1
-
-    is_over, written = False, 0
+    finalize, is_over = finalizer("call", "/store/"), False
     threads = [threading.Thread(target=keep_writing, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -227,5 +226,5 @@ def test_a_finalizer_amid_a_look_at_memory_lets_others_write(engine_process: Cal
     say(written > 10)
     say(all(engine.get(f"f{number}").status.finished_at for number in range(written)))
     """
-    process = engine_process(LIFE + dedent(script))
+    process = engine_process(LIFE + FINALIZERS + dedent(script))
     assert [process.read() for _ in range(2)] == [["True"]] * 2

@@ -492,7 +492,7 @@ class Engine:
 
         What waits for its restart stays. What cannot be removed stays, and is told with the reason.
         """
-        ended = [one for one in self.list(state=ContainerState.EXITED) if not one.restart_at]
+        ended = self.list(state=ContainerState.EXITED)
         return self._runtime.step(lambda: prune(self._runtime, ended, self.list_sandboxes() if sandboxes else ()))
 
     def history(self, container_id: str) -> "Sequence[Transition]":

@@ -7,7 +7,7 @@ from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.removal import remove_ended
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
-from limpet.schema.errors import InvalidStateError, LimpetError
+from limpet.schema.errors import InvalidStateError, LimpetError, NotFoundError
 
 
 class Pruned(NamedTuple):
@@ -22,11 +22,15 @@ class Pruned(NamedTuple):
 
 
 def prune(runtime: Runtime, containers: Sequence[Container], sandboxes: Iterable[Sandbox]) -> Pruned:
-    """Remove these containers, then those of these sandboxes that have none. What cannot be removed stays."""
+    """Remove these containers, but for those that are restarted, then those of these sandboxes that have none.
+
+    What cannot be removed stays.
+    """
     problems: dict[str, str] = {}
-    gone = remove_ended(runtime, containers)
+    wanted = [one for one in containers if not _waits_or_is_gone(one)]
+    gone = remove_ended(runtime, wanted)
     removed, emptied = [], []
-    for container in containers:
+    for container in wanted:
         try:
             if container.id in gone or container.remove():
                 removed.append(container.id)
@@ -41,3 +45,11 @@ def prune(runtime: Runtime, containers: Sequence[Container], sandboxes: Iterable
         except LimpetError as error:
             problems[sandbox.id] = str(error)
     return Pruned(removed, emptied, problems)
+
+
+def _waits_or_is_gone(container: Container) -> bool:
+    """Say whether it waits for its restart, or was deleted just now, as its policy does with older attempts."""
+    try:
+        return bool(container.restart_at)
+    except NotFoundError:
+        return True

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Container, Engine, Sandbox, errors
+from limpet.engine.lifecycle.prune import prune
 from limpet.recovery.thread import Thread
 from limpet.schema import ContainerState
 from limpet.schema.layout import MARKER_FILE
@@ -107,6 +108,16 @@ def test_prune_removes_what_has_ended(engine: Engine, pod: Sandbox) -> None:
     assert engine.prune(sandboxes=True) == ([], [empty.id], {})
     assert set(engine.list()) == {running, created}
     assert engine.list_sandboxes() == [pod]
+
+
+def test_prune_passes_over_what_is_deleted_meanwhile(engine: Engine, pod: Sandbox) -> None:
+    """As a restart policy deletes older attempts; the others go."""
+    listed = [engine.create_container(config(name, "true"), pod) for name in ("a", "b")]
+    for one in listed:
+        one.start()
+        one.wait(20)
+    listed[0].remove()
+    assert prune(engine._runtime, listed, ()) == ([listed[1].id], [], {})
 
 
 def test_prune_tells_what_it_could_not_remove(engine: Engine, pod: Sandbox) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,8 +20,9 @@ import pytest
 from limpet import Engine, errors
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter, find_facts
-from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.client import Connection, KeeperClient
 from limpet.engine.starters.process.keeper.kernel import read_stat_of
+from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.starter import _Held
 from limpet.recovery import Process
 from limpet.recovery.host import wait_for_end
@@ -319,6 +320,39 @@ def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pyte
         following = make(engine, f"next{number}", "true")
         assert following.start().state is ContainerState.RUNNING
         following.wait(20)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has the namespaces by which these are told")
+def test_what_is_left_by_a_program_that_ends_at_once_is_known(engine: Engine) -> None:
+    """Also in a session of its own, and an orphan before the keeper has heard that the program was executed."""
+    for number in range(25):
+        mark = f"10{os.getpid()}{number:02}"
+        container = make(engine, f"c{number}", "sh", "-c", f"setsid sleep {mark} & exit {number}")
+        container.start()
+        assert container.wait(20).exit_code == number
+        container.remove()
+        left = subprocess.run(["pgrep", "-f", f"^sleep {mark}"], stdout=subprocess.PIPE, check=False).stdout.split()
+        for pid in left:
+            os.kill(int(pid), signal.SIGKILL)
+        assert not left, f"life {number} has left a process behind"
+
+
+def test_an_engine_that_does_not_see_the_exec_itself_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the first engines are, which ask for no report."""
+    ask = Connection.ask
+
+    def ask_without(self: Connection, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
+        return ask(self, {key: value for key, value in message.items() if key != "report"}, descriptors)
+
+    monkeypatch.setattr(Connection, "ask", ask_without)
+    for key in ("first", "second"):
+        began = time.monotonic()
+        container = make(engine, key, "sh", "-c", "exit 4")
+        container.start()
+        assert time.monotonic() - began < 5
+        assert container.wait(20).exit_code == 4
+    with pytest.raises(errors.StartError, match="No such file"):
+        make(engine, "none", "/nowhere").start()
 
 
 def test_128_of_a_program_is_not_a_start_error(engine: Engine) -> None:

@@ -53,8 +53,11 @@ class Container:
         "is_durable",
         "is_empty",
         "is_proven",
+        "is_ready",
         "is_reaped",
+        "is_report_given",
         "is_stranger",
+        "is_wanted",
         "log",
         "owner",
         "pid",
@@ -80,9 +83,16 @@ class Container:
         """Our end of its gate while it is held, otherwise -1."""
         self.owner: Any = None
         """The connection that prepared it, while it is held: the gate closes with that."""
+        self.is_ready = False
+        """True once its gate has done all that it can do before it is opened, or has ended."""
+        self.is_wanted = False
+        """True once the gate is to be opened."""
         self.waiting: Any = None
         """The connection that is to be told whether it has executed its program."""
         self.report = -1
+        """The end of a pipe that its exec closes; -1 once that is read."""
+        self.is_report_given = False
+        """True if its engine has it, too, and sees by itself that the program was executed."""
         self.why = b""
         """What it reported: why its program was not executed."""
         self.executed: bool | None = None

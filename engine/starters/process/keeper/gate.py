@@ -37,8 +37,8 @@ def become_container(control: int, until: int) -> NoReturn:
 
     `control` is a socket: a message with four descriptors makes it a container's: the plan (JSON, see `root`), what
     becomes standard output and error, and a pipe for its report, which a successful exec closes; what is written to it
-    is why there was none. A message "g" opens the gate, end of file closes it. Unless `until` is -1, its memory is held
-    until the other end of that pipe is closed.
+    is why there was none. End of file from us says that all is done that can be done at the gate. A message "g" opens
+    it, end of file closes it. Unless `until` is -1, its memory is held until the other end of that pipe is closed.
     """
     told = -1  # until they are its own, its numbers are the keeper's
     try:
@@ -91,12 +91,28 @@ def _obey_plan(document: dict[str, Any]) -> None:
     soft, hard = document["nofile"]
     args = [_to_bytes(each) for each in document["args"]]
     environment = dict(_to_bytes(entry).split(b"=", 1) for entry in document["env"])
+    problem = None
+    try:
+        enter_root(document)
+        _limit_descriptors(soft, hard)
+    except BaseException as error:  # noqa: BLE001  # told once the gate is open: until then there is to be a process
+        problem = error
+    _say_ready()
     if os.read(_CONTROL, 1) != b"g":  # what comes after this is waited for
         raise OSError(errno.ECANCELED, "its gate was closed before its program was executed")
-    enter_root(document)
-    _limit_descriptors(soft, hard)
-    become_user(document)
+    if problem is not None:
+        raise problem
+    become_user(document)  # only now: while it is held, none of that user's processes may signal it
     _execute(args, environment)
+
+
+def _say_ready() -> None:
+    """Let the keeper see the end of what comes from us. No message: one that is left unread would reset the socket."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONTROL)
+    try:
+        link.shutdown(socket.SHUT_WR)
+    finally:
+        link.detach()
 
 
 def _limit_descriptors(soft: int, hard: int) -> None:

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -26,24 +27,6 @@ class Gate(NamedTuple):
     control: int
     """A socket: it takes a plan with the streams, then the byte that opens the gate; closed, the gate closes."""
 
-    def hand_over(self, plan: int, streams: tuple[int, int]) -> int:
-        """Give it the plan and the streams of a container. Raises OSError.
-
-        Returns the end of a pipe, not blocking: why the program was not executed, up to the end of file.
-        """
-        report, theirs = os.pipe2(os.O_CLOEXEC)
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self.control)
-        try:
-            os.set_blocking(report, False)
-            send(link, {}, (plan, *streams, theirs))
-        except BaseException:
-            close(report)
-            raise
-        finally:
-            link.detach()
-            close(theirs)
-        return report
-
     def end(self) -> None:
         """Kill it, reap it and close what leads to it. It must be our child still."""
         with suppress(ProcessLookupError):
@@ -54,14 +37,20 @@ class Gate(NamedTuple):
         close(self.control)
 
     @property
-    def is_of_use(self) -> bool:
-        """Say that nobody has killed it, or stopped it."""
+    def has_ended(self) -> bool:
+        """Say whether somebody has killed it."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        if poll.poll(0):
-            return False
-        stat = read_stat(self.pid)
-        return stat is not None and stat.state != "T"
+        return bool(poll.poll(0))
+
+
+def hand_over(control: int, descriptors: Sequence[int]) -> None:
+    """Give a gate what makes it a container's: see `become_container`. Raises OSError."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control)
+    try:
+        send(link, {}, descriptors)
+    finally:
+        link.detach()
 
 
 class Spare:
@@ -94,7 +83,7 @@ class Spare:
         """Return the one that waits, or another. Raises OSError."""
         self.is_wanted = True
         gate, self._gate = self._gate, None
-        if gate is not None and not gate.is_of_use:
+        if gate is not None and gate.has_ended:
             gate.end()
             gate = None
         return gate or _fork_gate()

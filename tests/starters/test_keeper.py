@@ -331,10 +331,41 @@ def test_what_is_left_by_a_program_that_ends_at_once_is_known(engine: Engine) ->
         container.start()
         assert container.wait(20).exit_code == number
         container.remove()
-        left = subprocess.run(["pgrep", "-f", f"^sleep {mark}"], stdout=subprocess.PIPE, check=False).stdout.split()
+        left = find_sleepers(mark)
         for pid in left:
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         assert not left, f"life {number} has left a process behind"
+
+
+def find_sleepers(seconds: str) -> list[int]:
+    """Return the pids of those that sleep for so long."""
+    found = subprocess.run(["pgrep", "-f", f"^sleep {seconds}"], stdout=subprocess.PIPE, check=False).stdout
+    return [int(pid) for pid in found.split()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has the namespaces by which these are told")
+@pytest.mark.parametrize("is_acknowledged", [True, False])
+def test_what_is_left_is_known_to_the_keeper_that_takes_over(state_dir: str, is_acknowledged: bool) -> None:
+    """Also where the end is written down already, and where no engine has heard of it."""
+    mark = f"20{os.getpid()}{is_acknowledged:d}"
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        container = make(engine, "c", "sh", "-c", f"setsid sleep {mark} & sleep 0.3; exit 3")
+        container.start()
+        pid = container.status.pid
+        if is_acknowledged:
+            assert container.wait(20).exit_code == 3
+    wait_until(lambda: not is_running(pid), "the program to end")
+    wait_until(lambda: len(find_sleepers(mark)) == 1, "a daemon to be left")
+    kill(state_dir, *KEEPER)
+    wait_until(lambda: "limpet-anchor" not in find_keepers(state_dir), "the anchor to take over")
+    with Engine.open(state_dir) as engine:
+        assert engine.get("c").exit_code == 3
+        engine.get("c").remove()
+    left = find_sleepers(mark)
+    for each in left:
+        os.kill(each, signal.SIGKILL)
+    assert not left
 
 
 def test_an_engine_that_does_not_see_the_exec_itself_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -502,6 +502,8 @@ class Keeper:
         """
         self._unwatch(container.gate)
         self._hold_uts(container)
+        if container.uts_inode:
+            self._journal.append({"id": container.id, "uts": container.uts_inode})
         container.is_ready = True
         if container.is_wanted:
             self._open_gate(container)
@@ -545,12 +547,8 @@ class Keeper:
             return
         container.executed = not container.why and has_executed
         self._close_report(container)
-        if container.executed and container.uts < 0:
-            self._hold_uts(container)
-        known = container.describe()
-        self._journal.append(
-            {"id": container.id, "executed": container.executed, "why": known.get("why"), "uts": known.get("uts")}
-        )
+        why = container.describe().get("why")
+        self._journal.append({"id": container.id, "executed": container.executed, "why": why})
         if container.executed:
             self._tell_who_waits(container)  # of one that did not, its end says more
 
@@ -682,11 +680,12 @@ class Keeper:
         for container in containers:
             self._reap(container)
             container.is_acknowledged = True
-        self._journal.append(*({"id": each.id, "forgotten": True} for each in containers))
         members = self._members(containers)
-        for container in containers:
-            if not members[container.id]:
-                self._drop(container.id)
+        told = {each.id: "acknowledged" if members[each.id] else "forgotten" for each in containers}
+        self._journal.append(*({"id": key, what: True} for key, what in told.items()))
+        for key, what in told.items():
+            if what == "forgotten":
+                self._drop(key)
         if containers:
             self._rewrite()
 
@@ -705,7 +704,7 @@ class Keeper:
             each.is_durable and not each.is_acknowledged for each in self._containers.values()
         ):
             with suppress(OSError):
-                self._journal.rewrite(each.describe() for each in self._containers.values() if not each.is_acknowledged)
+                self._journal.rewrite(each.describe() for each in self._containers.values())
 
     # What else belongs to it
 
@@ -868,6 +867,8 @@ class Keeper:
     def _adopt(self, record: Record) -> None:
         """Take over a container: ours by reparenting if we were the anchor, otherwise known by its pidfd alone.
 
+        What it has left is ours then, too; in the other case it is nobody's to be known.
+
         Raises OSError if it cannot be looked at now; nothing has been done then.
         """
         key, pid, start_ticks = record["id"], record.get("pid", 0), record.get("start", 0)
@@ -875,7 +876,7 @@ class Keeper:
         container.inode, container.uts_inode = record.get("inode", 0), record.get("uts") or 0
         container.executed = record.get("executed")
         container.why = (record.get("why") or "").encode()
-        container.end = record.get("end")
+        container.end, container.is_acknowledged = record.get("end"), bool(record.get("acknowledged"))
         try:
             if not self._find_again(container):
                 self._adopt_ended(container)
@@ -884,6 +885,8 @@ class Keeper:
                 container.executed = _settle_executed(container)
             if container.is_proven:
                 container.uts = hold_uts_namespace(pid)
+                if container.uts < 0:  # it has ended
+                    container.uts = self._hold_uts_of_left(container)
             if container.log:
                 self._copies.begin_again(key, container.log)
             if container.end is None:
@@ -927,7 +930,27 @@ class Keeper:
         found = os.fstat(pidfd)
         return 0 if os.path.samestat(found, self._anonymous) else found.st_ino
 
+    def _hold_uts_of_left(self, container: Container) -> int:
+        """Return a descriptor of the UTS namespace of what a container has left, -1 if there is none.
+
+        That is an orphan of ours, younger than its first process, in a namespace with the number that was written down.
+        Raises OSError if that cannot be looked at now.
+        """
+        for pid in self._orphans().pids if container.uts_inode else ():
+            stat = read_stat(pid)
+            if stat is None or stat.start_ticks < container.start_ticks:
+                continue
+            held = hold_uts_namespace(pid)
+            if held >= 0 and os.fstat(held).st_ino == container.uts_inode:
+                return held
+            _close_all({held} - {-1})
+        return -1
+
     def _adopt_ended(self, container: Container) -> None:
+        container.uts = self._hold_uts_of_left(container)
+        if container.is_acknowledged and container.uts < 0:
+            self._journal.append({"id": container.id, "forgotten": True})
+            return
         if container.log:
             self._copies.begin_again(container.id, container.log)
         self._containers[container.id] = container

@@ -40,11 +40,11 @@ def find_keepers(state_dir: str) -> dict[str, int]:
     """Return the pids of the keeper's processes by their names, found without asking it."""
     directory = os.path.join(os.path.realpath(state_dir), "keeper")
     found = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
         with suppress(OSError):
-            comm = Path(f"/proc/{name}/comm").read_text().strip()
-            if comm.startswith("limpet-") and os.readlink(f"/proc/{name}/fd/3") == directory:
-                found[comm] = int(name)
+            comm = Path(f"/proc/{pid}/comm").read_text().strip()
+            if comm.startswith("limpet-") and os.readlink(f"/proc/{pid}/fd/3") == directory:
+                found.setdefault(comm, pid)  # what it forks is the same as itself for a moment
     return found
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from limpet.engine.fleet import FleetLag
 
 _T = TypeVar("_T")
-_LOOK_SECONDS = 0.01
-"""A task that has waited for long enough, but not for the fleet yet, looks again after so long at least."""
+_LOOK_SECONDS, _LOOK_PART = 0.01, 0.01
+"""Who has waited for long enough is looked for again after so long at least, and so great a part of that time."""
 
 
 class _TaskRequest(Request):
@@ -78,6 +78,43 @@ class _TaskTurn(Request):
         return True
 
 
+class _Patience:
+    """Has tasks of one loop go on that have waited for the fleet for long enough.
+
+    There is one timer for all of them: making and cancelling one for each takes a seventh of a call's time.
+    """
+
+    __slots__ = ("_is_timed", "_time_left", "_waiting")  # not the loop: by that one it is found, for as long as it is
+
+    def __init__(self, time_left: Callable[[Request], float]) -> None:
+        self._time_left = time_left
+        self._waiting: dict[_TaskRequest, None] = {}
+        self._is_timed = False
+
+    def begin(self, request: _TaskRequest) -> None:
+        """Mind a request, in its loop: all have the same patience, so no timer that runs is too late for it."""
+        self._waiting[request] = None
+        if not self._is_timed:
+            request.loop.call_later(request.patience, self._look)
+            self._is_timed = True
+
+    def end(self, request: _TaskRequest) -> None:
+        """Mind it no more. May be repeated."""
+        self._waiting.pop(request, None)
+
+    def _look(self) -> None:
+        waiting, left = [request for request in self._waiting if not request.future.done()], [0.0]
+        try:
+            left = [self._time_left(request) for request in waiting]
+            late = zip(waiting, left, strict=True)
+            _TaskRequest.settle([request for request, seconds in late if request.settled and seconds <= 0])
+        finally:  # an interrupt may end the loop, which may be run again
+            if waiting:
+                soonest = max(_LOOK_SECONDS, _LOOK_PART * waiting[0].patience)
+                waiting[0].loop.call_later(max(soonest, min(left)), self._look)
+            self._is_timed = bool(waiting)
+
+
 def _nothing(_: Draft) -> None:
     """Change nothing: what is waited for is done."""
 
@@ -92,6 +129,7 @@ class AsyncStore:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = WeakKeyDictionary()
+        self._patience: WeakKeyDictionary[asyncio.AbstractEventLoop, _Patience] = WeakKeyDictionary()
 
     @classmethod
     def open(
@@ -378,7 +416,10 @@ class AsyncStore:
         if not request.until_sent:
             return await wait_for(request)
         fleet = self.store.fleet
-        timer = request.loop.call_later(request.patience, self._give_up_late, request)
+        patience = self._patience.get(request.loop)
+        if patience is None:
+            patience = self._patience[request.loop] = _Patience(fleet.time_left)
+        patience.begin(request)
         try:
             result = await wait_for(request)
             fleet.require_sent(request)
@@ -386,16 +427,8 @@ class AsyncStore:
             fleet.forget(request)
             raise
         finally:
-            timer.cancel()
+            patience.end(request)
         return result
-
-    def _give_up_late(self, request: _TaskRequest) -> None:
-        """Have a task go on that has waited for the fleet for long enough."""
-        left = self.store.fleet.time_left(request)
-        if request.settled and left <= 0:
-            _TaskRequest.settle([request])
-        elif not request.future.done():
-            request.loop.call_later(max(left, _LOOK_SECONDS), self._give_up_late, request)
 
     def _require_outside(self) -> None:
         turn = turn_of_task.get()

@@ -29,6 +29,7 @@ SELECT set_config('search_path', %(schema)s, %(is_local)s),
     set_config('tcp_keepalives_idle', '10', %(is_local)s), set_config('tcp_keepalives_interval', '5', %(is_local)s),
     set_config('tcp_keepalives_count', '4', %(is_local)s),
     set_config('lock_timeout', '0', %(is_local)s), set_config('standard_conforming_strings', 'on', %(is_local)s),
+    set_config('array_nulls', 'on', %(is_local)s),
     set_config('default_transaction_isolation', 'read committed', %(is_local)s),
     set_config('client_min_messages', 'warning', %(is_local)s),
     set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply'
@@ -207,7 +208,14 @@ def _take_schema(rest: str) -> tuple[str, str]:
 
 @contextmanager
 def replicated(connection: Connection) -> Iterator[None]:
-    """Run the block in a transaction that is durable when this ends, also on a standby that commits wait for.
+    """Run the block in a transaction that is durable when this ends: see `replication_required`."""
+    with replication_required(connection), connection.transaction():
+        yield
+
+
+@contextmanager
+def replication_required(connection: Connection) -> Iterator[None]:
+    """Run the block; what it commits is durable when this ends, also on a standby that commits wait for.
 
     Cancelled while it waits for the standby, a commit succeeds with a warning; here it raises FleetError.
     """
@@ -219,8 +227,7 @@ def replicated(connection: Connection) -> Iterator[None]:
 
     connection.add_notice_handler(note)
     try:
-        with connection.transaction():
-            yield
+        yield
     finally:
         connection.remove_notice_handler(note)
     if warnings:

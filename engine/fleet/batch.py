@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ import psycopg
 
 from limpet.engine.database.sqlite.extract import ROWS, Extract, Keys
 from limpet.engine.fleet import rows as sql
-from limpet.engine.fleet.address import Connection, replicated
+from limpet.engine.fleet.address import Connection, replicated, replication_required
 from limpet.schema.codec import are_sound, row_is_sound
 from limpet.schema.errors import FleetFencedError, InvalidStateError, NotFoundError, quote, quote_path
 from limpet.schema.rows import EventRow
@@ -63,9 +63,10 @@ WITH begun AS (
     SELECT name, %(own_epoch)s, %(opened_at)s, %(pruned)s FROM begun
     ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, opened_at = excluded.opened_at, pruned = excluded.pruned
     WHERE (old.epoch, old.opened_at, old.pruned) <> (excluded.epoch, excluded.opened_at, excluded.pruned)
-)
-SELECT 1 / count(*) FROM begun"""
-"""Who may not write divides by 0: that ends the transaction, before what is sent along with this."""
+)"""
+"""What follows may write if `begun` is not empty."""
+_END = " SELECT 1 / count(*) FROM begun"
+"""Who may not write divides by 0: that ends the transaction, with all that is sent along."""
 _IS_LOST = f"""
 SELECT coalesce(
     (SELECT directory = %(directory)s AND epoch < %(epoch)s FROM fleet_node WHERE name = %(node)s),
@@ -198,7 +199,7 @@ def write_batch(
     the node was claimed by another, FleetError if it is not known whether it was written: send it again.
     """
     of_node = {"node": held.node, "epoch": held.epoch, "as_of": extract.newest}
-    begin = {
+    begin: dict[str, Any] = {
         **of_node,
         "doubts": _doubts_text(doubts),
         "revision": revision,
@@ -207,12 +208,23 @@ def write_batch(
         "opened_at": extract.opened_at,
         "pruned": extract.pruned,
     }
+    values, parts = begin, [_BEGIN]
+    for table, row_class, rows, part in _parts(extract):
+        values |= sql.encode_columns(table, row_class, rows)
+        parts.append(f", {table}_put AS ({part})")
+    write = "".join((*parts, _END))
+    deletions = list(_deletions(extract, of_node, gone_events))
     try:
         # All of it in one round trip.
-        with _quietly(), connection.pipeline(), replicated(connection):
-            connection.execute(_BEGIN, begin)
-            for statement, values in _statements(extract, of_node, gone_events):
-                connection.execute(statement, values)
+        if deletions or connection.is_pooled:
+            with _quietly(), connection.pipeline(), replicated(connection):
+                connection.execute(write, values)
+                # Each sees what was there when the node's row was locked, which one statement would not.
+                for statement, keys in deletions:
+                    connection.execute(statement, keys)
+        else:
+            with replication_required(connection):
+                connection.execute(write, values)
     except psycopg.errors.DivisionByZero:
         row = connection.execute(_WHO, (held.node,)).fetchone()
         if row is not None and row[0] == held.epoch:
@@ -239,7 +251,16 @@ _here = threading.local()
 logging.getLogger("psycopg").addFilter(_is_news)
 
 
-def _statements(
+def _parts(extract: Extract) -> Iterator[tuple[str, Any, Sequence[Any], str]]:
+    """Yield tables, their rows' class, the rows to write, and how."""
+    for table, found in extract.rows.items():
+        if found:
+            yield table, ROWS[table][0], found, sql.UPSERT[table]
+    if extract.events:
+        yield "event", EventRow, extract.events, sql.INSERT_EVENTS
+
+
+def _deletions(
     extract: Extract, of_node: Mapping[str, Any], gone_events: list[int] | None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if gone_events:
@@ -249,11 +270,6 @@ def _statements(
             names = ROWS[table][1]
             gone = [dict(zip(names, map(sql.escape, key), strict=True)) for key in keys]
             yield sql.DELETE[table], {**of_node, "keys": _json(gone)}
-    for table, found in extract.rows.items():
-        if found:
-            yield sql.UPSERT[table], {**of_node, "rows": sql.encode_records(ROWS[table][0], found)}
-    if extract.events:
-        yield sql.INSERT_EVENTS, {**of_node, "rows": sql.encode_records(EventRow, extract.events)}
 
 
 def load_keys(connection: Connection, node: str) -> Keys:

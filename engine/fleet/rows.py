@@ -5,7 +5,8 @@ revision of its log, else with a lower number. What is sent twice, or late, so c
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args, get_type_hints
+from functools import cache
+from typing import Any, cast, get_args, get_type_hints
 
 import msgspec
 
@@ -28,23 +29,38 @@ def unescape(text: str) -> str:
     return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text
 
 
-def encode_records(row_class: Any, rows: Iterable[AnyRow]) -> str:
-    """Return rows as the JSON that json_to_recordset takes."""
-    record = _RECORDS[row_class]
-    encoded = msgspec.json.encode([record(*row) for row in rows])
-    if any(mark in encoded for mark in _MARKS):
-        escaped = ((escape(value) if isinstance(value, str) else value for value in row) for row in rows)
-        encoded = msgspec.json.encode([record(*row) for row in escaped])
-    return encoded.decode()
+def encode_columns(table: str, row_class: Any, rows: Iterable[AnyRow]) -> dict[str, str]:
+    """Return rows as the parameters of a statement that writes them to a table: an array for each column.
+
+    That is half as long as JSON, with the names of all columns in each row, and the server needs half the time for it.
+    """
+    kinds = column_types(row_class)
+    return {
+        _parameter(table, name): (_texts if kinds[name] == "text" else _numbers)(values)
+        for name, values in zip(kinds, zip(*rows, strict=True), strict=True)
+    }
 
 
-def _make_record(row_class: Any) -> Any:
-    return msgspec.defstruct(row_class.__name__, [(name, Any) for name in row_class._fields])
+def _numbers(values: Sequence[int | None]) -> str:
+    return f"{{{msgspec.json.encode(values).decode()[1:-1]}}}"
 
 
-_RECORDS = {row_class: _make_record(row_class) for row_class in (EventRow, *(each for each, _ in ROWS.values()))}
-_MARKS = (rb"\u0000", rb"\u001a")
-"""How JSON writes the characters that are escaped."""
+def _texts(values: Sequence[str | None]) -> str:
+    """Return the literal of an array, as the fleet holds the texts in it; joined first, so that C does the work."""
+    nulls = values.count(None)
+    joined = "\0".join([_NULL if value is None else value for value in values] if nulls else cast("list[str]", values))
+    if joined.count("\0") >= len(values) or joined.count("\x1a") > nulls:
+        joined = "\0".join([_NULL if value is None else escape(value) for value in values])
+    quoted = joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","')
+    return f'{{"{quoted}"}}'.replace(f'"{_NULL}"', "NULL")
+
+
+_NULL = "\x1aN"
+"""Stands for NULL until an array is put together: no text that is escaped has it."""
+
+
+def _parameter(table: str, name: str) -> str:
+    return f"{table}.{name}"
 
 
 def from_record(row_class: Any, values: Sequence[object]) -> Any:
@@ -55,14 +71,20 @@ def from_record(row_class: Any, values: Sequence[object]) -> Any:
     return row_class._make(values)
 
 
+@cache
 def column_types(row_class: Any) -> dict[str, str]:
     """Return the type of each of a row's columns in the fleet."""
     hints = get_type_hints(row_class)
     return {name: "text" if str in (hints[name], *get_args(hints[name])) else "bigint" for name in row_class._fields}
 
 
-def _columns(row_class: Any) -> str:
-    return ", ".join(f"{name} {kind}" for name, kind in column_types(row_class).items())
+def _select(table: str, row_class: Any, *others: str) -> str:
+    kinds = column_types(row_class)
+    arrays = ", ".join(f"%({_parameter(table, name)})s::{kind}[]" for name, kind in kinds.items())
+    return (
+        f"SELECT {', '.join(('%(node)s', 'new.*', *others))}"  # noqa: S608  # our own names
+        f" FROM begun, unnest({arrays}) AS new({', '.join(kinds)})"
+    )
 
 
 def _upsert(table: str) -> str:
@@ -72,9 +94,8 @@ def _upsert(table: str) -> str:
     number = [_NUMBERS[table]] if table in _NUMBERS else []
     newness = ["fleet_epoch", "fleet_as_of", *number]
     return (
-        f"INSERT INTO {table} AS old (node, {', '.join(names)}, fleet_epoch, fleet_as_of)"  # noqa: S608  # ours
-        f" SELECT %(node)s, {', '.join(f'new.{name}' for name in names)}, %(epoch)s, %(as_of)s"
-        f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(row_class)})"
+        f"INSERT INTO {table} AS old (node, {', '.join(names)}, fleet_epoch, fleet_as_of)"
+        f" {_select(table, row_class, '%(epoch)s', '%(as_of)s')}"
         f" ON CONFLICT (node, {', '.join(keys)}) DO UPDATE SET {changed}"
         f" WHERE ({', '.join(f'excluded.{name}' for name in newness)})"
         f" > ({', '.join(f'old.{name}' for name in newness)})"
@@ -91,10 +112,11 @@ def _delete(table: str) -> str:
 
 
 UPSERT: Mapping[str, str] = {table: _upsert(table) for table in ROWS}
-DELETE: Mapping[str, str] = {table: _delete(table) for table in ROWS}
+"""By table; part of a statement in which `begun` is one row, or none if nothing may be written."""
 INSERT_EVENTS = (
-    f"INSERT INTO event (node, {', '.join(EventRow._fields)})"  # noqa: S608  # our own names
-    f" SELECT %(node)s, {', '.join(f'new.{name}' for name in EventRow._fields)}"
-    f" FROM json_to_recordset(%(rows)s::json) AS new({_columns(EventRow)}) ON CONFLICT (node, revision) DO NOTHING"
+    f"INSERT INTO event (node, {', '.join(EventRow._fields)}) {_select('event', EventRow)}"
+    " ON CONFLICT (node, revision) DO NOTHING"
 )
+"""Part of such a statement, too."""
+DELETE: Mapping[str, str] = {table: _delete(table) for table in ROWS}
 DELETE_EVENTS = "DELETE FROM event WHERE node = %(node)s AND revision = ANY(%(revisions)s)"

@@ -96,9 +96,12 @@ def test_a_database_with_settings_of_its_own(base: Base, cluster: Cluster, state
     for setting in (
         *("synchronous_commit = off", "client_min_messages = 'error'", "standard_conforming_strings = off"),
         *("default_transaction_isolation = 'serializable'", "lock_timeout = '1ms'", "search_path = 'none'"),
+        "array_nulls = off",
     ):
         base.ask(f"ALTER DATABASE {base.name} SET {setting}")
     with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"))
         for number in range(10):
             store.put("k", "k", number)
         cluster.kill()

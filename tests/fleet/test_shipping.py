@@ -21,7 +21,7 @@ from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.extract import ROWS, Extractor
 from limpet.engine.fleet import Shipper, batch, shipper
 from limpet.engine.fleet.address import Address
-from limpet.engine.fleet.rows import from_record
+from limpet.engine.fleet.rows import _texts, escape, from_record
 from limpet.schema import Status
 from limpet.schema.rows import EventRow
 from limpet.schema.status import end
@@ -255,6 +255,33 @@ def test_tasks_wait_for_the_fleet_too(base: Base, state_dir: str) -> None:
         assert alone.fleet_lag is None
 
 
+def test_tasks_that_wait_for_too_long_are_told(base: Base, state_dir: str) -> None:
+    """Each task waits for as long as it is to, whenever it began; one timer minds them all, again and again."""
+
+    async def work() -> None:
+        async with AsyncStore.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=0.4) as store:
+            store.store.fleet.wait()
+
+            async def put(number: int) -> tuple[float, BaseException | None]:
+                await asyncio.sleep(number % 3 / 5)
+                began = time.monotonic()
+                try:
+                    await store.put("k", str(number), number)
+                except errors.FleetUnknownError as error:
+                    return time.monotonic() - began, error
+                return time.monotonic() - began, None
+
+            for _ in range(2):
+                with base.cluster.connect(base.name) as connection, connection.transaction():
+                    connection.execute("SELECT FROM limpet.fleet_node FOR UPDATE")
+                    answers = await asyncio.gather(*map(put, range(60)))
+                assert all(error is not None and 0.4 <= took < 2 for took, error in answers)
+                wait_sent(store.store)
+                assert await put(0) < (0.4, None)
+
+    asyncio.run(work())
+
+
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_killed_at_random_it_loses_nothing(base: Base, cluster: Cluster, state_dir: str) -> None:
@@ -361,6 +388,43 @@ def test_what_is_late_changes_nothing(
         assert base.ask("SELECT id FROM limpet.container_status") == []
         sender.extractor.close()
         sender.connection.close()
+
+
+def test_the_same_amid_its_own_commit_changes_nothing(base: Base, state_dir: str) -> None:
+    """What is sent again while the server is still at it sees what that has written, though it was not there before."""
+    with Store.open(state_dir, node="n7") as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a"), RUNNING)
+        first, again = Sender(base, state_dir), Sender(base, state_dir)
+        first.held = again.held
+        late = first.read("a")
+        store.update("a", lambda status: replace(status, pid=5))
+        newer = first.read("a")
+        assert late.newest == newer.newest
+        with ThreadPoolExecutor(1) as pool:
+            with first.connection.transaction():
+                assert first.send(newer)
+                sent = pool.submit(again.send, late)
+                is_waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+                wait_until(lambda: bool(base.ask(is_waiting, base.name)), "the other to wait")
+            assert sent.result(10)
+        assert base.ask("SELECT pid FROM limpet.container_status") == [(5,)]
+        assert len(base.ask("SELECT revision FROM limpet.event")) == len(newer.events)
+        for sender in (first, again):
+            sender.extractor.close()
+            sender.connection.close()
+
+
+def test_an_array_holds_any_text(base: Base) -> None:
+    """Whatever is a quote, an escape, a separator or a NULL to PostgreSQL or to us, alone and together."""
+    plain: list[str | None] = ["", "NULL", "null", "{", "},", ' "', "\\", '\\"', "\\\\n"]
+    plain += ["\n\t\r\x01\x7f", "\u2028\U0001f41a", "'", "%s"]
+    marked: list[str | None] = ["\0", "\x1a", "\x1aN", '"\x1aN"', "\x1a0\0\0", "\0,\0"]
+    cases: list[list[str | None]] = [[each] for each in marked]
+    cases += [[""], plain, [*plain, None], marked, [None, *marked, *plain, None]]
+    for texts in cases:
+        ((found,),) = base.ask("SELECT %s::text[]", _texts(texts))
+        assert found == [None if text is None else escape(text) for text in texts]
 
 
 @pytest.mark.parametrize("is_broken", [False, True])

@@ -470,7 +470,8 @@ class Shipper:
     def _tell_doubts(self, write: Callable[..., _Any]) -> _Any:
         """Return what `write` returns, which is given the doubts unless the fleet has them."""
         doubts = self._doubts()
-        written = write(doubts=None if doubts == self._told else doubts)
+        # There may be as many as containers, and comparing them takes milliseconds; mostly it is the same object.
+        written = write(doubts=None if doubts is self._told or doubts == self._told else doubts)
         self._told = doubts
         return written
 

@@ -45,6 +45,8 @@ class Memory:
         self.rows = Rows(node, records)
         unfinished = [key for key, row in self.rows.known() if row and not row.finished_at and not row.released]
         self.doubts: dict[str, Doubt] = dict.fromkeys(unfinished, NOT_VERIFIED)
+        self._changes_of_doubts = 0
+        self._copied_doubts: tuple[int, Mapping[str, Doubt]] = (-1, {})
         self.sandboxes = Sandboxes(node, records)
         self.deadlines = Deadlines(node, records)
         self.revision = revision
@@ -66,10 +68,7 @@ class Memory:
                 else:
                     self.rows[key] = row
             for key, doubt in draft.doubts.items():
-                if doubt is None:
-                    self.doubts.pop(key, None)
-                else:
-                    self.doubts[key] = doubt
+                self._set_doubt(key, doubt)
             for key, sandbox in draft.sandboxes.items():
                 self.sandboxes.put(key, sandbox)
             self.deadlines.apply(draft.changes)
@@ -86,11 +85,21 @@ class Memory:
         """Flag a container Unknown, if it is there."""
         with self.view.change():
             if container_id in self.rows:
-                self.doubts[container_id] = doubt
+                self._set_doubt(container_id, doubt)
+
+    def _set_doubt(self, container_id: str, doubt: Doubt | None) -> None:
+        if doubt is not None:
+            self._changes_of_doubts += 1
+            self.doubts[container_id] = doubt
+        elif container_id in self.doubts:
+            self._changes_of_doubts += 1
+            self.doubts.pop(container_id)
 
     def copy_doubts(self) -> Mapping[str, Doubt]:
-        """Return why each container is Unknown that is."""
-        return self.view.read(self.doubts.copy)
+        """Return why each container is Unknown that is: the same object as long as nothing changes of that."""
+        if self._copied_doubts[0] != self.view.read(lambda: self._changes_of_doubts):
+            self._copied_doubts = self.view.read(lambda: (self._changes_of_doubts, self.doubts.copy()))
+        return self._copied_doubts[1]
 
     # Containers
 

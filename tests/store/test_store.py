@@ -394,3 +394,28 @@ def test_state_is_private(store: Store, state_dir: str) -> None:
     assert os.stat(state_dir).st_mode & 0o777 == 0o700
     for path in Path(state_dir).rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_doubts_are_copied_anew_only_once_they_change(state_dir: str) -> None:
+    """Whoever sends them with each batch sees at once that they are the same, and never misses a change."""
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        for key in "ab":
+            store.add(metadata(key), RUNNING)
+    with Store.open(state_dir) as store:
+        copy = store._memory.copy_doubts
+        seen = [copy()]
+        assert set(seen[0]) == {"a", "b"}
+        for change, left in (
+            (lambda: store.checkpoint("a", RUNNING), {"b"}),
+            (lambda: store.doubt("a", ("Why", "that")), {"a", "b"}),
+            (lambda: store.delete("b"), {"a"}),
+        ):
+            change()
+            seen.append(copy())
+            assert set(seen[-1]) == left
+            store.put("k", "k", 1)
+            store.add(metadata("new"))
+            assert copy() is seen[-1]
+            store.delete("new")
+        assert [len(each) for each in seen] == [2, 1, 2, 1]

@@ -32,6 +32,10 @@ SELECT set_config('search_path', %(schema)s, %(is_local)s),
     set_config('array_nulls', 'on', %(is_local)s),
     set_config('default_transaction_isolation', 'read committed', %(is_local)s),
     set_config('client_min_messages', 'warning', %(is_local)s),
+    CASE WHEN current_setting('idle_session_timeout', true) <> '' THEN
+        set_config('idle_session_timeout', '0', %(is_local)s) END,
+    CASE WHEN current_setting('transaction_timeout', true) <> '' THEN
+        set_config('transaction_timeout', '0', %(is_local)s) END,
     set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply'
         ELSE 'on' END, %(is_local)s)
 WHERE %(is_local)s OR pg_backend_pid() = %(pid)s"""
@@ -63,7 +67,7 @@ class Connection(psycopg.Connection[Any]):
         """Set what all that follows needs."""
         settings = {
             "schema": schema,
-            "statement": f"{STATEMENT_SECONDS:.0f}s",
+            "statement": f"{1000 * STATEMENT_SECONDS:.0f}ms",
             "idle": f"{1000 * _IDLE_SECONDS:.0f}ms",
             "pid": self.info.backend_pid,
         }

@@ -1,5 +1,6 @@
 """Whether the fleet's tables are as they were made: somebody may have altered them by hand."""
 
+import logging
 from collections.abc import Iterator, Mapping
 
 from limpet.engine.database.sqlite.extract import ROWS
@@ -41,15 +42,35 @@ WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s)
     AND indisunique AND indisvalid AND indimmediate AND indpred IS NULL AND indexprs IS NULL
 GROUP BY relname, indexrelid"""
 
+_INDEXES: Mapping[tuple[str, str], str] = {
+    ("event", "btree (node, id, revision)"): "the events of one container",
+    ("container", "btree (id)"): "a container by its id",
+    ("container", "btree (name)"): "a container by its name",
+    ("container", "gin (labels_of(labels) jsonb_path_ops)"): "containers by labels",
+}
+"""By table and definition, what is slow to look for without an index. Nothing is wrong then, and nothing is refused."""
+_SELECT_INDEXES = r"""
+SELECT relname, regexp_replace(pg_get_indexdef(indexrelid), '^.* USING | WITH \([^()]*\)$', '', 'g') FROM pg_index
+JOIN pg_class ON pg_class.oid = indrelid
+WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND indisvalid"""
+_log = logging.getLogger("limpet.fleet")
+
 
 def require_shape(address: Address, connection: Connection) -> None:
-    """Raise FleetError if the tables lack what limpet needs of them."""
+    """Raise FleetError if the tables lack what limpet needs of them; log what is only slow as they are."""
     found = list(_find_missing(address, connection))
     if found:
         raise FleetError(
             f"{address}: the tables in schema {address.schema} were altered: {'; '.join(found)}. Undo that; or drop the"
             " schema: then each node that has an engine sends all of its records again"
         )
+    indexes = set(connection.execute(_SELECT_INDEXES, (address.schema,)).fetchall())
+    for (table, definition), slow in _INDEXES.items():
+        if (table, definition) not in indexes:
+            _log.warning(
+                "%s: to look for %s is slow, its index was dropped: SET search_path = %s; CREATE INDEX ON %s USING %s",
+                *(address, slow, address.schema, table, definition),
+            )
 
 
 def _find_missing(address: Address, connection: Connection) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Looking at the fleet: what its nodes have sent, and of a node that is not heard of nothing that may be over."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from limpet.schema.codec import (
     row_to_metadata,
     row_to_status,
 )
-from limpet.schema.errors import AmbiguousError, InvalidInputError, NotFoundError, StoreDamagedError, quote
+from limpet.schema.errors import AmbiguousError, ClosedError, InvalidInputError, NotFoundError, StoreDamagedError, quote
 from limpet.schema.events import Event
 from limpet.schema.metadata import Metadata
 from limpet.schema.rows import ContainerRow, EventRow, NameRow, StatusRow
@@ -106,21 +107,28 @@ class _Known(NamedTuple):
 
 
 class Fleet:
-    """The records of many nodes. It writes nothing. Open it with `Fleet.open`; one thread at a time may use it."""
+    """The records of many nodes. It writes nothing. Open it with `Fleet.open`; one thread at a time may use it.
 
-    def __init__(self, address: Address, connection: Connection, closing: ExitStack) -> None:
+    It may be kept open: a connection that was lost, or that an interrupt has left amid an answer, is made anew. In a
+    fork it makes one of its own, and leaves the parent's alone.
+    """
+
+    def __init__(self, address: Address) -> None:
         self._address = address
-        self._connection = connection
-        self._closing = closing
+        self._connection: Connection | None = None
+        self._closing = ExitStack()
+        """Closes the connection."""
+        self._pid = os.getpid()
+        self._inherited: list[object] = []
+        """What is the parent's, in a fork."""
+        self._is_closed = False
 
     @classmethod
     def open(cls, url: str) -> Self:
         """Connect to the fleet's database. Raises InvalidInputError, FleetError."""
-        address = Address(url)
-        with ExitStack() as undo:
-            connection = undo.enter_context(address.connect())
-            require_current(address, connection)
-            return cls(address, connection, undo.pop_all())
+        fleet = cls(Address(url))
+        fleet._connect()
+        return fleet
 
     def __enter__(self) -> Self:
         return self
@@ -129,13 +137,40 @@ class Fleet:
         self.close()
 
     def close(self) -> None:
-        """Close the connection. May be repeated."""
-        self._closing.close()
+        """Close the connection; what is asked later raises ClosedError. May be repeated."""
+        self._is_closed = True
+        self._disconnect()
 
     @property
     def server(self) -> tuple[str, int]:
         """Where it is connected to: a host, or the directory of a socket; and the port."""
-        return self._connection.info.host, self._connection.info.port
+        info = self._connect().info
+        return info.host, info.port
+
+    def _connect(self) -> Connection:
+        """Return a connection that waits for a question: the one there is, if it does, or a new one."""
+        if self._is_closed:
+            raise ClosedError("the fleet is closed; open it again")
+        connection = self._connection
+        if connection is not None and self._pid == os.getpid() and _is_at_rest(connection):
+            return connection
+        self._disconnect()
+        with ExitStack() as undo:
+            connection = undo.enter_context(self._address.connect())
+            require_current(self._address, connection)
+            self._closing = undo.pop_all()
+        self._connection = connection
+        return connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        closing, self._closing = self._closing, ExitStack()
+        if self._pid != os.getpid():
+            self._inherited += [connection, closing]  # to close it would end the parent's session
+            self._pid = os.getpid()
+        elif connection is not None:
+            connection.close()  # before, so that nothing is said on it, which may be amid an answer
+            closing.close()
 
     def nodes(self, *, node: str = "") -> Sequence[FleetNode]:
         """Return all nodes, by name, or this one. Raises NotFoundError for a node that is none, FleetError."""
@@ -232,7 +267,13 @@ class Fleet:
             values = {key: escape(value) if isinstance(value, str) else value for key, value in values.items()}
         try:
             with self._address.errors_told():
-                return self._connection.execute(query, values)
+                connection = self._connect()
+                try:
+                    return connection.execute(query, values)
+                except psycopg.OperationalError:
+                    if not connection.closed:
+                        raise
+                return self._connect().execute(query, values)  # it was lost while nothing was asked
         except UnicodeEncodeError as error:
             raise InvalidInputError(
                 f"{error.object!r} is no text that can be looked for: it has lone surrogates"
@@ -284,6 +325,10 @@ class Fleet:
                 if name in nodes:
                     found += _make_containers(nodes[name], list(of_node))
         return found
+
+
+def _is_at_rest(connection: Connection) -> bool:
+    return not connection.closed and connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
 
 
 def _read_doubts(text: str) -> Mapping[str, tuple[str, str]] | None:

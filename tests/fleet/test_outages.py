@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 from msgspec.structs import replace
@@ -96,14 +97,19 @@ def test_a_database_with_settings_of_its_own(base: Base, cluster: Cluster, state
     for setting in (
         *("synchronous_commit = off", "client_min_messages = 'error'", "standard_conforming_strings = off"),
         *("default_transaction_isolation = 'serializable'", "lock_timeout = '1ms'", "search_path = 'none'"),
-        "array_nulls = off",
+        *("array_nulls = off", "idle_session_timeout = '100ms'", "statement_timeout = '1s'"),
+        "idle_in_transaction_session_timeout = '1ms'",
     ):
         base.ask(f"ALTER DATABASE {base.name} SET {setting}")
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name LIKE 'limpet n7%%'"
     with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
         store.add_sandbox(sandbox())
         store.add(metadata("a"))
         for number in range(10):
             store.put("k", "k", number)
+        time.sleep(0.4)  # in which nothing is sent
+        assert base.ask("SELECT value FROM limpet.item") == [("9",)]
+        assert base.ask(f"{sessions} AND clock_timestamp() - backend_start > '0.4 s'", base.name) == [(1,)]
         cluster.kill()
     cluster.start()  # and nobody sends again what was lost
     assert base.ask("SELECT value FROM limpet.item") == [("9",)]

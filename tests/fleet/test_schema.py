@@ -8,6 +8,7 @@ from sqlalchemy import Text
 
 from limpet import Store, errors
 from limpet.engine.fleet import Fleet, find_differences, remove_tables
+from limpet.engine.fleet import address as addresses
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.upgrade import FLEET_REVISION, require_current, require_schema
 from limpet.schema.tables import TABLES
@@ -179,6 +180,41 @@ def test_what_the_tables_lack_is_told(base: Base, state_dir: str, statement: str
         base.ask("DROP SCHEMA limpet CASCADE")
         wait_sent(store)
         assert base.ask("SELECT value FROM limpet.item") == [("2",)]
+
+
+def test_an_index_that_was_dropped_is_told(base: Base, state_dir: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is refused for that. One that is made again as is told, or with settings of its own, is one."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.put("k", "k", 1)
+        wait_sent(store)
+        assert "index" not in caplog.text
+        base.ask("DROP INDEX limpet.container_by_labels, limpet.event_of_one")
+        base.ask("ALTER INDEX limpet.container_by_id SET (fillfactor = 80)")
+        base.cut_connections()
+        store.put("k", "k", 2)
+        wait_sent(store)
+        caplog.clear()
+        with Fleet.open(base.url) as fleet:
+            assert fleet.list(labels={"a": "b"}) == []
+        told = [record.getMessage() for record in caplog.records]
+        assert [message.partition(" is slow")[0].partition("look for ")[2] for message in told] == [
+            "the events of one container",
+            "containers by labels",
+        ]
+        for message in told:
+            base.ask(message.partition("dropped: ")[2])
+        caplog.clear()
+        Fleet.open(base.url).close()
+        assert not caplog.records
+
+
+def test_an_upgrade_may_take_long(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of a million rows takes longer than any other statement may."""
+    base.ask("CREATE FUNCTION linger() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.4); END'")
+    base.ask("CREATE EVENT TRIGGER linger ON ddl_command_end WHEN TAG IN ('CREATE FUNCTION') EXECUTE FUNCTION linger()")
+    monkeypatch.setattr(addresses, "STATEMENT_SECONDS", 0.3)
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        wait_sent(store)
 
 
 def test_a_row_that_was_altered_is_told_and_sent_again(base: Base, state_dir: str) -> None:

@@ -1,6 +1,8 @@
 """Looking at many nodes at once: each record is found, and of a node that is silent nothing is said to run."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -174,6 +176,48 @@ def test_of_many_nodes_some_are_named(base: Base, state_dir: str) -> None:
     assert len(str(told.value)) < 200
 
 
+def test_it_may_be_kept_open(base: Base, state_dir: str) -> None:
+    """What a signal handler raises amid an answer, a connection that was cut, and a fork leave a `Fleet` of use."""
+
+    class StruckError(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise StruckError
+
+    fill(base, state_dir, "n7")
+    fleet = Fleet.open(base.url)
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        with base.cluster.connect(base.name) as connection, connection.transaction():
+            connection.execute("LOCK TABLE limpet.container")
+            with pytest.raises(StruckError):
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                fleet.list()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    expected = [one.id for one in fleet.list()]
+    assert expected
+    base.cut_connections()
+    assert [one.id for one in fleet.list()] == expected
+    session = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND application_name = 'limpet' ORDER BY pid"
+    parents = base.ask(session, base.name)
+    child = os.fork()
+    if child == 0:
+        try:
+            is_right = [one.id for one in fleet.list()] == expected
+            fleet.close()
+        finally:
+            os._exit(not is_right)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [one.id for one in fleet.list()] == expected
+    assert base.ask(session, base.name) == parents
+    fleet.close()
+    fleet.close()
+    with pytest.raises(errors.ClosedError):
+        fleet.list()
+
+
 def test_who_follows_goes_on_when_the_database_is_back(base: Base, state_dir: str) -> None:
     """Each event is shown once, and that the database was away is told; who cannot begin is told at once."""
     fill(base, state_dir, "n7")
@@ -185,15 +229,19 @@ def test_who_follows_goes_on_when_the_database_is_back(base: Base, state_dir: st
         try:
             assert process.stdout is not None
             shown = [process.stdout.readline() for _ in range(4)]
-            base.cut_connections()
+            with base.cluster.connect("postgres") as connection:
+                connection.execute(f"ALTER DATABASE {base.name} ALLOW_CONNECTIONS false")
+                cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+                connection.execute(cut, (base.name,))
+                assert process.stderr is not None
+                assert "trying again" in process.stderr.readline()
+                connection.execute(f"ALTER DATABASE {base.name} ALLOW_CONNECTIONS true")
             store.put("k", "after", 1)
             shown.append(process.stdout.readline())
             assert [line.split()[1] for line in shown] == ["1", "2", "3", "4", "5"]
             assert "item-put after" in shown[-1]
         finally:
             process.terminate()
-        assert process.stderr is not None
-        assert "trying again" in process.stderr.read()
     wrong = subprocess.run([*command[:-1], "postgresql+psycopg://localhost:1/x"], capture_output=True, check=False)
     assert wrong.returncode == 1
 
@@ -239,7 +287,7 @@ def test_filters_are_looked_up_in_indexes(base: Base, state_dir: str, monkeypatc
             return execute(query, values)
 
         monkeypatch.setattr(fleet, "_execute", explain)
-        fleet._connection.execute("SET enable_seqscan = off; SET enable_indexscan = off")
+        fleet._connect().execute("SET enable_seqscan = off; SET enable_indexscan = off")
         for name, text in texts.items():
             assert [one.id for one in fleet.list(labels={"k": text, "app": "web"})] == [name]
             assert "container_by_labels" in plans[-1]

@@ -285,12 +285,14 @@ def load_keys(connection: Connection, node: str) -> Keys:
 def _load_checksums(connection: Connection, node: str, table: str, row_class: Any, width: int) -> dict[Any, int]:
     """Return the checksum of each row of a node's, by the columns that come first in it."""
     query = f"SELECT {', '.join(row_class._fields)} FROM {table} WHERE node = %s"  # noqa: S608  # our own names
-    cursor = connection.execute(query, (node,))
     found: dict[Any, int] = {}
-    while rows := cursor.fetchmany(_ROWS_AT_ONCE):
-        for record, is_sound in zip(rows, are_sound(node, rows), strict=True):
-            row = record if is_sound else sql.from_record(row_class, record)  # few have anything escaped
-            found[row[:width]] = row[-1] if is_sound or row_is_sound(node, row) else ALTERED
+    # The server keeps what was not fetched yet: all at once may be more than this process should use of memory.
+    with connection.transaction(), connection.cursor("limpet_rows") as cursor:
+        cursor.execute(query, (node,))
+        while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+            for record, is_sound in zip(rows, are_sound(node, rows), strict=True):
+                row = record if is_sound else sql.from_record(row_class, record)  # few have anything escaped
+                found[row[:width]] = row[-1] if is_sound or row_is_sound(node, row) else ALTERED
     return found
 
 

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from sqlalchemy import Text
 
 from limpet import Store, errors
-from limpet.engine.fleet import Fleet, find_differences, remove_tables
+from limpet.engine.fleet import Fleet, batch, find_differences, remove_tables
 from limpet.engine.fleet import address as addresses
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.upgrade import FLEET_REVISION, require_current, require_schema
@@ -217,8 +217,11 @@ def test_an_upgrade_may_take_long(base: Base, state_dir: str, monkeypatch: pytes
         wait_sent(store)
 
 
-def test_a_row_that_was_altered_is_told_and_sent_again(base: Base, state_dir: str) -> None:
+def test_a_row_that_was_altered_is_told_and_sent_again(
+    base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A column that is dropped and made again has lost its values, while the checksums are as they were."""
+    monkeypatch.setattr(batch, "_ROWS_AT_ONCE", 1)
     with Store.open(state_dir, node="n7", fleet=base.url) as store:
         store.add_sandbox(sandbox())
         store.add(metadata("a"), RUNNING)

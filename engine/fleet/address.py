@@ -1,8 +1,9 @@
 """Reaching the fleet's database: its address, its connections, and what goes wrong, told without the password."""
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -17,6 +18,11 @@ _SCHEMES = ("postgresql+psycopg", "postgresql", "postgres")
 _SHOWN = ("host", "hostaddr", "port", "dbname", "user")
 _IDLE_SECONDS = 10.0
 """So long may a transaction stand still. A node that vanished amid one would else hold its lock for hours."""
+_SILENT_SECONDS = 60.0
+"""So long may the server say nothing to a statement, which it cancels sooner unless it hangs: stopped, or at its disk.
+
+Its kernel still acknowledges then, so no other timeout ends it, and another server may have been promoted long since.
+"""
 _SCHEMA = "limpet"
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _NOT_REPLICATED = "01000"
@@ -62,6 +68,8 @@ class Connection(psycopg.Connection[Any]):
     _settings: Mapping[str, object] | None = None
     """What each transaction sets; None if the session is this connection's own."""
     _depth = 0
+    is_patient = False
+    """True if statements may take as long as they take."""
 
     def begin(self, schema: str) -> None:
         """Set what all that follows needs."""
@@ -74,6 +82,33 @@ class Connection(psycopg.Connection[Any]):
         if self.execute(_SETTINGS, {**settings, "is_local": False}).fetchone() is None:
             self.prepare_threshold = None  # what is prepared stays with the session, too
             self._settings = {**settings, "is_local": True}
+
+    def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+        """Wait for what psycopg waits for, unless the server says nothing for too long."""
+        return super().wait(gen if self.is_patient else self._until_silent(gen), *arguments, **options)
+
+    def _until_silent(self, generator: Any) -> Generator[Any, Any, Any]:
+        heard = time.monotonic()
+        try:
+            wanted = next(generator)
+            while True:
+                ready = yield wanted
+                now = time.monotonic()
+                if ready:
+                    heard = now
+                elif now - heard > _SILENT_SECONDS:
+                    self._give_up()
+                    raise psycopg.OperationalError(f"the server has said nothing for {_SILENT_SECONDS:g} s")
+                wanted = generator.send(ready)
+        except StopIteration as stop:
+            return stop.value
+
+    def _give_up(self) -> None:
+        """Close this, and have the server end what it is at: it looks for nobody while it waits for a standby."""
+        if psycopg.capabilities.has_cancel_safe():
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=CONNECT_SECONDS)
+        self.close()
 
     @property
     def is_pooled(self) -> bool:

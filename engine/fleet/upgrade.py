@@ -76,7 +76,9 @@ def _migrate(address: Address, revision: str) -> None:
         with address.errors_told(), engine.begin() as connection:
             driver: Any = connection.connection.driver_connection
             driver.set_locally()
-            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # an index of a million rows takes a minute
+            # An index of a million rows takes a minute; so does the wait for another node that makes it.
+            driver.is_patient = True
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             if read_revision(address, driver) != revision:
                 connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {address.schema}")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 
@@ -9,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet import Store, errors
+from limpet.engine.fleet import Fleet, address
 from tests.conftest import wait_until
 from tests.fleet.conftest import Base, Cluster
 from tests.fleet.test_shipping import fleet_rows, local_rows, wait_sent
@@ -60,13 +62,15 @@ def test_what_the_log_drops_the_fleet_drops(base: Base, state_dir: str) -> None:
         assert len(fleet_rows(base)["event"]) < 400
 
 
+def wait_for_standby(base: Base, name: str) -> None:
+    """Have all commits wait for the standby of this name, or for none."""
+    base.ask(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+    base.ask("SELECT pg_reload_conf()")
+    wait_until(lambda: base.ask("SHOW synchronous_standby_names") == [(name,)], "the setting")
+
+
 def test_a_commit_that_no_standby_has_is_not_acknowledged(base: Base, cluster: Cluster, state_dir: str) -> None:
     """PostgreSQL lets a commit that was cancelled while it waited succeed with a warning: that is no answer."""
-
-    def wait_for_standby(name: str) -> None:
-        base.ask(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
-        base.ask("SELECT pg_reload_conf()")
-        wait_until(lambda: base.ask("SHOW synchronous_standby_names") == [(name,)], "the setting")
 
     def cancel_waiting() -> object:
         return base.ask(
@@ -76,7 +80,7 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(base: Base, cluster: C
 
     with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
         store.put("k", "k", 1)
-        wait_for_standby("nobody")
+        wait_for_standby(base, "nobody")
         try:
             store.fleet._timeout = 0.5
             with pytest.raises(errors.FleetUnknownError):
@@ -86,7 +90,7 @@ def test_a_commit_that_no_standby_has_is_not_acknowledged(base: Base, cluster: C
             with pytest.raises(errors.FleetUnknownError):
                 store.put("k", "k", 3)
         finally:
-            wait_for_standby("")
+            wait_for_standby(base, "")
         store.fleet._timeout = 30
         store.put("k", "k", 4)
         assert fleet_rows(base) == local_rows(state_dir)
@@ -167,3 +171,55 @@ def restore(cluster: Cluster) -> None:
     shutil.rmtree(f"{cluster.directory}/data")
     os.rename(f"{cluster.directory}/backup", f"{cluster.directory}/data")
     cluster.start()
+
+
+def test_a_server_that_hangs_is_given_up(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is connected, says nothing and cancels nothing: a writer and a reader are told, and go on elsewhere."""
+    session = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND application_name LIKE 'limpet%%'"
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.put("k", "k", 1)
+        wait_sent(store)
+        fleet = Fleet.open(base.url)
+        monkeypatch.setattr(address, "_SILENT_SECONDS", 0.3)
+        hanging = [pid for (pid,) in base.ask(session, base.name)]
+        assert len(hanging) == 2
+        try:
+            for pid in hanging:
+                os.kill(pid, signal.SIGSTOP)
+            store.put("k", "k", 2)
+            wait_until(lambda: store.fleet_lag and "said nothing for 0.3 s" in store.fleet_lag.error, "it to be told")
+            assert [node.name for node in fleet.nodes()] == ["n7"]  # by another session
+        finally:
+            for pid in hanging:
+                os.kill(pid, signal.SIGCONT)
+        fleet.close()
+        monkeypatch.undo()
+        wait_sent(store)
+        assert base.ask("SELECT value FROM limpet.item") == [("2",)]
+
+
+def test_a_standby_that_is_away_for_long_is_waited_for_once(
+    base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives up a commit that waits has the server end it: its sessions would else be used up."""
+    waiting = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND wait_event = 'SyncRep'"
+    seen: set[tuple[int, ...]] = set()
+
+    def has_tried(times: int) -> bool:
+        now = tuple(pid for (pid,) in base.ask(waiting, base.name))
+        assert len(now) <= 1
+        seen.add(now)
+        return len(seen - {()}) >= times
+
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.put("k", "k", 1)
+        wait_sent(store)
+        monkeypatch.setattr(address, "_SILENT_SECONDS", 0.2)
+        wait_for_standby(base, "nobody")
+        try:
+            store.put("k", "k", 2)
+            wait_until(lambda: has_tried(3), "three sessions, one after the other")
+        finally:
+            wait_for_standby(base, "")
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)

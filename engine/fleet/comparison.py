@@ -7,6 +7,7 @@ from limpet.engine.database.sqlite.extract import ROWS, Extractor
 from limpet.engine.fleet import batch
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.upgrade import require_current
+from limpet.schema.metadata import require_node
 
 _Key = TypeVar("_Key", bound=object)
 
@@ -16,6 +17,7 @@ def find_differences(url: str, node: str, database: str) -> list[str]:
 
     A node that has unsent changes differs. Raises InvalidInputError, StoreError, FleetError.
     """
+    require_node(node)
     address = Address(url)
     with address.connect() as connection:
         require_current(address, connection)

@@ -41,6 +41,9 @@ JOIN pg_class ON pg_class.oid = indrelid JOIN pg_attribute ON attrelid = indreli
 WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s)
     AND indisunique AND indisvalid AND indimmediate AND indpred IS NULL AND indexprs IS NULL
 GROUP BY relname, indexrelid"""
+_SELECT_UNLOGGED = """
+SELECT relname FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s)
+    AND relpersistence <> 'p' AND relname = ANY(%s) ORDER BY relname"""
 
 _INDEXES: Mapping[tuple[str, str], str] = {
     ("event", "btree (node, id, revision)"): "the events of one container",
@@ -78,6 +81,8 @@ def _find_missing(address: Address, connection: Connection) -> Iterator[str]:
     for table, name, kind in connection.execute(_SELECT_COLUMNS, (address.schema,)).fetchall():
         types.setdefault(table, {})[name] = kind
     unique = {(table, frozenset(names)) for table, names in connection.execute(_SELECT_KEYS, (address.schema,))}
+    for (table,) in connection.execute(_SELECT_UNLOGGED, (address.schema, [*_COLUMNS])):
+        yield f"{table} is UNLOGGED: a crash of the server empties it, and no standby has it"
     for table, columns in _COLUMNS.items():
         there = types.get(table)
         if there is None:

@@ -187,9 +187,12 @@ class Fleet:
         """Return the containers of all nodes, or of one, that match all that is given, by node and id.
 
         `state` is the one that is told: of a node that is not heard of nothing is RUNNING. Raises NotFoundError for a
-        node that is none, InvalidInputError for a state that is none, FleetError.
+        node that is none, InvalidInputError for what cannot be looked for, such as a state that is none, FleetError.
         """
         wanted_state = None if state is None else read_state(state)
+        _require_texts(name=name)
+        if not isinstance(labels, Mapping | None):
+            raise InvalidInputError(f"labels {quote(labels)}: give a mapping of texts")
         wanted = (labels or {}).items()
         texts = [text for label in wanted if (text := label_text(*label))]  # without those that nobody can have
         clauses = f"{_NAMED_SO if name else ''} {_LABELLED if texts else ''}"
@@ -202,8 +205,9 @@ class Fleet:
         """Return the container with this id, on whatever node, or on this one.
 
         Else the one with this name, else the one whose id begins with it. Raises NotFoundError, AmbiguousError if
-        several are meant, FleetError.
+        several are meant, InvalidInputError, FleetError.
         """
+        _require_texts(id=container_id)
         for clause in ("container.id = %(text)s", "container.name = %(text)s", "starts_with(container.id, %(text)s)"):
             found = self._load(node, f"AND {clause}", {"text": container_id}) if container_id else []
             if len(found) > 1:
@@ -237,6 +241,7 @@ class Fleet:
         `since` gives for a node the revision after which to begin; where a node is not in it, its oldest is the first.
         Raises NotFoundError for a node that is none, StoreDamagedError, FleetError.
         """
+        _require_revisions(since)
         cursors = dict(since or {})
         columns = ", ".join(EventRow._fields)
         query = (
@@ -280,6 +285,7 @@ class Fleet:
             ) from None
 
     def _load_nodes(self, node: str = "", *, is_counted: bool = False) -> dict[str, _Known]:
+        _require_texts(node=node)
         found = {}
         for row in self._ask(_NODES, {"node": node, "is_counted": is_counted}):
             name, epoch, host, pid, path, _, revision, is_whole, doubts, lease, silent, containers = row
@@ -310,6 +316,7 @@ class Fleet:
         return nodes
 
     def _load(self, node: str, clause: str, values: Mapping[str, object]) -> Sequence[FleetContainer]:
+        _require_texts(node=node)
         names = ", ".join(f"container.{name}" for name in NameRow._fields)
         statuses = ", ".join(f"status.{name}" for name in StatusRow._fields)
         query = (
@@ -325,6 +332,18 @@ class Fleet:
                 if name in nodes:
                     found += _make_containers(nodes[name], list(of_node))
         return found
+
+
+def _require_texts(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise InvalidInputError(f"{name} {quote(value)}: give a text")
+
+
+def _require_revisions(since: object) -> None:
+    revisions = since.values() if isinstance(since, Mapping) else () if since is None else ("none",)
+    if not all(isinstance(each, int) for each in revisions):
+        raise InvalidInputError(f"since {quote(since)}: give a mapping of nodes' names to revisions")
 
 
 def _is_at_rest(connection: Connection) -> bool:

@@ -32,7 +32,7 @@ class FleetLink:
         if not (isinstance(timeout, int | float) and timeout > 0):
             raise InvalidInputError(f"fleet_timeout {quote(timeout)}: give seconds, more than 0")
         self._address = _parse(choice.url) if choice.url else None
-        self._timeout = choice.timeout
+        self._timeout = min(choice.timeout, threading.TIMEOUT_MAX)  # for ever is as good as three hundred years
         self._is_sync = choice.ack == "sync"
         self._shipper: Shipper | None = None
         self._later = threading.local()

@@ -164,6 +164,7 @@ def test_no_error_shows_a_row(base: Base, state_dir: str, caplog: pytest.LogCapt
         ("ALTER TABLE container ALTER attempt TYPE text", "container.attempt is text, not bigint"),
         ("ALTER TABLE item DROP CONSTRAINT item_pkey", "item has no unique index of node, kind, key"),
         ("DROP TABLE event", "there is no table event"),
+        ("ALTER TABLE item SET UNLOGGED", "item is UNLOGGED"),
     ],
 )
 def test_what_the_tables_lack_is_told(base: Base, state_dir: str, statement: str, what: str) -> None:

@@ -255,6 +255,22 @@ def test_tasks_wait_for_the_fleet_too(base: Base, state_dir: str) -> None:
         assert alone.fleet_lag is None
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e12, 10**400], ids=["infinite", "long", "longer"])
+def test_the_fleet_may_be_waited_for_for_ever(base: Base, state_dir: str, timeout: float) -> None:
+    """By threads, alone and in a queue, and by tasks."""
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=timeout) as store:
+        store.put("k", "k", 0)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda number: store.put("k", str(number), number), range(20)))
+        tasks = AsyncStore(store)
+
+        async def work() -> None:
+            await asyncio.gather(*(tasks.put("t", str(number), number) for number in range(20)))
+
+        asyncio.run(work())
+        assert base.ask("SELECT count(*) FROM limpet.item") == [(41,)]
+
+
 def test_tasks_that_wait_for_too_long_are_told(base: Base, state_dir: str) -> None:
     """Each task waits for as long as it is to, whenever it began; one timer minds them all, again and again."""
 

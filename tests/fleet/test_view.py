@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
 from limpet import Store, errors
-from limpet.engine.fleet import Fleet
+from limpet.engine.fleet import Fleet, find_differences
 from limpet.schema.events import EventKind
 from limpet.schema.status import ContainerState, Reason, end
 from tests.conftest import wait_until
@@ -267,6 +268,27 @@ def test_odd_words_are_looked_for(base: Base, state_dir: str) -> None:
             fleet.nodes(node="\ud800")
         with pytest.raises(errors.InvalidInputError):
             fleet.list(name="\ud800")
+
+
+def test_what_cannot_be_looked_for_is_refused(base: Base, state_dir: str) -> None:
+    """As what it is, and not as an error of PostgreSQL's."""
+    fill(base, state_dir, "n7")
+    wrong: Any = 5
+    with Fleet.open(base.url) as fleet:
+        for ask in (
+            lambda: fleet.nodes(node=wrong),
+            lambda: fleet.list(node=wrong),
+            lambda: fleet.list(name=wrong),
+            lambda: fleet.list(labels=wrong),
+            lambda: fleet.get(wrong),
+            lambda: fleet.get("runs", node=wrong),
+            lambda: list(fleet.events(node=wrong)),
+            lambda: list(fleet.events(since=wrong)),
+            lambda: list(fleet.events(since={"n7": wrong / 2})),
+            lambda: find_differences(base.url, wrong, f"{state_dir}/store.db"),
+        ):
+            with pytest.raises(errors.InvalidInputError):
+                ask()
 
 
 def test_filters_are_looked_up_in_indexes(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

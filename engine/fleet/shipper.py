@@ -82,9 +82,10 @@ class Shipper:
         *,
         is_awaited: bool,
     ) -> None:
-        """Begin. `path` is that of the node's database, `directory` identity and path of its state directory.
+        """Nothing is sent until `start`.
 
-        `doubts` is asked what the node does not vouch for. Raises StoreError if the database cannot be read.
+        `path` is that of the node's database, `directory` identity and path of its state directory; `doubts` is asked
+        what the node does not vouch for. Raises StoreError if the database cannot be read.
         """
         self._address = address
         self._node = node
@@ -122,10 +123,12 @@ class Shipper:
         self._closing = threading.Event()
         self._is_over = False
         self._thread = Thread(target=self._run, name="limpet-fleet")
+
+    def start(self) -> None:
+        """Begin to send. Raises ResourcesError. Whatever else is raised meanwhile: `close` ends what has begun."""
         try:
             self._thread.start()
         except RuntimeError as error:
-            self._extractor.close()
             raise ResourcesError("no thread can be started that sends to the fleet") from error
 
     def note(self, changes: Changes, revision: int) -> None:
@@ -234,7 +237,10 @@ class Shipper:
         self._closing.set()
         with self._turn:
             self._turn.notify_all()
-        self._thread.join(_CLOSE_SECONDS)
+        if (
+            self._thread.is_alive()
+        ):  # or it was never started, or an interrupt came before it had begun: it ends at once
+            self._thread.join(_CLOSE_SECONDS)
         with self._turn:
             self._is_over = True
         self._tell_waiters()

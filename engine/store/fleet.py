@@ -57,6 +57,7 @@ class FleetLink:
             doubts,
             is_awaited=self._is_sync,
         )
+        self._shipper.start()  # only now: whatever interrupts this, `leave` knows of it
 
     @property
     def lag(self) -> "FleetLag | None":

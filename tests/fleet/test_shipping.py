@@ -475,6 +475,7 @@ def test_callers_who_come_back_share_a_transaction(base: Base, state_dir: str, m
     waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
     Store.open(state_dir, node="n7").close()
     sender = Shipper(Address(base.url), f"{state_dir}/store.db", "n7", ("of-a-test", state_dir), dict, is_awaited=True)
+    sender.start()
     try:
         sender.wait(30)
         answered: list[str] = []
@@ -623,3 +624,28 @@ def test_no_memory_ends_no_sending(base: Base, state_dir: str, monkeypatch: pyte
                     each.result(60)
             assert refused.count(name) == 2
         assert fleet_rows(base) == local_rows(state_dir)
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_an_opening_that_fails_leaves_nothing_that_sends(
+    base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch, *, has_begun: bool
+) -> None:
+    """An interrupt comes as the thread begins, or there are no more threads: a node that is closed is not alive."""
+
+    def start(thread: threading.Thread) -> None:
+        if has_begun:
+            threading.Thread.start(thread)
+            raise KeyboardInterrupt
+        raise RuntimeError("can't start new thread")
+
+    def is_gone() -> bool:
+        return not any(thread.name == "limpet-fleet" for thread in threading.enumerate())
+
+    with monkeypatch.context() as patch:
+        patch.setattr("limpet.recovery.thread.Thread.start", start)
+        with pytest.raises(KeyboardInterrupt if has_begun else errors.ResourcesError):
+            Store.open(state_dir, node="n7", fleet=base.url)
+    wait_until(is_gone, "the thread to end")
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.put("k", "k", 1)
+        wait_sent(store)

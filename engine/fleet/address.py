@@ -35,7 +35,7 @@ SELECT set_config('search_path', %(schema)s, %(is_local)s),
     set_config('tcp_keepalives_idle', '10', %(is_local)s), set_config('tcp_keepalives_interval', '5', %(is_local)s),
     set_config('tcp_keepalives_count', '4', %(is_local)s),
     set_config('lock_timeout', '0', %(is_local)s), set_config('standard_conforming_strings', 'on', %(is_local)s),
-    set_config('array_nulls', 'on', %(is_local)s),
+    set_config('array_nulls', 'on', %(is_local)s), set_config('quote_all_identifiers', 'off', %(is_local)s),
     set_config('default_transaction_isolation', 'read committed', %(is_local)s),
     set_config('client_min_messages', 'warning', %(is_local)s),
     CASE WHEN current_setting('idle_session_timeout', true) <> '' THEN

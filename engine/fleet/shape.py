@@ -44,6 +44,14 @@ GROUP BY relname, indexrelid"""
 _SELECT_UNLOGGED = """
 SELECT relname FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s)
     AND relpersistence <> 'p' AND relname = ANY(%s) ORDER BY relname"""
+_SELECT_DIVERTED = """
+SELECT relname, 'trigger ' || tgname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND relname = ANY(%(tables)s)
+    AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3 AND tgtype & 20 <> 0
+UNION ALL SELECT relname, 'rule ' || rulename FROM pg_rewrite JOIN pg_class ON pg_class.oid = ev_class
+WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND relname = ANY(%(tables)s)
+    AND ev_enabled <> 'D' AND ev_type <> '1' ORDER BY 1, 2"""
+"""What comes before a row is written, of INSERT and UPDATE; or before any statement."""
 
 _INDEXES: Mapping[tuple[str, str], str] = {
     ("event", "btree (node, id, revision)"): "the events of one container",
@@ -83,6 +91,9 @@ def _find_missing(address: Address, connection: Connection) -> Iterator[str]:
     unique = {(table, frozenset(names)) for table, names in connection.execute(_SELECT_KEYS, (address.schema,))}
     for (table,) in connection.execute(_SELECT_UNLOGGED, (address.schema, [*_COLUMNS])):
         yield f"{table} is UNLOGGED: a crash of the server empties it, and no standby has it"
+    tables = {"schema": address.schema, "tables": [*_COLUMNS]}
+    for table, what in connection.execute(_SELECT_DIVERTED, tables):
+        yield f"{table} has {what}, which may keep rows out that are told to be there"
     for table, columns in _COLUMNS.items():
         there = types.get(table)
         if there is None:

@@ -102,7 +102,7 @@ def test_a_database_with_settings_of_its_own(base: Base, cluster: Cluster, state
         *("synchronous_commit = off", "client_min_messages = 'error'", "standard_conforming_strings = off"),
         *("default_transaction_isolation = 'serializable'", "lock_timeout = '1ms'", "search_path = 'none'"),
         *("array_nulls = off", "idle_session_timeout = '100ms'", "statement_timeout = '1s'"),
-        "idle_in_transaction_session_timeout = '1ms'",
+        *("idle_in_transaction_session_timeout = '1ms'", "quote_all_identifiers = on"),
     ):
         base.ask(f"ALTER DATABASE {base.name} SET {setting}")
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name LIKE 'limpet n7%%'"

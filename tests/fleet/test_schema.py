@@ -165,6 +165,14 @@ def test_no_error_shows_a_row(base: Base, state_dir: str, caplog: pytest.LogCapt
         ("ALTER TABLE item DROP CONSTRAINT item_pkey", "item has no unique index of node, kind, key"),
         ("DROP TABLE event", "there is no table event"),
         ("ALTER TABLE item SET UNLOGGED", "item is UNLOGGED"),
+        ("CREATE RULE lose AS ON INSERT TO item DO INSTEAD NOTHING", "item has rule lose"),
+        (
+            (
+                "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+                "CREATE TRIGGER lose BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION lose()"
+            ),
+            "item has trigger lose",
+        ),
     ],
 )
 def test_what_the_tables_lack_is_told(base: Base, state_dir: str, statement: str, what: str) -> None:
@@ -191,6 +199,10 @@ def test_an_index_that_was_dropped_is_told(base: Base, state_dir: str, caplog: p
         assert "index" not in caplog.text
         base.ask("DROP INDEX limpet.container_by_labels, limpet.event_of_one")
         base.ask("ALTER INDEX limpet.container_by_id SET (fillfactor = 80)")
+        base.ask(
+            "CREATE FUNCTION heed() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+            "CREATE TRIGGER heed AFTER INSERT ON limpet.item FOR EACH ROW EXECUTE FUNCTION heed()"
+        )
         base.cut_connections()
         store.put("k", "k", 2)
         wait_sent(store)

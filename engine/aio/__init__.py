@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limpet.engine.aio.container import AsyncContainer
     from limpet.engine.aio.engine import AsyncEngine
+    from limpet.engine.aio.fleet import AsyncFleet
     from limpet.engine.aio.sandbox import AsyncSandbox
     from limpet.engine.aio.store import AsyncStore
 
 _HOMES = {
     "AsyncContainer": "limpet.engine.aio.container",
     "AsyncEngine": "limpet.engine.aio.engine",
+    "AsyncFleet": "limpet.engine.aio.fleet",
     "AsyncSandbox": "limpet.engine.aio.sandbox",
     "AsyncStore": "limpet.engine.aio.store",
 }
 
-__all__ = ["AsyncContainer", "AsyncEngine", "AsyncSandbox", "AsyncStore"]
+__all__ = ["AsyncContainer", "AsyncEngine", "AsyncFleet", "AsyncSandbox", "AsyncStore"]
 
 
 def __getattr__(name: str) -> Any:

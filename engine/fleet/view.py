@@ -241,6 +241,20 @@ class Fleet:
         `since` gives for a node the revision after which to begin; where a node is not in it, its oldest is the first.
         Raises NotFoundError for a node that is none, StoreDamagedError, FleetError.
         """
+        for page in self.event_pages(node=node, since=since):
+            yield from page
+            if not page:
+                if not follow:
+                    return
+                time.sleep(_POLL_SECONDS)
+
+    def event_pages(
+        self, *, node: str = "", since: Mapping[str, int] | None = None
+    ) -> "Iterator[Sequence[FleetEvent]]":
+        """Yield what `events` does, without an end: some of one node each time, and nothing after a look without news.
+
+        Raises as `events` does.
+        """
         _require_revisions(since)
         cursors = dict(since or {})
         columns = ", ".join(EventRow._fields)
@@ -254,15 +268,13 @@ class Fleet:
                 # Only up to what was sent without a gap: a comparison of all rows sends older events last.
                 key, until = known.node.name, known.node.revision
                 rows = self._ask(query, (key, cursors.get(key, 0), until, _PAGE))
-                is_quiet = is_quiet and not rows
-                for row in rows:
-                    event = row_to_event(key, from_record(EventRow, row))
-                    cursors[key] = event.revision
-                    yield FleetEvent(key, event)
+                if rows:
+                    is_quiet = False
+                    events = [row_to_event(key, from_record(EventRow, row)) for row in rows]
+                    cursors[key] = events[-1].revision
+                    yield [FleetEvent(key, event) for event in events]
             if is_quiet:
-                if not follow:
-                    return
-                time.sleep(_POLL_SECONDS)
+                yield ()
 
     def _ask(self, query: str, values: Any = None) -> "Sequence[tuple[Any, ...]]":
         return self._execute(query, values).fetchall()

@@ -1,5 +1,6 @@
 """Looking at many nodes at once: each record is found, and of a node that is silent nothing is said to run."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from limpet import Store, errors
+from limpet.engine.aio import AsyncFleet
 from limpet.engine.fleet import Fleet, find_differences
 from limpet.schema.events import EventKind
 from limpet.schema.status import ContainerState, Reason, end
@@ -320,3 +322,46 @@ def test_filters_are_looked_up_in_indexes(base: Base, state_dir: str, monkeypatc
         plans.clear()
         assert fleet.get("writt").id == "written"
         assert ["container_by_id" in plan for plan in plans] == [True, False, True]
+
+
+def test_tasks_look_too(base: Base, state_dir: str) -> None:
+    """At the same as threads, together; one that is cancelled leaves the others theirs."""
+    fill(base, state_dir, "n7")
+
+    async def look() -> None:
+        async with AsyncFleet.open(base.url) as fleet:
+            with Fleet.open(base.url) as threads:
+                listed = threads.list(labels={"app": "web"})
+                events = list(threads.events())
+            found = await asyncio.gather(*(fleet.list(labels={"app": "web"}) for _ in range(5)))
+            assert [one.id for one in found[4]] == [one.id for one in listed] == ["runs"]
+            assert [one.name for one in await fleet.nodes()] == ["n7"]
+            assert (await fleet.metadata(await fleet.get("runs"))).id == "runs"
+            assert [one async for one in fleet.events()] == events
+            with pytest.raises(errors.NotFoundError):
+                await fleet.get("none")
+
+            async def follow() -> None:
+                async for one in fleet.events(since={"n7": len(events)}, follow=True):
+                    heard.put_nowait(one.event.id)
+
+            heard: asyncio.Queue[str] = asyncio.Queue()
+            following = asyncio.ensure_future(follow())
+            with Store.open(state_dir, node="n7", fleet=base.url) as store:
+                store.put("k", "told", 1)
+                await asyncio.to_thread(wait_sent, store)
+            assert await heard.get() == "told"
+            following.cancel()
+            with base.cluster.connect(base.name) as connection, connection.transaction():
+                connection.execute("LOCK TABLE limpet.container")
+                waiting = asyncio.ensure_future(fleet.list())
+                await asyncio.sleep(0.1)
+                waiting.cancel()
+            await asyncio.wait([waiting, following])
+            assert waiting.cancelled()
+            assert heard.empty()
+            assert len(await fleet.list()) == 3
+        with pytest.raises(errors.ClosedError):
+            await fleet.list()
+
+    asyncio.run(asyncio.wait_for(look(), 30))

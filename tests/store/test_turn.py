@@ -52,6 +52,7 @@ def test_a_thread_hands_over_to_another(open_it: Callable[..., Store | Engine], 
     opened.close()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # what the interrupt comes upon closes itself
 @pytest.mark.parametrize("open_it", OPENED)
 def test_an_interrupt_ends_the_wait(open_it: Callable[..., Store | Engine], state_dir: str) -> None:
     """Ctrl-C is not held back by a long wait, and leaves the directory to whoever has it."""

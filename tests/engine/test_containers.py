@@ -460,7 +460,7 @@ def test_a_standard_image_runs_as_an_ordinary_user(tmp_path: Path) -> None:
     """Without root it runs in user and mount namespaces, where it is root and nobody else."""
     script = (
         "import os, sys, pathlib\nfrom tests.engine.test_containers import *\n"
-        "assert os.geteuid() == 1000, os.geteuid()\n"
+        "assert os.geteuid() != 0\n"
         "home = pathlib.Path(sys.argv[1])\n"
         "with Engine.open(str(home / 'state')) as engine: print(*run_image(engine, home), sep='\\n')\n"
     )

@@ -229,6 +229,7 @@ def test_a_sandbox_that_is_stopped_amid_a_restart_is_nothing_to_warn_of(
     assert not caplog.messages
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has the namespaces by which daemons are told")
 def test_daemons_of_the_attempt_before_are_gone_when_the_next_one_runs(engine: Engine) -> None:
     """What an attempt leaves behind does not run beside the next one."""
     daemon = 'setsid sh -c "sleep 1000" </dev/null >/dev/null 2>&1 & echo $! >> ../../../daemons'

@@ -39,7 +39,7 @@ Start = Callable[[str], EngineProcess]
 def find_keepers(state_dir: str) -> dict[str, int]:
     """Return the pids of the keeper's processes by their names, found without asking it."""
     directory = os.path.join(os.path.realpath(state_dir), "keeper")
-    found = {}
+    found: dict[str, int] = {}
     for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
         with suppress(OSError):
             comm = Path(f"/proc/{pid}/comm").read_text().strip()

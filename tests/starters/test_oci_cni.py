@@ -25,6 +25,8 @@ exit 0
 """
 POD = {"metadata": {"name": "pod"}, "hostname": "pod-one"}
 
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's sandboxes get networks from plugins")
+
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> Path:

@@ -309,6 +309,7 @@ with open_engine(str(directory / "state")) as engine:
 """
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_propagation(runtime: str, tmp_path: Path) -> None:
     """What is mounted later gets there from a shared mount; from a private one it does not, which is told."""

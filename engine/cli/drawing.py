@@ -1,6 +1,7 @@
 """Draws a timeline with matplotlib, which limpet does not need otherwise."""
 
 import io
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from limpet.engine.cli.output import rfc3339
 from limpet.engine.cli.timeline import Line, Mark, Phase, Sign, Stroke, Timeline
 
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it cannot keep its cache is no news for a user of ours
 # By name, so that types can be checked where matplotlib is not installed.
 _matplotlib: Any = import_module("matplotlib")
 _new_figure: Any = import_module("matplotlib.figure").Figure

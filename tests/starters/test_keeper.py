@@ -343,6 +343,26 @@ def find_sleepers(seconds: str) -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
+STRAY = f"{'unshare -u ' if os.geteuid() == 0 else ''}setsid sh -c 'trap : TERM; while :; do sleep MARK; done'"
+"""A process that has left all by which it could be told, and does not end by SIGTERM."""
+
+
+@pytest.mark.parametrize("program", [f"{STRAY} & wait", f'sh -c "{STRAY} & wait" & sleep 0.3'])
+def test_what_descended_from_a_container_when_it_was_signalled_ends_with_it(engine: Engine, program: str) -> None:
+    """Its parent ends by the stop's signal, or with the first process: then nothing else tells whose it is."""
+    mark = f"30{os.getpid()}{len(program)}"
+    container = make(engine, "c", "sh", "-c", program.replace("MARK", mark))
+    container.start()
+    wait_until(lambda: len(find_sleepers(mark)) == 1, "it to run")
+    if program.endswith("wait"):
+        container.stop(0.5)
+    container.wait(20)
+    container.remove()
+    left = find_sleepers(mark)
+    subprocess.run(["pkill", "-KILL", "-f", f"sleep {mark}"], check=False)
+    assert not left
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has the namespaces by which these are told")
 @pytest.mark.parametrize("is_acknowledged", [True, False])
 def test_what_is_left_is_known_to_the_keeper_that_takes_over(state_dir: str, is_acknowledged: bool) -> None:

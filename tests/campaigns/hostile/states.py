@@ -113,7 +113,7 @@ class EntryWorld(_SpoiltState):
             TRICKS[trick](path, self.place / "around")
         elif trick == "mode" and not path.is_symlink():
             path.chmod(random.choice((0, 0o777, 0o1777, 0o4755, 0o500)))
-        elif trick == "owner":
+        elif trick == "owner" and os.geteuid() == 0:
             os.chown(path, random.choice((1, 65534, 2**31)), 0, follow_symlinks=False)
         elif trick == "name":
             strange = os.fsencode(path if path.is_dir() else path.parent) + b"/" + values.file_name(random)

@@ -64,6 +64,7 @@ class Container:
         "pidfd",
         "report",
         "start_ticks",
+        "strays",
         "uts",
         "uts_inode",
         "waiting",
@@ -101,6 +102,8 @@ class Container:
         """Its UTS namespace, held open, if it has one of its own."""
         self.uts_inode = 0
         """That namespace's number, if it is known to have one of its own: another's once all of it has ended."""
+        self.strays: dict[int, int] = {}
+        """Processes that descended from it when it was signalled, and are told by nothing else: start times by pid."""
         self.end: Record | None = None
         """How it ended: `code`, `signal` (True if that is a signal's number), `time`; or `unseen`."""
         self.is_empty = False
@@ -144,16 +147,37 @@ class Container:
         return [pid for pid in members if (stat := read_stat(pid)) is not None and stat.session == self.pid]
 
     def find_left(self, orphans: Orphans, *, has_session: bool) -> "list[int]":
-        """Return those of the orphans that are this container's: they have its UTS namespace, or its session.
+        """Return those of the orphans that are this container's: by its UTS namespace or session, or as strays.
 
         Not `has_session` says that the number of that session may be another's by now.
         """
         of_session = orphans.of_session(self.pid) if has_session else {}
+        strays = self._find_strays(orphans.pids)
         if self.uts < 0:
-            return [pid for pid, stat in of_session.items() if not self.is_stranger or self._is_of_lost(pid, stat)]
+            left = [pid for pid, stat in of_session.items() if not self.is_stranger or self._is_of_lost(pid, stat)]
+            return list({*left, *strays})
         namespace = os.fstat(self.uts)
         of_namespace = orphans.of_namespace(namespace.st_dev, namespace.st_ino)
-        return list({*of_namespace, *(() if self.is_stranger else of_session)})
+        return list({*of_namespace, *(() if self.is_stranger else of_session), *strays})
+
+    def remember(self, members: Iterable[int]) -> None:
+        """Take note of those of its processes that nothing would tell once their parents have ended."""
+        strays = {pid: self.strays[pid] for pid in self._find_strays(self.strays)}
+        for pid in set(members) - {self.pid, *strays}:
+            stat = read_stat(pid)
+            if stat is not None and stat.session != self.pid and not self._has_namespace(pid):
+                strays[pid] = stat.start_ticks
+        self.strays = strays
+
+    def _find_strays(self, pids: Collection[int]) -> "list[int]":
+        known = [(pid, start_ticks) for pid, start_ticks in self.strays.items() if pid in pids]
+        return [pid for pid, start in known if (stat := read_stat(pid)) is not None and stat.start_ticks == start]
+
+    def _has_namespace(self, pid: int) -> bool:
+        if self.uts < 0:
+            return False
+        namespace = os.fstat(self.uts)
+        return read_uts_namespace(pid) == (namespace.st_dev, namespace.st_ino)
 
     def _is_of_lost(self, pid: int, stat: Stat) -> bool:
         """Say whether a process is of the session of a first process whose end nobody saw.

@@ -772,6 +772,8 @@ class Keeper:
             found = self._members(pending)
             for container in pending:
                 members = found[container.id]
+                if number:
+                    container.remember(members)
                 if only_session:
                     members = container.find_session(members)
                 members = [pid for pid in members if pid != but_not]

@@ -237,9 +237,7 @@ class Shipper:
         self._closing.set()
         with self._turn:
             self._turn.notify_all()
-        if (
-            self._thread.is_alive()
-        ):  # or it was never started, or an interrupt came before it had begun: it ends at once
+        if self._thread.is_alive():  # it may never have been started; amid its beginning it ends at once
             self._thread.join(_CLOSE_SECONDS)
         with self._turn:
             self._is_over = True

@@ -385,7 +385,7 @@ class Container:
         with self._runtime.exclusive(self.id):
             status = self.status
             if status.state is ContainerState.RUNNING and not status.stop_requested_at:
-                status = self._update(request)
+                status = self._update_unless_ended(request)
                 if status.stop_requested_at and status.identity is not None:
                     self.thaw()
                     self._send_stop(status.identity, DEFAULT_STOP_TIMEOUT_SECONDS, signals=True)
@@ -435,7 +435,7 @@ class Container:
                 self._freeze(status)
             except UnsupportedError as error:
                 message = str(error)
-                self._update(lambda old: replace(old, paused=False, message=message))
+                self._update_unless_ended(lambda old: replace(old, paused=False, message=message))
 
     def is_changing_limits(self) -> bool:
         """Say whether limits are being put into force, or were when a kill came. Raises StateDirectoryError."""
@@ -581,7 +581,9 @@ class Container:
                 return self._cancel_restart(status)
             is_first = is_written or not status.stop_requested_at
             if not is_written:
-                status = self._update(lambda old: request_stop(old, timeout))
+                status = self._update_unless_ended(lambda old: request_stop(old, timeout))
+                if status.finished_at:
+                    return self._cancel_restart(status)
             assert status.identity is not None
             left = timeout if is_first else self._find_grace(status)
             self.thaw()
@@ -621,14 +623,16 @@ class Container:
                 )
             if status.paused is not is_wanted:
                 self._runtime.note_container(self.id)
-                status = self._update(lambda old: replace(old, paused=is_wanted))
+                status = self._update_unless_ended(lambda old: replace(old, paused=is_wanted))
+                if status.finished_at:
+                    raise self._refuse(verb, "only one that runs can be")
             if not is_wanted:
                 self.thaw()
                 return status
             try:
                 self._freeze(status)
             except BaseException:
-                self._update(lambda old: replace(old, paused=False))
+                self._update_unless_ended(lambda old: replace(old, paused=False))
                 raise
             return status
 
@@ -808,7 +812,7 @@ class Container:
         if not status.created_at:
             raise self._refuse("stop", "it was never created")
         # It holds no process: nothing to signal.
-        return self._update(lambda old: end(old, None, finished_at=_now(), message=old.message))
+        return self._update_unless_ended(lambda old: end(old, None, finished_at=_now(), message=old.message))
 
     def _launch(self) -> Launch:
         metadata = self._runtime.bring_home(self.metadata)
@@ -842,6 +846,10 @@ class Container:
 
     def _update(self, change: Callable[[Status], Status]) -> Status:
         return self._runtime.store.update(self.id, change)
+
+    def _update_unless_ended(self, change: Callable[[Status], Status]) -> Status:
+        """Do the same, unless its end was written down just now: that keeps no step out, and is not overwritten."""
+        return self._update(lambda old: old if old.finished_at else change(old))
 
     def _refuse(self, verb: str, why: str) -> InvalidStateError:
         status = self.status

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from limpet.engine.lifecycle import patience
 from limpet.engine.starters import Exit, Launch, Prepared
 from limpet.engine.starters.environment import merge_environment
 from limpet.engine.starters.process import ProcessStarter
+from limpet.engine.store import Store
 from limpet.schema import ContainerState, ImageConfig, ImageName, MountType, ProcessIdentity
 from limpet.schema.command_line import choose_args
 from limpet.schema.cri import parse_container_config
+from limpet.schema.status import Status
 from limpet.testing import FakeStarter
 from tests.conftest import is_running, read_output, wait_until
 
@@ -64,6 +68,33 @@ def test_a_whole_life(engine: Engine) -> None:
     with pytest.raises(errors.NotFoundError):
         _ = container.status
     engine.get_sandbox("pod").delete()
+
+
+@pytest.mark.parametrize("act", ["stop", "expire", "pause"])
+def test_an_end_that_is_written_down_amid_a_step_is_not_overwritten(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """No step keeps the watcher out: the reason stays that of the end; what has ended is not paused, and not asked."""
+    container = make(engine, "sleep", "1000")
+    container.renew(expires_at := time.time_ns() + 10**15)
+    container.start()
+    pid, update = container.status.pid, Store.update
+
+    def update_late(self: Store, key: str, fn: Callable[[Status], Status]) -> Status:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: container.status.finished_at, "the end to be written down")
+        return update(self, key, fn)
+
+    monkeypatch.setattr(Store, "update", update_late)
+    if act == "expire":
+        container.expire(expires_at)
+    elif act == "stop":
+        assert container.stop(5).exit_code == 137
+    else:
+        with suppress(errors.UnsupportedError), pytest.raises(errors.InvalidStateError, match="EXITED; only one that"):
+            container.pause()
+    status = container.status
+    assert (status.reason, status.message, status.paused, status.stop_requested_at) == ("Error", "", False, 0)
 
 
 class Undying(FakeStarter):

@@ -1,12 +1,15 @@
 """runc and crun under conmon, without limpet: what is left of an OCI container's life if limpet does nothing for it.
 
 They are given the config.json that limpet has made for such a container, so that only limpet's own work differs. As a
-container engine does, they wait for conmon's word on the end. Nothing is written down that survives a power cut.
+script would, they make a bundle with a root file system for each container, before the clock of its start runs, and
+remove it after its end; as a container engine does, they wait for conmon's word on the end. Nothing is written down
+that survives a power cut.
 """
 
 import glob
 import json
 import os
+import shutil
 import subprocess
 import time
 from itertools import count
@@ -33,16 +36,14 @@ class UnderConmon(Other):
         self._conmon = find_program("conmon")
         self._command = [find_program(self.runtime), "--root", os.path.join(self.directory, "root")]
         self._config = self._make_config()
+        self._files = self._read_files()
         self._numbers = count()
 
     def live(self) -> float:
         """Create and start a container, wait for its end, and delete it. The start is over once it was started."""
         key = f"limpet-bench-{os.getpid()}-{next(self._numbers)}"
         bundle = os.path.join(self.directory, key)
-        os.makedirs(os.path.join(bundle, "exits"))
-        linux = self._config["linux"] | {"cgroupsPath": f"/limpet-bench/{key}"}
-        with open(os.path.join(bundle, "config.json"), "w", encoding="utf-8") as file:
-            json.dump(self._config | {"linux": linux}, file)
+        self._make_bundle(bundle, key)
         began = time.perf_counter()
         try:
             pidfd = os.pidfd_open(self._create(key, bundle))
@@ -52,6 +53,7 @@ class UnderConmon(Other):
             _wait_for(os.path.join(bundle, "exits", key))
         finally:
             run_command([*self._command, "delete", "--force", key])
+            shutil.rmtree(bundle)
         return took
 
     def close(self) -> None:
@@ -59,8 +61,30 @@ class UnderConmon(Other):
         with self._kind.open(self._state) as engine:
             self._kind.clear(engine)
 
+    def _make_bundle(self, path: str, key: str) -> None:
+        """Make what the runtime is given: a config.json, and a root file system as limpet's containers have."""
+        root = os.path.join(path, "rootfs")
+        os.makedirs(os.path.join(path, "exits"))
+        os.makedirs(os.path.join(root, "etc"))
+        for name, content in self._files.items():
+            with open(os.path.join(root, "etc", name), "wb") as file:
+                file.write(content)
+        linux = self._config["linux"] | {"cgroupsPath": f"/limpet-bench/{key}"}
+        config = self._config | {"linux": linux, "root": self._config["root"] | {"path": root}}
+        with open(os.path.join(path, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(config, file)
+
+    def _read_files(self) -> dict[str, bytes]:
+        """Return what is in the /etc of the container's root file system: all files of it that are not mounted."""
+        etc = os.path.join(self._config["root"]["path"], "etc")
+        found = {}
+        for name in os.listdir(etc):
+            with open(os.path.join(etc, name), "rb") as file:
+                found[name] = file.read()
+        return found
+
     def _make_config(self) -> dict[str, Any]:
-        """Return the config.json of a container of limpet's, whose root file system stays here until `close`."""
+        """Return the config.json of a container of limpet's, which stays here until `close`."""
         with self._kind.open(self._state) as engine:
             self._kind.make_sandbox(engine)
             container = self._kind.create(engine, PROGRAM)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 MOUNTINFO = "/proc/self/mountinfo"
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 """What no kernel escapes."""
-_FEW = 16
+_FEW = 64
 """Entries of a tree that are asked one by one; /proc/self/mountinfo takes longer, the more mounts the host has."""
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = -100, 0x100, 0x800, 0x4000
 _STATX_ATTR_MOUNT_ROOT = 0x2000

@@ -25,7 +25,7 @@ from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
 from limpet.engine.state.descriptors import close_all
-from limpet.engine.state.durable import make_directory, remove_tree, sync_filesystem, temporary_path
+from limpet.engine.state.durable import make_directory, remove_tree, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import (
@@ -125,7 +125,7 @@ class DirectoryImageStore:
             )
 
     def mount(self, name: ImageName | str, mount_type: MountType, target: str) -> None:
-        """Unpack the image into `target`: see ImageStore."""
+        """Unpack the image into `target`, and flush nothing: see ImageStore."""
         name = ImageName.of(name)
         if mount_type not in _MOUNT_TYPES:
             raise UnsupportedError(f"mount type {mount_type!r}: this store supports only {MountType.PLAIN.value!r}")
@@ -135,7 +135,6 @@ class DirectoryImageStore:
             if record.digest:
                 image = self._open(record.digest)
                 unpack(str(name), self._layer_files(image), target, Budget())
-                sync_filesystem(target)
 
     def unmount(self, target: str) -> None:
         """Check that nothing is mounted at or below `target`; PLAIN itself mounts nothing."""

@@ -37,8 +37,9 @@ class ImageStore(Protocol):
         ...
 
     def mount(self, name: ImageName, mount_type: MountType, target: str) -> None:
-        """Unpack the image's root file system into `target`, an existing empty directory; durable on return.
+        """Unpack the image's root file system into `target`, an existing empty directory.
 
+        It need not be durable: the bundle's config.json is written only once all on the same file system is.
         A built-in image leaves it empty. After an error, `target` may contain part of the tree, which the caller
         removes. Raises NotFoundError; InvalidInputError if the image or the target is unsuitable;
         StoreDamagedError if the image on disk is not what was loaded; DiskFullError.

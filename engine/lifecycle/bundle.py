@@ -84,7 +84,7 @@ class Bundle:
         try:
             if not os.path.lexists(self.path):
                 return
-            if os.path.islink(self.path) or not (is_begun(self.path) or self._is_ours()):
+            if os.path.islink(self.path) or not (self._is_ours() or is_begun(self.path)):
                 raise InvalidStateError(f"{self.path} is not ours; it was left alone, move it away yourself")
             mounts = find_mounts(self.path)
             if mounts:

@@ -13,6 +13,7 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.starters.oci import OciStarter
+from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState, Reason
 from limpet.schema.cri import LinuxContainerResources
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
@@ -228,12 +229,32 @@ engine.get("one").start()
         assert runtime_entries(state_dir, "runc") == []
 
 
+def test_a_release_needs_no_runtime(state_dir: str, tmp_path: Path, runtime: Path) -> None:
+    """What the runtime keeps of a container that has ended is removed without it: its entry and its cgroups."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        one = engine.get("one")
+        one.start()
+        processes = processes_of(state_dir, "one")
+        name = os.path.basename(processes.cgroup)
+        cgroups = [directory for _, directory in list_directories(processes.cgroups, name)]
+        assert cgroups
+        one.stop(0)
+        (runtime.parent / "delete").write_text("exit 1")
+        one.release()
+        assert runtime_entries(state_dir, "runc") == []
+        assert [each for each in cgroups if os.path.exists(each)] == []
+
+
 def test_a_delete_that_hangs_can_be_repeated(state_dir: str, tmp_path: Path, runtime: Path) -> None:
-    """release says so, and the bundle stays; once the runtime works again, all of it goes."""
+    """release says so, and the bundle stays; once the runtime works again, all of it goes.
+
+    The runtime is asked where it keeps more of the container than is known.
+    """
     with open_with(state_dir, runtime, tmp_path) as engine:
         one = engine.get("one")
         one.start()
         one.stop(0)
+        Path(processes_of(state_dir, "one").entry, "more").touch()
         (runtime.parent / "delete").write_text(SLEEP)
         with pytest.raises(errors.InvalidStateError, match="runc cannot delete it: it did not end in time"):
             one.release()

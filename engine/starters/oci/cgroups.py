@@ -49,6 +49,9 @@ def remove(lines: Sequence[str], name: str) -> list[str]:
     """Remove the container's cgroups, in which no process is left; return those that cannot be."""
     left = []
     for _, directory in list_directories(lines, name):
+        with suppress(OSError):  # as nearly always: it has no others below it
+            os.rmdir(directory)
+            continue
         for above, _, _ in os.walk(directory, topdown=False):
             try:
                 os.rmdir(above)

@@ -9,7 +9,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -47,9 +47,10 @@ class Order:
     terminal: bool = False
 
 
-def make_container(order: Order, timeout: float) -> int:
+def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] = lambda: None) -> int:
     """Have conmon make the container, held by the runtime, and return the pid of its first process.
 
+    `meanwhile` is called once conmon has written its pid, while the runtime is at work, unless that is over already.
     Raises StartError with what conmon or the runtime says, or if neither has answered after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
@@ -80,6 +81,8 @@ def make_container(order: Order, timeout: float) -> int:
         try:
             with suppress(BrokenPipeError):
                 begin.write(b"\0")
+            if _await_own_pid(process, answer.fileno(), deadline):
+                meanwhile()
             line = _read_line(answer.fileno(), deadline, order.run)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(deadline - time.monotonic(), 0.1))
@@ -88,6 +91,16 @@ def make_container(order: Order, timeout: float) -> int:
                 process.kill()
                 process.wait()
     return _read_pid(order.run, line, is_late=time.monotonic() >= deadline)
+
+
+def _await_own_pid(process: "subprocess.Popen[bytes]", answer: int, deadline: float) -> bool:
+    """Wait until conmon's first process has ended, which writes the pid of the second; False if it answers before."""
+    poll = select.poll()
+    with open_pidfd(process.pid) as pidfd:
+        poll.register(pidfd, select.POLLIN)
+        poll.register(answer, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(max(deadline - time.monotonic(), 0) * 1000)}
+    return ready == {pidfd}
 
 
 def _command(order: Order) -> list[str]:

@@ -15,6 +15,8 @@ from limpet.engine.state.durable import make_directory, remove_tree
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote, quote_path
 
+_KEPT = frozenset({"state.json", "status", "config.json", "exec.fifo"})
+"""What runc and crun keep of a container."""
 _SAFE = re.compile(r"[A-Za-z0-9_.-]", re.ASCII)
 _LONGEST = 180
 """Of the 255 bytes of a file name: a cgroup's name has more in front."""
@@ -93,6 +95,20 @@ class RuntimeRoot:
             path = os.path.join(self.above, name)
             if re.fullmatch(r"[0-9a-f-]{36}(\.[0-9a-f]+){3}", name) and not name.startswith(boot_id):
                 remove_tree(path)
+
+
+def remove_entry(path: str) -> bool:
+    """Remove the runtime's directory of a container that has ended; say whether that was done.
+
+    One with anything that is not known here is left whole. It may be repeated. Raises OSError.
+    """
+    names = os.listdir(path)
+    if not _KEPT.issuperset(names):
+        return False
+    for name in names:
+        os.unlink(os.path.join(path, name))
+    os.rmdir(path)
+    return True
 
 
 def _true_name(path: str) -> str:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 
@@ -47,6 +48,8 @@ class Processes(msgspec.Struct, frozen=True, kw_only=True):
     """Why the kernel could not execute its program when it was made, "" if it could; None if that is not known."""
     has_own_pids: bool = True
     """True if the kernel ends all of it with `init`: it has a pid namespace to itself."""
+    is_plain: bool = False
+    """True if the runtime has nothing to do after its end but to forget it: no hooks, no resource groups (intelRdt)."""
 
 
 class RunDirectory:
@@ -138,10 +141,46 @@ def list_runs(bundle_path: str) -> Iterator[RunDirectory]:
             yield RunDirectory(os.path.join(above, name))
 
 
+class _Known(NamedTuple):
+    run: RunDirectory
+    processes: Processes
+    version: tuple[int, ...]
+
+
+class KnownRuns:
+    """Remembers the starts that were found: the file that tells of one is written once. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+
+    def find(self, bundle_path: str, init: ProcessIdentity) -> tuple[RunDirectory, Processes] | None:
+        """Do what `find_run` does. Raises OSError."""
+        known = self._known.get(bundle_path)
+        if known is not None and known.processes.init == init and known.version == _version_of(known.run):
+            return known.run, known.processes
+        self.forget(bundle_path)
+        for run in list_runs(bundle_path):
+            version = _version_of(run)  # before it is read: one that changes meanwhile is read again
+            processes = run.read_processes()
+            if processes is not None and processes.init == init:
+                self._known[bundle_path] = _Known(run, processes, version)
+                return run, processes
+        return None
+
+    def forget(self, bundle_path: str) -> None:
+        """Forget what was found in a bundle."""
+        self._known.pop(bundle_path, None)
+
+
+def _version_of(run: RunDirectory) -> tuple[int, ...]:
+    """Return what changes with the file that tells which processes these are, () if there is none. Raises OSError."""
+    try:
+        found = os.stat(run.join(_PROCESSES))
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
+
+
 def find_run(bundle_path: str, init: ProcessIdentity) -> tuple[RunDirectory, Processes] | None:
     """Return the start that a process was made by, None if none of the bundle's was it. Raises OSError."""
-    for run in list_runs(bundle_path):
-        processes = run.read_processes()
-        if processes is not None and processes.init == init:
-            return run, processes
-    return None
+    return KnownRuns().find(bundle_path, init)

@@ -52,12 +52,12 @@ from limpet.engine.starters.oci.namespaces import (
 )
 from limpet.engine.starters.oci.probe import BundleWitness
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
-from limpet.engine.starters.oci.root import RuntimeRoot, to_oci_id
+from limpet.engine.starters.oci.root import RuntimeRoot, remove_entry, to_oci_id
 from limpet.engine.starters.oci.rootless import adapt, is_rootless, require_own_pids
 from limpet.engine.starters.oci.run_directory import (
+    KnownRuns,
     Processes,
     RunDirectory,
-    find_run,
     list_runs,
     make_run_directory,
 )
@@ -103,6 +103,8 @@ _LATE_SECONDS = 0.1
 """The same after a start that has failed: it may have come far enough."""
 _EXIT_FILE_SECONDS = 2.0
 _END_SECONDS = 5.0
+_LOOK_SECONDS, _LOOK_AGAIN_SECONDS = 0.01, 0.001
+"""How long to look at a conmon that was just started: less than any runtime needs to make a container."""
 _UNEXPLAINED = ("in time", "ended before its program", "was killed", "read from the init process")
 """What is in the texts of starts that fail somewhere on the way; the last is crun's."""
 _CONMON_SECONDS = 0.5
@@ -116,6 +118,33 @@ class _Held:
     container_id: str
     run: RunDirectory
     processes: Processes
+
+
+class _Look:
+    """What is found out of a start while the runtime makes the container, and nobody has to wait for it."""
+
+    def __init__(self) -> None:
+        self.flaw: str | None = None
+        self.monitor: ProcessIdentity | None = None
+        self.pidfd = -1
+        """The monitor's; whoever made this closes it."""
+
+    def take(self, run: RunDirectory, config: Mapping[str, Any], *, seconds: float = 0) -> None:
+        """Look, for so long until conmon has opened its doors. May be repeated; what cannot be seen stays as it is."""
+        self.flaw = _find_flaw(config)
+        pid, deadline = run.read_pid("conmon-pidfile"), time.monotonic() + seconds
+        if pid <= 0 or self.pidfd >= 0:
+            return
+        with suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                while not (is_ours := is_of_run(run, pid)) and time.monotonic() < deadline:
+                    time.sleep(_LOOK_AGAIN_SECONDS)
+                if is_ours:  # asked after it was opened: it is the one
+                    self.monitor, self.pidfd = identify(pid, pidfd), pidfd
+            finally:
+                if self.pidfd != pidfd:
+                    os.close(pidfd)
 
 
 class OciStarter:
@@ -147,6 +176,7 @@ class OciStarter:
         self._timeout = timeout
         self._plugins = Plugins(cni, cni_plugins) if cni else None
         self._tools = Tools()
+        self._runs = KnownRuns()
         self._containers_dir = ""
         self._root = RuntimeRoot("")
         self._holdings = SandboxHoldings("", self._root)
@@ -285,7 +315,7 @@ class OciStarter:
         Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
         """
         with _told(f"container {container_id}"):
-            found = find_run(self._bundle(container_id), identity)
+            found = self._runs.find(self._bundle(container_id), identity)
         cgroups = found[1].cgroups if found else ()
         return adopt_process(
             identity, lambda pidfd: "" if is_process(identity, pidfd, cgroups) else "nothing proves that it is"
@@ -294,7 +324,7 @@ class OciStarter:
     def open_monitor(self, container_id: str, identity: ProcessIdentity) -> int:
         """Return a pidfd of its conmon, -1 if that has ended."""
         with _told(f"container {container_id}"):
-            found = find_run(self._bundle(container_id), identity)
+            found = self._runs.find(self._bundle(container_id), identity)
         if found is None:
             return -1
         try:
@@ -308,7 +338,7 @@ class OciStarter:
         SIGKILL goes to all processes in its cgroup; a pid namespace of its own ends with its first process anyway.
         """
         with _told(f"signal {number} to container {container_id}"):
-            found = find_run(self._bundle(container_id), identity)
+            found = self._runs.find(self._bundle(container_id), identity)
         processes = found[1] if found else None
         cgroups = processes.cgroups if processes else ()
         left = 0
@@ -339,7 +369,7 @@ class OciStarter:
             return self._read_exit(container_id, identity, pidfd)
 
     def _read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
-        found = find_run(self._bundle(container_id), identity)
+        found = self._runs.find(self._bundle(container_id), identity)
         if found is None:
             return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
         directory, processes = found
@@ -361,7 +391,7 @@ class OciStarter:
         """Do nothing: what conmon has written stays in the bundle until the release."""
 
     def release(self, container_id: str) -> None:
-        """Have the runtime delete the container, kill what is left in its cgroup, and see its conmon end.
+        """Kill what is left of the container, remove what is kept of it, and see its conmon end.
 
         Raises InvalidStateError if the runtime cannot, UnsupportedError if it is not installed any more.
         """
@@ -443,13 +473,13 @@ class OciStarter:
 
     def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
         """Let them go on. Raises UnsupportedError with the reason."""
-        found = find_run(self._bundle(container_id), identity)
+        found = self._runs.find(self._bundle(container_id), identity)
         if found is not None:
             abilities.thaw(found[1], self._cgroup_name(found[1].oci_id))
 
     def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
         """Return whether they are frozen."""
-        found = find_run(self._bundle(container_id), identity)
+        found = self._runs.find(self._bundle(container_id), identity)
         return found is not None and is_frozen(found[1].cgroups, self._cgroup_name(found[1].oci_id))
 
     def measure(self, container_id: str, identity: ProcessIdentity) -> Stats:
@@ -469,7 +499,7 @@ class OciStarter:
             abilities.reopen_log(*self._find(container_id, identity), log_path)
 
     def _find(self, container_id: str, identity: ProcessIdentity) -> tuple[RunDirectory, Processes]:
-        found = find_run(self._bundle(container_id), identity)
+        found = self._runs.find(self._bundle(container_id), identity)
         if found is None:
             raise InvalidStateError(f"container {container_id}: its bundle no longer tells which processes it has")
         return found
@@ -495,6 +525,7 @@ class OciStarter:
     def _make(self, launch: Launch, config: Mapping[str, Any], secrets: Mapping[str, str]) -> Prepared:
         conmon = self._tools.find(self._conmon)
         directory = make_run_directory(launch.bundle_path)
+        look = _Look()
         try:
             with self._written(directory, config, secrets), _log_of(launch) as (log_directory, log_name):
                 pid = make_container(
@@ -510,11 +541,14 @@ class OciStarter:
                         terminal=launch.metadata.config.tty,
                     ),
                     self._timeout,
+                    meanwhile=lambda: look.take(directory, config, seconds=_LOOK_SECONDS),
                 )
-            return self._identify(launch, directory, pid, config)
+            return self._identify(launch, directory, pid, config, look)
         except BaseException:
             self._discard(launch.id, directory)
             raise
+        finally:
+            close_all([look.pidfd] if look.pidfd >= 0 else [])
 
     def _complete(self, launch: Launch, target: str) -> dict[str, Any]:
         path = os.path.join(launch.bundle_path, CONFIG_FILE)
@@ -569,28 +603,32 @@ class OciStarter:
             os.close(descriptor)
             os.replace(directory.join("config.plain"), path)
 
-    def _identify(self, launch: Launch, directory: RunDirectory, pid: int, config: Mapping[str, Any]) -> Prepared:
+    def _identify(
+        self, launch: Launch, directory: RunDirectory, pid: int, config: Mapping[str, Any], look: "_Look"
+    ) -> Prepared:
         """Write down which processes these are: whoever comes after a kill knows them by that."""
-        monitor_pid = directory.read_pid("conmon-pidfile")
-        if monitor_pid <= 0:
+        if look.monitor is None:
+            look.take(directory, config)
+        monitor = look.monitor
+        if monitor is None and directory.read_pid("conmon-pidfile") <= 0:
             raise StartError("conmon has not written its pid")
         pidfd = os.pidfd_open(pid)
         try:
-            with open_pidfd(monitor_pid) as monitor:
-                # Whatever conmon answers, nobody else's process is signalled as this container's.
-                if not is_of_run(directory, monitor_pid) or int(read_stat(pid)[1]) != monitor_pid:
-                    raise StartError(f"conmon answered {pid}, which is no process of its own")
-                processes = Processes(
-                    init=identify(pid, pidfd),
-                    monitor=identify(monitor_pid, monitor),
-                    held_program=read_program(pid),
-                    entry=os.path.join(self._root.make(), to_oci_id(launch.id)),
-                    oci_id=to_oci_id(launch.id),
-                    cgroups=read_cgroups(pid),
-                    cgroup=config["linux"].get("cgroupsPath", ""),
-                    flaw=_find_flaw(config),
-                    has_own_pids={"type": "pid"} in config["linux"]["namespaces"],
-                )
+            # Whatever conmon answers, nobody else's process is signalled as this container's.
+            if monitor is None or int(read_stat(pid)[1]) != monitor.pid or has_ended(look.pidfd):
+                raise StartError(f"conmon answered {pid}, which is no process of its own")
+            processes = Processes(
+                init=identify(pid, pidfd),
+                monitor=monitor,
+                held_program=read_program(pid),
+                entry=os.path.join(self._root.make(), to_oci_id(launch.id)),
+                oci_id=to_oci_id(launch.id),
+                cgroups=read_cgroups(pid),
+                cgroup=config["linux"].get("cgroupsPath", ""),
+                flaw=look.flaw,
+                has_own_pids={"type": "pid"} in config["linux"]["namespaces"],
+                is_plain="hooks" not in config and "intelRdt" not in config["linux"],
+            )
             directory.write_processes(processes)
             limits = launch.resources
             return Prepared(
@@ -681,21 +719,43 @@ class OciStarter:
 
     def _end(self, container_id: str) -> None:
         """End all that a container has. Raises InvalidStateError, UnsupportedError."""
-        for each in list_runs(self._bundle(container_id)):
+        runs = list(list_runs(self._bundle(container_id)))
+        for each in runs:
             if not _may_have_run(each):
                 each.mark_never_ran()  # before it is ended, which looks like an end of its program
+        self._runs.forget(self._bundle(container_id))
+        if len(runs) == 1 and self._forget_ended(container_id, runs[0]):
+            return
         if self._root.entry(container_id):
             outcome = self._call("delete", "-f", to_oci_id(container_id))
             if outcome.code != 0 and self._root.entry(container_id):
                 raise InvalidStateError(
                     f"container {container_id}: {self.name} cannot delete it: {outcome.problem}; try again"
                 )
-        for each in list_runs(self._bundle(container_id)):
+        for each in runs:
             processes = each.read_processes()
             if processes is not None and processes.entry.startswith(f"{self._root.find()}/"):
                 self._end_rest(container_id, processes)
             if not end_monitor(each, now=processes is None):
                 _log.warning("container %s: its conmon does not end", container_id)
+
+    def _forget_ended(self, container_id: str, run: RunDirectory) -> bool:
+        """Remove what a container that has ended leaves, without the runtime, whose start takes as long as all else.
+
+        Say whether that was done. Not where anything is to be killed, or more is kept of it than is known here.
+        """
+        processes = run.read_processes()
+        if (
+            processes is None
+            or not processes.is_plain
+            or not processes.has_own_pids
+            or processes.entry != self._root.entry(container_id)
+            or observe_program(processes) is not Program.ENDED
+            or not end_monitor(run)
+            or remove(processes.cgroups, self._cgroup_name(processes.oci_id))  # some are left: something is in them
+        ):
+            return False
+        return remove_entry(processes.entry)
 
     def _end_rest(self, container_id: str, processes: Processes) -> None:
         """Kill what is left in the container's cgroups, as where a pid namespace is shared, and remove them."""

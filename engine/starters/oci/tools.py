@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from limpet.engine.starters.oci.command import clean_environment, run
@@ -30,18 +31,26 @@ class Tool(NamedTuple):
 
 
 class Tools:
-    """Finds programs, and remembers which version a file is until the file changes. Thread-safe."""
+    """Finds programs, and remembers where, and which version a file is until the file changes. Thread-safe."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], Tool] = {}
+        self._paths: dict[tuple[str, str], str] = {}
 
     def find(self, program: str) -> Tool:
         """Return a program by name or path. Raises UnsupportedError: it is missing, too old, or something else."""
-        path = shutil.which(program, path=clean_environment()["PATH"])
-        name = os.path.basename(program)
-        if path is None:
-            raise UnsupportedError(f"{program} is not installed; on Debian: apt-get install {name}")
-        found = os.stat(path)
+        where = clean_environment()["PATH"]
+        path, found = self._paths.get((program, where)), None
+        if path is not None:
+            with suppress(OSError):
+                found = os.stat(path)
+        if path is None or found is None:
+            path = shutil.which(program, path=where)
+            if path is None:
+                name = os.path.basename(program)
+                raise UnsupportedError(f"{program} is not installed; on Debian: apt-get install {name}")
+            found = os.stat(path)
+            self._paths[program, where] = path
         key = (path, found.st_mtime_ns, found.st_size)
         if key not in self._known:
             self._known[key] = _identify(path)

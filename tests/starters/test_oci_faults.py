@@ -229,6 +229,54 @@ engine.get("one").start()
         assert runtime_entries(state_dir, "runc") == []
 
 
+@pytest.mark.parametrize(
+    ("command", "act"),
+    [
+        ("pause", "one.pause()"),
+        ("update", "one.change_limits(LinuxContainerResources(memory_limit_in_bytes=128 << 20))"),
+        ("delete", "one.stop(0); open(sys.argv[1], 'w').close(); one.release()"),
+    ],
+)
+def test_killed_while_the_runtime_hangs(
+    state_dir: str,
+    tmp_path: Path,
+    runtime: Path,
+    engine_process: Callable[[str], EngineProcess],
+    command: str,
+    act: str,
+) -> None:
+    """The next engine ends what the dead one has asked for, before it looks; somebody who is at work there stays."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        engine.get("one").start()
+        (runtime.parent / command).write_text(f"({SLEEP}) & wait")
+    entry = processes_of(state_dir, "one").entry
+    process = engine_process(f"""
+from limpet.engine.starters.oci import OciStarter
+from limpet.schema.cri import LinuxContainerResources
+sys.argv[1:] = [{entry + "/more"!r}]
+engine = Engine.open(state_dir, runtimes={{"runc": OciStarter({str(runtime)!r}, timeout=60)}})
+one = engine.get("one")
+{act}
+""")
+    wait_until(hanging, "the runtime to hang")
+    process.kill()
+    assert hanging()
+    with subprocess.Popen(["sleep", "1000"], cwd=os.path.dirname(entry), start_new_session=True) as person:
+        (runtime.parent / command).unlink()
+        with open_with(state_dir, runtime, tmp_path) as engine:
+            assert hanging() == []
+            assert person.poll() is None
+            person.kill()
+            one = engine.get("one")
+            if command == "delete":
+                assert runtime_entries(state_dir, "runc") == []
+                assert one.status.released
+            else:
+                wait_until(lambda: one.is_frozen() is one.status.paused, "it to be as is written down")
+                one.resume()
+                assert one.execute(["echo", "ok"]).output == b"ok\n"
+
+
 def test_a_release_needs_no_runtime(state_dir: str, tmp_path: Path, runtime: Path) -> None:
     """What the runtime keeps of a container that has ended is removed without it: its entry and its cgroups."""
     with open_with(state_dir, runtime, tmp_path) as engine:

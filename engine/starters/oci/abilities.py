@@ -32,9 +32,7 @@ _PID_SECONDS = 1.0
 class Call(Protocol):
     """Runs the runtime with these arguments."""
 
-    def __call__(
-        self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10, directory: str = "/"
-    ) -> Outcome:
+    def __call__(self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10, directory: str = "") -> Outcome:
         """Return how it ended that worked in a directory. At its deadline it is killed, with what it has started."""
 
 

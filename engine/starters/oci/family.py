@@ -21,13 +21,15 @@ def kill_family(pid: int, pidfd: int, *, sessions: bool = False) -> None:
     """Kill the process behind a pidfd, and all that descend from it. It is not this process.
 
     `sessions` says that its session is nobody else's, as are those of its descendants: then all in them are killed,
-    also those that another process has become the parent of.
+    also those that another process has become the parent of. This process's own session is never among them, nor 0, in
+    which all are that have come from another pid namespace, and the kernel's threads.
     """
     deadline = time.monotonic() + _STOP_SECONDS
+    others = {0, os.getsid(0)}
     with ExitStack() as stack:
         held, own = {pid: pidfd}, set[int]()
         with suppress(OSError):
-            own = {int(read_stat(pid)[3])} if sessions else own
+            own = {int(read_stat(pid)[3])} - others if sessions else own
             signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
             while (found := _find_more(held, own)) or (time.monotonic() < deadline and not all(map(_is_stopped, held))):
                 for each in found:
@@ -37,7 +39,7 @@ def kill_family(pid: int, pidfd: int, *, sessions: bool = False) -> None:
                         if _belongs(int(parent), int(session), held, own):  # asked after it was opened: it is the one
                             signal.pidfd_send_signal(opened, signal.SIGSTOP)
                             held[each] = opened
-                            own |= {int(session)} if sessions else set()
+                            own |= {int(session)} - others if sessions else set()
                 if not found:
                     time.sleep(0.001)
         for each in held.values():

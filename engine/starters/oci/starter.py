@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -23,7 +23,7 @@ from limpet.engine.starters.abilities import Executed, Holdings, Session, Stats
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
-from limpet.engine.starters.oci import abilities
+from limpet.engine.starters.oci import abilities, calls
 from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_processes, thaw
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
@@ -184,7 +184,11 @@ class OciStarter:
         self._is_free = threading.Condition()
 
     def open(self, state_dir: str) -> None:
-        """Begin to serve this state directory; what the runtime kept of earlier boots is removed."""
+        """Begin to serve this state directory.
+
+        What the runtime kept of earlier boots is removed, and calls of it that an engine has not lived to see end are
+        ended, before anything is decided by what they may change.
+        """
         self._containers_dir = os.path.join(state_dir, CONTAINERS)
         self._root = RuntimeRoot(os.path.join(state_dir, OCI, self.name))
         self._holdings = SandboxHoldings(os.path.join(state_dir, SANDBOXES), self._root, self._plugins)
@@ -193,6 +197,11 @@ class OciStarter:
             self._holdings.remove_old()
         except OSError as error:
             _log.warning("%s: what the runtime kept before the last boot stays: %s", self._root.above, error)
+        try:
+            if root := self._root.find():
+                calls.end_left(root)
+        except OSError as error:
+            _log.warning("%s: whether calls of the runtime are left is not known: %s", self._root.above, error)
 
     def close(self) -> None:
         """Do nothing: containers and their conmons run on."""
@@ -789,18 +798,25 @@ class OciStarter:
         *arguments: str,
         timeout: float = 0,
         most_bytes: int = 64 << 10,
-        directory: str = "/",
+        directory: str = "",
         pass_fds: Sequence[int] = (),
     ) -> Outcome:
-        """Run the runtime. Raises UnsupportedError if it is not installed, OSError if it cannot be executed."""
-        command = [*self._command(), "--root", self._root.make(), *arguments]
-        return run(
-            command,
-            timeout=timeout or self._timeout,
-            most_bytes=most_bytes,
-            directory=directory,
-            pass_fds=pass_fds,
-        )
+        """Run the runtime. Raises UnsupportedError if it is not installed, OSError if it cannot be executed.
+
+        What neither works in a `directory` nor inherits anything is ended by the next engine if this one is killed.
+        """
+        root = self._root.make()
+        command = [*self._command(), "--root", root, *arguments]
+        with ExitStack() as stack:
+            if not directory and not pass_fds:
+                directory, pass_fds = root, (stack.enter_context(calls.held(root)),)
+            return run(
+                command,
+                timeout=timeout or self._timeout,
+                most_bytes=most_bytes,
+                directory=directory or "/",
+                pass_fds=pass_fds,
+            )
 
     def _bundle(self, container_id: str) -> str:
         return os.path.join(self._containers_dir, file_name(container_id))

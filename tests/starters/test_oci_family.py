@@ -1,0 +1,64 @@
+"""Who is killed with a process: all in its session, unless others are in that, too."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import wait_until
+
+KILL = """
+import subprocess, sys
+from limpet.engine.starters.oci.family import kill_family
+from limpet.recovery.host import open_pidfd, read_stat, wait_for_end
+given = sys.argv[1:]
+children = [] if given else [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
+first, other = map(int, given) if given else (each.pid for each in children)
+session = int(read_stat(first)[3])
+with open_pidfd(first) as pidfd, open_pidfd(other) as spared:
+    kill_family(first, pidfd, sessions=True)
+    print(session, wait_for_end(pidfd, 5), wait_for_end(spared, 0.2))
+for each in children:
+    each.kill()
+"""
+
+
+def test_our_own_session_is_spared() -> None:
+    """A process that has stayed in the session of who kills it is killed, and no other in that session."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILL], start_new_session=True, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout.split()[1:] == ["True", "False"], (done.stdout, done.stderr)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace needs root")
+def test_session_zero_is_spared() -> None:
+    """All that have come from another pid namespace are in session 0, and have nothing to do with each other."""
+    room = subprocess.Popen(["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sleep", "1000"])
+    entered = []
+    try:
+        children = Path(f"/proc/{room.pid}/task/{room.pid}/children")
+        wait_until(lambda: children.read_text().split(), "the namespace")
+        target = children.read_text().split()[0]
+        wait_until(lambda: Path(f"/proc/{target}/comm").read_text() == "sleep\n", "its /proc")
+        enter = ["nsenter", "--target", target, "--pid", "--mount"]
+        entered = [subprocess.Popen([*enter, "sleep", "1000"], start_new_session=True) for _ in range(2)]
+        inside = [number_inside(each.pid) for each in entered]
+        command = [*enter, sys.executable, "-c", KILL, *inside]
+        done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=30, check=False)
+        assert done.stdout.split() == ["0", "True", "False"], (done.stdout, done.stderr)
+    finally:
+        for each in [room, *entered]:
+            each.kill()  # also an nsenter that has stopped with its child
+            each.wait(20)
+
+
+def number_inside(pid: int) -> str:
+    """The pid that the child of an nsenter has in the namespace."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_until(lambda: children.read_text().split(), "it to enter")
+    (child,) = children.read_text().split()
+    status = Path(f"/proc/{child}/status").read_text()
+    return next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:"))

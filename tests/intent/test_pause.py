@@ -103,6 +103,16 @@ def test_a_paused_one_does_nothing_until_it_is_resumed(engine: Engine, state_dir
     assert not [name for name in there if name.startswith(begins)], kind
 
 
+def test_one_that_starts_programs_all_the_time(engine: Engine, kind: str) -> None:
+    """It is frozen wherever it is, as where its shell waits for a child by vfork, which has not executed anything."""
+    container = make(engine, "for i in 1 2 3; do (while :; do /bin/true; done) & done; wait")
+    for _ in range(50):
+        container.pause()
+        container.resume()
+    container.stop(0)
+    assert container.exit_code == 137, kind
+
+
 def test_stopping_a_paused_one_lets_it_end_by_itself(engine: Engine, state_dir: str, kind: str) -> None:
     """It goes on, gets its stop signal, and ends as it wants to."""
     container = make(engine, f"trap 'exit 5' TERM; {COUNT}")

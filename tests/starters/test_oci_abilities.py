@@ -13,6 +13,7 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine import Container
+from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState
 from limpet.schema.cri import LinuxContainerResources
 from tests.conftest import read_output, wait_until
@@ -31,6 +32,25 @@ def counting(request: pytest.FixtureRequest, shared: Engine) -> Iterator[Contain
     yield container
     if container.state is ContainerState.RUNNING:
         container.stop(0)
+    container.release()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_pause_one_that_starts_programs_all_the_time(shared: Engine, runtime: str) -> None:
+    """All of it is frozen when that returns, as where its shell waits for a child by vfork that is frozen already."""
+    script = "for i in 1 2 3; do (while :; do /bin/true; done) & done; wait"
+    container = shared.create_container(config(f"c{time.monotonic_ns()}", script), runtime)
+    container.start()
+    processes = processes_of(shared.store.directory.path, container.id)
+    found = dict(list_directories(processes.cgroups, os.path.basename(processes.cgroup)))
+    for _ in range(40):
+        container.pause()
+        if "freezer" in found:
+            assert Path(found["freezer"], "freezer.state").read_text() == "FROZEN\n"
+        else:
+            assert "frozen 1" in Path(found[""], "cgroup.events").read_text()
+        container.resume()
+    container.stop(0)
     container.release()
 
 

@@ -9,7 +9,7 @@ from fcntl import ioctl
 from typing import Protocol
 
 from limpet.engine.starters.abilities import Executed, Stats
-from limpet.engine.starters.oci.cgroups import is_frozen, measure
+from limpet.engine.starters.oci.cgroups import await_frozen, is_frozen, measure
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.commands import CommandFiles, is_inside
@@ -25,6 +25,7 @@ from limpet.schema.status import Resources
 _EXEC_BYTES = 16 << 20
 """How much of a command's output is kept, as containerd does it."""
 _REOPEN_SECONDS = 5.0
+_FREEZE_SECONDS = 5.0
 _PID_SECONDS = 1.0
 """How long a runtime may take to say which process a command is, before it is taken to hang."""
 
@@ -115,6 +116,14 @@ def freeze(call: Call, processes: Processes, cgroup: str) -> None:
         if outcome.code != 0:
             thaw(processes, cgroup)
             raise UnsupportedError(f"the runtime cannot freeze it: {outcome.problem}")
+    try:
+        if await_frozen(processes.cgroups, cgroup, _FREEZE_SECONDS):
+            return
+        why = "a process of it hangs in the kernel"
+    except OSError as error:
+        why = str(error.strerror)
+    thaw(processes, cgroup)
+    raise UnsupportedError(f"it cannot be frozen: {why}")
 
 
 def thaw(processes: Processes, cgroup: str) -> None:

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from limpet.recovery.host import open_pidfd
 
 _ROOT = "/sys/fs/cgroup"
+_V1 = "freezer.state"
+_LOOK_AGAIN_SECONDS = 0.002
 
 
 def list_directories(lines: Sequence[str], name: str) -> Iterator[tuple[str, str]]:
@@ -65,17 +68,35 @@ def remove(lines: Sequence[str], name: str) -> list[str]:
 def is_frozen(lines: Sequence[str], name: str) -> bool:
     """Return whether the container's processes are frozen, or about to be."""
     for controllers, directory in list_directories(lines, name):
-        if controllers == "freezer" and _read(directory, "freezer.state").strip() != "THAWED":
+        if controllers == "freezer" and _read(directory, _V1).strip() != "THAWED":
             return True
         if not controllers and "frozen 1" in _read(directory, "cgroup.events"):
             return True
     return False
 
 
+def await_frozen(lines: Sequence[str], name: str, seconds: float) -> bool:
+    """Wait until all of the container's processes are frozen, which was asked for; say whether they are.
+
+    A runtime may not wait for that (crun 1.8), and v1 stays amid it until it is asked once more where a process waits
+    for a child by vfork(2) that is frozen already. Raises OSError.
+    """
+    deadline = time.monotonic() + seconds
+    pending = [directory for controllers, directory in list_directories(lines, name) if controllers == "freezer"]
+    while pending := [each for each in pending if _read(each, _V1).strip() not in {"", "FROZEN"}]:
+        if time.monotonic() > deadline:
+            return False
+        for directory in pending:
+            with open(os.path.join(directory, _V1), "w", encoding="utf-8") as file:
+                file.write("FROZEN")
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    return True
+
+
 def thaw(lines: Sequence[str], name: str) -> None:
     """Let the container's processes go on, without the runtime, which may hang. Raises OSError."""
     for controllers, directory in list_directories(lines, name):
-        for wanted, file_name, word in (("freezer", "freezer.state", "THAWED"), ("", "cgroup.freeze", "0")):
+        for wanted, file_name, word in (("freezer", _V1, "THAWED"), ("", "cgroup.freeze", "0")):
             path = os.path.join(directory, file_name)
             if controllers == wanted and os.path.exists(path):
                 with open(path, "w", encoding="utf-8") as file:

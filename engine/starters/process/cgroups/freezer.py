@@ -201,13 +201,16 @@ def _move_strangers_back(cgroup: _Cgroup, strangers: Collection[int]) -> None:
 
 
 def _freeze(cgroup: _Cgroup) -> None:
-    cgroup.write(cgroup.kind.frozen)
     deadline = time.monotonic() + _FREEZE_TIMEOUT_SECONDS
+    cgroup.write(cgroup.kind.frozen)
     while not cgroup.is_done():
         if time.monotonic() > deadline:
             cgroup.write(cgroup.kind.thawed)
             raise OSError(errno.ETIMEDOUT, "a process of it hangs in the kernel, and cannot be frozen", cgroup.path)
         time.sleep(_LOOK_AGAIN_SECONDS)
+        # v1 stays amid it until it is asked once more where a process waits for a child by vfork(2) that is frozen
+        # already; v2 takes no note of that.
+        cgroup.write(cgroup.kind.frozen)
 
 
 def _read_pids(path: str) -> set[int]:

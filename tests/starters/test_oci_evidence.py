@@ -13,11 +13,11 @@ import pytest
 from limpet import Engine, errors
 from limpet.engine.starters.oci import exits, probe, starter
 from limpet.engine.starters.oci.exits import Program
-from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, list_runs
 from limpet.recovery import Process
 from limpet.recovery.host import read_stat
 from limpet.schema import ContainerState, Reason
-from tests.conftest import is_running, wait_until
+from tests.conftest import is_running, read_output, wait_until
 from tests.starters.oci import (
     RUNTIMES,
     config,
@@ -86,6 +86,62 @@ def test_a_conmon_that_was_stopped_goes_on_when_an_engine_is_opened(engine: Engi
     wait_until(lambda: read_stat(processes.init.pid)[0] == b"Z", "its end")
     with open_engine(state_dir) as again:
         assert again.get("one").exit_code == 9
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_stopped_conmon_goes_on_when_it_is_needed(engine: Engine, state_dir: str, runtime: str) -> None:
+    """Whoever is attached is answered, a log is begun anew, and an end is told with its code."""
+    script = "while read x; do echo got $x; done; exit 9"
+    container = engine.create_container(config("one", script, stdin=True, stdin_once=True), runtime, id="one")
+    container.start()
+    monitor = processes_of(state_dir, "one").monitor.pid
+
+    def stop_conmon() -> None:
+        os.kill(monitor, signal.SIGSTOP)
+        wait_until(lambda: read_stat(monitor)[0] == b"T", "it to stop")
+
+    stop_conmon()
+    session = container.attach()
+    session.write(b"one\n")
+    assert session.read(5) == ("stdout", b"got one\n")
+    stop_conmon()
+    os.rename(container.metadata.log_path, f"{container.metadata.log_path}.1")
+    container.reopen_log()
+    session.close()
+    container.stop(0)
+    short = engine.create_container(config("short", "sleep 0.2; exit 9"), runtime, id="short")
+    short.start()
+    os.kill(processes_of(state_dir, "short").monitor.pid, signal.SIGSTOP)
+    assert short.wait(5).exit_code == 9
+
+
+ALTERED: dict[str, Callable[[RunDirectory], object]] = {
+    "no processes": lambda run: os.unlink(run.join("processes.json")),
+    "damaged processes": lambda run: Path(run.join("processes.json")).write_bytes(b'{"init":'),
+    "no mark of the start": lambda run: os.unlink(run.join("starting")),
+}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("how", ALTERED)
+def test_a_bundle_that_somebody_altered(engine: Engine, state_dir: str, runtime: str, how: str) -> None:
+    """A container that runs is not taken for one that was never let go, nor ended: its end is told as it is."""
+    script = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"
+    container = engine.create_container(config("one", script), runtime, id="one")
+    container.start()
+    assert read_output(container, 1) == ["ready"]
+    processes = processes_of(state_dir, "one")
+    (run,) = list_runs(f"{state_dir}/containers/one")
+    ALTERED[how](run)
+    engine.close()
+    with open_engine(state_dir) as again:
+        assert is_running(processes.init.pid)
+        container = again.get("one")
+        assert container.state is ContainerState.RUNNING
+        assert container.stop(5).exit_code == 7
+        container.release()
+        wait_until(lambda: not is_running(processes.monitor.pid), "its conmon to end")
+        assert runtime_entries(state_dir, runtime) == []
 
 
 def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,17 @@ KILLS = {
 }  # fmt: skip
 
 
+RELEASES = {
+    "before": "OciStarter.release = die",
+    "once the cgroups are gone": "oci.remove_entry = die",
+    "amid the runtime's entry": "oci.remove_entry = lambda path: (os.unlink(path + '/' + os.listdir(path)[0]), die())",
+    "after": (
+        "release = OciStarter.release\n"
+        "OciStarter.release = lambda self, container_id: (release(self, container_id), die())"
+    ),
+}  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def prepared(state_dir: str, tmp_path: Path) -> Iterator[None]:
     """Containers `one-runc` and `one-crun` that are created and not started."""
@@ -151,19 +162,15 @@ def test_ends_while_no_engine_runs(state_dir: str, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", RELEASES)
 def test_killed_in_the_release(state_dir: str, engine_process: Start, runtime: str, when: str) -> None:
     """What was released on disk is finished by the next engine: entry and bundle go."""
-    release = "die()" if when == "before" else "release(self, container_id); die()"
     script = f"""{PRELUDE}
 engine = Engine.open(state_dir, runtimes={{name: OciStarter(name) for name in ("runc", "crun")}})
 container = engine.get("one-{runtime}")
 container.start()
 container.stop(0)
-release = OciStarter.release
-def dying(self, container_id):
-    {release}
-OciStarter.release = dying
+{RELEASES[when]}
 container.release()
 """
     assert engine_process(script).wait() == -signal.SIGKILL

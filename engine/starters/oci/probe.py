@@ -80,7 +80,7 @@ def _see(run: RunDirectory, processes: Processes) -> Witnessed | None:
     here = observe_boot(processes.init) is Boot.SAME and observe_process(processes.init)[0] is not Process.ELSEWHERE
     if here and (alive := _see_alive(run, processes)) is not None:
         return alive
-    if not run.has("starting"):
+    if not run.was_let_go():
         # Marks survive a kill and no power cut: after a reboot nothing tells whether it was let go.
         return Witnessed(Process.NEVER_RAN, detail="it ended before its program was executed") if here else None
     return _see_end(run, processes, is_here=here)

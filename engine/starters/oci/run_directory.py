@@ -70,6 +70,10 @@ class RunDirectory:
         """Make an empty entry: it survives a kill, and after a power cut nothing asks for it."""
         os.close(os.open(self.join(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
+    def was_let_go(self) -> bool:
+        """Return whether the runtime was asked to let the program run, so that it may have."""
+        return self.has("starting") or self.has("executed")
+
     def mark_never_ran(self) -> None:
         """Say that a start was given up before its program was executed. Raises OSError.
 

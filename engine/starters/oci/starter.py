@@ -385,9 +385,10 @@ class OciStarter:
         ended = read_conmon_exit(directory, processes.oci_id)
         if ended is None:
             if is_monitor_alive(processes):
+                let_monitor_go_on(processes.monitor)  # one that was stopped would write nothing
                 return None
             ended = read_conmon_exit(directory, processes.oci_id)  # its last act
-        if directory.has("never-ran") or not directory.has("starting"):
+        if directory.has("never-ran") or not directory.was_let_go():
             return Exit(None, ended.finished_at if ended else 0, never_ran="it ended before its program was executed")
         if ended is None:
             return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
@@ -422,7 +423,7 @@ class OciStarter:
         }
         for name, each in runs.items():
             for left in each:
-                if left.read_processes() is None and not self._is_bundle_busy(name):
+                if left.read_processes() is None and not left.was_let_go() and not self._is_bundle_busy(name):
                     left.await_pid("conmon-pidfile", _CONMON_SECONDS)
                     end_monitor(left, now=True)
         commands = find_left(run for each in runs.values() for run in each)
@@ -472,7 +473,9 @@ class OciStarter:
     def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
         """Connect to the container's own input and output."""
         with _told(f"container {container_id}"):
-            return AttachedSession(*self._find(container_id, identity), terminal=terminal, has_input=has_input)
+            run, processes = self._find(container_id, identity)
+            let_monitor_go_on(processes.monitor)
+            return AttachedSession(run, processes, terminal=terminal, has_input=has_input)
 
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
         """Freeze all processes of the container. Raises UnsupportedError with the reason if that cannot be done."""
@@ -505,7 +508,9 @@ class OciStarter:
     def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
         """Have conmon begin a new log where the old one was renamed."""
         with _told(f"container {container_id}"):
-            abilities.reopen_log(*self._find(container_id, identity), log_path)
+            run, processes = self._find(container_id, identity)
+            let_monitor_go_on(processes.monitor)
+            abilities.reopen_log(run, processes, log_path)
 
     def _find(self, container_id: str, identity: ProcessIdentity) -> tuple[RunDirectory, Processes]:
         found = self._runs.find(self._bundle(container_id), identity)
@@ -888,7 +893,7 @@ def _hinting_at_seccomp(launch: Launch) -> Iterator[None]:
 
 def _may_have_run(run: RunDirectory) -> bool:
     """Return whether the program of a start may have been executed, or may yet be by a start under way."""
-    if run.has("starting"):
+    if run.was_let_go():
         return True
     processes = run.read_processes()
     return processes is not None and observe_program(processes) is Program.EXECUTED

@@ -41,8 +41,13 @@ class Outcome(NamedTuple):
 
 
 def shorten(text: str) -> str:
-    """Return the line of what a runtime says that tells what is wrong, without its time and level: mostly the last."""
-    lines = [line for each in _COLOR.sub("", text).split("\n") if (line := _STAMP.sub("", each.strip()))]
+    """Return the line of what a runtime says that tells what is wrong, without its time and level: mostly the last.
+
+    Of a document that it cannot read, crun shows where below the error, in lines that are indented.
+    """
+    said = _COLOR.sub("", text).split("\n")
+    lines = [line for each in said if (line := _STAMP.sub("", each.strip())) and not each.startswith(" ")]
+    lines = lines or [line for each in said if (line := _STAMP.sub("", each.strip()))]
     line = next((each for each in lines if each.startswith(_CRASHES)), lines[-1] if lines else "")
     _, found, message = line.partition('msg="')
     return (message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]

@@ -167,6 +167,9 @@ def test_devices(shared: Engine, runtime: str) -> None:
     """A device of the host that is asked for can be read; one that is not cannot be made."""
     device = {"container_path": "/dev/given", "host_path": "/dev/full", "permissions": "rw"}
     assert run(shared, runtime, "busybox head -c 1 /dev/given | busybox wc -c", devices=[device]) == ["1"]
+    for path in ("dev/given", "/dev/../given", "/", "/etc/passwd", "/bin", "/dev/ptmx"):
+        with pytest.raises(errors.InvalidInputError, match=r"^devices\.container_path"):
+            run(shared, runtime, "true", devices=[device | {"container_path": path}])
     said = run(shared, runtime, "busybox mknod /tmp/kmsg c 1 11 && cat /tmp/kmsg 2>&1 | busybox head -1")
     assert "not permitted" in said[0].lower()
 

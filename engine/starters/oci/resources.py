@@ -1,11 +1,14 @@
 """Limits and devices: from the CRI's words to the runtime-spec's `resources`."""
 
 import os
+import posixpath
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from limpet.engine.starters.oci.rootless import is_rootless
+from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.schema.cri import ContainerConfig, LinuxContainerResources
 from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.status import Resources
@@ -74,8 +77,13 @@ def lowest_oom_score() -> int:
         return int(file.read())
 
 
-def make_devices(config: ContainerConfig, *, privileged: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the runtime-spec's `devices` and the rules for their use. Raises InvalidInputError."""
+def make_devices(
+    config: ContainerConfig, root: str, *, privileged: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the runtime-spec's `devices` and the rules for their use, for the root file system at `root`.
+
+    Raises InvalidInputError, also for a path that the runtimes would pass over without a word.
+    """
     devices, rules = [], [{"allow": privileged, "access": "rwm"}]
     for device in config.devices:
         try:
@@ -90,7 +98,32 @@ def make_devices(config: ContainerConfig, *, privileged: bool) -> tuple[list[dic
             )
         number = {"type": kind, "major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
         path = device.container_path or device.host_path
+        if why := _find_obstacle(path, root, has_terminal=config.tty):
+            raise InvalidInputError(f"devices.container_path {quote_path(path)}: {why}")
         owner = {"fileMode": found.st_mode & 0o777, "uid": found.st_uid, "gid": found.st_gid}
         devices.append({"path": path, **number, **owner})
         rules.append({"allow": True, **number, "access": access})
     return devices, rules
+
+
+def _find_obstacle(path: str, root: str, *, has_terminal: bool) -> str:
+    """Return why no device can be made at a path in the container, "" if nothing is known to be in its way."""
+    if not path.startswith("/") or ".." in path.split("/"):
+        return "an absolute path without '..' is needed"
+    path = posixpath.normpath(path)
+    if path == "/dev/ptmx" or (path == "/dev/console" and has_terminal):
+        return "the container has its own there"
+    if not path.startswith("/dev/") and _is_there(path, root):
+        return "the image has something there; choose a path in /dev"
+    return ""
+
+
+def _is_there(path: str, root: str) -> bool:
+    with suppress(OSError):
+        top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.close(open_in_root(top, os.fsencode(path)))
+        finally:
+            os.close(top)
+        return True
+    return False

@@ -126,7 +126,7 @@ def _make_linux(
     launch: Launch, context: LinuxContainerSecurityContext, capabilities: tuple[str, ...], *, is_unified: bool
 ) -> dict[str, Any]:
     config = launch.metadata.config
-    devices, rules = make_devices(config, privileged=context.privileged)
+    devices, rules = make_devices(config, os.path.join(launch.bundle_path, ROOTFS), privileged=context.privileged)
     limits = config.linux.resources if config.linux else None
     hidden = () if context.privileged else context.masked_paths or _MASKED
     read_only = () if context.privileged else context.readonly_paths or _READ_ONLY

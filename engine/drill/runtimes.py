@@ -91,7 +91,8 @@ def kill_helpers(scene: Scene, runtime: str, victims: Victims) -> bool:
     """Kill conmons, runtimes amid what they do, or both; say whether there was one."""
     processes = scene.subreaper.look().processes.values()
     conmons = [process.pid for process in processes if process.command == _CONMON]
-    runtimes = [process.pid for process in processes if process.command == runtime]
+    # The first process of a container has a runtime's name, too, until it is let go: it is not one that is at work.
+    runtimes = [process.pid for process in processes if process.command == runtime and _is_outside(process.pid)]
     chosen = {
         Victims.KEEPER: conmons[::2],
         Victims.COPIER: runtimes,
@@ -108,6 +109,13 @@ def kill_helpers(scene: Scene, runtime: str, victims: Victims) -> bool:
 def name_helpers(runtime: str, victims: Victims) -> str:
     """Return what `kill_helpers` kills, in words."""
     return {Victims.KEEPER: "conmons", Victims.COPIER: runtime, Victims.ALL: f"conmons, {runtime}"}[victims]
+
+
+def _is_outside(pid: int) -> bool:
+    """Say whether a process is in no container's pid namespace."""
+    with suppress(OSError):
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), os.stat("/proc/self/ns/pid"))
+    return False
 
 
 def _container_of(pid: int) -> str:

@@ -144,6 +144,21 @@ def test_a_bundle_that_somebody_altered(engine: Engine, state_dir: str, runtime:
         assert runtime_entries(state_dir, runtime) == []
 
 
+@pytest.mark.parametrize(("code", "is_told"), [(0, True), (9, True), (1, False), (2, False), (137, False)])
+def test_a_start_that_was_killed_as_it_let_go(engine: Engine, state_dir: str, code: int, is_told: bool) -> None:
+    """Its pipe is left, and no mark: a code that no held init ends with is that of the program."""
+    engine.create_container(config("one", f"exit {code}"), "crun", id="one").start()
+    engine.get("one").wait(20)
+    processes = processes_of(state_dir, "one")
+    (run,) = list_runs(f"{state_dir}/containers/one")
+    os.unlink(run.join("executed"))
+    os.mkfifo(os.path.join(processes.entry, "exec.fifo"))
+    witnessed = probe.BundleWitness(f"{state_dir}/containers")("one", processes.init)
+    assert witnessed is not None
+    expected = (Process.ENDED, code) if is_told else (Process.GONE, None)
+    assert (witnessed.process, witnessed.exit_code) == expected
+
+
 def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It writes the exit file and ends between the look for that file and the look for itself."""
     engine.create_container(config("one", "sleep 0.3; exit 9"), "runc", id="one").start()

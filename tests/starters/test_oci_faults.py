@@ -2,17 +2,18 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from limpet import Engine, errors
-from limpet.engine.starters.oci import OciStarter
+from limpet.engine.starters.oci import OciStarter, sessions
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState, Reason
 from limpet.schema.cri import LinuxContainerResources
@@ -204,6 +205,54 @@ def test_a_deadline_before_a_command_is_known(state_dir: str, tmp_path: Path, ru
         wait_until(is_there, "the command")
         session.close()
         wait_until(lambda: not is_there(), "the command to be gone")
+        container.stop(0)
+        container.release()
+
+
+NO_TERMINAL = """while [ "$1" != --console-socket ]; do shift; done
+exec python3 -c "import socket, sys
+door = socket.socket(socket.AF_UNIX)
+door.connect(sys.argv[1])
+socket.send_fds(door, [b'x'], [0])" "$2"
+"""
+"""A runtime that hands over /dev/null."""
+
+
+@pytest.mark.parametrize(
+    ("does", "terminal", "why"),
+    [
+        (f"({SLEEP}) & wait", True, "has not made a terminal in time"),
+        (NO_TERMINAL, True, "is no terminal"),
+        (f"head -c 3000000 /dev/zero; {SLEEP}", False, "nothing was written"),
+    ],
+    ids=["hangs", "no-terminal", "floods"],
+)
+def test_a_command_that_never_begins(
+    state_dir: str, tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch, does: str, terminal: bool, why: str
+) -> None:
+    """It is told within its deadline, and neither the runtime, nor what that has started, nor a file is left.
+
+    Of crun: runc copies a command's terminal instead of handing it over.
+    """
+    monkeypatch.setattr(sessions, "_TERMINAL_SECONDS", 0.5)
+    crun = runtime.parent / "crun"
+    crun.write_text(runtime.read_text().replace("/usr/sbin/runc", shutil.which("crun") or ""))
+    crun.chmod(0o755)
+    with Engine.open(state_dir, runtimes={"crun": OciStarter(str(crun), timeout=TIMEOUT)}) as engine:
+        load_busybox(engine, tmp_path / "image")
+        engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="crun")
+        container = engine.create_container(config("one", "sleep 1000"), "a", id="one")
+        container.start()
+        (runtime.parent / "exec").write_text(does)
+        with (
+            pytest.raises((errors.StartError, errors.WaitTimeoutError), match=why),
+            closing(
+                container.open_command(["true"], terminal=terminal, size=(5, 5) if terminal else (0, 0))
+            ) as session,
+        ):
+            session.read(0.5)
+        wait_until(lambda: not hanging(), "all of it to end")
+        assert list(Path(state_dir).glob("containers/one/oci/*/exec-*")) == []
         container.stop(0)
         container.release()
 

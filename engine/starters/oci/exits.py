@@ -25,6 +25,8 @@ from limpet.schema.identity import ProcessIdentity
 _CODE = re.compile(rb"[0-9]{1,3}")
 FAILED_TO_EXECUTE = 1
 """What runc's and crun's own init exit with if the program cannot be executed."""
+_OF_INIT = {FAILED_TO_EXECUTE, 2}
+"""What that ends with before it comes to the program: 2 is a crash of Go's."""
 _NOT_CONMONS = {errno.EFBIG, errno.ELOOP, errno.EINVAL, errno.ENXIO}
 """What reading a file tells that conmon has not written: one too large, a link, a directory or a pipe, a socket."""
 _STOPPED = {b"T", b"t", b"Z", b"X"}
@@ -194,6 +196,11 @@ def explain_never_ran(run: RunDirectory, processes: Processes, code: int) -> str
     if processes.flaw is not None and bool(flaw) != bool(processes.flaw):
         return None
     return "" if flaw == MISSING else flaw
+
+
+def may_be_of_init(code: int) -> bool:
+    """Return whether the runtime's own init may have ended so while it was held: it has failed, or was killed."""
+    return code in _OF_INIT or code > 128
 
 
 def is_start_unfinished(processes: Processes) -> bool:

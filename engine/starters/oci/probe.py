@@ -15,6 +15,7 @@ from limpet.engine.starters.oci.exits import (
     is_process,
     is_start_unfinished,
     let_monitor_go_on,
+    may_be_of_init,
     observe_program,
     read_conmon_exit,
 )
@@ -102,7 +103,7 @@ def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witne
         return Witnessed(Process.GONE)
     if why:
         return Witnessed(Process.NEVER_RAN, finished_at=ended.finished_at, detail=why)
-    if not run.has("executed") and is_start_unfinished(processes):
+    if not run.has("executed") and is_start_unfinished(processes) and may_be_of_init(ended.code):
         # Its `runc start` was killed, too: whether the program was executed before that, nothing tells.
         return Witnessed(Process.GONE)
     return Witnessed(Process.ENDED, ended.code, ended.finished_at, ended.is_out_of_memory)

@@ -26,7 +26,8 @@ from limpet.engine.starters.oci.commands import CommandFiles
 from limpet.engine.starters.oci.exits import is_monitor_alive
 from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
-from limpet.recovery.host import wait_for_end
+from limpet.engine.state.descriptors import close_all
+from limpet.recovery.host import open_pidfd, wait_for_end
 from limpet.schema.errors import InvalidStateError, StartError, WaitTimeoutError
 
 _BLOCK = 65536
@@ -137,15 +138,23 @@ class CommandSession:
         link, _ = door.accept()
         with link:
             link.settimeout(_TERMINAL_SECONDS)
-            _, descriptors, _, _ = socket.recv_fds(link, _BLOCK, 1)
+            try:
+                _, descriptors, _, _ = socket.recv_fds(link, _BLOCK, 1)
+            except TimeoutError as error:
+                raise StartError("the runtime has not handed over a terminal in time") from error
         if not descriptors:
             return -1
+        if not os.isatty(descriptors[0]):
+            close_all(descriptors)
+            raise StartError("what the runtime handed over is no terminal")
         os.set_inheritable(descriptors[0], False)
         return descriptors[0]
 
     def _give_up(self) -> None:
         """End a command that nobody can talk to: for want of descriptors, say."""
-        self._process.kill()  # it is not reaped, so this is it
+        with suppress(OSError), open_pidfd(self._process.pid) as pidfd:
+            kill_family(self._process.pid, pidfd, sessions=True)
+        self._process.kill()  # it is not reaped, so this is it, also without a descriptor
         self._process.wait()
         self._end_orphan()
         self._close_streams()
@@ -171,7 +180,7 @@ class CommandSession:
             ready = self._poll.poll(_BEGIN_SECONDS if self._held else left)
             if not ready and self._ended_at and time.monotonic() >= self._ended_at + _DRAIN_SECONDS:
                 self._streams.clear()
-            elif not ready and deadline is not None and time.monotonic() >= deadline:
+            elif (not ready or self._is_full()) and deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeoutError(f"nothing was written for {timeout:g} s")
             self._take_some([descriptor for descriptor, _ in ready])
         return self._held.popleft()
@@ -183,13 +192,13 @@ class CommandSession:
 
     def _take_some(self, ready: Sequence[int]) -> None:
         """Take what is written to these streams, and note who has ended."""
-        if len(self._held) >= _MOST_HELD:
+        if self._is_full():
             time.sleep(_BEGIN_SECONDS)
         for descriptor in ready:
             if descriptor == self._pidfd:
                 self._poll.unregister(descriptor)
                 self._ended_at = time.monotonic()
-            elif len(self._held) < _MOST_HELD:
+            elif not self._is_full():
                 data = self._take(descriptor)
                 if data:
                     self._tail = (self._tail + data)[-_TAIL_BYTES:]
@@ -198,6 +207,10 @@ class CommandSession:
                 else:
                     self._poll.unregister(descriptor)
                     del self._streams[descriptor]
+
+    def _is_full(self) -> bool:
+        """Say whether no more is taken until the command has begun; once the runtime has ended, all is."""
+        return len(self._held) >= _MOST_HELD and not self._ended_at
 
     def _take(self, descriptor: int) -> bytes:
         try:

@@ -120,7 +120,10 @@ def test_an_end_that_is_forced(somewhere: Limpet) -> None:
         return bool(subprocess.run(["pgrep", "-f", f"^sleep {mark}"], capture_output=True, check=False).stdout)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with subprocess.Popen([*base, "sleeps", "sleep", mark], stderr=subprocess.PIPE) as asked:
+        before = signal.signal(number, signal.SIG_DFL)  # under nohup(1) it is ignored, and that is inherited
+        asked = subprocess.Popen([*base, "sleeps", "sleep", mark], stderr=subprocess.PIPE)
+        signal.signal(number, before)
+        with asked:
             wait_until(is_there, "the command")
             asked.send_signal(number)
             assert asked.communicate(timeout=30)[1] == b""

@@ -43,7 +43,7 @@ def test_pause_one_that_starts_programs_all_the_time(shared: Engine, runtime: st
     container.start()
     processes = processes_of(shared.store.directory.path, container.id)
     found = dict(list_directories(processes.cgroups, os.path.basename(processes.cgroup)))
-    for _ in range(40):
+    for _ in range(20):
         container.pause()
         if "freezer" in found:
             assert Path(found["freezer"], "freezer.state").read_text() == "FROZEN\n"

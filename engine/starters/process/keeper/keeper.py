@@ -437,24 +437,25 @@ class Keeper:
         opened: list[int] = []
         log = request.get("log")
         try:
-            streams = self._copies.make(key, log, request.get("owner", -1)) if log else _open_null()
-            opened += streams
-            if log:
-                self._copies.begin(key, log, log_directory)
-            report, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            opened.append(theirs)
-            container = self._enter(key, report, log)
-        except BaseException:
-            self._copies.discard(key)
+            try:
+                streams = self._copies.make(key, log, request.get("owner", -1)) if log else _open_null()
+                opened += streams
+                if log:
+                    self._copies.begin(key, log, log_directory)
+                report, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                opened.append(theirs)
+                container = self._enter(key, report, log)
+            except BaseException:
+                self._copies.discard(key)
+                raise
+            container.owner, container.is_report_given = connection, bool(request.get("report"))
+            self._journal.append(container.describe())
+            # Before it is handed over: a gate that is woken takes the processor from us, while the engine waits.
+            given = (container.pidfd, *([container.report] if container.is_report_given else []))
+            self._send(connection, {"pid": container.pid}, given)
+            self._hand_over(container, (plan, *opened))
+        finally:
             _close_all(opened)
-            raise
-        container.owner, container.is_report_given = connection, bool(request.get("report"))
-        self._journal.append(container.describe())
-        # Before it is handed over: a gate that is woken takes the processor from us, while the engine waits.
-        given = (container.pidfd, *([container.report] if container.is_report_given else []))
-        self._send(connection, {"pid": container.pid}, given)
-        self._hand_over(container, (plan, *opened))
-        _close_all(opened)
 
     def _enter(self, key: str, report: int, log: Record | None) -> Container:
         """Take a gate and watch it: it is a container's from now on. `report` is closed if that fails."""
@@ -514,7 +515,7 @@ class Keeper:
             self._opened[container.id] = time.monotonic()
         else:
             self._watch_report(container)
-        with suppress(BrokenPipeError):  # it has ended: the report says why, or nothing
+        with suppress(ConnectionError):  # it has ended: the report says why, or nothing
             os.write(container.gate, b"g")
         self._close_gate(container)
 

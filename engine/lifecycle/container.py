@@ -812,7 +812,7 @@ class Container:
         if not status.created_at:
             raise self._refuse("stop", "it was never created")
         # It holds no process: nothing to signal.
-        return self._update_unless_ended(lambda old: end(old, None, finished_at=_now(), message=old.message))
+        return self._update(lambda old: end(old, None, finished_at=_now(), message=old.message))
 
     def _launch(self) -> Launch:
         metadata = self._runtime.bring_home(self.metadata)

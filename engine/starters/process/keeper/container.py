@@ -152,20 +152,20 @@ class Container:
         Not `has_session` says that the number of that session may be another's by now.
         """
         of_session = orphans.of_session(self.pid) if has_session else {}
-        strays = self._find_strays(orphans.pids)
-        if self.uts < 0:
-            left = [pid for pid, stat in of_session.items() if not self.is_stranger or self._is_of_lost(pid, stat)]
-            return list({*left, *strays})
-        namespace = os.fstat(self.uts)
-        of_namespace = orphans.of_namespace(namespace.st_dev, namespace.st_ino)
-        return list({*of_namespace, *(() if self.is_stranger else of_session), *strays})
+        left = set(self._find_strays(orphans.pids))
+        namespace = self._read_namespace()
+        if namespace is None:
+            left |= {pid for pid, stat in of_session.items() if not self.is_stranger or self._is_of_lost(pid, stat)}
+        else:
+            left |= {*orphans.of_namespace(*namespace), *(() if self.is_stranger else of_session)}
+        return list(left)
 
     def remember(self, members: Iterable[int]) -> None:
         """Take note of those of its processes that nothing would tell once their parents have ended."""
         strays = {pid: self.strays[pid] for pid in self._find_strays(self.strays)}
         for pid in set(members) - {self.pid, *strays}:
             stat = read_stat(pid)
-            if stat is not None and stat.session != self.pid and not self._has_namespace(pid):
+            if stat is not None and stat.session != self.pid and not self._is_in_namespace(pid):
                 strays[pid] = stat.start_ticks
         self.strays = strays
 
@@ -173,11 +173,16 @@ class Container:
         known = [(pid, start_ticks) for pid, start_ticks in self.strays.items() if pid in pids]
         return [pid for pid, start in known if (stat := read_stat(pid)) is not None and stat.start_ticks == start]
 
-    def _has_namespace(self, pid: int) -> bool:
+    def _is_in_namespace(self, pid: int) -> bool:
+        namespace = self._read_namespace()
+        return namespace is not None and read_uts_namespace(pid) == namespace
+
+    def _read_namespace(self) -> tuple[int, int] | None:
+        """Return device and inode of its own UTS namespace, None if it has none."""
         if self.uts < 0:
-            return False
-        namespace = os.fstat(self.uts)
-        return read_uts_namespace(pid) == (namespace.st_dev, namespace.st_ino)
+            return None
+        found = os.fstat(self.uts)
+        return found.st_dev, found.st_ino
 
     def _is_of_lost(self, pid: int, stat: Stat) -> bool:
         """Say whether a process is of the session of a first process whose end nobody saw.

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from .kernel import hold_memory, name_process, unshare
-from .messages import receive
+from .messages import lent, receive
 from .root import become_user, enter_root
 
 NOT_EXECUTED = 128
@@ -65,11 +65,8 @@ def become_container(control: int, until: int) -> NoReturn:
 def _receive_plan() -> dict[str, Any] | None:
     """Wait until it is some container's; return its plan, None at the end. Its streams are taken."""
     name_process(SPARE_NAME)
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONTROL)
-    try:
+    with lent(_CONTROL) as link:
         _, given = receive(link)
-    finally:
-        link.detach()
     if not given:
         return None
     name_process(COMMAND_NAME)
@@ -108,11 +105,8 @@ def _obey_plan(document: dict[str, Any]) -> None:
 
 def _say_ready() -> None:
     """Let the keeper see the end of what comes from us. No message: one that is left unread would reset the socket."""
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, _CONTROL)
-    try:
+    with lent(_CONTROL) as link:
         link.shutdown(socket.SHUT_WR)
-    finally:
-        link.detach()
 
 
 def _limit_descriptors(soft: int, hard: int) -> None:

@@ -20,6 +20,7 @@ from .copies import Copies
 from .journal import Journal, Record
 from .kernel import (
     close,
+    has_ended,
     hold_uts_namespace,
     let_go_on,
     list_processes,
@@ -544,7 +545,7 @@ class Keeper:
             is_over = True
         stat = read_stat(container.pid)
         has_executed = stat is not None and stat.has_executed
-        if not (is_over or has_executed or _has_ended(container.pidfd)):
+        if not (is_over or has_executed or has_ended(container.pidfd)):
             return
         container.executed = not container.why and has_executed
         self._close_report(container)
@@ -638,7 +639,7 @@ class Keeper:
 
     def _tell_ends(self, containers: Sequence[Container]) -> dict[str, Message]:
         for container in containers:
-            if container.end is None and container.pidfd >= 0 and _has_ended(container.pidfd):
+            if container.end is None and container.pidfd >= 0 and has_ended(container.pidfd):
                 self._note_end(container)  # its engine has seen it before us
         with suppress(OSError):
             self._look_after_ends()
@@ -1025,19 +1026,13 @@ def _settle_executed(container: Container) -> bool:
     stat = read_stat_of(container.pid, container.pidfd)
     if stat is not None and not stat.has_executed:
         _kill(container.pidfd, signal.SIGKILL)
-        _has_ended(container.pidfd, _END_SECONDS)
+        has_ended(container.pidfd, _END_SECONDS)
         stat = read_stat_of(container.pid, container.pidfd)
     return stat is None or stat.has_executed
 
 
 def _read_wait_status(status: int) -> Record:
     return {"code": status & 0x7F or status >> 8, "signal": bool(status & 0x7F)}
-
-
-def _has_ended(pidfd: int, timeout_seconds: float = 0) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(timeout_seconds * 1000))
 
 
 def _kill(pidfd: int, number: int) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import signal
 import struct
 from contextlib import suppress
@@ -115,6 +116,13 @@ def read_stat_of(pid: int, pidfd: int) -> Stat | None:
     except PermissionError:  # it is there
         pass
     return stat
+
+
+def has_ended(pidfd: int, timeout_seconds: float = 0) -> bool:
+    """Say whether the process behind a pidfd has ended, or does so in time."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_seconds * 1000))
 
 
 def let_go_on(pid: int) -> None:

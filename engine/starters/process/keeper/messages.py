@@ -29,7 +29,8 @@ import array
 import json
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 VERSION = 2
@@ -39,6 +40,16 @@ LONGEST = 1 << 16
 MOST_DESCRIPTORS = 8
 
 Message = dict[str, Any]
+
+
+@contextmanager
+def lent(descriptor: int) -> Iterator[socket.socket]:
+    """Use a descriptor as a socket while the block runs; it is not closed."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor)
+    try:
+        yield link
+    finally:
+        link.detach()
 
 
 def read_peer(connection: socket.socket) -> tuple[int, int]:

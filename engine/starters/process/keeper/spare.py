@@ -6,7 +6,6 @@ a start is to take that down; which is done when the next one is made, or no con
 """
 
 import os
-import select
 import signal
 import socket
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from .gate import become_container
-from .kernel import close, read_stat
-from .messages import send
+from .kernel import close, has_ended, read_stat
+from .messages import lent, send
 
 
 class Gate(NamedTuple):
@@ -36,21 +35,11 @@ class Gate(NamedTuple):
         close(self.pidfd)
         close(self.control)
 
-    @property
-    def has_ended(self) -> bool:
-        """Say whether somebody has killed it."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
 
 def hand_over(control: int, descriptors: Sequence[int]) -> None:
     """Give a gate what makes it a container's: see `become_container`. Raises OSError."""
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control)
-    try:
+    with lent(control) as link:
         send(link, {}, descriptors)
-    finally:
-        link.detach()
 
 
 class Spare:
@@ -83,7 +72,7 @@ class Spare:
         """Return the one that waits, or another. Raises OSError."""
         self.is_wanted = True
         gate, self._gate = self._gate, None
-        if gate is not None and gate.has_ended:
+        if gate is not None and has_ended(gate.pidfd):  # somebody has killed it
             gate.end()
             gate = None
         return gate or _fork_gate()

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from limpet.engine.aio.answers import in_own_thread
 from limpet.engine.aio.container import AsyncContainer
-from limpet.engine.aio.opening import Opening, open_whole
+from limpet.engine.aio.opening import Closing, Opening, open_whole
 from limpet.engine.aio.sandbox import AsyncSandbox
 from limpet.engine.aio.store import AsyncStore
 from limpet.engine.aio.workers import Workers
@@ -28,7 +28,7 @@ from limpet.schema.restart import RestartKind
 from limpet.schema.status import ContainerState, Status
 
 
-class AsyncEngine:
+class AsyncEngine(Closing):
     """An `Engine` for tasks of any number of event loops; threads may use the same engine beside them.
 
     Its steps are done by at most 32 threads of its own, and no step waits for a container to end. A task that is
@@ -80,12 +80,6 @@ class AsyncEngine:
             return cls(await open_whole(open_engine, wait))
 
         return Opening(begin)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     def __repr__(self) -> str:
         return f"<Async{repr(self.engine).removeprefix('<')}"

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from limpet.engine.aio.answers import in_own_thread
-from limpet.engine.aio.opening import Opening, open_whole
+from limpet.engine.aio.opening import Closing, Opening, open_whole
 from limpet.engine.fleet import Fleet, FleetContainer, FleetEvent, FleetNode
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 _POLL_SECONDS = 0.5
 
 
-class AsyncFleet:
+class AsyncFleet(Closing):
     """A `Fleet` for the tasks of one loop, with the same reads and errors. Open it with `AsyncFleet.open`.
 
     Tasks take turns. One that is cancelled amid a read is cancelled when that is done; closing waits for it, too.
@@ -32,12 +32,6 @@ class AsyncFleet:
             return cls(await open_whole(lambda _: Fleet.open(url), 0))
 
         return Opening(begin)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """See `Fleet.close`."""

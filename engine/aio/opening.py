@@ -1,22 +1,33 @@
 """What `open` returns: it is awaited, or used in `async with` at once."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from limpet.engine.aio.answers import in_own_thread
 from limpet.engine.state.turn import Attempt, open_in_parts_async
 
 
-class _Closable(Protocol):
-    async def close(self) -> None: ...
+class Closing(ABC):
+    """What is open, and is closed at the end of an `async with` block."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close it."""
 
 
 class _Owned(Protocol):
     def close(self) -> None: ...
 
 
-_T_co = TypeVar("_T_co", bound=_Closable, covariant=True)
+_T_co = TypeVar("_T_co", bound=Closing, covariant=True)
 _Opened = TypeVar("_Opened", bound=_Owned)
 
 
@@ -26,7 +37,7 @@ class Opening(Coroutine[Any, Any, _T_co]):
     def __init__(self, begin: Callable[[], Coroutine[Any, Any, _T_co]]) -> None:
         self._begin = begin
         self._begun: Coroutine[Any, Any, _T_co] | None = None
-        self._opened: _Closable | None = None
+        self._opened: Closing | None = None
 
     def __await__(self) -> Generator[Any, Any, _T_co]:
         return self._coroutine().__await__()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from limpet.engine.aio.answers import in_own_thread, settle, turn_of_task, wait_for
-from limpet.engine.aio.opening import Opening, open_whole
+from limpet.engine.aio.opening import Closing, Opening, open_whole
 from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS
@@ -119,7 +119,7 @@ def _nothing(_: Draft) -> None:
     """Change nothing: what is waited for is done."""
 
 
-class AsyncStore:
+class AsyncStore(Closing):
     """A `Store` for tasks of any number of event loops; threads may use the same store beside them.
 
     A task that is cancelled while it waits is cancelled once the outcome is known, so that `status` then
@@ -153,12 +153,6 @@ class AsyncStore:
             return cls(await open_whole(open_store, wait))
 
         return Opening(begin)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Let the commits that wait finish, and close the store. Raises InvalidStateError within a transaction."""

@@ -19,7 +19,7 @@ from limpet.engine.starters.oci.exits import (
     observe_program,
     read_conmon_exit,
 )
-from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, find_run, list_runs
+from limpet.engine.starters.oci.run_directory import KnownRuns, Processes, RunDirectory, list_runs
 from limpet.engine.state.names import OCI
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import has_ended, observe_boot, observe_process, open_pidfd
@@ -54,7 +54,7 @@ class BundleWitness:
             return None
         if identity is None:
             return _see_unnamed(bundle)
-        found = find_run(bundle, identity)
+        found = KnownRuns().find(bundle, identity)
         if found is None:
             return None
         run, processes = found

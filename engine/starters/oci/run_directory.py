@@ -158,7 +158,7 @@ class KnownRuns:
         self._known: dict[str, _Known] = {}
 
     def find(self, bundle_path: str, init: ProcessIdentity) -> tuple[RunDirectory, Processes] | None:
-        """Do what `find_run` does. Raises OSError."""
+        """Return the start that a process was made by, None if none of the bundle's was it. Raises OSError."""
         known = self._known.get(bundle_path)
         if known is not None and known.processes.init == init and known.version == _version_of(known.run):
             return known.run, known.processes
@@ -183,8 +183,3 @@ def _version_of(run: RunDirectory) -> tuple[int, ...]:
     except (FileNotFoundError, NotADirectoryError):
         return ()
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
-
-
-def find_run(bundle_path: str, init: ProcessIdentity) -> tuple[RunDirectory, Processes] | None:
-    """Return the start that a process was made by, None if none of the bundle's was it. Raises OSError."""
-    return KnownRuns().find(bundle_path, init)

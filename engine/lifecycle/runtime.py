@@ -20,7 +20,7 @@ from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter, Starters
 from limpet.engine.state.descriptors import system_errors_told
-from limpet.engine.state.reads import giving_way, is_amid_a_read
+from limpet.engine.state.reads import giving_way, is_amid_a_change
 from limpet.engine.state.steps import run_whole
 from limpet.engine.store import Store
 from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedError, quote_path
@@ -170,14 +170,14 @@ class Runtime:
         """Wait until `is_done()`, which is asked whenever the container has changed; say whether it is.
 
         For `timeout` seconds at most. Raises ClosedError when the engine is closed meanwhile, InvalidStateError in a
-        finalizer that has come amid a read of the database by its own thread: what it waits for could not be written.
+        finalizer that has come amid a change by its own thread: what it waits for could not be written.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         queue: SimpleQueue[None] = SimpleQueue()
         with giving_way(), self.bell(container_id, partial(queue.put, None)):
-            if is_amid_a_read() and not is_done():
+            if is_amid_a_change() and not is_done():
                 raise InvalidStateError(
-                    f"container {container_id}: a finalizer amid a read cannot wait for it; have a thread do so"
+                    f"container {container_id}: a finalizer amid a change cannot wait for it; have a thread do so"
                 )
             while not is_done():
                 left = deadline - time.monotonic()

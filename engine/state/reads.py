@@ -1,8 +1,8 @@
-"""Reads, amid which a finalizer of the host program's may come, on the same thread, and ask for something itself.
+"""Looks at memory, amid which a finalizer of the host program's may come, on the same thread, and ask for something.
 
-Python collects garbage amid anything. What a finalizer asks for may need other threads, and these a lock that the read
-holds, which cannot go on before the finalizer returns. So a read of memory gives way (`View`): its lock is given up for
-so long, and what was read is read again. A read of a database cannot; its thread does by itself what is asked for then.
+Python collects garbage amid anything. What a finalizer asks for may need other threads, and these a lock that the look
+holds, which cannot go on before the finalizer returns. So a look gives way (`View`): its lock is given up for so long,
+and what was looked at is looked at again. A change does not; its thread does by itself what is asked for then.
 """
 
 import threading
@@ -12,30 +12,21 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
-_guards: "list[weakref.ref[threading.RLock]]" = []
-"""Locks that a finalizer may find held by its own thread."""
 _NOTHING = nullcontext()
 _views: "list[weakref.ref[View]]" = []
 
 
-def make_guard() -> "threading.RLock":
-    """Return a lock for reads. Its thread may take it again."""
-    lock = threading.RLock()
-    _guards.append(weakref.ref(lock, _guards.remove))
-    return lock
-
-
-def is_amid_a_read() -> bool:
-    """Say whether this thread holds such a lock: who asks then is a finalizer, and no other thread may get on."""
-    locks: list[Any] = [reference() for reference in _guards]
-    return any(lock is not None and lock._is_owned() for lock in locks)  # noqa: SLF001  # as threading.Condition does
+def is_amid_a_change() -> bool:
+    """Say whether this thread changes what is in memory: who asks is a finalizer, and no other thread may get on."""
+    views = [reference() for reference in _views]
+    return any(view is not None and view.is_changed_here() for view in views)
 
 
 class View:
     """What is in memory, seen whole: a change comes before a read, or after it, or it is read again."""
 
     def __init__(self) -> None:
-        self._lock: Any = make_guard()
+        self._lock: Any = threading.RLock()
         self._changes = 0
         self._is_changing = False
         _views.append(weakref.ref(self, _views.remove))
@@ -65,11 +56,18 @@ class View:
             finally:
                 self._is_changing = before
 
+    def is_changed_here(self) -> bool:
+        """Say whether this thread is amid a change of it."""
+        return self._is_changing and self._is_held_here()
+
     def giving_way(self) -> AbstractContextManager[None]:
         """Let other threads change it while the block runs, if this one is amid a read."""
-        if self._is_changing or not self._lock._is_owned():  # noqa: SLF001  # as threading.Condition does
+        if self._is_changing or not self._is_held_here():
             return _NOTHING
         return self._give_way()
+
+    def _is_held_here(self) -> bool:
+        return bool(self._lock._is_owned())  # noqa: SLF001  # as threading.Condition does
 
     @contextmanager
     def _give_way(self) -> Iterator[None]:

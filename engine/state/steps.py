@@ -9,7 +9,8 @@ start a thread takes longer than many a step.
 
 A signal handler of the host program may itself call limpet. The call that it has interrupted cannot go on before the
 handler returns, so it must hold no lock that the handler's call waits for: where there is such a handler, the main
-thread's calls of a store are steps, too (`whole`). What a finalizer asks for amid a read (`reads`), its thread does.
+thread's calls of a store are steps, too (`whole`). What a finalizer asks for amid a change of what is in memory
+(`reads`), its thread does.
 """
 
 import _signal  # type: ignore[import-not-found]  # signal.getsignal takes ten times as long: it makes enums
@@ -23,7 +24,7 @@ from functools import wraps
 from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from limpet.engine.state.reads import giving_way, is_amid_a_read
+from limpet.engine.state.reads import giving_way, is_amid_a_change
 
 _P = ParamSpec("_P")
 _S = TypeVar("_S")
@@ -133,11 +134,13 @@ def run_whole(step: Callable[[], _T], undo: _Undo[_T] = None) -> _T:
 
     `undo` is called with the result if the caller is interrupted and will not get it.
     """
-    if is_amid_a_read():
-        with giving_way():
-            return step()
-    if threading.get_ident() != threading.main_thread().ident:
+    if threading.get_ident() != threading.main_thread().ident or is_amid_a_change():
         return step()
+    with giving_way():
+        return _run_elsewhere(step, undo)
+
+
+def _run_elsewhere(step: Callable[[], _T], undo: _Undo[_T]) -> _T:
     one = _Step(step, undo)
     try:
         try:

@@ -55,17 +55,22 @@ signal.setitimer(signal.ITIMER_REAL, 0.001)
 
 FINALIZERS = """
 import sys
-from limpet.engine.state import reads
 
 signal.setitimer(signal.ITIMER_REAL, 0)
 signal.signal(signal.SIGALRM, signal.SIG_DFL)
 written = 0
 
-def finalizer(what, where):
+def is_amid_a_query(frame):
+    return frame.f_code.co_name in {"fetch_all", "_load_revision"}
+
+def is_amid_a_look(frame):
+    return "/store/" in frame.f_code.co_filename and store._memory.view._is_held_here()
+
+def finalizer(what, is_amid):
     # What garbage collection would do amid a read, at the first call of that kind there.
     def finalize(frame, event, _):
         global written
-        if event == what and where in frame.f_code.co_filename and reads.is_amid_a_read():
+        if event == what and is_amid(frame):
             sys.setprofile(None)
             write(written)
             written += 1
@@ -163,21 +168,34 @@ def test_what_is_no_text_is_told_by_its_type(engine: Engine) -> None:
 def test_what_a_finalizer_asks_for_amid_a_read_it_gets(engine_process: Callable[[str], EngineProcess]) -> None:
     """Python collects garbage amid anything: here, at the first call that is made while the database is read."""
     script = """
-    from limpet.schema.errors import InvalidStateError
+    import threading
 
     def write(number):
+        is_amid.set()
+        is_held.wait()
         store.update("b", lambda old: replace(old, message=str(number)))
         store.put("kind", "key", number)
+        assert store.history("a") and store._records.load_events(0, 100).rows
         one = engine.create_container(config(f"f{number}", "true"), "sb", id=f"f{number}")
         one.start()
-        try:
-            one.wait(60)
-        except InvalidStateError:  # the read would wait for it, and it for the read
-            one.begin_stop(0)
+        one.wait(60)
 
-    finalize = finalizer("c_call", "sqlite")
-    looks = [lambda: store.history("a"), lambda: store.list_items("kind"), lambda: store.last_report()]
+    def read_in_a_transaction():
+        # What the finalizer waits for, and reads itself.
+        with store.transaction() as draft:
+            is_held.set()
+            is_amid.wait()
+            draft.update("c", lambda old: replace(old, message=str(len(store.history("c")))))
+
+    is_amid, is_held = threading.Event(), threading.Event()
+    finalize = finalizer("c_call", is_amid_a_query)
+    looks = [
+        lambda: store.history("a"), lambda: store.list_items("kind"), lambda: store.last_report(),
+        lambda: store._records.load_events(0, 100),
+    ]
     for look in looks:
+        is_amid.clear(), is_held.clear()
+        threading.Thread(target=read_in_a_transaction).start()
         before = written
         sys.setprofile(finalize)
         look()
@@ -186,7 +204,7 @@ def test_what_a_finalizer_asks_for_amid_a_read_it_gets(engine_process: Callable[
     say(all(engine.get(f"f{number}").wait(60).finished_at for number in range(written)))
     """
     process = engine_process(LIFE + FINALIZERS + dedent(script))
-    assert [process.read() for _ in range(4)] == [["True"]] * 4
+    assert [process.read() for _ in range(5)] == [["True"]] * 5
 
 
 def test_a_finalizer_amid_a_look_at_memory_lets_others_write(engine_process: Callable[[str], EngineProcess]) -> None:
@@ -205,7 +223,7 @@ def test_a_finalizer_amid_a_look_at_memory_lets_others_write(engine_process: Cal
         one.start()
         one.wait(60)
 
-    finalize, is_over = finalizer("call", "/store/"), False
+    finalize, is_over = finalizer("call", is_amid_a_look), False
     threads = [threading.Thread(target=keep_writing, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -157,7 +157,8 @@ def test_more_than_a_few_are_read_at_once(state_dir: str) -> None:
                 draft.add(metadata(f"c{number}"), ENDED)
     statements: list[str] = []
     with Store.open(state_dir) as store:
-        store._records._connection.set_trace_callback(statements.append)  # type: ignore[attr-defined]
+        with store._records._pool.lend() as connection:  # type: ignore[attr-defined]
+            connection.set_trace_callback(statements.append)
         assert store.status("c7").reason == "Completed"
         assert len(store.list(state=ContainerState.EXITED)) == 1200
         assert len(store.list()) == 1200

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from limpet.schema.errors import (
     ClosedError,
@@ -32,6 +33,7 @@ _READERS_TIMEOUT_SECONDS = 0.1
 _READERS_PAUSE_SECONDS = 0.001
 _WRITE_FORMAT_BYTE, _NEWEST_WRITE_FORMAT = 18, 2  # https://sqlite.org/fileformat2.html, 1.3.3
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")  # RFC 3986, 2.3
+_Connection = TypeVar("_Connection", bound=sqlite3.Connection)
 _kept: set[int] = set()
 """The ids of the connections that are kept open."""
 _NOT_UTF8 = "Could not decode to UTF-8"  # Python's words; there is no code for it
@@ -64,7 +66,7 @@ def connect_writer(path: str, pragmas: Pragmas = WRITER_PRAGMAS) -> sqlite3.Conn
 
     Raises UnsupportedError where SQLite or the file system does not give these settings, StoreError otherwise.
     """
-    connection = _connect(path, "rw")  # which has no WAL open before it was asked something
+    connection = _connect(path, "rw", sqlite3.Connection)  # which has no WAL open before it was asked something
     keep_open(connection)
     try:
         for name, value, expected in pragmas:
@@ -99,16 +101,20 @@ def writing(path: str, pragmas: Pragmas) -> Iterator[sqlite3.Connection]:
         close_writer(connection)
 
 
-def connect_reader(path: str, *, immutable: bool = False) -> sqlite3.Connection:
+class ReadConnection(sqlite3.Connection):
+    """One that reads. Unlike SQLite's own it can be referred to weakly."""
+
+
+def connect_reader(path: str, *, immutable: bool = False) -> ReadConnection:
     """Open the database for reading, beside a live writer or without one. Raises StoreError.
 
     Where nobody has it open and it has no WAL, `immutable` keeps SQLite from making one, and from locking
     anything; what was read is only worth something if the file has not changed meanwhile.
     """
-    return _connect(path, "ro&immutable=1" if immutable else "ro")
+    return _connect(path, "ro&immutable=1" if immutable else "ro", ReadConnection)
 
 
-def _connect(path: str, mode: str) -> sqlite3.Connection:
+def _connect(path: str, mode: str, kind: type[_Connection]) -> _Connection:
     # Autocommit (isolation_level None): transactions begin and end where this package says so.
     return sqlite3.connect(
         f"file:{_quote(os.fsencode(path))}?mode={mode}",
@@ -116,6 +122,7 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
         isolation_level=None,
         timeout=BUSY_TIMEOUT_SECONDS,
         check_same_thread=False,
+        factory=kind,
     )
 
 
@@ -152,7 +159,7 @@ def create_file(path: str) -> None:
 
 def finish_rollback(path: str) -> None:
     """Let SQLite undo the transaction whose journal lies beside the database. Raises StoreError."""
-    connection = _connect(path, "rw")
+    connection = _connect(path, "rw", sqlite3.Connection)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except (sqlite3.Error, UnicodeDecodeError) as error:
@@ -265,7 +272,7 @@ def find_format_damage(connection: sqlite3.Connection) -> list[str]:
 def copy_database(source: sqlite3.Connection, target_path: str) -> None:
     """Copy the database into a new file at `target_path`, online. Flushing and naming it is the caller's."""
     create_file(target_path)
-    target = _connect(target_path, "rw")
+    target = _connect(target_path, "rw", sqlite3.Connection)
     try:
         source.backup(target)
         # The copy stands alone: without this it would ask for a WAL beside it.

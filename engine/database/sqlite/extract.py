@@ -74,7 +74,7 @@ class Extractor(Reader):
         `events` are a revision and how many are wanted of those that follow, or a collection of revisions.
         """
         found = Extract()
-        with self._instant() as connection:
+        with self._pool.lend_for_an_instant() as connection:
             node = (self.node,)
             row = connection.execute(_SELECT_NODE, node).fetchone() or (0, 0, 0)
             found.epoch, found.opened_at, found.pruned = (require_integer(self._path, each) for each in row)
@@ -105,7 +105,7 @@ class Extractor(Reader):
 
     def extract_keys(self) -> Keys:
         """Return the key and the checksum of every row. Raises StoreError."""
-        with self._instant() as connection:
+        with self._pool.lend_for_an_instant() as connection:
             node = (self.node,)
             row = connection.execute(sql.SELECT_PRUNED, node).fetchone() or (0,)
             pruned = require_integer(self._path, row[0])

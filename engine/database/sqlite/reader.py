@@ -1,4 +1,4 @@
-"""A read-only connection: for what is not kept in memory, and for looking beside a live engine.
+"""Reads a database, and cannot write to it: for what is not kept in memory, and for looking beside a live engine.
 
 It can neither write nor checkpoint, and each read ends at once, so that it never holds the WAL back.
 """
@@ -7,25 +7,22 @@ import json
 import sqlite3
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
 from limpet.engine.database.page import EventPage
 from limpet.engine.database.sqlite import statements as sql
 from limpet.engine.database.sqlite.connection import (
-    connect_reader,
     copy_database,
     fetch_all,
     find_damage,
     find_format_damage,
-    keep_open,
     read_revision,
     require_integer,
     translate,
 )
 from limpet.engine.database.sqlite.labels import find_damaged_labels
-from limpet.engine.state.reads import make_guard
+from limpet.engine.database.sqlite.pool import Pool
 from limpet.schema.codec import (
     label_text,
     require_readable_status,
@@ -66,20 +63,13 @@ class Reader:
     def __init__(self, path: str, node: str, *, immutable: bool = False) -> None:
         self._path = path
         self.node = node
-        self._lock = make_guard()
-        try:
-            self._connection = connect_reader(path, immutable=immutable)
-        except sqlite3.Error as error:
-            raise translate(path, error) from error
+        self._pool = Pool(path, immutable=immutable)
         self.metadata = lru_cache(_KEPT_METADATA)(self._load_metadata)
 
     def read_revision(self) -> str:
         """Return the database's schema revision. Raises StoreDamagedError if it is not one of ours."""
-        with self._lock:
-            try:
-                return read_revision(self._connection, self._path)
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise translate(self._path, error) from error
+        with self._pool.lend() as connection:
+            return read_revision(connection, self._path)
 
     def require_current(self) -> None:
         """Raise StoreTooNewError, or StoreDamagedError for an older one, unless the schema is this version's."""
@@ -159,7 +149,7 @@ class Reader:
 
     def load_instant(self) -> tuple[int, list[SandboxRow], list[NameRow], list[StatusRow], list[SandboxStatusRow]]:
         """Return the newest revision, sandboxes, names, statuses, and the sandboxes', as they were at one instant."""
-        with self._instant() as connection:
+        with self._pool.lend_for_an_instant() as connection:
             sandboxes, names, statuses, sandbox_statuses = (
                 self._require_ids(fetch_all(connection, statement, (self.node,)))
                 for statement in (
@@ -184,11 +174,8 @@ class Reader:
 
     def load_all_sandboxes(self) -> list[tuple[str, SandboxRow]]:
         """Return node and row of every sandbox of every node, read past the index: it may be what is damaged."""
-        with self._lock:
-            try:
-                rows = fetch_all(self._connection, sql.SELECT_ALL_SANDBOXES)
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise translate(self._path, error) from error
+        with self._pool.lend() as connection:
+            rows = fetch_all(connection, sql.SELECT_ALL_SANDBOXES)
         return [(node, SandboxRow._make(row)) for node, *row in rows]
 
     def load_sandbox_statuses(self) -> list[SandboxStatusRow]:
@@ -219,7 +206,7 @@ class Reader:
 
     def load_events(self, after: int, limit: int) -> EventPage:
         """Return at most `limit` events that follow the revision `after`, and how far the log goes, at one instant."""
-        with self._instant() as connection:
+        with self._pool.lend_for_an_instant() as connection:
             found = connection.execute(sql.SELECT_EPOCH_AND_PRUNED, (self.node,)).fetchone() or (0, 0)
             epoch, pruned = (require_integer(self._path, each) for each in found)
             newest = self._load_revision(connection, pruned)
@@ -230,19 +217,6 @@ class Reader:
         (newest,) = connection.execute(sql.SELECT_NEWEST_EVENT, (self.node,)).fetchone()
         return max(pruned, 0 if newest is None else require_integer(self._path, newest))
 
-    @contextmanager
-    def _instant(self) -> Iterator[sqlite3.Connection]:
-        """Let all that the block reads be of one instant. Raises StoreError."""
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN")
-                try:
-                    yield self._connection
-                finally:
-                    self._connection.execute("COMMIT")
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise translate(self._path, error) from error
-
     def last_report(self) -> bytes | None:
         """Return the newest recovery report as JSON, None if there is none."""
         rows = self._read(sql.SELECT_LAST_REPORT)
@@ -250,11 +224,8 @@ class Reader:
 
     def epochs(self) -> dict[str, int]:
         """Return the epoch of each node that has opened this database, by the node's name."""
-        with self._lock:
-            try:
-                rows = fetch_all(self._connection, sql.SELECT_NODES)
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise translate(self._path, error) from error
+        with self._pool.lend() as connection:
+            rows = fetch_all(connection, sql.SELECT_NODES)
         return {name: require_integer(self._path, epoch) for name, epoch in self._require_ids(rows)}
 
     def find_damage(self) -> list[str]:
@@ -279,11 +250,8 @@ class Reader:
             return [str(error)]
 
     def _look(self, look: Callable[[sqlite3.Connection], list[str]]) -> list[str]:
-        with self._lock:
-            try:
-                return look(self._connection)
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise translate(self._path, error) from error
+        with self._pool.lend() as connection:
+            return look(connection)
 
     def find_damaged_records(self) -> list[str]:
         """Return each record that cannot be believed, and each gap in the records, in words."""
@@ -341,9 +309,9 @@ class Reader:
 
     def copy_to(self, target_path: str) -> None:
         """Copy the database, as it is at one instant, into a new file. Raises StoreError, OSError."""
-        with self._lock:
+        with self._pool.lend() as connection:
             try:
-                copy_database(self._connection, target_path)
+                copy_database(connection, target_path)
             except sqlite3.Error as error:
                 raise translate(target_path, error) from error
 
@@ -352,13 +320,12 @@ class Reader:
         self.metadata.cache_clear()
 
     def abandon(self) -> None:
-        """In a fork: never touch the connection again, not even to close it; it is the parent's."""
-        keep_open(self._connection)
+        """In a fork: never touch the connections again, not even to close them; they are the parent's."""
+        self._pool.abandon()
 
     def close(self) -> None:
-        """Close the connection."""
-        with self._lock:
-            self._connection.close()
+        """Close the connections."""
+        self._pool.close()
 
     def _load_metadata(self, container_id: str) -> Metadata:
         rows = self._read(sql.SELECT_CONTAINER, container_id)
@@ -381,13 +348,11 @@ class Reader:
         return rows
 
     def _read(self, statement: str, *parameters: object) -> list[AnyRow]:
-        with self._lock:
+        with self._pool.lend() as connection:
             try:
-                return fetch_all(self._connection, statement, (self.node, *parameters))
+                return fetch_all(connection, statement, (self.node, *parameters))
             except UnicodeEncodeError:  # what cannot be written as UTF-8 is in no row
                 return []
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise translate(self._path, error) from error
 
 
 def _after(beginning: str) -> str:

@@ -53,6 +53,21 @@ def require_tools(*names: str) -> None:
         (pytest.fail if "LIMPET_GATE" in os.environ else pytest.skip)(f"not installed: {', '.join(missing)}")
 
 
+PACKAGES = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if "packages" in path or "__editable__" in path)}
+"""The environment in which another Python finds what this one does."""
+
+
+def find_interpreter(uid: int) -> str:
+    """Return a Python that another user can run limpet with; "" if there is none."""
+    look = f"import os, sys; os.setuid({uid}); from limpet.engine import Engine; os.execv(sys.executable, ['x', '-V'])"
+    for path in (sys.executable, "/usr/bin/python3"):
+        if os.path.exists(path):
+            done = subprocess.run([path, "-c", look], env=PACKAGES, capture_output=True, check=False)
+            if done.returncode == 0:
+                return path
+    return ""
+
+
 def wait_until(condition: Callable[[], object], what: str) -> None:
     """Wait until `condition` is true; fail with `what` after the deadline."""
     deadline = time.monotonic() + DEADLINE_SECONDS

@@ -107,4 +107,5 @@ def _is_original(path: str, record: Identity, here: os.stat_result) -> bool:
     if other is not None:
         return other.id == record.id
     # One that we may not read is taken for it where its numbers are the recorded ones.
-    return (found.st_dev, found.st_ino) == (record.device, record.inode) and not os.access(path, os.R_OK | os.X_OK)
+    is_readable = os.access(path, os.R_OK | os.X_OK, effective_ids=True)
+    return (found.st_dev, found.st_ino) == (record.device, record.inode) and not is_readable

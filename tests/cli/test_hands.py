@@ -19,7 +19,7 @@ from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema import errors
 from tests.cli.conftest import Jobs, Limpet, photograph
 from tests.cli.test_command import on_terminal
-from tests.conftest import EngineProcess, count_sockets, is_running, wait_until
+from tests.conftest import PACKAGES, EngineProcess, count_sockets, find_interpreter, is_running, wait_until
 
 LIVE = "engine = Engine.open(state_dir); say(os.getpid()); time.sleep(1000)"
 Start = Callable[[str], EngineProcess]
@@ -359,20 +359,6 @@ def test_info_of_a_directory_that_was_never_limpets(tmp_path: Path, limpet: Limp
     assert "contains no limpet state" in info["problem"]
     assert info["limpet"]
     assert photograph(limpet.state_dir) == before
-
-
-def find_interpreter(uid: int) -> str:
-    """Return a Python that another user can run limpet with; "" if there is none."""
-    look = f"import os, sys; os.setuid({uid}); from limpet.engine import Engine; os.execv(sys.executable, ['x', '-V'])"
-    for path in (sys.executable, "/usr/bin/python3"):
-        if os.path.exists(path):
-            done = subprocess.run([path, "-c", look], env=PACKAGES, capture_output=True, check=False)
-            if done.returncode == 0:
-                return path
-    return ""
-
-
-PACKAGES = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if "packages" in path or "__editable__" in path)}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from limpet.engine.starters.users import Rights, choose_user
 from limpet.schema import ImageConfig
 from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_container_config
 from tests import oci_layout
-from tests.conftest import wait_until
+from tests.conftest import PACKAGES, find_interpreter, wait_until
 from tests.tools_image import load_tools
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1234:4321:app:/home/app:/bin/sh\n"
@@ -232,6 +233,37 @@ def test_another_user_of_the_host_has_its_group_home_and_directory(engine: Engin
     script = "{ id -u; id -g; id -G; echo $HOME; grep NoNewPrivs /proc/self/status; } > told"
     lines = run(engine, "host", script, linux=context).splitlines()
     assert lines == ["65534", "65534", "65534", "/nonexistent", "NoNewPrivs:\t1"]
+
+
+@as_root
+@pytest.mark.parametrize(("real", "effective"), [(0, 65534), (65534, 0)])
+def test_a_container_is_the_effective_user_alone(real: int, effective: int) -> None:
+    """A host program may keep another user to go back to, as a setuid program does: its containers do not."""
+    script = f"""
+import os, sys
+from pathlib import Path
+from limpet import Engine
+os.setgroups([])
+os.setresgid({real}, {effective}, {effective})
+os.setresuid({real}, {effective}, {real})
+with Engine.open(sys.argv[1]) as engine:
+    engine.create_sandbox({{"metadata": {{"name": "s"}}}}, id="s")
+    config = {{"metadata": {{"name": "c"}}, "image": {{"image": "host"}}}}
+    command = ["sh", "-c", "grep -E '^[UG]id' /proc/self/status > told"]
+    container = engine.create_container({{**config, "command": command}}, "s")
+    container.start()
+    container.wait(30)
+    print(Path(container.metadata.root_dir, "working", "told").read_text())
+    container.remove()
+"""
+    interpreter = find_interpreter(65534)
+    if not interpreter:
+        pytest.skip("another user cannot read this installation")
+    with tempfile.TemporaryDirectory(prefix="limpet-ids-", dir="/tmp") as place:
+        os.chown(place, effective, effective)
+        command = [interpreter, "-c", script, f"{place}/state"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/", env=PACKAGES)
+    assert done.stdout.split() == ["Uid:", *[str(effective)] * 4, "Gid:", *[str(effective)] * 4], done.stderr
 
 
 @as_root

@@ -1,6 +1,7 @@
 """What a store is opened on: a path, by one node or several, also where records are damaged."""
 
 import os
+import resource
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -81,6 +82,18 @@ def test_a_name_with_odd_characters_is_a_path(name: str, tmp_path: Path) -> None
         store.add_sandbox(sandbox())
     assert (tmp_path / name / "store.db").exists()
     assert os.listdir(tmp_path) == [name]
+
+
+def test_a_limit_of_the_size_of_files_is_told(state_dir: str) -> None:
+    """The disk has not failed; and nothing is in the way of the next opening, without the limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(errors.StoreError, match=r"8192 bytes \(RLIMIT_FSIZE\)"):
+            Store.open(state_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    Store.open(state_dir).close()
 
 
 def test_nodes_take_turns_in_one_directory(state_dir: str) -> None:

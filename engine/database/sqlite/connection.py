@@ -8,6 +8,7 @@ once can destroy a database (https://sqlite.org/wal.html, "the WAL-reset bug").
 
 import ctypes
 import os
+import resource
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -321,6 +322,9 @@ def translate(path: str, error: Exception) -> LimpetError:
     elif code == sqlite3.SQLITE_IOERR and _is_full(path):  # as it says of its shared memory, for example
         code = sqlite3.SQLITE_FULL
     kind, cure = _ERRORS.get(code, (StoreError, "look at what limpet check finds"))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if code == sqlite3.SQLITE_IOERR and limit != resource.RLIM_INFINITY:
+        cure = f"this process may write files of {limit} bytes (RLIMIT_FSIZE), which is too little, or {cure}"
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return kind(f"{path}: {error} ({name}); {cure}")
 

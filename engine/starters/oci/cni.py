@@ -131,7 +131,8 @@ class Plugins:
     def _find(self, name: str) -> str:
         """Return the program of a plugin. Raises UnsupportedError if it is not there."""
         paths = [os.path.join(each, name) for each in self._plugins.split(":") if each]
-        program = next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), "")
+        found = (path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK, effective_ids=True))
+        program = next(found, "")
         if not program:
             raise UnsupportedError(
                 f"CNI: the plugin {name!r} is not in {self._plugins}; on Debian: apt-get install"

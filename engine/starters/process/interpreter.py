@@ -14,7 +14,7 @@ def require_interpreter(given: str) -> str:
     """
     path = given or sys.executable or ""
     is_python = os.path.basename(path).startswith("python") and not (getattr(sys, "frozen", False) and not given)
-    if not is_python or not os.access(path, os.X_OK):
+    if not is_python or not os.access(path, os.X_OK, effective_ids=True):
         raise UnsupportedError(
             f"containers are started by a Python interpreter, and {path!r} is none, or is gone; open the engine with"
             " starter=ProcessStarter(interpreter='/usr/bin/python3')"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 PF_FORKNOEXEC = 0x40
 """In field 9 of /proc/PID/stat (include/linux/sched.h): forked, and has executed nothing since. A zombie keeps it."""
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 4, 15, 36
 _CLONE_VM, _CLONE_PARENT = 0x100, 0x8000
 _IONBF = 2
 """stdio.h: without a buffer."""
@@ -179,6 +179,18 @@ def become_subreaper() -> None:
     """Become the parent of all descendants whose own parent ends (prctl(2)). Raises OSError."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def give_up_other_ids() -> None:
+    """Be the effective user and group alone, with no way back to others that the host program has kept.
+
+    Executed with a real user that is another one, this process has files in /proc that are root's (proc(5)).
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if {*os.getresuid()} != {uid} or {*os.getresgid()} != {gid}:
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def reset_internal_signals() -> None:

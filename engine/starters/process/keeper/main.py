@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from .copies import Copies
 from .keeper import Keeper
-from .kernel import become_subreaper, name_process, read_stat, reset_internal_signals
+from .kernel import become_subreaper, give_up_other_ids, name_process, read_stat, reset_internal_signals
 
 LOCK, SOCKET = "lock", "socket"
 DIRECTORY = 3
@@ -35,6 +35,7 @@ def main() -> None:
     os.closerange(DIRECTORY + 1, 1 << 30)
     os.chdir("/")
     os.umask(0o022)
+    give_up_other_ids()
     lock = _take_lock()
     if lock < 0:
         sys.exit(ANOTHER_LIVES)

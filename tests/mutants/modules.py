@@ -176,7 +176,8 @@ GROUPS = {
             f"engine/starters/process/{name}.py"
             for name in (
                 "client", "starter", "keeper/container", "keeper/gate", "keeper/journal", "keeper/keeper",
-                "keeper/kernel", "keeper/main", "keeper/messages", "keeper/root", "keeper/spare",
+                "keeper/adoption", "keeper/kernel", "keeper/loop", "keeper/main", "keeper/members", "keeper/messages",
+                "keeper/root", "keeper/spare", "keeper/starts",
             )
         ),
         16,

@@ -81,7 +81,7 @@ NAMED = {
         ("tests/recovery/test_probe.py",),
     ),
     "ENOENT from pidfd_open, in the keeper": Named(
-        "engine/starters/process/keeper/keeper.py",
+        "engine/starters/process/keeper/adoption.py",
         "_NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}",
         "_NO_PROCESS = {errno.ESRCH, errno.EINVAL}",
         ("tests/starters/test_keeper_anew.py",),

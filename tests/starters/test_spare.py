@@ -5,6 +5,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,12 @@ def find_keeper(state_dir: str) -> int:
 
 def find_children(state_dir: str, name: str) -> list[int]:
     """Return the pids of the keeper's children of this name, zombies included."""
-    children = read_children(find_keeper(state_dir))
-    return [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"]
+    found = []
+    for pid in read_children(find_keeper(state_dir)):
+        with suppress(FileNotFoundError):  # reaped meanwhile
+            if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
+                found.append(pid)
+    return found
 
 
 def find_spares(state_dir: str) -> list[int]:

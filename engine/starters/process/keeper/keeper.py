@@ -1,36 +1,37 @@
-"""The keeper's loop: it forks gates, sees what ends, writes that down, and only then reaps.
+"""The keeper: it forks gates, sees what ends, writes that down, and only then reaps.
 
 One thread, one epoll set. What goes wrong with one request or one container is answered or tried again; it never ends
 the loop. An end waits for its engine to write it down; where no engine is there, or it takes too long, the keeper
 flushes its own journal first. While neither can be done, zombies are left, and nothing is forgotten.
 """
 
-import errno
 import gc
 import os
-import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from .container import Container, Orphans
+from .adoption import find_again, hold_uts_of_left, settle_executed
+from .container import Container
 from .copies import Copies
 from .journal import Journal, Record
 from .kernel import (
     close,
+    close_all,
     has_ended,
     hold_uts_namespace,
+    kill,
     let_go_on,
-    list_processes,
-    read_children,
+    open_null,
     read_exit_of_stranger,
     read_stat,
-    read_stat_of,
 )
-from .messages import LONGEST, VERSION, Message, encode, read_peer, receive, send
-from .spare import Spare, hand_over
+from .loop import Loop
+from .members import Members
+from .messages import LONGEST, VERSION, Message, divide, encode, read_peer, receive, send
+from .starts import Starts
 
 _ENGINE_TAKES_SECONDS = 0.2
 """How long an end waits for a connected engine before the keeper flushes it."""
@@ -49,10 +50,6 @@ _REAP_SECONDS = 0.1
 """Between two looks for orphans to reap: with many containers each takes a while, and each end asks for one."""
 _LOOK_SECONDS = 1.0
 """Between two looks whether the processes of our own were stopped."""
-_END_SECONDS = 1.0
-"""How long one that was killed may take to end before we go on."""
-_NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
-"""What pidfd_open(2) says of a number that is no process's: nobody's, 0, or a thread's."""
 _PAGE = 100
 _MOST_MEMBERS = 5_000
 """Pids in one message."""
@@ -65,8 +62,6 @@ _TURN_SECONDS = 0.05
 """After so long no more of many are answered: others wait."""
 _MOST_BYTES = LONGEST // 2
 """Of what is told of several containers; one alone has room in any case."""
-_ROUNDS_OF_SIGKILL = 5
-_MORE_LOOKS = 9
 
 
 class Keeper:
@@ -76,18 +71,13 @@ class Keeper:
         self._directory = directory
         self._listener = listener
         self._anchor = anchor
-        self._poll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
+        self._loop = Loop()
         self._clients: dict[int, socket.socket] = {}
         self._peers: dict[int, int] = {}  # a pidfd of who has connected, by the connection's descriptor
         self._containers: dict[str, Container] = {}
         self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
-        self._starting: set[str] = set()  # containers whose start is not over
-        self._opened: dict[str, float] = {}  # whose gates were opened, and when: what came of it is looked at later
-        self._spare = Spare()
-        self._last_start = 0.0
+        self._members = Members(self._firsts, self._list_ours)
         self._ended: dict[str, float] = {}  # ended and not reaped: when to flush, in seconds of the monotonic clock
-        self._unheld: dict[str, Container] = {}  # executed, and its UTS namespace not looked at yet
         self._unadopted: dict[str, Record] = {}  # of another keeper, and not looked at yet
         self._unreadable: dict[str, float] = {}  # ended, and its code not to be had yet: until when to ask
         self._flush_again_at = 0.0  # not before: a disk that refuses is not asked without end
@@ -96,15 +86,17 @@ class Keeper:
         self._child_has_changed = True
         self._reap_again_at = 0.0
         self._look_again_at = 0.0
-        self._orphans_now: Orphans | None = None  # read since the loop was woken: all that ended before is in it
         self._idle_since = time.monotonic()
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
-        self._anonymous = os.fstat(self._poll.fileno())
+        self._anonymous = self._loop.stat()
         self._journal = Journal(directory, f"{_read_boot_id()}/{self._namespace}")
-        self._watch(listener.fileno(), self._accept)
-        self._watch_children()
-        copies.watch(self._watch, self._unwatch)
+        self._starts = Starts(
+            self._loop, self._journal, copies, self._containers, self._firsts, self._send, self._note_end
+        )
+        self._loop.watch(listener.fileno(), self._accept)
+        self._loop.watch_children(self._note_children)
+        copies.watch(self._loop.watch, self._loop.unwatch)
         self._unadopted = self._journal.load()
         copies.sweep(self._unadopted)
         self._adopt_all()
@@ -116,26 +108,22 @@ class Keeper:
         """Serve until nothing is left to do."""
         while not self._may_end():
             patience = self._patience()
-            waits_for_quiet = bool(self._opened or self._wants_spare) and patience >= _QUIET_SECONDS
-            ready = self._poll.poll(_QUIET_SECONDS if waits_for_quiet else patience)
+            waits_for_quiet = self._starts.can_be_furthered and patience >= _QUIET_SECONDS
+            ready = self._loop.wait(_QUIET_SECONDS if waits_for_quiet else patience)
             if not ready and waits_for_quiet:
                 self._be_quiet()
-            self._orphans_now = None
-            # As it was when that was told: a handler before may have closed it, and its number be another's by now.
-            for descriptor, handler in [(each, self._handlers.get(each)) for each, _ in ready]:
-                if handler is not None and self._handlers.get(descriptor) is handler:
-                    with suppress(Exception):  # one that cannot be served now; the next tick looks at all again
-                        handler()
+            self._members.look_anew()
+            self._loop.serve(ready)
             with suppress(Exception):
                 self._tick()
-        self._spare.give_up()
+        self._starts.give_up_spare()
 
     def _be_quiet(self) -> None:
         """Do what can wait until nobody has asked for anything for a moment."""
         with suppress(Exception):
-            self._settle_opened()
-        if self._wants_spare:
-            self._spare.make()
+            self._starts.settle_opened()
+        if self._starts.wants_spare:
+            self._starts.spare.make()
             with suppress(Exception):
                 self._rehearse()
 
@@ -150,44 +138,16 @@ class Keeper:
             for op in ("hello", "end"):
                 send(theirs, {"op": op, "id": ""}, (theirs.fileno(), theirs.fileno()))
                 self._serve(ours)
-            self._watch(ours.fileno(), lambda: None)
-            self._unwatch(ours.fileno())
-            _close_all(_open_null())
-        read_stat(self._spare.pid)
-        encode(Container("", self._spare.pid, 0, -1, None).describe())
+            self._loop.watch(ours.fileno(), lambda: None)
+            self._loop.unwatch(ours.fileno())
+            close_all(open_null())
+        read_stat(self._starts.spare.pid)
+        encode(Container("", self._starts.spare.pid, 0, -1, None).describe())
 
-    @property
-    def _wants_spare(self) -> bool:
-        """Say whether to fork a gate ahead."""
-        return self._spare.is_wanted and not self._starting
+    # The loop's turns
 
-    # The loop's parts
-
-    def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
-        self._handlers[descriptor] = handler
-        try:
-            self._poll.register(descriptor, select.EPOLLIN)
-        except OSError:
-            del self._handlers[descriptor]
-            raise
-
-    def _unwatch(self, descriptor: int) -> None:
-        if self._handlers.pop(descriptor, None) is not None:
-            with suppress(OSError):  # it goes with the descriptor in any case
-                self._poll.unregister(descriptor)
-
-    def _watch_children(self) -> None:
-        """Be woken by SIGCHLD: daemons that came to us have to be reaped when they end."""
-        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.siginterrupt(signal.SIGCHLD, False)  # no call is cut short by it
-
-        def notice() -> None:
-            self._child_has_changed = True
-            _drain(read)
-
-        self._watch(read, notice)
+    def _note_children(self) -> None:
+        self._child_has_changed = True
 
     def _patience(self) -> float:
         """Return how many seconds to sleep at most. A disk that is slow or refuses is asked at each tick only."""
@@ -200,10 +160,10 @@ class Keeper:
             self._ended
             or self._unreadable
             or self._unadopted
-            or self._unheld
+            or self._starts.has_unheld
             or not self._journal.is_written
             or self._copies.need_care
-            or (self._spare.pid and not self._containers)
+            or (self._starts.spare.pid and not self._containers)
         )
         return _TICK_SECONDS if has_work or not self._clients else _LONGEST_SLEEP_SECONDS
 
@@ -222,19 +182,17 @@ class Keeper:
 
     def _has_leftovers(self) -> bool:
         """Say whether anything is left of a container that has ended."""
-        return not all(map(_works_for_us, self._orphans().pids))
+        return not all(map(_works_for_us, self._members.orphans().pids))
 
     def _tick(self) -> None:
         self._let_ours_go_on()
         self._adopt_all()
         with suppress(OSError):
-            self._settle_opened(_OPENED_SECONDS)
-        for container in list(self._unheld.values()):
-            self._hold_uts(container)
-            self._journal.append({"id": container.id, "uts": container.uts_inode})
+            self._starts.settle_opened(_OPENED_SECONDS)
+        self._starts.hold_again()
         with suppress(OSError):
             if self._child_has_changed and time.monotonic() >= self._reap_again_at:
-                self._reap_orphans()
+                self._members.reap_orphans()
                 self._child_has_changed = False
                 self._reap_again_at = time.monotonic() + _REAP_SECONDS
         for key in list(self._unreadable):
@@ -247,8 +205,8 @@ class Keeper:
             self._flush()
         with suppress(OSError):
             self._copies.care()
-        if self._spare.pid and not self._containers and time.monotonic() - self._last_start > _IDLE_SECONDS:
-            self._spare.give_up()
+        if not self._containers:
+            self._starts.give_up_spare(_IDLE_SECONDS)
 
     def _let_ours_go_on(self) -> None:
         """Continue what works for us and was stopped, by a container of root's or by a person: nobody else would."""
@@ -259,7 +217,7 @@ class Keeper:
         anchor = self._anchor if self._anchor == os.getppid() else 0  # it lives, and is not we
         ours = [anchor, self._copies.pid, self._flushing[0] if self._flushing else 0]
         with suppress(OSError):
-            ours += [pid for pid in self._orphans().pids if _works_for_us(pid)]
+            ours += [pid for pid in self._members.orphans().pids if _works_for_us(pid)]
         for pid in filter(None, ours):
             with suppress(OSError):
                 let_go_on(pid)
@@ -272,7 +230,7 @@ class Keeper:
             pid, uid = read_peer(connection)
             if uid == os.geteuid():
                 connection.setblocking(False)
-                self._watch(connection.fileno(), lambda: self._serve(connection))
+                self._loop.watch(connection.fileno(), lambda: self._serve(connection))
                 self._clients[connection.fileno()] = connection
                 self._watch_peer(connection, pid)
                 return
@@ -283,7 +241,7 @@ class Keeper:
         with suppress(OSError, ValueError):  # one of another pid namespace has no number here
             pidfd = os.pidfd_open(pid)
             try:
-                self._watch(pidfd, lambda: self._leave(connection))
+                self._loop.watch(pidfd, lambda: self._leave(connection))
             except BaseException:
                 close(pidfd)
                 raise
@@ -301,23 +259,16 @@ class Keeper:
             if request is None:
                 self._leave(connection)
                 return
-            self._settle_starts(connection, request)
+            self._starts.settle_asked(connection, request)
             answer, given = self._answer(connection, request, descriptors)
         except Exception as error:  # noqa: BLE001  # a request that makes no sense is answered, and ends nothing
             if request is None or request.get("op") not in _WITHOUT_ANSWER:
                 self._refuse(connection, error)
             return
         finally:
-            _close_all(descriptors)
+            close_all(descriptors)
         if answer is not None:
             self._send(connection, answer, given)
-
-    def _settle_starts(self, connection: socket.socket, request: Message) -> None:
-        """Take note of a program that was executed before this request was made: its engine sees that as soon as we."""
-        keys = {each.get("id") for each in _divide(request)} if self._starting else ()
-        for container in [self._containers[each] for each in self._starting]:
-            if container.waiting is connection or (container.id in keys and container.gate < 0):
-                self._read_report(container)
 
     def _refuse(self, connection: socket.socket, error: Exception) -> None:
         self._send(connection, {"error": f"{type(error).__name__}: {error}"})
@@ -367,9 +318,9 @@ class Keeper:
         """Return what is answered to a request about one container."""
         match request["op"]:
             case "go":
-                return self._go(connection, container)
+                return self._starts.go(connection, container)
             case "members":
-                members = self._members_but(container, read_peer(connection)[0])
+                members = self._members.find_but(container, read_peer(connection)[0])
                 return {"members": members[:_MOST_MEMBERS], "all": len(members) <= _MOST_MEMBERS}
             case "reopen":
                 self._copies.reopen(container.id)
@@ -380,7 +331,7 @@ class Keeper:
         """Answer a request about one container, or about many: as many as there is time and room for."""
         if "many" not in request:
             return self._answer_each([request], asker)[0]
-        requests = _divide(request)
+        requests = divide(request)
         answers: list[Message] = []
         until = time.monotonic() + _TURN_SECONDS
         while len(answers) < len(requests) and time.monotonic() < until:
@@ -400,7 +351,7 @@ class Keeper:
             case "end":
                 answers = self._tell_ends(containers)
             case "signal":
-                left = self._signal(containers, requests[0]["number"], asker, requests[0].get("session", False))
+                left = self._members.signal(containers, requests[0]["number"], asker, requests[0].get("session", False))
                 answers = {key: {"left": number} for key, number in left.items()}
             case _:
                 answers = self._release(containers, asker)
@@ -408,184 +359,29 @@ class Keeper:
 
     def _leave(self, connection: socket.socket) -> None:
         """Close a connection, whose engine is gone or has given up a call: what it held at a gate ends."""
-        self._unwatch(connection.fileno())
+        self._loop.unwatch(connection.fileno())
         del self._clients[connection.fileno()]
         peer = self._peers.pop(connection.fileno(), -1)
         if peer >= 0:
-            self._unwatch(peer)
+            self._loop.unwatch(peer)
             close(peer)
         connection.close()
         for container in list(self._firsts.values()):
             if container.waiting is connection:
                 container.waiting = None
             if container.owner is connection:
-                self._close_gate(container)
-                _kill(container.pidfd, signal.SIGKILL)  # it may be stopped, and never see its gate close
-
-    # A start
+                self._starts.close_gate(container)
+                kill(container.pidfd, signal.SIGKILL)  # it may be stopped, and never see its gate close
 
     def _prepare(self, connection: socket.socket, request: Message, descriptors: list[int]) -> None:
-        """Give a container a gate, and answer. It is held until `go`; whatever fails, no process is left."""
-        key = request["id"]
-        before = self._containers.get(key)
+        """Begin a start, unless the container has a process; what is known of one that has ended is forgotten."""
+        before = self._containers.get(request["id"])
         if before is not None:
             self._tell_ends([before])
             if before.end is None:
-                raise FileExistsError(f"container {key} has process {before.pid}")
+                raise FileExistsError(f"container {before.id} has process {before.pid}")
             self._forget(before)
-        self._last_start = time.monotonic()
-        plan, *log_directory = descriptors
-        opened: list[int] = []
-        log = request.get("log")
-        try:
-            try:
-                streams = self._copies.make(key, log, request.get("owner", -1)) if log else _open_null()
-                opened += streams
-                if log:
-                    self._copies.begin(key, log, log_directory)
-                report, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-                opened.append(theirs)
-                container = self._enter(key, report, log)
-            except BaseException:
-                self._copies.discard(key)
-                raise
-            container.owner, container.is_report_given = connection, bool(request.get("report"))
-            self._journal.append(container.describe())
-            # Before it is handed over: a gate that is woken takes the processor from us, while the engine waits.
-            given = (container.pidfd, *([container.report] if container.is_report_given else []))
-            self._send(connection, {"pid": container.pid}, given)
-            self._hand_over(container, (plan, *opened))
-        finally:
-            _close_all(opened)
-
-    def _enter(self, key: str, report: int, log: Record | None) -> Container:
-        """Take a gate and watch it: it is a container's from now on. `report` is closed if that fails."""
-        gate = None
-        try:
-            gate = self._spare.take()
-            container = Container(key, gate.pid, gate.start_ticks, gate.pidfd, log)
-            container.inode = self._read_inode(gate.pidfd)
-            self._watch(gate.pidfd, lambda: self._note_end(container))
-        except BaseException:
-            if gate is not None:
-                gate.end()
-            close(report)
-            raise
-        container.gate, container.report = gate.control, report
-        self._containers[key] = self._firsts[gate.pid] = container
-        self._starting.add(key)
-        return container
-
-    def _hand_over(self, container: Container, descriptors: Sequence[int]) -> None:
-        """Give the gate what it is to become; where that fails it ends, and says why in its place."""
-        try:
-            hand_over(container.gate, descriptors)
-            self._watch(container.gate, lambda: self._note_ready(container))
-            with suppress(OSError):
-                let_go_on(container.pid)
-        except Exception as error:  # noqa: BLE001  # it is answered already
-            reason = getattr(error, "strerror", None) or error
-            container.why = f"its gate could not be told what it is to become: {reason}".encode()
-            _kill(container.pidfd, signal.SIGKILL)
-
-    def _go(self, connection: socket.socket, container: Container) -> Message | None:
-        """Open the gate once it is ready; the answer comes once the program is executed, or is not."""
-        if container.gate < 0:
-            return self._tell_start(container)
-        container.waiting, container.owner, container.is_wanted = connection, None, True
-        if container.is_ready:
-            self._open_gate(container)
-        return None
-
-    def _note_ready(self, container: Container) -> None:
-        """Hold the UTS namespace that the gate has entered: by it the daemons are told of a program that ends at once.
-
-        So it comes before the gate is opened; mostly the engine is writing down meanwhile that the container runs.
-        """
-        self._unwatch(container.gate)
-        self._hold_uts(container)
-        if container.uts_inode:
-            self._journal.append({"id": container.id, "uts": container.uts_inode})
-        container.is_ready = True
-        if container.is_wanted:
-            self._open_gate(container)
-
-    def _open_gate(self, container: Container) -> None:
-        """Open it. Who has the report sees there what comes of it, and we look later: they need the processors now."""
-        if container.is_report_given:
-            self._opened[container.id] = time.monotonic()
-        else:
-            self._watch_report(container)
-        with suppress(ConnectionError):  # it has ended: the report says why, or nothing
-            os.write(container.gate, b"g")
-        self._close_gate(container)
-
-    def _settle_opened(self, for_seconds: float = 0) -> None:
-        """Look whether programs were executed whose gates were opened so long ago; where not, be told when they are."""
-        due = time.monotonic() - for_seconds
-        for key in [key for key, when in self._opened.items() if when <= due]:
-            container = self._containers[key]
-            self._read_report(container)
-            if container.report >= 0:
-                self._watch_report(container)
-            self._opened.pop(key, None)
-
-    def _watch_report(self, container: Container) -> None:
-        self._watch(container.report, lambda: self._read_report(container))
-
-    def _read_report(self, container: Container) -> None:
-        """Read why the program was not executed, up to the end of file, which alone says nothing.
-
-        Nor does it always come: any process of our user may open the pipe through /proc, and hold it.
-        """
-        is_over = False
-        with suppress(BlockingIOError):
-            while chunk := os.read(container.report, 4096):
-                container.why = (container.why + chunk)[:4096]
-            is_over = True
-        stat = read_stat(container.pid)
-        has_executed = stat is not None and stat.has_executed
-        if not (is_over or has_executed or has_ended(container.pidfd)):
-            return
-        container.executed = not container.why and has_executed
-        self._close_report(container)
-        why = container.describe().get("why")
-        self._journal.append({"id": container.id, "executed": container.executed, "why": why})
-        if container.executed:
-            self._tell_who_waits(container)  # of one that did not, its end says more
-
-    def _hold_uts(self, container: Container) -> None:
-        """Hold the namespace by which its daemons are told; where that cannot be done now, it is tried again."""
-        self._unheld.pop(container.id, None)
-        try:
-            container.uts = hold_uts_namespace(container.pid)
-        except OSError:
-            self._unheld[container.id] = container
-        if container.uts >= 0:
-            container.uts_inode = os.fstat(container.uts).st_ino
-
-    def _tell_start(self, container: Container) -> Message:
-        return {"executed": bool(container.executed), "why": container.describe().get("why"), "end": container.end}
-
-    def _tell_who_waits(self, container: Container) -> None:
-        connection, container.waiting = container.waiting, None
-        if connection is not None:
-            self._send(connection, self._tell_start(container))
-
-    def _close_gate(self, container: Container) -> None:
-        if container.gate >= 0:
-            self._unwatch(container.gate)
-            close(container.gate)
-            container.gate = -1
-        container.owner = None
-
-    def _close_report(self, container: Container) -> None:
-        if container.report >= 0:
-            self._unwatch(container.report)
-            close(container.report)
-            container.report = -1
-            self._starting.discard(container.id)
-            self._opened.pop(container.id, None)
+        self._starts.prepare(connection, request, descriptors)
 
     # An end
 
@@ -594,27 +390,27 @@ class Keeper:
         if container.end is not None or container.pidfd < 0:
             return
         if container.report >= 0:
-            self._read_report(container)  # its writers are dead: this reads to the end
-        self._close_gate(container)
+            self._starts.read_report(container)  # its writers are dead: this reads to the end
+        self._starts.close_gate(container)
         end = self._peek(container)
         if end is None:
             self._unreadable.setdefault(container.id, time.monotonic() + _UNSEEN_SECONDS)
-            self._unwatch(container.pidfd)  # asked again at each tick
+            self._loop.unwatch(container.pidfd)  # asked again at each tick
             return
         self._unreadable.pop(container.id, None)
-        self._unwatch(container.pidfd)
+        self._loop.unwatch(container.pidfd)
         container.end = end | {"time": time.time_ns()}
         self._journal.append({"id": container.id, "end": container.end})
         self._ended[container.id] = time.monotonic() + (_ENGINE_TAKES_SECONDS if self._clients else 0)
-        self._tell_who_waits(container)
+        self._starts.tell_who_waits(container)
         self._just_ended.append(container)
 
     def _look_after_ends(self) -> None:
         """Find out of which of those that have just ended nothing is left, mostly of all: it is known from here on."""
         ended, self._just_ended = self._just_ended, []
         if ended:
-            self._orphans_now = None  # what they have left is ours by now
-            self._members([each for each in ended if self._containers.get(each.id) is each])
+            self._members.look_anew()  # what they have left is ours by now
+            self._members.find([each for each in ended if self._containers.get(each.id) is each])
 
     def _peek(self, container: Container) -> Record | None:
         """Return code and signal of one that has ended; None if they cannot be had yet."""
@@ -682,7 +478,7 @@ class Keeper:
         for container in containers:
             self._reap(container)
             container.is_acknowledged = True
-        members = self._members(containers)
+        members = self._members.find(containers)
         told = {each.id: "acknowledged" if members[each.id] else "forgotten" for each in containers}
         self._journal.append(*({"id": key, what: True} for key, what in told.items()))
         for key, what in told.items():
@@ -708,133 +504,24 @@ class Keeper:
             with suppress(OSError):
                 self._journal.rewrite(each.describe() for each in self._containers.values())
 
-    # What else belongs to it
+    # What is left of it
 
-    def _orphans(self) -> Orphans:
-        """Return the pids of our children that are neither a container's first process nor of our own making."""
-        ours = {self._copies.pid, self._spare.pid, self._flushing[0] if self._flushing else 0}
-        ours.update(record.get("pid", 0) for record in self._unadopted.values())
-        if self._orphans_now is None:
-            self._orphans_now = Orphans(set(read_children(os.getpid())).difference(self._firsts, ours))
-        return self._orphans_now
-
-    def _members(self, containers: Sequence[Container]) -> dict[str, list[int]]:
-        """Return for each container the pids of all that belongs to it and has not ended.
-
-        A process whose parent ends amid the look is nobody's child in it: no longer the parent's, and not ours yet. So
-        where nothing is found another look is taken, in which it is ours; and more, as long as our children change: one
-        that forks and ends again and again may have done so before it was looked at.
-        """
-        members: dict[str, list[int]] = {each.id: [] for each in containers}
-        pending = [each for each in containers if not each.is_empty]
-        before: frozenset[int] | None = None
-        for _ in range(1 + _MORE_LOOKS):
-            for container in pending:
-                members[container.id] = self._look(container)
-            pending = [each for each in pending if not members[each.id]]
-            if not pending or before == self._orphans().pids:
-                break
-            before, self._orphans_now = self._orphans().pids, None
-        for container in pending:
-            container.is_empty = container.end is not None
-        if any(each.is_empty for each in pending):  # what they left are zombies, all of which were orphans just now
-            self._reap_orphans()
-        return members
-
-    def _look(self, container: Container) -> list[int]:
-        return container.find_members(self._orphans_of(container), has_session=self._has_session(container))
-
-    def _has_session(self, container: Container) -> bool:
-        """Say whether the number of its session is its own."""
-        return self._firsts.get(container.pid, container) is container
-
-    def _orphans_of(self, container: Container) -> Orphans:
-        return Orphans(list_processes()) if container.is_stranger else self._orphans()
-
-    def _members_but(self, container: Container, but_not: int) -> list[int]:
-        """Return the pids of all that belongs to a container now, without the one that asks."""
-        self._orphans_now = None
-        return [pid for pid in self._members([container])[container.id] if pid != but_not]
-
-    def _signal(
-        self, containers: Sequence[Container], number: int, but_not: int, only_session: bool = False
-    ) -> dict[str, int]:
-        """Send a signal to all that belongs to these containers, and return how many processes of each that is.
-
-        `but_not` is the one that asks: an engine that runs in a container does not signal itself. `only_session` spares
-        what has left the session of the first process.
-        """
-        for container in containers:
-            if container.report >= 0 and number == signal.SIGKILL and container.is_wanted:
-                _kill(container.pidfd, number)  # it hangs at its gate
-        left: dict[str, int] = {}
-        pending = containers
-        for _ in range(_ROUNDS_OF_SIGKILL if number == signal.SIGKILL else 1):
-            self._orphans_now = None
-            found = self._members(pending)
-            for container in pending:
-                members = found[container.id]
-                if number:
-                    container.remember(members)
-                if only_session:
-                    members = container.find_session(members)
-                members = [pid for pid in members if pid != but_not]
-                left[container.id] = len(members)
-                if number:
-                    self._signal_members(container, members, number, but_not)
-            pending = [each for each in pending if left[each.id]]
-            if not pending or not number:
-                break
-        self._orphans_now = None
-        return left
-
-    def _signal_members(self, container: Container, members: Sequence[int], number: int, but_not: int) -> None:
-        group = _find_group(container, members)
-        if group and _read_group(but_not) != container.pid:
-            with suppress(OSError):
-                os.killpg(container.pid, number)
-            members = [pid for pid in members if pid not in group]
-        for pid in members:
-            self._signal_member(container, pid, number)
-
-    def _signal_member(self, container: Container, pid: int, number: int) -> None:
-        if pid == container.pid and container.pidfd >= 0:
-            _kill(container.pidfd, number)
-            return
-        with suppress(OSError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                # Looked at again now that the pidfd holds it: the number may be another's by now.
-                for _ in range(2):  # as in `_members`
-                    self._orphans_now = None
-                    if self._is_member(container, pid):
-                        _kill(pidfd, number)
-                        break
-            finally:
-                close(pidfd)
-
-    def _is_member(self, container: Container, pid: int) -> bool:
-        """Say whether a process belongs to a container now."""
-        orphans = self._orphans_of(container).pids & {pid}
-        is_left = orphans and container.find_left(Orphans(orphans), has_session=self._has_session(container))
-        return bool(is_left) or pid in self._look(container)
+    def _list_ours(self) -> set[int]:
+        """Return the pids of our children that are of our own making, and of those that are to be looked at yet."""
+        ours = {self._copies.pid, self._starts.spare.pid, self._flushing[0] if self._flushing else 0}
+        return ours.union(record.get("pid", 0) for record in self._unadopted.values())
 
     def _release(self, containers: Sequence[Container], but_not: int) -> dict[str, Message]:
-        left = self._signal(containers, signal.SIGKILL, but_not)
+        left = self._members.signal(containers, signal.SIGKILL, but_not)
         gone = [each for each in containers if not left[each.id]]
         for container in gone:
             self._copies.give_up(container.id)  # that its end is written down may be told later
         over = [each for each in gone if each.is_acknowledged or each.executed is False]
         if not all(each.is_empty for each in over):
-            self._reap_orphans()
+            self._members.reap_orphans()
         for container in over:
             self._forget(container)
         return {key: {"left": number, "copying": self._copies.is_copying(key)} for key, number in left.items()}
-
-    def _reap_orphans(self) -> None:
-        for pid in self._orphans().pids:
-            with suppress(ChildProcessError):
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
     def _forget(self, container: Container) -> None:
         self._journal.append({"id": container.id, "forgotten": True})
@@ -849,13 +536,11 @@ class Keeper:
             return
         self._ended.pop(key, None)
         self._unreadable.pop(key, None)
-        self._unheld.pop(key, None)
-        self._close_gate(container)
-        self._close_report(container)
+        self._starts.drop(container)
         self._firsts.pop(container.pid, None)
         for descriptor in (container.pidfd, container.uts):
             if descriptor >= 0:
-                self._unwatch(descriptor)
+                self._loop.unwatch(descriptor)
                 close(descriptor)
         container.pidfd = container.uts = -1
 
@@ -882,21 +567,21 @@ class Keeper:
         container.why = (record.get("why") or "").encode()
         container.end, container.is_acknowledged = record.get("end"), bool(record.get("acknowledged"))
         try:
-            if not self._find_again(container):
+            if not find_again(container, self._anonymous):
                 self._adopt_ended(container)
                 return
             if container.executed is None:
-                container.executed = _settle_executed(container)
+                container.executed = settle_executed(container)
             if container.is_proven:
                 container.uts = hold_uts_namespace(pid)
                 if container.uts < 0:  # it has ended
-                    container.uts = self._hold_uts_of_left(container)
+                    container.uts = hold_uts_of_left(container, self._members)
             if container.log:
                 self._copies.begin_again(key, container.log)
             if container.end is None:
-                self._watch(container.pidfd, lambda: self._note_end(container))
+                self._loop.watch(container.pidfd, lambda: self._note_end(container))
         except BaseException:
-            _close_all({container.pidfd, container.uts} - {-1})
+            close_all({container.pidfd, container.uts} - {-1})
             raise
         if record.get("executed") is None:
             self._journal.append({"id": key, "executed": container.executed})
@@ -904,54 +589,8 @@ class Keeper:
         if container.end is not None:
             self._ended[key] = time.monotonic()
 
-    def _find_again(self, container: Container) -> bool:
-        """Hold a container's first process if it is still there, or may be; say whether it is.
-
-        It is the one with the inode. Before Linux 6.9, a child of ours with its pid and start time is: nobody else
-        could have reaped it. Of another's child these prove nothing, and it is held for its end alone.
-        """
-        try:
-            container.pidfd = os.pidfd_open(container.pid)
-        except OSError as error:
-            if error.errno not in _NO_PROCESS:
-                raise
-        stat = read_stat_of(container.pid, container.pidfd) if container.pidfd >= 0 else None
-        container.is_stranger = stat is None or stat.parent != os.getpid()
-        if stat is not None:
-            inode = self._read_inode(container.pidfd)
-            has_proof = bool(inode and container.inode)
-            if inode == container.inode if has_proof else stat.start_ticks == container.start_ticks:
-                container.is_proven = has_proof or not container.is_stranger
-                if container.end is None or not container.is_stranger:
-                    return True  # of a stranger that is known to have ended nothing is to be seen
-        if container.pidfd >= 0:
-            close(container.pidfd)
-            container.pidfd = -1
-        return False
-
-    def _read_inode(self, pidfd: int) -> int:
-        """Return the number that no other process of this boot has; 0 where all pidfds share one (before Linux 6.9)."""
-        found = os.fstat(pidfd)
-        return 0 if os.path.samestat(found, self._anonymous) else found.st_ino
-
-    def _hold_uts_of_left(self, container: Container) -> int:
-        """Return a descriptor of the UTS namespace of what a container has left, -1 if there is none.
-
-        That is an orphan of ours, younger than its first process, in a namespace with the number that was written down.
-        Raises OSError if that cannot be looked at now.
-        """
-        for pid in self._orphans().pids if container.uts_inode else ():
-            stat = read_stat(pid)
-            if stat is None or stat.start_ticks < container.start_ticks:
-                continue
-            held = hold_uts_namespace(pid)
-            if held >= 0 and os.fstat(held).st_ino == container.uts_inode:
-                return held
-            _close_all({held} - {-1})
-        return -1
-
     def _adopt_ended(self, container: Container) -> None:
-        container.uts = self._hold_uts_of_left(container)
+        container.uts = hold_uts_of_left(container, self._members)
         if container.is_acknowledged and container.uts < 0:
             self._journal.append({"id": container.id, "forgotten": True})
             return
@@ -989,73 +628,15 @@ def _fit(records: Sequence[Message]) -> Sequence[Message]:
     return records
 
 
-def _divide(request: Message) -> list[Message]:
-    """Return the requests about single containers that a request stands for."""
-    return [request | each for each in request["many"]] if "many" in request else [request]
-
-
 def _is_meant(request: Message, container: Container) -> bool:
     """Say whether a request means this container: one that names a process may mean another that had its id."""
     return "pid" not in request or (request["pid"], request["start"]) == (container.pid, container.start_ticks)
-
-
-def _find_group(container: Container, members: Iterable[int]) -> set[int]:
-    """Return which are in the process group of the first process, as long as the group's number is surely its own.
-
-    A signal to a group misses nobody in it. Each alone, one that forks and ends just then passes it on to no child.
-    """
-    if container.is_reaped or container.is_stranger:
-        return set()
-    return {pid for pid in members if _read_group(pid) == container.pid}
-
-
-def _read_group(pid: int) -> int:
-    try:
-        return os.getpgid(pid)
-    except OSError:  # it is gone, or of another pid namespace: 0 is no group of a container's
-        return 0
-
-
-def _settle_executed(container: Container) -> bool:
-    """End a process whose gate closed with the keeper before us; say whether it had executed its program just before.
-
-    True where nobody knows: "never ran" is not said of what may have run.
-    """
-    if not container.is_proven:
-        return True
-    stat = read_stat_of(container.pid, container.pidfd)
-    if stat is not None and not stat.has_executed:
-        _kill(container.pidfd, signal.SIGKILL)
-        has_ended(container.pidfd, _END_SECONDS)
-        stat = read_stat_of(container.pid, container.pidfd)
-    return stat is None or stat.has_executed
 
 
 def _read_wait_status(status: int) -> Record:
     return {"code": status & 0x7F or status >> 8, "signal": bool(status & 0x7F)}
 
 
-def _kill(pidfd: int, number: int) -> None:
-    with suppress(OSError):
-        signal.pidfd_send_signal(pidfd, number)
-
-
 def _read_boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
-
-
-def _open_null() -> tuple[int, int]:
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    return null, null
-
-
-def _drain(descriptor: int) -> None:
-    with suppress(BlockingIOError):
-        while os.read(descriptor, 4096):
-            pass
-
-
-def _close_all(descriptors: Iterable[int]) -> None:
-    for descriptor in set(descriptors):
-        close(descriptor)

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import struct
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -76,6 +77,18 @@ def close(descriptor: int) -> None:
         os.close(descriptor)
 
 
+def close_all(descriptors: Iterable[int]) -> None:
+    """Do the same for many, of which some may be the same."""
+    for descriptor in set(descriptors):
+        close(descriptor)
+
+
+def open_null() -> tuple[int, int]:
+    """Return /dev/null twice, as one descriptor: what output goes to that nobody wants. Raises OSError."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return null, null
+
+
 def read_stat(pid: int) -> Stat | None:
     """Return what /proc says of a process, None if it is gone. A zombie tells it, too, and anybody may ask.
 
@@ -123,6 +136,21 @@ def has_ended(pidfd: int, timeout_seconds: float = 0) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(timeout_seconds * 1000))
+
+
+def kill(pidfd: int, number: int) -> None:
+    """Send a signal to a process that may have ended, or may not be signalled."""
+    with suppress(OSError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def read_inode(pidfd: int, anonymous: os.stat_result) -> int:
+    """Return the number that no other process of this boot has; 0 where all pidfds share one (before Linux 6.9).
+
+    That is then the one of all `anonymous` files, such as an epoll set.
+    """
+    found = os.fstat(pidfd)
+    return 0 if os.path.samestat(found, anonymous) else found.st_ino
 
 
 def let_go_on(pid: int) -> None:

@@ -85,3 +85,8 @@ def receive(connection: socket.socket, most: int = LONGEST) -> tuple[Message | N
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
     return (json.loads(data) if data else None), list(descriptors)
+
+
+def divide(request: Message) -> list[Message]:
+    """Return the requests about single containers that a request stands for."""
+    return [request | each for each in request["many"]] if "many" in request else [request]

@@ -49,6 +49,7 @@ _START = _LIFE._replace(metric="start_p50_us")
 _POPEN = _LIFE._replace(contender="popen", metric="life_us")
 _RUNC, _CRUN = (_LIFE._replace(contender=f"limpet-{name}", metric="beyond_us") for name in ("runc", "crun"))
 _RUNC_LIFE, _CRUN_LIFE = (each._replace(metric="life_beyond_us") for each in (_RUNC, _CRUN))
+_TURNS_START, _TURNS_LIFE = (_LIFE._replace(metric=f"turns_{name}_us") for name in ("start", "life"))
 _RELEASE, _DELETE = _LIFE._replace(metric="release_us"), _LIFE._replace(metric="delete_us")
 
 _CHANGE = _limpet("changes", 1, "p50_us", "change")
@@ -134,7 +135,21 @@ GOALS: tuple[Goal, ...] = (
     Goal("liveness: for each process", "at most", 25, _limpet("liveness", 1000, "each_us"), unit="us"),
     Goal("waiting for exits: CPU for each and second", "at most", 1, _limpet("waiting", 1000, "each_us"), unit="us"),
     Goal("start: p50, of Popen and its wait", "at most", 3, _START, _POPEN),
+    Goal(
+        "in turns, after rests: start p50, of Popen and its wait",
+        "at most",
+        3,
+        _TURNS_START,
+        _LIFE._replace(metric="turns_popen_us"),
+    ),
     Goal("create to delete, of crun's", "at most", 0.5, _LIFE, _LIFE._replace(contender="crun")),
+    Goal(
+        "in turns, after rests: create to delete, of crun's",
+        "at most",
+        0.5,
+        _TURNS_LIFE,
+        _LIFE._replace(metric="turns_crun_us"),
+    ),
     Goal("16 threads: lives a second", "at least", 150, _LIFE._replace(metric="per_second")),
     Goal("1,000 running: release, of that with 10", "at most", 1.2, _RELEASE._replace(size=1000), _RELEASE),
     Goal("1,000 running: delete, of that with 10", "at most", 1.2, _DELETE._replace(size=1000), _DELETE),

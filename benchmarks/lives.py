@@ -10,10 +10,11 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from statistics import median
 
 from limpet.benchmarks.conmon import CrunUnderConmon, RuncUnderConmon
+from limpet.benchmarks.contenders import UnavailableError
 from limpet.benchmarks.figures import Cell, Figures
 from limpet.benchmarks.kinds import KINDS, Kind
 from limpet.benchmarks.load import Load, percentile, run_threads
@@ -32,6 +33,7 @@ _END_TIMEOUT_SECONDS = 60.0
 _REST_SECONDS = 0.03
 """How long nothing is done before a start that is compared: longer than the kernel's readers (RCU) are waited for."""
 _OTHERS: Mapping[str, type[Other]] = {**OTHERS, "runc-conmon": RuncUnderConmon, "crun-conmon": CrunUnderConmon}
+_IN_TURNS = ("popen", "crun")
 _BARE: Mapping[str, type[Other]] = {"limpet-runc": RuncUnderConmon, "limpet-crun": CrunUnderConmon}
 
 
@@ -52,6 +54,7 @@ def measure_life(cell: Cell) -> Figures:
             with _open_bare(cell) as bare:
                 alone = _measure_single_lives(kind, engine, cell.seconds, bare)
             many = _measure_threads(lambda: _live(kind, engine), cell.seconds)
+            turns = {} if kind.runtime else _measure_in_turns(kind, engine, cell)
         began = time.perf_counter()
         with kind.open(state) as engine:
             opened = time.perf_counter()
@@ -66,7 +69,7 @@ def measure_life(cell: Cell) -> Figures:
             kind.clear(engine)
         raise
     found = {"reopen_ms": (opened - began) * 1e3, "cleared_per_second": cell.size / cleared}
-    return {**alone, **many, **flushes, **found}
+    return {**alone, **many, **turns, **flushes, **found}
 
 
 def _measure_other(cell: Cell) -> Figures:
@@ -138,6 +141,38 @@ def _measure_single_lives(kind: Kind, engine: Engine, seconds: float, bare: Othe
         **_describe_starts(steps["start"]),
         **{f"{name}_us": median(steps[name]) * 1e6 for name in ("create", "wait", "release", "delete")},
     }
+
+
+def _measure_in_turns(kind: Kind, engine: Engine, cell: Cell) -> Figures:
+    """Let containers live in turns with other ways to run a program, each start after a rest; compare what they took.
+
+    In a cell of its own each has warm caches and the processors to itself, and crun is spared waits for the kernel. A
+    program that starts containers now and then finds what this finds.
+    """
+    lives: dict[str, list[float]] = {}
+    starts: list[float] = []
+    with ExitStack() as stack:
+        others: dict[str, Other] = {}
+        for name in _IN_TURNS:
+            directory = f"{cell.directory}/{name}"
+            os.mkdir(directory)
+            with suppress(UnavailableError):
+                others[name] = stack.enter_context(closing(OTHERS[name](directory)))
+                others[name].live()
+        deadline = time.perf_counter() + cell.seconds
+        while len(starts) < _LEAST_LIVES or time.perf_counter() < deadline:
+            for name, other in others.items():
+                time.sleep(_REST_SECONDS)
+                began = time.perf_counter()
+                other.live()
+                lives.setdefault(name, []).append(time.perf_counter() - began)
+            took = _live(kind, engine, _REST_SECONDS)
+            starts.append(took["start"])
+            lives.setdefault("limpet", []).append(sum(took.values()))
+    figures = {"turns_start_us": median(starts) * 1e6, "turns_life_us": median(lives["limpet"]) * 1e6}
+    for name in others:
+        figures[f"turns_{name}_us"] = median(lives[name]) * 1e6
+    return figures
 
 
 def _describe_starts(starts: Sequence[float]) -> Figures:

@@ -14,9 +14,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 _FEW = 64
 """Entries of a tree that are asked one by one; /proc/self/mountinfo takes longer, the more mounts the host has."""
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC = -100, 0x100, 0x800, 0x4000
+_AT_EMPTY_PATH, _STATX_MNT_ID = 0x1000, 0x1000
 _STATX_ATTR_MOUNT_ROOT = 0x2000
 """What is there is the root of a mount (Linux 5.8)."""
-_STATX_BYTES, _ATTRIBUTES_AT, _ATTRIBUTES_MASK_AT = 256, 8, 56
+_STATX_BYTES, _ATTRIBUTES_AT, _ATTRIBUTES_MASK_AT, _MOUNT_ID_AT = 256, 8, 56, 144
 """Of struct statx, where these are 8 bytes each."""
 _statx = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
 if _statx is not None:
@@ -106,6 +107,22 @@ def _is_no_mount_point(path: str, *, follow: bool) -> bool:
         return False
     (attributes,), (known,) = (struct.unpack_from("Q", found, at) for at in (_ATTRIBUTES_AT, _ATTRIBUTES_MASK_AT))
     return bool(known & _STATX_ATTR_MOUNT_ROOT) and not attributes & _STATX_ATTR_MOUNT_ROOT
+
+
+def read_mount_id(descriptor: int) -> int:
+    """Return the id of the mount that a descriptor is in: a bind mount has another, but the same device.
+
+    Raises OSError.
+    """
+    if _statx is not None:
+        found = ctypes.create_string_buffer(_STATX_BYTES)
+        flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+        if not _statx(descriptor, b"", flags, _STATX_MNT_ID, found):
+            mask, mount = struct.unpack_from("I", found)[0], struct.unpack_from("Q", found, _MOUNT_ID_AT)[0]
+            if mask & _STATX_MNT_ID:
+                return int(mount)
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:  # before Linux 5.8
+        return next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
 
 
 def _resolve(path: str) -> str:

@@ -16,7 +16,7 @@ from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
-from limpet.engine.starters import Launch, Starter, number_of_signal, require_secrets
+from limpet.engine.starters import Launch, Prepared, Starter, number_of_signal, require_secrets
 from limpet.engine.starters.abilities import (
     Conversant,
     Executed,
@@ -458,8 +458,7 @@ class Container:
 
     def remove_files(self) -> None:
         """Do the same where its starter has released it."""
-        self._runtime.images.unmount(self._bundle.rootfs)
-        self._bundle.remove()
+        self._bundle.remove(lambda: self._runtime.images.unmount(self._bundle.rootfs))
 
     def delete(self) -> bool:
         """Forget the container; return False if it is gone already.
@@ -561,10 +560,14 @@ class Container:
         except StartError:
             raise
         except BaseException:  # what became of it is not known: its end will be seen, and how it was is asked then
-            self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd, starter)
+            self._watch(prepared, starter)
             raise
-        self._runtime.watcher.watch(self.id, prepared.identity, prepared.pidfd, starter)
+        self._watch(prepared, starter)
         return self.status
+
+    def _watch(self, prepared: Prepared, starter: Starter) -> None:
+        watcher = self._runtime.watcher
+        watcher.watch(self.id, prepared.identity, prepared.pidfd, starter, monitor=prepared.monitor)
 
     def _note_restart(self) -> None:
         """Have its policy asked when it has ended, or now if it has."""
@@ -789,8 +792,7 @@ class Container:
                 " find out whose it is, and delete the container once it has ended"
             )
         with suppress(InvalidStateError):  # not ours, or something is mounted in it: recovery judges what is left
-            self._runtime.images.unmount(self._bundle.rootfs)
-            self._bundle.remove()
+            self.remove_files()
 
     def _has_damaged_metadata(self) -> bool:
         try:

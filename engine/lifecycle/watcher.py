@@ -164,32 +164,32 @@ class Watcher:
                 raise ResourcesError("no thread can be started that watches the containers") from error
             raise
 
-    def watch(self, container_id: str, identity: ProcessIdentity, pidfd: int, starter: Starter) -> None:
-        """Start watching a process, and take over `pidfd`, -1 if none could be had.
+    def watch(
+        self, container_id: str, identity: ProcessIdentity, pidfd: int, starter: Starter, *, monitor: int = -1
+    ) -> None:
+        """Start watching a process, and take over `pidfd`, -1 if none could be had, and `monitor`, its monitor's.
 
         A container that is already watched keeps its watch. Never fails: what cannot be told by the kernel is looked
         at again and again.
         """
         with self._lock:
             if container_id in self._watches or self._is_closing:
-                if pidfd >= 0:
-                    close_all((pidfd,))
+                close_all(each for each in (pidfd, monitor) if each >= 0)
                 return
             watch = _Watch(container_id, identity, pidfd, starter)
             self._watches[container_id] = watch
             self._register(watch)
             if watch.is_polled:
                 self._attended[container_id] = watch
-        self._watch_monitor(watch)
+        self._watch_monitor(watch, monitor)
         if watch.is_polled:
             self._wake()
 
-    def _watch_monitor(self, watch: _Watch) -> None:
-        """Be told when the container's monitor ends, if it has one that lives."""
-        if not isinstance(watch.starter, Monitored):
-            return
+    def _watch_monitor(self, watch: _Watch, monitor: int) -> None:
+        """Be told when the container's monitor ends, if it has one that lives: `monitor`, or what the starter says."""
         with suppress(LimpetError):  # it goes unnoticed, then, until the next recovery
-            monitor = watch.starter.open_monitor(watch.container_id, watch.identity)
+            if monitor < 0 and isinstance(watch.starter, Monitored):
+                monitor = watch.starter.open_monitor(watch.container_id, watch.identity)
             if monitor < 0:
                 return
             with self._lock:
@@ -316,6 +316,8 @@ class Watcher:
             elif (watch := self._by_monitor.get(descriptor)) is not None:
                 self._leave_monitor(watch)
                 watch.alone_at = now + _ALONE_SECONDS
+                if watch.noticed_at:
+                    watch.due = now  # that was its last act: to tell how the container has ended
                 self._attend(watch)
         self._notice(ended)
         with self._lock:

@@ -53,6 +53,8 @@ class Prepared:
     identity: ProcessIdentity
     pidfd: int
     """Readable once the process has ended. `Starter.abort` closes it, and `go` if it fails; then the watcher does."""
+    monitor: int = -1
+    """The same of the process that sees its end; -1 if there is none, or if that is to be asked (`Monitored`)."""
     resources: Resources | None
     """Which limits are in force; None if none were asked for."""
     own: object = None

@@ -8,7 +8,7 @@ from limpet.engine.state.descriptors import has_free_descriptors
 from limpet.schema.errors import NotFoundError, ResourcesError
 from limpet.schema.identity import ProcessIdentity
 
-_KEPT_DESCRIPTORS = 16
+KEPT_DESCRIPTORS = 16
 """How many stay free when the processes of containers are watched by descriptor."""
 
 
@@ -17,7 +17,7 @@ def adopt_process(identity: ProcessIdentity, why_not: Callable[[int], str]) -> i
 
     Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
     """
-    if not has_free_descriptors(_KEPT_DESCRIPTORS):
+    if not has_free_descriptors(KEPT_DESCRIPTORS):
         raise ResourcesError(f"process {identity.pid}: the last descriptors are kept for steps and looks")
     try:
         pidfd = os.pidfd_open(identity.pid)

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from limpet.recovery.mounts import read_mount_id
 from limpet.schema.layout import TEMPORARY_PREFIX
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -203,7 +204,7 @@ def empty_directory(descriptor: int) -> None:
     point, whose content is left alone; ESTALE if another process moves directories meanwhile; otherwise the kernel's
     error.
     """
-    mount = _mount_id(descriptor)
+    mount = read_mount_id(descriptor)
     current = os.dup(descriptor)
     try:
         levels = [_Level(b".", _inode(current), _remove_files(current))]
@@ -213,7 +214,7 @@ def empty_directory(descriptor: int) -> None:
                 if _remove_if_empty(name, current):
                     continue
                 current = _step(current, _open_directory(name, current))
-                if _mount_id(current) != mount:
+                if read_mount_id(current) != mount:
                     raise OSError(errno.EXDEV, "something is mounted here", os.fsdecode(name))
                 levels.append(_Level(name, _inode(current), _remove_files(current)))
             else:
@@ -272,12 +273,6 @@ def _open_directory(name: bytes, parent: int | None) -> int:
 def _inode(descriptor: int) -> tuple[int, int]:
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
-
-
-def _mount_id(descriptor: int) -> int:
-    """Return the id of the descriptor's mount: a bind mount has another id but the same device."""
-    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(b"mnt_id:"))
 
 
 def _sync_name(path: str) -> None:

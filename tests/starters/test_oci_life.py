@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from limpet import Engine, errors
 from limpet.engine import Container
+from limpet.engine.lifecycle import watcher
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.engine.starters.oci.conmon import end_monitor
@@ -59,6 +60,17 @@ def test_a_whole_life(engine: Engine, state_dir: str, runtime: str) -> None:
     assert runtime_entries(state_dir, runtime) == []
     assert not is_running(processes.monitor.pid)
     assert os.listdir(f"{state_dir}/containers") == []
+
+
+def test_conmons_end_tells_of_the_containers(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What conmon has not written yet when its container ends is known once conmon has ended, without another look."""
+    monkeypatch.setattr(watcher, "_ASK_AGAIN_SECONDS", (60.0, 60.0))
+    container = engine.create_container(config("one", "sleep 1000"), "crun")
+    container.start()
+    processes = processes_of(state_dir, container.id)
+    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    os.kill(processes.init.pid, signal.SIGKILL)
+    assert container.wait(5).exit_code == 137
 
 
 def run(engine: Engine, runtime: str, script: str, **fields: Any) -> list[str]:

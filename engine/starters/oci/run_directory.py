@@ -171,6 +171,11 @@ class KnownRuns:
                 return run, processes
         return None
 
+    def write(self, bundle_path: str, run: RunDirectory, processes: Processes) -> None:
+        """Write down which processes a start has, and remember that. Raises OSError."""
+        run.write_processes(processes)
+        self._known[bundle_path] = _Known(run, processes, _version_of(run))
+
     def forget(self, bundle_path: str) -> None:
         """Forget what was found in a bundle."""
         self._known.pop(bundle_path, None)

@@ -67,9 +67,9 @@ from limpet.engine.starters.oci.spec import complete, make_spec
 from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
 from limpet.engine.starters.oci.unapplied import find_unapplied
-from limpet.engine.starters.pidfds import adopt_process
+from limpet.engine.starters.pidfds import KEPT_DESCRIPTORS, adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
-from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.descriptors import close_all, has_free_descriptors
 from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
 from limpet.engine.state.turn import require_wait
 from limpet.recovery.files import read_small_file
@@ -145,6 +145,14 @@ class _Look:
             finally:
                 if self.pidfd != pidfd:
                     os.close(pidfd)
+
+    def keep(self) -> int:
+        """Return the monitor's pidfd for the caller to close, -1 if the last descriptors are to be kept for steps."""
+        if not has_free_descriptors(KEPT_DESCRIPTORS):
+            close_all((self.pidfd,))
+            self.pidfd = -1
+        kept, self.pidfd = self.pidfd, -1
+        return kept
 
 
 class OciStarter:
@@ -301,7 +309,7 @@ class OciStarter:
             if why:
                 self._mark_never_ran(held)  # before it is ended, which looks like an end of its program
                 self._discard(held.container_id, held.run)
-                os.close(prepared.pidfd)
+                _close(prepared)
                 raise StartError(why)
         finally:
             self._give_back(held.container_id)
@@ -315,7 +323,7 @@ class OciStarter:
                 signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
             self._discard(held.container_id, held.run)
         finally:
-            os.close(prepared.pidfd)
+            _close(prepared)
             self._give_back(held.container_id)
 
     def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
@@ -395,7 +403,12 @@ class OciStarter:
         why = explain_never_ran(directory, processes, ended.code)
         if why != "":
             return Exit(None, ended.finished_at, never_ran=why or "")
-        return Exit(ended.code, ended.finished_at, is_out_of_memory=ended.is_out_of_memory)
+        return Exit(
+            ended.code,
+            ended.finished_at,
+            is_out_of_memory=ended.is_out_of_memory,
+            is_all=processes.has_own_pids and pidfd >= 0 and has_ended(pidfd),  # the kernel ends all before the first
+        )
 
     def forget_exits(self, container_ids: Sequence[str]) -> None:
         """Do nothing: what conmon has written stays in the bundle until the release."""
@@ -643,11 +656,12 @@ class OciStarter:
                 has_own_pids={"type": "pid"} in config["linux"]["namespaces"],
                 is_plain="hooks" not in config and "intelRdt" not in config["linux"],
             )
-            directory.write_processes(processes)
+            self._runs.write(launch.bundle_path, directory, processes)
             limits = launch.resources
             return Prepared(
                 identity=processes.init,
                 pidfd=pidfd,
+                monitor=look.keep(),
                 resources=None
                 if limits is None
                 else list_applied(limits, find_unapplied_limits(limits, is_unified=has_unified_cgroups())),
@@ -889,6 +903,10 @@ def _hinting_at_seccomp(launch: Launch) -> Iterator[None]:
             raise
         path = quote_path(profile.localhost_ref)
         raise StartError(f"{why}; perhaps its seccomp profile {path} forbids what the runtime needs") from error
+
+
+def _close(prepared: Prepared) -> None:
+    close_all(each for each in (prepared.pidfd, prepared.monitor) if each >= 0)
 
 
 def _may_have_run(run: RunDirectory) -> bool:

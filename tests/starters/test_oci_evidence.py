@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from limpet import Engine, errors
-from limpet.engine.starters.oci import exits, probe, starter
+from limpet.engine.starters.oci import OciStarter, exits, probe, starter
 from limpet.engine.starters.oci.exits import Program
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, list_runs
 from limpet.recovery import Process
-from limpet.recovery.host import read_stat
+from limpet.recovery.host import open_pidfd, read_stat
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, read_output, wait_until
 from tests.starters.oci import (
@@ -288,12 +288,43 @@ def test_what_conmon_has_not_written_holds_no_container_fast(engine: Engine, sta
         kill(processes.monitor.pid)
         kill(processes.init.pid)
         (exits_dir,) = Path(state_dir).glob(f"containers/{name}/oci/*/exits")
-        place(str(exits_dir / processes.oci_id))
+        place(str(exits_dir.with_name("exit")))
     with open_engine(state_dir) as opened:
         for name in make:
             status = opened.get(name).status
             assert status.state is ContainerState.EXITED
             assert status.exit_code in {137, 255}  # what the kernel tells while nobody has reaped it, or unseen
+            opened.get(name).release()
+
+
+def test_a_forged_exit_is_not_believed(engine: Engine, state_dir: str) -> None:
+    """Not one that somebody with a look at `exits` has written, nor another user's, nor what the kernel contradicts."""
+    names = ("shown", "foreign", "open", "linked", "false")
+    for name in names:
+        engine.create_container(config(name, "sleep 1000"), "crun", id=name).start()
+    found = {name: processes_of(state_dir, name) for name in names}
+    with open_pidfd(found["false"].init.pid) as pidfd:
+        engine.close()
+        for name, processes in found.items():
+            (run,) = list_runs(os.path.join(state_dir, "containers", name))
+            kill(processes.monitor.pid)
+            kill(processes.init.pid)
+            forged = Path(run.join("exit" if name != "shown" else f"exits/{name}"))
+            forged.write_text("0")
+            if name == "foreign":
+                os.chown(forged, 1000, 1000)
+            if name == "open":
+                forged.chmod(0o666)
+            if name == "linked":
+                os.link(forged, run.join("other"))
+        later = OciStarter("crun")
+        later.open(state_dir)
+        ended = later.read_exit("false", found["false"].init, pidfd)
+        assert ended is not None
+        assert ended.code == 137
+    with open_engine(state_dir) as opened:
+        for name in names[:-1]:
+            assert opened.get(name).status.exit_code in {137, 255}, name  # the kernel's, or unseen
             opened.get(name).release()
 
 

@@ -375,7 +375,7 @@ def test_a_damaged_exit_file_is_none(state_dir: str, tmp_path: Path, runtime: Pa
         engine.create_container(config("short", "sleep 0.4; exit 9"), "a", id="short").start()
     processes = processes_of(state_dir, "short")
     wait_until(lambda: not is_running(processes.init.pid) and not is_running(processes.monitor.pid), "its end")
-    (exit_file,) = Path(state_dir).glob("containers/short/oci/*/exits/short")
+    (exit_file,) = Path(state_dir).glob("containers/short/oci/*/exit")
     exit_file.write_bytes(damage)
     with open_with(state_dir, runtime, tmp_path) as engine:
         status = engine.get("short").status

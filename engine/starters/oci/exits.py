@@ -29,6 +29,7 @@ _OF_INIT = {FAILED_TO_EXECUTE, 2}
 """What that ends with before it comes to the program: 2 is a crash of Go's."""
 _NOT_CONMONS = {errno.EFBIG, errno.ELOOP, errno.EINVAL, errno.ENXIO}
 """What reading a file tells that conmon has not written: one too large, a link, a directory or a pipe, a socket."""
+_WRITABLE_BY_OTHERS = 0o022
 _STOPPED = {b"T", b"t", b"Z", b"X"}
 _PF_FORKNOEXEC = 0x40  # linux/sched.h: forked, and has executed nothing since; in proc_pid_stat(5), field 9
 
@@ -52,24 +53,27 @@ class ConmonExit(NamedTuple):
     is_out_of_memory: bool
 
 
-def read_conmon_exit(run: RunDirectory, oci_id: str) -> ConmonExit | None:
+def read_conmon_exit(run: RunDirectory) -> ConmonExit | None:
     """Return the end that conmon has seen; None if its file is missing, not conmon's or, after a power cut, damaged.
 
-    Raises OSError if that cannot be found out now, as without free descriptors.
+    Of the two that conmon writes it is the one beside the config, not the one in `exits`: who was given that directory,
+    as for a look at all ends, may write anything there. Raises OSError if that cannot be found out now, as without free
+    descriptors.
     """
-    path = run.join(os.path.join("exits", oci_id))
+    path = run.join("exit")
     try:
         data = read_small_file(path, 16)
-        finished_at = os.stat(path).st_mtime_ns
+        found, owner = os.lstat(path), os.stat(run.path).st_uid
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         if error.errno in _NOT_CONMONS:
             return None
         raise
-    if _CODE.fullmatch(data) is None or int(data) > 255:
+    is_ours = found.st_uid == owner and found.st_nlink == 1 and not found.st_mode & _WRITABLE_BY_OTHERS
+    if not is_ours or _CODE.fullmatch(data) is None or int(data) > 255:
         return None
-    return ConmonExit(int(data), max(finished_at, 1), run.has("oom"))
+    return ConmonExit(int(data), max(found.st_mtime_ns, 1), run.has("oom"))
 
 
 def observe_program(processes: Processes) -> Program:

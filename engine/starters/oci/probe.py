@@ -90,12 +90,12 @@ def _see(run: RunDirectory, processes: Processes) -> Witnessed | None:
 def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witnessed | None:
     """Say how a process has ended that was let go; None if conmon has not seen it, and will not."""
     deadline = time.monotonic() + _EXIT_FILE_SECONDS
-    while (ended := read_conmon_exit(run, processes.oci_id)) is None and is_here and is_monitor_alive(processes):
+    while (ended := read_conmon_exit(run)) is None and is_here and is_monitor_alive(processes):
         if time.monotonic() > deadline:
             detail = "it has ended, and its conmon has not written down yet how; recover again"
             return Witnessed(Process.UNPROVEN, detail=detail)
         time.sleep(0.005)
-    ended = ended or read_conmon_exit(run, processes.oci_id)  # the last act of a conmon that ended since
+    ended = ended or read_conmon_exit(run)  # the last act of a conmon that ended since
     if ended is None:
         return None
     why = explain_never_ran(run, processes, ended.code)

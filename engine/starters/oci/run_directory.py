@@ -1,10 +1,11 @@
 """The directory of one start, `<bundle>/oci/<token>/`: what the runtime and conmon are given, and what they leave.
 
 config.json      what the runtime is to run               pidfile, conmon-pidfile   as conmon writes them
-processes.json   which processes these are                exits/ID, oom             how it ended, as conmon saw it
+processes.json   which processes these are                exit, oom                 how it ended, as conmon saw it
 starting         the runtime was asked to let it go       attach, ctl, winsz        conmon's doors
 executed         the program was seen to be executed      conmon.log                what conmon itself says
 never-ran        it was ended while it was held           exec-TOKEN.json, .pid     a command, and its pid
+exits/ID         what `exit` says, once more; not read
 
 Each start has one of its own, so that a conmon which comes late can write into no other's.
 """

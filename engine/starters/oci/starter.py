@@ -390,21 +390,25 @@ class OciStarter:
         if found is None:
             return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
         directory, processes = found
-        ended = read_conmon_exit(directory, processes.oci_id)
+        ended = read_conmon_exit(directory)
         if ended is None:
             if is_monitor_alive(processes):
                 let_monitor_go_on(processes.monitor)  # one that was stopped would write nothing
                 return None
-            ended = read_conmon_exit(directory, processes.oci_id)  # its last act
+            ended = read_conmon_exit(directory)  # its last act
         if directory.has("never-ran") or not directory.was_let_go():
             return Exit(None, ended.finished_at if ended else 0, never_ran="it ended before its program was executed")
         if ended is None:
             return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
-        why = explain_never_ran(directory, processes, ended.code)
+        seen = read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None
+        code = ended.code if seen is None else seen
+        if code != ended.code:
+            _log.warning("container %s: it ended with %d, and its exit file says %d", container_id, code, ended.code)
+        why = explain_never_ran(directory, processes, code)
         if why != "":
             return Exit(None, ended.finished_at, never_ran=why or "")
         return Exit(
-            ended.code,
+            code,
             ended.finished_at,
             is_out_of_memory=ended.is_out_of_memory,
             is_all=processes.has_own_pids and pidfd >= 0 and has_ended(pidfd),  # the kernel ends all before the first
@@ -718,7 +722,7 @@ class OciStarter:
         # The kernel tells sooner than conmon, but not every kernel does once conmon has reaped the process.
         while (code := read_exit_code(prepared.identity.pid, prepared.pidfd)) is None:
             is_last = not is_monitor_alive(held.processes) or time.monotonic() > deadline
-            ended = read_conmon_exit(held.run, held.processes.oci_id)  # also the last act of a conmon that has ended
+            ended = read_conmon_exit(held.run)  # also the last act of a conmon that has ended
             if ended is not None or is_last:
                 code = None if ended is None else ended.code
                 break

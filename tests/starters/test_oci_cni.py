@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,9 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.starters.oci import OciStarter
+from limpet.engine.starters.oci.cni import end_left
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, stop_sandbox
-from tests.conftest import EngineProcess, read_output, wait_until
+from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import config, end_everything, load_busybox
 
 PLUGIN = """#!/bin/sh
@@ -126,6 +128,34 @@ engine.create_sandbox({POD!r}, id="pod", runtime_handler="runc")
     with open_with(state_dir, plugins) as engine:
         engine.get_sandbox("pod").delete()
     assert [line for line in asked(plugins) if line.startswith("DEL")] == ["DEL second eth0 0", "DEL first eth0 0"]
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_killed_while_it_hangs(
+    state_dir: str, plugins: Path, tmp_path: Path, engine_process: Callable[[str], EngineProcess], command: str
+) -> None:
+    """The next engine ends the plugin with its children before it asks for anything; a copy's engine does not."""
+    pids = tmp_path / "pids"
+    (plugins / f"{command}.sh").write_text(f"sleep 1000 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait")
+    process = engine_process(f"""
+from limpet import OciStarter
+options = {{"cni": {str(plugins.parent / "net.d")!r}, "cni_plugins": {str(plugins)!r}}}
+engine = Engine.open(state_dir, runtimes={{"runc": OciStarter("runc", **options)}})
+engine.create_sandbox({POD!r}, id="pod", runtime_handler="runc").remove()
+""")
+    wait_until(pids.exists, "a plugin to hang")
+    process.kill()
+    hung = [int(pid) for pid in pids.read_text().split()]
+    shutil.copytree(f"{state_dir}/sandboxes/pod", tmp_path / "copy")
+    end_left(str(tmp_path / "copy"))
+    assert all(map(is_running, hung))
+    (plugins / f"{command}.sh").unlink()
+    with open_with(state_dir, plugins) as engine:
+        assert not any(map(is_running, hung))
+        if "pod" in engine.store.sandbox_ids:
+            engine.get_sandbox("pod").delete()
+    assert not Path(state_dir, "sandboxes/pod").exists()
+    assert asked(plugins)[-1].startswith("DEL first")
 
 
 RUBBISH = {

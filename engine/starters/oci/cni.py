@@ -1,21 +1,26 @@
 """Networks made by CNI plugins (the Container Network Interface, version 1): programs, called as the spec says.
 
 What is asked of the plugins is written down, durably, before it is done: `network.json` in the sandbox's directory. It
-goes once DEL has succeeded, so that whoever comes after a kill, or a plugin that failed, tries that again.
+goes once DEL has succeeded, so that whoever comes after a kill, or a plugin that failed, tries that again. While one is
+at work `plugin.json` tells which process it is: one that hangs is ended by the next engine, if this one is killed.
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from ipaddress import ip_interface
 from typing import Any
 
 import msgspec
 
 from limpet.engine.starters.oci.command import Outcome, clean_environment, run
-from limpet.engine.state.durable import sync_directory, write_file
+from limpet.engine.starters.oci.family import kill_family
+from limpet.engine.state.durable import sync_directory, write_file, write_unflushed
+from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
+from limpet.recovery.host import compare, identify, observe_boot, open_pidfd, wait_for_end
 from limpet.schema.errors import (
     InvalidInputError,
     ResourcesError,
@@ -24,16 +29,29 @@ from limpet.schema.errors import (
     quote,
     quote_path,
 )
+from limpet.schema.identity import ProcessIdentity
 
 PLUGINS = "/opt/cni/bin:/usr/lib/cni"
 """Where they are looked for: the spec's directory, and Debian's."""
 _FILE = "network.json"
+_AT_WORK = "plugin.json"
 _INTERFACE = "eth0"
 _MOST_BYTES = 1 << 20
 """How large a configuration may be, and what a plugin answers."""
 _NETWORK_BYTES = 16 << 20
 """How large what is written down of both can be."""
+_END_SECONDS = 5.0
+_under_way: set[int] = set()
+"""The pids of this process's own plugins: nobody's leftovers."""
 _PLUGIN = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+class _AtWork(msgspec.Struct, frozen=True, kw_only=True):
+    """A plugin that was called and has not ended."""
+
+    process: ProcessIdentity
+    directory: tuple[int, int]
+    """Device and inode of the sandbox's directory: in a copy of it, this is the original's plugin."""
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +94,7 @@ class Plugins:
         try:
             result: dict[str, Any] | None = None
             for plugin in network.plugins:
-                result = self._ask(network, plugin, "ADD", result, timeout)
+                result = self._ask(directory, network, plugin, "ADD", result, timeout)
             network = msgspec.structs.replace(network, result=_require_result(result))
         except UnsupportedError as error:
             try:
@@ -92,12 +110,13 @@ class Plugins:
 
         Raises ResourcesError if a plugin fails: then it is to be repeated.
         """
+        end_left(directory)
         network = read_network(directory)
         if network is None:
             return
         for plugin in reversed(network.plugins):
             try:
-                self._ask(network, plugin, "DEL", network.result, timeout)
+                self._ask(directory, network, plugin, "DEL", network.result, timeout)
             except UnsupportedError as error:
                 raise ResourcesError(f"{error}; its network stays until that works, try again") from error
         os.unlink(os.path.join(directory, _FILE))
@@ -141,7 +160,13 @@ class Plugins:
         return program
 
     def _ask(
-        self, network: Network, plugin: Mapping[str, Any], command: str, before: dict[str, Any] | None, timeout: float
+        self,
+        directory: str,
+        network: Network,
+        plugin: Mapping[str, Any],
+        command: str,
+        before: dict[str, Any] | None,
+        timeout: float,
     ) -> dict[str, Any] | None:
         """Call one plugin, and return what it answers. Raises UnsupportedError with what it says."""
         name = plugin["type"]
@@ -160,10 +185,11 @@ class Plugins:
             "CNI_PATH": self._plugins,
         }
         try:
-            outcome = run(
-                [program], timeout=timeout, given=json.dumps(config).encode(), environment=environment,
-                most_bytes=_MOST_BYTES,
-            )  # fmt: skip
+            with _noted(directory) as note:
+                outcome = run(
+                    [program], timeout=timeout, given=json.dumps(config).encode(), environment=environment,
+                    most_bytes=_MOST_BYTES, begin=note,
+                )  # fmt: skip
         except OSError as error:
             raise UnsupportedError(f"CNI: {quote_path(program)} cannot be executed: {error.strerror}") from error
         if outcome.code != 0:
@@ -175,6 +201,44 @@ class Plugins:
         if answer is not None and not isinstance(answer, dict):
             raise UnsupportedError(f"CNI: {name} {command} answers no object")
         return answer
+
+
+@contextmanager
+def _noted(directory: str) -> Iterator[Callable[[int], None]]:
+    """Yield what writes down which process a plugin is, which is to be asked nothing before; it is removed again."""
+    path = os.path.join(directory, _AT_WORK)
+    pids = []
+
+    def note(pid: int) -> None:
+        pids.append(pid)
+        _under_way.add(pid)
+        found = os.stat(directory)
+        with open_pidfd(pid) as pidfd:
+            at_work = _AtWork(process=identify(pid, pidfd), directory=(found.st_dev, found.st_ino))
+        write_unflushed(path, msgspec.json.encode(at_work))
+
+    try:
+        yield note
+    finally:
+        with suppress(OSError):  # what stays names a process that has ended
+            os.unlink(path)
+        _under_way.difference_update(pids)
+
+
+def end_left(directory: str) -> None:
+    """Kill the plugin that an engine which is dead has left at work for this sandbox, with what it has started."""
+    path = os.path.join(directory, _AT_WORK)
+    try:
+        left = msgspec.json.decode(read_small_file(path, _MOST_BYTES), type=_AtWork)
+        found = os.stat(directory)
+        if left.directory != (found.st_dev, found.st_ino) or observe_boot(left.process) is not Boot.SAME:
+            return
+        with open_pidfd(left.process.pid) as pidfd:
+            if compare(left.process, pidfd)[0] is Process.ALIVE and left.process.pid not in _under_way:
+                kill_family(left.process.pid, pidfd, sessions=True)
+                wait_for_end(pidfd, _END_SECONDS)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return  # there is none, or nothing proves that it is one
 
 
 def read_network(directory: str) -> Network | None:

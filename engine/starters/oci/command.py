@@ -5,7 +5,7 @@ import re
 import selectors
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from limpet.engine.starters.oci.family import kill_family
@@ -67,22 +67,24 @@ def run(
     pass_fds: Sequence[int] = (),
     given: bytes = b"",
     environment: Mapping[str, str] | None = None,
+    begin: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Run a program in a session of its own, and in a directory, and return how it ended.
 
     After `timeout` seconds it is killed with what it has started.
-    `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. Raises OSError
-    if it cannot be executed.
+    `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. With `begin`,
+    which is called with its pid, it gets its input once that has returned, and none if this process is killed before.
+    Raises OSError if it cannot be executed, and what `begin` raises.
     """
     source = os.memfd_create("input", os.MFD_CLOEXEC) if given else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if given:
+        if given and begin is None:
             with open(source, "wb", closefd=False) as file:
                 file.write(given)
             os.lseek(source, 0, os.SEEK_SET)
         process = subprocess.Popen(
             command,
-            stdin=source,
+            stdin=source if begin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=directory,
@@ -95,7 +97,9 @@ def run(
         os.close(source)
     with process:
         try:
-            output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes)
+            if begin is not None:
+                begin(process.pid)
+            output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes, given)
             code = process.poll()
         finally:
             if process.poll() is None:  # not reaped, so its session is its own
@@ -105,8 +109,13 @@ def run(
     return Outcome(code, output, error, is_cut)
 
 
-def _read(process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int) -> tuple[bytes, bytes, bool]:
-    """Read what the program writes until it has ended; what is more than `most_bytes` is read and dropped."""
+def _read(
+    process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int, given: bytes
+) -> tuple[bytes, bytes, bool]:
+    """Read what the program writes until it has ended; what is more than `most_bytes` is read and dropped.
+
+    Its input is written to it if that is a pipe.
+    """
     assert process.stdout is not None
     assert process.stderr is not None
     kept = {process.stdout: bytearray(), process.stderr: bytearray()}
@@ -115,11 +124,20 @@ def _read(process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int) 
         for stream in kept:
             selector.register(stream, selectors.EVENT_READ)
         selector.register(pidfd, selectors.EVENT_READ)
+        if process.stdin is not None:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE)
         while selector.get_map() and (now := time.monotonic()) < deadline:
             for key, _ in selector.select(deadline - now):
                 if key.fd == pidfd:
                     selector.unregister(pidfd)
                     deadline = min(deadline, time.monotonic() + _DRAIN_SECONDS)
+                    continue
+                if process.stdin is not None and key.fileobj is process.stdin:
+                    given = _write_some(key.fd, given)
+                    if not given:
+                        selector.unregister(process.stdin)
+                        process.stdin.close()
                     continue
                 chunk = os.read(key.fd, 65536)
                 if not chunk:
@@ -128,3 +146,13 @@ def _read(process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int) 
                 is_cut = is_cut or len(data) + len(chunk) > most_bytes
                 data += chunk[: most_bytes - len(data)]
     return bytes(kept[process.stdout]), bytes(kept[process.stderr]), is_cut
+
+
+def _write_some(descriptor: int, data: bytes) -> bytes:
+    """Write what a pipe takes; return what is left, nothing if nobody reads any more."""
+    try:
+        return data[os.write(descriptor, data) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:
+        return b""

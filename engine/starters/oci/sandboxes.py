@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 from limpet.engine.starters.abilities import Holdings
 from limpet.engine.starters.oci import pin
-from limpet.engine.starters.oci.cni import Plugins, read_network
+from limpet.engine.starters.oci.cni import Plugins, end_left, read_network
 from limpet.engine.starters.oci.command import run
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
@@ -159,6 +159,12 @@ class SandboxHoldings:
                     self._remove(os.path.join(above, name))
                 except (OSError, ResourcesError) as error:
                     yield str(error)
+
+    def end_plugins(self) -> None:
+        """End the plugins that an engine which is dead has left at work. Raises OSError."""
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self._sandboxes_dir):
+                end_left(os.path.join(self._sandboxes_dir, name))
 
     def remove_old(self) -> None:
         """Remove what earlier boots have left where pins are on a disk: files that hold nothing any more."""

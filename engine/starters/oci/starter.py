@@ -206,6 +206,7 @@ class OciStarter:
         except OSError as error:
             _log.warning("%s: what the runtime kept before the last boot stays: %s", self._root.above, error)
         try:
+            self._holdings.end_plugins()
             if root := self._root.find():
                 calls.end_left(root)
         except OSError as error:

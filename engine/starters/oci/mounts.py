@@ -42,6 +42,18 @@ def make_mounts(
     return [*kept, *map(_bind, mounts_of(config))]
 
 
+def keep_sysfs_writable(spec: Mapping[str, Any]) -> None:
+    """Have a sysfs that is mounted read-only be so where it is mounted, not by itself.
+
+    All containers of a network namespace share it, and runc says of the file system what the spec says of the mount:
+    beside one container whose /sys is read-only, that of a privileged one would be, too.
+    """
+    for mount in spec["mounts"]:
+        if mount["type"] == "sysfs" and "ro" in mount["options"]:
+            mount["options"] = ["rw" if each == "ro" else each for each in mount["options"]]
+            spec["linux"]["readonlyPaths"].append(mount["destination"])
+
+
 def add_held(
     mounts: Sequence[dict[str, Any]], config: ContainerConfig, held: Mapping[str, str], *, is_read_only: bool
 ) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ from limpet.engine.starters.oci.exits import (
     read_program,
     settle_program,
 )
+from limpet.engine.starters.oci.mounts import keep_sysfs_writable
 from limpet.engine.starters.oci.namespaces import (
     config_in_sandbox,
     make_namespaces,
@@ -221,7 +222,8 @@ class OciStarter:
         Raises InvalidInputError, UnsupportedError if runtime or conmon are not installed, StateDirectoryError.
         """
         self._tools.find(self._conmon)
-        if is_rootless() and self._tools.find(self._runtime).kind != "runc":
+        is_runc = self._tools.find(self._runtime).kind == "runc"
+        if is_rootless() and not is_runc:
             raise UnsupportedError(f"{self._runtime}: an engine that is not root can use runc alone")
         self._command()
         to_oci_id(launch.id)
@@ -229,6 +231,8 @@ class OciStarter:
         if is_rootless():
             require_own_pids(make_namespaces(config_in_sandbox(launch), launch.namespaces, is_unified=False))
             adapt(spec)  # which refuses users that cannot be had
+        elif is_runc:
+            keep_sysfs_writable(spec)
         write_root_files(
             os.path.join(launch.bundle_path, ROOTFS), None if launch.sandbox is None else launch.sandbox.config
         )

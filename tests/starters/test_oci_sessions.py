@@ -7,12 +7,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from limpet import Engine, errors
 from limpet.engine import Container
 from limpet.engine.starters.abilities import Session
+from limpet.engine.starters.oci import abilities
 from limpet.schema import ContainerState
 from tests.conftest import read_output, wait_until
 from tests.starters.oci import RUNTIMES, config
@@ -38,6 +40,32 @@ def sleeping(request: pytest.FixtureRequest, shared: Engine) -> Iterator[Contain
     container = shared.create_container(config(f"c{time.monotonic_ns()}", "sleep 1000"), request.param)
     container.start()
     yield container
+    container.stop(0)
+    container.release()
+
+
+def test_a_client_that_does_not_read_holds_up_the_log(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reopen says so, is carried out once the client has left, and no line is lost in between."""
+    monkeypatch.setattr(abilities, "_REOPEN_SECONDS", 0.2)
+    script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i + 1)); done; sleep 1000"
+    container = shared.create_container(config("flood", f"sleep 0.3; {script}"), "crun")
+    container.start()
+    session = container.attach()
+    path = container.metadata.log_path
+    size = -1
+    while size != (size := os.stat(path).st_size) or not size:  # until conmon waits for us
+        time.sleep(0.2)
+    os.rename(path, f"{path}.1")
+    with pytest.raises(errors.InvalidStateError, match="attached and does not read"):
+        container.reopen_log()
+    assert not os.path.exists(path)
+    session.close()
+    wait_until(lambda: os.path.exists(path) and "line 19999" in Path(path).read_text(), "the rest of the log")
+    text = ""
+    for line in (Path(f"{path}.1").read_text() + Path(path).read_text()).splitlines():
+        _, _, tag, written = line.split(" ", 3)
+        text += written + ("\n" if tag == "F" else "")
+    assert text == "".join(f"line {number}\n" for number in range(20000))
     container.stop(0)
     container.release()
 

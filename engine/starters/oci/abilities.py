@@ -167,7 +167,10 @@ def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
     deadline = time.monotonic() + _REOPEN_SECONDS
     while _inode(log_path) in {0, before}:
         if time.monotonic() > deadline:
-            raise InvalidStateError(f"its conmon has not begun a new log after {_REOPEN_SECONDS:g} s")
+            raise InvalidStateError(
+                f"its conmon has not begun a new log after {_REOPEN_SECONDS:g} s, and does so when it can go on:"
+                " somebody who is attached and does not read holds it up"
+            )
         time.sleep(0.002)
 
 

@@ -1,13 +1,15 @@
 """What is mounted in a tree is found however few its entries are, and the top of the tree counts."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from limpet.recovery.mounts import find_mounts
+from limpet.recovery import mounts
+from limpet.recovery.mounts import find_mounts, read_mount_id
 
 # Mounts and asks: with nothing mounted, then with each mount alone, which is undone before the next.
 PROGRAM = """
@@ -53,3 +55,16 @@ def test_a_large_tree_and_a_missing_one_have_no_mount(tmp_path: Path) -> None:
         (tmp_path / "large" / str(number)).mkdir(parents=True)
     assert find_mounts(str(tmp_path / "large")) == []
     assert find_mounts(str(tmp_path / "missing")) == []
+
+
+def test_the_mount_of_a_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two mounts differ, and a kernel without statx's answer is asked in another way."""
+    found = {}
+    for path in ("/", "/proc"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        found[path] = read_mount_id(descriptor)
+        with monkeypatch.context() as patch:
+            patch.setattr(mounts, "_statx", None)
+            assert read_mount_id(descriptor) == found[path]
+        os.close(descriptor)
+    assert found["/"] != found["/proc"]

@@ -47,7 +47,7 @@ class ImageStore(Protocol):
         ...
 
     def unmount(self, target: str) -> None:
-        """Undo the parts of mount that must be undone before the directory is removed: if something is mounted in it.
+        """Undo the parts of mount that must be undone before the directory is removed.
 
         A missing target is not an error. Raises InvalidStateError if something is still mounted there.
         """

@@ -13,7 +13,6 @@ here, so what a power cut brings back is removed once more.
 import json
 import os
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -75,12 +74,11 @@ class Bundle:
             return not os.path.lexists(self.path)
         return is_begun(self.path)
 
-    def remove(self, unmount: Callable[[], None] | None = None) -> None:
+    def remove(self) -> None:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.
 
-        A power cut may bring back what holds nothing but the marker. `unmount` is called if something is mounted in it.
-        Raises InvalidStateError if it is not ours or something stays mounted in it, InvalidInputError for an invalid
-        id; the directory is then left alone.
+        A power cut may bring back what holds nothing but the marker. Raises InvalidStateError if it is not ours or
+        something is mounted in it, InvalidInputError for an invalid id; the directory is then left alone.
         """
         require_id(self._id)
         try:
@@ -89,9 +87,6 @@ class Bundle:
             if os.path.islink(self.path) or not (self._is_ours() or is_begun(self.path)):
                 raise InvalidStateError(f"{self.path} is not ours; it was left alone, move it away yourself")
             mounts = find_mounts(self.path)
-            if mounts and unmount is not None:
-                unmount()
-                mounts = find_mounts(self.path)
             if mounts:
                 raise InvalidStateError(f"{mounts[0]} is mounted; it was left alone, unmount it and try again")
             # The marker and what carries it go last, so that a kill on the way leaves a directory that is still known

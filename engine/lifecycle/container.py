@@ -458,7 +458,8 @@ class Container:
 
     def remove_files(self) -> None:
         """Do the same where its starter has released it."""
-        self._bundle.remove(lambda: self._runtime.images.unmount(self._bundle.rootfs))
+        self._runtime.images.unmount(self._bundle.rootfs)
+        self._bundle.remove()
 
     def delete(self) -> bool:
         """Forget the container; return False if it is gone already.

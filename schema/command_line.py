@@ -6,7 +6,7 @@ from limpet.schema.image import ImageConfig
 
 
 def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
-    """Return the command line. Raises InvalidInputError if neither the image nor the config gives one.
+    """Return the command line. Raises InvalidInputError if neither the image nor the config gives one that can be.
 
     config.command | config.args | what runs
     ---------------+-------------+-------------------------------
@@ -21,4 +21,6 @@ def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
         raise InvalidInputError(
             f"container {config.metadata.name!r}: neither its config nor its image says what to run; give `command`"
         )
+    if not line[0]:
+        raise InvalidInputError(f"container {config.metadata.name!r}: its program has no name, the first argument is ''")
     return line

@@ -260,15 +260,16 @@ class Container:
         """Wait until the container has ended, and return its status.
 
         Raises WaitTimeoutError if it has not after `timeout` seconds, ClosedError if the engine is closed meanwhile,
-        InvalidStateError for one that does not run: nobody would see it end.
+        InvalidStateError for one that does not run: nobody would see it end. StoreReplacedError, StoreFencedError or
+        OutcomeUnknownError say that it has ended, and this engine can write nothing more: the next one tells how.
         """
         self._require_waitable(timeout)
-        return self._tell_wait(self._runtime.wait_for_change(self.id, self._has_ended, timeout), timeout)
+        return self._tell_wait(self._runtime.wait_for_change(self.id, self._is_over, timeout), timeout)
 
     async def wait_async(self, timeout: float | None = None) -> Status:
         """Wait as `wait` does, in a task of asyncio and without a thread."""
         self._require_waitable(timeout)
-        return self._tell_wait(await self._runtime.await_change(self.id, self._has_ended, timeout), timeout)
+        return self._tell_wait(await self._runtime.await_change(self.id, self._is_over, timeout), timeout)
 
     def _require_waitable(self, timeout: float | None) -> None:
         if timeout is not None:
@@ -720,6 +721,13 @@ class Container:
         with self._runtime.exclusive(self.id):
             self._starter.release(self.id)
             return self.status
+
+    def _is_over(self) -> bool:
+        """Say whether there is nothing to wait for. Raises StoreError if it has ended, and nobody can be told how."""
+        if self._has_ended():
+            return True
+        self._runtime.watcher.require_written(self.id)
+        return False
 
     def _has_ended(self) -> bool:
         return bool(self._runtime.store.status(self.id).finished_at)

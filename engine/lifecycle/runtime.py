@@ -57,7 +57,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self.timetable = Timetable(self._follow_up_at_once)
-        self.watcher = Watcher(self.store, self._take_end, self._take_alone)
+        self.watcher = Watcher(self.store, self._take_end, self._take_alone, self.ring)
 
     def _follow_up_at_once(self, entry: Entry) -> float | None:
         with self.store.fleet.later():  # what nobody called for waits for no fleet

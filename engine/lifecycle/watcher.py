@@ -27,7 +27,14 @@ from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import has_ended, observe_process
 from limpet.recovery.thread import Thread
-from limpet.schema.errors import LimpetError, NotFoundError, ResourcesError
+from limpet.schema.errors import (
+    LimpetError,
+    NotFoundError,
+    OutcomeUnknownError,
+    ResourcesError,
+    StoreFencedError,
+    StoreReplacedError,
+)
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Reason, Status, end, end_never_run
 
@@ -49,6 +56,8 @@ _SLOW_SECONDS = 0.5
 """After this, a container whose end is still being written is Unknown."""
 _NOT_OURS = {errno.EBADF, errno.EINVAL}
 """What epoll says if its descriptor was closed, and if its number is that of another file by now."""
+_FINAL = (OutcomeUnknownError, StoreFencedError, StoreReplacedError)
+"""After such an error a store writes nothing more."""
 _lost: list[select.epoll] = []
 """Whose descriptors somebody else has closed; kept, for each would close its number once nobody has it."""
 
@@ -130,21 +139,29 @@ class _Recording(Request):
 class Watcher:
     """Watches processes until they end. `on_end` is told each container whose end is durable.
 
-    `on_alone` is told, by a thread of its own, each that runs on while its monitor has ended.
+    `on_alone` is told, by a thread of its own, each that runs on while its monitor has ended; `on_unwritten` each whose
+    end will not be written down.
     """
 
     def __init__(
-        self, store: Store, on_end: Callable[[str], None], on_alone: Callable[[str], object] = lambda _: None
+        self,
+        store: Store,
+        on_end: Callable[[str], None],
+        on_alone: Callable[[str], object] = lambda _: None,
+        on_unwritten: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._store = store
         self._on_end = on_end
         self._on_alone = on_alone
+        self._on_unwritten = on_unwritten
         self._lock = threading.Lock()
         self._watches: dict[str, _Watch] = {}
         self._attended: dict[str, _Watch] = {}
         """Of these, those that the loop has to look at, or soon may: few, however many are watched."""
         self._by_pidfd: dict[int, _Watch] = {}
         self._by_monitor: dict[int, _Watch] = {}
+        self._unwritten: dict[str, LimpetError] = {}
+        """Why the ends of these will not be written down as long as this store is open."""
         self._kills: dict[str, _Kill] = {}
         self._next_kill = math.inf
         """When the first of them is due, or was: there may be none by now."""
@@ -204,6 +221,12 @@ class Watcher:
     def is_watched(self, container_id: str) -> bool:
         """Say whether the container is watched: its end will be written down."""
         return container_id in self._watches
+
+    def require_written(self, container_id: str) -> None:
+        """Raise a StoreError if the container has ended, and that will not be written down by this engine."""
+        error = self._unwritten.get(container_id)
+        if error is not None:
+            raise type(error)(f"container {container_id}: it has ended, and that cannot be recorded: {error}")
 
     def kill_at(self, container_id: str, identity: ProcessIdentity, seconds: float, starter: Starter) -> None:
         """Have all that is left of a container ended by SIGKILL in so many seconds; the earliest time stands."""
@@ -474,6 +497,11 @@ class Watcher:
             error = recording.failed.get(watch.container_id) or recording.error
             if error is None:
                 written.append(watch)
+                continue
+            if isinstance(error, _FINAL):
+                self._doubt(watch, f"it has ended, and that cannot be recorded: {error}")
+                self._unwritten[watch.container_id] = error
+                self._on_unwritten(watch.container_id)
                 continue
             self._doubt(watch, f"it has ended, and that cannot be recorded yet: {error}")
             watch.is_told = False

@@ -29,7 +29,7 @@ from limpet.schema.command_line import choose_args
 from limpet.schema.cri import parse_container_config
 from limpet.schema.status import Status
 from limpet.testing import FakeStarter
-from tests.conftest import is_running, read_output, wait_until
+from tests.conftest import in_thread, is_running, read_output, wait_until
 
 
 def config(name: str, *command: str, **fields: object) -> dict[str, object]:
@@ -116,6 +116,28 @@ def test_a_stop_that_ends_nothing_is_over_after_a_while(state_dir: str, monkeypa
         assert container.state is ContainerState.RUNNING
         starter.end(container.id, 3)
         assert container.wait(20).exit_code == 3
+
+
+def test_nobody_waits_for_an_end_that_cannot_be_written_down_any_more(
+    state_dir: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A state directory that was renamed under its engine: who waits is told, once; the next engine tells how."""
+    with Engine.open(state_dir) as engine:
+        container = make(engine, "sh", "-c", "read line < go; exit 7")
+        os.mkfifo(Path(container.metadata.root_dir, "working", "go"))
+        container.start()
+        waiting = [in_thread(container.wait), in_thread(lambda: asyncio.run(container.wait_async()))]
+        os.rename(state_dir, tmp_path / "moved")
+        Path(tmp_path, "moved", "containers", container.id, "working", "go").write_text("\n")
+        for thread, outcome in waiting:
+            thread.join(20)
+            assert isinstance(outcome[0], errors.StoreReplacedError), outcome
+        with pytest.raises(errors.StoreReplacedError, match="has ended, and that cannot be recorded"):
+            container.wait()
+        assert container.state is ContainerState.UNKNOWN
+    assert [record.message for record in caplog.records if "cannot be recorded" in record.message][1:] == []
+    with Engine.open(tmp_path / "moved") as engine:
+        assert engine.get(container.id).wait(20).exit_code == 7
 
 
 def test_what_was_never_started_is_not_waited_for(engine: Engine) -> None:
@@ -234,6 +256,8 @@ def test_nothing_to_run_is_refused(engine: Engine) -> None:
     """A container without a command is refused with what to do, and leaves nothing behind."""
     with pytest.raises(errors.InvalidInputError, match="give `command`"):
         make(engine)
+    with pytest.raises(errors.InvalidInputError, match="the first argument is ''"):
+        make(engine, "", "argument")
     assert not engine.list()
     assert not os.listdir(engine.store.directory.join("containers"))
 

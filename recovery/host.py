@@ -11,7 +11,7 @@ import select
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -113,6 +113,11 @@ def read_stat(pid: int) -> list[bytes]:
     parentheses, as in `4711 (a) R 1 2 (x) S 1 ...`.
     """
     return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def is_zombie(stat: Sequence[bytes]) -> bool:
+    """Say whether a process has ended, by its fields. While its first thread alone is a zombie, others go on."""
+    return stat[0] in {b"Z", b"X"} and int(stat[17]) <= 1
 
 
 def _read(path: str) -> bytes:
@@ -272,7 +277,7 @@ def _read_zombie_status(pid: int, pidfd: int) -> int | None:
         return None  # nor does its stat say how it ended
     except OSError:
         return _read_reaped_status(pidfd)
-    if fields[0] not in {b"Z", b"X"} or not _may_see(pid):
+    if not is_zombie(fields) or not _may_see(pid):
         return _read_reaped_status(pidfd)
     return int(fields[49])  # exit_code, the 52nd field
 

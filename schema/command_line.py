@@ -22,5 +22,5 @@ def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
             f"container {config.metadata.name!r}: neither its config nor its image says what to run; give `command`"
         )
     if not line[0]:
-        raise InvalidInputError(f"container {config.metadata.name!r}: its program has no name, the first argument is ''")
+        raise InvalidInputError(f"container {config.metadata.name!r}: the program's name, its first argument, is ''")
     return line

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from limpet.recovery.host import is_zombie
+
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _SESSION, _USER_TICKS, _SYSTEM_TICKS, _RSS = 3, 11, 12, 21
@@ -45,7 +47,7 @@ def look(pids: Collection[int]) -> Look:
             with open(f"/proc/{name}/stat", "rb") as file:
                 fields = file.read().rpartition(b") ")[2].split()
             session = int(fields[_SESSION])
-            if session in wanted and fields[0] != b"Z":
+            if session in wanted and not is_zombie(fields):
                 ticks = int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])
                 before = found.get(session, Usage(0, 0.0, 0))
                 found[session] = Usage(

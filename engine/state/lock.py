@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from limpet.engine.state.names import LOCK
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import read_stat
+from limpet.recovery.host import is_zombie, read_stat
 from limpet.schema.errors import StateDirectoryLockedError
 
 _HOLDER_BYTES = 4096
@@ -124,7 +124,7 @@ def has_holder_ended(path: str) -> bool:
     """
     pid = _read_holder(path)
     try:
-        return pid is not None and read_stat(pid)[0] in {b"Z", b"X"}
+        return pid is not None and is_zombie(read_stat(pid))
     except OSError:
         return True
 

@@ -256,7 +256,7 @@ def test_nothing_to_run_is_refused(engine: Engine) -> None:
     """A container without a command is refused with what to do, and leaves nothing behind."""
     with pytest.raises(errors.InvalidInputError, match="give `command`"):
         make(engine)
-    with pytest.raises(errors.InvalidInputError, match="the first argument is ''"):
+    with pytest.raises(errors.InvalidInputError, match="its first argument, is ''"):
         make(engine, "", "argument")
     assert not engine.list()
     assert not os.listdir(engine.store.directory.join("containers"))
@@ -321,6 +321,20 @@ def test_stop_sends_the_stop_signal_then_kills(engine: Engine) -> None:
     assert stubborn.stop().exit_code == 128 + signal.SIGKILL
     created = make(engine, "true", name="three")
     assert created.stop().state is ContainerState.CREATED
+
+
+def test_a_stop_ends_a_process_whose_first_thread_has_gone(engine: Engine) -> None:
+    """The kernel calls it a zombie, and it runs on: it has ended when its last thread has."""
+    script = (
+        "import ctypes, platform, threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        "ctypes.CDLL(None).syscall({'x86_64': 60}.get(platform.machine(), 93), 0)"
+    )
+    container = make(engine, sys.executable, "-c", script)
+    pid = container.start().pid
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", "its first thread")
+    assert container.state is ContainerState.RUNNING
+    assert container.stop(20).exit_code == 143
+    assert container.remove()
 
 
 def test_running_cannot_be_released_or_deleted(engine: Engine) -> None:

@@ -7,10 +7,10 @@ its session, as a daemon does, is not found.
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
-from limpet.recovery.host import has_ended, open_pidfd, read_stat
+from limpet.recovery.host import has_ended, is_zombie, open_pidfd, read_stat
 
 _STOPPED = {b"T", b"t", b"Z", b"X"}
 _STOP_SECONDS = 0.2
@@ -63,7 +63,7 @@ def _belongs(parent: int, session: int, held: Mapping[int, int], sessions: Colle
 def list_processes() -> Iterator[tuple[int, int, int]]:
     """Yield pid, parent and session of each process that has not ended. Raises OSError."""
     for pid, stat in _read_stats():
-        if not _is_over(stat):
+        if not is_zombie(stat):
             yield pid, int(stat[1]), int(stat[3])
 
 
@@ -74,7 +74,7 @@ def has_half_dead(pid: int) -> bool:
     while found:
         found = {each for each, stat in stats.items() if int(stat[1]) in found} - family
         family |= found
-    return any(stats[each][0] == b"Z" and not _is_over(stats[each]) for each in family & stats.keys())
+    return any(stats[each][0] == b"Z" and not is_zombie(stats[each]) for each in family & stats.keys())
 
 
 def _read_stats() -> Iterator[tuple[int, list[bytes]]]:
@@ -82,11 +82,6 @@ def _read_stats() -> Iterator[tuple[int, list[bytes]]]:
         if name.isdigit():
             with suppress(ProcessLookupError, FileNotFoundError, PermissionError):
                 yield int(name), read_stat(int(name))
-
-
-def _is_over(stat: Sequence[bytes]) -> bool:
-    """Say whether a process is a zombie as a whole: while its first thread is one, others may go on."""
-    return stat[0] in {b"Z", b"X"} and int(stat[17]) <= 1
 
 
 def _is_stopped(pid: int) -> bool:

@@ -59,6 +59,8 @@ class Stat(NamedTuple):
     """Since the boot of the machine."""
     wait_status: int
     """Of a zombie that we may look into; 0 where we may not."""
+    threads: int
+    """How many it has; a zombie with more than itself runs on without its first one."""
 
     @property
     def has_executed(self) -> bool:
@@ -68,7 +70,7 @@ class Stat(NamedTuple):
     @property
     def is_zombie(self) -> bool:
         """True if it has ended and was not reaped."""
-        return self.state in {"Z", "X"}
+        return self.state in {"Z", "X"} and self.threads <= 1
 
 
 def close(descriptor: int) -> None:
@@ -113,6 +115,7 @@ def read_stat(pid: int) -> Stat | None:
         flags=int(fields[6]),
         start_ticks=int(fields[19]) - _BOOT_OFFSET,
         wait_status=int(fields[49]),
+        threads=int(fields[17]),
     )
 
 

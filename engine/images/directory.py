@@ -20,7 +20,7 @@ from limpet.engine.images.files import open_files
 from limpet.engine.images.layout import find_images
 from limpet.engine.images.limits import Budget
 from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest, unique_blobs
-from limpet.engine.images.oci import DIGEST_ALGORITHMS, LAYER_TYPES, Configuration, Descriptor, Manifest
+from limpet.engine.images.oci import DIGEST_ALGORITHMS, Configuration, Descriptor, Manifest
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
@@ -277,10 +277,7 @@ class DirectoryImageStore:
 
     def _layer_files(self, image: _Image) -> Sequence[LayerFile]:
         layers = zip(image.manifest.layers or [], image.configuration.rootfs.diff_ids or [], strict=True)
-        return [
-            LayerFile(self._blobs.path(layer.digest), layer.digest, LAYER_TYPES[layer.media_type], diff_id)
-            for layer, diff_id in layers
-        ]
+        return [LayerFile(self._blobs.path(layer.digest), layer.digest, diff_id) for layer, diff_id in layers]
 
     def _sweep_unless_busy(self) -> None:
         with suppress(BlockingIOError), self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):

@@ -90,7 +90,11 @@ def _open(stream: ByteStream, compression: Compression) -> ByteStream:
 
 _MAGIC = {b"\x1f\x8b": Compression.GZIP, b"\x28\xb5\x2f\xfd": Compression.ZSTD}
 
+_SKIPPED = frozenset(bytes((first,)) for first in range(0x50, 0x60))
+
 
 def sniff(beginning: bytes) -> Compression:
-    """Return how a file is compressed, judging by its first bytes."""
+    """Return how a file is compressed, judging by its first four bytes."""
+    if beginning[:1] in _SKIPPED and beginning[1:4] == b"\x2a\x4d\x18":  # zstd, too: RFC 8878, 3.1.2
+        return Compression.ZSTD
     return next((how for magic, how in _MAGIC.items() if beginning.startswith(magic)), Compression.NONE)

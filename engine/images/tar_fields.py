@@ -6,7 +6,7 @@ from limpet.schema.errors import InvalidInputError
 
 _MAX_INTEGER = (1 << 63) - 1
 _DECIMAL = re.compile(rb"-?[0-9]{1,19}")
-_TIME = re.compile(rb"(-?)([0-9]{1,12})(?:\.([0-9]*))?")
+_TIME = re.compile(rb"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 _RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
 _CHECKSUM = slice(148, 156)
 

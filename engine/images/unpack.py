@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from limpet.engine.images.layer import apply_layer
 from limpet.engine.images.limits import Budget
-from limpet.engine.images.oci import Compression
-from limpet.engine.images.streams import Decompressor, HashingReader
+from limpet.engine.images.streams import Decompressor, HashingReader, sniff
 from limpet.engine.images.tar import read_tar
 from limpet.engine.images.tree import Tree
 from limpet.schema.errors import InvalidInputError, StoreDamagedError
@@ -17,7 +16,6 @@ class LayerFile(NamedTuple):
 
     path: str
     digest: str
-    compression: Compression
     diff_id: str
     """Digest of the uncompressed tar file, from the image's configuration."""
 
@@ -49,8 +47,10 @@ def _unpack_layer(layer: LayerFile, tree: Tree, budget: Budget) -> None:
     except FileNotFoundError as error:
         raise StoreDamagedError(f"the blob {layer.path} is missing") from error
     with file:
+        compression = sniff(file.read(4))  # its media type says so, too, and is wrong at times: others look as well
+        file.seek(0)
         blob = HashingReader(file, layer.digest)
-        content = HashingReader(Decompressor(blob, layer.compression, budget), layer.diff_id)
+        content = HashingReader(Decompressor(blob, compression, budget), layer.diff_id)
         try:
             apply_layer(tree, read_tar(content, budget), budget)
             content.drain()

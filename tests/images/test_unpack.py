@@ -1,5 +1,6 @@
 """Unpacking: what a root file system looks like in the end, and that nothing outside of it is ever touched."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -406,6 +408,30 @@ MALFORMED = {  # an uncompressed layer: what is said of it
     "PAX record too long": (header(b"x", 512) + b"999 a=b\n".ljust(512) + header(b"0", 0), "malformed record"),
     "file of 8 EiB": (header(b"0", (1 << 63) - 1), "in the middle of a member"),
 }
+
+
+WRONG_TYPES = {  # how a layer is compressed, and what its media type says
+    "gzip, as none": (gzip.compress, ""),
+    "none, as gzip": (bytes, "+gzip"),
+    "zstd, as gzip": (zstandard.compress, "+gzip"),
+    "zstd that begins with a frame to skip": (lambda data: b"\x5a\x2a\x4d\x18\1\0\0\0x" + zstandard.compress(data), ""),
+}
+
+
+@pytest.mark.parametrize(("compress", "compression"), WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_how_a_layer_is_compressed_is_told_by_its_content(
+    tmp_path: Path, compress: Callable[[bytes], bytes], compression: str
+) -> None:
+    """As other tools do: some give media types that are not right. The digests say whether it is the layer."""
+    layout = Layout(tmp_path / "layout")
+    data = tar(member("a", b"1", pax_headers={"mtime": "1099511627776123"}))  # later than any file system's times
+    layer = layout.add_blob(compress(data), f"application/vnd.oci.image.layer.v1.tar{compression}")
+    layout.list_manifest(layout.add_manifest([data], compression="", layers=[layer]))
+    store = DirectoryImageStore(str(tmp_path / "store"))
+    store.load(str(layout.path))
+    (tmp_path / "rootfs").mkdir()
+    store.mount(APP, MountType.PLAIN, str(tmp_path / "rootfs"))
+    assert (tmp_path / "rootfs" / "a").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("compression", ["", "+gzip", "+zstd"])

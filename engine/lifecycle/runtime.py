@@ -255,7 +255,7 @@ class Runtime:
     def ring(self, container_id: str) -> None:
         """Wake those who wait for this container."""
         for bell in list(self._bells.get(container_id, ())):
-            bell()
+            _ring(container_id, bell)
 
     def close(self) -> None:
         """Stop watching and give up the starters; the containers run on. May be repeated."""
@@ -267,6 +267,19 @@ class Runtime:
         """Wake all who wait: the store is closed, and they will see that."""
         for container_id in list(self._bells):
             self.ring(container_id)
+
+
+def _ring(container_id: str, bell: Callable[[], object]) -> None:
+    """Wake one. It may be the host program's own: what it raises keeps nobody else from being woken.
+
+    Its SystemExit would end the thread that sees every end. What a signal handler raises in the main thread goes on.
+    """
+    try:
+        bell()
+    except BaseException as error:
+        if not isinstance(error, Exception) and threading.get_ident() == threading.main_thread().ident:
+            raise
+        _log.exception("container %s: what was to be called at each change of it has raised", container_id)
 
 
 def bring_home(metadata: Metadata, bundle_path: str, *, is_copy: bool) -> Metadata:

@@ -118,6 +118,28 @@ def test_a_stop_that_ends_nothing_is_over_after_a_while(state_dir: str, monkeypa
         assert container.wait(20).exit_code == 3
 
 
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_what_a_callback_raises_keeps_no_end_from_others(
+    engine: Engine, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the host program's; those who wait for the same container, or for another, are told all the same."""
+
+    def fail() -> None:
+        raise error
+
+    for name in ("one", "two"):
+        container = make(engine, "sh", "-c", "read line < go; exit 3", name=name)
+        os.mkfifo(Path(container.metadata.root_dir, "working", "go"))
+        container.start()
+        with container.notify(fail):
+            thread, outcome = in_thread(container.wait)
+            wait_until(lambda key=container.id: len(engine._runtime._bells[key]) == 2, "who waits")  # type: ignore[misc]
+            Path(container.metadata.root_dir, "working", "go").write_text("\n")
+            thread.join(20)
+            assert (len(outcome), container.exit_code) == (1, 3)
+    assert "has raised" in caplog.text
+
+
 def test_nobody_waits_for_an_end_that_cannot_be_written_down_any_more(
     state_dir: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -68,6 +68,14 @@ class Promise:
         self.since = time.monotonic()
         self.is_told = False
 
+    def let_go(self) -> None:
+        """Keep nothing of who was told, or waits no more: they keep this, and only the collector would free both."""
+        self.tell = _nobody
+
+
+def _nobody() -> None:
+    """Tell nobody."""
+
 
 class Shipper:
     """Sends one node's changes, in their order. Thread-safe."""
@@ -168,6 +176,7 @@ class Shipper:
         if not is_kept:
             promise.is_told = True
             promise.tell()
+            promise.let_go()
 
     def wait(self, timeout: float) -> None:
         """Return once the fleet has all that was noted before this was called.
@@ -214,6 +223,7 @@ class Shipper:
                 self._waiting -= 1
                 if promise.count == 0:
                     self._promises.remove(promise)
+                    promise.let_go()
 
     def _is_answered(self, promise: Promise) -> bool:
         return self._sent >= promise.ticket or self._is_over or isinstance(self._trouble, FleetFencedError)
@@ -231,6 +241,7 @@ class Shipper:
                 if promise in self._promises:
                     self._promises.remove(promise)
                     self._waiting -= promise.count
+            promise.let_go()
 
     def close(self) -> None:
         """Send what there is, for a few seconds at most, and stop. May be repeated."""

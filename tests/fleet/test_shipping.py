@@ -1,6 +1,7 @@
 """What a node has written reaches the fleet: all of it, once, in order, whatever happens to either meanwhile."""
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -513,6 +514,33 @@ def held(base: Base) -> Iterator[None]:
     with base.cluster.connect(base.name) as connection, connection.transaction():
         connection.execute("SELECT FROM limpet.fleet_node FOR UPDATE")
         yield
+
+
+def test_what_was_told_needs_no_collector(base: Base, state_dir: str) -> None:
+    """Calls in sync mode, told or given up, are freed at once: a collector with much to do takes a fifth of a round."""
+    with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
+        store.add_sandbox(sandbox())
+        for number in range(8):
+            store.add(metadata(f"c{number}"), RUNNING)
+
+        async def change() -> None:
+            tasks = AsyncStore(store)
+            for turn in range(1, 21):
+                await asyncio.gather(*(tasks.checkpoint(f"c{number}", with_extra(turn=turn)) for number in range(8)))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda turn: store.checkpoint(f"c{turn % 8}", with_extra(turn=turn)), range(160)))
+            gc.collect()
+            gc.disable()
+            try:
+                list(pool.map(lambda turn: store.checkpoint(f"c{turn % 8}", with_extra(turn=-turn)), range(160)))
+                of_threads = gc.collect()
+                asyncio.run(change())
+                of_tasks = gc.collect()
+            finally:
+                gc.enable()
+    assert of_threads < 160
+    assert of_tasks < 160 + 100  # a loop leaves some
 
 
 def test_whoever_waits_in_vain_is_told_in_time(base: Base, state_dir: str) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from zlib import crc32
 
@@ -65,6 +66,8 @@ WITH begun AS (
     WHERE (old.epoch, old.opened_at, old.pruned) <> (excluded.epoch, excluded.opened_at, excluded.pruned)
 )"""
 """What follows may write if `begun` is not empty."""
+_GO_ON = "WITH begun AS (SELECT name FROM fleet_node WHERE name = %(node)s AND epoch = %(epoch)s)"
+"""The beginning of a statement that follows in the same transaction, which holds the lock of the node's row."""
 _END = " SELECT 1 / count(*) FROM begun"
 """Who may not write divides by 0: that ends the transaction, with all that is sent along."""
 _IS_LOST = f"""
@@ -76,6 +79,8 @@ UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = coalesce(%s, doubts
 _EVICT = """
 SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
 WHERE application_name = %s AND datname = current_database() AND pid <> pg_backend_pid()"""
+_MOST_CHARACTERS = 64 << 20
+"""Rows are split into several statements beyond that: a server takes 1 GB in a message, and keeps it in memory."""
 ALTERED = -1
 """A checksum that no row has."""
 _ROWS_AT_ONCE = 1024
@@ -208,23 +213,23 @@ def write_batch(
         "opened_at": extract.opened_at,
         "pruned": extract.pruned,
     }
-    values, parts = begin, [_BEGIN]
-    for table, row_class, rows, part in _parts(extract):
-        values |= sql.encode_columns(table, row_class, rows)
-        parts.append(f", {table}_put AS ({part})")
-    write = "".join((*parts, _END))
+    writes = _writes(extract, begin)
+    first = next(writes)
+    second = next(writes, None)
     deletions = list(_deletions(extract, of_node, gone_events))
     try:
-        # All of it in one round trip.
-        if deletions or connection.is_pooled:
+        if second is not None:
+            with replicated(connection):  # without a pipeline: they need not all be in memory
+                for statement, values in chain((first, second), writes, deletions):
+                    connection.execute(statement, values)
+        elif deletions or connection.is_pooled:
+            # All of it in one round trip. Each sees what was there when the node's row was locked.
             with _quietly(), connection.pipeline(), replicated(connection):
-                connection.execute(write, values)
-                # Each sees what was there when the node's row was locked, which one statement would not.
-                for statement, keys in deletions:
-                    connection.execute(statement, keys)
+                for statement, values in (first, *deletions):
+                    connection.execute(statement, values)
         else:
             with replication_required(connection):
-                connection.execute(write, values)
+                connection.execute(*first)
     except psycopg.errors.DivisionByZero:
         row = connection.execute(_WHO, (held.node,)).fetchone()
         if row is not None and row[0] == held.epoch:
@@ -249,6 +254,33 @@ def _is_news(_: logging.LogRecord) -> bool:
 
 _here = threading.local()
 logging.getLogger("psycopg").addFilter(_is_news)
+
+
+def _writes(extract: Extract, begin: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the statements that write all rows, most often one, with their values."""
+    text, values, size = _BEGIN, dict(begin), 0
+    for table, row_class, rows, part in _parts(extract):
+        for number, (encoded, length) in enumerate(_encode(table, row_class, rows)):
+            if number or (size and size + length > _MOST_CHARACTERS):
+                yield text + _END, values
+                text, values, size = _GO_ON, {name: begin[name] for name in ("node", "epoch", "as_of")}, 0
+            text += f", {table}_put AS ({part})"
+            values |= encoded
+            size += length
+    yield text + _END, values
+
+
+def _encode(table: str, row_class: Any, rows: Sequence[Any]) -> Iterator[tuple[dict[str, str], int]]:
+    """Yield rows as parameters, and their length: in one piece, or in several that are not too long."""
+    encoded = sql.encode_columns(table, row_class, rows)
+    length = sum(map(len, encoded.values()))
+    if length <= _MOST_CHARACTERS or len(rows) == 1:
+        yield encoded, length
+        return
+    del encoded
+    middle = len(rows) // 2
+    yield from _encode(table, row_class, rows[:middle])
+    yield from _encode(table, row_class, rows[middle:])
 
 
 def _parts(extract: Extract) -> Iterator[tuple[str, Any, Sequence[Any], str]]:

@@ -21,7 +21,7 @@ from limpet import AsyncStore, Engine, Store, errors
 from limpet.engine.database import Changes
 from limpet.engine.database.sqlite.extract import ROWS, Extractor
 from limpet.engine.fleet import Shipper, batch, shipper
-from limpet.engine.fleet.address import Address
+from limpet.engine.fleet.address import Address, Connection
 from limpet.engine.fleet.rows import _texts, escape, from_record
 from limpet.schema import Status
 from limpet.schema.rows import EventRow
@@ -430,6 +430,40 @@ def test_the_same_amid_its_own_commit_changes_nothing(base: Base, state_dir: str
         for sender in (first, again):
             sender.extractor.close()
             sender.connection.close()
+
+
+@pytest.mark.parametrize("is_opened_first", [True, False])
+def test_rows_too_long_for_one_statement_arrive_together(
+    base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch, *, is_opened_first: bool
+) -> None:
+    """A server takes 1 GB in a message. Whether changes are sent or all rows are compared, no viewer sees a part."""
+    monkeypatch.setattr(batch, "_MOST_CHARACTERS", 4000)
+    lengths: list[int] = []
+    execute = Connection.execute
+
+    def measure(self: Connection, statement: Any, values: Any = None, **options: Any) -> Any:
+        lengths.append(sum(len(str(value)) for value in values.values()) if isinstance(values, dict) else 0)
+        return execute(self, statement, values, **options)
+
+    monkeypatch.setattr(Connection, "execute", measure)
+    url = base.url if is_opened_first else ""
+    with Store.open(state_dir, node="n7", fleet=url) as store:
+        store.add_sandbox(sandbox())
+        with store.transaction() as draft:
+            for number in range(12):
+                draft.add(metadata(f"c{number:02}", text="x" * (9000 if number == 5 else 100 * number)), RUNNING)
+            draft.put("k", "k", "v" * 2000)
+        with store.transaction() as draft:
+            draft.delete("c01")
+            for number in range(2, 12):
+                draft.update(f"c{number:02}", lambda status: replace(status, message="m" * 1500))
+        if is_opened_first:
+            wait_sent(store)
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        wait_sent(store)
+        assert fleet_rows(base) == local_rows(state_dir)
+        assert base.ask("SELECT count(DISTINCT xmin::text) FROM limpet.container") == [(1,)]
+    assert max(lengths) < 20_000  # one row alone is longer: its config has its labels, too
 
 
 def test_an_array_holds_any_text(base: Base) -> None:

@@ -53,8 +53,10 @@ and a commit that has not waited for its standby is told, as a warning.
 _ENCODINGS = {"UTF8", "SQL_ASCII"}
 """Of databases that hold any text."""
 _HINTS = {
+    "42883": "; was it dropped from the fleet's schema by hand? Whoever connects anew does without, and the"
+    " log tells what to do",
     "25006": "; is it a standby? Give the primary, or target_session_attrs=read-write with several hosts. Or has the"
-    " user default_transaction_read_only?"
+    " user default_transaction_read_only?",
 }
 """What to do, by the SQLSTATE of errors that do not tell."""
 

@@ -53,17 +53,31 @@ WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) A
     AND ev_enabled <> 'D' AND ev_type <> '1' ORDER BY 1, 2"""
 """What comes before a row is written, of INSERT and UPDATE; or before any statement."""
 
+_BY_LABELS = "gin (labels_of(labels) jsonb_path_ops)"
 _INDEXES: Mapping[tuple[str, str], str] = {
     ("event", "btree (node, id, revision)"): "the events of one container",
     ("container", "btree (id)"): "a container by its id",
     ("container", "btree (name)"): "a container by its name",
-    ("container", "gin (labels_of(labels) jsonb_path_ops)"): "containers by labels",
+    ("container", _BY_LABELS): "containers by labels",
 }
 """By table and definition, what is slow to look for without an index. Nothing is wrong then, and nothing is refused."""
 _SELECT_INDEXES = r"""
 SELECT relname, regexp_replace(pg_get_indexdef(indexrelid), '^.* USING | WITH \([^()]*\)$', '', 'g') FROM pg_index
 JOIN pg_class ON pg_class.oid = indrelid
 WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND indisvalid"""
+_LABELS_OF = r"""
+BEGIN
+    RETURN replace(labels, '\u0000', '\u0001')::jsonb;
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN NULL;
+END """
+"""The body of the function by which labels are looked for."""
+_MAKE_LABELS_OF = f"""CREATE OR REPLACE FUNCTION labels_of(labels text) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$ {_LABELS_OF} $$;
+    DROP INDEX IF EXISTS container_by_labels; CREATE INDEX container_by_labels ON container USING {_BY_LABELS}"""
+_SELECT_FUNCTION = """
+SELECT prosrc FROM pg_proc WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s)
+    AND proname = 'labels_of' AND pg_get_function_identity_arguments(pg_proc.oid) = 'labels text'"""
 _log = logging.getLogger("limpet.fleet")
 
 
@@ -75,13 +89,31 @@ def require_shape(address: Address, connection: Connection) -> None:
             f"{address}: the tables in schema {address.schema} were altered: {'; '.join(found)}. Undo that; or drop the"
             " schema: then each node that has an engine sends all of its records again"
         )
+    has_function = has_labels_of(address, connection)
+    if not has_function:
+        _log.warning(
+            "%s: to look for containers by labels is slow, the function labels_of was dropped or altered:"
+            " SET search_path = %s; %s",
+            *(address, address.schema, _plain(_MAKE_LABELS_OF)),
+        )
     indexes = set(connection.execute(_SELECT_INDEXES, (address.schema,)).fetchall())
     for (table, definition), slow in _INDEXES.items():
-        if (table, definition) not in indexes:
+        if (table, definition) not in indexes and (has_function or definition != _BY_LABELS):
             _log.warning(
                 "%s: to look for %s is slow, its index was dropped: SET search_path = %s; CREATE INDEX ON %s USING %s",
                 *(address, slow, address.schema, table, definition),
             )
+
+
+def has_labels_of(address: Address, connection: Connection) -> bool:
+    """Say whether the function by which labels are looked for is as it was made: another one may find too little."""
+    rows = connection.execute(_SELECT_FUNCTION, (address.schema,)).fetchall()
+    return [_plain(body) for (body,) in rows] == [_plain(_LABELS_OF)]
+
+
+def _plain(text: str) -> str:
+    """Return a statement in one line, without comments."""
+    return " ".join(" ".join(line.partition("--")[0] for line in text.splitlines()).split())
 
 
 def _find_missing(address: Address, connection: Connection) -> Iterator[str]:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from limpet.engine.fleet.address import Address, Connection
 from limpet.engine.fleet.rows import escape, from_record
+from limpet.engine.fleet.shape import has_labels_of
 from limpet.engine.fleet.upgrade import require_current
 from limpet.schema.codec import (
     are_sound,
@@ -118,6 +119,8 @@ class Fleet:
         self._connection: Connection | None = None
         self._closing = ExitStack()
         """Closes the connection."""
+        self._has_labels_of = False
+        """True if the database can look for labels; else all rows are read."""
         self._pid = os.getpid()
         self._inherited: list[object] = []
         """What is the parent's, in a fork."""
@@ -158,6 +161,7 @@ class Fleet:
         with ExitStack() as undo:
             connection = undo.enter_context(self._address.connect())
             require_current(self._address, connection)
+            self._has_labels_of = has_labels_of(self._address, connection)
             self._closing = undo.pop_all()
         self._connection = connection
         return connection
@@ -195,7 +199,10 @@ class Fleet:
             raise InvalidInputError(f"labels {quote(labels)}: give a mapping of texts")
         wanted = (labels or {}).items()
         texts = [text for label in wanted if (text := label_text(*label))]  # without those that nobody can have
-        clauses = f"{_NAMED_SO if name else ''} {_LABELLED if texts else ''}"
+        if texts:
+            with self._address.errors_told():
+                self._connect()
+        clauses = f"{_NAMED_SO if name else ''} {_LABELLED if texts and self._has_labels_of else ''}"
         found = self._load(node, clauses, {"name": name, "labels": f"{{{','.join(texts)}}}"})
         if wanted:  # the last word has what was read: the index is of labels without NUL
             found = [one for one in found if wanted <= one.labels.items()]

@@ -221,6 +221,45 @@ def test_an_index_that_was_dropped_is_told(base: Base, state_dir: str, caplog: p
         assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP FUNCTION labels_of CASCADE",
+        (
+            "CREATE OR REPLACE FUNCTION labels_of(labels text) RETURNS jsonb LANGUAGE sql IMMUTABLE"
+            " AS 'SELECT NULL::jsonb'"
+        ),
+    ],
+)
+def test_a_function_that_is_not_ours_hides_no_label(
+    base: Base, state_dir: str, caplog: pytest.LogCaptureFixture, statement: str
+) -> None:
+    """Whoever looks for labels finds them without it, nodes go on, and what to do is told, and right."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        store.add(metadata("a", app="web"), RUNNING)
+        store.add(metadata("b", app="shop"), RUNNING)
+        wait_sent(store)
+        with Fleet.open(base.url) as opened_before:
+            assert [one.id for one in opened_before.list(labels={"app": "web"})] == ["a"]
+            base.ask(f"SET search_path = limpet; {statement}")
+            if "DROP" in statement:
+                with pytest.raises(errors.FleetError, match="dropped from the fleet's schema by hand"):
+                    opened_before.list(labels={"app": "web"})
+        base.cut_connections()
+        store.add(metadata("c", app="web"), RUNNING)
+        wait_sent(store)
+        caplog.clear()
+        with Fleet.open(base.url) as fleet:
+            assert [one.id for one in fleet.list(labels={"app": "web"})] == ["a", "c"]
+        message = next(record.getMessage() for record in caplog.records if "labels_of was" in record.getMessage())
+        base.ask(message.partition("altered: ")[2])
+        caplog.clear()
+        with Fleet.open(base.url) as fleet:
+            assert [one.id for one in fleet.list(labels={"app": "web"})] == ["a", "c"]
+        assert not caplog.records
+
+
 def test_an_upgrade_may_take_long(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An index of a million rows takes longer than any other statement may."""
     base.ask("CREATE FUNCTION linger() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.4); END'")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from limpet.engine.aio.answers import in_own_thread
 from limpet.engine.aio.opening import Closing, Opening, open_whole
@@ -15,14 +16,15 @@ _POLL_SECONDS = 0.5
 
 
 class AsyncFleet(Closing):
-    """A `Fleet` for the tasks of one loop, with the same reads and errors. Open it with `AsyncFleet.open`.
+    """A `Fleet` for tasks of any number of loops, with the same reads and errors. Open it with `AsyncFleet.open`.
 
     Tasks take turns. One that is cancelled amid a read is cancelled when that is done; closing waits for it, too.
     """
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._turn = asyncio.Lock()
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        """By loop: tasks wait there, without a thread. Those of several loops wait for each other in `Fleet`."""
 
     @classmethod
     def open(cls, url: str) -> "Opening[AsyncFleet]":
@@ -75,5 +77,5 @@ class AsyncFleet(Closing):
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _ask(self, read: Callable[[], _T]) -> _T:
-        async with self._turn:
+        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             return await in_own_thread(read)

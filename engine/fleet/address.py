@@ -53,6 +53,7 @@ and a commit that has not waited for its standby is told, as a warning.
 _ENCODINGS = {"UTF8", "SQL_ASCII"}
 """Of databases that hold any text."""
 _HINTS = {
+    "42P01": "; was it dropped, or the right to use its schema taken away?",
     "42883": "; was it dropped from the fleet's schema by hand? Whoever connects anew does without, and the"
     " log tells what to do",
     "25006": "; is it a standby? Give the primary, or target_session_attrs=read-write with several hosts. Or has the"

@@ -1,9 +1,10 @@
 """Looking at the fleet: what its nodes have sent, and of a node that is not heard of nothing that may be over."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, Self
@@ -108,7 +109,7 @@ class _Known(NamedTuple):
 
 
 class Fleet:
-    """The records of many nodes. It writes nothing. Open it with `Fleet.open`; one thread at a time may use it.
+    """The records of many nodes. It writes nothing. Open it with `Fleet.open`. Threads may share it, and take turns.
 
     It may be kept open: a connection that was lost, or that an interrupt has left amid an answer, is made anew. In a
     fork it makes one of its own, and leaves the parent's alone.
@@ -122,6 +123,8 @@ class Fleet:
         self._has_labels_of = False
         """True if the database can look for labels; else all rows are read."""
         self._pid = os.getpid()
+        self._turn = (self._pid, threading.RLock())
+        """Held by who uses the connection; in a fork, whose parent may have held it, there is another one."""
         self._inherited: list[object] = []
         """What is the parent's, in a fork."""
         self._is_closed = False
@@ -142,13 +145,21 @@ class Fleet:
     def close(self) -> None:
         """Close the connection; what is asked later raises ClosedError. May be repeated."""
         self._is_closed = True
-        self._disconnect()
+        with self._in_turn():
+            self._disconnect()
 
     @property
     def server(self) -> tuple[str, int]:
         """Where it is connected to: a host, or the directory of a socket; and the port."""
-        info = self._connect().info
-        return info.host, info.port
+        with self._in_turn():
+            info = self._connect().info
+            return info.host, info.port
+
+    def _in_turn(self) -> AbstractContextManager[object]:
+        pid, turn = self._turn
+        if pid != os.getpid():
+            self._turn = (os.getpid(), turn := threading.RLock())
+        return turn
 
     def _connect(self) -> Connection:
         """Return a connection that waits for a question: the one there is, if it does, or a new one."""
@@ -200,7 +211,7 @@ class Fleet:
         wanted = (labels or {}).items()
         texts = [text for label in wanted if (text := label_text(*label))]  # without those that nobody can have
         if texts:
-            with self._address.errors_told():
+            with self._in_turn():
                 self._connect()
         clauses = f"{_NAMED_SO if name else ''} {_LABELLED if texts and self._has_labels_of else ''}"
         found = self._load(node, clauses, {"name": name, "labels": f"{{{','.join(texts)}}}"})
@@ -290,7 +301,7 @@ class Fleet:
         if isinstance(values, dict):  # what somebody looks for is escaped as what was sent
             values = {key: escape(value) if isinstance(value, str) else value for key, value in values.items()}
         try:
-            with self._address.errors_told():
+            with self._in_turn(), self._address.errors_told():
                 connection = self._connect()
                 try:
                     return connection.execute(query, values)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -219,6 +220,32 @@ def test_it_may_be_kept_open(base: Base, state_dir: str) -> None:
     fleet.close()
     with pytest.raises(errors.ClosedError):
         fleet.list()
+
+
+def test_threads_and_loops_share_one(base: Base, state_dir: str) -> None:
+    """They take turns: none cuts the connection of another, who would wait for ever; closing waits for who reads."""
+    fill(base, state_dir, "n7")
+    fleet = Fleet.open(base.url)
+    expected = [one.id for one in fleet.list()]
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(lambda: [[one.id for one in fleet.list()] for _ in range(25)]) for _ in range(4)]
+        assert all(each.result(30) == [expected] * 25 for each in found)
+        with base.cluster.connect(base.name) as connection, connection.transaction():
+            connection.execute("LOCK TABLE limpet.container")
+            reading = pool.submit(fleet.nodes)
+            waiting = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+            wait_until(lambda: len(base.ask(waiting, base.name)) == 1, "the read to wait")
+            closing = pool.submit(fleet.close)
+        assert [one.name for one in reading.result(30)] == ["n7"]
+        closing.result(30)
+    tasks = AsyncFleet(Fleet.open(base.url))
+
+    async def look() -> None:
+        assert len(await asyncio.gather(*(tasks.list() for _ in range(5)))) == 5
+
+    for _ in range(2):
+        asyncio.run(asyncio.wait_for(look(), 30))
+    asyncio.run(tasks.close())
 
 
 def test_who_follows_goes_on_when_the_database_is_back(base: Base, state_dir: str) -> None:

@@ -339,6 +339,11 @@ def _name(node: str, directory: str, path: str) -> dict[str, object]:
 
 
 def _fenced(connection: Connection, held: Claim) -> FleetFencedError:
+    if connection.execute(_WHO, (held.node,)).fetchone() is None:
+        return FleetFencedError(
+            f"node {quote(held.node)} was removed from the fleet; nothing more of this engine's is taken: close it, and"
+            " open it again, if the node is to be there"
+        )
     return FleetFencedError(
         f"node {quote(held.node)} was taken over in the fleet by {_describe(connection, held.node)}; nothing more of"
         " this engine's is taken: close it, or give it another node's name"

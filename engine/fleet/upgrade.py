@@ -11,6 +11,8 @@ FLEET_REVISION = "f002"
 """The newest revision of the fleet's tables that this version knows."""
 _LOCK = 0x6C696D706574
 """The key of the advisory lock under which tables are made: "limpet"."""
+_MARKS = {"fleet_node", "container_status", "event"}
+"""Tables by which a schema is known for limpet's, whatever became of `fleet_version`."""
 _OURS = re.compile(r"f\d{3}")
 
 
@@ -51,6 +53,12 @@ def read_revision(address: Address, connection: Connection) -> str:
     rows = connection.execute(query) if "fleet_version" in tables else ()
     revisions = [str(row[0]) for row in rows]
     if len(revisions) != 1 or not _OURS.fullmatch(revisions[0]):
+        if not revisions and tables >= _MARKS:
+            raise FleetError(
+                f"{address}: fleet_version, which tells of what revision the tables in schema {address.schema} are, was"
+                " altered. Undo that; or drop the schema: then each node that has an engine sends all of its records"
+                " again"
+            )
         raise FleetError(f"{address}: its schema {address.schema!r} is not limpet's; give an empty database")
     if revisions[0] > FLEET_REVISION:
         raise FleetTooNewError(

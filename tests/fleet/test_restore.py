@@ -95,6 +95,19 @@ def test_the_old_one_is_fenced(base: Base, state_dir: str) -> None:
     assert base.ask("SELECT value FROM limpet.item") == [("4",)]
 
 
+def test_a_node_that_was_removed_by_hand_is_told(base: Base, state_dir: str) -> None:
+    """Nobody has taken it over: opened again it is there, with all it has."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.put("k", "k", 1)
+        wait_sent(store)
+        base.ask("DELETE FROM limpet.fleet_node; DELETE FROM limpet.item")
+        store.put("k", "k", 2)
+        wait_until(lambda: store.fleet_lag and "was removed from the fleet" in store.fleet_lag.error, "it to be told")
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        wait_sent(store)
+    assert base.ask("SELECT value FROM limpet.item") == [("2",)]
+
+
 def test_another_directory_of_the_same_name_is_refused(base: Base, state_dir: str) -> None:
     """Two engines with one node's name: the second, and a copy of the directory, send nothing, and are told."""
     fill(base, state_dir)

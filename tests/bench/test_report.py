@@ -173,6 +173,7 @@ def test_the_legend_has_each_contender_once(tmp_path: Path) -> None:
 def test_a_report_of_lives_tells_every_ratio_that_a_life_is_judged_by() -> None:
     """Beside 1,000 that run as beside 10, beside Popen and crun, and limpet's share beyond conmon and runtime."""
     metrics = {metric.key for metric in EXPERIMENTS["life"].metrics} | {"life_us", "beyond_us", "life_beyond_us"}
+    metrics |= {f"turns_{name}_us" for name in ("start", "life", "popen", "crun")}
     cases = list(choose_cases(Settings(directory=".", only=["life"])))
     report = report_of(*(make_series(case, {0: Outcome(figures=dict.fromkeys(metrics, 7.0))}) for case in cases))
     text = "\n".join(describe(report))
@@ -181,6 +182,8 @@ def test_a_report_of_lives_tells_every_ratio_that_a_life_is_judged_by() -> None:
     for words in (
         "start: p50, of Popen and its wait",
         "create to delete, of crun's",
+        "in turns, after rests: start p50, of Popen and its wait",
+        "in turns, after rests: create to delete, of crun's",
         "16 threads: lives a second",
         "1,000 running: release, of that with 10",
         "1,000 running: delete, of that with 10",

@@ -44,7 +44,7 @@ def state_of(limpet: Limpet, name: str) -> str:
         return ""
 
 
-@pytest.fixture(params=["a live engine", "none"])
+@pytest.fixture(params=["a live engine", pytest.param("none", marks=pytest.mark.long)])
 def somewhere(request: pytest.FixtureRequest, limpet: Limpet, engine_process: Start) -> Limpet:
     """The command line, beside a live engine and without one."""
     if request.param != "none":

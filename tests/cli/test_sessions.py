@@ -26,7 +26,7 @@ time.sleep(1000)
 ECHO = "trap 'exit 4' TERM; while read x; do echo got $x; done; exit 6"
 
 
-@pytest.fixture(params=["a live engine", "none"])
+@pytest.fixture(params=["a live engine", pytest.param("none", marks=pytest.mark.long)])
 def somewhere(
     request: pytest.FixtureRequest, limpet: Limpet, engine_process: Callable[[str], EngineProcess], tmp_path: Path
 ) -> Iterator[Limpet]:

@@ -68,6 +68,7 @@ def test_power_cuts(size: Size) -> None:
     assert report["violations"] == 0, report["findings"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("life", "is_sound"), [("ReadLife", True), ("UnflushedReadLife", False)])
 def test_power_cuts_that_are_read(life: str, is_sound: bool) -> None:

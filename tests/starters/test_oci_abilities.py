@@ -35,7 +35,7 @@ def counting(request: pytest.FixtureRequest, shared: Engine) -> Iterator[Contain
     container.release()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", ["runc", pytest.param("crun", marks=pytest.mark.long)])
 def test_pause_one_that_starts_programs_all_the_time(shared: Engine, runtime: str) -> None:
     """All of it is frozen when that returns, as where its shell waits for a child by vfork that is frozen already."""
     script = "for i in 1 2 3; do (while :; do /bin/true; done) & done; wait"

@@ -21,9 +21,9 @@ from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.engine.starters.oci.conmon import end_monitor
 from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_program, read_program
 from limpet.engine.starters.oci.run_directory import list_runs
-from limpet.recovery.host import open_pidfd, wait_for_end
+from limpet.recovery.host import open_pidfd, read_stat, wait_for_end
 from limpet.schema import ContainerState, Reason
-from tests.conftest import is_running, read_output
+from tests.conftest import is_running, read_output, wait_until
 from tests.starters.oci import (
     RUNTIMES,
     busybox_engine,
@@ -69,6 +69,7 @@ def test_conmons_end_tells_of_the_containers(engine: Engine, state_dir: str, mon
     container.start()
     processes = processes_of(state_dir, container.id)
     os.kill(processes.monitor.pid, signal.SIGSTOP)
+    wait_until(lambda: read_stat(processes.monitor.pid)[0] == b"T", "conmon is stopped")
     os.kill(processes.init.pid, signal.SIGKILL)
     assert container.wait(5).exit_code == 137
 

@@ -78,14 +78,14 @@ main.main()
 _TRUSTING_KEEPER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from keeper import main
+from keeper import adoption, main, starts
 
 class Any(int):
     __hash__ = int.__hash__
     def __eq__(self, other): return True
     def __ne__(self, other): return False
 
-main.Keeper._read_inode = lambda self, pidfd: Any(1)
+adoption.read_inode = starts.read_inode = lambda pidfd, anonymous: Any(1)
 main.main()
 """
 

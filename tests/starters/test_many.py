@@ -21,14 +21,15 @@ COUNT = 12
 FIRST_VERSION = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from keeper import keeper, main
+from keeper import keeper, main, starts
 
 def divide(request):
     if "many" in request:
         raise KeyError("id")
     return [request]
 
-keeper.VERSION, keeper._divide = 1, divide
+keeper.VERSION = 1
+keeper.divide = starts.divide = divide
 main.main()
 """
 """A keeper that cannot be asked about many."""

@@ -299,6 +299,8 @@ def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pyte
     for number in (signal.SIGKILL, signal.SIGSTOP):
 
         def go(self: ProcessStarter, prepared: object, number: int = number) -> None:
+            self._keeper.ask({"op": "list", "after": ""})  # it has handed over the plan: then it lets nothing go on
+            self._keeper.forget_connections()
             os.kill(prepared.identity.pid, number)  # type: ignore[attr-defined]
             real(self, prepared)  # type: ignore[arg-type]
 

@@ -89,7 +89,6 @@ class Keeper:
         self._idle_since = time.monotonic()
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
-        self._anonymous = self._loop.stat()
         self._journal = Journal(directory, f"{_read_boot_id()}/{self._namespace}")
         self._starts = Starts(
             self._loop, self._journal, copies, self._containers, self._firsts, self._send, self._note_end
@@ -567,7 +566,7 @@ class Keeper:
         container.why = (record.get("why") or "").encode()
         container.end, container.is_acknowledged = record.get("end"), bool(record.get("acknowledged"))
         try:
-            if not find_again(container, self._anonymous):
+            if not find_again(container, self._loop.anonymous):
                 self._adopt_ended(container)
                 return
             if container.executed is None:

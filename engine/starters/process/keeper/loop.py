@@ -13,6 +13,8 @@ class Loop:
     def __init__(self) -> None:
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
+        self.anonymous = os.fstat(self._poll.fileno())
+        """What fstat(2) says of the epoll set: the same as of each pidfd before Linux 6.9."""
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         """Have `handler` called whenever the descriptor can be read. Raises OSError."""
@@ -53,10 +55,6 @@ class Loop:
             if handler is not None and self._handlers.get(descriptor) is handler:
                 with suppress(Exception):  # one that cannot be served now; the next tick looks at all again
                     handler()
-
-    def stat(self) -> os.stat_result:
-        """Return what fstat(2) says of the epoll set: the same as of each pidfd before Linux 6.9."""
-        return os.fstat(self._poll.fileno())
 
 
 def _drain(descriptor: int) -> None:

@@ -47,7 +47,6 @@ class Starts:
         self._firsts = firsts
         self._send = send
         self._note_end = note_end
-        self._anonymous = loop.stat()
         self._starting: set[str] = set()  # containers whose start is not over
         self._opened: dict[str, float] = {}  # whose gates were opened, and when: what came of it is looked at later
         self._unheld: dict[str, Container] = {}  # whose UTS namespaces could not be looked at yet
@@ -181,7 +180,7 @@ class Starts:
         try:
             gate = self.spare.take()
             container = Container(key, gate.pid, gate.start_ticks, gate.pidfd, log)
-            container.inode = read_inode(gate.pidfd, self._anonymous)
+            container.inode = read_inode(gate.pidfd, self._loop.anonymous)
             self._loop.watch(gate.pidfd, lambda: self._note_end(container))
         except BaseException:
             if gate is not None:

@@ -117,10 +117,9 @@ def _measure_single_lives(kind: Kind, engine: Engine, seconds: float, bare: Othe
             steps[name].append(took)
 
     def live_bare(other: Other) -> None:
-        time.sleep(_REST_SECONDS)
-        began = time.perf_counter()
-        bare_starts.append(other.live() or 0.0)
-        bare_lives.append(time.perf_counter() - began)
+        start, life = _rest_and_live(other)
+        bare_starts.append(start or 0.0)
+        bare_lives.append(life)
 
     turn: list[Callable[[], None]] = [live]
     if bare is not None:
@@ -162,10 +161,7 @@ def _measure_in_turns(kind: Kind, engine: Engine, cell: Cell) -> Figures:
         deadline = time.perf_counter() + cell.seconds
         while len(starts) < _LEAST_LIVES or time.perf_counter() < deadline:
             for name, other in others.items():
-                time.sleep(_REST_SECONDS)
-                began = time.perf_counter()
-                other.live()
-                lives.setdefault(name, []).append(time.perf_counter() - began)
+                lives.setdefault(name, []).append(_rest_and_live(other)[1])
             took = _live(kind, engine, _REST_SECONDS)
             starts.append(took["start"])
             lives.setdefault("limpet", []).append(sum(took.values()))
@@ -173,6 +169,14 @@ def _measure_in_turns(kind: Kind, engine: Engine, cell: Cell) -> Figures:
     for name in others:
         figures[f"turns_{name}_us"] = median(lives[name]) * 1e6
     return figures
+
+
+def _rest_and_live(other: Other) -> tuple[float | None, float]:
+    """Let one of another kind live after a rest; return how long its start took, if that is told, and its life."""
+    time.sleep(_REST_SECONDS)
+    began = time.perf_counter()
+    start = other.live()
+    return start, time.perf_counter() - began
 
 
 def _describe_starts(starts: Sequence[float]) -> Figures:

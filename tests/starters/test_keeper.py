@@ -260,8 +260,11 @@ def test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole(
     keeper = find_keepers(state_dir)["limpet-keeper"]
 
     def find() -> dict[str, int]:
-        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-        return find_keepers(state_dir) | {Path(f"/proc/{pid}/comm").read_text().strip(): int(pid) for pid in children}
+        found = find_keepers(state_dir)
+        for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
+            with suppress(OSError):  # it was reaped meanwhile
+                found.setdefault(Path(f"/proc/{pid}/comm").read_text().strip(), int(pid))
+        return found
 
     wait_until(lambda: set(names) <= set(find()), "a gate that is forked ahead")
     stop_by_signal(*(find()[name] for name in names))
@@ -273,6 +276,39 @@ def test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole(
     assert time.monotonic() - begun < 9
     assert [entry.text for entry in next_one.read_log()] == [b"heard\n"]
     assert first.stop(5).exit_code == 128 + signal.SIGTERM
+
+
+BEGINS_LATE = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from keeper import main
+
+become_subreaper = main.become_subreaper
+
+def become_late():
+    time.sleep(0.2)
+    become_subreaper()
+
+main.become_subreaper = become_late
+main.main()
+"""
+
+
+def test_one_that_began_late_goes_on_when_it_is_stopped(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine has connected before it was there, as on a busy machine: its peer is the process that was spawned."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", BEGINS_LATE)
+    make(engine, "one", "true").start()
+    engine.get("one").wait(20)
+    keeper = find_keepers(state_dir)["limpet-keeper"]
+    stop_by_signal(keeper)
+    begun = time.monotonic()
+    next_one = make(engine, "two", "sh", "-c", "exit 4")
+    next_one.start()
+    assert next_one.wait(20).exit_code == 4
+    assert time.monotonic() - begun < 9
+    assert find_keepers(state_dir)["limpet-keeper"] == keeper
 
 
 def test_an_anchor_that_was_stopped_takes_over(state_dir: str) -> None:

@@ -26,7 +26,7 @@ from limpet.engine.starters.process.keeper.messages import LONGEST, VERSION, Mes
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory
-from limpet.recovery.host import open_pidfd, read_pid_namespace, wait_for_end, wait_readable
+from limpet.recovery.host import open_pidfd, read_pid_namespace, read_stat, wait_for_end, wait_readable
 from limpet.schema.errors import KeeperError, quote_path
 
 _log = logging.getLogger("limpet.starter")
@@ -100,20 +100,8 @@ class Connection:
 
     def _receive(self, most: int) -> tuple[Message | None, list[int]]:
         if not wait_readable(self._link.fileno(), _PATIENCE_SECONDS):
-            self._let_go_on()
+            _let_go_on(self._directory)
         return receive(self._link, most)
-
-    def _let_go_on(self) -> None:
-        """Continue a keeper that was stopped, by a container of root's or by a person: nobody else would.
-
-        Also the anchor that is to take over from one that is dead: until it does, it is the dead one that is our peer.
-        """
-        pid, _ = read_peer(self._link)
-        with suppress(OSError), open_pidfd(pid) as pidfd:
-            if let_go_on(pid, pidfd):
-                _log.warning("the keeper, process %d, was stopped by a signal; it was sent SIGCONT", pid)
-        with suppress(OSError, ValueError):  # it is gone as well, or an older one that did not say which it is
-            _let_anchor_go_on(self._directory)
 
     def wait_for_either(self, descriptor: int) -> bool:
         """Wait until a descriptor is at its end, with nothing left to read, or there is an answer.
@@ -125,7 +113,7 @@ class Connection:
             poll.register(each, select.POLLIN)
         ready = dict(poll.poll(_PATIENCE_SECONDS * 1000))
         if not ready:
-            self._let_go_on()
+            _let_go_on(self._directory)
             ready = dict(poll.poll(ANSWER_TIMEOUT_SECONDS * 1000))
         if not ready:
             raise KeeperError(f"nothing has happened for {ANSWER_TIMEOUT_SECONDS:g} s")
@@ -386,24 +374,39 @@ def portions(many: Sequence[_T]) -> Iterator[Sequence[_T]]:
         first = end
 
 
-def _let_anchor_go_on(directory: str) -> None:
-    """Continue the anchor of a keeper's directory if it was stopped. Raises OSError, ValueError."""
-    lock = os.open(os.path.join(directory, LOCK), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        pid = int(os.read(lock, 32))
-        with open_pidfd(pid) as pidfd, os.scandir(f"/proc/{pid}/fd") as entries:
-            # The number may be another's by now: the anchor is the one that holds the lock.
-            is_anchor = any(_is_same(entry, lock) for entry in entries)
-            if is_anchor and let_go_on(pid, pidfd):
-                _log.warning("the keeper's anchor, process %d, was stopped by a signal; it was sent SIGCONT", pid)
-    finally:
-        os.close(lock)
+def _let_go_on(directory: str) -> None:
+    """Continue what was stopped of a directory's keeper, by a container of root's or by a person: nobody else would.
+
+    Its processes are those that hold its lock, whatever they are about to become: while one begins, or takes over from
+    one that is dead, our peer is who has begun to listen, and that process has ended.
+    """
+    with suppress(OSError):
+        lock = os.open(os.path.join(directory, LOCK), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+                with suppress(OSError):
+                    if read_stat(pid)[0] == b"T" and _holds(pid, lock):
+                        _continue(pid, lock)
+        finally:
+            os.close(lock)
 
 
-def _is_same(entry: os.DirEntry[str], descriptor: int) -> bool:
-    """Say whether an entry of /proc/PID/fd is open on the same file."""
+def _continue(pid: int, lock: int) -> None:
+    with open_pidfd(pid) as pidfd:
+        if _holds(pid, lock) and let_go_on(pid, pidfd):  # looked at anew: the number may be another's
+            _log.warning("process %d, of the keeper's, was stopped by a signal; it was sent SIGCONT", pid)
+
+
+def _holds(pid: int, lock: int) -> bool:
+    """Say whether a process has this file open. Raises OSError."""
+    with os.scandir(f"/proc/{pid}/fd") as entries:
+        return any(_is_same(entry, lock) for entry in entries)
+
+
+def _is_same(entry: os.DirEntry[str], lock: int) -> bool:
+    """Say whether an entry of /proc/PID/fd is this file. Nothing else is asked for, on whatever disk that may hang."""
     try:
-        return os.path.samestat(entry.stat(), os.fstat(descriptor))
+        return os.readlink(entry.path).endswith(f"/{LOCK}") and os.path.samestat(entry.stat(), os.fstat(lock))
     except OSError:  # closed meanwhile
         return False
 

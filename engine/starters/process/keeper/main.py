@@ -49,15 +49,12 @@ def main() -> None:
     _take_oom_score()
     if not os.fork():
         os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 2)  # until now it went to who spawned us
-        _anchor(listener, lock)
+        _anchor(listener)
 
 
-def _anchor(listener: socket.socket, lock: int) -> NoReturn:
+def _anchor(listener: socket.socket) -> NoReturn:
     try:
         become_subreaper()
-        with suppress(OSError):  # a full disk: then nobody finds us who was stopped
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, b"%d\n" % os.getpid(), 0)
         anchor = os.getpid()
         copies = Copies(DIRECTORY)
         keeper = os.fork()

@@ -1,7 +1,6 @@
 """The state directory: private, and locked by one engine at a time."""
 
 import errno
-import gc
 import os
 import stat
 import time
@@ -15,7 +14,7 @@ from limpet.engine.state.identity import find_original, make_copy, read_identity
 from limpet.engine.state.lock import Lock, find_holder, has_holder_ended, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, read_owner
-from limpet.engine.state.turn import patience_with_given_up, pauses
+from limpet.engine.state.turn import collect_garbage, patience_with_given_up, pauses
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
     StateDirectoryError,
@@ -53,9 +52,8 @@ class StateDirectory:
             require_entries(path, ENTRIES)
             patience = patience_with_given_up()  # before the first try: one may be over between that and the next
             lock = Lock.take(os.path.join(path, LOCK))
-            if lock is None and find_holder(path) == os.getpid():
-                gc.collect()  # perhaps of a store that an interrupt cut off, and that nobody has any more
-                lock = Lock.take(os.path.join(path, LOCK))
+            if lock is None and find_holder(path) == os.getpid() and collect_garbage(wait):
+                lock = Lock.take(os.path.join(path, LOCK))  # of a store that an interrupt cut off, and nobody has
             if lock is None:
                 wait = max(wait, patience, _CHILD_SECONDS if has_holder_ended(path) else 0)
             for pause in pauses(wait if lock is None else 0):

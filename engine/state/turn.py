@@ -1,5 +1,6 @@
 """Waiting for a state directory that another has open: how long, and how often it is tried."""
 
+import gc
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,6 +21,8 @@ _PART_SECONDS = 0.2
 """The longest that an interrupt, or a task that is cancelled, waits for a wait to end."""
 _GIVEN_UP_SECONDS = 10.0
 """How long an opening may take to end whose caller does not wait for it any more."""
+_COLLECTING_SHARE = 0.01
+"""Of a wait: how much may be spent on collecting garbage, which takes long where there are many objects."""
 _given_up: list[tuple[threading.Event, float]] = []
 """Such openings of this process: what is set once they have closed what they opened, and until when that is waited for.
 
@@ -68,6 +71,24 @@ def patience_with_given_up() -> float:
     now = time.monotonic()
     _given_up[:] = [(over, until) for over, until in _given_up if not over.is_set() and until > now]
     return max((until - now for _, until in _given_up), default=0)
+
+
+_collect_again_at = [0.0]
+"""Not before, by the monotonic clock, while a wait goes on."""
+
+
+def collect_garbage(wait: float) -> bool:
+    """Collect what nobody has any more, which may hold the lock; say whether that was done.
+
+    At the last try, which waits no longer, it always is.
+    """
+    began = time.monotonic()
+    if wait > 0 and began < _collect_again_at[0]:
+        return False
+    gc.collect()
+    now = time.monotonic()
+    _collect_again_at[0] = now + (now - began) / _COLLECTING_SHARE
+    return True
 
 
 def open_in_parts(attempt: Callable[[float], _T], wait: float) -> _T:

@@ -64,7 +64,8 @@ class Case(NamedTuple):
     @property
     def code(self) -> int | None:
         """The exit code of that process, if the drill knows it."""
-        return self.after.codes.get((self.identity.pid, self.identity.start_ticks)) if self.identity else None
+        one = self.identity
+        return self.after.codes.get((one.pid, one.start_ticks, one.pidfd_inode)) if one else None
 
     @property
     def identity(self) -> ProcessIdentity | None:

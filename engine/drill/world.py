@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from limpet.recovery.host import has_pidfs, open_pidfd
 from limpet.schema.errors import InvalidStateError
 from limpet.schema.identity import ProcessIdentity
 
@@ -33,6 +34,9 @@ _LOOK_EVERY_SECONDS = 0.03
 
 Birth = tuple[int, int]
 """A pid and its start, in clock ticks since boot: pids come around."""
+Mark = tuple[int, int, int]
+"""The same, and the inode number of its pidfd (0 before Linux 6.9): where pids are given out by hand, as here, two
+processes have one within a tick."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class World:
     """The processes at one moment, and the exit codes known by then."""
 
     processes: Mapping[int, Process]
-    codes: Mapping[Birth, int]
+    codes: Mapping[Mark, int]
     strangers: frozenset[int]
     """The drill's own processes, which belong to no container whatever their pid."""
 
@@ -90,7 +94,7 @@ class Subreaper:
     """Reaps, in its own thread, the processes that come to this one, and remembers the exit codes of containers."""
 
     def __init__(self) -> None:
-        self._codes: dict[Birth, int] = {}
+        self._codes: dict[Mark, int] = {}
         self._strangers: set[int] = set()
         self._may_reap = threading.Event()
         self._may_reap.set()
@@ -190,7 +194,7 @@ class Subreaper:
         for birth, pidfd in list(self._watched.items()):
             code = _read_code(pidfd)
             if code is not None:
-                self._codes[birth] = code
+                self._codes[(*birth, _read_inode(pidfd))] = code
             if code is not None or (_has_ended(pidfd) and birth not in present):
                 os.close(self._watched.pop(birth))
         for process in processes.values():
@@ -212,8 +216,9 @@ class Subreaper:
             assert found is not None
             exited = found.si_code == os.CLD_EXITED
             with suppress(OSError):  # reaped by the caller of a command: no container
-                birth = found.si_pid, _read_stat(found.si_pid).start_ticks
-                self._codes[birth] = found.si_status if exited else 128 + found.si_status
+                with open_pidfd(found.si_pid) as pidfd:
+                    mark = found.si_pid, _read_stat(found.si_pid).start_ticks, _read_inode(pidfd)
+                self._codes[mark] = found.si_status if exited else 128 + found.si_status
             self._may_reap.wait()
             with suppress(ChildProcessError):  # the caller of a command also waits for it, and may be faster
                 os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
@@ -299,6 +304,10 @@ def _read_code(pidfd: int) -> int | None:
         if struct.unpack_from("Q", info)[0] & _PIDFD_INFO_EXIT:
             return _as_code(struct.unpack_from("i", info, 60)[0])
     return None
+
+
+def _read_inode(pidfd: int) -> int:
+    return os.fstat(pidfd).st_ino if has_pidfs() else 0
 
 
 def _as_code(wait_status: int) -> int:

@@ -82,7 +82,7 @@ def test_one_container(
     truth.begin(1)
     if acknowledged is not None:
         truth.end(Returned(1, acknowledged))
-    world = World(alive, {} if code is None else {(50, 1): code}, frozenset())
+    world = World(alive, {} if code is None else {(50, 1, 9): code}, frozenset())
     told = Told({} if said is None else {"a": said}, [])
     found = judge(truth, told, BUNDLES, world, world) + find_leaks(told, BUNDLES, world)
     assert {each.kind for each in found} == ({fault} if fault else set())
@@ -112,7 +112,7 @@ def test_what_is_reaped_of_a_program_that_cannot_be_executed_is_its_gate() -> No
     step = Step(1, Verb.START, "a")
     truth.expect(Round(number=1, containers=(Planned("a", program),), lanes=((step,),), kill=Kill(1, False, 0)))
     truth.begin(1)
-    world = World(GONE, {(50, 1): 137}, frozenset())
+    world = World(GONE, {(50, 1, 9): 137}, frozenset())
     killed = msgspec.structs.replace(ENDED_3, exit_code=137)
     for said, faults in ((NEVER_RAN, []), (killed, [Kind.WRONG_EXIT_CODE])):
         found = judge(truth, Told({"a": said}, []), BUNDLES, world, world)
@@ -150,10 +150,10 @@ def test_a_process_of_the_engine_with_the_pid_is_no_container() -> None:
 
 
 def test_a_code_is_that_of_one_process_not_of_its_pid() -> None:
-    """How an earlier or a later owner of the pid ended says nothing about the container."""
+    """How an earlier or a later owner of the pid ended, be it within a tick, says nothing about the container."""
     truth = knowing([Step(1, Verb.START, "a")])
     truth.begin(1)
-    world = World(GONE, {(50, 0): 137, (50, 7): 143}, frozenset())
+    world = World(GONE, {(50, 0, 9): 137, (50, 7, 9): 143, (50, 1, 8): 137}, frozenset())
     assert not judge(truth, Told({"a": ENDED_3}, []), BUNDLES, world, world)
 
 

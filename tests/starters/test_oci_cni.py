@@ -136,7 +136,10 @@ def test_killed_while_it_hangs(
 ) -> None:
     """The next engine ends the plugin with its children before it asks for anything; a copy's engine does not."""
     pids = tmp_path / "pids"
-    (plugins / f"{command}.sh").write_text(f"sleep 1000 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait")
+    # It reads what it is asked first, as each does: by then it is written down which process it is.
+    (plugins / f"{command}.sh").write_text(
+        f"cat >/dev/null; sleep 1000 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"
+    )
     process = engine_process(f"""
 from limpet import OciStarter
 options = {{"cni": {str(plugins.parent / "net.d")!r}, "cni_plugins": {str(plugins)!r}}}

@@ -178,6 +178,7 @@ def test_the_command_saves_and_compares(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["saved.json"]
 
 
+@pytest.mark.long
 def test_without_matplotlib_there_are_figures_but_no_plots(tmp_path: Path) -> None:
     """What limpet does not need is said to be missing, after a run that is as good as any."""
     stub = tmp_path / "stub"

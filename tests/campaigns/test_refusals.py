@@ -34,6 +34,7 @@ def test_a_call_that_is_refused(size: Size) -> None:
     assert report["unreached"] <= 1 + report["faults"] / 5, report
 
 
+@pytest.mark.long
 @pytest.mark.campaign("refusals")
 @pytest.mark.timeout(600)
 def test_what_was_found_once_is_not_found_again(size: Size) -> None:

@@ -414,6 +414,7 @@ def test_root_asks_the_engine_of_a_service_user(limpet: Limpet) -> None:
         subprocess.run(["rm", "-rf", str(place)], check=False)
 
 
+@pytest.mark.long
 def test_rows_never_look_alike(limpet: Limpet) -> None:
     """At any width each id is unique and can be typed in again, each column is there, and names are cut last."""
     with Engine.open(limpet.state_dir) as engine:

@@ -5,14 +5,10 @@ import pytest
 from tests.crash.mutants import MUTANTS
 from tests.crash.trial import WORKERS, run
 
-SOON = {"acknowledged before it is written"}
-"""What `make test` tries; the gate tries them all."""
 
-
+@pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in SOON else pytest.mark.long) for name in MUTANTS]
-)
+@pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_store_is_caught(name: str) -> None:
     """Its trial finds something lost, torn or false, where it finds nothing in the store as it is."""
     mutant = MUTANTS[name]

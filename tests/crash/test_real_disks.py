@@ -15,6 +15,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a
 needs_loop = pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason="there are no loop devices here")
 
 
+@pytest.mark.long
 @needs_root
 @needs_loop
 @pytest.mark.campaign("disks")

@@ -78,6 +78,7 @@ def test_power_cuts_that_are_read(life: str, is_sound: bool) -> None:
     assert (report["violations"] == 0) is is_sound, report["findings"]
 
 
+@pytest.mark.long
 @pytest.mark.campaign("recovery")
 @pytest.mark.timeout(1800)
 def test_power_cuts_of_the_recovery(size: Size) -> None:
@@ -92,6 +93,7 @@ def test_power_cuts_of_the_recovery(size: Size) -> None:
     assert report["violations"] == 0, report["findings"]
 
 
+@pytest.mark.long
 @pytest.mark.campaign("wal")
 @pytest.mark.timeout(1800)
 def test_power_cuts_while_the_wal_begins_anew(size: Size) -> None:

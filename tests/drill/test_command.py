@@ -156,6 +156,7 @@ def test_a_process_with_children_is_refused(temporary: str) -> None:
     assert os.listdir(temporary) == []
 
 
+@pytest.mark.long
 def test_a_plot_shows_what_happened(temporary: str, tmp_path: Path) -> None:
     """The picture has the containers, the kills and what was said; the result is as without it."""
     result = subprocess.run(

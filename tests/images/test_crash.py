@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from limpet.engine.images import DirectoryImageStore
 from limpet.schema.image import ImageName, MountType
 from tests.oci_layout import Layout, member, names, tar
@@ -91,6 +93,7 @@ def test_a_kill_at_any_step_leaves_a_whole_image_or_none(tmp_path: Path) -> None
     assert changes == [True, False]
 
 
+@pytest.mark.long
 def test_kills_at_random_instants_leave_a_whole_image_or_none(tmp_path: Path) -> None:
     """One store, killed again and again a moment after a step of its loading and removing, also amid writes."""
     layout = Layout(tmp_path / "layout")

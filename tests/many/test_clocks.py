@@ -84,7 +84,14 @@ def told_by_the_right_clock(tmp_path_factory: pytest.TempPathFactory) -> object:
     return live_and_recover(str(tmp_path_factory.mktemp("clock") / "state"), "right")
 
 
-@pytest.mark.parametrize("clock", ["before 1970", "ever earlier", "the last days", "to and fro"])
+@pytest.mark.parametrize(
+    "clock",
+    [
+        "before 1970",
+        "to and fro",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("ever earlier", "the last days")),
+    ],
+)
 def test_what_is_said_depends_on_no_clock(state_dir: str, clock: str, told_by_the_right_clock: object) -> None:
     """Two engines that live by a wrong clock say of every container what two say that live by the right one."""
     assert live_and_recover(state_dir, clock) == told_by_the_right_clock

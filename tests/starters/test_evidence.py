@@ -99,7 +99,7 @@ def test_a_keeper_that_hangs_amid_go_leaves_no_doubt(
     """The gate never opened: that is told within the time limit, and it does not open once the keeper goes on."""
     monkeypatch.setattr(client, "ANSWER_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(starter, "_END_TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(client.Connection, "_let_go_on", lambda _: None)  # it hangs, whatever it is sent
+    monkeypatch.setattr(client, "_let_go_on", lambda _: None)  # it hangs, whatever it is sent
     pids: list[int] = []
 
     def go(self: ProcessStarter, prepared: Prepared) -> None:

@@ -17,6 +17,7 @@ from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of, runtime_entries
 
 RUNTIMES = ("runc", "crun")
+each_runtime = pytest.mark.parametrize("runtime", ["runc", pytest.param("crun", marks=pytest.mark.long)])
 Start = Callable[[str], EngineProcess]
 
 PRELUDE = """
@@ -81,7 +82,7 @@ say("survived")
     assert start(script).wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("kill", ["while it is made", "before the checkpoint"])
 def test_killed_before_the_checkpoint(
     state_dir: str, engine_process: Start, tmp_path: Path, runtime: str, kill: str
@@ -103,7 +104,7 @@ def test_killed_before_the_checkpoint(
         container.release()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("kill", ["before go", "before the runtime's start"])
 def test_killed_before_it_may_run(state_dir: str, engine_process: Start, runtime: str, kill: str) -> None:
     """RUNNING on disk, and held by the runtime: nobody says that it runs, it is ended, and was never executed."""
@@ -125,7 +126,7 @@ def test_killed_before_it_may_run(state_dir: str, engine_process: Start, runtime
         container.delete()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("kill", ["after the runtime's start", "before it is marked"])
 def test_killed_once_it_runs(state_dir: str, engine_process: Start, runtime: str, kill: str) -> None:
     """It is found running by its identity, watched, and its code is known."""
@@ -139,7 +140,7 @@ def test_killed_once_it_runs(state_dir: str, engine_process: Start, runtime: str
         assert runtime_entries(state_dir, runtime) == []
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_ends_while_no_engine_runs(state_dir: str, runtime: str) -> None:
     """conmon's exit file has code and time, for the next engine, one without the runtime, and a reader alike."""
     with open_engine(state_dir) as engine:
@@ -161,7 +162,7 @@ def test_ends_while_no_engine_runs(state_dir: str, runtime: str) -> None:
         assert runtime_entries(state_dir, runtime) == []
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("when", RELEASES)
 def test_killed_in_the_release(state_dir: str, engine_process: Start, runtime: str, when: str) -> None:
     """What was released on disk is finished by the next engine: entry and bundle go."""
@@ -180,7 +181,7 @@ container.release()
         assert not Path(state_dir, "containers", f"one-{runtime}").exists()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_conmon_is_killed(state_dir: str, runtime: str) -> None:
     """The container runs on and is watched by its pidfd; of its end it is said what the kernel tells, or nothing."""
     with open_engine(state_dir) as engine:
@@ -197,7 +198,7 @@ def test_conmon_is_killed(state_dir: str, runtime: str) -> None:
         assert runtime_entries(state_dir, runtime) == []
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_conmon_ends_under_a_live_engine(state_dir: str, runtime: str) -> None:
     """It is noticed at once, and written down; the container runs on, and its end is seen all the same."""
     with open_engine(state_dir) as engine:
@@ -252,7 +253,7 @@ def test_after_a_reboot(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None
         engine.get("one-runc").stop(0)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_killed_between_a_pause_and_its_record(state_dir: str, engine_process: Start, runtime: str) -> None:
     """The next engine freezes it, as is written down; one that is frozen is found, and goes on again."""
     script = f"""{PRELUDE}
@@ -290,7 +291,7 @@ def conmons_of(state_dir: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("moment", range(3))
 def test_killed_at_any_moment(state_dir: str, engine_process: Start, runtime: str, moment: int) -> None:
     """Whenever it comes: CREATED and nothing is left, or never ran and nothing is left, or it runs and is watched."""

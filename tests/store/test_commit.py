@@ -596,6 +596,7 @@ with Store.open({state_dir!r}) as again:
     assert caught > 20
 
 
+@pytest.mark.long
 def test_sigkill_while_threads_and_tasks_write(state_dir: str) -> None:
     """Killed at a random instant under load, again and again: nothing acknowledged is missing or half there."""
     script = f"""

@@ -66,6 +66,7 @@ def make_store(state_dir: str) -> Store:
     return store
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_wal")
 def test_the_wal_is_bounded_though_somebody_always_reads(state_dir: str) -> None:
     """Readers who overlap never leave SQLite a moment to begin the WAL anew; the writer takes one."""

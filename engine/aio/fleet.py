@@ -16,13 +16,14 @@ _POLL_SECONDS = 0.5
 
 
 class AsyncFleet(Closing):
-    """A `Fleet` for tasks of any number of loops, with the same reads and errors. Open it with `AsyncFleet.open`.
+    """A `Fleet` for tasks of any number of loops, with the same reads and errors.
 
     Tasks take turns. One that is cancelled amid a read is cancelled when that is done; closing waits for it, too.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, url: str) -> None:
+        """See `Fleet`."""
+        self._fleet = Fleet(url)
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         """By loop: tasks wait there, without a thread. Those of several loops wait for each other in `Fleet`."""
 
@@ -31,7 +32,9 @@ class AsyncFleet(Closing):
         """Connect without blocking the loop: `await` it, or `async with` it. See `Fleet.open`."""
 
         async def begin() -> AsyncFleet:
-            return cls(await open_whole(lambda _: Fleet.open(url), 0))
+            one = cls(url)
+            one._fleet = await open_whole(lambda _: Fleet.open(url), 0)
+            return one
 
         return Opening(begin)
 

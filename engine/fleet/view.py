@@ -109,14 +109,15 @@ class _Known(NamedTuple):
 
 
 class Fleet:
-    """The records of many nodes. It writes nothing. Open it with `Fleet.open`. Threads may share it, and take turns.
+    """The records of many nodes. It writes nothing. Threads may share it, and take turns.
 
     It may be kept open: a connection that was lost, or that an interrupt has left amid an answer, is made anew. In a
     fork it makes one of its own, and leaves the parent's alone.
     """
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+    def __init__(self, url: str) -> None:
+        """Have the first question connect to the fleet's database. Raises InvalidInputError for what is no URL."""
+        self._address = Address(url)
         self._connection: Connection | None = None
         self._closing = ExitStack()
         """Closes the connection."""
@@ -131,8 +132,8 @@ class Fleet:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Connect to the fleet's database. Raises InvalidInputError, FleetError."""
-        fleet = cls(Address(url))
+        """Connect now, so that what is in the way is told. Raises InvalidInputError, FleetError."""
+        fleet = cls(url)
         fleet._connect()
         return fleet
 

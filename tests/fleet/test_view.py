@@ -150,6 +150,10 @@ def test_a_database_without_tables_is_told(base: Base) -> None:
     """Looking makes nothing."""
     with pytest.raises(errors.FleetError, match="tables are missing"):
         Fleet.open(base.url)
+    with Fleet(base.url) as fleet:
+        for _ in range(2):
+            with pytest.raises(errors.FleetError, match="tables are missing"):
+                fleet.nodes()
     assert base.ask("SELECT count(*) FROM pg_namespace WHERE nspname = 'limpet'") == [(0,)]
 
 
@@ -238,7 +242,7 @@ def test_threads_and_loops_share_one(base: Base, state_dir: str) -> None:
             closing = pool.submit(fleet.close)
         assert [one.name for one in reading.result(30)] == ["n7"]
         closing.result(30)
-    tasks = AsyncFleet(Fleet.open(base.url))
+    tasks = AsyncFleet(base.url)
 
     async def look() -> None:
         assert len(await asyncio.gather(*(tasks.list() for _ in range(5)))) == 5

@@ -127,14 +127,14 @@ class Starts:
 
         Nor does it always come: any process of our user may open the pipe through /proc, and hold it.
         """
-        is_over = False
+        is_over = has_ended(container.pidfd)  # before: what may become of it while we look is not seen half
         with suppress(BlockingIOError):
             while chunk := os.read(container.report, 4096):
                 container.why = (container.why + chunk)[:4096]
             is_over = True
         stat = read_stat(container.pid)
         has_executed = stat is not None and stat.has_executed
-        if not (is_over or has_executed or has_ended(container.pidfd)):
+        if not (is_over or has_executed):
             return
         container.executed = not container.why and has_executed
         self._close_report(container)

@@ -27,10 +27,12 @@ from limpet.testing import Report, call_faults, fault_points, kill_points, power
 from tests.campaigns.refused_life import (
     FAILURES,
     ROLES,
+    STOPS,
     RefusedLife,
     RefusedLifeBefore615,
     RefusedLifeOfHastyKeepers,
     RefusedLifeOfTakers,
+    StoppedLife,
 )
 from tests.campaigns.sizes import CAMPAIGNS
 from tests.crash.read_life import RECOVERED_EVERY, ReadLife, UnflushedReadLife
@@ -135,17 +137,18 @@ def _damage(trial: Trial) -> Tried:
 
 
 def _refuse(trial: Trial) -> Tried:
-    report = call_faults(
-        RefusedLife(),
-        roles=ROLES,
-        failures=FAILURES,
-        most=_REFUSED,
-        seed=trial.seed,
-        workers=trial.workers,
-        progress=trial.progress,
-    )
-    killed = _kill_keepers(RefusedLifeBefore615(), trial)
-    return _tried(report + killed, "faults")
+    report = _kill_keepers(RefusedLifeBefore615(), trial)
+    for life, failures in ((RefusedLife(), FAILURES), (StoppedLife(), STOPS)):
+        report += call_faults(
+            life,
+            roles=ROLES,
+            failures=failures,
+            most=_REFUSED,
+            seed=trial.seed,
+            workers=trial.workers,
+            progress=trial.progress,
+        )
+    return _tried(report, "faults")
 
 
 def _kill_keepers(life: RefusedLifeBefore615, trial: Trial) -> Report:

@@ -29,7 +29,8 @@ from limpet.schema.errors import (
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import ContainerState, Reason, Status
 from limpet.testing import CALL_FAILURES, Violation, open_descriptors
-from limpet.testing.calls import KILLED
+from limpet.testing.calls import KILLED, STOPPED
+from limpet.testing.roles import LIFE
 
 _PATIENCE_SECONDS = 20.0
 _SANDBOX = "jobs"
@@ -50,12 +51,17 @@ kernel._read_reaped_status = lambda pidfd: None
 main.main()
 """
 """On a kernel that tells nothing of a process once it was reaped."""
+_NEGLECTFUL = """
+keeper.Keeper._let_ours_go_on = lambda self: None
+main.main()
+"""
 ROLES = {
     "limpet-anchor": "anchor",
     "limpet-keeper": "keeper",
     "limpet-copier": "copier",
     "limpet-spare": "spare",
     "limpet-gate": "gate",
+    "limpet-memory": "memory",
     os.path.basename(os.path.realpath(sys.executable))[:15]: "beginning",
     os.path.basename(sys.executable)[:15]: "beginning",
 }
@@ -85,6 +91,18 @@ FAILURES: Mapping[str, Sequence[str]] = {
 
 The engine's own process is not refused fcntl(2): after an unlock of its -shm that failed, SQLite tries each lock for
 ten seconds.
+"""
+
+
+STOPS: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(CALL_FAILURES, (STOPPED,)),
+    **{f"{LIFE}/{call}": () for call in CALL_FAILURES},
+    **dict.fromkeys(("beginning/setsid", "beginning/dup2", "gate/execve"), ()),
+}
+"""Each process of the keeper is stopped at its calls.
+
+Not the engine itself: who stops it waits for it; nor what is yet to execute the keeper's program, for which the engine
+waits in posix_spawn(3); nor a gate that is about to be the program: that is stopped, then, as its user may have it.
 """
 
 
@@ -139,6 +157,27 @@ class RefusedLife:
             _clear(engine)
             _require_no_leaks_in_keeper(state_dir)
         _require_nothing_left(state_dir)
+
+
+class StoppedLife(RefusedLife):
+    """A process of the keeper is stopped: who calls limpet sees nothing of that, it only takes longer."""
+
+    def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
+        """Judge the same, and that nothing was refused. Raises Violation."""
+        for each in [msgspec.json.decode(each, type=Told) for each in acknowledged]:
+            if each.refused and (each.step, each.key) != ("start", "wrong"):
+                raise Violation("other", f"{each.step} {each.key} was refused: {each.refused}")
+        super().check(directory, acknowledged)
+
+
+class NeglectedLife(StoppedLife):
+    """Its keeper has nothing go on."""
+
+    programs = ("brief", "lasting")
+
+    def prepare(self) -> None:
+        """Choose such keepers."""
+        use_impatient_keepers(IMPATIENT_KEEPER.replace("main.main()\n", _NEGLECTFUL))
 
 
 class RefusedLifeOfTakers(RefusedLife):

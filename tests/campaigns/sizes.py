@@ -35,6 +35,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 2, 115, every=12),
     "errors": Campaign("failed operations, each with the disks after it", 7, 375, 5_000, every=6),
     "refusals": Campaign("system calls of an engine and its keeper that are refused", 6, 240, 5_000),
+    "stops": Campaign("stops of the keeper's processes, each at a call", 1, 55, every=2),
     "damage": Campaign("damaged states", 240, 5_000, 100_000),
     "bits": Campaign("flipped bits of a closed database", 90, 3_600, 48_000),
     "hostile": Campaign("hostile inputs", 181, 7_260, 100_000),

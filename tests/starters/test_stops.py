@@ -1,12 +1,147 @@
-"""What the keeper sees of a start does not depend on when it gets a processor, or is stopped."""
+"""Each process of the keeper may be stopped by a signal at any instant: starts, ends and logs are as ever."""
+
+import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 
 from limpet.engine import Engine
+from limpet.engine.starters.contract import Prepared
+from limpet.engine.starters.process import ProcessStarter
 from limpet.schema import ContainerState, Reason
+from tests.campaigns.refused_life import IMPATIENT_KEEPER
+from tests.conftest import is_running, wait_until
 from tests.starters.host import make
+from tests.starters.test_keeper import find_keepers, stop_by_signal
+from tests.starters.test_spare import wait_for_spare
 
 CLIENT = "limpet.engine.starters.process.client"
+STOPS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from keeper import main
+
+real = {name}
+
+def stop(*args):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return real(*args)
+
+{name} = stop
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("main.give_up_other_ids", id="before it has the lock"),
+        pytest.param("main._listen", id="with the lock"),
+        pytest.param("os.execv", id="a child that tries the kernel out"),
+        pytest.param("main.become_subreaper", id="the anchor, and the keeper, before they are any"),
+        pytest.param("main.copier.run", id="the copier"),
+    ],
+)
+def test_a_keeper_is_stopped_while_it_begins(engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The start that has it begin has it go on."""
+    program = STOPS.format(name=name).replace("import main\n", "import copier, main\n").replace("main.copier", "copier")
+    monkeypatch.setattr(f"{CLIENT}._PROGRAM", program)
+    monkeypatch.setattr(f"{CLIENT}._PATIENCE_SECONDS", 0.1)
+    container = make(engine, "one", "sh", "-c", "echo heard; exit 4", log_path="one.log")
+    begun = time.monotonic()
+    container.start()
+    assert container.wait(20).exit_code == 4
+    assert container.release().released
+    assert [entry.text for entry in container.read_log()] == [b"heard\n"]
+    assert time.monotonic() - begun < 5
+
+
+LOOKS_ALL_THE_TIME = IMPATIENT_KEEPER.replace("main.main()", "keeper._LOOK_SECONDS = 0\nmain.main()")
+
+
+def test_a_gate_is_stopped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right before it is opened: the keeper has it go on. A program that stops itself stays stopped."""
+    monkeypatch.setattr(f"{CLIENT}._PROGRAM", LOOKS_ALL_THE_TIME)
+    of_its_own = make(engine, "one", "sh", "-c", "kill -STOP $$; exit 4")
+    of_its_own.start()
+    pid = of_its_own.status.pid or 0
+    wait_until(lambda: read_state(pid) == "T", "the program to stop")
+    real = ProcessStarter.go
+
+    def go(self: ProcessStarter, prepared: Prepared) -> None:
+        os.kill(prepared.identity.pid, signal.SIGSTOP)
+        real(self, prepared)
+
+    monkeypatch.setattr(ProcessStarter, "go", go)
+    other = make(engine, "two", "sh", "-c", "exit 5")
+    other.start()
+    assert other.wait(20).exit_code == 5
+    assert read_state(pid) == "T"
+    os.kill(pid, signal.SIGCONT)
+    assert of_its_own.wait(20).exit_code == 4
+
+
+def read_state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_keeper_goes_on_while_no_engine_lives(state_dir: str) -> None:
+    """Its anchor has it go on: when a container ended is seen then, and not by the next engine."""
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        container = make(engine, "one", "sh", "-c", "while [ ! -e end ]; do sleep 0.01; done; exit 3")
+        container.start()
+        root = container.metadata.root_dir
+    stop_by_signal(find_keepers(state_dir)["limpet-keeper"])
+    Path(root, "working", "end").touch()
+    wait_until(lambda: b'"end"' in Path(state_dir, "keeper", "journal").read_bytes(), "the end")
+    with Engine.open(state_dir) as engine:
+        assert engine.get("one").wait(20).exit_code == 3
+
+
+def test_a_spare_that_was_stopped_does_not_outlive_its_keeper(engine: Engine, state_dir: str) -> None:
+    """The keeper is killed before it could have it go on: the next one does."""
+    make(engine, "one", "sleep", "1000").start()
+    spare = wait_for_spare(state_dir)
+    keeper = find_keepers(state_dir)["limpet-keeper"]
+    os.kill(spare, signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{spare}"), "its end")
+    assert engine.get("one").stop(5).exit_code == 128 + signal.SIGTERM
+
+
+ENDS_LATE = """
+from keeper import keeper
+end_ours = keeper.Keeper._end_ours
+
+def stop_and_end_ours(self):
+    for pid in list(self._find_ours()):
+        os.kill(pid, signal.SIGSTOP)
+    end_ours(self)
+
+keeper.Keeper._end_ours = stop_and_end_ours
+main.main()
+"""
+
+
+def test_nothing_is_left_that_was_stopped_as_the_keeper_ended(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copier, say, would not see that its keeper has ended."""
+    program = IMPATIENT_KEEPER.replace("import sys", "import os, signal, sys").replace("main.main()\n", ENDS_LATE)
+    monkeypatch.setattr(f"{CLIENT}._PROGRAM", program)
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        container = make(engine, "one", "true")
+        container.start()
+        container.wait(20)
+        keepers = find_keepers(state_dir)
+        assert set(keepers) >= {"limpet-anchor", "limpet-keeper", "limpet-copier"}
+        container.release()
+        container.delete()
+    wait_until(lambda: not any(map(is_running, keepers.values())), "all to end")
+
+
 SEES_LATE = """
 import sys, time
 sys.path.insert(0, sys.argv[1])

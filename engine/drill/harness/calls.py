@@ -11,6 +11,11 @@ from limpet.testing import syscalls
 
 KILLED: Final = "KILL"
 """Instead of an error: the process is killed at the call, as for want of memory."""
+STOPPED: Final = "STOP"
+"""Instead of an error: the process is stopped at the call, by a signal, and goes on once another has it continue.
+
+It does the call before, unless it would have to wait in it.
+"""
 
 _FILE = ("EIO", "ENOSPC")
 _OPEN = ("EMFILE", "ENOMEM", "EIO")

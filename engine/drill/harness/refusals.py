@@ -2,7 +2,8 @@
 
 Also calls that change no file: processes and threads that cannot be made, descriptors and memory that run out, messages
 that are not sent. A fault is named call:ROLE/NAME:N:ERROR: the N-th call NAME (from 0) of the processes of a role gets
-this errno; with KILL its process is killed there. A close is done and then reported as failed.
+this errno; with KILL its process is killed there, with STOP it is stopped by a signal, until somebody has it continue.
+A close is done and then reported as failed.
 
 The life goes on: it may raise what its caller is to see, retry or do without. While the check runs, processes that the
 life has left behind live on, and nothing fails any more. Where threads or processes race, a life may have fewer calls
@@ -23,13 +24,14 @@ from functools import partial
 from typing import Final, NamedTuple, Self, get_args
 
 from limpet.schema.errors import InvalidInputError
-from limpet.testing.calls import ANY_CALL, CALL_FAILURES, KILLED
+from limpet.testing.calls import ANY_CALL, CALL_FAILURES, KILLED, STOPPED
 from limpet.testing.life import LifeFailedError, Live
 from limpet.testing.pool import Mark
 from limpet.testing.process import Process, read_failure, start
 from limpet.testing.roles import LIFE, Roles
 from limpet.testing.run import run_jobs
 from limpet.testing.supervisor import Event, HungError, Supervisor
+from limpet.testing.syscalls import Stops
 from limpet.testing.tree import copy, empty, scratch
 from limpet.testing.workload import (
     Finding,
@@ -69,7 +71,7 @@ class CallFault(NamedTuple):
             fault = cls(role, call, int(number), error)
         except ValueError:
             raise InvalidInputError(f"{text!r}: expected call:ROLE/NAME:N:ERROR") from None
-        if call not in CALL_FAILURES or not (error == KILLED or hasattr(errno, error)) or fault.number < 0:
+        if call not in CALL_FAILURES or not (error in {KILLED, STOPPED} or hasattr(errno, error)) or fault.number < 0:
             raise InvalidInputError(f"{text!r}: unknown call or error")
         return fault
 
@@ -103,8 +105,8 @@ def call_faults(
     """Let each system call of a life (or every k-th) fail with each error, and check what every such life leaves.
 
     Processes have the roles that `roles` gives them by their names, and calls of others do not fail; by default each
-    name is a role. `failures` are the errors tried for each call, "KILL" among them; those of "ROLE/NAME" go before
-    those of NAME. Of the calls of one name and role at most `most` are tried, from all over the life.
+    name is a role. `failures` are the errors tried for each call, "KILL" and "STOP" among them; those of "ROLE/NAME" go
+    before those of NAME. Of the calls of one name and role at most `most` are tried, from all over the life.
 
     A life that does not end by itself in time, or by an exception, is a finding. Raises LifeFailedError, HungError (the
     life without a fault), UnsupportedError, NothingToTestError, and InvalidInputError if `failures` are invalid.
@@ -116,7 +118,8 @@ def call_faults(
             CallFault.parse(str(CallFault(role, call, 0, error)))
     trial = CallTrial(workload, roles, deadline_seconds)
     with scratch() as directory:
-        lives = [Counter(trial.count(f"{directory}/0")) for _ in range(2)]  # what is in both is in most
+        tried = ANY_CALL.of(*{name.rpartition("/")[2] for name, errors in failures.items() if errors})
+        lives = [Counter(trial.count(f"{directory}/0", tried)) for _ in range(2)]  # what is in both is in most
         faults = _choose(lives[0] & lives[1], failures, most, random.Random(seed))[seed % every :: every]  # noqa: S311 - repeatable by its seed
         return run_jobs(
             lambda index: lambda fault, mark: trial.check(fault, f"{directory}/{index}", mark),
@@ -172,6 +175,9 @@ class _Injector:
         if error == KILLED:
             with suppress(ProcessLookupError):  # stopped, so its number is its own
                 os.kill(self._roles.process(event.pid), signal.SIGKILL)
+        elif error == STOPPED:
+            os.kill(self._roles.process(event.pid), signal.SIGSTOP)
+            self._supervisor.let_go(event)
         elif event.name == "brk":
             self._supervisor.answer(event, 0)  # not an errno: the end of its memory is not where it was asked for
         else:
@@ -204,9 +210,9 @@ class CallTrial:
     roles: Mapping[str, str] | None
     deadline_seconds: float
 
-    def count(self, place: str) -> Mapping[tuple[str, str], int]:
-        """Live without a fault, check it, and return how many calls of each role and name there were."""
-        with _Trial(self, None, place) as trial:
+    def count(self, place: str, stops: Stops = ANY_CALL) -> Mapping[tuple[str, str], int]:
+        """Live without a fault, check it, and return how many of these calls there were, by role and name."""
+        with _Trial(self, None, place, stops) as trial:
             lived = trial.live()
             if lived.failure:
                 raise LifeFailedError(f"the workload {lived.failure}")
@@ -218,7 +224,7 @@ class CallTrial:
         """Live with this fault, and check what it leaves; a copy of which goes to the new directory `keep`."""
         mark(str(fault))
         findings: list[Finding] = []
-        with _Trial(self, fault, place) as trial:
+        with _Trial(self, fault, place, ANY_CALL.of(fault.call)) as trial:
             lived = trial.live()
             if lived.failure and not (fault.error == KILLED and fault.role == LIFE):
                 findings.append(Finding(str(fault), "other", f"the workload {lived.failure}"))
@@ -236,7 +242,7 @@ class CallTrial:
 class _Trial:
     """One life with all that it has started; a context manager that ends it."""
 
-    def __init__(self, plan: CallTrial, fault: CallFault | None, place: str) -> None:
+    def __init__(self, plan: CallTrial, fault: CallFault | None, place: str, stops: Stops) -> None:
         empty(place)
         self._plan, self._place, self._name = plan, place, str(fault) if fault else "the life without a fault"
         self._said = os.memfd_create("limpet-testing-acknowledged", os.MFD_CLOEXEC)
@@ -244,7 +250,7 @@ class _Trial:
             self._supervisor = Supervisor(
                 partial(_live, plan.workload.live, os.path.realpath(place), self._said),
                 deadline_seconds=plan.deadline_seconds,
-                stops=ANY_CALL.of(fault.call) if fault else ANY_CALL,
+                stops=stops,
             )
         except BaseException:
             os.close(self._said)

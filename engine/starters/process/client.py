@@ -26,7 +26,7 @@ from limpet.engine.starters.process.keeper.messages import LONGEST, VERSION, Mes
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory
-from limpet.recovery.host import open_pidfd, read_pid_namespace, read_stat, wait_for_end, wait_readable
+from limpet.recovery.host import open_pidfd, read_pid_namespace, read_stat, wait_for_end
 from limpet.schema.errors import KeeperError, quote_path
 
 _log = logging.getLogger("limpet.starter")
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 ANSWER_TIMEOUT_SECONDS = 10.0
 _PATIENCE_SECONDS = 1.0
-"""After so long without an answer it is seen whether the keeper is stopped."""
+"""As often it is seen, while an answer does not come, whether one of the keeper's processes is stopped."""
 _BEGIN_TIMEOUT_SECONDS = 20.0
 _RETRY_SECONDS = 0.002
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from keeper.main import main; main()"
@@ -99,22 +99,26 @@ class Connection:
         return answer, given
 
     def _receive(self, most: int) -> tuple[Message | None, list[int]]:
-        if not wait_readable(self._link.fileno(), _PATIENCE_SECONDS):
-            _let_go_on(self._directory)
+        if not self._wait_for_any(self._link.fileno()):
+            raise BlockingIOError
         return receive(self._link, most)
+
+    def _wait_for_any(self, *descriptors: int) -> dict[int, int]:
+        """Return what happens to any of them, nothing if it takes too long; what was stopped meanwhile goes on."""
+        poll = select.poll()
+        for each in descriptors:
+            poll.register(each, select.POLLIN)
+        deadline = time.monotonic() + ANSWER_TIMEOUT_SECONDS
+        while not (ready := poll.poll(_PATIENCE_SECONDS * 1000)) and time.monotonic() < deadline:
+            _let_go_on(self._directory)
+        return dict(ready)
 
     def wait_for_either(self, descriptor: int) -> bool:
         """Wait until a descriptor is at its end, with nothing left to read, or there is an answer.
 
         Say whether it is the former. Raises KeeperError if neither comes in time.
         """
-        poll = select.poll()
-        for each in (descriptor, self._link.fileno()):
-            poll.register(each, select.POLLIN)
-        ready = dict(poll.poll(_PATIENCE_SECONDS * 1000))
-        if not ready:
-            _let_go_on(self._directory)
-            ready = dict(poll.poll(ANSWER_TIMEOUT_SECONDS * 1000))
+        ready = self._wait_for_any(descriptor, self._link.fileno())
         if not ready:
             raise KeeperError(f"nothing has happened for {ANSWER_TIMEOUT_SECONDS:g} s")
         return bool(ready.get(descriptor, 0) & select.POLLHUP) and not ready[descriptor] & select.POLLIN
@@ -323,6 +327,7 @@ class KeeperClient:
                 if status not in {0, ANOTHER_LIVES, None}:
                     break
                 if status == ANOTHER_LIVES:
+                    _let_go_on(self._directory)  # who began it may be gone
                     time.sleep(_RETRY_SECONDS)  # it is about to serve, or about to end
             raise KeeperError(f"the keeper cannot begin: {complaint or 'it does not answer'}")
 
@@ -422,8 +427,12 @@ def _wait(pid: int, deadline: float) -> int | None:
         os.waitpid(pid, 0)
         raise
     try:
-        if not wait_for_end(pidfd, max(0.0, deadline - time.monotonic())):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        while not wait_for_end(pidfd, max(0.0, min(_PATIENCE_SECONDS, deadline - time.monotonic()))):
+            if time.monotonic() > deadline:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                break
+            with suppress(OSError):
+                let_go_on(pid, pidfd)
         found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         return None if found is None else found.si_status
     except ChildProcessError:

@@ -10,12 +10,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from .adoption import find_again, hold_uts_of_left, settle_executed
 from .container import Container
 from .copies import Copies
+from .gate import SPARE_NAME
 from .journal import Journal, Record
 from .kernel import (
     close,
@@ -23,9 +24,11 @@ from .kernel import (
     has_ended,
     hold_uts_namespace,
     kill,
+    kill_own,
     let_go_on,
     open_null,
     read_exit_of_stranger,
+    read_name,
     read_stat,
 )
 from .loop import Loop
@@ -83,7 +86,7 @@ class Keeper:
         self._flush_again_at = 0.0  # not before: a disk that refuses is not asked without end
         self._flushing: tuple[int, list[Container]] | None = None
         self._just_ended: list[Container] = []  # of these it is not known yet whether anything is left
-        self._child_has_changed = True
+        self._child_has_changed = self._may_be_stopped = True
         self._reap_again_at = 0.0
         self._look_again_at = 0.0
         self._idle_since = time.monotonic()
@@ -116,6 +119,16 @@ class Keeper:
             with suppress(Exception):
                 self._tick()
         self._starts.give_up_spare()
+        self._end_ours()
+
+    def _end_ours(self) -> None:
+        """End what ends with us: if it is stopped just now it does not see that we do, and nobody else continues it."""
+        for pid in list(self._find_ours()):
+            with suppress(OSError):
+                if pid == self._anchor or (pid == self._copies.pid and self._copies.are_open):
+                    let_go_on(pid)
+                else:
+                    kill_own(pid)
 
     def _be_quiet(self) -> None:
         """Do what can wait until nobody has asked for anything for a moment."""
@@ -146,7 +159,7 @@ class Keeper:
     # The loop's turns
 
     def _note_children(self) -> None:
-        self._child_has_changed = True
+        self._child_has_changed = self._may_be_stopped = True
 
     def _patience(self) -> float:
         """Return how many seconds to sleep at most. A disk that is slow or refuses is asked at each tick only."""
@@ -162,6 +175,7 @@ class Keeper:
             or self._starts.has_unheld
             or not self._journal.is_written
             or self._copies.need_care
+            or self._may_be_stopped
             or (self._starts.spare.pid and not self._containers)
         )
         return _TICK_SECONDS if has_work or not self._clients else _LONGEST_SLEEP_SECONDS
@@ -213,13 +227,18 @@ class Keeper:
         if now < self._look_again_at:
             return
         self._look_again_at = now + _LOOK_SECONDS
-        anchor = self._anchor if self._anchor == os.getppid() else 0  # it lives, and is not we
-        ours = [anchor, self._copies.pid, self._flushing[0] if self._flushing else 0]
-        with suppress(OSError):
-            ours += [pid for pid in self._members.orphans().pids if _works_for_us(pid)]
-        for pid in filter(None, ours):
+        self._may_be_stopped = False
+        for pid in self._find_ours():
             with suppress(OSError):
                 let_go_on(pid)
+
+    def _find_ours(self) -> Iterator[int]:
+        """Yield the processes that work for us, gates included."""
+        anchor = self._anchor if self._anchor == os.getppid() else 0  # it lives, and is not we
+        known = (anchor, self._copies.pid, self._flushing[0] if self._flushing else 0, *self._starts.gates)
+        yield from filter(None, known)
+        with suppress(OSError):
+            yield from (pid for pid in self._members.orphans().pids if _works_for_us(pid) or _is_lost_spare(pid))
 
     # Requests
 
@@ -615,6 +634,14 @@ def _works_for_us(pid: int) -> bool:
         return os.getsid(pid) == os.getsid(0)
     except ProcessLookupError:  # it is gone
         return True
+
+
+def _is_lost_spare(pid: int) -> bool:
+    """Say whether an orphan is the gate that a keeper before us had forked ahead. It ends by itself, unless stopped."""
+    try:
+        return os.getsid(pid) == pid and read_name(pid) == SPARE_NAME
+    except OSError:  # it is gone
+        return False
 
 
 def _fit(records: Sequence[Message]) -> Sequence[Message]:

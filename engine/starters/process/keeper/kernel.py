@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -158,17 +158,34 @@ def read_inode(pidfd: int, anonymous: os.stat_result) -> int:
 
 def let_go_on(pid: int) -> None:
     """Continue a process of the keeper's if a signal has stopped it. Raises OSError."""
-    stat = read_stat(pid)
-    if stat is None or stat.state != "T":  # not one that a debugger holds: "t"
-        return
+    if _is_stopped(read_stat(pid)):
+        _signal_ours(pid, signal.SIGCONT, _is_stopped)
+
+
+def kill_own(pid: int) -> None:
+    """Kill a process of the keeper's that is in its session, which nobody else's is. Raises OSError."""
+    session = os.getsid(0)
+    _signal_ours(pid, signal.SIGKILL, lambda stat: stat.session == session)
+
+
+def _signal_ours(pid: int, number: int, is_due: Callable[[Stat], bool]) -> None:
+    """Signal a process of the keeper's: this one's child, or its parent, or that one's child.
+
+    None of them has executed a program since it was forked; a gate that has is the container's own program.
+    """
     pidfd = os.pidfd_open(pid)
     try:
-        stat = read_stat_of(pid, pidfd)  # again, now that the pidfd holds it: the number may be another's
+        stat = read_stat_of(pid, pidfd)  # now that the pidfd holds it: the number may be another's
         ours = {os.getpid(), os.getppid()}
-        if stat is not None and (pid in ours or stat.parent in ours):
-            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+        is_ours = stat is not None and not stat.has_executed and (pid in ours or stat.parent in ours)
+        if stat is not None and is_ours and is_due(stat):
+            signal.pidfd_send_signal(pidfd, number)
     finally:
         close(pidfd)
+
+
+def _is_stopped(stat: Stat | None) -> bool:
+    return stat is not None and stat.state == "T"  # not one that a debugger holds: "t"
 
 
 def read_children(pid: int) -> list[int]:
@@ -239,6 +256,11 @@ def reset_internal_signals() -> None:
 def name_process(text: str) -> None:
     """Give this process a name for ps and top, of at most 15 bytes (prctl(2))."""
     _libc.prctl(_PR_SET_NAME, text.encode())
+
+
+def read_name(pid: int) -> str:
+    """Return the name of a process, as it is for ps and top. Raises OSError."""
+    return _read_whole(f"/proc/{pid}/comm").rstrip(b"\n").decode(errors="replace")
 
 
 def unshare(flags: int) -> None:

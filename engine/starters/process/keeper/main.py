@@ -13,12 +13,13 @@ import select
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from typing import NoReturn
 
 from .copies import Copies
 from .keeper import Keeper
-from .kernel import become_subreaper, give_up_other_ids, name_process, read_stat, reset_internal_signals
+from .kernel import become_subreaper, close, give_up_other_ids, name_process, read_stat, reset_internal_signals
 
 LOCK, SOCKET = "lock", "socket"
 DIRECTORY = 3
@@ -28,6 +29,8 @@ ANOTHER_LIVES = 3
 _BACKLOG = 512
 _OOM_SCORES = ("-900", "0")
 """The first that may be set: below 0 needs CAP_SYS_RESOURCE, and the host's own may make it the first to be killed."""
+_PAUSE_SECONDS = 0.2
+"""After so long what was stopped goes on: somebody may stop it again and again."""
 
 
 def main() -> None:
@@ -73,7 +76,11 @@ def _anchor(listener: socket.socket) -> NoReturn:
 
 
 def _has_finished(keeper: int, copier: int) -> bool:
-    """Sleep until the keeper is gone; say whether nothing was left for it to do. Meanwhile a dead copier is reaped."""
+    """Sleep until the keeper is gone; say whether nothing was left for it to do.
+
+    Meanwhile a dead copier is reaped, and either goes on that was stopped.
+    """
+    _have_go_on(keeper, copier)
     poll = select.poll()
     pids = {os.pidfd_open(pid): pid for pid in (keeper, copier) if pid > 0}
     for pidfd in pids:
@@ -84,10 +91,28 @@ def _has_finished(keeper: int, copier: int) -> bool:
             _, ended = os.waitpid(pids[pidfd], 0)
             status = ended if pids.pop(pidfd) == keeper else status
             poll.unregister(pidfd)
-            os.close(pidfd)
+            close(pidfd)
     for pidfd in pids:
-        os.close(pidfd)
+        close(pidfd)
     return status == 0
+
+
+def _have_go_on(*pids: int) -> None:
+    """From now on continue these children whenever a signal has stopped one: a container of root's, or a person, can.
+
+    Their parent is told of that at once, also where no engine is that waits for them.
+    """
+
+    def look(*_: object) -> None:
+        for pid in pids:
+            with suppress(OSError):  # it has ended
+                while os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None:
+                    time.sleep(_PAUSE_SECONDS)
+                    os.kill(pid, signal.SIGCONT)
+
+    signal.signal(signal.SIGCHLD, look)
+    signal.siginterrupt(signal.SIGCHLD, False)  # no call is cut short by it
+    look()
 
 
 def _take_lock() -> int:
@@ -121,7 +146,7 @@ def _take_oom_score() -> None:
 
 def _require_executed_flag() -> None:
     """Try both cases of what `has_executed` relies on, for no interface promises it. Exits where it does not hold."""
-    told = []
+    told_by_flag = []
     for executes in (False, True):
         pid = os.fork()
         if not pid:
@@ -130,9 +155,12 @@ def _require_executed_flag() -> None:
                     os.execv(sys.executable, [sys.executable, "-V"])  # noqa: S606
             finally:
                 os._exit(0)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        while (told := os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)) is not None:
+            if told.si_code != os.CLD_STOPPED:
+                break
+            os.kill(pid, signal.SIGCONT)
         stat = read_stat(pid)
-        told.append(stat is not None and stat.has_executed)
+        told_by_flag.append(stat is not None and stat.has_executed)
         os.waitpid(pid, 0)
-    if told != [False, True]:
+    if told_by_flag != [False, True]:
         sys.exit("this kernel does not tell whether a process has executed a program (field 9 of /proc/PID/stat)")

@@ -59,6 +59,11 @@ class Starts:
         return self.spare.is_wanted and not self._starting
 
     @property
+    def gates(self) -> "list[int]":
+        """The processes that wait, or are on their way, to become programs."""
+        return [self.spare.pid, *(self._containers[key].pid for key in self._starting)]
+
+    @property
     def can_be_furthered(self) -> bool:
         """Say whether there is anything to do that can wait until it is quiet."""
         return bool(self._opened or self.wants_spare)

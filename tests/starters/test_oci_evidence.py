@@ -183,7 +183,7 @@ def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkey
 def test_a_program_that_changes_its_own_file(engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
     """It ends with 1, as an init does that cannot execute it, before anybody saw it run: nothing tells which it was."""
 
-    def look_late(processes: Processes, _seconds: float) -> Program:
+    def look_late(processes: Processes, _seconds: float, **_: object) -> Program:
         wait_until(lambda: exits.observe_program(processes) is Program.ENDED, "its end")
         return Program.ENDED
 
@@ -206,7 +206,7 @@ def test_a_start_that_was_given_up_too_early_is_a_start(
 ) -> None:
     """Its program was executed between the last look and the decision: it runs on, and that is what is said."""
 
-    def look_early(*_: object) -> Program:
+    def look_early(*_: object, **__: object) -> Program:
         return Program.HELD
 
     monkeypatch.setattr(starter, "await_program", look_early)

@@ -4,7 +4,7 @@ import json
 import os
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fcntl import ioctl
 from typing import Protocol
 
@@ -12,8 +12,9 @@ from limpet.engine.starters.abilities import Executed, Stats
 from limpet.engine.starters.oci.cgroups import await_frozen, is_frozen, measure
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
-from limpet.engine.starters.oci.commands import CommandFiles, is_inside
+from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on, is_inside
 from limpet.engine.starters.oci.exits import is_monitor_alive
+from limpet.engine.starters.oci.family import have_go_on
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
@@ -33,7 +34,14 @@ _PID_SECONDS = 1.0
 class Call(Protocol):
     """Runs the runtime with these arguments."""
 
-    def __call__(self, *arguments: str, timeout: float = 0, most_bytes: int = 64 << 10, directory: str = "") -> Outcome:
+    def __call__(
+        self,
+        *arguments: str,
+        timeout: float = 0,
+        most_bytes: int = 64 << 10,
+        directory: str = "",
+        see_to: Callable[[int], None] = have_go_on,
+    ) -> Outcome:
         """Return how it ended that worked in a directory. At its deadline it is killed, with what it has started."""
 
 
@@ -43,7 +51,13 @@ def execute(
     """Run a command in the container; see `abilities.Executor`."""
     files = CommandFiles.write(run, args, None)
     try:
-        outcome = call(*files.arguments(processes.oci_id), timeout=timeout, most_bytes=_EXEC_BYTES, directory=run.path)
+        outcome = call(
+            *files.arguments(processes.oci_id),
+            timeout=timeout,
+            most_bytes=_EXEC_BYTES,
+            directory=run.path,
+            see_to=have_runtime_go_on,
+        )
         if outcome.code is None:
             raise WaitTimeoutError(f"{args[0]!r} had not ended after {timeout:g} s, and was killed")
         if not files.read_pid():

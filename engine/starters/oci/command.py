@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from limpet.engine.starters.oci.family import kill_family
+from limpet.engine.starters.oci.family import have_go_on, kill_family
 from limpet.recovery.host import open_pidfd
 
 _OUTPUT_BYTES = 64 << 10
@@ -19,6 +19,10 @@ _STAMP = re.compile(r"^([A-Z]{4}\[\d+\] *|\d{4}-\d\d-\d\dT[\d:.]+Z: *)+")
 """What runc and crun begin a line with on a terminal."""
 _DRAIN_SECONDS = 0.5
 """How long to read on once the program has ended, where somebody else still holds its output open."""
+
+
+LOOK_SECONDS = 1.0
+"""Between two looks whether what says nothing was stopped by a signal."""
 
 
 class Outcome(NamedTuple):
@@ -68,12 +72,14 @@ def run(
     given: bytes = b"",
     environment: Mapping[str, str] | None = None,
     begin: Callable[[int], None] | None = None,
+    see_to: Callable[[int], None] = have_go_on,
 ) -> Outcome:
     """Run a program in a session of its own, and in a directory, and return how it ended.
 
     After `timeout` seconds it is killed with what it has started.
     `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. With `begin`,
     which is called with its pid, it gets its input once that has returned, and none if this process is killed before.
+    `see_to` is called with its pid whenever it has said nothing for a second.
     Raises OSError if it cannot be executed, and what `begin` raises.
     """
     source = os.memfd_create("input", os.MFD_CLOEXEC) if given else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -99,7 +105,7 @@ def run(
         try:
             if begin is not None:
                 begin(process.pid)
-            output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes, given)
+            output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes, given, see_to)
             code = process.poll()
         finally:
             if process.poll() is None:  # not reaped, so its session is its own
@@ -110,7 +116,7 @@ def run(
 
 
 def _read(
-    process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int, given: bytes
+    process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int, given: bytes, see_to: Callable[[int], None]
 ) -> tuple[bytes, bytes, bool]:
     """Read what the program writes until it has ended; what is more than `most_bytes` is read and dropped.
 
@@ -128,7 +134,10 @@ def _read(
             os.set_blocking(process.stdin.fileno(), False)
             selector.register(process.stdin, selectors.EVENT_WRITE)
         while selector.get_map() and (now := time.monotonic()) < deadline:
-            for key, _ in selector.select(deadline - now):
+            ready = selector.select(min(deadline - now, LOOK_SECONDS))
+            if not ready:
+                see_to(process.pid)
+            for key, _ in ready:
                 if key.fd == pidfd:
                     selector.unregister(pidfd)
                     deadline = min(deadline, time.monotonic() + _DRAIN_SECONDS)

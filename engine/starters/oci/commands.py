@@ -16,14 +16,16 @@ from typing import Any
 
 from limpet.engine.starters.oci.cgroups import list_processes as list_members
 from limpet.engine.starters.oci.executable import MISSING, find_flaw
-from limpet.engine.starters.oci.exits import FAILED_TO_EXECUTE, is_process
-from limpet.engine.starters.oci.family import kill_family, list_processes
+from limpet.engine.starters.oci.exits import FAILED_TO_EXECUTE, is_process, read_program
+from limpet.engine.starters.oci.family import have_go_on, kill_family, list_processes
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
 from limpet.recovery.host import open_pidfd, read_stat
 from limpet.schema.errors import InvalidStateError
 
 _PREFIX = "exec-"
+_INIT = b"runc:["
+"""How runc names what becomes the command; it may execute a copy of its own file."""
 _CLOCK_SLACK_SECONDS = 0.1
 _under_way: set[str] = set()
 """The tokens of this process's own commands: nobody's leftovers."""
@@ -113,6 +115,18 @@ class CommandFiles:
                 is_younger = time.clock_gettime(time.CLOCK_BOOTTIME) - started <= age + _CLOCK_SLACK_SECONDS
                 if is_younger and is_inside(pid, processes, cgroup):
                     kill_family(pid, pidfd, sessions=True)
+
+
+def have_runtime_go_on(pid: int) -> None:
+    """Continue a runtime that runs a command, as `family.have_go_on` does; but not the command."""
+    with suppress(OSError):
+        program = read_program(pid)
+        have_go_on(pid, lambda each: read_program(each) == program or _read_name(each).startswith(_INIT))
+
+
+def _read_name(pid: int) -> bytes:
+    with open(f"/proc/{pid}/comm", "rb") as file:
+        return file.read()
 
 
 def is_inside(pid: int, processes: Processes, cgroup: str) -> bool:

@@ -9,14 +9,15 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 
-from limpet.engine.starters.oci.command import clean_environment, shorten
-from limpet.engine.starters.oci.family import has_half_dead, kill_family
+from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, shorten
+from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_family
 from limpet.engine.starters.oci.run_directory import RunDirectory
+from limpet.engine.starters.signals import let_go_on
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, open_pidfd, wait_for_end
 from limpet.schema.errors import StartError, quote
@@ -84,13 +85,23 @@ def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] =
             if _await_own_pid(process, answer.fileno(), deadline):
                 meanwhile()
             line = _read_line(answer.fileno(), deadline, order.run)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), 0.1))
+            _await_first(process, deadline)
         finally:
             if process.poll() is None:  # it forks once, and this one has nothing left to do
                 process.kill()
                 process.wait()
     return _read_pid(order.run, line, is_late=time.monotonic() >= deadline)
+
+
+def _await_first(process: "subprocess.Popen[bytes]", deadline: float) -> None:
+    """Wait until conmon's first process has ended, which writes the pid of the second, or it is too late."""
+    while process.poll() is None:
+        try:
+            process.wait(min(max(deadline - time.monotonic(), 0.1), LOOK_SECONDS))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                break
+            have_go_on(process.pid)
 
 
 def _await_own_pid(process: "subprocess.Popen[bytes]", answer: int, deadline: float) -> bool:
@@ -99,7 +110,10 @@ def _await_own_pid(process: "subprocess.Popen[bytes]", answer: int, deadline: fl
     with open_pidfd(process.pid) as pidfd:
         poll.register(pidfd, select.POLLIN)
         poll.register(answer, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(max(deadline - time.monotonic(), 0) * 1000)}
+        while not (ready := {descriptor for descriptor, _ in poll.poll(LOOK_SECONDS * 1000)}):
+            if time.monotonic() >= deadline:
+                break
+            have_go_on(process.pid)
     return ready == {pidfd}
 
 
@@ -136,8 +150,10 @@ def _read_line(descriptor: int, deadline: float, run: RunDirectory) -> bytes:
             if time.monotonic() >= deadline:
                 return b""
             monitor = run.read_pid("conmon-pidfile")
-            if monitor > 0 and is_of_run(run, monitor) and has_half_dead(monitor):
-                raise StartError("a thread of its first process was killed")
+            if monitor > 0 and (is_of_run(run, monitor) or _has_pipe(monitor, descriptor)):
+                if has_half_dead(monitor):
+                    raise StartError("a thread of its first process was killed")
+                have_go_on(monitor)
             continue
         chunk = os.read(descriptor, 65536)
         if not chunk:
@@ -181,6 +197,8 @@ def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
         with open_pidfd(pid) as pidfd:
             if not is_of_run(run, pid) or has_ended(pidfd):
                 return True
+            if not now:
+                let_go_on(pid, pidfd)
             if not now and wait_for_end(pidfd, _GO_ALONE_SECONDS):
                 return True
             kill_family(pid, pidfd)
@@ -192,9 +210,16 @@ def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
 def is_of_run(run: RunDirectory, pid: int) -> bool:
     """Return whether a process has a file of this start open, as its conmon has and nobody else of that pid would."""
     prefix = f"{os.path.realpath(run.path)}/"
+    return any(target.startswith(prefix) for target in _list_open(pid))
+
+
+def _has_pipe(pid: int, descriptor: int) -> bool:
+    """Return whether a process has our pipe open: a conmon has it before it has a file of its start."""
+    return os.readlink(f"/proc/self/fd/{descriptor}") in _list_open(pid)
+
+
+def _list_open(pid: int) -> Iterator[str]:
     with suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd")[:_SCAN_MOST]:
             with suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{name}").startswith(prefix):
-                    return True
-    return False
+                yield os.readlink(f"/proc/{pid}/fd/{name}")

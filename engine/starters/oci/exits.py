@@ -90,13 +90,25 @@ def observe_program(processes: Processes) -> Program:
         return Program.ENDED
 
 
-def await_program(processes: Processes, seconds: float) -> Program:
-    """Wait until the program is executed or the process has ended, for so long; return what it is then."""
+def await_program(processes: Processes, seconds: float, *, has_it_go_on: bool = False) -> Program:
+    """Wait until the program is executed or the process has ended, for so long; return what it is then.
+
+    `has_it_go_on` is for who has let it go: a signal may have stopped it before it executes the program.
+    """
     deadline, patience = time.monotonic() + seconds, 0.0001
     while (found := observe_program(processes)) is Program.HELD and time.monotonic() < deadline:
         time.sleep(patience)
         patience = min(patience * 2, 0.02)
+        if has_it_go_on:
+            let_held_go_on(processes)
     return found
+
+
+def let_held_go_on(processes: Processes) -> None:
+    """Continue a process that was stopped by a signal before it has executed its program."""
+    with suppress(OSError), open_pidfd(processes.init.pid) as pidfd:
+        if is_process(processes.init, pidfd, processes.cgroups) and _is_held(processes):
+            let_go_on(processes.init.pid, pidfd)
 
 
 def settle_program(processes: Processes, seconds: float) -> Program:

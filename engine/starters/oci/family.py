@@ -1,18 +1,21 @@
-"""Kills a process with all that it has started: a conmon with a runtime that hangs, a command in a container.
+"""Kills a process with all that it has started, or has it go on: a conmon, a runtime, a command in a container.
 
-All of them are stopped first, so that none starts another while they are looked for. What has left both its parent and
-its session, as a daemon does, is not found.
+To be killed all of them are stopped first, so that none starts another while they are looked for. What has left both
+its parent and its session, as a daemon does, is not found.
 """
 
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
+from limpet.engine.starters.signals import let_go_on
 from limpet.recovery.host import has_ended, is_zombie, open_pidfd, read_stat
 
 _STOPPED = {b"T", b"t", b"Z", b"X"}
+_START = 19
+"""Of what `read_stat` returns: when it began."""
 _STOP_SECONDS = 0.2
 """How long a process may take to stop; one that is frozen does not."""
 
@@ -69,12 +72,30 @@ def list_processes() -> Iterator[tuple[int, int, int]]:
 
 def has_half_dead(pid: int) -> bool:
     """Say whether a process that descends from another has lost its first thread, and is not over. Raises OSError."""
+    return any(stat[0] == b"Z" and not is_zombie(stat) for stat in _read_family(pid).values())
+
+
+def have_go_on(pid: int, is_own: Callable[[int], bool] = lambda _: True) -> None:
+    """Continue what a signal has stopped of a process that works for us, and of those that descend from it.
+
+    A container of root's can stop any, and a person. `is_own` says of each whether it is no program of the user's.
+    """
+    with suppress(OSError):
+        for each, stat in _read_family(pid).items():
+            if stat[0] == b"T":
+                with suppress(OSError), open_pidfd(each) as pidfd:
+                    if read_stat(each)[_START] == stat[_START] and is_own(each):
+                        let_go_on(each, pidfd)
+
+
+def _read_family(pid: int) -> dict[int, list[bytes]]:
+    """Return what /proc says of a process and of all that descend from it. Raises OSError."""
     stats = dict(_read_stats())
     family, found = {pid}, {pid}
     while found:
         found = {each for each, stat in stats.items() if int(stat[1]) in found} - family
         family |= found
-    return any(stats[each][0] == b"Z" and not is_zombie(stats[each]) for each in family & stats.keys())
+    return {each: stats[each] for each in family & stats.keys()}
 
 
 def _read_stats() -> Iterator[tuple[int, list[bytes]]]:

@@ -36,6 +36,7 @@ from limpet.engine.starters.oci.exits import (
     explain_never_ran,
     is_monitor_alive,
     is_process,
+    let_held_go_on,
     let_monitor_go_on,
     may_be,
     observe_program,
@@ -44,6 +45,7 @@ from limpet.engine.starters.oci.exits import (
     read_program,
     settle_program,
 )
+from limpet.engine.starters.oci.family import have_go_on
 from limpet.engine.starters.oci.mounts import keep_sysfs_writable
 from limpet.engine.starters.oci.namespaces import (
     config_in_sandbox,
@@ -688,7 +690,9 @@ class OciStarter:
         held.run.mark("starting")
         outcome = self._start(held)
         found = await_program(
-            held.processes, min(_EXECUTE_SECONDS, self._timeout) if outcome.code == 0 else _LATE_SECONDS
+            held.processes,
+            min(_EXECUTE_SECONDS, self._timeout) if outcome.code == 0 else _LATE_SECONDS,
+            has_it_go_on=True,
         )
         if found is Program.HELD:
             found = settle_program(held.processes, _END_SECONDS)
@@ -707,10 +711,15 @@ class OciStarter:
 
     def _start(self, held: _Held) -> Outcome:
         """Run the runtime's `start`. The mark is locked while it runs, also if this engine does not outlive it."""
+
+        def have_both_go_on(runtime: int) -> None:
+            have_go_on(runtime)
+            let_held_go_on(held.processes)
+
         lock = os.open(held.run.join("starting"), os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            return self._call("start", held.processes.oci_id, pass_fds=(lock,))
+            return self._call("start", held.processes.oci_id, pass_fds=(lock,), see_to=have_both_go_on)
         finally:
             os.close(lock)
 
@@ -828,6 +837,7 @@ class OciStarter:
         most_bytes: int = 64 << 10,
         directory: str = "",
         pass_fds: Sequence[int] = (),
+        see_to: Callable[[int], None] = have_go_on,
     ) -> Outcome:
         """Run the runtime. Raises UnsupportedError if it is not installed, OSError if it cannot be executed.
 
@@ -844,6 +854,7 @@ class OciStarter:
                 most_bytes=most_bytes,
                 directory=directory or "/",
                 pass_fds=pass_fds,
+                see_to=see_to,
             )
 
     def _bundle(self, container_id: str) -> str:

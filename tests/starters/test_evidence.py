@@ -12,13 +12,14 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.starters.contract import Prepared
-from limpet.engine.starters.process import ProcessStarter, client, find_facts, starter
+from limpet.engine.starters.process import ProcessStarter, client, starter
 from limpet.engine.starters.process.keeper.journal import Journal
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.recovery.host import identify, open_pidfd, read_boot_id, read_pid_namespace
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, is_running, wait_until
 from tests.starters.host import make
+from tests.starters.test_keeper import find_keepers, stop_by_signal
 
 Start = Callable[[str], EngineProcess]
 GO = ProcessStarter.go
@@ -103,8 +104,9 @@ def test_a_keeper_that_hangs_amid_go_leaves_no_doubt(
     pids: list[int] = []
 
     def go(self: ProcessStarter, prepared: Prepared) -> None:
-        pids.extend((prepared.identity.pid, find_facts(state_dir).keeper_pid))
-        os.kill(pids[1], signal.SIGSTOP)
+        found = find_keepers(state_dir)
+        pids.extend((prepared.identity.pid, found["limpet-anchor"], found["limpet-keeper"]))
+        stop_by_signal(*pids[1:])  # the anchor, too, or it would have the keeper go on
         GO(self, prepared)
 
     with monkeypatch.context() as patch:
@@ -114,7 +116,8 @@ def test_a_keeper_that_hangs_amid_go_leaves_no_doubt(
             with pytest.raises(errors.StartError, match="its keeper was killed or hangs"):
                 container.start()
         finally:
-            os.kill(pids[1], signal.SIGCONT)
+            for pid in pids[1:]:
+                os.kill(pid, signal.SIGCONT)
     assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
     wait_until(lambda: not is_running(pids[0]), "its gate to be reaped")
     assert not Path(container.metadata.root_dir, "working", "ran").exists()

@@ -22,6 +22,7 @@ from .kernel import (
     close,
     close_all,
     has_ended,
+    have_go_on,
     hold_uts_namespace,
     kill,
     kill_own,
@@ -126,7 +127,7 @@ class Keeper:
         for pid in list(self._find_ours()):
             with suppress(OSError):
                 if pid == self._anchor or (pid == self._copies.pid and self._copies.are_open):
-                    let_go_on(pid)
+                    have_go_on(pid)
                 else:
                     kill_own(pid)
 

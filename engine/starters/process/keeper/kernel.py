@@ -162,6 +162,11 @@ def let_go_on(pid: int) -> None:
         _signal_ours(pid, signal.SIGCONT, _is_stopped)
 
 
+def have_go_on(pid: int) -> None:
+    """Continue it also if the signal that stops it is still on its way. Raises OSError."""
+    _signal_ours(pid, signal.SIGCONT, lambda _: True)
+
+
 def kill_own(pid: int) -> None:
     """Kill a process of the keeper's that is in its session, which nobody else's is. Raises OSError."""
     session = os.getsid(0)

@@ -218,7 +218,7 @@ def test_a_keeper_that_was_stopped_goes_on_once_it_is_needed(engine: Engine, sta
     container = make(engine, "one", "sh", "-c", "kill -STOP $PPID; exec sleep 1000")
     container.start()
     keeper = find_keepers(state_dir)["limpet-keeper"]
-    wait_until(lambda: Path(f"/proc/{keeper}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it to stop")
+    wait_until(lambda: read_state(keeper) == "T", "it to stop")
     assert container.stop(5).exit_code == 128 + signal.SIGTERM
     assert make(engine, "two", "sh", "-c", "exit 4").start().state is not ContainerState.UNKNOWN
     assert engine.get("two").wait(20).exit_code == 4
@@ -228,8 +228,27 @@ def stop_by_signal(*pids: int) -> None:
     """Send SIGSTOP, and wait until each is stopped."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    states = [Path(f"/proc/{pid}/stat") for pid in pids]
-    wait_until(lambda: all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in states), "them to stop")
+    wait_until(lambda: all(read_state(pid) == "T" for pid in pids), "them to stop")
+
+
+def read_state(pid: int) -> str:
+    """Return the letter by which proc(5) tells what a process does."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_release_asks_nobody_where_all_is_known_to_be_gone(engine: Engine, state_dir: str) -> None:
+    """The end tells that nothing is left; where there is more than processes, such as a log, the keeper is asked."""
+    make(engine, "plain", "true").start()
+    make(engine, "logged", "echo", "said", log_path="out.log").start()
+    for key in ("plain", "logged"):
+        engine.get(key).wait(20)
+    keeper = find_keepers(state_dir)["limpet-keeper"]
+    stop_by_signal(keeper)
+    engine.get("plain").remove()
+    assert read_state(keeper) == "T"  # it would have been sent SIGCONT
+    engine.get("logged").release()
+    assert read_state(keeper) != "T"
+    assert [each.text for each in engine.get("logged").read_log()] == [b"said\n"]
 
 
 Befalls = Callable[[int], AbstractContextManager[None]]

@@ -110,6 +110,10 @@ class ProcessStarter:
         """What tells this state directory from others on this host, also when it is renamed."""
         self._is_missed = False
         """True if a keeper has left ends, and none could begin that reads them."""
+        self._bare: set[str] = set()
+        """Containers started here, of which there is nothing but processes: no log, no cgroup."""
+        self._spent: set[str] = set()
+        """Of these the keeper has told that no process is left, either."""
 
     def open(self, state_dir: str) -> None:
         """Look for the keeper that serves this state directory; one is begun when it is needed.
@@ -159,6 +163,9 @@ class ProcessStarter:
 
         Raises StartError, StateDirectoryError if the bundle's config.json is damaged.
         """
+        self._spent.discard(launch.id)
+        if launch.resources is None and not launch.log_path:
+            self._bare.add(launch.id)
         spec = read_spec(launch.bundle_path)
         try:
             held, pid, pidfd = self._fork_gate(launch, spec)
@@ -265,6 +272,7 @@ class ProcessStarter:
 
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
         """Freeze all processes of the container through its cgroup. Raises UnsupportedError, KeeperError."""
+        self._bare.discard(container_id)
         self._freezer(container_id, identity.pid).freeze(lambda: self._find_members(container_id))
 
     def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
@@ -298,6 +306,8 @@ class ProcessStarter:
         if "end" not in answer:
             return None
         found = self._to_exit(container_id, answer)
+        if found.is_all and container_id in self._bare:
+            self._spent.add(container_id)
         if found.code is None and not found.never_ran and pidfd >= 0:  # the keeper came too late; our pidfd may tell
             return Exit(read_exit_code(identity.pid, pidfd))
         return found
@@ -318,17 +328,20 @@ class ProcessStarter:
 
     def release_many(self, container_ids: Sequence[str]) -> set[str]:
         """Do what `release` does for many; return those of which nothing is left now."""
-        freezers = {key: self._freezer(key) for key in container_ids}
+        spent = {key for key in container_ids if self._is_spent(key)}
+        freezers = {key: self._freezer(key) for key in container_ids if key not in spent}
         for freezer in freezers.values():
             _thaw(freezer)
         answers = self._keeper.ask_for_many({"op": "release"}, [{"id": key} for key in freezers])
         gone = {key for key, answer in zip(freezers, answers, strict=False) if not _holds_up(answer)}
         for key in gone:
             self._remove_cgroups(key, freezers[key])
-        return gone
+        return gone | spent
 
     def release(self, container_id: str) -> None:
         """Kill every process that is left of the container, let its output reach its log, and remove its cgroup."""
+        if self._is_spent(container_id):
+            return
         began = time.monotonic()
         freezer = self._freezer(container_id)
         _thaw(freezer)
@@ -341,6 +354,13 @@ class ProcessStarter:
                 break
             time.sleep(0.002)
         self._remove_cgroups(container_id, freezer)
+
+    def _is_spent(self, container_id: str) -> bool:
+        """Say whether it is known that there is nothing to release; whoever asks again has it looked at."""
+        is_spent = container_id in self._spent
+        self._spent.discard(container_id)
+        self._bare.discard(container_id)
+        return is_spent
 
     def _remove_cgroups(self, container_id: str, freezer: Freezer) -> None:
         left = remove_limits(container_id, self._keeper.keeper_pid, self._cgroups.noted)

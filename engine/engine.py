@@ -445,7 +445,9 @@ class Engine:
         self.store.add(metadata, Status(expires_at=expires_at, extra=extra or {}))
         if expires_at:
             self._runtime.note_container(key)
-        return Container(self._runtime, key)
+        container = Container(self._runtime, key)
+        container.metadata = metadata  # as it was written: it is not read back
+        return container
 
     def get(self, container_id: str) -> Container:
         """Return the container with this id, else with this name, else the one whose id begins with it.

@@ -78,6 +78,8 @@ class Memory:
                     if not self.recent or self.recent[-1].revision < event.revision:
                         self.recent.append(event)
                 self.revision = draft.revision
+        for key, new in draft.changes.new_containers.items():
+            self.names[key] = NameRow(key, new.sandbox_id, new.name, new.labels)
         if len(self.names) > _KEPT_NAMES:
             self.names.clear()
 

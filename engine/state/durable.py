@@ -87,10 +87,12 @@ def _put_file(path: str, data: bytes, mode: int, flush: Callable[[int], None]) -
     temporary = temporary_path(directory)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
             flush(descriptor)
+        finally:
+            os.close(descriptor)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -73,12 +73,12 @@ def _is_seen_free(path: str) -> bool:
     """
     try:
         pending = _list_few(path)
-        if not _is_no_mount_point(path, follow=True):
+        if not is_no_mount_point(path, follow=True):
             return False
         seen = len(pending)
         while pending:
             entry = pending.pop()
-            if not _is_no_mount_point(entry.path, follow=False):
+            if not is_no_mount_point(entry.path):
                 return False
             if entry.is_dir(follow_symlinks=False):
                 below = _list_few(entry.path)
@@ -97,8 +97,8 @@ def _list_few(path: str) -> list[os.DirEntry[str]]:
         return list(islice(entries, _FEW + 1))
 
 
-def _is_no_mount_point(path: str, *, follow: bool) -> bool:
-    """Say whether the kernel says that nothing is mounted at the very path. Raises OSError."""
+def is_no_mount_point(path: str, *, follow: bool = False) -> bool:
+    """Say whether the kernel says that nothing is mounted at the very path; not whether below. Raises OSError."""
     if _statx is None:
         return False
     found = ctypes.create_string_buffer(_STATX_BYTES)

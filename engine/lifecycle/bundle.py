@@ -28,7 +28,7 @@ from limpet.engine.state.durable import (
 from limpet.recovery.bundles import is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
 from limpet.recovery.files import read_small_file
-from limpet.recovery.mounts import find_mounts
+from limpet.recovery.mounts import find_mounts, is_no_mount_point
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import InvalidInputError, InvalidStateError, StateDirectoryError
 from limpet.schema.layout import (
@@ -78,7 +78,7 @@ class Bundle:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.
 
         A power cut may bring back what holds nothing but the marker. Raises InvalidStateError if it is not ours or
-        something is mounted in it, InvalidInputError for an invalid id; the directory is then left alone.
+        something is mounted in it, InvalidInputError for an invalid id; all that holds anything is then left alone.
         """
         require_id(self._id)
         try:
@@ -86,6 +86,8 @@ class Bundle:
                 return
             if os.path.islink(self.path) or not (self._is_ours() or is_begun(self.path)):
                 raise InvalidStateError(f"{self.path} is not ours; it was left alone, move it away yourself")
+            if self._remove_bare():
+                return
             mounts = find_mounts(self.path)
             if mounts:
                 raise InvalidStateError(f"{mounts[0]} is mounted; it was left alone, unmount it and try again")
@@ -105,6 +107,16 @@ class Bundle:
     @property
     def _marker_path(self) -> str:
         return os.path.join(self.path, MARKER_FILE)
+
+    def _remove_bare(self) -> bool:
+        """Remove a bundle in which nothing is but what it begins and ends with; say whether that was so.
+
+        What is mounted is not looked for: the kernel removes nothing that something is in, or is mounted on.
+        """
+        if not is_no_mount_point(self.path):
+            return False
+        names = sorted(set(os.listdir(self.path)) - {CONFIG_FILE, MARKER_FILE})
+        return all(map(self._remove_if_empty, names)) and self._remove_last()
 
     def _remove_if_empty(self, name: str) -> bool:
         """Remove one of the directories that a bundle begins with if nothing is in it; say whether that was so."""

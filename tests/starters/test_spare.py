@@ -15,6 +15,7 @@ from limpet.engine.lifecycle.container import Container
 from limpet.engine.starters.process.client import KeeperClient
 from limpet.engine.starters.process.keeper.gate import NOT_EXECUTED, become_container
 from limpet.engine.starters.process.keeper.kernel import read_children
+from limpet.engine.starters.process.keeper.spare import Spare
 from limpet.recovery.host import open_pidfd, wait_for_end
 from tests.conftest import is_running, wait_until
 
@@ -78,6 +79,22 @@ def test_the_next_start_takes_the_spare(engine: Engine, state_dir: str) -> None:
         assert Path(f"/proc/{spare}/comm").read_text() == "sleep\n"
     for container in engine.list():
         container.stop(0)
+
+
+def test_starts_that_follow_at_once_are_forked_in_pairs() -> None:
+    """The first has its gate alone; each second one after it finds a gate that waits."""
+    spare = Spare()
+    gates = []
+    try:
+        for is_waiting in (False, True, False, True, False):
+            before = spare.pid
+            gates.append(spare.take())
+            assert before in {0, gates[-1].pid}
+            assert bool(spare.pid) == is_waiting
+    finally:
+        for gate in gates:
+            gate.end()
+        spare.give_up()
 
 
 def test_a_spare_keeps_no_keeper_that_nobody_needs(engine: Engine, state_dir: str) -> None:

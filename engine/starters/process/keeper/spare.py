@@ -69,13 +69,22 @@ class Spare:
                     close(until)
 
     def take(self) -> Gate:
-        """Return the one that waits, or another. Raises OSError."""
-        self.is_wanted = True
+        """Return the one that waits, or another. Raises OSError.
+
+        Where starts come faster than there is a quiet moment, two are forked, and one waits: what costs most is that
+        each page we write to after a fork is copied, once for both.
+        """
+        is_urgent, self.is_wanted = self.is_wanted, True
         gate, self._gate = self._gate, None
         if gate is not None and has_ended(gate.pidfd):  # somebody has killed it
             gate.end()
             gate = None
-        return gate or _fork_gate()
+        if gate is None:
+            gate = _fork_gate()
+            if is_urgent:
+                with suppress(Exception):  # the one that is asked for is there
+                    self._gate = _fork_gate()
+        return gate
 
     def give_up(self) -> None:
         """End the one that waits."""

@@ -17,13 +17,39 @@ def _without(path: str, *tests: str) -> tuple[str, ...]:
     return tuple(f"--deselect={path}::{test}" for test in tests)
 
 
+_SLOW_LAWS = _without(
+    "tests/store/test_laws.py",
+    "test_the_store_is_a_dictionary_that_survives",
+    "test_many_threads_on_few_containers_lose_no_update",
+    "test_readers_never_see_half_a_transaction",
+    "test_lists_never_see_half_of_who_came_and_went",
+)
+_SLOW_KEEPER = _without(
+    "tests/starters/test_keeper.py",
+    "test_the_keeper_is_small_and_ends_when_nothing_is_left",
+    "test_a_start_that_all_keepers_leave_is_told_by_its_process",
+    "test_only_a_parent_vouches_for_a_process",
+    "test_a_stop_is_finished_by_the_next_engine",
+    "test_a_gate_that_dies_or_hangs_is_no_start",
+    "test_an_anchor_that_was_stopped_takes_over",
+    "test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole",
+    "test_a_keeper_that_was_stopped_goes_on_once_it_is_needed",
+    "test_the_keeper_is_killed_again_and_again",
+    "test_ends_are_witnessed_while_no_engine_lives[killed2]",
+    "test_ends_are_witnessed_while_no_engine_lives[killed3]",
+    "test_nothing_false_is_said_when_all_are_killed",
+    "test_nothing_stays_of_output_that_a_lost_keeper_had_copied",
+    "test_ctrl_c_cuts_no_step_in_two",
+    "test_tasks_wait_without_a_thread",
+)
+
 GROUPS = {
     "recovery": Group(
         tuple(
             f"recovery/{name}.py"
             for name in (
-                "bundles", "evidence", "examine", "files", "host", "intents", "looks", "mounts", "orphans", "ourselves",
-                "pid_namespaces", "probe", "report", "rules", "sandbox_rules", "users",
+                "bundles", "evidence", "examine", "files", "host", "intents", "orphans", "ourselves",
+                "pid_namespaces", "report", "rules", "sandbox_rules",
             )
         ),
         4,
@@ -40,29 +66,50 @@ GROUPS = {
             "tests/recovery/test_world.py",
         ),
     ),
+    "probe": Group(("recovery/probe.py",), 4, ("tests/recovery/test_probe.py", "tests/recovery/test_world.py")),
+    "looks": Group(("recovery/looks.py",), 4, ("tests/starters/test_seam.py",)),
+    "mounts": Group(
+        ("recovery/mounts.py", "recovery/users.py"),
+        4,
+        (
+            "tests/recovery/test_mounts.py",
+            "tests/recovery/test_users.py",
+            "tests/engine/test_bundle.py",
+            "tests/starters/test_oci_sandboxes.py",
+        ),
+    ),
     "store": Group(
         tuple(
             f"engine/store/{name}.py"
             for name in (
-                "deadlines", "doubt", "draft", "listing", "memory", "record", "rows", "sandboxes", "store",
+                "draft", "listing", "record", "rows", "sandboxes", "store",
             )
         ),
         12,
         (
             "tests/store/test_laws.py",
-            *_without(
-                "tests/store/test_laws.py",
-                "test_the_store_is_a_dictionary_that_survives",
-                "test_many_threads_on_few_containers_lose_no_update",
-                "test_readers_never_see_half_a_transaction",
-                "test_lists_never_see_half_of_who_came_and_went",
-            ),
+            *_SLOW_LAWS,
             "tests/store/test_own.py",
             "tests/store/test_store.py",
             "tests/store/test_opening.py",
             "tests/engine/test_handles.py",
             "tests/store/test_closing.py",
             "tests/store/test_events.py",
+        ),
+    ),
+    "memory": Group(
+        ("engine/store/deadlines.py", "engine/store/doubt.py", "engine/store/memory.py"),
+        12,
+        (
+            "tests/store/test_own.py",
+            "tests/store/test_store.py",
+            "tests/store/test_opening.py",
+            "tests/store/test_labels.py",
+            "tests/intent/test_expiry.py",
+            "tests/store/test_laws.py",
+            *_SLOW_LAWS,
+            "tests/store/test_events.py",
+            "tests/recovery/test_report.py",
         ),
     ),
     "match": Group(
@@ -137,7 +184,7 @@ GROUPS = {
         ),
     ),
     "output": Group(
-        tuple(f"engine/starters/process/keeper/{name}.py" for name in ("copier", "copies", "lines", "log")),
+        tuple(f"engine/starters/process/keeper/{name}.py" for name in ("copier", "lines", "log")),
         16,
         (
             "tests/logs/test_reading.py",
@@ -161,7 +208,7 @@ GROUPS = {
         )
         + tuple(
             f"engine/starters/process/{name}.py"
-            for name in ("accounts", "facts", "interpreter", "plan", "root_files", "spec", "unapplied")
+            for name in ("accounts", "interpreter", "plan", "root_files", "spec", "unapplied")
         ),
         6,
         (
@@ -171,11 +218,42 @@ GROUPS = {
             "tests/engine/test_containers.py",
         ),
     ),
+    "copies": Group(
+        ("engine/starters/process/keeper/copies.py",),
+        16,
+        (
+            "tests/logs/test_copier.py",
+            "tests/starters/test_keeper.py",
+            "tests/starters/test_evidence.py",
+        ),
+    ),
+    "facts": Group(("engine/starters/process/facts.py",), 2, ("tests/starters/test_facts.py",)),
+    "client": Group(
+        tuple(f"engine/starters/process/{name}.py" for name in ("client", "starter")),
+        16,
+        (
+            "tests/starters/test_keeper_anew.py",
+            "tests/engine/test_containers.py",
+            "tests/starters/test_keeper.py",
+            *_SLOW_KEEPER,
+            "tests/starters/test_evidence.py",
+            "tests/starters/test_adoption.py",
+            "tests/starters/test_private.py",
+        ),
+    ),
+    "cgroups": Group(
+        tuple(
+            f"engine/starters/process/cgroups/{name}.py"
+            for name in ("files", "freezer", "hierarchies", "limits", "parents", "settings")
+        ),
+        12,
+        ("tests/engine/test_cgroups.py", "tests/intent/test_pause.py"),
+    ),
     "keeper": Group(
         tuple(
             f"engine/starters/process/{name}.py"
             for name in (
-                "client", "starter", "keeper/container", "keeper/gate", "keeper/journal", "keeper/keeper",
+                "keeper/container", "keeper/gate", "keeper/journal", "keeper/keeper",
                 "keeper/adoption", "keeper/kernel", "keeper/loop", "keeper/main", "keeper/members", "keeper/messages",
                 "keeper/root", "keeper/spare", "keeper/starts",
             )
@@ -191,24 +269,43 @@ GROUPS = {
                 "test_the_spare_ends_with_its_keeper",
             ),
             "tests/starters/test_keeper.py",
-            *_without(
-                "tests/starters/test_keeper.py",
-                "test_the_keeper_is_small_and_ends_when_nothing_is_left",
-                "test_a_start_that_all_keepers_leave_is_told_by_its_process",
-                "test_only_a_parent_vouches_for_a_process",
-                "test_a_stop_is_finished_by_the_next_engine",
-                "test_a_gate_that_dies_or_hangs_is_no_start",
-                "test_an_anchor_that_was_stopped_takes_over",
-                "test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole",
-                "test_a_keeper_that_was_stopped_goes_on_once_it_is_needed",
-                "test_the_keeper_is_killed_again_and_again",
-                "test_ends_are_witnessed_while_no_engine_lives[killed2]",
-                "test_ends_are_witnessed_while_no_engine_lives[killed3]",
-                "test_nothing_false_is_said_when_all_are_killed",
-                "test_nothing_stays_of_output_that_a_lost_keeper_had_copied",
-                "test_ctrl_c_cuts_no_step_in_two",
-                "test_tasks_wait_without_a_thread",
-            ),
+            *_SLOW_KEEPER,
         ),
     ),
+    "oci": Group(
+        tuple(
+            f"engine/starters/oci/{name}.py"
+            for name in (
+                "annotations", "apparmor", "capabilities", "cgroups", "mounts", "namespaces", "resources", "seccomp",
+                "spec", "target", "unapplied", "written",
+            )
+        ),
+        12,
+        ("tests/starters/test_oci_spec.py", "tests/starters/test_oci_seen.py", "tests/starters/test_oci_abilities.py"),
+    ),
+    "oci lives": Group(
+        tuple(
+            f"engine/starters/oci/{name}.py"
+            for name in (
+                "abilities", "calls", "command", "commands", "conmon", "executable", "exits", "family", "probe",
+                "root", "run_directory", "starter", "tools",
+            )
+        ),
+        16,
+        (
+            "tests/starters/test_oci_life.py",
+            "tests/starters/test_oci_evidence.py",
+            "tests/starters/test_oci_abilities.py",
+            "tests/starters/test_oci_recovery.py",
+            "tests/starters/test_oci_family.py",
+            "tests/starters/test_oci_root.py",
+        ),
+    ),
+    "oci sandboxes": Group(
+        ("engine/starters/oci/pin.py", "engine/starters/oci/sandboxes.py", "engine/starters/oci/rootless.py"),
+        12,
+        ("tests/starters/test_oci_sandboxes.py", "tests/starters/test_oci_rootless.py"),
+    ),
+    "oci networks": Group(("engine/starters/oci/cni.py",), 12, ("tests/starters/test_oci_cni.py",)),
+    "oci sessions": Group(("engine/starters/oci/sessions.py",), 12, ("tests/starters/test_oci_sessions.py",)),
 }  # fmt: skip

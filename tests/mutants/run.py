@@ -27,7 +27,7 @@ SEED = 14
 def try_modules(group: Group, paths: list[str], options: argparse.Namespace) -> None:
     """Try a sample of the modules' mutants in a copy of the sources."""
     tests = pytest(group.tests)
-    trial = [*shlex.split(options.before), *alone(*tests)]
+    trial = [*shlex.split(options.before), *alone(*tests, seconds=options.limit)]
     with copied() as copy:
         # Only the module that is changed is compiled anew in a trial; and without a mutant the tests must pass.
         compiled = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="modules whose path begins so")
     parser.add_argument("--most", type=int, default=1000, help="try at most about so many of each module")
+    parser.add_argument("--limit", type=int, default=30, help="seconds that a trial may take; then it is killed")
     parser.add_argument("--again", action="store_true", help="try those that survived the last time")
     parser.add_argument("--table", action="store_true", help="print what is known, and try none")
     parser.add_argument("--before", default="", help="words before each trial's command, such as `nice -n 10`")

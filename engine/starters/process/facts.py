@@ -20,7 +20,7 @@ class StarterFacts(NamedTuple):
     keeper_pid: int
     """The process that is the parent of the containers, 0 if there is none."""
     cgroup: str
-    """Below which the containers' cgroups are made, empty if none can be."""
+    """One below which the containers' cgroups are made, empty if none can be."""
     cgroup_problem: str
     abilities: Mapping[str, bool]
     """What the containers can have, by name."""
@@ -28,18 +28,35 @@ class StarterFacts(NamedTuple):
 
 def find_facts(state_dir: str) -> StarterFacts:
     """Return the facts for the containers of a state directory, which may be missing."""
+    keeper_pid = _find_keeper(os.path.join(state_dir, KEEPER))
     cgroup = problem = ""
     try:
-        cgroups = read_cgroups(0)
-        cgroup = cgroups.find_v2_parent() if cgroups.v2 or not cgroups.v1 else min(cgroups.v1.values())
+        cgroup = _find_cgroup(keeper_pid)
     except OSError as error:
         problem = f"{error.filename or 'cgroups'}: {error.strerror}"
     return StarterFacts(
-        keeper_pid=_find_keeper(os.path.join(state_dir, KEEPER)),
+        keeper_pid=keeper_pid,
         cgroup=cgroup,
         cgroup_problem=problem,
         abilities=asdict(find_abilities()),
     )
+
+
+def _find_cgroup(keeper_pid: int) -> str:
+    """Return a cgroup below which those of containers are made: beside their keeper, while it lives.
+
+    Raises OSError where there is none.
+    """
+    try:
+        cgroups = read_cgroups(keeper_pid)
+    except OSError:
+        cgroups = read_cgroups(0)
+    try:
+        return cgroups.find_v2_parent()
+    except OSError:
+        if not cgroups.v1:
+            raise
+        return min(cgroups.v1.values())
 
 
 def _find_keeper(directory_path: str) -> int:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limpet.engine import Engine
+from limpet.engine.starters.process.cgroups.files import write_line
 from limpet.engine.starters.process.cgroups.hierarchies import find_cgroups, read_cgroups
 from limpet.engine.starters.process.cgroups.limits import _set, apply_limits, remove_limits
 from limpet.engine.starters.process.cgroups.settings import Refusals, make_settings, requested_fields, shares_to_weight
@@ -342,6 +343,18 @@ def test_what_v2_accepts_and_does_not_follow_is_refused(tmp_path: Path) -> None:
         _set(str(tmp_path), setting, Refusals())
     (tmp_path / "cpuset.cpus.effective").write_text("7\n")
     _set(str(tmp_path), setting, Refusals())
+
+
+def test_a_write_names_its_file_and_keeps_no_descriptor(tmp_path: Path) -> None:
+    """It is one line, and closed, whether the kernel takes it or not: limits are set for each of many containers."""
+    file = tmp_path / "pids.max"
+    file.touch()
+    before = os.listdir("/proc/self/fd")
+    write_line(str(file), "12")
+    assert file.read_text() == "12\n"
+    with pytest.raises(OSError, match="/dev/full"):
+        write_line("/dev/full", "12")
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_nothing_asked_makes_no_cgroup(held: Held) -> None:

@@ -114,11 +114,9 @@ class _Looks:
             if is_overdue and thread in self._working and self._found[look.at] is None:
                 self._found[look.at] = Seen(None, f"no answer within {self._timeout_seconds:g} s")
                 self._working.discard(thread)
-                if not self._working:
-                    self._start()
 
     def _is_slow(self) -> bool:
-        """Say whether every thread has been at one look for a while, and more is to be looked at."""
+        """Say whether every thread, if any is left, has been at one look for a while, and more is to be looked at."""
         now = time.monotonic()
         looks = [self._current.get(thread) for thread in self._working]
         is_left = any(seen is None for seen in self._found)

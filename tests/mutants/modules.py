@@ -247,7 +247,7 @@ GROUPS = {
             for name in ("files", "freezer", "hierarchies", "limits", "parents", "settings")
         ),
         12,
-        ("tests/engine/test_cgroups.py", "tests/intent/test_pause.py"),
+        ("tests/engine/test_cgroups.py", "tests/engine/test_freezer.py", "tests/intent/test_pause.py"),
     ),
     "keeper": Group(
         tuple(

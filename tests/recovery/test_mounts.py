@@ -24,6 +24,32 @@ for point, *how in json.loads(sys.argv[2]):
 print(json.dumps(told))
 """
 
+# Mounts at the top, and asks by a link to it, then as a user who may not come near.
+OTHERWISE = """
+import os, subprocess, sys
+from contextlib import suppress
+from limpet.recovery.mounts import find_mounts
+top = sys.argv[1]
+os.symlink("top", f"{top}-link")
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", top], check=True)
+by_link = find_mounts(f"{top}-link")
+with suppress(OSError):  # one who is not root has no other user to become
+    os.setresuid(65534, 65534, 65534)
+print(by_link == find_mounts(top) == [top])
+"""
+
+
+def apart(program: str, *args: str) -> str:
+    """What a program prints in a mount namespace of its own."""
+    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", program, *args]
+    if os.geteuid() == 0:
+        command.remove("--map-root-user")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and ("unshare:" in done.stderr or "mount:" in done.stderr):
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
 
 def test_each_mount_in_a_small_tree_is_found(tmp_path: Path) -> None:
     """At the top, on an empty directory, far below, on a file: each is told by its path."""
@@ -38,15 +64,17 @@ def test_each_mount_in_a_small_tree_is_found(tmp_path: Path) -> None:
         ["rootfs/a/b", *bind],
         ["config.json", "--bind", str(top / "config.json")],
     ]
-    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", PROGRAM, str(top), json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and ("unshare:" in done.stderr or "mount:" in done.stderr):
-        pytest.skip(f"nothing can be mounted here: {done.stderr}")
-    assert done.returncode == 0, done.stderr
-    none, *told = json.loads(done.stdout)
+    none, *told = json.loads(apart(PROGRAM, str(top), json.dumps(asked)))
     assert none == []
     # What is bound to the top is seen again in whatever is bound below it.
     assert [each[0].rstrip("/") for each in told] == [str(top / point).rstrip("/") for point, *_ in asked]
+
+
+def test_a_mount_is_found_by_a_link_and_where_nobody_may_look(tmp_path: Path) -> None:
+    """What cannot be asked one by one is no proof that nothing is mounted: it may be removed then, with what is."""
+    (tmp_path / "top").mkdir()
+    tmp_path.chmod(0o700)
+    assert apart(OTHERWISE, str(tmp_path / "top")) == "True\n"
 
 
 def test_a_large_tree_and_a_missing_one_have_no_mount(tmp_path: Path) -> None:

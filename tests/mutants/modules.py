@@ -249,13 +249,18 @@ GROUPS = {
         12,
         ("tests/engine/test_cgroups.py", "tests/engine/test_freezer.py", "tests/intent/test_pause.py"),
     ),
+    "talk": Group(
+        ("engine/starters/process/keeper/loop.py", "engine/starters/process/keeper/messages.py"),
+        12,
+        ("tests/starters/test_loop.py", "tests/starters/test_messages.py", "tests/starters/test_spare.py"),
+    ),
+    "roots": Group(("engine/starters/process/keeper/root.py",), 16, ("tests/starters/test_private.py",)),
     "keeper": Group(
         tuple(
             f"engine/starters/process/{name}.py"
             for name in (
                 "keeper/container", "keeper/gate", "keeper/journal", "keeper/keeper",
-                "keeper/adoption", "keeper/kernel", "keeper/loop", "keeper/main", "keeper/members", "keeper/messages",
-                "keeper/root", "keeper/spare", "keeper/starts",
+                "keeper/adoption", "keeper/kernel", "keeper/main", "keeper/members", "keeper/spare", "keeper/starts",
             )
         ),
         16,

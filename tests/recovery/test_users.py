@@ -56,6 +56,17 @@ def test_each_kind_of_use_is_seen(tmp_path: Path) -> None:
     assert find_users([str(path) for path in used.values()]).pids == {}
 
 
+def test_who_ends_amid_the_look_hides_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was listed and is gone once it is looked at is passed by: those after it are looked at."""
+    real = os.listdir
+    with subprocess.Popen(["true"]) as process:
+        pass
+    listed = {"/proc": [str(process.pid)]}
+    with running(sys.executable, "-c", READY.format("pass"), cwd=tmp_path) as pid:
+        monkeypatch.setattr(os, "listdir", lambda path: [*listed.get(path, ()), *real(path)])
+        assert find_users([str(tmp_path)]).pids == {str(tmp_path): pid}
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/ns/mnt"), reason="no mount namespaces")
 def test_a_mount_in_another_mount_namespace_is_use(tmp_path: Path) -> None:
     """A container that has the directory as its root sees it under another name; it uses it all the same."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from limpet.engine import Engine
 from limpet.engine.starters.process.cgroups.files import write_line
-from limpet.engine.starters.process.cgroups.hierarchies import find_cgroups, read_cgroups
+from limpet.engine.starters.process.cgroups.hierarchies import Cgroups, find_cgroups, read_cgroups
 from limpet.engine.starters.process.cgroups.limits import _set, apply_limits, remove_limits
 from limpet.engine.starters.process.cgroups.settings import Refusals, make_settings, requested_fields, shares_to_weight
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
@@ -204,6 +204,42 @@ def test_own_cgroups_are_found(cgroup: str, mountinfo: str, v1: dict[str, str], 
     """Co-mounted controllers, partial mounts, named hierarchies and cgroup namespaces are read as they are."""
     own = find_cgroups(cgroup, mountinfo)
     assert (own.v1, own.v2) == (v1, v2)
+
+
+@pytest.mark.parametrize(
+    ("inside", "marks", "parent"),
+    [
+        ("unit/engine", {"user.delegate": b"1"}, "unit"),
+        ("unit/engine", {"user.delegate": b"0"}, None),
+        ("unit/engine", {"user.delegate": b""}, None),
+        ("unit/engine", {}, None),
+        ("unit/engine/deeper", {"user.delegate": b"1"}, None),
+        ("", {"user.delegate": b"1"}, None),
+    ],
+)
+def test_only_a_cgroup_that_was_given_away_takes_others(
+    tmp_path: Path, inside: str, marks: dict[str, bytes], parent: str | None
+) -> None:
+    """Beside a process that is in a cgroup v2 one can be made below the parent that systemd's mark names, else none.
+
+    The mark counts on the parent alone, and what is above the mount point is not ours to see.
+    """
+    top = tmp_path / "top"
+    (top / "unit" / "engine" / "deeper").mkdir(parents=True)
+    own = top / inside
+    (own / "cgroup.type").touch()
+    for name, value in marks.items():
+        try:
+            os.setxattr(top / "unit" if inside else tmp_path, name, value)
+        except OSError:
+            pytest.skip("this file system keeps no marks")
+    cgroups = Cgroups({}, str(own), str(top))
+    if parent is not None:
+        assert cgroups.find_v2_parent() == str(top / parent)
+        return
+    with pytest.raises(OSError, match="this process is in it") as refused:
+        cgroups.find_v2_parent()
+    assert refused.value.filename == str(own)
 
 
 class Held:

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from limpet.engine import Engine
 from limpet.engine.starters.process.cgroups.files import write_line
 from limpet.engine.starters.process.cgroups.hierarchies import Cgroups, find_cgroups, read_cgroups
-from limpet.engine.starters.process.cgroups.limits import _set, apply_limits, remove_limits
+from limpet.engine.starters.process.cgroups.limits import (
+    _open_v2_parent,
+    _set,
+    apply_limits,
+    remove_limits,
+    was_out_of_memory,
+)
+from limpet.engine.starters.process.cgroups.parents import find_parents
 from limpet.engine.starters.process.cgroups.settings import Refusals, make_settings, requested_fields, shares_to_weight
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
 from limpet.schema.metadata import new_id
@@ -340,8 +347,49 @@ def test_memory_is_limited(held: Held) -> None:
     child.communicate("\n", DEADLINE_SECONDS)
     if len(resources.applied) == 2:
         assert child.returncode == -signal.SIGKILL
+        assert was_out_of_memory(held.id)
     elif not resources.applied:
         assert child.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("memory.events", "max 3\noom 1\noom_kill 2\n", True),
+        ("memory.events", "max 3\noom 1\noom_kill 0\n", False),
+        ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", True),
+        ("memory.oom_control", "oom_kill_disable 0\nunder_oom 1\n", False),
+    ],
+)
+def test_a_kill_for_want_of_memory_is_told(tmp_path: Path, file: str, text: str, expected: bool) -> None:
+    """By the counter of kills alone, wherever the container's cgroup was noted, in both versions of cgroups."""
+    (tmp_path / "limpet-one").mkdir()
+    (tmp_path / "limpet-one" / file).write_text(text)
+    assert was_out_of_memory("one", 0, ["/no/such/cgroup", str(tmp_path)]) is expected
+
+
+def test_a_controller_of_v2_is_given_to_the_children(tmp_path: Path) -> None:
+    """Once: one that they have, or that all have, is not asked for; one that is not here is told by its name."""
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    given = tmp_path / "cgroup.subtree_control"
+    given.write_text("memory\n")
+    own = Cgroups({}, str(tmp_path), str(tmp_path))
+    for controller in ("", "memory"):
+        assert _open_v2_parent(own, controller) == str(tmp_path)
+        assert given.read_text() == "memory\n"
+    assert _open_v2_parent(own, "pids") == str(tmp_path)
+    assert given.read_text().startswith("+pids\n")
+    with pytest.raises(OSError, match="no controller 'rdma' here"):
+        _open_v2_parent(own, "rdma")
+
+
+def test_where_a_keeper_is_gone_its_cgroups_are_those_noted_or_our_own() -> None:
+    """What was noted is enough; without a note it is looked for below our own."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    assert find_parents(gone.pid, ["/noted"]) == ("/noted",)
+    assert find_parents(gone.pid, []) == find_parents(0, []) == read_cgroups(0).find_parents()
+    assert find_parents(os.getpid(), ["/noted"]) == ("/noted", *read_cgroups(0).find_parents())
 
 
 def test_cpu_time_is_limited(held: Held) -> None:

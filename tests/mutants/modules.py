@@ -42,6 +42,13 @@ _SLOW_KEEPER = _without(
     "test_ctrl_c_cuts_no_step_in_two",
     "test_tasks_wait_without_a_thread",
 )
+_SLOW_COPIER = _without(
+    "tests/logs/test_copier.py",
+    "test_no_line_is_lost_or_doubled_by_kills",
+    "test_a_full_disk_is_waited_for",
+    "test_running_out_of_descriptors_delays_and_loses_nothing",
+    "test_what_is_put_in_a_logs_place_is_not_written",
+)
 
 GROUPS = {
     "recovery": Group(
@@ -97,19 +104,21 @@ GROUPS = {
             "tests/store/test_events.py",
         ),
     ),
+    "deadlines": Group(
+        ("engine/store/deadlines.py",),
+        12,
+        ("tests/intent/test_expiry.py", "tests/store/test_own.py"),
+    ),
     "memory": Group(
-        ("engine/store/deadlines.py", "engine/store/doubt.py", "engine/store/memory.py"),
+        ("engine/store/doubt.py", "engine/store/memory.py"),
         12,
         (
             "tests/store/test_own.py",
-            "tests/store/test_store.py",
-            "tests/store/test_opening.py",
             "tests/store/test_labels.py",
-            "tests/intent/test_expiry.py",
             "tests/store/test_laws.py",
             *_SLOW_LAWS,
+            "tests/store/test_opening.py",
             "tests/store/test_events.py",
-            "tests/recovery/test_report.py",
         ),
     ),
     "match": Group(
@@ -189,13 +198,7 @@ GROUPS = {
         (
             "tests/logs/test_reading.py",
             "tests/logs/test_copier.py",
-            *_without(
-                "tests/logs/test_copier.py",
-                "test_no_line_is_lost_or_doubled_by_kills",
-                "test_a_full_disk_is_waited_for",
-                "test_running_out_of_descriptors_delays_and_loses_nothing",
-                "test_what_is_put_in_a_logs_place_is_not_written",
-            ),
+            *_SLOW_COPIER,
         ),
     ),
     "starters": Group(
@@ -223,7 +226,9 @@ GROUPS = {
         16,
         (
             "tests/logs/test_copier.py",
-            "tests/starters/test_keeper.py",
+            *_SLOW_COPIER,
+            "tests/starters/test_keeper.py::test_nothing_stays_of_output_that_a_lost_keeper_had_copied",
+            "tests/starters/test_keeper.py::test_the_keeper_is_killed_again_and_again",
             "tests/starters/test_evidence.py",
         ),
     ),

@@ -1,0 +1,65 @@
+"""Which capabilities a container gets: pure, of what is asked for and of what this process has."""
+
+import pytest
+
+from limpet.engine.starters.oci import capabilities
+from limpet.engine.starters.oci.capabilities import DEFAULT, choose, find_missing, to_spec
+from limpet.schema.cri import Capability
+from limpet.schema.errors import InvalidInputError
+
+HAVE = (*DEFAULT, "SYS_ADMIN", "SYS_TIME")
+
+
+@pytest.fixture(autouse=True)
+def some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have some capabilities, as an engine in a container does."""
+    monkeypatch.setattr(capabilities, "available", lambda: HAVE)
+
+
+@pytest.mark.parametrize(
+    ("add", "drop", "ambient", "chosen", "kept"),
+    [
+        ([], [], [], {*DEFAULT}, ()),
+        (["SYS_TIME"], [], [], {*DEFAULT, "SYS_TIME"}, ()),
+        (["cap_sys_time"], ["KILL", "SYS_TIME"], [], {*DEFAULT, "SYS_TIME"} - {"KILL"}, ()),
+        (["ALL"], ["KILL"], [], {*HAVE} - {"KILL"}, ()),
+        (["SYS_TIME"], ["ALL"], [], {"SYS_TIME"}, ()),
+        (["ALL"], ["ALL"], [], {*HAVE}, ()),
+        ([], ["ALL"], ["SYS_ADMIN"], {"SYS_ADMIN"}, ("SYS_ADMIN",)),
+        ([], ["KILL"], ["KILL", "SYS_ADMIN"], {*DEFAULT, "SYS_ADMIN"}, ("KILL", "SYS_ADMIN")),
+        (["SYS_BOOT"], [], ["SYS_BOOT"], {*DEFAULT}, ()),
+    ],
+)
+def test_what_is_asked_for_is_chosen(
+    add: list[str], drop: list[str], ambient: list[str], chosen: set[str], kept: tuple[str, ...]
+) -> None:
+    """Added ones win over dropped ones, ambient ones are the program's in any case, what we have not is left out."""
+    asked = Capability(
+        add_capabilities=tuple(add), drop_capabilities=tuple(drop), add_ambient_capabilities=tuple(ambient)
+    )
+    found, ambient_ones = choose(asked, privileged=False)
+    assert (set(found), ambient_ones) == (chosen, kept)
+    assert len(found) == len(chosen)
+    assert choose(asked, privileged=True) == (HAVE, ())
+    assert find_missing(asked) == (("SYS_BOOT",) if "SYS_BOOT" in add else ())
+
+
+@pytest.mark.parametrize("field", ["add_capabilities", "drop_capabilities", "add_ambient_capabilities"])
+def test_what_is_no_capability_is_refused(field: str) -> None:
+    """By the field and the name; "ALL" is a word of the first two alone."""
+    with pytest.raises(InvalidInputError, match=f"capabilities.{field} 'NO_SUCH'"):
+        choose(Capability(**{field: ("NO_SUCH",)}), privileged=False)
+    if field == "add_ambient_capabilities":
+        with pytest.raises(InvalidInputError, match="'ALL'"):
+            choose(Capability(**{field: ("ALL",)}), privileged=False)
+
+
+def test_another_user_has_the_ambient_ones_alone() -> None:
+    """Root's programs have all that were chosen; others can at most get them, by a file that grants them."""
+    assert to_spec(["KILL"], [], is_root=True) == {
+        each: ["CAP_KILL"] for each in ("bounding", "effective", "permitted")
+    }
+    assert to_spec(["KILL"], [], is_root=False) == {"bounding": ["CAP_KILL"], "effective": [], "permitted": []}
+    other = to_spec(["CHOWN", "KILL"], ["KILL"], is_root=False)
+    assert other.pop("bounding") == ["CAP_CHOWN", "CAP_KILL"]
+    assert other == {each: ["CAP_KILL"] for each in ("effective", "permitted", "inheritable", "ambient")}

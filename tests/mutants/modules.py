@@ -291,7 +291,14 @@ GROUPS = {
             )
         ),
         12,
-        ("tests/starters/test_oci_spec.py", "tests/starters/test_oci_seen.py", "tests/starters/test_oci_abilities.py"),
+        (
+            "tests/starters/test_oci_capabilities.py",
+            "tests/starters/test_oci_spec.py",
+            "tests/starters/test_oci_seen.py",
+            "tests/starters/test_oci_abilities.py",
+            "-k",
+            "not crun",  # it is given the same as runc
+        ),
     ),
     "oci lives": Group(
         tuple(

@@ -69,7 +69,11 @@ def test_where_cgroups_are_made(
 def test_cgroups_are_made_beside_the_keeper(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who looks may be in other cgroups than the keeper, beside which the containers' are made."""
 
+    gone = []
+
     def read(pid: int) -> Cgroups:
+        if pid in gone:
+            raise FileNotFoundError(2, "No such file or directory", f"/proc/{pid}/cgroup")
         return Cgroups({"pids": f"/v1/{pid}"}, "", "")
 
     make(engine, "one", "sleep", "1000").start()
@@ -77,3 +81,5 @@ def test_cgroups_are_made_beside_the_keeper(engine: Engine, state_dir: str, monk
     found = find_facts(state_dir)
     assert found.keeper_pid
     assert found.cgroup == f"/v1/{found.keeper_pid}"
+    gone.append(found.keeper_pid)  # just now
+    assert (find_facts(state_dir).cgroup, find_facts(state_dir).cgroup_problem) == ("/v1/0", "")

@@ -195,6 +195,34 @@ def test_a_copier_that_was_killed_leaves_no_zombie(engine: Engine, state_dir: st
     container.stop(0)
 
 
+def test_the_next_copier_goes_on_with_every_log(engine: Engine, state_dir: str) -> None:
+    """Whoever is killed, what is written before and after is in the log: each line once, in order."""
+    count = "i=0; while echo $i; do i=$((i+1)); sleep 0.005; done"
+    containers = [make(engine, name, "sh", "-c", count, log_path=f"{name}.log") for name in ("one", "two")]
+    logs = [Path(container.metadata.log_path) for container in containers]
+    for container in containers:
+        container.start()
+
+    def lines(log: Path) -> list[int]:
+        text = log.read_text() if log.exists() else ""
+        return [int(line.split()[-1]) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    for _ in range(2):  # the anchor's first, then the keeper's own
+        before = [len(lines(log)) for log in logs]
+        wait_until(
+            lambda before=before: all(len(lines(log)) > old for log, old in zip(logs, before, strict=True)),  # type: ignore[misc] # bound at once
+            "both logs to grow",
+        )
+        killed = find_keepers(state_dir)["limpet-copier"]
+        kill(state_dir, "limpet-copier")
+        wait_for_another_copier(state_dir, killed)
+    before = [len(lines(log)) for log in logs]
+    wait_until(lambda: all(len(lines(log)) > old for log, old in zip(logs, before, strict=True)), "both to go on")
+    for container, log in zip(containers, logs, strict=True):
+        container.stop(0)
+        assert lines(log) == [*range(len(lines(log)))]
+
+
 def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_dir: str) -> None:
     """It is the containers' parent: the first, and the one that takes its place."""
     assert find_facts(state_dir).keeper_pid == 0

@@ -286,7 +286,7 @@ GROUPS = {
         tuple(
             f"engine/starters/oci/{name}.py"
             for name in (
-                "annotations", "apparmor", "capabilities", "cgroups", "mounts", "namespaces", "resources", "seccomp",
+                "annotations", "apparmor", "capabilities", "mounts", "namespaces", "resources", "seccomp",
                 "spec", "target", "unapplied", "written",
             )
         ),
@@ -299,6 +299,11 @@ GROUPS = {
             "-k",
             "not crun",  # it is given the same as runc
         ),
+    ),
+    "oci cgroups": Group(
+        ("engine/starters/oci/cgroups.py",),
+        12,
+        ("tests/starters/test_oci_cgroups.py", "tests/starters/test_oci_abilities.py"),
     ),
     "oci lives": Group(
         tuple(

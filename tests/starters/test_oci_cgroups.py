@@ -1,0 +1,161 @@
+"""What the cgroups of a container say and are told, in both versions: directories stand for them."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from limpet.engine.starters.oci import cgroups
+
+NAME = "key-one"
+V1 = [f"{number}:{each}:/limpet/{NAME}" for number, each in enumerate(("freezer", "memory", "pids", "cpu,cpuacct"), 2)]
+V2 = [f"0::/limpet/{NAME}"]
+OTHER = ["9:name=systemd:/", "1:cpuset:/limpet", "0::/user.slice"]
+V1_USE = {
+    "memory/memory.usage_in_bytes": "5000\n",
+    "memory/memory.stat": "cache 1\ninactive_file 7\ntotal_inactive_file 1000\n",
+    "pids/pids.current": "3\n",
+    "cpu,cpuacct/cpuacct.usage": "123456789\n",
+}
+V2_USE = {
+    "memory.current": "7000\n",
+    "memory.stat": "anon 12\ninactive_file 3000\n",
+    "pids.current": "2\n",
+    "cpu.stat": "usage_usec 42\nuser_usec 40\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cgroups, "_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def fill(directory: Path, files: Mapping[str, str]) -> None:
+    for path, text in files.items():
+        controller, _, name = path.rpartition("/")
+        where = directory / controller / "limpet" / NAME
+        where.mkdir(parents=True, exist_ok=True)
+        (where / name).write_text(text)
+
+
+def test_use_by_version_1(root: Path) -> None:
+    """Each from its own hierarchy; what is cached and not in use is no working set."""
+    fill(root, V1_USE)
+    assert cgroups.measure([*V1, *OTHER], NAME) == (123_456_789, 5000, 4000, 3)
+
+
+@pytest.mark.parametrize("where", ["", "unified"])
+def test_use_by_version_2(root: Path, where: str) -> None:
+    """Processor time is told in microseconds there."""
+    fill(root / where, V2_USE)
+    assert cgroups.measure([*OTHER, *V2], NAME) == (42_000, 7000, 4000, 2)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_use_where_both_versions_are(root: Path, order: int) -> None:
+    """A controller counts in one of them: what version 1 counts is not taken from 2, and what it does not count is."""
+    fill(root, {key: text for key, text in V1_USE.items() if not key.startswith("pids")})
+    fill(root / "unified", {"cgroup.procs": "", "pids.current": "2\n"})
+    lines = [*V1, *OTHER, *V2]
+    assert cgroups.measure(lines[::order], NAME) == (123_456_789, 5000, 4000, 2)
+
+
+def test_what_is_not_counted_is_not_told(root: Path) -> None:
+    """No number is made up, and no working set is below nothing."""
+    assert cgroups.measure([*V1, *V2], NAME) == (None, None, None, None)
+    fill(root, {"memory/memory.usage_in_bytes": "500\n", "memory/memory.stat": "total_inactive_file 900\n"})
+    fill(root, {"pids/pids.current": "max\n"})
+    assert cgroups.measure(V1, NAME) == (None, 500, 0, None)
+    (root / "memory/limpet" / NAME / "memory.stat").unlink()
+    assert cgroups.measure(V1, NAME) == (None, 500, 500, None)
+
+
+def test_processes_of_its_own_cgroups_alone(root: Path) -> None:
+    """Those of all versions, once each; ours, and those of other pid namespaces (0), are nobody's to signal."""
+    fill(root, {"pids/cgroup.procs": f"12\n{os.getpid()}\n0\n", "memory/cgroup.procs": "12\n13\n"})
+    fill(root / "unified", {"cgroup.procs": "14\n"})
+    (root / "cpuset/limpet").mkdir(parents=True)
+    (root / "cpuset/limpet/cgroup.procs").write_text("1\n")
+    assert cgroups.list_processes([*V1, *V2, *OTHER], NAME) == {12, 13, 14}
+    assert cgroups.list_processes(OTHER, NAME) == set()
+
+
+def test_signals_reach_all_of_them(root: Path) -> None:
+    """Each gets it, and they are counted; 0 counts alone."""
+    with subprocess.Popen(["sleep", "1000"]) as one, subprocess.Popen(["sleep", "1000"]) as two:
+        fill(root, {"pids/cgroup.procs": f"{one.pid}\n{two.pid}\n"})
+        assert cgroups.signal_processes(V1, NAME, 0) == 2
+        assert (one.poll(), two.poll()) == (None, None)
+        assert cgroups.signal_processes(V1, NAME, signal.SIGTERM) == 2
+        assert [each.wait(20) for each in (one, two)] == [-signal.SIGTERM] * 2
+    assert cgroups.signal_processes(V1, NAME, signal.SIGKILL) == 2  # both are gone: that is no error
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, False),
+        ({"freezer/freezer.state": "THAWED\n"}, False),
+        ({"freezer/freezer.state": "FREEZING\n"}, True),
+        ({"freezer/freezer.state": "FROZEN\n"}, True),
+        ({"memory/freezer.state": "FROZEN\n", "freezer/freezer.state": "THAWED\n"}, False),
+        ({"cgroup.events": "populated 1\nfrozen 1\n"}, True),
+        ({"cgroup.events": "populated 1\nfrozen 0\n"}, False),
+    ],
+)
+def test_whether_it_is_frozen(root: Path, files: dict[str, str], expected: bool) -> None:
+    """By the freezer of version 1, or by the events of version 2; amid it counts."""
+    fill(root, files)
+    assert cgroups.is_frozen([*V1, *V2], NAME) is expected
+
+
+def test_it_is_thawed_in_both_versions(root: Path) -> None:
+    """In the freezer's hierarchy by a word, in version 2 by a number; nothing is written elsewhere."""
+    fill(root, {"freezer/freezer.state": "FROZEN\n", "memory/freezer.state": "", "cgroup.freeze": "1\n"})
+    cgroups.thaw([*V1, *V2], NAME)
+    below = Path("limpet", NAME)
+    assert (root / "freezer" / below / "freezer.state").read_text() == "THAWED"
+    assert (root / below / "cgroup.freeze").read_text() == "0"
+    assert (root / "memory" / below / "freezer.state").read_text() == ""
+    assert sorted(path.name for path in (root / "memory" / below).iterdir()) == ["freezer.state"]
+
+
+def test_it_is_asked_again_until_it_is_frozen(root: Path) -> None:
+    """And no longer than there is time; where nothing is frozen by version 1, nothing is waited for."""
+    assert cgroups.await_frozen([*V1, *V2], NAME, 0)
+    fill(root, {"freezer/freezer.state": "FROZEN\n"})
+    assert cgroups.await_frozen(V1, NAME, 0)
+    state = root / "freezer/limpet" / NAME / "freezer.state"
+    state.write_text("FREEZING\n")
+    assert not cgroups.await_frozen(V1, NAME, -1)
+    assert state.read_text() == "FREEZING\n"
+    assert cgroups.await_frozen(V1, NAME, 20)  # the file says what it was told, which is enough here
+    assert state.read_text() == "FROZEN"
+
+
+def test_its_cgroups_are_removed_and_what_is_left_is_told(root: Path) -> None:
+    """With those below them, the lowest first; another's beside them stays."""
+    lines = [*V1, *V2, *OTHER]
+    for each in ("freezer", "memory", "pids"):
+        (root / each / "limpet" / NAME / "below" / "deep").mkdir(parents=True)
+    (root / "pids/limpet/other").mkdir()
+    busy = root / "memory/limpet" / NAME / "below"
+    (busy / "process").touch()  # a directory that is not empty stands for a cgroup that is in use
+    assert cgroups.remove(lines, NAME) == [str(busy), str(busy.parent)]
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir()) == [
+        "freezer",
+        "freezer/limpet",
+        "memory",
+        "memory/limpet",
+        f"memory/limpet/{NAME}",
+        f"memory/limpet/{NAME}/below",
+        "pids",
+        "pids/limpet",
+        "pids/limpet/other",
+    ]
+    (busy / "process").unlink()
+    assert cgroups.remove(lines, NAME) == []

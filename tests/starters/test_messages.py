@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from limpet.engine.starters.process.client import Connection
 from limpet.engine.starters.process.keeper.messages import (
     LONGEST,
     MOST_DESCRIPTORS,
@@ -89,3 +90,44 @@ def test_many_are_asked_for_each() -> None:
         ("signal", "b", 15, None),
     ]
     assert divide({"op": "end", "many": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "is_closed", "is_answered", "expected"),
+    [
+        (b"", True, False, True),
+        (b"", True, True, True),
+        (b"why", True, False, False),
+        (b"why", False, False, False),
+        (b"", False, True, False),
+    ],
+)
+def test_an_end_with_something_to_read_is_none_yet(
+    pair: Pair, written: bytes, is_closed: bool, is_answered: bool, expected: bool
+) -> None:
+    """The end of a report says that a program was executed; one that has a reason in it says that none was."""
+    ours, theirs = pair
+    read, write = os.pipe()
+    os.write(write, written)
+    if is_closed:
+        os.close(write)
+    if is_answered:
+        send(theirs, {"executed": True})
+    assert Connection(ours, "/no/such/directory").wait_for_either(read) is expected
+    os.close(read)
+    if not is_closed:
+        os.close(write)
+
+
+def test_an_answer_that_is_forgone_is_not_taken_for_the_next(pair: Pair) -> None:
+    """However many come late: each answer is that of its own request."""
+    ours, theirs = pair
+    connection = Connection(ours, "/no/such/directory")
+    for number in range(2):
+        connection.tell({"op": "go", "id": str(number)})
+        connection.forgo_answer()
+    for number in range(3):
+        send(theirs, {"number": number})
+    assert connection.ask({"op": "end"}) == ({"number": 2}, [])
+    send(theirs, {"number": 3})
+    assert connection.ask({"op": "end"}) == ({"number": 3}, [])

@@ -14,6 +14,7 @@ from limpet.engine.starters.process.client import KeeperClient
 from limpet.engine.starters.process.keeper.journal import Journal
 from limpet.engine.starters.process.keeper.kernel import read_stat
 from limpet.engine.starters.process.keeper.messages import Message
+from limpet.engine.starters.process.starter import _is_about
 from limpet.recovery.host import identify, open_pidfd
 from limpet.schema import ProcessIdentity
 from tests.conftest import is_running, wait_until
@@ -151,3 +152,23 @@ def test_a_journal_is_rewritten_once_it_has_grown(tmp_path: Path) -> None:
         assert Journal(directory, "world").load()["kept"]["end"] == kept["end"]
     finally:
         os.close(directory)
+
+
+@pytest.mark.parametrize(
+    ("answer", "inode", "expected"),
+    [
+        ({"pid": 7, "start": 8, "inode": 9}, 9, True),
+        ({"pid": 7, "start": 8, "inode": 9}, 10, False),
+        ({"pid": 7, "start": 8, "inode": 9}, 8, False),
+        ({"pid": 7, "start": 8, "inode": 9}, 0, True),
+        ({"pid": 7, "start": 8, "inode": 0}, 9, True),
+        ({"pid": 7, "start": 8}, 9, True),
+        ({"pid": 6, "start": 8, "inode": 9}, 9, False),
+        ({"pid": 7, "start": 9, "inode": 9}, 9, False),
+        ({"unknown": True}, 9, False),
+    ],
+)
+def test_an_answer_about_another_process_is_none(answer: Message, inode: int, expected: bool) -> None:
+    """The inode tells, where both know one; where one of them does not, pid and start time do."""
+    identity = ProcessIdentity(pid=7, start_ticks=8, boot_id="boot", pidfd_inode=inode, pid_namespace=1)
+    assert _is_about(answer, identity) is expected

@@ -293,6 +293,7 @@ GROUPS = {
         12,
         (
             "tests/starters/test_oci_capabilities.py",
+            "tests/starters/test_oci_mounts.py",
             "tests/starters/test_oci_spec.py",
             "tests/starters/test_oci_seen.py",
             "tests/starters/test_oci_abilities.py",

@@ -1,0 +1,89 @@
+"""The mounts of an OCI container, as they are written down for its runtime: pure, of its config."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limpet.engine.starters.oci.mounts import add_held, make_mounts
+from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec, Mount
+from limpet.schema.errors import InvalidInputError
+
+
+def config(*mounts: Mount) -> ContainerConfig:
+    return ContainerConfig(metadata=ContainerMetadata(name="one"), image=ImageSpec(image="box:1"), mounts=mounts)
+
+
+def make(
+    *mounts: Mount, privileged: bool = False, has_own_network: bool = True, has_host_ipc: bool = False
+) -> dict[str, dict[str, Any]]:
+    found = make_mounts(
+        config(*mounts), privileged=privileged, has_own_network=has_own_network, has_host_ipc=has_host_ipc
+    )
+    assert len({mount["destination"] for mount in found}) == len(found)
+    return {mount["destination"]: mount for mount in found}
+
+
+def test_what_the_host_shares_is_there_for_who_shares_its_namespaces_alone() -> None:
+    """The host's /dev/shm with its IPC namespace, its /sys with its network; else there are new ones."""
+    own = make()
+    assert (own["/dev/shm"]["type"], own["/sys"]["type"]) == ("tmpfs", "sysfs")
+    ipc = make(has_host_ipc=True)
+    assert (ipc["/dev/shm"]["type"], ipc["/dev/shm"]["source"], ipc["/sys"]["type"]) == ("bind", "/dev/shm", "sysfs")
+    network = make(has_own_network=False)
+    assert (network["/dev/shm"]["type"], network["/sys"]["type"], network["/sys"]["source"]) == (
+        "tmpfs",
+        "bind",
+        "/sys",
+    )
+
+
+@pytest.mark.parametrize("privileged", [False, True])
+@pytest.mark.parametrize("has_own_network", [False, True])
+def test_only_a_privileged_one_writes_to_the_kernel(privileged: bool, has_own_network: bool) -> None:
+    """In /sys and its cgroups; everything that is the host's to protect is neither executed nor a device."""
+    found = make(privileged=privileged, has_own_network=has_own_network)
+    for path in ("/sys", "/sys/fs/cgroup"):
+        assert ("rw" in found[path]["options"]) is privileged
+        assert ("ro" in found[path]["options"]) is not privileged
+    for path in ("/sys", "/sys/fs/cgroup", "/proc", "/dev/mqueue", "/dev/shm"):
+        assert {"nosuid", "noexec", "nodev"} <= set(found[path]["options"])
+
+
+def test_the_configs_mounts_take_the_place_of_ours(tmp_path: Path) -> None:
+    """Outer ones come first, whatever the order that they were asked for in, and after all that everyone has."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("a")
+    deep = Mount(container_path="/data/b/c", host_path=str(tmp_path / "b"), readonly=True)
+    outer = Mount(container_path="/data//", host_path=str(tmp_path / "link"))
+    shm = Mount(container_path="/dev/shm/", host_path=str(tmp_path / "b"))
+    found = make_mounts(config(deep, outer, shm), privileged=False, has_own_network=True, has_host_ipc=True)
+    assert [mount["destination"] for mount in found[-3:]] == ["/data//", "/dev/shm/", "/data/b/c"]
+    assert [mount["source"] for mount in found[-3:]] == [str(tmp_path / name) for name in ("a", "b", "b")]
+    assert [("ro" in each["options"], "rw" in each["options"]) for each in found[-3:]] == [
+        (False, True),
+        (False, True),
+        (True, False),
+    ]
+    assert [mount["destination"] for mount in found].count("/dev/shm") == 0
+    held = {"/dev/shm": "/run/shm", "/etc/hosts": "/run/hosts", "/dev/mqueue": "/run/mqueue"}
+    kept = {mount["destination"]: mount for mount in add_held(found, config(deep, outer, shm), held, is_read_only=True)}
+    assert "/dev/shm" not in kept
+    assert (kept["/etc/hosts"]["source"], "ro" in kept["/etc/hosts"]["options"]) == ("/run/hosts", True)
+    assert (kept["/dev/mqueue"]["source"], "rw" in kept["/dev/mqueue"]["options"]) == ("/run/mqueue", True)
+    assert list(kept)[-3:] == ["/data//", "/dev/shm/", "/data/b/c"]
+
+
+@pytest.mark.parametrize("path", ["", "/", "//", "/.", "/a/..", "../..", "data", "/a\0b"])
+def test_nothing_is_mounted_over_the_root_or_nowhere(path: str) -> None:
+    """A mount is at an absolute path below the root."""
+    with pytest.raises(InvalidInputError, match=r"mounts\.container_path .* an absolute path below / is needed"):
+        make(Mount(container_path=path, host_path="/tmp"))
+
+
+@pytest.mark.parametrize("path", ["", "tmp", "/no/such/directory", "/tmp\0"])
+def test_what_is_not_there_is_not_mounted(path: str) -> None:
+    """It is refused before anything is made, by its name."""
+    with pytest.raises(InvalidInputError, match=r"mounts\.host_path .* does not exist, or is not absolute"):
+        make(Mount(container_path="/data", host_path=path))

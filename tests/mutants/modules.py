@@ -294,6 +294,7 @@ GROUPS = {
         (
             "tests/starters/test_oci_capabilities.py",
             "tests/starters/test_oci_mounts.py",
+            "tests/starters/test_oci_resources.py",
             "tests/starters/test_oci_spec.py",
             "tests/starters/test_oci_seen.py",
             "tests/starters/test_oci_abilities.py",

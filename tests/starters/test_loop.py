@@ -38,10 +38,10 @@ def test_each_that_can_be_read_is_served_though_another_raises() -> None:
     serve(loop)
     assert called == ["rude", "polite"]
     loop.unwatch(rude)
+    assert loop.wait(0) == [(polite, 1 | 16)]  # EPOLLIN | EPOLLHUP
     loop.unwatch(rude)
     serve(loop)
     assert called == ["rude", "polite", "polite"]
-    assert loop.wait(0) == [(polite, 1 | 16)]  # EPOLLIN | EPOLLHUP
     for each in (quiet, quiet_end, rude, polite):
         loop.unwatch(each)
         os.close(each)

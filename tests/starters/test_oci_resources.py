@@ -1,0 +1,83 @@
+"""Devices and scores of an OCI container, as they are written down for its runtime: pure, of its config."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from limpet.engine.starters.oci import resources
+from limpet.engine.starters.oci.resources import choose_oom_score, make_devices
+from limpet.schema.cri import ContainerConfig, ContainerMetadata, Device, ImageSpec, LinuxContainerResources
+from limpet.schema.errors import InvalidInputError
+
+
+def config(*devices: Device, tty: bool = False) -> ContainerConfig:
+    return ContainerConfig(
+        metadata=ContainerMetadata(name="one"), image=ImageSpec(image="box:1"), devices=devices, tty=tty
+    )
+
+
+@pytest.mark.parametrize(("permissions", "access"), [("", "rwm"), ("r", "r"), ("mw", "mw")])
+@pytest.mark.parametrize("privileged", [False, True])
+def test_a_device_is_made_and_allowed(tmp_path: Path, permissions: str, access: str, privileged: bool) -> None:
+    """With the host's number, mode and owner, at its own path or another; all others stay as they are."""
+    asked = Device(host_path="/dev/full", permissions=permissions)
+    elsewhere = Device(host_path="/dev/null", container_path="/dev/mine", permissions=permissions)
+    devices, rules = make_devices(config(asked, elsewhere), str(tmp_path), privileged=privileged)
+    assert [(each["path"], each["type"], each["major"], each["minor"]) for each in devices] == [
+        ("/dev/full", "c", 1, 7),
+        ("/dev/mine", "c", 1, 3),
+    ]
+    found = os.stat("/dev/full")
+    assert (devices[0]["fileMode"], devices[0]["uid"], devices[0]["gid"]) == (
+        stat.S_IMODE(found.st_mode),
+        found.st_uid,
+        found.st_gid,
+    )
+    assert rules == [
+        {"allow": privileged, "access": "rwm"},
+        {"allow": True, "type": "c", "major": 1, "minor": 7, "access": access},
+        {"allow": True, "type": "c", "major": 1, "minor": 3, "access": access},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        (Device(host_path="/no/such/device"), "it is not there"),
+        (Device(host_path="/dev/null\0"), "it is not there"),
+        (Device(host_path="/etc"), "a device is needed"),
+        (Device(host_path="/dev/null", permissions="rx"), "permissions of 'rwm'"),
+        (Device(host_path="/dev/null", container_path="mine"), "an absolute path without"),
+        (Device(host_path="/dev/null", container_path="/dev/../mine"), "an absolute path without"),
+        (Device(host_path="/dev/null", container_path="/dev//ptmx"), "the container has its own there"),
+        (Device(host_path="/dev/null", container_path="/dev/console"), "the container has its own there"),
+        (Device(host_path="/dev/null", container_path="/etc/there"), "the image has something there"),
+    ],
+)
+def test_what_can_be_no_device_is_refused(tmp_path: Path, device: Device, why: str) -> None:
+    """The runtimes would pass over some of it without a word."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/there").touch()
+    with pytest.raises(InvalidInputError, match=why):
+        make_devices(config(device, tty=True), str(tmp_path), privileged=False)
+
+
+def test_what_is_free_may_be_a_device(tmp_path: Path) -> None:
+    """A console where there is no terminal, a path outside of /dev that the image has not."""
+    for path in ("/dev/console", "/mine"):
+        asked = Device(host_path="/dev/null", container_path=path)
+        devices, _ = make_devices(config(asked), str(tmp_path), privileged=False)
+        assert [each["path"] for each in devices] == [path]
+
+
+@pytest.mark.parametrize(
+    ("asked", "lowest", "score"), [(None, -1000, 0), (None, 300, 300), (-5, -1000, -5), (-5, 0, 0), (700, 300, 700)]
+)
+def test_the_score_is_the_one_asked_for_or_the_lowest_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, lowest: int, score: int
+) -> None:
+    """0 where nothing is asked for: what conmon has is not the container's."""
+    monkeypatch.setattr(resources, "lowest_oom_score", lambda: lowest)
+    assert choose_oom_score(None if asked is None else LinuxContainerResources(oom_score_adj=asked)) == score

@@ -8,7 +8,6 @@ import pytest
 
 from limpet.engine.starters.process.client import Connection
 from limpet.engine.starters.process.keeper.messages import (
-    LONGEST,
     MOST_DESCRIPTORS,
     divide,
     encode,
@@ -18,6 +17,8 @@ from limpet.engine.starters.process.keeper.messages import (
     send,
 )
 
+LONGEST = 65_536
+"""Bytes of a message: so many keepers of other versions send and take."""
 Pair = tuple[socket.socket, socket.socket]
 
 

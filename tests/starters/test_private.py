@@ -19,7 +19,7 @@ from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.engine.starters import number_of_signal
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.process.accounts import RootAccounts
-from limpet.engine.starters.process.keeper.root import open_in_root
+from limpet.engine.starters.process.keeper.root import _mount, open_in_root
 from limpet.engine.starters.process.starter import ProcessStarter
 from limpet.engine.starters.signals import to_cri_signal
 from limpet.engine.starters.users import Rights, choose_user
@@ -375,6 +375,31 @@ def test_a_path_in_a_root_never_leads_out(tmp_path: Path) -> None:
     finally:
         os.close(top)
     assert (root / "not" / "there" / "file").is_file()
+
+
+def test_as_many_links_are_followed_as_the_kernel_follows(tmp_path: Path) -> None:
+    """One more is a loop, for both."""
+    (tmp_path / "0").mkdir()
+    for number in range(1, 42):
+        (tmp_path / str(number)).symlink_to(str(number - 1))
+    top = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.close(open_in_root(top, b"40"))
+        os.stat(tmp_path / "40")
+        with pytest.raises(OSError, match="levels of symbolic links"):
+            open_in_root(top, b"41")
+        with pytest.raises(OSError, match="levels of symbolic links"):
+            os.stat(tmp_path / "41")
+    finally:
+        os.close(top)
+
+
+def test_a_mount_that_is_refused_is_an_error(tmp_path: Path) -> None:
+    """It names what was to be mounted: nothing runs without a mount, or with one that is not read-only."""
+    with pytest.raises(OSError, match=r"mounting it: .*nosuchfs"):
+        _mount("x", str(tmp_path), "nosuchfs", 0, None)
+    with pytest.raises(OSError, match=rf"mounting it: .*{tmp_path}"):
+        _mount(None, str(tmp_path), None, 32 | 4096 | 1, None)  # MS_REMOUNT | MS_BIND | MS_RDONLY: it is no mount
 
 
 def test_a_relative_working_directory_is_refused(engine: Engine) -> None:

@@ -169,8 +169,9 @@ def test_a_sandbox_whose_record_is_damaged_or_gone_is_not_forgotten(state_dir: s
         assert {one.id for one in store.list_sandboxes()} == {"whole"}
         assert {*store.sandbox_ids} == {"gone", "half", "torn", "whole"}
         for name, why in (("gone", "record is missing"), ("half", "status is missing"), ("torn", "checksum")):
-            with pytest.raises(errors.StoreDamagedError, match=f"sandbox {name}: .*{why}"):
-                store.sandbox_status(name)
+            for look in (store.sandbox_status, store.get_sandbox):
+                with pytest.raises(errors.StoreDamagedError, match=f"sandbox {name}: .*{why}"):
+                    look(name)
         store.delete_sandbox("torn")
     with Store.open(state_dir) as store:
         assert {*store.damaged_sandboxes} == {"gone", "half"}

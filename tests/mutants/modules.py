@@ -320,8 +320,6 @@ GROUPS = {
             "tests/starters/test_oci_life.py",
             "tests/starters/test_oci_evidence.py",
             "tests/starters/test_oci_abilities.py",
-            "tests/starters/test_oci_recovery.py",
-            "tests/starters/test_oci_family.py",
             "tests/starters/test_oci_root.py",
         ),
     ),

@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="modules whose path begins so")
     parser.add_argument("--most", type=int, default=1000, help="try at most about so many of each module")
-    parser.add_argument("--limit", type=int, default=30, help="seconds that a trial may take; then it is killed")
+    parser.add_argument("--limit", type=int, default=60, help="seconds that a trial may take; then it is killed")
     parser.add_argument("--again", action="store_true", help="try those that survived the last time")
     parser.add_argument("--table", action="store_true", help="print what is known, and try none")
     parser.add_argument("--before", default="", help="words before each trial's command, such as `nice -n 10`")

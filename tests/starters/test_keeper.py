@@ -658,6 +658,27 @@ def test_stop_gives_all_processes_the_grace(engine: Engine, tmp_path: Path) -> N
     assert time.monotonic() - began < 8
 
 
+COUNTS = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN + 3})
+print("up", flush=True)
+signal.sigwait({signal.SIGRTMIN + 3})
+more = 0
+while signal.sigtimedwait({signal.SIGRTMIN + 3}, 0.3):
+    more += 1
+os._exit(1 + more)
+"""
+"""Tells how often it was signalled: signals of this kind are queued, and none swallows another."""
+
+
+def test_the_stop_signal_comes_once(engine: Engine) -> None:
+    """A second one may mean something else to a program: to end at once, and not in good order."""
+    container = make(engine, "one", sys.executable, "-S", "-c", COUNTS, log_path="one.log", stop_signal="SIGRTMINPLUS3")
+    container.start()
+    read_output(container.metadata.log_path, "up\n")
+    assert container.stop(10).exit_code == 1
+
+
 HOPS = """
 import os, time
 for _ in range(8):

@@ -97,6 +97,28 @@ def test_starts_that_follow_at_once_are_forked_in_pairs() -> None:
         spare.give_up()
 
 
+def test_the_keeper_keeps_no_descriptor_of_a_life_that_is_over(engine: Engine, state_dir: str) -> None:
+    """However many containers come and go: it has as many as with the first, and a spare."""
+    run(engine, "stays")
+    keeper = find_keeper(state_dir)
+
+    def live(key: str) -> None:
+        container = run(engine, key, "true")
+        container.wait(20)
+        container.release()
+        wait_for_spare(state_dir)
+
+    def count() -> int:
+        return len(os.listdir(f"/proc/{keeper}/fd"))
+
+    live("first")
+    before = count()
+    for number in range(6):
+        live(str(number))
+    wait_until(lambda: count() <= before, "it to have closed what it opened")
+    engine.get("stays").stop(0)
+
+
 def test_a_spare_keeps_no_keeper_that_nobody_needs(engine: Engine, state_dir: str) -> None:
     """Nor what holds its memory: what has left a daemon, which has ended since, is known, and needs no keeper."""
     container = run(engine, "first", "sh", "-c", "setsid sleep 0.2 & exit 3")

@@ -19,7 +19,8 @@ def test_a_keeper_is_told_while_it_lives(engine: Engine, state_dir: str) -> None
     """None before the first container and after the last; in between it is the parent. No descriptor is left."""
     assert find_facts(state_dir).keeper_pid == 0
     assert find_facts(os.path.join(state_dir, "missing")).keeper_pid == 0
-    pid = make(engine, "one", "sleep", "1000").start().pid
+    container = make(engine, "one", "sleep", "1000")
+    pid = container.start().pid
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     before = os.listdir("/proc/self/fd")
     assert find_facts(state_dir).keeper_pid == parent
@@ -27,6 +28,7 @@ def test_a_keeper_is_told_while_it_lives(engine: Engine, state_dir: str) -> None
     os.kill(parent, 9)
     wait_until(lambda: not is_running(parent), "the keeper's end")
     assert find_facts(state_dir).keeper_pid != parent
+    container.stop(0)
 
 
 DELEGATED, TAKEN, NONE = "delegated", "taken", ""
@@ -76,10 +78,13 @@ def test_cgroups_are_made_beside_the_keeper(engine: Engine, state_dir: str, monk
             raise FileNotFoundError(2, "No such file or directory", f"/proc/{pid}/cgroup")
         return Cgroups({"pids": f"/v1/{pid}"}, "", "")
 
-    make(engine, "one", "sleep", "1000").start()
+    container = make(engine, "one", "sleep", "1000")
+    container.start()
     monkeypatch.setattr(facts, "read_cgroups", read)
     found = find_facts(state_dir)
     assert found.keeper_pid
     assert found.cgroup == f"/v1/{found.keeper_pid}"
     gone.append(found.keeper_pid)  # just now
     assert (find_facts(state_dir).cgroup, find_facts(state_dir).cgroup_problem) == ("/v1/0", "")
+    monkeypatch.undo()
+    container.stop(0)

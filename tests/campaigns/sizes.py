@@ -47,7 +47,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "executor": Campaign("kills of the CI executor of the documentation, amid 50 jobs", 20, 20),
     "amid": Campaign("kills amid what is done with a container of runc or crun that runs", 2, 44),
     "fleet": Campaign("kills, cuts and crashes while a node sends to a fleet", 8, 300, 20_000),
-    "teeth": Campaign("engines with a broken promise, found out by the drill", 7, 7),
+    "teeth": Campaign("engines with a broken promise, found out by the drill", 0, 7),
     "keeper": Campaign("verdicts after kills of the keeper", 20, 20, 1_000),
 }
 

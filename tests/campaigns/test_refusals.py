@@ -45,6 +45,7 @@ def test_what_was_found_once_is_not_found_again(size: Size) -> None:
     assert report["faults"] + report["unreached"] >= len(KNOWN), report
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_dead_gate_that_is_taken_for_a_start_is_found_out() -> None:
     """An engine that does not ask whether the program was executed says RUNNING of what never ran."""

@@ -214,6 +214,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.long
 def test_forks_amid_commits(start: "Start", state_dir: str) -> None:
     """A fork of an engine under load refuses each call, ends however it likes, and keeps nobody from opening later."""
     process = start(FORKING)

@@ -368,16 +368,21 @@ def test_one_that_began_late_goes_on_when_it_is_stopped(
     assert find_keepers(state_dir)["limpet-keeper"] == keeper
 
 
-def test_an_anchor_that_was_stopped_takes_over(state_dir: str) -> None:
-    """It is stopped, and then the keeper is killed: the next engine has it go on, and knows what ended meanwhile."""
+def leave_one(state_dir: str) -> Path:
+    """Start the container "one", which ends with 3 once the file is there that is returned; no engine is left."""
     with Engine.open(state_dir) as engine:
         engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
         container = make(engine, "one", "sh", "-c", "while [ ! -e end ]; do sleep 0.01; done; exit 3")
         container.start()
-        root = container.metadata.root_dir
+        return Path(container.metadata.root_dir, "working", "end")
+
+
+def test_an_anchor_that_was_stopped_takes_over(state_dir: str) -> None:
+    """It is stopped, and then the keeper is killed: the next engine has it go on, and knows what ended meanwhile."""
+    end = leave_one(state_dir)
     stop_by_signal(find_keepers(state_dir)["limpet-anchor"])
     kill(state_dir, *KEEPER)
-    Path(root, "working", "end").touch()
+    end.touch()
     with Engine.open(state_dir) as engine:
         assert engine.get("one").wait(20).exit_code == 3
         assert make(engine, "two", "true").start().state is not ContainerState.UNKNOWN

@@ -14,7 +14,7 @@ from limpet.schema import ContainerState, Reason
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import is_running, wait_until
 from tests.starters.host import make
-from tests.starters.test_keeper import find_keepers, stop_by_signal
+from tests.starters.test_keeper import find_keepers, leave_one, stop_by_signal
 from tests.starters.test_spare import wait_for_spare
 
 CLIENT = "limpet.engine.starters.process.client"
@@ -89,13 +89,9 @@ def read_state(pid: int) -> str:
 
 def test_a_keeper_goes_on_while_no_engine_lives(state_dir: str) -> None:
     """Its anchor has it go on: when a container ended is seen then, and not by the next engine."""
-    with Engine.open(state_dir) as engine:
-        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
-        container = make(engine, "one", "sh", "-c", "while [ ! -e end ]; do sleep 0.01; done; exit 3")
-        container.start()
-        root = container.metadata.root_dir
+    end = leave_one(state_dir)
     stop_by_signal(find_keepers(state_dir)["limpet-keeper"])
-    Path(root, "working", "end").touch()
+    end.touch()
     wait_until(lambda: b'"end"' in Path(state_dir, "keeper", "journal").read_bytes(), "the end")
     with Engine.open(state_dir) as engine:
         assert engine.get("one").wait(20).exit_code == 3

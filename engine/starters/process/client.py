@@ -390,15 +390,15 @@ def _let_go_on(directory: str) -> None:
         try:
             for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
                 with suppress(OSError):
-                    if read_stat(pid)[0] == b"T" and _holds(pid, lock):
-                        _continue(pid, lock)
+                    if read_stat(pid)[0] == b"T":
+                        _let_holder_go_on(pid, lock)
         finally:
             os.close(lock)
 
 
-def _continue(pid: int, lock: int) -> None:
-    with open_pidfd(pid) as pidfd:
-        if _holds(pid, lock) and let_go_on(pid, pidfd):  # looked at anew: the number may be another's
+def _let_holder_go_on(pid: int, lock: int) -> None:
+    with open_pidfd(pid) as pidfd:  # before it is asked what it holds: the number may be another's by then
+        if _holds(pid, lock) and let_go_on(pid, pidfd):
             _log.warning("process %d, of the keeper's, was stopped by a signal; it was sent SIGCONT", pid)
 
 

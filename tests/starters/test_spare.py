@@ -16,9 +16,16 @@ from limpet.engine.starters.process.client import KeeperClient
 from limpet.engine.starters.process.keeper.gate import NOT_EXECUTED, become_container
 from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.engine.starters.process.keeper.spare import Spare
+from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.recovery.host import open_pidfd, wait_for_end
+from limpet.schema.runtime_spec import ProcessSpec, Root, Spec
 from tests.conftest import is_running, wait_until
 
+_UNHURRIED = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from keeper import keeper, main;"
+    " keeper._QUIET_SECONDS = keeper._OPENED_SECONDS = 60; main.main()"
+)
+"""The keeper's program, which looks at a start only when it is asked for something."""
 _IMPATIENT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from keeper import keeper, main;"
     " keeper._IDLE_SECONDS = keeper._TICK_SECONDS = 0.05; main.main()"
@@ -220,3 +227,32 @@ def test_a_gate_that_cannot_begin_writes_into_nothing_of_the_keepers(tmp_path: P
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == NOT_EXECUTED
     assert lock.read_text() == "the anchor's pid\n"
+
+
+def test_nobody_holds_a_gate_whose_engine_was_found_gone_by_another_start(
+    state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has asked for the gate and ended; that it is gone shows as the keeper tells it of the start before."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", _UNHURRIED)
+    client = KeeperClient(str(tmp_path / "keeper"))
+    spec = Spec(process=ProcessSpec(args=("sleep", "1000"), env=(), cwd="/"), root=Root(path=""))
+    plan = write_plan(make_plan(spec, os.environb, (), {}, (1024, 1024)))
+    connection = client.take(begin=True)
+    assert connection is not None
+    keeper = client.keeper_pid
+    answer, given = connection.ask({"op": "prepare", "id": "before", "report": True}, [plan])
+    connection.tell({"op": "go", "id": "before"})
+    wait_until(lambda: Path(f"/proc/{answer['pid']}/comm").read_text() == "sleep\n", "its program to be executed")
+    os.kill(keeper, signal.SIGSTOP)
+    connection.tell({"op": "prepare", "id": "next"}, [plan])
+    connection.close()
+    os.kill(keeper, signal.SIGCONT)
+    with client.connection(begin=False) as later:
+        assert later is not None
+        later.ask({"op": "hello"})  # what came before is served
+        gates = [pid for pid in read_children(keeper) if Path(f"/proc/{pid}/comm").read_text() == "limpet-gate\n"]
+        wait_until(lambda: not any(map(is_running, gates)), "the gate to end")
+        later.ask({"op": "release", "id": "before"})
+    client.close()
+    for each in (plan, *given):
+        os.close(each)

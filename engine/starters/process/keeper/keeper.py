@@ -400,7 +400,8 @@ class Keeper:
             if before.end is None:
                 raise FileExistsError(f"container {before.id} has process {before.pid}")
             self._forget(before)
-        self._starts.prepare(connection, request, descriptors)
+        if connection.fileno() >= 0:  # else it was left as it could not be told of the start before: who asks is gone
+            self._starts.prepare(connection, request, descriptors)
 
     # An end
 

@@ -206,7 +206,8 @@ def test_a_start_that_was_given_up_too_early_is_a_start(
 ) -> None:
     """Its program was executed between the last look and the decision: it runs on, and that is what is said."""
 
-    def look_early(*_: object, **__: object) -> Program:
+    def look_early(processes: Processes, _seconds: float, **_: object) -> Program:
+        wait_until(lambda: exits.observe_program(processes) is Program.EXECUTED, "its program to be executed")
         return Program.HELD
 
     monkeypatch.setattr(starter, "await_program", look_early)

@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple, NoReturn
 import msgspec
 
 from limpet.engine.starters.process.client import Connection
+from limpet.engine.starters.process.handed_on import read_handed_on
 from limpet.engine.starters.process.keeper import journal, keeper
 from limpet.engine.starters.process.keeper.copies import Copies
 from limpet.engine.starters.process.keeper.journal import Journal, Record
@@ -113,7 +114,7 @@ class KeeperLife:
     def _start(self, connection: Connection, key: str) -> int:
         args = ("sh", "-c", _PROGRAMS[key].script)
         spec = Spec(process=ProcessSpec(args=args, env=(), cwd="/"), root=Root(path=""))
-        plan = write_plan(make_plan(spec, os.environb, (), {}, (1024, 1024)))
+        plan = write_plan(make_plan(spec, os.environb, (), {}, read_handed_on()))
         _, (pidfd,) = connection.ask({"op": "prepare", "id": key}, [plan])
         os.close(plan)
         answer, _ = connection.ask({"op": "go", "id": key})

@@ -867,3 +867,40 @@ say("ready")
         second.start()
         assert second.wait(20).exit_code == 0
         engine.get("a").stop(0)
+
+
+def describe_standing(pid: int) -> tuple[object, ...]:
+    """Return what a process has of its parent: CPUs, policy, niceness, limits."""
+    limits = (resource.RLIMIT_FSIZE, resource.RLIMIT_STACK, resource.RLIMIT_MSGQUEUE)
+    scheduling = os.sched_getaffinity(pid), os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
+    return (*scheduling, *(resource.prlimit(pid, number) for number in limits))
+
+
+def test_limits_and_scheduling_are_those_of_the_engine_that_starts_it(engine_process: Start, state_dir: str) -> None:
+    """Not those of the one by which the keeper was begun; as far as it need not, the keeper is bound by none itself."""
+    narrow = engine_process(
+        """
+import resource
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+os.nice(7)
+for number in (resource.RLIMIT_FSIZE, resource.RLIMIT_STACK, resource.RLIMIT_MSGQUEUE):
+    resource.setrlimit(number, (1 << 22 if number != resource.RLIMIT_MSGQUEUE else 4096, resource.getrlimit(number)[1]))
+engine = Engine.open(state_dir)
+engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+config = {"metadata": {"name": "a"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+container = engine.create_container(config, "jobs", id="a")
+say(container.start().pid); time.sleep(999)
+"""
+    )
+    pid = int(*narrow.read())
+    assert describe_standing(pid) == describe_standing(narrow.pid) != describe_standing(os.getpid())
+    narrow.kill()
+    with Engine.open(state_dir) as engine:
+        second = make(engine, "b", "sleep", "1000")
+        assert describe_standing(second.start().pid)[:2] == describe_standing(os.getpid())[:2]
+        if os.geteuid() == 0:  # nobody else lowers the keeper's niceness again
+            assert describe_standing(second.status.pid) == describe_standing(os.getpid())
+            assert describe_standing(find_keepers(state_dir)["limpet-keeper"])[:3] == describe_standing(os.getpid())[:3]
+        for container in engine.list():
+            container.stop(0)

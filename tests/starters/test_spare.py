@@ -13,6 +13,7 @@ import pytest
 from limpet import Engine
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.handed_on import read_handed_on
 from limpet.engine.starters.process.keeper.gate import NOT_EXECUTED, become_container
 from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.engine.starters.process.keeper.spare import Spare
@@ -236,7 +237,7 @@ def test_nobody_holds_a_gate_whose_engine_was_found_gone_by_another_start(
     monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", _UNHURRIED)
     client = KeeperClient(str(tmp_path / "keeper"))
     spec = Spec(process=ProcessSpec(args=("sleep", "1000"), env=(), cwd="/"), root=Root(path=""))
-    plan = write_plan(make_plan(spec, os.environb, (), {}, (1024, 1024)))
+    plan = write_plan(make_plan(spec, os.environb, (), {}, read_handed_on()))
     connection = client.take(begin=True)
     assert connection is not None
     keeper = client.keeper_pid

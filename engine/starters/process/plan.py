@@ -20,12 +20,12 @@ def make_plan(
     environment: Mapping[bytes, bytes],
     inherited: tuple[str, ...],
     secrets: Mapping[str, str],
-    nofile: tuple[int, int],
+    handed_on: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the plan; `keeper/root.py` and `keeper/gate.py` say what its fields mean.
 
     The host's part of the environment, for a container of the host's own root, is overridden by what config.json has,
-    and that by the secrets. `nofile` is the limit of descriptors, soft and hard.
+    and that by the secrets. `handed_on` is what `read_handed_on` returns.
     """
     process, user = spec.process, spec.process.user
     is_root = os.geteuid() == 0
@@ -48,7 +48,7 @@ def make_plan(
         "no_new_privs": process.no_new_privileges,
         "own_uts_namespace": is_root,
         "hostname": spec.hostname,
-        "nofile": nofile,
+        **handed_on,
     }
 
 

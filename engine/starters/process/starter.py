@@ -24,13 +24,14 @@ from limpet.engine.starters.process.client import (
     KeeperGoneError,
     portions,
 )
+from limpet.engine.starters.process.handed_on import read_handed_on
 from limpet.engine.starters.process.keeper.kernel import read_stat, read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
-from limpet.engine.state.descriptors import close_all, original_descriptor_limit, system_errors_told
+from limpet.engine.state.descriptors import close_all, system_errors_told
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import (
@@ -410,7 +411,7 @@ class ProcessStarter:
     def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[_Held, int, int]:
         """Return what holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
         secrets = require_secrets(launch.secret_env)
-        plan = write_plan(make_plan(spec, self._environment, self._inherited, secrets, original_descriptor_limit()))
+        plan = write_plan(make_plan(spec, self._environment, self._inherited, secrets, read_handed_on()))
         opened = [plan]
         try:
             request: Message = {"op": "prepare", "id": launch.id, "report": True}

@@ -85,13 +85,12 @@ def _obey_plan(document: dict[str, Any]) -> None:
             unshare(_CLONE_NEWUTS)
             if document["hostname"]:
                 socket.sethostname(document["hostname"])
-    soft, hard = document["nofile"]
     args = [_to_bytes(each) for each in document["args"]]
     environment = dict(_to_bytes(entry).split(b"=", 1) for entry in document["env"])
     problem = None
     try:
         enter_root(document)
-        _limit_descriptors(soft, hard)
+        _take_over(document)
     except BaseException as error:  # noqa: BLE001  # told once the gate is open: until then there is to be a process
         problem = error
     _say_ready()
@@ -109,13 +108,22 @@ def _say_ready() -> None:
         link.shutdown(socket.SHUT_WR)
 
 
-def _limit_descriptors(soft: int, hard: int) -> None:
-    """Have the engine's limits, or as much of them as the keeper has: it may have been begun by one that had less."""
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    except ValueError:  # it may not be raised
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if 0 <= soft < most else most, most))
+def _take_over(document: dict[str, Any]) -> None:
+    """Have what a child of the engine has, as far as the keeper may give it: one with less may have begun it."""
+    for number, soft, hard in ((resource.RLIMIT_NOFILE, *document["nofile"]), *document.get("limits", ())):
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except ValueError:  # it may not be raised
+            _, most = resource.getrlimit(number)
+            resource.setrlimit(number, (soft if 0 <= soft < most else most, most))
+    scheduling = document.get("scheduling")  # an engine of an older version tells none
+    if scheduling:
+        with suppress(OSError):
+            os.sched_setaffinity(0, scheduling["cpus"])
+        with suppress(OSError):
+            os.sched_setscheduler(0, scheduling["policy"], os.sched_param(scheduling["priority"]))
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, scheduling["nice"])
 
 
 def _take_descriptors(control: int, until: int) -> None:

@@ -29,6 +29,16 @@ ANOTHER_LIVES = 3
 _BACKLOG = 512
 _OOM_SCORES = ("-900", "0")
 """The first that may be set: below 0 needs CAP_SYS_RESOURCE, and the host's own may make it the first to be killed."""
+_RAISED = (
+    resource.RLIMIT_AS,
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_NOFILE,
+)
+"""Limits that would keep it from its work; containers have those of their engine."""
+_MOST_CPUS = 8192
+"""That Linux can be built for."""
 _PAUSE_SECONDS = 0.2
 """After so long what was stopped goes on: somebody may stop it again and again."""
 
@@ -47,8 +57,7 @@ def main() -> None:
     reset_internal_signals()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _take_what_it_may_have()
     _take_oom_score()
     if not os.fork():
         os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 2)  # until now it went to who spawned us
@@ -134,6 +143,19 @@ def _listen() -> socket.socket:
     os.chmod(name, 0o600)
     listener.listen(_BACKLOG)
     return listener
+
+
+def _take_what_it_may_have() -> None:
+    """Be no narrower than we must: who begins us may be nice, bound to a CPU or limited, and we serve others, too."""
+    for number in _RAISED:
+        _, hard = resource.getrlimit(number)
+        resource.setrlimit(number, (hard, hard))
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    with suppress(OSError):
+        os.sched_setaffinity(0, range(_MOST_CPUS))  # of which the kernel takes those that we may have
 
 
 def _take_oom_score() -> None:

@@ -58,7 +58,7 @@ def test_an_end_is_seen_however_slow_a_thread_is(state_dir: str, which: str) -> 
             config = {"metadata": {"name": "c"}, "image": {"image": "host"}, "command": ["false"]}
             container = engine.create_container(config, sandbox)
             container.start()
-            assert container.wait(5).exit_code == 1
+            assert container.wait(30).exit_code == 1
             container.release()
             container.delete()
 

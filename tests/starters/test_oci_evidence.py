@@ -112,7 +112,7 @@ def test_a_stopped_conmon_goes_on_when_it_is_needed(engine: Engine, state_dir: s
     short = engine.create_container(config("short", "sleep 0.2; exit 9"), runtime, id="short")
     short.start()
     os.kill(processes_of(state_dir, "short").monitor.pid, signal.SIGSTOP)
-    assert short.wait(5).exit_code == 9
+    assert short.wait(20).exit_code == 9
 
 
 ALTERED: dict[str, Callable[[RunDirectory], object]] = {
@@ -251,7 +251,7 @@ def test_what_cannot_be_looked_at_is_unknown(engine: Engine, state_dir: str, mon
         began = time.monotonic()
         with open_engine(state_dir) as opened:
             assert opened.get("one").state is ContainerState.UNKNOWN
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 8
             patch.undo()
             opened.recover()
             assert opened.get("one").state is ContainerState.RUNNING

@@ -71,7 +71,7 @@ def test_conmons_end_tells_of_the_containers(engine: Engine, state_dir: str, mon
     os.kill(processes.monitor.pid, signal.SIGSTOP)
     wait_until(lambda: read_stat(processes.monitor.pid)[0] == b"T", "conmon is stopped")
     os.kill(processes.init.pid, signal.SIGKILL)
-    assert container.wait(5).exit_code == 137
+    assert container.wait(30).exit_code == 137
 
 
 def run(engine: Engine, runtime: str, script: str, **fields: Any) -> list[str]:

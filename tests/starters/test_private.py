@@ -1,5 +1,6 @@
 """A container gets what its image and its config say, and nothing of the engine's; what is not done is told."""
 
+import ctypes
 import itertools
 import os
 import re
@@ -26,7 +27,8 @@ from limpet.engine.starters.users import Rights, choose_user
 from limpet.schema import ImageConfig
 from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_container_config
 from tests import oci_layout
-from tests.conftest import PACKAGES, find_interpreter, wait_until
+from tests.conftest import PACKAGES, find_interpreter, in_thread, read_output, wait_until
+from tests.starters.oci import end_everything, load_busybox, open_engine
 from tests.tools_image import load_tools
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1234:4321:app:/home/app:/bin/sh\n"
@@ -148,6 +150,55 @@ def test_names_that_are_none_are_refused_without_a_value(engine: Engine, name: s
         ProcessStarter(inherit_env=[name])
     with pytest.raises(errors.InvalidInputError, match="inherit_env"):
         ProcessStarter(inherit_env="PATH")
+
+
+# --- keyring -------------------------------------------------------------------------------------------------------
+
+_ASK_FOR_KEYS = """
+import ctypes, os
+call = ctypes.CDLL(None, use_errno=True).syscall
+numbers = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+search, session = 10, -3
+print(call(numbers[1], search, session, b"user", b"limpet-test-host", 0) > 0, end=" ")
+print(call(numbers[1], search, session, b"user", b"limpet-test-other", 0) > 0, end=" ")
+print(call(numbers[0], b"user", b"limpet-test-other", b"x", ctypes.c_size_t(1), session) > 0)
+"""
+
+
+@as_root
+@pytest.mark.parametrize("runtime", ["", "runc", "crun"])
+def test_the_session_keyring_is_its_own(state_dir: str, tmp_path: Path, runtime: str) -> None:
+    """Keys of the host program's session are for no container to find, nor one container's for the next."""
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    add, control = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+
+    def live() -> list[str]:
+        # A thread has credentials of its own: the key is in no other test's session.
+        assert call(control, 1, None) > 0
+        assert call(add, b"user", b"limpet-test-host", b"secret", ctypes.c_size_t(6), -3) > 0
+        with open_engine(str(tmp_path / "state")) as opened:
+            if runtime:
+                load_busybox(opened, tmp_path / "image")
+            opened.create_sandbox({"metadata": {"name": "s"}}, id="s", runtime_handler=runtime)
+            told = []
+            for name in ("first", "second"):
+                fields = {"image": {"image": "box:1" if runtime else "host"}, "log_path": f"{name}.log"}
+                enter = ["/bin/busybox", "chroot", "/host"] if runtime else []
+                mounts = [{"container_path": "/host", "host_path": "/"}] if runtime else []
+                command = [*enter, sys.executable, "-c", _ASK_FOR_KEYS]
+                container = opened.create_container(
+                    {"metadata": {"name": name}, "command": command, "mounts": mounts, **fields}, "s", id=name
+                )
+                container.start()
+                assert container.wait(30).exit_code == 0
+                told += read_output(container, 1)
+                container.release()
+            return told
+
+    thread, outcome = in_thread(live)
+    thread.join(90)
+    end_everything(str(tmp_path / "state"))
+    assert outcome == [["False False True"] * 2]
 
 
 # --- users ---------------------------------------------------------------------------------------------------------

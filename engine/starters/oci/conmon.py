@@ -127,7 +127,7 @@ def _command(order: Order) -> list[str]:
         "-r", program, *(each for option in options for each in ("--runtime-arg", option)),
         "-b", run.path, "-p", run.join("pidfile"), "-P", run.join("conmon-pidfile"),
         "--exit-dir", run.join("exits"), "--persist-dir", run.path, "-l", log, "--log-level", "error",
-        "--full-attach", "--no-new-keyring",
+        "--full-attach",
         *(["-i"] if order.stdin else []),
         *(["--leave-stdin-open"] if order.stdin and not order.stdin_once else []),
         *(["-t"] if order.terminal else []),

@@ -16,7 +16,7 @@ import socket
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from .kernel import hold_memory, name_process, unshare
+from .kernel import hold_memory, leave_session_keyring, name_process, unshare
 from .messages import lent, receive
 from .root import become_user, enter_root
 
@@ -137,7 +137,7 @@ def _take_descriptors(control: int, until: int) -> None:
 
 
 def _forget_the_keeper() -> None:
-    """Have the signals, the umask and the oom score of a new process, not the keeper's.
+    """Have the signals, the umask, the oom score and the keyring of a new process, not the keeper's.
 
     Handlers go with the exec; what is ignored stays so, and is only what the keeper and Python itself ignore.
     """
@@ -146,6 +146,8 @@ def _forget_the_keeper() -> None:
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(_UMASK)
+    if os.geteuid() == 0:  # an ordinary user may have 200 keys, and its containers share the keeper's empty keyring
+        leave_session_keyring()
     with suppress(OSError):  # a score that the keeper was given may not be lowered
         file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(file, b"0")

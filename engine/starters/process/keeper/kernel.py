@@ -21,8 +21,9 @@ _CLONE_VM, _CLONE_PARENT = 0x100, 0x8000
 _IONBF = 2
 """stdio.h: without a buffer."""
 _STACK_BYTES = 1 << 15
-_RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
-"""The system call's number."""
+_RT_SIGACTION, _KEYCTL = {"x86_64": 13, "aarch64": 134}, {"x86_64": 250, "aarch64": 219}
+"""The system calls' numbers."""
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 _GONE_OR_HIDDEN = (FileNotFoundError, ProcessLookupError, PermissionError)
@@ -256,6 +257,16 @@ def reset_internal_signals() -> None:
         default = ctypes.create_string_buffer(32)  # struct sigaction of the kernel: handler, flags, restorer, mask
         for internal in (32, 33):
             _libc.syscall(ctypes.c_long(number), ctypes.c_long(internal), default, None, ctypes.c_long(8))
+
+
+def leave_session_keyring() -> None:
+    """Have an empty session keyring (session-keyring(7)): what that of the host program holds are its secrets.
+
+    Where there are no keyrings, or no more of them, this process keeps the one that it has.
+    """
+    number = _KEYCTL.get(os.uname().machine)
+    if number is not None:
+        _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
 
 
 def name_process(text: str) -> None:

@@ -19,7 +19,15 @@ from typing import NoReturn
 
 from .copies import Copies
 from .keeper import Keeper
-from .kernel import become_subreaper, close, give_up_other_ids, name_process, read_stat, reset_internal_signals
+from .kernel import (
+    become_subreaper,
+    close,
+    give_up_other_ids,
+    leave_session_keyring,
+    name_process,
+    read_stat,
+    reset_internal_signals,
+)
 
 LOCK, SOCKET = "lock", "socket"
 DIRECTORY = 3
@@ -49,6 +57,7 @@ def main() -> None:
     os.chdir("/")
     os.umask(0o022)
     give_up_other_ids()
+    leave_session_keyring()
     lock = _take_lock()
     if lock < 0:
         sys.exit(ANOTHER_LIVES)

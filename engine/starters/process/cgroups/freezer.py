@@ -101,7 +101,7 @@ class Freezer:
                 if not os.path.exists(os.path.join(cgroup.path, cgroup.kind.file)):
                     raise OSError(errno.ENOENT, "this kernel has none", os.path.join(cgroup.path, cgroup.kind.file))
                 _gather(cgroup, members)
-                _freeze(cgroup)
+                _freeze(cgroup, members)
             except OSError as error:
                 refused.append(f"{error.filename}: {error.strerror}")
                 if cgroup not in limits:
@@ -175,8 +175,12 @@ def _read_parents(pid: int) -> Sequence[tuple[str, _Kind]]:
     return (*found, (own.v1["freezer"], _V1)) if "freezer" in own.v1 else tuple(found)
 
 
-def _gather(cgroup: _Cgroup, members: Members) -> None:
-    """Move all that belongs to the container into the cgroup, and nothing else. Raises OSError."""
+def _gather(cgroup: _Cgroup, members: Members, *, is_frozen: bool = False) -> None:
+    """Move all that belongs to the container into the cgroup, and nothing else. Raises OSError.
+
+    What ends before it can be moved is moved by nobody, and may have started others: only a cgroup that `is_frozen`,
+    in which nothing ends, tells that none is missing.
+    """
     procs = os.path.join(cgroup.path, "cgroup.procs")
     for _ in range(_ROUNDS):
         wanted = set(members())
@@ -184,28 +188,45 @@ def _gather(cgroup: _Cgroup, members: Members) -> None:
             raise OSError(errno.ESRCH, "no process of the container is known", procs)
         inside = _read_pids(procs)
         missing = wanted - inside
-        for pid in missing:
-            with suppress(ProcessLookupError):  # it has ended meanwhile
-                write_line(procs, str(pid))
-        if not missing:
+        moved = [pid for pid in missing if _move(pid, procs)]
+        if not (missing if is_frozen else moved):
             _move_strangers_back(cgroup, inside - wanted - set(members()))
             return
     raise OSError(errno.EAGAIN, "the container starts processes faster than they can be moved", procs)
 
 
+def _move(pid: int, procs: str) -> bool:
+    """Move a process into a cgroup; say whether it has not ended meanwhile. Raises OSError."""
+    try:
+        write_line(procs, str(pid))
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def _move_strangers_back(cgroup: _Cgroup, strangers: Collection[int]) -> None:
     outside = os.path.join(os.path.dirname(cgroup.path), "cgroup.procs")
     for pid in strangers:
-        with suppress(ProcessLookupError):
-            write_line(outside, str(pid))
+        _move(pid, outside)
 
 
-def _freeze(cgroup: _Cgroup) -> None:
+def _freeze(cgroup: _Cgroup, members: Members) -> None:
+    """Freeze what is in it, and what was missing. Raises OSError: it goes on then."""
+    try:
+        _wait_until_frozen(cgroup)
+        _gather(cgroup, members, is_frozen=True)
+        _wait_until_frozen(cgroup)
+    except OSError:
+        with suppress(OSError):
+            cgroup.write(cgroup.kind.thawed)
+        raise
+
+
+def _wait_until_frozen(cgroup: _Cgroup) -> None:
     deadline = time.monotonic() + _FREEZE_TIMEOUT_SECONDS
     cgroup.write(cgroup.kind.frozen)
     while not cgroup.is_done():
         if time.monotonic() > deadline:
-            cgroup.write(cgroup.kind.thawed)
             raise OSError(errno.ETIMEDOUT, "a process of it hangs in the kernel, and cannot be frozen", cgroup.path)
         time.sleep(_LOOK_AGAIN_SECONDS)
         # v1 stays amid it until it is asked once more where a process waits for a child by vfork(2) that is frozen

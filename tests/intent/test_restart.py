@@ -14,7 +14,7 @@ from limpet.engine import Container, Engine, Sandbox, Store, errors
 from limpet.engine.lifecycle.attempts import add_next, find_follower, find_place
 from limpet.engine.starters import Launch, Prepared
 from limpet.recovery.intents import Place
-from limpet.schema import ContainerState
+from limpet.schema import ContainerState, restart
 from limpet.schema.sandbox_status import SandboxReason, stop_sandbox
 from limpet.testing import FakeStarter
 from tests.conftest import is_running, wait_until
@@ -113,25 +113,28 @@ def test_nobodys_stop_is_undone(state_dir: str, policy: str) -> None:
         assert list(attempts(engine)) == [0]
 
 
-def test_a_stop_cancels_a_restart_that_waits(state_dir: str) -> None:
+def test_a_stop_cancels_a_restart_that_waits(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between its end and its restart it is not restarted; that is durable."""
-    with Engine.open(state_dir) as engine:
+    with monkeypatch.context() as patch, Engine.open(state_dir) as engine:
+        patch.setattr(restart, "FIRST_DELAY_NS", 60 * 10**9)
         container = make(engine, "sh", "-c", "exit 1")
         container.start()
-        waiting = wait_for_attempt(engine, 3, ContainerState.EXITED)  # 800 ms to the next
-        status = waiting.stop()
+        status = wait_for_attempt(engine, 0, ContainerState.EXITED).stop()
         assert (status.state, status.exit_code, status.reason) == (ContainerState.EXITED, 1, "Error")
         assert status.stop_requested_at
-    with Engine.open(state_dir) as engine:
+    with Engine.open(state_dir) as engine:  # which would restart it at once
         settle(engine, 1.0)
-        assert max(attempts(engine)) == 3
+        assert list(attempts(engine)) == [0]
 
 
-def test_what_waits_for_its_restart_says_when_and_is_not_pruned(engine: Engine) -> None:
+def test_what_waits_for_its_restart_says_when_and_is_not_pruned(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pruning what has ended takes nothing that goes on; once it is stopped it does."""
+    monkeypatch.setattr(restart, "FIRST_DELAY_NS", 60 * 10**9)
     make(engine, "sh", "-c", "exit 1").start()
-    waiting = wait_for_attempt(engine, 4, ContainerState.EXITED)  # 1.6 s to the next
-    assert waiting.restart_at == waiting.status.finished_at + 16 * 10**8
+    waiting = wait_for_attempt(engine, 0, ContainerState.EXITED)
+    assert waiting.restart_at == waiting.status.finished_at + 60 * 10**9
     assert waiting.id not in engine.prune().containers
     waiting.stop()
     assert waiting.restart_at == 0
@@ -151,20 +154,23 @@ def test_a_stop_of_an_attempt_that_was_restarted_stops_the_next(engine: Engine) 
     assert list(attempts(engine)) == [0, 1]
 
 
-def test_what_waits_is_restarted_by_the_original_and_by_no_copy(state_dir: str) -> None:
+def test_what_waits_is_restarted_by_the_original_and_by_no_copy(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A copy that is opened meanwhile, and again, leaves it alone; the original goes on with it."""
-    with Engine.open(state_dir) as engine:
+    with monkeypatch.context() as patch, Engine.open(state_dir) as engine:
+        patch.setattr(restart, "FIRST_DELAY_NS", 60 * 10**9)
         make(engine, "sh", "-c", "exit 1").start()
-        wait_for_attempt(engine, 4, ContainerState.EXITED)  # 1.6 s to the next
+        wait_for_attempt(engine, 0, ContainerState.EXITED)
     copy = f"{state_dir}-copy"
     subprocess.run(["cp", "-a", state_dir, copy], check=True)
     for _ in range(2):
         with Engine.open(copy) as engine:
-            assert attempts(engine)[4].restart_at == 0
+            assert attempts(engine)[0].restart_at == 0
             settle(engine)
-            assert list(attempts(engine)) == [3, 4]
+            assert list(attempts(engine)) == [0]
     with Engine.open(state_dir) as engine:
-        wait_for_attempt(engine, 5, ContainerState.EXITED)
+        wait_for_attempt(engine, 1, ContainerState.EXITED)
 
 
 def test_what_was_released_or_deleted_is_not_restarted(state_dir: str) -> None:

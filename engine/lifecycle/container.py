@@ -274,10 +274,11 @@ class Container:
     def _require_waitable(self, timeout: float | None) -> None:
         if timeout is not None:
             require_seconds(timeout)
+        is_watched = self._runtime.watcher.is_watched(self.id)  # first: that is over once its end is written down
         status = self.status
         if not status.finished_at and not status.started_at:
             raise self._refuse("wait for", "start it first")
-        if status.unknown and not self._runtime.watcher.is_watched(self.id):
+        if status.unknown and not is_watched:
             raise self._refuse("wait for", "recover() may find out what became of it")
 
     def _tell_wait(self, has_ended: bool, timeout: float | None) -> Status:

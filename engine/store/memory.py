@@ -84,9 +84,10 @@ class Memory:
             self.names.clear()
 
     def doubt(self, container_id: str, doubt: Doubt) -> None:
-        """Flag a container Unknown, if it is there."""
+        """Flag a container Unknown, if it is there and its end is not known: who doubts may have looked before that."""
         with self.view.change():
-            if container_id in self.rows:
+            row = self.rows.find(container_id)
+            if row is not None and not (row and row.finished_at):
                 self._set_doubt(container_id, doubt)
 
     def _set_doubt(self, container_id: str, doubt: Doubt | None) -> None:

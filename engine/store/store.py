@@ -451,7 +451,10 @@ class Store:
 
     @whole
     def doubt(self, container_id: str, doubt: Doubt) -> None:
-        """Flag a container Unknown, in memory alone: the next status that is written takes the flag away."""
+        """Flag a container Unknown, in memory alone: the next status that is written takes the flag away.
+
+        One that has ended stays so.
+        """
         self._memory.doubt(container_id, doubt)
         self.fleet.note(Changes(), self.revision)
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from limpet.engine import Engine
+from limpet.engine import Engine, Store
+from limpet.engine.lifecycle import watcher
 from limpet.engine.starters import Exit
 from limpet.engine.starters.process import ProcessStarter
+from limpet.schema import ContainerState
 from limpet.schema.identity import ProcessIdentity
 from tests.conftest import in_thread
 
@@ -40,6 +42,33 @@ def pause(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
     if event == "line":
         time.sleep(SECONDS_A_LINE)
     return pause
+
+
+def test_an_end_that_is_written_down_is_not_doubted(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk was slow, and the thread that watches says so when the end is known, but not told to it yet."""
+    monkeypatch.setattr(watcher, "_SLOW_SECONDS", 60.0)
+    is_doubted, doubt, settle = threading.Event(), Store.doubt, watcher._Recording.settle
+
+    def note(store: Store, *arguments: Any) -> None:
+        doubt(store, *arguments)
+        is_doubted.set()
+
+    def settle_late(requests: Any) -> None:
+        watcher._SLOW_SECONDS = 0.0  # it is written down by now
+        requests[0].wake_watcher()
+        is_doubted.wait(20)
+        settle(requests)
+
+    monkeypatch.setattr(Store, "doubt", note)
+    monkeypatch.setattr(watcher._Recording, "settle", settle_late)
+    with Engine.open(state_dir) as engine:
+        sandbox = engine.create_sandbox({"metadata": {"name": "pod"}})
+        config = {"metadata": {"name": "c"}, "image": {"image": "host"}, "command": ["false"]}
+        container = engine.create_container(config, sandbox)
+        container.start()
+        assert container.wait(30).exit_code == 1
+        assert is_doubted.is_set()
+        assert container.state is ContainerState.EXITED
 
 
 @pytest.mark.parametrize("which", ["the watcher's thread", "each thread but the watcher's", "each thread"])

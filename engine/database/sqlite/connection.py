@@ -301,6 +301,10 @@ _ERRORS: dict[int, tuple[type[StoreError], str]] = {
     sqlite3.SQLITE_IOERR: (StoreError, "the disk has failed; look at the kernel's messages"),
     sqlite3.SQLITE_BUSY: (StoreError, "another program holds the database; close it, then call again"),
     sqlite3.SQLITE_LOCKED: (StoreError, "another program holds the database; close it, then call again"),
+    sqlite3.SQLITE_PROTOCOL: (
+        StoreError,
+        "another process holds a lock of it; let it go on, or end it, then call again",
+    ),
     sqlite3.SQLITE_READONLY: (StoreError, "the file or the file system is read-only, unless limpet check finds damage"),
     sqlite3.SQLITE_CANTOPEN: (StoreError, "the file is missing or may not be opened"),
     sqlite3.SQLITE_PERM: (StoreError, "the file may not be opened"),

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from limpet.engine import Container, Engine, errors
 from limpet.engine.logs import read_log
@@ -20,6 +21,10 @@ from tests.campaigns.sizes import Size, size_of
 # A shell ignores SIGINT in what it runs in the background, and that is inherited: here Ctrl-C is to be tried.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes, or to think of one, says more of the machine than of us.
+settings.register_profile("limpet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("limpet")
 
 DEADLINE_SECONDS = 30.0
 

@@ -582,7 +582,7 @@ def members(draw: st.DrawFn) -> tuple[Any, bytes]:
     return member(draw(PATHS), data, kind=kind, linkname=draw(TARGETS), mode=mode)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(layers=st.lists(st.lists(members(), max_size=7), min_size=1, max_size=3))
 def test_no_sequence_of_members_reaches_out_of_the_root(layers: list[Members]) -> None:
     """Any members in any order either unpack or raise InvalidInputError, and never touch what lies beside."""
@@ -602,7 +602,7 @@ def test_no_sequence_of_members_reaches_out_of_the_root(layers: list[Members]) -
             remove_unflushed(str(entry))  # also what nobody but root may enter
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_no_damage_to_a_layer_is_worse_than_a_refusal(data: st.DataObject) -> None:
     """Whatever bytes a layer is made of, it unpacks or raises InvalidInputError."""

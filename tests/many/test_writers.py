@@ -161,7 +161,7 @@ def _wait_until_stopped(pid: int) -> None:
 
 def _overtake(state_dir: str, old: "subprocess.Popen[str]", go_on: Callable[[], object]) -> Store:
     """Open the store; that is refused while the stopped one is amid a commit, and it must go on to its end."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + 3 * DEADLINE_SECONDS  # SQLite itself waits ten seconds for some locks
     while True:
         try:
             return Store.open(state_dir)

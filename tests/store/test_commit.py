@@ -559,18 +559,22 @@ import os, signal, sys, threading, time
 from tests.store.test_commit import *
 class Interrupt(Exception): pass
 def interrupt(*_):
-    if caught < 1000: raise Interrupt
-caught = 0
+    if is_armed: raise Interrupt
+caught, is_armed = 0, False
 signal.signal(signal.SIGALRM, interrupt)
 store = Store.open({state_dir!r}); store.add_sandbox(sandbox()); store.add(metadata("a"), RUNNING)
 other = threading.Thread(target=lambda: [store.update("a", lambda old: old) for _ in range(1500)]); other.start()
 while caught < 1000:
     try:
-        # Again after a while: what is raised in a callback of the collector, Python drops.
-        signal.setitimer(signal.ITIMER_REAL, 0.0001 + (caught % 17) * 0.00005, 0.1)
-        while True:
-            store.update("a", bump)
-    except Interrupt:
+        try:
+            is_armed = True
+            # Again after a while: what is raised in a callback of the collector, Python drops.
+            signal.setitimer(signal.ITIMER_REAL, 0.0001 + (caught % 17) * 0.00005, 0.1)
+            while True:
+                store.update("a", bump)
+        finally:
+            is_armed = False
+    except Interrupt:  # or another, just before it was disarmed
         caught += 1
     except errors.OutcomeUnknownError:
         break

@@ -46,7 +46,7 @@ def find(store: Store, **labels: str) -> list[str]:
     return [record.id for record in store.list(labels=labels)]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.none() | _LABELS), max_size=4), max_size=4))
 def test_the_index_is_what_the_rows_say(
     tmp_path_factory: pytest.TempPathFactory, steps: list[list[tuple[str, Mapping[str, str] | None]]]

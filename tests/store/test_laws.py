@@ -328,7 +328,7 @@ def test_many_threads_on_few_containers_lose_no_update(store: Store, state_dir: 
         assert sum(u.record.status.exit_code for u in again.unsettled()) == 32 * 50
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     operations=st.lists(
         st.tuples(st.sampled_from("abcd"), st.sampled_from(["add", "update", "delete", "fail"]), st.integers(0, 2**40)),

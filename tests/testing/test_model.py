@@ -6,7 +6,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limpet.testing import Fate, Images, Life, Model, Trace, materialise
@@ -113,7 +113,7 @@ def _visible(disk: Disk) -> Image:
     return disk.image(whole, random.Random(0))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(before=st.lists(CALLS, max_size=4), calls=st.lists(CALLS, min_size=1, max_size=14))
 def test_the_model_sees_what_the_file_system_does(before: list[tuple], calls: list[tuple]) -> None:  # type: ignore[type-arg]
     """At every operation of any life the model's visible tree is the real one, and after a sync so is every image."""

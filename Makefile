@@ -38,7 +38,7 @@ test: $(VENV)/.installed ## run all tests, of each campaign a fortieth: less tha
 gate: $(VENV)/.installed ## run the campaigns (kills, power cuts, failing disks, damage, hostile input) as CI does
 	$(call timed,make gate,$(BIN)/pytest --numprocesses auto --dist worksteal -m "campaign or long" --campaign-size=gate $(TOGETHER))
 
-starved: $(VENV)/.installed ## run all tests while processes get no processor for a while, at random (root; an hour)
+starved: $(VENV)/.installed ## run all tests while threads get no processor for a while, at random (root; an hour)
 	$(BIN)/python -m tests.campaigns.starve \
 		$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal --timeout 400 $(TOGETHER)
 

@@ -1,9 +1,9 @@
-"""Runs a command while some of its processes get no processor for a while, as on a machine that has too much to do.
+"""Runs a command while some of its threads get no processor for a while, as on a machine that has too much to do.
 
     python -m tests.campaigns.starve pytest tests/engine
 
-Beside it a process burns each processor, and every few hundredths of a second some of the command's processes are
-starved: under SCHED_IDLE (sched(7)) they run when nothing else wants to, for up to half a second. They are not stopped,
+Beside it a process burns each processor, and every few hundredths of a second some threads of what it runs are starved:
+under SCHED_IDLE (sched(7)) they run when nothing else wants to, for up to half a second. They are not stopped,
 so nobody can tell, nor continue them: what comes out is what a delay at any place can do. Only root can take it back.
 """
 
@@ -13,13 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from limpet.engine.starters.process.keeper.kernel import become_subreaper, list_processes, read_stat
 
 _AT_ONCE = 3
-"""How many processes are starved in each turn."""
+"""How many threads are starved in each turn."""
 _TURN_SECONDS = 0.03
 _SECONDS = (0.05, 0.2, 0.5)
 """How long one is starved."""
@@ -28,7 +28,7 @@ _SHARP = -5
 
 
 def main(command: list[str]) -> int:
-    """Run the command among starved processes; return its exit status, 128 + N if signal N ended it."""
+    """Run the command among starved threads; return its exit status, 128 + N if signal N ended it."""
     become_subreaper()  # what is left by its parents stays below us
     burners = [_burn() for _ in os.sched_getaffinity(0)]
     child = subprocess.Popen(command)
@@ -37,7 +37,7 @@ def main(command: list[str]) -> int:
     try:
         while child.poll() is None:
             _reap(child.pid)
-            _take_turn(starved, set(_find_descendants()).difference(burners))
+            _take_turn(starved, set(_find_threads(burners)))
             time.sleep(_TURN_SECONDS)
     finally:
         for pid in burners:
@@ -60,28 +60,28 @@ def _reap(but_not: int) -> None:
         os.waitpid(ended.si_pid, 0)
 
 
-def _take_turn(starved: dict[int, float], processes: set[int]) -> None:
+def _take_turn(starved: dict[int, float], threads: set[int]) -> None:
     """Have enough of what has starved for long enough, and starve others. `starved` says until when."""
     now = time.monotonic()
-    for pid in [pid for pid, until in starved.items() if until <= now or pid not in processes]:
-        del starved[pid]
-        _schedule(pid, os.SCHED_OTHER)
-    for pid in random.sample(sorted(processes), min(_AT_ONCE, len(processes))):
-        starved.setdefault(pid, now + random.choice(_SECONDS))
-        _schedule(pid, os.SCHED_IDLE)
-    for pid in processes.difference(starved):
+    for thread in [thread for thread, until in starved.items() if until <= now or thread not in threads]:
+        del starved[thread]
+        _schedule(thread, os.SCHED_OTHER)
+    for thread in random.sample(sorted(threads), min(_AT_ONCE, len(threads))):
+        starved.setdefault(thread, now + random.choice(_SECONDS))
+        _schedule(thread, os.SCHED_IDLE)
+    for thread in threads.difference(starved):
         with suppress(OSError):
-            if os.sched_getscheduler(pid) == os.SCHED_IDLE:  # it was forked by one that is starved
-                starved[pid] = now + random.choice(_SECONDS)
+            if os.sched_getscheduler(thread) == os.SCHED_IDLE:  # one that is starved has made it
+                starved[thread] = now + random.choice(_SECONDS)
 
 
-def _schedule(pid: int, policy: int) -> None:
+def _schedule(thread: int, policy: int) -> None:
     with suppress(ProcessLookupError):  # it has ended
-        os.sched_setscheduler(pid, policy, os.sched_param(0))
+        os.sched_setscheduler(thread, policy, os.sched_param(0))
 
 
-def _find_descendants() -> Iterator[int]:
-    """Yield the pids of all that descends from us."""
+def _find_threads(but_not: Collection[int]) -> Iterator[int]:
+    """Yield the numbers of all threads of what descends from us, but for some processes."""
     children: dict[int, list[int]] = {}
     for pid in list_processes():
         with suppress(OSError):
@@ -89,9 +89,11 @@ def _find_descendants() -> Iterator[int]:
                 children.setdefault(stat.parent, []).append(pid)
     pending = [os.getpid()]
     while pending:
-        found = children.get(pending.pop(), [])
-        yield from found
+        found = set(children.get(pending.pop(), ())).difference(but_not)
         pending += found
+        for pid in found:
+            with suppress(OSError):  # it has ended
+                yield from map(int, os.listdir(f"/proc/{pid}/task"))
 
 
 if __name__ == "__main__":

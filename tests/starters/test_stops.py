@@ -10,6 +10,8 @@ import pytest
 from limpet.engine import Engine
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter
+from limpet.engine.starters.process.keeper.kernel import read_children, read_name
+from limpet.recovery.host import open_pidfd, wait_for_end
 from limpet.schema import ContainerState, Reason
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import is_running, wait_until
@@ -138,6 +140,71 @@ def test_nothing_is_left_that_was_stopped_as_the_keeper_ended(state_dir: str, mo
         container.release()
         container.delete()
     wait_until(lambda: not any(map(is_running, keepers.values())), "all to end")
+
+
+@pytest.mark.parametrize("last", ["limpet-keeper", "limpet-anchor"])
+def test_nothing_is_left_that_was_stopped_when_anchor_and_keeper_are_killed(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """Nobody is left who would continue it; the kernel does. Stopped are a copier, a spare gate, and its memory."""
+    monkeypatch.setattr(f"{CLIENT}._PROGRAM", LOOKS_NEVER)
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        container = make(engine, "one", "sleep", "1000")
+        pid = container.start().pid or 0
+        wait_for_spare(state_dir)
+        keepers = find_keepers(state_dir)
+        parents = keepers["limpet-anchor"], keepers["limpet-keeper"]
+        left = {each for parent in parents for each in read_children(parent)} - {pid, *parents}
+        assert sorted(map(read_name, left)) == ["limpet-copier", "limpet-memory", "limpet-spare"]
+        stop_by_signal(*parents)  # so that the one does not begin anew what it loses with the other
+        for each in sorted(parents, key=lambda each: each == keepers[last]):
+            if is_running(keepers["limpet-keeper"]):  # else they are about to end
+                stop_by_signal(*left)
+            with open_pidfd(each) as pidfd:
+                os.kill(each, signal.SIGKILL)
+                assert wait_for_end(pidfd, 20)
+        wait_until(lambda: not any(map(is_running, left)), "all to end")
+        assert container.stop(0).exit_code == 128 + signal.SIGKILL
+
+
+LOOKS_NEVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from keeper import keeper, main
+
+main._have_go_on = lambda *pids: None
+keeper.Keeper._let_ours_go_on = lambda self: None
+main.main()
+"""
+
+
+def test_a_flush_that_was_stopped_ends_when_its_keeper_is_killed(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stay for ever, with the keeper's directory open."""
+    program = LOOKS_NEVER.replace("main.main()\n", STOPS_AS_IT_FLUSHES)
+    monkeypatch.setattr(f"{CLIENT}._PROGRAM", program)
+    end = leave_one(state_dir)
+    keepers = find_keepers(state_dir)
+    end.touch()
+
+    def find() -> list[int]:
+        children = read_children(keepers["limpet-keeper"])
+        return [each for each in children if read_name(each) == "limpet-keeper" and read_state(each) == "T"]
+
+    wait_until(lambda: len(find()) == 1, "it to stop")
+    (flush,) = find()
+    for name in ("limpet-keeper", "limpet-anchor"):
+        os.kill(keepers[name], signal.SIGKILL)
+    wait_until(lambda: not is_running(flush), "its end")
+
+
+STOPS_AS_IT_FLUSHES = """
+import os, signal
+os.fdatasync = lambda file: os.kill(os.getpid(), signal.SIGSTOP)
+main.main()
+"""
 
 
 SEES_LATE = """

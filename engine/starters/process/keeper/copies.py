@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from . import copier
 from .journal import Record
-from .kernel import close, name_process
+from .kernel import close, go_on_at, name_process
 from .messages import receive, send
 
 _STREAMS = ("out", "err")
@@ -53,6 +53,7 @@ class Copies:
             pid = os.fork()
             if not pid:
                 _become_copier(theirs, self._directory)
+            go_on_at(theirs.fileno(), pid)
         except BaseException:
             ours.close()
             raise

@@ -98,6 +98,7 @@ def _obey_plan(document: dict[str, Any]) -> None:
         raise OSError(errno.ECANCELED, "its gate was closed before its program was executed")
     if problem is not None:
         raise problem
+    fcntl.fcntl(_CONTROL, fcntl.F_SETFL, 0)  # nothing continues the program: what holds our memory holds this, too
     become_user(document)  # only now: while it is held, none of that user's processes may signal it
     _execute(args, environment)
 

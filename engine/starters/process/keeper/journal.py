@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from .kernel import go_on_alone
+
 Record = dict[str, Any]
 """`id` names the container; the other fields are added to what is known of it, and `forgotten` ends that."""
 _NAME, _NEW_NAME = "journal", ".tmp-journal"
@@ -87,6 +89,7 @@ class Journal:
 
     def _flush_and_exit(self) -> NoReturn:
         try:
+            go_on_alone()
             high = [fcntl.fcntl(each, fcntl.F_DUPFD, _FIRST_FREE) for each in (self._file, self._directory)]
             file, directory = (os.dup2(each, number) for number, each in enumerate(high))
             os.closerange(2, 1 << 30)  # a copy of a gate's pipe would keep that gate open

@@ -1,6 +1,7 @@
 """What the keeper asks the kernel of processes. Reads, and changes nothing but this process's own attributes.
 
-Kernel interfaces: proc_pid_stat(5), prctl(2), pidfd_open(2), PIDFD_GET_INFO (linux/pidfd.h; its exit code Linux 6.15).
+Kernel interfaces: proc_pid_stat(5), prctl(2), pidfd_open(2), fcntl(2), PIDFD_GET_INFO (linux/pidfd.h; its exit code
+Linux 6.15).
 """
 
 import ctypes
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 PF_FORKNOEXEC = 0x40
 """In field 9 of /proc/PID/stat (include/linux/sched.h): forked, and has executed nothing since. A zombie keeps it."""
-_PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 4, 15, 36
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 4, 15, 36
 _CLONE_VM, _CLONE_PARENT = 0x100, 0x8000
 _IONBF = 2
 """stdio.h: without a buffer."""
@@ -174,6 +175,23 @@ def kill_own(pid: int) -> None:
     _signal_ours(pid, signal.SIGKILL, lambda stat: stat.session == session)
 
 
+def go_on_at(descriptor: int, pid: int) -> None:
+    """Have the kernel continue a process, should it be stopped, whenever something happens at its end of a connection.
+
+    A message comes, or whoever has the other end is gone: nobody is left then who would look after it. That end may be
+    this process's own, or one that it has given away (`F_SETSIG` in fcntl(2)).
+    """
+    with suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGCONT)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def go_on_alone() -> None:
+    """Have the kernel continue this process, should it be stopped, when its parent ends (prctl(2))."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
+
+
 def _signal_ours(pid: int, number: int, is_due: Callable[[Stat], bool]) -> None:
     """Signal a process of the keeper's: this one's child, or its parent, or that one's child.
 
@@ -296,7 +314,9 @@ def hold_memory(until: int) -> None:
     if file.value is not None:
         _libc.setvbuf(file, None, _IONBF, ctypes.c_size_t(0))
         top = ctypes.c_void_p(ctypes.addressof(_stack) + _STACK_BYTES)
-        _libc.clone(_libc.fgetc, top, _CLONE_VM | _CLONE_PARENT | signal.SIGCHLD, file)
+        pid = _libc.clone(_libc.fgetc, top, _CLONE_VM | _CLONE_PARENT | signal.SIGCHLD, file)
+        if pid > 0:
+            go_on_at(until, pid)
 
 
 def read_uts_namespace(pid: int) -> tuple[int, int] | None:

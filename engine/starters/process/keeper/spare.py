@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from .gate import become_container
-from .kernel import close, has_ended, read_stat
+from .kernel import close, go_on_at, has_ended, read_stat
 from .messages import lent, send
 
 
@@ -108,6 +108,7 @@ def _fork_gate(until: int = -1) -> Gate:
         pid = os.fork()
         if not pid:
             become_container(theirs, until)
+        go_on_at(theirs, pid)
         try:
             stat = read_stat(pid)
             if stat is None:

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -904,3 +905,63 @@ say(container.start().pid); time.sleep(999)
             assert describe_standing(find_keepers(state_dir)["limpet-keeper"])[:3] == describe_standing(os.getpid())[:3]
         for container in engine.list():
             container.stop(0)
+
+
+SILENT, CLOSED_TO_MORE = b"", b"-"
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        pytest.param(socket.SOCK_SEQPACKET, SILENT, id="that answers nothing"),
+        pytest.param(socket.SOCK_SEQPACKET, CLOSED_TO_MORE, id="that has no room for more"),
+        pytest.param(socket.SOCK_SEQPACKET, b"HTTP/1.1 400 Bad Request\r\n", id="of another protocol"),
+        pytest.param(socket.SOCK_SEQPACKET, b'{"hello": 1}', id="whose answer is no keeper's"),
+        pytest.param(socket.SOCK_SEQPACKET, b"[1]", id="whose answer is no object"),
+        pytest.param(socket.SOCK_STREAM, SILENT, id="of another type"),
+    ],
+)
+def test_a_stranger_at_the_keepers_socket(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, kind: socket.SocketKind, answer: bytes
+) -> None:
+    """It is told from a keeper that hangs by the lock, which nobody holds: soon, and with what to do."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PATIENCE_SECONDS", 0.1)
+    leave_one(state_dir)
+    kill(state_dir, *ALL)
+    path = os.path.join(state_dir, "keeper", "socket")
+    os.unlink(path)
+    with socket.socket(socket.AF_UNIX, kind) as stranger, socket.socket(socket.AF_UNIX, kind) as other:
+        stranger.bind(path)
+        stranger.listen(0 if answer == CLOSED_TO_MORE else 8)
+        if answer == CLOSED_TO_MORE:
+            other.connect(path)
+        is_talking = answer not in {SILENT, CLOSED_TO_MORE}
+        answering, _ = in_thread(lambda: answer_all(stranger, answer) if is_talking else None)
+        try:
+            begun = time.monotonic()
+            with Engine.open(state_dir) as engine:
+                assert engine.get("one").state is ContainerState.UNKNOWN  # its end may be in the journal, say
+                with pytest.raises(errors.StartError, match=r"what listens there.* is no keeper.* move that file away"):
+                    make(engine, "two", "true").start()
+                assert time.monotonic() - begun < 3
+                assert os.path.exists(path)
+                os.unlink(path)
+                make(engine, "three", "sh", "-c", "exit 3").start()
+                assert engine.get("three").wait(20).exit_code == 3
+                engine.recover()
+                assert engine.get("one").stop(0).exit_code == 128 + signal.SIGKILL
+        finally:
+            with suppress(OSError):
+                stranger.shutdown(socket.SHUT_RDWR)
+            answering.join()
+
+
+def answer_all(stranger: socket.socket, answer: bytes) -> None:
+    """Answer whoever connects, until the socket is shut down."""
+    with suppress(OSError):
+        while True:
+            link, _ = stranger.accept()
+            with link:
+                link.recv(1000)
+                link.sendall(answer)
+                link.recv(1000)

@@ -27,7 +27,7 @@ from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory
 from limpet.recovery.host import open_pidfd, read_pid_namespace, read_stat, wait_for_end
-from limpet.schema.errors import KeeperError, quote_path
+from limpet.schema.errors import KeeperError, quote, quote_path
 
 _log = logging.getLogger("limpet.starter")
 _T = TypeVar("_T")
@@ -58,6 +58,10 @@ class ForeignKeeperError(KeeperError):
     """The keeper lives in another pid namespace: its pids name other processes here, or none."""
 
 
+class NoKeeperError(KeeperError):
+    """What listens at the keeper's socket is none: nobody holds the keeper's lock."""
+
+
 class Connection:
     """One connection to a keeper; one request at a time."""
 
@@ -65,10 +69,57 @@ class Connection:
         self._link = link
         self._directory = directory
         self.version = 0
-        """Of the keeper."""
+        """Of the keeper; 0 until it has answered the first time."""
         self._timeout = 0.0
         self._unread = 0
         """Answers that are still to come, and are not waited for."""
+
+    def reach(self) -> None:
+        """Connect. Raises OSError if nobody listens, NoKeeperError if it is no keeper that does."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_SECONDS
+        look_at = time.monotonic() + _PATIENCE_SECONDS
+        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._link.setblocking(False)
+            while True:
+                try:
+                    self._link.connect(f"/proc/self/fd/{directory}/{SOCKET}")
+                    return
+                except BlockingIOError:  # as many as have room wait already until they are accepted
+                    if (now := time.monotonic()) > deadline:
+                        raise
+                    if now > look_at:
+                        self._look_at_silent()
+                        look_at = now + _PATIENCE_SECONDS
+                    time.sleep(_RETRY_SECONDS)
+                except OSError as error:
+                    if error.errno == errno.EPROTOTYPE:  # a socket of another type
+                        self.require_keeper()
+                    raise
+        finally:
+            os.close(directory)
+
+    def require_keeper(self) -> None:
+        """Raise NoKeeperError if who listens cannot be a keeper: its processes hold the lock as long as one lives."""
+        if not _is_locked(self._directory):
+            path = quote_path(os.path.join(self._directory, SOCKET))
+            raise NoKeeperError(
+                f"{path}: what listens there{self._name_peer()} is no keeper, for nobody holds the keeper's lock; end"
+                " it, or move that file away, and try again: containers that run are not affected"
+            )
+
+    def _name_peer(self) -> str:
+        with suppress(OSError):
+            pid, _ = read_peer(self._link)
+            with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                return f", process {pid} ({quote(file.read().strip())}),"
+        return ""
+
+    def _look_at_silent(self) -> None:
+        """Have what does not answer go on, if it was stopped. Raises NoKeeperError if it cannot be a keeper."""
+        if not self.version:
+            self.require_keeper()
+        _let_go_on(self._directory)
 
     def ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         """Return the answer and its descriptors, which are the caller's.
@@ -91,6 +142,8 @@ class Connection:
             ) from error
         except OSError as error:
             raise KeeperGoneError(f"the keeper is gone: {error.strerror or error}") from error
+        except ValueError as error:
+            raise KeeperError(f"the keeper answers {message['op']!r}, and {error}") from error
         if answer is None:
             raise KeeperGoneError("the keeper is gone")
         if "error" in answer:
@@ -110,7 +163,7 @@ class Connection:
             poll.register(each, select.POLLIN)
         deadline = time.monotonic() + ANSWER_TIMEOUT_SECONDS
         while not (ready := poll.poll(_PATIENCE_SECONDS * 1000)) and time.monotonic() < deadline:
-            _let_go_on(self._directory)
+            self._look_at_silent()
         return dict(ready)
 
     def wait_for_either(self, descriptor: int) -> bool:
@@ -168,17 +221,20 @@ class KeeperClient:
         self.keeper_pid = 0
         """The pid of the keeper that was spoken to last."""
         self._anchor_pid = 0
+        self._stranger = (0, 0), ""
+        """Which socket was found to be no keeper's, and what is to be said of it."""
 
     def take(self, *, begin: bool) -> Connection | None:
         """Return a connection, to be given back or closed; None if there is no keeper and none is to `begin`.
 
-        One of another pid namespace counts as none; where one is to `begin`, it is in the way. Raises KeeperError.
+        One of another pid namespace counts as none, and so does what listens and is no keeper; where one is to `begin`,
+        either is in the way. Raises KeeperError.
         """
         with suppress(IndexError):
             return self._idle.pop()
         try:
             connection = self._connect()
-        except ForeignKeeperError:
+        except (ForeignKeeperError, NoKeeperError):
             if begin:
                 raise
             return None
@@ -273,17 +329,15 @@ class KeeperClient:
         """Connect to the keeper that lives; None if there is none. Raises KeeperError."""
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                link.settimeout(ANSWER_TIMEOUT_SECONDS)
-                link.connect(f"/proc/self/fd/{directory}/{SOCKET}")
-            finally:
-                os.close(directory)
+            connection = Connection(link, self._directory)
+            self._all.add(connection)
+            found, why = self._stranger
+            if found == self._find_socket() and not _is_locked(self._directory):
+                raise NoKeeperError(why)  # it is not waited for each time
+            connection.reach()
             _, uid = read_peer(link)
             if uid != os.geteuid():
                 raise KeeperError(f"the keeper in {quote_path(self._directory)} is of uid {uid}; run as that user")
-            connection = Connection(link, self._directory)
-            self._all.add(connection)
             return self._greet(connection)
         except (FileNotFoundError, ConnectionRefusedError, KeeperGoneError):
             link.close()
@@ -292,20 +346,36 @@ class KeeperClient:
         except OSError as error:
             link.close()
             raise KeeperError(f"the keeper cannot be reached: {error.strerror or error}") from error
-        except BaseException:
+        except BaseException as error:
             link.close()
+            if isinstance(error, NoKeeperError):
+                self._stranger = self._find_socket(), str(error)
             raise
 
+    def _find_socket(self) -> tuple[int, int]:
+        """Return which file the socket is. Raises FileNotFoundError, OSError."""
+        found = os.lstat(os.path.join(self._directory, SOCKET))
+        return found.st_dev, found.st_ino
+
     def _greet(self, connection: Connection) -> Connection:
-        answer, _ = connection.ask({"op": "hello", "version": VERSION})
+        try:
+            answer, _ = connection.ask({"op": "hello", "version": VERSION})
+            namespace, version, pid, anchor = (answer[name] for name in ("pid_namespace", "version", "pid", "anchor"))
+        except (KeeperGoneError, NoKeeperError):
+            raise
+        except (KeeperError, KeyError) as error:
+            connection.require_keeper()
+            if isinstance(error, KeeperError):
+                raise
+            raise KeeperError(f"the keeper in {quote_path(self._directory)} answers 'hello' without {error}") from error
         here = read_pid_namespace()
-        if answer["pid_namespace"] != here:
+        if namespace != here:
             raise ForeignKeeperError(
-                f"the keeper in {quote_path(self._directory)} lives in pid namespace {answer['pid_namespace']}, this is"
+                f"the keeper in {quote_path(self._directory)} lives in pid namespace {namespace}, this is"
                 f" {here}; its containers can be looked after from there only"
             )
-        connection.version = answer["version"]
-        self.keeper_pid, self._anchor_pid = answer["pid"], answer["anchor"]
+        connection.version = version
+        self.keeper_pid, self._anchor_pid = pid, anchor
         return connection
 
     def _reap_anchor(self) -> None:
@@ -394,6 +464,23 @@ def _let_go_on(directory: str) -> None:
                         _let_holder_go_on(pid, lock)
         finally:
             os.close(lock)
+
+
+def _is_locked(directory: str) -> bool:
+    """Say whether a keeper lives in a directory, or is about to: it holds the lock. Raises OSError."""
+    try:
+        lock = os.open(os.path.join(directory, LOCK), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(
+            lock, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # who begins just now is told that another lives: it tries again
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _let_holder_go_on(pid: int, lock: int) -> None:

@@ -33,6 +33,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .kernel import close_all
+
 VERSION = 2
 """2: `many`."""
 LONGEST = 1 << 16
@@ -72,7 +74,8 @@ def encode(message: Any) -> bytes:
 def receive(connection: socket.socket, most: int = LONGEST) -> tuple[Message | None, list[int]]:
     """Return the next message, of `most` bytes, and its descriptors, which are the caller's to close; None at the end.
 
-    Raises OSError. A peer that was killed with an answer unread gives ECONNRESET, which is an end like any other.
+    Raises OSError, ValueError if it is no message. A peer that was killed with an answer unread gives ECONNRESET, which
+    is an end like any other.
     """
     try:
         # Not socket.recv_fds, which ignores its flags in Python 3.11.
@@ -84,7 +87,14 @@ def receive(connection: socket.socket, most: int = LONGEST) -> tuple[Message | N
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-    return (json.loads(data) if data else None), list(descriptors)
+    try:
+        message = json.loads(data) if data else None
+        if message is not None and not isinstance(message, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        close_all(descriptors)
+        raise ValueError(f"this is no message: {error}") from error
+    return message, list(descriptors)
 
 
 def divide(request: Message) -> list[Message]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -158,6 +159,43 @@ engine.create_sandbox({POD!r}, id="pod", runtime_handler="runc").remove()
         if "pod" in engine.store.sandbox_ids:
             engine.get_sandbox("pod").delete()
     assert not Path(state_dir, "sandboxes/pod").exists()
+    assert asked(plugins)[-1].startswith("DEL first")
+
+
+def test_killed_before_it_is_written_down_which_process_a_plugin_is(
+    state_dir: str, plugins: Path, tmp_path: Path, engine_process: Callable[[str], EngineProcess]
+) -> None:
+    """One that hangs before it reads is ended by the next engine; a fork of the host's, which has that file, is not."""
+    pids, fork = tmp_path / "pids", tmp_path / "fork"
+    (plugins / "ADD.sh").write_text(f"sleep 1000 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait")
+    engine_process(f"""
+from pathlib import Path
+from limpet import OciStarter
+from limpet.engine.starters.oci import cni
+from tests.conftest import wait_until
+
+def fork_and_die(*_):
+    wait_until(Path({str(pids)!r}).exists, "a plugin to hang")
+    pid = os.fork()
+    if not pid:
+        time.sleep(1000)
+    Path({str(fork)!r}).write_text(str(pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+cni.identify = fork_and_die
+options = {{"cni": {str(plugins.parent / "net.d")!r}, "cni_plugins": {str(plugins)!r}}}
+engine = Engine.open(state_dir, runtimes={{"runc": OciStarter("runc", **options)}})
+engine.create_sandbox({POD!r}, id="pod", runtime_handler="runc")
+""").wait()
+    forked, hung = int(fork.read_text()), [int(pid) for pid in pids.read_text().split()]
+    (plugins / "ADD.sh").unlink()
+    try:
+        with open_with(state_dir, plugins) as engine:
+            assert not any(map(is_running, hung))
+            assert is_running(forked)
+            engine.get_sandbox("pod").delete()
+    finally:
+        os.kill(forked, signal.SIGKILL)
     assert asked(plugins)[-1].startswith("DEL first")
 
 

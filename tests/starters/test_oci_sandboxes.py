@@ -4,7 +4,7 @@ import glob
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine import Container, Sandbox
+from limpet.engine.starters.oci import pin
 from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.sandbox_status import SandboxState
-from tests.conftest import is_running, read_output, wait_until
+from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import RUNTIMES, busybox_engine, config, end_everything, load_busybox, open_engine
 
 SANDBOX: dict[str, Any] = {
@@ -143,6 +144,74 @@ def test_a_shared_pid_namespace_that_has_ended(engine: Engine, runtime: str) -> 
     engine.recover()
     assert (sandbox.state, sandbox.status.reason) == (SandboxState.NOTREADY, "Lost")
     sandbox.remove(force=True)
+
+
+STOPS_ONCE = """
+import os, signal
+
+space = {{"__name__": "pin"}}
+with open({pin!r}) as file:
+    exec(compile(file.read(), {pin!r}, "exec"), space)
+real = space["_pin"]
+
+def pin(namespace, path):
+    pid = os.getpid() if {of_itself} else int(namespace.split("/")[2]) if path.endswith("/pid") else 0
+    if {of_itself}:
+        space["_pin"] = real
+    else:
+        real(namespace, path)
+    if pid:
+        with open({there!r}, "w") as file:
+            file.write(str(pid))
+        os.kill(pid, signal.SIGSTOP)
+    if {of_itself}:
+        real(namespace, path)
+
+space["_pin"] = pin
+space["main"]()
+"""
+SHARED = {"metadata": {"name": "shared"}, "linux": {"security_context": {"namespace_options": {"pid": "POD"}}}}
+
+
+@pytest.mark.parametrize("of_itself", [True, False], ids=["what makes them", "the first process"])
+def test_what_a_killed_engine_leaves_stopped_while_it_makes_namespaces(
+    state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine_process: Callable[[str], EngineProcess],
+    of_itself: bool,
+) -> None:  # fmt: skip
+    """It holds the lock of where the pins are: the next engine has it go on, and everything can be freed."""
+    program, there = tmp_path / "pin.py", tmp_path / "there"
+    program.write_text(STOPS_ONCE.format(pin=pin.__file__, there=str(there), of_itself=of_itself))
+    process = engine_process(f"""
+from limpet import OciStarter
+from limpet.engine.starters.oci import command, pin
+command.LOOK_SECONDS = 1000
+pin.__file__ = {str(program)!r}
+engine = Engine.open(state_dir, runtimes={{"runc": OciStarter("runc")}})
+engine.create_sandbox({SHARED!r}, id="pod", runtime_handler="runc")
+time.sleep(1000)
+""")
+    wait_until(lambda: there.exists() and there.read_text(), "it to stop")
+    pid = int(there.read_text())
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", "it to stop")
+    process.kill()
+    monkeypatch.setattr("limpet.engine.starters.oci.sandboxes.LOOK_SECONDS", 0.1)
+    with open_engine(state_dir) as engine:
+        engine.get_sandbox("pod").remove()
+    wait_until(lambda: not is_running(pid), "its end")
+    assert not any(glob.glob(f"{PINS}/{entry.name}/*") for entry in Path(state_dir, "oci/runc").iterdir())
+
+
+def test_a_first_process_that_was_stopped_goes_on(engine: Engine) -> None:
+    """With the next container; or whatever its containers leave would stay there as zombies."""
+    sandbox = engine.create_sandbox(SHARED, runtime_handler="runc")
+    (first,) = find_first(os.stat(sandbox.status.namespaces["pid"]).st_ino)
+    os.kill(first, signal.SIGSTOP)
+    try:
+        run(engine, sandbox, "one", "true", {"pid": "POD"})
+        assert Path(f"/proc/{first}/stat").read_text().split()[2] == "S"
+    finally:
+        sandbox.remove(force=True)
+    assert not is_running(first)
 
 
 def find_first(inode: int) -> list[int]:

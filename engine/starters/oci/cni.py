@@ -2,7 +2,8 @@
 
 What is asked of the plugins is written down, durably, before it is done: `network.json` in the sandbox's directory. It
 goes once DEL has succeeded, so that whoever comes after a kill, or a plugin that failed, tries that again. While one is
-at work `plugin.json` tells which process it is: one that hangs is ended by the next engine, if this one is killed.
+at work `plugin.json` tells which process it is: one that hangs is ended by the next engine, if this one is killed. A
+plugin has that file open as it begins, by which it is known before its process is written down.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from limpet.engine.starters.oci.command import Outcome, clean_environment, run
-from limpet.engine.starters.oci.family import kill_family
+from limpet.engine.starters.oci.family import kill_family, list_processes
 from limpet.engine.state.durable import sync_directory, write_file, write_unflushed
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
@@ -40,6 +41,7 @@ _MOST_BYTES = 1 << 20
 """How large a configuration may be, and what a plugin answers."""
 _NETWORK_BYTES = 16 << 20
 """How large what is written down of both can be."""
+_ENVIRONMENT_BYTES = 64 << 10
 _END_SECONDS = 5.0
 _under_way: set[int] = set()
 """The pids of this process's own plugins: nobody's leftovers."""
@@ -49,7 +51,8 @@ _PLUGIN = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 class _AtWork(msgspec.Struct, frozen=True, kw_only=True):
     """A plugin that was called and has not ended."""
 
-    process: ProcessIdentity
+    process: ProcessIdentity | None
+    """None until it is known. It was asked nothing then, and has started nothing."""
     directory: tuple[int, int]
     """Device and inode of the sandbox's directory: in a copy of it, this is the original's plugin."""
 
@@ -185,10 +188,10 @@ class Plugins:
             "CNI_PATH": self._plugins,
         }
         try:
-            with _noted(directory) as note:
+            with _noted(directory) as (sign, note):
                 outcome = run(
                     [program], timeout=timeout, given=json.dumps(config).encode(), environment=environment,
-                    most_bytes=_MOST_BYTES, begin=note,
+                    most_bytes=_MOST_BYTES, begin=note, pass_fds=[sign],
                 )  # fmt: skip
         except OSError as error:
             raise UnsupportedError(f"CNI: {quote_path(program)} cannot be executed: {error.strerror}") from error
@@ -204,22 +207,31 @@ class Plugins:
 
 
 @contextmanager
-def _noted(directory: str) -> Iterator[Callable[[int], None]]:
-    """Yield what writes down which process a plugin is, which is to be asked nothing before; it is removed again."""
+def _noted(directory: str) -> Iterator[tuple[int, Callable[[int], None]]]:
+    """Note that a plugin is called, until it is over.
+
+    Yield a descriptor that it is to have, and what writes down which process it is: it is asked nothing before.
+    """
     path = os.path.join(directory, _AT_WORK)
+    found = os.stat(directory)
     pids = []
+
+    def write(process: ProcessIdentity | None) -> None:
+        at_work = _AtWork(process=process, directory=(found.st_dev, found.st_ino))
+        write_unflushed(path, msgspec.json.encode(at_work))
 
     def note(pid: int) -> None:
         pids.append(pid)
         _under_way.add(pid)
-        found = os.stat(directory)
         with open_pidfd(pid) as pidfd:
-            at_work = _AtWork(process=identify(pid, pidfd), directory=(found.st_dev, found.st_ino))
-        write_unflushed(path, msgspec.json.encode(at_work))
+            write(identify(pid, pidfd))
 
+    write(None)
+    sign = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield note
+        yield sign, note
     finally:
+        os.close(sign)
         with suppress(OSError):  # what stays names a process that has ended
             os.unlink(path)
         _under_way.difference_update(pids)
@@ -231,14 +243,47 @@ def end_left(directory: str) -> None:
     try:
         left = msgspec.json.decode(read_small_file(path, _MOST_BYTES), type=_AtWork)
         found = os.stat(directory)
-        if left.directory != (found.st_dev, found.st_ino) or observe_boot(left.process) is not Boot.SAME:
+        if left.directory != (found.st_dev, found.st_ino):
             return
-        with open_pidfd(left.process.pid) as pidfd:
-            if compare(left.process, pidfd)[0] is Process.ALIVE and left.process.pid not in _under_way:
-                kill_family(left.process.pid, pidfd, sessions=True)
-                wait_for_end(pidfd, _END_SECONDS)
+        if left.process is None:
+            _end_unnoted(path)
+        elif observe_boot(left.process) is Boot.SAME:
+            with open_pidfd(left.process.pid) as pidfd:
+                if compare(left.process, pidfd)[0] is Process.ALIVE and left.process.pid not in _under_way:
+                    _end(left.process.pid, pidfd)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return  # there is none, or nothing proves that it is one
+
+
+def _end_unnoted(path: str) -> None:
+    """Kill the plugin that was called, and of which nobody has written down which process it is. Raises OSError."""
+    note = os.stat(path)
+    called_for = f"CNI_CONTAINERID={os.path.basename(os.path.dirname(path))}"
+    for pid, parent, _ in list_processes():
+        if os.getpid() not in {pid, parent}:
+            with suppress(OSError), open_pidfd(pid) as pidfd:
+                # Asked after it was opened: it is the one. A fork of that engine has the file open, too.
+                if _has_open(pid, note) and called_for.encode() in _read_environment(pid):
+                    _end(pid, pidfd)
+
+
+def _has_open(pid: int, note: os.stat_result) -> bool:
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        link = f"/proc/{pid}/fd/{name}"
+        with suppress(FileNotFoundError):
+            if os.path.basename(os.readlink(link)) == _AT_WORK and os.path.samestat(os.stat(link), note):
+                return True
+    return False
+
+
+def _read_environment(pid: int) -> list[bytes]:
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        return file.read(_ENVIRONMENT_BYTES).split(b"\0")
+
+
+def _end(pid: int, pidfd: int) -> None:
+    kill_family(pid, pidfd, sessions=True)
+    wait_for_end(pidfd, _END_SECONDS)
 
 
 def read_network(directory: str) -> Network | None:

@@ -19,11 +19,13 @@ from contextlib import contextmanager, suppress
 from limpet.engine.starters.abilities import Holdings
 from limpet.engine.starters.oci import pin
 from limpet.engine.starters.oci.cni import Plugins, end_left, read_network
-from limpet.engine.starters.oci.command import run
+from limpet.engine.starters.oci.command import LOOK_SECONDS, run
+from limpet.engine.starters.oci.family import have_holders_go_on
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
+from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.durable import sync_filesystem
 from limpet.recovery.host import has_ended, open_pidfd, read_boot_id
 from limpet.recovery.mounts import find_mounts
@@ -269,10 +271,14 @@ def require_sysctls(config: PodSandboxConfig) -> None:
 
 @contextmanager
 def _locked(path: str) -> Iterator[int]:
-    """Hold the lock of a directory of pins. Raises ResourcesError if somebody else keeps it for long."""
+    """Hold the lock of a directory of pins. Raises ResourcesError if somebody else keeps it for long.
+
+    A `pin` that its engine has left there, or the first process that it began, goes on if a signal has stopped it.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
+        look_at = time.monotonic() + LOOK_SECONDS
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -280,6 +286,9 @@ def _locked(path: str) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise ResourcesError(f"{quote_path(path)}: another process is at work there; try again") from None
+                if time.monotonic() > look_at:
+                    have_holders_go_on(descriptor)
+                    look_at = time.monotonic() + LOOK_SECONDS
                 time.sleep(0.01)
         yield descriptor
     finally:
@@ -293,11 +302,15 @@ def _unmount(path: str) -> None:
 
 
 def has_first(path: str) -> bool:
-    """Return whether the first process of a pinned pid namespace lives: without it no other is made there."""
+    """Return whether the first process of a pinned pid namespace lives: without it no other is made there.
+
+    One that a signal has stopped goes on: it would reap nothing.
+    """
     namespace = os.stat(path)
     for pid in _find_candidates(path):
         with suppress(ProcessLookupError, FileNotFoundError), open_pidfd(pid) as pidfd:
             if _is_first(pid, namespace) and not has_ended(pidfd):
+                let_go_on(pid, pidfd)
                 return True
     return False
 

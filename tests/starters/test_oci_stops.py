@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.tools import Tools
 from limpet.schema import ContainerState
 from tests.conftest import wait_until
-from tests.starters.oci import RUNTIMES, config, end_everything, load_busybox
+from tests.starters.oci import RUNTIMES, config, end_everything, load_busybox, processes_of
+from tests.starters.test_oci_sessions import read_until
 
 TIMEOUT = 5.0
 
@@ -23,7 +25,7 @@ def starter(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state_dir: str
 ) -> Iterator[OciStarter]:
     """A runtime and a conmon that are stopped whenever they are run."""
-    for module in ("command", "conmon"):
+    for module in ("command", "conmon", "sessions"):
         monkeypatch.setattr(f"limpet.engine.starters.oci.{module}.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("limpet.engine.starters.oci.conmon._LOOK_SECONDS", 0.1)
     for name in (request.param, "conmon"):
@@ -59,3 +61,48 @@ def test_a_life_whose_tools_are_stopped_each_time(
         assert one.stop(0).exit_code == 128 + signal.SIGKILL
         assert one.release().released
         wait_until(lambda: [entry.text for entry in one.read_log()] == [b"heard\n"], "the log")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_somebody_is_connected_to_is_stopped(
+    state_dir: str, tmp_path: Path, starter: OciStarter, terminal: bool
+) -> None:
+    """The runtime of a command, as it begins, amid it and at its end, or a conmon. The command itself stays stopped."""
+    with Engine.open(state_dir, runtimes={"r": starter}) as engine:
+        load_busybox(engine, tmp_path / "image")
+        engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="r")
+        shell = {"tty": terminal, "stdin": True}
+        one = engine.create_container(config("one", "while read x; do echo own $x; done", **shell), "a", id="one")
+        one.start()
+        script = "echo here; read a; echo got $a; read b; [ $b = stop ] && kill -STOP $$; exit 6"
+        with closing(one.open_command(["sh", "-c", script], terminal=terminal)) as session:
+            assert read_until(session, b"here")
+            runtime = find_runtime(script)
+            os.kill(runtime, signal.SIGSTOP)
+            session.write(b"x\n")
+            assert read_until(session, b"got x")
+            os.kill(runtime, signal.SIGSTOP)
+            session.write(b"y\n")
+            assert session.wait(TIMEOUT) == 6
+        with closing(one.attach()) as session:
+            os.kill(processes_of(state_dir, "one").monitor.pid, signal.SIGSTOP)
+            session.write(b"z\n")
+            assert read_until(session, b"own z")
+        with closing(one.open_command(["sh", "-c", script], terminal=terminal)) as session:
+            session.write(b"x\nstop\n")
+            assert read_until(session, b"got x")
+            with pytest.raises(errors.WaitTimeoutError):
+                session.wait(0.4)
+        assert one.stop(0).exit_code == 128 + signal.SIGKILL
+
+
+def find_runtime(script: str) -> int:
+    """Return the parent of the shell that runs a script."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if Path(path, "cmdline").read_bytes() == b"\0".join([b"sh", b"-c", script.encode(), b""]):
+                found.append(int(Path(path, "stat").read_text().rpartition(")")[2].split()[1]))
+    (runtime,) = found
+    return runtime

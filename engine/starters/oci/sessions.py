@@ -21,11 +21,12 @@ from contextlib import ExitStack, suppress
 from fcntl import ioctl
 
 from limpet.engine.starters.abilities import Chunk
-from limpet.engine.starters.oci.command import clean_environment, shorten
-from limpet.engine.starters.oci.commands import CommandFiles
-from limpet.engine.starters.oci.exits import is_monitor_alive
+from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, shorten
+from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on
+from limpet.engine.starters.oci.exits import is_monitor_alive, let_monitor_go_on
 from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
 from limpet.recovery.host import open_pidfd, wait_for_end
 from limpet.schema.errors import InvalidStateError, StartError, WaitTimeoutError
@@ -45,6 +46,9 @@ _BEGIN_SECONDS = 0.005
 """Between two looks at whether a command has begun, once something is written."""
 _MOST_HELD = 16
 """How many blocks are taken before it has."""
+_THOROUGH_LOOKS = 5
+"""As often it is looked, once the command has begun, whether what becomes its program was stopped before it is. Then
+the runtime alone is looked at: a connection may be idle for long, and a host have many processes."""
 
 
 class CommandSession:
@@ -75,6 +79,7 @@ class CommandSession:
         self._is_begun = False
         self._ended_at = 0.0
         self._is_closed = False
+        self._look_at, self._thorough_looks = time.monotonic() + LOOK_SECONDS, _THOROUGH_LOOKS
         self.has_terminal = size is not None
         with ExitStack() as undo:
             undo.callback(files.remove)
@@ -127,21 +132,16 @@ class CommandSession:
 
     def _accept(self, door: socket.socket) -> int:
         """Return the terminal that the runtime hands over, -1 if it ends before. Raises StartError for neither."""
-        poll = select.poll()
-        poll.register(door, select.POLLIN)
-        poll.register(self._pidfd, select.POLLIN)
-        ready = {number for number, _ in poll.poll(_TERMINAL_SECONDS * 1000)}
-        if not ready:
+        deadline = time.monotonic() + _TERMINAL_SECONDS
+        if not (ready := self._wait_for_any(deadline, door.fileno(), self._pidfd)):
             raise StartError("the runtime has not made a terminal in time")
         if door.fileno() not in ready:
             return -1
         link, _ = door.accept()
         with link:
-            link.settimeout(_TERMINAL_SECONDS)
-            try:
-                _, descriptors, _, _ = socket.recv_fds(link, _BLOCK, 1)
-            except TimeoutError as error:
-                raise StartError("the runtime has not handed over a terminal in time") from error
+            if not self._wait_for_any(deadline, link.fileno()):
+                raise StartError("the runtime has not handed over a terminal in time")
+            _, descriptors, _, _ = socket.recv_fds(link, _BLOCK, 1)
         if not descriptors:
             return -1
         if not os.isatty(descriptors[0]):
@@ -149,6 +149,29 @@ class CommandSession:
             raise StartError("what the runtime handed over is no terminal")
         os.set_inheritable(descriptors[0], False)
         return descriptors[0]
+
+    def _wait_for_any(self, deadline: float, *descriptors: int) -> set[int]:
+        """Return which of these can be read, nothing if none can in time; the runtime goes on that was stopped."""
+        poll = select.poll()
+        for each in descriptors:
+            poll.register(each, select.POLLIN)
+        while not (ready := poll.poll(min(max(deadline - time.monotonic(), 0), LOOK_SECONDS) * 1000)):
+            if time.monotonic() >= deadline:
+                break
+            self._have_runtime_go_on()
+        return {number for number, _ in ready}
+
+    def _have_runtime_go_on(self) -> None:
+        """Continue the runtime if a signal has stopped it, and what has not become the command yet; each second."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        if self._thorough_looks:
+            self._thorough_looks -= self._has_begun()
+            have_runtime_go_on(self._process.pid)
+        with suppress(OSError):
+            let_go_on(self._process.pid, self._pidfd)
 
     def _give_up(self) -> None:
         """End a command that nobody can talk to: for want of descriptors, say."""
@@ -176,8 +199,10 @@ class CommandSession:
             latest = self._ended_at + _DRAIN_SECONDS if self._ended_at else deadline
             if deadline is not None and latest is not None:
                 latest = min(latest, deadline)
-            left = -1 if latest is None else max(latest - time.monotonic(), 0)
+            left = LOOK_SECONDS if latest is None else min(max(latest - time.monotonic(), 0), LOOK_SECONDS)
             ready = self._poll.poll(_BEGIN_SECONDS if self._held else left)
+            if not ready:
+                self._have_runtime_go_on()
             if not ready and self._ended_at and time.monotonic() >= self._ended_at + _DRAIN_SECONDS:
                 self._streams.clear()
             elif (not ready or self._is_full()) and deadline is not None and time.monotonic() >= deadline:
@@ -249,10 +274,13 @@ class CommandSession:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Return the command's exit code."""
-        try:
-            code = self._process.wait(timeout)
-        except subprocess.TimeoutExpired as error:
-            raise WaitTimeoutError(f"the command had not ended after {timeout:g} s") from error
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self._process.poll()) is None:
+            left = LOOK_SECONDS if deadline is None else min(max(deadline - time.monotonic(), 0), LOOK_SECONDS)
+            if not wait_for_end(self._pidfd, left):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimeoutError(f"the command had not ended after {timeout:g} s")
+                self._have_runtime_go_on()
         if not self._has_begun():
             said = shorten(self._tail.decode(errors="replace"))
             raise StartError(said or f"the runtime ended with {code} and said nothing")
@@ -293,6 +321,7 @@ class AttachedSession:
 
     def __init__(self, run: RunDirectory, processes: Processes, *, terminal: bool, has_input: bool) -> None:
         self._run, self.has_terminal, self._has_input = run, terminal, has_input
+        self._monitor = processes.monitor
         if not is_monitor_alive(processes):
             raise InvalidStateError("its conmon has ended, so nobody can attach to it")
         self._link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -312,9 +341,14 @@ class AttachedSession:
             raise InvalidStateError("the session is closed")
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if not poll.poll(None if timeout is None else timeout * 1000):
-                raise WaitTimeoutError(f"nothing was written for {timeout:g} s")
+            left = LOOK_SECONDS if deadline is None else min(max(deadline - time.monotonic(), 0), LOOK_SECONDS)
+            if not poll.poll(left * 1000):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimeoutError(f"nothing was written for {timeout:g} s")
+                let_monitor_go_on(self._monitor)
+                continue
             try:
                 packet = self._link.recv(_PACKET + 1)
             except OSError:

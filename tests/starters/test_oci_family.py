@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_until
+from limpet.engine.starters.oci import command
+from tests.conftest import is_running, wait_until
 
 KILL = """
 import subprocess, sys
@@ -62,3 +64,33 @@ def number_inside(pid: int) -> str:
     (child,) = children.read_text().split()
     status = Path(f"/proc/{child}/status").read_text()
     return next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:"))
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+ENTER = 'echo $$ > "$0/cgroup.procs"; sleep 1000'
+
+
+@pytest.mark.skipif(not os.access(FREEZER, os.W_OK), reason="needs root and the freezer of cgroup v1")
+def test_a_program_that_cannot_be_killed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is frozen, as one that hangs on a disk would be: its deadline holds, and it is reaped once it has ended."""
+    monkeypatch.setattr(command, "_END_SECONDS", 0.2)
+    cgroup = FREEZER / f"limpet-test-{os.getpid()}"
+    cgroup.mkdir()
+
+    def freeze(_: int) -> None:
+        (cgroup / "freezer.state").write_text("FROZEN")
+
+    monkeypatch.setattr(command, "LOOK_SECONDS", 0.1)
+    try:
+        begun = time.monotonic()
+        outcome = command.run(["sh", "-c", ENTER, str(cgroup)], timeout=0.5, see_to=freeze)
+        assert outcome.code is None
+        assert time.monotonic() - begun < 5
+        (pid,) = (each.pid for each in command._unreaped)
+    finally:
+        (cgroup / "freezer.state").write_text("THAWED")
+    wait_until(lambda: not is_running(pid), "its end")
+    assert command.run(["sh", "-c", "sleep 1000"], timeout=0.1).code is None
+    assert not os.path.exists(f"/proc/{pid}")
+    wait_until(lambda: not (cgroup / "cgroup.procs").read_text(), "all to end")
+    cgroup.rmdir()

@@ -6,6 +6,7 @@ import selectors
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from limpet.engine.starters.oci.family import have_go_on, kill_family
@@ -21,6 +22,10 @@ _DRAIN_SECONDS = 0.5
 """How long to read on once the program has ended, where somebody else still holds its output open."""
 
 
+_END_SECONDS = 5.0
+"""How long one that was killed may take to end: it does not while it hangs in the kernel, or is frozen."""
+_unreaped: "list[subprocess.Popen[bytes]]" = []
+"""Those that have not ended by then."""
 LOOK_SECONDS = 1.0
 """Between two looks whether what says nothing was stopped by a signal."""
 
@@ -76,7 +81,7 @@ def run(
 ) -> Outcome:
     """Run a program in a session of its own, and in a directory, and return how it ended.
 
-    After `timeout` seconds it is killed with what it has started.
+    After `timeout` seconds it is killed with what it has started, and not waited for much longer if it does not end.
     `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. With `begin`,
     which is called with its pid, it gets its input once that has returned, and none if this process is killed before.
     `see_to` is called with its pid whenever it has said nothing for a second.
@@ -101,18 +106,32 @@ def run(
         )
     finally:
         os.close(source)
-    with process:
-        try:
-            if begin is not None:
-                begin(process.pid)
-            output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes, given, see_to)
-            code = process.poll()
-        finally:
-            if process.poll() is None:  # not reaped, so its session is its own
-                with open_pidfd(process.pid) as pidfd:
-                    kill_family(process.pid, pidfd, sessions=True)
-                process.wait()
+    try:
+        if begin is not None:
+            begin(process.pid)
+        output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes, given, see_to)
+        code = process.poll()
+    finally:
+        if process.poll() is None:  # not reaped, so its session is its own
+            with open_pidfd(process.pid) as pidfd:
+                kill_family(process.pid, pidfd, sessions=True)
+            reap(process)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
     return Outcome(code, output, error, is_cut)
+
+
+def reap(process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a child that was killed has ended; one that does not do so in time is reaped after a later call."""
+    for each in [*_unreaped]:
+        if each.poll() is not None:
+            with suppress(ValueError):  # another thread has found it, too
+                _unreaped.remove(each)
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        _unreaped.append(process)
 
 
 def _read(

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 
-from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, shorten
+from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
 from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_family
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.starters.signals import let_go_on
@@ -89,7 +89,7 @@ def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] =
         finally:
             if process.poll() is None:  # it forks once, and this one has nothing left to do
                 process.kill()
-                process.wait()
+                reap(process)
     return _read_pid(order.run, line, is_late=time.monotonic() >= deadline)
 
 

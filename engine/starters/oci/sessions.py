@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from fcntl import ioctl
 
 from limpet.engine.starters.abilities import Chunk
-from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, shorten
+from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on
 from limpet.engine.starters.oci.exits import is_monitor_alive, let_monitor_go_on
 from limpet.engine.starters.oci.family import kill_family
@@ -178,7 +178,7 @@ class CommandSession:
         with suppress(OSError), open_pidfd(self._process.pid) as pidfd:
             kill_family(self._process.pid, pidfd, sessions=True)
         self._process.kill()  # it is not reaped, so this is it, also without a descriptor
-        self._process.wait()
+        reap(self._process)
         self._end_orphan()
         self._close_streams()
 
@@ -301,7 +301,7 @@ class CommandSession:
             return
         self._is_closed = True
         self.hang_up()
-        self._process.wait()
+        reap(self._process)
         self._poll.close()
         os.close(self._pidfd)
         if self._terminal >= 0:

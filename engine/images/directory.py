@@ -9,6 +9,7 @@ import fcntl
 import io
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from limpet.engine.images.unpack import LayerFile, unpack
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory, remove_tree, temporary_path
 from limpet.engine.state.entries import require_entries
+from limpet.engine.state.holders import find_stopped_holders
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import (
     AlreadyExistsError,
@@ -45,6 +47,10 @@ from limpet.schema.layout import TEMPORARY_PREFIX
 
 _MOUNT_TYPES = frozenset({MountType.PLAIN})
 _MAX_REASON = 2000
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.0005, 0.005
+"""Between two tries to get the lock. flock(2) can wait by itself, but looks at nobody meanwhile."""
+_PATIENCE_SECONDS = 1.0
+"""Between two looks at who has it."""
 _ID = re.compile("[0-9a-f]{6,128}")
 """With fewer digits, words such as "cafe" would be ids."""
 _ENTRIES = {"lock": False, "images": True, "blobs": True, "blobs/sha256": True, "blobs/sha512": True}
@@ -88,6 +94,9 @@ class DirectoryImageStore:
         """
         _require_plain(name)
         record = ImageRecord(name=name, config=config)
+        with self._translated(f"register image {name}"), self._locked(fcntl.LOCK_SH):
+            if self._find_record(name) == record:
+                return  # as at most openings, which wait for no load then
         with self._translated(f"register image {name}"), self._locked(fcntl.LOCK_EX):
             present = self._find_record(name)
             if present and present.digest:
@@ -302,11 +311,12 @@ class DirectoryImageStore:
     def _locked(self, how: int) -> Iterator[None]:
         """Hold the store's lock: shared to read or add blobs, exclusive to remove some.
 
-        The kernel releases it when this process ends, whatever the cause.
+        The kernel releases it when this process ends, whatever the cause. A load takes as long as its image is large,
+        and is waited for; but not a process that has the lock and is stopped.
         """
         descriptor = os.open(os.path.join(self._root, "lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, how)
+            _take(descriptor, how)
             yield
         finally:
             try:
@@ -324,6 +334,27 @@ class DirectoryImageStore:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise DiskFullError(f"cannot {what}: {error}; free some space and try again") from error
             raise StateDirectoryError(f"cannot {what} in {self._root}: {error}") from error
+
+
+def _take(lock: int, how: int) -> None:
+    """Lock an open file. Raises StateDirectoryError if who has it is stopped, BlockingIOError with LOCK_NB."""
+    patient, pause = time.monotonic() + _PATIENCE_SECONDS, _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if how & fcntl.LOCK_NB:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        if time.monotonic() > patient:
+            patient = time.monotonic() + _PATIENCE_SECONDS
+            for pid, _ in find_stopped_holders(lock):
+                raise StateDirectoryError(
+                    f"the image store is locked by process {pid}, which is stopped by a signal; have it go on"
+                    f" (kill -CONT {pid}), or end it, and try again"
+                )
 
 
 def list_images(root: str) -> list[ImageSummary]:

@@ -6,17 +6,29 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
+from limpet.engine import Engine
 from limpet.engine.images import DirectoryImageStore, ImageSummary, limits
 from limpet.engine.images.documents import Documents
-from limpet.schema.errors import AlreadyExistsError, InvalidInputError, NotFoundError, StoreDamagedError
+from limpet.schema.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    StateDirectoryError,
+    StoreDamagedError,
+)
 from limpet.schema.image import ImageConfig, ImageManifest, ImageName, MountType
+from tests.conftest import wait_until
 from tests.oci_layout import ARCHITECTURE, INDEX, LAYER, MANIFEST, NAME, Layout, directory, member, names, sha256, tar
 
 HELLO = tar(directory("bin"), member("bin/app", b"hello", mode=0o755))
@@ -529,3 +541,33 @@ def test_opening_does_not_disturb_a_load_in_progress(tmp_path: Path, store: Dire
         assert leftover.exists()
     DirectoryImageStore(str(tmp_path / "store"))
     assert not leftover.exists()
+
+
+HOLDS = """
+import fcntl, os, signal, sys
+from limpet.engine import Engine
+from limpet.engine.images import DirectoryImageStore
+with DirectoryImageStore(sys.argv[1])._locked(getattr(fcntl, sys.argv[2])):
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.parametrize("how", ["LOCK_SH", "LOCK_EX"])
+def test_who_is_stopped_holds_up_nobody_for_ever(state_dir: str, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """By Ctrl-Z amid a load, say: an engine opens all the same, and what needs the lock says who has it."""
+    monkeypatch.setattr("limpet.engine.images.directory._PATIENCE_SECONDS", 0.1)
+    Engine.open(state_dir).close()
+    root = os.path.join(state_dir, "images")
+    store = DirectoryImageStore(root)
+    with subprocess.Popen([sys.executable, "-c", HOLDS, root, how]) as other:
+        try:
+            stat = Path(f"/proc/{other.pid}/stat")
+            wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it to stop")
+            waits: Callable[[], object] = store.list if how == "LOCK_EX" else lambda: store.remove("no:1")
+            with pytest.raises(StateDirectoryError, match=f"process {other.pid}, which is stopped by a signal"):
+                waits()
+            if how == "LOCK_SH":
+                Engine.open(state_dir).close()
+        finally:
+            other.send_signal(signal.SIGCONT)
+    assert [str(image.name) for image in store.list()] == ["host:latest"]

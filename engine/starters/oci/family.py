@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
 from limpet.engine.starters.signals import let_go_on
+from limpet.engine.state.holders import find_stopped_holders
 from limpet.recovery.host import has_ended, is_zombie, open_pidfd, read_stat
 
 _STOPPED = {b"T", b"t", b"Z", b"X"}
@@ -91,23 +92,8 @@ def have_go_on(pid: int, is_own: Callable[[int], bool] = lambda _: True) -> None
 def have_holders_go_on(lock: int) -> None:
     """Continue what a signal has stopped of those that hold the lock of an open file, its own too (flock(2))."""
     with suppress(OSError):
-        path, found = os.readlink(f"/proc/self/fd/{lock}"), os.fstat(lock)
-        for pid, stat in _read_stats():
-            if stat[0] == b"T":
-                with suppress(OSError), open_pidfd(pid) as pidfd:
-                    if _holds_lock(pid, path, found):  # asked after it was opened: it is the one
-                        let_go_on(pid, pidfd)
-
-
-def _holds_lock(pid: int, path: str, found: os.stat_result) -> bool:
-    """Say whether a process has the file open by which it is locked: others may have it open, too. Raises OSError."""
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        link = f"/proc/{pid}/fd/{name}"
-        if os.readlink(link) == path and os.path.samestat(os.stat(link), found):
-            with open(f"/proc/{pid}/fdinfo/{name}", encoding="utf-8") as file:
-                if any(line.startswith("lock:") and "FLOCK" in line for line in file):
-                    return True
-    return False
+        for pid, pidfd in find_stopped_holders(lock):
+            let_go_on(pid, pidfd)
 
 
 def _read_family(pid: int) -> dict[int, list[bytes]]:

@@ -129,7 +129,7 @@ def test_the_keeper_keeps_no_descriptor_of_a_life_that_is_over(engine: Engine, s
 
 def test_a_spare_keeps_no_keeper_that_nobody_needs(engine: Engine, state_dir: str) -> None:
     """Nor what holds its memory: what has left a daemon, which has ended since, is known, and needs no keeper."""
-    container = run(engine, "first", "sh", "-c", "setsid sleep 0.2 & exit 3")
+    container = run(engine, "first", "sh", "-c", "setsid sleep 1 & exit 3")
     assert container.wait(20).exit_code == 3
     wait_for_spare(state_dir)
     keeper = find_keeper(state_dir)

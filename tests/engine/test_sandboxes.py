@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Container, Engine, Sandbox, errors
+from limpet.engine.lifecycle.stops import finish_stops, try_each
 from limpet.recovery.host import read_boot_id
 from limpet.schema import ContainerState
 from limpet.schema.events import EventKind
@@ -270,6 +271,20 @@ def test_one_that_cannot_be_removed_keeps_no_other(engine: Engine, pod: Sandbox)
     marker.write_text(content)
     assert pod.remove(force=True)
     assert engine.list() == []
+
+
+def test_one_that_is_deleted_amid_a_stop_keeps_no_other(engine: Engine, pod: Sandbox) -> None:
+    """Nor what is done to each of many, one after the other; and nobody is told that something went wrong."""
+    gone, other = start(engine, "gone", "sleep", "1000"), start(engine, "other", "sleep", "1000")
+    begun, problems = pod.begin_stop(20)
+    assert (list(begun), problems) == ([gone, other], [])
+    gone.wait(20)
+    gone.release()
+    gone.delete()
+    assert finish_stops(engine._runtime, begun) == []
+    codes: list[int | None] = []
+    assert try_each(lambda one: codes.append(one.exit_code), [gone, other]) == []
+    assert codes == [128 + 15]
 
 
 def test_the_next_engine_goes_on_with_a_stop(engine_process: Callable[[str], EngineProcess], state_dir: str) -> None:

@@ -75,6 +75,7 @@ GROUPS = {
     ),
     "probe": Group(("recovery/probe.py",), 4, ("tests/recovery/test_probe.py", "tests/recovery/test_world.py")),
     "looks": Group(("recovery/looks.py",), 4, ("tests/starters/test_seam.py",)),
+    "thread": Group(("recovery/thread.py",), 4, ("tests/recovery/test_thread.py", "tests/engine/test_handles.py")),
     "mounts": Group(
         ("recovery/mounts.py", "recovery/users.py"),
         4,
@@ -162,6 +163,15 @@ GROUPS = {
                 "test_the_next_engine_goes_on_with_a_stop",
                 "test_all_are_stopped_side_by_side",
             ),
+        ),
+    ),
+    "stops": Group(
+        ("engine/lifecycle/stops.py",),
+        6,
+        (
+            "tests/starters/test_many.py",
+            "tests/engine/test_sandboxes.py",
+            *_without("tests/engine/test_sandboxes.py", "test_the_next_engine_goes_on_with_a_stop"),
         ),
     ),
     "status": Group(

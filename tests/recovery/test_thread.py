@@ -1,5 +1,7 @@
 """A thread that has too little memory to begin is told, and does nothing later."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -51,3 +53,57 @@ def test_a_thread_that_begins_at_the_last_moment_is_started(monkeypatch: pytest.
         time.sleep(0.005)
     assert len(done) + refused == 200
     assert len(set(done)) == len(done)
+
+
+def test_a_thread_that_runs_when_it_is_to_be_given_up_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait has failed, but the thread came first: it is not refused, and nobody waits for its end."""
+    monkeypatch.setattr(thread, "_BEGIN_SECONDS", 0.05)
+    over, runs, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    class LastMoment(thread._Started):
+        def set(self) -> None:
+            assert over.wait(20)
+            super().set()
+
+        def wait(self, timeout: float | None = None) -> bool:
+            try:
+                return super().wait(timeout)
+            except RuntimeError:
+                over.set()
+                assert runs.wait(20)
+                raise
+
+    def work() -> None:
+        runs.set()
+        may_end.wait(20)
+
+    one = Thread(target=work, name="limpet-test")
+    monkeypatch.setattr(one, "_started", LastMoment())
+    starter = threading.Thread(target=one.start, daemon=True)
+    starter.start()
+    starter.join(10)
+    assert over.is_set()
+    assert not starter.is_alive()
+    may_end.set()
+    one.join(20)
+
+
+def test_a_thread_that_has_begun_is_started_however_late_it_runs() -> None:
+    """It has told that it is there, and then waits for a processor."""
+    done: list[int] = []
+
+    class Slow(Thread):
+        def run(self) -> None:
+            time.sleep(0.1)
+            super().run()
+
+    one = Slow(target=done.append, name="limpet-test", args=(1,))
+    one.start()
+    one.join(20)
+    assert done == [1]
+
+
+def test_no_program_waits_for_it() -> None:
+    """As for a look at a disk that hangs."""
+    program = "import time; from limpet.recovery.thread import Thread; Thread(time.sleep, 'one', (1000,)).start()"
+    assert subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode == 0

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -967,3 +968,21 @@ def answer_all(stranger: socket.socket, answer: bytes) -> None:
                 link.recv(1000)
                 link.sendall(answer)
                 link.recv(1000)
+
+
+def test_the_keeper_keeps_nothing_of_its_program(engine: Engine, state_dir: str) -> None:
+    """A pipe that the program lets its children have ends with the program; and no other user gets at the keeper's."""
+    read, write = os.pipe()
+    try:
+        os.set_inheritable(write, True)
+        make(engine, "one", "sh", "-c", "echo here; sleep 1000", log_path="one.log").start()
+    finally:
+        os.close(write)
+    os.set_blocking(read, False)
+    assert os.read(read, 1) == b""
+    os.close(read)
+    directory = Path(state_dir, "keeper")
+    found = {str(path.relative_to(directory)): path.lstat().st_mode for path in (directory, *directory.rglob("*"))}
+    assert found.keys() >= {".", "lock", "socket", "journal"}
+    open_to_all = {name for name, mode in found.items() if mode & 0o077 and not stat.S_ISLNK(mode)}
+    assert open_to_all == {"fifo/one.out", "fifo/one.err"}  # which whoever the container is may open, by its own links

@@ -180,8 +180,13 @@ def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkey
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_program_that_changes_its_own_file(engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
-    """It ends with 1, as an init does that cannot execute it, before anybody saw it run: nothing tells which it was."""
+def test_a_program_that_changes_its_own_file(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    """It ends with 1, as an init does that cannot execute it, before anybody saw it run: nothing tells which it was.
+
+    One that is in the container alone, by a link to a mount, is no missing one.
+    """
 
     def look_late(processes: Processes, _seconds: float, **_: object) -> Program:
         wait_until(lambda: exits.observe_program(processes) is Program.ENDED, "its end")
@@ -192,9 +197,15 @@ def test_a_program_that_changes_its_own_file(engine: Engine, monkeypatch: pytest
         ("removes", "/bin/busybox rm /work/own; exit 1", (255, Reason.UNKNOWN)),
         ("spoils", "echo garbage > /work/own; exit 1", (255, Reason.UNKNOWN)),
         ("stays", "exit 1", (1, Reason.ERROR)),
+        ("mounted", "exit 1", (1, Reason.ERROR)),
     ):
-        container = engine.create_container(config(name, command=["/work/own"]), runtime, id=name)
+        mounts = [{"container_path": "/opt/x", "host_path": str(tmp_path)}] if name == "mounted" else []
+        container = engine.create_container(config(name, command=["/work/own"], mounts=mounts), runtime, id=name)
         make_own_program(container, script)
+        if name == "mounted":
+            own = Path(container.metadata.root_dir, "rootfs", "work", "own")
+            own.rename(tmp_path / "own")
+            own.symlink_to("/opt/x/own")
         container.start()
         status = container.wait(20)
         assert (status.exit_code, status.reason) == expected
@@ -215,6 +226,29 @@ def test_a_start_that_was_given_up_too_early_is_a_start(
     assert container.start().state is ContainerState.RUNNING
     wait_until(lambda: read_stat(container.status.pid)[0] == b"S", "it to go on")
     assert container.stop(0).exit_code == 137
+
+
+def test_a_start_that_was_given_up_as_it_ended_is_a_start(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody kills it, and its conmon reaps it, between two looks at it: it has run, and how it ended is told."""
+    given_up: list[int] = []
+
+    def look_early(processes: Processes, _seconds: float, **_: object) -> Program:
+        wait_until(lambda: exits.observe_program(processes) is Program.EXECUTED, "its program to be executed")
+        given_up.append(processes.init.pid)
+        return Program.HELD
+
+    def read_late(pid: int) -> list[bytes]:
+        if pid in given_up:
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "its conmon to reap it")
+        return read_stat(pid)
+
+    monkeypatch.setattr(starter, "await_program", look_early)
+    monkeypatch.setattr(exits, "read_stat", read_late)
+    container = engine.create_container(config("one", "sleep 1000"), "crun", id="one")
+    container.start()
+    assert container.wait(20).exit_code == 137
+    assert given_up
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -305,6 +305,7 @@ def test_a_program_on_a_mount(shared: Engine, tmp_path: Path, runtime: str) -> N
             (root / path).write_text(text)
             (root / path).chmod(0o755)
         (root / "work/link").symlink_to("/opt/x")
+        (root / "work/sh").symlink_to("/opt/x/sh")  # which the image has not
 
     for number, command in enumerate((["/work/script"], ["/work/link/false"])):
         one = shared.create_container(config(f"m{number}{runtime}", command=command, mounts=mounts), runtime)
@@ -316,5 +317,6 @@ def test_a_program_on_a_mount(shared: Engine, tmp_path: Path, runtime: str) -> N
     put_in(long)
     long.start()
     assert long.execute(["/work/script"]).code == 1
+    assert long.execute(["/work/sh", "-c", "exit 1"]).code == 1
     long.stop(0)
     long.release()

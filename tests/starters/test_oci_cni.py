@@ -135,11 +135,15 @@ engine.create_sandbox({POD!r}, id="pod", runtime_handler="runc")
 def test_killed_while_it_hangs(
     state_dir: str, plugins: Path, tmp_path: Path, engine_process: Callable[[str], EngineProcess], command: str
 ) -> None:
-    """The next engine ends the plugin with its children before it asks for anything; a copy's engine does not."""
+    """The next engine ends the plugin with its children before it asks for anything; a copy's engine does not.
+
+    Also the one whose parent has ended.
+    """
     pids = tmp_path / "pids"
     # It reads what it is asked first, as each does: by then it is written down which process it is.
     (plugins / f"{command}.sh").write_text(
-        f"cat >/dev/null; sleep 1000 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"
+        f"cat >/dev/null; (sleep 1000 & echo $! > {pids}.new); sleep 1000 & echo $$ $! >> {pids}.new;"
+        f" mv {pids}.new {pids}; wait"
     )
     process = engine_process(f"""
 from limpet import OciStarter
@@ -236,6 +240,18 @@ def test_a_plugin_that_is_none_is_told_before_any_is_asked(state_dir: str, plugi
             engine.create_sandbox(POD, id="pod", runtime_handler="runc")
         assert list(engine.store.sandbox_ids) == []
     assert asked(plugins) == []
+
+
+def test_a_plugin_that_cannot_be_executed(state_dir: str, plugins: Path) -> None:
+    """The one before it has made something: that is taken back once the plugin is mended, and all is told till then."""
+    (plugins / "second").write_bytes(b"\x01garbage")
+    with open_with(state_dir, plugins) as engine:
+        why = "second' cannot be executed: Exec format error"
+        with pytest.raises(errors.UnsupportedError, match=f"^CNI: .*{why}; and then: .*{why}; its network stays"):
+            engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        shutil.copy(plugins / "first", plugins / "second")
+        engine.get_sandbox("pod").delete()
+    assert asked(plugins) == ["ADD first eth0 0", "DEL second eth0 0", "DEL first eth0 0"]
 
 
 def test_a_configuration_and_a_result_of_a_megabyte(state_dir: str, plugins: Path) -> None:

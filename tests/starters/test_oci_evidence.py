@@ -4,6 +4,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.starters.oci import OciStarter, exits, probe, starter
+from limpet.engine.starters.oci.conmon import end_monitor, is_of_run
 from limpet.engine.starters.oci.exits import Program
-from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, list_runs
+from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, list_runs, make_run_directory
 from limpet.recovery import Process
-from limpet.recovery.host import open_pidfd, read_stat
+from limpet.recovery.host import has_ended, open_pidfd, read_stat
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, read_output, wait_until
 from tests.starters.oci import (
@@ -157,6 +160,43 @@ def test_a_start_that_was_killed_as_it_let_go(engine: Engine, state_dir: str, co
     assert witnessed is not None
     expected = (Process.ENDED, code) if is_told else (Process.GONE, None)
     assert (witnessed.process, witnessed.exit_code) == expected
+
+
+def test_a_stopped_conmon_writes_down_the_end_before_its_own(engine: Engine, state_dir: str) -> None:
+    """Its container has ended, and it is to go: a moment is its own, for which it goes on."""
+    engine.create_container(config("one", "sleep 1000"), "runc", id="one").start()
+    processes = processes_of(state_dir, "one")
+    engine.close()
+    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    wait_until(lambda: read_stat(processes.monitor.pid)[0] == b"T", "it to stop")
+    os.kill(processes.init.pid, signal.SIGKILL)
+    (run,) = list_runs(f"{state_dir}/containers/one")
+    assert end_monitor(run)
+    ended = exits.read_conmon_exit(run)
+    assert ended is not None
+    assert ended.code == 137
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has such sockets")
+def test_a_conmon_amid_its_end_is_waited_for(tmp_path: Path) -> None:
+    """It has closed all by which it is known, and is not gone: sockets of this kind take the kernel a while."""
+    run = make_run_directory(str(tmp_path))
+    program = f"""
+import socket, time
+kept = [open({run.join("log")!r}, "w"), *(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 768) for _ in range(32))]
+print("ready", flush=True)
+time.sleep(1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        Path(run.join("conmon-pidfile")).write_text(str(process.pid))
+        assert is_of_run(run, process.pid)
+        with open_pidfd(process.pid) as pidfd:
+            process.kill()
+            wait_until(lambda: not is_of_run(run, process.pid), "its files to be closed")
+            assert end_monitor(run)
+            assert has_ended(pidfd)
 
 
 def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

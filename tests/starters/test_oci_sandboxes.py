@@ -12,8 +12,10 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine import Container, Sandbox
-from limpet.engine.starters.oci import pin
+from limpet.engine.starters.oci import pin, sandboxes
+from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.sandboxes import PINS
+from limpet.recovery.host import read_boot_id
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.sandbox_status import SandboxState
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
@@ -303,3 +305,17 @@ def test_a_sysctl_of_the_host_is_refused(engine: Engine, state_dir: str) -> None
         with pytest.raises(kind, match=why):
             engine.create_sandbox({**SANDBOX, "linux": {"sysctls": {name: value}}}, id="bad", runtime_handler="runc")
     assert engine.list_sandboxes() == []
+
+
+def test_what_earlier_boots_have_left_on_a_disk_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where /run is no tmpfs: files that hold nothing any more. What is of this boot, or nobody's, stays."""
+    monkeypatch.setattr(sandboxes, "PINS", str(tmp_path))
+    now = read_boot_id()
+    assert now
+    names = [f"{now}.a", f"{'0' * len(now)}.a", "other.a"]
+    for name in names:
+        (tmp_path / name / "pod" / "shm").mkdir(parents=True)
+        (tmp_path / name / "pod" / "net").touch()
+    sandboxes.SandboxHoldings("", RuntimeRoot("")).remove_old()
+    assert sorted(os.listdir(tmp_path)) == sorted((names[0], names[2]))
+    assert (tmp_path / names[0] / "pod" / "net").exists()

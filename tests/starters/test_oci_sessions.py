@@ -171,6 +171,19 @@ def test_a_runtime_that_is_killed_takes_its_command_along(sleeping: Container) -
     wait_until(lambda: not find(f"^sleep {mark}"), "the command to be gone")
 
 
+def test_output_that_an_orphan_holds_open(shared: Engine) -> None:
+    """The command has ended, and what it has started may write for ever: that is waited for no longer than a moment."""
+    container = shared.create_container(config("orphan", "sleep 1000"), "crun")
+    container.start()
+    session = keep(container.open_command(["/bin/sh", "-c", "sleep 1000 & echo on; exit 6"]))
+    began = time.monotonic()
+    assert read_all(session) == {"stdout": b"on\n", "stderr": b""}
+    assert session.wait(10) == 6
+    assert time.monotonic() - began < 10
+    session.close()
+    container.stop(0)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_a_runtime_says_is_no_output(sleeping: Container, terminal: bool) -> None:
     """What it says of a command that it cannot begin is the error, plain and once; what one writes comes as written."""

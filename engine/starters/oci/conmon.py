@@ -19,7 +19,7 @@ from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_fa
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.starters.signals import let_go_on
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import has_ended, open_pidfd, wait_for_end
+from limpet.recovery.host import has_ended, open_pidfd, read_stat, wait_for_end
 from limpet.schema.errors import StartError, quote
 
 _ANSWER_BYTES = 256 << 10
@@ -27,6 +27,7 @@ _GO_ALONE_SECONDS = 1.0
 """How long a conmon whose container is gone has to write the rest of the log and end by itself."""
 _END_SECONDS = 5.0
 _SCAN_MOST = 1000
+_PF_EXITING = 0x4  # linux/sched.h: it has begun to end; in proc_pid_stat(5), field 9
 _LOOK_SECONDS = 0.5
 """Between two looks at what a runtime that says nothing has come to."""
 
@@ -195,7 +196,10 @@ def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
         return True
     try:
         with open_pidfd(pid) as pidfd:
-            if not is_of_run(run, pid) or has_ended(pidfd):
+            if not is_of_run(run, pid):
+                # One amid its end has nothing open any more. That a stranger's is waited for does no harm.
+                return not int(read_stat(pid)[6]) & _PF_EXITING or wait_for_end(pidfd, _END_SECONDS)
+            if has_ended(pidfd):
                 return True
             if not now:
                 let_go_on(pid, pidfd)

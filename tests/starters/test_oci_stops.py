@@ -106,3 +106,30 @@ def find_runtime(script: str) -> int:
                 found.append(int(Path(path, "stat").read_text().rpartition(")")[2].split()[1]))
     (runtime,) = found
     return runtime
+
+
+def test_a_conmon_that_is_stopped_before_it_has_written_its_pid(
+    state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second process has answered by then, and is known by nothing else: the first is continued, not killed."""
+    monkeypatch.setattr("limpet.engine.starters.oci.conmon.LOOK_SECONDS", 0.1)
+    script = tmp_path / "conmon"
+    script.write_text(f"""#!/bin/bash
+given=("$@")
+for ((i = 0; i < $#; i++)); do
+    if [ "${{given[i]}}" = -P ]; then file=${{given[i + 1]}}; given[i + 1]=$file.late; fi
+done
+{Tools().find("conmon").path} "${{given[@]}}" || exit
+[ -z "$file" ] || {{ kill -STOP $$; mv "$file.late" "$file"; }}
+""")
+    script.chmod(0o755)
+    try:
+        with Engine.open(state_dir, runtimes={"r": OciStarter("crun", conmon=str(script), timeout=TIMEOUT)}) as engine:
+            load_busybox(engine, tmp_path / "image")
+            engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="r")
+            one = engine.create_container(config("one", "exit 6"), "a", id="one")
+            one.start()
+            assert one.wait(20).exit_code == 6
+            one.release()
+    finally:
+        end_everything(state_dir)

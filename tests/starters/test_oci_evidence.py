@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from limpet import Engine, errors
+from limpet.engine.starters.contract import Exit, Prepared
 from limpet.engine.starters.oci import OciStarter, exits, probe, starter
 from limpet.engine.starters.oci.conmon import end_monitor, is_of_run
 from limpet.engine.starters.oci.exits import Program
@@ -20,6 +22,7 @@ from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, li
 from limpet.recovery import Process
 from limpet.recovery.host import has_ended, open_pidfd, read_stat
 from limpet.schema import ContainerState, Reason
+from limpet.testing import open_descriptors
 from tests.conftest import is_running, read_output, wait_until
 from tests.starters.oci import (
     RUNTIMES,
@@ -292,6 +295,51 @@ def test_a_start_that_was_given_up_as_it_ended_is_a_start(engine: Engine, monkey
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_was_never_executed_is_told_without_the_kernels_word(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    """Before Linux 6.15 it says nothing of who was reaped: conmon does."""
+    monkeypatch.setattr(starter, "read_exit_code", lambda *_: None)
+    container = engine.create_container(config("one", command=["/bin/garbage"]), runtime, id="one")
+    with pytest.raises(errors.StartError, match="format error"):
+        container.start()
+    assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_start_under_way_is_not_taken_for_a_left_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    """A recovery comes once the container is made, and before it is let go."""
+    real = OciStarter._identify
+
+    def identify_late(self: OciStarter, *args: Any) -> Prepared:
+        self.end_leftovers(lambda _: False)
+        return real(self, *args)
+
+    monkeypatch.setattr(OciStarter, "_identify", identify_late)
+    container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
+    assert container.start().state is ContainerState.RUNNING
+    assert container.stop(0).exit_code == 137
+
+
+def test_when_a_start_that_was_never_let_go_has_ended_is_not_made_up(engine: Engine, state_dir: str) -> None:
+    """Its conmon was killed, too: nobody has seen it."""
+    engine.create_container(config("one", "sleep 1000"), "crun", id="one").start()
+    engine.close()
+    processes = processes_of(state_dir, "one")
+    (run,) = list_runs(f"{state_dir}/containers/one")
+    for name in ("starting", "executed"):
+        os.unlink(run.join(name))
+    kill(processes.monitor.pid)
+    kill(processes.init.pid)
+    later = OciStarter("crun")
+    later.open(state_dir)
+    ended = later.read_exit("one", processes.init, -1)
+    assert ended == Exit(None, 0, never_ran="it ended before its program was executed")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("fails", ["mark", "rename"])
 def test_a_disk_that_takes_no_mark_leaves_no_start(
     engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str, fails: str
@@ -307,6 +355,7 @@ def test_a_disk_that_takes_no_mark_leaves_no_start(
     container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
     with pytest.raises(errors.StartError, match="No space left"):
         container.start()
+    assert not [target for target in open_descriptors().values() if "pidfd" in target]
     assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
     wait_until(lambda: not is_running(processes_of(state_dir, "one").init.pid), "what was held to end")
     assert runtime_entries(state_dir, runtime) == []

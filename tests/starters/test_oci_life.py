@@ -23,6 +23,7 @@ from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_
 from limpet.engine.starters.oci.run_directory import list_runs
 from limpet.recovery.host import open_pidfd, read_stat, wait_for_end
 from limpet.schema import ContainerState, Reason
+from limpet.testing import open_descriptors
 from tests.conftest import is_running, read_output, wait_until
 from tests.starters.oci import (
     RUNTIMES,
@@ -283,9 +284,21 @@ def test_one_that_ends_while_it_is_identified(shared: Engine, runtime: str, monk
 
     monkeypatch.setattr("limpet.engine.starters.oci.starter.read_program", read_late)
     one = shared.create_container(config(f"ends{runtime}", "true"), runtime)
+    before = len(open_descriptors())
     with pytest.raises(errors.StartError, match="its first process ended before its program was executed"):
         one.start()
+    assert len(open_descriptors()) == before
     one.release()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"process": []}', b"\xff", b"[" * 100_000])
+def test_a_damaged_config_is_refused(shared: Engine, content: bytes) -> None:
+    """A config.json that is not what was written is named, and the container can be removed all the same."""
+    one = shared.create_container(config("damaged", "true"), "runc")
+    Path(one.metadata.root_dir, "config.json").write_bytes(content)
+    with pytest.raises(errors.StateDirectoryError, match=r"config\.json is damaged"):
+        one.start()
+    one.remove(force=True)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -321,8 +321,7 @@ GROUPS = {
         tuple(
             f"engine/starters/oci/{name}.py"
             for name in (
-                "abilities", "calls", "command", "commands", "conmon", "executable", "exits", "family", "probe",
-                "root", "run_directory", "starter", "tools",
+                "command", "conmon", "executable", "exits", "probe", "root", "run_directory", "starter", "tools",
             )
         ),
         16,
@@ -331,6 +330,16 @@ GROUPS = {
             "tests/starters/test_oci_evidence.py",
             "tests/starters/test_oci_abilities.py",
             "tests/starters/test_oci_root.py",
+        ),
+    ),
+    "oci commands": Group(
+        tuple(f"engine/starters/oci/{name}.py" for name in ("abilities", "calls", "commands", "family")),
+        12,
+        (
+            "tests/starters/test_oci_family.py",
+            "tests/starters/test_oci_abilities.py",
+            "tests/starters/test_oci_sessions.py",
+            "tests/starters/test_oci_life.py",
         ),
     ),
     "oci sandboxes": Group(

@@ -302,6 +302,8 @@ GROUPS = {
         ),
         12,
         (
+            "tests/starters/test_oci_apparmor.py",
+            "tests/starters/test_oci_written.py",
             "tests/starters/test_oci_capabilities.py",
             "tests/starters/test_oci_mounts.py",
             "tests/starters/test_oci_resources.py",

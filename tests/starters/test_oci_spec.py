@@ -232,6 +232,22 @@ def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_annotations_give_a_runtime_no_orders(shared: Engine, runtime: str) -> None:
+    """crun would make a virtual machine of it, and fail; what is left out is said, and all else is in config.json."""
+    orders = {"run.oci.handler": "krun", "org.systemd.property.CPUQuota": "1", "module.wasm.image/variant": "compat"}
+    notes = {"note": "n", "x.run.oci.handler": "krun"}
+    container = shared.create_container(config("orders", "true", annotations={**orders, **notes}), runtime)
+    container.start()
+    assert container.wait(20).exit_code == 0
+    given = json.loads(Path(container.metadata.root_dir, "config.json").read_bytes())["annotations"]
+    assert {name: value for name, value in given.items() if name != "limpet.marker"} == notes
+    why = container.status.unapplied["annotations"]
+    assert why == f"a runtime would take {', '.join(sorted(orders))} for an order"
+    plain = shared.create_container(config("notes", "true", annotations=notes), runtime, strict=True)
+    assert not plain.status.unapplied
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_shared_pid_namespace_leaves_nothing(shared: Engine, runtime: str) -> None:
     """Where it has the host's pids, all that it has started is ended with its release."""
     host = {"security_context": {"namespace_options": {"pid": "NODE"}}}

@@ -1,5 +1,6 @@
 """A container's whole life under runc and crun: made, held, let go, seen to end, and nothing left of it."""
 
+import errno
 import json
 import os
 import shutil
@@ -273,17 +274,23 @@ def test_a_seccomp_profile_that_forbids_all(shared: Engine, tmp_path: Path, runt
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_one_that_ends_while_it_is_identified(shared: Engine, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The start says that it has ended, not which file of /proc is gone."""
+@pytest.mark.parametrize("is_over", [True, False])
+def test_one_that_ends_while_it_is_identified(
+    shared: Engine, runtime: str, is_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start says that it has ended, not which file of /proc is gone: that is so a moment before its end."""
 
     def read_late(pid: int) -> tuple[int, int]:
+        if not is_over:  # what the kernel says once its memory is freed
+            threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}/exe")
         os.kill(pid, signal.SIGKILL)
         with open_pidfd(pid) as pidfd:
             assert wait_for_end(pidfd, 20)
         return read_program(pid)
 
     monkeypatch.setattr("limpet.engine.starters.oci.starter.read_program", read_late)
-    one = shared.create_container(config(f"ends{runtime}", "true"), runtime)
+    one = shared.create_container(config(f"ends{runtime}{is_over}", "true"), runtime)
     before = len(open_descriptors())
     with pytest.raises(errors.StartError, match="its first process ended before its program was executed"):
         one.start()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,23 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine import Container, Sandbox
-from limpet.engine.starters.oci import pin, sandboxes
+from limpet.engine.starters.contract import Launch
+from limpet.engine.starters.oci import pin, sandboxes, starter
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.sandboxes import PINS
-from limpet.recovery.host import read_boot_id
+from limpet.recovery.host import open_pidfd, read_boot_id, wait_for_end
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.sandbox_status import SandboxState
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
-from tests.starters.oci import RUNTIMES, busybox_engine, config, end_everything, load_busybox, open_engine
+from tests.starters.oci import (
+    RUNTIMES,
+    busybox_engine,
+    config,
+    end_everything,
+    load_busybox,
+    open_engine,
+    processes_of,
+)
 
 SANDBOX: dict[str, Any] = {
     "metadata": {"name": "pod"},
@@ -240,6 +250,43 @@ def test_the_pid_namespace_of_another(engine: Engine) -> None:
     target.start()
     assert run(engine, sandbox, "look", "busybox tr -d '\\0' < /proc/1/cmdline", options) == ["sleep4714"]
     target.stop(0)
+
+
+@pytest.mark.parametrize("is_reaped", [True, False])
+def test_a_target_that_ends_as_it_is_to_be_joined(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, is_reaped: bool
+) -> None:
+    """No container is started in the pid namespace of what has its number next, nor in one that has ended."""
+    sandbox = engine.create_sandbox(SANDBOX, runtime_handler="runc")
+    target = engine.create_container(config("target", "sleep 1000"), sandbox)
+    target.start()
+    processes = processes_of(state_dir, target.id)
+    options = {"pid": "TARGET", "target_id": target.id}
+    linux = {"linux": {"security_context": {"namespace_options": options}}}
+    late = engine.create_container(config("late", "true", **linux), sandbox)
+    real = starter.open_target
+
+    @contextmanager
+    def open_late(launch: Launch) -> Iterator[str]:
+        if not is_reaped:
+            monkeypatch.setattr(starter, "let_monitor_go_on", lambda _: None)
+            os.kill(processes.monitor.pid, signal.SIGSTOP)
+        with open_pidfd(processes.init.pid) as pidfd:
+            os.kill(processes.init.pid, signal.SIGKILL)
+            assert wait_for_end(pidfd, 20)
+        if is_reaped:
+            wait_until(lambda: not os.path.exists(f"/proc/{processes.init.pid}"), "its conmon to reap it")
+        with real(launch) as path:
+            yield path
+
+    monkeypatch.setattr(starter, "open_target", open_late)
+    with pytest.raises(errors.StartError, match=r"target_id .*: that container has ended"):
+        late.start()
+    assert os.path.exists(f"/proc/{processes.init.pid}") is not is_reaped
+    monkeypatch.undo()
+    if not is_reaped:
+        os.kill(processes.monitor.pid, signal.SIGCONT)
+    assert target.wait(20).exit_code == 137
 
 
 def test_what_a_kill_leaves(engine: Engine, state_dir: str) -> None:

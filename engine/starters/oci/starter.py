@@ -679,7 +679,9 @@ class OciStarter:
                 own=_Held(launch.id, directory, processes),
             )
         except BaseException as error:
-            is_over = isinstance(error, FileNotFoundError) and has_ended(pidfd)  # then /proc says nothing more of it
+            # Then /proc says nothing more of it, and does not a moment before, either.
+            is_gone = isinstance(error, FileNotFoundError) and str(error.filename).startswith(f"/proc/{pid}/")
+            is_over = is_gone and wait_for_end(pidfd, _END_SECONDS)
             close_all((pidfd,))
             if is_over:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error

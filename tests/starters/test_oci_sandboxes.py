@@ -17,6 +17,7 @@ from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.oci import pin, sandboxes, starter
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.sandboxes import PINS
+from limpet.engine.starters.oci.target import open_target
 from limpet.recovery.host import open_pidfd, read_boot_id, wait_for_end
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.sandbox_status import SandboxState
@@ -264,7 +265,6 @@ def test_a_target_that_ends_as_it_is_to_be_joined(
     options = {"pid": "TARGET", "target_id": target.id}
     linux = {"linux": {"security_context": {"namespace_options": options}}}
     late = engine.create_container(config("late", "true", **linux), sandbox)
-    real = starter.open_target
 
     @contextmanager
     def open_late(launch: Launch) -> Iterator[str]:
@@ -276,7 +276,7 @@ def test_a_target_that_ends_as_it_is_to_be_joined(
             assert wait_for_end(pidfd, 20)
         if is_reaped:
             wait_until(lambda: not os.path.exists(f"/proc/{processes.init.pid}"), "its conmon to reap it")
-        with real(launch) as path:
+        with open_target(launch) as path:
             yield path
 
     monkeypatch.setattr(starter, "open_target", open_late)

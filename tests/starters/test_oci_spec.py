@@ -12,8 +12,10 @@ import pytest
 from msgspec.structs import replace
 
 from limpet import Engine, errors
+from limpet.engine.starters.oci.namespaces import make_namespaces
 from limpet.engine.starters.oci.seccomp import DEFAULT_PROFILES
 from limpet.engine.starters.oci.tools import Tools, command_of
+from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec
 from tests.conftest import read_output, require_tools
 from tests.starters.oci import (
     RUNTIMES,
@@ -229,6 +231,14 @@ def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
     with pytest.raises(errors.InvalidInputError, match="selinux_options"):
         shared.create_container({**wants, "metadata": {"name": "strict"}}, runtime, strict=True)
     shared.create_container(config("plain", "true"), runtime, strict=True)
+
+
+@pytest.mark.parametrize("is_unified", [False, True])
+def test_a_cgroup_namespace_where_all_controllers_are_of_cgroup_v2(is_unified: bool) -> None:
+    """With cgroup v1 the runtimes mount the container's own cgroups, as these are on the host."""
+    plain = ContainerConfig(metadata=ContainerMetadata(name="one"), image=ImageSpec(image="box:1"))
+    types = [each["type"] for each in make_namespaces(plain, {}, is_unified=is_unified)]
+    assert types == ["mount", "network", "uts", "ipc", "pid", *(["cgroup"] if is_unified else [])]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -10,6 +10,7 @@ import pytest
 from msgspec import inspect
 
 from limpet import Engine
+from limpet.engine.starters.oci import capabilities
 from limpet.schema.cri import ContainerConfig, Mount, PodSandboxConfig
 from tests.cri_page import make_value, parents, put, read_rows, strip, walk
 
@@ -133,3 +134,21 @@ def test_each_field_of_a_sandbox(shared: Engine) -> None:
         sandbox.remove()
         name = path.removeprefix("linux.").partition(".")[0]
         assert list(unapplied) == ([f"sandbox.{name}"] if effect == "told" else []), path
+
+
+def test_what_asks_for_nothing_is_not_told(shared: Engine) -> None:
+    """A message that is there and has nothing in it, as clients in Go write it."""
+    linux = {"overhead": {}, "resources": {}, "security_context": {}}
+    sandbox = shared.create_sandbox({"metadata": {"name": "empty"}, "linux": linux}, runtime_handler="runc")
+    assert create(shared, sandbox.id, {f"{_CONTEXT}.selinux_options": {}})[1] == {}
+    sandbox.remove()
+
+
+def test_a_capability_that_the_engine_has_not_is_told(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it runs in a container itself."""
+    monkeypatch.setattr(capabilities, "available", lambda: ("CHOWN", "SYS_TIME"))
+    field = f"{_CONTEXT}.capabilities"
+    asked = {"add_capabilities": ["SYS_BOOT", "SYS_TIME", "SYS_RAWIO"]}
+    why = "the engine itself does not have SYS_BOOT, SYS_RAWIO"
+    assert create(shared, "runc", {field: asked})[1] == {"capabilities": why}
+    assert create(shared, "runc", {field: {"add_capabilities": ["SYS_TIME"]}})[1] == {}

@@ -4,6 +4,7 @@ import glob
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from limpet.engine.starters.oci import pin, sandboxes, starter
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.target import open_target
-from limpet.recovery.host import open_pidfd, read_boot_id, wait_for_end
+from limpet.recovery.host import open_pidfd, read_boot_id, read_stat, wait_for_end
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.sandbox_status import SandboxState
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
@@ -101,6 +102,9 @@ def test_a_pid_namespace_is_shared(engine: Engine) -> None:
     said = run(engine, sandbox, "look", "cat /proc/1/comm; cat /proc/[0-9]*/comm | grep -c ^sleep")
     assert said == ["limpet-pause", "1"]
     (first,) = find_first(os.stat(sandbox.status.namespaces["pid"]).st_ino)
+    used = sum(map(int, read_stat(first)[11:13]))
+    time.sleep(0.3)
+    assert sum(map(int, read_stat(first)[11:13])) - used <= 2, "it sleeps while nobody ends"
     sandbox.remove(force=True)
     wait_until(lambda: not is_running(first), "the namespace's first process to be gone")
 

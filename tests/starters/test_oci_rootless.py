@@ -136,8 +136,9 @@ def test_with_a_range_of_ids(home: str) -> None:
     ids = os.path.join(home, "ids")
     with open(ids, "w", encoding="utf-8") as file:
         file.write("nobody:200000:65536\n")
-    mounts = " && ".join(f"touch /etc/{name} && mount --bind {ids} /etc/{name}" for name in ("subuid", "subgid"))
-    found = run(home, WITH_IDS, ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]).splitlines()
+    paths = ("/etc/subuid", "/etc/subgid")
+    mounts = "; ".join(f"[ -e {path} ] || touch {path}; mount --bind {ids} {path}" for path in paths)
+    found = run(home, WITH_IDS, ["unshare", "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh"]).splitlines()
     assert json.loads(found[0]) == [7, ["1003", "1001"], "1003\n", 137]
     assert "/no/such/interpreter" in found[1] or "no such file" in found[1].lower()
     assert os.listdir(os.path.join(home, "state/containers")) == []

@@ -86,6 +86,18 @@ NAMED = {
         "_NO_PROCESS = {errno.ESRCH, errno.EINVAL}",
         ("tests/starters/test_keeper_anew.py",),
     ),
+    "orders that a runtime takes from annotations": Named(
+        "engine/starters/oci/annotations.py",
+        "if not name.startswith(_ORDERS)",
+        "if name",
+        ("tests/starters/test_oci_spec.py", "-k", "no_orders"),
+    ),
+    "a start that a recovery ends": Named(
+        "engine/starters/oci/starter.py",
+        "        self._take(launch.id)\n",
+        "        pass\n",
+        ("tests/starters/test_oci_evidence.py", "-k", "under_way"),
+    ),
 }
 
 

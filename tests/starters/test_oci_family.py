@@ -1,6 +1,7 @@
 """Who is killed with a process: all in its session, unless others are in that, too."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.starters.oci import command
+from limpet.engine.starters.oci.family import kill_family
+from limpet.recovery.host import open_pidfd, wait_for_end
 from tests.conftest import is_running, wait_until
 
 KILL = """
@@ -33,6 +36,27 @@ def test_our_own_session_is_spared() -> None:
         [sys.executable, "-c", KILL], start_new_session=True, capture_output=True, text=True, timeout=30, check=False
     )
     assert done.stdout.split()[1:] == ["True", "False"], (done.stdout, done.stderr)
+
+
+def test_all_are_stopped_before_any_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none starts another once it has been looked for."""
+    sent = []
+    send = signal.pidfd_send_signal
+
+    def note(pidfd: int, number: int) -> None:
+        sent.append(number)
+        send(pidfd, number)
+
+    with subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000 & wait"], start_new_session=True) as first:
+        children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+        wait_until(lambda: len(children.read_text().split()) == 2, "its children")
+        pids = [int(each) for each in children.read_text().split()]
+        monkeypatch.setattr(signal, "pidfd_send_signal", note)
+        with open_pidfd(first.pid) as pidfd:
+            kill_family(first.pid, pidfd)
+            assert wait_for_end(pidfd, 20)
+    assert sent == [signal.SIGSTOP] * 3 + [signal.SIGKILL] * 3
+    wait_until(lambda: not any(map(is_running, pids)), "its children to end")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace needs root")

@@ -303,6 +303,7 @@ GROUPS = {
         12,
         (
             "tests/starters/test_oci_apparmor.py",
+            "tests/starters/test_oci_seccomp.py",
             "tests/starters/test_oci_written.py",
             "tests/starters/test_oci_capabilities.py",
             "tests/starters/test_oci_mounts.py",

@@ -986,3 +986,4 @@ def test_the_keeper_keeps_nothing_of_its_program(engine: Engine, state_dir: str)
     assert found.keys() >= {".", "lock", "socket", "journal"}
     open_to_all = {name for name, mode in found.items() if mode & 0o077 and not stat.S_ISLNK(mode)}
     assert open_to_all == {"fifo/one.out", "fifo/one.err"}  # which whoever the container is may open, by its own links
+    engine.get("one").stop(0)

@@ -28,7 +28,7 @@ from limpet.engine.images.unpack import LayerFile, unpack
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory, remove_tree, temporary_path
 from limpet.engine.state.entries import require_entries
-from limpet.engine.state.holders import find_stopped_holders
+from limpet.engine.state.holders import find_stopped
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import (
     AlreadyExistsError,
@@ -350,7 +350,7 @@ def _take(lock: int, how: int) -> None:
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         if time.monotonic() > patient:
             patient = time.monotonic() + _PATIENCE_SECONDS
-            for pid, _ in find_stopped_holders(lock):
+            for pid, _ in find_stopped(lock, with_lock=True):
                 raise StateDirectoryError(
                     f"the image store is locked by process {pid}, which is stopped by a signal; have it go on"
                     f" (kill -CONT {pid}), or end it, and try again"

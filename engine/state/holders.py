@@ -1,4 +1,4 @@
-"""Who holds the lock of a file (flock(2)), and was stopped by a signal: nobody else gets it then."""
+"""Who has a file open and was stopped by a signal: nobody else gets the lock that it holds (flock(2))."""
 
 import os
 from collections.abc import Iterator
@@ -10,26 +10,29 @@ _STOPPED = b"T"
 """On a signal, in proc_pid_stat(5); not by a debugger."""
 
 
-def find_stopped_holders(lock: int) -> Iterator[tuple[int, int]]:
-    """Yield pid and pidfd of each process that was stopped and holds the lock of an open file, this process's own too.
+def find_stopped(file: int, *, with_lock: bool) -> Iterator[tuple[int, int]]:
+    """Yield pid and pidfd of each process that was stopped and has this file open, or has it locked.
 
-    The pidfd is open meanwhile, and was before the process was asked what it holds. Raises OSError.
+    The pidfd is open meanwhile, and was before the process was asked what it has. Raises OSError.
     """
-    path, found = os.readlink(f"/proc/self/fd/{lock}"), os.fstat(lock)
+    name, found = os.path.basename(os.readlink(f"/proc/self/fd/{file}")), os.fstat(file)
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        with suppress(ProcessLookupError, FileNotFoundError, PermissionError):
+        with suppress(OSError):  # it has ended, or is not to be looked at
             if read_stat(pid)[0] == _STOPPED:
-                with open_pidfd(pid) as pidfd:
-                    if _holds(pid, path, found):
+                with open_pidfd(pid) as pidfd, os.scandir(f"/proc/{pid}/fd") as entries:
+                    if any(_is_same(each, name, found) and (not with_lock or _is_locked(each)) for each in entries):
                         yield pid, pidfd
 
 
-def _holds(pid: int, path: str, found: os.stat_result) -> bool:
-    """Say whether a process has the file open by which it is locked; others may have it open, too. Raises OSError."""
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        link = f"/proc/{pid}/fd/{name}"
-        if os.readlink(link) == path and os.path.samestat(os.stat(link), found):
-            with open(f"/proc/{pid}/fdinfo/{name}", encoding="utf-8") as file:
-                if any(line.startswith("lock:") and "FLOCK" in line for line in file):
-                    return True
-    return False
+def _is_same(entry: os.DirEntry[str], name: str, found: os.stat_result) -> bool:
+    """Say whether an entry of /proc/PID/fd is this file. Nothing else is asked for, on whatever disk that may hang."""
+    try:
+        return os.path.basename(os.readlink(entry.path)) == name and os.path.samestat(entry.stat(), found)
+    except OSError:  # closed meanwhile
+        return False
+
+
+def _is_locked(entry: os.DirEntry[str]) -> bool:
+    """Say whether the lock is this descriptor's; others may have the file open, too. Raises OSError."""
+    with open(entry.path.replace("/fd/", "/fdinfo/"), encoding="utf-8") as file:
+        return any(line.startswith("lock:") and "FLOCK" in line for line in file)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
 from limpet.engine.starters.signals import let_go_on
-from limpet.engine.state.holders import find_stopped_holders
+from limpet.engine.state.holders import find_stopped
 from limpet.recovery.host import has_ended, is_zombie, open_pidfd, read_stat
 
 _STOPPED = {b"T", b"t", b"Z", b"X"}
@@ -92,7 +92,7 @@ def have_go_on(pid: int, is_own: Callable[[int], bool] = lambda _: True) -> None
 def have_holders_go_on(lock: int) -> None:
     """Continue what a signal has stopped of those that hold the lock of an open file, its own too (flock(2))."""
     with suppress(OSError):
-        for pid, pidfd in find_stopped_holders(lock):
+        for pid, pidfd in find_stopped(lock, with_lock=True):
             let_go_on(pid, pidfd)
 
 

@@ -26,7 +26,8 @@ from limpet.engine.starters.process.keeper.messages import LONGEST, VERSION, Mes
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_directory
-from limpet.recovery.host import open_pidfd, read_pid_namespace, read_stat, wait_for_end
+from limpet.engine.state.holders import find_stopped
+from limpet.recovery.host import read_pid_namespace, wait_for_end
 from limpet.schema.errors import KeeperError, quote, quote_path
 
 _log = logging.getLogger("limpet.starter")
@@ -331,10 +332,10 @@ class KeeperClient:
         try:
             connection = Connection(link, self._directory)
             self._all.add(connection)
+            connection.reach()
             found, why = self._stranger
             if found == self._find_socket() and not _is_locked(self._directory):
-                raise NoKeeperError(why)  # it is not waited for each time
-            connection.reach()
+                raise NoKeeperError(why)  # its answer is not waited for each time
             _, uid = read_peer(link)
             if uid != os.geteuid():
                 raise KeeperError(f"the keeper in {quote_path(self._directory)} is of uid {uid}; run as that user")
@@ -458,10 +459,9 @@ def _let_go_on(directory: str) -> None:
     with suppress(OSError):
         lock = os.open(os.path.join(directory, LOCK), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-                with suppress(OSError):
-                    if read_stat(pid)[0] == b"T":
-                        _let_holder_go_on(pid, lock)
+            for pid, pidfd in find_stopped(lock, with_lock=False):  # it may be about to lock it
+                if let_go_on(pid, pidfd):
+                    _log.warning("process %d, of the keeper's, was stopped by a signal; it was sent SIGCONT", pid)
         finally:
             os.close(lock)
 
@@ -473,34 +473,12 @@ def _is_locked(directory: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(
-            lock, fcntl.LOCK_SH | fcntl.LOCK_NB
-        )  # who begins just now is told that another lives: it tries again
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # who begins just now is told that another lives, and retried
     except BlockingIOError:
         return True
     finally:
         os.close(lock)
     return False
-
-
-def _let_holder_go_on(pid: int, lock: int) -> None:
-    with open_pidfd(pid) as pidfd:  # before it is asked what it holds: the number may be another's by then
-        if _holds(pid, lock) and let_go_on(pid, pidfd):
-            _log.warning("process %d, of the keeper's, was stopped by a signal; it was sent SIGCONT", pid)
-
-
-def _holds(pid: int, lock: int) -> bool:
-    """Say whether a process has this file open. Raises OSError."""
-    with os.scandir(f"/proc/{pid}/fd") as entries:
-        return any(_is_same(entry, lock) for entry in entries)
-
-
-def _is_same(entry: os.DirEntry[str], lock: int) -> bool:
-    """Say whether an entry of /proc/PID/fd is this file. Nothing else is asked for, on whatever disk that may hang."""
-    try:
-        return os.readlink(entry.path).endswith(f"/{LOCK}") and os.path.samestat(entry.stat(), os.fstat(lock))
-    except OSError:  # closed meanwhile
-        return False
 
 
 def _wait(pid: int, deadline: float) -> int | None:

@@ -149,19 +149,19 @@ def test_ci_executor_is_killed_again_and_again(size: Size, tmp_path: Path) -> No
 def test_sandbox_manager(state_dir: str) -> None:
     """What is used stays; what expires is gone, also while no manager is there; a kill in between changes nothing."""
     first = run("sandbox_manager.py", state_dir, stdin=subprocess.PIPE)
-    tell(first, "new used ann 3", "made: used")
+    tell(first, "new used ann 2.5", "made: used")
     tell(first, "new idle bob 1.5", "made: idle")
     tell(first, "new kept eve 1000", "made: kept")
     tell(first, "new kept bob 1000", "refused: ")
     for _ in range(4):
-        time.sleep(0.9)
+        time.sleep(0.7)
         tell(first, "run used exit 3", "ran in used: Error (3)", "gone: idle of bob")
     tell(first, "list", "sandboxes: used of ann, kept of eve", "gone: idle of bob")
     tell(first, "run idle true", "refused: ")
     first.send_signal(signal.SIGKILL)
     first.communicate()
 
-    time.sleep(3.1)  # it expires while no manager is there
+    time.sleep(2.6)  # it expires while no manager is there
     second = run("sandbox_manager.py", state_dir, stdin=subprocess.PIPE)
     read_until(second, "gone: used of ann")
     tell(second, "list", "sandboxes: kept of eve")

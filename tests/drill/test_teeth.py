@@ -58,7 +58,8 @@ def faults(report: dict[str, Any]) -> set[str]:
     return {name for name in FAULTS if report[name]}
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [1, 2])
 def test_an_engine_that_keeps_its_promises_passes(tmp_path: Path, seed: int) -> None:
     """Nothing is held against the real engine, whatever was killed, reused, removed or planted; much has happened."""
     report = run(tmp_path / "drill", "limpet.engine.engine:Engine.open", seed)

@@ -106,7 +106,7 @@ def test_a_paused_one_does_nothing_until_it_is_resumed(engine: Engine, state_dir
 def test_one_that_starts_programs_all_the_time(engine: Engine, kind: str) -> None:
     """It is frozen wherever it is, as where its shell waits for a child by vfork, which has not executed anything."""
     container = make(engine, "for i in 1 2 3; do (while :; do /bin/true; done) & done; wait")
-    for _ in range(30):
+    for _ in range(15):
         container.pause()
         container.resume()
     container.stop(0)

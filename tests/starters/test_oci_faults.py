@@ -257,6 +257,7 @@ def test_a_command_that_never_begins(
         container.release()
 
 
+@pytest.mark.long
 def test_killed_while_a_start_hangs(
     state_dir: str, tmp_path: Path, runtime: Path, engine_process: Callable[[str], EngineProcess]
 ) -> None:

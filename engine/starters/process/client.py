@@ -334,7 +334,7 @@ class KeeperClient:
             self._all.add(connection)
             connection.reach()
             found, why = self._stranger
-            if found == self._find_socket() and not _is_locked(self._directory):
+            if why and found == self._find_socket() and not _is_locked(self._directory):
                 raise NoKeeperError(why)  # its answer is not waited for each time
             _, uid = read_peer(link)
             if uid != os.geteuid():
@@ -350,7 +350,8 @@ class KeeperClient:
         except BaseException as error:
             link.close()
             if isinstance(error, NoKeeperError):
-                self._stranger = self._find_socket(), str(error)
+                with suppress(OSError):  # its file is gone meanwhile
+                    self._stranger = self._find_socket(), str(error)
             raise
 
     def _find_socket(self) -> tuple[int, int]:

@@ -19,9 +19,15 @@ def find_stopped(file: int, *, with_lock: bool) -> Iterator[tuple[int, int]]:
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with suppress(OSError):  # it has ended, or is not to be looked at
             if read_stat(pid)[0] == _STOPPED:
-                with open_pidfd(pid) as pidfd, os.scandir(f"/proc/{pid}/fd") as entries:
-                    if any(_is_same(each, name, found) and (not with_lock or _is_locked(each)) for each in entries):
+                with open_pidfd(pid) as pidfd:
+                    if has_open(pid, name, found, with_lock=with_lock):
                         yield pid, pidfd
+
+
+def has_open(pid: int, name: str, found: os.stat_result, *, with_lock: bool = False) -> bool:
+    """Say whether a process has the file of this name open, or has it locked. Raises OSError."""
+    with os.scandir(f"/proc/{pid}/fd") as entries:
+        return any(_is_same(each, name, found) and (not with_lock or _is_locked(each)) for each in entries)
 
 
 def _is_same(entry: os.DirEntry[str], name: str, found: os.stat_result) -> bool:

@@ -19,6 +19,7 @@ import msgspec
 from limpet.engine.starters.oci.command import Outcome, clean_environment, run
 from limpet.engine.starters.oci.family import kill_family, list_processes
 from limpet.engine.state.durable import sync_directory, write_file, write_unflushed
+from limpet.engine.state.holders import has_open
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import compare, identify, observe_boot, open_pidfd, wait_for_end
@@ -263,17 +264,8 @@ def _end_unnoted(path: str) -> None:
         if os.getpid() not in {pid, parent}:
             with suppress(OSError), open_pidfd(pid) as pidfd:
                 # Asked after it was opened: it is the one. A fork of that engine has the file open, too.
-                if _has_open(pid, note) and called_for.encode() in _read_environment(pid):
+                if has_open(pid, _AT_WORK, note) and called_for.encode() in _read_environment(pid):
                     _end(pid, pidfd)
-
-
-def _has_open(pid: int, note: os.stat_result) -> bool:
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        link = f"/proc/{pid}/fd/{name}"
-        with suppress(FileNotFoundError):
-            if os.path.basename(os.readlink(link)) == _AT_WORK and os.path.samestat(os.stat(link), note):
-                return True
-    return False
 
 
 def _read_environment(pid: int) -> list[bytes]:

@@ -51,6 +51,11 @@ _THOROUGH_LOOKS = 5
 the runtime alone is looked at: a connection may be idle for long, and a host have many processes."""
 
 
+def _until_look(deadline: float | None) -> float:
+    """Return how many seconds to wait at most: until a deadline, if there is one, or the next look."""
+    return LOOK_SECONDS if deadline is None else min(max(deadline - time.monotonic(), 0), LOOK_SECONDS)
+
+
 class CommandSession:
     """A command that the runtime runs in a container; see `abilities.Session`.
 
@@ -155,7 +160,7 @@ class CommandSession:
         poll = select.poll()
         for each in descriptors:
             poll.register(each, select.POLLIN)
-        while not (ready := poll.poll(min(max(deadline - time.monotonic(), 0), LOOK_SECONDS) * 1000)):
+        while not (ready := poll.poll(_until_look(deadline) * 1000)):
             if time.monotonic() >= deadline:
                 break
             self._have_runtime_go_on()
@@ -199,7 +204,7 @@ class CommandSession:
             latest = self._ended_at + _DRAIN_SECONDS if self._ended_at else deadline
             if deadline is not None and latest is not None:
                 latest = min(latest, deadline)
-            left = LOOK_SECONDS if latest is None else min(max(latest - time.monotonic(), 0), LOOK_SECONDS)
+            left = _until_look(latest)
             ready = self._poll.poll(_BEGIN_SECONDS if self._held else left)
             if not ready:
                 self._have_runtime_go_on()
@@ -276,8 +281,7 @@ class CommandSession:
         """Return the command's exit code."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (code := self._process.poll()) is None:
-            left = LOOK_SECONDS if deadline is None else min(max(deadline - time.monotonic(), 0), LOOK_SECONDS)
-            if not wait_for_end(self._pidfd, left):
+            if not wait_for_end(self._pidfd, _until_look(deadline)):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise WaitTimeoutError(f"the command had not ended after {timeout:g} s")
                 self._have_runtime_go_on()
@@ -343,8 +347,7 @@ class AttachedSession:
         poll.register(self._link, select.POLLIN)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            left = LOOK_SECONDS if deadline is None else min(max(deadline - time.monotonic(), 0), LOOK_SECONDS)
-            if not poll.poll(left * 1000):
+            if not poll.poll(_until_look(deadline) * 1000):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise WaitTimeoutError(f"nothing was written for {timeout:g} s")
                 let_monitor_go_on(self._monitor)

@@ -123,8 +123,17 @@ class Committer:
         self._answer = answer or settle
         self._right = threading.Lock()
         """The right to commit. The committer thread holds it for whoever it gives a turn."""
+        self._next = threading.Lock()
+        """Held by who commits on its own thread or waits for the right to: the committer thread lets it go first."""
         self._holder: Request | None = None
         """Whose the right is, or was last."""
+        self._ahead: Request | None = None
+        """Who commits on its own thread or waits for the right to; whoever sees another one here joins the queue.
+
+        Without it all who wait for the right would be taken for nobody in the instant in which it is given up, and each
+        who calls again would wait for it, too: as many commits as callers. An interrupt may leave it: the committer
+        thread clears it, for nothing but speed depends on it.
+        """
         self._guard = threading.Lock()  # guards the queue; held for a few instructions only
         self._queue: deque[Request] = deque()
         self._closed = False
@@ -144,10 +153,14 @@ class Committer:
         self._require_open()
         self._require_outside(request)
         if self._is_idle() or not self._can_queue():
-            with self._right, request.inside:
-                self._holder = request
-                self._require_open()
-                self._commit((request,))
+            self._ahead = request
+            try:
+                with self._next, self._right, request.inside:
+                    self._holder = request
+                    self._require_open()
+                    self._commit((request,))
+            finally:
+                self._fall_back(request)
         else:
             self._wait_in_queue(request)
         if request.error is not None:
@@ -173,10 +186,14 @@ class Committer:
         self._require_open()
         self._require_outside(turn)
         if self._is_idle() or not self._can_queue():
-            with self._right, turn.inside:
-                self._holder = turn
-                self._require_open()
-                yield
+            self._ahead = turn
+            try:
+                with self._next, self._right, turn.inside:
+                    self._holder = turn
+                    self._require_open()
+                    yield
+            finally:
+                self._fall_back(turn)
         else:
             with turn.inside:  # the committer thread waits until it is given up
                 self._wait_in_queue(turn)
@@ -205,7 +222,11 @@ class Committer:
 
     def _is_idle(self) -> bool:
         """Say whether nobody waits or commits. May be out of date at once: whoever believes it may have to wait."""
-        return not self._queue and not self._right.locked()
+        return self._ahead is None and not (self._queue or self._next.locked() or self._right.locked())
+
+    def _fall_back(self, request: Request) -> None:
+        if self._ahead is request:  # not if another has come at the same time, and waits now
+            self._ahead = None
 
     def _can_queue(self) -> bool:
         """Say whether there is a committer thread; start it if there is none yet."""
@@ -290,9 +311,11 @@ class Committer:
                 self._is_served = True
                 if begun.locked():
                     begun.release()
-                if not has_failed:
+                if not has_failed and not self._queue:
                     self._work.acquire()
                 has_failed = True
+                with self._next:  # let go at once
+                    pass
                 with self._right, own.inside:
                     self._serve_queue(own)
                 if self._is_over():
@@ -311,7 +334,10 @@ class Committer:
             return False
 
     def _serve_queue(self, own: Request) -> None:
-        """Answer all that are waiting. After a failure it goes on where that one struck."""
+        """Answer all that are waiting, or a batch of them if another thread waits for the right.
+
+        After a failure it goes on where that one struck.
+        """
         while self._taken or self._take_batch():
             first = self._taken[0]
             if first.is_turn:
@@ -325,6 +351,8 @@ class Committer:
                     self._commit_taken()
                 self._answer_taken()
             self._taken = ()
+            if self._next.locked():
+                break
 
     def _take_batch(self) -> bool:
         """Take all waiting requests up to the first turn, or that turn alone. False if nobody waits."""
@@ -335,6 +363,7 @@ class Committer:
             for request in batch:
                 request.taken = True
             self._tries, self._is_tried, self._failure = 0, False, None
+            self._ahead = None
             self._taken = batch  # from here on nothing needs memory
             while self._queue and self._queue[0].taken:
                 self._queue.popleft()

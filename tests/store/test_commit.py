@@ -330,6 +330,67 @@ def test_who_closes_again_waits_for_nobody() -> None:
         wait_until(lambda: not committer._is_served, "the committer thread to end")
 
 
+class SeenIdle(Committer):
+    """Each thread's first look finds it idle: they have all looked before the first of them went on."""
+
+    def __init__(self, commit: Callable[[Sequence[Request]], None]) -> None:
+        super().__init__(commit)
+        self.mine = threading.local()
+
+    def _is_idle(self) -> bool:
+        is_first, self.mine.has_looked = not hasattr(self.mine, "has_looked"), True
+        return is_first or super()._is_idle()
+
+
+def test_callers_who_waited_for_the_same_right_form_batches_from_then_on() -> None:
+    """Who finds nobody committing goes ahead without the queue; that many do so at once does not become a habit."""
+    sizes: list[int] = []
+
+    def commit(requests: Sequence[Request]) -> None:
+        time.sleep(0.0005)
+        sizes.append(len(requests))
+
+    committer = SeenIdle(commit)
+    with committer.turn():
+        callers = [in_thread(lambda: [committer.run(Request(lambda: 0)) for _ in range(50)]) for _ in range(8)]
+        wait_until(committer._next.locked, "the callers to look")
+    for thread, outcome in callers:
+        thread.join(30)
+        assert outcome == [[None] * 50]
+    committer.close()
+    assert sum(sizes) == 8 * 50
+    assert len(sizes) <= 8 * 50 / 2, "no batches"
+
+
+def test_who_goes_ahead_waits_for_one_batch() -> None:
+    """Though the queue is never empty, the thread that serves it lets go first who waits for the right itself."""
+    batches: list[int] = []
+    stop = threading.Event()
+
+    def commit(requests: Sequence[Request]) -> None:
+        batches.append(len(requests))
+        wait_until(lambda: bool(committer._queue) or stop.is_set(), "the next to queue up")
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            if len(committer._queue) < 2:
+                committer.submit(Request(lambda: 0))
+
+    committer = SeenIdle(commit)
+    feeder, _ = in_thread(keep_asking)
+    for _ in range(5):
+        wait_until(lambda: len(batches) > 10, "batches")
+        batches.clear()
+        thread, outcome = in_thread(lambda: committer.run(Request(lambda: 0)))
+        thread.join(5)
+        if not outcome:
+            stop.set()
+        assert outcome == [None], "it waited until nobody else asked"
+    stop.set()
+    feeder.join(30)
+    committer.close()
+
+
 def test_nobody_starves(store: Store) -> None:
     """While 15 threads never stop, a 16th gets each of its changes through."""
     stop = threading.Event()

@@ -55,7 +55,7 @@ def ask_live(state_dir: str, request: Request, *, node: str = DEFAULT_NODE, sile
     with _connect(state_dir, silence) as link:
         pid, _ = read_peer(link)
         try:
-            link.sendall(line)
+            link.sendall(line, socket.MSG_NOSIGNAL)
             answer = _read_answer(link)
         except TimeoutError as error:
             raise EngineGoneError(
@@ -83,7 +83,7 @@ def open_live(state_dir: str, request: AnyStream, *, node: str = DEFAULT_NODE) -
         pid, _ = read_peer(link)
         received = bytearray()
         try:
-            link.sendall(line)
+            link.sendall(line, socket.MSG_NOSIGNAL)
             while b"\n" not in received:
                 block = link.recv(BLOCK)
                 if not block:

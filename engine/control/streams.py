@@ -41,7 +41,7 @@ def serve_stream(engine: Served, link: socket.socket, request: AnyStream) -> Non
             session = open_session(engine, request)
         except LimpetError as error:
             with suppress(OSError):
-                link.sendall(encode_error(error))
+                link.sendall(encode_error(error), socket.MSG_NOSIGNAL)
             return
         try:
             _serve(link, session)
@@ -52,16 +52,16 @@ def serve_stream(engine: Served, link: socket.socket, request: AnyStream) -> Non
 
 
 def _serve(link: socket.socket, session: Session) -> None:
-    link.sendall(encode_result(session.has_terminal))
+    link.sendall(encode_result(session.has_terminal), socket.MSG_NOSIGNAL)
     reader = Thread(target=_take_input, args=(link, session), name="limpet-control-input")
     reader.start()
     while (chunk := session.read()) is not None:
-        link.sendall(encode_frame(_KINDS[chunk.stream], chunk.data))
+        link.sendall(encode_frame(_KINDS[chunk.stream], chunk.data), socket.MSG_NOSIGNAL)
     try:
         end = encode_result(session.wait())
     except LimpetError as error:
         end = encode_error(error)
-    link.sendall(encode_frame(END, end))
+    link.sendall(encode_frame(END, end), socket.MSG_NOSIGNAL)
     with suppress(OSError):
         link.shutdown(socket.SHUT_RDWR)  # which ends the reader, too
     reader.join()

@@ -79,6 +79,33 @@ def test_a_host_that_forks_and_reaps_all_the_time(state_dir: str, harm: str) -> 
     assert run(script, state_dir, harm).split() == [*map(str, range(5)), "143", "EXITED"]
 
 
+def test_a_write_that_nobody_reads_ends_no_host_program() -> None:
+    """Where SIGPIPE is as the kernel has it, as in a program that embeds Python: it is an error, and no more."""
+    script = """
+        from limpet.engine.starters.oci import command
+        from limpet.engine.state.pipes import write_to_pipe
+
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        far, near = os.pipe()
+        print(write_to_pipe(near, b"abc"), os.read(far, 9))
+        os.close(far)
+        for is_pending in (False, True):
+            if is_pending:
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])
+                signal.pthread_kill(threading.get_ident(), signal.SIGPIPE)
+            try:
+                write_to_pipe(near, b"abc")
+            except BrokenPipeError:
+                print(sorted(signal.sigpending()) == [signal.SIGPIPE] * is_pending)
+        signal.sigtimedwait([signal.SIGPIPE], 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPIPE])
+        print(command.run(["true"], given=b"x" * 1_000_000, timeout=20, begin=lambda pid: None).code)
+        print(before == signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    """
+    assert run(script).split("\n")[:-1] == ["3 b'abc'", "True", "True", "0", "True"]
+
+
 def test_closed_by_several_threads_at_once(state_dir: str) -> None:
     """Each close returns once the engine is closed; who waits for a container is told; the next opening works."""
     with Engine.open(state_dir) as engine:

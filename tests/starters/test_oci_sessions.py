@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -267,6 +268,46 @@ def test_attach(shared: Engine, runtime: str) -> None:
         session.close()
     assert open_end.state is ContainerState.RUNNING
     open_end.stop(0)
+
+
+HOST = """
+import signal, sys, threading, time
+from contextlib import suppress
+from pathlib import Path
+from limpet import Engine, errors
+from limpet.engine.control import open_live
+from limpet.engine.control.requests import Execute
+from tests.starters.oci import config, load_busybox, open_engine
+
+state_dir, image, runtime = sys.argv[1:]
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+with open_engine(state_dir) as engine:
+    load_busybox(engine, Path(image))
+    engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler=runtime)
+    one = engine.create_container(config("one", "sleep 1000"), "a", id="one")
+    one.start()
+    session = one.open_command(["/bin/true"])
+    print(session.wait(20), flush=True)
+    session.write(b"x" * 100_000)
+    session.close()
+    live = open_live(state_dir, Execute(id="one", args=["/bin/sh", "-c", "while true; do echo here; done"]))
+    live.read()
+    live.close()
+    while any(thread.name.startswith("limpet-control-") for thread in threading.enumerate()):
+        time.sleep(0.01)
+    one.stop(0)
+    one.remove()
+    engine.get_sandbox("a").remove()
+print("over", flush=True)
+"""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_host_program_that_a_broken_pipe_would_end(tmp_path: Path, runtime: str) -> None:
+    """It writes to a command that has ended, and for a client that goes away amid its output, and lives on."""
+    command = [sys.executable, "-c", HOST, str(tmp_path / "oci"), str(tmp_path / "image"), runtime]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, "0\nover\n"), result.stderr
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -13,7 +13,7 @@ from limpet import Engine, errors
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.tools import Tools
 from limpet.schema import ContainerState
-from tests.conftest import wait_until
+from tests.conftest import in_thread, wait_until
 from tests.starters.oci import RUNTIMES, config, end_everything, load_busybox, processes_of
 from tests.starters.test_oci_sessions import read_until
 
@@ -97,14 +97,50 @@ def test_what_somebody_is_connected_to_is_stopped(
         assert one.stop(0).exit_code == 128 + signal.SIGKILL
 
 
+@pytest.mark.parametrize("way", ["attached", "command", "terminal"])
+def test_what_somebody_writes_to_is_stopped(state_dir: str, tmp_path: Path, starter: OciStarter, way: str) -> None:
+    """More than there is room for, and nobody reads: the runtime, or conmon, is continued all the same.
+
+    What reads it may have been stopped on purpose: then it is waited for, until the session is closed.
+    """
+    with Engine.open(state_dir, runtimes={"r": starter}) as engine:
+        load_busybox(engine, tmp_path / "image")
+        engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="r")
+        one = engine.create_container(config("one", "cat >/dev/null", stdin=True), "a", id="one")
+        one.start()
+        if way == "attached":
+            session = one.attach()
+            stopped = processes_of(state_dir, "one").monitor.pid
+        else:
+            script = "echo here; cat >/dev/null; exit 6"
+            session = one.open_command(["sh", "-c", script], terminal=way == "terminal")
+            assert read_until(session, b"here")
+            stopped = find_runtime(script)
+        os.kill(stopped, signal.SIGSTOP)
+        writer, outcome = in_thread(lambda: session.write(b"0123456789abcd\n" * 100_000))
+        writer.join(30)
+        assert outcome == [None]
+        session.close()
+        if way != "attached":
+            session = one.open_command(["sh", "-c", "echo here; kill -STOP $$"], terminal=way == "terminal")
+            assert read_until(session, b"here")
+            writer, outcome = in_thread(lambda: session.write(b"0123456789abcd\n" * 100_000))
+            writer.join(0.3)
+            assert not outcome
+            session.close()
+            writer.join(30)
+            assert outcome == [None]
+        one.stop(0)
+
+
 def find_runtime(script: str) -> int:
-    """Return the parent of the shell that runs a script."""
-    found = []
+    """Return the parent of the shell that runs a script, which may have forked what is to be its program."""
+    parents = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if Path(path, "cmdline").read_bytes() == b"\0".join([b"sh", b"-c", script.encode(), b""]):
-                found.append(int(Path(path, "stat").read_text().rpartition(")")[2].split()[1]))
-    (runtime,) = found
+                parents[int(path.name)] = int(Path(path, "stat").read_text().rpartition(")")[2].split()[1])
+    (runtime,) = {parent for parent in parents.values() if parent not in parents}
     return runtime
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from limpet.engine.starters.oci.family import have_go_on, kill_family
+from limpet.engine.state.pipes import write_to_pipe
 from limpet.recovery.host import open_pidfd
 
 _OUTPUT_BYTES = 64 << 10
@@ -179,7 +180,7 @@ def _read(
 def _write_some(descriptor: int, data: bytes) -> bytes:
     """Write what a pipe takes; return what is left, nothing if nobody reads any more."""
     try:
-        return data[os.write(descriptor, data) :]
+        return data[write_to_pipe(descriptor, data) :]
     except BlockingIOError:
         return data
     except BrokenPipeError:

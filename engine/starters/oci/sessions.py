@@ -28,6 +28,7 @@ from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.pipes import write_to_pipe
 from limpet.recovery.host import open_pidfd, wait_for_end
 from limpet.schema.errors import InvalidStateError, StartError, WaitTimeoutError
 
@@ -78,7 +79,7 @@ class CommandSession:
         self._files, self._end_orphan, self._resize = files, end_orphan, resize
         self._terminal = -1
         self._tail = b""
-        self._guard = threading.Lock()  # of the input
+        self._guard = threading.RLock()  # of the input; a signal may come amid a write, and close
         self._streams: dict[int, str] = {}
         self._held = deque[Chunk]()
         self._is_begun = False
@@ -114,6 +115,8 @@ class CommandSession:
                 door.close()
             if self._terminal >= 0:
                 self._add(self._terminal, "stdout")
+            if (target := self._input()) >= 0:
+                os.set_blocking(target, False)
             if self._process.stdout is not None:
                 self._add(self._process.stdout.fileno(), "stdout")
             if self._process.stderr is not None:
@@ -230,6 +233,8 @@ class CommandSession:
                 self._ended_at = time.monotonic()
             elif not self._is_full():
                 data = self._take(descriptor)
+                if data is None:  # another thread has it
+                    continue
                 if data:
                     self._tail = (self._tail + data)[-_TAIL_BYTES:]
                     if not self.has_terminal or descriptor == self._terminal:  # or it is the runtime's own
@@ -242,9 +247,11 @@ class CommandSession:
         """Say whether no more is taken until the command has begun; once the runtime has ended, all is."""
         return len(self._held) >= _MOST_HELD and not self._ended_at
 
-    def _take(self, descriptor: int) -> bytes:
+    def _take(self, descriptor: int) -> bytes | None:
         try:
             return os.read(descriptor, _BLOCK)
+        except BlockingIOError:
+            return None
         except OSError:  # a terminal that nobody has open any more
             return b""
 
@@ -252,8 +259,12 @@ class CommandSession:
         """Write to its input."""
         with self._guard, suppress(OSError):
             target = self._input()
-            while data and target >= 0:
-                data = data[os.write(target, data) :]
+            while data and target >= 0 and not self._is_closed:
+                try:
+                    data = data[write_to_pipe(target, data) :]
+                except BlockingIOError:
+                    if not _wait_until_writable(target):
+                        self._have_runtime_go_on()
 
     def _input(self) -> int:
         if self._terminal >= 0:
@@ -308,10 +319,11 @@ class CommandSession:
         reap(self._process)
         self._poll.close()
         os.close(self._pidfd)
-        if self._terminal >= 0:
-            os.close(self._terminal)
-            self._terminal = -1
-        self._close_streams()
+        with self._guard:  # who writes notices soon
+            if self._terminal >= 0:
+                os.close(self._terminal)
+                self._terminal = -1
+            self._close_streams()
         self._files.remove()
 
     def _close_streams(self) -> None:
@@ -332,12 +344,27 @@ class AttachedSession:
         try:
             directory = os.open(run.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self._link.connect(f"/proc/self/fd/{directory}/attach")  # a path may be longer than an address
+                self._reach(f"/proc/self/fd/{directory}/attach")  # a path may be longer than an address
             finally:
                 os.close(directory)
         except OSError as error:
             self._link.close()
             raise InvalidStateError(f"its conmon does not answer: {error.strerror}") from error
+
+    def _reach(self, address: str) -> None:
+        """Connect. A conmon that was stopped goes on if as many as have room wait for it. Raises OSError."""
+        look_at = time.monotonic() + LOOK_SECONDS
+        self._link.setblocking(False)
+        while True:
+            try:
+                self._link.connect(address)
+                break
+            except BlockingIOError:
+                if time.monotonic() > look_at:
+                    let_monitor_go_on(self._monitor)
+                    look_at = time.monotonic() + LOOK_SECONDS
+                time.sleep(_BEGIN_SECONDS)
+        self._link.setblocking(True)
 
     def read(self, timeout: float | None = None) -> Chunk | None:
         """Return what it has written next."""
@@ -363,10 +390,20 @@ class AttachedSession:
 
     def write(self, data: bytes) -> None:
         """Write to its input; dropped if its config asks for none."""
-        if self._has_input:
-            with suppress(OSError):
-                for begin in range(0, len(data), _PACKET):
-                    self._link.send(data[begin : begin + _PACKET], socket.MSG_NOSIGNAL)
+        for begin in range(0, len(data) if self._has_input else 0, _PACKET):
+            if not self._send(data[begin : begin + _PACKET]):
+                return
+
+    def _send(self, packet: bytes) -> bool:
+        """Send it once conmon takes it; False if conmon takes no more."""
+        while True:
+            try:
+                return bool(self._link.send(packet, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                if not _wait_until_writable(self._link.fileno()):
+                    let_monitor_go_on(self._monitor)
+            except OSError:
+                return False
 
     def end_input(self) -> None:
         """Write no more: with `stdin_once` its input ends."""
@@ -396,6 +433,13 @@ class AttachedSession:
         self._link.close()
 
 
+def _wait_until_writable(descriptor: int) -> bool:
+    """Wait until it takes something, or has nobody who would; False if neither comes before the next look."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(LOOK_SECONDS * 1000))
+
+
 def _pack(rows: int, columns: int) -> bytes:
     """Return a terminal's size as the kernel takes it."""
     return struct.pack("HHHH", _clamp(rows), _clamp(columns), 0, 0)
@@ -412,6 +456,6 @@ def tell_conmon(run: RunDirectory, line: str) -> None:
     try:
         if not stat.S_ISFIFO(os.fstat(door).st_mode):
             raise OSError(errno.EINVAL, "ctl is no pipe")
-        os.write(door, line.encode())
+        write_to_pipe(door, line.encode())
     finally:
         os.close(door)

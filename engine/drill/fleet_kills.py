@@ -52,16 +52,20 @@ def run_kills(
     *,
     every: int,
     seed: int,
+    first: int = 0,
     prepare: Callable[[], object] = controls.hasten,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Kill nodes before, amid and after each `every`-th of their calls that change a file, in both modes.
+    """Kill nodes before, amid and after each `every`-th of their calls that change a file from `first`, in both modes.
 
     In a schema of their own, which is removed again. Raises FleetError, and what `true_kills` raises.
     """
     with own_schema(url, seed) as own:
         fleet.make_tables(own)
         return sum(
-            (true_kills(FleetKills(own, ack, prepare), every=every, progress=progress) for ack in ("sync", "async")),
+            (
+                true_kills(FleetKills(own, ack, prepare), every=every, first=first, progress=progress)
+                for ack in ("sync", "async")
+            ),
             Report(),
         )

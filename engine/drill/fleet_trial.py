@@ -9,7 +9,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -24,8 +24,10 @@ from limpet.testing import Finding, Report, Violation
 
 _HUNG_SECONDS: Final = 60.0
 _DELAY_SECONDS: Final = 0.02
-_ACTIONS: Final = {"cut": 40, "kill": 36, "hold": 10, "late": 8, "delay": 4, "crash": 2}
-"""What is done at a point, and how often."""
+ACTIONS: Final = {"cut": 80, "kill": 72, "hold": 20, "late": 16, "delay": 7, "crash": 4, "promote": 1}
+"""What is done at a point, and how often: of 200."""
+_OF_SERVERS: Final = frozenset({"crash", "promote"})
+"""What is done to a server of the trials' own."""
 _NOTHING: Final[Mapping[str, int]] = {}
 
 Look = Callable[[int], object]
@@ -33,13 +35,19 @@ Look = Callable[[int], object]
 
 
 class Server(Protocol):
-    """A PostgreSQL that may be killed."""
+    """A PostgreSQL that may be killed, and whose place a standby may take."""
 
     def kill(self) -> None:
         """End it at once, as a crash does."""
 
     def start(self) -> None:
         """Start it again, and return when it answers."""
+
+    def add_standby(self) -> None:
+        """Have a standby, if there is none: from now on no commit returns before it has it."""
+
+    def promote(self) -> None:
+        """Lose the primary as `kill` does, for ever; return when the standby takes writes at the same address."""
 
 
 class Point(NamedTuple):
@@ -59,7 +67,7 @@ class Point(NamedTuple):
         """Return the point with this name. Raises InvalidInputError."""
         action, way, *rest = [*text.split(":"), "", ""][:5]
         number, percent, ack = [*rest, "", "", ""][:3]
-        is_known = action in _ACTIONS and way in {"up", "down"} and ack in {"sync", "async"}
+        is_known = action in ACTIONS and way in {"up", "down"} and ack in {"sync", "async"}
         if not (is_known and number.isdigit() and percent.isdigit()):
             raise InvalidInputError(f"{text!r}: expected ACTION:up|down:PIECE:PERCENT:sync|async")
         return cls(action, "up" if way == "up" else "down", int(number), int(percent), ack)
@@ -122,6 +130,9 @@ class FleetTrial:
         self._prepare = prepare
         self._numbers = 0
         self._fleet: fleet.Fleet | None = None
+        self._find_differences: Callable[[str, str], list[str]] | None = None
+        self._comparing = ExitStack()
+        """Closes the connection on which they are found."""
         fleet.make_tables(url)
         target = Target(*self._view().server)
         self._proxy = Proxy(target, directory)
@@ -138,12 +149,12 @@ class FleetTrial:
         self._proxy.close()
         self._look_again()
 
-    def draw(self, chance: random.Random, actions: Collection[str] = tuple(_ACTIONS)) -> Point:
+    def draw(self, chance: random.Random, actions: Collection[str] = tuple(ACTIONS)) -> Point:
         """Return a point, at a commit more often than elsewhere."""
         known = {
             name: weight
-            for name, weight in _ACTIONS.items()
-            if name in actions and (name != "crash" or self._server is not None)
+            for name, weight in ACTIONS.items()
+            if name in actions and (name not in _OF_SERVERS or self._server is not None)
         }
         action = chance.choices(list(known), list(known.values()))[0]
         ack = "async" if action == "hold" or chance.random() < 0.25 else "sync"
@@ -161,6 +172,7 @@ class FleetTrial:
         except Violation as found:
             return Report.of([Finding(str(point), found.kind, str(found))], points=1)
         except (LimpetError, OSError) as error:
+            self._look_again()
             return Report.of([Finding(str(point), "other", f"{type(error).__name__}: {error}")], points=1)
         return Report(points=1, acknowledged=acknowledged)
 
@@ -202,6 +214,8 @@ class FleetTrial:
     def _try(self, point: Point) -> int:
         self._find_pieces(point.ack)
         self.is_reached = False
+        if point.action == "promote" and self._server is not None:
+            self._server.add_standby()
         script = "long" if point.action == "hold" else "first"
         prepare = controls.send_late if point.action == "late" else None
         with self._begin(point.ack, prepare, script) as (node, judge):
@@ -247,6 +261,10 @@ class FleetTrial:
             self._server.kill()
             self._server.start()
             return length
+        elif point.action == "promote" and self._server is not None:
+            self._look_again()
+            self._server.promote()
+            return length
         elif point.action in {"cut", "late"}:
             return length
         return None
@@ -278,7 +296,7 @@ class FleetTrial:
             self._require_end(old, old.plan)
             self._require_same(old.plan)
             return old.acknowledged + 1
-        had_all = not fleet.find_differences(self._url, old.plan.node, f"{old.plan.state_dir}/{DATABASE}")
+        had_all = not self._compare(old.plan)
         plan = old.plan._replace(state_dir=again, script="next", ack="sync", prepare=controls.hasten)
         start = {one.id: one.checkpoint.pid for one in self._view().list(node=plan.node)}
         judge = Judge(self._view, plan, start)
@@ -302,9 +320,14 @@ class FleetTrial:
             raise Violation("other", f"the node ended after {node.acknowledged + 1} steps: {node.error or 'killed?'}")
 
     def _require_same(self, plan: Plan) -> None:
-        found = fleet.find_differences(self._url, plan.node, f"{plan.state_dir}/{DATABASE}")
+        found = self._compare(plan)
         if found:
             raise Violation("lost", f"all was sent, and {len(found)} rows differ: {'; '.join(found[:3])}")
+
+    def _compare(self, plan: Plan) -> list[str]:
+        if self._find_differences is None:
+            self._find_differences = self._comparing.enter_context(fleet.comparing(self._url))
+        return self._find_differences(plan.node, f"{plan.state_dir}/{DATABASE}")
 
     def _view(self) -> fleet.Fleet:
         if self._fleet is None:
@@ -315,6 +338,8 @@ class FleetTrial:
         if self._fleet is not None:
             self._fleet.close()
             self._fleet = None
+        self._find_differences = None
+        self._comparing.close()
 
 
 def run_trials(
@@ -324,11 +349,17 @@ def run_trials(
     points: int,
     seed: int,
     server: Server | None = None,
+    actions: Collection[str] = tuple(ACTIONS),
     progress: Callable[[int, int], object] = lambda *_: None,
+    note: Callable[[Point], object] = lambda _: None,
 ) -> Report:
-    """Try so many points, drawn by the seed, in a schema of their own that is removed again. Raises FleetError."""
+    """Try so many points, drawn by the seed, in a schema of their own that is removed again. Raises FleetError.
+
+    `note` is called with each that was come to.
+    """
     with _trial(url, directory, seed, server) as trial:
-        return _run(trial, random.Random(seed), _ACTIONS, points, lambda report: progress(report.points, points))  # noqa: S311
+        chance = random.Random(seed)  # noqa: S311
+        return _run(trial, chance, actions, points, lambda report: progress(report.points, points), note)
 
 
 def count_noticed(url: str, directory: str, control: controls.Control, *, seed: int, points: int = 60) -> int:
@@ -370,12 +401,16 @@ def _run(
     actions: Collection[str],
     points: int,
     progress: Callable[[Report], object] = lambda _: None,
+    note: Callable[[Point], object] = lambda _: None,
 ) -> Report:
     total = Report()
     while total.points < points and total.unreached <= points:
         progress(total)
-        report = trial.run(trial.draw(chance, actions))
+        point = trial.draw(chance, actions)
+        report = trial.run(point)
         total += report if trial.is_reached or report.findings else Report(unreached=1)
+        if trial.is_reached:
+            note(point)
     return total
 
 

@@ -5,7 +5,7 @@ Read `batch` (what one transaction writes, and what guards it), `rows` (the guar
 """
 
 from limpet.engine.fleet.address import Address
-from limpet.engine.fleet.comparison import find_differences
+from limpet.engine.fleet.comparison import comparing, find_differences
 from limpet.engine.fleet.restore import Restored, restore
 from limpet.engine.fleet.shipper import FleetLag, Promise, Shipper
 from limpet.engine.fleet.tables import make_tables, remove_tables
@@ -21,6 +21,7 @@ __all__ = [
     "Promise",
     "Restored",
     "Shipper",
+    "comparing",
     "find_differences",
     "make_tables",
     "remove_tables",

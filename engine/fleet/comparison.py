@@ -1,9 +1,10 @@
 """Comparing what the fleet has of a node with what the node has."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
-from limpet.engine.database.sqlite.extract import ROWS, Extractor
+from limpet.engine.database.sqlite.extract import ROWS, Extractor, Keys
 from limpet.engine.fleet import batch
 from limpet.engine.fleet.address import Address
 from limpet.engine.fleet.upgrade import require_current
@@ -18,10 +19,26 @@ def find_differences(url: str, node: str, database: str) -> list[str]:
     A node that has unsent changes differs. Raises InvalidInputError, StoreError, FleetError.
     """
     require_node(node)
+    with comparing(url) as find:
+        return find(node, database)
+
+
+@contextmanager
+def comparing(url: str) -> Iterator[Callable[[str, str], list[str]]]:
+    """Connect, and give what does the same for a node and the path of its database. Raises as `find_differences`."""
     address = Address(url)
     with address.connect() as connection:
         require_current(address, connection)
-        theirs = batch.load_keys(connection, node)
+
+        def find(node: str, database: str) -> list[str]:
+            with address.errors_told():
+                theirs = batch.load_keys(connection, node)
+            return _compare(node, database, theirs)
+
+        yield find
+
+
+def _compare(node: str, database: str, theirs: Keys) -> list[str]:
     extractor = Extractor(database, node)
     try:
         ours = extractor.extract_keys()

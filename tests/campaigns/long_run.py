@@ -7,12 +7,15 @@ sources that the promises rest on: of other sources nothing is added to it, and 
 import argparse
 import hashlib
 import os
+import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -36,6 +39,7 @@ from tests.campaigns.refused_life import (
 )
 from tests.campaigns.sizes import CAMPAIGNS
 from tests.crash.read_life import RECOVERED_EVERY, ReadLife, UnflushedReadLife
+from tests.fleet.trials import TOOLS, count_noticed_controls, try_seed
 
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "docs" / "long-run"
@@ -57,6 +61,8 @@ class Tried(NamedTuple):
     trials: int
     acknowledged: int
     findings: tuple[str, ...]
+    kinds: Mapping[str, int] = MappingProxyType({})
+    """How many of each kind, where there are several."""
 
 
 class NotTriedError(Exception):
@@ -86,6 +92,8 @@ class Result(msgspec.Struct, kw_only=True):
     """Seeds 1 to this one are done."""
     count: int = 0
     acknowledged: int = 0
+    kinds: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    """Of those, how many of each kind, where there are several."""
     findings: list[str] = msgspec.field(default_factory=list)
     control: int = 0
     """How often the control was noticed."""
@@ -176,6 +184,18 @@ def _count_noticed_refusals(trial: Trial) -> int:
     return report.violations if hasty.violations else 0  # each is to be noticed
 
 
+def _try_fleet(trial: Trial) -> Tried:
+    told = try_seed(trial.seed, trial.workers)
+    findings = tuple(finding for one in told for finding in one["findings"])
+    kinds = sum((Counter(one["kinds"]) for one in told), Counter[str]())
+    return Tried(sum(kinds.values()), sum(one["acknowledged"] for one in told), findings, kinds)
+
+
+def _find_obstacle_of_fleet() -> str | None:
+    missing = [name for name in TOOLS if shutil.which(name) is None]
+    return f"not installed: {', '.join(missing)}" if missing else MODE_TRIALS[Mode.KILL].find_obstacle()
+
+
 PARTS: Final[Mapping[str, Part]] = {
     "kill": _with_control_of(
         Mode.KILL, "kill points, as what a kill there leaves", CAMPAIGNS["kill"].long_run, _snapshot
@@ -212,6 +232,14 @@ PARTS: Final[Mapping[str, Part]] = {
         "an engine that takes a dead gate for a start",
         _count_noticed_refusals,
         MODE_TRIALS[Mode.KILL].find_obstacle,
+    ),
+    "fleet": Part(
+        "kills, cuts and crashes while a node sends to a fleet",
+        CAMPAIGNS["fleet"].long_run,
+        _try_fleet,
+        "nodes that acknowledge early, ignore who has taken over, or write late rows over newer ones",
+        lambda trial: count_noticed_controls(trial.seed),
+        _find_obstacle_of_fleet,
     ),
     "damage": Part("damaged states", CAMPAIGNS["damage"].long_run, _damage),
     "reuse": _mode(Mode.REUSE, "verdicts after pids were reused", CAMPAIGNS["reuse"].long_run, "cases"),
@@ -259,6 +287,8 @@ def go_on(name: str, directory: Path, until: float, workers: int) -> Result:
         result.seeds += 1
         result.count += tried.trials
         result.acknowledged += tried.acknowledged
+        if tried.kinds:
+            result.kinds = dict((Counter(result.kinds or {}) + Counter(tried.kinds)).most_common())
         result.findings += [f"seed {result.seeds}: {finding}" for finding in tried.findings]
         result.seconds = round(result.seconds + time.monotonic() - began, 1)
         directory.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 import pytest
@@ -30,6 +30,8 @@ class Cluster:
         if os.geteuid() == 0:  # it refuses to run as root
             shutil.chown(directory, "postgres", "postgres")
             self._as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups"]
+        # It ends with whoever started it, however that ends; not by SIGINT, by which it would wait for its standby.
+        self._until_end = ["setpriv", "--pdeathsig", "QUIT", *self._as_user[1:]]
         os.chmod(directory, 0o755)
         if primary is None:
             self._make()
@@ -50,7 +52,7 @@ class Cluster:
         with open(f"{self.directory}.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(*self._as_user, "postgres", "-D", f"{self.directory}/data", "-k", self.directory),
+                    *(*self._until_end, "postgres", "-D", f"{self.directory}/data", "-k", self.directory),
                     *("-c", "listen_addresses=", "-c", "max_connections=40"),
                     *self._settings,
                 ],
@@ -61,6 +63,10 @@ class Cluster:
         wait_until(self._answers, "PostgreSQL to answer")
 
     def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            with open(f"{self.directory}.log", encoding="utf-8", errors="replace") as log:
+                pytest.fail(f"PostgreSQL ended, {self._process.returncode}: {log.read()[-2000:]}")
         try:
             self.connect("postgres").close()
         except psycopg.OperationalError:
@@ -93,10 +99,23 @@ class Cluster:
         return f"postgresql+psycopg://limpet:{PASSWORD}@/{database}?host={self.directory}"
 
 
+class Place(Protocol):
+    """Where databases are."""
+
+    directory: str
+    """Of its socket."""
+
+    def connect(self, database: str) -> "psycopg.Connection[Any]":
+        """Connect to one of them."""
+
+    def url(self, database: str) -> str:
+        """Return its URL."""
+
+
 class Base:
     """One empty database."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Place) -> None:
         self.cluster = cluster
         self.name = f"t{next(_numbers)}"
         with cluster.connect("postgres") as connection:

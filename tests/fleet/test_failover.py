@@ -2,36 +2,16 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from limpet import Store, errors
 from tests.conftest import wait_until
-from tests.fleet.conftest import Base, Cluster, running_cluster
+from tests.fleet.conftest import Base, running_cluster
+from tests.fleet.pair import standby_of
 
 NODES = 8
-STANDBY = "s2"
-
-
-@contextmanager
-def standby_of(primary: Cluster) -> Iterator[Cluster]:
-    """Run a synchronous standby: from now on no commit returns before it has it."""
-    with running_cluster(primary=primary, name=STANDBY) as copy:
-        _wait_for(primary)
-        yield copy
-
-
-def _wait_for(primary: Cluster) -> None:
-    with primary.connect("postgres") as connection:
-        connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{STANDBY}'")
-        connection.execute("SELECT pg_reload_conf()")
-        wait_until(
-            lambda: connection.execute("SELECT sync_state FROM pg_stat_replication").fetchall() == [("sync",)],
-            "the standby to be synchronous",
-        )
 
 
 class Writer:

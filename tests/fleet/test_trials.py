@@ -2,15 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from tests.campaigns.sizes import Size
-from tests.conftest import require_tools
+from tests.conftest import require_tools, wait_until
 from tests.fleet.conftest import Base
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,33 @@ def test_blows_while_sending(size: Size, part: int) -> None:
     assert told["points"] >= size.least // PARTS
     assert told["acknowledged"] >= told["points"]
     assert told["schemas"] == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_postgresql_is_lost_while_sending() -> None:
+    """It is killed amid what a node sends, or its standby takes its place, again and again."""
+    told = run_trials("--points", "6", "--action", "crash", "--action", "promote", "--seed", "3")
+    assert told["findings"] == []
+    assert told["kinds"].keys() == {"crash", "promote"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL])
+def test_postgresql_ends_with_who_started_it(blow: signal.Signals) -> None:
+    """However that ends: nobody would stop it."""
+    require_tools("postgres", "initdb", "setpriv")
+    with TemporaryDirectory(prefix="limpet-pg-", dir="/tmp") as directory:
+        code = f"from tests.fleet.conftest import Cluster; Cluster({directory!r}); print(flush=True); input()"
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as starter:
+            assert starter.stdout is not None
+            assert starter.stdout.readline()
+            (server,) = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text().split()
+            starter.send_signal(blow)
+        wait_until(lambda: not os.path.exists(f"/proc/{server}"), "PostgreSQL to end")
+        os.unlink(f"{directory}.log")
 
 
 @pytest.mark.long

@@ -1,68 +1,123 @@
 """Trials of a fleet with a PostgreSQL of their own: `python -m tests.fleet.trials`. It has one thread, as they ask for.
 
-The long run: `python -m tests.fleet.trials --points 20000`.
+They are the part `fleet` of the long run: `try_seed` and `count_noticed_controls`, in processes of their own.
 """
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 from limpet.engine.drill.fleet_controls import CONTROLS, acknowledge_early, hasten
 from limpet.engine.drill.fleet_kills import run_kills
-from limpet.engine.drill.fleet_trial import count_noticed, run_trials
-from tests.campaigns.sizes import CAMPAIGNS
-from tests.fleet.conftest import Base, running_cluster
+from limpet.engine.drill.fleet_trial import ACTIONS, Point, count_noticed, run_trials
+from limpet.testing import Report
+from tests.fleet.conftest import Base
+from tests.fleet.pair import Pair, running_pair
+
+TOOLS: Final = ("postgres", "initdb", "pg_basebackup", "setpriv")
+"""What they need, on the PATH."""
+_SETTINGS: Final = ("fsync=on", "recovery_init_sync_method=syncfs")
+"""It flushes as one that is to keep what it has. After a kill it does not open each file of each database for that."""
+_POINTS_OF_A_SEED: Final = 270
+_OWN_WRITES: Final = 36
+"""About so many of them are such:"""
+_CALLS_EVERY: Final = 40
+"""In each seed nodes are killed at each so many-th of their own writes, from another one on."""
 
 
 def main() -> int:
     """Try points, or the controls alone, and print what they come to as JSON; status 1 if anything was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fleet.trials", description=__doc__)
-    parser.add_argument("--points", type=int, default=CAMPAIGNS["fleet"].long_run)
+    parser.add_argument("--points", type=int, default=0, help="so many, drawn by the seed")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--action", choices=ACTIONS, action="append", help="only points with this; repeatable")
+    parser.add_argument("--calls", type=int, default=0, help="also kill nodes at each so many-th of their own writes")
+    parser.add_argument("--first", type=int, default=0, help="from this one on")
     parser.add_argument("--control", type=int, action="append", help="only this one, broken on purpose: 0, 1 or 2")
-    parser.add_argument("--calls", type=int, help="kill nodes at each so many-th of their own writes instead")
     options = parser.parse_args()
     began = time.monotonic()
-    # What is killed here loses nothing that it has written, flushed or not.
-    with running_cluster("fsync=off") as cluster, TemporaryDirectory(prefix="limpet-fleet-", dir="/tmp") as directory:
-        base = Base(cluster)
-        if options.calls is not None:
-            prepare = hasten if options.control is None else acknowledge_early
-            report = run_kills(base.url, every=options.calls, seed=options.seed, prepare=prepare)
-            told = {name: getattr(report, name) for name in ("points", "acknowledged", "lost", "violations")}
-            print(json.dumps(told | {"findings": [str(finding) for finding in report.findings]}))
-            return 1 if report.violations else 0
-        if options.control is not None:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what it has started ends, too
+    with running_pair(*_SETTINGS) as pair, TemporaryDirectory(prefix="limpet-fleet-", dir="/tmp") as directory:
+        base = Base(pair)
+        if options.control and not options.calls:
             noticed = {
                 CONTROLS[number].broken: count_noticed(base.url, directory, CONTROLS[number], seed=options.seed)
                 for number in options.control
             }
             print(json.dumps({"noticed": noticed}))
             return 0 if all(noticed.values()) else 1
-        report = run_trials(
-            base.url, directory, points=options.points, seed=options.seed, server=cluster, progress=_show(began)
-        )
+        report, kinds = _try_points(base.url, directory, options, pair)
         schemas = base.ask("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'limpet%%'")
-    told = {name: getattr(report, name) for name in ("points", "unreached", "acknowledged", "violations")}
-    findings = [f"{finding.point}: {finding.kind}: {finding.message}" for finding in report.findings]
-    print(json.dumps(told | {"findings": findings, "schemas": schemas, "seconds": round(time.monotonic() - began, 1)}))
+    told = {name: getattr(report, name) for name in ("points", "unreached", "acknowledged", "lost", "violations")}
+    told |= {"kinds": dict(kinds.most_common()), "findings": [str(finding) for finding in report.findings]}
+    print(json.dumps(told | {"schemas": schemas, "seconds": round(time.monotonic() - began, 1)}))
     return 1 if report.violations else 0
 
 
-def _show(began: float) -> Callable[[int, int], None]:
-    """Return what says every minute how far it has come."""
-    last = began
+def _try_points(url: str, directory: str, options: argparse.Namespace, pair: Pair) -> tuple[Report, Counter[str]]:
+    report, kinds = Report(), Counter[str]()
 
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 60:
-            last = time.monotonic()
-            print(f"{done:,} of {total:,} points", file=sys.stderr, flush=True)
+    def note(point: Point) -> None:
+        kinds[point.action] += 1
 
-    return show
+    if options.points:
+        report = run_trials(
+            url,
+            directory,
+            points=options.points,
+            seed=options.seed,
+            server=pair,
+            actions=options.action or ACTIONS,
+            note=note,
+        )
+    if options.calls:
+        prepare = acknowledge_early if options.control else hasten
+        found = run_kills(url, every=options.calls, first=options.first, seed=options.seed, prepare=prepare)
+        kinds["kill at an own write"] = found.points
+        report += found
+    return report, kinds
+
+
+def try_seed(seed: int, workers: int) -> list[dict[str, Any]]:
+    """Try some hundred points, and return what each process has told; `workers` is how many have work at a time."""
+    processes = workers + 1  # a point waits for a third of its time
+    points = [_POINTS_OF_A_SEED // processes] * processes
+    points[0] -= min(_OWN_WRITES, points[0] - 1)
+    commands = [["--points", str(count), "--seed", str(seed * 1000 + number)] for number, count in enumerate(points)]
+    commands[0] += ["--calls", str(_CALLS_EVERY), "--first", str(seed % _CALLS_EVERY)]
+    return _run(commands)
+
+
+def count_noticed_controls(seed: int) -> int:
+    """Return how often the controls were noticed; 0 unless each was."""
+    chosen = [word for number in range(len(CONTROLS)) for word in ("--control", str(number))]
+    (told,) = _run([["--seed", str(seed), *chosen]])
+    noticed: list[int] = list(told["noticed"].values())
+    return sum(noticed) if all(noticed) else 0
+
+
+def _run(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Run trials side by side, each in an interpreter of its own, which ends with this thread."""
+    start = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "tests.fleet.trials"]
+    root = Path(__file__).parents[2]
+    processes = [
+        subprocess.Popen([*start, *command], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    told: list[dict[str, Any]] = []
+    for process, (out, error) in [(process, process.communicate()) for process in processes]:
+        if not out:
+            raise RuntimeError(f"trials of a fleet ended, {process.returncode}: {error[-4000:]}")
+        told.append(json.loads(out.splitlines()[-1]))
+    return told
 
 
 if __name__ == "__main__":

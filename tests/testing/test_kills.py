@@ -166,3 +166,9 @@ def test_a_workload_that_does_nothing_proves_nothing() -> None:
     for way in (kill_points, true_kills):
         with pytest.raises(NothingToTestError):
             way(Idle())
+
+
+def test_what_is_left_out_is_tried_from_another_one_on() -> None:
+    """Every third operation from the first, second and third on is all of them, each once."""
+    whole = true_kills(Published())
+    assert sum(true_kills(Published(), every=3, first=first).points for first in range(3)) == whole.points

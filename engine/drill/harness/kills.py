@@ -131,11 +131,14 @@ def true_kills(
     workload: Workload,
     *,
     every: int = 1,
+    first: int = 0,
     workers: int = 1,
     deadline_seconds: float = 60.0,
     progress: Progress | None = None,
 ) -> Report:
     """Kill one life before, one after and one half-way through every operation (or every k-th), and check.
+
+    The operations before the `first`, counted from 0, are left out.
 
     Each life and its check use the same directory. Descendants that outlive the killed process may go on until the
     check begins; they are ended with it. Raises what kill_points raises.
@@ -145,7 +148,7 @@ def true_kills(
         halves = _count(workload, _made(f"{directory}/0"), deadline_seconds)
         points = [
             KillPoint("kill", when, number)
-            for number in range(0, len(halves), every)
+            for number in range(first, len(halves), every)
             for when in get_args(When)
             if when != "half" or halves[number]
         ]

@@ -81,6 +81,22 @@ def ignore_order() -> None:
     rows.UPSERT = {table: text.partition(" WHERE (excluded")[0] for table, text in rows.UPSERT.items()}
 
 
+def wait_for_no_disk() -> None:
+    """Control: a commit returns before PostgreSQL has it on disk."""
+    _commit_with("off")
+
+
+def wait_for_no_standby() -> None:
+    """Control: a commit returns before a standby has it."""
+    _commit_with("local")
+
+
+def _commit_with(level: str) -> None:
+    hasten()
+    address = vars(_fleet("address"))
+    address["_SETTINGS"] = address["_SETTINGS"].replace("ELSE 'on' END", f"ELSE '{level}' END")
+
+
 class Control(NamedTuple):
     """A promise that is broken, in words; how; and at which kinds of points it shows."""
 
@@ -94,3 +110,8 @@ CONTROLS: Final = (
     Control("a node that goes on after it was taken over from", ignore_epochs, ("hold",)),
     Control("rows that are written over newer ones", ignore_order, ("late",)),
 )
+CONTROLS_OF_SERVERS: Final = (
+    Control("a node whose commits wait for no disk", wait_for_no_disk, ("crash",)),
+    Control("a node whose commits wait for no standby", wait_for_no_standby, ("promote",)),
+)
+"""They show where PostgreSQL itself is lost."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -134,6 +135,11 @@ class Node:
     def pipe(self) -> int:
         """Where it acknowledges; to be polled."""
         return self._read
+
+    @property
+    def has_said(self) -> bool:
+        """True if `read` would not wait."""
+        return bool(select.select([self._read], [], [], 0)[0])
 
     def read(self) -> bool:
         """Take in what it says; return False once it has ended, and was waited for."""

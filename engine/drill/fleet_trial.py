@@ -24,10 +24,14 @@ from limpet.testing import Finding, Report, Violation
 
 _HUNG_SECONDS: Final = 60.0
 _DELAY_SECONDS: Final = 0.02
-ACTIONS: Final = {"cut": 80, "kill": 72, "hold": 20, "late": 16, "delay": 7, "crash": 4, "promote": 1}
+ACTIONS: Final = {"cut": 80, "kill": 72, "hold": 20, "late": 16, "delay": 6, "crash": 4, "promote": 2}
 """What is done at a point, and how often: of 200."""
 _OF_SERVERS: Final = frozenset({"crash", "promote"})
 """What is done to a server of the trials' own."""
+_WRITES: Final = (b"INSERT INTO fleet_node", b"WITH begun")
+"""Of whatever a node writes: it claims its place, or it sends a batch."""
+_LAG_SECONDS: Final = 0.03
+"""For so long a standby gets nothing more before it takes the primary's place, where the whole piece passes."""
 _NOTHING: Final[Mapping[str, int]] = {}
 
 Look = Callable[[int], object]
@@ -45,6 +49,9 @@ class Server(Protocol):
 
     def add_standby(self) -> None:
         """Have a standby, if there is none: from now on no commit returns before it has it."""
+
+    def detain_standby(self) -> None:
+        """Let nothing more through to the standby, until it takes the primary's place."""
 
     def promote(self) -> None:
         """Lose the primary as `kill` does, for ever; return when the standby takes writes at the same address."""
@@ -143,6 +150,10 @@ class FleetTrial:
         self._pieces: dict[str, list[Piece]] = {}
         self.is_reached = False
         """True if the last point was come to."""
+        self._is_lost = False
+        """The server was, and nobody has looked at what it has since."""
+        self._lost_at: float | None = None
+        """When it will be (monotonic)."""
 
     def close(self) -> None:
         """Close all connections. May be repeated."""
@@ -160,7 +171,7 @@ class FleetTrial:
         ack = "async" if action == "hold" or chance.random() < 0.25 else "sync"
         pieces = self._find_pieces(ack)
         if chance.random() < 0.4:
-            pieces = [piece for piece in pieces if b"COMMIT" in piece.data] or pieces
+            pieces = find_commits(pieces) or pieces
         piece = chance.choice(pieces)
         percent = chance.choice((0, 100, chance.randrange(1, 100)))
         return Point(action, piece.way, piece.number, percent, ack)
@@ -213,7 +224,8 @@ class FleetTrial:
 
     def _try(self, point: Point) -> int:
         self._find_pieces(point.ack)
-        self.is_reached = False
+        self.is_reached = self._is_lost = False
+        self._lost_at = None
         if point.action == "promote" and self._server is not None:
             self._server.add_standby()
         script = "long" if point.action == "hold" else "first"
@@ -260,24 +272,45 @@ class FleetTrial:
             self._look_again()
             self._server.kill()
             self._server.start()
+            self._is_lost = True
             return length
         elif point.action == "promote" and self._server is not None:
-            self._look_again()
-            self._server.promote()
+            if point.percent == 100:
+                self._server.detain_standby()
+                self._lost_at = time.monotonic() + _LAG_SECONDS
+                return None
+            self._promote()
             return length
         elif point.action in {"cut", "late"}:
             return length
         return None
+
+    def _promote(self) -> None:
+        if self._server is not None:
+            self._look_again()
+            self._server.promote()
+            self._is_lost, self._lost_at = True, None
 
     def _follow(self, node: Node, look: Look, *, until_held: bool = False) -> None:
         """Pass on what is sent, and look at the fleet at each acknowledgement, until the node has ended."""
         last = len(SCRIPTS[node.plan.script]) - 1
         deadline = time.monotonic() + _HUNG_SECONDS
         while True:
-            if self._proxy.pump(0.05, node.pipe):
+            is_told = self._proxy.pump(0.05 if self._lost_at is None else 0.002, node.pipe)
+            if self._lost_at is not None and time.monotonic() > self._lost_at:
+                self._promote()
+            is_lost, self._is_lost = self._is_lost, False
+            # Looked at before the node can reach it, which would send again what it lacks.
+            if is_told or (is_lost and node.has_said):
                 if not node.read():
                     self._proxy.pump(0)
+                    if self._lost_at is not None:
+                        self._promote()
+                        self._is_lost = False
+                        look(node.acknowledged)
                     return
+                look(node.acknowledged)
+            elif is_lost:
                 look(node.acknowledged)
             if until_held and self.is_reached and node.acknowledged == last:
                 return
@@ -342,6 +375,29 @@ class FleetTrial:
         self._comparing.close()
 
 
+def find_commits(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return those that end a transaction which writes, and their answers.
+
+    A batch is mostly one statement, which is a transaction; most that say COMMIT have only read.
+    """
+    found: list[Piece] = []
+    is_open = has_written = is_awaited = False
+    for piece in pieces:
+        if piece.way == "down":
+            if is_awaited:
+                found.append(piece)
+            is_awaited = False
+            continue
+        is_open = is_open or b"BEGIN" in piece.data
+        has_written = has_written or any(words in piece.data for words in _WRITES)
+        if b"COMMIT" in piece.data or not is_open:
+            if has_written:
+                found.append(piece)
+                is_awaited = True
+            is_open = has_written = False
+    return found
+
+
 def run_trials(
     url: str,
     directory: str,
@@ -362,9 +418,17 @@ def run_trials(
         return _run(trial, chance, actions, points, lambda report: progress(report.points, points), note)
 
 
-def count_noticed(url: str, directory: str, control: controls.Control, *, seed: int, points: int = 60) -> int:
+def count_noticed(
+    url: str,
+    directory: str,
+    control: controls.Control,
+    *,
+    seed: int,
+    server: Server | None = None,
+    points: int = 60,
+) -> int:
     """Return how often broken nodes were noticed, until the first time, or for so many points. Raises FleetError."""
-    with _trial(url, directory, seed, None, control.prepare) as trial:
+    with _trial(url, directory, seed, server, control.prepare) as trial:
         total = Report()
         chance = random.Random(seed)  # noqa: S311
         while not total.violations and total.points + total.unreached < points:

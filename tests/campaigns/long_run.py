@@ -237,7 +237,7 @@ PARTS: Final[Mapping[str, Part]] = {
         "kills, cuts and crashes while a node sends to a fleet",
         CAMPAIGNS["fleet"].long_run,
         _try_fleet,
-        "nodes that acknowledge early, ignore who has taken over, or write late rows over newer ones",
+        "nodes that acknowledge early, ignore who has taken over, write over newer rows, wait for no disk or standby",
         lambda trial: count_noticed_controls(trial.seed),
         _find_obstacle_of_fleet,
     ),

@@ -1,6 +1,7 @@
 """A PostgreSQL at one address, whose place there a standby takes when it is lost, again and again."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
@@ -42,6 +43,8 @@ class Pair:
         self._primary_running, self._standby_running = ExitStack(), ExitStack()
         self._primary = self._primary_running.enter_context(running_cluster(*settings))
         self._standby: Cluster | None = None
+        self._detained: int | None = None
+        """The primary's process that sends to the standby, if it is stopped."""
         self._point()
 
     def close(self) -> None:
@@ -66,9 +69,18 @@ class Pair:
         if self._standby is None:
             self._standby = self._standby_running.enter_context(standby_of(self._primary, *self._settings))
 
+    def detain_standby(self) -> None:
+        """Let nothing more through to the standby."""
+        with self._primary.connect("postgres") as connection:
+            ((self._detained,),) = connection.execute("SELECT pid FROM pg_stat_replication").fetchall()
+        os.kill(self._detained, signal.SIGSTOP)
+
     def promote(self) -> None:
         """Lose the primary, and have the standby take its place."""
         assert self._standby is not None
+        if self._detained is not None:
+            os.kill(self._detained, signal.SIGKILL)  # the primary would wait for it
+            self._detained = None
         self.kill()
         self._standby.promote()
         self._primary_running.close()

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from limpet.engine.drill.fleet_proxy import Piece, Way
+from limpet.engine.drill.fleet_trial import find_commits
 from tests.campaigns.sizes import Size
 from tests.conftest import require_tools, wait_until
 from tests.fleet.conftest import Base
@@ -27,6 +29,21 @@ def run_trials(*arguments: str) -> dict[str, Any]:
     assert result.stdout, result.stderr[-4000:]
     told: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return told
+
+
+def test_commits_are_those_that_write() -> None:
+    """A transaction that only reads is hit as seldom as anything else; a batch in one statement ends with it."""
+    said: list[tuple[Way, bytes, bool]] = [
+        *(("up", b"BEGIN", False), ("down", b"BEGIN", False), ("up", b"FETCH 1", False), ("down", b"1", False)),
+        *(("up", b"COMMIT", False), ("down", b"COMMIT", False)),
+        *(("up", b"BEGIN", False), ("up", b"\nINSERT INTO fleet_node AS old", False), ("down", b"1", False)),
+        *(("up", b"COMMIT", True), ("down", b"COMMIT", True)),
+        *(("up", b"SELECT", False), ("down", b"1", False), ("up", b"\nWITH begun AS (", True), ("down", b"1", True)),
+        *(("up", b"BEGIN", False), ("up", b"\nWITH begun AS (", False), ("up", b"DELETE", False)),
+        *(("down", b"1", False), ("up", b"COMMIT", True), ("up", b"S", False), ("down", b"COMMIT", True)),
+    ]
+    pieces = [(Piece(way, number, data), is_commit) for number, (way, data, is_commit) in enumerate(said)]
+    assert find_commits([piece for piece, _ in pieces]) == [piece for piece, is_commit in pieces if is_commit]
 
 
 @pytest.mark.campaign("fleet")
@@ -70,9 +87,11 @@ def test_postgresql_ends_with_who_started_it(blow: signal.Signals) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("control", range(3))
+@pytest.mark.parametrize("control", range(5))
 def test_the_trials_have_teeth(control: int) -> None:
-    """A node that acknowledges early, ignores who has taken over, or writes late rows over newer ones is noticed."""
+    """Nodes that acknowledge early, ignore who has taken over, write late rows over newer ones, wait for no disk of
+    PostgreSQL's, or for no standby, are noticed.
+    """
     (noticed,) = run_trials("--control", str(control))["noticed"].values()
     assert noticed
 

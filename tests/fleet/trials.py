@@ -15,18 +15,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from limpet.engine.drill.fleet_controls import CONTROLS, acknowledge_early, hasten
+from limpet.engine.drill.fleet_controls import CONTROLS, CONTROLS_OF_SERVERS, acknowledge_early, hasten
 from limpet.engine.drill.fleet_kills import run_kills
 from limpet.engine.drill.fleet_trial import ACTIONS, Point, count_noticed, run_trials
 from limpet.testing import Report
 from tests.fleet.conftest import Base
 from tests.fleet.pair import Pair, running_pair
 
+ALL_CONTROLS: Final = (*CONTROLS, *CONTROLS_OF_SERVERS)
 TOOLS: Final = ("postgres", "initdb", "pg_basebackup", "setpriv")
 """What they need, on the PATH."""
 _SETTINGS: Final = ("fsync=on", "recovery_init_sync_method=syncfs")
 """It flushes as one that is to keep what it has. After a kill it does not open each file of each database for that."""
-_POINTS_OF_A_SEED: Final = 270
+_POINTS_OF_A_SEED: Final = 210
 _OWN_WRITES: Final = 36
 """About so many of them are such:"""
 _CALLS_EVERY: Final = 40
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--action", choices=ACTIONS, action="append", help="only points with this; repeatable")
     parser.add_argument("--calls", type=int, default=0, help="also kill nodes at each so many-th of their own writes")
     parser.add_argument("--first", type=int, default=0, help="from this one on")
-    parser.add_argument("--control", type=int, action="append", help="only this one, broken on purpose: 0, 1 or 2")
+    parser.add_argument("--control", type=int, action="append", help="only this one, broken on purpose: 0 to 4")
     options = parser.parse_args()
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what it has started ends, too
@@ -49,7 +50,9 @@ def main() -> int:
         base = Base(pair)
         if options.control and not options.calls:
             noticed = {
-                CONTROLS[number].broken: count_noticed(base.url, directory, CONTROLS[number], seed=options.seed)
+                ALL_CONTROLS[number].broken: count_noticed(
+                    base.url, directory, ALL_CONTROLS[number], seed=options.seed, server=pair
+                )
                 for number in options.control
             }
             print(json.dumps({"noticed": noticed}))
@@ -98,7 +101,7 @@ def try_seed(seed: int, workers: int) -> list[dict[str, Any]]:
 
 def count_noticed_controls(seed: int) -> int:
     """Return how often the controls were noticed; 0 unless each was."""
-    chosen = [word for number in range(len(CONTROLS)) for word in ("--control", str(number))]
+    chosen = [word for number in range(len(ALL_CONTROLS)) for word in ("--control", str(number))]
     (told,) = _run([["--seed", str(seed), *chosen]])
     noticed: list[int] = list(told["noticed"].values())
     return sum(noticed) if all(noticed) else 0

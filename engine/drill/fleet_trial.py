@@ -24,7 +24,7 @@ from limpet.testing import Finding, Report, Violation
 
 _HUNG_SECONDS: Final = 60.0
 _DELAY_SECONDS: Final = 0.02
-ACTIONS: Final = {"cut": 80, "kill": 72, "hold": 20, "late": 16, "delay": 6, "crash": 4, "promote": 2}
+ACTIONS: Final = {"cut": 80, "kill": 62, "linger": 10, "hold": 20, "late": 16, "delay": 6, "crash": 4, "promote": 2}
 """What is done at a point, and how often: of 200."""
 _OF_SERVERS: Final = frozenset({"crash", "promote"})
 """What is done to a server of the trials' own."""
@@ -32,6 +32,8 @@ _WRITES: Final = (b"INSERT INTO fleet_node", b"WITH begun")
 """Of whatever a node writes: it claims its place, or it sends a batch."""
 _LAG_SECONDS: Final = 0.03
 """For so long a standby gets nothing more before it takes the primary's place, where the whole piece passes."""
+_SETTLED_AFTER: Final = 8
+"""So many looks of the proxy at what there is to pass on."""
 _NOTHING: Final[Mapping[str, int]] = {}
 
 Look = Callable[[int], object]
@@ -242,11 +244,13 @@ class FleetTrial:
             self._follow(node, judge.look, until_held=point.action == "hold")
             plan = node.plan
             if point.action == "hold" and self.is_reached:
-                return self._replace(node, judge)
+                return self._replace(node, judge, is_early=point.percent == 0)
             acknowledged = node.acknowledged + 1
-            if point.action == "kill" and self.is_reached:
+            if point.action in {"kill", "linger"} and self.is_reached:
                 judge.look(node.acknowledged)
                 plan = plan._replace(first=node.acknowledged + 1, is_again=True)
+                if point.action == "linger" and point.percent < 100:
+                    self._release_after(point.percent)
                 again = Node(plan, self._proxy.close_in_child)
                 try:
                     self._follow(again, judge.look)
@@ -254,6 +258,8 @@ class FleetTrial:
                     acknowledged = again.acknowledged + 1
                 finally:
                     again.end()
+                self._settle()
+                judge.look(again.acknowledged)
             else:
                 self._require_end(node, plan)
             self._require_same(plan)
@@ -263,6 +269,9 @@ class FleetTrial:
         length = len(piece.data) * point.percent // 100
         if point.action == "hold":
             self._proxy.hold()
+        elif point.action == "linger":
+            self._proxy.hold()
+            node.kill()
         elif point.action == "delay":
             time.sleep(_DELAY_SECONDS)
         elif point.action == "kill":
@@ -317,8 +326,29 @@ class FleetTrial:
             if time.monotonic() > deadline:
                 raise Violation("other", f"the node hung; {node.acknowledged + 1} steps were acknowledged")
 
-    def _replace(self, old: Node, judge: Judge) -> int:
-        """Restore the node elsewhere while the old one's connection is held; then let what it had sent arrive."""
+    def _release_after(self, pieces: int) -> None:
+        """Let arrive what is held once so many more were sent to the server."""
+        left = pieces
+
+        def count(piece: Piece) -> None:
+            nonlocal left
+            left -= piece.way == "up"
+            if left < 0:
+                self._proxy.release()
+
+        self._proxy.on_piece = count
+
+    def _settle(self) -> None:
+        """Let arrive what was held of a node that is dead."""
+        self._proxy.release()
+        for _ in range(_SETTLED_AFTER):
+            self._proxy.pump(0.002)
+
+    def _replace(self, old: Node, judge: Judge, *, is_early: bool) -> int:
+        """Restore the node elsewhere while the old one's connection is held; then let what it had sent arrive.
+
+        That is so before the new one is there, or after all that it does.
+        """
         judge.look(old.acknowledged)
         again = f"{old.plan.state_dir}-again"
         try:
@@ -330,23 +360,30 @@ class FleetTrial:
             self._require_same(old.plan)
             return old.acknowledged + 1
         had_all = not self._compare(old.plan)
+        if is_early:
+            self._let_go(old, had_all, lambda _: judge.look(old.acknowledged))
         plan = old.plan._replace(state_dir=again, script="next", ack="sync", prepare=controls.hasten)
         start = {one.id: one.checkpoint.pid for one in self._view().list(node=plan.node)}
-        judge = Judge(self._view, plan, start)
+        judge_of_new = Judge(self._view, plan, start)
         new = Node(plan, self._proxy.close_in_child)
         try:
-            self._follow(new, judge.look)
+            self._follow(new, judge_of_new.look)
             self._require_end(new, plan)
         finally:
             new.end()
         self._require_same(plan)
+        if not is_early:
+            self._let_go(old, had_all, lambda _: judge_of_new.look(new.acknowledged))
+            self._require_same(plan)
+        return new.acknowledged + 1
+
+    def _let_go(self, old: Node, had_all: bool, look: Look) -> None:
+        """Let arrive what the old one sends; it must be told, unless it had sent all."""
         self._proxy.release()
-        self._follow(old, lambda _: judge.look(new.acknowledged))
-        self._require_same(plan)
+        self._follow(old, look)
         if not (old.is_fenced or had_all):
             told = old.error or "it ended in order"
             raise Violation("false_verdict", f"who was taken over from was not told: {told}")
-        return new.acknowledged + 1
 
     def _require_end(self, node: Node, plan: Plan) -> None:
         if node.error or node.acknowledged != len(SCRIPTS[plan.script]) - 1:

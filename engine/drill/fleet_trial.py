@@ -455,6 +455,13 @@ def run_trials(
         return _run(trial, chance, actions, points, lambda report: progress(report.points, points), note)
 
 
+def try_point(url: str, directory: str, point: Point, *, server: Server | None = None) -> Report:
+    """Try this point, as `run_trials` does. Raises FleetError."""
+    with _trial(url, directory, 0, server) as trial:
+        report = trial.run(point)
+        return report if trial.is_reached or report.findings else Report(unreached=1)
+
+
 def count_noticed(
     url: str,
     directory: str,

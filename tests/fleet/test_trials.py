@@ -65,6 +65,9 @@ def test_postgresql_is_lost_while_sending() -> None:
     told = run_trials("--points", "6", "--action", "crash", "--action", "promote", "--seed", "3")
     assert told["findings"] == []
     assert told["kinds"].keys() == {"crash", "promote"}
+    lagging = ("--point", "promote:up:60:100:sync", "--point", "promote:down:60:100:async")
+    told = run_trials(*lagging)
+    assert (told["findings"], told["points"]) == ([], 2)
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from limpet.engine.drill.fleet_controls import CONTROLS, CONTROLS_OF_SERVERS, acknowledge_early, hasten
 from limpet.engine.drill.fleet_kills import run_kills
-from limpet.engine.drill.fleet_trial import ACTIONS, Point, count_noticed, run_trials
+from limpet.engine.drill.fleet_trial import ACTIONS, Point, count_noticed, run_trials, try_point
 from limpet.testing import Report
 from tests.fleet.conftest import Base
 from tests.fleet.pair import Pair, running_pair
@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=0, help="so many, drawn by the seed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--action", choices=ACTIONS, action="append", help="only points with this; repeatable")
+    parser.add_argument("--point", action="append", help="this one, as a finding names it; repeatable")
     parser.add_argument("--calls", type=int, default=0, help="also kill nodes at each so many-th of their own writes")
     parser.add_argument("--first", type=int, default=0, help="from this one on")
     parser.add_argument("--control", type=int, action="append", help="only this one, broken on purpose: 0 to 4")
@@ -67,6 +68,8 @@ def main() -> int:
 
 def _try_points(url: str, directory: str, options: argparse.Namespace, pair: Pair) -> tuple[Report, Counter[str]]:
     report, kinds = Report(), Counter[str]()
+    for name in options.point or ():
+        report += try_point(url, directory, Point.parse(name), server=pair)
 
     def note(point: Point) -> None:
         kinds[point.action] += 1

@@ -258,8 +258,9 @@ class FleetTrial:
                     acknowledged = again.acknowledged + 1
                 finally:
                     again.end()
-                self._settle()
-                judge.look(again.acknowledged)
+                if point.action == "linger":
+                    self._settle()
+                    judge.look(again.acknowledged)
             else:
                 self._require_end(node, plan)
             self._require_same(plan)

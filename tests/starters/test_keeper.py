@@ -5,6 +5,7 @@ import ctypes
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -535,6 +536,47 @@ def test_an_interpreter_that_is_none_is_refused(state_dir: str, tmp_path: Path) 
                 container.start()
             assert container.status.reason == Reason.START_ERROR
     assert not marker.exists()
+
+
+def test_what_keeps_a_keeper_from_serving_is_told_at_once(state_dir: str) -> None:
+    """It fails after whoever was spawned has forked it: the start waited for 20 seconds, and did not learn why."""
+    journal = Path(state_dir, "keeper", "journal")
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        journal.mkdir(parents=True)
+        begun = time.monotonic()
+        with pytest.raises(errors.StartError, match="the keeper cannot begin: journal: Is a directory"):
+            make(engine, "one", "true").start()
+        assert time.monotonic() - begun < 5
+        journal.rmdir()
+        container = make(engine, "two", "true")
+        container.start()
+        assert container.wait(timeout=10).exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("unshare --pid --fork sh -c", "/proc is of another pid namespace than this process"),
+        (
+            "unshare --mount sh -c 'umount -l /proc; mount -t proc -o subset=pid proc /proc; eval \"$0\"'",
+            "mount all of it",
+        ),
+    ],
+    ids=["another's", "a part"],
+)
+def test_a_proc_that_is_not_the_keepers_own_is_told_as_that(state_dir: str, place: str, what: str) -> None:
+    script = (
+        "import sys; from limpet import Engine\n"
+        "with Engine.open(sys.argv[1]) as e:\n"
+        " s = e.create_sandbox({'metadata': {'name': 's'}})\n"
+        " config = {'metadata': {'name': 'c'}, 'image': {'image': 'host'}, 'command': ['true']}\n"
+        " e.create_container(config, s.id).start()\n"
+    )
+    command = shlex.join([sys.executable, "-c", script, state_dir])
+    told = subprocess.run(f"{place} {shlex.quote(command)}", shell=True, capture_output=True, text=True, check=False)
+    assert what in told.stderr, told.stderr
 
 
 def test_a_container_has_nothing_of_the_hosts(engine: Engine, state_dir: str, tmp_path: Path) -> None:

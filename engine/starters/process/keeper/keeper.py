@@ -666,5 +666,6 @@ def _read_wait_status(status: int) -> Record:
 
 
 def _read_boot_id() -> str:
+    """Return the boot id. Raises OSError: without it the ends of another boot could be taken for those of this one."""
     with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()

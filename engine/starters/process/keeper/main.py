@@ -47,6 +47,9 @@ _RAISED = (
 """Limits that would keep it from its work; containers have those of their engine."""
 _MOST_CPUS = 8192
 """That Linux can be built for."""
+_BEGUN = b"+"
+_TOLD_SECONDS = 1.0
+_LONGEST_REASON = 4000
 _PAUSE_SECONDS = 0.2
 """After so long what was stopped goes on: somebody may stop it again and again."""
 
@@ -61,6 +64,7 @@ def main() -> None:
     lock = _take_lock()
     if lock < 0:
         sys.exit(ANOTHER_LIVES)
+    _require_proc()
     _require_executed_flag()
     listener = _listen()
     reset_internal_signals()
@@ -68,18 +72,32 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     _take_what_it_may_have()
     _take_oom_score()
+    begun, told = os.pipe2(os.O_CLOEXEC)
     if not os.fork():
+        close(begun)
         os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 2)  # until now it went to who spawned us
-        _anchor(listener)
+        _anchor(listener, told)
+    os.close(told)
+    _require_begun(begun)
 
 
-def _anchor(listener: socket.socket) -> NoReturn:
+def _require_begun(begun: int) -> None:
+    """Exit with what has kept the keeper from serving. One that takes its time is waited for by its engine."""
+    poll = select.poll()
+    poll.register(begun, select.POLLIN)
+    if poll.poll(_TOLD_SECONDS * 1000) and (why := os.read(begun, _LONGEST_REASON)) != _BEGUN:
+        sys.exit(why.decode(errors="replace") or "it ended as it began")
+
+
+def _anchor(listener: socket.socket, told: int) -> NoReturn:
     try:
         become_subreaper()
         anchor = os.getpid()
         copies = Copies(DIRECTORY)
         keeper = os.fork()
         if keeper:
+            close(told)
+            told = -1
             name_process("limpet-anchor")
             if _has_finished(keeper, copies.pid):
                 os._exit(0)
@@ -87,10 +105,28 @@ def _anchor(listener: socket.socket) -> NoReturn:
             become_subreaper()
         name_process("limpet-keeper")
         listener.listen(_BACKLOG)  # who listened last is whom SO_PEERCRED names
-        Keeper(DIRECTORY, listener, anchor, copies).run()
+        served = Keeper(DIRECTORY, listener, anchor, copies)
+        _tell(told, _BEGUN)
+        served.run()
         os._exit(0)
+    except Exception as error:  # noqa: BLE001  # whatever it is: nobody else could tell
+        _tell(told, _explain(error).encode(errors="replace"))
     finally:
         os._exit(1)
+
+
+def _tell(told: int, what: bytes) -> None:
+    """Tell who began us, once, whether we serve; it may have gone, and what takes over tells nobody."""
+    if told >= 0:
+        with suppress(OSError):
+            os.write(told, what[:_LONGEST_REASON])
+        close(told)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
 
 
 def _has_finished(keeper: int, copier: int) -> bool:
@@ -173,6 +209,14 @@ def _take_oom_score() -> None:
             file.write(score)
             file.flush()
             return
+
+
+def _require_proc() -> None:
+    """Exit where /proc is that of another pid namespace, whose numbers are other processes', or only a part of it."""
+    if os.readlink("/proc/self") != str(os.getpid()):
+        sys.exit("/proc is of another pid namespace than this process; mount its own there (unshare --mount-proc)")
+    if not os.path.exists("/proc/sys/kernel/random/boot_id"):
+        sys.exit("/proc has no /proc/sys; mount all of it (without subset=pid)")
 
 
 def _require_executed_flag() -> None:

@@ -34,6 +34,7 @@ from limpet.engine.control.requests import AnyRequest, AnyStream, Info, Wait, pe
 from limpet.engine.control.served import Served
 from limpet.engine.control.streams import serve_stream
 from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.durable import make_one_directory
 from limpet.engine.state.names import CONTROL
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, ResourcesError
@@ -125,7 +126,7 @@ class ControlServer:
         """
         directory_path = os.path.join(state_dir, CONTROL)
         with suppress(FileExistsError):
-            os.mkdir(directory_path, DIRECTORY_MODE)
+            make_one_directory(directory_path, DIRECTORY_MODE)
         door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             directory = os.open(directory_path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -26,7 +26,7 @@ from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
 from limpet.engine.state.descriptors import close_all
-from limpet.engine.state.durable import make_directory, remove_tree, temporary_path
+from limpet.engine.state.durable import make_directory, make_one_directory, remove_tree, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.engine.state.holders import find_stopped
 from limpet.recovery.mounts import find_mounts
@@ -45,7 +45,7 @@ from limpet.schema.errors import (
 from limpet.schema.image import DEFAULT_TAG, ImageConfig, ImageManifest, ImageName, MountType
 from limpet.schema.layout import TEMPORARY_PREFIX
 
-_MOUNT_TYPES = frozenset({MountType.PLAIN})
+_MOUNT_TYPES = (MountType.PLAIN,)
 _MAX_REASON = 2000
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.0005, 0.005
 """Between two tries to get the lock. flock(2) can wait by itself, but looks at nobody meanwhile."""
@@ -244,7 +244,7 @@ class DirectoryImageStore:
     def _require_unpackable(self, name: ImageName, digest: str, budget: Budget) -> None:
         """Unpack an image into a directory of its own, which is removed again. Raises InvalidInputError."""
         scratch = temporary_path(self._root)
-        os.mkdir(scratch, 0o700)
+        make_one_directory(scratch)
         try:
             unpack(str(name), self._layer_files(self._open(digest)), scratch, budget, with_content=False)
         finally:

@@ -15,7 +15,7 @@ from typing import Self
 
 from limpet.engine.images.tar import Attributes, Chunks
 from limpet.engine.images.tar_fields import show
-from limpet.engine.state.durable import empty_directory
+from limpet.engine.state.durable import empty_directory, make_one_directory
 from limpet.schema.errors import InvalidInputError
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -110,7 +110,7 @@ class Tree:
         if path and not self._is_directory(path):
             self.remove(path)
             with self._parent(path) as (parent, name):
-                os.mkdir(name, 0o700, dir_fd=parent)
+                make_one_directory(name, dir_fd=parent)
         self._directories[path] = attributes
 
     def put_file(self, path: bytes, attributes: Attributes, size: int, chunks: Chunks) -> None:
@@ -230,7 +230,7 @@ class Tree:
         except FileNotFoundError:
             if not make:
                 raise
-            os.mkdir(name, 0o700, dir_fd=parent)
+            make_one_directory(name, dir_fd=parent)
             self._directories[path] = _IMPLIED
             return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
         except OSError as error:

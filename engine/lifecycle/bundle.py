@@ -18,6 +18,7 @@ from contextlib import suppress
 import msgspec
 
 from limpet.engine.state.durable import (
+    make_one_directory,
     remove_unflushed,
     sync_directory,
     sync_file,
@@ -147,7 +148,7 @@ class Bundle:
         """Make the directory, or take one that is ours; nothing is flushed."""
         require_id(self._id)  # a row that somebody else wrote may lead anywhere
         try:
-            os.mkdir(self.path, 0o700)
+            make_one_directory(self.path)
         except FileExistsError as error:
             if not stat.S_ISDIR(os.lstat(self.path).st_mode) or not (is_begun(self.path) or self._is_ours()):
                 raise StateDirectoryError(f"{self.path} is not ours; move it away and try again") from error
@@ -187,7 +188,7 @@ class ContainerBundle(Bundle):
         self.make()
         try:
             for path in (self.rootfs, self.working):
-                os.mkdir(path, 0o755)
+                make_one_directory(path, 0o755)
         except OSError as error:
             raise _translate(self.path, error) from error
 

@@ -4,6 +4,8 @@ import errno
 import os
 from contextlib import suppress
 
+from limpet.engine.state.durable import make_directory, make_one_directory
+
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -18,8 +20,8 @@ def open_parent_beneath(top: str, path: str, *, make: bool = False) -> tuple[int
     below = os.path.relpath(path, top).split(os.sep)
     if below[0] in {os.curdir, os.pardir}:
         raise OSError(errno.EXDEV, f"it is not beneath {top}", path)
-    if make:
-        os.makedirs(top, 0o700, exist_ok=True)
+    if make and not os.path.isdir(top):
+        make_directory(top)
     directory = os.open(top, _DIRECTORY)
     try:
         for name in below[:-1]:
@@ -40,4 +42,4 @@ def _open_directory(directory: int, name: str, *, make: bool) -> int:
             if not make:
                 raise
         with suppress(FileExistsError):  # another start was faster; what it is, is seen when it is opened
-            os.mkdir(name, 0o700, dir_fd=directory)
+            make_one_directory(name, dir_fd=directory)

@@ -23,6 +23,18 @@ if _renameat2 is not None:
     _renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 
 
+def make_one_directory(path: str | bytes, mode: int = 0o700, *, dir_fd: int | None = None) -> None:
+    """Create a directory with `mode` less the umask, but for what its owner is to have. Raises OSError.
+
+    A program may set a umask such as 0177 for a moment, while it makes a socket, in another thread than ours: a
+    directory that is made just then would be of no use to an ordinary user, and stay so.
+    """
+    os.mkdir(path, mode, dir_fd=dir_fd)
+    found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    if mode & 0o700 & ~found:
+        os.chmod(path, stat.S_IMODE(found) | mode & 0o700, dir_fd=dir_fd)
+
+
 def make_directory(path: str, mode: int = 0o700) -> None:
     """Create the directory `path` and its missing parents with `mode` less the umask, durable level by level.
 
@@ -39,7 +51,7 @@ def make_directory(path: str, mode: int = 0o700) -> None:
     _sync_name(path)
     for path in reversed(missing):
         try:
-            os.mkdir(path, mode)
+            make_one_directory(path, mode)
         except FileExistsError:  # another thread may have been faster
             if not os.path.isdir(path):
                 raise

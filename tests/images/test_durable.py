@@ -33,8 +33,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         rename(source, target)
         done.extend([("rename from", source), ("rename", target)])
 
-    def noted_mkdir(path: str, *arguments: int) -> None:
-        mkdir(path, *arguments)
+    def noted_mkdir(path: str, *arguments: int, dir_fd: int | None = None) -> None:
+        mkdir(path, *arguments, dir_fd=dir_fd)
         done.append(("mkdir", path))
 
     def noted_rmdir(path: str, *, dir_fd: int | None = None) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from limpet.engine.state.durable import write_unflushed
+from limpet.engine.state.durable import make_one_directory, write_unflushed
 from limpet.engine.state.names import OCI
 from limpet.recovery.files import read_small_file
 from limpet.schema.identity import ProcessIdentity
@@ -131,10 +131,11 @@ class RunDirectory:
 def make_run_directory(bundle_path: str) -> RunDirectory:
     """Make one for a start. Raises OSError."""
     above = os.path.join(bundle_path, OCI)
-    os.makedirs(above, 0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        make_one_directory(above)
     run = RunDirectory(os.path.join(above, os.urandom(6).hex()))
-    os.mkdir(run.path, 0o700)
-    os.mkdir(run.join("exits"), 0o700)
+    make_one_directory(run.path)
+    make_one_directory(run.join("exits"))
     return run
 
 

@@ -196,7 +196,10 @@ def _go_back(trail: list[int], length: int) -> None:
 
 
 def _open_name(directory: int, name: bytes, make: str) -> int:
-    """Open what has this name, a link itself; make it first if it is missing and `make` says what."""
+    """Open what has this name, a link itself; make it first if it is missing and `make` says what.
+
+    What is made is for everybody to read, whatever the umask of an engine that makes it.
+    """
     for _ in range(2):
         try:
             return os.open(name, _ANYTHING, dir_fd=directory)
@@ -206,8 +209,11 @@ def _open_name(directory: int, name: bytes, make: str) -> int:
         with suppress(FileExistsError):
             if make == "directory":
                 os.mkdir(name, 0o755, dir_fd=directory)
+                os.chmod(name, 0o755, dir_fd=directory)  # noqa: S103  # as any root file system has it
             else:
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory))
+                file = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory)
+                os.fchmod(file, 0o644)
+                os.close(file)
     return os.open(name, _ANYTHING, dir_fd=directory)
 
 

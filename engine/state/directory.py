@@ -27,6 +27,8 @@ from limpet.schema.layout import TEMPORARY_PREFIX
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"}
 _CANNOT_LOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 _CHILD_SECONDS = 0.5
+_LONGEST_PATH = 480
+"""In bytes. SQLite opens no file whose path has more than 511, and a new database has a name of 22 at first."""
 """How long a child of a killed engine may take to execute its program, which gives the lock up."""
 
 
@@ -47,6 +49,7 @@ class StateDirectory:
         path = require_path(state_dir)
         try:
             path = os.path.abspath(path)
+            _require_short(path)
             make_directory(path)
             _make_private(path, check_directory(path))
             require_entries(path, ENTRIES)
@@ -151,6 +154,16 @@ class StateDirectory:
     def release(self) -> None:
         """Release the lock; the file stays. Repeating it is fine."""
         self._lock.release()
+
+
+def _require_short(path: str) -> None:
+    """Refuse a path that is too long for what is opened in it, before anything is made. Raises StateDirectoryError."""
+    found = len(os.fsencode(os.path.realpath(path)))
+    if found > _LONGEST_PATH:
+        raise StateDirectoryError(
+            f"state directory {quote_path(path)}: its path has {found:,} bytes, links followed; SQLite opens no"
+            f" database where it has more than {_LONGEST_PATH}; give a shorter one"
+        )
 
 
 def check_directory(path: str, *, is_read: bool = False) -> os.stat_result:

@@ -44,6 +44,20 @@ def test_what_is_no_path_is_refused(value: Any, tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == []
 
 
+def test_a_path_that_is_too_long_for_a_database_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """By its length: SQLite says of it only that a file cannot be opened. What is accepted is opened."""
+    above = tmp_path / ("d" * (478 - len(os.fsencode(tmp_path)) - 200)) / ("e" * 200)
+    with Store.open(above) as store:
+        assert not store.list()
+    too_long = Path(f"{above}x")
+    link = tmp_path / "link"
+    link.symlink_to(too_long)
+    for path in (too_long, link):
+        with pytest.raises(errors.StateDirectoryError, match="has 481 bytes"):
+            Store.open(path)
+    assert not too_long.exists()
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -153,8 +153,9 @@ class Engine:
         require_wait(wait)
         require_wait(look_timeout, "look_timeout")
         choice = FleetChoice(fleet, fleet_ack, fleet_timeout)
-        chosen = Starters(starter, runtimes, inherit_env)
         raise_descriptor_limit()
+        with system_errors_told("the starters"):  # which are loaded now
+            chosen = Starters(starter, runtimes, inherit_env)
         attempt: Attempt[Self] = Attempt()
 
         def open_whole(part: float) -> None:
@@ -281,7 +282,7 @@ class Engine:
 
         Raises InvalidInputError, AlreadyExistsError if its id is taken, or its name, namespace, uid and attempt.
         """
-        if isinstance(addresses, str):
+        if isinstance(addresses, str) or not isinstance(addresses, Iterable):
             raise InvalidInputError(f"addresses {quote(addresses)}: give a list of them")
         require_expiry(expires_at)
         require_namespaces({} if namespaces is None else namespaces)

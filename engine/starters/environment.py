@@ -52,9 +52,10 @@ def choose_host_environment(
 
 def require_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of variables to inherit. Raises InvalidInputError for one that is no name."""
-    found: tuple[object, ...] = ("",) if isinstance(names, str) else tuple(names)
+    is_list = not isinstance(names, str) and isinstance(names, Iterable)
+    found: tuple[object, ...] = tuple(names) if is_list else (names,)
     for name in found:
-        if not _is_variable(name, ""):
+        if not is_list or not _is_variable(name, ""):
             raise InvalidInputError(
                 f"inherit_env {quote(str(name))}: a list of names of variables is needed, without '='"
             )
@@ -63,6 +64,10 @@ def require_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def require_secrets(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the variables. Raises InvalidInputError, which never shows a value, if an environment cannot hold them."""
+    if not isinstance(variables, Mapping):
+        raise InvalidInputError(
+            f"secret_env: a mapping from names to values is needed, not a {type(variables).__name__}"
+        )
     for name, value in variables.items():
         if not _is_variable(name, value):
             raise InvalidInputError(f"secret_env {quote(str(name))}: texts are needed, a name without '=' and no NUL")

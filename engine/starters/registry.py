@@ -57,9 +57,9 @@ class Starters:
     def __iter__(self) -> Iterator[Starter]:
         return iter(self._by_name.values())
 
-    def choose(self, handler: str) -> Starter:
+    def choose(self, handler: object) -> Starter:
         """Return the starter for a sandbox's runtime handler. Raises InvalidInputError if there is none."""
-        if handler not in self._handlers:
+        if not isinstance(handler, str) or handler not in self._handlers:
             known = ", ".join(map(repr, filter(None, self._handlers))) or "none"
             raise InvalidInputError(
                 f"runtime_handler {quote(handler)}: this engine has {known}; give it to Engine.open in `runtimes`"

@@ -12,6 +12,8 @@ from limpet.schema.runtime_spec import User
 
 _MAX_ID = 2**32 - 2
 """The kernel takes 2**32 - 1 for "unchanged"."""
+_MOST_GROUPS = 65_536
+"""NGROUPS_MAX; with more runc hangs."""
 
 
 class Account(NamedTuple):
@@ -95,6 +97,10 @@ def choose_user(
         if account and rights.uid == 0 and context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE:
             merged = [*extra, *accounts.groups_of(account)]
         result = User(uid=uid, gid=gid, additional_gids=tuple(dict.fromkeys(merged)))
+    if (count := len(result.additional_gids)) > _MOST_GROUPS:
+        raise InvalidInputError(
+            f"supplemental_groups: {count:,} with those of /etc/group; a process can have {_MOST_GROUPS:,}"
+        )
     _require_rights(result, extra, asked, rights)
     return result, account
 

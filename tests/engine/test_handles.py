@@ -25,6 +25,31 @@ def pod(engine: Engine) -> Sandbox:
     return engine.create_sandbox({"metadata": {"name": "pod", "uid": "u", "namespace": "n"}}, id="p0d")
 
 
+@pytest.mark.parametrize("wrong", [[("A", "b")], "A=b", 7], ids=repr)
+def test_arguments_of_another_type_are_refused(engine: Engine, pod: Sandbox, tmp_path: Path, wrong: object) -> None:
+    """An error of limpet's own, which names the argument, and shows no secret."""
+    container = engine.create_container(config("web", "true"), pod)
+    asked = {"config": {"metadata": {"name": "x"}}}
+    with pytest.raises(errors.InvalidInputError, match="secret_env") as caught:
+        container.start(secret_env=wrong)  # type: ignore[arg-type]
+    assert "b'" not in str(caught.value)
+    with pytest.raises(errors.InvalidInputError, match="runtime_handler"):
+        engine.create_sandbox(**asked, runtime_handler=wrong)  # type: ignore[arg-type]
+    with pytest.raises(errors.LimpetError, match="mount type"):
+        engine.create_container(config("other", "true"), pod, mount_type=wrong)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidInputError, match="addresses"):
+        engine.create_sandbox(**asked, addresses=wrong if isinstance(wrong, str) else 7)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidInputError, match="inherit_env"):
+        Engine.open(tmp_path, inherit_env=wrong)  # type: ignore[arg-type]
+    assert container.start().state is ContainerState.RUNNING
+
+
+def test_more_groups_than_a_process_can_have_are_refused_at_create(engine: Engine, pod: Sandbox) -> None:
+    context = {"security_context": {"supplemental_groups": list(range(65_537))}}
+    with pytest.raises(errors.InvalidInputError, match="supplemental_groups: 65,537"):
+        engine.create_container(config("web", "true", linux=context), pod)
+
+
 def test_what_a_container_says_of_itself(engine: Engine, pod: Sandbox) -> None:
     """Name, labels, sandbox and exit code are told; several objects of one container are equal."""
     container = engine.create_container(config("web", "sh", "-c", "exit 3", labels={"tier": "a"}), pod)

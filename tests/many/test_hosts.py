@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine import Engine, errors
+from tests import oci_layout
 from tests.conftest import in_thread
 from tests.recovery.test_world import in_namespace
 
@@ -132,6 +133,63 @@ def test_closed_by_several_threads_at_once(state_dir: str) -> None:
     with Engine.open(state_dir) as engine:
         assert engine.get("one").state.name == "RUNNING"
         engine.get("one").stop(0)
+
+
+def test_a_umask_that_takes_rights_from_the_owner(state_dir: str, tmp_path: Path) -> None:
+    """As programs set it for a moment to make a socket: what limpet makes then is of use to its user all the same.
+
+    And what every user of a container is to read is for everybody, as with any other umask.
+    """
+    old_mask = os.umask(0o177)
+    try:
+        with Engine.open(state_dir) as engine:
+            layout = oci_layout.Layout(tmp_path / "layout")
+            layout.add_image([oci_layout.tar(oci_layout.member("a/b/file", b"x"))], "app:1")
+            os.umask(0o177)
+            engine.images.load(str(tmp_path / "layout"))
+            logs = str(tmp_path / "above" / "logs")
+            sandbox = engine.create_sandbox({"metadata": {"name": "s"}, "log_directory": logs})
+            config = {"metadata": {"name": "c"}, "image": {"image": "app:1"}, "command": ["a"]}
+            image = engine.create_container(config, sandbox)
+            config |= {"image": {"image": "host"}, "command": ["sh", "-c", "exit 3"], "log_path": "d/c.log"}
+            container = engine.create_container(config | {"metadata": {"name": "d"}}, sandbox)
+            container.start()
+            assert container.wait(timeout=20).exit_code == 3
+            made = [each for top in (state_dir, str(tmp_path / "above")) for each, *_ in os.walk(top)]
+    finally:
+        os.umask(old_mask)
+    assert len(made) > 10
+    unusable = [each for each in made if os.stat(each).st_mode & 0o700 != 0o700]
+    assert not unusable
+    etc = Path(state_dir, "containers", image.id, "rootfs", "etc")
+    assert [each.stat().st_mode & 0o777 for each in (etc, etc / "hosts")] == [0o755, 0o644]
+
+
+def test_no_descriptors_for_the_modules_that_are_loaded_at_the_opening(state_dir: str) -> None:
+    """The soft limit is raised first; with a hard one that is as low, the error says what is missing."""
+    script = textwrap.dedent("""
+        import os, resource, sys
+        from limpet.engine import Engine, errors
+
+        def attempt(hard):
+            in_use = len(os.listdir("/proc/self/fd")) - 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, (in_use, hard or in_use))
+            try:
+                Engine.open(sys.argv[1]).close()
+            except errors.ResourcesError as error:
+                return "RLIMIT_NOFILE" in str(error)
+            return "opened"
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        print(attempt(most if sys.argv[2] == "soft" else 0))
+    """)
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", script, state_dir, limit], capture_output=True, text=True, timeout=60, check=False
+        )
+        for limit in ("soft", "hard")
+    ]
+    assert [each.stdout.strip() for each in told] == ["opened", "True"], told[1].stderr
 
 
 def test_no_more_processes_and_threads() -> None:

@@ -31,8 +31,6 @@ _VERSION = "1.0.2"
 _UMASK = 0o022
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where neither image nor config have one, as Docker and containerd do it."""
-_MOST_GROUPS = 65_536
-"""NGROUPS_MAX; with more runc hangs."""
 _MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
     "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
@@ -54,10 +52,6 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
     context = security_of(config)
     root = os.path.join(launch.bundle_path, ROOTFS)
     user, account = choose_user(image.config, config, RootAccounts(root), Rights(0, 0, (), has_own_ids=True))
-    if (count := len(user.additional_gids)) > _MOST_GROUPS:
-        raise InvalidInputError(
-            f"supplemental_groups: {count:,} with those of /etc/group; a process can have {_MOST_GROUPS:,}"
-        )
     env = merge_environment(image.config, config)
     given = {entry.partition("=")[0] for entry in env}
     defaults = {"PATH": _PATH, "HOME": account.home if account else "/", **({"TERM": "xterm"} if config.tty else {})}

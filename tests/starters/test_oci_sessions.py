@@ -1,5 +1,6 @@
 """Connections to programs in OCI containers: commands, with and without a terminal, and the container's own program."""
 
+import ctypes
 import glob
 import os
 import resource
@@ -323,3 +324,41 @@ def test_attach_to_a_terminal(shared: Engine, runtime: str) -> None:
     assert read_until(session, b"33 77")
     session.close()
     container.stop(0)
+
+
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    """While a test runs, orphans become children of this process, as of one that is the first of a pid namespace."""
+    prctl, set_child_subreaper = ctypes.CDLL(None).prctl, 36
+    assert prctl(set_child_subreaper, 1, 0, 0, 0) == 0
+    yield
+    prctl(set_child_subreaper, 0, 0, 0, 0)
+
+
+def list_children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+@pytest.mark.usefixtures("subreaper")
+@pytest.mark.parametrize(("runtime", "is_paused"), [("runc", False), ("crun", False), ("runc", True)])
+def test_what_is_killed_is_reaped_where_orphans_come_to_the_engine(
+    shared: Engine, runtime: str, *, is_paused: bool
+) -> None:
+    """Nobody else does there: a container never ended in which a command had been killed, and each left its conmon."""
+    before = list_children()
+    container = shared.create_container(config(f"orphans-{runtime}-{is_paused}", "sleep 1000"), runtime)
+    container.start()
+    with pytest.raises(errors.WaitTimeoutError):
+        container.execute(["sleep", "1000"], timeout=0.3)
+    session = keep(container.open_command(["sh", "-c", "echo begun; cat"]))
+    chunk = session.read(10)
+    assert chunk is not None
+    assert chunk.data == b"begun\n"
+    if is_paused:
+        container.pause()
+    session.close()
+    begun = time.monotonic()
+    assert container.stop(0).exit_code == 128 + signal.SIGKILL
+    assert time.monotonic() - begun < 5
+    container.release()
+    wait_until(lambda: list_children() <= before, "all to be reaped")

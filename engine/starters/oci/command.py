@@ -115,7 +115,7 @@ def run(
     finally:
         if process.poll() is None:  # not reaped, so its session is its own
             with open_pidfd(process.pid) as pidfd:
-                kill_family(process.pid, pidfd, sessions=True)
+                kill_family(process.pid, pidfd, sessions=True, is_waited_for=True)
             reap(process)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from io import FileIO
 
 from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
+from limpet.engine.starters.oci.exits import may_be
 from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_family
+from limpet.engine.starters.oci.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.starters.signals import let_go_on
 from limpet.recovery.files import read_small_file
@@ -196,6 +198,8 @@ def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
         return True
     try:
         with open_pidfd(pid) as pidfd:
+            if takes_orphans() and _is_monitor(run, pid, pidfd):
+                reap_when_over(pidfd)
             if not is_of_run(run, pid):
                 # One amid its end has nothing open any more. That a stranger's is waited for does no harm.
                 return not int(read_stat(pid)[6]) & _PF_EXITING or wait_for_end(pidfd, _END_SECONDS)
@@ -209,6 +213,13 @@ def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:
             return wait_for_end(pidfd, _END_SECONDS)
     except (ProcessLookupError, FileNotFoundError):
         return True
+
+
+def _is_monitor(run: RunDirectory, pid: int, pidfd: int) -> bool:
+    """Return whether a process is the conmon of this start, also if it has ended and nobody has reaped it."""
+    processes = run.read_processes()
+    is_known = processes is not None and processes.monitor.pid == pid and may_be(processes.monitor, pidfd)
+    return is_known or is_of_run(run, pid)
 
 
 def is_of_run(run: RunDirectory, pid: int) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
+from limpet.engine.starters.oci.orphans import reap_when_over
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.holders import find_stopped
 from limpet.recovery.host import has_ended, is_zombie, open_pidfd, read_stat
@@ -21,8 +22,10 @@ _STOP_SECONDS = 0.2
 """How long a process may take to stop; one that is frozen does not."""
 
 
-def kill_family(pid: int, pidfd: int, *, sessions: bool = False) -> None:
+def kill_family(pid: int, pidfd: int, *, sessions: bool = False, is_waited_for: bool = False) -> None:
     """Kill the process behind a pidfd, and all that descend from it. It is not this process.
+
+    What becomes this process's child thereby is reaped, so it is, too, unless the caller waits for it.
 
     `sessions` says that its session is nobody else's, as are those of its descendants: then all in them are killed,
     also those that another process has become the parent of. This process's own session is never among them, nor 0, in
@@ -49,6 +52,8 @@ def kill_family(pid: int, pidfd: int, *, sessions: bool = False) -> None:
         for each in held.values():
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(each, signal.SIGKILL)
+                if each != pidfd or not is_waited_for:
+                    reap_when_over(each)
 
 
 def _find_more(held: Mapping[int, int], sessions: Collection[int]) -> list[int]:

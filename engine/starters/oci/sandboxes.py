@@ -22,6 +22,7 @@ from limpet.engine.starters.oci.cni import Plugins, end_left, read_network
 from limpet.engine.starters.oci.command import LOOK_SECONDS, run
 from limpet.engine.starters.oci.family import have_holders_go_on
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
+from limpet.engine.starters.oci.orphans import reap_when_over
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
@@ -323,6 +324,7 @@ def _end_pids(path: str) -> None:
             if not _is_first(pid, namespace):
                 continue
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            reap_when_over(pidfd)
             deadline = time.monotonic() + _END_SECONDS
             while not has_ended(pidfd) and time.monotonic() < deadline:
                 time.sleep(0.005)

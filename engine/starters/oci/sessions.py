@@ -184,7 +184,7 @@ class CommandSession:
     def _give_up(self) -> None:
         """End a command that nobody can talk to: for want of descriptors, say."""
         with suppress(OSError), open_pidfd(self._process.pid) as pidfd:
-            kill_family(self._process.pid, pidfd, sessions=True)
+            kill_family(self._process.pid, pidfd, sessions=True, is_waited_for=True)
         self._process.kill()  # it is not reaped, so this is it, also without a descriptor
         reap(self._process)
         self._end_orphan()
@@ -308,7 +308,7 @@ class CommandSession:
     def hang_up(self) -> None:
         """Kill the command if it still runs."""
         if self._process.poll() is None:  # not reaped, so its session is its own
-            kill_family(self._process.pid, self._pidfd, sessions=True)
+            kill_family(self._process.pid, self._pidfd, sessions=True, is_waited_for=True)
 
     def close(self) -> None:
         """Kill the command if it still runs, and free all."""

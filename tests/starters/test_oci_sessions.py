@@ -160,8 +160,9 @@ def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
     assert glob.glob(f"{bundle}/oci/*/exec-*") == []
 
 
-def test_a_runtime_that_is_killed_takes_its_command_along(sleeping: Container) -> None:
-    """Nobody would see how it ends: it is killed, as its code says."""
+@pytest.mark.parametrize("is_waited_for", [True, False], ids=["waited for", "closed"])
+def test_a_runtime_that_is_killed_takes_its_command_along(sleeping: Container, *, is_waited_for: bool) -> None:
+    """Nobody would see how it ends: it is killed, as its code says, also where nobody asks for that."""
     mark = f"4717{os.getpid()}"
 
     def find(pattern: str) -> list[int]:
@@ -173,7 +174,11 @@ def test_a_runtime_that_is_killed_takes_its_command_along(sleeping: Container) -
     wait_until(lambda: len(find(f"^sleep {mark}")) == 2, "the command")
     (runtime,) = find(f"exec --process .*/{sleeping.id}/")
     os.kill(runtime, signal.SIGKILL)
-    assert session.wait(10) == 137
+    wait_until(lambda: not find(f"exec --process .*/{sleeping.id}/"), "the runtime to be gone")
+    if is_waited_for:
+        assert session.wait(10) == 137
+    else:
+        session.close()
     wait_until(lambda: not find(f"^sleep {mark}"), "the command to be gone")
 
 

@@ -307,8 +307,11 @@ class CommandSession:
 
     def hang_up(self) -> None:
         """Kill the command if it still runs."""
-        if self._process.poll() is None:  # not reaped, so its session is its own
+        code = self._process.poll()
+        if code is None:  # not reaped, so its session is its own
             kill_family(self._process.pid, self._pidfd, sessions=True, is_waited_for=True)
+        elif code < 0:  # the command has outlived its runtime, which somebody has killed
+            self._end_orphan()
 
     def close(self) -> None:
         """Kill the command if it still runs, and free all."""

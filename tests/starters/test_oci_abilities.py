@@ -67,6 +67,10 @@ def test_execute(counting: Container) -> None:
             counting.execute(wrong)
         with pytest.raises(errors.InvalidInputError, match=r"^args"):
             counting.open_command(wrong)
+    with pytest.raises(errors.StartError, match="argument list too long"):
+        counting.execute(["/bin/echo", *["x" * 1000] * 3000])
+    with pytest.raises(errors.WaitTimeoutError, match="after 0 s"):
+        counting.execute(["sleep", f"4713{os.getpid()}"], timeout=0)
     with pytest.raises(errors.WaitTimeoutError, match="after 1 s"):
         counting.execute(["sleep", f"4713{os.getpid()}"], timeout=1)
     wait_until(

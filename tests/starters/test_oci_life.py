@@ -114,6 +114,7 @@ def test_what_was_never_executed_is_told(engine: Engine, state_dir: str, runtime
         ("/bin/nul", "interpreter '/bin/no' is missing", ()),
         ("/bin/itself", "too many levels", ()),
         ("/bin/true", "argument list too long", ("x" * (1 << 17),)),
+        ("/bin/echo", "argument list too long", ("x" * 1000,) * 3000),  # a quarter of the usual stack is 2 MiB
     ):
         container = engine.create_container({**config(program[5:]), "command": [program, *arguments]}, runtime)
         with pytest.raises(errors.StartError, match=f"(?i){why}"):
@@ -199,13 +200,26 @@ def test_a_missing_program_is_named_with_its_package(state_dir: str, tmp_path: P
 
 def test_ids_and_images_that_a_runtime_cannot_take(engine: Engine) -> None:
     """Ids of other runtimes are written in another way for it; an image without a root file system is refused."""
-    odd = engine.create_container(config("odd", "exit 3"), "runc", id="ns/pod:web@1 ü")
-    odd.start()
-    assert odd.wait(20).exit_code == 3
+    for name, odd_id in (("odd", "ns/pod:web@1 ü"), ("dash", "-x")):
+        odd = engine.create_container(config(name, "exit 3"), "runc", id=odd_id)
+        odd.start()
+        assert odd.wait(20).exit_code == 3
     with pytest.raises(errors.InvalidInputError, match="root file system"):
         engine.create_container({**config("host", "true"), "image": {"image": "host"}}, "runc")
     with pytest.raises(errors.InvalidInputError, match="too long for an OCI runtime"):
         engine.create_container(config("long", "true"), "runc", id="ü" * 200)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_names_of_logs(engine: Engine, runtime: str) -> None:
+    """What is not ASCII is taken; behind a ':' conmon would write into another file, so that is refused."""
+    container = engine.create_container(config("log", "echo written", log_path="ü:/é 中.log"), runtime)
+    container.start()
+    container.wait(20)
+    container.release()
+    assert [entry.text for entry in container.read_log()] == [b"written\n"]
+    with pytest.raises(errors.InvalidInputError, match="log_path 'a:b'"):
+        engine.create_container(config("colon", "true", log_path="a:b"), runtime)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -23,6 +23,7 @@ from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import InvalidInputError, InvalidStateError, StartError, UnsupportedError, WaitTimeoutError
 from limpet.schema.status import Resources
 
+_LEAST_SECONDS = 0.001  # 0 is the deadline of the runtime's other calls
 _EXEC_BYTES = 16 << 20
 """How much of a command's output is kept, as containerd does it."""
 _REOPEN_SECONDS = 5.0
@@ -53,7 +54,7 @@ def execute(
     try:
         outcome = call(
             *files.arguments(processes.oci_id),
-            timeout=timeout,
+            timeout=max(timeout, _LEAST_SECONDS),
             most_bytes=_EXEC_BYTES,
             directory=run.path,
             see_to=have_runtime_go_on,

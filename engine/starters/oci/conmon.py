@@ -73,6 +73,7 @@ def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] =
                 pass_fds=[answered.fileno(), begun.fileno(), *([order.log_directory] if order.log_name else [])],
                 env={
                     **clean_environment(),
+                    "LC_ALL": "C.UTF-8",  # in others it takes no options that are not ASCII
                     "_OCI_SYNCPIPE": str(answered.fileno()),
                     "_OCI_STARTPIPE": str(begun.fileno()),
                 },

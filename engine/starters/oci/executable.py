@@ -7,6 +7,7 @@ which ended so by itself.
 import errno
 import os
 import posixpath
+import resource
 import stat
 import struct
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,10 @@ _USUAL = {
 _DEPTH = 5
 """How many scripts may be each other's interpreters (BINPRM_MAX_RECURSION and one)."""
 _STRING_PAGES = 32
-_ALL_BYTES = 6 << 20
-"""How long one argument may be (MAX_ARG_STRLEN), and how much all of them, with the environment (execve(2))."""
+"""How long one argument may be (MAX_ARG_STRLEN)."""
+_MOST_BYTES, _LEAST_BYTES = 6 << 20, 128 << 10
+"""How much all of them may be, with the environment: between these a quarter of the stack's limit (execve(2))."""
+_POINTER_BYTES = 8
 
 
 def find_flaw(config: Mapping[str, Any]) -> str:
@@ -65,7 +68,9 @@ def find_flaw(config: Mapping[str, Any]) -> str:
 def _are_too_long(strings: Sequence[str]) -> bool:
     """Return whether the kernel refuses arguments and environment for their size."""
     sizes = [len(os.fsencode(each)) + 1 for each in strings]
-    return max(sizes) > _STRING_PAGES * os.sysconf("SC_PAGE_SIZE") or sum(sizes) > _ALL_BYTES
+    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)  # which the program has from us
+    room = _MOST_BYTES if stack == resource.RLIM_INFINITY else max(min(stack // 4, _MOST_BYTES), _LEAST_BYTES)
+    return max(sizes) > _STRING_PAGES * os.sysconf("SC_PAGE_SIZE") or sum(sizes) + _POINTER_BYTES * len(sizes) > room
 
 
 def _find_flaw_in(root: "_Root", path: str, head: bytes, depth: int) -> str:

@@ -28,7 +28,7 @@ def to_oci_id(container_id: str) -> str:
     Raises InvalidInputError for an id that grows too long.
     """
     encoded = "".join(
-        chr(byte) if _SAFE.fullmatch(chr(byte)) and (index or byte != ord(".")) else f"+{byte:02x}"
+        chr(byte) if _SAFE.fullmatch(chr(byte)) and (index or byte not in b".-") else f"+{byte:02x}"
         for index, byte in enumerate(container_id.encode())
     )
     if len(encoded) > _LONGEST:

@@ -24,7 +24,7 @@ from limpet.engine.starters.users import Rights, choose_user
 from limpet.engine.state.descriptors import original_descriptor_limit
 from limpet.schema.command_line import choose_args
 from limpet.schema.cri import Capability, ContainerConfig, LinuxContainerSecurityContext, NamespaceMode
-from limpet.schema.errors import InvalidInputError, quote_path
+from limpet.schema.errors import InvalidInputError, quote, quote_path
 from limpet.schema.layout import ROOTFS
 
 _VERSION = "1.0.2"
@@ -49,6 +49,10 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
     config, image = config_in_sandbox(launch), launch.metadata.image_manifest
     if image.is_builtin:
         raise InvalidInputError(f"image {str(image.name)!r}: an OCI runtime needs an image with a root file system")
+    if ":" in os.path.basename(config.log_path):
+        raise InvalidInputError(
+            f"log_path {quote(config.log_path)}: conmon cuts the name of a log at a ':'; leave it out"
+        )
     context = security_of(config)
     root = os.path.join(launch.bundle_path, ROOTFS)
     user, account = choose_user(image.config, config, RootAccounts(root), Rights(0, 0, (), has_own_ids=True))

@@ -7,6 +7,10 @@ import stat
 _CHUNK = 1 << 16
 
 
+WRONG = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO})
+"""What `read_small_file` tells of what is there: nothing, or no such file. By any other error it could not look."""
+
+
 def read_small_file(path: str, limit: int) -> bytes:
     """Return the content of `path`. Raises OSError, also if it is not a file or is larger than `limit` bytes."""
     # Without O_NONBLOCK, opening a pipe would wait for a writer.

@@ -10,7 +10,7 @@ from limpet.engine.cli.exits import RUN_FAILED
 from limpet.engine.cli.following import follow_until_end
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, output_option, parse_labels, place_option
-from limpet.engine.cli.output import note, print_json, print_lines
+from limpet.engine.cli.output import drop_output, note, print_json, print_lines
 from limpet.engine.cli.wording import tell_error
 from limpet.engine.control.requests import MADE_BY, Began, CreateAndStart, Done, Remove, Wait
 from limpet.schema.errors import AlreadyExistsError, InvalidInputError, LimpetError, StartError
@@ -147,6 +147,10 @@ def run_command(
         status = _run(place, request, name, removes=removes, as_json=as_json)
     except LimpetError as error:
         note(f"limpet: {tell_error(error).replace(key, name)}")
+        status = RUN_FAILED
+    except OSError as error:  # where the output takes no more
+        drop_output()
+        note(f"limpet: {error.strerror or error}")
         status = RUN_FAILED
     click.get_current_context().exit(status)
 

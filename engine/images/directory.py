@@ -281,7 +281,7 @@ class DirectoryImageStore:
     def _find_record(self, name: ImageName) -> ImageRecord | None:
         try:
             return self._records.get(name)
-        except (NotFoundError, StoreDamagedError):
+        except (OSError, NotFoundError, StoreDamagedError):  # then it is written anew, or that says why it cannot be
             return None
 
     def _layer_files(self, image: _Image) -> Sequence[LayerFile]:
@@ -303,8 +303,8 @@ class DirectoryImageStore:
             records = [record for record in self._records.all() if record.digest]
             wanted = {record.digest for record in records}
             wanted.update(blob.digest for record in records for blob in self._open(record.digest).blobs)
-        except (StoreDamagedError, InvalidInputError):
-            return  # the blobs of a damaged image are unknown, so keep all
+        except (OSError, StoreDamagedError, InvalidInputError):
+            return  # the blobs of an image that is damaged, or cannot be looked at, are unknown, so keep all
         self._blobs.keep_only(wanted)
 
     @contextmanager

@@ -8,7 +8,7 @@ import msgspec
 
 from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, require_digest
 from limpet.engine.state.durable import make_directory, sync_directory, write_file
-from limpet.recovery.files import read_small_file
+from limpet.recovery.files import WRONG, read_small_file
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.image import ImageConfig, ImageName
 from limpet.schema.layout import TEMPORARY_PREFIX
@@ -101,7 +101,7 @@ class RecordDirectory:
         return self._sorted([self._read_file(file_name) for file_name in self._file_names()])
 
     def readable(self) -> list[ImageRecord]:
-        """Return all records that are not damaged, sorted by name."""
+        """Return all records that can be read, sorted by name."""
         return self._sorted(list(self._readable_files().values()))
 
     def builtin_names(self) -> dict[ImageName, ImageName]:
@@ -132,7 +132,7 @@ class RecordDirectory:
     def _readable_files(self) -> dict[str, ImageRecord]:
         files = {}
         for file_name in self._file_names():
-            with suppress(FileNotFoundError, StoreDamagedError):
+            with suppress(OSError, StoreDamagedError):
                 files[file_name] = self._read_file(file_name)
         return files
 
@@ -168,7 +168,7 @@ def _read(path: str) -> ImageRecord:
         if record.digest:
             require_digest(record.digest)
         return record
-    except FileNotFoundError:
-        raise
     except (OSError, ValueError, RecursionError) as error:  # ValueError: from msgspec, or from require_digest
+        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno not in WRONG):
+            raise  # it could not be looked at, which says nothing of it
         raise StoreDamagedError(f"{path} is damaged: {error}; remove the file and load the image again") from error

@@ -28,6 +28,8 @@ def merge_environment(image: ImageConfig, config: ContainerConfig) -> tuple[str,
     merged: dict[str, str] = {}
     for entry in image.env:
         name, _, value = entry.partition("=")
+        if not _is_variable(name, value):
+            raise InvalidInputError(f"the image's environment variable {quote(entry)}: a name without NUL is needed")
         merged[name] = value
     for pair in config.envs:
         if not _is_variable(pair.key, pair.value):

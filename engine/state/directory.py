@@ -13,7 +13,7 @@ from limpet.engine.state.entries import require_entries, require_path
 from limpet.engine.state.identity import find_original, make_copy, read_identity, settle_identity
 from limpet.engine.state.lock import Lock, find_holder, has_holder_ended, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
-from limpet.engine.state.owner import Owner, read_owner
+from limpet.engine.state.owner import Owner, load_owner
 from limpet.engine.state.turn import collect_garbage, patience_with_given_up, pauses
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
@@ -70,9 +70,11 @@ class StateDirectory:
             if isinstance(error, FileExistsError | NotADirectoryError):
                 raise _no_directory(path) from error
             reason = getattr(error, "strerror", None) or error
-            raise StateDirectoryError(
-                f"state directory {quote_path(path)}: {reason}; give a directory that you can write to"
-            ) from error
+            is_limited = getattr(error, "errno", None) == errno.EFBIG
+            advice = (
+                "raise the limit (RLIMIT_FSIZE, ulimit -f)" if is_limited else "give a directory that you can write to"
+            )
+            raise StateDirectoryError(f"state directory {quote_path(path)}: {reason}; {advice}") from error
         if lock is None:
             raise locked_error(path)
         try:
@@ -86,8 +88,11 @@ class StateDirectory:
         return os.path.join(self.path, name)
 
     def read_owner(self) -> Owner | None:
-        """Return the last owner's record, None if there is none or it cannot be read."""
-        return read_owner(self.path)
+        """Return the last owner's record, None if there is none. Raises StateDirectoryError if it cannot be read."""
+        try:
+            return load_owner(self.path)
+        except OSError as error:
+            raise StateDirectoryError(f"{self.join(OWNER)}: {error.strerror}; nothing was started") from error
 
     def write_owner(self, owner: Owner) -> None:
         """Replace the owner's record, durably. Raises StateDirectoryError if writing fails."""
@@ -134,8 +139,11 @@ class StateDirectory:
 
     @property
     def is_copy(self) -> bool:
-        """True if this directory was made as a copy of another one."""
-        record = read_identity(self.path)
+        """True if this directory was made as a copy of another one. Raises StateDirectoryError."""
+        try:
+            record = read_identity(self.path)
+        except OSError as error:
+            raise StateDirectoryError(f"{self.join(IDENTITY)}: {error.strerror}") from error
         return record is not None and bool(record.original)
 
     def remove_temporary_files(self) -> None:

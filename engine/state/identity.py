@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 
 import msgspec
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 
 from limpet.engine.state.durable import write_file
 from limpet.engine.state.names import IDENTITY
-from limpet.recovery.files import read_small_file
+from limpet.recovery.files import WRONG, read_small_file
 
 _RECORD_BYTES = 1 << 16
 _MOST_NEIGHBOURS = 10_000
@@ -38,10 +39,17 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_identity(path: str) -> Identity | None:
-    """Return the record in the state directory `path`, None if there is no readable one."""
+    """Return the record in the state directory `path`, None if there is none, or no valid one.
+
+    Raises OSError if it cannot be read now: a copy whose record is not seen would be taken for its original.
+    """
     try:
         return msgspec.convert(json.loads(read_small_file(os.path.join(path, IDENTITY), _RECORD_BYTES)), Identity)
-    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+    except OSError as error:
+        if error.errno not in WRONG:
+            raise
+        return None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 
@@ -92,7 +100,7 @@ def _find_candidates(path: str, record: Identity) -> Iterator[str]:
         try:
             with os.scandir(parent) as entries:
                 yield from (each.path for each in islice(entries, _MOST_NEIGHBOURS) if each.inode() == record.inode)
-        except OSError:  # not there any more, or not ours to read
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # not there any more, or not ours to read
             continue
 
 
@@ -103,7 +111,9 @@ def _is_original(path: str, record: Identity, here: os.stat_result) -> bool:
         return False
     if not stat.S_ISDIR(found.st_mode) or os.path.samestat(found, here):
         return False
-    other = read_identity(path)
+    other = None
+    with suppress(PermissionError):
+        other = read_identity(path)
     if other is not None:
         return other.id == record.id
     # One that we may not read is taken for it where its numbers are the recorded ones.

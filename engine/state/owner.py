@@ -6,7 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.engine.state.names import OWNER
-from limpet.recovery.files import read_small_file
+from limpet.recovery.files import WRONG, read_small_file
 
 _OWNER_BYTES = 4096
 
@@ -27,9 +27,24 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, pid=os.getpid(), closed=True)
 
 
-def read_owner(path: str) -> Owner | None:
-    """Return the last owner's record in the state directory `path`, None if there is no readable one."""
+def load_owner(path: str) -> Owner | None:
+    """Return the last owner's record in the state directory `path`, None if there is none, or no valid one.
+
+    Raises OSError if it cannot be read now: without it nothing tells that the database or its WAL is another.
+    """
     try:
         return msgspec.json.decode(read_small_file(os.path.join(path, OWNER), _OWNER_BYTES), type=Owner)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except OSError as error:
+        if error.errno not in WRONG:
+            raise
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def read_owner(path: str) -> Owner | None:
+    """Return the same for who only looks, and None also where it cannot be read now."""
+    try:
+        return load_owner(path)
+    except OSError:
         return None

@@ -13,6 +13,7 @@ from limpet.engine.lifecycle.prune import prune
 from limpet.recovery.thread import Thread
 from limpet.schema import ContainerState
 from limpet.schema.layout import MARKER_FILE
+from tests import oci_layout
 from tests.conftest import is_running
 
 
@@ -42,6 +43,18 @@ def test_arguments_of_another_type_are_refused(engine: Engine, pod: Sandbox, tmp
     with pytest.raises(errors.InvalidInputError, match="inherit_env"):
         Engine.open(tmp_path, inherit_env=wrong)  # type: ignore[arg-type]
     assert container.start().state is ContainerState.RUNNING
+
+
+@pytest.mark.parametrize("entry", ["", "=x", "A\0=x"])
+def test_an_images_variable_that_no_environment_can_hold(
+    engine: Engine, pod: Sandbox, tmp_path: Path, entry: str
+) -> None:
+    """It is refused at create; the start failed with an error of Python's, or of the runtime's."""
+    layout = oci_layout.Layout(tmp_path / "layout")
+    layout.add_image([oci_layout.tar(oci_layout.member("a", b"x"))], "a:1", configuration={"config": {"Env": [entry]}})
+    engine.images.load(str(layout.path))
+    with pytest.raises(errors.InvalidInputError, match="the image's environment variable"):
+        engine.create_container(config("web", "/a", image={"image": "a:1"}), pod)
 
 
 def test_more_groups_than_a_process_can_have_are_refused_at_create(engine: Engine, pod: Sandbox) -> None:

@@ -1,5 +1,6 @@
 """Loading: what real layouts look like, which of their images are taken, and what is refused."""
 
+import errno
 import fcntl
 import gzip
 import io
@@ -441,6 +442,26 @@ def test_a_name_moves_to_the_newest_image(tmp_path: Path, store: DirectoryImageS
 
 def stored(store_path: Path, digest: str) -> Path:
     return store_path / "blobs" / digest.replace(":", "/")
+
+
+def test_a_record_that_cannot_be_read_now_is_not_damaged(
+    tmp_path: Path, store: DirectoryImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without descriptors, say: nobody is told to remove it, no blob of the image goes, and a store can be opened."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO])
+    store.load(str(layout.path))
+
+    def refuse(path: str, _limit: int) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("limpet.engine.images.records.read_small_file", refuse)
+        with pytest.raises(StateDirectoryError, match="Too many open files") as caught:
+            store.manifest(APP)
+        assert "remove" not in str(caught.value)
+        DirectoryImageStore(str(tmp_path / "store")).register_builtin(ImageName("built-in"))
+    assert store.check(APP)
 
 
 def test_damage_in_the_store_is_said_and_repaired_by_another_load(tmp_path: Path, store: DirectoryImageStore) -> None:

@@ -1,5 +1,6 @@
 """A copy of a state directory leaves alone what is the original's; a directory that was moved goes on."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -73,6 +74,27 @@ def test_a_copy_leaves_the_originals_container_alone(engine: Engine, state_dir: 
     assert is_running(pid)
     assert engine.get("one").state is ContainerState.RUNNING
     assert os.path.exists(f"{state_dir}/containers/one/config.json")
+
+
+@pytest.mark.parametrize("module", ["identity", "owner"])
+def test_a_record_that_cannot_be_read_now_is_not_missing(
+    engine: Engine, state_dir: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without descriptors, say, a copy was taken for the original, and a database for the one that was last open."""
+    pid = start(engine)
+    copied = copy(state_dir, f"{state_dir}.copy")
+
+    def refuse(path: str, _limit: int) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"limpet.engine.state.{module}.read_small_file", refuse)
+        with pytest.raises(errors.LimpetError, match=r"Too many open files|no file descriptor"):
+            Engine.open(copied)
+    with Engine.open(copied) as other:
+        assert other.get("one").status.reason == Reason.COPIED
+
+    assert is_running(pid)
 
 
 def test_a_copy_says_how_the_originals_container_ended_once_it_has(engine: Engine, state_dir: str) -> None:

@@ -913,6 +913,19 @@ say("ready")
         engine.get("a").stop(0)
 
 
+def test_a_keeper_without_descriptors_says_whose_are_missing(engine: Engine, state_dir: str) -> None:
+    """Its limit is that of who began it: what the engine has says nothing, and the number of an error even less."""
+    make(engine, "one", "sleep", "1000").start()
+    keeper = find_keepers(state_dir)["limpet-keeper"]
+    soft, hard = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
+    resource.prlimit(keeper, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{keeper}/fd")), hard))
+    with pytest.raises(errors.StartError, match=f"process {keeper}, has no file descriptor left"):
+        make(engine, "two", "true", log_path="two.log").start()
+    resource.prlimit(keeper, resource.RLIMIT_NOFILE, (soft, hard))
+    make(engine, "three", "true", log_path="three.log").start()
+    engine.get("one").stop(0)
+
+
 def describe_standing(pid: int) -> tuple[object, ...]:
     """Return what a process has of its parent: CPUs, policy, niceness, limits."""
     limits = (resource.RLIMIT_FSIZE, resource.RLIMIT_STACK, resource.RLIMIT_MSGQUEUE)

@@ -5,8 +5,10 @@ the loop. An end waits for its engine to write it down; where no engine is there
 flushes its own journal first. While neither can be done, zombies are left, and nothing is forgotten.
 """
 
+import errno
 import gc
 import os
+import resource
 import signal
 import socket
 import time
@@ -290,7 +292,7 @@ class Keeper:
             self._send(connection, answer, given)
 
     def _refuse(self, connection: socket.socket, error: Exception) -> None:
-        self._send(connection, {"error": f"{type(error).__name__}: {error}"})
+        self._send(connection, {"error": _explain(error)})
 
     def _send(self, connection: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send an answer. Where it cannot be sent the connection is closed: who waits for it asks again."""
@@ -628,6 +630,16 @@ class Keeper:
         keys = sorted(key for key in self._containers if key > after)
         told = _fit([self._containers[key].describe() for key in keys[:_PAGE]])
         return {"containers": told, "more": len(keys) > len(told)}
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return (
+            f"the keeper, process {os.getpid()}, has no file descriptor left: its limit is {most}, that of who began"
+            " it; raise it (prlimit --nofile), or try again once containers have ended"
+        )
+    return f"{type(error).__name__}: {error}"
 
 
 def _works_for_us(pid: int) -> bool:

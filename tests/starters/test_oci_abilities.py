@@ -1,6 +1,7 @@
 """What can be done with an OCI container that runs; a starter that cannot do it says so."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from limpet.engine import Container
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState
 from limpet.schema.cri import LinuxContainerResources
-from tests.conftest import read_output, wait_until
+from tests.conftest import is_running, read_output, wait_until
 from tests.starters.oci import RUNTIMES, config, processes_of
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
@@ -122,6 +123,29 @@ def test_measure_and_change_limits(counting: Container, shared: Engine) -> None:
     with pytest.raises(errors.InvalidInputError, match="limits cannot be changed"):
         counting.change_limits(LinuxContainerResources(cpuset_cpus="4711"))
     assert counting.status.resources == status.resources
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_log_that_cannot_be_begun_anew_costs_no_conmon(shared: Engine, tmp_path: Path, runtime: str) -> None:
+    """It ends where it cannot open one, and the container's end is seen by nobody: it is not asked to."""
+    logs = tmp_path / "logs"
+    sandbox = shared.create_sandbox(
+        {"metadata": {"name": f"logs-{runtime}"}, "log_directory": str(logs)}, runtime_handler=runtime
+    )
+    container = shared.create_container(config("one", "sleep 1000"), sandbox)
+    container.start()
+    monitor = processes_of(shared.store.directory.path, container.id).monitor.pid
+    container.reopen_log()
+    (logs / "one.log").unlink()
+    (logs / "one.log").mkdir()
+    with pytest.raises(errors.InvalidStateError, match="a directory has the log's name"):
+        container.reopen_log()
+    shutil.rmtree(logs)
+    logs.mkdir()
+    with pytest.raises(errors.InvalidStateError, match="it was removed, or replaced"):
+        container.reopen_log()
+    assert is_running(monitor)
+    sandbox.remove(force=True)
 
 
 def test_the_log_and_its_rotation(counting: Container, shared: Engine) -> None:

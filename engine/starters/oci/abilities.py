@@ -1,10 +1,12 @@
 """What is done with an OCI container that runs: execute a command, pause, measure, change limits, reopen its log."""
 
+import errno
 import json
 import os
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fcntl import ioctl
 from typing import Protocol
 
@@ -20,7 +22,15 @@ from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
 from limpet.engine.starters.oci.tools import has_unified_cgroups
 from limpet.schema.cri import LinuxContainerResources
-from limpet.schema.errors import InvalidInputError, InvalidStateError, StartError, UnsupportedError, WaitTimeoutError
+from limpet.schema.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    StartError,
+    UnsupportedError,
+    WaitTimeoutError,
+    quote_path,
+)
+from limpet.schema.layout import TEMPORARY_PREFIX
 from limpet.schema.status import Resources
 
 _LEAST_SECONDS = 0.001  # 0 is the deadline of the runtime's other calls
@@ -174,6 +184,7 @@ def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
     """Have conmon begin a new log where the old one was renamed. Raises InvalidStateError if there is no conmon."""
     if not is_monitor_alive(processes):
         raise InvalidStateError("its conmon has ended, so nothing more comes to its log")
+    _require_place(processes.monitor.pid, log_path)
     before = _inode(log_path)
     try:
         tell_conmon(run, "2 0 0\n")
@@ -187,6 +198,31 @@ def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
                 " somebody who is attached and does not read holds it up"
             )
         time.sleep(0.002)
+
+
+def _require_place(monitor: int, log_path: str) -> None:
+    """Raise InvalidStateError where conmon could not open a new log: it ends then, and nobody sees the container's end.
+
+    It has the directory open that the log was in when the container was started.
+    """
+    directory = os.path.dirname(log_path)
+    try:
+        found = os.stat(directory)
+        if not any(os.path.samestat(each, found) for each in _stat_open(monitor)):
+            raise FileNotFoundError(errno.ENOENT, "it was removed, or replaced, since the container was started")
+        if os.path.isdir(log_path):
+            raise IsADirectoryError(errno.EISDIR, "a directory has the log's name")
+        probe = os.path.join(directory, f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}")
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        raise InvalidStateError(f"no new log can be made in {quote_path(directory)}: {error.strerror}") from error
+
+
+def _stat_open(pid: int) -> Iterator[os.stat_result]:
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):
+            yield os.stat(f"/proc/{pid}/fd/{name}")
 
 
 def _inode(path: str) -> int:

@@ -10,8 +10,10 @@ import signal
 from limpet.engine.starters.signals import name_of_signal, number_of_signal
 from limpet.schema.cri import ContainerConfig
 from limpet.schema.cri import Signal as CriSignal
-from limpet.schema.errors import InvalidInputError, quote_path
+from limpet.schema.errors import InvalidInputError, quote, quote_path
 from limpet.schema.image import ImageConfig
+
+_LONGEST_NAME = 255 - len(".20260101-000000.000001")
 
 
 def choose_stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
@@ -38,4 +40,9 @@ def choose_log_path(log_directory: str, log_path: str) -> str:
     name = os.path.basename(path)
     if os.path.isabs(log_path) or name in {"", ".", ".."} or os.path.commonpath([root, directory]) != root:
         raise InvalidInputError(f"log_path {quote_path(log_path)}: a path within the log directory {root} is needed")
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise InvalidInputError(
+            f"log_path {quote(log_path)}: its name has more than {_LONGEST_NAME} bytes, which leaves no room for"
+            " those of rotated logs"
+        )
     return os.path.join(directory, name)

@@ -387,14 +387,18 @@ def test_the_log_outlives_the_engine(state_dir: str, engine_process) -> None:  #
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-@pytest.mark.parametrize("log_path", ["../out", "/abs", "a/../../out", "link/out", "", "."])
+@pytest.mark.parametrize("log_path", ["../out", "/abs", "a/../../out", "link/out", "", ".", "d/" + "x" * 233])
 def test_log_paths_stay_in_the_log_directory(engine: Engine, tmp_path: Path, log_path: str) -> None:
-    """A log path that would leave its directory, also through a link, is refused; an empty one means no log."""
+    """A log path that would leave its directory, also through a link, is refused; an empty one means no log.
+
+    So is a name that leaves no room for those of rotated logs: such a log grew without a limit.
+    """
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "link").symlink_to(tmp_path)
     engine.create_sandbox({"metadata": {"name": "p"}, "log_directory": str(tmp_path / "logs")}, id="pod")
     if log_path == "":
         assert make(engine, "true", log_path="").metadata.log_path == ""
+        assert make(engine, "true", name="two", log_path="x" * 232).metadata.log_path
     else:
         with pytest.raises(errors.InvalidInputError, match="log_path"):
             make(engine, "true", log_path=log_path)

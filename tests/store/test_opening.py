@@ -3,6 +3,8 @@
 import os
 import resource
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -56,6 +58,20 @@ def test_a_path_that_is_too_long_for_a_database_is_refused_before_anything_is_ma
         with pytest.raises(errors.StateDirectoryError, match="has 481 bytes"):
             Store.open(path)
     assert not too_long.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives its rights up")
+def test_what_cannot_be_seen_any_more_is_not_said_to_be_replaced(state_dir: str) -> None:
+    """As after the host program has become another user: nothing is acknowledged, and the reason is the true one."""
+    script = (
+        "import os, sys; from limpet import Store\n"
+        "from tests.records import sandbox\n"
+        "store = Store.open(sys.argv[1]); os.setgid(54321); os.setuid(54321)\n"
+        "store.add_sandbox(sandbox('s'))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script, state_dir], capture_output=True, text=True, check=False)
+    assert "StoreReplacedError" in told.stderr
+    assert "cannot be seen any more (Permission denied)" in told.stderr
 
 
 @pytest.mark.parametrize(

@@ -341,15 +341,15 @@ class Writer:
 
     def _require_same_files(self) -> None:
         for path, identity in self._files:
+            found, why = None, "was removed or replaced while it was open"
             try:
                 found = look_at(path)
-            except OSError:
-                found = None
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except OSError as error:  # such as one that this process has no right to any more
+                why = f"cannot be seen any more ({error.strerror}), so whether it is still the open one is not known"
             if found is None or found.identity != identity:
-                self._broken = StoreReplacedError(
-                    f"{os.fsdecode(path)} was removed or replaced while it was open;"
-                    " this store acknowledges nothing more"
-                )
+                self._broken = StoreReplacedError(f"{os.fsdecode(path)} {why}; this store acknowledges nothing more")
                 raise self._broken
             self._wal_bytes = found.size  # the WAL comes last
 

@@ -27,9 +27,9 @@ from limpet.schema.layout import TEMPORARY_PREFIX
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"}
 _CANNOT_LOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 _CHILD_SECONDS = 0.5
+"""How long a child of a killed engine may take to execute its program, which gives the lock up."""
 _LONGEST_PATH = 480
 """In bytes. SQLite opens no file whose path has more than 511, and a new database has a name of 22 at first."""
-"""How long a child of a killed engine may take to execute its program, which gives the lock up."""
 
 
 class StateDirectory:

@@ -145,6 +145,7 @@ def test_a_log_that_cannot_be_begun_anew_costs_no_conmon(shared: Engine, tmp_pat
     with pytest.raises(errors.InvalidStateError, match="it was removed, or replaced"):
         container.reopen_log()
     assert is_running(monitor)
+    container.stop(0)
     sandbox.remove(force=True)
 
 

@@ -97,6 +97,7 @@ def test_what_somebody_is_connected_to_is_stopped(
         assert one.stop(0).exit_code == 128 + signal.SIGKILL
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["attached", "command", "terminal"])
 def test_what_somebody_writes_to_is_stopped(state_dir: str, tmp_path: Path, starter: OciStarter, way: str) -> None:
     """More than there is room for, and nobody reads: the runtime, or conmon, is continued all the same.

@@ -234,7 +234,7 @@ def test_a_command_that_never_begins(
 
     Of crun: runc copies a command's terminal instead of handing it over.
     """
-    monkeypatch.setattr(sessions, "_TERMINAL_SECONDS", 20 if does == NO_TERMINAL else 0.5)
+    monkeypatch.setattr(sessions, "_ANSWER_SECONDS", 20 if does == NO_TERMINAL else 0.5)
     crun = runtime.parent / "crun"
     crun.write_text(runtime.read_text().replace("/usr/sbin/runc", shutil.which("crun") or ""))
     crun.chmod(0o755)

@@ -41,8 +41,8 @@ _END_OF_TEXT = b"\x04"
 _DRAIN_SECONDS = 0.5
 """How long to read on once a command has ended, where what it has started still holds its output open."""
 _TAIL_BYTES = 4096
-_TERMINAL_SECONDS = 10.0
-"""How long the runtime may take to hand over a terminal."""
+_ANSWER_SECONDS = 10.0
+"""How long the runtime may take to hand over a terminal, and conmon to let somebody attach."""
 _BEGIN_SECONDS = 0.005
 """Between two looks at whether a command has begun, once something is written."""
 _MOST_HELD = 16
@@ -140,7 +140,7 @@ class CommandSession:
 
     def _accept(self, door: socket.socket) -> int:
         """Return the terminal that the runtime hands over, -1 if it ends before. Raises StartError for neither."""
-        deadline = time.monotonic() + _TERMINAL_SECONDS
+        deadline = time.monotonic() + _ANSWER_SECONDS
         if not (ready := self._wait_for_any(deadline, door.fileno(), self._pidfd)):
             raise StartError("the runtime has not made a terminal in time")
         if door.fileno() not in ready:
@@ -356,6 +356,7 @@ class AttachedSession:
 
     def _reach(self, address: str) -> None:
         """Connect. A conmon that was stopped goes on if as many as have room wait for it. Raises OSError."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
         look_at = time.monotonic() + LOOK_SECONDS
         self._link.setblocking(False)
         while True:
@@ -363,9 +364,12 @@ class AttachedSession:
                 self._link.connect(address)
                 break
             except BlockingIOError:
-                if time.monotonic() > look_at:
+                now = time.monotonic()
+                if now > deadline:
+                    raise
+                if now > look_at:
                     let_monitor_go_on(self._monitor)
-                    look_at = time.monotonic() + LOOK_SECONDS
+                    look_at = now + LOOK_SECONDS
                 time.sleep(_BEGIN_SECONDS)
         self._link.setblocking(True)
 
@@ -403,7 +407,10 @@ class AttachedSession:
             try:
                 return bool(self._link.send(packet, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT))
             except BlockingIOError:
-                if not _wait_until_writable(self._link.fileno()):
+                descriptor = self._link.fileno()
+                if descriptor < 0:  # another thread has closed it
+                    return False
+                if not _wait_until_writable(descriptor):
                     let_monitor_go_on(self._monitor)
             except OSError:
                 return False
@@ -433,6 +440,7 @@ class AttachedSession:
 
     def close(self) -> None:
         """Leave it, and free all."""
+        self.hang_up()  # who writes notices that
         self._link.close()
 
 

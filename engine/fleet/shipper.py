@@ -428,9 +428,9 @@ class Shipper:
         ticket, rows, _ = self._take()
         try:
             ours, theirs = self._extractor.extract_keys(), batch.load_keys(connection, self._node)
-            gone = {table: [key for key in theirs.rows[table] if key not in ours.rows[table]] for table in ROWS}
+            gone = {table: {key for key in theirs.rows[table] if key not in ours.rows[table]} for table in ROWS}
             stale = sorted(key for key, checksum in theirs.events.items() if ours.events.get(key) != checksum)
-            self._write(connection, self._load_rows(gone), gone=stale)
+            self._write(connection, self._load_rows(_complete(gone)), gone=stale)
             for tables in _TOGETHER:
                 differing = {
                     table: {
@@ -439,8 +439,7 @@ class Shipper:
                     for table in tables
                 }
                 for part in _parts(sorted(set().union(*differing.values()))):
-                    chosen = {table: found.intersection(part) for table, found in differing.items()}
-                    self._write(connection, self._load_rows(chosen))
+                    self._write(connection, self._load_rows(dict.fromkeys(tables, part)))
             missing = sorted(key for key, checksum in ours.events.items() if theirs.events.get(key) != checksum)
             for revisions in _parts(missing):
                 self._write(connection, self._extractor.extract(revisions, lambda _: {}))
@@ -507,7 +506,12 @@ def _choose(rows: Mapping[str, set[Key]], events: Sequence[EventRow]) -> Mapping
             wanted[_STATUS].add((row.id,))
             if is_behind or row.kind in {EventKind.ADDED, EventKind.DELETED}:
                 wanted["container"].add((row.id,))
-    return wanted
+    return _complete(wanted) if is_behind else wanted
+
+
+def _complete(keys: Mapping[str, Collection[Key]]) -> Mapping[str, Collection[Key]]:
+    """Return these keys for all tables that belong together: since they were chosen, any may have come, or gone."""
+    return {table: set().union(*(keys[each] for each in tables)) for tables in _TOGETHER for table in tables}
 
 
 def _find_differing(ours: Mapping[Key, int], theirs: Mapping[Key, int]) -> set[Key]:

@@ -71,6 +71,54 @@ def with_extra(**extra: object) -> Status:
     return replace(RUNNING, extra=extra)
 
 
+def test_what_goes_or_comes_amid_a_comparison_is_never_there_by_halves(
+    base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are compared by one look, and sent as the next finds them: a container is there with its status, or not."""
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        store.add_sandbox(sandbox())
+        for name in "abc":
+            store.add(metadata(name), RUNNING)
+        wait_sent(store)
+        store.delete("c")
+        wait_sent(store)
+    with Store.open(state_dir, node="n7") as store:
+        store.checkpoint("a", with_extra(turn=1))
+        store.delete("b")
+    is_open, has_changed = threading.Event(), threading.Event()
+    halves: list[object] = []
+    load_keys, write_batch = batch.load_keys, batch.write_batch
+
+    def load_and_change(connection: Connection, node: str) -> Any:
+        found = load_keys(connection, node)
+        assert is_open.wait(30)
+        if not has_changed.is_set():
+            has_changed.set()
+            store.delete("a")  # whose status alone differs
+            store.add(metadata("b"), RUNNING)  # which is to be deleted there
+        return found
+
+    def write_and_look(*arguments: Any, **options: Any) -> Any:
+        written = write_batch(*arguments, **options)
+        halves.extend(
+            base.ask(
+                "SELECT container.id, status.id FROM limpet.container"
+                " FULL JOIN limpet.container_status AS status USING (node, id)"
+                " WHERE container.id IS NULL OR status.id IS NULL"
+            )
+        )
+        return written
+
+    monkeypatch.setattr(batch, "load_keys", load_and_change)
+    monkeypatch.setattr(batch, "write_batch", write_and_look)
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        is_open.set()
+        assert has_changed.wait(30)
+        wait_sent(store)
+        assert halves == []
+        assert fleet_rows(base) == local_rows(state_dir)
+
+
 def test_all_that_is_written_arrives(base: Base, state_dir: str) -> None:
     """Rows of every kind, changed and deleted, texts of every kind, and checkpoints that write no event."""
     with Store.open(state_dir, node="n7", fleet=base.url) as store:

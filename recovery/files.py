@@ -11,6 +11,16 @@ WRONG = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EFBIG, errno
 """What `read_small_file` tells of what is there: nothing, or no such file. By any other error it could not look."""
 
 
+def find_small_file(path: str, limit: int) -> bytes | None:
+    """Return the content of `path`, None if no such file is there. Raises OSError if it cannot be looked at."""
+    try:
+        return read_small_file(path, limit)
+    except OSError as error:
+        if error.errno not in WRONG:
+            raise
+        return None
+
+
 def read_small_file(path: str, limit: int) -> bytes:
     """Return the content of `path`. Raises OSError, also if it is not a file or is larger than `limit` bytes."""
     # Without O_NONBLOCK, opening a pipe would wait for a writer.

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import select
 import signal
 import sys
 import time
@@ -11,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from limpet.engine.store import Store
+from limpet.recovery.host import wait_readable
 from limpet.schema import Metadata, SandboxMetadata, Status
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
 from limpet.schema.errors import FleetFencedError, LimpetError
@@ -139,7 +139,7 @@ class Node:
     @property
     def has_said(self) -> bool:
         """True if `read` would not wait."""
-        return bool(select.select([self._read], [], [], 0)[0])
+        return wait_readable(self._read, 0)
 
     def read(self) -> bool:
         """Take in what it says; return False once it has ended, and was waited for."""

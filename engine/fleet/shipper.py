@@ -429,18 +429,13 @@ class Shipper:
         try:
             ours, theirs = self._extractor.extract_keys(), batch.load_keys(connection, self._node)
             gone = {table: {key for key in theirs.rows[table] if key not in ours.rows[table]} for table in ROWS}
-            stale = sorted(key for key, checksum in theirs.events.items() if ours.events.get(key) != checksum)
+            stale = sorted(_find_differing(theirs.events, ours.events))
             self._write(connection, self._load_rows(_complete(gone)), gone=stale)
             for tables in _TOGETHER:
-                differing = {
-                    table: {
-                        key for key, checksum in ours.rows[table].items() if theirs.rows[table].get(key) != checksum
-                    }
-                    for table in tables
-                }
-                for part in _parts(sorted(set().union(*differing.values()))):
+                differing = (_find_differing(ours.rows[table], theirs.rows[table]) for table in tables)
+                for part in _parts(sorted(set().union(*differing))):
                     self._write(connection, self._load_rows(dict.fromkeys(tables, part)))
-            missing = sorted(key for key, checksum in ours.events.items() if theirs.events.get(key) != checksum)
+            missing = sorted(_find_differing(ours.events, theirs.events))
             for revisions in _parts(missing):
                 self._write(connection, self._extractor.extract(revisions, lambda _: {}))
             self._write(connection, self._load_rows({}), revision=ours.newest, is_whole=True)
@@ -514,8 +509,9 @@ def _complete(keys: Mapping[str, Collection[Key]]) -> Mapping[str, Collection[Ke
     return {table: set().union(*(keys[each] for each in tables)) for tables in _TOGETHER for table in tables}
 
 
-def _find_differing(ours: Mapping[Key, int], theirs: Mapping[Key, int]) -> set[Key]:
-    return {key for key, checksum in ours.items() if theirs.get(key) != checksum}
+def _find_differing(these: Mapping[_Any, int], others: Mapping[_Any, int]) -> set[_Any]:
+    """Return the keys of those that the others lack, or have with another checksum."""
+    return {key for key, checksum in these.items() if others.get(key) != checksum}
 
 
 def _parts(keys: Iterable[_Any]) -> Iterator[list[_Any]]:

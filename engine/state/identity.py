@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from limpet.engine.state.durable import write_file
 from limpet.engine.state.names import IDENTITY
-from limpet.recovery.files import WRONG, read_small_file
+from limpet.recovery.files import find_small_file
 
 _RECORD_BYTES = 1 << 16
 _MOST_NEIGHBOURS = 10_000
@@ -43,12 +43,9 @@ def read_identity(path: str) -> Identity | None:
 
     Raises OSError if it cannot be read now: a copy whose record is not seen would be taken for its original.
     """
+    data = find_small_file(os.path.join(path, IDENTITY), _RECORD_BYTES)
     try:
-        return msgspec.convert(json.loads(read_small_file(os.path.join(path, IDENTITY), _RECORD_BYTES)), Identity)
-    except OSError as error:
-        if error.errno not in WRONG:
-            raise
-        return None
+        return None if data is None else msgspec.convert(json.loads(data), Identity)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 

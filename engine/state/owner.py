@@ -6,7 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.engine.state.names import OWNER
-from limpet.recovery.files import WRONG, read_small_file
+from limpet.recovery.files import find_small_file
 
 _OWNER_BYTES = 4096
 
@@ -32,12 +32,9 @@ def load_owner(path: str) -> Owner | None:
 
     Raises OSError if it cannot be read now: without it nothing tells that the database or its WAL is another.
     """
+    data = find_small_file(os.path.join(path, OWNER), _OWNER_BYTES)
     try:
-        return msgspec.json.decode(read_small_file(os.path.join(path, OWNER), _OWNER_BYTES), type=Owner)
-    except OSError as error:
-        if error.errno not in WRONG:
-            raise
-        return None
+        return None if data is None else msgspec.json.decode(data, type=Owner)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 

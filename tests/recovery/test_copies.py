@@ -88,7 +88,7 @@ def test_a_record_that_cannot_be_read_now_is_not_missing(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"limpet.engine.state.{module}.read_small_file", refuse)
+        patched.setattr(f"limpet.engine.state.{module}.find_small_file", refuse)
         with pytest.raises(errors.LimpetError, match=r"Too many open files|no file descriptor"):
             Engine.open(copied)
     with Engine.open(copied) as other:

@@ -127,13 +127,15 @@ def test_the_keeper_keeps_no_descriptor_of_a_life_that_is_over(engine: Engine, s
     engine.get("stays").stop(0)
 
 
-def test_a_spare_keeps_no_keeper_that_nobody_needs(engine: Engine, state_dir: str) -> None:
+def test_a_spare_keeps_no_keeper_that_nobody_needs(engine: Engine, state_dir: str, tmp_path: Path) -> None:
     """Nor what holds its memory: what has left a daemon, which has ended since, is known, and needs no keeper."""
-    container = run(engine, "first", "sh", "-c", "setsid sleep 1 & exit 3")
-    assert container.wait(20).exit_code == 3
+    os.mkfifo(tmp_path / "go")
+    container = run(engine, "first", "sh", "-c", f"setsid sleep 1 & read line < {tmp_path}/go; exit 3")
     wait_for_spare(state_dir)
+    wait_until(lambda: len(find_children(state_dir, "limpet-memory")) == 1, "the spare's memory is held")
     keeper = find_keeper(state_dir)
-    assert find_children(state_dir, "limpet-memory")
+    (tmp_path / "go").write_text("\n")
+    assert container.wait(20).exit_code == 3
     engine.close()
     wait_until(lambda: not is_running(keeper), "the keeper to end")
     with Engine.open(state_dir) as again:

@@ -342,8 +342,8 @@ def test_tasks_that_wait_for_too_long_are_told(base: Base, state_dir: str) -> No
                     answers = await asyncio.gather(*map(put, range(60)))
                 assert all(error is not None and 0.4 <= took < 20 for took, error in answers)
                 wait_sent(store.store)
-                async with asyncio.timeout(20):
-                    while (await put(0))[1] is not None:  # on a busy machine 0.4 s may be too few for a fleet that answers
+                async with asyncio.timeout(20):  # on a busy machine 0.4 s may be too few for a fleet that answers
+                    while (await put(0))[1] is not None:
                         pass
 
     asyncio.run(work())

@@ -112,11 +112,14 @@ class AsyncContainer:
         patience = self.container.be_patient(status)
         if patience is None:
             return status
-        with suppress(WaitTimeoutError):
-            await self.container.wait_async(patience.left())
-        while not await self._workers.quick(lambda: self.container.is_stopped(status)):
-            await asyncio.sleep(patience.next_pause())
-        return self.container.status
+        try:
+            with suppress(WaitTimeoutError):
+                await self.container.wait_async(patience.left())
+            while not await self._workers.quick(lambda: self.container.is_stopped(status)):
+                await asyncio.sleep(patience.next_pause())
+            return self.container.status
+        except NotFoundError:
+            return await self._workers.quick(lambda: self.container.last_status(status))
 
     async def pause(self) -> Status:
         """See `Container.pause`."""

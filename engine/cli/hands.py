@@ -143,11 +143,9 @@ class Hands:
         if self._engine is not None:
             container = self._engine.get(request.id)
             try:
-                container.wait(_BRIEFLY_SECONDS)
+                return tell_done(container, container.wait(_BRIEFLY_SECONDS))
             except WaitTimeoutError:
                 self._let_go()
-            else:
-                return tell_done(container)
         while True:
             try:
                 return ask_live(self._path, request, node=self._place.node)

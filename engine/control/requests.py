@@ -6,7 +6,7 @@ after it did what was asked and before it said so: so each request can be asked 
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -224,9 +224,9 @@ def open_session(engine: Served, request: AnyStream) -> Session:
     return container.open_command(request.args, terminal=request.terminal, size=request.size)
 
 
-def tell_done(container: Container) -> Done:
-    """Return a container's name and status."""
-    return Done(id=container.id, name=_name_of(container), status=container.status)
+def tell_done(container: Container, status: Status) -> Done:
+    """Return a container's name with a status of it."""
+    return Done(id=container.id, name=_name_of(container), status=status)
 
 
 def _info(engine: Served, _: Info) -> Known:
@@ -285,25 +285,39 @@ def _stop(engine: Served, request: Stop) -> tuple[Done, ...]:
     if isinstance(found, Sandbox):
         containers = found.containers()
         found.stop(request.timeout)
-        return tuple(map(tell_done, containers))
-    found.stop(request.timeout)
-    return (tell_done(found),)
+        return tuple(_tell_present(containers))
+    return (tell_done(found, found.stop(request.timeout)),)
+
+
+def _tell_present(containers: Iterable[Container]) -> Iterator[Done]:
+    for each in containers:
+        with suppress(NotFoundError):  # deleted meanwhile
+            yield tell_done(each, each.status)
 
 
 def _wait(engine: Served, request: Wait) -> Done:
     container = engine.get(request.id)
-    container.wait()
-    return tell_done(container)
+    return tell_done(container, container.wait())
 
 
-def wait_no_longer(engine: Served, request: Wait) -> Done | None:
-    """Do what `Wait` asks for if the container has ended already, else return None."""
-    container = engine.get(request.id)
-    try:
-        container.wait(0)
-    except WaitTimeoutError:
-        return None
-    return tell_done(container)
+class Waiting:
+    """That somebody waits for a container to end, and asks again and again whether it has."""
+
+    def __init__(self, engine: Served, request: Wait) -> None:
+        """Raise what `Engine.get` and `Container.status` raise."""
+        self._since = engine.store.revision
+        self.container = engine.get(request.id)
+        self._name, self._seen = _name_of(self.container), self.container.status
+
+    def look(self) -> Done | None:
+        """Return how it has ended, None if it has not. Raises what `Container.wait` raises."""
+        try:
+            status = self.container.wait(0)
+        except WaitTimeoutError:
+            return None
+        except NotFoundError:  # deleted before its end was looked at
+            status = self.container.last_status(self._seen, self._since)
+        return Done(id=self.container.id, name=self._name, status=status)
 
 
 def _remove(engine: Served, request: Remove) -> tuple[Removal, ...]:
@@ -364,8 +378,7 @@ def _load(engine: Served, request: Load) -> Loaded:
 
 def _resolve(engine: Served, request: Resolve) -> Done:
     container = engine.get(request.id)
-    engine.declare_gone(container.id, request.why)
-    return tell_done(container)
+    return tell_done(container, engine.declare_gone(container.id, request.why))
 
 
 def _recover(engine: Served, _: Recover) -> Report:
@@ -374,11 +387,7 @@ def _recover(engine: Served, _: Recover) -> Report:
 
 def _pause(engine: Served, request: Pause) -> Done:
     container = engine.get(request.id)
-    if request.is_wanted:
-        container.pause()
-    else:
-        container.resume()
-    return tell_done(container)
+    return tell_done(container, container.pause() if request.is_wanted else container.resume())
 
 
 def _measure(engine: Served, request: Measure) -> tuple[Used, ...]:

@@ -30,7 +30,7 @@ from limpet.engine.control.messages import (
     encode_result,
     read_peer,
 )
-from limpet.engine.control.requests import AnyRequest, AnyStream, Info, Wait, perform, wait_no_longer
+from limpet.engine.control.requests import AnyRequest, AnyStream, Info, Wait, Waiting, perform
 from limpet.engine.control.served import Served
 from limpet.engine.control.streams import serve_stream
 from limpet.engine.state.descriptors import close_all
@@ -68,7 +68,7 @@ class _Caller:
         self.to_send = b""
         self.deadline = time.monotonic() + SILENCE_SECONDS
         self.next_beat = 0.0
-        self.waits_for: Wait | None = None
+        self.waits_for: Waiting | None = None
         self.bell: AbstractContextManager[None] | None = None
         self.is_read = False
 
@@ -329,13 +329,13 @@ class ControlServer:
     def _wait(self, caller: _Caller, request: Wait) -> None:
         assert self._engine is not None
         try:
-            container = self._engine.get(request.id)
-            bell = container.notify(partial(self._note_change, caller))
+            waiting = Waiting(self._engine, request)
+            bell = waiting.container.notify(partial(self._note_change, caller))
             bell.__enter__()
         except LimpetError as error:
             self._answer(caller, encode_error(error))
             return
-        caller.bell, caller.waits_for = bell, Wait(id=container.id)
+        caller.bell, caller.waits_for = bell, waiting
         self._look_at(caller)
 
     def _note_change(self, caller: _Caller) -> None:
@@ -351,9 +351,8 @@ class ControlServer:
         """Answer one who waits, if the container has ended."""
         if caller.waits_for is None or caller.to_send:
             return
-        assert self._engine is not None
         try:
-            done = wait_no_longer(self._engine, caller.waits_for)
+            done = caller.waits_for.look()
         except LimpetError as error:
             self._answer(caller, encode_error(error))
             return

@@ -29,12 +29,13 @@ from limpet.engine.starters.abilities import (
     Stats,
     lacks,
 )
-from limpet.engine.store import Draft
+from limpet.engine.store import Draft, Store, Watch
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources, NamespaceMode
 from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import (
+    CursorTooOldError,
     InvalidInputError,
     InvalidStateError,
     LimpetError,
@@ -45,6 +46,7 @@ from limpet.schema.errors import (
     WaitTimeoutError,
     quote,
 )
+from limpet.schema.events import EventKind
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
@@ -170,7 +172,8 @@ class Container:
         container is EXITED only if they are shown to be gone. Raises InvalidStateError if neither can be shown.
 
         No restart policy undoes a stop: one that waits for its restart is not restarted, and an attempt that the policy
-        has made after this one is stopped, too. One that is paused goes on first.
+        has made after this one is stopped, too. One that is paused goes on first. If somebody deletes it meanwhile, its
+        last status is returned.
         """
         return self.finish_stop(self.begin_stop(timeout))
 
@@ -197,10 +200,13 @@ class Container:
         patience = self.be_patient(status)
         if patience is None:
             return status
-        self._runtime.wait_for_change(self.id, self._has_ended, patience.left())
-        while not self.is_stopped(status):
-            time.sleep(patience.next_pause())
-        return self.status
+        try:
+            self._runtime.wait_for_change(self.id, self._has_ended, patience.left())
+            while not self.is_stopped(status):
+                time.sleep(patience.next_pause())
+            return self.status
+        except NotFoundError:
+            return self.last_status(status)
 
     def be_patient(self, status: Status) -> Patience | None:
         """Return how long `finish_stop` is to wait, given what `begin_stop` returned; None if there is nothing to do.
@@ -257,21 +263,39 @@ class Container:
             return False
 
     def wait(self, timeout: float | None = None) -> Status:
-        """Wait until the container has ended, and return its status.
+        """Wait until the container has ended, and return its status: the last one, if it is deleted right then.
 
         Raises WaitTimeoutError if it has not after `timeout` seconds, ClosedError if the engine is closed meanwhile,
         InvalidStateError for one that does not run: nobody would see it end. StoreReplacedError, StoreFencedError or
         OutcomeUnknownError say that it has ended, and this engine can write nothing more: the next one tells how.
         """
-        self._require_waitable(timeout)
-        return self._tell_wait(self._runtime.wait_for_change(self.id, self._is_over, timeout), timeout)
+        since, seen = self._runtime.store.revision, self._require_waitable(timeout)
+        try:
+            return self._tell_wait(self._runtime.wait_for_change(self.id, self._is_over, timeout), timeout)
+        except NotFoundError:
+            return self.last_status(seen, since)
 
     async def wait_async(self, timeout: float | None = None) -> Status:
         """Wait as `wait` does, in a task of asyncio and without a thread."""
-        self._require_waitable(timeout)
-        return self._tell_wait(await self._runtime.await_change(self.id, self._is_over, timeout), timeout)
+        since, seen = self._runtime.store.revision, self._require_waitable(timeout)
+        try:
+            return self._tell_wait(await self._runtime.await_change(self.id, self._is_over, timeout), timeout)
+        except NotFoundError:
+            return self.last_status(seen, since)
 
-    def _require_waitable(self, timeout: float | None) -> None:
+    def last_status(self, seen: Status, since: int = 0) -> Status:
+        """Return the last status of a container that was `seen`, and was deleted after the revision `since`.
+
+        The log of changes has it. Raises NotFoundError if that does not reach back so far.
+        """
+        with suppress(CursorTooOldError), _watch_deletions(self._runtime.store, self.id, since) as watch:
+            while (event := watch.next(timeout=0)) is not None:
+                last = event.status
+                if last is not None and event.id == self.id and last.created_at == seen.created_at:
+                    return last
+        raise NotFoundError(f"container {quote(self.id)} does not exist")
+
+    def _require_waitable(self, timeout: float | None) -> Status:
         if timeout is not None:
             require_seconds(timeout)
         is_watched = self._runtime.watcher.is_watched(self.id)  # first: that is over once its end is written down
@@ -280,6 +304,7 @@ class Container:
             raise self._refuse("wait for", "start it first")
         if status.unknown and not is_watched:
             raise self._refuse("wait for", "recover() may find out what became of it")
+        return status
 
     def _tell_wait(self, has_ended: bool, timeout: float | None) -> Status:
         if not has_ended:
@@ -869,6 +894,14 @@ class Container:
         if status.unknown and status.message:
             detail = f" ({status.message})"
         return InvalidStateError(f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}")
+
+
+def _watch_deletions(store: Store, container_id: str, since: int) -> Watch:
+    """Return the events that are kept of the deletion of containers with this id. Raises CursorTooOldError."""
+    try:
+        return store.watch(since, id=container_id, kinds=(EventKind.DELETED,))
+    except CursorTooOldError as error:
+        return store.watch(error.oldest - 1, id=container_id, kinds=(EventKind.DELETED,))
 
 
 def request_stop(status: Status, timeout: float) -> Status:

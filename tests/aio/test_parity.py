@@ -44,6 +44,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "remove_files": "a part of a sandbox's removal",
         "be_patient": "the parts of finish_stop",
         "is_stopped": "the parts of finish_stop",
+        "last_status": "a part of wait and stop",
         "needs_stop": "a part of remove",
         "notify": "what `wait` is built on",
         "find_followers": "a part of stop",

@@ -1,20 +1,27 @@
 """What users do with containers and sandboxes beside running them: find, compare, remove, prune."""
 
+import asyncio
 import gc
 import os
+import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from limpet.engine import Container, Engine, Sandbox, errors
+from limpet.engine.aio import AsyncEngine
+from limpet.engine.control import ask_live
+from limpet.engine.control.requests import Stop, Wait
 from limpet.engine.lifecycle.prune import prune
 from limpet.recovery.thread import Thread
 from limpet.schema import ContainerState
 from limpet.schema.layout import MARKER_FILE
+from limpet.schema.status import Status
 from tests import oci_layout
-from tests.conftest import is_running
+from tests.conftest import in_thread, is_running, wait_until
 
 
 def config(name: str, *command: str, **fields: object) -> dict[str, object]:
@@ -24,6 +31,52 @@ def config(name: str, *command: str, **fields: object) -> dict[str, object]:
 @pytest.fixture
 def pod(engine: Engine) -> Sandbox:
     return engine.create_sandbox({"metadata": {"name": "pod", "uid": "u", "namespace": "n"}}, id="p0d")
+
+
+async def stop_in_task(engine: Engine, container: Container) -> Status:
+    return await (await AsyncEngine(engine).get(container.id)).stop(20)
+
+
+WAITS: dict[str, Callable[[Engine, Container], Status]] = {
+    "wait": lambda _, container: container.wait(20),
+    "wait of a task": lambda _, container: asyncio.run(container.wait_async(20)),
+    "wait of a command": lambda engine, container: ask_live(engine.store.directory.path, Wait(id=container.id)).status,
+}
+STOPS: dict[str, Callable[[Engine, Container], Status]] = {
+    "stop": lambda _, container: container.stop(20),
+    "stop of a task": lambda engine, container: asyncio.run(stop_in_task(engine, container)),
+    "stop of a command": lambda engine, container: (
+        ask_live(engine.store.directory.path, Stop(id=container.id))[0].status
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAITS | STOPS)
+def test_who_waits_is_told_how_it_ended_though_it_is_deleted_at_once(engine: Engine, pod: Sandbox, way: str) -> None:
+    """Who is slow to wake up finds the container gone; the log of changes has its last status."""
+    program = "trap 'exit 7' TERM; touch up; while :; do sleep 0.01; done"
+    container = engine.create_container(config("web", "sh", "-c", program), pod)
+    removed: list[object] = []
+
+    def remove() -> None:
+        if container.status.finished_at:
+            thread, outcome = in_thread(container.remove)
+            thread.join(20)
+            removed.extend(outcome)
+
+    with container.notify(remove):  # it is told before who begins to wait after it
+        identity = container.start().identity
+        assert identity is not None
+        wait_until(Path(container.metadata.root_dir, "working", "up").exists, "it to be ready")
+        thread, outcome = in_thread(lambda: (WAITS | STOPS)[way](engine, container))
+        if way in WAITS:
+            wait_until(lambda: len(engine._runtime._bells.get(container.id, ())) > 1, "somebody to wait")
+            os.kill(identity.pid, signal.SIGTERM)
+        thread.join(20)
+    assert removed == [True]
+    assert [each.exit_code if isinstance(each, Status) else each for each in outcome] == [7]
+    with pytest.raises(errors.NotFoundError):
+        container.wait()
 
 
 @pytest.mark.parametrize("wrong", [[("A", "b")], "A=b", 7], ids=repr)

@@ -25,11 +25,12 @@ from limpet.engine.control.requests import (
     tell_done,
 )
 from limpet.engine.engine import Engine
-from limpet.engine.inspection.snapshot import Snapshot, require_state
+from limpet.engine.inspection.snapshot import Snapshot, View, require_state
 from limpet.engine.starters import Starter
 from limpet.engine.starters.abilities import Session
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import OCI
+from limpet.engine.store import find_last_status
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import observe_process
 from limpet.schema.errors import (
@@ -69,6 +70,8 @@ class Hands:
         self._path = resolve_directory(place.state_dir) if makes else require_state(place.state_dir)
         self._opening = threading.Lock()
         self._engine: Engine | None = None
+        self._seen: dict[str, View] = {}
+        """How containers that are waited for were seen last, by what they were called."""
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -146,38 +149,50 @@ class Hands:
                 return tell_done(container, container.wait(_BRIEFLY_SECONDS))
             except WaitTimeoutError:
                 self._let_go()
+        try:
+            return self._wait_for(request.id)
+        except NotFoundError:
+            if request.id not in self._seen:
+                raise
+            return self._tell_deleted(self._seen[request.id])
+
+    def _wait_for(self, text: str) -> Any:
+        """Wait for a container, whichever engines come and go. Raises NotFoundError if it is not there any more."""
         while True:
+            key = self._seen[text].id if text in self._seen else text
             try:
-                return ask_live(self._path, request, node=self._place.node)
+                return ask_live(self._path, Wait(id=key), node=self._place.node)
             except NoEngineError:
-                done, has_ended = self._look_until_ended(request.id)
-            if done is not None:
-                return done
-            if has_ended:
-                return perform(self._open()[0], request)
+                view = self._seen[text] = self._look(key)
+            if view.status.state is ContainerState.EXITED:
+                return Done(id=view.id, name=view.name, status=view.status)
+            if self._watch_until_ended(view):
+                return perform(self._open()[0], Wait(id=view.id))
 
-    def _look_until_ended(self, text: str) -> tuple[Done | None, bool]:
-        """Look at a container while it runs and no engine lives.
-
-        Return its end if that is on disk; else whether an engine has to be opened to say more.
-        """
+    def _look(self, text: str) -> View:
         with Snapshot.open(self._path, node=self._place.node) as snapshot:
-            view = snapshot.get(text)
-        if view.status.state is ContainerState.EXITED:
-            return Done(id=view.id, name=view.name, status=view.status), True
+            return snapshot.get(text)
+
+    def _tell_deleted(self, seen: View) -> Done:
+        """Tell how a container has ended that another command has deleted meanwhile. Raises NotFoundError."""
+        with Snapshot.open(self._path, node=self._place.node) as snapshot:
+            return Done(id=seen.id, name=seen.name, status=find_last_status(snapshot, seen.id, seen.status))
+
+    def _watch_until_ended(self, view: View) -> bool:
+        """Watch a container's process while no engine lives; say whether one has to be opened to say more."""
         identity = view.checkpoint.identity
         if view.status.state is not ContainerState.RUNNING or identity is None:
-            return None, True
+            return True
         next_knock = 0.0
         while observe_process(identity)[0] is Process.ALIVE:
             if self._is_closed:
                 raise ClosedError("the command is ending")
             if time.monotonic() >= next_knock:
                 if self._has_live_engine():
-                    return None, False
+                    return False
                 next_knock = time.monotonic() + _KNOCK_SECONDS
             time.sleep(_LOOK_SECONDS)
-        return None, True
+        return True
 
     def _has_live_engine(self) -> bool:
         try:

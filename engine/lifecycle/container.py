@@ -29,13 +29,12 @@ from limpet.engine.starters.abilities import (
     Stats,
     lacks,
 )
-from limpet.engine.store import Draft, Store, Watch
+from limpet.engine.store import Draft, find_last_status
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources, NamespaceMode
 from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import (
-    CursorTooOldError,
     InvalidInputError,
     InvalidStateError,
     LimpetError,
@@ -46,7 +45,6 @@ from limpet.schema.errors import (
     WaitTimeoutError,
     quote,
 )
-from limpet.schema.events import EventKind
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
@@ -284,16 +282,11 @@ class Container:
             return self.last_status(seen, since)
 
     def last_status(self, seen: Status, since: int = 0) -> Status:
-        """Return the last status of a container that was `seen`, and was deleted after the revision `since`.
+        """Return its last status, given that it was `seen` and was deleted after the revision `since` of the store.
 
-        The log of changes has it. Raises NotFoundError if that does not reach back so far.
+        Raises NotFoundError if the log of changes does not have it.
         """
-        with suppress(CursorTooOldError), _watch_deletions(self._runtime.store, self.id, since) as watch:
-            while (event := watch.next(timeout=0)) is not None:
-                last = event.status
-                if last is not None and event.id == self.id and last.created_at == seen.created_at:
-                    return last
-        raise NotFoundError(f"container {quote(self.id)} does not exist")
+        return find_last_status(self._runtime.store, self.id, seen, since)
 
     def _require_waitable(self, timeout: float | None) -> Status:
         if timeout is not None:
@@ -894,14 +887,6 @@ class Container:
         if status.unknown and status.message:
             detail = f" ({status.message})"
         return InvalidStateError(f"cannot {verb} container {self.id}: it is {status.state.name}{detail}; {why}")
-
-
-def _watch_deletions(store: Store, container_id: str, since: int) -> Watch:
-    """Return the events that are kept of the deletion of containers with this id. Raises CursorTooOldError."""
-    try:
-        return store.watch(since, id=container_id, kinds=(EventKind.DELETED,))
-    except CursorTooOldError as error:
-        return store.watch(error.oldest - 1, id=container_id, kinds=(EventKind.DELETED,))
 
 
 def request_stop(status: Status, timeout: float) -> Status:

@@ -211,6 +211,15 @@ def test_a_command_that_waits_keeps_nobody_out(limpet: Limpet, engine_process: S
     process.communicate()
 
 
+def test_who_waits_is_told_of_the_end_of_what_another_removes(limpet: Limpet) -> None:
+    """Without a live engine, too: the command that removes it opens one for as long as that takes."""
+    limpet.ok("run", "-d", "--name", "x", "host", "sleep", "1000")
+    waiting = begin(limpet, "wait", "-q", "x")
+    wait_until(lambda: "nanosleep" in Path(f"/proc/{waiting.pid}/wchan").read_text(), "it to sleep between two looks")
+    limpet.ok("rm", "-f", "x")
+    assert waiting.communicate(timeout=60) == ("137\n", "")
+
+
 def test_a_run_that_is_killed_leaves_its_container_running(limpet: Limpet, engine_process: Start) -> None:
     """SIGKILL of the command itself: the container is in ps, and its end is known."""
     engine_process("say(1); time.sleep(1000)")

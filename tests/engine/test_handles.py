@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -37,12 +36,10 @@ async def stop_in_task(engine: Engine, container: Container) -> Status:
     return await (await AsyncEngine(engine).get(container.id)).stop(20)
 
 
-WAITS: dict[str, Callable[[Engine, Container], Status]] = {
+WAYS: dict[str, Callable[[Engine, Container], Status]] = {
     "wait": lambda _, container: container.wait(20),
     "wait of a task": lambda _, container: asyncio.run(container.wait_async(20)),
     "wait of a command": lambda engine, container: ask_live(engine.store.directory.path, Wait(id=container.id)).status,
-}
-STOPS: dict[str, Callable[[Engine, Container], Status]] = {
     "stop": lambda _, container: container.stop(20),
     "stop of a task": lambda engine, container: asyncio.run(stop_in_task(engine, container)),
     "stop of a command": lambda engine, container: (
@@ -51,11 +48,12 @@ STOPS: dict[str, Callable[[Engine, Container], Status]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAITS | STOPS)
+@pytest.mark.parametrize("way", WAYS)
 def test_who_waits_is_told_how_it_ended_though_it_is_deleted_at_once(engine: Engine, pod: Sandbox, way: str) -> None:
     """Who is slow to wake up finds the container gone; the log of changes has its last status."""
-    program = "trap 'exit 7' TERM; touch up; while :; do sleep 0.01; done"
+    program = "trap asked=1 TERM; touch up; until [ -e go ]; do sleep 0.01; done; exit 7"
     container = engine.create_container(config("web", "sh", "-c", program), pod)
+    working = Path(container.metadata.root_dir, "working")
     removed: list[object] = []
 
     def remove() -> None:
@@ -65,13 +63,11 @@ def test_who_waits_is_told_how_it_ended_though_it_is_deleted_at_once(engine: Eng
             removed.extend(outcome)
 
     with container.notify(remove):  # it is told before who begins to wait after it
-        identity = container.start().identity
-        assert identity is not None
-        wait_until(Path(container.metadata.root_dir, "working", "up").exists, "it to be ready")
-        thread, outcome = in_thread(lambda: (WAITS | STOPS)[way](engine, container))
-        if way in WAITS:
-            wait_until(lambda: len(engine._runtime._bells.get(container.id, ())) > 1, "somebody to wait")
-            os.kill(identity.pid, signal.SIGTERM)
+        container.start()
+        wait_until((working / "up").exists, "it to be ready")
+        thread, outcome = in_thread(lambda: WAYS[way](engine, container))
+        wait_until(lambda: len(engine._runtime._bells.get(container.id, ())) > 1, "somebody to wait")
+        (working / "go").touch()
         thread.join(20)
     assert removed == [True]
     assert [each.exit_code if isinstance(each, Status) else each for each in outcome] == [7]

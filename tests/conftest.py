@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def require_tools(*names: str) -> None:
     missing = [name for name in names if shutil.which(name) is None]
     if missing:
         (pytest.fail if "LIMPET_GATE" in os.environ else pytest.skip)(f"not installed: {', '.join(missing)}")
+
+
+def require_namespaces() -> None:
+    """Skip the test where nobody can make a namespace, or mount: in most containers not even root can."""
+    if not _can_make_namespaces():
+        pytest.skip("no namespace can be made here")
+
+
+@pytest.fixture
+def namespaces() -> None:
+    """Skip the test as `require_namespaces` does."""
+    require_namespaces()
+
+
+@cache
+def _can_make_namespaces() -> bool:
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return subprocess.run(["unshare", *as_root, "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
 PACKAGES = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if "packages" in path or "__editable__" in path)}

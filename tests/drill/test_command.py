@@ -76,6 +76,7 @@ def find_closed(path: str) -> str | None:
     return next((str(each) for each in above if not each.stat().st_mode & 0o001), None)
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_an_ordinary_user_gets_a_result(temporary: str) -> None:
     """Without root it runs, prints one JSON object with the counts, exits with 0, and leaves nothing."""
     command = [*DRILL, "--rounds", "3", "--containers", "12", "--seed", "4", "-o", "json"]

@@ -60,6 +60,7 @@ def test_what_stands_in_the_place_of_config_json_goes_with_the_bundle(tmp_path: 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user mounts nothing")
 @pytest.mark.parametrize("place", ["", "rootfs", "working", "config.json"])
 def test_nothing_is_removed_through_a_mount(tmp_path: Path, place: str) -> None:

@@ -543,6 +543,7 @@ def run_image(engine: Engine, tmp_path: Path) -> list[str]:
 EXPECTED = ["hold fast", "/", "0", "yes", "proc"]
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_a_standard_image_runs_in_its_own_root(engine: Engine, tmp_path: Path) -> None:
     """An OCI image's program sees its own files as /, with /proc and /dev/null, and leaves no mount on the host."""
     lines = run_image(engine, tmp_path)
@@ -551,6 +552,7 @@ def test_a_standard_image_runs_in_its_own_root(engine: Engine, tmp_path: Path) -
     assert engine.store.directory.path not in Path("/proc/self/mountinfo").read_text()
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_a_standard_image_runs_as_an_ordinary_user(tmp_path: Path) -> None:
     """Without root it runs in user and mount namespaces, where it is root and nobody else."""
     script = (

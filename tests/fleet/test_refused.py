@@ -12,7 +12,7 @@ import pytest
 from limpet import Engine, Store, errors
 from limpet.engine.fleet import Fleet
 from limpet.schema.status import ContainerState
-from tests.conftest import require_tools, wait_until
+from tests.conftest import require_namespaces, require_tools, wait_until
 from tests.fleet.conftest import PASSWORD, Base, running_cluster
 from tests.fleet.test_shipping import fleet_rows, local_rows, wait_sent
 from tests.records import RUNNING, metadata, sandbox
@@ -38,6 +38,7 @@ def cramped() -> Iterator[Base]:
     require_tools("mount", "postgres", "initdb", "setpriv")
     if os.geteuid():
         pytest.skip("only root can mount")
+    require_namespaces()
     disk = tempfile.mkdtemp(prefix="limpet-disk-", dir="/tmp")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,uid=postgres,mode=700", "limpet", disk], check=True)
     try:

@@ -235,6 +235,7 @@ def test_a_sandbox_that_is_stopped_amid_a_restart_is_nothing_to_warn_of(
     assert not caplog.messages
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has the namespaces by which daemons are told")
 def test_daemons_of_the_attempt_before_are_gone_when_the_next_one_runs(engine: Engine) -> None:
     """What an attempt leaves behind does not run beside the next one."""

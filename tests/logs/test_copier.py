@@ -219,6 +219,7 @@ def test_output_waits_while_the_log_cannot_grow(keeper: Keeper) -> None:
         os.close(end)
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_a_full_disk_is_waited_for(tmp_path: Path, forker: Forker) -> None:
     """With no room left on the disk nothing is lost; with room again, the output comes."""
     if os.geteuid():

@@ -121,6 +121,7 @@ print(read_machine_clock(), view.status.state.name, *seen)
 """
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.skipif(not os.path.exists("/proc/self/ns/time"), reason="time namespaces need Linux 5.6")
 def test_another_time_namespace(state_dir: str, engine_process: Start) -> None:
     """Seen from where processes seem to have started at another time, a survivor is no stranger."""

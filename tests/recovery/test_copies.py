@@ -159,6 +159,7 @@ def test_the_original_is_found_under_another_name(pid: int, state_dir: str) -> N
         assert (rule_of(original), original.get("one").status.pid) == ("survivor", pid)
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 def test_the_same_directory_under_two_names_is_no_copy(pid: int, state_dir: str, tmp_path: Path) -> None:
     """Bind-mounted elsewhere it is locked like before, and its containers are its own; a copy of it is a copy."""

@@ -194,6 +194,7 @@ print(host.has_pidfs())
 """
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_whether_the_kernel_has_pidfs_is_asked_until_it_answers() -> None:
     """Without a free descriptor there is no answer, and none is remembered; the first process gets the same one."""
 
@@ -235,6 +236,7 @@ IN_FIRST_NAMESPACES = os.geteuid() == 0 and (
 ) == (0xEFFFFFFC, 0xEFFFFFFD)
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_another_pid_namespace_proves_nothing_from_a_new_one(sleeper: ProcessIdentity) -> None:
     """From a namespace of its own, nobody sees whether the recorded one is over; its number says it in one case."""
     assert observe(sleeper, prefix=NEW_PIDS).startswith("elsewhere")

@@ -25,6 +25,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.campaign("worlds")
 @pytest.mark.timeout(300)
 def test_every_verdict_is_true(size: Size) -> None:

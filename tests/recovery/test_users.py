@@ -67,6 +67,7 @@ def test_who_ends_amid_the_look_hides_nobody(tmp_path: Path, monkeypatch: pytest
         assert find_users([str(tmp_path)]).pids == {str(tmp_path): pid}
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.skipif(not os.path.exists("/proc/self/ns/mnt"), reason="no mount namespaces")
 def test_a_mount_in_another_mount_namespace_is_use(tmp_path: Path) -> None:
     """A container that has the directory as its root sees it under another name; it uses it all the same."""
@@ -79,6 +80,7 @@ def test_a_mount_in_another_mount_namespace_is_use(tmp_path: Path) -> None:
     assert list(found.pids) == [str(used)]
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_the_look_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of descriptors, thousands of mounts, or a slow kernel: it stops in time, and says so."""
     begun = time.monotonic()

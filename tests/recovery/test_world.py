@@ -15,7 +15,7 @@ from limpet.engine.starters.process import ProcessStarter
 from limpet.recovery import HostProbe, Process
 from limpet.recovery.probe import Witnessed
 from limpet.schema import ContainerState, Reason
-from tests.conftest import is_running, wait_until
+from tests.conftest import is_running, require_namespaces, wait_until
 from tests.engine_lives import LIVE, Start, rule_of, start_one
 
 
@@ -58,6 +58,7 @@ def test_exited_while_down_is_told_as_the_keeper_saw_it(engine_process: Start, s
         wait_until(lambda: not is_running(child), "the child that was left to be ended")
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_host_rebooted(engine_process: Start, state_dir: str, tmp_path: Path) -> None:
     """Under another boot id no process is ours, though one has the very pid: it is not signalled."""
     pid = start_one(engine_process, "sleep", "1000")
@@ -74,6 +75,7 @@ def test_host_rebooted(engine_process: Start, state_dir: str, tmp_path: Path) ->
     assert is_running(pid)
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_pid_reused_by_a_stranger(tmp_path: Path) -> None:
     """A stranger with the container's pid is never called ours and never signalled, though no keeper was there."""
     state = str(tmp_path / "state")
@@ -119,6 +121,7 @@ LIVE_IN_CHILD = (
 
 def in_namespace(before: str, script: str, *flags: str) -> str:
     """Run `before` in a shell and then Python code in new namespaces; as an ordinary user in a user namespace, too."""
+    require_namespaces()
     if os.geteuid() != 0:
         flags = (*flags, "-Ur")
     command = ["unshare", *flags, "--", "sh", "-c", f'{before} && exec "$@"', "sh", sys.executable, "-c", script]
@@ -145,6 +148,7 @@ def test_status_from_another_pid_namespace_is_unknown(engine_process: Start, sta
         assert (rule_of(engine), engine.get("one").state) == ("survivor", ContainerState.RUNNING)
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_proc_that_may_not_be_read(engine_process: Start, state_dir: str) -> None:
     """Without /proc nothing can be proven: Unknown, with its fields kept; recovering again later finds the truth."""
     pid = start_one(engine_process, "sleep", "1000")
@@ -188,6 +192,7 @@ def test_bundle_gone_under_a_running_and_under_stopped_containers(engine_process
         engine.get("ended").release()
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_orphan_directories(engine: Engine, state_dir: str, tmp_path: Path) -> None:
     """What is ours, old and unused is removed; unmarked or young is set aside; in use is left; links stay links."""
     containers = Path(state_dir, "containers")

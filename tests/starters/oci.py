@@ -17,7 +17,7 @@ from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.tools import Tools, command_of
 from limpet.recovery.mounts import find_mounts
 from tests import oci_layout
-from tests.conftest import require_tools
+from tests.conftest import require_namespaces, require_tools
 
 RUNTIMES = ("runc", "crun")
 TOOLS = ("conmon", "runc", "crun", "busybox")
@@ -31,6 +31,7 @@ def load_busybox(engine: Engine, directory: Path, *, needs_root: bool = True, **
     require_tools(*TOOLS)
     if os.geteuid() and needs_root:
         pytest.skip("OCI containers need root")
+    require_namespaces()
     busybox = Path("/usr/bin/busybox" if os.path.exists("/usr/bin/busybox") else "/bin/busybox").read_bytes()
     members = [
         *(oci_layout.directory(name) for name in ("bin", "tmp", "etc", "proc", "sys", "dev", "work")),

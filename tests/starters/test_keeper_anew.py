@@ -17,7 +17,7 @@ from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.starter import _is_about
 from limpet.recovery.host import identify, open_pidfd
 from limpet.schema import ProcessIdentity
-from tests.conftest import is_running, wait_until
+from tests.conftest import is_running, require_namespaces, wait_until
 
 # One that never read the inode, as before Linux 6.9; the true one; another's: the same pid and start time each time.
 UNKNOWN, TRUE, WRONG = 0, 1, 2
@@ -26,6 +26,7 @@ UNKNOWN, TRUE, WRONG = 0, 1, 2
 @pytest.fixture
 def process() -> Iterator["subprocess.Popen[bytes]"]:
     """A process in a session and a UTS namespace of its own, that ends with 7 when it is told to."""
+    require_namespaces()
     command = ["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"]
     with subprocess.Popen(
         ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "-u", *command], start_new_session=True

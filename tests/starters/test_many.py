@@ -44,6 +44,7 @@ def find_client(engine: Engine) -> KeeperClient:
     return client
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_stop_of_many_reaches_all_that_belongs_to_each(
     engine: Engine, tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch

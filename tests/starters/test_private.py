@@ -165,6 +165,7 @@ print(call(numbers[0], b"user", b"limpet-test-other", b"x", ctypes.c_size_t(1), 
 """
 
 
+@pytest.mark.usefixtures("namespaces")
 @as_root
 @pytest.mark.parametrize("runtime", ["", "runc", "crun"])
 def test_the_session_keyring_is_its_own(state_dir: str, tmp_path: Path, runtime: str) -> None:
@@ -339,6 +340,7 @@ def test_the_images_passwd_is_read_within_bounds_and_within_the_root(tmp_path: P
 # --- a root of its own ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_a_root_has_what_programs_count_on(engine: Engine, image: str) -> None:
     """Devices, links to the streams, shared memory, terminals, and the working directory that the image forgot."""
     script = (
@@ -353,6 +355,7 @@ def test_a_root_has_what_programs_count_on(engine: Engine, image: str) -> None:
     assert not os.path.exists("/tmp/outside")  # where the image's link leads
 
 
+@pytest.mark.usefixtures("namespaces")
 @as_root
 def test_mounts_are_made(engine: Engine, image: str, tmp_path: Path) -> None:
     """Files and directories, read-only, in a missing place; never through a link out; the host keeps no mount."""
@@ -373,6 +376,7 @@ def test_mounts_are_made(engine: Engine, image: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_what_a_mount_cannot_pass_on_is_told(engine: Engine, image: str, tmp_path: Path) -> None:
     """Propagation needs a shared mount on the host's side: without one the status says so."""
     asked = ask(image, "true")
@@ -385,6 +389,7 @@ def test_what_a_mount_cannot_pass_on_is_told(engine: Engine, image: str, tmp_pat
     assert ("mounts.propagation" in told) == (not is_shared or os.geteuid() != 0)
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_a_mount_without_its_source_is_refused(engine: Engine, image: str, tmp_path: Path) -> None:
     """At create, by its name."""
     asked = ask(image, "true")
@@ -518,6 +523,7 @@ def test_each_name_of_a_signal_is_one_signal(engine: Engine, image: str) -> None
     assert container.stop(20).exit_code == 128 + 37
 
 
+@pytest.mark.usefixtures("namespaces")
 @as_root
 def test_the_streams_can_be_opened_by_the_containers_user(engine: Engine, image: str) -> None:
     """Programs that write to /dev/stdout and /dev/stderr by name reach the log, whoever they run as."""
@@ -566,6 +572,7 @@ def test_secrets_that_no_environment_holds_are_refused(bad: dict[Any, Any]) -> N
     assert require_secrets({"a": "\udcff"}) == {"a": "\udcff"}
 
 
+@pytest.mark.usefixtures("namespaces")
 @as_root
 @pytest.mark.parametrize(("propagation", "told"), [("shared", "shared:"), ("private", "")])
 def test_whether_a_mount_is_shared_is_read_of_the_very_mount(tmp_path: Path, propagation: str, told: str) -> None:

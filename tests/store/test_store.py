@@ -330,6 +330,7 @@ def test_paths_that_cannot_be_a_state_directory(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "link", "real", "thesis.txt"]
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_full_disk(tmp_path: Path) -> None:
     """On a full disk the caller gets DiskFullError, memory keeps the truth, and it goes on when there is space.
 

@@ -1,5 +1,6 @@
 """What the tests of starters share: an engine for a test or a module, and /run freed after each."""
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     directory = tmp_path_factory.mktemp("oci")
     with busybox_engine(str(directory / "state"), directory, getattr(request.module, "SANDBOX", {})) as opened:
         yield opened
+
+
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    """While a test runs, orphans become children of this process, as of one that is the first of a pid namespace."""
+    prctl, set_child_subreaper = ctypes.CDLL(None).prctl, 36
+    assert prctl(set_child_subreaper, 1, 0, 0, 0) == 0
+    yield
+    prctl(set_child_subreaper, 0, 0, 0, 0)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Connections to programs in OCI containers: commands, with and without a terminal, and the container's own program."""
 
-import ctypes
 import glob
 import os
 import resource
@@ -20,6 +19,7 @@ from limpet.engine.starters.abilities import Session
 from limpet.engine.starters.oci import abilities
 from limpet.schema import ContainerState
 from tests.conftest import read_output, wait_until
+from tests.starters.host import list_children
 from tests.starters.oci import RUNTIMES, config
 
 _opened: list[Session] = []
@@ -329,19 +329,6 @@ def test_attach_to_a_terminal(shared: Engine, runtime: str) -> None:
     assert read_until(session, b"33 77")
     session.close()
     container.stop(0)
-
-
-@pytest.fixture
-def subreaper() -> Iterator[None]:
-    """While a test runs, orphans become children of this process, as of one that is the first of a pid namespace."""
-    prctl, set_child_subreaper = ctypes.CDLL(None).prctl, 36
-    assert prctl(set_child_subreaper, 1, 0, 0, 0) == 0
-    yield
-    prctl(set_child_subreaper, 0, 0, 0, 0)
-
-
-def list_children() -> set[str]:
-    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 @pytest.mark.usefixtures("subreaper")

@@ -10,7 +10,7 @@ import pytest
 from limpet.engine import Engine
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter
-from limpet.engine.starters.process.keeper.kernel import read_children, read_name
+from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.recovery.host import open_pidfd, wait_for_end
 from limpet.schema import ContainerState, Reason
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
@@ -83,6 +83,10 @@ def test_a_gate_is_stopped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> N
     assert read_state(pid) == "T"
     os.kill(pid, signal.SIGCONT)
     assert of_its_own.wait(20).exit_code == 4
+
+
+def read_name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def read_state(pid: int) -> str:

@@ -17,8 +17,8 @@ from io import FileIO
 from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
 from limpet.engine.starters.oci.exits import may_be
 from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_family
-from limpet.engine.starters.oci.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.oci.run_directory import RunDirectory
+from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.signals import let_go_on
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, open_pidfd, read_stat, wait_for_end

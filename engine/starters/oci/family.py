@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
-from limpet.engine.starters.oci.orphans import reap_when_over
+from limpet.engine.starters.orphans import reap_when_over
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.holders import find_stopped
 from limpet.recovery.host import has_ended, is_zombie, open_pidfd, read_stat

@@ -22,8 +22,8 @@ from limpet.engine.starters.oci.cni import Plugins, end_left, read_network
 from limpet.engine.starters.oci.command import LOOK_SECONDS, run
 from limpet.engine.starters.oci.family import have_holders_go_on
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
-from limpet.engine.starters.oci.orphans import reap_when_over
 from limpet.engine.starters.oci.root import RuntimeRoot
+from limpet.engine.starters.orphans import reap_when_over
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
 from limpet.engine.starters.signals import let_go_on

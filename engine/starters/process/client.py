@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from limpet.engine.starters.orphans import reap_with_session
 from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, LOCK, SOCKET
@@ -221,7 +222,6 @@ class KeeperClient:
         self._is_closed = False
         self.keeper_pid = 0
         """The pid of the keeper that was spoken to last."""
-        self._anchor_pid = 0
         self._stranger = (0, 0), ""
         """Which socket was found to be no keeper's, and what is to be said of it."""
 
@@ -342,7 +342,6 @@ class KeeperClient:
             return self._greet(connection)
         except (FileNotFoundError, ConnectionRefusedError, KeeperGoneError):
             link.close()
-            self._reap_anchor()
             return None
         except OSError as error:
             link.close()
@@ -362,7 +361,7 @@ class KeeperClient:
     def _greet(self, connection: Connection) -> Connection:
         try:
             answer, _ = connection.ask({"op": "hello", "version": VERSION})
-            namespace, version, pid, anchor = (answer[name] for name in ("pid_namespace", "version", "pid", "anchor"))
+            namespace, version, pid = (answer[name] for name in ("pid_namespace", "version", "pid"))
         except (KeeperGoneError, NoKeeperError):
             raise
         except (KeeperError, KeyError) as error:
@@ -377,14 +376,8 @@ class KeeperClient:
                 f" {here}; its containers can be looked after from there only"
             )
         connection.version = version
-        self.keeper_pid, self._anchor_pid = pid, anchor
+        self.keeper_pid = pid
         return connection
-
-    def _reap_anchor(self) -> None:
-        """Reap an anchor that came to us as an orphan: where we are the first process of a pid namespace, it does."""
-        if self._anchor_pid:
-            with suppress(ChildProcessError):
-                os.waitpid(self._anchor_pid, os.WNOHANG)
 
     def _begin(self) -> Connection:
         """Have a keeper begin, and connect to it. Raises KeeperError, UnsupportedError."""
@@ -499,7 +492,8 @@ def _wait(pid: int, deadline: float) -> int | None:
                 break
             with suppress(OSError):
                 let_go_on(pid, pidfd)
-        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        reap_with_session(pidfd, pid)  # it has begun a session of its own, in which all of a keeper's processes stay
         return None if found is None else found.si_status
     except ChildProcessError:
         return None

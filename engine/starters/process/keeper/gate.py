@@ -48,7 +48,6 @@ def become_container(control: int, until: int) -> NoReturn:
         if until >= 0:
             name_process(MEMORY_NAME)
             hold_memory(_UNTIL)
-        os.setsid()  # only now: what holds its memory is no part of a container
         plan = _receive_plan()
         if plan is not None:
             _obey_plan(plan)
@@ -69,6 +68,7 @@ def _receive_plan() -> dict[str, Any] | None:
         _, given = receive(link)
     if not given:
         return None
+    os.setsid()  # only now: until it is a container's it is told by the keeper's session, as what holds its memory is
     name_process(COMMAND_NAME)
     plan, *streams, report = given
     os.dup2(report, _REPORT, inheritable=False)

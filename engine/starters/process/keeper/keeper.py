@@ -18,7 +18,6 @@ from contextlib import suppress
 from .adoption import find_again, hold_uts_of_left, settle_executed
 from .container import Container
 from .copies import Copies
-from .gate import SPARE_NAME
 from .journal import Journal, Record
 from .kernel import (
     close,
@@ -31,7 +30,6 @@ from .kernel import (
     let_go_on,
     open_null,
     read_exit_of_stranger,
-    read_name,
     read_stat,
 )
 from .loop import Loop
@@ -241,7 +239,7 @@ class Keeper:
         known = (anchor, self._copies.pid, self._flushing[0] if self._flushing else 0, *self._starts.gates)
         yield from filter(None, known)
         with suppress(OSError):
-            yield from (pid for pid in self._members.orphans().pids if _works_for_us(pid) or _is_lost_spare(pid))
+            yield from (pid for pid in self._members.orphans().pids if _works_for_us(pid))
 
     # Requests
 
@@ -643,19 +641,14 @@ def _explain(error: Exception) -> str:
 
 
 def _works_for_us(pid: int) -> bool:
-    """Say whether a child of ours is none of a container's: what holds a gate's memory. It is of our session."""
+    """Say whether a child of ours is none of a container's: it is of our session.
+
+    That is what holds a gate's memory, and the gate that a keeper before us had forked ahead: it ends by itself.
+    """
     try:
         return os.getsid(pid) == os.getsid(0)
     except ProcessLookupError:  # it is gone
         return True
-
-
-def _is_lost_spare(pid: int) -> bool:
-    """Say whether an orphan is the gate that a keeper before us had forked ahead. It ends by itself, unless stopped."""
-    try:
-        return os.getsid(pid) == pid and read_name(pid) == SPARE_NAME
-    except OSError:  # it is gone
-        return False
 
 
 def _fit(records: Sequence[Message]) -> Sequence[Message]:

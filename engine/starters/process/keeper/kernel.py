@@ -292,11 +292,6 @@ def name_process(text: str) -> None:
     _libc.prctl(_PR_SET_NAME, text.encode())
 
 
-def read_name(pid: int) -> str:
-    """Return the name of a process, as it is for ps and top. Raises OSError."""
-    return _read_whole(f"/proc/{pid}/comm").rstrip(b"\n").decode(errors="replace")
-
-
 def unshare(flags: int) -> None:
     """Enter new namespaces (unshare(2)). Raises OSError."""
     if _libc.unshare(flags):

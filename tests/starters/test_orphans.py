@@ -1,0 +1,61 @@
+"""What is left of a keeper where orphans come to the engine's process: all of it is reaped, and nothing else."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine.starters.process.client import KeeperClient
+from tests.conftest import wait_until
+from tests.starters.host import list_children, make
+from tests.starters.test_keeper import kill
+from tests.starters.test_spare import _IMPATIENT
+
+ANCHOR, KEEPER = "limpet-anchor", "limpet-keeper"
+
+
+@pytest.fixture
+def children() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Children of the host program that have ended, which nobody else may reap; one led a session of its own."""
+    begun = [subprocess.Popen(["sh", "-c", "exit 7"], start_new_session=number == 1) for number in range(2)]
+    yield begun
+    assert [each.wait() for each in begun] == [7, 7]
+
+
+def is_reaped(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}")
+
+
+@pytest.mark.usefixtures("subreaper", "children")
+@pytest.mark.parametrize("killed", [(), (ANCHOR,), (KEEPER,), (ANCHOR, KEEPER)])
+def test_what_is_left_of_a_keeper_is_reaped(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, killed: tuple[str, ...]
+) -> None:
+    """Each keeper left three zombies behind, more when it was killed, until the host program ended."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", _IMPATIENT)
+    before = list_children()
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        for number in range(2):
+            container = make(engine, f"c{number}", "echo", "hello", log_path="log")
+            pid = container.start().pid
+            assert container.wait(timeout=10).exit_code == 0
+            wait_until(partial(is_reaped, pid), "the keeper to take note of that")
+            assert list_children() > before
+            kill(state_dir, *killed)
+    wait_until(lambda: list_children() <= before, "all to be reaped")
+
+
+@pytest.mark.usefixtures("subreaper", "children")
+def test_what_is_left_of_one_that_could_not_begin_is_reaped(tmp_path: Path) -> None:
+    before = list_children()
+    directory = tmp_path / "keeper"
+    directory.mkdir(mode=0o700)
+    (directory / "journal").mkdir()  # which it cannot read
+    with pytest.raises(errors.KeeperError, match="journal"):
+        KeeperClient(str(directory)).take(begin=True)
+    wait_until(lambda: list_children() <= before, "all to be reaped")

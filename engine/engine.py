@@ -30,7 +30,7 @@ from limpet.engine.starters import (
 )
 from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
 from limpet.engine.state.durable import make_directory
-from limpet.engine.state.entries import resolve_directory
+from limpet.engine.state.entries import require_utf8, resolve_directory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.steps import run_whole
@@ -187,8 +187,10 @@ class Engine:
         wait: float,
         fleet: FleetChoice,
     ) -> Self:
+        path = resolve_directory(state_dir)
+        require_utf8(path)
         store = Store.open(
-            resolve_directory(state_dir),
+            path,
             node=node,
             wait=wait,
             fleet=fleet.url,

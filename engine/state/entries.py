@@ -53,6 +53,17 @@ def resolve_directory(state_dir: str | os.PathLike[str]) -> str:
         raise StateDirectoryError(f"state directory {quote_path(state_dir)}: {reason}; name another") from error
 
 
+def require_utf8(path: str) -> None:
+    """Raise StateDirectoryError if JSON cannot hold the path: records, configs and requests of containers name it."""
+    try:
+        os.fsencode(path).decode()  # the path's bytes, whatever the locale
+    except UnicodeError as error:
+        raise StateDirectoryError(
+            f"state directory {quote_path(path)}: its path, links followed, is not UTF-8, and no record of a container"
+            " could name it; rename what is not, or give another directory"
+        ) from error
+
+
 def _follow(path: str) -> str:
     real = "/" if path.startswith("/") else os.getcwd()
     names = path.split("/")[::-1]

@@ -67,6 +67,20 @@ def test_a_path_that_can_be_none_is_refused(use: Callable[[str], object], bad: s
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("link", ["", "link"])
+def test_a_path_that_json_cannot_hold_is_refused_by_an_engine(tmp_path: Path, link: str) -> None:
+    """It opened, and each sandbox and container was refused; records of a runtime's own do not name the path."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    if link:
+        (tmp_path / link).symlink_to(odd)
+    before = os.listdir(tmp_path)
+    with pytest.raises(StateDirectoryError, match=r"/\\udcff.* is not UTF-8"):
+        Engine.open(f"{tmp_path}/{link}/state" if link else odd)
+    assert os.listdir(tmp_path) == before
+    with Store.open(odd) as store:
+        assert store.list() == []
+
+
 def test_a_directory_too_deep_to_be_made_is_not_begun(tmp_path: Path) -> None:
     """make_directory makes a thousand levels, and none of those above a path that is too long."""
     make_directory(f"{tmp_path}/" + "d/" * 1000)

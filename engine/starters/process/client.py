@@ -72,6 +72,8 @@ class Connection:
         self._directory = directory
         self.version = 0
         """Of the keeper; 0 until it has answered the first time."""
+        self.view: list[int] = []
+        """What the keeper sees of files: see `read_view`. Empty if it does not tell, and takes no other."""
         self._timeout = 0.0
         self._unread = 0
         """Answers that are still to come, and are not waited for."""
@@ -376,6 +378,7 @@ class KeeperClient:
                 f" {here}; its containers can be looked after from there only"
             )
         connection.version = version
+        connection.view = answer.get("view", [])
         self.keeper_pid = pid
         return connection
 

@@ -27,6 +27,7 @@ from limpet.engine.starters.process.client import (
 from limpet.engine.starters.process.handed_on import read_handed_on
 from limpet.engine.starters.process.keeper.kernel import read_stat, read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
+from limpet.engine.starters.process.keeper.root import open_view, read_view
 from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
@@ -428,11 +429,14 @@ class ProcessStarter:
                     "max_files": _LOG_FILES,
                     "pipes": file_name(launch.id),
                 }
+            own = [*opened]
             for last in (False, False, True):
                 connection = self._keeper.take(begin=True)
                 assert connection is not None
                 try:
-                    answer, given = connection.ask(request, opened)
+                    view = _open_view(connection)
+                    opened += view
+                    answer, given = connection.ask(request | {"view": bool(view)}, [*own, *view])
                     if not given:
                         raise KeeperGoneError("the keeper has answered something else than a process")
                 except BaseException as error:
@@ -545,6 +549,11 @@ def _is_about(answer: Message, identity: ProcessIdentity) -> bool:
         return False
     inode = answer.get("inode", 0)
     return not inode or not identity.pidfd_inode or inode == identity.pidfd_inode
+
+
+def _open_view(connection: Connection) -> list[int]:
+    """Return descriptors of what this thread sees of files, nothing if its keeper sees the same. Raises OSError."""
+    return open_view() if connection.view and connection.view != read_view() else []
 
 
 def _holds_up(answer: Message) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from .kernel import hold_memory, leave_session_keyring, name_process, unshare
 from .messages import lent, receive
-from .root import become_user, enter_root
+from .root import become_user, enter_root, enter_view
 
 NOT_EXECUTED = 128
 """The exit code of a process that did not get as far as the program."""
@@ -37,8 +37,9 @@ def become_container(control: int, until: int) -> NoReturn:
 
     `control` is a socket: a message with four descriptors makes it a container's: the plan (JSON, see `root`), what
     becomes standard output and error, and a pipe for its report, which a successful exec closes; what is written to it
-    is why there was none. End of file from us says that all is done that can be done at the gate. A message "g" opens
-    it, end of file closes it. Unless `until` is -1, its memory is held until the other end of that pipe is closed.
+    is why there was none. Two more are what `enter_view` takes. End of file from us says that all is done that can be
+    done at the gate. A message "g" opens it, end of file closes it. Unless `until` is -1, its memory is held until the
+    other end of that pipe is closed.
     """
     told = -1  # until they are its own, its numbers are the keeper's
     try:
@@ -50,7 +51,7 @@ def become_container(control: int, until: int) -> NoReturn:
             hold_memory(_UNTIL)
         plan = _receive_plan()
         if plan is not None:
-            _obey_plan(plan)
+            _obey_plan(*plan)
     except BaseException as error:  # noqa: BLE001  # whatever it is: what is not reported is not known
         name = getattr(error, "filename", None)
         name = os.fsdecode(name) if isinstance(name, bytes) else name
@@ -61,8 +62,11 @@ def become_container(control: int, until: int) -> NoReturn:
         os._exit(NOT_EXECUTED)
 
 
-def _receive_plan() -> dict[str, Any] | None:
-    """Wait until it is some container's; return its plan, None at the end. Its streams are taken."""
+def _receive_plan() -> tuple[dict[str, Any], str] | None:
+    """Wait until it is some container's; return its plan, None at the end. Its streams are taken, and its view.
+
+    With the plan goes what is to be said of a file that is not there: empty where its engine sees the same files.
+    """
     name_process(SPARE_NAME)
     with lent(_CONTROL) as link:
         _, given = receive(link)
@@ -70,16 +74,39 @@ def _receive_plan() -> dict[str, Any] | None:
         return None
     os.setsid()  # only now: until it is a container's it is told by the keeper's session, as what holds its memory is
     name_process(COMMAND_NAME)
-    plan, *streams, report = given
+    plan, *streams, report = given[:4]
     os.dup2(report, _REPORT, inheritable=False)
     for number, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream, number)
     document: dict[str, Any] = json.loads(os.pread(plan, os.fstat(plan).st_size, 0))
+    hint = _enter_view(given[4:])
     os.closerange(_REPORT + 1, 1 << 30)
-    return document
+    return document, hint
 
 
-def _obey_plan(document: dict[str, Any]) -> None:
+def _enter_view(view: list[int]) -> str:
+    """See the files that the engine sees; return what is to be said where that is refused, and one is missed."""
+    try:
+        if view:
+            enter_view(*view)
+    except OSError as error:
+        return (
+            f" for its keeper, process {os.getppid()}, whose mounts or root directory are not those of the engine"
+            f" (setns: {error.strerror}): run as root; or end the containers and close the engine, then the next has"
+            " its own keeper"
+        )
+    return ""
+
+
+def _obey_plan(document: dict[str, Any], hint: str) -> None:
+    try:
+        _become_program(document)
+    except FileNotFoundError as error:
+        error.strerror = f"{error.strerror}{hint}"
+        raise
+
+
+def _become_program(document: dict[str, Any]) -> None:
     if document["own_uts_namespace"]:
         with suppress(OSError):  # by which descendants are told; without it, by their session
             unshare(_CLONE_NEWUTS)

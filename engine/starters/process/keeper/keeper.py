@@ -35,6 +35,7 @@ from .kernel import (
 from .loop import Loop
 from .members import Members
 from .messages import LONGEST, VERSION, Message, divide, encode, read_peer, receive, send
+from .root import read_view
 from .starts import Starts
 
 _ENGINE_TAKES_SECONDS = 0.2
@@ -93,6 +94,7 @@ class Keeper:
         self._idle_since = time.monotonic()
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
+        self._view = read_view()
         self._journal = Journal(directory, f"{_read_boot_id()}/{self._namespace}")
         self._starts = Starts(
             self._loop, self._journal, copies, self._containers, self._firsts, self._send, self._note_end
@@ -306,7 +308,7 @@ class Keeper:
         """Return what is answered, None for nothing yet or at all, and the descriptors that go with it."""
         match request["op"]:
             case "hello":
-                answer = {"version": VERSION, "pid": os.getpid(), "anchor": self._anchor}
+                answer = {"version": VERSION, "pid": os.getpid(), "anchor": self._anchor, "view": self._view}
                 return answer | {"pid_namespace": self._namespace}, ()
             case "prepare":
                 self._prepare(connection, request, descriptors)

@@ -4,9 +4,10 @@ An engine begins with `hello`. A keeper outlives its engine, so an engine meets 
 ignores fields that it does not know, and answers a request that it does not know with an error.
 
 request                            answer
-hello version                      version pid anchor pid_namespace
-prepare id log owner report        pid + [pidfd]: a process that is held at its gate, while the connection lives; with
-  + [plan, log]                    `report` also the end of the pipe that its exec closes: to be waited for, not read
+hello version                      version pid anchor pid_namespace view: see `read_view`; with another one an engine
+                                   gives what `open_view` returns, and says so by `view`
+prepare id log owner report view   pid + [pidfd]: a process that is held at its gate, while the connection lives; with
+  + [plan, log, view]              `report` also the end of the pipe that its exec closes: to be waited for, not read
 go id                              executed, or why not
 list after                         containers (see `Container.describe`), more: ask again after the last
 end id                             running, or how it ended: code signal time executed why, empty: nothing is left of

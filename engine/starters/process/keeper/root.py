@@ -14,7 +14,8 @@ Works in the process that becomes the program, with the standard library alone. 
 
 Strings are UTF-8; bytes that are not are surrogates in them (PEP 383), whatever the locale.
 
-Kernel interfaces: unshare(2), mount(2), open_tree(2) and move_mount(2) (Linux 5.2), prctl(2), user_namespaces(7).
+Kernel interfaces: unshare(2), setns(2), mount(2), open_tree(2) and move_mount(2) (Linux 5.2), prctl(2),
+user_namespaces(7).
 """
 
 import ctypes
@@ -73,6 +74,30 @@ def enter_root(plan: dict[str, Any]) -> None:
     os.fchdir(root)
     os.chroot(b".")
     os.close(root)
+
+
+def read_view() -> list[int]:
+    """Return what this thread's mount namespace and root directory are told by: two that see other files differ."""
+    root = os.stat("/")
+    return [os.stat("/proc/thread-self/ns/mnt").st_ino, root.st_dev, root.st_ino]
+
+
+def open_view() -> list[int]:
+    """Return descriptors of this thread's mount namespace and root directory."""
+    namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return [namespace, os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+    except BaseException:
+        os.close(namespace)
+        raise
+
+
+def enter_view(namespace: int, root: int) -> None:
+    """See the files that another process sees (setns(2), which takes root). Raises OSError."""
+    if _libc.setns(namespace, _CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.fchdir(root)
+    os.chroot(b".")
 
 
 def enter_namespaces(uid: int | None, gid: int | None) -> bool:

@@ -77,7 +77,8 @@ class Starts:
         """Give a container a gate, and answer. It is held until `go`; whatever fails, no process is left."""
         key = request["id"]
         self._last = time.monotonic()
-        plan, *log_directory = descriptors
+        plan, *rest = descriptors
+        log_directory, view = (rest[:-2], rest[-2:]) if request.get("view") else (rest, [])
         opened: list[int] = []
         log = request.get("log")
         try:
@@ -97,7 +98,7 @@ class Starts:
             # Before it is handed over: a gate that is woken takes the processor from us, while the engine waits.
             given = (container.pidfd, *([container.report] if container.is_report_given else []))
             self._send(connection, {"pid": container.pid}, given)
-            self._hand_over(container, (plan, *opened))
+            self._hand_over(container, (plan, *opened, *view))
         finally:
             close_all(opened)
 

@@ -135,6 +135,6 @@ async def in_own_thread(act: Callable[[], _T]) -> _T:
     try:
         _thread.start_new_thread(step.run, ())
     except RuntimeError as error:
-        raise ResourcesError("no thread can be started (RLIMIT_NPROC?); nothing was done") from error
+        raise ResourcesError(f"no thread can be started (RLIMIT_NPROC?): {error}; nothing was done") from error
     result: _T = await wait_for(step)
     return result

@@ -152,7 +152,7 @@ class ControlServer:
         try:
             thread.start()
         except RuntimeError as error:
-            raise ResourcesError("no thread can be started that answers commands") from error
+            raise ResourcesError(f"no thread can be started that answers commands: {error}") from error
         self._thread = thread
 
     def leave(self) -> None:

@@ -63,7 +63,7 @@ class Timetable:
             try:
                 thread.start()
             except RuntimeError as error:
-                raise ResourcesError("no thread can be started that looks after what is due") from error
+                raise ResourcesError(f"no thread can be started that looks after what is due: {error}") from error
             self._thread = thread
 
     def note(self, entry: Entry, seconds: float = 0.0) -> None:

@@ -178,7 +178,7 @@ class Watcher:
         except BaseException as error:
             self._close_descriptors()
             if isinstance(error, RuntimeError):
-                raise ResourcesError("no thread can be started that watches the containers") from error
+                raise ResourcesError(f"no thread can be started that watches the containers: {error}") from error
             raise
 
     def watch(

@@ -243,6 +243,28 @@ def test_no_more_processes_and_threads() -> None:
     assert told == ["refused", "3", "True", "3", "EXITED", "3"]
 
 
+def test_an_engine_in_an_isolated_subinterpreter_says_why_it_cannot_be(state_dir: str) -> None:
+    """Python gives those no threads; it was said that none can be started, as if there were too many."""
+    script = """
+        try:
+            import _xxsubinterpreters as interpreters
+            run = interpreters.run_string
+        except ImportError:
+            import _interpreters as interpreters
+            run = interpreters.exec
+        run(interpreters.create(), f'''if True:
+            import sys
+            sys.path[:0] = {sys.path!r}
+            from limpet import Engine, errors
+            try:
+                Engine.open({sys.argv[1]!r})
+            except (errors.ResourcesError, ImportError) as error:  # of a module that refuses to be loaded there
+                print(error)
+        ''')
+    """
+    assert "interpreter" in run(script, state_dir)
+
+
 def test_an_engine_in_a_new_pid_namespace_at_each_start(tmp_path: Path) -> None:
     """As `docker restart` does: what ran before never runs on; each start works, and a person can settle the rest."""
     state = str(tmp_path / "state")

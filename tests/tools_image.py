@@ -9,16 +9,20 @@ from limpet.engine import Engine
 from limpet.schema import ImageName
 from tests import oci_layout
 
-TOOLS = ("sh", "cat", "ls", "id", "sleep", "test", "env")
+TOOLS = ("sh", "cat", "ls", "id", "sleep", "test", "env", "setsid")
 
 
 def load_tools(engine: Engine, directory: Path, config: dict[str, Any], *members: tuple[Any, bytes]) -> ImageName:
     """Load the image, with `config` as its configuration's and with more members, under the directory's name."""
-    members = (*members, *_tools())
-    layout = oci_layout.Layout(directory)
-    layout.add_image([oci_layout.tar(*members)], f"{directory.name}:1", configuration={"config": config})
+    write_tools(directory, config, *members)
     (name,) = engine.images.load(str(directory))
     return name
+
+
+def write_tools(directory: Path, config: dict[str, Any], *members: tuple[Any, bytes]) -> None:
+    """Write the image's layout into a directory."""
+    layout = oci_layout.Layout(directory)
+    layout.add_image([oci_layout.tar(*members, *_tools())], f"{directory.name}:1", configuration={"config": config})
 
 
 def _tools() -> list[tuple[Any, bytes]]:

@@ -29,7 +29,8 @@ from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_c
 from tests import oci_layout
 from tests.conftest import PACKAGES, find_interpreter, in_thread, read_output, wait_until
 from tests.starters.oci import end_everything, load_busybox, open_engine
-from tests.tools_image import load_tools
+from tests.starters.test_keeper import find_sleepers
+from tests.tools_image import load_tools, write_tools
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1234:4321:app:/home/app:/bin/sh\n"
 GROUP = b"root:x:0:\napp:x:4321:\naudio:x:29:app\nvideo:x:44:\n"
@@ -316,6 +317,48 @@ with Engine.open(sys.argv[1]) as engine:
         command = [interpreter, "-c", script, f"{place}/state"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/", env=PACKAGES)
     assert done.stdout.split() == ["Uid:", *[str(effective)] * 4, "Gid:", *[str(effective)] * 4], done.stderr
+
+
+@as_root
+def test_a_daemon_of_an_ordinary_user_belongs_to_a_container_whose_image_has_layers() -> None:
+    """Nothing told whose it was once it had left its session and its parent: it outlived `stop` and `release`."""
+    user, mark = 65534, f"31{os.getpid()}"
+    script = """
+import sys
+from limpet import Engine
+state, image, program = sys.argv[1:]
+with Engine.open(state) as engine:
+    (name,) = engine.images.load(image)
+    jobs = engine.create_sandbox({"metadata": {"name": "jobs"}})
+    config = {"metadata": {"name": "c"}, "image": {"image": str(name)}, "command": ["sh", "-c", program]}
+    container = engine.create_container(config, jobs)
+    container.start()
+    print(container.wait(30).exit_code)
+    container.release()
+"""
+    interpreter = find_interpreter(user)
+    if not interpreter:
+        pytest.skip("another user cannot read this installation")
+    with tempfile.TemporaryDirectory(prefix="limpet-daemon-", dir="/tmp") as place:
+        write_tools(Path(place, "image"), {})
+        os.chown(place, user, user)
+        command = [interpreter, "-c", script, f"{place}/state", f"{place}/image", f"(setsid sleep {mark} &); sleep 0.3"]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd="/",
+            env=PACKAGES,
+            user=user,
+            group=user,
+        )
+    assert done.stdout == "0\n", done.stderr
+    left = find_sleepers(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 @as_root

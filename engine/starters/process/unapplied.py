@@ -88,7 +88,7 @@ def _find_of_sandbox(launch: Launch, abilities: Abilities) -> dict[str, str]:
     if launch.namespaces:
         found["sandbox.namespaces"] = _HOST_NAMESPACES
     if launch.sandbox and launch.sandbox.config.hostname and not abilities.own_hostname:
-        found["sandbox.hostname"] = "no UTS namespace without CAP_SYS_ADMIN"
+        found["sandbox.hostname"] = "it takes CAP_SYS_ADMIN"
     if (
         launch.sandbox
         and launch.metadata.image_manifest.is_builtin

@@ -108,7 +108,7 @@ def _obey_plan(document: dict[str, Any], hint: str) -> None:
 
 def _become_program(document: dict[str, Any]) -> None:
     if document["own_uts_namespace"]:
-        with suppress(OSError):  # by which descendants are told; without it, by their session
+        with suppress(OSError):  # by which descendants are told; where it has none, by their session
             unshare(_CLONE_NEWUTS)
             if document["hostname"]:
                 socket.sethostname(document["hostname"])

@@ -25,7 +25,7 @@ import stat
 from contextlib import suppress
 from typing import Any
 
-_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
+_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWUSER = 0x00020000, 0x04000000, 0x10000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_BIND, _MS_REC = 32, 4096, 16384
 _PROPAGATIONS = {"private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20}
@@ -103,14 +103,15 @@ def enter_view(namespace: int, root: int) -> None:
 def enter_namespaces(uid: int | None, gid: int | None) -> bool:
     """Enter a mount namespace of our own; say whether there is one.
 
-    An ordinary user needs a user namespace for that, where it is `uid` and `gid` (0 by default) and nobody else.
-    Raises OSError where the kernel does not allow it.
+    An ordinary user needs a user namespace for that, where it is `uid` and `gid` (0 by default) and nobody else; there
+    it has a UTS namespace, too, by which its descendants are told. Raises OSError where the kernel does not allow it.
     """
     if os.geteuid() == 0:
         return int(_libc.unshare(_CLONE_NEWNS)) == 0
     outside_uid, outside_gid = os.geteuid(), os.getegid()
     if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS):
         raise OSError(errno.EPERM, "an image with layers needs root or user namespaces, and there is neither here")
+    _libc.unshare(_CLONE_NEWUTS)  # where that is refused, they are told by their session
     write_map("setgroups", "deny")
     write_map("uid_map", f"{uid or 0} {outside_uid} 1")
     write_map("gid_map", f"{gid or 0} {outside_gid} 1")

@@ -1,6 +1,7 @@
 """Asks the engine that lives on a state directory. Who asks is another process, of the same user or root."""
 
 import os
+import select
 import socket
 import stat
 import threading
@@ -29,7 +30,8 @@ from limpet.engine.control.messages import (
 )
 from limpet.engine.control.requests import AnyStream, Request
 from limpet.engine.starters.abilities import Chunk
-from limpet.engine.state.names import CONTROL
+from limpet.engine.state.holders import has_open
+from limpet.engine.state.names import CONTROL, LOCK
 from limpet.schema.errors import (
     EngineGoneError,
     LimpetError,
@@ -39,6 +41,9 @@ from limpet.schema.errors import (
     quote_path,
 )
 from limpet.schema.metadata import DEFAULT_NODE
+
+_PATIENCE_SECONDS = 1.0
+"""How long nothing may come until it is seen whether it is the engine that listens."""
 
 
 class NoEngineError(LimpetError):
@@ -56,6 +61,7 @@ def ask_live(state_dir: str, request: Request, *, node: str = DEFAULT_NODE, sile
         pid, _ = read_peer(link)
         try:
             link.sendall(line, socket.MSG_NOSIGNAL)
+            _wait_for_engine(link, state_dir, silence)
             answer = _read_answer(link)
         except TimeoutError as error:
             raise EngineGoneError(
@@ -84,6 +90,7 @@ def open_live(state_dir: str, request: AnyStream, *, node: str = DEFAULT_NODE) -
         received = bytearray()
         try:
             link.sendall(line, socket.MSG_NOSIGNAL)
+            _wait_for_engine(link, state_dir, SILENCE_SECONDS)
             while b"\n" not in received:
                 block = link.recv(BLOCK)
                 if not block:
@@ -181,7 +188,7 @@ def _connect(state_dir: str, silence: float) -> socket.socket:
         return link
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
         link.close()
-        raise NoEngineError(f"no live engine takes requests in {quote_path(state_dir)}") from error
+        raise _no_engine(state_dir) from error
     except TimeoutError as error:
         link.close()
         raise EngineGoneError(
@@ -195,6 +202,33 @@ def _connect(state_dir: str, silence: float) -> socket.socket:
     except BaseException:
         link.close()
         raise
+
+
+def _no_engine(state_dir: str) -> NoEngineError:
+    return NoEngineError(f"no live engine takes requests in {quote_path(state_dir)}")
+
+
+def _wait_for_engine(link: socket.socket, state_dir: str, silence: float) -> None:
+    """Wait until something comes, which an engine sends at once. Raises TimeoutError, NoEngineError."""
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
+    patience = min(_PATIENCE_SECONDS, silence)
+    if not poll.poll(patience * 1000):
+        if not _may_be_engine(link, state_dir):
+            raise _no_engine(state_dir)
+        if not poll.poll((silence - patience) * 1000):
+            raise TimeoutError
+
+
+def _may_be_engine(link: socket.socket, state_dir: str) -> bool:
+    """Say whether who listens may be the engine: it has locked the state directory. What is not to be seen may be."""
+    pid, _ = read_peer(link)
+    try:
+        return not pid or has_open(pid, LOCK, os.lstat(os.path.join(state_dir, LOCK)), with_lock=True)
+    except FileNotFoundError:  # it has ended, and a fork of it holds the socket
+        return False
+    except OSError:
+        return True
 
 
 def _read_answer(link: socket.socket) -> bytes:

@@ -260,10 +260,42 @@ def test_an_engine_that_hangs_is_given_up(state_dir: str, live: EngineProcess) -
     """Without a line for so long the command ends with an error that says what is not known."""
     os.kill(live.pid, signal.SIGSTOP)
     with pytest.raises(errors.EngineGoneError, match="may hang") as raised:
-        ask_live(state_dir, Info(), silence=0.5)
+        ask_live(state_dir, Info(), silence=1.5)  # it holds the lock
     assert raised.value.may_live
     os.kill(live.pid, signal.SIGCONT)
     assert ask_live(state_dir, Info()).pid == live.pid
+
+
+@pytest.mark.parametrize("is_fork", [False, True])
+def test_who_listens_without_the_lock_is_no_engine(state_dir: str, *, is_fork: bool) -> None:
+    """It never answers, and was taken for an engine that hangs, after 15 s; an engine that is opened replaces it."""
+    Engine.open(state_dir).close()
+    script = """if True:
+        import os, socket, sys, time
+        os.chdir(sys.argv[1])
+        door = socket.socket(socket.AF_UNIX)
+        door.bind("engine.sock")
+        door.listen()
+        if sys.argv[2:] and os.fork():
+            os._exit(0)
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+    """
+    command = [sys.executable, "-c", script, f"{state_dir}/control", *(["fork"] if is_fork else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as stranger:
+        assert stranger.stdout is not None
+        pid = int(stranger.stdout.readline())
+        try:
+            begun = time.monotonic()
+            with pytest.raises(NoEngineError):
+                ask_live(state_dir, Info())
+            with pytest.raises(NoEngineError):
+                open_live(state_dir, Attach(id="c"))
+            assert time.monotonic() - begun < 10
+            with Engine.open(state_dir):
+                assert ask_live(state_dir, Info()).pid == os.getpid()
+        finally:
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:

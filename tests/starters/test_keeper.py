@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import fcntl
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -1024,6 +1026,35 @@ def test_a_stranger_at_the_keepers_socket(
             with suppress(OSError):
                 stranger.shutdown(socket.SHUT_RDWR)
             answering.join()
+
+
+def test_a_keeper_that_was_killed_may_hold_its_lock_for_a_moment(state_dir: str) -> None:
+    """Its processes take time to end: what has taken its socket meanwhile is a stranger's soon after."""
+    leave_one(state_dir)
+    kill(state_dir, *ALL)
+    path = os.path.join(state_dir, "keeper", "socket")
+    os.unlink(path)
+    with socket.socket(socket.AF_UNIX) as stranger, open(os.path.join(state_dir, "keeper", "lock")) as lock:
+        stranger.bind(path)
+        stranger.listen()
+        wait_until(lambda: try_lock(lock), "the keeper's end")
+        ending = threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN))
+        ending.start()
+        with Engine.open(state_dir) as engine:
+            assert engine.get("one").state is ContainerState.UNKNOWN
+            ending.join()
+            stranger.close()
+            assert engine.recover() is not None
+            assert engine.get("one").stop(0).exit_code == 128 + signal.SIGKILL
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Lock a file; return False if another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def answer_all(stranger: socket.socket, answer: bytes) -> None:

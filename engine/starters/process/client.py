@@ -39,6 +39,8 @@ _PATIENCE_SECONDS = 1.0
 """As often it is seen, while an answer does not come, whether one of the keeper's processes is stopped."""
 _BEGIN_TIMEOUT_SECONDS = 20.0
 _RETRY_SECONDS = 0.002
+_DYING_SECONDS = 1.0
+"""How long a keeper that was killed may hold its lock."""
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from keeper.main import main; main()"
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _UNBLOCKABLE = {signal.SIGKILL, signal.SIGSTOP}
@@ -82,6 +84,7 @@ class Connection:
         """Connect. Raises OSError if nobody listens, NoKeeperError if it is no keeper that does."""
         deadline = time.monotonic() + ANSWER_TIMEOUT_SECONDS
         look_at = time.monotonic() + _PATIENCE_SECONDS
+        dead_at = time.monotonic() + _DYING_SECONDS
         directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             self._link.setblocking(False)
@@ -97,9 +100,12 @@ class Connection:
                         look_at = now + _PATIENCE_SECONDS
                     time.sleep(_RETRY_SECONDS)
                 except OSError as error:
-                    if error.errno == errno.EPROTOTYPE:  # a socket of another type
-                        self.require_keeper()
-                    raise
+                    if error.errno != errno.EPROTOTYPE:
+                        raise
+                    self.require_keeper()  # a socket of another type is none's
+                    if time.monotonic() > dead_at:
+                        raise
+                    time.sleep(_RETRY_SECONDS)
         finally:
             os.close(directory)
 

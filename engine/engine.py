@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Self
 
 from msgspec.structs import replace
@@ -40,6 +39,7 @@ from limpet.recovery.evidence import Process
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.recovery.looks import LOOK_TIMEOUT_SECONDS
 from limpet.recovery.probe import Probe
+from limpet.recovery.queues import Queue
 from limpet.recovery.report import Report
 from limpet.recovery.rules import Action, Verdict
 from limpet.recovery.thread import Thread
@@ -545,7 +545,7 @@ class Engine:
         for sandbox in sandboxes:
             if not sandbox.may_hold:
                 self._set_sandbox_right(sandbox)
-        waiting: SimpleQueue[Sandbox | None] = SimpleQueue()
+        waiting: Queue[Sandbox | None] = Queue()
         failed = list[BaseException]()
         for each in (*slow, *[None] * _SIDE_BY_SIDE):
             waiting.put(each)

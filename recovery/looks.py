@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from limpet.recovery.evidence import Observation
 from limpet.recovery.probe import Probe, Subject
+from limpet.recovery.queues import Empty, Queue
 from limpet.recovery.thread import Thread
 
 LOOK_TIMEOUT_SECONDS = 10.0
@@ -60,7 +60,7 @@ class _Looks:
         self._indexes = count()  # each is handed out once
         self._found: list[Seen | None] = [None] * len(containers)
         self._current: dict[threading.Thread, _Look] = {}
-        self._finished: SimpleQueue[threading.Thread] = SimpleQueue()
+        self._finished: Queue[threading.Thread] = Queue()
         self._working: set[threading.Thread] = set()
         self._started = 0
         self.is_over = False

@@ -11,10 +11,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from limpet.engine.aio.answers import Step, wait_for
+from limpet.recovery.queues import Empty, Queue
 from limpet.schema.errors import ClosedError, ResourcesError
 
 _T = TypeVar("_T")
@@ -29,7 +29,7 @@ class _Pool:
 
     def __init__(self, on_done: Callable[[str], None]) -> None:
         self._on_done = on_done
-        self._queue: SimpleQueue[tuple[str, Step[Any]]] = SimpleQueue()
+        self._queue: Queue[tuple[str, Step[Any]]] = Queue()
         self._guard = threading.Lock()
         self._threads = 0
         self._unfinished = 0

@@ -30,7 +30,7 @@ from limpet.engine.starters import Starter
 from limpet.engine.starters.abilities import Session
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import OCI
-from limpet.engine.store import find_last_status
+from limpet.engine.store.deleted import find_last_status
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import observe_process
 from limpet.schema.errors import (

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from queue import Empty, SimpleQueue
 from weakref import WeakSet
 
 from limpet.engine.control.messages import (
@@ -36,6 +35,7 @@ from limpet.engine.control.streams import serve_stream
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_one_directory
 from limpet.engine.state.names import CONTROL
+from limpet.recovery.queues import Empty, Queue
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, ResourcesError
 
@@ -114,8 +114,8 @@ class ControlServer:
         self._pending: deque[tuple[_Caller, AnyRequest]] = deque()
         self._streams: dict[socket.socket, threading.Thread] = {}
         self._steps = 0
-        self._done: SimpleQueue[tuple[_Caller, bytes]] = SimpleQueue()
-        self._changed: SimpleQueue[_Caller] = SimpleQueue()
+        self._done: Queue[tuple[_Caller, bytes]] = Queue()
+        self._changed: Queue[_Caller] = Queue()
         self._full_until = 0.0
 
     @classmethod

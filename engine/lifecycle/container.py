@@ -29,7 +29,8 @@ from limpet.engine.starters.abilities import (
     Stats,
     lacks,
 )
-from limpet.engine.store import Draft, find_last_status
+from limpet.engine.store import Draft
+from limpet.engine.store.deleted import find_last_status
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources, NamespaceMode

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -23,6 +22,7 @@ from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.state.reads import giving_way, is_amid_a_change
 from limpet.engine.state.steps import run_whole
 from limpet.engine.store import Store
+from limpet.recovery.queues import Empty, Queue
 from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedError, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.metadata import Metadata, SandboxMetadata
@@ -173,7 +173,7 @@ class Runtime:
         finalizer that has come amid a change by its own thread: what it waits for could not be written.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        queue: SimpleQueue[None] = SimpleQueue()
+        queue: Queue[None] = Queue()
         with giving_way(), self.bell(container_id, partial(queue.put, None)):
             if is_amid_a_change() and not is_done():
                 raise InvalidStateError(
@@ -184,7 +184,7 @@ class Runtime:
                 if left <= 0:
                     return False
                 with suppress(Empty):
-                    queue.get(timeout=min(left, threading.TIMEOUT_MAX))
+                    queue.get(timeout=left)
         return True
 
     async def await_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:

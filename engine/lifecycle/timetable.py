@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from limpet.recovery.host import read_boot_clock
+from limpet.recovery.queues import Empty, Queue
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import ClosedError, NotFoundError, ResourcesError
 
@@ -45,7 +45,7 @@ class Timetable:
 
     def __init__(self, look: Callable[[Entry], float | None]) -> None:
         self._look = look
-        self._noted: SimpleQueue[tuple[Entry, float] | None] = SimpleQueue()
+        self._noted: Queue[tuple[Entry, float] | None] = Queue()
         self._known: dict[Entry, object] = {}  # the last note of each
         self._failures: dict[Entry, int] = {}
         self._due: dict[Entry, float] = {}

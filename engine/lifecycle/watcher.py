@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import NamedTuple, Self
 
 from limpet.engine.starters import Exit, Starter
@@ -26,6 +25,7 @@ from limpet.engine.state.descriptors import close_all
 from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import has_ended, observe_process
+from limpet.recovery.queues import Empty, Queue
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import (
     LimpetError,
@@ -109,9 +109,7 @@ class _Recording(Request):
 
     __slots__ = ("begun", "failed", "is_slow", "queue", "wake_watcher", "watches")
 
-    def __init__(
-        self, watches: Sequence[_Watch], queue: "SimpleQueue[_Recording]", wake_watcher: Callable[[], None]
-    ) -> None:
+    def __init__(self, watches: Sequence[_Watch], queue: "Queue[_Recording]", wake_watcher: Callable[[], None]) -> None:
         super().__init__(self._put_into)
         self.watches = watches
         self.queue = queue
@@ -166,7 +164,7 @@ class Watcher:
         self._next_kill = math.inf
         """When the first of them is due, or was: there may be none by now."""
         self._recordings: list[_Recording] = []
-        self._done: SimpleQueue[_Recording] = SimpleQueue()
+        self._done: Queue[_Recording] = Queue()
         self._is_closing = False
         self._has_descriptors = True
         self._epoll = select.epoll()

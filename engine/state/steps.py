@@ -21,10 +21,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
-from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from limpet.engine.state.reads import giving_way, is_amid_a_change
+from limpet.recovery.queues import Empty, Queue
 
 _P = ParamSpec("_P")
 _S = TypeVar("_S")
@@ -53,7 +53,7 @@ class _Step(Generic[_T]):
         self._has_result = False
         self._error: BaseException | None = None
         self._is_over = False
-        self._done: SimpleQueue[None] = SimpleQueue()
+        self._done: Queue[None] = Queue()
 
     def run(self) -> None:
         """Run it, unless it was taken back."""
@@ -103,7 +103,7 @@ class _Step(Generic[_T]):
 
 _asker = threading.local()
 """Of a thread that does something for another: who waits for it."""
-_Steps = SimpleQueue[_Step[Any]]
+_Steps = Queue[_Step[Any]]
 _waiting: list[_Steps] = []
 """Of each thread that has nothing to do, where it takes a step from. Who pops it may put one."""
 os.register_at_fork(after_in_child=_waiting.clear)  # a child has none of these threads

@@ -5,7 +5,6 @@ Read `store` (what it promises), `draft` (a change before it is written), `commi
 """
 
 from limpet.engine.store.commit import Request
-from limpet.engine.store.deleted import find_last_status
 from limpet.engine.store.draft import Draft
 from limpet.engine.store.feed import StoreFeed
 from limpet.engine.store.listing import Listing
@@ -27,5 +26,4 @@ __all__ = [
     "Unsettled",
     "Wanted",
     "Watch",
-    "find_last_status",
 ]

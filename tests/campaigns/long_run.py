@@ -27,6 +27,7 @@ from limpet.engine.drill.modes import MODE_TRIALS, Mode, Trial
 from limpet.engine.drill.store_life import FailingDiskLife, StoreLife
 from limpet.engine.state.durable import write_file
 from limpet.testing import Report, call_faults, fault_points, kill_points, power_cuts, true_kills
+from tests.campaigns.interrupts import Order, campaign
 from tests.campaigns.refused_life import (
     FAILURES,
     ROLES,
@@ -53,6 +54,15 @@ _TRUE_KILLS_EVERY: Final = 40
 _DAMAGED: Final = 500
 _REFUSED: Final = 8
 """Of the calls of one name and role, in one seed."""
+_INTERRUPTED: Final = (
+    ("store", "interrupt", 40),
+    ("tasks", "interrupt", 20),
+    ("engine", "interrupt", 60),
+    ("store", "memory", 2_000),
+    ("tasks", "memory", 2_000),
+    ("engine", "memory", 2_000),
+)
+"""Of each life, every so many-th place or allocation, in one seed."""
 
 
 class Tried(NamedTuple):
@@ -184,6 +194,18 @@ def _count_noticed_refusals(trial: Trial) -> int:
     return report.violations if hasty.violations else 0  # each is to be noticed
 
 
+def _interrupt(trial: Trial) -> Tried:
+    results = [campaign(Order(life, kind, every, seed=trial.seed)) for life, kind, every in _INTERRUPTED]
+    findings = tuple(finding for result in results for finding in result.findings)
+    return Tried(sum(result.trials for result in results), 0, findings)
+
+
+def _count_noticed_interrupts(_: Trial) -> int:
+    closing = campaign(Order("store", every=3, within="Store.close", control="close-once"))
+    steps = campaign(Order("engine", every=25, within="Engine.add_container", control="cut-steps"))
+    return len(closing.findings) + len(steps.findings) if closing.findings and steps.findings else 0
+
+
 def _try_fleet(trial: Trial) -> Tried:
     told = try_seed(trial.seed, trial.workers)
     findings = tuple(finding for one in told for finding in one["findings"])
@@ -232,6 +254,13 @@ PARTS: Final[Mapping[str, Part]] = {
         "an engine that takes a dead gate for a start",
         _count_noticed_refusals,
         MODE_TRIALS[Mode.KILL].find_obstacle,
+    ),
+    "interrupts": Part(
+        "interrupts and failing allocations in a store's and an engine's life",
+        CAMPAIGNS["interrupts"].long_run,
+        _interrupt,
+        "a store that is closed once only, an engine whose steps are cut in two",
+        _count_noticed_interrupts,
     ),
     "fleet": Part(
         "kills, cuts and crashes while a node sends to a fleet",

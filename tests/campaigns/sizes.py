@@ -40,7 +40,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "bits": Campaign("flipped bits of a closed database", 90, 3_600, 48_000),
     "hostile": Campaign("hostile inputs", 181, 7_260, 100_000),
     "worlds": Campaign("worlds that Hypothesis draws", 2, 48, 600),
-    "interrupts": Campaign("interrupts and failing allocations in a store's and an engine's life", 8, 280),
+    "interrupts": Campaign("interrupts and failing allocations in a store's and an engine's life", 8, 280, 5_000),
     "disks": Campaign("power cuts of real file systems", 0, 24, 300),
     "reuse": Campaign("verdicts after pids were reused", 0, 20, 1_000),
     "reboot": Campaign("verdicts after reboots", 0, 20, 1_000),

@@ -10,7 +10,6 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from weakref import WeakSet
 
@@ -22,6 +21,7 @@ from limpet.engine.database.sqlite.connection import (
     translate,
 )
 from limpet.engine.database.sqlite.file_identity import look_at
+from limpet.recovery.queues import Empty, Queue
 from limpet.schema.errors import ClosedError, LimpetError, StoreError
 
 _KEPT = 4
@@ -46,7 +46,7 @@ class Pool:
         self._path = path
         self._is_immutable = immutable
         self._open: WeakSet[ReadConnection] = WeakSet()
-        self._idle: SimpleQueue[ReadConnection] = SimpleQueue()  # which a finalizer may use amid any use of it
+        self._idle: Queue[ReadConnection] = Queue()  # which a finalizer may use amid any use of it
         self._is_closed = False
         first = self._connect()
         self._file = self._identify()

@@ -121,7 +121,7 @@ def test_measure_and_change_limits(counting: Container, shared: Engine) -> None:
         found = Path(f"/sys/fs/cgroup{path}/memory.max").read_text()
     assert int(found) == 48 << 20
     with pytest.raises(errors.InvalidInputError, match="limits cannot be changed"):
-        counting.change_limits(LinuxContainerResources(cpuset_cpus="4711"))
+        counting.change_limits(LinuxContainerResources(memory_limit_in_bytes=4096))
     assert counting.status.resources == status.resources
 
 

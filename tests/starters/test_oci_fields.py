@@ -30,6 +30,12 @@ GIVEN: Mapping[str, Any] = {
     "mounts": [{"container_path": "/mnt", "host_path": "/tmp"}],
     "devices": [{"container_path": "/dev/mine", "host_path": "/dev/null", "permissions": "r"}],
     "tty": True,
+    f"{_LIMITS}.cpu_period": "50000",
+    f"{_LIMITS}.cpu_quota": "20000",
+    f"{_LIMITS}.cpu_shares": "512",
+    f"{_LIMITS}.cpuset_cpus": "0",
+    f"{_LIMITS}.cpuset_mems": "0",
+    f"{_LIMITS}.unified": {"pids.max": "77"},
     f"{_LIMITS}.memory_swap_limit_in_bytes": "67108864",
     f"{_LIMITS}.hugepage_limits": [{"page_size": "2MB", "limit": "2097152"}],
     f"{_CONTEXT}.run_as_user": {"value": "1000"},
@@ -51,7 +57,14 @@ BESIDE: Mapping[str, Mapping[str, Any]] = {
     f"{_LIMITS}.memory_swap_limit_in_bytes": {f"{_LIMITS}.memory_limit_in_bytes": "33554432"},
 }
 """What else a field needs to have an effect."""
-UNAVAILABLE = frozenset({f"{_LIMITS}.unified", f"{_CONTEXT}.apparmor", f"{_CONTEXT}.apparmor_profile"})
+UNAVAILABLE = frozenset(
+    {
+        f"{_LIMITS}.hugepage_limits",
+        f"{_LIMITS}.unified",
+        f"{_CONTEXT}.apparmor",
+        f"{_CONTEXT}.apparmor_profile",
+    }
+)
 """What only some hosts can do: told where this one cannot."""
 _numbers = count()
 

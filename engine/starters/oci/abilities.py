@@ -11,16 +11,23 @@ from fcntl import ioctl
 from typing import Protocol
 
 from limpet.engine.starters.abilities import Executed, Stats
-from limpet.engine.starters.oci.cgroups import await_frozen, is_frozen, measure
+from limpet.engine.starters.oci.cgroups import await_frozen, is_frozen, lift_quota, measure
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on, is_inside
 from limpet.engine.starters.oci.exits import is_monitor_alive
 from limpet.engine.starters.oci.family import have_go_on
-from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied, make_limits
+from limpet.engine.starters.oci.resources import (
+    find_unapplied_limits,
+    lifts_quota,
+    list_applied,
+    make_hugepage_limits,
+    make_limits,
+)
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
 from limpet.engine.starters.oci.tools import has_unified_cgroups
+from limpet.engine.starters.oci.written import read_config
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidInputError,
@@ -165,19 +172,37 @@ def measure_container(processes: Processes, cgroup: str) -> Stats:
     return Stats(time.time_ns(), cpu, memory, working_set, count)
 
 
-def change_limits(call: Call, run: RunDirectory, processes: Processes, limits: LinuxContainerResources) -> Resources:
+def change_limits(
+    call: Call, run: RunDirectory, processes: Processes, cgroup: str, limits: LinuxContainerResources, *, is_runc: bool
+) -> Resources:
     """Put limits into force. Raises InvalidInputError if the runtime or the kernel refuses them."""
-    is_unified = has_unified_cgroups()
+    unapplied = _find_unchangeable(run, limits, is_runc=is_runc)
+    unapplied |= find_unapplied_limits(limits, is_unified=has_unified_cgroups())
     path = run.join("limits.json")
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(json.dumps(make_limits(limits, is_unified=is_unified)).encode())
+        file.write(json.dumps(make_limits(limits, unapplied)).encode())
     outcome = call("update", "-r", path, processes.oci_id)
-    if outcome.code != 0:
-        raise InvalidInputError(f"the limits cannot be changed: {outcome.problem}")
-    unapplied = find_unapplied_limits(limits, is_unified=is_unified)
-    if limits.oom_score_adj:
-        unapplied["oom_score_adj"] = "it is given at the start alone"
+    why = outcome.problem if outcome.code != 0 else ""
+    try:
+        if lifts_quota(limits) and not why:
+            lift_quota(processes.cgroups, cgroup)
+    except OSError as error:
+        why = f"cpu_quota: {error.strerror} ({error.filename})"
+    if why:
+        raise InvalidInputError(f"the limits cannot be changed, and some may have been by now: {why}")
     return list_applied(limits, unapplied)
+
+
+def _find_unchangeable(run: RunDirectory, limits: LinuxContainerResources, *, is_runc: bool) -> dict[str, str]:
+    """Return the limits that are not what the container was started with, and cannot become it while it runs."""
+    started = read_config(run)
+    found = {}
+    if limits.oom_score_adj and limits.oom_score_adj != started.get("process", {}).get("oomScoreAdj"):
+        found["oom_score_adj"] = "it is given at the start alone"
+    hugepages = started.get("linux", {}).get("resources", {}).get("hugepageLimits", [])
+    if is_runc and make_hugepage_limits(limits) != hugepages:
+        found["hugepage_limits"] = "runc's update passes over it: it is given at the start alone"
+    return found
 
 
 def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:

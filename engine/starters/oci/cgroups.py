@@ -103,6 +103,16 @@ def thaw(lines: Sequence[str], name: str) -> None:
                     file.write(word)
 
 
+def lift_quota(lines: Sequence[str], name: str) -> None:
+    """Let the container have all the processor time that there is, for which crun has no word. Raises OSError."""
+    for controllers, directory in list_directories(lines, name):
+        for wanted, file_name, word in (("cpu", "cpu.cfs_quota_us", "-1"), ("", "cpu.max", "max")):
+            path = os.path.join(directory, file_name)
+            if wanted in controllers.split(",") and os.path.exists(path):
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(word)
+
+
 def measure(lines: Sequence[str], name: str) -> tuple[int | None, int | None, int | None, int | None]:
     """Return processor time in nanoseconds, memory and working set in bytes, and the number of processes.
 

@@ -3,11 +3,13 @@
 import os
 import posixpath
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
+from limpet.engine.starters.oci.ranges import require_limits
 from limpet.engine.starters.oci.rootless import is_rootless
+from limpet.engine.starters.oci.tools import has_controller
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.schema.cri import ContainerConfig, LinuxContainerResources
 from limpet.schema.errors import InvalidInputError, quote_path
@@ -17,30 +19,50 @@ _CPU = {
     "cpu_shares": "shares", "cpu_quota": "quota", "cpu_period": "period", "cpuset_cpus": "cpus", "cpuset_mems": "mems",
 }  # fmt: skip
 _MEMORY = {"memory_limit_in_bytes": "limit", "memory_swap_limit_in_bytes": "swap"}
+_CONTROLLERS = {
+    **dict.fromkeys(("cpu_period", "cpu_quota", "cpu_shares"), "cpu"),
+    **dict.fromkeys(("cpuset_cpus", "cpuset_mems"), "cpuset"),
+    **dict.fromkeys(_MEMORY, "memory"),
+    "hugepage_limits": "hugetlb",
+}
+"""Whose limit each is."""
 
 
-def make_limits(asked: LinuxContainerResources, *, is_unified: bool) -> dict[str, Any]:
+def make_limits(asked: LinuxContainerResources, left_out: Collection[str]) -> dict[str, Any]:
     """Return the part of `resources` that limits processor time and memory, as `update` takes it, too.
 
-    Raises InvalidInputError.
+    Without the fields that are `left_out`, and without a quota that is none, which crun cannot write. Raises
+    InvalidInputError for values that a runtime would refuse at the start, or take otherwise.
     """
-    if not -1000 <= asked.oom_score_adj <= 1000:
-        raise InvalidInputError(f"resources.oom_score_adj {asked.oom_score_adj}: a number from -1000 to 1000 is needed")
+    require_limits(asked)
+    wanted = {name: getattr(asked, name) for name in _requested_fields(asked) if name not in left_out}
+    if lifts_quota(asked):
+        wanted.pop("cpu_quota", None)
     limits: dict[str, Any] = {}
     for name, fields in (("cpu", _CPU), ("memory", _MEMORY)):
-        found = {theirs: getattr(asked, ours) for ours, theirs in fields.items() if getattr(asked, ours)}
+        found = {theirs: wanted[ours] for ours, theirs in fields.items() if ours in wanted}
         if found:
             limits[name] = found
-    if asked.hugepage_limits:
-        limits["hugepageLimits"] = [{"pageSize": each.page_size, "limit": each.limit} for each in asked.hugepage_limits]
-    if asked.unified and is_unified:
+    if "hugepage_limits" in wanted:
+        limits["hugepageLimits"] = make_hugepage_limits(asked)
+    if "unified" in wanted:
         limits["unified"] = dict(asked.unified)
     return limits
 
 
+def make_hugepage_limits(asked: LinuxContainerResources) -> list[dict[str, Any]]:
+    """Return the runtime-spec's `hugepageLimits`."""
+    return [{"pageSize": each.page_size, "limit": each.limit} for each in asked.hugepage_limits]
+
+
+def lifts_quota(asked: LinuxContainerResources) -> bool:
+    """Return whether there is to be no limit of processor time."""
+    return asked.cpu_quota < 0
+
+
 def list_applied(asked: LinuxContainerResources, unapplied: Mapping[str, str]) -> Resources:
     """Return which of the limits are in force; the runtime refuses a container whose others are not."""
-    wanted = [name for name in asked.__struct_fields__ if getattr(asked, name)]
+    wanted = _requested_fields(asked)
     return Resources(
         requested=asked,
         applied=tuple(name for name in wanted if name not in unapplied),
@@ -50,9 +72,14 @@ def list_applied(asked: LinuxContainerResources, unapplied: Mapping[str, str]) -
 
 def find_unapplied_limits(asked: LinuxContainerResources, *, is_unified: bool) -> dict[str, str]:
     """Return the limits that are not put into force on this host, and why."""
-    found = {}
+    wanted = _requested_fields(asked)
+    found = {
+        name: f"no cgroup controller {_CONTROLLERS[name]!r} is where an OCI runtime looks for it"
+        for name in wanted
+        if name in _CONTROLLERS and not has_controller(_CONTROLLERS[name])
+    }
     if is_rootless():
-        names = [name for name in asked.__struct_fields__ if getattr(asked, name) and name != "oom_score_adj"]
+        names = [name for name in wanted if name != "oom_score_adj"]
         found = dict.fromkeys(names, "an engine that is not root has no cgroups")
     if asked.unified and not is_unified:
         found["unified"] = "this host's cgroups are of version 1"
@@ -104,6 +131,10 @@ def make_devices(
         devices.append({"path": path, **number, **owner})
         rules.append({"allow": True, **number, "access": access})
     return devices, rules
+
+
+def _requested_fields(asked: LinuxContainerResources) -> list[str]:
+    return [name for name in asked.__struct_fields__ if getattr(asked, name)]
 
 
 def _find_obstacle(path: str, root: str, *, has_terminal: bool) -> str:

@@ -15,7 +15,12 @@ from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import choose, to_spec
 from limpet.engine.starters.oci.mounts import add_held, choose_root_propagation, make_mounts
 from limpet.engine.starters.oci.namespaces import config_in_sandbox, is_own, make_namespaces, mode_of
-from limpet.engine.starters.oci.resources import choose_oom_score, make_devices, make_limits
+from limpet.engine.starters.oci.resources import (
+    choose_oom_score,
+    find_unapplied_limits,
+    make_devices,
+    make_limits,
+)
 from limpet.engine.starters.oci.sandboxes import kind_of_sysctl, sysctls_of
 from limpet.engine.starters.oci.seccomp import make_seccomp
 from limpet.engine.starters.process.accounts import RootAccounts
@@ -125,11 +130,12 @@ def _make_linux(
 ) -> dict[str, Any]:
     config = launch.metadata.config
     devices, rules = make_devices(config, os.path.join(launch.bundle_path, ROOTFS), privileged=context.privileged)
-    limits = config.linux.resources if config.linux else None
+    asked = config.linux.resources if config.linux else None
+    limits = make_limits(asked, find_unapplied_limits(asked, is_unified=is_unified)) if asked else {}
     hidden = () if context.privileged else context.masked_paths or _MASKED
     read_only = () if context.privileged else context.readonly_paths or _READ_ONLY
     linux = {
-        "resources": {"devices": rules, **(make_limits(limits, is_unified=is_unified) if limits else {})},
+        "resources": {"devices": rules, **limits},
         "rootfsPropagation": choose_root_propagation(config),
         "devices": devices,
         "maskedPaths": list(hidden),

@@ -527,7 +527,9 @@ class OciStarter:
     def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
         """Put these limits into force."""
         with _told(f"container {container_id}"):
-            return abilities.change_limits(self._call, *self._find(container_id, identity), limits)
+            run, processes = self._find(container_id, identity)
+            cgroup, is_runc = self._cgroup_name(processes.oci_id), self._tools.find(self._runtime).kind == "runc"
+            return abilities.change_limits(self._call, run, processes, cgroup, limits, is_runc=is_runc)
 
     def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
         """Have conmon begin a new log where the old one was renamed."""

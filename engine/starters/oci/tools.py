@@ -86,6 +86,14 @@ def has_unified_cgroups() -> bool:
     return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 
 
+def has_controller(name: str) -> bool:
+    """Return whether a controller of cgroups is where the runtimes look for it: in version 1 if that is there."""
+    if not has_unified_cgroups():
+        return os.path.isdir(f"/sys/fs/cgroup/{name}")
+    with open("/sys/fs/cgroup/cgroup.controllers", encoding="ascii") as file:
+        return name in file.read().split()
+
+
 def _identify(path: str) -> Tool:
     try:
         outcome = run([path, "--version"], timeout=_TIMEOUT_SECONDS)

@@ -55,6 +55,16 @@ def test_use_by_version_2(root: Path, where: str) -> None:
     assert cgroups.measure([*OTHER, *V2], NAME) == (42_000, 7000, 4000, 2)
 
 
+def test_a_quota_is_lifted(root: Path) -> None:
+    """By the word of each version, in whatever hierarchy the controller is."""
+    fill(root, {"cpu,cpuacct/cpu.cfs_quota_us": "20000\n"})
+    fill(root / "unified", {"cpu.max": "20000 100000\n", "cpu.weight": "7\n"})
+    cgroups.lift_quota([*V1, *OTHER, *V2], NAME)
+    assert (root / "cpu,cpuacct/limpet" / NAME / "cpu.cfs_quota_us").read_text() == "-1"
+    assert (root / "unified/limpet" / NAME / "cpu.max").read_text() == "max"
+    assert (root / "unified/limpet" / NAME / "cpu.weight").read_text() == "7\n"
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_use_where_both_versions_are(root: Path, order: int) -> None:
     """A controller counts in one of them: what version 1 counts is not taken from 2, and what it does not count is."""

@@ -1,9 +1,11 @@
 """The mounts of an OCI container, as they are written down for its runtime: pure, of its config."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from limpet.engine.starters.oci.mounts import add_held, make_mounts
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec, Mount
@@ -87,3 +89,68 @@ def test_what_is_not_there_is_not_mounted(path: str) -> None:
     """It is refused before anything is made, by its name."""
     with pytest.raises(InvalidInputError, match=r"mounts\.host_path .* does not exist, or is not absolute"):
         make(Mount(container_path="/data", host_path=path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/proc/self/status",
+        "/proc/thread-self/ns/net",
+        "/proc/PID/cwd",
+        "/proc/self/root/etc",
+        "/proc/../proc/./self",
+        "/proc/mounts",
+        "/dev/fd",
+        "/dev/stdin",
+    ],
+)
+def test_what_is_another_file_for_each_process_is_not_mounted(tmp_path: Path, path: str) -> None:
+    """It would be the engine's, or the runtime's: refused, by whatever links it is reached."""
+    path = path.replace("PID", str(os.getpid()))
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "relative").symlink_to("link")
+    for host_path in (path, str(tmp_path / "link"), str(tmp_path / ".." / tmp_path.name / "relative")):
+        with pytest.raises(InvalidInputError, match=r"mounts\.host_path .* a link of /proc is on its way"):
+            make(Mount(container_path="/data", host_path=host_path))
+
+
+def test_what_is_the_same_for_all_is_mounted(tmp_path: Path) -> None:
+    """/proc itself, a process in it, and whatever other links lead to."""
+    (tmp_path / "link").symlink_to("../../../../../../../../proc/uptime")
+    for host_path, source in (
+        ("/proc", "/proc"),
+        ("/proc/1/comm", "/proc/1/comm"),
+        (tmp_path / "link", "/proc/uptime"),
+    ):
+        assert make(Mount(container_path="/data", host_path=str(host_path)))["/data"]["source"] == source
+
+
+@pytest.mark.parametrize(("first", "second"), [("/data", "/data"), ("/data", "//data/"), ("/a/../data", "/./data")])
+def test_no_mount_hides_another(first: str, second: str) -> None:
+    """Of two at one place only the last would be seen."""
+    with pytest.raises(InvalidInputError, match=r"mounts\.container_path .*: another one is there"):
+        make(Mount(container_path=first, host_path="/tmp"), Mount(container_path=second, host_path="/etc"))
+
+
+def test_nothing_is_mounted_on_what_the_runtimes_make(tmp_path: Path) -> None:
+    """It would be hidden, or be written into as if it were /dev/null."""
+    for path, why in (("/dev/ptmx", "its own there"), ("//dev/console", "its own there"), ("/dev/./null", "into it")):
+        asked = config(Mount(container_path=path, host_path="/tmp"))
+        with pytest.raises(InvalidInputError, match=why):
+            make_mounts(replace(asked, tty=True), privileged=False, has_own_network=True, has_host_ipc=False)
+    assert make(Mount(container_path="/dev/console", host_path="/tmp"))["/dev/console"]["source"] == "/tmp"
+    assert make(Mount(container_path="/dev/null", host_path="/dev/null"))["/dev/null"]["source"] == "/dev/null"
+
+
+@pytest.mark.parametrize("path", ["/proc", "//proc", "///dev/shm"])
+def test_two_slashes_are_one(path: str) -> None:
+    """What every container has is not mounted beside what takes its place."""
+    found = make_mounts(
+        config(Mount(container_path=path, host_path="/tmp")),
+        privileged=False,
+        has_own_network=True,
+        has_host_ipc=False,
+    )
+    assert [each["source"] for each in found if os.path.realpath(each["destination"]) == f"/{path.lstrip('/')}"] == [
+        "/tmp"
+    ]

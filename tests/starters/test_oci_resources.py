@@ -5,10 +5,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from limpet.engine.starters.oci import resources
 from limpet.engine.starters.oci.resources import choose_oom_score, make_devices
-from limpet.schema.cri import ContainerConfig, ContainerMetadata, Device, ImageSpec, LinuxContainerResources
+from limpet.schema.cri import ContainerConfig, ContainerMetadata, Device, ImageSpec, LinuxContainerResources, Mount
 from limpet.schema.errors import InvalidInputError
 
 
@@ -62,6 +63,28 @@ def test_what_can_be_no_device_is_refused(tmp_path: Path, device: Device, why: s
     (tmp_path / "etc/there").touch()
     with pytest.raises(InvalidInputError, match=why):
         make_devices(config(device, tty=True), str(tmp_path), privileged=False)
+
+
+def test_two_devices_at_one_place_are_refused(tmp_path: Path) -> None:
+    """The runtimes make the first alone; and a mount hides a device."""
+    one = Device(host_path="/dev/null", container_path="/dev/x")
+    other = Device(host_path="/dev/zero", container_path="//dev/./x")
+    with pytest.raises(InvalidInputError, match=r"devices\.container_path '//dev/\./x': a mount or another device"):
+        make_devices(config(one, other), str(tmp_path), privileged=False)
+    mount = Mount(container_path="//dev/x/", host_path="/tmp")
+    with pytest.raises(InvalidInputError, match="a mount or another device is there"):
+        make_devices(replace(config(one), mounts=(mount,)), str(tmp_path), privileged=False)
+
+
+def test_a_device_of_whoever_looks_is_refused(tmp_path: Path) -> None:
+    """As /dev/stdin where that is a terminal: it would be the engine's."""
+    terminal, other = os.openpty()
+    try:
+        with pytest.raises(InvalidInputError, match="a link of /proc is on its way"):
+            make_devices(config(Device(host_path=f"/dev/fd/{other}")), str(tmp_path), privileged=False)
+    finally:
+        os.close(terminal)
+        os.close(other)
 
 
 def test_what_is_free_may_be_a_device(tmp_path: Path) -> None:

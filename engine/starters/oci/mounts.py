@@ -1,9 +1,11 @@
 """The mounts of a container: those that every one has, and those of its config."""
 
 import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from limpet.engine.starters.oci.host_path import leads_through_process
 from limpet.engine.starters.propagation import read_propagation
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
 from limpet.schema.errors import InvalidInputError, quote_path
@@ -19,8 +21,9 @@ def make_mounts(
     config: ContainerConfig, *, privileged: bool, has_own_network: bool, has_host_ipc: bool
 ) -> list[dict[str, Any]]:
     """Return the runtime-spec's `mounts`; those of the config last, outer ones first. Raises InvalidInputError."""
+    _require_places(config)
     writing = "rw" if privileged else "ro"
-    own = {os.path.normpath(mount.container_path) for mount in mounts_of(config)}
+    own = {place_of(mount.container_path) for mount in mounts_of(config)}
     sys = _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", writing)
     if not has_own_network:  # the kernel mounts a sysfs only for whom the network namespace belongs to
         sys = _mount("/sys", "bind", "/sys", "rbind", "nosuid", "noexec", "nodev", writing)
@@ -58,7 +61,7 @@ def add_held(
     mounts: Sequence[dict[str, Any]], config: ContainerConfig, held: Mapping[str, str], *, is_read_only: bool
 ) -> list[dict[str, Any]]:
     """Return the mounts with those of what the sandbox holds, before the config's own, which take their place."""
-    own = {os.path.normpath(mount.container_path) for mount in mounts_of(config)}
+    own = {place_of(mount.container_path) for mount in mounts_of(config)}
     begin = len(mounts) - len(mounts_of(config))
     added = [
         _bind_held(where, path, "ro" if is_read_only and where.startswith("/etc/") else "rw")
@@ -73,10 +76,15 @@ def _bind_held(destination: str, source: str, writing: str) -> dict[str, Any]:
     return _mount(destination, "bind", source, "rbind", "rprivate", "nosuid", "noexec", "nodev", writing)
 
 
+def place_of(path: str) -> str:
+    """Return a path in the container as it is compared with others: normpath(3) leaves two slashes at its beginning."""
+    return posixpath.normpath(f"/{path.lstrip('/')}")
+
+
 def mounts_of(config: ContainerConfig) -> Sequence[Mount]:
     """Return the mounts of files and directories, outer ones first, as they must be made."""
     found = [mount for mount in config.mounts if mount.image is None]
-    return sorted(found, key=lambda mount: os.path.normpath(mount.container_path).count("/"))
+    return sorted(found, key=lambda mount: place_of(mount.container_path).count("/"))
 
 
 def choose_root_propagation(config: ContainerConfig) -> str:
@@ -101,9 +109,30 @@ def find_lost_propagation(mount: Mount) -> str:
     return f"{mount.host_path} is on no shared mount of the host"
 
 
+def has_own(path: str, *, has_terminal: bool) -> bool:
+    """Return whether every container has something of its own at a path in it, whatever else is to be there."""
+    return path == "/dev/ptmx" or (path == "/dev/console" and has_terminal)
+
+
+def _require_places(config: ContainerConfig) -> None:
+    """Raise InvalidInputError for mounts of which one would hide another, or would not be seen itself."""
+    taken = set()
+    for mount in mounts_of(config):
+        path, why = place_of(mount.container_path), ""
+        if path in taken:
+            why = "another one is there, and would be hidden"
+        elif has_own(path, has_terminal=config.tty):
+            why = "the container has its own there"
+        elif path == "/dev/null" and os.path.realpath(mount.host_path) != path:
+            why = "the runtimes take what is there for their own, and write the container's output into it"
+        if why:
+            raise InvalidInputError(f"mounts.container_path {quote_path(mount.container_path)}: {why}")
+        taken.add(path)
+
+
 def _bind(mount: Mount) -> dict[str, Any]:
     path = mount.container_path
-    if not os.path.isabs(path) or os.path.normpath(path).strip("/") == "" or "\0" in path:
+    if not os.path.isabs(path) or place_of(path) == "/" or "\0" in path:
         raise InvalidInputError(f"mounts.container_path {quote_path(path)}: an absolute path below / is needed")
     try:
         is_there = os.path.isabs(mount.host_path) and os.path.exists(mount.host_path)
@@ -115,6 +144,11 @@ def _bind(mount: Mount) -> dict[str, Any]:
             f" the mount at {quote_path(path)}"
         )
     writing = ["rro"] if mount.recursive_read_only else ["ro"] if mount.readonly else ["rw"]
+    if leads_through_process(mount.host_path):
+        raise InvalidInputError(
+            f"mounts.host_path {quote_path(mount.host_path)}: a link of /proc is on its way, which is another file for"
+            " each process; give the path that it stands for"
+        )
     return _mount(path, "bind", os.path.realpath(mount.host_path), "rbind", choose_propagation(mount), *writing)
 
 

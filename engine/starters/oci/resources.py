@@ -1,12 +1,13 @@
 """Limits and devices: from the CRI's words to the runtime-spec's `resources`."""
 
 import os
-import posixpath
 import stat
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
+from limpet.engine.starters.oci.host_path import leads_through_process
+from limpet.engine.starters.oci.mounts import has_own, mounts_of, place_of
 from limpet.engine.starters.oci.ranges import require_limits
 from limpet.engine.starters.oci.rootless import is_rootless
 from limpet.engine.starters.oci.tools import has_controller
@@ -112,6 +113,7 @@ def make_devices(
     Raises InvalidInputError, also for a path that the runtimes would pass over without a word.
     """
     devices, rules = [], [{"allow": privileged, "access": "rwm"}]
+    taken = {place_of(mount.container_path) for mount in mounts_of(config)}
     for device in config.devices:
         try:
             found = os.stat(device.host_path)
@@ -125,8 +127,14 @@ def make_devices(
             )
         number = {"type": kind, "major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
         path = device.container_path or device.host_path
-        if why := _find_obstacle(path, root, has_terminal=config.tty):
+        if leads_through_process(device.host_path):
+            raise InvalidInputError(
+                f"devices.host_path {quote_path(device.host_path)}: a link of /proc is on its way, which is another"
+                " device for each process; give the path that it stands for"
+            )
+        if why := _find_obstacle(path, root, taken, has_terminal=config.tty):
             raise InvalidInputError(f"devices.container_path {quote_path(path)}: {why}")
+        taken.add(place_of(path))
         owner = {"fileMode": found.st_mode & 0o777, "uid": found.st_uid, "gid": found.st_gid}
         devices.append({"path": path, **number, **owner})
         rules.append({"allow": True, **number, "access": access})
@@ -137,13 +145,15 @@ def _requested_fields(asked: LinuxContainerResources) -> list[str]:
     return [name for name in asked.__struct_fields__ if getattr(asked, name)]
 
 
-def _find_obstacle(path: str, root: str, *, has_terminal: bool) -> str:
+def _find_obstacle(path: str, root: str, taken: Collection[str], *, has_terminal: bool) -> str:
     """Return why no device can be made at a path in the container, "" if nothing is known to be in its way."""
     if not path.startswith("/") or ".." in path.split("/"):
         return "an absolute path without '..' is needed"
-    path = posixpath.normpath(path)
-    if path == "/dev/ptmx" or (path == "/dev/console" and has_terminal):
+    path = place_of(path)
+    if has_own(path, has_terminal=has_terminal):
         return "the container has its own there"
+    if path in taken:
+        return "a mount or another device is there"
     if not path.startswith("/dev/") and _is_there(path, root):
         return "the image has something there; choose a path in /dev"
     return ""

@@ -30,7 +30,8 @@ class Patience:
         if not self.left():
             raise InvalidStateError(
                 f"container {self._container_id}: process {self._pid}, or one that it left, has not ended"
-                f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel (state D); try again"
+                f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel, or a cgroup above its own"
+                " may be frozen (state D); try again"
             )
         pause = self._pause
         self._pause = min(pause * 2, _LONGEST_LOOK_SECONDS)

@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -109,27 +109,51 @@ def test_signals_reach_all_of_them(root: Path) -> None:
     ("files", "expected"),
     [
         ({}, False),
-        ({"freezer/freezer.state": "THAWED\n"}, False),
-        ({"freezer/freezer.state": "FREEZING\n"}, True),
-        ({"freezer/freezer.state": "FROZEN\n"}, True),
-        ({"memory/freezer.state": "FROZEN\n", "freezer/freezer.state": "THAWED\n"}, False),
-        ({"cgroup.events": "populated 1\nfrozen 1\n"}, True),
-        ({"cgroup.events": "populated 1\nfrozen 0\n"}, False),
+        ({"freezer/freezer.self_freezing": "0\n", "freezer/freezer.state": "FROZEN\n"}, False),
+        ({"freezer/freezer.self_freezing": "1\n", "freezer/freezer.state": "FREEZING\n"}, True),
+        ({"memory/freezer.self_freezing": "1\n", "freezer/freezer.self_freezing": "0\n"}, False),
+        ({"cgroup.freeze": "1\n", "cgroup.events": "populated 1\nfrozen 0\n"}, True),
+        ({"cgroup.freeze": "0\n", "cgroup.events": "populated 1\nfrozen 1\n"}, False),
     ],
 )
 def test_whether_it_is_frozen(root: Path, files: dict[str, str], expected: bool) -> None:
-    """By the freezer of version 1, or by the events of version 2; amid it counts."""
+    """By what its own cgroups were told: amid it counts, and what a cgroup above was told does not."""
     fill(root, files)
     assert cgroups.is_frozen([*V1, *V2], NAME) is expected
 
 
-def test_it_is_thawed_in_both_versions(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("frozen", "lines"),
+    [
+        (f"freezer/limpet/{NAME}/freezer.self_freezing", V1),
+        ("freezer/limpet/freezer.self_freezing", V1),
+        ("limpet/cgroup.freeze", V2),
+        ("unified/limpet/cgroup.freeze", [*V1, *V2]),
+    ],
+)
+def test_which_cgroup_has_frozen_it(root: Path, frozen: str, lines: list[str]) -> None:
+    """Its own, or one above, in whatever version; it is told also of a place where none is yet."""
+    fill(root, {"freezer/freezer.self_freezing": "0\n", "cgroup.freeze": "0\n", "pids/cgroup.freeze": "1\n"})
+    fill(root / "unified", {"cgroup.freeze": "0\n"})
+    for path in ("freezer/limpet/freezer.self_freezing", "limpet/cgroup.freeze", "unified/limpet/cgroup.freeze"):
+        (root / path).write_text("0\n")
+    assert cgroups.find_frozen([*V1, *OTHER, *V2], NAME) == cgroups.find_frozen_place(f"/limpet/{NAME}") == ""
+    (root / frozen).write_text("1\n")
+    assert cgroups.find_frozen(lines, NAME) == os.path.dirname(root / frozen)
+    assert cgroups.find_frozen_place(f"/limpet/{NAME}") == os.path.dirname(root / frozen)
+    assert cgroups.find_frozen_place("/elsewhere/one") == ""
+
+
+@pytest.mark.parametrize(("tell", "word", "number"), [(cgroups.thaw, "THAWED", "0"), (cgroups.freeze, "FROZEN", "1")])
+def test_it_is_frozen_and_thawed_in_both_versions(
+    root: Path, tell: Callable[[list[str], str], None], word: str, number: str
+) -> None:
     """In the freezer's hierarchy by a word, in version 2 by a number; nothing is written elsewhere."""
-    fill(root, {"freezer/freezer.state": "FROZEN\n", "memory/freezer.state": "", "cgroup.freeze": "1\n"})
-    cgroups.thaw([*V1, *V2], NAME)
+    fill(root, {"freezer/freezer.state": "\n", "memory/freezer.state": "", "cgroup.freeze": "\n"})
+    tell([*V1, *V2], NAME)
     below = Path("limpet", NAME)
-    assert (root / "freezer" / below / "freezer.state").read_text() == "THAWED"
-    assert (root / below / "cgroup.freeze").read_text() == "0"
+    assert (root / "freezer" / below / "freezer.state").read_text() == word
+    assert (root / below / "cgroup.freeze").read_text() == number
     assert (root / "memory" / below / "freezer.state").read_text() == ""
     assert sorted(path.name for path in (root / "memory" / below).iterdir()) == ["freezer.state"]
 

@@ -11,7 +11,8 @@ from fcntl import ioctl
 from typing import Protocol
 
 from limpet.engine.starters.abilities import Executed, Stats
-from limpet.engine.starters.oci.cgroups import await_frozen, is_frozen, lift_quota, measure
+from limpet.engine.starters.oci.cgroups import await_frozen, find_frozen, is_frozen, lift_quota, measure
+from limpet.engine.starters.oci.cgroups import freeze as freeze_cgroups
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on, is_inside
@@ -66,7 +67,8 @@ class Call(Protocol):
 def execute(
     call: Call, run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], timeout: float
 ) -> Executed:
-    """Run a command in the container; see `abilities.Executor`."""
+    """Run a command in the container; see `abilities.Executor`. Raises InvalidStateError if that is frozen."""
+    _require_not_frozen(processes, cgroup)
     files = CommandFiles.write(run, args, None)
     try:
         outcome = call(
@@ -103,8 +105,9 @@ def open_command(
     """Run a command in the container, connected; `runtime` is the command that runs the runtime.
 
     It has a terminal if that has a size. `hands_over` says that the runtime can hand that over, and still wait for the
-    command's end; others copy what is written.
+    command's end; others copy what is written. Raises InvalidStateError if the container is frozen.
     """
+    _require_not_frozen(processes, cgroup)
     files = CommandFiles.write(run, args, size)
     try:
         door = files.listen() if size is not None and hands_over else None
@@ -120,6 +123,15 @@ def open_command(
         end_orphan=lambda: files.end_orphan(processes, cgroup),
         resize=lambda packed: None if door else _resize(_await_pid(files), processes, cgroup, packed),
     )
+
+
+def _require_not_frozen(processes: Processes, cgroup: str) -> None:
+    """Raise InvalidStateError where a command would not begin, and the runtime would wait for that."""
+    if frozen := find_frozen(processes.cgroups, cgroup):
+        raise InvalidStateError(
+            f"no command can begin in the container: its processes are frozen, by the cgroup {quote_path(frozen)};"
+            f" {'resume it' if os.path.basename(frozen) == cgroup else 'thaw that'} first"
+        )
 
 
 def _await_pid(files: CommandFiles) -> int:
@@ -143,12 +155,15 @@ def _resize(pid: int, processes: Processes, cgroup: str, size: bytes) -> None:
 
 def freeze(call: Call, processes: Processes, cgroup: str) -> None:
     """Freeze the container. Raises UnsupportedError: then nothing of it is frozen."""
-    if not is_frozen(processes.cgroups, cgroup):
+    is_held = bool(find_frozen(processes.cgroups, cgroup))
+    if not is_held:
         outcome = call("pause", processes.oci_id)
         if outcome.code != 0:
             thaw(processes, cgroup)
             raise UnsupportedError(f"the runtime cannot freeze it: {outcome.problem}")
     try:
+        if is_held and not is_frozen(processes.cgroups, cgroup):  # and somebody else may thaw what is above it
+            freeze_cgroups(processes.cgroups, cgroup)
         if await_frozen(processes.cgroups, cgroup, _FREEZE_SECONDS):
             return
         why = "a process of it hangs in the kernel"

@@ -3,13 +3,15 @@
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from limpet.recovery.host import open_pidfd
 
 _ROOT = "/sys/fs/cgroup"
 _V1 = "freezer.state"
+_FREEZERS = {"freezer": (_V1, "FROZEN", "THAWED"), "": ("cgroup.freeze", "1", "0")}
+"""By controllers, as /proc/PID/cgroup has them: the file, and the words for freezing and thawing."""
 _LOOK_AGAIN_SECONDS = 0.002
 
 
@@ -66,13 +68,38 @@ def remove(lines: Sequence[str], name: str) -> list[str]:
 
 
 def is_frozen(lines: Sequence[str], name: str) -> bool:
-    """Return whether the container's processes are frozen, or about to be."""
-    for controllers, directory in list_directories(lines, name):
-        if controllers == "freezer" and _read(directory, _V1).strip() != "THAWED":
-            return True
-        if not controllers and "frozen 1" in _read(directory, "cgroup.events"):
-            return True
-    return False
+    """Return whether the container's own cgroups are frozen, or about to be: what is above them does not count."""
+    return any(_is_set(*each) for each in list_directories(lines, name))
+
+
+def find_frozen(lines: Sequence[str], name: str) -> str:
+    """Return the directory of the cgroup by which the container's processes are frozen, "" if none is.
+
+    It is the container's own, or one above that, which somebody else has frozen.
+    """
+    return _first_frozen(list_directories(lines, name))
+
+
+def find_frozen_place(path: str) -> str:
+    """Return the directory of a frozen cgroup in which all would be that is made at `path`, "" if there is none."""
+    places = (("freezer", "freezer"), ("", "unified"), ("", "."))
+    return _first_frozen((controllers, os.path.normpath(f"{_ROOT}/{where}/{path}")) for controllers, where in places)
+
+
+def _first_frozen(places: Iterable[tuple[str, str]]) -> str:
+    for controllers, place in places:
+        directory = place
+        while directory.startswith(f"{_ROOT}/"):
+            if _is_set(controllers, directory):
+                return directory
+            directory = os.path.dirname(directory)
+    return ""
+
+
+def _is_set(controllers: str, directory: str) -> bool:
+    """Return whether a cgroup was told to freeze, whatever those above it were told."""
+    file_name = "freezer.self_freezing" if controllers == "freezer" else "" if controllers else "cgroup.freeze"
+    return _read(directory, file_name).strip() == "1"
 
 
 def await_frozen(lines: Sequence[str], name: str, seconds: float) -> bool:
@@ -93,14 +120,26 @@ def await_frozen(lines: Sequence[str], name: str, seconds: float) -> bool:
     return True
 
 
+def freeze(lines: Sequence[str], name: str) -> None:
+    """Freeze the container's own cgroups without the runtime, which takes one for frozen that is so from above.
+
+    Raises OSError.
+    """
+    _tell_freezers(lines, name, is_wanted=True)
+
+
 def thaw(lines: Sequence[str], name: str) -> None:
     """Let the container's processes go on, without the runtime, which may hang. Raises OSError."""
+    _tell_freezers(lines, name, is_wanted=False)
+
+
+def _tell_freezers(lines: Sequence[str], name: str, *, is_wanted: bool) -> None:
     for controllers, directory in list_directories(lines, name):
-        for wanted, file_name, word in (("freezer", _V1, "THAWED"), ("", "cgroup.freeze", "0")):
-            path = os.path.join(directory, file_name)
-            if controllers == wanted and os.path.exists(path):
-                with open(path, "w", encoding="utf-8") as file:
-                    file.write(word)
+        file_name, *words = _FREEZERS.get(controllers, ("",))
+        path = os.path.join(directory, file_name)
+        if file_name and os.path.exists(path):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(words[0] if is_wanted else words[1])
 
 
 def lift_quota(lines: Sequence[str], name: str) -> None:

@@ -24,7 +24,7 @@ from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.oci import abilities, calls
-from limpet.engine.starters.oci.cgroups import is_frozen, remove, signal_processes, thaw
+from limpet.engine.starters.oci.cgroups import find_frozen_place, is_frozen, remove, signal_processes, thaw
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.commands import end_left, find_left
@@ -553,6 +553,8 @@ class OciStarter:
         shutil.rmtree(os.path.join(launch.bundle_path, OCI), ignore_errors=True)
         with open_target(launch) as target:
             config = self._complete(launch, target)
+            if frozen := find_frozen_place(config["linux"].get("cgroupsPath", "/")):
+                raise StartError(f"the cgroup {quote_path(frozen)} is frozen, and so would be its processes; thaw it")
             for each in config["linux"]["namespaces"]:
                 require_namespace(each["type"], each.get("path", ""))
                 if each["type"] == "pid" and is_pin(each.get("path", "")) and not has_first(each["path"]):

@@ -3,7 +3,7 @@
 import pytest
 
 from limpet.engine.starters.oci import capabilities
-from limpet.engine.starters.oci.capabilities import DEFAULT, choose, find_missing, to_spec
+from limpet.engine.starters.oci.capabilities import DEFAULT, choose, find_missing, find_undropped, to_spec
 from limpet.schema.cri import Capability
 from limpet.schema.errors import InvalidInputError
 
@@ -42,6 +42,8 @@ def test_what_is_asked_for_is_chosen(
     assert len(found) == len(chosen)
     assert choose(asked, privileged=True) == (HAVE, ())
     assert find_missing(asked) == (("SYS_BOOT",) if "SYS_BOOT" in add else ())
+    undropped = tuple(name for name in drop if name in {*(each.upper().removeprefix("CAP_") for each in add), *ambient})
+    assert find_undropped(asked) == undropped
 
 
 @pytest.mark.parametrize("field", ["add_capabilities", "drop_capabilities", "add_ambient_capabilities"])

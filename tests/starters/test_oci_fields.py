@@ -165,3 +165,6 @@ def test_a_capability_that_the_engine_has_not_is_told(shared: Engine, monkeypatc
     why = "the engine itself does not have SYS_BOOT, SYS_RAWIO"
     assert create(shared, "runc", {field: asked})[1] == {"capabilities": why}
     assert create(shared, "runc", {field: {"add_capabilities": ["SYS_TIME"]}})[1] == {}
+    both = {"add_capabilities": ["SYS_TIME", "SYS_BOOT"], "drop_capabilities": ["CAP_SYS_TIME", "CHOWN"]}
+    why = "the engine itself does not have SYS_BOOT; added as well, or ambient, and so not dropped: SYS_TIME"
+    assert create(shared, "runc", {field: both})[1] == {"capabilities": why}

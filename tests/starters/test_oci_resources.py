@@ -8,9 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine.starters.oci import resources
-from limpet.engine.starters.oci.resources import choose_oom_score, make_devices
+from limpet.engine.starters.oci.resources import choose_oom_score, make_devices, make_host_devices
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, Device, ImageSpec, LinuxContainerResources, Mount
 from limpet.schema.errors import InvalidInputError
+
+KINDS = {stat.S_IFBLK, stat.S_IFCHR}
 
 
 def config(*devices: Device, tty: bool = False) -> ContainerConfig:
@@ -63,6 +65,35 @@ def test_what_can_be_no_device_is_refused(tmp_path: Path, device: Device, why: s
     (tmp_path / "etc/there").touch()
     with pytest.raises(InvalidInputError, match=why):
         make_devices(config(device, tty=True), str(tmp_path), privileged=False)
+
+
+def test_a_privileged_one_has_the_hosts_devices(tmp_path: Path) -> None:
+    """With their numbers, modes and owners; not what is its own, what the config has instead, nor below a mount."""
+    made, _ = make_devices(
+        config(Device(host_path="/dev/null", container_path="//dev/full")), str(tmp_path), privileged=True
+    )
+    found = {each["path"]: each for each in make_host_devices(config(tty=True), made)}
+    zero = os.stat("/dev/zero")
+    assert found["/dev/zero"] == {
+        "path": "/dev/zero",
+        "type": "c",
+        "major": 1,
+        "minor": 5,
+        "fileMode": stat.S_IMODE(zero.st_mode),
+        "uid": zero.st_uid,
+        "gid": zero.st_gid,
+    }
+    assert not {"/dev/full", "/dev/ptmx", "/dev/console"} & set(found)
+    assert not any(path.startswith(("/dev/pts", "/dev/shm", "/dev/fd")) for path in found)
+    there = {os.path.join(top, name) for top, _, names in os.walk("/dev") for name in names}
+    devices = {each for each in there if not os.path.islink(each) and stat.S_IFMT(os.stat(each).st_mode) in KINDS}
+    own = ("/dev/pts/", "/dev/shm/", "/dev/mqueue/", "/dev/full", "/dev/ptmx", "/dev/console")
+    assert set(found) == {each for each in devices if not each.startswith(own)}
+    assert {each["type"] for each in found.values()} == {"bc"[stat.S_ISCHR(os.stat(each).st_mode)] for each in found}
+    over = config()
+    for place, expected in (("/dev", set()), ("//dev/zero", set(found) - {"/dev/zero"})):
+        mounted = replace(over, mounts=(Mount(container_path=place, host_path="/tmp"),))
+        assert {each["path"] for each in make_host_devices(mounted, made)} == expected
 
 
 def test_two_devices_at_one_place_are_refused(tmp_path: Path) -> None:

@@ -351,6 +351,9 @@ def test_a_sysctl_of_the_host_is_refused(engine: Engine, state_dir: str) -> None
     for name, value, kind, why in (
         ("kernel.printk_ratelimit_burst", now, errors.InvalidInputError, "belongs to no namespace"),
         ("kernel/printk_ratelimit_burst", now, errors.InvalidInputError, "belongs to no namespace"),
+        ("kernel.shmmax", "", errors.InvalidInputError, "'kernel.shmmax': a value in one line is needed"),
+        ("net.ipv4.ip_forward", "1\n0", errors.InvalidInputError, "a value in one line is needed"),
+        ("kernel.hostname", "another", errors.InvalidInputError, "the sandbox has a hostname, 'pod-one'"),
         ("kernel.shmmax", "rubbish", errors.UnsupportedError, "/proc/sys/kernel/shmmax: Invalid argument"),
     ):
         with pytest.raises(kind, match=why):

@@ -71,6 +71,41 @@ def test_what_no_process_can_have_is_refused(shared: Engine) -> None:
             shared.create_container(config("never", "true", linux=linux), "runc")
 
 
+@pytest.mark.parametrize(
+    ("context", "why"),
+    [
+        ({"masked_paths": ["/etc/passwd", "/."]}, "masked_paths '/.': a path below / is needed"),
+        ({"readonly_paths": [""]}, "readonly_paths '': a path below / is needed"),
+        ({"namespace_options": {"network": "TARGET", "target_id": "x"}}, "namespace_options.network TARGET: only pid"),
+        ({"namespace_options": {"ipc": "TARGET", "target_id": "x"}}, "namespace_options.ipc TARGET: only pid"),
+        ({"run_as_user": {"value": str(2**31)}}, "user 2147483648: runc takes no number above 2147483647"),
+        ({"run_as_user": {"value": "5"}, "run_as_group": {"value": str(2**31)}}, "^group 2147483648: runc"),
+        ({"supplemental_groups": [1, 2**31]}, "supplemental group 2147483648: runc"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(shared: Engine, context: dict[str, Any], why: str) -> None:
+    """What both runtimes do not do and say nothing of, and what runc would say at the start."""
+    with pytest.raises(errors.InvalidInputError, match=why):
+        shared.create_container(config("never", "true", linux={"security_context": context}), "runc")
+
+
+def test_crun_takes_all_ids(shared: Engine) -> None:
+    """Those that runc does not, too."""
+    most = 2**32 - 2
+    context = {"run_as_user": {"value": str(most)}, "run_as_group": {"value": str(most)}, "supplemental_groups": [most]}
+    assert run(shared, "crun", "id -u; id -G", context) == [str(most), str(most)]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_privileged_one_sees_the_hosts_devices(shared: Engine, runtime: str) -> None:
+    """All that the host has in /dev, and can make others; one that is not privileged has its own alone."""
+    devices = [name for name in sorted(os.listdir("/dev")) if Path("/dev", name).is_block_device()]
+    others = [name for name in ("kmsg", "fuse", "loop-control", "tty0") if Path("/dev", name).is_char_device()]
+    script = f"for n in {' '.join([*devices[:3], *others])}; do test -e /dev/$n && echo $n; done; echo end"
+    assert run(shared, runtime, script, {"privileged": True}) == [*devices[:3], *others, "end"]
+    assert run(shared, runtime, script) == ["end"]
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_capabilities_and_privileges(shared: Engine, runtime: str) -> None:
     """The default 14, some added and dropped, all, none; for another user ambient ones alone; no_new_privs."""

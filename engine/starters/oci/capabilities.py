@@ -53,6 +53,12 @@ def find_missing(asked: Capability) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys((*add, *ambient)) if name not in {"ALL", *available()})
 
 
+def find_undropped(asked: Capability) -> tuple[str, ...]:
+    """Return the capabilities that are to be dropped and are added as well, or ambient: those are had."""
+    add, drop, ambient = _normalize(asked)
+    return tuple(name for name in dict.fromkeys(drop) if name in {*add, *ambient})
+
+
 def to_spec(chosen: Sequence[str], ambient: Sequence[str], *, is_root: bool) -> dict[str, Any]:
     """Return the runtime-spec's `capabilities`. A program of another user than root has only the ambient ones."""
     bounding, kept = _prefix(chosen), _prefix(ambient)

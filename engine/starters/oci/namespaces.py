@@ -58,6 +58,13 @@ def config_in_sandbox(launch: Launch) -> ContainerConfig:
     return replace(config, linux=replace(linux, security_context=context))
 
 
+def require_options(config: ContainerConfig) -> None:
+    """Raise InvalidInputError for another container's namespace of a type that the CRI has that for none but pid."""
+    for kind in ("network", "ipc"):
+        if getattr(options_of(config), kind) is NamespaceMode.TARGET:
+            raise InvalidInputError(f"namespace_options.{kind} TARGET: only pid may be another container's")
+
+
 def make_namespaces(
     config: ContainerConfig, paths: Mapping[str, str], *, is_unified: bool, target: str = ""
 ) -> list[dict[str, Any]]:

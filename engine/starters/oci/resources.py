@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +27,8 @@ _CONTROLLERS = {
     "hugepage_limits": "hugetlb",
 }
 """Whose limit each is."""
+_OWN_PLACES = ("/dev/console", "/dev/fd", "/dev/mqueue", "/dev/ptmx", "/dev/pts", "/dev/shm")  # noqa: S108
+"""Of each container, in /dev, beside the devices that the runtimes make as the host's are."""
 
 
 def make_limits(asked: LinuxContainerResources, left_out: Collection[str]) -> dict[str, Any]:
@@ -119,13 +121,11 @@ def make_devices(
             found = os.stat(device.host_path)
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"devices.host_path {quote_path(device.host_path)}: it is not there") from error
-        kind = "b" if stat.S_ISBLK(found.st_mode) else "c" if stat.S_ISCHR(found.st_mode) else ""
         access = device.permissions or "rwm"
-        if not kind or set(access) - set("rwm"):
+        if not _is_device(found) or set(access) - set("rwm"):
             raise InvalidInputError(
                 f"devices.host_path {quote_path(device.host_path)}: a device is needed, with permissions of 'rwm'"
             )
-        number = {"type": kind, "major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
         path = device.container_path or device.host_path
         if leads_through_process(device.host_path):
             raise InvalidInputError(
@@ -135,14 +135,47 @@ def make_devices(
         if why := _find_obstacle(path, root, taken, has_terminal=config.tty):
             raise InvalidInputError(f"devices.container_path {quote_path(path)}: {why}")
         taken.add(place_of(path))
-        owner = {"fileMode": found.st_mode & 0o777, "uid": found.st_uid, "gid": found.st_gid}
-        devices.append({"path": path, **number, **owner})
-        rules.append({"allow": True, **number, "access": access})
+        about = _describe(found)
+        devices.append({"path": path, **about})
+        rules.append({"allow": True, **{key: about[key] for key in ("type", "major", "minor")}, "access": access})
     return devices, rules
 
 
 def _requested_fields(asked: LinuxContainerResources) -> list[str]:
     return [name for name in asked.__struct_fields__ if getattr(asked, name)]
+
+
+def make_host_devices(config: ContainerConfig, made: Collection[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runtime-spec's `devices` for those of the host's /dev, as a privileged container has them.
+
+    Not where the config has something else, nor what each container has of its own.
+    """
+    taken = [place_of(mount.container_path) for mount in mounts_of(config)]
+    taken += [place_of(device["path"]) for device in made]
+    return [] if "/dev" in taken else [*_walk_devices("/dev", {*taken, *_OWN_PLACES})]
+
+
+def _walk_devices(directory: str, taken: Collection[str]) -> Iterator[dict[str, Any]]:
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda each: each.name):
+            if entry.path in taken:
+                continue
+            found = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                yield from _walk_devices(entry.path, taken)
+            elif _is_device(found):
+                yield {"path": entry.path, **_describe(found)}
+
+
+def _is_device(found: os.stat_result) -> bool:
+    return stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)
+
+
+def _describe(found: os.stat_result) -> dict[str, Any]:
+    """Return what the runtime-spec says of a device beside its path."""
+    number = {"major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
+    owner = {"fileMode": found.st_mode & 0o777, "uid": found.st_uid, "gid": found.st_gid}
+    return {"type": "b" if stat.S_ISBLK(found.st_mode) else "c", **number, **owner}
 
 
 def _find_obstacle(path: str, root: str, taken: Collection[str], *, has_terminal: bool) -> str:

@@ -261,8 +261,15 @@ def kind_of_sysctl(name: str) -> str:
 
 
 def require_sysctls(config: PodSandboxConfig) -> None:
-    """Refuse sysctls that belong to no namespace: who sets them sets the host's. Raises InvalidInputError."""
-    for name in sysctls_of(config):
+    """Refuse sysctls that belong to no namespace: who sets them sets the host's. Raises InvalidInputError.
+
+    So are values of which the kernel would read nothing, or a part, and another name of the host than the config's.
+    """
+    for name, value in sysctls_of(config).items():
+        if not value.strip() or not value.replace("\t", " ").isprintable():
+            raise InvalidInputError(f"sysctls {quote(name)}: a value in one line is needed, not {quote(value)}")
+        if name == "kernel.hostname" and config.hostname not in {"", value}:
+            raise InvalidInputError(f"sysctls {quote(name)}: the sandbox has a hostname, {quote(config.hostname)}")
         if not kind_of_sysctl(name):
             raise InvalidInputError(
                 f"sysctls {quote(name)}: it belongs to no namespace, so it is the host's; net.*, fs.mqueue.*,"

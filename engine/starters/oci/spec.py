@@ -13,14 +13,22 @@ from limpet.engine.starters.environment import merge_environment
 from limpet.engine.starters.oci.annotations import choose_annotations
 from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import choose, to_spec
-from limpet.engine.starters.oci.mounts import add_held, choose_root_propagation, make_mounts
-from limpet.engine.starters.oci.namespaces import config_in_sandbox, is_own, make_namespaces, mode_of
+from limpet.engine.starters.oci.mounts import add_held, choose_root_propagation, make_mounts, place_of
+from limpet.engine.starters.oci.namespaces import (
+    config_in_sandbox,
+    is_own,
+    make_namespaces,
+    mode_of,
+    require_options,
+)
 from limpet.engine.starters.oci.resources import (
     choose_oom_score,
     find_unapplied_limits,
     make_devices,
+    make_host_devices,
     make_limits,
 )
+from limpet.engine.starters.oci.rootless import is_rootless
 from limpet.engine.starters.oci.sandboxes import kind_of_sysctl, sysctls_of
 from limpet.engine.starters.oci.seccomp import make_seccomp
 from limpet.engine.starters.process.accounts import RootAccounts
@@ -34,6 +42,7 @@ from limpet.schema.layout import ROOTFS
 
 _VERSION = "1.0.2"
 _UMASK = 0o022
+_MOST_OF_RUNC = 2**31 - 1
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where neither image nor config have one, as Docker and containerd do it."""
 _MASKED = (
@@ -58,6 +67,7 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
         raise InvalidInputError(
             f"log_path {quote(config.log_path)}: conmon cuts the name of a log at a ':'; leave it out"
         )
+    require_options(config)
     context = security_of(config)
     root = os.path.join(launch.bundle_path, ROOTFS)
     user, account = choose_user(image.config, config, RootAccounts(root), Rights(0, 0, (), has_own_ids=True))
@@ -130,6 +140,12 @@ def _make_linux(
 ) -> dict[str, Any]:
     config = launch.metadata.config
     devices, rules = make_devices(config, os.path.join(launch.bundle_path, ROOTFS), privileged=context.privileged)
+    if context.privileged and not is_rootless():
+        devices += make_host_devices(config, devices)
+    for name in ("masked_paths", "readonly_paths"):
+        for path in getattr(context, name):
+            if place_of(path) == "/":  # which the runtimes pass over
+                raise InvalidInputError(f"{name} {quote_path(path)}: a path below / is needed")
     asked = config.linux.resources if config.linux else None
     limits = make_limits(asked, find_unapplied_limits(asked, is_unified=is_unified)) if asked else {}
     hidden = () if context.privileged else context.masked_paths or _MASKED
@@ -143,6 +159,14 @@ def _make_linux(
     }
     seccomp = make_seccomp(context, capabilities)
     return linux if seccomp is None else {**linux, "seccomp": seccomp}
+
+
+def require_ids_of_runc(user: Mapping[str, Any]) -> None:
+    """Raise InvalidInputError for a user or group with a number that crun can give to a container, and runc cannot."""
+    numbers = [("user", user["uid"]), ("group", user["gid"])]
+    for what, number in [*numbers, *(("supplemental group", each) for each in user["additionalGids"])]:
+        if number > _MOST_OF_RUNC:
+            raise InvalidInputError(f"{what} {number}: runc takes no number above {_MOST_OF_RUNC}; use crun for it")
 
 
 def find_sysctls(launch: Launch) -> dict[str, str]:

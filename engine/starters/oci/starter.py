@@ -66,7 +66,7 @@ from limpet.engine.starters.oci.run_directory import (
 )
 from limpet.engine.starters.oci.sandboxes import SandboxHoldings, choose_kinds, has_first, is_pin
 from limpet.engine.starters.oci.sessions import AttachedSession
-from limpet.engine.starters.oci.spec import complete, make_spec
+from limpet.engine.starters.oci.spec import complete, make_spec, require_ids_of_runc
 from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
 from limpet.engine.starters.oci.unapplied import find_unapplied
@@ -230,6 +230,8 @@ class OciStarter:
         self._command()
         to_oci_id(launch.id)
         spec = make_spec(launch, is_unified=has_unified_cgroups())
+        if is_runc:
+            require_ids_of_runc(spec["process"]["user"])
         if is_rootless():
             require_own_pids(make_namespaces(config_in_sandbox(launch), launch.namespaces, is_unified=False))
             adapt(spec)  # which refuses users that cannot be had

@@ -8,13 +8,19 @@ from msgspec.structs import replace
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.oci.annotations import find_orders
 from limpet.engine.starters.oci.apparmor import choose_apparmor
-from limpet.engine.starters.oci.capabilities import find_missing
+from limpet.engine.starters.oci.capabilities import find_missing, find_undropped
 from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of
 from limpet.engine.starters.oci.namespaces import JOINED, config_in_sandbox, mode_of, options_of
 from limpet.engine.starters.oci.resources import find_unapplied_limits
 from limpet.engine.starters.oci.sandboxes import is_pin, kind_of_sysctl
 from limpet.engine.starters.oci.spec import find_sysctls, security_of
-from limpet.schema.cri import LinuxSandboxSecurityContext, MountPropagation, NamespaceMode, ProfileType
+from limpet.schema.cri import (
+    Capability,
+    LinuxSandboxSecurityContext,
+    MountPropagation,
+    NamespaceMode,
+    ProfileType,
+)
 
 _MOUNT_FIELDS: Mapping[str, str] = {
     "selinux_relabel": "no label is set",
@@ -48,9 +54,8 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     orders = find_orders(config)
     if orders:
         found["annotations"] = orders
-    missing = find_missing(context.capabilities) if context.capabilities else ()
-    if missing:
-        found["capabilities"] = f"the engine itself does not have {', '.join(missing)}"
+    if why := _find_other_capabilities(context.capabilities or Capability()):
+        found["capabilities"] = why
     found |= _find_namespaces(launch)
     others = [kind for kind in launch.namespaces if kind not in JOINED]
     if others:
@@ -59,6 +64,14 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     if limits:
         found |= find_unapplied_limits(limits, is_unified=is_unified)
     return found | _find_of_sandbox(launch)
+
+
+def _find_other_capabilities(asked: Capability) -> str:
+    reasons = (
+        (find_missing(asked), "the engine itself does not have"),
+        (find_undropped(asked), "added as well, or ambient, and so not dropped:"),
+    )
+    return "; ".join(f"{why} {', '.join(names)}" for names, why in reasons if names)
 
 
 def _find_namespaces(launch: Launch) -> dict[str, str]:

@@ -137,6 +137,28 @@ def test_a_namespace_that_none_would_join_is_refused(engine: Engine) -> None:
     assert engine.list_sandboxes() == [other]
 
 
+@pytest.mark.parametrize("kind", ["network", "ipc", "pid"])
+def test_a_sandbox_has_no_target(engine: Engine, kind: str) -> None:
+    """There is no other container whose namespace it could have; its containers would get their own."""
+    linux = {"security_context": {"namespace_options": {kind: "TARGET", "target_id": "one"}}}
+    with pytest.raises(errors.InvalidInputError, match=f"namespace_options.{kind} TARGET: a sandbox can have no other"):
+        engine.create_sandbox({"metadata": {"name": "bad"}, "linux": linux}, runtime_handler="runc")
+    assert engine.list_sandboxes() == []
+
+
+def test_users_of_its_own_are_told(engine: Engine) -> None:
+    """As they are of a container: they are those of the host."""
+    options = {"userns_options": {"mode": "POD", "uids": [{"host_id": 1, "container_id": 0, "length": 1}]}}
+    asked = {"metadata": {"name": "users"}, "linux": {"security_context": {"namespace_options": options}}}
+    sandbox = engine.create_sandbox(asked, runtime_handler="runc")
+    container = engine.create_container(config("told", "true"), sandbox)
+    assert dict(container.status.unapplied) == {
+        "sandbox.namespace_options.userns_options": "its users are those of the host"
+    }
+    with pytest.raises(errors.InvalidInputError, match="userns_options"):
+        engine.create_sandbox({**asked, "metadata": {"name": "strict"}}, runtime_handler="runc", strict=True)
+
+
 def test_strict_knows_what_the_sandbox_holds(engine: Engine) -> None:
     """A container that asks for its sandbox's namespaces was refused, though it gets them."""
     sandbox = engine.create_sandbox({"metadata": {"name": "one"}}, runtime_handler="runc", strict=True)

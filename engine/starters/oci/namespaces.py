@@ -91,8 +91,14 @@ def mode_of(config: ContainerConfig, kind: str) -> NamespaceMode:
 
 
 def require_given(config: PodSandboxConfig, given: Mapping[str, str]) -> None:
-    """Raise InvalidInputError for a namespace given to a sandbox that none of its containers would join."""
+    """Raise InvalidInputError for a namespace given to a sandbox that none of its containers would join.
+
+    So it does for one that a sandbox cannot have.
+    """
     options = options_of_sandbox(config)
+    for kind in ("network", "ipc", "pid"):
+        if options is not None and getattr(options, kind) is NamespaceMode.TARGET:
+            raise InvalidInputError(f"namespace_options.{kind} TARGET: a sandbox can have no other container's")
     for kind in given:
         if kind not in JOINED:
             raise InvalidInputError(

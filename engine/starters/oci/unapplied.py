@@ -10,7 +10,13 @@ from limpet.engine.starters.oci.annotations import find_orders
 from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import find_missing, find_undropped
 from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of
-from limpet.engine.starters.oci.namespaces import JOINED, config_in_sandbox, mode_of, options_of
+from limpet.engine.starters.oci.namespaces import (
+    JOINED,
+    config_in_sandbox,
+    mode_of,
+    options_of,
+    options_of_sandbox,
+)
 from limpet.engine.starters.oci.resources import find_unapplied_limits
 from limpet.engine.starters.oci.sandboxes import is_pin, kind_of_sysctl
 from limpet.engine.starters.oci.spec import find_sysctls, security_of
@@ -19,6 +25,7 @@ from limpet.schema.cri import (
     LinuxSandboxSecurityContext,
     MountPropagation,
     NamespaceMode,
+    NamespaceOption,
     ProfileType,
 )
 
@@ -30,6 +37,7 @@ _MOUNT_FIELDS: Mapping[str, str] = {
     "image_sub_path": "an image cannot be mounted in a container",
 }
 _NO_PROCESS = "a sandbox has no process of its own"
+_HOST_USERS = "its users are those of the host"
 _EACH = "limits are those of each container"
 
 
@@ -78,8 +86,8 @@ def _find_namespaces(launch: Launch) -> dict[str, str]:
     config = config_in_sandbox(launch)
     options = options_of(config)
     found = {}
-    if options.userns_options and options.userns_options.mode is not NamespaceMode.NODE:
-        found["namespace_options.userns_options"] = "its users are those of the host"
+    if _has_own_users(options):
+        found["namespace_options.userns_options"] = _HOST_USERS
     is_given = bool(config.linux and config.linux.security_context and config.linux.security_context.namespace_options)
     alone = [kind for kind in ("network", "ipc") if mode_of(config, kind) is NamespaceMode.POD]
     alone = [kind for kind in alone if kind not in launch.namespaces]
@@ -103,11 +111,13 @@ def _find_of_sandbox(launch: Launch) -> dict[str, str]:
         found["sandbox.hostname"] = "it uses the host's UTS namespace"
     if config.linux is None:
         return found
-    if _holds_anything(_without_namespaces(config.linux.security_context)):
-        found["sandbox.security_context"] = _NO_PROCESS
-    for name in ("overhead", "resources"):
-        if _holds_anything(getattr(config.linux, name)):
-            found[f"sandbox.{name}"] = _EACH
+    told = (
+        ("security_context", _NO_PROCESS, _holds_anything(_without_namespaces(config.linux.security_context))),
+        ("namespace_options.userns_options", _HOST_USERS, _has_own_users(options_of_sandbox(config))),
+        ("overhead", _EACH, _holds_anything(config.linux.overhead)),
+        ("resources", _EACH, _holds_anything(config.linux.resources)),
+    )
+    found |= {f"sandbox.{name}": why for name, why, asks in told if asks}
     done = {name for name in config.linux.sysctls if is_pin(launch.namespaces.get(kind_of_sysctl(name), ""))}
     if set(config.linux.sysctls) - set(find_sysctls(launch)) - done:
         found["sandbox.sysctls"] = "the namespaces that they belong to are not the container's own"
@@ -117,6 +127,11 @@ def _find_of_sandbox(launch: Launch) -> dict[str, str]:
 def _without_namespaces(context: LinuxSandboxSecurityContext | None) -> LinuxSandboxSecurityContext | None:
     """Return what is left of a sandbox's security context: its namespaces are made, or are the host's."""
     return context and replace(context, namespace_options=None)
+
+
+def _has_own_users(options: NamespaceOption | None) -> bool:
+    users = options.userns_options if options else None
+    return users is not None and users.mode is not NamespaceMode.NODE
 
 
 def _holds_anything(message: Any) -> bool:

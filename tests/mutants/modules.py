@@ -315,6 +315,29 @@ GROUPS = {
             "not crun",  # it is given the same as runc
         ),
     ),
+    "oci limits": Group(
+        ("engine/starters/oci/host_path.py", "engine/starters/oci/ranges.py"),
+        6,
+        (
+            "tests/starters/test_oci_mounts.py",
+            "tests/starters/test_oci_resources.py",
+            "tests/starters/test_oci_limits.py",
+            "-k",
+            "not crun",
+        ),
+    ),
+    "oci programs": Group(
+        tuple(f"engine/starters/oci/{name}.py" for name in ("command", "executable", "root", "tools")),
+        12,
+        (
+            "tests/starters/test_oci_root.py",
+            "tests/starters/test_oci_family.py",
+            "tests/starters/test_oci_life.py::test_a_missing_program_is_named_with_its_package",
+            "tests/starters/test_oci_life.py::test_a_program_on_a_mount[runc]",
+            "tests/starters/test_oci_life.py::test_what_was_never_executed_is_told[runc]",
+            "tests/starters/test_oci_life.py::test_ids_and_images_that_a_runtime_cannot_take",
+        ),
+    ),
     "oci cgroups": Group(
         ("engine/starters/oci/cgroups.py",),
         12,
@@ -324,7 +347,7 @@ GROUPS = {
         tuple(
             f"engine/starters/oci/{name}.py"
             for name in (
-                "command", "conmon", "executable", "exits", "probe", "root", "run_directory", "starter", "tools",
+                "conmon", "exits", "probe", "run_directory", "starter",
             )
         ),
         16,

@@ -57,6 +57,8 @@ def test_a_device_is_made_and_allowed(tmp_path: Path, permissions: str, access: 
         (Device(host_path="/dev/null", container_path="/dev//ptmx"), "the container has its own there"),
         (Device(host_path="/dev/null", container_path="/dev/console"), "the container has its own there"),
         (Device(host_path="/dev/null", container_path="/etc/there"), "the image has something there"),
+        (Device(host_path="/dev/null", container_path="//dev/pts/7"), "no device can be made there"),
+        (Device(host_path="/dev/null", container_path="/proc/mine"), "no device can be made there"),
     ],
 )
 def test_what_can_be_no_device_is_refused(tmp_path: Path, device: Device, why: str) -> None:

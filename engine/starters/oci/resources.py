@@ -29,6 +29,8 @@ _CONTROLLERS = {
 """Whose limit each is."""
 _OWN_PLACES = ("/dev/console", "/dev/fd", "/dev/mqueue", "/dev/ptmx", "/dev/pts", "/dev/shm")  # noqa: S108
 """Of each container, in /dev, beside the devices that the runtimes make as the host's are."""
+_OF_KERNEL = ("/proc/", "/sys/", "/dev/pts/", "/dev/mqueue/")
+"""File systems in which the kernel makes all that is there."""
 
 
 def make_limits(asked: LinuxContainerResources, left_out: Collection[str]) -> dict[str, Any]:
@@ -187,6 +189,8 @@ def _find_obstacle(path: str, root: str, taken: Collection[str], *, has_terminal
         return "the container has its own there"
     if path in taken:
         return "a mount or another device is there"
+    if path.startswith(_OF_KERNEL):
+        return "no device can be made there; choose a path in /dev"
     if not path.startswith("/dev/") and _is_there(path, root):
         return "the image has something there; choose a path in /dev"
     return ""

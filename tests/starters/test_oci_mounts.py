@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from limpet.engine.starters.oci.host_path import leads_through_process
 from limpet.engine.starters.oci.mounts import add_held, make_mounts
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec, Mount
 from limpet.schema.errors import InvalidInputError
@@ -112,6 +113,12 @@ def test_what_is_another_file_for_each_process_is_not_mounted(tmp_path: Path, pa
     for host_path in (path, str(tmp_path / "link"), str(tmp_path / ".." / tmp_path.name / "relative")):
         with pytest.raises(InvalidInputError, match=r"mounts\.host_path .* a link of /proc is on its way"):
             make(Mount(container_path="/data", host_path=host_path))
+
+
+@pytest.mark.parametrize("path", ["/no/such/directory", "/etc/passwd/x", "/proc/0", "relative"])
+def test_what_leads_nowhere_leads_through_no_process(path: str) -> None:
+    """Nor does what cannot be followed: whoever asks says that it is not there."""
+    assert not leads_through_process(path)
 
 
 def test_what_is_the_same_for_all_is_mounted(tmp_path: Path) -> None:

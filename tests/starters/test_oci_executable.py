@@ -1,0 +1,171 @@
+"""Whether the kernel can execute a container's program, found in its root file system: the same as execve(2) says."""
+
+import resource
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limpet.engine.starters.oci import executable
+from limpet.engine.starters.oci.executable import MISSING, find_flaw
+
+
+def put(root: Path, name: str, data: bytes, mode: int = 0o755) -> Path:
+    path = root / name.lstrip("/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(mode)
+    return path
+
+
+def elf(interpreter: str = "", *, machine: int = 0) -> bytes:
+    """The head of an ELF file of this machine, with one segment."""
+    with open("/proc/self/exe", "rb") as file:
+        head = bytearray(file.read(64))
+    if machine:
+        struct.pack_into("=H", head, 18, machine)
+    struct.pack_into("=Q", head, 32, 64)
+    struct.pack_into("=HH", head, 54, 56, 1)
+    text = interpreter.encode() + b"\0"
+    kind = 3 if interpreter else 1
+    return bytes(head) + struct.pack("=IIQQQQQQ", kind, 4, 120, 0, 0, len(text), len(text), 1) + text
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    put(tmp_path, "/bin/static", elf())
+    put(tmp_path, "/lib/ld.so", elf())
+    put(tmp_path, "/bin/linked", elf("/lib/ld.so"))
+    return tmp_path
+
+
+def flaw(root: Path, *args: str, cwd: str = "/", mounts: tuple[str, ...] = (), env: tuple[str, ...] = ()) -> str:
+    config: dict[str, Any] = {
+        "process": {"args": list(args), "cwd": cwd, "env": list(env)},
+        "root": {"path": str(root)},
+        "mounts": [{"destination": each} for each in ("/proc", "/dev", *mounts)],
+    }
+    return find_flaw(config)
+
+
+def test_programs_that_can_be_executed(root: Path) -> None:
+    """By a path, in the working directory, by PATH, or through links, which stay in the root; also as scripts."""
+    put(root, "/bin/script", b"#! /bin/linked -x\nexit\n")
+    put(root, "/bin/of-script", b"#!/bin/script\n")
+    put(root, "/work/here", b"#!bin/static")
+    (root / "bin/link").symlink_to("/bin/linked")
+    (root / "bin/up").symlink_to("../../../../bin/static")
+    for program in ("static", "linked", "script", "of-script", "link", "up"):
+        assert flaw(root, f"/bin/{program}") == ""
+    assert flaw(root, "./here", cwd="/work") == flaw(root, "work/../work/here") == ""
+    assert flaw(root, "static", env=("A=b", "PATH=/none:/bin")) == flaw(root, "static") == ""
+    assert flaw(root, "here", env=("PATH=/none::/work",)) == ""
+    assert find_flaw({}) == ""
+
+
+def test_programs_that_are_not_there(root: Path) -> None:
+    """Or are no files, or may be executed by nobody, or are looked for elsewhere."""
+    put(root, "/bin/plain", elf(), 0o644)
+    (root / "bin/circle").symlink_to("circle")
+    for program in ("/bin/none", "/bin", "/bin/plain", "/bin/static/x", "/bin/circle", "static"):
+        assert flaw(root, program, env=("PATH=/none",)) == MISSING
+    assert flaw(root, "here", cwd="/bin") == flaw(root, f"/bin/{'n' * 300}") == MISSING
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "exec format error$"),
+        (b"garbage", "exec format error$"),
+        (b"#!", "its interpreter '' is missing"),
+        (b"#!/no/such x\n", "its interpreter '/no/such' is missing"),
+        (b"#!/bin/no\0such\n", "its interpreter '/bin/no' is missing"),
+        (elf("/lib/none"), "its interpreter '/lib/none' is missing"),
+        (elf(machine=8), "another kind of machine, or damaged"),
+        (elf()[:63], "another kind of machine, or damaged"),
+        (elf()[:119], "another kind of machine, or damaged"),
+        (b"#!/bin/it\n", "too many levels of interpreters"),
+    ],
+)
+def test_programs_that_cannot_be_executed(root: Path, data: bytes, why: str) -> None:
+    """Each with the kernel's reason; the one whose interpreter it is, too, but for an ELF file's."""
+    put(root, "/bin/it", data)
+    assert why.rstrip("$") in flaw(root, "/bin/it")
+    if why.endswith("$"):
+        assert flaw(root, "/bin/it").endswith(why[:-1])
+    put(root, "/bin/by-it", b"#!/bin/it\n")
+    assert flaw(root, "/bin/by-it") != ""
+    put(root, "/bin/loaded-by-it", elf("/bin/it"))
+    assert flaw(root, "/bin/loaded-by-it") == ""
+
+
+def test_as_many_scripts_as_the_kernel_takes(tmp_path: Path) -> None:
+    """Those that are each other's interpreters: the kernel itself says how many."""
+    last = "/bin/true"
+    for number in range(8):
+        path = put(tmp_path, f"/{number}", f"#!{last}\n".encode())
+        last = str(path)
+        try:
+            subprocess.run([last], check=True)
+            expected = ""
+        except OSError:
+            expected = "too many levels of interpreters"
+        config = {"process": {"args": [last], "env": []}, "root": {"path": "/"}}
+        assert find_flaw(config)[-len("too many levels of interpreters") :] == expected
+
+
+def test_what_is_on_a_mount_is_not_looked_into(root: Path) -> None:
+    """It may be there, by itself, by a link, or by an interpreter; what every container has mounted does not count."""
+    (root / "bin/link").symlink_to("/data/garbage")
+    put(root, "/bin/script", b"#!/data/sh\n")
+    put(root, "/bin/lost", b"#!/no/such\n")
+    put(root, "/data/garbage", b"garbage")
+    for program in ("/data/garbage", "/data/none", "/bin/link", "/bin/script", "/bin/lost"):
+        assert flaw(root, program) != ""
+        assert flaw(root, program, mounts=("/data/",)) == ""
+    assert flaw(root, "/database/x", mounts=("/data",)) == flaw(root, "/proc/none") == MISSING
+    assert flaw(root, "none", env=("PATH=/bin:/data",), mounts=("/data",)) == ""
+    assert flaw(root, "static", env=("PATH=/bin:/data",), mounts=("/data",)) == ""
+
+
+LONG = """
+import os, resource
+from limpet.engine.starters.oci.executable import find_flaw
+limit = int(os.sys.argv[1])
+resource.setrlimit(resource.RLIMIT_STACK, (limit, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+room = 6 << 20 if limit < 0 else max(min(limit // 4, 6 << 20), 128 << 10)
+most, many = 32 * os.sysconf("SC_PAGE_SIZE"), room // 1000
+for args, count in (
+    (["x" * (most - 1)], 0), (["x" * most], 0),
+    (["x" * 991] * (many - 8), 0), (["x" * 991] * (many + 8), 0), (["x" * 991] * (many // 2), many // 2 + 8),
+):
+    args, env = ["/bin/true", *args], {f"A{number:09}": "x" * 980 for number in range(count)}
+    try:
+        os.waitpid(os.posix_spawn("/bin/true", args, env), 0)
+        expected = ""
+    except OSError:
+        expected = "exec /bin/true: argument list too long"
+    process = {"args": args, "env": [f"{name}={value}" for name, value in env.items()]}
+    found = find_flaw({"process": process, "root": {"path": "/"}})
+    assert found == expected, (len(args), count, found, expected)
+"""
+
+
+@pytest.mark.parametrize("limit", [256 << 10, 1 << 20, 8 << 20, resource.RLIM_INFINITY])
+def test_arguments_are_too_long_when_the_kernel_says_so(limit: int) -> None:
+    """For one, and for all of them with the environment, by whatever limit of the stack there is."""
+    subprocess.run([sys.executable, "-c", LONG, str(limit)], check=True)
+
+
+def test_a_disk_that_fails_proves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be looked at now is raised, not said to be missing."""
+
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(executable, "open_in_root", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        flaw(root, "/bin/static")

@@ -331,13 +331,13 @@ GROUPS = {
         12,
         (
             "tests/starters/test_oci_root.py",
+            "tests/starters/test_oci_tools.py",
+            "tests/starters/test_oci_command.py",
+            "tests/starters/test_oci_executable.py",
             "tests/starters/test_oci_family.py",
-            "tests/starters/test_oci_life.py::test_a_missing_program_is_named_with_its_package",
-            "tests/starters/test_oci_life.py::test_a_program_on_a_mount[runc]",
-            "tests/starters/test_oci_life.py::test_what_was_never_executed_is_told[runc]",
-            "tests/starters/test_oci_life.py::test_ids_and_images_that_a_runtime_cannot_take",
         ),
     ),
+    "oci runs": Group(("engine/starters/oci/run_directory.py",), 12, ("tests/starters/test_oci_run_directory.py",)),
     "oci cgroups": Group(
         ("engine/starters/oci/cgroups.py",),
         12,
@@ -347,7 +347,7 @@ GROUPS = {
         tuple(
             f"engine/starters/oci/{name}.py"
             for name in (
-                "conmon", "exits", "probe", "run_directory", "starter",
+                "conmon", "exits", "probe", "starter",
             )
         ),
         16,
@@ -364,8 +364,11 @@ GROUPS = {
         (
             "tests/starters/test_oci_family.py",
             "tests/starters/test_oci_abilities.py",
+            "tests/starters/test_oci_frozen.py",
+            "tests/starters/test_oci_limits.py",
             "tests/starters/test_oci_sessions.py",
-            "tests/starters/test_oci_life.py",
+            "-k",
+            "not crun",
         ),
     ),
     "oci sandboxes": Group(

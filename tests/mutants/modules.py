@@ -337,6 +337,7 @@ GROUPS = {
             "tests/starters/test_oci_family.py",
         ),
     ),
+    "oci calls": Group(("engine/starters/oci/calls.py",), 12, ("tests/starters/test_oci_calls.py",)),
     "oci runs": Group(("engine/starters/oci/run_directory.py",), 12, ("tests/starters/test_oci_run_directory.py",)),
     "oci cgroups": Group(
         ("engine/starters/oci/cgroups.py",),
@@ -359,7 +360,7 @@ GROUPS = {
         ),
     ),
     "oci commands": Group(
-        tuple(f"engine/starters/oci/{name}.py" for name in ("abilities", "calls", "commands", "family")),
+        tuple(f"engine/starters/oci/{name}.py" for name in ("abilities", "commands", "family")),
         12,
         (
             "tests/starters/test_oci_family.py",

@@ -1,5 +1,7 @@
 """Limits of OCI containers that the kernel does not take, or a runtime takes otherwise: refused or told."""
 
+import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import pytest
 from limpet import Engine, errors
 from limpet.engine import Container
 from limpet.engine.starters.oci import ranges, tools
+from limpet.engine.starters.oci.abilities import find_unchangeable
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.engine.starters.oci.ranges import require_limits
 from limpet.engine.starters.oci.resources import find_unapplied_limits, make_limits
+from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
 from tests.starters.oci import RUNTIMES, config, processes_of
 
@@ -165,6 +169,23 @@ def test_new_limits_that_are_none_change_nothing(shared: Engine, runtime: str) -
     assert read_limit(shared, container, "cpu.shares", "cpu.weight") in {"1024", "100"}
     assert container.status.resources is None
     container.stop(0)
+
+
+def test_what_has_not_changed_since_the_start_is_in_force(tmp_path: Path) -> None:
+    """Of what changes at the start alone: huge pages for runc, the oom score for both."""
+    run = RunDirectory(str(tmp_path))
+    started = {"hugepageLimits": [{"pageSize": "2MB", "limit": 2 << 20}]}
+    config = {"process": {"oomScoreAdj": 5}, "linux": {"resources": started}}
+    for text in (json.dumps(config), "{}"):
+        Path(run.join("config.json")).write_text(text)
+        for size, score, is_runc in product(("2MB", "1GB", ""), (5, 6, 0), (True, False)):
+            asked = LinuxContainerResources(hugepage_limits=huge(size) if size else (), oom_score_adj=score)
+            old_size, old_score = ("2MB", 5) if text != "{}" else ("", 0)
+            expected = {"hugepage_limits": size not in {old_size, ""}, "oom_score_adj": score not in {old_score, 0}}
+            found = find_unchangeable(run, asked, is_runc=is_runc)
+            assert set(found) == {name for name, is_told in expected.items() if is_told} - (
+                set() if is_runc else {"hugepage_limits"}
+            )
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -191,7 +191,7 @@ def change_limits(
     call: Call, run: RunDirectory, processes: Processes, cgroup: str, limits: LinuxContainerResources, *, is_runc: bool
 ) -> Resources:
     """Put limits into force. Raises InvalidInputError if the runtime or the kernel refuses them."""
-    unapplied = _find_unchangeable(run, limits, is_runc=is_runc)
+    unapplied = find_unchangeable(run, limits, is_runc=is_runc)
     unapplied |= find_unapplied_limits(limits, is_unified=has_unified_cgroups())
     path = run.join("limits.json")
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -208,14 +208,14 @@ def change_limits(
     return list_applied(limits, unapplied)
 
 
-def _find_unchangeable(run: RunDirectory, limits: LinuxContainerResources, *, is_runc: bool) -> dict[str, str]:
+def find_unchangeable(run: RunDirectory, limits: LinuxContainerResources, *, is_runc: bool) -> dict[str, str]:
     """Return the limits that are not what the container was started with, and cannot become it while it runs."""
     started = read_config(run)
     found = {}
     if limits.oom_score_adj and limits.oom_score_adj != started.get("process", {}).get("oomScoreAdj"):
         found["oom_score_adj"] = "it is given at the start alone"
     hugepages = started.get("linux", {}).get("resources", {}).get("hugepageLimits", [])
-    if is_runc and make_hugepage_limits(limits) != hugepages:
+    if is_runc and limits.hugepage_limits and make_hugepage_limits(limits) != hugepages:
         found["hugepage_limits"] = "runc's update passes over it: it is given at the start alone"
     return found
 

@@ -363,6 +363,7 @@ GROUPS = {
         tuple(f"engine/starters/oci/{name}.py" for name in ("abilities", "commands", "family")),
         12,
         (
+            "tests/starters/test_oci_commands.py",
             "tests/starters/test_oci_family.py",
             "tests/starters/test_oci_abilities.py",
             "tests/starters/test_oci_frozen.py",

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from limpet.engine import Engine
 from limpet.engine.starters.oci import OciStarter
 from limpet.engine.starters.oci.run_directory import Processes, list_runs
 from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.tools import Tools, command_of
+from limpet.recovery.host import read_stat
 from limpet.recovery.mounts import find_mounts
+from limpet.schema.identity import ProcessIdentity
 from tests import oci_layout
 from tests.conftest import require_namespaces, require_tools
 
@@ -24,6 +27,21 @@ TOOLS = ("conmon", "runc", "crun", "busybox")
 APPLETS = ("sh", "cat", "ls", "id", "sleep", "test", "env", "true", "false", "echo", "grep", "pwd", "mount", "hostname")
 PASSWD = b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/home/web:/bin/sh\n"
 GROUP = b"root:x:0:\nweb:x:1001:\nextra:x:1002:web\n"
+
+_INIT = ProcessIdentity(pid=4711, start_ticks=1, boot_id="boot", pidfd_inode=2, pid_namespace=3)
+PROCESSES = Processes(
+    init=_INIT,
+    monitor=replace(_INIT, pid=4712),
+    held_program=(1, 2),
+    entry="/run/x/one",
+    oci_id="one",
+    cgroups=("0::/limpet/one",),
+    cgroup="/limpet/one",
+    flaw="why",
+    has_own_pids=False,
+    is_plain=True,
+)
+"""What a start may have written down; none of these processes is there."""
 
 
 def load_busybox(engine: Engine, directory: Path, *, needs_root: bool = True, **config: Any) -> None:
@@ -83,6 +101,14 @@ def processes_of(state_dir: str, container_id: str) -> Processes:
     found = run.read_processes()
     assert found is not None
     return found
+
+
+def is_over(pid: int) -> bool:
+    """Say whether a process has ended; its parent may not have reaped it."""
+    try:
+        return read_stat(pid)[0] == b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def runtime_entries(state_dir: str, runtime: str) -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.starters.oci import calls
-from limpet.recovery.host import read_stat
 from tests.conftest import wait_until
+from tests.starters.oci import is_over
 
 ENGINE = """
 import subprocess, sys, time
@@ -21,14 +21,6 @@ with calls.held(sys.argv[1]) as lock:
     print(inside.pid, inside.stdout.readline().decode().strip(), flush=True)
     time.sleep(1000)
 """
-
-
-def is_over(pid: int) -> bool:
-    """Say whether a process has ended; its parent may not have reaped it."""
-    try:
-        return read_stat(pid)[0] == b"Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_a_call_of_a_dead_engine_is_ended(tmp_path: Path) -> None:

@@ -10,16 +10,8 @@ import pytest
 
 from limpet.engine.starters.oci import command
 from limpet.engine.starters.oci.command import Outcome, reap, run, shorten
-from limpet.recovery.host import read_stat
 from tests.conftest import wait_until
-
-
-def is_over(pid: int) -> bool:
-    """Say whether a process has ended; its parent may not have reaped it."""
-    try:
-        return read_stat(pid)[0] == b"Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+from tests.starters.oci import is_over
 
 
 @pytest.mark.parametrize(

@@ -11,26 +11,11 @@ from msgspec.structs import replace
 
 from limpet.engine.starters.oci.run_directory import (
     KnownRuns,
-    Processes,
     RunDirectory,
     list_runs,
     make_run_directory,
 )
-from limpet.schema.identity import ProcessIdentity
-
-INIT = ProcessIdentity(pid=4711, start_ticks=1, boot_id="boot", pidfd_inode=2, pid_namespace=3)
-PROCESSES = Processes(
-    init=INIT,
-    monitor=replace(INIT, pid=4712),
-    held_program=(1, 2),
-    entry="/run/x/one",
-    oci_id="one",
-    cgroups=("0::/limpet/one",),
-    cgroup="/limpet/one",
-    flaw="why",
-    has_own_pids=False,
-    is_plain=True,
-)
+from tests.starters.oci import PROCESSES
 
 
 @pytest.fixture

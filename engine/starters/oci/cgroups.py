@@ -12,6 +12,8 @@ _ROOT = "/sys/fs/cgroup"
 _V1 = "freezer.state"
 _FREEZERS = {"freezer": (_V1, "FROZEN", "THAWED"), "": ("cgroup.freeze", "1", "0")}
 """By controllers, as /proc/PID/cgroup has them: the file, and the words for freezing and thawing."""
+_TOLD = {"freezer": "freezer.self_freezing", "": "cgroup.freeze"}
+"""The file that says 1 where a cgroup was told to freeze, whatever those above it were told."""
 _LOOK_AGAIN_SECONDS = 0.002
 
 
@@ -97,9 +99,7 @@ def _first_frozen(places: Iterable[tuple[str, str]]) -> str:
 
 
 def _is_set(controllers: str, directory: str) -> bool:
-    """Return whether a cgroup was told to freeze, whatever those above it were told."""
-    file_name = "freezer.self_freezing" if controllers == "freezer" else "" if controllers else "cgroup.freeze"
-    return _read(directory, file_name).strip() == "1"
+    return controllers in _TOLD and _read(directory, _TOLD[controllers]).strip() == "1"
 
 
 def await_frozen(lines: Sequence[str], name: str, seconds: float) -> bool:

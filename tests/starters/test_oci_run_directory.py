@@ -107,7 +107,7 @@ def test_a_pid_file_is_waited_for_where_it_may_come(run: RunDirectory, monkeypat
     monkeypatch.setattr(
         "limpet.engine.starters.oci.run_directory.time.sleep", lambda _: pytest.fail("it was waited for")
     )
-    os.utime(run.path, (0, time.time() - 61))
+    os.utime(run.path, (0, time.time() - 60.5))
     run.await_pid("pidfile", 1000)
     RunDirectory(run.join("none")).await_pid("pidfile", 1000)
 

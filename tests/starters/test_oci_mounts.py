@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine.starters.oci.host_path import leads_through_process
-from limpet.engine.starters.oci.mounts import add_held, make_mounts
+from limpet.engine.starters.oci.mounts import add_held, make_mounts, require_directory
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec, Mount
 from limpet.schema.errors import InvalidInputError
 
@@ -161,3 +161,23 @@ def test_two_slashes_are_one(path: str) -> None:
     assert [each["source"] for each in found if os.path.realpath(each["destination"]) == f"/{path.lstrip('/')}"] == [
         "/tmp"
     ]
+
+
+def test_no_working_directory_is_made_on_a_read_only_mount(tmp_path: Path) -> None:
+    """crun makes it on the host all the same; what is there, or may be by a link, or may be made, is not refused."""
+    (tmp_path / "there/below").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("/data/there")
+    plain = Mount(container_path="//data/", host_path=str(tmp_path))
+    for mount in (replace(plain, readonly=True), replace(plain, recursive_read_only=True)):
+        asked = config(mount)
+        for path in ("/data", "/data/there/../there//below", "/data/link", "/data/link/none", "/database/x", "/", "/x"):
+            require_directory(path, asked)
+        for path in ("/data/new", "/data/there/new/sub", "/data/file", "//x/../data/new"):
+            with pytest.raises(InvalidInputError, match=r"working_dir .*: the mount at '/data' is read-only"):
+                require_directory(path, asked)
+    free = Mount(container_path="/data/there", host_path=str(tmp_path))
+    require_directory("/data/new", config(plain))
+    require_directory("/data/there/new", replace(asked, mounts=(free, *asked.mounts)))
+    with pytest.raises(InvalidInputError, match="the mount at '/data' is read-only"):
+        require_directory("/data/new", replace(asked, mounts=(*asked.mounts, free)))

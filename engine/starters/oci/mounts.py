@@ -87,6 +87,28 @@ def mounts_of(config: ContainerConfig) -> Sequence[Mount]:
     return sorted(found, key=lambda mount: place_of(mount.container_path).count("/"))
 
 
+def require_directory(path: str, config: ContainerConfig) -> None:
+    """Raise InvalidInputError for a working directory that is missing on a mount that is read-only.
+
+    runc cannot make it, and crun makes it on the host all the same. What a link leads to is left to them.
+    """
+    place = place_of(path)
+    for mount in reversed(mounts_of(config)):  # inner ones first
+        above = place_of(mount.container_path)
+        if not f"{place}/".startswith(f"{above}/"):
+            continue
+        there = os.path.realpath(mount.host_path)
+        for name in place[len(above) :].split("/") if mount.readonly or mount.recursive_read_only else ():
+            there = os.path.join(there, name)
+            if os.path.islink(there):
+                return
+            if not os.path.isdir(there):
+                raise InvalidInputError(
+                    f"working_dir {quote_path(path)}: the mount at {quote_path(above)} is read-only, and has none there"
+                )
+        return
+
+
 def choose_root_propagation(config: ContainerConfig) -> str:
     """Return the runtime-spec's `rootfsPropagation`: what the widest of the config's mounts needs."""
     found = {choose_propagation(mount) for mount in mounts_of(config)}

@@ -13,7 +13,13 @@ from limpet.engine.starters.environment import merge_environment
 from limpet.engine.starters.oci.annotations import choose_annotations
 from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import choose, to_spec
-from limpet.engine.starters.oci.mounts import add_held, choose_root_propagation, make_mounts, place_of
+from limpet.engine.starters.oci.mounts import (
+    add_held,
+    choose_root_propagation,
+    make_mounts,
+    place_of,
+    require_directory,
+)
 from limpet.engine.starters.oci.namespaces import (
     config_in_sandbox,
     is_own,
@@ -181,4 +187,5 @@ def _choose_directory(launch: Launch) -> str:
     chosen = config.working_dir or image.config.working_dir or "/"
     if not os.path.isabs(chosen):
         raise InvalidInputError(f"working_dir {quote_path(chosen)}: an absolute path is needed")
+    require_directory(chosen, config)
     return chosen

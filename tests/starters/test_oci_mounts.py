@@ -145,6 +145,9 @@ def test_nothing_is_mounted_on_what_the_runtimes_make(tmp_path: Path) -> None:
         asked = config(Mount(container_path=path, host_path="/tmp"))
         with pytest.raises(InvalidInputError, match=why):
             make_mounts(replace(asked, tty=True), privileged=False, has_own_network=True, has_host_ipc=False)
+    beside = replace(config(Mount(container_path="/dev/a", host_path="/tmp")), tty=True)
+    found = make_mounts(beside, privileged=False, has_own_network=True, has_host_ipc=False)
+    assert found[-1]["destination"] == "/dev/a"
     assert make(Mount(container_path="/dev/console", host_path="/tmp"))["/dev/console"]["source"] == "/tmp"
     assert make(Mount(container_path="/dev/null", host_path="/dev/null"))["/dev/null"]["source"] == "/dev/null"
 

@@ -156,11 +156,7 @@ def _bind(mount: Mount) -> dict[str, Any]:
     path = mount.container_path
     if not os.path.isabs(path) or place_of(path) == "/" or "\0" in path:
         raise InvalidInputError(f"mounts.container_path {quote_path(path)}: an absolute path below / is needed")
-    try:
-        is_there = os.path.isabs(mount.host_path) and os.path.exists(mount.host_path)
-    except ValueError:
-        is_there = False
-    if not is_there:
+    if not os.path.isabs(mount.host_path) or not os.path.exists(mount.host_path):
         raise InvalidInputError(
             f"mounts.host_path {quote_path(mount.host_path)} does not exist, or is not absolute; make it, or leave out"
             f" the mount at {quote_path(path)}"

@@ -344,11 +344,23 @@ GROUPS = {
         12,
         ("tests/starters/test_oci_cgroups.py", "tests/starters/test_oci_abilities.py"),
     ),
+    "oci probe": Group(
+        ("engine/starters/oci/probe.py",),
+        16,
+        (
+            "tests/starters/test_oci_recovery.py",
+            "tests/starters/test_oci_stops.py",
+            "tests/starters/test_oci_evidence.py",
+            "tests/starters/test_oci_life.py",
+            "-k",
+            "not crun",
+        ),
+    ),
     "oci lives": Group(
         tuple(
             f"engine/starters/oci/{name}.py"
             for name in (
-                "conmon", "exits", "probe", "starter",
+                "conmon", "exits", "starter",
             )
         ),
         16,

@@ -348,10 +348,8 @@ GROUPS = {
         ("engine/starters/oci/probe.py",),
         16,
         (
-            "tests/starters/test_oci_recovery.py",
-            "tests/starters/test_oci_stops.py",
+            "tests/starters/test_oci_probe.py",
             "tests/starters/test_oci_evidence.py",
-            "tests/starters/test_oci_life.py",
             "-k",
             "not crun",
         ),

@@ -355,7 +355,8 @@ def test_it_outlives_its_containers_and_the_engine(state_dir: str, tmp_path: Pat
         sandbox = first.create_sandbox(SANDBOX, id="pod", runtime_handler="runc")
         container: Container = first.create_container(config("one", "echo kept > /dev/shm/x; sleep 1000"), sandbox)
         container.start()
-        wait_until(lambda: os.path.exists(f"{pins_of(sandbox)}/shm/x"), "the file")
+        kept = Path(pins_of(sandbox), "shm", "x")
+        wait_until(lambda: kept.exists() and kept.read_text(), "the file")
         os.kill(container.status.pid, signal.SIGKILL)
         container.wait(10)
     try:

@@ -41,6 +41,9 @@ from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, Re
 
 _log = logging.getLogger("limpet.control")
 _MOST_CALLERS = 128
+"""How many are attended to at a time, besides those who wait for a container's end; others wait to be let in."""
+_MOST_WAITING = 512
+"""How many wait for containers' ends. Each has a descriptor of the engine's, of which there may be 1024."""
 _MOST_STEPS = 64
 """How many steps are taken at a time, each on a thread; others wait for their turn. A stop may take long."""
 _MOST_STREAMS = 64
@@ -205,7 +208,8 @@ class ControlServer:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         now = time.monotonic()
-        accepts = len(self._callers) < _MOST_CALLERS and now >= self._full_until
+        # Who waits for a container may do so for ever: that must not keep out who would stop it.
+        accepts = len(self._callers) - self._count_waiting() < _MOST_CALLERS and now >= self._full_until
         if accepts:
             poll.register(self._door, select.POLLIN)
         for number, caller in self._callers.items():
@@ -326,8 +330,15 @@ class ControlServer:
         for link in [each for each, thread in self._streams.items() if not thread.is_alive()]:
             del self._streams[link]
 
+    def _count_waiting(self) -> int:
+        return sum(caller.waits_for is not None for caller in self._callers.values())
+
     def _wait(self, caller: _Caller, request: Wait) -> None:
         assert self._engine is not None
+        if self._count_waiting() >= _MOST_WAITING:
+            error = ResourcesError(f"{_MOST_WAITING} commands wait for containers of this engine; end one first")
+            self._answer(caller, encode_error(error))
+            return
         try:
             waiting = Waiting(self._engine, request)
             bell = waiting.container.notify(partial(self._note_change, caller))

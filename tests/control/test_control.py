@@ -192,6 +192,26 @@ def test_more_than_it_takes_wait_for_their_turn(state_dir: str, monkeypatch: pyt
         assert outcome[0].pid == os.getpid()  # type: ignore[attr-defined]
 
 
+def test_who_waits_keeps_nobody_out(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with many who wait a container can be stopped; those have a limit of their own."""
+    monkeypatch.setattr("limpet.engine.control.server._MOST_CALLERS", 2)
+    monkeypatch.setattr("limpet.engine.control.server._MOST_WAITING", 3)
+    config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+    with Engine.open(state_dir) as engine:
+        engine.create_container(config, engine.create_sandbox({"metadata": {"name": "p"}}).id, id="c").start()
+        waiting = [in_thread(lambda: ask_live(state_dir, Wait(id="c"))) for _ in range(3)]
+        wait_until(
+            lambda: sum(each.waits_for is not None for each in list(engine._control._callers.values())) == 3,
+            "all to wait",
+        )
+        with pytest.raises(errors.ResourcesError, match="3 commands wait"):
+            ask_live(state_dir, Wait(id="c"))
+        assert ask_live(state_dir, Stop(id="c", timeout=0), silence=10)[0].status.exit_code == 128 + signal.SIGKILL
+        for thread, outcome in waiting:
+            thread.join(30)
+            assert isinstance(outcome[0], Done)
+
+
 def test_many_wait_on_one_thread(state_dir: str) -> None:
     """Who waits holds no thread of the engine's, and all are told of the end."""
     config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}

@@ -109,7 +109,7 @@ class Step(Generic[_T]):
 
     def run(self) -> None:
         """Do it, unless it was taken back, and tell the task."""
-        if not self.take_back():
+        if not self._begin():
             return
         try:
             with acting_for(self._asker):
@@ -126,12 +126,33 @@ class Step(Generic[_T]):
 
     def take_back(self) -> bool:
         """Say whether it had not begun; it never will, then."""
+        return self._begin()
+
+    def _begin(self) -> bool:
         return self._claim.acquire(blocking=False)
+
+
+class _Closing(Step[None]):
+    """A step that is done in any case: what a cancelled task does not close, nobody closes."""
+
+    __slots__ = ()
+
+    def take_back(self) -> bool:
+        """Say no: it will be done."""
+        return False
 
 
 async def in_own_thread(act: Callable[[], _T]) -> _T:
     """Return what `act` returns, done by a thread of its own: no pool is needed that others may have filled."""
-    step = Step(act)
+    return await _in_own_thread(Step(act))
+
+
+async def close_in_own_thread(close: Callable[[], None]) -> None:
+    """Close something by a thread of its own, also if the task is cancelled before that has begun."""
+    await _in_own_thread(_Closing(close))
+
+
+async def _in_own_thread(step: Step[_T]) -> _T:
     try:
         _thread.start_new_thread(step.run, ())
     except RuntimeError as error:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from limpet.engine.aio.answers import in_own_thread
+from limpet.engine.aio.answers import close_in_own_thread, in_own_thread
 from limpet.engine.aio.container import AsyncContainer
 from limpet.engine.aio.opening import Closing, Opening, open_whole
 from limpet.engine.aio.sandbox import AsyncSandbox
@@ -101,7 +101,7 @@ class AsyncEngine(Closing):
 
     async def close(self) -> None:
         """See `Engine.close`. Tasks that wait get ClosedError."""
-        await in_own_thread(self.engine.close)
+        await close_in_own_thread(self.engine.close)
 
     async def create_sandbox(
         self,

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from limpet.engine.aio.answers import in_own_thread
+from limpet.engine.aio.answers import close_in_own_thread, in_own_thread
 from limpet.engine.aio.opening import Closing, Opening, open_whole
 from limpet.engine.fleet import Fleet, FleetContainer, FleetEvent, FleetNode
 from limpet.schema.metadata import Metadata
@@ -40,7 +40,7 @@ class AsyncFleet(Closing):
 
     async def close(self) -> None:
         """See `Fleet.close`."""
-        await self._ask(self._fleet.close)
+        await close_in_own_thread(self._fleet.close)  # which waits for a read that is under way
 
     async def nodes(self, *, node: str = "") -> Sequence[FleetNode]:
         """See `Fleet.nodes`."""

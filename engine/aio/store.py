@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from limpet.engine.aio.answers import in_own_thread, settle, turn_of_task, wait_for
+from limpet.engine.aio.answers import close_in_own_thread, in_own_thread, settle, turn_of_task, wait_for
 from limpet.engine.aio.opening import Closing, Opening, open_whole
 from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
@@ -157,7 +157,7 @@ class AsyncStore(Closing):
     async def close(self) -> None:
         """Let the commits that wait finish, and close the store. Raises InvalidStateError within a transaction."""
         self._require_outside()
-        await in_own_thread(self.store.close)
+        await close_in_own_thread(self.store.close)
 
     def get(self, container_id: str) -> Record:
         """See `Store.get`."""

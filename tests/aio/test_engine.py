@@ -273,6 +273,36 @@ def test_a_cancelled_opening_leaves_the_directory_free(kind: Kind, state_dir: st
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_close_is_done_whenever_its_task_is_cancelled(kind: Kind, state_dir: str) -> None:
+    """Cancelled by itself at the end of its block, or a second time as it closes: another can open."""
+
+    async def by_itself() -> None:
+        async with kind.open(state_dir) as opened:
+            kept.append(opened)
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+
+    async def twice() -> None:
+        async def hold() -> None:
+            async with kind.open(state_dir) as opened:
+                kept.append(opened)
+                await asyncio.sleep(600)
+
+        task = asyncio.create_task(hold())
+        while len(kept) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0)  # it has begun to close
+        task.cancel()
+        await task
+
+    kept: list[Any] = []  # or collecting them as garbage might close them
+    for main in (by_itself, twice):
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(main())
+        Store.open(state_dir).close()
+
+
 def test_threads_and_tasks_use_one_engine(engine: Engine) -> None:
     """What a thread does beside them is seen by tasks of two loops, and the other way round."""
     pod = engine.create_sandbox({"metadata": {"name": "pod"}})

@@ -40,27 +40,47 @@ def parse(line: bytes) -> tuple[Entry, bool]:
     return Entry(text + b"\n" if is_whole else text, stream.decode(), time_ns), is_whole
 
 
+class _Parts:
+    """The parts of a line that is not whole yet. There may be very many: a program may write a byte at a time."""
+
+    def __init__(self, first: Entry) -> None:
+        self._first = first
+        self._texts = [first.text]
+        self.length = len(first.text)
+
+    def add(self, text: bytes) -> None:
+        self._texts.append(text)
+        self.length += len(text)
+
+    def join(self) -> Entry:
+        return self._first._replace(text=b"".join(self._texts))
+
+
 class Joiner:
     """Puts the parts of each stream's lines together again."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, Entry] = {}
+        self._parts: dict[str, _Parts] = {}
         self._begun: set[str] = set()
 
     def add(self, entry: Entry, *, is_whole: bool) -> Iterator[Entry]:
         """Yield the line that is whole with this, if one is."""
-        before = self._parts.pop(entry.stream, None)
-        if before is not None:
-            entry = before._replace(text=before.text + entry.text)
-        if is_whole or len(entry.text) >= _LONGEST:
-            yield self._mark(entry, is_whole=is_whole)
+        parts = self._parts.get(entry.stream)
+        if parts is None:
+            if is_whole:
+                yield self._mark(entry, is_whole=True)
+                return
+            parts = self._parts[entry.stream] = _Parts(entry)
         else:
-            self._parts[entry.stream] = entry
+            parts.add(entry.text)
+        if is_whole or parts.length >= _LONGEST:
+            del self._parts[entry.stream]
+            yield self._mark(parts.join(), is_whole=is_whole)
 
     def flush(self) -> Iterator[Entry]:
         """Yield the lines that are not whole as far as they are there."""
-        for entry in self._parts.values():
-            yield self._mark(entry, is_whole=False)
+        for parts in self._parts.values():
+            yield self._mark(parts.join(), is_whole=False)
         self._parts.clear()
 
     def _mark(self, entry: Entry, *, is_whole: bool) -> Entry:

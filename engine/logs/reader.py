@@ -102,8 +102,9 @@ def _walk(files: "_Files", current: "_File", is_over: Callable[[], bool] | None)
                 time.sleep(_LOOK_SECONDS)
                 idle += _LOOK_SECONDS
             else:
-                if current.rest and (is_over is None or over):
-                    yield current.rest
+                rest = current.rest
+                if rest and (is_over is None or over):
+                    yield rest
                 yield None
                 if is_over is None or over:
                     return
@@ -118,18 +119,25 @@ class _File:
     def __init__(self, file: int, position: int = 0) -> None:
         self.file = file
         self.position = position
-        self.rest = b""
+        self._rest: list[bytes] = []
+
+    @property
+    def rest(self) -> bytes:
         """What follows the last newline."""
+        return b"".join(self._rest)
 
     def read(self) -> Iterator[bytes]:
         """Yield the lines that are there, with their newlines."""
         if self.seen().st_size < self.position:  # somebody truncated it
-            self.position, self.rest = 0, b""
+            self.position, self._rest = 0, []
         while block := os.pread(self.file, _BLOCK, self.position):
             self.position += len(block)
-            *lines, self.rest = (self.rest + block).split(b"\n")
-            for line in lines:
-                yield line + b"\n"
+            self._rest.append(block)  # joined once the line ends: it may be longer than many blocks
+            if b"\n" in block:
+                *lines, rest = self.rest.split(b"\n")
+                self._rest = [rest]
+                for line in lines:
+                    yield line + b"\n"
 
     def has_more(self) -> bool:
         """Say whether something was written since it was read."""
@@ -142,23 +150,26 @@ class _File:
     def find_tail(self, count: int, wanted: _Wanted) -> int:
         """Move to where the last `count` wanted lines begin; return how many there are, `count` at most."""
         found = 0
-        end, rest = self.seen().st_size, b""
+        end, later = self.seen().st_size, [b""]
         self.position = end
         while end:
             start = max(end - _BLOCK, 0)
-            block = os.pread(self.file, end - start, start) + rest
+            block = os.pread(self.file, end - start, start)
+            end = start
             first = block.find(b"\n") + 1 if start else 0  # what is before it began before the block
-            place = start + len(block)
-            *lines, last = block[first:].split(b"\n") if first or not start else [b""]
-            place -= len(last)
-            for line in reversed(lines):
+            later.append(block)
+            if start and not first:
+                continue
+            whole = b"".join(reversed(later))
+            self.position = place = start + len(whole) - len(whole[first:].rpartition(b"\n")[2])
+            for line in reversed(whole[first:].split(b"\n")[:-1]):
                 entry, is_whole = parse(line + b"\n")
                 if found == count and is_whole:
                     return found
                 place -= len(line) + 1
                 found += is_whole and wanted.accepts(entry)
                 self.position = place
-            end, rest = start, block[:first]
+            later = [block[:first]]
         return found
 
     def close(self) -> None:

@@ -72,6 +72,28 @@ def test_a_plain_log_is_shown_as_it_is(tmp_path: Path) -> None:
     assert read(path, tail=2) == whole[2:]
 
 
+@pytest.mark.parametrize("text", ["no end", "x" * 200_000])
+def test_a_plain_log_of_one_line_without_its_end_is_its_tail(tmp_path: Path, text: str) -> None:
+    """With no newline in it at all, the log is one line."""
+    path = write(tmp_path, [("c.log", text)])
+    assert read(path, tail=1) == read(path, tail=5) == [text]
+
+
+@pytest.mark.parametrize("tail", [None, 1])
+@pytest.mark.parametrize(
+    "text",
+    [line(1, "....", tag="P") * 250_000 + line(2, ""), "x" * (48 << 20) + "\n"],
+    ids=["many parts", "one long line"],
+)
+def test_long_lines_take_time_by_their_length(tmp_path: Path, text: str, tail: int | None) -> None:
+    """A line of very many parts, as conmon writes dots that come one by one, and a long one in a plain log."""
+    path = write(tmp_path, [("c.log", text)])
+    before = time.process_time()
+    shown = read(path, tail=tail)
+    assert time.process_time() - before < 4
+    assert sum(map(len, shown)) in {1_000_001, len(text)}
+
+
 def test_following_misses_nothing_of_a_log_that_is_rotated(keeper: Keeper) -> None:
     """A reader beside the copier sees every line once, in order, and ends when the container has."""
     last = 60_000

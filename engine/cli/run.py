@@ -7,12 +7,12 @@ import click
 
 from limpet.engine.cli.documents import done_document
 from limpet.engine.cli.exits import RUN_FAILED
-from limpet.engine.cli.following import follow_until_end
+from limpet.engine.cli.following import Stopping, follow_until_end, wait_for_end
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, output_option, parse_labels, place_option
 from limpet.engine.cli.output import drop_output, note, print_json, print_lines
 from limpet.engine.cli.wording import tell_error
-from limpet.engine.control.requests import MADE_BY, Began, CreateAndStart, Done, Remove, Wait
+from limpet.engine.control.requests import MADE_BY, Began, CreateAndStart, Done, Remove
 from limpet.schema.errors import AlreadyExistsError, InvalidInputError, LimpetError, StartError
 from limpet.schema.metadata import new_id
 from limpet.schema.restart import RestartKind, parse_restart_policy
@@ -102,8 +102,8 @@ def run_command(
     """Make a container of IMAGE, start it, print what it writes, and end as it ends.
 
     COMMAND is what to run, or the arguments of the image's entrypoint. The image `host` is this machine: its programs
-    are run. Ctrl-C stops the container, and a second one kills it. With -o json nothing is followed, and one document
-    tells how it ended.
+    are run. Ctrl-C stops the container as soon as it has begun, and a second one kills it. With -o json nothing is
+    followed, and one document tells how it ended.
 
     Whichever engine has the state open does the restarts, each as the next attempt of the name, until the container is
     stopped. Without a live engine nothing is restarted before the next one opens the state.
@@ -160,17 +160,17 @@ command = run_command
 
 def _run(place: Place, request: CreateAndStart, name: str, *, removes: bool, as_json: bool) -> int:
     with Hands(place, makes=True, runtime=request.runtime) as hands:
-        try:
-            began = _begin(hands, request, name)
-        except StartError:
-            if removes:
-                hands.ask(Remove(id=request.id))
-            raise
+        with Stopping(hands, request.id, name) as stopping:
+            try:
+                began = _begin(hands, request, name)
+            except StartError:
+                if removes:
+                    hands.ask(Remove(id=request.id))
+                raise
+            stopping.begin()
+            done = wait_for_end(hands, began) if as_json else follow_until_end(hands, began)
         if as_json:
-            done: Done = hands.ask(Wait(id=request.id))
             print_json(**done_document(done), sandbox_id=began.sandbox_id)
-        else:
-            done = follow_until_end(hands, began)
         status = done.status
         if status.reason == Reason.START_ERROR or (status.message and status.exit_code):
             note(f"limpet: container {name}: {status.message}")

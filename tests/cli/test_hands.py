@@ -166,6 +166,47 @@ def test_interrupted_run_stops_its_container(somewhere: Limpet) -> None:
     assert state_of(somewhere, "x") == "EXITED"
 
 
+def test_interrupted_run_that_tells_by_a_document_stops_its_container(somewhere: Limpet) -> None:
+    """So it does where nothing is followed."""
+    process = begin(somewhere, "run", "--rm", "--name", "x", "-o", "json", "host", "sleep", "1000")
+    wait_until(lambda: state_of(somewhere, "x") == "RUNNING", "the container")
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=60)
+    assert (process.returncode, json.loads(told)["exit_code"]) == (143, 143)
+    assert state_of(somewhere, "x") == ""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_run_that_is_interrupted_before_it_has_begun(
+    limpet: Limpet, engine_process: Start, tmp_path: Path, signals: int
+) -> None:
+    """The container is stopped once it has begun, and removed with --rm. A second signal leaves it to the engine."""
+    engine = engine_process(
+        "engine = Engine.open(state_dir)\n"
+        "go = engine.starter.go\n"
+        "def hold(prepared):\n"
+        "    say('held')\n"
+        f"    while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
+        "    return go(prepared)\n"
+        "engine.starter.go = hold\n"
+        "say('ready'); time.sleep(1000)\n"
+    )
+    engine.read()
+    process = begin(limpet, "run", "--rm", "--name", "x", "host", "sleep", "1000")
+    assert engine.read() == ["held"]
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert "container x is stopped once it has begun" in process.stderr.readline()
+    if signals == 2:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    (tmp_path / "go").touch()
+    if signals == 1:
+        assert process.wait(60) == 143
+        assert state_of(limpet, "x") == ""
+    process.communicate()
+
+
 def test_a_run_whose_reader_goes_away_waits_all_the_same(somewhere: Limpet) -> None:
     """`limpet run ... | head` ends as its program does."""
     command = f"set -o pipefail; {sys.executable} -m limpet -s {somewhere.state_dir} run --rm host sh -c"

@@ -4,14 +4,14 @@ import os
 
 import click
 
-from limpet.engine.cli.options import Place, output_option, place_option
+from limpet.engine.cli.options import Place, output_option, place_option, require_text
 from limpet.engine.cli.output import print_json, print_lines, printable
 from limpet.engine.database.sqlite import back_up
 from limpet.engine.inspection.snapshot import Snapshot
 
 
 @click.command("backup")
-@click.argument("file", type=click.Path(path_type=str))
+@click.argument("file", type=click.Path(path_type=str), callback=require_text)
 @output_option
 @place_option
 def command(place: Place, file: str, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from limpet.engine.cli.documents import status_document
 from limpet.engine.cli.events import event_document
-from limpet.engine.cli.options import no_trunc_option, output_option, parse_labels
+from limpet.engine.cli.options import no_trunc_option, output_option, parse_labels, require_text
 from limpet.engine.cli.output import (
     SCHEMA_VERSION,
     Cell,
@@ -225,7 +225,7 @@ def _load_events(url: str, node: str, *, follow: bool) -> Iterator[Any]:
 
 @command.command("restore")
 @click.argument("node")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=str))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=str), callback=require_text)
 @click.option("--force", is_flag=True, help="Take over a node that is still heard of.")
 @output_option
 @_fleet_option

@@ -5,13 +5,13 @@ import os
 import click
 
 from limpet.engine.cli.hands import Hands
-from limpet.engine.cli.options import Place, output_option, place_option
+from limpet.engine.cli.options import Place, output_option, place_option, require_text
 from limpet.engine.cli.output import print_json, print_lines, printable
 from limpet.engine.control.requests import Load, Loaded
 
 
 @click.command("load")
-@click.argument("path", metavar="ARCHIVE|LAYOUT", type=click.Path(path_type=str))
+@click.argument("path", metavar="ARCHIVE|LAYOUT", type=click.Path(path_type=str), callback=require_text)
 @output_option
 @place_option
 def command(place: Place, path: str, *, as_json: bool) -> None:

@@ -138,17 +138,18 @@ def _state_dir(**settings: Any) -> Callable[[_Function], _Function]:
         "-s",
         "--state-dir",
         metavar="DIR",
-        callback=_require_text,
+        callback=require_text,
         shell_complete=lambda _ctx, _parameter, incomplete: [CompletionItem(incomplete, type="dir")],
         **settings,
     )
 
 
 def _node(**settings: Any) -> Callable[[_Function], _Function]:
-    return click.option("--node", metavar="NAME", callback=_require_text, **settings)
+    return click.option("--node", metavar="NAME", callback=require_text, **settings)
 
 
-def _require_text(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+def require_text(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Return the value, for a click option's or argument's callback; a usage error if it is given and empty."""
     if value == "":  # an unset shell variable must not select the default
         raise click.BadParameter("it is empty")
     return value

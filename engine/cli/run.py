@@ -9,7 +9,7 @@ from limpet.engine.cli.documents import done_document
 from limpet.engine.cli.exits import RUN_FAILED
 from limpet.engine.cli.following import Stopping, follow_until_end, wait_for_end
 from limpet.engine.cli.hands import Hands
-from limpet.engine.cli.options import Place, output_option, parse_labels, place_option
+from limpet.engine.cli.options import Place, output_option, parse_labels, place_option, require_text
 from limpet.engine.cli.output import drop_output, note, print_json, print_lines
 from limpet.engine.cli.wording import tell_error
 from limpet.engine.control.requests import MADE_BY, Began, CreateAndStart, Done, Remove
@@ -45,7 +45,9 @@ def _parse_restart(_ctx: click.Context, _parameter: click.Parameter, text: str) 
 @click.command("run", context_settings={"allow_interspersed_args": False})
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@click.option("--name", metavar="NAME", default="", help="The container's name.  [default: made up from the image]")
+@click.option(
+    "--name", metavar="NAME", callback=require_text, help="The container's name.  [default: made up from the image]"
+)
 @click.option(
     "-e",
     "--env",
@@ -62,16 +64,16 @@ def _parse_restart(_ctx: click.Context, _parameter: click.Parameter, text: str) 
     "--sandbox",
     "sandbox_id",
     metavar="SANDBOX",
-    default="",
+    callback=require_text,
     help="Run it in this sandbox (id, name, or prefix).  [default: one of its own]",
 )
 @click.option(
     "--runtime",
     metavar="NAME",
-    default="",
+    callback=require_text,
     help="Run it under this runtime handler, such as runc or crun.  [default: as a process of this host]",
 )
-@click.option("-w", "--workdir", metavar="DIR", default="", help="Its working directory.")
+@click.option("-w", "--workdir", metavar="DIR", callback=require_text, help="Its working directory.")
 @click.option("-d", "--detach", is_flag=True, help="Print its id, and do not wait for its end.")
 @click.option(
     "--restart",
@@ -88,12 +90,12 @@ def run_command(
     image: str,
     command: tuple[str, ...],
     *,
-    name: str,
+    name: str | None,
     env: dict[str, str],
     labels: dict[str, str],
-    sandbox_id: str,
-    runtime: str,
-    workdir: str,
+    sandbox_id: str | None,
+    runtime: str | None,
+    workdir: str | None,
     detach: bool,
     restart: str,
     removes: bool,
@@ -132,7 +134,7 @@ def run_command(
         },
         sandbox_id=sandbox_id or new_id(),
         sandbox_config=None if sandbox_id else {"metadata": {"name": name}, "annotations": {MADE_BY: "run"}},
-        runtime=runtime,
+        runtime=runtime or "",
         restart=restart,
     )
     if detach:

@@ -98,6 +98,24 @@ def test_options_may_stand_on_both_sides(tmp_path: Path, limpet: Limpet) -> None
     assert not os.path.exists(empty)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(("run", option, "", "host", "true") for option in ("--runtime", "--sandbox", "--name", "--workdir")),
+        ("load", ""),
+        ("backup", ""),
+        ("fleet", "restore", "--fleet", "postgresql://", "node", ""),
+    ],
+    ids=lambda args: " ".join(args[:2]),
+)
+def test_what_is_given_and_empty_is_not_the_default(limpet: Limpet, args: tuple[str, ...]) -> None:
+    """An unset variable of a shell must neither take the isolation from a container nor name the working directory."""
+    done = limpet(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "it is empty" in done.stderr
+    assert not os.path.exists(limpet.state_dir)
+
+
 def test_names_are_taken_for_ids(limpet: Limpet) -> None:
     """A container or sandbox is meant by its name, too; a name that means several ends with 4, and names them."""
     make_state(limpet.state_dir)

@@ -29,7 +29,17 @@ from limpet.engine.control.messages import (
     encode_result,
     read_peer,
 )
-from limpet.engine.control.requests import AnyRequest, AnyStream, Info, Wait, Waiting, perform
+from limpet.engine.control.requests import (
+    AnyRequest,
+    AnyStream,
+    CreateAndStart,
+    Info,
+    Load,
+    Stop,
+    Wait,
+    Waiting,
+    perform,
+)
 from limpet.engine.control.served import Served
 from limpet.engine.control.streams import serve_stream
 from limpet.engine.state.descriptors import close_all
@@ -45,7 +55,9 @@ _MOST_CALLERS = 128
 _MOST_WAITING = 512
 """How many wait for containers' ends. Each has a descriptor of the engine's, of which there may be 1024."""
 _MOST_STEPS = 64
-"""How many steps are taken at a time, each on a thread; others wait for their turn. A stop may take long."""
+"""How many steps are taken at a time, each on a thread; others wait for their turn."""
+_MOST_LONG_STEPS = 48
+"""How many of these may be such as take long: there is always room for one that ends what the others wait for."""
 _MOST_STREAMS = 64
 _CLOSE_SECONDS = 1.0
 """How long the end of steps and sessions is waited for when the engine is closed."""
@@ -116,8 +128,8 @@ class ControlServer:
         self._callers: dict[int, _Caller] = {}
         self._pending: deque[tuple[_Caller, AnyRequest]] = deque()
         self._streams: dict[socket.socket, threading.Thread] = {}
-        self._steps = 0
-        self._done: Queue[tuple[_Caller, bytes]] = Queue()
+        self._steps = self._long_steps = 0
+        self._done: Queue[tuple[_Caller, AnyRequest, bytes]] = Queue()
         self._changed: Queue[_Caller] = Queue()
         self._full_until = 0.0
 
@@ -371,10 +383,13 @@ class ControlServer:
             self._answer(caller, encode_result(done))
 
     def _take_steps(self) -> None:
-        while self._pending and self._steps < _MOST_STEPS:
-            caller, request = self._pending.popleft()
+        waiting, self._pending = self._pending, deque()
+        for caller, request in waiting:
             if caller.link.fileno() < 0:
                 continue  # it went away before its turn
+            if self._steps >= _MOST_STEPS or (_takes_long(request) and self._long_steps >= _MOST_LONG_STEPS):
+                self._pending.append((caller, request))
+                continue
             thread = Thread(target=self._step, args=(caller, request), name="limpet-control-step")
             try:
                 thread.start()
@@ -382,6 +397,7 @@ class ControlServer:
                 self._answer(caller, encode_error(ResourcesError("no thread can be started; try again")))
                 continue
             self._steps += 1
+            self._long_steps += _takes_long(request)
 
     def _step(self, caller: _Caller, request: AnyRequest) -> None:
         """Do what is asked, on a thread of its own."""
@@ -393,14 +409,15 @@ class ControlServer:
         except Exception as error:  # noqa: BLE001  # who asked is told, and the engine goes on
             _log.warning("a command failed: %r", request, exc_info=error)
             answer = encode_error(LimpetError(f"the engine failed: {error!r}; see its log"))
-        self._done.put((caller, answer))
+        self._done.put((caller, request, answer))
         self._ring()
 
     def _take_results(self) -> None:
         with suppress(Empty):
             while True:
-                caller, answer = self._done.get_nowait()
+                caller, request, answer = self._done.get_nowait()
                 self._steps -= 1
+                self._long_steps -= _takes_long(request)
                 self._answer(caller, answer)
         self._take_steps()
 
@@ -452,7 +469,7 @@ class ControlServer:
             thread.join(max(latest - time.monotonic(), 0))
         while self._steps and (left := latest - time.monotonic()) > 0:
             try:
-                caller, answer = self._done.get(timeout=left)
+                caller, _, answer = self._done.get(timeout=left)
             except Empty:
                 break
             self._steps -= 1
@@ -460,3 +477,8 @@ class ControlServer:
         for caller in list(self._callers.values()):
             if caller.is_read:
                 self._answer(caller, closed)
+
+
+def _takes_long(request: AnyRequest) -> bool:
+    """Return whether a step may take long: images are unpacked, or a container has time to end."""
+    return isinstance(request, CreateAndStart | Load) or (isinstance(request, Stop) and request.timeout > 0)

@@ -26,11 +26,11 @@ from limpet.engine.control.requests import (
 )
 from limpet.engine.engine import Engine
 from limpet.engine.inspection.snapshot import Snapshot, View, require_state
+from limpet.engine.lifecycle.deleted import find_last_status
 from limpet.engine.starters import Starter
 from limpet.engine.starters.abilities import Session
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import OCI
-from limpet.engine.store.deleted import find_last_status
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import observe_process
 from limpet.schema.errors import (

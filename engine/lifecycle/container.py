@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from limpet.engine.lifecycle.attempts import cancel_next, delete_attempt, find_follower, find_restart
 from limpet.engine.lifecycle.bundle import ContainerBundle
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
+from limpet.engine.lifecycle.deleted import find_last_status
 from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.logs import Entry, read_log
@@ -30,7 +31,6 @@ from limpet.engine.starters.abilities import (
     lacks,
 )
 from limpet.engine.store import Draft
-from limpet.engine.store.deleted import find_last_status
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources, NamespaceMode

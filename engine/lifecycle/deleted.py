@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
-from limpet.engine.store.watch import Watch
+from limpet.engine.store import Watch
 from limpet.schema.errors import CursorTooOldError, NotFoundError, quote
 from limpet.schema.events import EventKind
 from limpet.schema.status import Status

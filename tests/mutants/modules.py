@@ -316,7 +316,7 @@ GROUPS = {
         ),
     ),
     "oci limits": Group(
-        ("engine/starters/oci/host_path.py", "engine/starters/oci/ranges.py"),
+        ("engine/starters/host_path.py", "engine/starters/oci/ranges.py"),
         6,
         (
             "tests/starters/test_oci_mounts.py",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from limpet.engine.starters.oci.host_path import leads_through_process
+from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.oci.mounts import add_held, make_mounts, require_directory
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec, Mount
 from limpet.schema.errors import InvalidInputError
@@ -118,7 +118,7 @@ def test_what_is_another_file_for_each_process_is_not_mounted(tmp_path: Path, pa
 @pytest.mark.parametrize("path", ["/no/such/directory", "/etc/passwd/x", "/proc/0", "relative"])
 def test_what_leads_nowhere_leads_through_no_process(path: str) -> None:
     """Nor does what cannot be followed: whoever asks says that it is not there."""
-    assert not leads_through_process(path)
+    require_plain("mounts.host_path", path)
 
 
 def test_what_is_the_same_for_all_is_mounted(tmp_path: Path) -> None:

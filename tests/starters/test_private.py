@@ -441,6 +441,8 @@ def test_a_mount_without_its_source_is_refused(engine: Engine, image: str, tmp_p
         ({"host_path": "etc", "container_path": "/x"}, "host_path"),
         ({"host_path": "/etc", "container_path": "x"}, "container_path"),
         ({"host_path": "/etc", "container_path": "/"}, "container_path"),
+        ({"host_path": "/proc/self/cwd", "container_path": "/x"}, "host_path .*cwd.* leads elsewhere for each process"),
+        ({"host_path": "/dev/fd", "container_path": "/x"}, "host_path .*fd.* leads elsewhere for each process"),
     ):
         with pytest.raises(errors.InvalidInputError, match=told):
             engine.create_container({**asked, "mounts": [mount]}, "s")

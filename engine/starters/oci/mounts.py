@@ -5,7 +5,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limpet.engine.starters.oci.host_path import leads_through_process
+from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.propagation import read_propagation
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
 from limpet.schema.errors import InvalidInputError, quote_path
@@ -162,11 +162,7 @@ def _bind(mount: Mount) -> dict[str, Any]:
             f" the mount at {quote_path(path)}"
         )
     writing = ["rro"] if mount.recursive_read_only else ["ro"] if mount.readonly else ["rw"]
-    if leads_through_process(mount.host_path):
-        raise InvalidInputError(
-            f"mounts.host_path {quote_path(mount.host_path)}: a link of /proc is on its way, which is another file for"
-            " each process; give the path that it stands for"
-        )
+    require_plain("mounts.host_path", mount.host_path)
     return _mount(path, "bind", os.path.realpath(mount.host_path), "rbind", choose_propagation(mount), *writing)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from limpet.engine.starters.oci.host_path import leads_through_process
+from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.oci.mounts import has_own, mounts_of, place_of
 from limpet.engine.starters.oci.ranges import require_limits
 from limpet.engine.starters.oci.rootless import is_rootless
@@ -129,11 +129,7 @@ def make_devices(
                 f"devices.host_path {quote_path(device.host_path)}: a device is needed, with permissions of 'rwm'"
             )
         path = device.container_path or device.host_path
-        if leads_through_process(device.host_path):
-            raise InvalidInputError(
-                f"devices.host_path {quote_path(device.host_path)}: a link of /proc is on its way, which is another"
-                " device for each process; give the path that it stands for"
-            )
+        require_plain("devices.host_path", device.host_path)
         if why := _find_obstacle(path, root, taken, has_terminal=config.tty):
             raise InvalidInputError(f"devices.container_path {quote_path(path)}: {why}")
         taken.add(place_of(path))

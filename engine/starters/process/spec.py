@@ -6,6 +6,7 @@ import msgspec
 
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.environment import merge_environment
+from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.process.accounts import HostAccounts, RootAccounts
 from limpet.engine.starters.process.root_files import require_hostname
 from limpet.engine.starters.process.unapplied import Abilities
@@ -87,6 +88,7 @@ def _make_mount(mount: Mount) -> MountSpec:
             f"mounts.host_path {quote_path(mount.host_path)} does not exist; make it, or leave out the mount at"
             f" {quote_path(mount.container_path)}"
         )
+    require_plain("mounts.host_path", mount.host_path)
     options = ("rbind", *(("ro",) if mount.readonly else ()), _PROPAGATIONS[mount.propagation])
     return MountSpec(destination=mount.container_path, source=mount.host_path, options=options)
 

@@ -3,13 +3,23 @@
 import os
 import stat
 
+from limpet.schema.errors import InvalidInputError, quote_path
 
-def leads_through_process(path: str) -> bool:
-    """Return whether a link of /proc is on the way of a path, which is another file for each process that follows it.
 
-    So are /proc/self, /proc/PID/cwd, /proc/PID/ns/net, /proc/mounts, /dev/fd and /dev/stdin. False where a path leads
-    nowhere, or cannot be followed.
+def require_plain(field: str, path: str) -> None:
+    """Raise InvalidInputError, with the field's name, where a link of /proc is on the way of a path.
+
+    Such are /proc/self, /proc/PID/cwd, /proc/PID/ns/net, /proc/mounts, /dev/fd and /dev/stdin. A path that leads
+    nowhere, or cannot be followed, is let pass.
     """
+    if _leads_through_process(path):
+        raise InvalidInputError(
+            f"{field} {quote_path(path)}: a link of /proc is on its way, which leads elsewhere for each process; give"
+            " the path that it stands for"
+        )
+
+
+def _leads_through_process(path: str) -> bool:
     proc = os.stat("/proc").st_dev
     here, ahead = "/", path.split("/")[::-1]
     while ahead:

@@ -3,8 +3,9 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 
 import pytest
 
@@ -55,27 +56,26 @@ def test_each_item_is_taken_once_by_somebody(timeout: float | None) -> None:
     assert queue.qsize() == 0
 
 
-@pytest.fixture
-def storm() -> Iterator[list[int]]:
-    """A signal handler that puts into a queue, called all the time; yields how often it was."""
-    called = [0]
-    yield called
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-
-
-def test_a_signal_handler_may_put_amid_a_get(storm: list[int]) -> None:
-    """It is the thread that waits that runs it."""
-    queue = Queue[int]()
-
-    def handle(*_: object) -> None:
-        queue.put(storm[0])
-        storm[0] += 1
-
-    signal.signal(signal.SIGALRM, handle)
+@contextmanager
+def called_by_signals(handler: Callable[..., object]) -> Iterator[None]:
+    """Have a signal handler called all the time, also amid itself."""
+    signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
-    got = [queue.get(timeout=20) for _ in range(2_000)]
-    assert got == list(range(2_000))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def test_a_signal_handler_may_put_amid_a_get() -> None:
+    """It is the thread that waits that runs it."""
+    queue, numbers = Queue[int](), count()
+    with called_by_signals(lambda *_: queue.put(next(numbers))):
+        got = [queue.get(timeout=20) for _ in range(_ITEMS)]
+    while not queue.empty():
+        got.append(queue.get_nowait())
+    assert sorted(got) == list(range(next(numbers)))
 
 
 def test_none_is_waited_for_where_there_is_time() -> None:

@@ -26,7 +26,7 @@ import pytest
 from limpet import Engine, errors
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter, find_facts
-from limpet.engine.starters.process.client import Connection, KeeperClient
+from limpet.engine.starters.process.client import Connection, KeeperClient, KeeperGoneError
 from limpet.engine.starters.process.keeper.kernel import read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.starter import _Held
@@ -689,6 +689,20 @@ def test_a_keeper_answers_what_it_does_not_know(engine: Engine, state_dir: str) 
         client.ask({"op": "later", "id": "one"})
     client.close()
     assert container.stop(1).exit_code == 143
+
+
+def test_a_connection_that_is_closed_amid_a_request_is_gone(engine: Engine, state_dir: str) -> None:
+    """As by the close of its engine: who waits for the answer may ask anew, and hears nothing of descriptors."""
+    make(engine, "one", "sleep", "1000").start()
+    client = KeeperClient(os.path.join(state_dir, "keeper"))
+    connection = client.take(begin=False)
+    assert connection is not None
+    connection.tell({"op": "hello"})
+    client.close()
+    with pytest.raises(KeeperGoneError, match="was closed"):
+        connection.wait_for_answer({"op": "hello"})
+    assert (client.ask({"op": "hello"}) or {})["pid"] == client.keeper_pid
+    engine.get("one").stop(0)
 
 
 def test_a_connection_that_was_left_behind_is_closed(engine: Engine, state_dir: str) -> None:

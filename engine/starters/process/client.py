@@ -167,9 +167,14 @@ class Connection:
         return receive(self._link, most)
 
     def _wait_for_any(self, *descriptors: int) -> dict[int, int]:
-        """Return what happens to any of them, nothing if it takes too long; what was stopped meanwhile goes on."""
+        """Return what happens to any of them, nothing if it takes too long; what was stopped meanwhile goes on.
+
+        Raises KeeperGoneError if one is closed already, as when the engine is closed meanwhile.
+        """
         poll = select.poll()
         for each in descriptors:
+            if each < 0:
+                raise KeeperGoneError("the connection to the keeper was closed")
             poll.register(each, select.POLLIN)
         deadline = time.monotonic() + ANSWER_TIMEOUT_SECONDS
         while not (ready := poll.poll(_PATIENCE_SECONDS * 1000)) and time.monotonic() < deadline:

@@ -166,13 +166,11 @@ class Engine:
         try:
             open_in_parts(open_whole, wait)
         except BaseException:
-            attempt.give_up()
-            for engine in attempt.opened:
-                try:
-                    engine.close()
-                except BaseException:  # interrupted again, perhaps before it began; nobody else could close it
-                    engine.close()
-                    raise
+            try:
+                attempt.discard()
+            except BaseException:  # interrupted again, perhaps before it began
+                attempt.discard()
+                raise
             raise
         return attempt.opened[0]
 

@@ -86,8 +86,10 @@ async def _open_once(open_it: Callable[[], _Opened]) -> _Opened:
     try:
         await in_own_thread(lambda: attempt.run(open_it))
     except BaseException:
-        attempt.give_up()  # whoever waited is gone, and the thread may still be at it
-        for one in attempt.opened:
-            one.close()
+        try:
+            attempt.discard()  # whoever waited is gone, and the thread may still be at it
+        except BaseException:  # interrupted again, perhaps before it began
+            attempt.discard()
+            raise
         raise
     return attempt.opened[0]

@@ -43,7 +43,7 @@ class Attempt(Generic[_Opened]):
 
     def __init__(self) -> None:
         self.opened: list[_Opened] = []
-        """What was opened. Who gives the attempt up closes it."""
+        """What was opened. Who does not take it discards the attempt."""
         self._is_wanted = True
         self._over = threading.Event()
         self._over.set()  # it has not begun
@@ -59,11 +59,16 @@ class Attempt(Generic[_Opened]):
         finally:
             self._over.set()
 
-    def give_up(self) -> None:
-        """Note that nobody waits for it. While its thread is at it, the next opening of a locked directory waits."""
+    def discard(self) -> None:
+        """Close what was opened. What its thread is still at is closed by that; a next opening waits for it.
+
+        To be called again if it is interrupted: nobody else could close it.
+        """
         self._is_wanted = False  # before the look: another interrupt does not wait until it is open
         if not self._over.is_set():
             _given_up.append((self._over, time.monotonic() + _GIVEN_UP_SECONDS))
+        for one in self.opened:
+            one.close()
 
 
 def patience_with_given_up() -> float:

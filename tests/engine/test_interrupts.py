@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from limpet.engine import Engine
+from limpet.engine.state.turn import Attempt
 from tests.conftest import EngineProcess
 
 SLOW = """
@@ -213,3 +214,29 @@ os._exit(0)
     assert process.wait() == 0
     with Engine.open(state_dir) as engine:
         assert engine.get("x").wait(60).exit_code == 128 + 15
+
+
+def test_an_opening_that_is_interrupted_twice_leaves_nothing_open(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time just as what was opened is to be closed: the next opening in the same process finds no lock."""
+    discard, calls = Attempt.discard, list[Attempt[Engine]]()
+
+    def interrupt_first(attempt: "Attempt[Engine]") -> None:
+        calls.append(attempt)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        discard(attempt)
+
+    def open_and_interrupt(attempt: Callable[[float], None], _: float) -> None:
+        attempt(0)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "discard", interrupt_first)
+        patch.setattr("limpet.engine.engine.open_in_parts", open_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Engine.open(state_dir)
+    assert len(calls) == 2
+    assert calls[0].opened
+    Engine.open(state_dir).close()

@@ -443,11 +443,11 @@ class Engine:
             self._runtime.begin_timetable()
         if strict:
             refuse_unapplied(starter, metadata, place.metadata, place.status.namespaces)
+        container = Container(self._runtime, key)
+        container.metadata = metadata  # as it is written: it is not read back
         self.store.add(metadata, Status(expires_at=expires_at, extra=extra or {}))
         if expires_at:
             self._runtime.note_container(key)
-        container = Container(self._runtime, key)
-        container.metadata = metadata  # as it was written: it is not read back
         return container
 
     def get(self, container_id: str) -> Container:

@@ -308,8 +308,7 @@ class AsyncStore(Closing):
 
     async def add(self, metadata: Metadata, status: Status | None = None) -> Record:
         """See `Store.add`."""
-        await self._change(lambda draft: draft.add(metadata, status or Status()))
-        return self.store.get(metadata.id)
+        return await self._change(lambda draft: draft.add(metadata, status or Status()))
 
     async def delete(self, container_id: str) -> bool:
         """See `Store.delete`."""

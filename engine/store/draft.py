@@ -21,6 +21,7 @@ from limpet.engine.store.deadlines import (
 from limpet.engine.store.doubt import Doubt, status_with_doubt
 from limpet.engine.store.match import require_text
 from limpet.engine.store.memory import Memory
+from limpet.engine.store.record import Record
 from limpet.engine.store.rows import Kept
 from limpet.engine.store.sandboxes import KeptSandbox, name_of
 from limpet.recovery.host import read_boot_id
@@ -109,7 +110,7 @@ class Draft:
         row = self._find(container_id)
         return row_to_status(row) if row else None
 
-    def add(self, metadata: Metadata, status: Status) -> None:
+    def add(self, metadata: Metadata, status: Status) -> Record:
         """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
         key = require_id(metadata.id)
         require_name(metadata.name)
@@ -130,6 +131,7 @@ class Draft:
         self._note(EventKind.ADDED, key, status_row, status)
         self._set_deadlines({}, times_of_container(status_row))
         self._stage(key, status_row, status)
+        return Record(key, self.status(key), self._memory.load_metadata, self.version(key))
 
     def find_attempt(self, sandbox_id: str, name: str, attempt: int) -> str | None:
         """Return the id of the container that has this name and attempt, if there is one."""

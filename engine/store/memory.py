@@ -40,7 +40,7 @@ class Memory:
         """Load what has not ended, expires, or is a sandbox. Raises StoreError."""
         self._node = node
         self._records = records
-        self._load_metadata = load_metadata
+        self.load_metadata = load_metadata
         self.view = View()
         self.rows = Rows(node, records)
         unfinished = [key for key, row in self.rows.known() if row and not row.finished_at and not row.released]
@@ -173,7 +173,7 @@ class Memory:
 
     def _record(self, key: str) -> Record:
         row = self.rows.find(key) or ()
-        return Record(key, status_with_doubt(row, self.doubts.get(key)), self._load_metadata, row.seq if row else 0)
+        return Record(key, status_with_doubt(row, self.doubts.get(key)), self.load_metadata, row.seq if row else 0)
 
     def unsettled(self, wanted: Collection[str]) -> "Sequence[Unsettled]":
         """Return all that has not ended or is in doubt, and those that are wanted, unless nothing is left of them."""
@@ -183,7 +183,7 @@ class Memory:
         self.rows.keep(self.rows.fetch(wanted))
         return [
             Unsettled(
-                Record(key, row_to_status(row) if row else Status(), self._load_metadata),
+                Record(key, row_to_status(row) if row else Status(), self.load_metadata),
                 "" if row else self.doubts.get(key, DAMAGED)[1],
             )
             for key, row in self.rows.known()

@@ -145,8 +145,7 @@ class Store:
 
     def add(self, metadata: Metadata, status: Status | None = None) -> Record:
         """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
-        self._change(lambda draft: draft.add(metadata, status or Status()))
-        return self.get(metadata.id)
+        return self._change(lambda draft: draft.add(metadata, status or Status()))
 
     @whole
     def get(self, container_id: str) -> Record:

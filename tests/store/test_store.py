@@ -420,3 +420,19 @@ def test_doubts_are_copied_anew_only_once_they_change(state_dir: str) -> None:
             assert copy() is seen[-1]
             store.delete("new")
         assert [len(each) for each in seen] == [2, 1, 2, 1]
+
+
+def test_what_was_added_is_not_read_back(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That could fail, for want of memory say, and nobody would know of a container that is there."""
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        with monkeypatch.context() as patch:
+            patch.setattr("limpet.engine.store.memory.Memory.get", refuse)
+            added = store.add(metadata("a"), RUNNING)
+        read = store.get("a")
+        assert (added.id, added.status, added.version) == (read.id, read.status, read.version)
+        assert added.metadata == read.metadata == metadata("a")

@@ -2,17 +2,27 @@
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from limpet.engine.starters.oci import resources
-from limpet.engine.starters.oci.resources import choose_oom_score, make_devices, make_host_devices
+from limpet.engine.starters.oci.resources import choose_oom_score, make_devices, make_host_devices, walk_devices
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, Device, ImageSpec, LinuxContainerResources, Mount
 from limpet.schema.errors import InvalidInputError
 
-KINDS = {stat.S_IFBLK, stat.S_IFCHR}
+
+def find_devices(directory: str) -> dict[str, str]:
+    """The devices below a directory, with the runtime-spec's letters for what they are."""
+    found = {}
+    for path in (os.path.join(top, name) for top, _, names in os.walk(directory) for name in names):
+        with suppress(FileNotFoundError):
+            mode = os.lstat(path).st_mode
+            if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+                found[path] = "b" if stat.S_ISBLK(mode) else "c"
+    return found
 
 
 def config(*devices: Device, tty: bool = False) -> ContainerConfig:
@@ -74,7 +84,9 @@ def test_a_privileged_one_has_the_hosts_devices(tmp_path: Path) -> None:
     made, _ = make_devices(
         config(Device(host_path="/dev/null", container_path="//dev/full")), str(tmp_path), privileged=True
     )
+    before = find_devices("/dev")
     found = {each["path"]: each for each in make_host_devices(config(tty=True), made)}
+    there = before | find_devices("/dev")  # others may make a device or take one away meanwhile, as losetup does
     zero = os.stat("/dev/zero")
     assert found["/dev/zero"] == {
         "path": "/dev/zero",
@@ -85,17 +97,29 @@ def test_a_privileged_one_has_the_hosts_devices(tmp_path: Path) -> None:
         "uid": zero.st_uid,
         "gid": zero.st_gid,
     }
-    assert not {"/dev/full", "/dev/ptmx", "/dev/console"} & set(found)
-    assert not any(path.startswith(("/dev/pts", "/dev/shm", "/dev/fd")) for path in found)
-    there = {os.path.join(top, name) for top, _, names in os.walk("/dev") for name in names}
-    devices = {each for each in there if not os.path.islink(each) and stat.S_IFMT(os.stat(each).st_mode) in KINDS}
     own = ("/dev/pts/", "/dev/shm/", "/dev/mqueue/", "/dev/full", "/dev/ptmx", "/dev/console")
-    assert set(found) == {each for each in devices if not each.startswith(own)}
-    assert {each["type"] for each in found.values()} == {"bc"[stat.S_ISCHR(os.stat(each).st_mode)] for each in found}
+    assert not [path for path in found if path.startswith((*own, "/dev/fd/"))]
+    assert found.keys() <= there.keys()
+    assert {path for path in before.keys() & find_devices("/dev").keys() if not path.startswith(own)} <= found.keys()
+    assert all(each["type"] == there[path] for path, each in found.items())
     over = config()
-    for place, expected in (("/dev", set()), ("//dev/zero", set(found) - {"/dev/zero"})):
+    for place, left in (("/dev", set()), ("//dev/zero", {"/dev/null", "/dev/random"})):
         mounted = replace(over, mounts=(Mount(container_path=place, host_path="/tmp"),))
-        assert {each["path"] for each in make_host_devices(mounted, made)} == expected
+        names = {each["path"] for each in make_host_devices(mounted, made)}
+        assert names & {"/dev/zero", "/dev/null", "/dev/random"} == left
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
+def test_a_device_that_goes_meanwhile_hides_no_other(tmp_path: Path) -> None:
+    """Unplugged between the look at the directory and the one at the device, or with a directory of its own."""
+    for name in ("a", "b", "d"):
+        os.mknod(tmp_path / name, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    (tmp_path / "c").mkdir()
+    walk = walk_devices(str(tmp_path), ())
+    found = [next(walk)["path"]]
+    (tmp_path / "b").unlink()
+    (tmp_path / "c").rmdir()
+    assert found + [each["path"] for each in walk] == [f"{tmp_path}/a", f"{tmp_path}/d"]
 
 
 def test_two_devices_at_one_place_are_refused(tmp_path: Path) -> None:

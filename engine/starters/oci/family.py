@@ -98,7 +98,8 @@ def have_holders_go_on(lock: int) -> None:
     """Continue what a signal has stopped of those that hold the lock of an open file, its own too (flock(2))."""
     with suppress(OSError):
         for pid, pidfd in find_stopped(lock, with_lock=True):
-            let_go_on(pid, pidfd)
+            with suppress(OSError):  # it has ended
+                let_go_on(pid, pidfd)
 
 
 def _read_family(pid: int) -> dict[int, list[bytes]]:

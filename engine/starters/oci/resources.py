@@ -150,19 +150,24 @@ def make_host_devices(config: ContainerConfig, made: Collection[Mapping[str, Any
     """
     taken = [place_of(mount.container_path) for mount in mounts_of(config)]
     taken += [place_of(device["path"]) for device in made]
-    return [] if "/dev" in taken else [*_walk_devices("/dev", {*taken, *_OWN_PLACES})]
+    return [] if "/dev" in taken else [*walk_devices("/dev", {*taken, *_OWN_PLACES})]
 
 
-def _walk_devices(directory: str, taken: Collection[str]) -> Iterator[dict[str, Any]]:
-    with suppress(OSError), os.scandir(directory) as entries:
-        for entry in sorted(entries, key=lambda each: each.name):
-            if entry.path in taken:
-                continue
-            found = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                yield from _walk_devices(entry.path, taken)
-            elif _is_device(found):
-                yield {"path": entry.path, **_describe(found)}
+def walk_devices(directory: str, taken: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the runtime-spec's `devices` for those below a directory, but for what is at paths that are taken.
+
+    What goes away meanwhile, or may not be read, is left out alone. Raises OSError if the kernel fails otherwise.
+    """
+    entries: list[os.DirEntry[str]] = []
+    with suppress(FileNotFoundError, PermissionError), os.scandir(directory) as found:
+        entries = sorted((each for each in found if each.path not in taken), key=lambda each: each.name)
+    for entry in entries:
+        with suppress(FileNotFoundError):  # unplugged since: the others are there
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                yield from walk_devices(entry.path, taken)
+            elif _is_device(status):
+                yield {"path": entry.path, **_describe(status)}
 
 
 def _is_device(found: os.stat_result) -> bool:

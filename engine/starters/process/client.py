@@ -468,8 +468,9 @@ def _let_go_on(directory: str) -> None:
         lock = os.open(os.path.join(directory, LOCK), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             for pid, pidfd in find_stopped(lock, with_lock=False):  # it may be about to lock it
-                if let_go_on(pid, pidfd):
-                    _log.warning("process %d, of the keeper's, was stopped by a signal; it was sent SIGCONT", pid)
+                with suppress(OSError):  # it has ended
+                    if let_go_on(pid, pidfd):
+                        _log.warning("process %d, of the keeper's, was stopped by a signal; it was sent SIGCONT", pid)
         finally:
             os.close(lock)
 

@@ -165,7 +165,7 @@ class AsyncContainer:
 
     async def read_log(self) -> AsyncIterator[Entry]:
         """See `Container.read_log`."""
-        entries = await self._workers.quick(self.container.read_log)
+        entries = await self._workers.slow(self.container.read_log)  # output may have to be waited for
         while read := await self._workers.quick(lambda: list(islice(entries, _ENTRIES))):
             for entry in read:
                 yield entry

@@ -24,6 +24,7 @@ from limpet.engine.starters.abilities import (
     Executor,
     Freezer,
     Limiter,
+    LogCopier,
     LogReopener,
     Meter,
     Session,
@@ -60,6 +61,8 @@ _LATEST = 2**63 - 1
 """The latest time that can be stored, in nanoseconds since the epoch."""
 _EARLIEST = 10**17
 """Of an expiry: less are seconds, milliseconds or microseconds, and would end at once what is to last for hours."""
+_OUTPUT_SECONDS, _LOOK_SECONDS = 2.0, 0.002
+"""For so long output is waited for that is on its way to a log, with so long between two looks."""
 
 
 class Container:
@@ -313,13 +316,16 @@ class Container:
         return self._runtime.bell(self.id, ring)
 
     def read_log(self) -> Iterator[Entry]:
-        """Yield what its program has written, oldest first; `release` has all of it reach the log.
+        """Yield what its program has written, oldest first: of one that has ended, all.
 
-        Raises NotFoundError if it keeps no log, or has none yet.
+        What is on its way to the log is waited for, for two seconds at most: less is yielded only if the log cannot be
+        written, or if what the program left behind still writes to it. Raises NotFoundError if it keeps no log, or has
+        none yet.
         """
         path = self.metadata.log_path
         if not path:
             raise NotFoundError(f"container {self.id}: its config has no log_path")
+        self._await_output()
         return read_log(os.path.dirname(path), path)
 
     def execute(self, args: Sequence[str], timeout: float = DEFAULT_EXEC_TIMEOUT_SECONDS) -> Executed:
@@ -751,6 +757,15 @@ class Container:
 
     def _has_ended(self) -> bool:
         return bool(self._runtime.store.status(self.id).finished_at)
+
+    def _await_output(self) -> None:
+        """Wait until the log of one that has ended has all that it wrote, if that can be known and is soon."""
+        with suppress(LimpetError):  # a log can be read also of a container that is damaged, or another runtime's
+            starter = self._starter
+            deadline = time.monotonic() + _OUTPUT_SECONDS
+            if isinstance(starter, LogCopier) and self._has_ended():
+                while starter.is_copying(self.id) and time.monotonic() < deadline:
+                    time.sleep(_LOOK_SECONDS)
 
     def _remove(self) -> bool:
         with self._runtime.exclusive(self.id):

@@ -220,6 +220,14 @@ class Monitored(Protocol):
 
 
 @runtime_checkable
+class LogCopier(Protocol):
+    """Has the output of its containers copied to their logs, a moment after it was written."""
+
+    def is_copying(self, container_id: str) -> bool:
+        """Say whether output of one that has ended is on its way to its log, and nothing is left that writes more."""
+
+
+@runtime_checkable
 class LogReopener(Protocol):
     """Goes on in a new log once the old one was renamed."""
 

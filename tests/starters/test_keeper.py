@@ -285,6 +285,19 @@ def test_a_release_asks_nobody_where_all_is_known_to_be_gone(engine: Engine, sta
     assert [each.text for each in engine.get("logged").read_log()] == [b"said\n"]
 
 
+def test_a_log_is_read_whole_once_its_container_has_ended(engine: Engine, state_dir: str) -> None:
+    """Its end is known before its output is copied: a reader waits for what is on its way."""
+    go = Path(state_dir, "go")
+    one = make(
+        engine, "one", "sh", "-c", f"until [ -e {go} ]; do sleep 0.01; done; seq 3000; echo last", log_path="one.log"
+    )
+    one.start()
+    stop_by_signal(find_keepers(state_dir)["limpet-copier"])
+    go.touch()
+    one.wait(20)
+    assert [each.text for each in one.read_log()][-1] == b"last\n"
+
+
 Befalls = Callable[[int], AbstractContextManager[None]]
 
 

@@ -357,6 +357,13 @@ class ProcessStarter:
             time.sleep(0.002)
         self._remove_cgroups(container_id, freezer)
 
+    def is_copying(self, container_id: str) -> bool:
+        """Say whether output of one that has ended is on its way to its log, and nothing is left that writes more."""
+        with suppress(KeeperError):  # then nobody copies
+            answer = self._keeper.ask({"op": "end", "id": container_id}) or {}
+            return bool(answer.get("copying") and answer.get("empty", True))
+        return False
+
     def _is_spent(self, container_id: str) -> bool:
         """Say whether it is known that there is nothing to release; whoever asks again has it looked at."""
         is_spent = container_id in self._spent

@@ -464,7 +464,9 @@ class Keeper:
         return {each.id: self._tell_end(each) for each in containers}
 
     def _tell_end(self, container: Container) -> Message:
-        return container.describe() | ({"empty": container.is_empty} if container.end else {"running": True})
+        if not container.end:
+            return container.describe() | {"running": True}
+        return container.describe() | {"empty": container.is_empty, "copying": self._copies.is_copying(container.id)}
 
     def _flush(self) -> None:
         """Make ends durable that no engine has taken in time, and reap what they are of."""

@@ -11,13 +11,12 @@ prepare id log owner report view   pid + [pidfd]: a process that is held at its 
 go id                              executed, or why not
 list after                         containers (see `Container.describe`), more: ask again after the last
 end id                             running, or how it ended: code signal time executed why, empty: nothing is left of
-                                   it; or unknown
+                                   it, copying: its output is on the way to its log; or unknown, with copying
 signal id number session pid       left: how many of its processes there are; `session`: in its first one's session;
   start                            unknown, if its first process is another than the one that is named
 members id                         members: the pids of its processes, without the one that asks; all: False if they
                                    are more than a message holds
-release id                         left: the same, after SIGKILL to all; with none left it is forgotten. copying: its
-                                   output is on the way to its log
+release id                         left: the same, after SIGKILL to all; with none left it is forgotten; and copying
 reopen id                          nothing more: its log is opened anew
 ack ids                            no answer: these ends are written down elsewhere
 

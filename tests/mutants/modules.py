@@ -114,6 +114,7 @@ GROUPS = {
         ("engine/store/doubt.py", "engine/store/memory.py"),
         12,
         (
+            "tests/store/test_memory.py",
             "tests/store/test_own.py",
             "tests/store/test_labels.py",
             "tests/store/test_laws.py",

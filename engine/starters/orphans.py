@@ -123,10 +123,14 @@ def _hold_orphans(session: int) -> Iterator[int]:
         with suppress(OSError):  # it is gone, or no descriptor is free
             if _is_orphan(pid, session):
                 pidfd = os.pidfd_open(pid)
-                if _is_orphan(pid, session):  # now that it is held, and so
+                is_held = False
+                try:
+                    is_held = _is_orphan(pid, session)  # now that it is held, and so
+                finally:
+                    if not is_held:
+                        close_all((pidfd,))
+                if is_held:
                     yield pidfd
-                else:
-                    close_all((pidfd,))
 
 
 def _is_orphan(pid: int, session: int) -> bool:

@@ -75,6 +75,8 @@ class _Watch:
     """When to look again, in seconds of the monotonic clock."""
     noticed_at: int = 0
     """When it was first seen to have ended, in nanoseconds since the epoch."""
+    asked_since: float = 0.0
+    """When nobody knew yet how, for the first time, in seconds of the monotonic clock: the other one may be set."""
     exit: Exit | None = None
     is_told: bool = False
     """True while its end is with the store."""
@@ -444,9 +446,10 @@ class Watcher:
             self._doubt(watch, f"it has ended, and how cannot be asked: {error}")
             watch.due = time.monotonic() + _RETRY_SECONDS
             return
-        asked_for = (time.time_ns() - watch.noticed_at) / 1e9
-        least, most = _ASK_AGAIN_SECONDS
-        watch.due = time.monotonic() + min(max(asked_for, least), most)
+        now = time.monotonic()
+        watch.asked_since = watch.asked_since or now
+        asked_for, (least, most) = now - watch.asked_since, _ASK_AGAIN_SECONDS
+        watch.due = now + min(max(asked_for, least), most)
         if watch.exit is None and asked_for > _EXIT_SECONDS:
             watch.exit = Exit(None)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
@@ -220,6 +221,40 @@ def test_an_end_has_the_time_at_which_it_was_seen(engine: Engine, monkeypatch: p
     told = [one.finished_at for one in seen if one is not None]
     assert told == [finished_at]
     assert began < finished_at < time.time_ns()
+
+
+class Late(FakeStarter):
+    """It knows how a process has ended only when it is asked for the third time."""
+
+    asked = 0
+
+    def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
+        self.asked += 1
+        return super().read_exit(container_id, identity, pidfd) if self.asked > 2 else None
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_is_set_cuts_no_wait_for_a_code(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """By how long an end is known without its code: the wall clock says nothing of that, also if it jumps just then."""
+
+    def jump() -> int:
+        jumps.append(hours * 3600 * 10**9)
+        return real() + sum(jumps)
+
+    jumps: list[int] = []
+    real = time.time_ns
+    starter = Late()
+    with Engine.open(state_dir, starter=starter) as engine:
+        container = make(engine, "x")
+        container.start()
+        clock = SimpleNamespace(time_ns=jump, monotonic=time.monotonic, sleep=time.sleep)
+        monkeypatch.setattr("limpet.engine.lifecycle.watcher.time", clock)
+        starter.end(container.id, 3)
+        assert container.wait(20).exit_code == 3
+        assert starter.asked == 3
+        assert jumps
 
 
 def test_what_ended_without_being_created_is_not_created(engine: Engine) -> None:

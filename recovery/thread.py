@@ -1,16 +1,20 @@
-"""A thread that begins, or is refused.
+"""A thread that begins, or is refused; and one that goes on, whatever befalls it.
 
 `threading.Thread.start()` waits until the thread has begun, without an end. One that has too little memory to begin
 never does, and tells nobody.
 """
 
 import _thread
+import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 _BEGIN_SECONDS: Final = 5.0
 """How long a thread may take to begin on a machine that has other things to do."""
+_PAUSE_SECONDS: Final = 0.05
+"""After a failure: what was missing, such as memory, may be there again then."""
 
 
 class _Started(threading.Event):
@@ -43,3 +47,23 @@ class Thread(threading.Thread):
         """Do what it is for, unless it was given up."""
         if self._claim.acquire(blocking=False):
             super().run()
+
+
+def go_on(turn: Callable[[], object], is_over: Callable[[], bool], log: logging.Logger, who: str) -> None:
+    """Take turn after turn until it is over. What one raises is logged, and ends nothing; nor does a log that fails.
+
+    An allocation may fail at any place of a turn, so that one which comes after a failure can rely on nothing that the
+    one before has half done.
+    """
+    failure: BaseException | None = None
+    while True:
+        try:
+            if failure is not None:
+                time.sleep(_PAUSE_SECONDS)
+                told, failure = failure, None
+                log.error("%s goes on after an error", who, exc_info=told)
+            if is_over():
+                return
+            turn()
+        except BaseException as error:  # noqa: BLE001  # told at the next turn, once that can be done
+            failure = error

@@ -6,6 +6,7 @@ that was asked for is still to come when the task has ended.
 
 import _thread
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -16,6 +17,7 @@ from limpet.engine.store import Request
 from limpet.schema.errors import ResourcesError
 
 _T = TypeVar("_T")
+_PAUSE_SECONDS = 0.01
 turn_of_task: ContextVar[Request | None] = ContextVar("limpet_turn", default=None)
 """By which the task is the store's only writer, if it is: what it asks a thread for must not wait for that."""
 
@@ -116,7 +118,16 @@ class Step(Generic[_T]):
                 self.result = self._act()
         except BaseException as error:  # noqa: BLE001  # it is the task's
             self.error = error
-        settle([self])
+        while not self._has_told():
+            time.sleep(_PAUSE_SECONDS)
+
+    def _has_told(self) -> bool:
+        """Tell the task, which waits for nothing else; say whether there was memory for that."""
+        try:
+            settle([self])
+        except MemoryError:
+            return False
+        return True
 
     def refuse(self, error: BaseException) -> None:
         """Have the task get this error, unless the step was taken back."""

@@ -9,6 +9,7 @@ container to end is a step.
 import _thread
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ _THREADS = 16
 """At most, of each kind."""
 _IDLE_SECONDS = 5.0
 """After so long without work a thread ends."""
+_PAUSE_SECONDS = 0.01
+"""After a failure of its own a thread tries again."""
 
 
 class _Pool:
@@ -49,20 +52,31 @@ class _Pool:
             return True
 
     def _serve(self) -> None:
+        done: str | None = None  # the key of what was done last, until those behind it know
+        while True:
+            try:
+                if done is None and (done := self._do_next()) is None:
+                    return
+                self._on_done(done)
+                done = None
+            except BaseException:  # noqa: BLE001  # for want of memory: tried again, for the others wait for this thread
+                time.sleep(_PAUSE_SECONDS)
+
+    def _do_next(self) -> str | None:
+        """Do the next step, and return its key; None once none has come for a while, and this thread is to end."""
         while True:
             try:
                 key, step = self._queue.get(timeout=_IDLE_SECONDS)
+                break
             except Empty:
                 with self._guard:
                     if self._queue.empty():
                         self._threads -= 1
-                        return
-                continue
-            step.run()
-            del step  # its result is the task's, not this thread's
-            with self._guard:
-                self._unfinished -= 1
-            self._on_done(key)
+                        return None
+        step.run()
+        with self._guard:
+            self._unfinished -= 1
+        return key
 
 
 class Workers:
@@ -103,9 +117,14 @@ class Workers:
             return False
 
     def _put(self, pool: _Pool, step: Step[Any], key: str) -> None:
-        if not pool.put(key, step):
+        try:
+            if pool.put(key, step):
+                return
             self._refuse(step)
-            self._go_on(key)
+        except BaseException:
+            self._go_on(key)  # those behind it do not wait for what will not be done
+            raise
+        self._go_on(key)
 
     def _refuse(self, step: Step[Any]) -> None:
         step.refuse(ResourcesError("no thread can be started (RLIMIT_NPROC?); nothing was done"))
@@ -119,6 +138,10 @@ class Workers:
                     del self._waiting[key]
                     return
                 pool, step = following.popleft()
-            if pool.put(key, step):
-                return
+            try:
+                if pool.put(key, step):
+                    return
+            except BaseException:
+                following.appendleft((pool, step))  # it is tried again
+                raise
             self._refuse(step)

@@ -46,7 +46,7 @@ from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.durable import make_one_directory
 from limpet.engine.state.names import CONTROL
 from limpet.recovery.queues import Empty, Queue
-from limpet.recovery.thread import Thread
+from limpet.recovery.thread import Thread, go_on
 from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, ResourcesError
 
 _log = logging.getLogger("limpet.control")
@@ -132,6 +132,8 @@ class ControlServer:
         self._done: Queue[tuple[_Caller, AnyRequest, bytes]] = Queue()
         self._changed: Queue[_Caller] = Queue()
         self._full_until = 0.0
+        self._is_whole = True
+        """False while a turn is under way, and after one that has failed."""
 
     @classmethod
     def listen(cls, state_dir: str) -> "ControlServer":
@@ -207,16 +209,32 @@ class ControlServer:
 
     def _run(self) -> None:
         try:
-            while not self._is_closing:
-                self._turn()
+            go_on(self._turn, lambda: self._is_closing, _log, "answering commands")
             self._finish()
-        except Exception:  # noqa: BLE001  # the engine goes on without it
+        except Exception:  # noqa: BLE001  # those who ask see it end
             _log.exception("commands are not answered any more")
         finally:
             self._end()
 
     def _turn(self) -> None:
         """Wait for something to happen, and see to it."""
+        if not self._is_whole:
+            self._leave_all()
+        self._is_whole = False
+        self._wait_for_events()
+        self._look_at_changed()
+        self._take_results()
+        self._keep_time()
+        self._forget_streams()
+        self._is_whole = True
+
+    def _leave_all(self) -> None:
+        """Leave all who ask: an answer may be lost. They see that, and ask again."""
+        self._pending.clear()
+        for caller in list(self._callers.values()):
+            self._leave(caller)
+
+    def _wait_for_events(self) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         now = time.monotonic()
@@ -235,10 +253,6 @@ class ControlServer:
                 self._accept()
             elif number in self._callers:
                 self._attend(self._callers[number], event)
-        self._look_at_changed()
-        self._take_results()
-        self._keep_time()
-        self._forget_streams()
 
     def _accept(self) -> None:
         try:
@@ -401,16 +415,21 @@ class ControlServer:
 
     def _step(self, caller: _Caller, request: AnyRequest) -> None:
         """Do what is asked, on a thread of its own."""
-        assert self._engine is not None
-        try:
-            answer = encode_result(perform(self._engine, request))
-        except LimpetError as error:
-            answer = encode_error(error)
-        except Exception as error:  # noqa: BLE001  # who asked is told, and the engine goes on
-            _log.warning("a command failed: %r", request, exc_info=error)
-            answer = encode_error(LimpetError(f"the engine failed: {error!r}; see its log"))
+        answer = b""
+        with suppress(BaseException):  # there is no memory even for an error: then who asked sees the end
+            answer = self._perform(request)
         self._done.put((caller, request, answer))
         self._ring()
+
+    def _perform(self, request: AnyRequest) -> bytes:
+        assert self._engine is not None
+        try:
+            return encode_result(perform(self._engine, request))
+        except LimpetError as error:
+            return encode_error(error)
+        except Exception as error:  # noqa: BLE001  # who asked is told, and the engine goes on
+            _log.warning("a command failed: %r", request, exc_info=error)
+            return encode_error(LimpetError(f"the engine failed: {error!r}; see its log"))
 
     def _take_results(self) -> None:
         with suppress(Empty):
@@ -418,7 +437,10 @@ class ControlServer:
                 caller, request, answer = self._done.get_nowait()
                 self._steps -= 1
                 self._long_steps -= _takes_long(request)
-                self._answer(caller, answer)
+                if answer:
+                    self._answer(caller, answer)
+                else:
+                    self._leave(caller)
         self._take_steps()
 
     def _answer(self, caller: _Caller, line: bytes) -> None:

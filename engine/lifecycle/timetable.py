@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from limpet.recovery.host import read_boot_clock
 from limpet.recovery.queues import Empty, Queue
-from limpet.recovery.thread import Thread
+from limpet.recovery.thread import Thread, go_on
 from limpet.schema.errors import ClosedError, NotFoundError, ResourcesError
 
 _log = logging.getLogger("limpet.timetable")
@@ -50,6 +50,8 @@ class Timetable:
         self._failures: dict[Entry, int] = {}
         self._due: dict[Entry, float] = {}
         self._heap: list[tuple[float, Entry]] = []
+        self._is_whole = True
+        """False while a turn is under way, and after one that has failed: what is due may have been lost with it."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closing = False
@@ -93,14 +95,27 @@ class Timetable:
     # The thread
 
     def _run(self) -> None:
-        while not self._is_closing:
-            self._take_notes(self._patience())
-            entry = self._next()
-            if entry is None or self._is_closing:
-                continue
+        go_on(self._turn, lambda: self._is_closing, _log, "the timetable")
+
+    def _turn(self) -> None:
+        if not self._is_whole:
+            self._begin_anew()
+        self._is_whole = False
+        self._take_notes(self._patience())
+        entry = self._next()
+        if entry is not None and not self._is_closing:
             seconds = self._look_at(entry)
             if seconds is not None:
                 self._schedule(entry, read_boot_clock() / 1e9 + seconds)
+        self._is_whole = True
+
+    def _begin_anew(self) -> None:
+        """Look at all that was noted: each look finds out for itself whether anything is due."""
+        now = read_boot_clock() / 1e9
+        self._due.clear()
+        self._heap.clear()
+        for entry in list(self._known):
+            self._schedule(entry, now)
 
     def _patience(self) -> float | None:
         if not self._heap:

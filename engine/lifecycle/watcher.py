@@ -26,7 +26,7 @@ from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import has_ended, observe_process
 from limpet.recovery.queues import Empty, Queue
-from limpet.recovery.thread import Thread
+from limpet.recovery.thread import Thread, go_on
 from limpet.schema.errors import (
     LimpetError,
     NotFoundError,
@@ -287,12 +287,7 @@ class Watcher:
     # The thread
 
     def _run(self) -> None:
-        while not self._is_closing:
-            try:
-                self._look(self._poll())
-            except Exception:  # noqa: BLE001  # whatever it is, the others are watched on
-                _log.exception("the watcher goes on after an error")
-                time.sleep(_LOOK_AGAIN_SECONDS)
+        go_on(lambda: self._look(self._poll()), lambda: self._is_closing, _log, "the watcher")
 
     def _poll(self) -> "list[tuple[int, int]]":
         """Sleep until something is to be done."""

@@ -13,6 +13,7 @@ import pytest
 
 from limpet import AsyncEngine, AsyncStore, Engine, Store, errors
 from limpet.engine import AsyncContainer, AsyncSandbox, Container
+from limpet.engine.aio import answers
 from limpet.schema import ContainerState
 from tests.conftest import in_thread, is_running, wait_until
 
@@ -328,3 +329,34 @@ def test_threads_and_tasks_use_one_engine(engine: Engine) -> None:
 
 async def stop(front: AsyncEngine, container_id: str) -> ContainerState:
     return (await (await front.get(container_id)).stop(0)).state
+
+
+@pytest.mark.parametrize("part", ["settle", "put", "_on_done"])
+@pytest.mark.parametrize("at", range(1, 4))
+def test_a_failure_of_a_workers_own_keeps_no_task_waiting(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, part: str, at: int
+) -> None:
+    """For want of memory, say: each of many steps of one container has an outcome, and so have those after it."""
+
+    async def body(engine: AsyncEngine, pod: AsyncSandbox) -> None:
+        def fail_once(*args: Any) -> Any:
+            calls.append(None)
+            if len(calls) == at:
+                raise MemoryError
+            return real(*args)
+
+        calls: list[None] = []
+        container = await engine.create_container(config("one", "true"), pod)
+        place = answers if part == "settle" else container._workers._quick
+        real = getattr(place, part)
+        with monkeypatch.context() as patched:
+            patched.setattr(place, part, fail_once)
+            async with asyncio.timeout(20):
+                steps = [container.renew(2**62 + number) for number in range(4)]
+                outcomes = await asyncio.gather(*steps, return_exceptions=True)
+        assert len(calls) >= at
+        assert all(not isinstance(each, BaseException) or isinstance(each, MemoryError) for each in outcomes)
+        async with asyncio.timeout(20):
+            assert (await container.renew(2**62)).expires_at == 2**62
+
+    run(state_dir, body)

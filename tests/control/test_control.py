@@ -396,3 +396,55 @@ def test_a_session_that_is_over_at_once_stops_nobody(state_dir: str) -> None:
             assert ask_live(state_dir, Info()) is not None
     finally:
         threading.settrace(None)
+
+
+@pytest.mark.parametrize("part", ["_wait_for_events", "_look_at_changed", "_take_results", "_keep_time", "_attend"])
+def test_a_failure_of_the_servers_own_ends_no_answering(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """For want of memory, say: who waits for an answer is answered, or sees that nobody will; the next one is."""
+
+    def fail_once(*args: Any) -> Any:
+        if not failed:
+            failed.append(None)
+            raise MemoryError
+        return real(*args)
+
+    failed: list[None] = []
+    real = getattr(ControlServer, part)
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        monkeypatch.setattr(ControlServer, part, fail_once)
+        for request in (Recover(), Remove(id="jobs"), Info()):
+            try:
+                ask_live(state_dir, request)
+            except (errors.EngineGoneError, NoEngineError):
+                assert failed
+        assert failed
+        assert ask_live(state_dir, Info()).pid == os.getpid()
+        assert engine.list_sandboxes() == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_who_asked_for_what_cannot_be_told_sees_the_end(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """An answer that there is no memory for; nor for the error that stands for it. Asked again, it is told."""
+
+    def failing(real: Callable[..., bytes]) -> Callable[..., bytes]:
+        def call(*args: Any) -> bytes:
+            failed.append(None)
+            if len(failed) <= times:
+                raise MemoryError
+            return real(*args)
+
+        return call
+
+    failed: list[None] = []
+    with Engine.open(state_dir):
+        for name in ("encode_result", "encode_error"):
+            path = f"limpet.engine.control.server.{name}"
+            monkeypatch.setattr(path, failing(getattr(sys.modules["limpet.engine.control.server"], name)))
+        with pytest.raises(errors.LimpetError, match="MemoryError" if times == 1 else "ended before it answered"):
+            ask_live(state_dir, Recover())
+        assert isinstance(ask_live(state_dir, Recover()), Report)

@@ -1,5 +1,6 @@
 """A thread that has too little memory to begin is told, and does nothing later."""
 
+import logging
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from limpet.recovery import thread
-from limpet.recovery.thread import Thread
+from limpet.recovery.thread import Thread, go_on
 
 
 def test_a_thread_that_does_not_begin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +108,33 @@ def test_no_program_waits_for_it() -> None:
     """As for a look at a disk that hangs."""
     program = "import time; from limpet.recovery.thread import Thread; Thread(time.sleep, 'one', (1000,)).start()"
     assert subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode == 0
+
+
+def test_nothing_ends_a_loop_but_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a turn raises, or the look at whether it is over, or the log of that: the next turn comes."""
+
+    class Log(logging.Logger):
+        def error(self, *args: object, **more: object) -> None:
+            told.append((args[1], type(more["exc_info"])))
+            if len(told) == 1:
+                raise MemoryError
+
+    def turn() -> None:
+        turns.append(None)
+        if failures:
+            raise failures.pop()
+
+    def is_over() -> bool:
+        looks.append(None)
+        if len(looks) == 2:
+            raise MemoryError
+        return not failures and len(turns) > 3
+
+    monkeypatch.setattr(thread, "_PAUSE_SECONDS", 0)
+    failures: list[BaseException] = [KeyboardInterrupt(), SystemExit(3), ValueError("x")]
+    turns, looks, told = list[None](), list[None](), list[tuple[object, type]]()
+    go_on(turn, is_over, Log("test"), "it")
+    assert len(turns) == 4
+    kinds = [ValueError, MemoryError, MemoryError, SystemExit, KeyboardInterrupt]
+    assert [kind for _, kind in told] == kinds
+    assert {who for who, _ in told} == {"it"}

@@ -167,6 +167,10 @@ class Watcher:
         """When the first of them is due, or was: there may be none by now."""
         self._recordings: list[_Recording] = []
         self._done: Queue[_Recording] = Queue()
+        self._finishing: _Recording | None = None
+        """What was taken from there, until all is done that is to be done then."""
+        self._is_whole = True
+        """False while a turn is under way, and after one that has failed."""
         self._is_closing = False
         self._has_descriptors = True
         self._epoll = select.epoll()
@@ -287,7 +291,25 @@ class Watcher:
     # The thread
 
     def _run(self) -> None:
-        go_on(lambda: self._look(self._poll()), lambda: self._is_closing, _log, "the watcher")
+        go_on(self._turn, lambda: self._is_closing, _log, "the watcher")
+
+    def _turn(self) -> None:
+        if not self._is_whole:
+            self._look_anew()
+        self._is_whole = False
+        self._look(self._poll())
+        self._is_whole = True
+
+    def _look_anew(self) -> None:
+        """Have all be done that a turn which has failed was about to do; to do it once more changes nothing."""
+        if self._finishing is not None:
+            self._finish(self._finishing)
+            self._finishing = None
+        self._recordings = []
+        with self._lock:
+            for watch in self._watches.values():
+                watch.is_told, watch.due = False, 0.0
+            self._attended = dict(self._watches)
 
     def _poll(self) -> "list[tuple[int, int]]":
         """Sleep until something is to be done."""
@@ -479,8 +501,11 @@ class Watcher:
                 recording = self._done.get_nowait()
             except Empty:
                 break
-            self._recordings.remove(recording)
+            self._finishing = recording
+            with suppress(ValueError):  # forgotten after a failure
+                self._recordings.remove(recording)
             self._finish(recording)
+            self._finishing = None
         for recording in self._recordings:
             if not recording.is_slow and time.monotonic() - recording.begun >= _SLOW_SECONDS:
                 recording.is_slow = True
@@ -506,17 +531,23 @@ class Watcher:
             for starter, group in by_starter((watch.starter, watch) for watch in written):
                 with suppress(LimpetError):  # the keeper keeps them for longer, then
                     starter.forget_exits([watch.container_id for watch in group])
+        self._forget(written)
+        for watch in written:
+            self._on_end(watch.container_id)
+
+    def _forget(self, watches: Sequence[_Watch]) -> None:
+        """Watch them no more. May be repeated."""
         with self._lock:
-            for watch in written:
-                self._watches.pop(watch.container_id, None)
-                self._attended.pop(watch.container_id, None)
+            for watch in watches:
+                if self._watches.get(watch.container_id) is watch:
+                    del self._watches[watch.container_id]
+                    self._attended.pop(watch.container_id, None)
                 if watch.pidfd >= 0:
                     self._by_pidfd.pop(watch.pidfd, None)
                     close_all((watch.pidfd,))
-        for watch in written:
+                    watch.pidfd = -1
+        for watch in watches:
             self._leave_monitor(watch)
-        for watch in written:
-            self._on_end(watch.container_id)
 
     def _doubt(self, watch: _Watch, message: str) -> None:
         _log.warning("container %s: %s", watch.container_id, message)
@@ -528,24 +559,28 @@ class Watcher:
             return
         with self._lock:
             due = [kill for kill in self._kills.values() if kill.when <= now]
-            for kill in due:
-                del self._kills[kill.container_id]
-            self._next_kill = min((kill.when for kill in self._kills.values()), default=math.inf)
         kills = [kill for kill in due if self._is_still_of(kill.container_id, kill.identity)]
         killed: set[str] = set()
         for starter, group in by_starter((kill.starter, kill) for kill in kills) if len(kills) > 1 else ():
             if isinstance(starter, Plural):
                 killed.update(starter.signal_many({one.container_id: one.identity for one in group}, signal.SIGKILL))
-        for kill in kills:
-            if kill.container_id not in killed:
-                self._kill(kill)
+        later = [kill for kill in kills if kill.container_id not in killed and not self._kill(kill)]
+        with self._lock:  # only now: what fails on the way is done again
+            for kill in due:
+                if self._kills.get(kill.container_id) is kill:
+                    del self._kills[kill.container_id]
+            for kill in later:
+                self._kills.setdefault(kill.container_id, kill._replace(when=time.monotonic() + _RETRY_SECONDS))
+            self._next_kill = min((kill.when for kill in self._kills.values()), default=math.inf)
 
-    def _kill(self, kill: _Kill) -> None:
+    def _kill(self, kill: _Kill) -> bool:
+        """Kill it; return False if that is to be tried again."""
         try:
             kill.starter.signal(kill.container_id, kill.identity, signal.SIGKILL)
         except LimpetError as error:
             _log.warning("container %s cannot be killed now: %s", kill.container_id, error)
-            self.kill_at(kill.container_id, kill.identity, _RETRY_SECONDS, kill.starter)
+            return False
+        return True
 
     def _is_still_of(self, container_id: str, identity: ProcessIdentity) -> bool:
         """Say whether a container is the one that had this process: it may be deleted, and another have its id."""

@@ -75,6 +75,10 @@ class _Looks:
                 self._working.discard(thread)
                 thread.join()
                 continue
+            dead = {thread for thread in self._working if not thread.is_alive()}
+            if dead:  # for want of memory, and it could not tell: another looks at what it has left
+                self._working -= dead
+                self._start()
             self._give_up_what_is_overdue()
             if self._is_slow():
                 self._start()
@@ -97,16 +101,19 @@ class _Looks:
 
     def _look(self) -> None:
         thread = threading.current_thread()
-        while not self.is_over and (index := next(self._indexes)) < len(self._containers):
-            self._current[thread] = _Look(index, time.monotonic())
-            try:
-                seen = Seen(self._probe.observe(self._containers[index]))
-            except BaseException as error:  # noqa: BLE001  # one container never stops the others
-                seen = Seen(None, f"{type(error).__name__}: {error}")
-            if self._found[index] is None:  # else it was given up, and this is too late
-                self._found[index] = seen
-        self._current.pop(thread, None)
-        self._finished.put(thread)
+        try:
+            while not self.is_over and (index := next(self._indexes)) < len(self._containers):
+                try:
+                    self._current[thread] = _Look(index, time.monotonic())
+                    seen = Seen(self._probe.observe(self._containers[index]))
+                except BaseException as error:  # noqa: BLE001  # one container never stops the others
+                    seen = Seen(None, f"{type(error).__name__}: {error}")
+                if self._found[index] is None:  # else it was given up, and this is too late
+                    self._found[index] = seen
+        finally:
+            self._current.pop(thread, None)
+            with suppress(MemoryError):  # then it is seen that this thread has ended
+                self._finished.put(thread)
 
     def _give_up_what_is_overdue(self) -> None:
         for thread, look in list(self._current.items()):

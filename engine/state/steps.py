@@ -96,7 +96,8 @@ class _Step(Generic[_T]):
         if self._claim.acquire(blocking=False):
             self._is_over = True
         while not self._is_over:
-            self._done.get()
+            with suppress(Empty):  # its end may not have been told, for want of memory
+                self._done.get(timeout=_BEGIN_SECONDS)
         if self._has_result and self._undo:
             run_whole(self.undo)
 

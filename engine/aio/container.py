@@ -10,7 +10,7 @@ from limpet.engine.lifecycle.container import DEFAULT_EXEC_TIMEOUT_SECONDS, DEFA
 from limpet.engine.logs import Entry
 from limpet.engine.starters.abilities import Executed, Session, Stats
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources
-from limpet.schema.errors import NotFoundError, WaitTimeoutError
+from limpet.schema.errors import InvalidStateError, NotFoundError, WaitTimeoutError
 from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState, Status
@@ -185,7 +185,16 @@ class AsyncContainer:
     async def remove(self, *, force: bool = False, timeout: float = DEFAULT_STOP_TIMEOUT_SECONDS) -> bool:
         """See `Container.remove`."""
         if force:
-            with suppress(NotFoundError):  # deleted in the meantime
-                if self.container.needs_stop():
-                    await self.stop(timeout)
+            await self._stop_if_needed(timeout)
+        try:
+            return await self._workers.slow(self.container.remove, self.id)
+        except InvalidStateError:
+            if not (force and self.container.was_just_started()):
+                raise
+        await self._stop_if_needed(timeout)
         return await self._workers.slow(self.container.remove, self.id)
+
+    async def _stop_if_needed(self, timeout: float) -> None:
+        with suppress(NotFoundError):  # deleted in the meantime
+            if self.container.needs_stop():
+                await self.stop(timeout)

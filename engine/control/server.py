@@ -128,8 +128,8 @@ class ControlServer:
         self._callers: dict[int, _Caller] = {}
         self._pending: deque[tuple[_Caller, AnyRequest]] = deque()
         self._streams: dict[socket.socket, threading.Thread] = {}
-        self._steps = self._long_steps = 0
-        self._done: Queue[tuple[_Caller, AnyRequest, bytes]] = Queue()
+        self._steps: dict[threading.Thread, tuple[_Caller, AnyRequest]] = {}
+        self._done: Queue[tuple[threading.Thread, bytes]] = Queue()
         self._changed: Queue[_Caller] = Queue()
         self._full_until = 0.0
         self._is_whole = True
@@ -401,24 +401,26 @@ class ControlServer:
         for caller, request in waiting:
             if caller.link.fileno() < 0:
                 continue  # it went away before its turn
-            if self._steps >= _MOST_STEPS or (_takes_long(request) and self._long_steps >= _MOST_LONG_STEPS):
+            if len(self._steps) >= _MOST_STEPS or (_takes_long(request) and self._has_long_steps()):
                 self._pending.append((caller, request))
                 continue
-            thread = Thread(target=self._step, args=(caller, request), name="limpet-control-step")
+            thread = Thread(target=self._step, args=(request,), name="limpet-control-step")
+            self._steps[thread] = caller, request
             try:
                 thread.start()
             except RuntimeError:
+                del self._steps[thread]
                 self._answer(caller, encode_error(ResourcesError("no thread can be started; try again")))
-                continue
-            self._steps += 1
-            self._long_steps += _takes_long(request)
 
-    def _step(self, caller: _Caller, request: AnyRequest) -> None:
+    def _has_long_steps(self) -> bool:
+        return sum(_takes_long(request) for _, request in self._steps.values()) >= _MOST_LONG_STEPS
+
+    def _step(self, request: AnyRequest) -> None:
         """Do what is asked, on a thread of its own."""
         answer = b""
         with suppress(BaseException):  # there is no memory even for an error: then who asked sees the end
             answer = self._perform(request)
-        self._done.put((caller, request, answer))
+        self._done.put((threading.current_thread(), answer))
         self._ring()
 
     def _perform(self, request: AnyRequest) -> bytes:
@@ -432,16 +434,21 @@ class ControlServer:
             return encode_error(LimpetError(f"the engine failed: {error!r}; see its log"))
 
     def _take_results(self) -> None:
+        ended = [thread for thread in self._steps if not thread.is_alive()]
         with suppress(Empty):
             while True:
-                caller, request, answer = self._done.get_nowait()
-                self._steps -= 1
-                self._long_steps -= _takes_long(request)
-                if answer:
-                    self._answer(caller, answer)
-                else:
-                    self._leave(caller)
+                self._end_step(*self._done.get_nowait())
+        for thread in ended:  # those that could not tell, for want of memory
+            self._end_step(thread, b"")
         self._take_steps()
+
+    def _end_step(self, thread: threading.Thread, answer: bytes) -> None:
+        """Answer who has asked for what a thread has done; without an answer it sees the end, and asks again."""
+        caller, _ = self._steps.pop(thread, (None, None))
+        if caller is not None and answer:
+            self._answer(caller, answer)
+        elif caller is not None:
+            self._leave(caller)
 
     def _answer(self, caller: _Caller, line: bytes) -> None:
         """Send the answer, and leave; what cannot be sent now is sent when it can be."""
@@ -491,11 +498,9 @@ class ControlServer:
             thread.join(max(latest - time.monotonic(), 0))
         while self._steps and (left := latest - time.monotonic()) > 0:
             try:
-                caller, _, answer = self._done.get(timeout=left)
+                self._end_step(*self._done.get(timeout=left))
             except Empty:
                 break
-            self._steps -= 1
-            self._answer(caller, answer)
         for caller in list(self._callers.values()):
             if caller.is_read:
                 self._answer(caller, closed)

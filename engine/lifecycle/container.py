@@ -502,10 +502,25 @@ class Container:
         or Unknown without `force`, and if it cannot be shown that nothing of it is left.
         """
         if force:
-            with suppress(NotFoundError):
-                if self.needs_stop():
-                    self.stop(timeout)
+            self._stop_if_needed(timeout)
+        try:
+            return self._runtime.step(self._remove)
+        except InvalidStateError:
+            if not (force and self.was_just_started()):
+                raise
+        self._stop_if_needed(timeout)
         return self._runtime.step(self._remove)
+
+    def _stop_if_needed(self, timeout: float) -> None:
+        with suppress(NotFoundError):
+            if self.needs_stop():
+                self.stop(timeout)
+
+    def was_just_started(self) -> bool:
+        """Say whether it runs, though it did not a moment ago: its policy may have started it, which happens once."""
+        with suppress(NotFoundError):
+            return self.state is ContainerState.RUNNING
+        return False
 
     def take_back(self) -> None:
         """Remove it if it is still as it was made: who made it was interrupted, and does not know of it."""

@@ -123,14 +123,18 @@ class EngineLife:
             found |= {f"sandbox {one.id}": one.state.name for one in engine.list_sandboxes()}
             if found not in [self._done, *self._maybe]:
                 yield f"{found} is there, {self._done} was acknowledged (or {self._maybe})"
-            _end(engine)
+            end_all(engine)
             engine.create_sandbox({"metadata": {"name": "next"}}, id="next")
             config = {"metadata": {"name": "next"}, "image": {"image": "host"}, "command": ["true"]}
             following = engine.create_container(config, "next", id="next")
             following.start()
             if following.wait(_ANSWER_SECONDS).exit_code:
                 yield f"the next container: {following.status}"
-            _end(engine)
+            end_all(engine)
+        yield from self.find_left()
+
+    def find_left(self) -> Iterator[str]:
+        """Yield what is left of processes in the state directory, after a while in which they end."""
         deadline = time.monotonic() + _ANSWER_SECONDS
         while left := _find_processes(self._state_dir):
             if time.monotonic() > deadline:
@@ -150,7 +154,7 @@ class EngineLife:
         is_cut = self._is_forgotten or self.strikes > 1  # nobody waits for the step, and the close comes amid it
         if status.state is ContainerState.UNKNOWN and not status.created_at and is_cut:
             return _CREATED  # it can be created again, or deleted
-        if status.state is ContainerState.RUNNING and not _runs(status.pid):
+        if status.state is ContainerState.RUNNING and not runs(status.pid):
             return f"RUNNING, and process {status.pid} does not"
         return status.state.name
 
@@ -166,14 +170,16 @@ def _merge(state: State, change: State) -> State:
     return {key: value for key, value in (state | change).items() if value}
 
 
-def _end(engine: Engine) -> None:
+def end_all(engine: Engine) -> None:
+    """Remove all that an engine has."""
     for container in engine.list():
         container.remove(force=True, timeout=0)
     for sandbox in engine.list_sandboxes():
         sandbox.remove(force=True, timeout=0)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Return whether there is such a process, and it has not ended."""
     with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
     return False

@@ -10,7 +10,7 @@ The places are those where Python really runs a signal handler: the handler trip
 returns, so it is called at each of them. That holds for any version of Python.
 
 What is tried is a `Life`; tests/campaigns/interrupted_lives.py has those of the store, interrupted_engine.py that of an
-engine.
+engine, interrupted_served.py that of one whose threads do what nobody calls for.
 """
 
 import _thread
@@ -36,10 +36,14 @@ from typing import Self
 import limpet.engine
 from limpet.engine.state import steps
 from limpet.schema.errors import LimpetError
-from tests.campaigns import interrupted_engine, interrupted_lives
+from tests.campaigns import interrupted_engine, interrupted_lives, interrupted_served
 from tests.campaigns.interrupted_lives import Life
 
-LIVES: Mapping[str, Callable[[str], Life]] = {**interrupted_lives.LIVES, **interrupted_engine.LIVES}
+LIVES: Mapping[str, Callable[[str], Life]] = {
+    **interrupted_lives.LIVES,
+    **interrupted_engine.LIVES,
+    **interrupted_served.LIVES,
+}
 CONTROLS = {**interrupted_lives.CONTROLS, **interrupted_engine.CONTROLS}
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 30

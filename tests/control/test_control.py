@@ -425,6 +425,22 @@ def test_a_failure_of_the_servers_own_ends_no_answering(
         assert engine.list_sandboxes() == []
 
 
+def test_who_asked_a_thread_that_cannot_tell_sees_the_end(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread has ended, without a word: as one does that there is no memory for."""
+
+    def end(*_: Any) -> None:
+        ended.append(None)
+        monkeypatch.undo()
+
+    ended: list[None] = []
+    with Engine.open(state_dir):
+        monkeypatch.setattr(ControlServer, "_step", end)
+        with pytest.raises(errors.EngineGoneError, match="ended before it answered"):
+            ask_live(state_dir, Recover())
+        assert ended
+        assert isinstance(ask_live(state_dir, Recover()), Report)
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_who_asked_for_what_cannot_be_told_sees_the_end(
     state_dir: str, monkeypatch: pytest.MonkeyPatch, times: int

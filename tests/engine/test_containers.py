@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
-from limpet.engine import Container, Engine, errors
+from limpet.engine import AsyncEngine, Container, Engine, errors
 from limpet.engine.lifecycle import patience
 from limpet.engine.starters import Exit, Launch, Prepared
 from limpet.engine.starters.environment import merge_environment
@@ -221,6 +221,36 @@ def test_an_end_has_the_time_at_which_it_was_seen(engine: Engine, monkeypatch: p
     told = [one.finished_at for one in seen if one is not None]
     assert told == [finished_at]
     assert began < finished_at < time.time_ns()
+
+
+@pytest.mark.parametrize("front", ["thread", "task"])
+def test_a_removal_by_force_stops_what_is_started_just_then(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, front: str
+) -> None:
+    """As by its policy, right after it was seen that there is nothing to stop; that it runs is not a reason to stay."""
+
+    def needs_stop(self: Container) -> bool:
+        needs = real(self)
+        if not started:
+            started.append(self.start().pid)
+        return needs
+
+    async def remove() -> bool:
+        async with AsyncEngine.open(state_dir) as tasks:
+            return await (await tasks.get("one")).remove(force=True, timeout=0)
+
+    started: list[int] = []
+    real = Container.needs_stop
+    with Engine.open(state_dir) as engine:
+        made = make(engine, "sleep", "1000")
+        monkeypatch.setattr(Container, "needs_stop", needs_stop)
+        if front == "thread":
+            assert made.remove(force=True, timeout=0)
+    if front == "task":
+        assert asyncio.run(remove())
+    assert not is_running(started[0])
+    with Store.open(state_dir) as store:
+        assert store.list() == []
 
 
 class Late(FakeStarter):

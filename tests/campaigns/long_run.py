@@ -61,6 +61,7 @@ _INTERRUPTED: Final = (
     ("store", "memory", 2_000),
     ("tasks", "memory", 2_000),
     ("engine", "memory", 2_000),
+    ("served", "memory", 2_000),
 )
 """Of each life, every so many-th place or allocation, in one seed."""
 

@@ -1,14 +1,16 @@
-"""The life of an engine whose threads do what nobody calls for: tests/campaigns/interrupts.py strikes it.
+"""The lives of engines whose threads do what others wait for: tests/campaigns/interrupts.py strikes them.
 
-A container is restarted by its policy, another expires, a third is stopped by a command. All of that must come,
-whatever strikes; the next engine does what this one has left.
+In one a container is restarted by its policy, another expires, a third is stopped by a command. All of that must come,
+whatever strikes; the next engine does what this one has left. In the other, tasks share an engine's threads, and each
+has an answer.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from limpet.engine import Container, Engine
+from limpet.engine import AsyncEngine, AsyncSandbox, Container, Engine
 from limpet.engine.control import NoEngineError, ask_live
 from limpet.engine.control.requests import Info, Stop
 from limpet.schema.errors import EngineGoneError, LimpetError
@@ -19,6 +21,7 @@ from tests.campaigns.refused_life import use_impatient_keepers
 _COMES_SECONDS = 8.0
 _EXPIRES_SECONDS = 0.2
 _TRIES = 3
+_CREW = 3
 
 
 class ServedLife(EngineLife):
@@ -90,6 +93,53 @@ class ServedLife(EngineLife):
         yield from self.find_left()
 
 
+class CrewLife(EngineLife):
+    """Tasks let containers live at the same time, by an engine for asyncio."""
+
+    keeps_unclosed = 40
+
+    def __init__(self, state_dir: str) -> None:
+        super().__init__(state_dir)
+        self._gone: set[str] = set()
+
+    def live(self) -> None:
+        use_impatient_keepers()
+        asyncio.run(self._work())
+
+    async def _work(self) -> None:
+        crew = await AsyncEngine.open(self._state_dir)
+        self._engine = crew.engine
+        pod = await crew.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        lives = [self._live(crew, pod, f"c{number}") for number in range(_CREW)]
+        for outcome in await asyncio.gather(*lives, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        await pod.remove(force=True, timeout=0)
+        await crew.close()
+
+    async def _live(self, crew: AsyncEngine, pod: AsyncSandbox, key: str) -> None:
+        config = {"metadata": {"name": key}, "image": {"image": "host"}, "command": ["sh", "-c", "exit 3"]}
+        one = await crew.create_container(config, pod, id=key)
+        await one.start()
+        steps = (one.wait(_COMES_SECONDS), one.renew(time.time_ns() + 3600 * 10**9))
+        (status, _) = await asyncio.gather(*steps)
+        assert status.exit_code == 3
+        await one.remove()
+        self._gone.add(key)
+
+    def find_lies(self) -> Iterator[str]:
+        use_impatient_keepers()
+        self._engine = None
+        with Engine.open(self._state_dir) as engine:
+            for one in engine.list():
+                if one.id in self._gone:
+                    yield f"{one.id} was removed, and is there"
+                if one.state is ContainerState.RUNNING and not runs(one.status.pid):
+                    yield f"{one.id} is RUNNING, and process {one.status.pid} does not"
+            end_all(engine)
+        yield from self.find_left()
+
+
 def _count_ends(engine: Engine, name: str) -> int:
     return sum(one.state is ContainerState.EXITED for one in engine.list(name=name))
 
@@ -108,4 +158,4 @@ def _has_run(container: Container) -> bool:
     return bool(container.status.started_at)
 
 
-LIVES: Mapping[str, Callable[[str], EngineLife]] = {"served": ServedLife}
+LIVES: Mapping[str, Callable[[str], EngineLife]] = {"served": ServedLife, "crew": CrewLife}

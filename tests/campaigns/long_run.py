@@ -61,7 +61,9 @@ _INTERRUPTED: Final = (
     ("store", "memory", 2_000),
     ("tasks", "memory", 2_000),
     ("engine", "memory", 2_000),
+    ("served", "interrupt", 60),
     ("served", "memory", 2_000),
+    ("crew", "memory", 2_000),
 )
 """Of each life, every so many-th place or allocation, in one seed."""
 

@@ -18,6 +18,7 @@ from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on, is_inside
 from limpet.engine.starters.oci.exits import is_monitor_alive
 from limpet.engine.starters.oci.family import have_go_on
+from limpet.engine.starters.oci.limit_files import forget_limits, keep_limits, put_back
 from limpet.engine.starters.oci.resources import (
     find_unapplied_limits,
     lifts_quota,
@@ -190,22 +191,36 @@ def measure_container(processes: Processes, cgroup: str) -> Stats:
 def change_limits(
     call: Call, run: RunDirectory, processes: Processes, cgroup: str, limits: LinuxContainerResources, *, is_runc: bool
 ) -> Resources:
-    """Put limits into force. Raises InvalidInputError if the runtime or the kernel refuses them."""
+    """Put limits into force. Raises InvalidInputError if the runtime or the kernel refuses them.
+
+    Then those from before are in force, as they are if it is interrupted; where the kernel refuses that, too, what is
+    in force instead is named.
+    """
     unapplied = find_unchangeable(run, limits, is_runc=is_runc)
     unapplied |= find_unapplied_limits(limits, is_unified=has_unified_cgroups())
+    wanted = json.dumps(make_limits(limits, unapplied)).encode()
     path = run.join("limits.json")
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(json.dumps(make_limits(limits, unapplied)).encode())
-    outcome = call("update", "-r", path, processes.oci_id)
-    why = outcome.problem if outcome.code != 0 else ""
+        file.write(wanted)
+    before = keep_limits(run, processes.cgroups, cgroup, tuple(limits.unified))
+    is_done, left = False, dict[str, str]()
     try:
-        if lifts_quota(limits) and not why:
+        outcome = call("update", "-r", path, processes.oci_id)
+        is_done, why = outcome.code == 0, outcome.problem
+        if is_done and lifts_quota(limits):
+            is_done = False
             lift_quota(processes.cgroups, cgroup)
-    except OSError as error:
-        why = f"cpu_quota: {error.strerror} ({error.filename})"
-    if why:
-        raise InvalidInputError(f"the limits cannot be changed, and some may have been by now: {why}")
-    return list_applied(limits, unapplied)
+            is_done = True
+    finally:
+        left = {} if is_done else put_back(before)
+        forget_limits(run)
+    if is_done:
+        return list_applied(limits, unapplied)
+    told = "; ".join(f"{path} is {text.strip()!r}" for path, text in left.items())
+    raise InvalidInputError(
+        f"the limits cannot be changed: {why}; "
+        + (f"those from before cannot be put back, either: {told}" if told else "those from before are in force")
+    )
 
 
 def find_unchangeable(run: RunDirectory, limits: LinuxContainerResources, *, is_runc: bool) -> dict[str, str]:

@@ -5,7 +5,7 @@ processes.json   which processes these are                exit, oom             
 starting         the runtime was asked to let it go       attach, ctl, winsz        conmon's doors
 executed         the program was seen to be executed      conmon.log                what conmon itself says
 never-ran        it was ended while it was held           exec-TOKEN.json, .pid     a command, and its pid
-exits/ID         what `exit` says, once more; not read
+exits/ID         what `exit` says, once more; not read    limits-before.json        see `limit_files`
 
 Each start has one of its own, so that a conmon which comes late can write into no other's.
 """

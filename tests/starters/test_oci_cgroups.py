@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.starters.oci import cgroups
+from limpet.schema.cri import LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata
+from limpet.schema.errors import InvalidInputError
 
 NAME = "key-one"
 V1 = [f"{number}:{each}:/limpet/{NAME}" for number, each in enumerate(("freezer", "memory", "pids", "cpu,cpuacct"), 2)]
@@ -40,6 +42,55 @@ def fill(directory: Path, files: Mapping[str, str]) -> None:
         where = directory / controller / "limpet" / NAME
         where.mkdir(parents=True, exist_ok=True)
         (where / name).write_text(text)
+
+
+def parent(path: str) -> PodSandboxConfig:
+    linux = LinuxPodSandboxConfig(cgroup_parent=path)
+    return PodSandboxConfig(metadata=PodSandboxMetadata(name="a"), linux=linux)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/",
+        "a",
+        "system.slice",
+        "/a/../b",
+        "/../../a",
+        "/a b:c",
+        "/ü" * 100,
+        "/" + "x" * 255,
+        "/x" * 1900,
+        "/cpu/new",
+    ],
+)
+def test_below_what_a_cgroup_can_be(root: Path, path: str) -> None:
+    """Whether that is there or not."""
+    (root / "cpu" / "system.slice").mkdir(parents=True)
+    cgroups.require_cgroup_parent(parent(path))
+    cgroups.require_cgroup_parent(PodSandboxConfig(metadata=PodSandboxMetadata(name="a")))
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/a\nb", "no cgroup's name has a newline"),
+        ("/" + "x" * 256, "more than 255 bytes"),
+        ("a/" + "ü" * 128, "more than 255 bytes"),
+        ("/x" * 1900 + "y", "it has more than 3800 bytes"),
+        ("/tasks", "'.*/cpu/tasks' is a file"),
+        ("system.slice/./cpu.shares/x", "'.*/cpu/system.slice/cpu.shares' is a file"),
+        ("/cgroup.procs", "'.*/cgroup.procs' is a file"),
+    ],
+)
+def test_below_what_none_can_be(root: Path, path: str, why: str) -> None:
+    """For the kernel would refuse it when a container is started."""
+    (root / "cpu" / "system.slice").mkdir(parents=True)
+    for name in ("cpu/tasks", "cpu/system.slice/cpu.shares", "cgroup.procs"):
+        (root / name).touch()
+    with pytest.raises(InvalidInputError, match=rf"^cgroup_parent .*: .*{why}"):
+        cgroups.require_cgroup_parent(parent(path))
 
 
 def test_use_by_version_1(root: Path) -> None:

@@ -12,7 +12,7 @@ from limpet.engine import Container
 from limpet.engine.starters.oci import ranges, tools
 from limpet.engine.starters.oci.abilities import find_unchangeable
 from limpet.engine.starters.oci.cgroups import list_directories
-from limpet.engine.starters.oci.ranges import require_limits
+from limpet.engine.starters.oci.ranges import require_limits, require_room
 from limpet.engine.starters.oci.resources import find_unapplied_limits, make_limits
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
@@ -82,6 +82,27 @@ def test_what_it_does_not_take_is_refused(field: str, values: tuple[Any, ...], w
     for value in values:
         with pytest.raises(errors.InvalidInputError, match=rf"^resources\.{field}.*{why}"):
             require_limits(LinuxContainerResources(**{field: value}))
+
+
+def test_less_memory_than_a_runtime_needs_is_refused() -> None:
+    """By what each needs; no limit, or none that is in force, is none."""
+    for runtime, least in (("runc", 2 << 20), ("crun", 128 << 10)):
+        for limit in (1, 4096, least - 1):
+            with pytest.raises(
+                errors.InvalidInputError, match=rf"^resources\.memory_limit_in_bytes {limit}: {runtime} "
+            ):
+                require_room({"memory": {"limit": limit}}, runtime)
+        fine: list[dict[str, Any]] = [{"memory": {"limit": each}} for each in (-1, least, 1 << 40)]
+        for limits in ({}, {"memory": {}}, *fine):
+            require_room(limits, runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_too_little_memory_is_known_at_create(shared: Engine, runtime: str) -> None:
+    """A start with it would fail each time."""
+    little = {"resources": {"memory_limit_in_bytes": 100 << 10}}
+    with pytest.raises(errors.InvalidInputError, match=f"{runtime} itself needs more to start the container"):
+        shared.create_container(config(f"little-{runtime}", "true", linux=little), runtime)
 
 
 def test_a_kernel_without_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -341,7 +341,7 @@ def test_a_bad_hostname_makes_nothing(engine: Engine, state_dir: str) -> None:
     """What cannot be made is refused, and leaves neither row nor directory nor pin."""
     with pytest.raises(errors.InvalidInputError, match="hostname"):
         engine.create_sandbox({**SANDBOX, "hostname": "a b"}, id="bad", runtime_handler="runc")
-    with pytest.raises(errors.UnsupportedError, match="no/such"):
+    with pytest.raises(errors.UnsupportedError, match=r"sysctls .net\.no\.such."):
         engine.create_sandbox({**SANDBOX, "linux": {"sysctls": {"net.no.such": "1"}}}, id="bad", runtime_handler="runc")
     assert list(engine.store.sandbox_ids) == []
     assert os.listdir(f"{state_dir}/sandboxes") == []
@@ -377,10 +377,21 @@ def test_a_sysctl_of_the_host_is_refused(engine: Engine, state_dir: str) -> None
         ("kernel.shmmax", "", errors.InvalidInputError, "'kernel.shmmax': a value in one line is needed"),
         ("net.ipv4.ip_forward", "1\n0", errors.InvalidInputError, "a value in one line is needed"),
         ("kernel.hostname", "another", errors.InvalidInputError, "the sandbox has a hostname, 'pod-one'"),
-        ("kernel.shmmax", "rubbish", errors.UnsupportedError, "/proc/sys/kernel/shmmax: Invalid argument"),
+        ("kernel.hostname", "x" * 65, errors.InvalidInputError, "the kernel keeps 64 bytes"),
+        ("kernel.domainname", "ü" * 33, errors.InvalidInputError, "the kernel keeps 64 bytes"),
+        ("net.a\nb", "1", errors.UnsupportedError, r"made: sysctls .net.a.nb.: No such file"),
+        ("kernel.shmmax", "rubbish", errors.UnsupportedError, "sysctls .kernel.shmmax.: Invalid argument"),
     ):
         with pytest.raises(kind, match=why):
             engine.create_sandbox({**SANDBOX, "linux": {"sysctls": {name: value}}}, id="bad", runtime_handler="runc")
+    assert engine.list_sandboxes() == []
+
+
+def test_a_cgroup_parent_that_can_be_none_is_refused(engine: Engine) -> None:
+    """When the sandbox is made, and nothing is left of it."""
+    for parent in ("/a\nb", "/" + "x" * 256):
+        with pytest.raises(errors.InvalidInputError, match=r"^cgroup_parent "):
+            engine.create_sandbox({**SANDBOX, "linux": {"cgroup_parent": parent}}, id="bad", runtime_handler="runc")
     assert engine.list_sandboxes() == []
 
 

@@ -57,6 +57,17 @@ def test_users_and_groups(shared: Engine, runtime: str) -> None:
     assert run(shared, runtime, "id -u; id -g", numbers) == ["12", "34"]
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_empty_home_is_none(shared: Engine, runtime: str) -> None:
+    """It is then the user's: runc would see to that alone, and crun leave it empty. Other variables may be empty."""
+    empty = [{"key": name, "value": ""} for name in ("HOME", "OTHER")]
+    script = "echo $HOME,${OTHER-unset}"
+    assert run(shared, runtime, script, envs=empty) == ["/root,"]
+    assert run(shared, runtime, script, {"run_as_username": "web"}, envs=empty) == ["/home/web,"]
+    assert run(shared, runtime, script, {"run_as_user": {"value": "4711"}}, envs=empty) == ["/,"]
+    assert run(shared, runtime, script, envs=[{"key": "HOME", "value": "/x"}]) == ["/x,unset"]
+
+
 def capabilities(lines: list[str]) -> dict[str, int]:
     return {name: int(bits, 16) for name, _, bits in (line.partition(":\t") for line in lines)}
 

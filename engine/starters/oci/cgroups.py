@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from limpet.recovery.host import open_pidfd
+from limpet.schema.cri import PodSandboxConfig
+from limpet.schema.errors import InvalidInputError, quote, quote_path
 
 _ROOT = "/sys/fs/cgroup"
 _V1 = "freezer.state"
@@ -15,6 +17,42 @@ _FREEZERS = {"freezer": (_V1, "FROZEN", "THAWED"), "": ("cgroup.freeze", "1", "0
 _TOLD = {"freezer": "freezer.self_freezing", "": "cgroup.freeze"}
 """The file that says 1 where a cgroup was told to freeze, whatever those above it were told."""
 _LOOK_AGAIN_SECONDS = 0.002
+_NAME_BYTES, _PARENT_BYTES = 255, 3800
+"""The most that a cgroup's name may have for crun, and a path above containers' own, so that the kernel takes each file
+below them (PATH_MAX)."""
+
+
+def require_cgroup_parent(config: PodSandboxConfig) -> None:
+    """Raise InvalidInputError for a `cgroup_parent` below which no cgroup can be made."""
+    parent = config.linux.cgroup_parent if config.linux else ""
+    path = os.path.normpath(f"/{parent.lstrip('/')}")
+    names = path.strip("/").split("/")
+    why = ""
+    if "\n" in parent:
+        why = "no cgroup's name has a newline"
+    elif any(len(os.fsencode(name)) > _NAME_BYTES for name in names):
+        why = f"a name in it has more than {_NAME_BYTES} bytes"
+    elif len(os.fsencode(path)) > _PARENT_BYTES:
+        why = f"it has more than {_PARENT_BYTES} bytes"
+    elif file := next(filter(None, (_find_file(above, names) for above in _list_hierarchies())), ""):
+        why = f"{quote_path(file)} is a file"
+    if why:
+        raise InvalidInputError(f"cgroup_parent {quote(parent)}: {why}")
+
+
+def _list_hierarchies() -> list[str]:
+    with suppress(OSError):
+        return [_ROOT, *(each.path for each in os.scandir(_ROOT) if each.is_dir())]
+    return []
+
+
+def _find_file(above: str, names: Sequence[str]) -> str:
+    """Return the first on the way below a directory that is no directory, "" if there is none."""
+    for name in names:
+        above = os.path.join(above, name)
+        if not os.path.isdir(above):
+            return above if os.path.lexists(above) else ""
+    return ""
 
 
 def list_directories(lines: Sequence[str], name: str) -> Iterator[tuple[str, str]]:

@@ -38,8 +38,8 @@ def main() -> None:
         try:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(value)
-        except OSError as error:  # of the write, which names no file
-            raise OSError(error.errno, error.strerror, path) from error
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"sysctls {name!r}") from error
     if "ipc" in kinds:
         path = os.path.join(directory, "shm")
         os.mkdir(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.oci.mounts import has_own, mounts_of, place_of
+from limpet.engine.starters.oci.places import require_lengths
 from limpet.engine.starters.oci.ranges import require_limits
 from limpet.engine.starters.oci.rootless import is_rootless
 from limpet.engine.starters.oci.tools import has_controller
@@ -29,6 +30,8 @@ _CONTROLLERS = {
 """Whose limit each is."""
 _OWN_PLACES = ("/dev/console", "/dev/fd", "/dev/mqueue", "/dev/ptmx", "/dev/pts", "/dev/shm")  # noqa: S108
 """Of each container, in /dev, beside the devices that the runtimes make as the host's are."""
+_OF_EACH = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
+"""Devices that the runtimes make in each container."""
 _OF_KERNEL = ("/proc/", "/sys/", "/dev/pts/", "/dev/mqueue/")
 """File systems in which the kernel makes all that is there."""
 
@@ -116,7 +119,8 @@ def make_devices(
 
     Raises InvalidInputError, also for a path that the runtimes would pass over without a word.
     """
-    devices, rules = [], [{"allow": privileged, "access": "rwm"}]
+    devices: list[dict[str, Any]] = []
+    rules: list[dict[str, Any]] = [{"allow": privileged, "access": "rwm"}]
     taken = {place_of(mount.container_path) for mount in mounts_of(config)}
     for device in config.devices:
         try:
@@ -130,7 +134,9 @@ def make_devices(
             )
         path = device.container_path or device.host_path
         require_plain("devices.host_path", device.host_path)
-        if why := _find_obstacle(path, root, taken, has_terminal=config.tty):
+        require_lengths("devices.container_path", path, root)
+        made = [place_of(each["path"]) for each in devices]
+        if why := _find_obstacle(path, root, taken, made, has_terminal=config.tty):
             raise InvalidInputError(f"devices.container_path {quote_path(path)}: {why}")
         taken.add(place_of(path))
         about = _describe(found)
@@ -181,20 +187,25 @@ def _describe(found: os.stat_result) -> dict[str, Any]:
     return {"type": "b" if stat.S_ISBLK(found.st_mode) else "c", **number, **owner}
 
 
-def _find_obstacle(path: str, root: str, taken: Collection[str], *, has_terminal: bool) -> str:
-    """Return why no device can be made at a path in the container, "" if nothing is known to be in its way."""
+def _find_obstacle(path: str, root: str, taken: Collection[str], made: Collection[str], *, has_terminal: bool) -> str:
+    """Return why no device can be made at a path in the container, "" if nothing is known to be in its way.
+
+    `made` are the places of the config's other devices, which are among those that are `taken`.
+    """
     if not path.startswith("/") or ".." in path.split("/"):
         return "an absolute path without '..' is needed"
     path = place_of(path)
-    if has_own(path, has_terminal=has_terminal):
-        return "the container has its own there"
-    if path in taken:
-        return "a mount or another device is there"
-    if path.startswith(_OF_KERNEL):
-        return "no device can be made there; choose a path in /dev"
-    if not path.startswith("/dev/") and _is_there(path, root):
-        return "the image has something there; choose a path in /dev"
-    return ""
+    obstacles = (
+        (has_own(path, has_terminal=has_terminal), "the container has its own there"),
+        (path in taken, "a mount or another device is there"),
+        (any(path.startswith(f"{each}/") for each in (*_OF_EACH, *made)), "a device is on its way"),
+        (path.startswith(_OF_KERNEL), "no device can be made there; choose a path in /dev"),
+        (
+            not path.startswith("/dev/") and _is_there(path, root),
+            "the image has something there; choose a path in /dev",
+        ),
+    )
+    return next((why for is_so, why in obstacles if is_so), "")
 
 
 def _is_there(path: str, root: str) -> bool:

@@ -43,6 +43,9 @@ _OF_IPC = re.compile(
     r"kernel\.(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced|(msg|sem|shm)_next_id)|fs\.mqueue\.[a-z_]+"
 )
 """What ipc_namespaces(7) lists."""
+_NAMES = frozenset({"kernel.hostname", "kernel.domainname"})
+_HOST_NAME_BYTES = 64
+"""Of each of these (uname(2)); the kernel drops the rest without a word."""
 _SHM = "shm"
 _SHM_BYTES = 64 << 20
 _LOCK_SECONDS = 10.0
@@ -255,7 +258,7 @@ def kind_of_sysctl(name: str) -> str:
     """Return the type of the namespace that a sysctl belongs to (sysctl(8)), "" for the host's."""
     if name.startswith("net."):
         return "network"
-    if name in {"kernel.hostname", "kernel.domainname"}:
+    if name in _NAMES:
         return "uts"
     return "ipc" if _OF_IPC.fullmatch(name) else ""
 
@@ -268,6 +271,10 @@ def require_sysctls(config: PodSandboxConfig) -> None:
     for name, value in sysctls_of(config).items():
         if not value.strip() or not value.replace("\t", " ").isprintable():
             raise InvalidInputError(f"sysctls {quote(name)}: a value in one line is needed, not {quote(value)}")
+        if name in _NAMES and len(os.fsencode(value)) > _HOST_NAME_BYTES:
+            raise InvalidInputError(
+                f"sysctls {quote(name)}: the kernel keeps {_HOST_NAME_BYTES} bytes of it, and {quote(value)} has more"
+            )
         if name == "kernel.hostname" and config.hostname not in {"", value}:
             raise InvalidInputError(f"sysctls {quote(name)}: the sandbox has a hostname, {quote(config.hostname)}")
         if not kind_of_sysctl(name):

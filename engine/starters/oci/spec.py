@@ -27,6 +27,7 @@ from limpet.engine.starters.oci.namespaces import (
     mode_of,
     require_options,
 )
+from limpet.engine.starters.oci.places import require_working_directory
 from limpet.engine.starters.oci.resources import (
     choose_oom_score,
     find_unapplied_limits,
@@ -78,6 +79,7 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
     root = os.path.join(launch.bundle_path, ROOTFS)
     user, account = choose_user(image.config, config, RootAccounts(root), Rights(0, 0, (), has_own_ids=True))
     env = merge_environment(image.config, config)
+    env = tuple(entry for entry in env if entry != "HOME=")  # for which runc takes the user's, as if it was not given
     given = {entry.partition("=")[0] for entry in env}
     defaults = {"PATH": _PATH, "HOME": account.home if account else "/", **({"TERM": "xterm"} if config.tty else {})}
     env = (*env, *(f"{name}={value}" for name, value in defaults.items() if name not in given))
@@ -187,5 +189,6 @@ def _choose_directory(launch: Launch) -> str:
     chosen = config.working_dir or image.config.working_dir or "/"
     if not os.path.isabs(chosen):
         raise InvalidInputError(f"working_dir {quote_path(chosen)}: an absolute path is needed")
+    require_working_directory("working_dir", chosen, config, os.path.join(launch.bundle_path, ROOTFS))
     require_directory(chosen, config)
     return chosen

@@ -24,7 +24,14 @@ from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.oci import abilities, calls
-from limpet.engine.starters.oci.cgroups import find_frozen_place, is_frozen, remove, signal_processes, thaw
+from limpet.engine.starters.oci.cgroups import (
+    find_frozen_place,
+    is_frozen,
+    remove,
+    require_cgroup_parent,
+    signal_processes,
+    thaw,
+)
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.commands import end_left, find_left
@@ -53,7 +60,9 @@ from limpet.engine.starters.oci.namespaces import (
     require_given,
     require_namespace,
 )
+from limpet.engine.starters.oci.places import require_places
 from limpet.engine.starters.oci.probe import BundleWitness
+from limpet.engine.starters.oci.ranges import require_room
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
 from limpet.engine.starters.oci.root import RuntimeRoot, remove_entry, to_oci_id
 from limpet.engine.starters.oci.rootless import adapt, is_rootless, require_own_pids
@@ -223,24 +232,32 @@ class OciStarter:
 
         Raises InvalidInputError, UnsupportedError if runtime or conmon are not installed, StateDirectoryError.
         """
+        with _told(f"container {launch.id}"):
+            return json.dumps(self._make_spec(launch)).encode()
+
+    def _make_spec(self, launch: Launch) -> dict[str, Any]:
         self._tools.find(self._conmon)
-        is_runc = self._tools.find(self._runtime).kind == "runc"
-        if is_rootless() and not is_runc:
+        kind = self._tools.find(self._runtime).kind
+        if is_rootless() and kind != "runc":
             raise UnsupportedError(f"{self._runtime}: an engine that is not root can use runc alone")
         self._command()
         to_oci_id(launch.id)
+        sandbox, config = launch.sandbox.config if launch.sandbox else None, launch.metadata.config
         spec = make_spec(launch, is_unified=has_unified_cgroups())
-        if is_runc:
+        require_room(spec["linux"]["resources"], kind)
+        if sandbox is not None:
+            require_cgroup_parent(sandbox)
+        if kind == "runc":
             require_ids_of_runc(spec["process"]["user"])
         if is_rootless():
             require_own_pids(make_namespaces(config_in_sandbox(launch), launch.namespaces, is_unified=False))
             adapt(spec)  # which refuses users that cannot be had
-        elif is_runc:
+        elif kind == "runc":
             keep_sysfs_writable(spec)
-        write_root_files(
-            os.path.join(launch.bundle_path, ROOTFS), None if launch.sandbox is None else launch.sandbox.config
-        )
-        return json.dumps(spec).encode()
+        root = os.path.join(launch.bundle_path, ROOTFS)
+        write_root_files(root, sandbox)
+        require_places(config, root, is_runc=kind == "runc")
+        return spec
 
     def find_unapplied(self, launch: Launch) -> dict[str, str]:
         """Return what the config asks for and is not done, by the field's name, with the reason."""
@@ -256,6 +273,7 @@ class OciStarter:
     def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str]) -> Holdings:
         """Pin the sandbox's namespaces, and write its files in /etc. An ordinary user's sandboxes hold nothing."""
         require_given(sandbox.config, given)
+        require_cgroup_parent(sandbox.config)
         if is_rootless():
             if self._plugins is not None and "network" in choose_kinds(sandbox.config):
                 raise UnsupportedError("cni: only root's sandboxes get networks from plugins; open one without it")

@@ -1,0 +1,180 @@
+"""Paths in a container at which nothing can be: refused at create, by the field's name, and what is in the way."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limpet import Engine, errors
+from limpet.engine.starters.oci.places import require_lengths, require_places, require_working_directory
+from limpet.schema.cri import (
+    ContainerConfig,
+    ContainerMetadata,
+    ImageSpec,
+    LinuxContainerConfig,
+    LinuxContainerSecurityContext,
+    Mount,
+)
+from limpet.schema.errors import InvalidInputError
+from tests.starters.oci import RUNTIMES, config
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """A root file system with a directory, a file, and links to both; the host's are beside it."""
+    for name in ("root/directory/below", "root/dev", "host/directory", "host/with/null"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("root/file", "host/file"):
+        (tmp_path / name).touch()
+    for name, target in (
+        ("to-file", "/file"),
+        ("to-directory", "../../directory"),
+        ("to-nothing", "none"),
+        ("to-dev", "/dev"),
+        ("to-itself", "to-itself"),
+    ):
+        (tmp_path / "root" / name).symlink_to(target)
+    return str(tmp_path / "root")
+
+
+def asked(root: str, *mounts: tuple[str, str], **context: Any) -> ContainerConfig:
+    """A config with these mounts, of what is beside the root."""
+    host = os.path.join(os.path.dirname(root), "host")
+    return ContainerConfig(
+        metadata=ContainerMetadata(name="one"),
+        image=ImageSpec(image="box:1"),
+        mounts=tuple(
+            Mount(container_path=path, host_path=os.path.normpath(os.path.join(host, name))) for path, name in mounts
+        ),
+        linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(**context)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/directory", "directory"),
+        ("//directory/below/new/", "directory"),
+        ("/directory/../new/file", "file"),
+        ("/to-directory/new", "file"),
+        ("/to-directory", "directory"),
+        ("/to-file", "file"),
+        ("/to-nothing/below", "file"),
+        ("/to-itself/below", "file"),
+        ("/new", "file"),
+        ("/to-dev/null/below", "file"),
+        ("/proc", "/proc"),
+        ("/proc/uptime", "file"),
+        ("/sys", "directory"),
+        ("/sys/kernel", "directory"),
+        ("/sys/fs/cgroup/mine", "directory"),
+        ("/dev", "with"),
+        ("/dev/mine", "file"),
+        ("/dev/pts", "directory"),
+    ],
+)
+def test_what_can_be_mounted(root: str, path: str, name: str) -> None:
+    """Also where the image has nothing yet, and what is not looked into."""
+    for is_runc in (True, False):
+        require_places(asked(root, (path, name)), root, is_runc=is_runc)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "why"),
+    [
+        ("/file", "directory", "a file is there, and the host's '.*/host/directory' is a directory"),
+        ("//directory/.", "file", "a directory is there, and the host's '.*/host/file' is a file"),
+        ("/to-file", "directory", "a file is there"),
+        ("/to-directory", "file", "a directory is there"),
+        ("/file/below", "file", "the image has at '/file' what is no directory"),
+        ("/file/below/more", "directory", "the image has at '/file' what is no directory"),
+        ("/to-file/below", "file", "the image has at '/to-file' what is no directory"),
+        ("/proc/nosuch", "file", "nothing there|nobody make it"),
+        ("/sys/nosuch", "directory", "the kernel lets nobody make it"),
+        ("/dev/pts/0", "file", "the kernel lets nobody make it"),
+        ("/dev/mqueue/mine", "file", "the kernel lets nobody make it"),
+        ("/dev", "directory", "the runtimes need a null there"),
+        ("/" + "x" * 256, "file", "a name in it has more than 255 bytes"),
+        ("/ab" + "/ü" * 127 + "/" + "ü" * 128, "file", "a name in it has more than 255 bytes"),
+        ("/x" * 2048, "file", r"it has more than \d+ bytes"),
+    ],
+)
+def test_what_cannot_be_mounted(root: str, path: str, name: str, why: str) -> None:
+    """For both runtimes."""
+    for is_runc in (True, False):
+        with pytest.raises(InvalidInputError, match=rf"^mounts\.container_path .*({why})"):
+            require_places(asked(root, (path, name)), root, is_runc=is_runc)
+
+
+def test_what_runc_does_not_mount(root: str) -> None:
+    """In /proc: crun does."""
+    for path, name in (("/proc", "directory"), ("/proc/sys", "directory"), ("/proc/1", "directory")):
+        require_places(asked(root, (path, name)), root, is_runc=False)
+        with pytest.raises(InvalidInputError, match=r"^mounts\.container_path .*: runc "):
+            require_places(asked(root, (path, name)), root, is_runc=True)
+
+
+def test_what_is_on_another_mount_is_not_looked_into(root: str) -> None:
+    """It hides what the image has there, and what the kernel has."""
+    for outer, inner in (("/file", "/below"), ("/proc", "/nosuch"), ("/dev", "/pts/0")):
+        mounts = ((f"{outer}{inner}", "file"), (outer, "file"))
+        with pytest.raises(InvalidInputError):
+            require_places(asked(root, mounts[0]), root, is_runc=True)
+        if outer == "/file":
+            require_places(asked(root, *mounts), root, is_runc=True)
+    require_places(asked(root, ("/proc", "/proc"), ("/proc/nosuch", "file")), root, is_runc=True)
+    require_places(asked(root, ("/dev", "with"), ("/dev/pts/0", "file")), root, is_runc=True)
+
+
+@pytest.mark.parametrize("field", ["masked_paths", "readonly_paths"])
+def test_what_is_below_a_file_cannot_be_hidden(root: str, field: str) -> None:
+    """Nor what has too long a name; what is missing, or is hidden by a mount, is no matter."""
+    for path in ("/directory", "/file", "/to-file", "/none/below", "etc", "/proc/none", "/to-dev/null/x", "/a/../file"):
+        require_places(asked(root, **{field: (path,)}), root, is_runc=True)
+    require_places(asked(root, ("/file", "file"), **{field: ("/file/below",)}), root, is_runc=True)
+    for path in ("/file/below", "/to-file/below", "/directory/../file/a/b", "/" + "x" * 256, "/x" * 2048):
+        with pytest.raises(InvalidInputError, match=rf"^{field} .*: (the image has at|a name in it|it has more)"):
+            require_places(asked(root, **{field: ("/directory", path)}), root, is_runc=True)
+
+
+def test_what_is_a_file_is_no_working_directory(root: str) -> None:
+    """Nor what is below one; what is missing is made, and what is mounted is not looked into."""
+    for path in ("/", "/directory", "/to-directory/below", "/new/below", "/dev/null", "/to-nothing"):
+        require_working_directory("working_dir", path, asked(root), root)
+    require_working_directory("working_dir", "/file/below", asked(root, ("/file", "directory")), root)
+    for path in ("/file", "/to-file", "/file/below", "/to-file/below"):
+        with pytest.raises(InvalidInputError, match=r"^working_dir .*: the image has at '.*file' what is no directory"):
+            require_working_directory("working_dir", path, asked(root), root)
+
+
+def test_the_longest() -> None:
+    """As the kernel takes it, below the root file system."""
+    require_lengths("x", "/" + "y" * 255)
+    require_lengths("x", "/y" * 2047 + "z")
+    require_lengths("x", "/y" * 2045, "/root")
+    for path, root in (("/" + "y" * 256, ""), ("/y" * 2048, ""), ("/y" * 2045 + "z", "/root")):
+        with pytest.raises(InvalidInputError, match=r"^x "):
+            require_lengths("x", path, root)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_it_is_known_at_create(shared: Engine, runtime: str, tmp_path: Path) -> None:
+    """A start would fail, which nobody can take back then; also for the files that each container gets."""
+    mount = {"host_path": str(tmp_path)}
+    for fields, why in (
+        ({"mounts": [{**mount, "container_path": "/bin/busybox"}]}, "mounts.container_path '/bin/busybox': a file"),
+        ({"mounts": [{**mount, "container_path": "/etc/hosts"}]}, "mounts.container_path '/etc/hosts': a file"),
+        ({"working_dir": "/bin/sh"}, "working_dir '/bin/sh'"),
+        (
+            {"devices": [{"host_path": "/dev/full", "container_path": "/dev/null/x"}]},
+            "devices.container_path '/dev/null/x': a device is on its way",
+        ),
+        (
+            {"devices": [{"host_path": "/dev/full", "container_path": "/dev/" + "x" * 256}]},
+            "devices.container_path .*: a name in it has more",
+        ),
+    ):
+        with pytest.raises(errors.InvalidInputError, match=f"^{why}"):
+            shared.create_container(config(f"never-{runtime}", "true", **fields), runtime)
+    assert shared.list(name=f"never-{runtime}") == []

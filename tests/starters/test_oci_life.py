@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -148,6 +149,29 @@ def test_nothing_of_the_engine_gets_in(
     path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     assert sorted(said[:4]) == ["0", "GIVEN=yes", "HOME=/root", path]
     assert said[4:] == ["0022", "0", "1", "2", "/work", "0"]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_limit_of_the_engines_ends_no_conmon(engine: Engine, runtime: str) -> None:
+    """Its log may grow beyond what the engine's other files may, and it works for as long as it has to.
+
+    The container itself has the limits: they are those of who starts it.
+    """
+    script = "grep -E 'file size|cpu time' /proc/self/limits; busybox seq 100000 200000; echo end; exit 3"
+    container = engine.create_container(config("long", script), runtime)
+    numbers = {resource.RLIMIT_FSIZE: 1 << 19, resource.RLIMIT_CPU: 3600}
+    before = {number: resource.getrlimit(number) for number in numbers}
+    for number, soft in numbers.items():
+        resource.setrlimit(number, (soft, before[number][1]))
+    try:
+        container.start()
+    finally:
+        for number, limits in before.items():
+            resource.setrlimit(number, limits)
+    assert (container.wait(20).exit_code, container.status.reason) == (3, Reason.ERROR)
+    said = read_output(container, 100_004)
+    assert [line.split()[3] for line in said[:2]] == ["3600", str(1 << 19)]
+    assert said[-1] == "end"
 
 
 def test_secrets_are_on_no_disk(engine: Engine, state_dir: str) -> None:

@@ -6,6 +6,7 @@ the container's first process, which the runtime holds, or why there is none.
 
 import json
 import os
+import resource
 import select
 import subprocess
 import time
@@ -187,6 +188,18 @@ def _read_log(run: RunDirectory) -> str:
         return read_small_file(run.join("conmon.log"), 64 << 10).decode(errors="replace")
     except OSError:
         return ""
+
+
+def free_of_limits(pid: int) -> None:
+    """Give a conmon whose container is made, and held, all the time and room that it may have. Raises OSError.
+
+    A limit of its engine's (ulimit) would end it amid its work: as its log gets to RLIMIT_FSIZE, or some day at
+    RLIMIT_CPU. The container has those of the engine nevertheless, for it is there by now.
+    """
+    for number in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
+        soft, hard = resource.prlimit(pid, number)
+        if soft != hard:
+            resource.prlimit(pid, number, (hard, hard))
 
 
 def end_monitor(run: RunDirectory, *, now: bool = False) -> bool:

@@ -35,7 +35,7 @@ from limpet.engine.starters.oci.cgroups import (
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, run
 from limpet.engine.starters.oci.commands import end_left, find_left
-from limpet.engine.starters.oci.conmon import Order, end_monitor, is_of_run, make_container
+from limpet.engine.starters.oci.conmon import Order, end_monitor, free_of_limits, is_of_run, make_container
 from limpet.engine.starters.oci.executable import find_flaw
 from limpet.engine.starters.oci.exits import (
     Program,
@@ -679,6 +679,7 @@ class OciStarter:
             # Whatever conmon answers, nobody else's process is signalled as this container's.
             if monitor is None or int(read_stat(pid)[1]) != monitor.pid or has_ended(look.pidfd):
                 raise StartError(f"conmon answered {pid}, which is no process of its own")
+            free_of_limits(monitor.pid)
             processes = Processes(
                 init=identify(pid, pidfd),
                 monitor=monitor,

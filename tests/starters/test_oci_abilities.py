@@ -55,6 +55,21 @@ def test_pause_one_that_starts_programs_all_the_time(shared: Engine, runtime: st
     container.release()
 
 
+def test_a_command_that_leaves_something_behind(counting: Container) -> None:
+    """It has ended, and is not said to be at work: runc waits for whoever has the output open, and crun does not."""
+    left = ["/bin/sh", "-c", "sleep 1000 & echo begun; exit 3"]
+    if counting.metadata.starter == "runc":
+        with pytest.raises(
+            errors.WaitTimeoutError, match=r"'/bin/sh' has ended, but what it has started .* after 1.5 s"
+        ):
+            counting.execute(left, timeout=1.5)
+        with pytest.raises(errors.WaitTimeoutError, match=r"'sleep' had not ended after 0.5 s"):
+            counting.execute(["sleep", "1000"], timeout=0.5)
+    else:
+        done = counting.execute(left, timeout=20)
+        assert (done.code, done.output) == (3, b"begun\n")
+
+
 def test_execute(counting: Container) -> None:
     """Code, output and error apart, in the container's own world; with a deadline, and a reason where none starts."""
     done = counting.execute(["/bin/sh", "-c", "echo $GIVEN; hostname >/dev/null; echo bad >&2; exit 3"])

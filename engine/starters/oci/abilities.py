@@ -71,14 +71,26 @@ def execute(
     """Run a command in the container; see `abilities.Executor`. Raises InvalidStateError if that is frozen."""
     _require_not_frozen(processes, cgroup)
     files = CommandFiles.write(run, args, None)
+    has_ended = False
+
+    def see_to(runtime: int) -> None:
+        nonlocal has_ended
+        have_runtime_go_on(runtime)
+        has_ended = files.has_ended(processes, cgroup)
+
     try:
         outcome = call(
             *files.arguments(processes.oci_id),
             timeout=max(timeout, _LEAST_SECONDS),
             most_bytes=_EXEC_BYTES,
             directory=run.path,
-            see_to=have_runtime_go_on,
+            see_to=see_to,
         )
+        if outcome.code is None and has_ended:
+            raise WaitTimeoutError(
+                f"{args[0]!r} has ended, but what it has started still had its output open after {timeout:g} s, and was"
+                " killed; runc waits for that before it tells the exit code"
+            )
         if outcome.code is None:
             raise WaitTimeoutError(f"{args[0]!r} had not ended after {timeout:g} s, and was killed")
         if not files.read_pid():

@@ -85,7 +85,7 @@ def run(
     After `timeout` seconds it is killed with what it has started, and not waited for much longer if it does not end.
     `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. With `begin`,
     which is called with its pid, it gets its input once that has returned, and none if this process is killed before.
-    `see_to` is called with its pid whenever it has said nothing for a second.
+    `see_to` is called with its pid whenever it has said nothing for a second, and before it is killed.
     Raises OSError if it cannot be executed, and what `begin` raises.
     """
     source = os.memfd_create("input", os.MFD_CLOEXEC) if given else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -111,6 +111,8 @@ def run(
         if begin is not None:
             begin(process.pid)
         output, error, is_cut = _read(process, time.monotonic() + timeout, most_bytes, given, see_to)
+        if process.poll() is None:
+            see_to(process.pid)
         code = process.poll()
     finally:
         if process.poll() is None:  # not reaped, so its session is its own

@@ -26,6 +26,7 @@ from limpet.schema.errors import InvalidStateError
 _PREFIX = "exec-"
 _INIT = b"runc:["
 """How runc names what becomes the command; it may execute a copy of its own file."""
+_ENDED = {b"Z", b"X"}
 _CLOCK_SLACK_SECONDS = 0.1
 _under_way: set[str] = set()
 """The tokens of this process's own commands: nobody's leftovers."""
@@ -88,6 +89,16 @@ class CommandFiles:
     def read_pid(self) -> int:
         """Return the command's pid, 0 if the runtime has not written it."""
         return self._run.read_pid(f"{_PREFIX}{self._token}.pid")
+
+    def has_ended(self, processes: Processes, cgroup: str) -> bool:
+        """Return whether the command is known, and not there any more: its runtime may wait for what it has started."""
+        pid = self.read_pid()
+        try:
+            return pid > 0 and (read_stat(pid)[0] in _ENDED or not is_inside(pid, processes, cgroup))
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        except OSError:
+            return False
 
     def find_flaw(self, code: int) -> str:
         """Return why a command that ended so cannot have been executed, "" if it was, or if that cannot be told."""

@@ -6,9 +6,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,6 +241,45 @@ def test_a_plugin_that_is_none_is_told_before_any_is_asked(state_dir: str, plugi
             engine.create_sandbox(POD, id="pod", runtime_handler="runc")
         assert list(engine.store.sandbox_ids) == []
     assert asked(plugins) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"name": None}, "name None is none"),
+        ({"name": ""}, "name '' is none"),
+        ({"name": "a b"}, "name 'a b' is none"),
+        ({"name": ["n"]}, "name .* is none"),
+        ({"cniVersion": None}, "cniVersion None is none"),
+        ({"cniVersion": 1.0}, "cniVersion 1.0 is none"),
+        ({"cniVersion": "1"}, "cniVersion '1' is none"),
+        ({"cniVersion": "0.2.0"}, "cniVersion '0.2.0' is too old; 0.3.0 or newer is needed"),
+        ({"plugins": []}, "it lists no plugins"),
+    ],
+)
+def test_a_configuration_that_is_none(state_dir: str, plugins: Path, changed: Mapping[str, Any], why: str) -> None:
+    """No plugin is asked; results before version 0.3.0 would be taken for those without an address."""
+    conflist: dict[str, Any] = {"cniVersion": "0.3.0", "name": "n", "plugins": [{"type": "first"}]}
+    path = plugins.parent / "net.d" / "10-n.conflist"
+    with open_with(state_dir, plugins) as engine:
+        path.write_text(json.dumps({**conflist, **changed}))
+        with pytest.raises(errors.InvalidInputError, match=rf"^CNI: .*10-n.conflist' is no network's.*{why}"):
+            engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        assert list(engine.store.sandbox_ids) == []
+        assert asked(plugins) == []
+        path.write_text(json.dumps(conflist))
+        engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        engine.get_sandbox("pod").remove(force=True)
+
+
+def test_what_a_plugin_says_stays_in_its_line(state_dir: str, plugins: Path) -> None:
+    """In an error and in a log: no line after it is another's, and no terminal does what it says."""
+    (plugins / "answer").write_text(json.dumps({"code": 7, "msg": "no\nway \x1b[31m"}))
+    (plugins / "ADD.sh").write_text(f"cat {plugins}/answer; exit 1")
+    with open_with(state_dir, plugins) as engine:
+        with pytest.raises(errors.UnsupportedError, match=r"failed: no\\nway \\x1b\[31m$"):
+            engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        assert list(engine.store.sandbox_ids) == []
 
 
 def test_a_plugin_that_cannot_be_executed(state_dir: str, plugins: Path) -> None:

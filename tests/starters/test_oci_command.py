@@ -36,10 +36,14 @@ from tests.starters.oci import is_over
         ("runtime: cannot map pages\nstack\n", "runtime: cannot map pages"),
         ("runtime/cgo: pthread_create failed\nx\n", "runtime/cgo: pthread_create failed"),
         ("y" * 600, "y" * 500),
+        ("no \x07bell, \x1b]0;title\x9c, tab\tor \u202eback\n", r"no \x07bell, \x1b]0;title\x9c, tab\tor \u202eback"),
     ],
 )
 def test_the_line_that_says_what_is_wrong(said: str, line: str) -> None:
-    """The last, without time and level; of a crash the first, and of a document the one above what it shows."""
+    """The last, without time and level; of a crash the first, and of a document the one above what it shows.
+
+    What a terminal would take for an order is escaped.
+    """
     assert shorten(said) == line
 
 

@@ -367,6 +367,16 @@ def test_it_outlives_its_containers_and_the_engine(state_dir: str, tmp_path: Pat
         end_everything(state_dir)
 
 
+def test_what_is_mounted_over_a_pin_goes_with_it(engine: Engine) -> None:
+    """By somebody else: a sandbox is freed at once all the same."""
+    made = engine.create_sandbox(SANDBOX, id="pod", runtime_handler="runc")
+    pins = pins_of(made)
+    for path in made.status.namespaces.values():
+        subprocess.run(["mount", "--bind", path, path], check=True)
+    assert made.remove()
+    assert not os.path.exists(pins)
+
+
 def test_a_sysctl_of_the_host_is_refused(engine: Engine, state_dir: str) -> None:
     """One that no namespace has would be set for the whole machine; each that fails is named."""
     path = Path("/proc/sys/kernel/printk_ratelimit_burst")

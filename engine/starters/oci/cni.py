@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from limpet.engine.starters.oci.command import Outcome, clean_environment, run
+from limpet.engine.starters.oci.command import Outcome, clean_environment, escape, run
 from limpet.engine.starters.oci.family import kill_family, list_processes
 from limpet.engine.state.durable import sync_directory, write_file, write_unflushed
 from limpet.engine.state.holders import has_open
@@ -47,6 +47,10 @@ _END_SECONDS = 5.0
 _under_way: set[int] = set()
 """The pids of this process's own plugins: nobody's leftovers."""
 _PLUGIN = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+_NUMBERS = re.compile(r"\d{1,4}\.\d{1,4}\.\d{1,4}", re.ASCII)
+_VERSION, _OLDEST = "1.0.0", (0, 3, 0)
+"""Of the spec: what is meant where a configuration names none, and the oldest whose results have `ips`."""
 
 
 class _AtWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,10 +141,14 @@ class Plugins:
         try:
             config = json.loads(read_small_file(path, _MOST_BYTES))
             plugins = config["plugins"] if path.endswith(".conflist") else [config]
+            if not plugins:
+                raise ValueError("it lists no plugins")
             network = Network(
-                name=str(config["name"]),
-                version=str(config.get("cniVersion", "1.0.0")),
-                plugins=[{**plugin, "type": _require_name(plugin["type"])} for plugin in plugins],
+                name=_require_match("name", config["name"], _NETWORK),
+                version=_require_version(config.get("cniVersion", _VERSION)),
+                plugins=[
+                    {**plugin, "type": _require_match("a plugin's type", plugin["type"], _PLUGIN)} for plugin in plugins
+                ],
                 container_id=container_id,
                 namespace=namespace,
             )
@@ -289,11 +297,19 @@ def read_network(directory: str) -> Network | None:
         raise StateDirectoryError(f"{quote_path(path)} cannot be read: {error}") from error
 
 
-def _require_name(plugin: str) -> str:
-    """Return a plugin's name. Raises ValueError if it is none: it would be a path, or nothing that can be executed."""
-    if not _PLUGIN.fullmatch(plugin) or plugin in {".", ".."}:
-        raise ValueError(f"type {quote(plugin)} is no plugin's name")
-    return plugin
+def _require_match(field: str, name: object, pattern: re.Pattern[str]) -> str:
+    """Return a name. Raises ValueError if it is none: a plugin's would be a path, or nothing that can be executed."""
+    if not isinstance(name, str) or not pattern.fullmatch(name) or name in {".", ".."}:
+        raise ValueError(f"{field} {quote(name)} is none as the spec has it")
+    return name
+
+
+def _require_version(version: object) -> str:
+    """Return a version of the spec. Raises ValueError for one that is too old: its results have no `ips`."""
+    numbers = _require_match("cniVersion", version, _NUMBERS)
+    if tuple(map(int, numbers.split("."))) < _OLDEST:
+        raise ValueError(f"cniVersion {quote(version)} is too old; {'.'.join(map(str, _OLDEST))} or newer is needed")
+    return numbers
 
 
 def _require_result(result: dict[str, Any] | None) -> dict[str, Any]:
@@ -314,6 +330,6 @@ def _require_result(result: dict[str, Any] | None) -> dict[str, Any]:
 def _tell(outcome: Outcome) -> str:
     try:
         answer = json.loads(outcome.output)
-        return f"{answer['msg']} {answer.get('details', '')}".strip()[-500:]
+        return escape(f"{answer['msg']} {answer.get('details', '')}".strip())[-500:]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return outcome.problem

@@ -60,7 +60,12 @@ def shorten(text: str) -> str:
     lines = lines or [line for each in said if (line := _STAMP.sub("", each.strip()))]
     line = next((each for each in lines if each.startswith(_CRASHES)), lines[-1] if lines else "")
     _, found, message = line.partition('msg="')
-    return (message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
+    return escape(message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
+
+
+def escape(text: str) -> str:
+    r"""Return what another program says in one line that tells no terminal anything: with \x1b for an escape, say."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def clean_environment() -> Mapping[str, str]:

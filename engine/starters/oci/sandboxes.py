@@ -216,12 +216,12 @@ class SandboxHoldings:
     def _clear(self, path: str) -> None:
         """End the first process of its pid namespace, and unmount and remove all pins."""
         pinned = os.path.join(path, "pid")
-        mounted = set(find_mounts(path))
+        mounted = list(find_mounts(path))  # perhaps one over another, by somebody else
         if pinned in mounted:
             _end_pids(pinned)
         for name in (*_FILES.values(), _SHM):
             each = os.path.join(path, name)
-            if each in mounted:
+            for _ in range(mounted.count(each)):
                 _unmount(each)
             with suppress(FileNotFoundError):
                 if name == _SHM:

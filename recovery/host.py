@@ -247,13 +247,17 @@ def read_exit_code(pid: int, pidfd: int) -> int | None:
 
     The kernel has it if the process was reaped (Linux 6.15), /proc/PID/stat until it is reaped.
     """
-    wait_status = _read_reaped_status(pidfd)
-    if wait_status is None:
-        wait_status = _read_zombie_status(pid, pidfd)
+    wait_status = read_wait_status(pid, pidfd)
     if wait_status is None:
         return None
     code = os.waitstatus_to_exitcode(wait_status)
     return code if code >= 0 else 128 - code
+
+
+def read_wait_status(pid: int, pidfd: int) -> int | None:
+    """Return the same as wait(2) has it."""
+    wait_status = _read_reaped_status(pidfd)
+    return _read_zombie_status(pid, pidfd) if wait_status is None else wait_status
 
 
 def _read_reaped_status(pidfd: int) -> int | None:

@@ -16,6 +16,7 @@ from typing import Self
 from limpet.engine.images.tar import Attributes, Chunks
 from limpet.engine.images.tar_fields import show
 from limpet.engine.state.durable import empty_directory, make_one_directory
+from limpet.engine.state.forks import closed_in_forks
 from limpet.schema.errors import InvalidInputError
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -119,11 +120,12 @@ class Tree:
         with self._parent(path) as (parent, name):
             descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
         try:
-            for offset, chunk in chunks:
-                if self._with_content:
-                    _write_at(descriptor, chunk, offset)
-            os.ftruncate(descriptor, size)
-            self._apply(descriptor, attributes)
+            with closed_in_forks(descriptor):  # or it could not be executed for as long as one lives
+                for offset, chunk in chunks:
+                    if self._with_content:
+                        _write_at(descriptor, chunk, offset)
+                os.ftruncate(descriptor, size)
+                self._apply(descriptor, attributes)
         finally:
             os.close(descriptor)
 

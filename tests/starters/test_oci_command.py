@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.starters.oci import command
+from limpet.engine.starters.oci.child import Child
 from limpet.engine.starters.oci.command import Outcome, reap, run, shorten
 from tests.conftest import wait_until
 from tests.starters.oci import is_over
@@ -137,13 +138,18 @@ def test_one_that_says_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> 
 def test_who_does_not_end_is_reaped_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the next that is; a child that has ended is reaped at once."""
     monkeypatch.setattr(command, "_END_SECONDS", 0.05)
-    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as stuck, subprocess.Popen(["/bin/true"]) as quick:
-        reap(stuck)
-        assert command._unreaped == [stuck]
-        assert stuck.stdin is not None
-        stuck.stdin.close()
-        os.waitid(os.P_PID, stuck.pid, os.WEXITED | os.WNOWAIT)
-        monkeypatch.setattr(command, "_END_SECONDS", 20)
-        reap(quick)
-        assert command._unreaped == []
-        assert (stuck.returncode, quick.returncode) == (0, 0)
+    stuck, quick = begin("/bin/cat", stdin=subprocess.PIPE), begin("/bin/true")
+    reap(stuck)
+    assert command._unreaped == [stuck]
+    assert stuck.stdin is not None
+    stuck.stdin.close()
+    os.waitid(os.P_PID, stuck.pid, os.WEXITED | os.WNOWAIT)
+    monkeypatch.setattr(command, "_END_SECONDS", 20)
+    reap(quick)
+    assert command._unreaped == []
+    assert (stuck.poll(), quick.poll()) == (0, 0)
+    quick.close()
+
+
+def begin(*words: str, stdin: int = subprocess.DEVNULL) -> Child:
+    return Child(words, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, environment={})

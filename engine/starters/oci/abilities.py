@@ -14,6 +14,7 @@ from limpet.engine.starters.abilities import Executed, Stats
 from limpet.engine.starters.oci.cgroups import await_frozen, find_frozen, is_frozen, lift_quota, measure
 from limpet.engine.starters.oci.cgroups import freeze as freeze_cgroups
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
+from limpet.engine.starters.oci.child import UNKNOWN
 from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on, is_inside
 from limpet.engine.starters.oci.exits import is_monitor_alive
@@ -34,6 +35,7 @@ from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
+    ResourcesError,
     StartError,
     UnsupportedError,
     WaitTimeoutError,
@@ -95,6 +97,8 @@ def execute(
             raise WaitTimeoutError(f"{args[0]!r} had not ended after {timeout:g} s, and was killed")
         if not files.read_pid():
             raise StartError(outcome.problem)
+        if outcome.code == UNKNOWN:
+            raise ResourcesError(f"{args[0]!r}: {outcome.problem}")
         if outcome.code < 0:
             files.end_orphan(processes, cgroup)
         if flaw := files.find_flaw(outcome.code):

@@ -32,6 +32,11 @@ def held(root: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def release(descriptor: int) -> None:
+    """Let go what `held` has yielded, for a call that has ended: a fork of this process may have a copy for long."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def end_left(root: str) -> None:
     """Kill the calls that an engine which is dead has left, with what they have started. Raises OSError.
 

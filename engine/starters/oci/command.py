@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from limpet.engine.starters.oci.child import UNKNOWN, WHY_UNKNOWN, Child
 from limpet.engine.starters.oci.family import have_go_on, kill_family
 from limpet.engine.state.pipes import write_to_pipe
-from limpet.recovery.host import open_pidfd
 
 _OUTPUT_BYTES = 64 << 10
 _CRASHES = ("fatal error:", "panic:", "runtime/cgo:", "runtime:")
@@ -25,7 +25,7 @@ _DRAIN_SECONDS = 0.5
 
 _END_SECONDS = 5.0
 """How long one that was killed may take to end: it does not while it hangs in the kernel, or is frozen."""
-_unreaped: "list[subprocess.Popen[bytes]]" = []
+_unreaped: list[Child] = []
 """Those that have not ended by then."""
 LOOK_SECONDS = 1.0
 """Between two looks whether what says nothing was stopped by a signal."""
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     """How a program ended."""
 
     code: int | None
-    """None if it was killed at the deadline, -N if signal N ended it."""
+    """None if it was killed at the deadline, -N if signal N ended it, UNKNOWN if nobody can say (see `child`)."""
     output: bytes
     error: bytes
     is_cut: bool = False
@@ -47,6 +47,8 @@ class Outcome(NamedTuple):
         said = shorten(self.error.decode(errors="replace"))
         if self.code is None:
             return f"it did not end in time and was killed{f' ({said})' if said else ''}"
+        if self.code == UNKNOWN:
+            return f"{WHY_UNKNOWN}{f' ({said})' if said else ''}"
         return said or f"it ended with {self.code} and said nothing"
 
 
@@ -99,16 +101,14 @@ def run(
             with open(source, "wb", closefd=False) as file:
                 file.write(given)
             os.lseek(source, 0, os.SEEK_SET)
-        process = subprocess.Popen(
+        process = Child(
             command,
             stdin=source if begin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=directory,
-            env=clean_environment() if environment is None else environment,
-            umask=0o022,
+            directory=directory,
+            environment=clean_environment() if environment is None else environment,
             pass_fds=pass_fds,
-            start_new_session=True,
         )
     finally:
         os.close(source)
@@ -121,29 +121,30 @@ def run(
         code = process.poll()
     finally:
         if process.poll() is None:  # not reaped, so its session is its own
-            with open_pidfd(process.pid) as pidfd:
-                kill_family(process.pid, pidfd, sessions=True, is_waited_for=True)
+            kill_family(process.pid, process.pidfd, sessions=True, is_waited_for=True)
             reap(process)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
+        process.close()
     return Outcome(code, output, error, is_cut)
 
 
-def reap(process: "subprocess.Popen[bytes]") -> None:
+def reap(process: Child) -> None:
     """Wait until a child that was killed has ended; one that does not do so in time is reaped after a later call."""
     for each in [*_unreaped]:
         if each.poll() is not None:
+            each.close()
             with suppress(ValueError):  # another thread has found it, too
                 _unreaped.remove(each)
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
+    if not process.wait(_END_SECONDS):
         _unreaped.append(process)
 
 
+def is_any_left() -> bool:
+    """Say whether one that was killed has not ended yet, and may go on with what it was to do."""
+    return any(each.poll() is None for each in [*_unreaped])
+
+
 def _read(
-    process: "subprocess.Popen[bytes]", deadline: float, most_bytes: int, given: bytes, see_to: Callable[[int], None]
+    process: Child, deadline: float, most_bytes: int, given: bytes, see_to: Callable[[int], None]
 ) -> tuple[bytes, bytes, bool]:
     """Read what the program writes until it has ended; what is more than `most_bytes` is read and dropped.
 
@@ -153,10 +154,11 @@ def _read(
     assert process.stderr is not None
     kept = {process.stdout: bytearray(), process.stderr: bytearray()}
     is_cut = False
-    with selectors.DefaultSelector() as selector, open_pidfd(process.pid) as pidfd:
-        for stream in kept:
-            selector.register(stream, selectors.EVENT_READ)
-        selector.register(pidfd, selectors.EVENT_READ)
+    with selectors.DefaultSelector() as selector:
+        is_over = process.pidfd < 0
+        deadline = min(deadline, time.monotonic() + _DRAIN_SECONDS) if is_over else deadline
+        for source in (*kept, *(() if is_over else (process.pidfd,))):
+            selector.register(source, selectors.EVENT_READ)
         if process.stdin is not None:
             os.set_blocking(process.stdin.fileno(), False)
             selector.register(process.stdin, selectors.EVENT_WRITE)
@@ -165,8 +167,8 @@ def _read(
             if not ready:
                 see_to(process.pid)
             for key, _ in ready:
-                if key.fd == pidfd:
-                    selector.unregister(pidfd)
+                if key.fd == process.pidfd:
+                    selector.unregister(process.pidfd)
                     deadline = min(deadline, time.monotonic() + _DRAIN_SECONDS)
                     continue
                 if process.stdin is not None and key.fileobj is process.stdin:

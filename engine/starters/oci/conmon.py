@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 
+from limpet.engine.starters.oci.child import Child, undisturbed
 from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
 from limpet.engine.starters.oci.exits import may_be
 from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_family
@@ -22,7 +23,7 @@ from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.signals import let_go_on
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import has_ended, open_pidfd, read_stat, wait_for_end
+from limpet.recovery.host import has_ended, open_pidfd, read_stat, wait_for_end, wait_readable
 from limpet.schema.errors import StartError, quote
 
 _ANSWER_BYTES = 256 << 10
@@ -60,30 +61,28 @@ def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] =
     """
     deadline = time.monotonic() + timeout
     with ExitStack() as stack:
-        answer, answered = _pipe(stack)
-        begun, begin = _pipe(stack)
         said = stack.enter_context(open(order.run.join("conmon.log"), "wb"))
-        try:
-            process = subprocess.Popen(
-                _command(order),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                cwd="/",
-                umask=0o022,
-                pass_fds=[answered.fileno(), begun.fileno(), *([order.log_directory] if order.log_name else [])],
-                env={
-                    **clean_environment(),
-                    "LC_ALL": "C.UTF-8",  # in others it takes no options that are not ASCII
-                    "_OCI_SYNCPIPE": str(answered.fileno()),
-                    "_OCI_STARTPIPE": str(begun.fileno()),
-                },
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise StartError(f"{order.conmon} cannot be executed: {error.strerror}") from error
-        answered.close()
-        begun.close()
+        with undisturbed():
+            answer, answered = _pipe(stack)
+            begun, begin = _pipe(stack)
+            try:
+                process = Child(
+                    _command(order),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    pass_fds=[answered.fileno(), begun.fileno(), *([order.log_directory] if order.log_name else [])],
+                    environment={
+                        **clean_environment(),
+                        "LC_ALL": "C.UTF-8",  # in others it takes no options that are not ASCII
+                        "_OCI_SYNCPIPE": str(answered.fileno()),
+                        "_OCI_STARTPIPE": str(begun.fileno()),
+                    },
+                )
+            except OSError as error:
+                raise StartError(f"{order.conmon} cannot be executed: {error.strerror}") from error
+            answered.close()
+            begun.close()
         try:
             with suppress(BrokenPipeError):
                 begin.write(b"\0")
@@ -95,31 +94,30 @@ def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] =
             if process.poll() is None:  # it forks once, and this one has nothing left to do
                 process.kill()
                 reap(process)
+            process.close()
     return _read_pid(order.run, line, is_late=time.monotonic() >= deadline)
 
 
-def _await_first(process: "subprocess.Popen[bytes]", deadline: float) -> None:
+def _await_first(process: Child, deadline: float) -> None:
     """Wait until conmon's first process has ended, which writes the pid of the second, or it is too late."""
-    while process.poll() is None:
-        try:
-            process.wait(min(max(deadline - time.monotonic(), 0.1), LOOK_SECONDS))
-        except subprocess.TimeoutExpired:
-            if time.monotonic() >= deadline:
-                break
-            have_go_on(process.pid)
+    while not process.wait(min(max(deadline - time.monotonic(), 0.1), LOOK_SECONDS)):
+        if time.monotonic() >= deadline:
+            break
+        have_go_on(process.pid)
 
 
-def _await_own_pid(process: "subprocess.Popen[bytes]", answer: int, deadline: float) -> bool:
+def _await_own_pid(process: Child, answer: int, deadline: float) -> bool:
     """Wait until conmon's first process has ended, which writes the pid of the second; False if it answers before."""
+    if process.poll() is not None:
+        return not wait_readable(answer, 0)
     poll = select.poll()
-    with open_pidfd(process.pid) as pidfd:
-        poll.register(pidfd, select.POLLIN)
-        poll.register(answer, select.POLLIN)
-        while not (ready := {descriptor for descriptor, _ in poll.poll(LOOK_SECONDS * 1000)}):
-            if time.monotonic() >= deadline:
-                break
-            have_go_on(process.pid)
-    return ready == {pidfd}
+    poll.register(process.pidfd, select.POLLIN)
+    poll.register(answer, select.POLLIN)
+    while not (ready := {descriptor for descriptor, _ in poll.poll(LOOK_SECONDS * 1000)}):
+        if time.monotonic() >= deadline:
+            break
+        have_go_on(process.pid)
+    return ready == {process.pidfd}
 
 
 def _command(order: Order) -> list[str]:

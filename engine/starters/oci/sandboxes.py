@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from limpet.engine.starters.abilities import Holdings
 from limpet.engine.starters.oci import pin
 from limpet.engine.starters.oci.cni import Plugins, end_left, read_network
-from limpet.engine.starters.oci.command import LOOK_SECONDS, run
+from limpet.engine.starters.oci.command import LOOK_SECONDS, is_any_left, run
 from limpet.engine.starters.oci.family import have_holders_go_on
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
@@ -307,6 +307,8 @@ def _locked(path: str) -> Iterator[int]:
                 time.sleep(0.01)
         yield descriptor
     finally:
+        if not is_any_left():  # a fork of this process may have a copy of the descriptor, and keep it for long
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

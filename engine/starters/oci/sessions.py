@@ -21,6 +21,7 @@ from contextlib import ExitStack, suppress
 from fcntl import ioctl
 
 from limpet.engine.starters.abilities import Chunk
+from limpet.engine.starters.oci.child import UNKNOWN, WHY_UNKNOWN, Child, undisturbed
 from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on
 from limpet.engine.starters.oci.exits import is_monitor_alive, let_monitor_go_on
@@ -29,8 +30,8 @@ from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.pipes import write_to_pipe
-from limpet.recovery.host import open_pidfd, wait_for_end
-from limpet.schema.errors import InvalidStateError, StartError, WaitTimeoutError
+from limpet.recovery.host import wait_for_end
+from limpet.schema.errors import InvalidStateError, ResourcesError, StartError, WaitTimeoutError
 
 _BLOCK = 65536
 _PACKET = 8192
@@ -93,19 +94,22 @@ class CommandSession:
             if size is None:
                 self._process = self._run(command, directory, subprocess.PIPE, subprocess.PIPE, subprocess.PIPE)
             elif door is None:
-                self._terminal, far = pty.openpty()
-                undo.callback(os.close, self._terminal)
-                try:
-                    tty.setraw(far)  # the terminal within does what is to be done with lines
-                    ioctl(far, termios.TIOCSWINSZ, _pack(*size))
-                    self._process = self._run(command, directory, far, far, far)
-                finally:
-                    os.close(far)
+                with undisturbed():
+                    self._terminal, far = pty.openpty()
+                    undo.callback(os.close, self._terminal)
+                    try:
+                        tty.setraw(far)  # the terminal within does what is to be done with lines
+                        ioctl(far, termios.TIOCSWINSZ, _pack(*size))
+                        self._process = self._run(command, directory, far, far, far)
+                    finally:
+                        os.close(far)
             else:
                 undo.callback(door.close)
                 self._process = self._run(command, directory, subprocess.DEVNULL, subprocess.DEVNULL, subprocess.PIPE)
             undo.callback(self._give_up)
-            self._pidfd = os.pidfd_open(self._process.pid)
+            if self._process.pidfd < 0:
+                raise ResourcesError(WHY_UNKNOWN)
+            self._pidfd = os.dup(self._process.pidfd)
             undo.callback(os.close, self._pidfd)
             self._poll.register(self._pidfd, select.EPOLLIN)
             if door is not None:
@@ -123,19 +127,15 @@ class CommandSession:
                 self._add(self._process.stderr.fileno(), "stderr")
             undo.pop_all()
 
-    def _run(
-        self, command: Sequence[str], directory: str, stdin: int, stdout: int, stderr: int
-    ) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
+    def _run(self, command: Sequence[str], directory: str, stdin: int, stdout: int, stderr: int) -> Child:
+        return Child(
             command,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            cwd=directory,
-            env=clean_environment(),
-            umask=0o022,
-            start_new_session=True,
-            bufsize=0,
+            directory=directory,
+            environment=clean_environment(),
+            is_buffered=False,
         )
 
     def _accept(self, door: socket.socket) -> int:
@@ -183,12 +183,13 @@ class CommandSession:
 
     def _give_up(self) -> None:
         """End a command that nobody can talk to: for want of descriptors, say."""
-        with suppress(OSError), open_pidfd(self._process.pid) as pidfd:
-            kill_family(self._process.pid, pidfd, sessions=True, is_waited_for=True)
-        self._process.kill()  # it is not reaped, so this is it, also without a descriptor
+        if self._process.poll() is None:
+            with suppress(OSError):
+                kill_family(self._process.pid, self._process.pidfd, sessions=True, is_waited_for=True)
+            self._process.kill()
         reap(self._process)
         self._end_orphan()
-        self._close_streams()
+        self._process.close()
 
     def _add(self, descriptor: int, stream: str) -> None:
         self._streams[descriptor] = stream
@@ -299,6 +300,8 @@ class CommandSession:
         if not self._has_begun():
             said = shorten(self._tail.decode(errors="replace"))
             raise StartError(said or f"the runtime ended with {code} and said nothing")
+        if code == UNKNOWN:
+            raise ResourcesError(WHY_UNKNOWN)
         if code < 0:
             self._end_orphan()
         if flaw := self._files.find_flaw(code):
@@ -326,13 +329,8 @@ class CommandSession:
             if self._terminal >= 0:
                 os.close(self._terminal)
                 self._terminal = -1
-            self._close_streams()
+            self._process.close()
         self._files.remove()
-
-    def _close_streams(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
 
 
 class AttachedSession:

@@ -33,7 +33,7 @@ from limpet.engine.starters.oci.cgroups import (
     thaw,
 )
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
-from limpet.engine.starters.oci.command import Outcome, run
+from limpet.engine.starters.oci.command import Outcome, is_any_left, run
 from limpet.engine.starters.oci.commands import end_left, find_left
 from limpet.engine.starters.oci.conmon import Order, end_monitor, free_of_limits, is_of_run, make_container
 from limpet.engine.starters.oci.executable import find_flaw
@@ -875,7 +875,7 @@ class OciStarter:
         with ExitStack() as stack:
             if not directory and not pass_fds:
                 directory, pass_fds = root, (stack.enter_context(calls.held(root)),)
-            return run(
+            outcome = run(
                 command,
                 timeout=timeout or self._timeout,
                 most_bytes=most_bytes,
@@ -883,6 +883,9 @@ class OciStarter:
                 pass_fds=pass_fds,
                 see_to=see_to,
             )
+            for each in () if is_any_left() else pass_fds:
+                calls.release(each)
+            return outcome
 
     def _bundle(self, container_id: str) -> str:
         return os.path.join(self._containers_dir, file_name(container_id))

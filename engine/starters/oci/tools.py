@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from limpet.engine.starters.oci.child import UNKNOWN
 from limpet.engine.starters.oci.command import clean_environment, run
 from limpet.schema.errors import UnsupportedError, quote, quote_path
 
@@ -97,6 +98,8 @@ def has_controller(name: str) -> bool:
 def _identify(path: str) -> Tool:
     try:
         outcome = run([path, "--version"], timeout=_TIMEOUT_SECONDS)
+        if outcome.code == UNKNOWN:  # the first that the host has waited for: the next is held before it begins
+            outcome = run([path, "--version"], timeout=_TIMEOUT_SECONDS)
     except OSError as error:
         raise UnsupportedError(f"{quote_path(path)} cannot be executed: {error.strerror}") from error
     text = outcome.output.decode(errors="replace")

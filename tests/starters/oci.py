@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Engine
-from limpet.engine.starters.oci import OciStarter
+from limpet.engine.starters.oci import OciStarter, sandboxes
 from limpet.engine.starters.oci.run_directory import Processes, list_runs
 from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.tools import Tools, command_of
@@ -134,5 +134,7 @@ def free_sandboxes(state_dir: str) -> None:
     for root in Path(state_dir, "oci").glob("*/*"):
         pins = os.path.join(PINS, root.name)
         for mount in find_mounts(pins):
+            if os.path.basename(mount) == "pid":
+                sandboxes._end_pids(mount)  # or its first process would stay for ever
             subprocess.run(["umount", "-l", mount], check=True)
         shutil.rmtree(pins, ignore_errors=True)

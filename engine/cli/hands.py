@@ -15,6 +15,7 @@ from limpet.engine.control import NoEngineError, ask_live, open_live, perform
 from limpet.engine.control.requests import (
     AnyStream,
     Done,
+    Execute,
     Info,
     Recover,
     Removal,
@@ -58,6 +59,19 @@ RUNTIMES = frozenset({"runc", "crun"})
 """The runtime handlers of engines that commands open; a program's own engine may have others."""
 
 
+class _Patience:
+    """How long what is in the way is borne. It begins anew whenever something was achieved."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self._latest = time.monotonic() + _PATIENCE_SECONDS
+
+    def is_over(self) -> bool:
+        return time.monotonic() > self._latest
+
+
 class Hands:
     """Does what is asked. Thread-safe. With `makes`, a state directory that is missing is made.
 
@@ -90,13 +104,13 @@ class Hands:
         the engine raises, StateDirectoryLockedError if a program has the state open that takes no requests, and
         EngineGoneError if engines keep ending, or one hangs.
         """
-        latest = time.monotonic() + _PATIENCE_SECONDS
+        patience = _Patience()
         was_asked = False
         while True:
             problem: LimpetError
             begun = time.monotonic()
             try:
-                return self._ask_once(request)
+                return self._ask_once(request, patience)
             except NotFoundError:
                 if was_asked and isinstance(request, Remove):  # the engine that ended had done it
                     return (Removal(kind="container", id=request.id, name=""),)
@@ -111,28 +125,32 @@ class Hands:
                     raise
                 problem, was_asked = error, True
             if time.monotonic() - begun > _PATIENCE_SECONDS:  # it had worked, or waited, for long
-                latest = time.monotonic() + _PATIENCE_SECONDS
-            if self._is_closed or time.monotonic() > latest:
+                patience.renew()
+            if self._is_closed or patience.is_over():
                 raise problem
             time.sleep(_AGAIN_SECONDS)
 
     def open_session(self, request: AnyStream) -> Session:
-        """Open a session with a program in a container, and return it. Raises as `ask` does."""
-        latest = time.monotonic() + _PATIENCE_SECONDS
+        """Open a session with a program in a container, and return it. Raises as `ask` does.
+
+        A command that an engine may have begun before it ended is not begun once more.
+        """
+        patience = _Patience()
         while True:
             try:
                 try:
                     return open_live(self._path, request, node=self._place.node)
                 except NoEngineError:
                     return open_session(self._open()[0], request)
-            except (StateDirectoryLockedError, EngineGoneError):
-                if time.monotonic() > latest:
+            except (StateDirectoryLockedError, EngineGoneError) as error:
+                may_have_begun = isinstance(error, EngineGoneError) and isinstance(request, Execute)
+                if may_have_begun or patience.is_over():
                     raise
                 time.sleep(_AGAIN_SECONDS)
 
-    def _ask_once(self, request: Request) -> Any:
+    def _ask_once(self, request: Request, patience: _Patience) -> Any:
         if isinstance(request, Wait):
-            return self._wait(request)
+            return self._wait(request, patience)
         if self._engine is not None:
             return perform(self._engine, request)
         try:
@@ -141,7 +159,7 @@ class Hands:
             engine, is_new = self._open()
         return engine.recovery if is_new and isinstance(request, Recover) else perform(engine, request)
 
-    def _wait(self, request: Wait) -> Any:
+    def _wait(self, request: Wait, patience: _Patience) -> Any:
         """Wait without keeping others from opening an engine: one is opened here for a moment, to take down the end."""
         if self._engine is not None:
             container = self._engine.get(request.id)
@@ -150,24 +168,30 @@ class Hands:
             except WaitTimeoutError:
                 self._let_go()
         try:
-            return self._wait_for(request.id)
+            return self._wait_for(request.id, patience)
         except NotFoundError:
             if request.id not in self._seen:
                 raise
             return self._tell_deleted(self._seen[request.id])
 
-    def _wait_for(self, text: str) -> Any:
-        """Wait for a container, whichever engines come and go. Raises NotFoundError if it is not there any more."""
+    def _wait_for(self, text: str, patience: _Patience) -> Any:
+        """Wait for a container, whichever engines come and go. Raises NotFoundError if it is not there any more.
+
+        Engines may come and go for as long as it runs: patience is for what is in the way once it has ended.
+        """
         while True:
             key = self._seen[text].id if text in self._seen else text
             try:
                 return ask_live(self._path, Wait(id=key), node=self._place.node)
-            except NoEngineError:
-                view = self._seen[text] = self._look(key)
+            except (NoEngineError, EngineGoneError, ClosedError) as error:
+                if getattr(error, "may_live", False):
+                    raise
+            view = self._seen[text] = self._look(key)
             if view.status.state is ContainerState.EXITED:
                 return Done(id=view.id, name=view.name, status=view.status)
-            if self._watch_until_ended(view):
+            if self._watch_until_ended(view, patience):
                 return perform(self._open()[0], Wait(id=view.id))
+            time.sleep(_AGAIN_SECONDS)  # the engine that lives may be about to close
 
     def _look(self, text: str) -> View:
         with Snapshot.open(self._path, node=self._place.node) as snapshot:
@@ -178,7 +202,7 @@ class Hands:
         with Snapshot.open(self._path, node=self._place.node) as snapshot:
             return Done(id=seen.id, name=seen.name, status=find_last_status(snapshot, seen.id, seen.status))
 
-    def _watch_until_ended(self, view: View) -> bool:
+    def _watch_until_ended(self, view: View, patience: _Patience) -> bool:
         """Watch a container's process while no engine lives; say whether one has to be opened to say more."""
         identity = view.checkpoint.identity
         if view.status.state is not ContainerState.RUNNING or identity is None:
@@ -187,6 +211,7 @@ class Hands:
         while observe_process(identity)[0] is Process.ALIVE:
             if self._is_closed:
                 raise ClosedError("the command is ending")
+            patience.renew()
             if time.monotonic() >= next_knock:
                 if self._has_live_engine():
                     return False

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,16 +23,23 @@ from tests.conftest import PACKAGES, EngineProcess, count_sockets, find_interpre
 
 LIVE = "engine = Engine.open(state_dir); say(os.getpid()); time.sleep(1000)"
 Start = Callable[[str], EngineProcess]
+Begin = Callable[..., subprocess.Popen[str]]
 
 
-def begin(limpet: Limpet, *args: str) -> subprocess.Popen[str]:
-    """Start limpet and go on."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "limpet", "-s", limpet.state_dir, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def begin(state_dir: str) -> Iterator[Begin]:
+    """Starts limpet and goes on; what a test that fails has left running is in the way of no other."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*args: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "limpet", "-s", state_dir, *args]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def state_of(limpet: Limpet, name: str) -> str:
@@ -153,10 +160,10 @@ def test_run_says_why_it_cannot(somewhere: Limpet) -> None:
     assert somewhere.json("ps", "-a")["containers"] == somewhere.json("pods")["sandboxes"] == []
 
 
-def test_interrupted_run_stops_its_container(somewhere: Limpet) -> None:
+def test_interrupted_run_stops_its_container(somewhere: Limpet, begin: Begin) -> None:
     """Ctrl-C has the container stopped, and the exit status is what it made of that."""
     process = begin(
-        somewhere, "run", "--name", "x", "host", "sh", "-c", "trap 'exit 9' TERM; echo on; while :; do sleep 0.1; done"
+        "run", "--name", "x", "host", "sh", "-c", "trap 'exit 9' TERM; echo on; while :; do sleep 0.1; done"
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
@@ -166,9 +173,9 @@ def test_interrupted_run_stops_its_container(somewhere: Limpet) -> None:
     assert state_of(somewhere, "x") == "EXITED"
 
 
-def test_interrupted_run_that_tells_by_a_document_stops_its_container(somewhere: Limpet) -> None:
+def test_interrupted_run_that_tells_by_a_document_stops_its_container(somewhere: Limpet, begin: Begin) -> None:
     """So it does where nothing is followed."""
-    process = begin(somewhere, "run", "--rm", "--name", "x", "-o", "json", "host", "sleep", "1000")
+    process = begin("run", "--rm", "--name", "x", "-o", "json", "host", "sleep", "1000")
     wait_until(lambda: state_of(somewhere, "x") == "RUNNING", "the container")
     process.send_signal(signal.SIGTERM)
     told, _ = process.communicate(timeout=60)
@@ -178,7 +185,7 @@ def test_interrupted_run_that_tells_by_a_document_stops_its_container(somewhere:
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_run_that_is_interrupted_before_it_has_begun(
-    limpet: Limpet, engine_process: Start, tmp_path: Path, signals: int
+    limpet: Limpet, engine_process: Start, tmp_path: Path, signals: int, begin: Begin
 ) -> None:
     """The container is stopped once it has begun, and removed with --rm. A second signal leaves it to the engine."""
     engine = engine_process(
@@ -192,7 +199,7 @@ def test_a_run_that_is_interrupted_before_it_has_begun(
         "say('ready'); time.sleep(1000)\n"
     )
     engine.read()
-    process = begin(limpet, "run", "--rm", "--name", "x", "host", "sleep", "1000")
+    process = begin("run", "--rm", "--name", "x", "host", "sleep", "1000")
     assert engine.read() == ["held"]
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
@@ -216,13 +223,15 @@ def test_a_run_whose_reader_goes_away_waits_all_the_same(somewhere: Limpet) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_run_goes_on_when_the_engine_is_killed(limpet: Limpet, engine_process: Start, tmp_path: Path) -> None:
+def test_run_goes_on_when_the_engine_is_killed(
+    limpet: Limpet, engine_process: Start, tmp_path: Path, begin: Begin
+) -> None:
     """The engine that a run went to is killed: the output goes on, and the exit status is the program's."""
     engine = engine_process(LIVE)
     engine.read()
     os.mkfifo(tmp_path / "go")
     script = f"echo begun; read line < {tmp_path}/go; echo last; exit 5"
-    process = begin(limpet, "run", "--name", "x", "host", "sh", "-c", script)
+    process = begin("run", "--name", "x", "host", "sh", "-c", script)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     engine.kill()
@@ -233,12 +242,12 @@ def test_run_goes_on_when_the_engine_is_killed(limpet: Limpet, engine_process: S
     assert limpet.json("ps", "-a", "x")["containers"][0]["exit_code"] == 5
 
 
-def test_a_command_that_waits_keeps_nobody_out(limpet: Limpet, engine_process: Start) -> None:
+def test_a_command_that_waits_keeps_nobody_out(limpet: Limpet, engine_process: Start, begin: Begin) -> None:
     """Without a live engine a run opens one, and closes it again: while it waits a service can open its own."""
     engine_process("say(1); time.sleep(1000)")
-    process = begin(limpet, "run", "--name", "x", "host", "sh", "-c", "trap 'exit 8' TERM; while :; do sleep 0.1; done")
+    process = begin("run", "--name", "x", "host", "sh", "-c", "trap 'exit 8' TERM; while :; do sleep 0.1; done")
     wait_until(lambda: state_of(limpet, "x") == "RUNNING", "the container")
-    waiting = begin(limpet, "wait", "-q", "x")
+    waiting = begin("wait", "-q", "x")
     wait_until(lambda: limpet.json("info")["info"]["holder"] is None, "the engine's close")
     service = engine_process(LIVE)
     service.read()
@@ -252,23 +261,43 @@ def test_a_command_that_waits_keeps_nobody_out(limpet: Limpet, engine_process: S
     process.communicate()
 
 
-def test_who_waits_is_told_of_the_end_of_what_another_removes(limpet: Limpet) -> None:
+@pytest.mark.usefixtures("engine_process")  # whose teardown ends the container
+def test_a_wait_outlasts_engines_that_come_and_go(limpet: Limpet, begin: Begin) -> None:
+    """Each is soon closed or killed, as those of other commands are; at the end the state is locked for a moment."""
+    limpet.ok("run", "-d", "--name", "x", "host", "sleep", "1000")
+    waiting = begin("wait", "-q", "x")
+    since = time.monotonic()
+    while time.monotonic() < since + 4:  # longer than a command bears what is in the way
+        with Engine.open(limpet.state_dir) as engine:
+            pid = engine.get("x").status.pid
+            callers = engine._control._callers
+            wait_until(lambda callers=callers: any(each.waits_for for each in list(callers.values())), "it to ask")  # type: ignore[misc] # bound at once
+    wait_until(lambda: "nanosleep" in Path(f"/proc/{waiting.pid}/wchan").read_text(), "it to look by itself")
+    with Store.open(limpet.state_dir):  # takes no requests
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(1)
+    assert waiting.communicate(timeout=60) == ("137\n", "")
+
+
+def test_who_waits_is_told_of_the_end_of_what_another_removes(limpet: Limpet, begin: Begin) -> None:
     """Without a live engine, too: the command that removes it opens one for as long as that takes."""
     limpet.ok("run", "-d", "--name", "x", "host", "sleep", "1000")
-    waiting = begin(limpet, "wait", "-q", "x")
+    waiting = begin("wait", "-q", "x")
     wait_until(lambda: "nanosleep" in Path(f"/proc/{waiting.pid}/wchan").read_text(), "it to sleep between two looks")
     limpet.ok("rm", "-f", "x")
     assert waiting.communicate(timeout=60) == ("137\n", "")
 
 
-def test_a_run_that_is_killed_leaves_its_container_running(limpet: Limpet, engine_process: Start) -> None:
+@pytest.mark.usefixtures("engine_process")  # whose teardown ends the container
+def test_a_run_that_is_killed_leaves_its_container_running(limpet: Limpet, begin: Begin, tmp_path: Path) -> None:
     """SIGKILL of the command itself: the container is in ps, and its end is known."""
-    engine_process("say(1); time.sleep(1000)")
-    process = begin(limpet, "run", "--rm", "--name", "x", "host", "sh", "-c", "sleep 4; exit 6")
+    script = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; exit 6"
+    process = begin("run", "--rm", "--name", "x", "host", "sh", "-c", script)
     wait_until(lambda: state_of(limpet, "x") == "RUNNING", "the container")
     process.kill()
     process.communicate()
     assert limpet.json("ps", "x")["containers"][0]["state"] == "RUNNING"
+    (tmp_path / "go").touch()
     assert limpet.ok("wait", "-q", "x") == "6\n"
 
 

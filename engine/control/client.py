@@ -82,7 +82,10 @@ def ask_live(state_dir: str, request: Request, *, node: str = DEFAULT_NODE, sile
 
 
 def open_live(state_dir: str, request: AnyStream, *, node: str = DEFAULT_NODE) -> "LiveSession":
-    """Have the live engine open a session, and return it. Raises as `ask_live` does."""
+    """Have the live engine open a session, and return it.
+
+    Raises as `ask_live` does; NoEngineError, too, if the engine ended before it had read what it was asked.
+    """
     line = encode_request(request, node)
     with ExitStack() as stack:
         link = stack.enter_context(_connect(state_dir, SILENCE_SECONDS))
@@ -98,8 +101,12 @@ def open_live(state_dir: str, request: AnyStream, *, node: str = DEFAULT_NODE) -
                 received += block
         except TimeoutError as error:
             raise EngineGoneError(f"engine {pid} says nothing, and may hang", may_live=True) from error
-        except (ConnectionError, EOFError) as error:
-            raise EngineGoneError(f"engine {pid} ended before the session began") from error
+        except ConnectionError as error:  # with an end of file instead, all was read
+            raise _no_engine(state_dir) from error
+        except EOFError as error:
+            raise EngineGoneError(
+                f"engine {pid} has ended before it said that the session began; whether it did is not known"
+            ) from error
         answer, _, begun = bytes(received).partition(b"\n")
         has_terminal = msgspec.json.decode(decode_answer(answer), type=bool)
         link.settimeout(None)

@@ -14,7 +14,7 @@ import pytest
 
 from limpet.engine import Engine
 from tests.cli.conftest import Limpet
-from tests.conftest import EngineProcess, wait_until
+from tests.conftest import EngineProcess, read_output, wait_until
 from tests.starters.oci import config, end_everything, free_sandboxes, load_busybox, open_engine
 
 LIVE = """
@@ -170,14 +170,19 @@ def test_a_command_ends_with_who_asked(
         engine.create_container(config("one", "sleep 1000"), "pod", id="one").start()
     process = engine_process(LIVE)
     process.read()
-    needle = f"^sleep 4717{os.getpid()}"
+    mark = f"4717{os.getpid()}"
 
     def begin() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "limpet", "-s", limpet.state_dir, "exec", "one", "sleep", needle[7:]]
-        return subprocess.Popen(command, stderr=subprocess.PIPE)
+        """Return the command that asks, once it has been told that what it asked for has begun."""
+        script = f"echo on; exec sleep {mark}"
+        command = [sys.executable, "-m", "limpet", "-s", limpet.state_dir, "exec", "one", "sh", "-c", script]
+        asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert asked.stdout is not None
+        assert asked.stdout.readline() == b"on\n"
+        return asked
 
     def is_there() -> bool:
-        return bool(subprocess.run(["pgrep", "-f", needle], capture_output=True, check=False).stdout)
+        return bool(subprocess.run(["pgrep", "-fx", f"sleep {mark}"], capture_output=True, check=False).stdout)
 
     try:
         with begin() as asked:
@@ -185,11 +190,48 @@ def test_a_command_ends_with_who_asked(
             asked.kill()
         wait_until(lambda: not is_there(), "the command to be gone")
         with begin() as asked:
-            wait_until(is_there, "the command")
             process.kill()
             _, error = asked.communicate(timeout=30)
         assert asked.returncode == 125
         assert b"has ended" in error
+    finally:
+        with open_engine(limpet.state_dir) as engine:
+            engine.get_sandbox("pod").remove(force=True, timeout=0)
+        end_everything(limpet.state_dir)
+
+
+@pytest.mark.parametrize(
+    ("dies", "code", "runs"),
+    [
+        ("streams.encode_result", 125, 1),
+        ("ControlServer._attend", 0, 1),
+    ],
+    ids=["before it says so", "before it is asked"],
+)
+def test_a_command_whose_engine_is_killed_meanwhile_runs_once(
+    limpet: Limpet, engine_process: Callable[[str], EngineProcess], tmp_path: Path, dies: str, code: int, runs: int
+) -> None:
+    """One that may have been begun is not begun again, as it could do harm; one that cannot have been is begun."""
+    with open_engine(limpet.state_dir) as engine:
+        load_busybox(engine, tmp_path / "image")
+        engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", runtime_handler="runc")
+        engine.create_container(config("one", "sleep 1000"), "pod", id="one").start()
+    process = engine_process(f"""
+from limpet import OciStarter
+from limpet.engine.control import streams
+from limpet.engine.control.server import ControlServer
+{dies} = lambda *_: os.kill(os.getpid(), 9)
+engine = Engine.open(state_dir, runtimes={{"runc": OciStarter("runc")}})
+say(os.getpid())
+time.sleep(1000)
+""")
+    process.read()
+    try:
+        status, _, error = run_with(limpet, "", "exec", "one", "sh", "-c", "echo ran >> /proc/1/fd/1")
+        assert status == code, error
+        assert process.wait() == -signal.SIGKILL
+        with open_engine(limpet.state_dir) as engine:
+            assert read_output(engine.get("one"), runs) == ["ran"] * runs
     finally:
         with open_engine(limpet.state_dir) as engine:
             engine.get_sandbox("pod").remove(force=True, timeout=0)

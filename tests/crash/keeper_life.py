@@ -1,5 +1,6 @@
 """A life of the keeper for kills and power cuts, and lives of keepers with one promise broken."""
 
+import fcntl
 import os
 import select
 import socket
@@ -15,6 +16,7 @@ from limpet.engine.starters.process.keeper import journal, keeper
 from limpet.engine.starters.process.keeper.copies import Copies
 from limpet.engine.starters.process.keeper.journal import Journal, Record
 from limpet.engine.starters.process.keeper.kernel import become_subreaper
+from limpet.engine.starters.process.keeper.main import LOCK
 from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.recovery.host import read_boot_id
 from limpet.schema.runtime_spec import ProcessSpec, Root, Spec
@@ -67,6 +69,9 @@ class KeeperLife:
 
     def live(self, directory: str, acknowledge: Callable[[bytes], None]) -> None:
         """Start each program, see its end, and acknowledge it."""
+        # A keeper that is slow to answer, as on a busy machine, is one by the lock that it holds.
+        lock = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         name = f"\0limpet-keeper-life-{os.getpid()}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(name)

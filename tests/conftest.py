@@ -129,6 +129,17 @@ def read_output(container: Container, lines: int) -> list[str]:
     return read()
 
 
+def find_processes(*command: str) -> list[int]:
+    """Return the pids of the processes with exactly this command line, which has to be one that nobody else has."""
+    wanted = b"".join(word.encode() + b"\0" for word in command)
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+            if file.read(len(wanted) + 1) == wanted:
+                found.append(int(name))
+    return found
+
+
 def is_running(pid: int) -> bool:
     """Say whether a process is there and not a zombie."""
     try:

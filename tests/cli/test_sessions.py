@@ -14,7 +14,7 @@ import pytest
 
 from limpet.engine import Engine
 from tests.cli.conftest import Limpet
-from tests.conftest import EngineProcess, read_output, wait_until
+from tests.conftest import EngineProcess, find_processes, read_output, wait_until
 from tests.starters.oci import config, end_everything, free_sandboxes, load_busybox, open_engine
 
 LIVE = """
@@ -117,7 +117,7 @@ def test_an_end_that_is_forced(somewhere: Limpet) -> None:
     mark = f"4718{os.getpid()}"
 
     def is_there() -> bool:
-        return bool(subprocess.run(["pgrep", "-f", f"^sleep {mark}"], capture_output=True, check=False).stdout)
+        return bool(find_processes("sleep", mark))
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         before = signal.signal(number, signal.SIG_DFL)  # under nohup(1) it is ignored, and that is inherited
@@ -182,7 +182,7 @@ def test_a_command_ends_with_who_asked(
         return asked
 
     def is_there() -> bool:
-        return bool(subprocess.run(["pgrep", "-fx", f"sleep {mark}"], capture_output=True, check=False).stdout)
+        return bool(find_processes("sleep", mark))
 
     try:
         with begin() as asked:

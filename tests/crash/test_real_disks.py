@@ -20,12 +20,14 @@ needs_loop = pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason=
 @needs_loop
 @pytest.mark.campaign("disks")
 @pytest.mark.timeout(300)
-def test_real_power_cuts(size: Size) -> None:
+def test_real_power_cuts(size: Size, tmp_path: Path) -> None:
     """After power cuts of ext4 and XFS all that was acknowledged is there; a store that does not flush loses it."""
     require_tools(*(f"mkfs.{kind}" for kind in FILE_SYSTEMS))
-    command = [sys.executable, "-m", "tests.campaigns.real_disks", "--cuts", str(size.least), "--seed", "1"]
+    options = ["--cuts", str(size.least), "--seed", "1", "--dir", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.campaigns.real_disks", *options]
     result = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "limpet-disk-" not in Path("/proc/self/mountinfo").read_text()
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert os.listdir(tmp_path) == []

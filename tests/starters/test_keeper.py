@@ -35,7 +35,7 @@ from limpet.recovery.host import wait_for_end
 from limpet.schema import ContainerState, Reason
 from limpet.testing import open_descriptors
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
-from tests.conftest import EngineProcess, in_thread, is_running, read_descriptors, wait_until
+from tests.conftest import EngineProcess, find_processes, in_thread, is_running, read_descriptors, wait_until
 from tests.output import read_output
 from tests.starters.host import make
 
@@ -452,16 +452,10 @@ def test_what_is_left_by_a_program_that_ends_at_once_is_known(engine: Engine) ->
         container.start()
         assert container.wait(20).exit_code == number
         container.remove()
-        left = find_sleepers(mark)
+        left = find_processes("sleep", mark)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         assert not left, f"life {number} has left a process behind"
-
-
-def find_sleepers(seconds: str) -> list[int]:
-    """Return the pids of those that sleep for so long."""
-    found = subprocess.run(["pgrep", "-f", f"^sleep {seconds}"], stdout=subprocess.PIPE, check=False).stdout
-    return [int(pid) for pid in found.split()]
 
 
 STRAY = f"{'unshare -u ' if os.geteuid() == 0 else ''}setsid sh -c 'trap : TERM; while :; do sleep MARK; done'"
@@ -475,13 +469,13 @@ def test_what_descended_from_a_container_when_it_was_signalled_ends_with_it(engi
     mark = f"30{os.getpid()}{len(program)}"
     container = make(engine, "c", "sh", "-c", program.replace("MARK", mark))
     container.start()
-    wait_until(lambda: len(find_sleepers(mark)) == 1, "it to run")
+    wait_until(lambda: len(find_processes("sleep", mark)) == 1, "it to run")
     if program.endswith("wait"):
         container.stop(0.5)
     container.wait(20)
     container.remove()
-    left = find_sleepers(mark)
-    subprocess.run(["pkill", "-KILL", "-f", f"sleep {mark}"], check=False)
+    left = find_processes("sleep", mark)
+    subprocess.run(["pkill", "-KILL", "-f", f"sleep {mark}(;|$)"], check=False)
     assert not left
 
 
@@ -499,13 +493,13 @@ def test_what_is_left_is_known_to_the_keeper_that_takes_over(state_dir: str, is_
         if is_acknowledged:
             assert container.wait(20).exit_code == 3
     wait_until(lambda: not is_running(pid), "the program to end")
-    wait_until(lambda: len(find_sleepers(mark)) == 1, "a daemon to be left")
+    wait_until(lambda: len(find_processes("sleep", mark)) == 1, "a daemon to be left")
     kill(state_dir, *KEEPER)
     wait_until(lambda: "limpet-anchor" not in find_keepers(state_dir), "the anchor to take over")
     with Engine.open(state_dir) as engine:
         assert engine.get("c").exit_code == 3
         engine.get("c").remove()
-    left = find_sleepers(mark)
+    left = find_processes("sleep", mark)
     for each in left:
         os.kill(each, signal.SIGKILL)
     assert not left

@@ -17,7 +17,7 @@ from limpet.engine import Container
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState
 from limpet.schema.cri import LinuxContainerResources
-from tests.conftest import is_running, read_output, wait_until
+from tests.conftest import find_processes, is_running, read_output, wait_until
 from tests.starters.oci import RUNTIMES, config, processes_of
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
@@ -89,12 +89,7 @@ def test_execute(counting: Container) -> None:
         counting.execute(["sleep", f"4713{os.getpid()}"], timeout=0)
     with pytest.raises(errors.WaitTimeoutError, match="after 1 s"):
         counting.execute(["sleep", f"4713{os.getpid()}"], timeout=1)
-    wait_until(
-        lambda: (
-            not subprocess.run(["pgrep", "-f", f"^sleep 4713{os.getpid()}"], capture_output=True, check=False).stdout
-        ),
-        "the command to be gone",
-    )
+    wait_until(lambda: not find_processes("sleep", f"4713{os.getpid()}"), "the command to be gone")
     counting.stop(0)
     with pytest.raises(errors.InvalidStateError, match="it must be RUNNING"):
         counting.execute(["true"])

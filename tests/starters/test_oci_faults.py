@@ -17,7 +17,7 @@ from limpet.engine.starters.oci import OciStarter, sessions
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState, Reason
 from limpet.schema.cri import LinuxContainerResources
-from tests.conftest import EngineProcess, is_running, read_output, wait_until
+from tests.conftest import EngineProcess, find_processes, is_running, read_output, wait_until
 from tests.starters.oci import config, end_everything, load_busybox, processes_of, runtime_entries
 
 TIMEOUT = 3.0
@@ -188,23 +188,17 @@ def test_a_deadline_before_a_command_is_known(state_dir: str, tmp_path: Path, ru
     """The runtime has started it, and not yet said which process it is: it does not run on in the container."""
     command = ["sleep", f"4718{os.getpid()}"]
 
-    def is_there() -> bool:
-        return (
-            subprocess.run(["pgrep", "-f", f"^{' '.join(command)}"], check=False, stdout=subprocess.DEVNULL).returncode
-            == 0
-        )
-
     with open_with(state_dir, runtime, tmp_path) as engine:
         container = engine.get("one")
         container.start()
         (runtime.parent / "exec").write_text(SAYS_THE_PID_LATE)
         with pytest.raises(errors.WaitTimeoutError, match="was killed"):
             container.execute(command, timeout=0.4)
-        wait_until(lambda: not is_there(), "the command to be gone")
+        wait_until(lambda: not find_processes(*command), "the command to be gone")
         session = container.open_command(command)
-        wait_until(is_there, "the command")
+        wait_until(lambda: find_processes(*command), "the command")
         session.close()
-        wait_until(lambda: not is_there(), "the command to be gone")
+        wait_until(lambda: not find_processes(*command), "the command to be gone")
         container.stop(0)
         container.release()
 

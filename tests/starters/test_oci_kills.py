@@ -79,8 +79,12 @@ def runtime(request: pytest.FixtureRequest, state_dir: str, tmp_path: Path) -> I
     end_everything(state_dir)
 
 
+MARK = f"47{os.getpid()}."
+"""What no other test's commands sleep for."""
+
+
 def act(name: str, number: int) -> str:
-    mark = f"47{os.getpid()}{number:03}"
+    mark = f"{MARK}{number:03}"
     return ACTS[name].format(script=SCRIPT.format(mark=mark), limit=(100 + number) << 20)
 
 
@@ -121,7 +125,7 @@ def require_true(engine: Engine, state_dir: str, pid: int) -> None:
     container = engine.get("one")
     status = container.status
     assert (status.state, status.pid) == (ContainerState.RUNNING, pid)
-    wait_until(lambda: not find_processes(f"47{os.getpid()}"), "commands to be gone")
+    wait_until(lambda: not find_processes(MARK), "commands to be gone")
     assert glob.glob(f"{state_dir}/containers/one/oci/*/exec-*") == []
     wait_until(lambda: not find_processes(f"{state_dir}/oci/"), "runtimes to be gone")
     wait_until(lambda: container.is_frozen() is container.status.paused, "it to be frozen, or not, as is written down")

@@ -53,11 +53,11 @@ try:
     two.execute(["sleep", f"4718{os.getpid()}"], timeout=0.3)
 except errors.WaitTimeoutError:
     time.sleep(0.2)
-    found = subprocess.run(["pgrep", "-f", f"^sleep 4718{os.getpid()}"], capture_output=True, text=True)
+    found = subprocess.run(["pgrep", "-fx", f"sleep 4718{os.getpid()}"], capture_output=True, text=True)
     said["left"] = found.stdout
 left_over = two.open_command(["sh", "-c", f"(sleep 4719{os.getpid()} &); echo on; sleep 4719{os.getpid()}"])
 left_over.read(20)
-said["command"] = f"^sleep 4719{os.getpid()}"
+said["command"] = f"sleep 4719{os.getpid()}"
 (home / "command").write_text(said["command"])
 print(json.dumps(said), two.status.pid, flush=True)
 os._exit(0)  # as killed
@@ -65,7 +65,7 @@ os._exit(0)  # as killed
 NEXT = """
 two = engine.get("two")
 assert not [*home.glob("state/containers/two/oci/*/exec-*")]
-assert subprocess.run(["pgrep", "-f", (home / "command").read_text()], stdout=subprocess.DEVNULL).returncode == 1
+assert subprocess.run(["pgrep", "-fx", (home / "command").read_text()], stdout=subprocess.DEVNULL).returncode == 1
 print(two.state.name, two.stop(10).exit_code)
 engine.get_sandbox("a").remove(force=True, timeout=0)
 engine.close()
@@ -103,7 +103,7 @@ def test_an_ordinary_user_has_containers(home: str) -> None:
     assert "supplemental_groups [0]" in said["refused"]["groups"]
     assert (said["exec"], said["left"]) == ("0\n", "")
     assert is_running(int(pid))
-    find = ["pgrep", "-f", said["command"]]
+    find = ["pgrep", "-fx", said["command"]]
     assert subprocess.run(find, check=False, stdout=subprocess.DEVNULL).returncode == 0
     assert run(home, NEXT).split() == ["RUNNING", "5"]
     assert not is_running(int(pid))

@@ -18,7 +18,7 @@ from limpet.engine import Container
 from limpet.engine.starters.abilities import Session
 from limpet.engine.starters.oci import abilities
 from limpet.schema import ContainerState
-from tests.conftest import read_output, wait_until
+from tests.conftest import find_processes, read_output, wait_until
 from tests.starters.host import list_children
 from tests.starters.oci import RUNTIMES, config
 
@@ -136,11 +136,12 @@ def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
 
     So does what has another parent and is still of its session. One that cannot be executed is a StartError.
     """
-    sleep = f"sleep 4716{os.getpid()}"
+    mark = f"4716{os.getpid()}"
+    sleep = f"sleep {mark}"
     script = f"trap '' TERM HUP; {sleep} & /bin/sh -c '{sleep}; true' & ({sleep} &) ; {sleep}; true"
 
     def count() -> int:
-        return len(subprocess.run(["pgrep", "-f", f"^{sleep}"], capture_output=True, check=False).stdout.split())
+        return len(find_processes("sleep", mark))
 
     session = keep(sleeping.open_command(["/bin/sh", "-c", script]))
     wait_until(lambda: count() == 4, "the command")
@@ -171,7 +172,7 @@ def test_a_runtime_that_is_killed_takes_its_command_along(sleeping: Container, *
 
     session = keep(sleeping.open_command(["/bin/sh", "-c", f"(sleep {mark} &); echo on; sleep {mark}"]))
     read_until(session, b"on")
-    wait_until(lambda: len(find(f"^sleep {mark}")) == 2, "the command")
+    wait_until(lambda: len(find_processes("sleep", mark)) == 2, "the command")
     (runtime,) = find(f"exec --process .*/{sleeping.id}/")
     os.kill(runtime, signal.SIGKILL)
     wait_until(lambda: not find(f"exec --process .*/{sleeping.id}/"), "the runtime to be gone")
@@ -179,7 +180,7 @@ def test_a_runtime_that_is_killed_takes_its_command_along(sleeping: Container, *
         assert session.wait(10) == 137
     else:
         session.close()
-    wait_until(lambda: not find(f"^sleep {mark}"), "the command to be gone")
+    wait_until(lambda: not find_processes("sleep", mark), "the command to be gone")
 
 
 def test_output_that_an_orphan_holds_open(shared: Engine) -> None:

@@ -27,9 +27,8 @@ from limpet.engine.starters.users import Rights, choose_user
 from limpet.schema import ImageConfig
 from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_container_config
 from tests import oci_layout
-from tests.conftest import PACKAGES, find_interpreter, in_thread, read_output, wait_until
+from tests.conftest import PACKAGES, find_interpreter, find_processes, in_thread, read_output, wait_until
 from tests.starters.oci import end_everything, load_busybox, open_engine
-from tests.starters.test_keeper import find_sleepers
 from tests.tools_image import load_tools, write_tools
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1234:4321:app:/home/app:/bin/sh\n"
@@ -355,7 +354,7 @@ with Engine.open(state) as engine:
             group=user,
         )
     assert done.stdout == "0\n", done.stderr
-    left = find_sleepers(mark)
+    left = find_processes("sleep", mark)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left

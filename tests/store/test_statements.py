@@ -55,14 +55,16 @@ def test_rows_have_the_columns_of_their_tables() -> None:
 
 
 def test_every_statement_is_one_that_the_schema_knows(database: sqlite3.Connection) -> None:
-    """SQLite prepares each statement, with as many parameters as it has, on the newest schema."""
+    """SQLite prepares each statement, with as many parameters as it has, on the newest schema.
+
+    None has a number: Python 3.12.0 to 3.12.3 take it for a name, and warn that a sequence is given.
+    """
     texts = [getattr(statements, name) for name in dir(statements) if name.isupper() and not name.startswith("_")]
     texts = [text for each in texts for text in ([each] if isinstance(each, str) else each)]
     assert len(texts) > 25
     for text in (*texts, statements.update_statuses(4)):
-        numbered = re.findall(r"\?(\d+)", text)
-        count = max(map(int, numbered)) if numbered else text.count("?")
-        database.execute(f"EXPLAIN {text}", (None,) * count).fetchall()
+        assert not re.search(r"\?\d", text)
+        database.execute(f"EXPLAIN {text}", (None,) * text.count("?")).fetchall()
 
 
 @pytest.mark.parametrize(
@@ -88,9 +90,7 @@ def test_every_statement_is_one_that_the_schema_knows(database: sqlite3.Connecti
 def test_what_is_asked_for_is_found_by_an_index(database: sqlite3.Connection, statement: str, index: str) -> None:
     """No table, and no log of changes, is read from its beginning to its end; labels are looked for in an index."""
     text = getattr(statements, statement)
-    numbered = re.findall(r"\?(\d+)", text)
-    count = max(map(int, numbered)) if numbered else text.count("?")
-    plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * count)]
+    plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * text.count("?"))]
     assert index in " ".join(plan)
     assert not [step for step in plan if step.startswith("SCAN container")], plan
 

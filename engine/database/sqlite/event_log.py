@@ -88,6 +88,6 @@ class EventLog:
             pruned = revision
             length -= size
         if pruned > self._pruned:
-            connection.execute(sql.PRUNE_EVENTS, (self._node, self._pruned, pruned, KEPT_TRANSITIONS, newest))
+            connection.execute(sql.PRUNE_EVENTS, (self._node, self._pruned, pruned, newest, KEPT_TRANSITIONS))
             connection.execute(sql.UPDATE_PRUNED, (pruned, self._node))
         return pruned, oldest_at, length

@@ -123,9 +123,9 @@ class Reader:
             else:
                 rows = self._read(sql.SELECT_NAMES_BY_LABEL, *label)
         elif name:
-            rows = self._read(sql.SELECT_NAMES_BY_BOTH, text, json.dumps(list(sandbox_ids)), name)
+            rows = self._read(sql.SELECT_NAMES_BY_BOTH, json.dumps(list(sandbox_ids)), text, name)
         else:
-            rows = self._read(sql.SELECT_NAMES_BY_SANDBOX, text, json.dumps(list(sandbox_ids)))
+            rows = self._read(sql.SELECT_NAMES_BY_SANDBOX, json.dumps(list(sandbox_ids)), text)
         return list(map(NameRow._make, self._require_ids(rows)))
 
     def _find_rare(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
@@ -136,7 +136,9 @@ class Reader:
 
     def load_ids(self, beginning: str) -> list[str]:
         """Return the ids that begin so, of all that has a row of either kind, in order."""
-        return [row[0] for row in self._require_ids(self._read(sql.SELECT_IDS_BETWEEN, beginning, _after(beginning)))]
+        between = (beginning, _after(beginning))
+        rows = self._read(sql.SELECT_IDS_BETWEEN, *between, self.node, *between)
+        return [row[0] for row in self._require_ids(rows)]
 
     def load_restartable(self) -> list[str]:
         """Return the id of every container that has a restart policy."""

@@ -76,8 +76,8 @@ SELECT_NAMES_BY_TEXT = f"{SELECT_CONTAINER_NAMES} {_WITH_TEXT}"
 # CROSS JOIN keeps it to this order: the label leads to few containers.
 SELECT_NAMES_BY_LABEL = (
     f"SELECT {', '.join(f'container.{name}' for name in NameRow._fields)} FROM label CROSS JOIN container"  # noqa: S608  # ours
-    " WHERE label.node = ?1 AND label.key = ?2 AND label.value = ?3"
-    " AND container.node = ?1 AND container.id = label.id"
+    " WHERE label.node = ? AND label.key = ? AND label.value = ?"
+    " AND container.node = label.node AND container.id = label.id"
 )
 COUNT_LABELLED = "SELECT count(*) FROM (SELECT 1 FROM label WHERE node = ? AND key = ? AND value = ? LIMIT ?)"
 SELECT_LABELS = "SELECT key, value, id FROM label WHERE node = ?"
@@ -90,13 +90,14 @@ SELECT_NAMES_BY_NAME = f"{_select(NameRow._fields, 'container', 'name')} {_WITH_
 # Without statistics SQLite takes a node to have few containers, and would read them all: few are in a sandbox.
 # CROSS JOIN keeps it to this order ("The SQLite Query Optimizer Overview").
 SELECT_NAMES_BY_SANDBOX = (
-    f"SELECT {', '.join(NameRow._fields)} FROM (SELECT value AS wanted FROM json_each(?3)) CROSS JOIN container"  # noqa: S608  # ours
-    " WHERE node = ?1 AND likelihood(sandbox_id = wanted, 0.0001) AND instr(labels, ?2) > 0"
+    f"SELECT {', '.join(NameRow._fields)}"  # noqa: S608  # ours
+    " FROM (SELECT ? AS ours, value AS wanted FROM json_each(?)) CROSS JOIN container"
+    " WHERE node = ours AND likelihood(sandbox_id = wanted, 0.0001) AND instr(labels, ?) > 0"
 )
-SELECT_NAMES_BY_BOTH = f"{SELECT_NAMES_BY_SANDBOX} AND name = ?4"
+SELECT_NAMES_BY_BOTH = f"{SELECT_NAMES_BY_SANDBOX} AND name = ?"
 SELECT_IDS_BETWEEN = (
-    "SELECT id FROM container WHERE node = ?1 AND id >= ?2 AND id < ?3"
-    " UNION SELECT id FROM container_status WHERE node = ?1 AND id >= ?2 AND id < ?3"
+    "SELECT id FROM container WHERE node = ? AND id >= ? AND id < ?"
+    " UNION SELECT id FROM container_status WHERE node = ? AND id >= ? AND id < ?"
 )
 SELECT_RESTARTABLE = f"{_select(('id',), 'container')} AND restart_policy <> 'no'"
 SELECT_CONTAINER_BY_NAME = _select(("id",), "container", "sandbox_id", "name", "attempt")
@@ -154,12 +155,12 @@ SELECT_LAST_VERSION = (
 INSERT_EVENT = _insert("event", "node", *EventRow._fields)
 _STATE_CHANGES = ", ".join(repr(kind.value) for kind in events.STATE_CHANGES)
 PRUNE_EVENTS = f"""
-DELETE FROM event WHERE node = ?1 AND revision > ?2 AND revision <= ?3 AND NOT (kind IN ({_ENDINGS}) AND seq > ?5)
+DELETE FROM event WHERE node = ? AND revision > ? AND revision <= ? AND NOT (kind IN ({_ENDINGS}) AND seq > ?)
 AND NOT (
     kind IN ({_STATE_CHANGES})
     AND event.number > ifnull((
         SELECT kept.transitions FROM container_status AS kept WHERE kept.node = event.node AND kept.id = event.id
-        UNION ALL SELECT 0 FROM container WHERE container.node = event.node AND container.id = event.id), 1 << 62) - ?4
+        UNION ALL SELECT 0 FROM container WHERE container.node = event.node AND container.id = event.id), 1 << 62) - ?
     AND NOT EXISTS (
         SELECT 1 FROM event AS later
         WHERE later.node = event.node AND {_EVENT_IS_OF.format("later.id", "event.id")}
@@ -167,7 +168,7 @@ AND NOT (
 """Drop all but the histories of the containers that are there, damaged ones too.
 
 What was deleted with a version that revisions have not come to yet is kept, so that no other begins with it.
-Parameters: node, from, to, how long a history is, the newest revision.
+Parameters: node, from, to, the newest revision, how long a history is.
 """
 PRUNE_HISTORY = f"""
 DELETE FROM event

@@ -676,6 +676,43 @@ time.sleep(60)
     assert "cgroup" not in caplog.text
 
 
+SLOW_GATES = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from keeper import gate, main
+
+take_descriptors = gate._take_descriptors
+
+def take_late(*given):
+    time.sleep(0.3)
+    take_descriptors(*given)
+
+gate._take_descriptors = take_late
+main.main()
+"""
+
+
+def test_a_score_is_kept_by_what_gets_no_processor_for_a_while(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the engine has given a process that was just forked its program has; one that is given none has 0."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", SLOW_GATES)
+    sandbox = engine.create_sandbox({"metadata": {"name": "pod"}})
+    for name, asked, expected in (("given", {"oom_score_adj": 7}, "7"), ("plain", {}, "0")):
+        config = {
+            "metadata": {"name": name},
+            "image": {"image": "host"},
+            "command": ["cat", "/proc/self/oom_score_adj"],
+            "log_path": f"{name}.log",
+            "linux": {"resources": asked},
+        }
+        container = engine.create_container(config, sandbox.id)
+        container.start()
+        resources = container.wait(DEADLINE_SECONDS).resources
+        assert asked.keys() == set(resources.applied if resources is not None else ())
+        assert read_output(container, 1) == [expected]
+
+
 def find_keepers(state_dir: str) -> list[int]:
     """Return the pids of the keeper's processes."""
     found = []

@@ -165,7 +165,7 @@ def _take_descriptors(control: int, until: int) -> None:
 
 
 def _forget_the_keeper() -> None:
-    """Have the signals, the umask, the oom score and the keyring of a new process, not the keeper's.
+    """Have the signals, the umask and the keyring of a new process, not the keeper's; the oom score is seen to by it.
 
     Handlers go with the exec; what is ignored stays so, and is only what the keeper and Python itself ignore.
     """
@@ -176,10 +176,6 @@ def _forget_the_keeper() -> None:
     os.umask(_UMASK)
     if os.geteuid() == 0:  # an ordinary user may have 200 keys, and its containers share the keeper's empty keyring
         leave_session_keyring()
-    with suppress(OSError):  # a score that the keeper was given may not be lowered
-        file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(file, b"0")
-        os.close(file)
 
 
 def _to_bytes(text: str) -> bytes:

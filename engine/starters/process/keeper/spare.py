@@ -113,6 +113,7 @@ def _fork_gate(until: int = -1) -> Gate:
             stat = read_stat(pid)
             if stat is None:
                 raise ProcessLookupError(f"process {pid} is not to be seen in /proc")
+            _take_oom_score_from(pid)
             return Gate(pid, stat.start_ticks, os.pidfd_open(pid), ours)
         except BaseException:
             os.kill(pid, signal.SIGKILL)  # our child, not reaped: the number is its own
@@ -123,6 +124,19 @@ def _fork_gate(until: int = -1) -> Gate:
         raise
     finally:
         close(theirs)
+
+
+def _take_oom_score_from(pid: int) -> None:
+    """Have a gate start with the score of a new process, not the keeper's.
+
+    By itself it would do so once it gets a processor, which may be after its engine has given it another.
+    """
+    with suppress(OSError):  # one that the keeper was given may not be lowered
+        file = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, b"0")
+        finally:
+            close(file)
 
 
 def _make_link() -> tuple[int, int]:

@@ -38,6 +38,7 @@ from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import EngineProcess, find_processes, in_thread, is_running, read_descriptors, wait_until
 from tests.output import read_output
 from tests.starters.host import make
+from tests.tools_image import load_tools
 
 Start = Callable[[str], EngineProcess]
 
@@ -352,6 +353,42 @@ def test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole(
     assert time.monotonic() - begun < 9
     assert [entry.text for entry in next_one.read_log()] == [b"heard\n"]
     assert first.stop(5).exit_code == 128 + signal.SIGTERM
+
+
+IMPORTS_NOTHING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from keeper import main
+
+anchor = main._anchor
+
+def import_nothing(*given):
+    sys.meta_path.clear()
+    anchor(*given)
+
+main._anchor = import_nothing
+main.main()
+"""
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_a_keeper_needs_none_of_its_files(
+    engine: Engine, state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Python and limpet may be upgraded, or removed, while containers run: what it needs it has loaded by then."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", IMPORTS_NOTHING)
+    image = str(load_tools(engine, tmp_path / "tools", {"Env": ["PATH=/bin"]}))
+    for life in ("first", "next"):
+        for root in ("host", image):
+            key = f"{life}-{len(root)}"
+            container = make(engine, key, "sh", "-c", "echo on; exit 7", image={"image": root}, log_path=f"{key}.log")
+            container.start()
+            assert container.wait(20).exit_code == 7
+            assert read_output(container.metadata.log_path, "on\n") == "on\n"
+        with pytest.raises(errors.StartError, match="No such file or directory"):
+            make(engine, f"{life}-none", "/no/such/program").start()
+        kill(state_dir, *KEEPER, "limpet-copier")
+        wait_until(lambda: "limpet-anchor" not in find_keepers(state_dir), "the anchor to take over")
 
 
 BEGINS_LATE = """

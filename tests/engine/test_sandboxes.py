@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -190,9 +189,8 @@ def test_threads_that_start_while_it_is_stopped_leave_nothing_running(engine: En
 def test_all_are_stopped_side_by_side(engine: Engine, pod: Sandbox) -> None:
     """Four that have to be killed take the time of one, and each tells that it was asked."""
     containers = [start_stubborn(engine, f"c{n}") for n in range(4)]
-    begun = time.monotonic()
     pod.stop(1)
-    assert time.monotonic() - begun < 3
+    assert max(one.status.stop_requested_at for one in containers) < min(one.status.finished_at for one in containers)
     assert {one.status.exit_code for one in containers} == {128 + 9}
     assert len({one.status.stop_requested_at for one in containers}) <= 4
     assert all(one.status.stop_requested_at for one in containers)

@@ -632,7 +632,7 @@ def test_whoever_waits_in_vain_is_told_in_time(base: Base, state_dir: str) -> No
     told: list[str] = []
     with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync", fleet_timeout=30) as store:
         store.put("k", "first", 1)
-        store.fleet._timeout = 1
+        store.fleet._timeout = 3
 
         def call(number: int) -> None:
             try:
@@ -650,7 +650,7 @@ def test_whoever_waits_in_vain_is_told_in_time(base: Base, state_dir: str) -> No
             began = time.monotonic()
             await asyncio.wait([hasty])
             assert hasty.cancelled()
-            assert time.monotonic() - began < 0.9, "who is cancelled waits for no fleet"
+            assert time.monotonic() - began < 2.5, "who is cancelled waits for no fleet"
             return [found.exception() for found in (await asyncio.wait(calls))[0]]
 
         with held(base):
@@ -664,7 +664,7 @@ def test_whoever_waits_in_vain_is_told_in_time(base: Base, state_dir: str) -> No
             for thread in threads:
                 thread.join(20)
             assert len(told) == 8
-            assert all("durable on this node" in text and "after 1 s" in text for text in told)
+            assert all("durable on this node" in text and "after 3 s" in text for text in told)
             assert len(found) == 8
             assert all(isinstance(error, errors.FleetUnknownError) for error in found)
             assert store.fleet._shipper is not None

@@ -50,7 +50,7 @@ def test_the_bits_of_a_database(size: Size) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_what_cannot_be_seen_is_little() -> None:
     """Only the end of a WAL can go unseen: the last transaction by a flipped bit, more of it if it was cut short."""
     outcomes = Counter[Outcome]()

@@ -45,7 +45,8 @@ def test_a_crash_loop_under_kills_loses_and_doubles_no_attempt(engine_process: S
     process = engine_process(QUICK + LIVE + f"make('sh', '-c', {RUNS!r}, restart='always').start(); tell(); input()")
     never_ran = set(process.read()[1:])
     kills = 15
-    for _ in range(kills):
+    for number in range(kills):
+        wait_until(lambda number=number: len(runs_of(state_dir)) > number + 1, "the loop to go on")  # type: ignore[misc] # bound at once
         time.sleep(chance.uniform(0.0, 0.25))
         process.kill()
         process = engine_process(QUICK + LIVE + "tell(); input()")
@@ -68,7 +69,6 @@ def test_a_crash_loop_under_kills_loses_and_doubles_no_attempt(engine_process: S
         cut_off = [one for one in kept.values() if one.status.stop_requested_at and one.id not in {*runs, *never_ran}]
         assert [one.id for one in cut_off] in ([], [kept[newest].id]), "it was stopped before it could say anything"
         assert len(runs) + len(never_ran) + len(cut_off) == newest + 1
-        assert len(runs) > kills, "the loop went on between the kills"
         assert len(kept) <= 3
         assert len(list(Path(state_dir, "containers").iterdir())) <= 3, "a crash loop does not fill the disk"
 

@@ -68,6 +68,7 @@ WHEN = ("before", "amid", "after")
 
 
 @pytest.mark.campaign("copier")
+@pytest.mark.timeout(600)
 def test_a_kill_at_each_call_loses_and_doubles_nothing(tmp_path: Path, forker: Forker, size: Size) -> None:
     """The copier is killed before, amid and after each call that changes something; the next one goes on with the log.
 
@@ -294,12 +295,12 @@ def test_long_writes_are_copied_without_a_pause(keeper: Keeper) -> None:
     out, err = keeper.make("c")
     os.close(err)
     began = time.monotonic()
-    for count in range(1, 6):
+    for count in range(1, 16):
         os.write(out, b"x")
         time.sleep(0.05)  # it is looked at, and left there
         os.write(out, b"x" * 100_000 + b"\n")
         wait_until(lambda count=count: keeper.output("c").count(b"\n") == count, "the line")  # type: ignore[misc]
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 12
     os.close(out)
 
 

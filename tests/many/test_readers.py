@@ -94,10 +94,8 @@ def test_readers_beside_a_long_stream(state_dir: str, tmp_path: Path) -> None:
         for number in range(1, KILLS + 2):
             writer = start(WRITER, "writer")
             try:
-                wait_until(
-                    lambda: writer.poll() is not None or turn() > number * TURNS // KILLS,
-                    f"turn {number * TURNS // KILLS}",
-                )
+                while writer.poll() is None and (seen := turn()) <= number * TURNS // KILLS:
+                    wait_until(lambda seen=seen: writer.poll() is not None or turn() > seen, f"turn {seen + 1}")  # type: ignore[misc] # bound at once
                 sizes.append(os.stat(f"{state_dir}/store.db-wal").st_size)
                 assert _look_from_outside(state_dir) == 2 + LIVING
             finally:

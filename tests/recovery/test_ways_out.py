@@ -278,8 +278,6 @@ def test_quarantine_is_bounded_and_takes_long_names(engine: Engine, state_dir: s
 
 def test_a_sandbox_stops_its_containers_side_by_side(engine: Engine) -> None:
     """Five that need their whole grace take the time of one; one that fails is named and keeps no other alive."""
-    import time
-
     sandbox = engine.create_sandbox({"metadata": {"name": "s"}})
     containers = []
     for number in range(5):
@@ -293,7 +291,6 @@ def test_a_sandbox_stops_its_containers_side_by_side(engine: Engine) -> None:
     for each in containers:
         ready = Path(each.metadata.root_dir, "working", "ready")
         wait_until(ready.exists, "the signal to be ignored")
-    begun = time.monotonic()
     sandbox.stop(1.0)
-    assert time.monotonic() - begun < 4
+    assert max(one.status.stop_requested_at for one in containers) < min(one.status.finished_at for one in containers)
     assert {each.state for each in containers} == {ContainerState.EXITED}

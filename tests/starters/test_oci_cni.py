@@ -323,7 +323,7 @@ def test_a_plugin_that_hangs(state_dir: str, plugins: Path, tmp_path: Path) -> N
         return len(pids.read_text().split()) if pids.exists() else 0
 
     stuck = [f"stuck-{number}" for number in range(5)]
-    with open_with(state_dir, plugins) as engine, ThreadPoolExecutor() as threads:
+    with open_with(state_dir, plugins, timeout=6) as engine, ThreadPoolExecutor() as threads:
         for key in stuck:
             engine.create_sandbox({"metadata": {"name": key}}, id=key, runtime_handler="runc")
         (plugins / "DEL.sh").write_text(HANGS.format(pids=pids))
@@ -334,7 +334,7 @@ def test_a_plugin_that_hangs(state_dir: str, plugins: Path, tmp_path: Path) -> N
         made = threads.submit(engine.create_sandbox, POD, id="stuck-x", runtime_handler="runc")
         wait_until(lambda: count_hung() == 2, "ADD to hang")
         engine.create_sandbox({"metadata": {"name": "other"}}, id="other", runtime_handler="runc").delete()
-        assert not held.done(), "three seconds are not over"
+        assert not held.done(), "six seconds are not over"
         with pytest.raises(errors.ResourcesError, match="second DEL failed: it did not end in time"):
             held.result()
         with pytest.raises(errors.UnsupportedError, match="first ADD failed: it did not end in time"):
@@ -344,8 +344,8 @@ def test_a_plugin_that_hangs(state_dir: str, plugins: Path, tmp_path: Path) -> N
             engine.store.update_sandbox(key, lambda old: stop_sandbox(old, SandboxReason.STOPPED, at=1, message=""))
     (plugins / "DEL.sh").write_text(HANGS.format(pids=pids))
     began = time.monotonic()
-    with open_with(state_dir, plugins, timeout=1) as engine:
-        assert time.monotonic() - began < 4, "five deadlines are not waited for, one after the other"
+    with open_with(state_dir, plugins, timeout=3) as engine:
+        assert time.monotonic() - began < 12, "five deadlines are not waited for, one after the other"
         (plugins / "DEL.sh").unlink()
         engine.recover()
         assert not list(Path(state_dir, "sandboxes").glob("*/network.json"))

@@ -57,7 +57,7 @@ def test_a_whole_life(state_dir: str) -> None:
         assert await engine.get("one") == container
         assert await engine.list(state="created") == [container]
         assert await pod.containers() == [container]
-        assert (await container.start()).state is ContainerState.RUNNING
+        assert (await container.start()).state is not ContainerState.CREATED  # it may have ended already
         assert (await container.wait(20)).exit_code == container.exit_code == 3
         assert (await container.cri_status()).exit_code == 3
         with pytest.raises(errors.InvalidStateError, match="only a CREATED"):

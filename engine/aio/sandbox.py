@@ -150,14 +150,15 @@ class AsyncSandbox:
 async def _try_each(
     act: Callable[[AsyncContainer], Awaitable[object]], containers: Iterable[AsyncContainer]
 ) -> list[LimpetError]:
-    async def attempt(container: AsyncContainer) -> LimpetError | None:
-        try:
-            await act(container)
-        except NotFoundError:  # deleted in the meantime
-            return None
-        except LimpetError as error:
-            return error
-        return None
+    """Do it for all, side by side, and return what failed. All are over when this is, also if it is cancelled.
 
-    found = await asyncio.gather(*map(attempt, containers))
-    return [error for error in found if error is not None]
+    Raises what else one of them raises.
+    """
+    problems = []
+    for outcome in await asyncio.gather(*map(act, containers), return_exceptions=True):
+        if isinstance(outcome, LimpetError):
+            if not isinstance(outcome, NotFoundError):  # deleted in the meantime
+                problems.append(outcome)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+    return problems

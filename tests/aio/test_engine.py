@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -198,6 +199,40 @@ def test_a_cancelled_task_leaves_its_step_whole(state_dir: str) -> None:
                 await container.remove(force=True, timeout=0)
         assert "UNKNOWN" not in states
 
+    run(state_dir, body)
+
+
+def test_a_cancelled_removal_of_a_sandbox_is_over_when_its_task_is(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has begun of one container is waited for, though another's was taken back; repeating it finishes it."""
+    begun, may_go_on = list[str](), threading.Event()
+
+    def remove_late(container: Container, **how: Any) -> bool:
+        begun.append(container.id)
+        assert may_go_on.wait(20)
+        return remove(container, **how)
+
+    async def body(engine: AsyncEngine, pod: AsyncSandbox) -> None:
+        for n in range(20):  # more than there are threads; with a policy each is removed by itself
+            await engine.create_container(config(f"c{n}", "true"), pod, restart="always")
+        await pod.stop(0)
+        removal = asyncio.create_task(pod.remove())
+        await asyncio.to_thread(wait_until, lambda: begun, "a removal to begin")
+        removal.cancel()
+        done, _ = await asyncio.wait([removal], timeout=0.5)
+        may_go_on.set()
+        assert not done
+        await asyncio.wait([removal])
+        assert removal.cancelled()
+        left = {container.id for container in await engine.list()}
+        assert left
+        assert left.isdisjoint(begun)
+        assert await pod.remove()
+        assert await engine.list() == []
+
+    remove = Container.remove
+    monkeypatch.setattr(Container, "remove", remove_late)
     run(state_dir, body)
 
 

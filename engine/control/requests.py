@@ -6,7 +6,7 @@ after it did what was asked and before it said so: so each request can be asked 
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Cont
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.starters.abilities import Session, Stats
 from limpet.recovery.report import Report
+from limpet.schema.cri import PodSandboxConfig, parse_pod_sandbox_config
 from limpet.schema.errors import (
     InvalidInputError,
     LimpetError,
@@ -236,7 +237,7 @@ def _info(engine: Served, _: Info) -> Known:
 
 
 def _create_and_start(engine: Served, request: CreateAndStart) -> Began:
-    config = request.sandbox_config
+    config = None if request.sandbox_config is None else parse_pod_sandbox_config(request.sandbox_config)
     if config is not None and request.sandbox_id not in engine.store.sandbox_ids:
         _forget_unused(engine, config)
         engine.create_sandbox(config, id=request.sandbox_id, runtime_handler=request.runtime)
@@ -259,11 +260,10 @@ def _create_and_start(engine: Served, request: CreateAndStart) -> Began:
     )
 
 
-def _forget_unused(engine: Served, config: Mapping[str, Any]) -> None:
+def _forget_unused(engine: Served, config: PodSandboxConfig) -> None:
     """Remove the sandbox of this name that a kill has left before its container was made."""
-    name = config["metadata"]["name"]
     for sandbox in engine.list_sandboxes():
-        if sandbox.metadata.name == name and sandbox.metadata.config.annotations.get(MADE_BY):
+        if sandbox.metadata.name == config.metadata.name and sandbox.metadata.config.annotations.get(MADE_BY):
             with suppress(LimpetError):  # it has its container: then the name is taken, as creating will say
                 sandbox.delete()
 

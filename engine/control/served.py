@@ -9,6 +9,7 @@ from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.starters import Starter
 from limpet.engine.store import Store
 from limpet.recovery.report import Report
+from limpet.schema.cri import PodSandboxConfig
 from limpet.schema.errors import NotFoundError, quote
 from limpet.schema.restart import RestartKind
 from limpet.schema.status import ContainerState, Status
@@ -39,7 +40,7 @@ class Served(Protocol):
     def list_sandboxes(self) -> "Sequence[Sandbox]":
         """Return all sandboxes."""
 
-    def create_sandbox(self, config: Mapping[str, Any], *, id: str | None = None, runtime_handler: str = "") -> Sandbox:
+    def create_sandbox(self, config: PodSandboxConfig, *, id: str | None = None, runtime_handler: str = "") -> Sandbox:
         """Make a sandbox."""
 
     def create_container(

@@ -4,6 +4,7 @@ Sources: image-spec image-layout.md, image-index.md, annotations.md; containerd'
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import msgspec
 
@@ -31,6 +32,8 @@ from limpet.schema.errors import InvalidInputError
 from limpet.schema.image import ImageName
 
 CONTAINERD_NAME = "io.containerd.image.name"
+_DIRECTORY_TRANSPORT = b"Directory Transport Version"
+"""How its file `version` begins."""
 REFERENCE_NAME = "org.opencontainers.image.ref.name"
 
 
@@ -42,9 +45,21 @@ def find_images(files: Files, label: str) -> dict[ImageName, FoundImage]:
     """
     if files.find("oci-layout") is not None:
         return _find_in_layout(Documents(files), label)
+    if _is_directory_transport(files):
+        raise InvalidInputError(
+            'it is a directory as "dir:" of skopeo writes it, which has no image name; write an OCI image layout'
+            " instead: skopeo copy dir:DIRECTORY oci:LAYOUT:NAME"
+        )
     if files.find("manifest.json") is not None:
         return find_in_docker_archive(files, label)
     raise InvalidInputError("it has no file oci-layout, so it is not an OCI image layout")
+
+
+def _is_directory_transport(files: Files) -> bool:
+    """Say whether it is what containers/image calls its directory transport: manifest.json beside blobs."""
+    with suppress(InvalidInputError), files.open("version") as stream:
+        return stream.read(len(_DIRECTORY_TRANSPORT)) == _DIRECTORY_TRANSPORT
+    return False
 
 
 def _find_in_layout(documents: Documents, label: str) -> dict[ImageName, FoundImage]:

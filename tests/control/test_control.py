@@ -115,6 +115,18 @@ def test_a_request_that_is_asked_again_does_nothing_twice(state_dir: str) -> Non
         engine.get("c").stop(0)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{}, {"metadata": {}}, {"metadata": None}, {"metadata": []}, {"metadata": {"name": 5}}]
+)
+def test_a_sandbox_config_that_is_none_is_refused_by_its_field(state_dir: str, wrong: dict[str, Any]) -> None:
+    """It is refused as a wrong value, before anything is made or removed."""
+    config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["true"]}
+    with Engine.open(state_dir) as engine:
+        with pytest.raises(errors.InvalidInputError, match="metadata"):
+            ask_live(state_dir, CreateAndStart(id="c", config=config, sandbox_id="s", sandbox_config=wrong))
+        assert len(engine.list()) == len(engine.list_sandboxes()) == 0
+
+
 def test_what_a_killed_engine_left_is_replaced(state_dir: str, live: EngineProcess) -> None:
     """The stale socket refuses, the next engine answers, and who waits for the dead one is told."""
     before = count_sockets(live.pid)

@@ -269,6 +269,19 @@ def test_an_image_without_a_name_in_a_docker_archive_gets_the_archives(
     assert store.load(str(tmp_path / "app.tar")) == [ImageName("app")]
 
 
+def test_a_directory_of_skopeos_is_refused_with_what_to_do(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """`skopeo copy ... dir:x` writes no layout: blobs by their digests, beside a manifest and a version."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO], "app:1")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/version").write_text("Directory Transport Version: 1.1\n")
+    (tmp_path / "x/manifest.json").write_bytes(layout.blob_path(layout.index[0]["digest"]).read_bytes())
+    for blob in (tmp_path / "layout/blobs/sha256").iterdir():
+        blob.rename(tmp_path / "x" / blob.name)
+    with pytest.raises(InvalidInputError, match=r'as "dir:" of skopeo .*: skopeo copy dir:'):
+        store.load(str(tmp_path / "x"))
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

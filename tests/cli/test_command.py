@@ -209,6 +209,25 @@ def test_interrupted(limpet: Limpet, state_dir: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_interrupted_while_it_is_loaded(*, is_ignored: bool) -> None:
+    """Ctrl-C ends the command by the signal, and nothing is printed; ignored, as after nohup, it goes on."""
+    script = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'limpet.schema.errors': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"if {is_ignored}: signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "sys.argv[1:] = ['--version']\n"
+        "from limpet.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0 if is_ignored else -signal.SIGINT, "")
+    assert done.stdout.startswith("limpet ") == is_ignored
+
+
 def test_completion(limpet: Limpet) -> None:
     """Each shell's script is printed; verbs and ids are completed, and nothing where the state cannot be read."""
     make_state(limpet.state_dir)

@@ -21,6 +21,7 @@ from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_p
 from limpet.engine.inspection.feed import SnapshotFeed
 from limpet.engine.reconcile import examine_all, judge_sandboxes
 from limpet.engine.starters import make_host_probe
+from limpet.engine.state.descriptors import fill_standard_numbers
 from limpet.engine.state.directory import check_directory, require_ours
 from limpet.engine.state.entries import require_entries, resolve_directory
 from limpet.engine.state.identity import find_original
@@ -124,6 +125,7 @@ class Snapshot:
         use the directory; StoreDamagedError, StoreTooNewError or another StoreError.
         """
         path = require_state(state_dir)
+        fill_standard_numbers()
         require_entries(path, _READ)
         if find_holder(path) is None:
             require_sound_wal(path)

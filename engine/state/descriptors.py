@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 from limpet.schema.errors import LimpetError, ResourcesError, StateDirectoryError, quote_path
 
+_LAST_STANDARD = 2
 _original: tuple[int, int] | None = None
 
 
@@ -24,6 +25,18 @@ def raise_descriptor_limit() -> None:
 def original_descriptor_limit() -> tuple[int, int]:
     """Return the soft and the hard limit as they were before `raise_descriptor_limit`, for what we start."""
     return _original or resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def fill_standard_numbers() -> None:
+    """Open /dev/null as each of 0, 1 and 2 that is closed, so that no file of ours has the number of a standard stream.
+
+    A host program that was started without them may give itself some later (dup2(2)): that would close our file, a lock
+    perhaps, and what is printed would be written to it.
+    """
+    with suppress(OSError):  # who opens what is needed then fails, and says why
+        while (number := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= _LAST_STANDARD:
+            pass
+        os.close(number)
 
 
 def has_free_descriptors(count: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Self
 
 import msgspec
 
+from limpet.engine.state.descriptors import fill_standard_numbers
 from limpet.engine.state.durable import make_directory, remove_tree, write_file
 from limpet.engine.state.entries import require_entries, require_path
 from limpet.engine.state.identity import find_original, make_copy, read_identity, settle_identity
@@ -47,6 +48,7 @@ class StateDirectory:
         not a private directory of this user, UnsupportedError if it is on a network file system.
         """
         path = require_path(state_dir)
+        fill_standard_numbers()
         try:
             path = os.path.abspath(path)
             _require_short(path)

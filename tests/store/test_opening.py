@@ -46,6 +46,21 @@ def test_what_is_no_path_is_refused(value: Any, tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_of_ours_has_the_number_of_a_standard_stream(state_dir: str, closed: str) -> None:
+    """A host program that had none gives itself some later, by which it closes what has these numbers: no lock."""
+    script = (
+        "import os, sys\n"
+        "from limpet import Store, errors\n"
+        "store = Store.open(sys.argv[1])\n"
+        "for number in range(3): os.dup2(os.open(os.devnull, os.O_RDWR), number)\n"
+        "try: Store.open(sys.argv[1])\n"
+        "except errors.StateDirectoryLockedError: sys.exit(7)\n"
+    )
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", script, state_dir]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 7
+
+
 def test_a_path_that_is_too_long_for_a_database_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     """By its length: SQLite says of it only that a file cannot be opened. What is accepted is opened."""
     above = tmp_path / ("d" * (478 - len(os.fsencode(tmp_path)) - 200)) / ("e" * 200)

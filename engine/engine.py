@@ -33,6 +33,7 @@ from limpet.engine.state.entries import require_utf8, resolve_directory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
 from limpet.engine.state.steps import run_whole
+from limpet.engine.state.surroundings import require_system_calls
 from limpet.engine.state.turn import Attempt, open_in_parts, require_wait
 from limpet.engine.store import Listing, Store
 from limpet.recovery.evidence import Process
@@ -146,10 +147,12 @@ class Engine:
 
         Raises StateDirectoryLockedError if another engine has it open, ResourcesError if no file descriptors are left,
         InvalidInputError for names in `inherit_env` that are none or beside a starter of your own, and for two
-        starters of one name, and the other errors of `Store.open`.
+        starters of one name, UnsupportedError where gevent or eventlet has replaced the system's threads or calls in
+        this process, and the other errors of `Store.open`.
         """
         if starter is not None and inherit_env:
             raise InvalidInputError("inherit_env: give it to the starter that you open the engine with")
+        require_system_calls()
         require_wait(wait)
         require_wait(look_timeout, "look_timeout")
         choice = FleetChoice(fleet, fleet_ack, fleet_timeout)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
+from limpet.engine.aio.loops import require_loop
 from limpet.engine.state.steps import acting_for
 from limpet.engine.store import Request
 from limpet.schema.errors import ResourcesError
@@ -104,7 +105,7 @@ class Step(Generic[_T]):
         self._claim = _thread.allocate_lock()
         self.result: Any = None
         self.error: BaseException | None = None
-        self.loop = asyncio.get_running_loop()
+        self.loop = require_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.settled = False
         self.told = False

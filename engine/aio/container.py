@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
+from limpet.engine.aio.loops import require_loop
 from limpet.engine.aio.workers import Workers
 from limpet.engine.lifecycle.container import DEFAULT_EXEC_TIMEOUT_SECONDS, DEFAULT_STOP_TIMEOUT_SECONDS, Container
 from limpet.engine.logs import Entry
@@ -161,6 +162,7 @@ class AsyncContainer:
 
     async def wait(self, timeout: float | None = None) -> Status:
         """See `Container.wait`. It holds no thread."""
+        require_loop()
         return await self.container.wait_async(timeout)
 
     async def read_log(self) -> AsyncIterator[Entry]:

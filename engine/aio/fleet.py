@@ -6,6 +6,7 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from limpet.engine.aio.answers import close_in_own_thread, in_own_thread
+from limpet.engine.aio.loops import require_loop
 from limpet.engine.aio.opening import Closing, Opening, open_whole
 from limpet.engine.fleet import Fleet, FleetContainer, FleetEvent, FleetNode
 from limpet.schema.metadata import Metadata
@@ -80,5 +81,5 @@ class AsyncFleet(Closing):
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _ask(self, read: Callable[[], _T]) -> _T:
-        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        async with self._turns.setdefault(require_loop(), asyncio.Lock()):
             return await in_own_thread(read)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from limpet.engine.aio.answers import close_in_own_thread, in_own_thread, settle, turn_of_task, wait_for
+from limpet.engine.aio.loops import require_loop
 from limpet.engine.aio.opening import Closing, Opening, open_whole
 from limpet.engine.aio.watch import AsyncWatch, LoopBell
 from limpet.engine.state.directory import StateDirectory
@@ -195,7 +196,7 @@ class AsyncStore(Closing):
         Call it from the loop that will ask.
         """
         self.store.require_open()
-        feed, loop = self.store.feed(), asyncio.get_running_loop()
+        feed, loop = self.store.feed(), require_loop()
         bell = self._bells.get(loop) or self._bells.setdefault(loop, LoopBell(loop, feed))
         first = self.store.revision if since is None else since
         return AsyncWatch(feed, bell, first, Wanted(id, name, sandbox_id, labels, kinds))
@@ -362,7 +363,7 @@ class AsyncStore(Closing):
         that is cancelled in the block has changed nothing.
         """
         self._require_outside()
-        turn = _TaskTurn(asyncio.get_running_loop())
+        turn = _TaskTurn(require_loop())
         with turn.inside:
             self.store.submit(turn)
             await wait_for(turn)
@@ -390,14 +391,14 @@ class AsyncStore(Closing):
 
     async def _change(self, apply: Callable[[Draft], _T]) -> _T:
         self._require_outside()
-        request = _TaskRequest(apply, asyncio.get_running_loop())
+        request = _TaskRequest(apply, require_loop())
         self.store.fleet.expect(request)
         self.store.submit(request)
         result: _T = await self._wait_for(request)
         return result
 
     async def _await_fleet(self) -> None:
-        request = _TaskRequest(_nothing, asyncio.get_running_loop())
+        request = _TaskRequest(_nothing, require_loop())
         self.store.fleet.expect(request)
         if request.until_sent:
             request.settled = True

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Self
 
+from limpet.engine.aio.loops import require_loop
 from limpet.engine.store import Cursor, StoreFeed, Wanted
 from limpet.schema.events import Event
 
@@ -93,7 +94,7 @@ class AsyncWatch:
 
         Raises what `Store.watch` and `Watch.next` raise. What is there already is given in any case.
         """
-        now = asyncio.get_running_loop().time
+        now = require_loop().time
         deadline = None if timeout is None else now() + timeout
         if self._cursor is None:
             self._cursor = await asyncio.to_thread(Cursor, self._feed, self._since, self._wanted)

@@ -58,7 +58,7 @@ _NOT_OURS = {errno.EBADF, errno.EINVAL}
 """What epoll says if its descriptor was closed, and if its number is that of another file by now."""
 _FINAL = (OutcomeUnknownError, StoreFencedError, StoreReplacedError)
 """After such an error a store writes nothing more."""
-_lost: list[select.epoll] = []
+_lost: "list[select.epoll]" = []
 """Whose descriptors somebody else has closed; kept, for each would close its number once nobody has it."""
 
 

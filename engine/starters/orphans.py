@@ -55,7 +55,7 @@ class _Reaper:
                     thread.start()
                     self._thread = thread
 
-    def _run(self, ends: select.epoll) -> None:
+    def _run(self, ends: "select.epoll") -> None:
         while self._has_any():
             for pidfd, _ in ends.poll(_TRY_SECONDS if self._ended else None):
                 ends.unregister(pidfd)

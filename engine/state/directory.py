@@ -15,6 +15,7 @@ from limpet.engine.state.identity import find_original, make_copy, read_identity
 from limpet.engine.state.lock import Lock, find_holder, has_holder_ended, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, load_owner
+from limpet.engine.state.surroundings import require_system_calls
 from limpet.engine.state.turn import collect_garbage, patience_with_given_up, pauses
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
@@ -48,6 +49,7 @@ class StateDirectory:
         not a private directory of this user, UnsupportedError if it is on a network file system.
         """
         path = require_path(state_dir)
+        require_system_calls()
         fill_standard_numbers()
         try:
             path = os.path.abspath(path)

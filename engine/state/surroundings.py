@@ -1,0 +1,33 @@
+"""What limpet needs of the program around it: threads and calls of the system."""
+
+import _thread
+import os
+import select
+
+from limpet.schema.errors import UnsupportedError
+
+_REPLACED_BY = {
+    "gevent": "monkey.patch_all(thread=False, select=False, os=False, subprocess=False, signal=False)",
+    "eventlet": "monkey_patch(thread=False, select=False, os=False, subprocess=False)",
+}
+"""Who replaces what blocks by what switches between tasks of one thread, and how it keeps off what limpet relies on."""
+_RELIED_ON = (
+    (_thread, "start_new_thread"),
+    (_thread, "allocate_lock"),
+    (select, "select"),  # and with it poll and epoll
+    (os, "posix_spawn"),
+    (os, "waitpid"),
+)
+
+
+def require_system_calls() -> None:
+    """Raise UnsupportedError where gevent or eventlet has replaced what limpet relies on: it would hang."""
+    for module, name in _RELIED_ON:
+        maker = getattr(getattr(module, name), "__module__", None) or ""
+        package = maker.partition(".")[0]
+        if package in _REPLACED_BY:
+            raise UnsupportedError(
+                f"{package} has replaced {module.__name__.lstrip('_')}.{name} in this process, and limpet would hang;"
+                f" keep it off, {package}.{_REPLACED_BY[package]}, and call limpet from {package}'s pool of"
+                " threads, for its calls block; or have limpet in a process of its own"
+            )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -247,8 +248,11 @@ class Engine:
         return self._runtime.starters.default
 
     def close(self) -> None:
-        """Stop watching and close the store; the containers run on. Who waits gets ClosedError. May be repeated."""
-        if os.getpid() == self._pid:
+        """Stop watching and close the store; the containers run on. Who waits gets ClosedError. May be repeated.
+
+        In a finalizer at the end of the interpreter it is left to that end: the threads that it waits for run no more.
+        """
+        if os.getpid() == self._pid and not sys.is_finalizing():
             self._runtime.step(self._close)
 
     def _close(self) -> None:

@@ -6,6 +6,7 @@ never does, and tells nobody.
 
 import _thread
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ class Thread(threading.Thread):
 
     def start(self) -> None:
         """Start it. Raises RuntimeError if it cannot be started, or does not begin."""
+        if sys.is_finalizing():
+            raise RuntimeError("the interpreter is ending")
         try:
             super().start()
         except RuntimeError:

@@ -218,7 +218,12 @@ class Container:
         if status.identity is None or status.state is not ContainerState.RUNNING:
             return None
         grace = (status.stop_deadline - status.stop_requested_at) / 1e9
-        return Patience(self.id, status.identity.pid, grace)
+        return Patience(self.id, status.identity.pid, grace, self._find_doubt)
+
+    def _find_doubt(self) -> str:
+        """Return why it is Unknown, if it is."""
+        status = self._runtime.store.status(self.id)
+        return status.message if status.unknown else ""
 
     def is_stopped(self, status: Status) -> bool:
         """Say whether its end is written down and nothing of it is left, given what `begin_stop` returned."""

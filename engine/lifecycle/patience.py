@@ -1,6 +1,7 @@
 """How long a stop is waited for, and what is raised when that is over."""
 
 import time
+from collections.abc import Callable
 
 from limpet.schema.errors import InvalidInputError, InvalidStateError, quote
 
@@ -14,9 +15,10 @@ _LONGEST_SECONDS = 1_000_000_000
 class Patience:
     """What is left of the time in which all of a container is to end."""
 
-    def __init__(self, container_id: str, pid: int, grace: float) -> None:
-        """Begin; SIGKILL comes after `grace` seconds at most."""
+    def __init__(self, container_id: str, pid: int, grace: float, find_doubt: Callable[[], str]) -> None:
+        """Begin; SIGKILL comes after `grace` seconds at most. `find_doubt` says why its end is not written down."""
         self._container_id = container_id
+        self._find_doubt = find_doubt
         self._pid = pid
         self._latest = time.monotonic() + grace + _KILL_TIMEOUT_SECONDS
         self._pause = _FIRST_LOOK_SECONDS
@@ -28,6 +30,8 @@ class Patience:
     def next_pause(self) -> float:
         """Return the seconds until the next look. Raises InvalidStateError when the time is over."""
         if not self.left():
+            if doubt := self._find_doubt():
+                raise InvalidStateError(f"container {self._container_id}: {doubt}; try again")
             raise InvalidStateError(
                 f"container {self._container_id}: process {self._pid}, or one that it left, has not ended"
                 f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel, or a cgroup above its own"

@@ -21,6 +21,7 @@ from limpet.engine.starters import Starter, Starters
 from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.state.reads import giving_way, is_amid_a_change
 from limpet.engine.state.steps import run_whole
+from limpet.engine.state.surroundings import require_no_shutdown
 from limpet.engine.store import Store
 from limpet.recovery.queues import Empty, Queue
 from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedError, quote_path
@@ -146,8 +147,9 @@ class Runtime:
 
         `undo` is called with its result if the caller is interrupted and will not hear of that.
 
-        Whatever the system refuses on the way is raised as a LimpetError.
+        Whatever the system refuses on the way is raised as a LimpetError; ClosedError at the end of the interpreter.
         """
+        require_no_shutdown()
         with system_errors_told(f"state directory {quote_path(self.store.directory.path)}"):
             is_within = getattr(self._holding, "depth", 0)
             result = self._step(step) if is_within else run_whole(lambda: self._step(step), undo)
@@ -172,6 +174,7 @@ class Runtime:
         For `timeout` seconds at most. Raises ClosedError when the engine is closed meanwhile, InvalidStateError in a
         finalizer that has come amid a change by its own thread: what it waits for could not be written.
         """
+        require_no_shutdown()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         queue: Queue[None] = Queue()
         with giving_way(), self.bell(container_id, partial(queue.put, None)):

@@ -179,6 +179,7 @@ class Watcher:
             self._epoll.register(self._wake_read, select.EPOLLIN)
             self._thread = Thread(target=self._run, name="limpet-watch")
             self._thread.start()
+            store.expect_requests()
         except BaseException as error:
             self._close_descriptors()
             if isinstance(error, RuntimeError):

@@ -17,6 +17,7 @@ import _signal  # type: ignore[import-not-found]  # signal.getsignal takes ten t
 import _thread
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -126,6 +127,8 @@ def _begin(step: _Step[_T]) -> None:
         steps = _waiting.pop()
     except IndexError:
         steps = _Steps()
+        if sys.is_finalizing():  # it would be started, and never run
+            raise RuntimeError("the interpreter is ending") from None
         _thread.start_new_thread(_run_steps, (steps,))
     steps.put(step)
 

@@ -1,10 +1,11 @@
-"""What limpet needs of the program around it: threads and calls of the system."""
+"""What limpet needs of the program around it: threads and calls of the system, and that it is not at its end."""
 
 import _thread
 import os
 import select
+import sys
 
-from limpet.schema.errors import UnsupportedError
+from limpet.schema.errors import ClosedError, UnsupportedError
 
 _REPLACED_BY = {
     "gevent": "monkey.patch_all(thread=False, select=False, os=False, subprocess=False, signal=False)",
@@ -20,8 +21,18 @@ _RELIED_ON = (
 )
 
 
+def require_no_shutdown() -> None:
+    """Raise ClosedError in a finalizer at the end of the interpreter: no other thread runs any more, nor ever will."""
+    if sys.is_finalizing():
+        raise ClosedError("Python is shutting down, and limpet's threads run no more; ask earlier, as in atexit")
+
+
 def require_system_calls() -> None:
-    """Raise UnsupportedError where gevent or eventlet has replaced what limpet relies on: it would hang."""
+    """Raise UnsupportedError where gevent or eventlet has replaced what limpet relies on: it would hang.
+
+    Raises ClosedError at the end of the interpreter.
+    """
+    require_no_shutdown()
     for module, name in _RELIED_ON:
         maker = getattr(getattr(module, name), "__module__", None) or ""
         package = maker.partition(".")[0]

@@ -148,6 +148,10 @@ class Committer:
         """True once it is known what became of the commit of that batch."""
         self._failure: BaseException | None = None
 
+    def begin(self) -> None:
+        """Have the committer thread run, if one can be started; it is tried again when it is needed."""
+        self._can_queue()
+
     def run(self, request: Request) -> Any:
         """Commit `request`, alone or in a batch; return its result or raise its error."""
         self._require_open()
@@ -172,7 +176,10 @@ class Committer:
         self._require_open()
         self._require_outside(request)
         if not self._can_queue():
-            raise StoreError("no thread can be started to commit this change (RLIMIT_NPROC?); nothing was written")
+            raise StoreError(
+                "no thread can be started to commit this change (RLIMIT_NPROC? or the program ends); nothing was"
+                " written"
+            )
         try:
             self._enqueue(request)
         except BaseException:

@@ -6,6 +6,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from limpet.engine.database import EventPage
+from limpet.engine.state.surroundings import require_no_shutdown
 from limpet.schema.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class StoreFeed:
 
     def wait(self, after: int, timeout: float | None) -> None:
         """Return once there may be events that follow `after`, or after `timeout` seconds. Raises ClosedError."""
+        require_no_shutdown()
         seconds = _NET_SECONDS if timeout is None else min(timeout, _NET_SECONDS)
         self._bells.wait(lambda: self.has_news(after), seconds)
         self._require_open()

@@ -526,6 +526,10 @@ class Store:
         self._database.abandon()
         self.fleet.abandon()
 
+    def expect_requests(self) -> None:
+        """Have the committer thread begin now, if one is to be had: a program that ends can start no more."""
+        self._committer.begin()
+
     def submit(self, request: Request) -> None:
         """Hand a request to the committer thread; it is settled from there. For fronts such as `aio`."""
         self.require_open()

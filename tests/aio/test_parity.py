@@ -22,6 +22,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "begin": "what this front is built on",
         "finish": "what this front is built on",
         "submit": "what this front is built on",
+        "expect_requests": "for who will submit",
         "feed": "a part of watch",
         "load_events": "a part of watch",
         "recent_events": "a part of watch",

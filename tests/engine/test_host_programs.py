@@ -8,7 +8,47 @@ from typing import Any
 import pytest
 
 from limpet import AsyncEngine, AsyncStore, Engine, errors
+from limpet.engine.lifecycle.patience import Patience
+from limpet.schema import ContainerState
 
+LIFE = """
+import _thread, atexit, os, sys, threading
+from limpet import Engine, Store, errors
+
+engine, other = Engine.open(sys.argv[1]), sys.argv[1] + "-other"
+pod = engine.create_sandbox({"metadata": {"name": "pod"}})
+
+def begin(name, *command):
+    config = {"metadata": {"name": name}, "image": {"image": "host"}, "command": command}
+    container = engine.create_container(config, pod)
+    container.start()
+    return container
+
+container = begin("one", "sleep", "600")
+"""
+FINALIZED = """
+class Finalized:
+    def __del__(self, act=eval(sys.argv[2]), write=os.write, LimpetError=errors.LimpetError):
+        try:
+            act()
+            write(1, b"done")
+        except LimpetError as error:
+            write(1, type(error).__name__.encode())
+
+sys.modules["finalized"] = Finalized()  # it is collected once threads do not run any more
+"""
+AT_EXIT = """
+def stop():
+    print(container.stop(0).exit_code, begin("two", "sh", "-c", "exit 3").wait(20).exit_code, len(engine.list()))
+    pod.remove(force=True)
+    engine.close()
+
+def refused(*_):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+atexit.register(stop)
+_thread.start_new_thread = threading._start_new_thread = refused  # as from Python 3.12 on, where it is so at exit
+"""
 REPLACED = """
 import _thread, os, select, sys
 
@@ -46,6 +86,47 @@ def test_who_replaces_the_systems_calls_is_named(state_dir: str, replaced: tuple
     command = [sys.executable, "-c", REPLACED, state_dir, *replaced]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("container.wait", "ClosedError"),
+        ("lambda: container.stop(0)", "ClosedError"),
+        ("lambda: pod.remove(force=True)", "ClosedError"),
+        ("engine.recover", "ClosedError"),
+        ("engine.store.watch().next", "ClosedError"),
+        ("lambda: Engine.open(other)", "ClosedError"),
+        ("engine.close", "done"),
+        ("engine.store.close", "done"),
+        ("engine.list", "done"),
+    ],
+)
+def test_a_finalizer_at_the_end_of_python_hangs_nowhere(state_dir: str, asked: str, told: str) -> None:
+    """Other threads do not run then: what needs them is refused at once, and the container is there for the next."""
+    command = [sys.executable, "-c", LIFE + FINALIZED, state_dir, asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
+    with Engine.open(state_dir) as engine:
+        assert [one.state for one in engine.list()] == [ContainerState.RUNNING]
+        engine.get_sandbox("pod").remove(force=True, timeout=0)
+
+
+def test_an_engine_is_of_use_where_no_thread_can_be_started_any_more(state_dir: str) -> None:
+    """As at the exit of a program: containers are started and stopped, and their ends written down."""
+    command = [sys.executable, "-c", LIFE + AT_EXIT, state_dir]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "137 3 2\n", "")
+
+
+def test_a_stop_whose_end_cannot_be_written_down_says_so() -> None:
+    """And not that the process has not ended."""
+    with pytest.raises(
+        errors.InvalidStateError, match="it has ended, and that cannot be recorded yet: full; try again"
+    ):
+        Patience("one", 4711, -60, lambda: "it has ended, and that cannot be recorded yet: full").next_pause()
+    with pytest.raises(errors.InvalidStateError, match="process 4711, or one that it left, has not ended"):
+        Patience("one", 4711, -60, lambda: "").next_pause()
 
 
 def test_a_task_that_asyncio_does_not_run_is_refused(engine: Engine) -> None:

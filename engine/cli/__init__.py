@@ -85,14 +85,14 @@ class _Verbs(click.Group):
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from importlib.metadata import version  # noqa: PLC0415  # only this needs them
-    from platform import python_version  # noqa: PLC0415
+    from platform import python_version  # noqa: PLC0415  # only this needs them
 
     from limpet.engine.database.sqlite import sqlite_version  # noqa: PLC0415
+    from limpet.schema.release import read_version  # noqa: PLC0415
     from limpet.schema.revision import SCHEMA_REVISION  # noqa: PLC0415
 
     sqlite = ".".join(map(str, sqlite_version()))
-    click.echo(f"limpet {version('limpet')} (schema {SCHEMA_REVISION}, Python {python_version()}, SQLite {sqlite})")
+    click.echo(f"limpet {read_version()} (schema {SCHEMA_REVISION}, Python {python_version()}, SQLite {sqlite})")
     ctx.exit()
 
 

@@ -3,7 +3,6 @@
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import click
@@ -17,6 +16,7 @@ from limpet.engine.inspection.snapshot import Snapshot, require_state
 from limpet.engine.starters.process import find_facts
 from limpet.engine.state.lock import find_holder
 from limpet.schema.errors import LimpetError
+from limpet.schema.release import read_version
 from limpet.schema.revision import SCHEMA_REVISION
 
 _ANSWER_SECONDS = 3.0
@@ -40,7 +40,7 @@ def command(place: Place, *, as_json: bool) -> None:
 
 def _find(place: Place) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "limpet": version("limpet"),
+        "limpet": read_version(),
         "schema": SCHEMA_REVISION,
         "python": platform.python_version(),
         "sqlite": ".".join(map(str, sqlite_version())),

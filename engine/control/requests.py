@@ -27,6 +27,7 @@ from limpet.schema.errors import (
     WaitTimeoutError,
     quote_path,
 )
+from limpet.schema.release import read_version
 from limpet.schema.restart import RestartKind
 from limpet.schema.status import ContainerState, Reason, Status
 
@@ -231,9 +232,7 @@ def tell_done(container: Container, status: Status) -> Done:
 
 
 def _info(engine: Served, _: Info) -> Known:
-    from importlib.metadata import version  # noqa: PLC0415  # it takes long to load, and only this needs it
-
-    return Known(pid=os.getpid(), node=engine.store.node, limpet=version("limpet"), starter=engine.starter.name)
+    return Known(pid=os.getpid(), node=engine.store.node, limpet=read_version(), starter=engine.starter.name)
 
 
 def _create_and_start(engine: Served, request: CreateAndStart) -> Began:

@@ -322,7 +322,7 @@ class ControlServer:
         if isinstance(request, Wait):
             self._wait(caller, request)
         elif isinstance(request, Info):  # answered also while all steps are taken
-            self._answer(caller, encode_result(perform(self._engine, request)))
+            self._answer(caller, self._perform(request))
         else:
             self._pending.append((caller, request))
             self._take_steps()
@@ -424,6 +424,7 @@ class ControlServer:
         self._ring()
 
     def _perform(self, request: AnyRequest) -> bytes:
+        """Do what is asked, and return the answer."""
         assert self._engine is not None
         try:
             return encode_result(perform(self._engine, request))

@@ -87,3 +87,25 @@ def test_doors_export_a_dozen_names_at_most() -> None:
         assert all(getattr(module, each) is not None for each in module.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = limpet.nothing
+
+
+def test_its_version_is_known_where_nothing_is_installed(installed: Path, tmp_path: Path) -> None:
+    """As in a frozen program, or while pip replaces it: the command and the engine say which code runs."""
+    code = f"""
+import importlib.metadata, sys
+
+def version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+importlib.metadata.version = version
+from limpet import Engine
+from limpet.engine.control import ask_live
+from limpet.engine.control.requests import Info
+with Engine.open({str(tmp_path / "state")!r}):
+    print(ask_live({str(tmp_path / "state")!r}, Info()).limpet, flush=True)
+sys.argv[1:] = ["--version"]
+from limpet.__main__ import main
+main()
+"""
+    told, line = run(installed, code, tmp_path).splitlines()
+    assert told == line.split()[1] == limpet.__version__

@@ -9,6 +9,7 @@ import click
 from limpet.engine.cli.output import note
 from limpet.engine.cli.timeline import Timeline
 from limpet.engine.state.durable import write_file
+from limpet.engine.state.surroundings import may_access
 from limpet.schema.errors import UnsupportedError
 
 _KINDS = {".svg": "svg", ".png": "png"}
@@ -38,7 +39,7 @@ def _prepare(_ctx: click.Context, _parameter: click.Parameter, path: str | None)
     if not _find_kind(path):
         raise click.BadParameter(f"{path}: its ending must be .svg or .png")
     directory = os.path.dirname(os.path.abspath(path))
-    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True) or not os.path.isdir(directory):
+    if not may_access(directory, os.W_OK | os.X_OK) or not os.path.isdir(directory):
         raise click.BadParameter(f"{path}: its directory does not exist or is not writable")
     if os.path.isdir(path):
         raise click.BadParameter(f"{path}: it is a directory")

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from limpet.engine.state.durable import write_file
 from limpet.engine.state.names import IDENTITY
+from limpet.engine.state.surroundings import may_access
 from limpet.recovery.files import find_small_file
 
 _RECORD_BYTES = 1 << 16
@@ -114,5 +115,5 @@ def _is_original(path: str, record: Identity, here: os.stat_result) -> bool:
     if other is not None:
         return other.id == record.id
     # One that we may not read is taken for it where its numbers are the recorded ones.
-    is_readable = os.access(path, os.R_OK | os.X_OK, effective_ids=True)
+    is_readable = may_access(path, os.R_OK | os.X_OK)
     return (found.st_dev, found.st_ino) == (record.device, record.inode) and not is_readable

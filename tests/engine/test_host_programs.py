@@ -1,14 +1,18 @@
 """What programs around an engine do to it: each is served, or told at once what is in the way."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from limpet import AsyncEngine, AsyncStore, Engine, errors
 from limpet.engine.lifecycle.patience import Patience
+from limpet.engine.starters.process import find_facts
 from limpet.schema import ContainerState
 
 LIFE = """
@@ -48,6 +52,24 @@ def refused(*_):
 
 atexit.register(stop)
 _thread.start_new_thread = threading._start_new_thread = refused  # as from Python 3.12 on, where it is so at exit
+"""
+REFUSE = """
+import ctypes, struct, sys
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+program = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x20, 0, 0, 0),  # the number of the call
+        (0x15, 0, 1, int(sys.argv[2])),
+        (0x06, 0, 0, 0x00050000 | 1),  # SECCOMP_RET_ERRNO, EPERM
+        (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+    )
+)
+buffer = ctypes.create_string_buffer(program, len(program))
+filter = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None)
+assert not libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+assert not libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter, 0, 0)
 """
 REPLACED = """
 import _thread, os, select, sys
@@ -117,6 +139,52 @@ def test_an_engine_is_of_use_where_no_thread_can_be_started_any_more(state_dir: 
     command = [sys.executable, "-c", LIFE + AT_EXIT, state_dir]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "137 3 2\n", "")
+
+
+@pytest.fixture
+def crowded() -> Iterator[Path]:
+    """A cgroup in which there may be no more processes than are moved to it."""
+    for parent in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
+        made = parent / f"limpet-test-{os.getpid()}"
+        with suppress(OSError):
+            made.mkdir()
+            try:
+                if (made / "pids.max").exists():
+                    (made / "pids.max").write_text("0")
+                    yield made
+                    return
+            finally:
+                for pid in (made / "cgroup.procs").read_text().split():
+                    (parent / "cgroup.procs").write_text(pid)
+                made.rmdir()
+    pytest.skip("no cgroup can be made here that counts processes")
+
+
+def test_a_keeper_that_may_fork_no_more_says_what_limits_it(engine: Engine, crowded: Path) -> None:
+    """As in a container or a unit whose number of processes is limited; once there is room, the next start works."""
+    pod = engine.create_sandbox({"metadata": {"name": "pod"}})
+    config = {"metadata": {"name": "one"}, "image": {"image": "host"}, "command": ["sh", "-c", "exit 3"]}
+    held = engine.create_container({**config, "metadata": {"name": "held"}, "command": ["sleep", "600"]}, pod)
+    held.start()
+    keeper = find_facts(engine.store.directory.path).keeper_pid
+    (crowded / "cgroup.procs").write_text(str(keeper))
+    with pytest.raises(errors.StartError, match=f"keeper, process {keeper}, .*pids.max"):
+        for number in range(3):  # some are forked already
+            engine.create_container({**config, "metadata": {"name": str(number)}}, pod).start()
+    (crowded / "pids.max").write_text("max")
+    container = engine.create_container(config, pod)
+    container.start()
+    assert container.wait(20).exit_code == 3
+    pod.remove(force=True, timeout=0)
+
+
+@pytest.mark.parametrize(("call", "number"), [("close_range", 436), ("faccessat2", 439)])
+def test_a_sandbox_that_refuses_younger_calls_is_no_obstacle(state_dir: str, call: str, number: int) -> None:
+    """As seccomp filters do that are older than the call: the older ways are gone, at once."""
+    script = f"{REFUSE}\n{LIFE}\nprint(container.stop(0).exit_code)\npod.remove(force=True)\nengine.close()"
+    command = [sys.executable, "-c", script, state_dir, str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "137\n", ""), call
 
 
 def test_a_stop_whose_end_cannot_be_written_down_says_so() -> None:

@@ -499,7 +499,7 @@ def _wait(pid: int, deadline: float) -> int | None:
             return None
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        raise
+        raise OSError(error.errno, f"pidfd_open(2): {error.strerror}") from error
     try:
         while not wait_for_end(pidfd, max(0.0, min(_PATIENCE_SECONDS, deadline - time.monotonic()))):
             if time.monotonic() > deadline:

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from limpet.engine.state.surroundings import may_access
 from limpet.schema.errors import UnsupportedError
 
 
@@ -14,7 +15,7 @@ def require_interpreter(given: str) -> str:
     """
     path = given or sys.executable or ""
     is_python = os.path.basename(path).startswith("python") and not (getattr(sys, "frozen", False) and not given)
-    if not is_python or not os.access(path, os.X_OK, effective_ids=True):
+    if not is_python or not may_access(path, os.X_OK):
         raise UnsupportedError(
             f"containers are started by a Python interpreter, and {path!r} is none, or is gone; open the engine with"
             " starter=ProcessStarter(interpreter='/usr/bin/python3')"

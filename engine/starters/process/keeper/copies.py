@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from . import copier
 from .journal import Record
-from .kernel import close, go_on_at, name_process
+from .kernel import close, close_from, go_on_at, name_process
 from .messages import receive, send
 
 _STREAMS = ("out", "err")
@@ -284,7 +284,7 @@ def _become_copier(link: socket.socket, directory: int) -> None:
         for number in range(3, max(kept)):
             if number not in kept:
                 close(number)
-        os.closerange(max(kept) + 1, 1 << 30)
+        close_from(max(kept) + 1)
         copier.run(link, directory)
     finally:
         os._exit(1)

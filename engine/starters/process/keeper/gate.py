@@ -16,7 +16,7 @@ import socket
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from .kernel import hold_memory, leave_session_keyring, name_process, unshare
+from .kernel import close_from, hold_memory, leave_session_keyring, name_process, unshare
 from .messages import lent, receive
 from .root import become_user, enter_root, enter_view
 
@@ -80,7 +80,7 @@ def _receive_plan() -> tuple[dict[str, Any], str] | None:
         os.dup2(stream, number)
     document: dict[str, Any] = json.loads(os.pread(plan, os.fstat(plan).st_size, 0))
     hint = _enter_view(given[4:])
-    os.closerange(_REPORT + 1, 1 << 30)
+    close_from(_REPORT + 1)
     return document, hint
 
 
@@ -161,7 +161,7 @@ def _take_descriptors(control: int, until: int) -> None:
     high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for each in taken]
     for number, each in enumerate(high):
         os.dup2(each, number, inheritable=number < _CONTROL)
-    os.closerange(len(high), 1 << 30)  # one close_range(2)
+    close_from(len(high))
 
 
 def _forget_the_keeper() -> None:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from .kernel import go_on_alone
+from .kernel import close_from, go_on_alone
 
 Record = dict[str, Any]
 """`id` names the container; the other fields are added to what is known of it, and `forgotten` ends that."""
@@ -92,7 +92,7 @@ class Journal:
             go_on_alone()
             high = [fcntl.fcntl(each, fcntl.F_DUPFD, _FIRST_FREE) for each in (self._file, self._directory)]
             file, directory = (os.dup2(each, number) for number, each in enumerate(high))
-            os.closerange(2, 1 << 30)  # a copy of a gate's pipe would keep that gate open
+            close_from(2)  # a copy of a gate's pipe would keep that gate open
             os.fdatasync(file)
             if self._is_renamed:
                 os.fsync(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory))

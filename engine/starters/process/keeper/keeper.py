@@ -641,6 +641,11 @@ def _explain(error: Exception) -> str:
             f"the keeper, process {os.getpid()}, has no file descriptor left: its limit is {most}, that of who began"
             " it; raise it (prlimit --nofile), or try again once containers have ended"
         )
+    if isinstance(error, OSError) and error.errno == errno.EAGAIN:
+        return (
+            f"no process can be forked where the keeper, process {os.getpid()}, is; raise the limit of its cgroup"
+            " (pids.max) or of its user (RLIMIT_NPROC), or try again once containers have ended"
+        )
     return f"{type(error).__name__}: {error}"
 
 

@@ -22,6 +22,7 @@ from .keeper import Keeper
 from .kernel import (
     become_subreaper,
     close,
+    close_from,
     give_up_other_ids,
     leave_session_keyring,
     name_process,
@@ -56,7 +57,7 @@ _PAUSE_SECONDS = 0.2
 
 def main() -> None:
     """Begin: the process that was spawned ends once the anchor serves. Its exit status is 0 if one does."""
-    os.closerange(DIRECTORY + 1, 1 << 30)
+    close_from(DIRECTORY + 1)
     os.chdir("/")
     os.umask(0o022)
     give_up_other_ids()

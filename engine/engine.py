@@ -1,6 +1,5 @@
 """The engine: opened on a state directory, it knows what is true of every container, and runs new ones."""
 
-import logging
 import os
 import sys
 import threading
@@ -69,8 +68,9 @@ from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_
 from limpet.schema.restart import RestartKind, parse_restart_policy
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus, require_namespaces
 from limpet.schema.status import ContainerState, Status
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.engine")
+_log = get_log("limpet.engine")
 HOST_IMAGE = ImageName("host")
 """The built-in image: no layers, the host's own programs."""
 _SIDE_BY_SIDE = 16

@@ -5,12 +5,13 @@ never does, and tells nobody.
 """
 
 import _thread
-import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
+
+from limpet.schema.telling import Log
 
 _BEGIN_SECONDS: Final = 5.0
 """How long a thread may take to begin on a machine that has other things to do."""
@@ -52,7 +53,7 @@ class Thread(threading.Thread):
             super().run()
 
 
-def go_on(turn: Callable[[], object], is_over: Callable[[], bool], log: logging.Logger, who: str) -> None:
+def go_on(turn: Callable[[], object], is_over: Callable[[], bool], log: Log, who: str) -> None:
     """Take turn after turn until it is over. What one raises is logged, and ends nothing; nor does a log that fails.
 
     An allocation may fail at any place of a turn, so that one which comes after a failure can rely on nothing that the
@@ -64,9 +65,16 @@ def go_on(turn: Callable[[], object], is_over: Callable[[], bool], log: logging.
             if failure is not None:
                 time.sleep(_PAUSE_SECONDS)
                 told, failure = failure, None
-                log.error("%s goes on after an error", who, exc_info=told)
+                _tell(log, who, told)
             if is_over():
                 return
             turn()
         except BaseException as error:  # noqa: BLE001  # told at the next turn, once that can be done
             failure = error
+
+
+def _tell(log: Log, who: str, failure: BaseException) -> None:
+    try:
+        log.error("%s goes on after an error", who, exc_info=failure)
+    except BaseException:  # noqa: BLE001  # no memory, or a handler that ends the program: the turns matter more
+        return

@@ -9,7 +9,6 @@ of the field and the value.
 
 import difflib
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,9 +18,10 @@ import msgspec
 from msgspec import inspect
 
 from limpet.schema.errors import InvalidInputError
+from limpet.schema.telling import get_log
 from limpet.schema.yaml_text import read_yaml
 
-_log = logging.getLogger("limpet.config")
+_log = get_log("limpet.config")
 
 MAX_BYTES = 4 << 20
 """The limit for one message as JSON: gRPC's default limit for a message."""

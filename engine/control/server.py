@@ -5,7 +5,6 @@ goes wrong with one caller never reaches another, nor the engine. A stale socket
 replaced. A fork of the engine's process closes its copies at once, or nobody would see the engine end.
 """
 
-import logging
 import os
 import select
 import socket
@@ -48,8 +47,9 @@ from limpet.engine.state.names import CONTROL
 from limpet.recovery.queues import Empty, Queue
 from limpet.recovery.thread import Thread, go_on
 from limpet.schema.errors import ClosedError, InvalidInputError, LimpetError, ResourcesError
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.control")
+_log = get_log("limpet.control")
 _MOST_CALLERS = 128
 """How many are attended to at a time, besides those who wait for a container's end; others wait to be let in."""
 _MOST_WAITING = 512

@@ -4,7 +4,6 @@ Two threads: the one that was given the connection writes, and starts one that r
 session is closed, which kills what it ran; when nothing more is written the end is told.
 """
 
-import logging
 import socket
 import struct
 from contextlib import suppress
@@ -26,8 +25,9 @@ from limpet.engine.control.served import Served
 from limpet.engine.starters.abilities import Session
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import LimpetError
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.control")
+_log = get_log("limpet.control")
 _KINDS = {"stdout": STDOUT, "stderr": STDERR}
 
 

@@ -5,7 +5,6 @@ whichever order the two appear in the archive.
 """
 
 import errno
-import logging
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -14,6 +13,7 @@ from limpet.engine.images.tar import Chunks, Kind, Member
 from limpet.engine.images.tar_fields import show
 from limpet.engine.images.tree import Tree
 from limpet.schema.errors import InvalidInputError
+from limpet.schema.telling import get_log
 
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"
@@ -53,7 +53,7 @@ _FAULT_OF_MEMBER = frozenset(
 _SHOWN_DEVICES = 5
 
 
-_log = logging.getLogger("limpet.images")
+_log = get_log("limpet.images")
 
 
 def apply_layer(tree: Tree, members: Iterator[tuple[Member, Chunks]], budget: Budget) -> None:

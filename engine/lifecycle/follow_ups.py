@@ -4,7 +4,6 @@ Each look reads what is true and what was decided, asks the table in `recovery.i
 may be repeated. Each step checks again, where it writes, that it is still wanted.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,8 +29,9 @@ from limpet.schema.metadata import Metadata
 from limpet.schema.restart import RestartKind, next_delay
 from limpet.schema.sandbox_status import SandboxReason, SandboxStatus, stop_sandbox
 from limpet.schema.status import ContainerState, Status
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.follow_ups")
+_log = get_log("limpet.follow_ups")
 _LOOK_AGAIN_SECONDS = 0.1
 """Between two looks at what a stop gives time to."""
 

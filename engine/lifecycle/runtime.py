@@ -1,6 +1,5 @@
 """What the containers of one engine share, and how their steps keep out of each other's way."""
 
-import logging
 import math
 import os
 import threading
@@ -27,8 +26,9 @@ from limpet.recovery.queues import Empty, Queue
 from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedError, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.runtime")
+_log = get_log("limpet.runtime")
 _T = TypeVar("_T")
 
 

@@ -1,6 +1,5 @@
 """A sandbox: what its containers share. Its record is as durable as theirs."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,8 +26,9 @@ from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetErr
 from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, SandboxStatus, stop_sandbox
 from limpet.schema.status import ContainerState, Status
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.sandbox")
+_log = get_log("limpet.sandbox")
 
 
 class Sandbox:

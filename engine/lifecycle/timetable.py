@@ -4,7 +4,6 @@ It counts by the clock of the boot, which goes on while the machine is suspended
 """
 
 import heapq
-import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,8 +14,9 @@ from limpet.recovery.host import read_boot_clock
 from limpet.recovery.queues import Empty, Queue
 from limpet.recovery.thread import Thread, go_on
 from limpet.schema.errors import ClosedError, NotFoundError, ResourcesError
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.timetable")
+_log = get_log("limpet.timetable")
 _LONGEST_WAIT_SECONDS = 30.0
 """While something is scheduled the clock is read as often: a suspended machine's timers do not count that time."""
 _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 1.0, 60.0

@@ -6,7 +6,6 @@ starter reap. It never waits for the disk: while an end cannot be written, the c
 """
 
 import errno
-import logging
 import math
 import os
 import select
@@ -37,8 +36,9 @@ from limpet.schema.errors import (
 )
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Reason, Status, end, end_never_run
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.watcher")
+_log = get_log("limpet.watcher")
 _LOOK_AGAIN_SECONDS = 0.2
 """Between two looks at a process that no pidfd tells of; longer where there are many of them."""
 _LOOKING_SHARE = 0.1
@@ -335,6 +335,7 @@ class Watcher:
         for watch in self._watches.values():
             watch.pidfd = watch.monitor = -1
             watch.is_registered = False
+        self._attended = dict(self._watches)  # the kernel tells of none of them any more
 
     def _patience(self) -> float:
         now = time.monotonic()

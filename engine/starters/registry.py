@@ -1,6 +1,5 @@
 """Which starters there are, by name, and which of them an engine has. Each is loaded when it is needed."""
 
-import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -14,8 +13,9 @@ from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetErr
 from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.metadata import Metadata
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.starter")
+_log = get_log("limpet.starter")
 PROCESS = "process"
 """The built-in starter, and the one that an engine has unless it is given another."""
 _PROCESS_HOME = "limpet.engine.starters.process"

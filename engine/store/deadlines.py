@@ -3,7 +3,6 @@
 They are by the clock of the machine's boot. That of an engine's own time namespace may be another.
 """
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 
@@ -13,8 +12,9 @@ from limpet.schema.codec import deadline_to_row, row_to_deadline
 from limpet.schema.deadline import Deadline, DeadlineKind
 from limpet.schema.errors import StoreDamagedError
 from limpet.schema.rows import DeadlineRow, SandboxStatusRow, StatusRow
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.store")
+_log = get_log("limpet.store")
 
 Of = tuple[str, str]
 """A kind of deadline, and the id of the container or sandbox."""

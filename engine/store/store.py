@@ -5,7 +5,6 @@ reader never sees what could still be lost. The store knows nothing of processes
 runtime that manages its own processes uses the store as it is.
 """
 
-import logging
 import os
 import threading
 import time
@@ -49,11 +48,12 @@ from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, requ
 from limpet.schema.restart import RestartKind
 from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Status, mark_copied, read_state
+from limpet.schema.telling import get_log
 
 if TYPE_CHECKING:
     from limpet.engine.fleet import FleetLag
 
-_log = logging.getLogger("limpet.store")
+_log = get_log("limpet.store")
 _T = TypeVar("_T")
 _TRIES = 3
 _APPLY_TRIES, _TRIES_AT_ONCE, _APPLY_PAUSE_SECONDS = 1000, 10, 0.005

@@ -14,6 +14,7 @@ from limpet import AsyncEngine, AsyncStore, Engine, errors
 from limpet.engine.lifecycle.patience import Patience
 from limpet.engine.starters.process import find_facts
 from limpet.schema import ContainerState
+from tests.conftest import wait_until
 
 LIFE = """
 import _thread, atexit, os, sys, threading
@@ -52,6 +53,24 @@ def refused(*_):
 
 atexit.register(stop)
 _thread.start_new_thread = threading._start_new_thread = refused  # as from Python 3.12 on, where it is so at exit
+"""
+BROKEN_LOG = """
+import logging
+
+class Broken(logging.Handler):
+    def emit(self, record):
+        if not said:
+            said.append(print("told"))
+        raise eval(sys.argv[2])
+
+said = []
+logging.getLogger("limpet").addHandler(Broken())
+two = begin("two", "sh", "-c", "sleep 1; exit 3")
+os.close(engine._runtime.watcher._epoll.fileno())  # as who closes what is not his; that is logged
+engine._runtime.watcher._wake()
+print(two.wait(20).exit_code, container.stop(0).exit_code)
+pod.remove(force=True)
+engine.close()
 """
 REFUSE = """
 import ctypes, struct, sys
@@ -146,18 +165,27 @@ def crowded() -> Iterator[Path]:
     """A cgroup in which there may be no more processes than are moved to it."""
     for parent in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
         made = parent / f"limpet-test-{os.getpid()}"
-        with suppress(OSError):
-            made.mkdir()
-            try:
-                if (made / "pids.max").exists():
-                    (made / "pids.max").write_text("0")
-                    yield made
-                    return
-            finally:
-                for pid in (made / "cgroup.procs").read_text().split():
-                    (parent / "cgroup.procs").write_text(pid)
-                made.rmdir()
+        if not (parent / "cgroup.procs").exists() or not os.access(parent, os.W_OK):
+            continue
+        made.mkdir()
+        try:
+            if (made / "pids.max").exists():
+                (made / "pids.max").write_text("0")
+                yield made
+                return
+        finally:
+            wait_until(lambda made=made, parent=parent: is_removed(made, parent), "the cgroup to be empty")  # type: ignore[misc]
     pytest.skip("no cgroup can be made here that counts processes")
+
+
+def is_removed(cgroup: Path, parent: Path) -> bool:
+    """Move what is there to the parent, and remove it; say whether it is gone: the keeper forks meanwhile."""
+    for pid in (cgroup / "cgroup.procs").read_text().split():
+        with suppress(OSError):  # it has ended
+            (parent / "cgroup.procs").write_text(pid)
+    with suppress(OSError):
+        cgroup.rmdir()
+    return not cgroup.exists()
 
 
 def test_a_keeper_that_may_fork_no_more_says_what_limits_it(engine: Engine, crowded: Path) -> None:
@@ -195,6 +223,15 @@ def test_a_stop_whose_end_cannot_be_written_down_says_so() -> None:
         Patience("one", 4711, -60, lambda: "it has ended, and that cannot be recorded yet: full").next_pause()
     with pytest.raises(errors.InvalidStateError, match="process 4711, or one that it left, has not ended"):
         Patience("one", 4711, -60, lambda: "").next_pause()
+
+
+@pytest.mark.parametrize("error", ["ValueError('no such format')", "SystemExit(3)"])
+def test_a_log_handler_that_raises_ends_nothing(state_dir: str, error: str) -> None:
+    """What the watcher tells the host program's log is lost, and no end of a container; the engine can be closed."""
+    command = [sys.executable, "-c", LIFE + BROKEN_LOG, state_dir, error]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "told\n3 137\n")
+    assert error.partition("(")[0] in done.stderr
 
 
 def test_a_task_that_asyncio_does_not_run_is_refused(engine: Engine) -> None:

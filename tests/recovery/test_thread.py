@@ -113,7 +113,7 @@ def test_no_program_waits_for_it() -> None:
 def test_nothing_ends_a_loop_but_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a turn raises, or the look at whether it is over, or the log of that: the next turn comes."""
 
-    class Log(logging.Logger):
+    class Log(logging.LoggerAdapter[logging.Logger]):
         def error(self, *args: object, **more: object) -> None:
             told.append((args[1], type(more["exc_info"])))
             if len(told) == 1:
@@ -133,8 +133,8 @@ def test_nothing_ends_a_loop_but_its_end(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(thread, "_PAUSE_SECONDS", 0)
     failures: list[BaseException] = [KeyboardInterrupt(), SystemExit(3), ValueError("x")]
     turns, looks, told = list[None](), list[None](), list[tuple[object, type]]()
-    go_on(turn, is_over, Log("test"), "it")
+    go_on(turn, is_over, Log(logging.getLogger("test"), {}), "it")
     assert len(turns) == 4
-    kinds = [ValueError, MemoryError, MemoryError, SystemExit, KeyboardInterrupt]
+    kinds = [ValueError, MemoryError, SystemExit, KeyboardInterrupt]
     assert [kind for _, kind in told] == kinds
     assert {who for who, _ in told} == {"it"}

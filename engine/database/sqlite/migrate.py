@@ -1,6 +1,5 @@
 """Bring a database to the schema of this version: make it, or migrate it after a backup."""
 
-import logging
 import os
 import sqlite3
 from collections.abc import Callable
@@ -21,8 +20,9 @@ from limpet.engine.state.durable import sync_directory, sync_file, temporary_pat
 from limpet.schema.ddl import CREATE
 from limpet.schema.errors import StoreError
 from limpet.schema.revision import SCHEMA_REVISION
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.migrations")
+_log = get_log("limpet.migrations")
 
 
 def create_database(path: str, pragmas: Pragmas, fill: Callable[[sqlite3.Connection], None] = lambda _: None) -> None:

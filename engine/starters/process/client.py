@@ -6,7 +6,6 @@ its connection is closed, by which the keeper knows: what it held for that call 
 
 import errno
 import fcntl
-import logging
 import os
 import select
 import signal
@@ -30,8 +29,9 @@ from limpet.engine.state.durable import make_directory
 from limpet.engine.state.holders import find_stopped
 from limpet.recovery.host import read_pid_namespace, wait_for_end
 from limpet.schema.errors import KeeperError, quote, quote_path
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.starter")
+_log = get_log("limpet.starter")
 _T = TypeVar("_T")
 
 ANSWER_TIMEOUT_SECONDS = 10.0

@@ -1,6 +1,5 @@
 """The process starter: a container is a process of this host and all that descends from it, under a keeper."""
 
-import logging
 import os
 import signal
 import time
@@ -51,8 +50,9 @@ from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import ROOTFS, WORKING
 from limpet.schema.runtime_spec import Spec, User
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.starter")
+_log = get_log("limpet.starter")
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9: the group, also after its leader was reaped
 _END_TIMEOUT_SECONDS = 5.0
 _COPY_TIMEOUT_SECONDS = 1.0

@@ -1,6 +1,5 @@
 """Whether the fleet's tables are as they were made: somebody may have altered them by hand."""
 
-import logging
 from collections.abc import Iterator, Mapping
 
 from limpet.engine.database.sqlite.extract import ROWS
@@ -8,6 +7,7 @@ from limpet.engine.fleet.address import Address, Connection
 from limpet.engine.fleet.rows import column_types
 from limpet.schema.errors import FleetError
 from limpet.schema.rows import EventRow
+from limpet.schema.telling import get_log
 
 _SENT = {"fleet_epoch": "bigint", "fleet_as_of": "bigint"}
 _COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -78,7 +78,7 @@ _MAKE_LABELS_OF = f"""CREATE OR REPLACE FUNCTION labels_of(labels text) RETURNS 
 _SELECT_FUNCTION = """
 SELECT prosrc FROM pg_proc WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s)
     AND proname = 'labels_of' AND pg_get_function_identity_arguments(pg_proc.oid) = 'labels text'"""
-_log = logging.getLogger("limpet.fleet")
+_log = get_log("limpet.fleet")
 
 
 def require_shape(address: Address, connection: Connection) -> None:

@@ -4,7 +4,6 @@ The node's own database says what is to be sent; only which rows were written wi
 an opening, and where the log does not reach back any more, all rows are compared.
 """
 
-import logging
 import threading
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from limpet.recovery.thread import Thread
 from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError, ResourcesError
 from limpet.schema.events import OF_ITEMS, OF_SANDBOXES, EventKind
 from limpet.schema.rows import EventRow
+from limpet.schema.telling import get_log
 
 PAGE = 1024
 """So many events or rows go into one transaction."""
@@ -41,7 +41,7 @@ _TOGETHER = (("sandbox", "sandbox_status"), ("container", _STATUS), ("item",))
 """The tables of present rows; a row of one alone would look damaged to whoever comes in between."""
 
 _Any = TypeVar("_Any")
-_log = logging.getLogger("limpet.fleet")
+_log = get_log("limpet.fleet")
 
 
 class FleetLag(NamedTuple):

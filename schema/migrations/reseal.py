@@ -4,7 +4,6 @@ Not by ALTER TABLE: it would put a new column behind the checksum, and newer SQL
 has one damaged row.
 """
 
-import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from limpet.schema.seal import is_sealed, seal
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.migrations")
+_log = get_log("limpet.migrations")
 
 LEFT_OUT = "limpet_left_out"
 """In Connection.info: how many rows of a transaction the new tables refused."""

@@ -41,6 +41,7 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         "resume_stop": "for recovery",
         "is_in_stopped_sandbox": "for recovery",
         "take_back": "a part of create",
+        "was_just_started": "a part of a removal",
         "carry_out_stop": "a part of a sandbox's stop",
         "remove_files": "a part of a sandbox's removal",
         "be_patient": "the parts of finish_stop",

@@ -57,7 +57,7 @@ def test_rows_have_the_columns_of_their_tables() -> None:
 def test_every_statement_is_one_that_the_schema_knows(database: sqlite3.Connection) -> None:
     """SQLite prepares each statement, with as many parameters as it has, on the newest schema.
 
-    None has a number: Python 3.12.0 to 3.12.3 take it for a name, and warn that a sequence is given.
+    None has a number: Python 3.12.1 takes it for a name, and warns that a sequence is given.
     """
     texts = [getattr(statements, name) for name in dir(statements) if name.isupper() and not name.startswith("_")]
     texts = [text for each in texts for text in ([each] if isinstance(each, str) else each)]

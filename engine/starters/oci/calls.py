@@ -7,7 +7,6 @@ are. A `start` is not among them: whether the program runs is not known until it
 """
 
 import fcntl
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from contextlib import contextmanager, suppress
 
 from limpet.engine.starters.oci.family import kill_family, list_processes
 from limpet.recovery.host import open_pidfd
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.starter.oci")
+_log = get_log("limpet.starter.oci")
 _END_SECONDS = 5.0
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 

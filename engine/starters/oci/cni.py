@@ -20,6 +20,7 @@ from limpet.engine.starters.oci.command import Outcome, clean_environment, escap
 from limpet.engine.starters.oci.family import kill_family, list_processes
 from limpet.engine.state.durable import sync_directory, write_file, write_unflushed
 from limpet.engine.state.holders import has_open
+from limpet.engine.state.surroundings import may_access
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import compare, identify, observe_boot, open_pidfd, wait_for_end
@@ -162,7 +163,7 @@ class Plugins:
     def _find(self, name: str) -> str:
         """Return the program of a plugin. Raises UnsupportedError if it is not there."""
         paths = [os.path.join(each, name) for each in self._plugins.split(":") if each]
-        found = (path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK, effective_ids=True))
+        found = (path for path in paths if os.path.isfile(path) and may_access(path, os.X_OK))
         program = next(found, "")
         if not program:
             raise UnsupportedError(

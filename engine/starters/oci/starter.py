@@ -7,7 +7,6 @@ are is written down. go: the runtime lets it run. The ends are seen by conmon, w
 import errno
 import fcntl
 import json
-import logging
 import os
 import shutil
 import signal
@@ -105,8 +104,9 @@ from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS
 from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.status import Resources
+from limpet.schema.telling import get_log
 
-_log = logging.getLogger("limpet.starter.oci")
+_log = get_log("limpet.starter.oci")
 TIMEOUT_SECONDS = 30.0
 """How long the runtime may take for one step, unless the caller says otherwise."""
 _EXECUTE_SECONDS = 10.0

@@ -73,7 +73,8 @@ try:
                 one.change_limits(LinuxContainerResources(memory_limit_in_bytes=4096))
             except errors.InvalidInputError:
                 print("refused")
-            print([entry.text.split()[1] for entry in one.read_log()], one.stop(0).exit_code)
+            signals = [int(entry.text.split()[1], 16) & ~(3 << 31) for entry in one.read_log()]  # without glibc's own
+            print(signals, one.stop(0).exit_code)
             one.remove()
         try:
             engine.create_sandbox(
@@ -117,7 +118,7 @@ def test_a_host_that(state_dir: str, tmp_path: Path, runtime: str, harm: str) ->
     finally:
         end_everything(state_dir)
     assert done.returncode == 0, done.stderr
-    each = ["3 4 0 5 6", "refused", "[b'0000000000000000', b'0000000000000000'] 137"]
+    each = ["3 4 0 5 6", "refused", "[0, 0] 137"]
     assert done.stdout.splitlines() == [*each * 3, "refused", "True", "[] True"]
 
 

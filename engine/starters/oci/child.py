@@ -5,7 +5,8 @@
 - Who waits for any child takes this one's exit code, and where SIGCHLD is ignored nobody gets it. So it is held by a
   pidfd, by which the kernel tells it nevertheless (Linux 6.15). Before that it is UNKNOWN, and never taken for 0.
 - Signals that the host ignores, or blocks in the thread that begins a program, would be ignored and blocked there, too,
-  and runc hands that on to the container. So they are put back first, by another program, for only that can.
+  and a runtime hands that on to the container. So they are put back first, by another program, for only that can: where
+  the program begins what is the user's, and always if one of them is what a runtime needs.
 """
 
 import os
@@ -65,11 +66,15 @@ class Child:
         directory: str = "/",
         pass_fds: Sequence[int] = (),
         is_buffered: bool = True,
+        begins_users: bool = False,
     ) -> None:
-        """Begin it. Raises OSError if it cannot be executed, UnsupportedError if what puts signals back is missing."""
+        """Begin it; `begins_users` says that it begins what is the user's.
+
+        Raises OSError if it cannot be executed, UnsupportedError if what puts signals back is missing.
+        """
         self._guard = threading.Lock()
         self._code: int | None = None
-        with undisturbed(), _gate() as (gate, let_go):
+        with undisturbed(), _gate(begins_users=begins_users) as (gate, let_go):
             self._process = subprocess.Popen(
                 [*(_make_resetter(gate) if gate >= 0 else ()), *command],
                 stdin=stdin,
@@ -159,14 +164,15 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def _gate() -> Iterator[tuple[int, Callable[[], object]]]:
+def _gate(*, begins_users: bool) -> Iterator[tuple[int, Callable[[], object]]]:
     """Yield what holds a program until it may run, and lets it run; -1 where nothing is to be done before it does.
 
-    That is so unless a signal is ignored or blocked here, or somebody else waits for children: then it is not begun
-    before it is held by its pidfd. It takes as long as a Python does to begin: 15 ms.
+    That is so unless signals are to be put back, or somebody else waits for children: then it is not begun before it is
+    held by its pidfd. It takes as long as a Python does to begin: 15 ms.
     """
-    is_any_ignored = bool(_read_ignored() & signal.valid_signals() - _RESTORED)
-    if not (is_any_ignored or _others or signal.pthread_sigmask(signal.SIG_BLOCK, ())):
+    ignored = _read_ignored() & signal.valid_signals() - _RESTORED  # two more are glibc's own
+    is_needed = ignored if begins_users else ignored & {signal.SIGCHLD}
+    if not (is_needed or _others or signal.pthread_sigmask(signal.SIG_BLOCK, ())):
         yield -1, lambda: None
         return
     read, write = os.pipe2(os.O_CLOEXEC)

@@ -86,13 +86,15 @@ def run(
     environment: Mapping[str, str] | None = None,
     begin: Callable[[int], None] | None = None,
     see_to: Callable[[int], None] = have_go_on,
+    begins_users: bool = False,
 ) -> Outcome:
     """Run a program in a session of its own, and in a directory, and return how it ended.
 
     After `timeout` seconds it is killed with what it has started, and not waited for much longer if it does not end.
     `given` is its input, and `environment` its own, if it is to have another than `clean_environment`. With `begin`,
     which is called with its pid, it gets its input once that has returned, and none if this process is killed before.
-    `see_to` is called with its pid whenever it has said nothing for a second, and before it is killed.
+    `see_to` is called with its pid whenever it has said nothing for a second, and before it is killed; `begins_users`
+    says that it begins what is the user's.
     Raises OSError if it cannot be executed, and what `begin` raises.
     """
     source = os.memfd_create("input", os.MFD_CLOEXEC) if given else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -109,6 +111,7 @@ def run(
             directory=directory,
             environment=clean_environment() if environment is None else environment,
             pass_fds=pass_fds,
+            begins_users=begins_users,
         )
     finally:
         os.close(source)

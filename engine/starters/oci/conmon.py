@@ -72,6 +72,7 @@ def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] =
                     stdout=subprocess.DEVNULL,
                     stderr=said,
                     pass_fds=[answered.fileno(), begun.fileno(), *([order.log_directory] if order.log_name else [])],
+                    begins_users=True,
                     environment={
                         **clean_environment(),
                         "LC_ALL": "C.UTF-8",  # in others it takes no options that are not ASCII

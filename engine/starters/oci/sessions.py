@@ -136,6 +136,7 @@ class CommandSession:
             directory=directory,
             environment=clean_environment(),
             is_buffered=False,
+            begins_users=True,
         )
 
     def _accept(self, door: socket.socket) -> int:

@@ -882,6 +882,7 @@ class OciStarter:
                 directory=directory or "/",
                 pass_fds=pass_fds,
                 see_to=see_to,
+                begins_users=arguments[0] == "exec",
             )
             for each in () if is_any_left() else pass_fds:
                 calls.release(each)

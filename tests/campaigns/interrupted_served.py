@@ -2,7 +2,7 @@
 
 In one a container is restarted by its policy, another expires, a third is stopped by a command. All of that must come,
 whatever strikes; the next engine does what this one has left. In the other, tasks share an engine's threads, and each
-has an answer.
+has an answer; for interrupts, since asyncio itself forgets to wake a task whose future it has no memory to tell of.
 """
 
 import asyncio

@@ -63,7 +63,7 @@ _INTERRUPTED: Final = (
     ("engine", "memory", 2_000),
     ("served", "interrupt", 60),
     ("served", "memory", 2_000),
-    ("crew", "memory", 2_000),
+    ("crew", "interrupt", 20),
 )
 """Of each life, every so many-th place or allocation, in one seed."""
 

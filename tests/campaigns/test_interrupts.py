@@ -19,7 +19,7 @@ def test_interrupts_and_failing_allocations(size: Size) -> None:
         # Few: where an allocation of Python's own fails, its threads may hang or end in errors that name no memory.
         orders += [Order("store", "memory", 4_000), Order("tasks", "memory", 8_000), Order("engine", "memory", 4_000)]
         orders += [Order("engine", "interrupt", 60), Order("served", "memory", 4_000)]
-        orders.append(Order("crew", "memory", 4_000))
+        orders.append(Order("crew", "interrupt", 100))
     results = [campaign(order) for order in orders]
     assert [finding for result in results for finding in result.findings] == []
     assert sum(result.trials for result in results) >= size.least

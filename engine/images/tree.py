@@ -16,7 +16,7 @@ from typing import Self
 from limpet.engine.images.tar import Attributes, Chunks
 from limpet.engine.images.tar_fields import show
 from limpet.engine.state.durable import empty_directory, make_one_directory
-from limpet.engine.state.forks import closed_in_forks
+from limpet.engine.state.forks import opened_here
 from limpet.schema.errors import InvalidInputError
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -117,17 +117,13 @@ class Tree:
     def put_file(self, path: bytes, attributes: Attributes, size: int, chunks: Chunks) -> None:
         """Create a file, replacing what exists, as a new inode: other links keep the old content."""
         self.remove(path)
-        with self._parent(path) as (parent, name):
-            descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
-        try:
-            with closed_in_forks(descriptor):  # or it could not be executed for as long as one lives
-                for offset, chunk in chunks:
-                    if self._with_content:
-                        _write_at(descriptor, chunk, offset)
-                os.ftruncate(descriptor, size)
-                self._apply(descriptor, attributes)
-        finally:
-            os.close(descriptor)
+        # A fork that kept it open would keep it from being executed.
+        with self._parent(path) as (parent, name), opened_here(name, _FILE_FLAGS, 0o600, dir_fd=parent) as descriptor:
+            for offset, chunk in chunks:
+                if self._with_content:
+                    _write_at(descriptor, chunk, offset)
+            os.ftruncate(descriptor, size)
+            self._apply(descriptor, attributes)
 
     def put_symlink(self, path: bytes, attributes: Attributes, link: bytes) -> None:
         """Create a symbolic link, replacing what exists. It may point anywhere: nothing here follows it."""

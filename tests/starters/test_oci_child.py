@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.starters.oci import child
-from limpet.engine.starters.oci.child import UNKNOWN, Child, undisturbed
+from limpet.engine.starters.oci.child import UNKNOWN, Child
 from limpet.engine.starters.oci.command import run
-from limpet.engine.state.forks import closed_in_forks
+from limpet.engine.state import forks
+from limpet.engine.state.forks import opened_here, undisturbed
 from limpet.recovery.host import read_wait_status, wait_for_end
 from tests.starters.oci import RUNTIMES, end_everything, load_busybox, open_engine
 
@@ -26,14 +27,19 @@ from tests.starters.oci import config, open_engine
 
 state_dir, runtime, harm = sys.argv[1:]
 over, forked = threading.Event(), []
+forking = threading.Lock()  # until a fork runs: before that it has open what was being unpacked
 
 def fork():
+    has_begun, begin = os.pipe2(os.O_CLOEXEC)
     while not over.is_set():
-        pid = os.fork()
-        if not pid:
-            time.sleep(1000)
-            os._exit(0)
-        forked.append(pid)
+        with forking:
+            pid = os.fork()
+            if not pid:
+                os.write(begin, b"x")
+                time.sleep(1000)
+                os._exit(0)
+            forked.append(pid)
+            os.read(has_begun, 1)
         time.sleep(0.02)
 
 def reap():
@@ -66,6 +72,8 @@ try:
         for n in range(3):
             script = "grep -E 'Sig(Ign|Blk)' /proc/self/status; while :; do sleep 1; done"
             one = engine.create_container(config(f"c{n}", script), "s0", id=f"c{n}")
+            with forking:
+                pass
             one.start()
             codes = [one.execute(["sh", "-c", f"exit {code}"], timeout=20).code for code in (3, 4, 0, 5)]
             print(*codes, connected(one, "exit 6"))
@@ -223,7 +231,7 @@ def test_a_fork_waits_for_a_beginning() -> None:
 
 def test_a_fork_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the program is on a disk that hangs."""
-    monkeypatch.setattr(child, "_FORK_SECONDS", 0.05)
+    monkeypatch.setattr(forks, "_FORK_SECONDS", 0.05)
     forked: list[int] = []
 
     def fork() -> None:
@@ -246,16 +254,16 @@ def test_a_fork_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_forks_close(tmp_path: Path) -> None:
     """A file that is open for writing in one could not be executed."""
     script = tmp_path / "script"
-    descriptor = os.open(script, os.O_WRONLY | os.O_CREAT, 0o755)
-    os.write(descriptor, b"#!/bin/sh\nexit 3\n")
     read, write = os.pipe()
-    with closed_in_forks(descriptor):
+    parent = os.open(tmp_path, os.O_PATH)
+    with opened_here(b"script", os.O_WRONLY | os.O_CREAT, 0o755, dir_fd=parent) as descriptor:
+        os.write(descriptor, b"#!/bin/sh\nexit 3\n")
         pid = os.fork()
         if not pid:
             os.write(write, b"x")
             time.sleep(1000)
             os._exit(0)
-    os.close(descriptor)
+    os.close(parent)
     try:
         assert os.read(read, 1) == b"x"
         assert subprocess.run([script], check=False).returncode == 3

@@ -20,6 +20,7 @@ from typing import IO
 
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.forks import undisturbed
 from limpet.recovery.host import has_ended, read_wait_status, wait_for_end
 
 UNKNOWN = 1 << 16
@@ -30,8 +31,6 @@ WHY_UNKNOWN = (
 )
 _REAPED_SECONDS = 0.5
 """How long the kernel may take from giving an exit code to somebody else until it tells us."""
-_FORK_SECONDS = 5.0
-"""How long a fork waits for a beginning: one may hang, as where its program is on a disk that does."""
 _RESTORED = {signal.SIGPIPE, signal.SIGXFSZ}
 """Which `subprocess` sees to."""
 _others: set[int] = set()
@@ -48,8 +47,6 @@ try:
 except OSError as error:
     sys.exit(f"{sys.argv[1]}: {error.strerror}")
 """
-_beginning = threading.RLock()  # a signal's handler may fork amid a beginning
-_forking = threading.local()
 
 
 class Child:
@@ -156,14 +153,6 @@ class Child:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Have this process's forks wait until the block is done: they would keep its descriptors open."""
-    guard = _beginning
-    with guard:
-        yield
-
-
-@contextmanager
 def _gate(*, begins_users: bool) -> Iterator[tuple[int, Callable[[], object]]]:
     """Yield what holds a program until it may run, and lets it run; -1 where nothing is to be done before it does.
 
@@ -197,20 +186,3 @@ def _read_ignored() -> set[int]:
     with open("/proc/self/status", "rb") as file:
         bits = next((int(line.split()[1], 16) for line in file if line.startswith(b"SigIgn:")), 0)
     return {number for number in range(1, 65) if bits >> (number - 1) & 1}
-
-
-def _before_fork() -> None:
-    _forking.guard = _beginning if _beginning.acquire(timeout=_FORK_SECONDS) else None
-
-
-def _after_fork() -> None:
-    if _forking.guard is not None:
-        _forking.guard.release()
-
-
-def _after_fork_in_child() -> None:
-    global _beginning  # noqa: PLW0603  # another thread, which is not here, may hold it
-    _beginning = threading.RLock()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

@@ -15,13 +15,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 
-from limpet.engine.starters.oci.child import Child, undisturbed
+from limpet.engine.starters.oci.child import Child
 from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
 from limpet.engine.starters.oci.exits import may_be
 from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_family
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.signals import let_go_on
+from limpet.engine.state.forks import undisturbed
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, open_pidfd, read_stat, wait_for_end, wait_readable
 from limpet.schema.errors import StartError, quote

@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from fcntl import ioctl
 
 from limpet.engine.starters.abilities import Chunk
-from limpet.engine.starters.oci.child import UNKNOWN, WHY_UNKNOWN, Child, undisturbed
+from limpet.engine.starters.oci.child import UNKNOWN, WHY_UNKNOWN, Child
 from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on
 from limpet.engine.starters.oci.exits import is_monitor_alive, let_monitor_go_on
@@ -29,6 +29,7 @@ from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.forks import undisturbed
 from limpet.engine.state.pipes import write_to_pipe
 from limpet.recovery.host import wait_for_end
 from limpet.schema.errors import InvalidStateError, ResourcesError, StartError, WaitTimeoutError

@@ -18,11 +18,12 @@ from limpet.engine.drill import fleet_controls as controls
 from limpet.engine.drill.fleet_life import SCRIPTS, Node, Plan, tell_states
 from limpet.engine.drill.fleet_proxy import Piece, Proxy, Target, Way
 from limpet.engine.state.names import DATABASE
-from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, NotFoundError
+from limpet.schema.errors import FleetError, InvalidInputError, InvalidStateError, LimpetError, NotFoundError
 from limpet.schema.status import Reason
 from limpet.testing import Finding, Report, Violation
 
 _HUNG_SECONDS: Final = 60.0
+_REMOVE_SECONDS: Final = 20.0
 _DELAY_SECONDS: Final = 0.02
 ACTIONS: Final = {"cut": 80, "kill": 62, "linger": 10, "hold": 20, "late": 16, "delay": 6, "crash": 4, "promote": 2}
 """What is done at a point, and how often: of 200."""
@@ -501,7 +502,20 @@ def own_schema(url: str, seed: int) -> Iterator[str]:
     try:
         yield own
     finally:
-        fleet.remove_tables(own)
+        _remove_tables(own)
+
+
+def _remove_tables(url: str) -> None:
+    """Remove them. A server that a trial has just crashed may take a moment until it is there again."""
+    deadline = time.monotonic() + _REMOVE_SECONDS
+    while True:
+        try:
+            fleet.remove_tables(url)
+            return
+        except FleetError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def _run(

@@ -36,6 +36,7 @@ GIVEN: Mapping[str, Any] = {
     f"{_LIMITS}.cpuset_cpus": "0",
     f"{_LIMITS}.cpuset_mems": "0",
     f"{_LIMITS}.unified": {"pids.max": "77"},
+    f"{_LIMITS}.memory_limit_in_bytes": "67108864",
     f"{_LIMITS}.memory_swap_limit_in_bytes": "67108864",
     f"{_LIMITS}.hugepage_limits": [{"page_size": "2MB", "limit": "2097152"}],
     f"{_CONTEXT}.run_as_user": {"value": "1000"},

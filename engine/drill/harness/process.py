@@ -255,17 +255,32 @@ def own_descendants() -> None:
 
 
 def end_descendants() -> None:
-    """SIGKILL and reap every child of this process, and all that become its children by that."""
+    """SIGKILL and reap every child of this process, and all that become its children by that.
+
+    A thread that a check has left may reap some of them meanwhile, as an engine's does where orphans come to it.
+    """
     while True:
         children = _children()
-        for pid in children:  # unreaped, so the pid is still theirs
-            os.kill(pid, signal.SIGKILL)
         for pid in children:
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                _kill_child(pid)
+        for pid in children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
         try:
             os.waitpid(-1, os.WNOHANG)  # proc(5): a list read while children end may miss some; look again
         except ChildProcessError:
             return
+
+
+def _kill_child(pid: int) -> None:
+    """Kill the process with this number if it is a child of ours. Raises ProcessLookupError, ChildProcessError."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # the number may be a stranger's by now
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
 
 
 def _children() -> list[int]:

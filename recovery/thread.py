@@ -53,23 +53,27 @@ class Thread(threading.Thread):
             super().run()
 
 
-def go_on(turn: Callable[[], object], is_over: Callable[[], bool], log: Log, who: str) -> None:
+def go_on(
+    turn: Callable[[], object], begin_anew: Callable[[], object], is_over: Callable[[], bool], log: Log, who: str
+) -> None:
     """Take turn after turn until it is over. What one raises is logged, and ends nothing; nor does a log that fails.
 
-    An allocation may fail at any place of a turn, so that one which comes after a failure can rely on nothing that the
-    one before has half done.
+    An allocation may fail at any place of a turn. So `begin_anew` comes before the next one, again until it succeeds:
+    it relies on nothing that the turn which failed has half done.
     """
     failure: BaseException | None = None
     while True:
         try:
             if failure is not None:
                 time.sleep(_PAUSE_SECONDS)
-                told, failure = failure, None
-                _tell(log, who, told)
+                _tell(log, who, failure)
             if is_over():
                 return
+            if failure is not None:
+                begin_anew()
+                failure = None
             turn()
-        except BaseException as error:  # noqa: BLE001  # told at the next turn, once that can be done
+        except BaseException as error:  # noqa: BLE001  # told before the next turn, once that can be done
             failure = error
 
 

@@ -132,8 +132,6 @@ class ControlServer:
         self._done: Queue[tuple[threading.Thread, bytes]] = Queue()
         self._changed: Queue[_Caller] = Queue()
         self._full_until = 0.0
-        self._is_whole = True
-        """False while a turn is under way, and after one that has failed."""
 
     @classmethod
     def listen(cls, state_dir: str) -> "ControlServer":
@@ -209,7 +207,7 @@ class ControlServer:
 
     def _run(self) -> None:
         try:
-            go_on(self._turn, lambda: self._is_closing, _log, "answering commands")
+            go_on(self._turn, self._leave_all, lambda: self._is_closing, _log, "answering commands")
             self._finish()
         except Exception:  # noqa: BLE001  # those who ask see it end
             _log.exception("commands are not answered any more")
@@ -218,15 +216,11 @@ class ControlServer:
 
     def _turn(self) -> None:
         """Wait for something to happen, and see to it."""
-        if not self._is_whole:
-            self._leave_all()
-        self._is_whole = False
         self._wait_for_events()
         self._look_at_changed()
         self._take_results()
         self._keep_time()
         self._forget_streams()
-        self._is_whole = True
 
     def _leave_all(self) -> None:
         """Leave all who ask: an answer may be lost. They see that, and ask again."""

@@ -50,8 +50,6 @@ class Timetable:
         self._failures: dict[Entry, int] = {}
         self._due: dict[Entry, float] = {}
         self._heap: list[tuple[float, Entry]] = []
-        self._is_whole = True
-        """False while a turn is under way, and after one that has failed: what is due may have been lost with it."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closing = False
@@ -95,22 +93,18 @@ class Timetable:
     # The thread
 
     def _run(self) -> None:
-        go_on(self._turn, lambda: self._is_closing, _log, "the timetable")
+        go_on(self._turn, self._begin_anew, lambda: self._is_closing, _log, "the timetable")
 
     def _turn(self) -> None:
-        if not self._is_whole:
-            self._begin_anew()
-        self._is_whole = False
         self._take_notes(self._patience())
         entry = self._next()
         if entry is not None and not self._is_closing:
             seconds = self._look_at(entry)
             if seconds is not None:
                 self._schedule(entry, read_boot_clock() / 1e9 + seconds)
-        self._is_whole = True
 
     def _begin_anew(self) -> None:
-        """Look at all that was noted: each look finds out for itself whether anything is due."""
+        """Look at all that was noted, for what is due may be lost: each look finds out for itself what is."""
         now = read_boot_clock() / 1e9
         self._due.clear()
         self._heap.clear()

@@ -169,8 +169,6 @@ class Watcher:
         self._done: Queue[_Recording] = Queue()
         self._finishing: _Recording | None = None
         """What was taken from there, until all is done that is to be done then."""
-        self._is_whole = True
-        """False while a turn is under way, and after one that has failed."""
         self._is_closing = False
         self._has_descriptors = True
         self._epoll = select.epoll()
@@ -292,14 +290,7 @@ class Watcher:
     # The thread
 
     def _run(self) -> None:
-        go_on(self._turn, lambda: self._is_closing, _log, "the watcher")
-
-    def _turn(self) -> None:
-        if not self._is_whole:
-            self._look_anew()
-        self._is_whole = False
-        self._look(self._poll())
-        self._is_whole = True
+        go_on(lambda: self._look(self._poll()), self._look_anew, lambda: self._is_closing, _log, "the watcher")
 
     def _look_anew(self) -> None:
         """Have all be done that a turn which has failed was about to do; to do it once more changes nothing."""

@@ -10,6 +10,7 @@ import pytest
 
 from limpet.recovery import thread
 from limpet.recovery.thread import Thread, go_on
+from limpet.schema.telling import get_log
 
 
 def test_a_thread_that_does_not_begin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +134,29 @@ def test_nothing_ends_a_loop_but_its_end(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(thread, "_PAUSE_SECONDS", 0)
     failures: list[BaseException] = [KeyboardInterrupt(), SystemExit(3), ValueError("x")]
     turns, looks, told = list[None](), list[None](), list[tuple[object, type]]()
-    go_on(turn, is_over, Log(logging.getLogger("test"), {}), "it")
+    begun: list[int] = []
+    go_on(turn, lambda: begun.append(len(turns)), is_over, Log(logging.getLogger("test"), {}), "it")
     assert len(turns) == 4
+    assert begun == [1, 2, 3]  # before each turn that comes after a failure
     kinds = [ValueError, MemoryError, SystemExit, KeyboardInterrupt]
     assert [kind for _, kind in told] == kinds
     assert {who for who, _ in told} == {"it"}
+
+
+def test_a_loop_begins_anew_until_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No turn comes before: it would rely on what the one that failed has half done."""
+
+    def turn() -> None:
+        done.append("turn")
+        if len(done) == 1:
+            raise MemoryError
+
+    def begin_anew() -> None:
+        done.append("anew")
+        if done.count("anew") < 3:
+            raise MemoryError
+
+    monkeypatch.setattr(thread, "_PAUSE_SECONDS", 0)
+    done: list[str] = []
+    go_on(turn, begin_anew, lambda: done.count("turn") == 2, get_log("limpet.test"), "it")
+    assert done == ["turn", "anew", "anew", "anew", "turn"]

@@ -17,6 +17,7 @@ from limpet.engine import AsyncContainer, AsyncSandbox, Container
 from limpet.engine.aio import answers
 from limpet.schema import ContainerState
 from tests.conftest import in_thread, is_running, wait_until
+from tests.failures import Failing
 
 MANY = 120
 THREADS = 60
@@ -374,22 +375,15 @@ def test_a_failure_of_a_workers_own_keeps_no_task_waiting(
     """For want of memory, say: each of many steps of one container has an outcome, and so have those after it."""
 
     async def body(engine: AsyncEngine, pod: AsyncSandbox) -> None:
-        def fail_once(*args: Any) -> Any:
-            calls.append(None)
-            if len(calls) == at:
-                raise MemoryError
-            return real(*args)
-
-        calls: list[None] = []
+        failing = Failing({at})
         container = await engine.create_container(config("one", "true"), pod)
         place = answers if part == "settle" else container._workers._quick
-        real = getattr(place, part)
         with monkeypatch.context() as patched:
-            patched.setattr(place, part, fail_once)
+            patched.setattr(place, part, failing(getattr(place, part)))
             async with asyncio.timeout(20):
                 steps = [container.renew(2**62 + number) for number in range(4)]
                 outcomes = await asyncio.gather(*steps, return_exceptions=True)
-        assert len(calls) >= at
+        assert failing.calls >= at
         assert all(not isinstance(each, BaseException) or isinstance(each, MemoryError) for each in outcomes)
         async with asyncio.timeout(20):
             assert (await container.renew(2**62)).expires_at == 2**62

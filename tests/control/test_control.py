@@ -25,6 +25,7 @@ from limpet.recovery.report import Report
 from limpet.schema import errors
 from limpet.schema.status import ContainerState
 from tests.conftest import EngineProcess, count_sockets, in_thread, wait_until
+from tests.failures import Failing
 
 LIVE = """
 engine = Engine.open(state_dir)
@@ -416,23 +417,16 @@ def test_a_failure_of_the_servers_own_ends_no_answering(
 ) -> None:
     """For want of memory, say: who waits for an answer is answered, or sees that nobody will; the next one is."""
 
-    def fail_once(*args: Any) -> Any:
-        if not failed:
-            failed.append(None)
-            raise MemoryError
-        return real(*args)
-
-    failed: list[None] = []
-    real = getattr(ControlServer, part)
+    failing = Failing({1})
     with Engine.open(state_dir) as engine:
         engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
-        monkeypatch.setattr(ControlServer, part, fail_once)
+        monkeypatch.setattr(ControlServer, part, failing(getattr(ControlServer, part)))
         for request in (Recover(), Remove(id="jobs"), Info()):
             try:
                 ask_live(state_dir, request)
             except (errors.EngineGoneError, NoEngineError):
-                assert failed
-        assert failed
+                assert failing.calls
+        assert failing.calls
         assert ask_live(state_dir, Info()).pid == os.getpid()
         assert engine.list_sandboxes() == []
 
@@ -459,16 +453,7 @@ def test_who_asked_for_what_cannot_be_told_sees_the_end(
 ) -> None:
     """An answer that there is no memory for; nor for the error that stands for it. Asked again, it is told."""
 
-    def failing(real: Callable[..., bytes]) -> Callable[..., bytes]:
-        def call(*args: Any) -> bytes:
-            failed.append(None)
-            if len(failed) <= times:
-                raise MemoryError
-            return real(*args)
-
-        return call
-
-    failed: list[None] = []
+    failing = Failing(range(1, times + 1))
     with Engine.open(state_dir):
         for name in ("encode_result", "encode_error"):
             path = f"limpet.engine.control.server.{name}"

@@ -1,12 +1,11 @@
 """The thread that sees ends: whatever fails in it, each end is written down and told, and who is to be killed is."""
 
-from typing import Any
-
 import pytest
 
 from limpet import Engine
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.schema import ContainerState
+from tests.failures import Failing
 from tests.starters.host import make
 
 PARTS = ("_notice", "_ask", "_attend", "_record", "_end_rest", "_finish", "_kill", "_is_still_of", "_leave_monitor")
@@ -17,35 +16,20 @@ MOST = 14
 def test_a_failure_of_its_own_loses_no_end_and_no_kill(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """For want of memory, say, before or after anything that it does: that is done then, once more if it was done."""
 
-    def failing(part: str) -> Any:
-        real = getattr(Watcher, part)
-
-        def call(*args: Any) -> Any:
-            calls.append(part)
-            fails = len(calls) == at
-            if fails and not is_after:
-                raise MemoryError
-            result = real(*args)
-            if fails:
-                raise MemoryError
-            return result
-
-        return call
-
     engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
     monkeypatch.setattr("limpet.recovery.thread._PAUSE_SECONDS", 0)
     for number in range(2 * MOST):
-        at, is_after = number // 2 + 1, bool(number % 2)
-        calls: list[str] = []
+        at = number // 2 + 1
+        failing = Failing({at}, is_after=bool(number % 2))
         brief = make(engine, f"brief{number}", "sh", "-c", "exit 3")
         stubborn = make(engine, f"stubborn{number}", "sh", "-c", "trap '' TERM; while :; do sleep 0.01; done")
         stubborn.start()
         with monkeypatch.context() as patched:
             for part in PARTS:
-                patched.setattr(Watcher, part, failing(part))
+                patched.setattr(Watcher, part, failing(getattr(Watcher, part)))
             brief.start()
             assert brief.wait(20).exit_code == 3
             assert stubborn.stop(0.05).state is ContainerState.EXITED
-        assert len(calls) >= at, calls
+        assert failing.calls >= at
         for one in (brief, stubborn):
             one.remove()

@@ -2,14 +2,13 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.schema.errors import NotFoundError
 from tests.conftest import wait_until
+from tests.failures import Failing
 
 
 def test_what_is_made_anew_during_a_look_is_looked_at() -> None:
@@ -34,20 +33,11 @@ def test_what_is_made_anew_during_a_look_is_looked_at() -> None:
 def test_a_failure_of_its_own_loses_nothing_that_is_due(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """For want of memory, say, anywhere in a turn: what was noted is looked at, again and again as it asks for that."""
 
-    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            calls.append(None)
-            if len(calls) == at:
-                raise MemoryError
-            return real(*args)
-
-        return call
-
     def look(entry: Entry) -> float | None:
         looks[entry] += 1
         return 0.01 if looks[entry] < 3 else None
 
-    calls: list[None] = []
+    failing = Failing({at})
     looks = Counter[Entry]()
     entries = [Entry(Kind.CONTAINER, name) for name in ("a", "b")]
     timetable = Timetable(look)
@@ -62,6 +52,6 @@ def test_a_failure_of_its_own_loses_nothing_that_is_due(monkeypatch: pytest.Monk
             timetable.note(entry)
         try:
             wait_until(lambda: all(looks[entry] >= 3 for entry in entries), "all looks")
-            assert len(calls) >= at
+            assert failing.calls >= at
         finally:
             timetable.close()

@@ -38,8 +38,13 @@ def run(script: str, *arguments: str) -> str:
 def test_a_host_that_forks_and_reaps_all_the_time(state_dir: str, harm: str) -> None:
     """Forks keep nothing of the engine's open that matters; whoever reaps all children takes no exit code from it."""
     script = """
+        from tests.children import reap_any
+
         state_dir, harm = sys.argv[1:]
         over = threading.Event()
+
+        def reap():
+            reap_any(over)
 
         def fork():
             while not over.is_set():
@@ -47,13 +52,6 @@ def test_a_host_that_forks_and_reaps_all_the_time(state_dir: str, harm: str) -> 
                     time.sleep(0.05)
                     os._exit(0)
                 time.sleep(0.01)
-
-        def reap():
-            while not over.is_set():
-                try:
-                    os.wait()
-                except ChildProcessError:
-                    time.sleep(0.0005)
 
         if harm == "ignore":
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)

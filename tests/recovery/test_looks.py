@@ -6,6 +6,7 @@ import pytest
 
 from limpet.recovery import Boot, Observation, Process, looks
 from limpet.recovery.looks import look_at_all
+from tests.failures import Failing
 
 SEEN = Observation(boot=Boot.SAME, process=Process.ALIVE)
 MANY = 5
@@ -23,19 +24,12 @@ class Seeing:
 def test_a_failure_of_a_looks_own_hangs_nothing(monkeypatch: pytest.MonkeyPatch, part: str, at: int) -> None:
     """For want of memory, say: one container at most is not looked at, and it is said why; the others are."""
 
-    def fail_once(*args: Any) -> Any:
-        calls.append(None)
-        if len(calls) == at:
-            raise MemoryError
-        return real(*args)
-
-    calls: list[None] = []
+    failing = Failing({at})
     place: Any = looks
     *above, name = part.split(".")
     for each in above:
         place = getattr(place, each)
-    real = getattr(place, name)
-    monkeypatch.setattr(place, name, fail_once)
+    monkeypatch.setattr(place, name, failing(getattr(place, name)))
     containers: Any = [object()] * MANY
     found = look_at_all(containers, Seeing())
     unseen = [seen for seen in found if seen.observation is not SEEN]

@@ -17,12 +17,14 @@ from limpet.engine.starters.oci.command import run
 from limpet.engine.state import forks
 from limpet.engine.state.forks import opened_here, undisturbed
 from limpet.recovery.host import read_wait_status, wait_for_end
+from tests.children import reap_any
 from tests.starters.oci import end_everything, load_busybox, open_engine
 
 HOST = """
 import os, signal, sys, threading, time
 from limpet.engine import Engine, errors
 from limpet.schema.cri import LinuxContainerResources
+from tests.children import reap_any
 from tests.starters.oci import config, open_engine
 
 state_dir, runtime, harm = sys.argv[1:]
@@ -42,13 +44,6 @@ def fork():
             os.read(has_begun, 1)
         time.sleep(0.02)
 
-def reap():
-    while not over.is_set():
-        try:
-            os.wait()
-        except ChildProcessError:
-            time.sleep(0.0005)
-
 def connected(container, script):
     session = container.open_command(["sh", "-c", script])
     try:
@@ -61,7 +56,7 @@ if harm == "ignore":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGTERM])
-thread = threading.Thread(target={"fork": fork, "reap": reap, "ignore": lambda: None}[harm])
+thread = threading.Thread(target={"fork": fork, "reap": lambda: reap_any(over), "ignore": lambda: None}[harm])
 thread.start()
 try:
     with open_engine(state_dir) as engine:
@@ -145,14 +140,6 @@ def tells_exits() -> bool:
 def reaped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Children are reaped by another thread, as before Linux 6.15."""
     over = threading.Event()
-
-    def reap() -> None:
-        while not over.is_set():
-            try:
-                os.wait()
-            except ChildProcessError:
-                time.sleep(0.0005)
-
     monkeypatch.setattr(child, "read_wait_status", lambda *_: None)
     monkeypatch.setattr(child, "_others", set())
     monkeypatch.setattr(child, "_REAPED_SECONDS", 0.01)
@@ -162,7 +149,7 @@ def reaped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise ChildProcessError
 
     monkeypatch.setattr(os, "waitid", wait)
-    thread = threading.Thread(target=reap)
+    thread = threading.Thread(target=reap_any, args=(over,))
     thread.start()
     yield
     over.set()
@@ -204,24 +191,25 @@ def begin(script: str) -> Child:
     return Child(["/bin/sh", "-c", script], stdin=null, stdout=null, stderr=null, environment={})
 
 
+def fork_into(forked: list[int]) -> None:
+    """Fork, and note the pid. The fork ends at once, if it may: what another thread was at is not its own any more."""
+    pid = os.fork()
+    if not pid:
+        with undisturbed():
+            os._exit(0)
+    forked.append(pid)
+
+
 def test_a_fork_waits_for_a_beginning() -> None:
     """And has none of its locks; one by a signal's handler, or amid a beginning that hangs, goes on."""
     read, write = os.pipe()
     forked: list[int] = []
-
-    def fork() -> None:
-        pid = os.fork()
-        if not pid:
-            with undisturbed():  # it is another's no more
-                os._exit(0)
-        forked.append(pid)
-
-    thread = threading.Thread(target=fork)
+    thread = threading.Thread(target=fork_into, args=(forked,))
     with undisturbed():
         thread.start()
         time.sleep(0.1)
         assert not forked
-        fork()  # in this thread
+        fork_into(forked)  # in this thread
         os.close(write)
     thread.join(20)
     assert os.read(read, 1) == b""
@@ -233,15 +221,7 @@ def test_a_fork_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the program is on a disk that hangs."""
     monkeypatch.setattr(forks, "_FORK_SECONDS", 0.05)
     forked: list[int] = []
-
-    def fork() -> None:
-        pid = os.fork()
-        if not pid:
-            with undisturbed():
-                os._exit(0)
-        forked.append(pid)
-
-    thread = threading.Thread(target=fork)
+    thread = threading.Thread(target=fork_into, args=(forked,))
     with undisturbed():
         thread.start()
         thread.join(20)

@@ -110,7 +110,7 @@ class _CredulousStarter(ProcessStarter):
         held = prepared.own
         with suppress(LimpetError):
             held.connection.ask({"op": "go", "id": held.container_id})  # type: ignore[attr-defined]
-        held.close_report()  # type: ignore[attr-defined]
+        held.give_up()  # type: ignore[attr-defined]
 
 
 def open_taking_gates_for_starts(state_dir: str) -> Engine:

@@ -45,7 +45,7 @@ def find_client(engine: Engine) -> KeeperClient:
 
 
 @pytest.mark.usefixtures("namespaces")
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 3])
 def test_a_stop_of_many_reaches_all_that_belongs_to_each(
     engine: Engine, tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,8 @@ _LONGEST_COMPLAINT = 4096
 _FIRST_FREE = 10
 _KNOWS_MANY = 2
 """The first version of a keeper that can be asked about many containers at once."""
+_TELLS_OFFSET = 3
+"""The first version of a keeper whose gates tell by the offset of their plans that they execute the program."""
 _MANY = 128
 _LONGEST_MANY = LONGEST // 2
 _LONGEST_LIST = 1 << 18
@@ -79,6 +81,11 @@ class Connection:
         self._timeout = 0.0
         self._unread = 0
         """Answers that are still to come, and are not waited for."""
+
+    @property
+    def tells_offset(self) -> bool:
+        """Say whether a gate of this keeper's tells by the offset of its plan that it executes the program."""
+        return self.version >= _TELLS_OFFSET
 
     def reach(self) -> None:
         """Connect. Raises OSError if nobody listens, NoKeeperError if it is no keeper that does."""

@@ -53,12 +53,13 @@ def make_plan(
 
 
 def write_plan(plan: Mapping[str, Any]) -> int:
-    """Return a descriptor of memory that holds the plan; it is nowhere on disk. Raises OSError."""
+    """Return a descriptor of memory that holds the plan, with offset 0; it is nowhere on disk. Raises OSError."""
     descriptor = os.memfd_create("limpet-plan", os.MFD_CLOEXEC)
     try:
         data = json.dumps(plan).encode()  # ASCII: surrogates are escaped
         while data:
             data = data[os.write(descriptor, data) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
     except BaseException:
         os.close(descriptor)
         raise

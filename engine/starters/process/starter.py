@@ -24,6 +24,7 @@ from limpet.engine.starters.process.client import (
     portions,
 )
 from limpet.engine.starters.process.handed_on import read_handed_on
+from limpet.engine.starters.process.keeper.gate import EXECUTES
 from limpet.engine.starters.process.keeper.kernel import read_stat, read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.keeper.root import open_view, read_view
@@ -70,16 +71,22 @@ class _Held:
     connection: Connection
     report: int = -1
     """A descriptor of the pipe that is closed when its program is executed, and by its end; -1 if there is none."""
+    plan: int = -1
+    """Its plan, whose offset tells how far the gate has come."""
 
     def close(self) -> None:
         """Close the gate."""
         self.connection.close()
-        self.close_report()
+        self.give_up()
 
-    def close_report(self) -> None:
+    def give_up(self) -> None:
         """Give up waiting for its program to be executed."""
-        if self.report >= 0:
-            close_all((self.report,))
+        close_all(each for each in (self.report, self.plan) if each >= 0)
+
+    @property
+    def is_left_at_gate(self) -> bool:
+        """Say whether it is certain that no program is executed, if its process is gone. Raises OSError."""
+        return self.connection.tells_offset and os.lseek(self.plan, 0, os.SEEK_CUR) < EXECUTES
 
 
 class ProcessStarter:
@@ -214,7 +221,7 @@ class ProcessStarter:
         else:
             self._keeper.give_back(held.connection)
         finally:
-            held.close_report()
+            held.give_up()
         if not answer["executed"]:
             close_all((prepared.pidfd,))
             raise StartError(self._explain(held.container_id, answer))
@@ -419,8 +426,7 @@ class ProcessStarter:
     def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[_Held, int, int]:
         """Return what holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
         secrets = require_secrets(launch.secret_env)
-        plan = write_plan(make_plan(spec, self._environment, self._inherited, secrets, read_handed_on()))
-        opened = [plan]
+        opened = [plan := write_plan(make_plan(spec, self._environment, self._inherited, secrets, read_handed_on()))]
         try:
             request: Message = {"op": "prepare", "id": launch.id, "report": True}
             if launch.log_path:
@@ -453,7 +459,8 @@ class ProcessStarter:
                         continue  # what it held for us has ended with the connection
                     raise
                 pidfd, *report = given  # a keeper of an older version gives no report
-                return _Held(launch.id, connection, *report), answer["pid"], pidfd
+                opened.remove(plan)
+                return _Held(launch.id, connection, report[0] if report else -1, plan), answer["pid"], pidfd
             raise AssertionError
         finally:
             close_all(opened)  # none of them was written to; an error here would lose the process
@@ -465,7 +472,7 @@ class ProcessStarter:
         with suppress(KeeperError):  # it hangs: then the process tells, as where there is none
             answer = self._ask_about(container_id, prepared.identity)
         if answer is None or not self._is_vouched_for(answer):
-            executed = _settle_without_keeper(held.report, prepared)
+            executed = _settle_without_keeper(held, prepared)
             return {"executed": executed, "why": f"its keeper was killed or hangs: {problem}"}
         if answer.get("executed") is None:
             self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
@@ -595,20 +602,21 @@ def _has_executed(held: _Held, prepared: Prepared) -> bool:
     return stat is not None and stat.start_ticks == prepared.identity.start_ticks and stat.has_executed
 
 
-def _settle_without_keeper(report: int, prepared: Prepared) -> bool:
+def _settle_without_keeper(held: _Held, prepared: Prepared) -> bool:
     """Say whether a process that no keeper is the parent of has executed its program; if it has not, it is ended.
 
-    The gate closed with the last keeper, so the process goes on or ends by itself, and anybody may reap it. Then its
-    report tells, or nothing does: "never ran" is not said of what may have run. Raises OSError.
+    The gate closed with the last keeper, so the process goes on or ends, or was killed by a keeper that took over and
+    is gone, too; and anybody may reap it. Its report tells then, or how far it came: "never ran" is not said of what
+    may have run. Raises OSError.
     """
-    told = _read_report(report)
+    told = _read_report(held.report)
     if told:
         return False
     if told is None and not _may_have_executed(prepared):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
         wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
-    return _may_have_executed(prepared)
+    return _may_have_executed(prepared) and not held.is_left_at_gate
 
 
 def _may_have_executed(prepared: Prepared) -> bool:

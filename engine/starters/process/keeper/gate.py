@@ -26,7 +26,10 @@ SPARE_NAME, COMMAND_NAME, MEMORY_NAME = "limpet-spare", "limpet-gate", "limpet-m
 """As /proc/PID/comm shows it: before it is a container's, from then on, and what holds its memory."""
 _CONTROL = 3
 _UNTIL = _REPORT = 4  # first the one, and once it is a container's the other
+_PLAN = 5
 _FIRST_FREE = 10
+EXECUTES = 1
+"""The offset of the plan from when the program is about to be executed; before it is 0."""
 _CLONE_NEWUTS = 0x04000000
 _UMASK = 0o022
 _DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
@@ -37,9 +40,10 @@ def become_container(control: int, until: int) -> NoReturn:
 
     `control` is a socket: a message with four descriptors makes it a container's: the plan (JSON, see `root`), what
     becomes standard output and error, and a pipe for its report, which a successful exec closes; what is written to it
-    is why there was none. Two more are what `enter_view` takes. End of file from us says that all is done that can be
-    done at the gate. A message "g" opens it, end of file closes it. Unless `until` is -1, its memory is held until the
-    other end of that pipe is closed.
+    is why there was none. Whoever has the plan shares its offset, and sees there whether it came to the exec at all,
+    whatever ends us, and whoever reaps us. Two more descriptors are what `enter_view` takes. End of file from us says
+    that all is done that can be done at the gate. A message "g" opens it, end of file closes it. Unless `until` is -1,
+    its memory is held until the other end of that pipe is closed.
     """
     told = -1  # until they are its own, its numbers are the keeper's
     try:
@@ -78,9 +82,11 @@ def _receive_plan() -> tuple[dict[str, Any], str] | None:
     os.dup2(report, _REPORT, inheritable=False)
     for number, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream, number)
+    plan = fcntl.fcntl(plan, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
     document: dict[str, Any] = json.loads(os.pread(plan, os.fstat(plan).st_size, 0))
     hint = _enter_view(given[4:])
-    close_from(_REPORT + 1)
+    os.dup2(plan, _PLAN, inheritable=False)
+    close_from(_PLAN + 1)
     return document, hint
 
 
@@ -127,6 +133,7 @@ def _become_program(document: dict[str, Any]) -> None:
         raise problem
     fcntl.fcntl(_CONTROL, fcntl.F_SETFL, 0)  # nothing continues the program: what holds our memory holds this, too
     become_user(document)  # only now: while it is held, none of that user's processes may signal it
+    os.lseek(_PLAN, EXECUTES, os.SEEK_SET)
     _execute(args, environment)
 
 

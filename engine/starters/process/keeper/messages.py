@@ -35,8 +35,8 @@ from typing import Any
 
 from .kernel import close_all
 
-VERSION = 2
-"""2: `many`."""
+VERSION = 3
+"""2: `many`; 3: a gate says by the offset of its plan that it executes the program."""
 LONGEST = 1 << 16
 """Bytes of a message."""
 MOST_DESCRIPTORS = 8

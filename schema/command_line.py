@@ -3,6 +3,7 @@
 from limpet.schema.cri import ContainerConfig
 from limpet.schema.errors import InvalidInputError
 from limpet.schema.image import ImageConfig
+from limpet.schema.lengths import require_string_fits
 
 
 def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
@@ -23,4 +24,6 @@ def choose_args(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
         )
     if not line[0]:
         raise InvalidInputError(f"container {config.metadata.name!r}: the program's name, its first argument, is ''")
+    for number, argument in enumerate(line):
+        require_string_fits(f"container {config.metadata.name!r}: argument {number} of its command line", argument)
     return line

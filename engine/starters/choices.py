@@ -12,6 +12,7 @@ from limpet.schema.cri import ContainerConfig
 from limpet.schema.cri import Signal as CriSignal
 from limpet.schema.errors import InvalidInputError, quote, quote_path
 from limpet.schema.image import ImageConfig
+from limpet.schema.lengths import require_path_fits
 
 _LONGEST_NAME = 255 - len(".20260101-000000.000001")
 
@@ -45,4 +46,6 @@ def choose_log_path(log_directory: str, log_path: str) -> str:
             f"log_path {quote(log_path)}: its name has more than {_LONGEST_NAME} bytes, which leaves no room for"
             " those of rotated logs"
         )
-    return os.path.join(directory, name)
+    require_path_fits("log_directory", log_directory)
+    require_path_fits("log_path", path := os.path.join(directory, name))
+    return path

@@ -6,6 +6,7 @@ from limpet.engine.starters.users import Account
 from limpet.schema.cri import ContainerConfig
 from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.image import ImageConfig
+from limpet.schema.lengths import require_string_fits
 
 HOST_VARIABLES: Mapping[str, str] = {
     "PATH": "the host's programs are found as the engine finds them",
@@ -23,17 +24,19 @@ HOST_VARIABLES: Mapping[str, str] = {
 def merge_environment(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
     """Return NAME=value for each variable; the image's, overridden by the config's.
 
-    Raises InvalidInputError for a name that no environment can hold.
+    Raises InvalidInputError for what no environment can hold.
     """
     merged: dict[str, str] = {}
     for entry in image.env:
         name, _, value = entry.partition("=")
         if not _is_variable(name, value):
             raise InvalidInputError(f"the image's environment variable {quote(entry)}: a name without NUL is needed")
+        require_string_fits(f"the image's environment variable {quote(name)}", entry)
         merged[name] = value
     for pair in config.envs:
         if not _is_variable(pair.key, pair.value):
             raise InvalidInputError(f"environment variable {pair.key!r}: a name without '=' and NUL is needed")
+        require_string_fits(f"environment variable {quote(pair.key)}", f"{pair.key}={pair.value}")
         merged[pair.key] = pair.value
     return tuple(f"{name}={value}" for name, value in merged.items())
 
@@ -73,6 +76,7 @@ def require_secrets(variables: Mapping[str, str]) -> dict[str, str]:
     for name, value in variables.items():
         if not _is_variable(name, value):
             raise InvalidInputError(f"secret_env {quote(str(name))}: texts are needed, a name without '=' and no NUL")
+        require_string_fits(f"secret_env {quote(name)}", f"{name}={value}")
     return dict(variables)
 
 

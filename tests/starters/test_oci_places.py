@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from limpet import Engine, errors
-from limpet.engine.starters.oci.places import require_lengths, require_places, require_working_directory
+from limpet.engine.starters.oci.places import require_places, require_working_directory
 from limpet.schema.cri import (
     ContainerConfig,
     ContainerMetadata,
@@ -146,16 +146,6 @@ def test_what_is_a_file_is_no_working_directory(root: str) -> None:
     for path in ("/file", "/to-file", "/file/below", "/to-file/below"):
         with pytest.raises(InvalidInputError, match=r"^working_dir .*: the image has at '.*file' what is no directory"):
             require_working_directory("working_dir", path, asked(root), root)
-
-
-def test_the_longest() -> None:
-    """As the kernel takes it, below the root file system."""
-    require_lengths("x", "/" + "y" * 255)
-    require_lengths("x", "/y" * 2047 + "z")
-    require_lengths("x", "/y" * 2045, "/root")
-    for path, root in (("/" + "y" * 256, ""), ("/y" * 2048, ""), ("/y" * 2045 + "z", "/root")):
-        with pytest.raises(InvalidInputError, match=r"^x "):
-            require_lengths("x", path, root)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

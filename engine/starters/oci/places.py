@@ -15,9 +15,8 @@ from limpet.engine.starters.oci.mounts import mounts_of, place_of
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.schema.cri import ContainerConfig, Mount
 from limpet.schema.errors import InvalidInputError, quote_path
+from limpet.schema.lengths import require_path_fits
 
-_NAME_BYTES, _PATH_BYTES = 255, 4095
-"""The most that the kernel takes (NAME_MAX, and PATH_MAX without its end)."""
 _OF_EACH = ("/proc", "/sys", "/dev")
 """Where something else is mounted in each container."""
 _FILLED_BY_KERNEL = ("/proc/", "/sys/")
@@ -31,15 +30,6 @@ _OF_RUNC = re.compile(
 """Where runc mounts something in /proc, for lxcfs and the like; the last with runc 1.2 or newer."""
 
 
-def require_lengths(field: str, path: str, root: str = "") -> None:
-    """Raise InvalidInputError, with the field's name, for a path that is longer than the kernel takes below `root`."""
-    if any(len(os.fsencode(name)) > _NAME_BYTES for name in path.split("/")):
-        raise InvalidInputError(f"{field} {quote_path(path)}: a name in it has more than {_NAME_BYTES} bytes")
-    most = _PATH_BYTES - len(os.fsencode(root))
-    if len(os.fsencode(path)) > most:
-        raise InvalidInputError(f"{field} {quote_path(path)}: it has more than {most} bytes")
-
-
 def require_places(config: ContainerConfig, root: str, *, is_runc: bool) -> None:
     """Raise InvalidInputError for a mount, or a path that is to be hidden or read-only, which no container can have.
 
@@ -48,7 +38,7 @@ def require_places(config: ContainerConfig, root: str, *, is_runc: bool) -> None
     above: list[str] = []
     for mount in mounts_of(config):  # outer ones first
         path = place_of(mount.container_path)
-        require_lengths("mounts.container_path", mount.container_path, root)
+        require_path_fits("mounts.container_path", mount.container_path, root)
         why = "" if _is_in(path, above) else _find_why_not(mount, path, root, is_runc=is_runc)
         if why:
             raise InvalidInputError(f"mounts.container_path {quote_path(mount.container_path)}: {why}")
@@ -56,7 +46,7 @@ def require_places(config: ContainerConfig, root: str, *, is_runc: bool) -> None
     context = config.linux.security_context if config.linux else None
     for name in ("masked_paths", "readonly_paths") if context else ():
         for path in getattr(context, name):
-            require_lengths(name, path, root)
+            require_path_fits(name, path, root)
             barrier, _ = _look(root, place_of(path), (*_OF_EACH, *above))
             if barrier:
                 raise InvalidInputError(f"{name} {quote_path(path)}: {_tell(barrier)}")
@@ -64,7 +54,7 @@ def require_places(config: ContainerConfig, root: str, *, is_runc: bool) -> None
 
 def require_working_directory(field: str, path: str, config: ContainerConfig, root: str) -> None:
     """Raise InvalidInputError for a working directory that can be none: the image has a file there, or on the way."""
-    require_lengths(field, path, root)
+    require_path_fits(field, path, root)
     place = place_of(path)
     barrier, kind = _look(root, place, (*_OF_EACH, *(place_of(each.container_path) for each in mounts_of(config))))
     if barrier or kind == "file":

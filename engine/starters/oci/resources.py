@@ -8,13 +8,13 @@ from typing import Any
 
 from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.oci.mounts import has_own, mounts_of, place_of
-from limpet.engine.starters.oci.places import require_lengths
 from limpet.engine.starters.oci.ranges import require_limits
 from limpet.engine.starters.oci.rootless import is_rootless
 from limpet.engine.starters.oci.tools import has_controller
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.schema.cri import ContainerConfig, LinuxContainerResources
 from limpet.schema.errors import InvalidInputError, quote_path
+from limpet.schema.lengths import require_path_fits
 from limpet.schema.status import Resources
 
 _CPU = {
@@ -134,7 +134,7 @@ def make_devices(
             )
         path = device.container_path or device.host_path
         require_plain("devices.host_path", device.host_path)
-        require_lengths("devices.container_path", path, root)
+        require_path_fits("devices.container_path", path, root)
         made = [place_of(each["path"]) for each in devices]
         if why := _find_obstacle(path, root, taken, made, has_terminal=config.tty):
             raise InvalidInputError(f"devices.container_path {quote_path(path)}: {why}")

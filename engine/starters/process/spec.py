@@ -16,6 +16,7 @@ from limpet.schema.command_line import choose_args
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote_path
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS, WORKING
+from limpet.schema.lengths import require_path_fits
 from limpet.schema.runtime_spec import MountSpec, ProcessSpec, Root, Spec
 
 _PROPAGATIONS = {
@@ -58,6 +59,7 @@ def _choose_directory(launch: Launch, config: ContainerConfig) -> str:
         return os.path.join(_to_utf8(launch.bundle_path), WORKING) if image.is_builtin else "/"
     if not os.path.isabs(chosen):
         raise InvalidInputError(f"working_dir {quote_path(chosen)}: an absolute path is needed")
+    require_path_fits("working_dir", chosen)
     return chosen
 
 
@@ -77,6 +79,7 @@ def _make_mount(mount: Mount) -> MountSpec:
         raise InvalidInputError(
             f"mounts.container_path {quote_path(mount.container_path)}: an absolute path below / is needed"
         )
+    require_path_fits("mounts.container_path", mount.container_path)
     if not os.path.isabs(mount.host_path):
         raise InvalidInputError(f"mounts.host_path {quote_path(mount.host_path)}: an absolute path is needed")
     try:

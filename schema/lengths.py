@@ -1,0 +1,30 @@
+"""How long the kernel lets a path, an argument or a variable be."""
+
+import os
+import resource
+
+from limpet.schema.errors import InvalidInputError, quote_path
+
+_NAME_BYTES, _PATH_BYTES = 255, 4095
+"""The most that the kernel takes (NAME_MAX, and PATH_MAX without its end)."""
+_STRING_BYTES = 32 * resource.getpagesize() - 1
+"""The most that one argument or variable may have, without its end (MAX_ARG_STRLEN, execve(2))."""
+
+
+def require_path_fits(field: str, path: str, root: str = "") -> None:
+    """Raise InvalidInputError, with the field's name, for a path that is longer than the kernel takes below `root`."""
+    if any(len(os.fsencode(name)) > _NAME_BYTES for name in path.split("/")):
+        raise InvalidInputError(f"{field} {quote_path(path)}: a name in it has more than {_NAME_BYTES} bytes")
+    most = _PATH_BYTES - len(os.fsencode(root))
+    if len(os.fsencode(path)) > most:
+        raise InvalidInputError(f"{field} {quote_path(path)}: it has more than {most} bytes")
+
+
+def require_string_fits(what: str, text: str) -> None:
+    """Raise InvalidInputError for an argument, or NAME=value, that no program can be given.
+
+    `what` names it; the text itself, which may be a secret, is not shown.
+    """
+    length = len(text.encode("utf-8", "surrogateescape"))
+    if length > _STRING_BYTES:
+        raise InvalidInputError(f"{what}: it has {length} bytes, and the kernel takes {_STRING_BYTES}; use a file")

@@ -4,7 +4,13 @@ import sys
 from collections.abc import Iterable
 
 from limpet.engine.cli.output import rfc3339
-from limpet.engine.logs import Entry
+from limpet.engine.logs import Entry, await_output
+from limpet.engine.starters.process import is_copied
+
+
+def await_output_of(state_dir: str, container_id: str) -> None:
+    """Return once all that a container which has ended has written is in its log, if that can be known and is soon."""
+    await_output(lambda: not is_copied(state_dir, container_id))
 
 
 def print_entries(entries: Iterable[Entry], *, timestamps: bool = False, at_once: bool = False) -> None:

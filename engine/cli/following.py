@@ -6,7 +6,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from limpet.engine.cli.entries import print_entries
+from limpet.engine.cli.entries import await_output_of, print_entries
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.output import drop_output, note
 from limpet.engine.cli.wording import tell_error
@@ -113,10 +113,17 @@ def wait_for_end(hands: Hands, began: Began) -> Done:
 def follow_until_end(hands: Hands, began: Began) -> Done:
     """Print its output until it has ended, and return how. An output that takes nothing does not end the waiting."""
     end = _End(hands, began.id)
+
+    def is_over() -> bool:
+        if not end.is_over():
+            return False
+        await_output_of(hands.state_dir, began.id)
+        return True
+
     if began.log_path:
         # It keeps no log, or whoever reads us has gone: its end is waited for all the same.
         try:
-            print_entries(read_log(began.log_top, began.log_path, is_over=end.is_over), at_once=True)
+            print_entries(read_log(began.log_top, began.log_path, is_over=is_over), at_once=True)
         except NotFoundError:
             pass
         except BrokenPipeError:

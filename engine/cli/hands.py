@@ -81,7 +81,7 @@ class Hands:
     def __init__(self, place: Place, *, makes: bool = False, runtime: str = "") -> None:
         self._place = place
         self._runtime = runtime
-        self._path = resolve_directory(place.state_dir) if makes else require_state(place.state_dir)
+        self.state_dir = resolve_directory(place.state_dir) if makes else require_state(place.state_dir)
         self._opening = threading.Lock()
         self._engine: Engine | None = None
         self._seen: dict[str, View] = {}
@@ -139,7 +139,7 @@ class Hands:
         while True:
             try:
                 try:
-                    return open_live(self._path, request, node=self._place.node)
+                    return open_live(self.state_dir, request, node=self._place.node)
                 except NoEngineError:
                     return open_session(self._open()[0], request)
             except (StateDirectoryLockedError, EngineGoneError) as error:
@@ -154,7 +154,7 @@ class Hands:
         if self._engine is not None:
             return perform(self._engine, request)
         try:
-            return ask_live(self._path, request, node=self._place.node)
+            return ask_live(self.state_dir, request, node=self._place.node)
         except NoEngineError:
             engine, is_new = self._open()
         return engine.recovery if is_new and isinstance(request, Recover) else perform(engine, request)
@@ -182,7 +182,7 @@ class Hands:
         while True:
             key = self._seen[text].id if text in self._seen else text
             try:
-                return ask_live(self._path, Wait(id=key), node=self._place.node)
+                return ask_live(self.state_dir, Wait(id=key), node=self._place.node)
             except (NoEngineError, EngineGoneError, ClosedError) as error:
                 if getattr(error, "may_live", False):
                     raise
@@ -194,12 +194,12 @@ class Hands:
             time.sleep(_AGAIN_SECONDS)  # the engine that lives may be about to close
 
     def _look(self, text: str) -> View:
-        with Snapshot.open(self._path, node=self._place.node) as snapshot:
+        with Snapshot.open(self.state_dir, node=self._place.node) as snapshot:
             return snapshot.get(text)
 
     def _tell_deleted(self, seen: View) -> Done:
         """Tell how a container has ended that another command has deleted meanwhile. Raises NotFoundError."""
-        with Snapshot.open(self._path, node=self._place.node) as snapshot:
+        with Snapshot.open(self.state_dir, node=self._place.node) as snapshot:
             return Done(id=seen.id, name=seen.name, status=find_last_status(snapshot, seen.id, seen.status))
 
     def _watch_until_ended(self, view: View, patience: _Patience) -> bool:
@@ -221,7 +221,7 @@ class Hands:
 
     def _has_live_engine(self) -> bool:
         try:
-            ask_live(self._path, Info(), node=self._place.node, silence=_KNOCK_SECONDS)
+            ask_live(self.state_dir, Info(), node=self._place.node, silence=_KNOCK_SECONDS)
         except LimpetError:
             return False
         return True
@@ -240,7 +240,7 @@ class Hands:
                 raise ClosedError("the command is ending")
             if self._engine is not None:
                 return self._engine, False
-            self._engine = Engine.open(self._path, node=self._place.node, runtimes=self._find_runtimes())
+            self._engine = Engine.open(self.state_dir, node=self._place.node, runtimes=self._find_runtimes())
             return self._engine, True
 
     def _find_runtimes(self) -> dict[str, Starter]:
@@ -248,7 +248,7 @@ class Hands:
 
         Raises InvalidInputError for one that only a program could bring.
         """
-        used = os.path.join(self._path, OCI)
+        used = os.path.join(self.state_dir, OCI)
         names = set(os.listdir(used)) if os.path.isdir(used) else set()
         if self._runtime and self._runtime not in RUNTIMES:
             raise InvalidInputError(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import click
 
-from limpet.engine.cli.entries import print_entries
+from limpet.engine.cli.entries import await_output_of, print_entries
 from limpet.engine.cli.options import Place, complete_id, place_option
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.logs import read_log
@@ -66,11 +66,14 @@ def command(
     Rotated files are read too, as far as they are kept. A log without streams and times is printed as it is.
     """
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
-        metadata = snapshot.metadata(snapshot.get(id).id)
+        found = snapshot.get(id)
+        metadata = snapshot.metadata(found.id)
         top = _find_top(snapshot, metadata)
     if not metadata.log_path:
         raise NotFoundError(f"container {metadata.id} keeps no log: its config has no log_path")
     is_over = _make_is_over(place, metadata.id) if follow else None
+    if not follow and found.status.state is ContainerState.EXITED:
+        await_output_of(place.state_dir, metadata.id)
     entries = read_log(top, metadata.log_path, since_ns=since_ns, tail=tail, stream=stream or "", is_over=is_over)
     print_entries(entries, timestamps=timestamps, at_once=follow)
 
@@ -91,6 +94,9 @@ def _make_is_over(place: Place, container_id: str) -> Callable[[], bool]:
                 status = snapshot.get(container_id).status
         except NotFoundError:  # deleted
             return True
-        return status.unknown or status.state is ContainerState.EXITED or status.released
+        if not (status.unknown or status.state is ContainerState.EXITED or status.released):
+            return False
+        await_output_of(place.state_dir, container_id)
+        return True
 
     return is_over

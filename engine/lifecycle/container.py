@@ -16,7 +16,7 @@ from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
 from limpet.engine.lifecycle.deleted import find_last_status
 from limpet.engine.lifecycle.patience import Patience, require_seconds
 from limpet.engine.lifecycle.runtime import Runtime
-from limpet.engine.logs import Entry, read_log
+from limpet.engine.logs import Entry, await_output, read_log
 from limpet.engine.starters import Launch, Prepared, Starter, number_of_signal, require_secrets
 from limpet.engine.starters.abilities import (
     Conversant,
@@ -61,8 +61,6 @@ _LATEST = 2**63 - 1
 """The latest time that can be stored, in nanoseconds since the epoch."""
 _EARLIEST = 10**17
 """Of an expiry: less are seconds, milliseconds or microseconds, and would end at once what is to last for hours."""
-_OUTPUT_SECONDS, _LOOK_SECONDS = 2.0, 0.002
-"""For so long output is waited for that is on its way to a log, with so long between two looks."""
 
 
 class Container:
@@ -782,10 +780,8 @@ class Container:
         """Wait until the log of one that has ended has all that it wrote, if that can be known and is soon."""
         with suppress(LimpetError):  # a log can be read also of a container that is damaged, or another runtime's
             starter = self._starter
-            deadline = time.monotonic() + _OUTPUT_SECONDS
             if isinstance(starter, LogCopier) and self._has_ended():
-                while starter.is_copying(self.id) and time.monotonic() < deadline:
-                    time.sleep(_LOOK_SECONDS)
+                await_output(lambda: starter.is_copying(self.id))
 
     def _remove(self) -> bool:
         with self._runtime.exclusive(self.id):

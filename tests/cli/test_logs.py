@@ -1,13 +1,20 @@
 """`limpet logs`: a container's output, beside a live engine and without one."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
 from limpet.engine import Engine
+from limpet.engine.cli import limpet as group
 from tests.cli.conftest import Limpet
 from tests.conftest import wait_until
+from tests.starters.test_keeper import find_keepers
 
 LINES = (
     "2026-01-31T12:00:01.000000000Z stdout F one\n"
@@ -60,6 +67,20 @@ def test_logs_says_why_there_are_none(state_dir: str, limpet: Limpet, tmp_path: 
     done = limpet("logs", "c")
     assert (done.returncode, done.stdout) == (1, "")
     assert str(path) in done.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--follow",)])
+def test_logs_of_what_has_just_ended_has_all(state_dir: str, tmp_path: Path, options: Sequence[str]) -> None:
+    """What is on its way to the log is waited for, as while the process that copies it gets no processor."""
+    with Engine.open(state_dir) as engine:
+        path = make(engine, tmp_path / "logs", "c", "sh", "-c", f"echo begun; read line < {tmp_path}/go; echo last")
+        os.mkfifo(tmp_path / "go")
+        engine.get("c").start()
+        wait_until(lambda: path.exists() and "begun" in path.read_text(), "the first line")
+        os.kill(find_keepers(state_dir)["limpet-copier"], signal.SIGSTOP)  # it goes on a moment later
+        (tmp_path / "go").write_text("\n")
+        engine.get("c").wait(20)
+        assert CliRunner().invoke(group, ["-s", state_dir, "logs", *options, "c"]).output == "begun\nlast\n"
 
 
 def test_logs_follows_until_the_container_has_ended(state_dir: str, tmp_path: Path) -> None:

@@ -453,6 +453,14 @@ class KeeperClient:
         return status, complaint.decode(errors="replace").strip().rpartition("\n")[2]
 
 
+def is_copying(keeper: KeeperClient, container_id: str) -> bool:
+    """Say whether output of one that has ended is on its way to its log, and nothing is left that writes more."""
+    with suppress(KeeperError):  # then nobody copies
+        answer = keeper.ask({"op": "end", "id": container_id}) or {}
+        return bool(answer.get("copying") and answer.get("empty", True))
+    return False
+
+
 def portions(many: Sequence[_T]) -> Iterator[Sequence[_T]]:
     """Yield these in order, as many at once as a message has room for."""
     first = 0

@@ -1,4 +1,4 @@
-"""What this machine and this user give the process starter: for people who look, nothing is begun or changed."""
+"""What people who look can know of the process starter's, without an engine: nothing is begun or changed."""
 
 import os
 import socket
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
+from limpet.engine.starters.process.client import KeeperClient, is_copying
 from limpet.engine.starters.process.keeper.main import SOCKET
 from limpet.engine.starters.process.keeper.messages import read_peer
 from limpet.engine.starters.process.unapplied import find_abilities
@@ -40,6 +41,15 @@ def find_facts(state_dir: str) -> StarterFacts:
         cgroup_problem=problem,
         abilities=asdict(find_abilities()),
     )
+
+
+def is_copied(state_dir: str, container_id: str) -> bool:
+    """Say whether the output of one that has ended is in its log, as far as its keeper knows."""
+    keeper = KeeperClient(os.path.join(state_dir, KEEPER))
+    try:
+        return not is_copying(keeper, container_id)
+    finally:
+        keeper.close()
 
 
 def _find_cgroup(keeper_pid: int) -> str:

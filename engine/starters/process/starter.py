@@ -21,6 +21,7 @@ from limpet.engine.starters.process.client import (
     ForeignKeeperError,
     KeeperClient,
     KeeperGoneError,
+    is_copying,
     portions,
 )
 from limpet.engine.starters.process.handed_on import read_handed_on
@@ -366,10 +367,7 @@ class ProcessStarter:
 
     def is_copying(self, container_id: str) -> bool:
         """Say whether output of one that has ended is on its way to its log, and nothing is left that writes more."""
-        with suppress(KeeperError):  # then nobody copies
-            answer = self._keeper.ask({"op": "end", "id": container_id}) or {}
-            return bool(answer.get("copying") and answer.get("empty", True))
-        return False
+        return is_copying(self._keeper, container_id)
 
     def _is_spent(self, container_id: str) -> bool:
         """Say whether it is known that there is nothing to release; whoever asks again has it looked at."""

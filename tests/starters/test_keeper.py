@@ -154,6 +154,38 @@ def test_the_keeper_is_killed_again_and_again(engine: Engine, state_dir: str) ->
     assert lasting.stop(1).finished_at
 
 
+NARROW = """
+import resource
+from limpet import errors
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+engine = Engine.open(state_dir)
+engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+def start(n, log_path=""):
+    config = {"metadata": {"name": f"c{n}"}, "image": {"image": "host"}, "log_path": log_path,
+        "command": ["sh", "-c", f"while [ ! -e {state_dir}.go ]; do sleep 0.02; done; exit {n}"]}
+    engine.create_container(config, "jobs", id=f"c{n}").start()
+count, problem = 0, ""
+while not problem:
+    try:
+        start(count, LOG)
+        count += 1
+    except errors.StartError as error:
+        problem = str(error)
+open(state_dir + ".go", "w").close()
+codes = [engine.get(f"c{n}").wait(20).exit_code for n in range(count)]
+start(99)
+say(0 < count == len([n for n in range(count) if codes[n] == n]), engine.get("c99").wait(20).exit_code, problem)
+"""
+
+
+@pytest.mark.parametrize("log_path", ["", "one.log"])
+def test_a_keeper_that_has_no_descriptor_left_says_so(engine_process: Start, log_path: str) -> None:
+    """Whether it is the keeper that needs one, or the gate that it forks; no end is lost, and others can start then."""
+    told = " ".join(engine_process(NARROW.replace("LOG", repr(log_path))).read())
+    said = r"True 99 container c\d+: the keeper, process \d+, has no file descriptor left: its limit is 40"
+    assert re.match(said, told)
+
+
 def wait_for_another_copier(state_dir: str, before: int) -> None:
     wait_until(lambda: find_keepers(state_dir).get("limpet-copier", before) != before, "the next copier")
 

@@ -162,7 +162,16 @@ def _take_over(document: dict[str, Any]) -> None:
 
 
 def _take_descriptors(control: int, until: int) -> None:
-    """Have 0 to 4 and nothing else: not the keeper's lock, not its connections, not what leads to other gates."""
+    """Have 0 to 4 and nothing else: not the keeper's lock, not its connections, not what leads to other gates.
+
+    What is the keeper's goes first: it may have left us no number.
+    """
+    first = 0
+    for each in sorted({control, until} - {-1}):
+        if first < each:
+            close_from(first, each - 1)
+        first = each + 1
+    close_from(first)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     taken = (null, null, null, control, null if until < 0 else until)
     high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for each in taken]

@@ -90,14 +90,14 @@ def close_all(descriptors: Iterable[int]) -> None:
         close(descriptor)
 
 
-def close_from(first: int) -> None:
+def close_from(first: int, last: int = _LAST) -> None:
     """Close all descriptors from this number on, by one call.
 
     A sandbox around us may refuse that call, which is younger than many a list of what is allowed: then one by one.
     `os.closerange` would try each number that there can be, for minutes.
     """
-    if _libc.syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_long(first), ctypes.c_long(_LAST), ctypes.c_long(0)):
-        close_all(number for number in map(int, os.listdir("/proc/self/fd")) if number >= first)
+    if _libc.syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_long(first), ctypes.c_long(last), ctypes.c_long(0)):
+        close_all(number for number in map(int, os.listdir("/proc/self/fd")) if first <= number <= last)
 
 
 def open_null() -> tuple[int, int]:

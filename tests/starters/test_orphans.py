@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from limpet import Engine, errors
+from limpet.engine.starters.contract import Prepared
+from limpet.engine.starters.process import ProcessStarter
 from limpet.engine.starters.process.client import KeeperClient
 from tests.conftest import wait_until
 from tests.starters.host import list_children, make
@@ -59,3 +61,30 @@ def test_what_is_left_of_one_that_could_not_begin_is_reaped(tmp_path: Path) -> N
     with pytest.raises(errors.KeeperError, match="journal"):
         KeeperClient(str(directory)).take(begin=True)
     wait_until(lambda: list_children() <= before, "all to be reaped")
+
+
+@pytest.mark.usefixtures("subreaper", "children")
+def test_containers_that_come_to_us_are_reaped(state_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of their keepers were killed: the code is the program's, and nothing is left of it, nor of what it began."""
+    before = list_children()
+    real = ProcessStarter.go
+
+    def go(self: ProcessStarter, prepared: Prepared) -> None:
+        kill(state_dir, ANCHOR, KEEPER)
+        real(self, prepared)
+
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        script = f"sleep 0.1 & while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; exit $1"
+        started = [make(engine, f"c{number}", "sh", "-c", script, "sh", str(number)) for number in range(3)]
+        for container in started:
+            container.start()
+        kill(state_dir, ANCHOR, KEEPER)
+        (tmp_path / "go").touch()
+        assert [container.wait(20).exit_code for container in started] == [0, 1, 2]
+        never = make(engine, "never", "true")
+        with monkeypatch.context() as patch:
+            patch.setattr(ProcessStarter, "go", go)
+            with pytest.raises(errors.StartError):
+                never.start()
+        wait_until(lambda: list_children() <= before, "all to be reaped")

@@ -12,6 +12,7 @@ import msgspec
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_names, require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
+from limpet.engine.starters.orphans import reap_when_over, reap_with_session, takes_orphans
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.cgroups.freezer import Freezer
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
@@ -124,6 +125,8 @@ class ProcessStarter:
         """Containers started here, of which there is nothing but processes: no log, no cgroup."""
         self._spent: set[str] = set()
         """Of these the keeper has told that no process is left, either."""
+        self._inherited_ends: dict[str, tuple[int, int]] = {}
+        """Pidfds and pids of what has ended as a child of ours, for we take orphans and its keepers were killed."""
 
     def open(self, state_dir: str) -> None:
         """Look for the keeper that serves this state directory; one is begun when it is needed.
@@ -146,6 +149,8 @@ class ProcessStarter:
     def close(self) -> None:
         """Leave the keeper; what is held at a gate ends."""
         self._keeper.close()
+        while self._inherited_ends:
+            close_all((self._inherited_ends.popitem()[1][0],))
 
     def make_config(self, launch: Launch) -> bytes:
         """Return config.json: command line, environment, user, mounts and root; fill in what the bundle wants of it.
@@ -308,9 +313,21 @@ class ProcessStarter:
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         """Return how the process ended, as the keeper has seen it; without one, as the kernel tells it."""
         answer = self._ask_about(container_id, identity)
-        if answer is None:
-            return _read_exit_alone(identity, pidfd)
-        return self._read_exit(container_id, answer, identity, pidfd)
+        if answer is not None and self._is_vouched_for(answer):
+            return self._read_exit(container_id, answer, identity, pidfd)
+        self._hold_inherited(container_id, identity.pid, pidfd)
+        if answer is not None:
+            return self._read_exit(container_id, answer, identity, pidfd)
+        return _read_exit_alone(identity, pidfd)
+
+    def _hold_inherited(self, container_id: str, pid: int, pidfd: int) -> None:
+        """Hold a process that has come to us, until its end is written down: nobody else will reap it."""
+        if pidfd < 0 or container_id in self._inherited_ends or not takes_orphans():
+            return
+        with suppress(OSError):
+            stat = read_stat_of(pid, pidfd)
+            if stat is not None and stat.parent == os.getpid():
+                self._inherited_ends[container_id] = os.dup(pidfd), pid
 
     def _read_exit(self, container_id: str, answer: Message, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         if "end" not in answer:
@@ -323,16 +340,22 @@ class ProcessStarter:
         return found
 
     def read_exits(self, ended: Mapping[str, tuple[ProcessIdentity, int]]) -> dict[str, Exit | None]:
-        """Do what `read_exit` does for many, each with its pidfd; what the keeper does not know is left out."""
+        """Do what `read_exit` does for many, each with its pidfd; what the keeper has not seen itself is left out."""
         answers = self._keeper.ask_for_many({"op": "end"}, [{"id": key} for key in ended])
         return {
             key: self._read_exit(key, answer, identity, pidfd)
             for (key, (identity, pidfd)), answer in zip(ended.items(), answers, strict=False)
-            if _is_about(answer, identity)
+            if _is_about(answer, identity) and self._is_vouched_for(answer)
         }
 
     def forget_exits(self, container_ids: Sequence[str]) -> None:
-        """Let the keeper reap them."""
+        """Let the keeper reap them; those that have come to this process are reaped here."""
+        for key in container_ids:
+            pidfd, pid = self._inherited_ends.pop(key, (-1, 0))
+            if pidfd >= 0:
+                with suppress(OSError):  # the host program has reaped it itself
+                    reap_with_session(pidfd, pid)
+                close_all((pidfd,))
         for ids in portions(container_ids):
             self._keeper.tell({"op": "ack", "ids": ids})
 
@@ -471,6 +494,8 @@ class ProcessStarter:
             answer = self._ask_about(container_id, prepared.identity)
         if answer is None or not self._is_vouched_for(answer):
             executed = _settle_without_keeper(held, prepared)
+            if not executed:
+                reap_when_over(prepared.pidfd)
             return {"executed": executed, "why": f"its keeper was killed or hangs: {problem}"}
         if answer.get("executed") is None:
             self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})

@@ -31,7 +31,7 @@ from limpet.engine.starters.process.keeper.kernel import read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.starter import _Held
 from limpet.recovery import Process
-from limpet.recovery.host import wait_for_end
+from limpet.recovery.host import read_stat, wait_for_end
 from limpet.schema import ContainerState, Reason
 from limpet.testing import open_descriptors
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
@@ -46,18 +46,19 @@ Start = Callable[[str], EngineProcess]
 def find_keepers(state_dir: str) -> dict[str, int]:
     """Return the pids of the keeper's processes by their names, found without asking it."""
     directory = os.path.join(os.path.realpath(state_dir), "keeper")
-    found: dict[str, int] = {}
-    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
+    found: dict[tuple[str, int], int] = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with suppress(OSError):
             comm = Path(f"/proc/{pid}/comm").read_text().strip()
             if comm.startswith("limpet-") and os.readlink(f"/proc/{pid}/fd/3") == directory:
-                found.setdefault(comm, pid)  # what it forks is the same as itself for a moment
-    return found
+                found[comm, pid] = int(read_stat(pid)[1])
+    # What it forks is the same as itself for a moment.
+    return {comm: pid for (comm, pid), parent in found.items() if (comm, parent) not in found}
 
 
 def kill(state_dir: str, *names: str) -> None:
-    """SIGKILL processes of the keeper."""
-    for name, pid in find_keepers(state_dir).items():
+    """SIGKILL processes of the keeper, the anchor first: it has no time to take over, whatever their numbers are."""
+    for name, pid in sorted(find_keepers(state_dir).items()):
         if name in names:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -100,9 +100,11 @@ def test_pause_and_resume(counting: Container, shared: Engine) -> None:
     wait_until(lambda: read_output(counting, 1), "a number")
     assert counting.pause().paused
     assert counting.pause().paused
-    time.sleep(0.1)
-    before = len(read_output(counting, 1))
-    time.sleep(0.4)
+    before = -1
+    for _ in range(20):  # what was written before is on its way
+        if before == (before := len(read_output(counting, 1))):
+            break
+        time.sleep(0.4)
     assert len(read_output(counting, 1)) == before
     assert not counting.resume().paused
     wait_until(lambda: len(read_output(counting, 1)) > before, "more numbers")

@@ -52,8 +52,11 @@ said["exec"] = two.execute(["id", "-u"]).output.decode()
 try:
     two.execute(["sleep", f"4718{os.getpid()}"], timeout=0.3)
 except errors.WaitTimeoutError:
-    time.sleep(0.2)
-    found = subprocess.run(["pgrep", "-fx", f"sleep 4718{os.getpid()}"], capture_output=True, text=True)
+    for _ in range(100):
+        time.sleep(0.1)
+        found = subprocess.run(["pgrep", "-fx", f"sleep 4718{os.getpid()}"], capture_output=True, text=True)
+        if not found.stdout:
+            break
     said["left"] = found.stdout
 left_over = two.open_command(["sh", "-c", f"(sleep 4719{os.getpid()} &); echo on; sleep 4719{os.getpid()}"])
 left_over.read(20)

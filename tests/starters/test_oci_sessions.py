@@ -55,9 +55,10 @@ def test_a_client_that_does_not_read_holds_up_the_log(shared: Engine, monkeypatc
     container.start()
     session = container.attach()
     path = container.metadata.log_path
-    size = -1
-    while size != (size := os.stat(path).st_size) or not size:  # until conmon waits for us
+    sizes = [0]
+    while not sizes[-1] or len(set(sizes[-4:])) > 1 or len(sizes) < 4:  # until conmon waits for us
         time.sleep(0.2)
+        sizes.append(os.stat(path).st_size)
     os.rename(path, f"{path}.1")
     with pytest.raises(errors.InvalidStateError, match="attached and does not read"):
         container.reopen_log()
@@ -90,6 +91,18 @@ def read_until(session: Session, text: bytes, seconds: float = 10) -> bytes:
     return found
 
 
+def ask_until(session: Session, text: bytes) -> None:
+    """Write lines until a text is answered: a size reaches the terminal a moment after it is given."""
+    found = b""
+    deadline = time.monotonic() + 20
+    while text not in found:
+        assert time.monotonic() < deadline, found
+        session.write(b"\n")
+        with suppress(errors.WaitTimeoutError):
+            while chunk := session.read(0.2):
+                found += chunk.data
+
+
 def test_a_command_that_is_talked_to(sleeping: Container) -> None:
     """What is written reaches it, what it writes comes as it is written, and its code is told."""
     session = keep(sleeping.open_command(["/bin/sh", "-c", "read a; echo got $a; echo bad >&2; cat; exit 5"]))
@@ -118,9 +131,7 @@ def test_a_terminal_and_its_size(sleeping: Container) -> None:
     session.resize(-1, -1)  # of no terminal, as is the last one, for which busybox says 80
     for rows, columns, given in ((30, 100, 100), (50, 60, 60), (20, 80, 70_000)):
         session.resize(rows, given)
-        time.sleep(0.2)
-        session.write(b"\n")
-        assert read_until(session, b"%d %d" % (rows, columns))
+        ask_until(session, b"%d %d" % (rows, columns))
     for _ in range(10):
         session.write(b"\x03")
         with suppress(errors.WaitTimeoutError):  # a shell that is just about to read misses it
@@ -325,9 +336,7 @@ def test_attach_to_a_terminal(shared: Engine, runtime: str) -> None:
     container.start()
     session = keep(container.attach())
     session.resize(33, 77)
-    time.sleep(0.2)
-    session.write(b"\n")
-    assert read_until(session, b"33 77")
+    ask_until(session, b"33 77")
     session.close()
     container.stop(0)
 

@@ -16,7 +16,7 @@ from limpet.engine.starters.oci.namespaces import make_namespaces
 from limpet.engine.starters.oci.seccomp import DEFAULT_PROFILES
 from limpet.engine.starters.oci.tools import Tools, command_of
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec
-from tests.conftest import find_processes, read_output, require_tools
+from tests.conftest import find_processes, read_output, require_tools, wait_until
 from tests.starters.oci import (
     RUNTIMES,
     TOOLS,
@@ -338,7 +338,7 @@ def test_namespaces_that_the_sandbox_holds(shared: Engine, runtime: str, tmp_pat
     holder = subprocess.Popen(["unshare", "--net", "--ipc", "--uts", "sleep", "1000"])
     try:
         names = {"network": "net", "ipc": "ipc", "uts": "uts"}
-        time.sleep(0.5)
+        wait_until(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n", "the namespaces")
         paths = {kind: f"/proc/{holder.pid}/ns/{name}" for kind, name in names.items()}
         shared.store.update_sandbox(sandbox.id, lambda old: replace(old, namespaces=paths))
         said = run(

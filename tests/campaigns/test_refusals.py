@@ -69,6 +69,9 @@ def test_the_keeper_alone_knows_an_end_and_is_killed_as_it_writes() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_keeper_that_reaps_before_it_writes_is_found_out() -> None:
-    """Killed between the two, it takes the exit code with it."""
-    report = run(f"call_faults(RefusedLifeOfHastyKeepers(), {KILLED_AT_WRITES})")
-    assert report["false_verdicts"] > 0, report
+    """Killed between the two, it takes the exit code with it: unless its engine, on a busy machine, asks in between."""
+    for _ in range(4):
+        report = run(f"call_faults(RefusedLifeOfHastyKeepers(), {KILLED_AT_WRITES})")
+        if report["false_verdicts"]:
+            return
+    pytest.fail(f"not found out: {report}")

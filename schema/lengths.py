@@ -7,7 +7,7 @@ from limpet.schema.errors import InvalidInputError, quote_path
 
 _NAME_BYTES, _PATH_BYTES = 255, 4095
 """The most that the kernel takes (NAME_MAX, and PATH_MAX without its end)."""
-_STRING_BYTES = 32 * resource.getpagesize() - 1
+STRING_BYTES = 32 * resource.getpagesize() - 1
 """The most that one argument or variable may have, without its end (MAX_ARG_STRLEN, execve(2))."""
 
 
@@ -26,5 +26,5 @@ def require_string_fits(what: str, text: str) -> None:
     `what` names it; the text itself, which may be a secret, is not shown.
     """
     length = len(text.encode("utf-8", "surrogateescape"))
-    if length > _STRING_BYTES:
-        raise InvalidInputError(f"{what}: it has {length} bytes, and the kernel takes {_STRING_BYTES}; use a file")
+    if length > STRING_BYTES:
+        raise InvalidInputError(f"{what}: it has {length} bytes, and the kernel takes {STRING_BYTES}; use a file")

@@ -155,6 +155,29 @@ def test_the_keeper_is_killed_again_and_again(engine: Engine, state_dir: str) ->
     assert lasting.stop(1).finished_at
 
 
+@pytest.mark.parametrize("seconds", [0.3, 3.0])
+def test_a_program_that_is_still_open_for_writing_is_tried_again(
+    engine: Engine, tmp_path: Path, seconds: float
+) -> None:
+    """A fork of who has written it may hold it for a moment: execve(2) says ETXTBSY. What stays so is told."""
+    program = tmp_path / "program"
+    shutil.copy("/bin/true", program)
+    with program.open("ab"):
+        holder = os.fork()
+        if not holder:
+            time.sleep(seconds)
+            os._exit(0)
+    container = make(engine, "one", str(program))
+    if seconds < 1:
+        container.start()
+        assert container.wait(20).exit_code == 0
+    else:
+        with pytest.raises(errors.StartError, match="program': Text file busy"):
+            container.start()
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+
+
 NARROW = """
 import resource
 from limpet import errors

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from limpet.engine.starters.process.keeper.root import open_in_root
+from limpet.schema.lengths import STRING_BYTES
 
 _HEAD_BYTES = 4096
 _ELF_BYTES = 64
@@ -27,8 +28,6 @@ _USUAL = {
 """What is mounted in each container: no programs."""
 _DEPTH = 5
 """How many scripts may be each other's interpreters (BINPRM_MAX_RECURSION and one)."""
-_STRING_PAGES = 32
-"""How long one argument may be (MAX_ARG_STRLEN)."""
 _MOST_BYTES, _LEAST_BYTES = 6 << 20, 128 << 10
 """How much all of them may be, with the environment: between these a quarter of the stack's limit (execve(2))."""
 _POINTER_BYTES = 8
@@ -70,7 +69,7 @@ def _are_too_long(strings: Sequence[str]) -> bool:
     sizes = [len(os.fsencode(each)) + 1 for each in strings]
     stack, _ = resource.getrlimit(resource.RLIMIT_STACK)  # which the program has from us
     room = _MOST_BYTES if stack == resource.RLIM_INFINITY else max(min(stack // 4, _MOST_BYTES), _LEAST_BYTES)
-    return max(sizes) > _STRING_PAGES * os.sysconf("SC_PAGE_SIZE") or sum(sizes) + _POINTER_BYTES * len(sizes) > room
+    return max(sizes) > STRING_BYTES + 1 or sum(sizes) + _POINTER_BYTES * len(sizes) > room
 
 
 def _find_flaw_in(root: "_Root", path: str, head: bytes, depth: int) -> str:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -33,6 +34,7 @@ EXECUTES = 1
 _CLONE_NEWUTS = 0x04000000
 _UMASK = 0o022
 _DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
+_BUSY_SECONDS, _BUSY_AGAIN_SECONDS = 1.0, 0.005
 
 
 def become_container(control: int, until: int) -> NoReturn:
@@ -202,9 +204,21 @@ def _to_bytes(text: str) -> bytes:
 def _execute(args: list[bytes], environment: dict[bytes, bytes]) -> None:
     """Execute the program, looked for in the environment's PATH as execvp(3) does. Raises OSError.
 
-    Not os.execvpe: that imports modules when it is called, which the new root directory does not have.
+    Not os.execvpe: that imports modules when it is called, which the new root directory does not have. One that is
+    open for writing is tried again: a fork of who has just made it holds it until it executes something, or ends.
     """
     name = args[0]
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        problem = _try_to_execute(name, args, environment)
+        if problem.errno != errno.ETXTBSY or time.monotonic() > deadline:
+            problem.filename = os.fsdecode(name)
+            raise problem
+        time.sleep(_BUSY_AGAIN_SECONDS)
+
+
+def _try_to_execute(name: bytes, args: list[bytes], environment: dict[bytes, bytes]) -> OSError:
+    """Return what keeps it from being executed."""
     places = [b""] if b"/" in name else environment.get(b"PATH", _DEFAULT_PATH).split(b":")
     problem: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     for place in places:
@@ -214,5 +228,6 @@ def _execute(args: list[bytes], environment: dict[bytes, bytes]) -> None:
             continue
         except PermissionError as error:
             problem = error  # somewhere else it may be executable
-    problem.filename = os.fsdecode(name)
-    raise problem
+        except OSError as error:
+            return error
+    return problem

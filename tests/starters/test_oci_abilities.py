@@ -152,6 +152,20 @@ def test_a_log_that_cannot_be_begun_anew_costs_no_conmon(shared: Engine, tmp_pat
     (logs / "one.log").mkdir()
     with pytest.raises(errors.InvalidStateError, match="a directory has the log's name"):
         container.reopen_log()
+    (logs / "one.log").rmdir()
+    first = logs / "one.log.tmp"
+    for make, remove in (
+        (first.mkdir, first.rmdir),
+        (lambda: first.symlink_to("other"), first.unlink),
+        (lambda: first.write_text("another's log"), first.unlink),
+    ):
+        make()
+        with pytest.raises(errors.InvalidStateError, match=r"conmon makes it as 'one\.log\.tmp' first"):
+            container.reopen_log()
+        remove()
+    first.touch()  # as a conmon leaves it that was killed
+    container.reopen_log()
+    assert (logs / "one.log").is_file()
     shutil.rmtree(logs)
     logs.mkdir()
     with pytest.raises(errors.InvalidStateError, match="it was removed, or replaced"):
@@ -184,6 +198,18 @@ def test_the_log_and_its_rotation(counting: Container, shared: Engine) -> None:
     assert said.stdout.split()[-3:] == lines[-3:]
     with pytest.raises(errors.InvalidStateError):
         counting.reopen_log()
+
+
+def test_a_log_that_was_not_renamed_stays(counting: Container) -> None:
+    """No line of it is lost, as often as it is asked for: conmon would put a new one in its place."""
+    wait_until(lambda: len(read_output(counting, 1)) > 2, "numbers")
+    for _ in range(3):
+        counting.reopen_log()
+    count = len(read_output(counting, 1))
+    wait_until(lambda: len(read_output(counting, 1)) > count, "more numbers")
+    counting.stop(0)
+    lines = read_output(counting, 1)
+    assert lines == [str(number + 1) for number in range(len(lines))]
 
 
 def test_a_starter_that_cannot(state_dir: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,8 @@ _LEAST_SECONDS = 0.001  # 0 is the deadline of the runtime's other calls
 _EXEC_BYTES = 16 << 20
 """How much of a command's output is kept, as containerd does it."""
 _REOPEN_SECONDS = 5.0
+_NEW_LOG = ".tmp"
+"""What conmon adds to the name of a new log until it takes the old one's place. What it finds there it empties."""
 _FREEZE_SECONDS = 5.0
 _PID_SECONDS = 1.0
 """How long a runtime may take to say which process a command is, before it is taken to hang."""
@@ -252,10 +255,14 @@ def find_unchangeable(run: RunDirectory, limits: LinuxContainerResources, *, is_
 
 
 def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
-    """Have conmon begin a new log where the old one was renamed. Raises InvalidStateError if there is no conmon."""
+    """Have conmon begin a new log where the old one was renamed. Raises InvalidStateError if there is no conmon.
+
+    Where it was not renamed conmon goes on with it: a new one would take its place, and all that is in it be lost.
+    """
     if not is_monitor_alive(processes):
         raise InvalidStateError("its conmon has ended, so nothing more comes to its log")
-    _require_place(processes.monitor.pid, log_path)
+    if _require_place(processes.monitor.pid, log_path):
+        return
     before = _inode(log_path)
     try:
         tell_conmon(run, "2 0 0\n")
@@ -271,23 +278,34 @@ def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
         time.sleep(0.002)
 
 
-def _require_place(monitor: int, log_path: str) -> None:
-    """Raise InvalidStateError where conmon could not open a new log: it ends then, and nobody sees the container's end.
+def _require_place(monitor: int, log_path: str) -> bool:
+    """Return whether the log that conmon writes is still there, under its name.
 
-    It has the directory open that the log was in when the container was started.
+    Raise InvalidStateError where conmon could not open a new one: it ends then, and nobody sees the container's end. It
+    has the directory open that the log was in when the container was started.
     """
     directory = os.path.dirname(log_path)
     try:
-        found = os.stat(directory)
-        if not any(os.path.samestat(each, found) for each in _stat_open(monitor)):
+        found, opened = os.stat(directory), [*_stat_open(monitor)]
+        if not any(os.path.samestat(each, found) for each in opened):
             raise FileNotFoundError(errno.ENOENT, "it was removed, or replaced, since the container was started")
-        if os.path.isdir(log_path):
-            raise IsADirectoryError(errno.EISDIR, "a directory has the log's name")
+        with suppress(FileNotFoundError):
+            there = os.lstat(log_path)
+            if stat.S_ISDIR(there.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "a directory has the log's name")
+            if any(os.path.samestat(each, there) for each in opened):
+                return True
+        with suppress(FileNotFoundError):
+            first = os.lstat(f"{log_path}{_NEW_LOG}")
+            if not stat.S_ISREG(first.st_mode) or first.st_size:  # another's log, say; what a conmon leaves is empty
+                name = quote_path(f"{os.path.basename(log_path)}{_NEW_LOG}")
+                raise FileExistsError(errno.EEXIST, f"conmon makes it as {name} first; move what is there away")
         probe = os.path.join(directory, f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}")
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         os.unlink(probe)
     except OSError as error:
         raise InvalidStateError(f"no new log can be made in {quote_path(directory)}: {error.strerror}") from error
+    return False
 
 
 def _stat_open(pid: int) -> Iterator[os.stat_result]:

@@ -142,6 +142,15 @@ def test_a_terminal_and_its_size(sleeping: Container) -> None:
     session.close()
 
 
+def test_sizes_that_no_terminal_can_have(sleeping: Container) -> None:
+    """A command begins with the nearest that it can have, as when its terminal is given one later."""
+    slow = ["/bin/sh", "-c", "sleep 0.3; busybox stty size"]  # crun gives it one while the program begins
+    for rows, columns, given in ((20, 80, 70_000), (30, 100, 100), (20, 80, -1)):  # busybox says 80 for those of none
+        session = keep(sleeping.open_command(slow, terminal=True, size=(rows, given)))
+        said = read_all(session)["stdout"]
+        assert (said, session.wait(10)) == (b"%d %d\r\n" % (rows, columns) if given > 0 else said, 0)
+
+
 def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
     """A command ends with its connection or at its deadline, and what it has started; nothing is left on disk.
 

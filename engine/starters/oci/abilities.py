@@ -29,7 +29,7 @@ from limpet.engine.starters.oci.resources import (
     make_limits,
 )
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
-from limpet.engine.starters.oci.sessions import CommandSession, tell_conmon
+from limpet.engine.starters.oci.sessions import CommandSession, clamp, tell_conmon
 from limpet.engine.starters.oci.tools import has_unified_cgroups
 from limpet.engine.starters.oci.written import read_config
 from limpet.schema.cri import LinuxContainerResources
@@ -128,6 +128,7 @@ def open_command(
     command's end; others copy what is written. Raises InvalidStateError if the container is frozen.
     """
     _require_not_frozen(processes, cgroup)
+    size = size and (clamp(size[0]), clamp(size[1]))
     files = CommandFiles.write(run, args, size)
     try:
         door = files.listen() if size is not None and hands_over else None

@@ -427,7 +427,7 @@ class AttachedSession:
         """Have conmon give its terminal a size."""
         if self.has_terminal:
             with suppress(OSError):
-                tell_conmon(self._run, f"1 {_clamp(rows)} {_clamp(columns)}\n")
+                tell_conmon(self._run, f"1 {clamp(rows)} {clamp(columns)}\n")
 
     def wait(self, timeout: float | None = None) -> int | None:  # noqa: ARG002
         """Return None: how the container ends, its status tells."""
@@ -453,10 +453,10 @@ def _wait_until_writable(descriptor: int) -> bool:
 
 def _pack(rows: int, columns: int) -> bytes:
     """Return a terminal's size as the kernel takes it."""
-    return struct.pack("HHHH", _clamp(rows), _clamp(columns), 0, 0)
+    return struct.pack("HHHH", clamp(rows), clamp(columns), 0, 0)
 
 
-def _clamp(count: int) -> int:
+def clamp(count: int) -> int:
     """Return the nearest that a terminal can have."""
     return min(max(count, 0), 0xFFFF)
 

@@ -9,7 +9,13 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine.starters.oci import resources
-from limpet.engine.starters.oci.resources import choose_oom_score, make_devices, make_host_devices, walk_devices
+from limpet.engine.starters.oci.resources import (
+    choose_oom_score,
+    find_unrestricted,
+    make_devices,
+    make_host_devices,
+    walk_devices,
+)
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, Device, ImageSpec, LinuxContainerResources, Mount
 from limpet.schema.errors import InvalidInputError
 
@@ -69,6 +75,12 @@ def test_a_device_is_made_and_allowed(tmp_path: Path, permissions: str, access: 
         (Device(host_path="/dev/null", container_path="/etc/there"), "the image has something there"),
         (Device(host_path="/dev/null", container_path="//dev/pts/7"), "no device can be made there"),
         (Device(host_path="/dev/null", container_path="/proc/mine"), "no device can be made there"),
+        (Device(host_path="/dev/null", container_path="/dev/ptmx/x"), "a device is on its way"),
+        (Device(host_path="/dev/null", container_path="/dev/console/x/y"), "a device is on its way"),
+        (Device(host_path="/dev/null", container_path="/dev/mqueue"), "a file system of its own there"),
+        (Device(host_path="/dev/null", container_path="/dev/pts/"), "a file system of its own there"),
+        (Device(host_path="/dev/null", container_path="//dev/shm"), "a file system of its own there"),
+        (Device(host_path="/dev/null", container_path="/dev/shm/x"), "a file system of its own there"),
     ],
 )
 def test_what_can_be_no_device_is_refused(tmp_path: Path, device: Device, why: str) -> None:
@@ -131,6 +143,65 @@ def test_two_devices_at_one_place_are_refused(tmp_path: Path) -> None:
     mount = Mount(container_path="//dev/x/", host_path="/tmp")
     with pytest.raises(InvalidInputError, match="a mount or another device is there"):
         make_devices(replace(config(one), mounts=(mount,)), str(tmp_path), privileged=False)
+
+
+def test_a_device_below_a_mount(tmp_path: Path) -> None:
+    """The runtimes would make it in the host's directory, or pass over it. One that is there already is allowed."""
+    root, host = tmp_path / "root", tmp_path / "host"
+    root.mkdir()
+    host.mkdir()
+    mounts = (Mount(container_path="/dev/data/", host_path=str(host)),)
+    asked = replace(config(Device(host_path="/dev/null", container_path="/dev/data/x")), mounts=mounts)
+    with pytest.raises(InvalidInputError, match=r"it is below the mount at '/dev/data/', and would be made on the"):
+        make_devices(asked, str(root), privileged=False)
+    (host / "x").symlink_to("/dev/zero")  # another
+    with pytest.raises(InvalidInputError, match="would be made on the host"):
+        make_devices(asked, str(root), privileged=False)
+    (host / "x").unlink()
+    (host / "x").symlink_to("/dev/null")
+    devices, rules = make_devices(asked, str(root), privileged=False)
+    assert (devices, rules[1:]) == ([], [{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}])
+    all_devices = replace(
+        config(Device(host_path="/dev/full")), mounts=(Mount(container_path="/dev", host_path="/dev"),)
+    )
+    devices, rules = make_devices(all_devices, str(root), privileged=False)
+    assert (devices, len(rules)) == ([], 2)
+
+
+def test_a_path_is_given_as_it_is_compared(tmp_path: Path) -> None:
+    """crun makes none at a path that ends with a slash."""
+    devices, _ = make_devices(config(Device(container_path="//dev/./x//", host_path="/dev/null")), str(tmp_path), privileged=False)
+    assert [each["path"] for each in devices] == ["/dev/x"]
+
+
+def test_without_root_a_device_has_its_own_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runc mounts what the host has at the path in the container, and takes nothing from elsewhere."""
+    monkeypatch.setattr(resources, "is_rootless", lambda: True)
+    with pytest.raises(InvalidInputError, match=r"devices\.container_path '/dev/x': an engine that is not root has"):
+        make_devices(config(Device(container_path="/dev/x", host_path="/dev/null")), str(tmp_path), privileged=False)
+    for asked in (Device(container_path="/dev/full", host_path="/dev//full"), Device(host_path="/dev/full")):
+        devices, _ = make_devices(config(asked), str(tmp_path), privileged=False)
+        assert [each["path"] for each in devices] == ["/dev/full"]
+
+
+@pytest.mark.parametrize(
+    ("permissions", "privileged", "rootless", "why"),
+    [
+        ("r", False, False, ""),
+        ("r", True, False, "a privileged container"),
+        ("r", False, True, "has no cgroups"),
+        ("rw", True, True, "has no cgroups"),
+        ("mwr", True, False, ""),
+        ("", False, True, ""),
+    ],
+)
+def test_what_permissions_do_not_restrict(
+    monkeypatch: pytest.MonkeyPatch, permissions: str, privileged: bool, rootless: bool, why: str
+) -> None:
+    """It is told why."""
+    monkeypatch.setattr(resources, "is_rootless", lambda: rootless)
+    found = find_unrestricted(config(Device(host_path="/dev/full", permissions=permissions)), privileged=privileged)
+    assert (why in found) if why else found == ""
 
 
 def test_a_device_of_whoever_looks_is_refused(tmp_path: Path) -> None:

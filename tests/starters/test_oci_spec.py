@@ -281,6 +281,37 @@ def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
     shared.create_container(config("plain", "true"), runtime, strict=True)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_a_privileged_one_has_all_the_same_is_listed(shared: Engine, runtime: str) -> None:
+    """As nothing is taken from it: by the name of each field that asks for less."""
+    asked: dict[str, Any] = {
+        "capabilities": {"drop_capabilities": ["ALL"]},
+        "masked_paths": ["/etc/passwd"],
+        "readonly_paths": ["/tmp"],
+        "seccomp": {"profile_type": "RuntimeDefault"},
+        "seccomp_profile_path": "runtime/default",
+    }
+    linux = {"security_context": {"privileged": True, **asked}}
+    wants = config(f"less-{runtime}", "true", linux=linux, devices=[{"host_path": "/dev/full", "permissions": "r"}])
+    found = shared.create_container(wants, runtime).status.unapplied
+    assert set(found) == {*asked, "devices.permissions"}
+    more = {"privileged": True, "capabilities": {"add_capabilities": ["KILL"]}}
+    wants = config(f"more-{runtime}", "true", linux={"security_context": more})
+    assert shared.create_container(wants, runtime).status.unapplied == {}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_device_that_the_hosts_dev_has(shared: Engine, runtime: str) -> None:
+    """Where that is mounted: it is there, and may be used."""
+    mounts = [{"container_path": "/dev", "host_path": "/dev"}]
+    asked = config(f"all-{runtime}", ": </dev/fuse && echo opened", mounts=mounts, devices=[{"host_path": "/dev/fuse"}])
+    container = shared.create_container(asked, runtime)
+    container.start()
+    assert container.wait(20).exit_code == 0
+    assert read_output(container, 1) == ["opened"]
+    container.release()
+
+
 @pytest.mark.parametrize("is_unified", [False, True])
 def test_a_cgroup_namespace_where_all_controllers_are_of_cgroup_v2(is_unified: bool) -> None:
     """With cgroup v1 the runtimes mount the container's own cgroups, as these are on the host."""

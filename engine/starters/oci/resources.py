@@ -12,7 +12,7 @@ from limpet.engine.starters.oci.ranges import require_limits
 from limpet.engine.starters.oci.rootless import is_rootless
 from limpet.engine.starters.oci.tools import has_controller
 from limpet.engine.starters.process.keeper.root import open_in_root
-from limpet.schema.cri import ContainerConfig, LinuxContainerResources
+from limpet.schema.cri import ContainerConfig, LinuxContainerResources, Mount
 from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.lengths import require_path_fits
 from limpet.schema.status import Resources
@@ -34,6 +34,11 @@ _OF_EACH = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "
 """Devices that the runtimes make in each container."""
 _OF_KERNEL = ("/proc/", "/sys/", "/dev/pts/", "/dev/mqueue/")
 """File systems in which the kernel makes all that is there."""
+_ALL = "rwm"
+"""All that a device may be used for: to be read, to be written, and to be made."""
+_MOUNTED = ("/dev/mqueue", "/dev/pts", "/dev/shm")  # noqa: S108
+"""What each container has mounted in /dev: a device made there is hidden, and one in /dev/shm, which the containers of
+a sandbox share, can be opened by nobody."""
 
 
 def make_limits(asked: LinuxContainerResources, left_out: Collection[str]) -> dict[str, Any]:
@@ -127,8 +132,8 @@ def make_devices(
             found = os.stat(device.host_path)
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"devices.host_path {quote_path(device.host_path)}: it is not there") from error
-        access = device.permissions or "rwm"
-        if not _is_device(found) or set(access) - set("rwm"):
+        access = device.permissions or _ALL
+        if not _is_device(found) or set(access) - set(_ALL):
             raise InvalidInputError(
                 f"devices.host_path {quote_path(device.host_path)}: a device is needed, with permissions of 'rwm'"
             )
@@ -136,13 +141,30 @@ def make_devices(
         require_plain("devices.host_path", device.host_path)
         require_path_fits("devices.container_path", path, root)
         made = [place_of(each["path"]) for each in devices]
-        if why := _find_obstacle(path, root, taken, made, has_terminal=config.tty):
+        why = _find_obstacle(path, root, taken, made, has_terminal=config.tty)
+        mount = _find_mount_above(path, config)
+        is_there = mount is not None and _is_same(found, _path_on_host(path, mount))
+        if not why and mount is not None and not is_there:
+            why = f"it is below the mount at {quote_path(mount.container_path)}, and would be made on the host"
+        if not why and is_rootless() and place_of(path) != place_of(device.host_path):
+            why = f"an engine that is not root has it at its own path alone, {quote_path(device.host_path)}"
+        if why:
             raise InvalidInputError(f"devices.container_path {quote_path(path)}: {why}")
         taken.add(place_of(path))
         about = _describe(found)
-        devices.append({"path": path, **about})
+        if not is_there:
+            devices.append({"path": place_of(path), **about})
         rules.append({"allow": True, **{key: about[key] for key in ("type", "major", "minor")}, "access": access})
     return devices, rules
+
+
+def find_unrestricted(config: ContainerConfig, *, privileged: bool) -> str:
+    """Return why a device may be used in more ways than its permissions say, "" if none may."""
+    if all(set(each.permissions or _ALL) == set(_ALL) for each in config.devices):
+        return ""
+    if is_rootless():
+        return "an engine that is not root has no cgroups, so what the device's own mode allows is allowed"
+    return "a privileged container may use all devices" if privileged else ""
 
 
 def _requested_fields(asked: LinuxContainerResources) -> list[str]:
@@ -199,13 +221,41 @@ def _find_obstacle(path: str, root: str, taken: Collection[str], made: Collectio
         (has_own(path, has_terminal=has_terminal), "the container has its own there"),
         (path in taken, "a mount or another device is there"),
         (any(path.startswith(f"{each}/") for each in (*_OF_EACH, *made)), "a device is on its way"),
+        (any(has_own(each, has_terminal=has_terminal) for each in _list_above(path)), "a device is on its way"),
         (path.startswith(_OF_KERNEL), "no device can be made there; choose a path in /dev"),
+        (
+            any(f"{path}/".startswith(f"{each}/") for each in _MOUNTED),
+            "the container has a file system of its own there; choose another path in /dev",
+        ),
         (
             not path.startswith("/dev/") and _is_there(path, root),
             "the image has something there; choose a path in /dev",
         ),
     )
     return next((why for is_so, why in obstacles if is_so), "")
+
+
+def _list_above(path: str) -> list[str]:
+    names = path.strip("/").split("/")[:-1]
+    return ["/" + "/".join(names[: count + 1]) for count in range(len(names))]
+
+
+def _find_mount_above(path: str, config: ContainerConfig) -> Mount | None:
+    """Return the innermost mount of the config that a path is below, if it is below any."""
+    above = [each for each in mounts_of(config) if place_of(path).startswith(f"{place_of(each.container_path)}/")]
+    return above[-1] if above else None
+
+
+def _path_on_host(path: str, mount: Mount) -> str:
+    return mount.host_path + place_of(path).removeprefix(place_of(mount.container_path))
+
+
+def _is_same(device: os.stat_result, path: str) -> bool:
+    """Return whether a device is at a path, too."""
+    with suppress(OSError):
+        other = os.stat(path)
+        return (stat.S_IFMT(other.st_mode), other.st_rdev) == (stat.S_IFMT(device.st_mode), device.st_rdev)
+    return False
 
 
 def _is_there(path: str, root: str) -> bool:

@@ -17,11 +17,12 @@ from limpet.engine.starters.oci.namespaces import (
     options_of,
     options_of_sandbox,
 )
-from limpet.engine.starters.oci.resources import find_unapplied_limits
+from limpet.engine.starters.oci.resources import find_unapplied_limits, find_unrestricted
 from limpet.engine.starters.oci.sandboxes import is_pin, kind_of_sysctl
 from limpet.engine.starters.oci.spec import find_sysctls, security_of
 from limpet.schema.cri import (
     Capability,
+    LinuxContainerSecurityContext,
     LinuxSandboxSecurityContext,
     MountPropagation,
     NamespaceMode,
@@ -64,6 +65,10 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
         found["annotations"] = orders
     if why := _find_other_capabilities(context.capabilities or Capability()):
         found["capabilities"] = why
+    if context.privileged:
+        found |= {name: _PRIVILEGED for name, asks in _NOT_PRIVILEGED if asks(context)}
+    if why := find_unrestricted(config, privileged=context.privileged):
+        found["devices.permissions"] = why
     found |= _find_namespaces(launch)
     others = [kind for kind in launch.namespaces if kind not in JOINED]
     if others:
@@ -153,4 +158,13 @@ _APPARMOR: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("apparmor", lambda s: _is_confined(s.apparmor)),
     ("apparmor_profile", lambda s: s.apparmor_profile not in {"", "unconfined"}),
 )
+_NOT_PRIVILEGED: tuple[tuple[str, Callable[[LinuxContainerSecurityContext], bool]], ...] = (
+    ("capabilities", lambda s: bool(s.capabilities and s.capabilities.drop_capabilities)),
+    ("masked_paths", lambda s: bool(s.masked_paths)),
+    ("readonly_paths", lambda s: bool(s.readonly_paths)),
+    ("seccomp", lambda s: _is_confined(s.seccomp)),
+    ("seccomp_profile_path", lambda s: s.seccomp_profile_path not in {"", "unconfined"}),
+)
+"""What takes something from a container, and which of them a config asks for."""
+_PRIVILEGED = "a privileged container has all capabilities, no seccomp filter, and nothing hidden or read-only"
 _NO_APPARMOR = "this kernel has no AppArmor, or the profile is the runtime's own, and there is none"

@@ -148,6 +148,32 @@ def test_what_is_a_file_is_no_working_directory(root: str) -> None:
             require_working_directory("working_dir", path, asked(root), root)
 
 
+@pytest.mark.parametrize("is_runc", [True, False])
+@pytest.mark.parametrize("field", ["masked_paths", "readonly_paths"])
+def test_what_is_different_for_each_process_cannot_be_hidden(root: str, field: str, is_runc: bool) -> None:
+    """Nor can be what the runtimes need to start the program; all of these failed at the start with one of them."""
+    for path in ("/proc/self", "/proc//self/fd/", "/proc/thread-self", "/dev/fd", "/dev/fd/1", "/dev/./stdin"):
+        with pytest.raises(InvalidInputError, match=rf"^{field} '.*: it is another file for each process"):
+            require_places(asked(root, **{field: (path,)}), root, is_runc=is_runc)
+    for path, is_needed in (("/dev/", True), ("/proc", is_runc), ("/proc/selfish", False), ("/dev/shm", False)):
+        config = asked(root, **{field: (path,)})
+        if field == "masked_paths" and is_needed:
+            with pytest.raises(InvalidInputError, match=f"^masked_paths '{path}': the runtime itself needs"):
+                require_places(config, root, is_runc=is_runc)
+        else:
+            require_places(config, root, is_runc=is_runc)
+
+
+def test_a_working_directory_that_the_kernel_does_not_have(root: str) -> None:
+    """It lets nobody make one there; what is another for each process, or on a mount, is left to the start."""
+    for path in ("/proc/nosuch", "/sys/nosuch/below", "/dev/pts/x", "//dev/mqueue/x"):
+        with pytest.raises(InvalidInputError, match=r"^working_dir '.*: it is not there, and the kernel lets nobody"):
+            require_working_directory("working_dir", path, asked(root), root)
+    for path in ("/proc/self/cwd", "/proc/999999999", "/proc/sys", "/sys/fs/cgroup/x", "/dev/x"):
+        require_working_directory("working_dir", path, asked(root), root)
+    require_working_directory("working_dir", "/sys/nosuch", asked(root, ("/sys", "directory")), root)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_it_is_known_at_create(shared: Engine, runtime: str, tmp_path: Path) -> None:
     """A start would fail, which nobody can take back then; also for the files that each container gets."""

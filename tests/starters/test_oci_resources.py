@@ -170,7 +170,9 @@ def test_a_device_below_a_mount(tmp_path: Path) -> None:
 
 def test_a_path_is_given_as_it_is_compared(tmp_path: Path) -> None:
     """crun makes none at a path that ends with a slash."""
-    devices, _ = make_devices(config(Device(container_path="//dev/./x//", host_path="/dev/null")), str(tmp_path), privileged=False)
+    devices, _ = make_devices(
+        config(Device(container_path="//dev/./x//", host_path="/dev/null")), str(tmp_path), privileged=False
+    )
     assert [each["path"] for each in devices] == ["/dev/x"]
 
 

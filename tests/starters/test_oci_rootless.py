@@ -112,6 +112,58 @@ def test_an_ordinary_user_has_containers(home: str) -> None:
     assert not is_running(int(pid))
 
 
+FIELDS = """
+load_busybox(engine, home / "image", needs_root=False)
+def told(name, script, sandbox, options=None, **fields):
+    made = engine.create_sandbox({"metadata": {"name": name}, **sandbox}, runtime_handler="runc")
+    if options is not None:
+        fields["linux"] = {"security_context": {"namespace_options": options}}
+    one = engine.create_container(config(name, script, **fields), made)
+    one.start()
+    one.wait(20)
+    said = [[entry.text.decode().strip() for entry in one.read_log()], sorted(one.status.unapplied)]
+    made.remove(force=True)
+    return said
+def refused(**linux):
+    try:
+        engine.create_sandbox({"metadata": {"name": "never"}, "linux": linux}, runtime_handler="runc")
+    except errors.InvalidInputError as error:
+        return str(error)
+sysctls = {"kernel.hostname": "by-sysctl", "kernel.msgmax": "4096", "net.core.somaxconn": "99"}
+paths = "/proc/sys/kernel/msgmax /proc/sys/net/core/somaxconn"
+devices = [{"host_path": "/dev/full", "permissions": "r"}]
+pids = {"security_context": {"namespace_options": {"pid": "POD"}}}
+print(json.dumps({
+    "sysctls": told("a", f"hostname; cat {paths}", {"linux": {"sysctls": sysctls}}),
+    "ipc": told("b", "ls -l /proc/self/ns/ipc | grep -o '[0-9]*.$'", {}, {"ipc": "NODE", "pid": "CONTAINER"}),
+    "pid": told("c", "echo $$", {"linux": pids}),
+    "parent": told("d", "echo on", {"linux": {"cgroup_parent": "/some/where"}}),
+    "device": told("e", "test -c /dev/full && echo there", {}, devices=devices),
+    "refused": [refused(sysctls={name: value}) for name, value in (
+        ("vm.swappiness", "1"), ("kernel.domainname", "x"), ("net.no.such", "1"), ("kernel.msgmax", "x")
+    )],
+}))
+engine.close()
+"""
+
+
+def test_what_fields_do_without_root(home: str) -> None:
+    """Each is seen inside, told, or refused by its name before anything is started."""
+    require_tools(*TOOLS)
+    said = json.loads(run(home, FIELDS))
+    assert said["sysctls"] == [["by-sysctl", "4096", "99"], []]
+    (inode,), names = said["ipc"]
+    assert (inode, names) == (f"{os.stat('/proc/self/ns/ipc').st_ino}]", ["namespace_options"])
+    assert said["pid"] == [["1"], ["namespace_options"]]
+    assert said["parent"] == [["on"], ["sandbox.cgroup_parent"]]
+    assert said["device"] == [["there"], ["devices.permissions"]]
+    assert all(each.startswith("sysctls ") for each in said["refused"])
+    refused = said["refused"]
+    assert [each.split("sysctls ")[1].split(":")[0] for each in refused] == [
+        f"'{name}'" for name in ("vm.swappiness", "kernel.domainname", "net.no.such", "kernel.msgmax")
+    ]
+
+
 WITH_IDS = """
 load_busybox(engine, home / "image", needs_root=False)
 sandbox = engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="runc")

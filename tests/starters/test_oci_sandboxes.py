@@ -397,6 +397,18 @@ def test_a_sysctl_of_the_host_is_refused(engine: Engine, state_dir: str) -> None
     assert engine.list_sandboxes() == []
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_sysctls_in_a_namespace_of_the_containers_own(engine: Engine, runtime: str) -> None:
+    """The host's name is set, though the runtimes take no such sysctl; what they do not set is told there."""
+    sysctls = {"kernel.hostname": "by-sysctl", "kernel.msg_next_id": "7", "kernel.msgmax": "4096"}
+    asked = {"metadata": {"name": "own"}, "linux": {"sysctls": sysctls}}
+    sandbox = engine.create_sandbox(asked, runtime_handler=runtime)
+    script = "hostname; cat /proc/sys/kernel/msgmax /proc/sys/kernel/msg_next_id"
+    assert run(engine, sandbox, "shared", script) == ["by-sysctl", "4096", "7"]
+    own = {"network": "CONTAINER", "ipc": "CONTAINER"}
+    assert run(engine, sandbox, "own", script, own) == ["by-sysctl", "4096", "-1", "sandbox.sysctls"]
+
+
 def test_a_cgroup_parent_that_can_be_none_is_refused(engine: Engine) -> None:
     """When the sandbox is made, and nothing is left of it."""
     for parent in ("/a\nb", "/" + "x" * 256):

@@ -89,6 +89,7 @@ def test_what_no_process_can_have_is_refused(shared: Engine) -> None:
         ({"readonly_paths": [""]}, "readonly_paths '': a path below / is needed"),
         ({"namespace_options": {"network": "TARGET", "target_id": "x"}}, "namespace_options.network TARGET: only pid"),
         ({"namespace_options": {"ipc": "TARGET", "target_id": "x"}}, "namespace_options.ipc TARGET: only pid"),
+        ({"namespace_options": {"pid": "TARGET"}}, "namespace_options.target_id is empty: give the id"),
         ({"run_as_user": {"value": str(2**31)}}, "user 2147483648: runc takes no number above 2147483647"),
         ({"run_as_user": {"value": "5"}, "run_as_group": {"value": str(2**31)}}, "^group 2147483648: runc"),
         ({"supplemental_groups": [1, 2**31]}, "supplemental group 2147483648: runc"),
@@ -269,12 +270,13 @@ def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
     asked = {
         "selinux_options": {"type": "t"},
         "apparmor": {"profile_type": "RuntimeDefault"},
-        "namespace_options": {"userns_options": {"mode": "POD"}},
+        "namespace_options": {"userns_options": {"mode": "POD"}, "target_id": "other"},
     }
     mounts = [{"container_path": "/work", "image": {"image": "box:1"}}]
     wants = config("wants", "true", linux={"security_context": asked}, mounts=mounts, CDI_devices=[{"name": "a/b=c"}])
     found = shared.create_container(wants, runtime).status.unapplied
     names = {"selinux_options", "apparmor", "namespace_options.userns_options", "mounts.image"}
+    names.add("namespace_options.target_id")
     assert set(found) == {*names, "CDI_devices"}
     with pytest.raises(errors.InvalidInputError, match="selinux_options"):
         shared.create_container({**wants, "metadata": {"name": "strict"}}, runtime, strict=True)

@@ -59,10 +59,13 @@ def config_in_sandbox(launch: Launch) -> ContainerConfig:
 
 
 def require_options(config: ContainerConfig) -> None:
-    """Raise InvalidInputError for another container's namespace of a type that the CRI has that for none but pid."""
+    """Raise InvalidInputError for another container's namespace of another type than pid, or of no container."""
     for kind in ("network", "ipc"):
         if getattr(options_of(config), kind) is NamespaceMode.TARGET:
             raise InvalidInputError(f"namespace_options.{kind} TARGET: only pid may be another container's")
+    options = options_of(config)
+    if options.pid is NamespaceMode.TARGET and not options.target_id:
+        raise InvalidInputError("namespace_options.target_id is empty: give the id of the container that it is to see")
 
 
 def make_namespaces(

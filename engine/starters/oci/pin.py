@@ -1,10 +1,11 @@
 """Makes a sandbox's namespaces and pins them: run as a program of its own, with the standard library alone.
 
-It reads JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes"}. It enters new namespaces, sets up
+It reads JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes", "is_trial"}. It enters new namespaces, sets up
 loopback, hostname and sysctls, and binds each namespace to a file of its kind's name in the directory, where it stays
-without any process. A pid namespace needs one: its first process, which reaps and does nothing else.
+without any process. A pid namespace needs one: its first process, which reaps and does nothing else. A trial is an
+ordinary user's, in a user namespace, and pins nothing.
 
-Kernel interfaces: unshare(2), mount(2), netdevice(7), prctl(2), pid_namespaces(7).
+Kernel interfaces: unshare(2), user_namespaces(7), mount(2), netdevice(7), prctl(2), pid_namespaces(7).
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import sys
 from typing import Any
 
 _CLONE = {"net": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000, "pid": 0x20000000}
+_CLONE_NEWUSER = 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PR_SET_NAME = 15
@@ -28,18 +30,17 @@ def main() -> None:
     """Do what is asked for on its input."""
     asked: dict[str, Any] = json.load(sys.stdin)
     directory, kinds = asked["directory"], asked["kinds"]
+    is_trial = asked.get("is_trial", False)
+    if is_trial:
+        _enter_users()
     _check(_libc.unshare(sum(_CLONE[kind] for kind in kinds)), "unshare")
     if "net" in kinds:
         _raise_loopback()
     if asked["hostname"] and "uts" in kinds:
         socket.sethostname(asked["hostname"])
-    for name, value in asked["sysctls"].items():
-        path = f"/proc/sys/{name.replace('.', '/')}"
-        try:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(value)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, f"sysctls {name!r}") from error
+    _set_sysctls(asked["sysctls"])
+    if is_trial:
+        return
     if "ipc" in kinds:
         path = os.path.join(directory, "shm")
         os.mkdir(path)
@@ -49,6 +50,25 @@ def main() -> None:
             _pin(f"/proc/self/ns/{kind}", os.path.join(directory, kind))
     if "pid" in kinds:
         _begin_pids(os.path.join(directory, "pid"))
+
+
+def _set_sysctls(sysctls: dict[str, str]) -> None:
+    for name, value in sysctls.items():
+        path = f"/proc/sys/{name.replace('.', '/')}"
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(value)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"sysctls {name!r}") from error
+
+
+def _enter_users() -> None:
+    """Become root in a user namespace."""
+    user, group = os.geteuid(), os.getegid()
+    _check(_libc.unshare(_CLONE_NEWUSER), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
 
 
 def _begin_pids(path: str) -> None:

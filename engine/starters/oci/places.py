@@ -28,6 +28,10 @@ _OF_RUNC = re.compile(
     r"|sys/crypto/fips_enabled)"
 )
 """Where runc mounts something in /proc, for lxcfs and the like; the last with runc 1.2 or newer."""
+_OF_LINKS = re.compile(r"/(proc/(self|thread-self)|dev/(fd|stdin|stdout|stderr))(/|$)")
+"""Links of the kernel's, and those to them that each container has."""
+_OF_PROCESS = re.compile(r"/proc/([0-9]+|self|thread-self)(/|$)")
+_NOBODY_MAKES = "it is not there, and the kernel lets nobody make it"
 
 
 def require_places(config: ContainerConfig, root: str, *, is_runc: bool) -> None:
@@ -48,8 +52,9 @@ def require_places(config: ContainerConfig, root: str, *, is_runc: bool) -> None
         for path in getattr(context, name):
             require_path_fits(name, path, root)
             barrier, _ = _look(root, place_of(path), (*_OF_EACH, *above))
-            if barrier:
-                raise InvalidInputError(f"{name} {quote_path(path)}: {_tell(barrier)}")
+            why = _tell(barrier) if barrier else _find_why_not_hidden(name, place_of(path), is_runc=is_runc)
+            if why:
+                raise InvalidInputError(f"{name} {quote_path(path)}: {why}")
 
 
 def require_working_directory(field: str, path: str, config: ContainerConfig, root: str) -> None:
@@ -59,6 +64,9 @@ def require_working_directory(field: str, path: str, config: ContainerConfig, ro
     barrier, kind = _look(root, place, (*_OF_EACH, *(place_of(each.container_path) for each in mounts_of(config))))
     if barrier or kind == "file":
         raise InvalidInputError(f"{field} {quote_path(path)}: {_tell(barrier or place)}")
+    mounted = [place_of(each.container_path) for each in mounts_of(config)]
+    if not _is_in(place, mounted) and not _OF_PROCESS.match(place) and _is_missing_in_kernel(place):
+        raise InvalidInputError(f"{field} {quote_path(path)}: {_NOBODY_MAKES}")
 
 
 def _tell(path: str) -> str:
@@ -73,15 +81,28 @@ def _find_why_not(mount: Mount, path: str, root: str, *, is_runc: bool) -> str:
         return "runc takes nothing there but a /proc"
     if path.startswith("/proc/") and is_runc and not _OF_RUNC.fullmatch(path):
         return "runc mounts nothing there"
-    is_made_by_kernel = path.startswith(_FILLED_BY_KERNEL) and not path.startswith(_CGROUPS)
-    if path.startswith(_EMPTY) or (is_made_by_kernel and not os.path.exists(path)):
-        return "it is not there, and the kernel lets nobody make it"
+    if _is_missing_in_kernel(path):
+        return _NOBODY_MAKES
     barrier, kind = _look(root, path, _OF_EACH)
     own = "directory" if os.path.isdir(mount.host_path) else "file"
     other = (
         f"a {kind} is there, and the host's {quote_path(mount.host_path)} is a {own}" if kind not in {"", own} else ""
     )
     return _tell(barrier) if barrier else other
+
+
+def _is_missing_in_kernel(path: str) -> bool:
+    """Return whether a path is where the kernel makes all that is there, and this is not."""
+    is_made_by_kernel = path.startswith(_FILLED_BY_KERNEL) and not path.startswith(_CGROUPS)
+    return path.startswith(_EMPTY) or (is_made_by_kernel and not os.path.exists(path))
+
+
+def _find_why_not_hidden(field: str, path: str, *, is_runc: bool) -> str:
+    """Return why a path cannot be hidden, or be read-only, with which no start would come to its program."""
+    if _OF_LINKS.match(path):
+        return "it is another file for each process"
+    needed = {"/dev", "/proc"} if is_runc else {"/dev"}
+    return "the runtime itself needs what is there" if field == "masked_paths" and path in needed else ""
 
 
 def _is_in(path: str, places: Sequence[str]) -> bool:

@@ -15,6 +15,8 @@ from limpet.engine.starters.oci.command import clean_environment
 from limpet.schema.errors import InvalidInputError
 
 _OWN_SYS = ["rbind", "nosuid", "noexec", "nodev", "ro"]
+_QUEUES = "/dev/mqueue"
+_OWN_QUEUES = ["rbind", "nosuid", "noexec", "nodev"]
 
 
 def is_rootless() -> bool:
@@ -42,7 +44,12 @@ def adapt(spec: Mapping[str, Any]) -> dict[str, Any]:
         "uidMappings": uids,
         "gidMappings": gids,
     }
-    mounts = [_adapt_mount(each, has_many=len(gids) > 1) for each in spec["mounts"] if each["type"] != "cgroup"]
+    is_ipc_own = any(each["type"] == "ipc" for each in linux["namespaces"])
+    mounts = [
+        _adapt_mount(each, has_many=len(gids) > 1, is_ipc_own=is_ipc_own)
+        for each in spec["mounts"]
+        if each["type"] != "cgroup" and (each["type"] != "mqueue" or is_ipc_own or os.path.isdir(_QUEUES))
+    ]
     return {**spec, "linux": linux, "mounts": mounts}
 
 
@@ -84,9 +91,11 @@ def _find_mappings(kind: str) -> list[dict[str, int]]:
     return found
 
 
-def _adapt_mount(mount: Mapping[str, Any], *, has_many: bool) -> dict[str, Any]:
+def _adapt_mount(mount: Mapping[str, Any], *, has_many: bool, is_ipc_own: bool) -> dict[str, Any]:
     if mount["type"] == "sysfs":
         return {**mount, "type": "bind", "source": "/sys", "options": _OWN_SYS}
+    if mount["type"] == "mqueue" and not is_ipc_own:  # the kernel mounts it for whom the IPC namespace belongs to
+        return {**mount, "type": "bind", "source": _QUEUES, "options": _OWN_QUEUES}
     if mount["type"] == "devpts" and not has_many:
         return {**mount, "options": [each for each in mount["options"] if not each.startswith("gid=")]}
     return dict(mount)

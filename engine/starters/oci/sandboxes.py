@@ -15,11 +15,12 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from limpet.engine.starters.abilities import Holdings
 from limpet.engine.starters.oci import pin
 from limpet.engine.starters.oci.cni import Plugins, end_left, read_network
-from limpet.engine.starters.oci.command import LOOK_SECONDS, is_any_left, run
+from limpet.engine.starters.oci.command import LOOK_SECONDS, Outcome, is_any_left, run
 from limpet.engine.starters.oci.family import have_holders_go_on
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
@@ -43,7 +44,12 @@ _OF_IPC = re.compile(
     r"kernel\.(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced|(msg|sem|shm)_next_id)|fs\.mqueue\.[a-z_]+"
 )
 """What ipc_namespaces(7) lists."""
-_NAMES = frozenset({"kernel.hostname", "kernel.domainname"})
+HOSTNAME = "kernel.hostname"
+_NAMES = frozenset({HOSTNAME, "kernel.domainname"})
+_OF_NO_RUNTIME = re.compile(r"kernel\.(msg|sem|shm)_next_id")
+"""What runc and crun take for the host's, and refuse."""
+_OF_GROUPS = "net.ipv4.ping_group_range"
+"""Whose values are groups: which of them there are is known in the container alone."""
 _HOST_NAME_BYTES = 64
 """Of each of these (uname(2)); the kernel drops the rest without a word."""
 _SHM = "shm"
@@ -129,8 +135,7 @@ class SandboxHoldings:
             "sysctls": {name: value for name, value in sysctls_of(config).items() if kind_of_sysctl(name) in kinds},
             "shm_bytes": _SHM_BYTES,
         }
-        command = [require_interpreter(""), "-I", "-S", "-X", "utf8", pin.__file__]
-        outcome = run(command, timeout=timeout, pass_fds=(lock,), given=json.dumps(asked).encode())
+        outcome = _run_pin(asked, timeout, (lock,))
         if outcome.code != 0:
             self._clear(path)
             raise UnsupportedError(f"a sandbox's namespaces cannot be made: {outcome.problem}")
@@ -254,6 +259,40 @@ def sysctls_of(config: PodSandboxConfig) -> Mapping[str, str]:
     return config.linux.sysctls if config.linux else {}
 
 
+def is_of_runtime(name: str) -> bool:
+    """Return whether the runtimes set a sysctl in a container's own namespaces; the host's name they set otherwise."""
+    return name != HOSTNAME and not _OF_NO_RUNTIME.fullmatch(name)
+
+
+def try_sysctls(config: PodSandboxConfig, timeout: float) -> None:
+    """Set the sandbox's sysctls in namespaces of an ordinary user, as its containers have them, that end at once.
+
+    Raises InvalidInputError, also for one that only root may set, or that this kernel has not; UnsupportedError.
+    """
+    require_sysctls(config)
+    names = [name for name in sysctls_of(config) if is_of_runtime(name) and name != _OF_GROUPS]
+    if not names:
+        return
+    asked = {
+        "directory": "",
+        "kinds": ["net", "ipc", "uts"],
+        "hostname": "",
+        "sysctls": {name: sysctls_of(config)[name] for name in names},
+        "is_trial": True,
+    }
+    outcome = _run_pin(asked, timeout)
+    if outcome.code == 0:
+        return
+    if "sysctls " not in outcome.problem:
+        raise UnsupportedError(f"a sandbox's namespaces cannot be made: {outcome.problem}")
+    raise InvalidInputError(f"{outcome.problem}; a sandbox of an engine that is not root cannot have it")
+
+
+def _run_pin(asked: Mapping[str, Any], timeout: float, pass_fds: Sequence[int] = ()) -> Outcome:
+    command = [require_interpreter(""), "-I", "-S", "-X", "utf8", pin.__file__]
+    return run(command, timeout=timeout, pass_fds=pass_fds, given=json.dumps(asked).encode())
+
+
 def kind_of_sysctl(name: str) -> str:
     """Return the type of the namespace that a sysctl belongs to (sysctl(8)), "" for the host's."""
     if name.startswith("net."):
@@ -275,7 +314,7 @@ def require_sysctls(config: PodSandboxConfig) -> None:
             raise InvalidInputError(
                 f"sysctls {quote(name)}: the kernel keeps {_HOST_NAME_BYTES} bytes of it, and {quote(value)} has more"
             )
-        if name == "kernel.hostname" and config.hostname not in {"", value}:
+        if name == HOSTNAME and config.hostname not in {"", value}:
             raise InvalidInputError(f"sysctls {quote(name)}: the sandbox has a hostname, {quote(config.hostname)}")
         if not kind_of_sysctl(name):
             raise InvalidInputError(

@@ -36,7 +36,7 @@ from limpet.engine.starters.oci.resources import (
     make_limits,
 )
 from limpet.engine.starters.oci.rootless import is_rootless
-from limpet.engine.starters.oci.sandboxes import kind_of_sysctl, sysctls_of
+from limpet.engine.starters.oci.sandboxes import HOSTNAME, is_of_runtime, is_pin, kind_of_sysctl, sysctls_of
 from limpet.engine.starters.oci.seccomp import make_seccomp
 from limpet.engine.starters.process.accounts import RootAccounts
 from limpet.engine.starters.process.root_files import require_hostname
@@ -84,7 +84,7 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
     defaults = {"PATH": _PATH, "HOME": account.home if account else "/", **({"TERM": "xterm"} if config.tty else {})}
     env = (*env, *(f"{name}={value}" for name, value in defaults.items() if name not in given))
     namespaces = make_namespaces(config, launch.namespaces, is_unified=is_unified)
-    hostname = launch.sandbox.config.hostname if launch.sandbox else ""
+    hostname = _choose_hostname(launch)
     chosen, ambient = choose(context.capabilities or Capability(), privileged=context.privileged)
     spec: dict[str, Any] = {
         "ociVersion": _VERSION,
@@ -114,7 +114,7 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
         "annotations": choose_annotations(config),
     }
     if hostname and is_own(namespaces, "uts"):
-        spec["hostname"] = require_hostname(hostname)
+        spec["hostname"] = hostname
     return spec
 
 
@@ -181,7 +181,27 @@ def find_sysctls(launch: Launch) -> dict[str, str]:
     """Return the sandbox's sysctls that are set in the container: those of namespaces that are its own."""
     own = make_namespaces(config_in_sandbox(launch), launch.namespaces, is_unified=False)
     asked = sysctls_of(launch.sandbox.config) if launch.sandbox else {}
-    return {name: value for name, value in asked.items() if is_own(own, kind_of_sysctl(name))}
+    return {name: value for name, value in asked.items() if is_own(own, kind_of_sysctl(name)) and is_of_runtime(name)}
+
+
+def explain_sysctls(launch: Launch) -> str:
+    """Return why some of the sandbox's sysctls are not as it asks for where the container is, "" if all are."""
+    own = make_namespaces(config_in_sandbox(launch), launch.namespaces, is_unified=False)
+    names = set(sysctls_of(launch.sandbox.config) if launch.sandbox else ()) - set(find_sysctls(launch)) - {HOSTNAME}
+    refused = sorted(name for name in names if is_own(own, kind_of_sysctl(name)))
+    if refused:
+        return f"the runtimes set none of {', '.join(refused)} in a namespace of the container's own"
+    if all(is_pin(launch.namespaces.get(kind_of_sysctl(name), "")) for name in names):
+        return ""
+    return "the namespaces that they belong to are not the container's own"
+
+
+def _choose_hostname(launch: Launch) -> str:
+    """Return the name of the host, which the sandbox may have given as a sysctl, too: the runtimes refuse that one."""
+    if launch.sandbox is None:
+        return ""
+    hostname = launch.sandbox.config.hostname
+    return require_hostname(hostname) if hostname else sysctls_of(launch.sandbox.config).get(HOSTNAME, "")
 
 
 def _choose_directory(launch: Launch) -> str:

@@ -72,7 +72,7 @@ from limpet.engine.starters.oci.run_directory import (
     list_runs,
     make_run_directory,
 )
-from limpet.engine.starters.oci.sandboxes import SandboxHoldings, choose_kinds, has_first, is_pin
+from limpet.engine.starters.oci.sandboxes import SandboxHoldings, choose_kinds, has_first, is_pin, try_sysctls
 from limpet.engine.starters.oci.sessions import AttachedSession
 from limpet.engine.starters.oci.spec import complete, make_spec, require_ids_of_runc
 from limpet.engine.starters.oci.target import open_target
@@ -275,6 +275,8 @@ class OciStarter:
         require_given(sandbox.config, given)
         require_cgroup_parent(sandbox.config)
         if is_rootless():
+            with _told(f"sandbox {sandbox.id}"):
+                try_sysctls(sandbox.config, self._timeout)
             if self._plugins is not None and "network" in choose_kinds(sandbox.config):
                 raise UnsupportedError("cni: only root's sandboxes get networks from plugins; open one without it")
             return Holdings(given)

@@ -18,8 +18,9 @@ from limpet.engine.starters.oci.namespaces import (
     options_of_sandbox,
 )
 from limpet.engine.starters.oci.resources import find_unapplied_limits, find_unrestricted
-from limpet.engine.starters.oci.sandboxes import is_pin, kind_of_sysctl
-from limpet.engine.starters.oci.spec import find_sysctls, security_of
+from limpet.engine.starters.oci.rootless import is_rootless
+from limpet.engine.starters.oci.sandboxes import choose_kinds
+from limpet.engine.starters.oci.spec import explain_sysctls, security_of
 from limpet.schema.cri import (
     Capability,
     LinuxContainerSecurityContext,
@@ -49,9 +50,7 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     """
     config, context = launch.metadata.config, security_of(launch.metadata.config)
     found = {name: why for name, why, asks in _FIELDS if asks(config)}
-    found |= {name: why for name, why, asks in _SECURITY if asks(context)}
-    if not choose_apparmor(context):
-        found |= {name: _NO_APPARMOR for name, asks in _APPARMOR if asks(context)}
+    found |= _find_of_security(context)
     for name, why in _MOUNT_FIELDS.items():
         if any(getattr(mount, name) for mount in config.mounts):
             found[f"mounts.{name}"] = why
@@ -63,10 +62,6 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     orders = find_orders(config)
     if orders:
         found["annotations"] = orders
-    if why := _find_other_capabilities(context.capabilities or Capability()):
-        found["capabilities"] = why
-    if context.privileged:
-        found |= {name: _PRIVILEGED for name, asks in _NOT_PRIVILEGED if asks(context)}
     if why := find_unrestricted(config, privileged=context.privileged):
         found["devices.permissions"] = why
     found |= _find_namespaces(launch)
@@ -77,6 +72,17 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     if limits:
         found |= find_unapplied_limits(limits, is_unified=is_unified)
     return found | _find_of_sandbox(launch)
+
+
+def _find_of_security(context: LinuxContainerSecurityContext) -> dict[str, str]:
+    found = {name: why for name, why, asks in _SECURITY if asks(context)}
+    if not choose_apparmor(context):
+        found |= {name: _NO_APPARMOR for name, asks in _APPARMOR if asks(context)}
+    if why := _find_other_capabilities(context.capabilities or Capability()):
+        found["capabilities"] = why
+    if context.privileged:
+        found |= {name: _PRIVILEGED for name, asks in _NOT_PRIVILEGED if asks(context)}
+    return found
 
 
 def _find_other_capabilities(asked: Capability) -> str:
@@ -94,13 +100,21 @@ def _find_namespaces(launch: Launch) -> dict[str, str]:
     if _has_own_users(options):
         found["namespace_options.userns_options"] = _HOST_USERS
     is_given = bool(config.linux and config.linux.security_context and config.linux.security_context.namespace_options)
-    alone = [kind for kind in ("network", "ipc") if mode_of(config, kind) is NamespaceMode.POD]
-    alone = [kind for kind in alone if kind not in launch.namespaces]
-    if is_given and alone:
+    # Only a sandbox that says so has a pid namespace for all, so only there a container misses it.
+    shared = {*(("network", "ipc") if is_given else ()), *(_find_shared(launch) & {"pid"})}
+    alone = [kind for kind in ("network", "ipc", "pid") if kind in shared and kind not in launch.namespaces]
+    alone = [kind for kind in alone if mode_of(config, kind) is NamespaceMode.POD]
+    if options.target_id and options.pid is not NamespaceMode.TARGET:
+        found["namespace_options.target_id"] = "pid is not TARGET, so it sees no other container's processes"
+    if alone:
         found["namespace_options"] = (
             f"the sandbox holds no namespace of type {' and '.join(alone)}: it has one of its own"
         )
     return found
+
+
+def _find_shared(launch: Launch) -> set[str]:
+    return set(choose_kinds(launch.sandbox.config)) if launch.sandbox else set()
 
 
 def _find_of_sandbox(launch: Launch) -> dict[str, str]:
@@ -123,9 +137,10 @@ def _find_of_sandbox(launch: Launch) -> dict[str, str]:
         ("resources", _EACH, _holds_anything(config.linux.resources)),
     )
     found |= {f"sandbox.{name}": why for name, why, asks in told if asks}
-    done = {name for name in config.linux.sysctls if is_pin(launch.namespaces.get(kind_of_sysctl(name), ""))}
-    if set(config.linux.sysctls) - set(find_sysctls(launch)) - done:
-        found["sandbox.sysctls"] = "the namespaces that they belong to are not the container's own"
+    if why := explain_sysctls(launch):
+        found["sandbox.sysctls"] = why
+    if config.linux.cgroup_parent and is_rootless():
+        found["sandbox.cgroup_parent"] = "an engine that is not root has no cgroups"
     return found
 
 

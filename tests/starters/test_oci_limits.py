@@ -75,6 +75,7 @@ def test_what_the_kernel_takes(field: str, values: tuple[Any, ...]) -> None:
         ("hugepage_limits", (huge(""), huge("../x"), huge("2MB", "64MB")), "huge pages of 1GB, 2MB, 64KB"),
         ("hugepage_limits", (huge("2MB", "1GB", "2MB"),), "it is there twice"),
         ("unified", ({"cgroup.procs": "1"}, {"x": "1"}, {"../cpu.max": "1"}), "is no limit of"),
+        ("unified", ({"pids.max": ""}, {"pids.max": " \n"}, {"pids.max": "1\n2"}), "a value in one line is needed"),
     ],
 )
 def test_what_it_does_not_take_is_refused(field: str, values: tuple[Any, ...], why: str) -> None:
@@ -129,6 +130,15 @@ def test_what_no_controller_limits_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     found = find_unapplied_limits(asked, is_unified=True)
     assert set(found) == {"memory_limit_in_bytes", "memory_swap_limit_in_bytes"}
     assert "no cgroup controller 'memory'" in found["memory_limit_in_bytes"]
+
+
+def test_a_file_of_a_missing_controller_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it no start would succeed; files that each cgroup has need none."""
+    monkeypatch.setattr("limpet.engine.starters.oci.resources.has_controller", lambda name: name == "memory")
+    asked = {"cgroup.max.depth": "1", "memory.high": "9999"}
+    assert find_unapplied_limits(LinuxContainerResources(unified=asked), is_unified=True) == {}
+    found = find_unapplied_limits(LinuxContainerResources(unified={**asked, "pids.max": "9"}), is_unified=True)
+    assert found == {"unified": "this host has no cgroup controller 'pids', so none of it is done"}
 
 
 def test_controllers_are_found() -> None:

@@ -52,9 +52,11 @@ def require_limits(asked: LinuxContainerResources) -> None:
             f"resources.memory_swap_limit_in_bytes {both}: it is of memory and swap together, so memory_limit_in_bytes"
             f" {memory} must be given, and be no more"
         )
-    for key in asked.unified:
+    for key, text in asked.unified.items():
         if not _UNIFIED.fullmatch(key):
             raise InvalidInputError(f"resources.unified {quote(key)}: it is no limit of cgroup v2 such as memory.high")
+        if not text.strip() or not text.replace("\t", " ").isprintable():  # of which the kernel would read nothing
+            raise InvalidInputError(f"resources.unified {quote(key)}: a value in one line is needed, not {quote(text)}")
     for name, path in _ONLINE.items():
         _require_online(name, getattr(asked, name), path)
     _require_page_sizes(asked)

@@ -96,6 +96,10 @@ def find_unapplied_limits(asked: LinuxContainerResources, *, is_unified: bool) -
         found = dict.fromkeys(names, "an engine that is not root has no cgroups")
     if asked.unified and not is_unified:
         found["unified"] = "this host's cgroups are of version 1"
+    elif asked.unified and "unified" not in found:
+        controllers = sorted({key.partition(".")[0] for key in asked.unified} - {"cgroup"})
+        if missing := [each for each in controllers if not has_controller(each)]:
+            found["unified"] = f"this host has no cgroup controller {missing[0]!r}, so none of it is done"
     lowest = lowest_oom_score()
     if asked.oom_score_adj < lowest:
         found["oom_score_adj"] = f"without CAP_SYS_RESOURCE {lowest} is the lowest"

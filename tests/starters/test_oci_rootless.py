@@ -173,7 +173,17 @@ code = (one.start(), one.wait(20))[1].exit_code
 two = engine.create_container(config("two", "sleep 1000", linux=web), sandbox)
 two.start()
 said = [code, [entry.text.decode().strip() for entry in one.read_log()], two.execute(["id", "-u"]).output.decode()]
-print(json.dumps([*said, two.stop(0).exit_code]))
+session = two.open_command(["sh", "-c", "echo on; read line; busybox stty size"], terminal=True, size=(20, 30))
+while b"on" not in session.read(20).data:
+    pass
+session.resize(44, 88)
+time.sleep(0.5)
+session.write(b"\\n")
+size = b""
+while (chunk := session.read(20)) is not None:
+    size += chunk.data
+session.close()
+print(json.dumps([*said, size.decode().split()[-2:], two.stop(0).exit_code]))
 lost = engine.create_container({**config("lost", linux=web), "command": ["/bin/lost"]}, sandbox)
 try:
     lost.start()
@@ -194,6 +204,6 @@ def test_with_a_range_of_ids(home: str) -> None:
     paths = ("/etc/subuid", "/etc/subgid")
     mounts = "; ".join(f"[ -e {path} ] || touch {path}; mount --bind {ids} {path}" for path in paths)
     found = run(home, WITH_IDS, ["unshare", "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh"]).splitlines()
-    assert json.loads(found[0]) == [7, ["1003", "1001"], "1003\n", 137]
+    assert json.loads(found[0]) == [7, ["1003", "1001"], "1003\n", ["44", "88"], 137]
     assert "/no/such/interpreter" in found[1] or "no such file" in found[1].lower()
     assert os.listdir(os.path.join(home, "state/containers")) == []

@@ -7,6 +7,7 @@ import errno
 import os
 import pty
 import select
+import signal
 import socket
 import stat
 import struct
@@ -289,7 +290,10 @@ class CommandSession:
             size = _pack(rows, columns)
             with suppress(OSError):
                 ioctl(self._terminal, termios.TIOCSWINSZ, size)
-                self._resize(size)
+                try:
+                    self._resize(size)
+                except PermissionError:  # without root, of another user in the container: runc hands it on, a bit later
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGWINCH)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Return the command's exit code."""

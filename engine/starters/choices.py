@@ -28,7 +28,8 @@ def choose_stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
 def choose_log_path(log_directory: str, log_path: str) -> str:
     """Return the absolute path of a container's log, "" if it keeps none.
 
-    Raises InvalidInputError if it would leave the log directory, also through a link in it.
+    Raises InvalidInputError if it would leave the log directory, also through a link in it, and if what is no directory
+    is on its way.
     """
     if not log_path:
         return ""
@@ -46,6 +47,12 @@ def choose_log_path(log_directory: str, log_path: str) -> str:
             f"log_path {quote(log_path)}: its name has more than {_LONGEST_NAME} bytes, which leaves no room for"
             " those of rotated logs"
         )
+    above = directory
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        field, value = ("log_directory", log_directory) if len(above) <= len(root) else ("log_path", log_path)
+        raise InvalidInputError(f"{field} {quote_path(value)}: {quote_path(above)} is no directory")
     require_path_fits("log_directory", log_directory)
     require_path_fits("log_path", path := os.path.join(directory, name))
     return path

@@ -97,6 +97,20 @@ def test_a_log_path_stays_in_its_directory(tmp_path: Path, parts: list[str]) -> 
     assert not chosen or Path(os.path.realpath(os.path.dirname(chosen))).is_relative_to(os.path.realpath(logs))
 
 
+def test_a_log_below_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    """By the field in which it is; what is missing is made when the container is started."""
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("missing")
+    for directory in ("file", "file/below", "file/"):
+        with pytest.raises(InvalidInputError, match=r"^log_directory '.*/file' is no directory"):
+            choose_log_path(f"{tmp_path}/{directory}", "x.log")
+    for path in ("file/x.log", "file/new/x.log"):
+        with pytest.raises(InvalidInputError, match=r"^log_path 'file/.*/file' is no directory"):
+            choose_log_path(str(tmp_path), path)
+    assert choose_log_path(f"{tmp_path}/new/below", "a/x.log") == f"{tmp_path}/new/below/a/x.log"
+    assert choose_log_path(f"{tmp_path}/nowhere", "x.log") == f"{tmp_path}/missing/x.log"
+
+
 NAME = st.lists(st.sampled_from([b"a", b"b", b"up", b"..", b".", b"", b".wh.a", b".wh..wh..opq", b"\xff"]), max_size=4)
 MEMBER = st.tuples(NAME.map(b"/".join), st.sampled_from(b"01256x"), NAME.map(b"/".join), st.binary(max_size=20))
 

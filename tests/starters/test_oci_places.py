@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from limpet import Engine, errors
 from limpet.engine.starters.oci.places import require_places, require_working_directory
@@ -117,14 +118,39 @@ def test_what_runc_does_not_mount(root: str) -> None:
 
 def test_what_is_on_another_mount_is_not_looked_into(root: str) -> None:
     """It hides what the image has there, and what the kernel has."""
-    for outer, inner in (("/file", "/below"), ("/proc", "/nosuch"), ("/dev", "/pts/0")):
-        mounts = ((f"{outer}{inner}", "file"), (outer, "file"))
+    for path in ("/file/below", "/proc/nosuch", "/dev/pts/0"):
         with pytest.raises(InvalidInputError):
-            require_places(asked(root, mounts[0]), root, is_runc=True)
-        if outer == "/file":
-            require_places(asked(root, *mounts), root, is_runc=True)
+            require_places(asked(root, (path, "file")), root, is_runc=True)
     require_places(asked(root, ("/proc", "/proc"), ("/proc/nosuch", "file")), root, is_runc=True)
     require_places(asked(root, ("/dev", "with"), ("/dev/pts/0", "file")), root, is_runc=True)
+
+
+def test_a_mount_on_another_that_has_no_place_for_it(root: str) -> None:
+    """On a file, or on a read-only mount that has nothing there: crun would make that on the host all the same."""
+    outer = Mount(container_path="/outer/", host_path=os.path.join(os.path.dirname(root), "host"))
+    (Path(outer.host_path) / "link").symlink_to("nowhere")
+
+    def require(path: str, **fields: bool) -> None:
+        inner = Mount(container_path=path, host_path=outer.host_path)
+        mounts = (inner, replace(outer, **fields))
+        require_places(replace(asked(root), mounts=mounts), root, is_runc=False)
+
+    for fields in ({}, {"readonly": True}, {"recursive_read_only": True}):
+        with pytest.raises(
+            InvalidInputError, match=r"^mounts\.container_path '/outer/file/x': the mount at '/outer' has"
+        ):
+            require("/outer/file/x", **fields)
+        for path in ("/outer/directory", "/outer/link/x", "/outer//with/null"):
+            require(path, **fields)
+        if fields:
+            with pytest.raises(InvalidInputError, match="the mount at '/outer' is read-only, and has nothing there"):
+                require("/outer/directory/new", **fields)
+        else:
+            require("/outer/directory/new")
+    most = Mount(container_path="/outer/directory", host_path=outer.host_path)
+    inner = Mount(container_path="/outer/directory/new/x", host_path=outer.host_path)
+    mounts = (replace(outer, readonly=True), inner, most)  # the innermost of those that it is on counts
+    require_places(replace(asked(root), mounts=mounts), root, is_runc=False)
 
 
 @pytest.mark.parametrize("field", ["masked_paths", "readonly_paths"])

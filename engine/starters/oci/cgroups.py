@@ -47,11 +47,18 @@ def _list_hierarchies() -> list[str]:
 
 
 def _find_file(above: str, names: Sequence[str]) -> str:
-    """Return the first on the way below a directory that is no directory, "" if there is none."""
+    """Return the first on the way below a directory that is no directory, "" if there is none.
+
+    A cgroup that is not there yet will have the files that the topmost has.
+    """
+    top, is_new = above, False
     for name in names:
-        above = os.path.join(above, name)
-        if not os.path.isdir(above):
-            return above if os.path.lexists(above) else ""
+        above = os.path.join(top if is_new else above, name)
+        if os.path.isdir(above):
+            continue
+        if os.path.lexists(above):
+            return above
+        is_new = True
     return ""
 
 

@@ -1,7 +1,8 @@
 """Paths in a container that its config names: what the image, or the kernel, has there that they cannot be.
 
-The runtimes make what is missing, and follow links beneath the root file system. What is below a mount of the config,
-or where each container has something mounted, is not looked into: the runtime tells of that when it starts.
+The runtimes make what is missing, and follow links beneath the root file system. Where the links of a mount of the
+config lead, and what is where each container has something mounted, is not looked into: the runtime tells of that when
+it starts.
 """
 
 import errno
@@ -43,7 +44,10 @@ def require_places(config: ContainerConfig, root: str, *, is_runc: bool) -> None
     for mount in mounts_of(config):  # outer ones first
         path = place_of(mount.container_path)
         require_path_fits("mounts.container_path", mount.container_path, root)
-        why = "" if _is_in(path, above) else _find_why_not(mount, path, root, is_runc=is_runc)
+        if _is_in(path, above):
+            why = _find_why_not_on(config, path)
+        else:
+            why = _find_why_not(mount, path, root, is_runc=is_runc)
         if why:
             raise InvalidInputError(f"mounts.container_path {quote_path(mount.container_path)}: {why}")
         above.append(path)
@@ -95,6 +99,26 @@ def _is_missing_in_kernel(path: str) -> bool:
     """Return whether a path is where the kernel makes all that is there, and this is not."""
     is_made_by_kernel = path.startswith(_FILLED_BY_KERNEL) and not path.startswith(_CGROUPS)
     return path.startswith(_EMPTY) or (is_made_by_kernel and not os.path.exists(path))
+
+
+def _find_why_not_on(config: ContainerConfig, path: str) -> str:
+    """Return why nothing can be mounted at a path on another mount, "" if it can be, or if a link is on its way.
+
+    What is missing there is made on the host; crun does that for a mount that is read-only, too.
+    """
+    outer = [each for each in mounts_of(config) if _is_in(path, [place_of(each.container_path)])]
+    mount = outer[-2] if len(outer) > 1 else outer[0]  # the last is the one at the path itself
+    above, there = place_of(mount.container_path), os.path.realpath(mount.host_path)
+    for name in path[len(above) :].strip("/").split("/"):
+        if not os.path.isdir(there):
+            return f"the mount at {quote_path(above)} has on its way what is no directory"
+        there = os.path.join(there, name)
+        if os.path.islink(there):
+            return ""
+        if not os.path.lexists(there):
+            is_read_only = mount.readonly or mount.recursive_read_only
+            return f"the mount at {quote_path(above)} is read-only, and has nothing there" if is_read_only else ""
+    return ""
 
 
 def _find_why_not_hidden(field: str, path: str, *, is_runc: bool) -> str:

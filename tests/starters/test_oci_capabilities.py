@@ -10,6 +10,14 @@ from limpet.schema.errors import InvalidInputError
 HAVE = (*DEFAULT, "SYS_ADMIN", "SYS_TIME")
 
 
+def test_a_privileged_one_has_all_and_the_ambient_ones() -> None:
+    """Its program has these as another user than root, too; a name that is none is refused there as well."""
+    asked = Capability(drop_capabilities=("ALL",), add_ambient_capabilities=("cap_kill", "SYS_BOOT"))
+    assert choose(asked, privileged=True) == (HAVE, ("KILL",))
+    with pytest.raises(InvalidInputError, match="no such capability"):
+        choose(Capability(add_capabilities=("nosuch",)), privileged=True)
+
+
 @pytest.fixture(autouse=True)
 def some(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have some capabilities, as an engine in a container does."""
@@ -40,7 +48,7 @@ def test_what_is_asked_for_is_chosen(
     found, ambient_ones = choose(asked, privileged=False)
     assert (set(found), ambient_ones) == (chosen, kept)
     assert len(found) == len(chosen)
-    assert choose(asked, privileged=True) == (HAVE, ())
+    assert choose(asked, privileged=True) == (HAVE, kept)
     assert find_missing(asked) == (("SYS_BOOT",) if "SYS_BOOT" in add else ())
     undropped = tuple(name for name in drop if name in {*(each.upper().removeprefix("CAP_") for each in add), *ambient})
     assert find_undropped(asked) == undropped

@@ -465,6 +465,7 @@ def test_nothing_but_a_pipe_is_taken_for_conmons_door(
     other.write_text("precious")
     if kind == "link":
         door.symlink_to(other)
+    os.rename(container.metadata.log_path, f"{container.metadata.log_path}.1")
     with pytest.raises(errors.InvalidStateError, match="conmon cannot be asked"):
         container.reopen_log()
     assert other.read_text() == "precious"

@@ -36,9 +36,9 @@ def choose(asked: Capability, *, privileged: bool) -> tuple[tuple[str, ...], tup
 
     Raises InvalidInputError for a name that is none. What this process does not have is left out; see `find_missing`.
     """
-    if privileged:
-        return available(), ()
     add, drop, ambient = _normalize(asked)
+    if privileged:
+        return available(), tuple(name for name in ambient if name in available())
     chosen = set() if "ALL" in drop else set(DEFAULT)
     if "ALL" in add:
         chosen = set(_NAMES)

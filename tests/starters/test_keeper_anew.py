@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.keeper.adoption import settle_executed
+from limpet.engine.starters.process.keeper.container import Container
 from limpet.engine.starters.process.keeper.journal import Journal
-from limpet.engine.starters.process.keeper.kernel import read_stat
+from limpet.engine.starters.process.keeper.kernel import read_exit_of_stranger, read_stat
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.starter import _is_about
 from limpet.recovery.host import identify, open_pidfd
@@ -36,13 +39,15 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
         one.kill()
 
 
-def begin(directory: Path, identity: ProcessIdentity, inode: int, *, executed: bool | None = True) -> KeeperClient:
+def begin(
+    directory: Path, identity: ProcessIdentity, inode: int, *, executed: bool | None = True, uts: int = 0
+) -> KeeperClient:
     """Have a keeper begin whose journal has this process for the container "one"."""
     directory.mkdir(mode=0o700)
     descriptor = os.open(directory, os.O_RDONLY)
     journal = Journal(descriptor, f"{identity.boot_id}/{identity.pid_namespace}")
     known = {"id": "one", "pid": identity.pid, "start": identity.start_ticks, "executed": executed}
-    uts = os.stat(f"/proc/{identity.pid}/ns/uts").st_ino
+    uts = uts or os.stat(f"/proc/{identity.pid}/ns/uts").st_ino
     journal.append({"world": f"{identity.boot_id}/{identity.pid_namespace}"}, known | {"inode": inode, "uts": uts})
     os.close(descriptor)
     client = KeeperClient(str(directory))
@@ -140,6 +145,70 @@ def test_what_may_be_held_is_not_killed_by_its_number(tmp_path: Path, inode: int
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+@pytest.fixture
+def reaped_at_once() -> Iterator[int]:
+    """A forked process that has executed nothing; whose child it is reaps it as soon as it has ended."""
+    told, tell = os.pipe()
+    parent = os.fork()
+    if not parent:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        child = os.fork()
+        if child:
+            os.write(tell, str(child).encode())
+        signal.pause()
+        os._exit(0)
+    os.close(tell)
+    child = int(os.read(told, 20))
+    os.close(told)
+    yield child
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+
+
+def test_what_was_held_never_ran_whoever_reaps_it(tmp_path: Path, reaped_at_once: int) -> None:
+    """All keepers before are dead, and its own parent reaps it as it is killed: what it was is not to be seen then."""
+    with open_pidfd(reaped_at_once) as pidfd:
+        identity = identify(reaped_at_once, pidfd)
+    if not identity.pidfd_inode:
+        pytest.skip("before Linux 6.9")
+    client = begin(tmp_path / "keeper", identity, identity.pidfd_inode, executed=None)
+    wait_until(lambda: ask(client, "end").get("end"), "its end to be noted")
+    assert ask(client, "end")["executed"] is False
+    assert not is_running(reaped_at_once)
+    client.close()
+
+
+@pytest.mark.parametrize("executed", [True, False])
+def test_what_was_seen_at_its_gate_never_ran_though_its_end_was_not_seen(tmp_path: Path, executed: bool) -> None:
+    """The keeper that ended it there wrote that down, and was killed before it saw the end."""
+    with subprocess.Popen(["sleep", "1000"]) as process, open_pidfd(process.pid) as pidfd:
+        identity = identify(process.pid, pidfd)
+        uts = os.stat(f"/proc/{process.pid}/ns/uts").st_ino
+        process.kill()
+    client = begin(tmp_path / "keeper", identity, identity.pidfd_inode, executed=executed, uts=uts)
+    answer = ask(client, "end")
+    assert (answer["executed"], answer["end"]["unseen"]) == (executed, True)
+    client.close()
+
+
+@pytest.mark.parametrize(("ends_by", "is_own"), [("exit 3", True), ("exit 128", False), ("kill -KILL $$", False)])
+def test_how_a_process_has_ended_may_tell_that_it_was_at_its_gate_no_more(ends_by: str, is_own: bool) -> None:
+    """Once it is reaped nothing else is left; 128, or a signal, may have been its gate's end or its program's."""
+    with subprocess.Popen(["sh", "-c", f"read line; {ends_by}"], stdin=subprocess.PIPE) as process:
+        pidfd = os.pidfd_open(process.pid)
+        process.communicate(b"\n")
+    container = Container("one", process.pid, 0, pidfd, None)
+    try:
+        is_known = is_own and read_exit_of_stranger(process.pid, pidfd) is not None
+        assert settle_executed(container) is is_known
+        assert container.executed is (True if is_known else None)
+    finally:
+        if container.pidfd >= 0:
+            os.close(pidfd)
 
 
 def test_a_journal_is_rewritten_once_it_has_grown(tmp_path: Path) -> None:

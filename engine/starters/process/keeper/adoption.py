@@ -3,15 +3,28 @@
 import errno
 import os
 import signal
+import time
 
 from .container import Container
-from .kernel import close, has_ended, hold_uts_namespace, kill, read_inode, read_stat, read_stat_of
+from .gate import is_of_program
+from .kernel import (
+    Stat,
+    close,
+    has_ended,
+    hold_uts_namespace,
+    kill,
+    read_exit_of_stranger,
+    read_inode,
+    read_stat,
+    read_stat_of,
+)
 from .members import Members
 
 _NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
 """What pidfd_open(2) says of a number that is no process's: nobody's, 0, or a thread's."""
 _END_SECONDS = 1.0
-"""How long one that was killed may take to end before we go on."""
+"""How long one that was stopped, or killed, may take to do so before we go on."""
+_LOOK_AGAIN_SECONDS = 0.0005
 
 
 def find_again(container: Container, anonymous: os.stat_result) -> bool:
@@ -58,15 +71,53 @@ def hold_uts_of_left(container: Container, members: Members) -> int:
 
 
 def settle_executed(container: Container) -> bool:
-    """End a process whose gate closed with the keeper before us; say whether it had executed its program just before.
+    """End a process whose gate closed with the keeper before us; note whether it had executed its program just before.
 
-    True where nobody knows: "never ran" is not said of what may have run.
+    It has, where it may be another's: "never ran" is not said of what may have run. False, and it is held no more, if
+    nobody knows: it is the very process, and was reaped by somebody else.
     """
+    if container.executed is None:
+        container.executed = _find_executed(container)
+    if container.executed is None:
+        close(container.pidfd)
+        container.pidfd = -1
+        return False
+    return True
+
+
+def _find_executed(container: Container) -> bool | None:
     if not container.is_proven:
         return True
     stat = read_stat_of(container.pid, container.pidfd)
     if stat is not None and not stat.has_executed:
-        kill(container.pidfd, signal.SIGKILL)
-        has_ended(container.pidfd, _END_SECONDS)
-        stat = read_stat_of(container.pid, container.pidfd)
-    return stat is None or stat.has_executed
+        stat = _end_at_gate(container)
+    if stat is not None:
+        return stat.has_executed
+    status = read_exit_of_stranger(container.pid, container.pidfd)
+    return True if status is not None and is_of_program(status) else None
+
+
+def _end_at_gate(container: Container) -> Stat | None:
+    """Kill a process at its gate, unless it executes its program just now; return what it was, None if nobody knows.
+
+    What is not our child is reaped by another as soon as it ends, and then nothing tells any more how far it had come.
+    So it is stopped first, and looked at.
+    """
+    stopped = _stop(container) if container.is_stranger else None
+    if stopped is not None and stopped.has_executed:
+        kill(container.pidfd, signal.SIGCONT)
+        return stopped
+    kill(container.pidfd, signal.SIGKILL)
+    has_ended(container.pidfd, _END_SECONDS)
+    return stopped or read_stat_of(container.pid, container.pidfd)
+
+
+def _stop(container: Container) -> Stat | None:
+    """Stop a process; return what it is from then on, None if it is gone, or does not stop in time."""
+    kill(container.pidfd, signal.SIGSTOP)
+    until = time.monotonic() + _END_SECONDS
+    while (stat := read_stat_of(container.pid, container.pidfd)) is not None and time.monotonic() < until:
+        if stat.has_executed or stat.state in {"T", "Z"}:
+            return stat
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    return None

@@ -37,6 +37,11 @@ _DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
 _BUSY_SECONDS, _BUSY_AGAIN_SECONDS = 1.0, 0.005
 
 
+def is_of_program(wait_status: int) -> bool:
+    """Say whether a process that ended so had executed its program: at its gate it ends by a signal or NOT_EXECUTED."""
+    return os.WIFEXITED(wait_status) and os.WEXITSTATUS(wait_status) != NOT_EXECUTED
+
+
 def become_container(control: int, until: int) -> NoReturn:
     """Turn this process, just forked, into a container's. Never returns.
 

@@ -591,11 +591,9 @@ class Keeper:
         container.why = (record.get("why") or "").encode()
         container.end, container.is_acknowledged = record.get("end"), bool(record.get("acknowledged"))
         try:
-            if not find_again(container, self._loop.anonymous):
+            if not find_again(container, self._loop.anonymous) or not settle_executed(container):
                 self._adopt_ended(container)
                 return
-            if container.executed is None:
-                container.executed = settle_executed(container)
             if container.is_proven:
                 container.uts = hold_uts_namespace(pid)
                 if container.uts < 0:  # it has ended
@@ -623,9 +621,10 @@ class Keeper:
         self._containers[container.id] = container
         container.is_reaped = True
         if container.end is None or container.executed is None:
-            # Nobody knows. "Never ran" is not said of what may have run, nor is a code that may be its gate's.
+            # Nobody knows. "Never ran" is not said of what may have run, nor is a code that may be its gate's; of what
+            # was seen at its gate, and its end was not, it is.
             container.end = {"unseen": True, "time": (container.end or {}).get("time") or time.time_ns()}
-            container.executed = True
+            container.executed = container.executed is not False
             self._journal.append({"id": container.id, "end": container.end})
 
     def _list(self, after: str) -> Message:

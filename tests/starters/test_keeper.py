@@ -1061,6 +1061,34 @@ def test_a_keeper_without_descriptors_says_whose_are_missing(engine: Engine, sta
     engine.get("one").stop(0)
 
 
+CANNOT_LOOK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from keeper import journal, keeper, main
+
+def find_again(container, anonymous):
+    raise OSError("no descriptor left")
+
+keeper.find_again, journal._WORTH_REWRITING = find_again, 0
+main.main()
+"""
+
+
+def test_what_could_not_be_looked_at_yet_stays_in_the_journal(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper that takes over and rewrites the journal is killed, too: the next one knows of every container."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", CANNOT_LOOK)
+    make(engine, "one", "sleep", "1000").start()
+    kill(state_dir, *KEEPER)
+    for number in range(8):
+        make(engine, f"c{number}", "true").start()
+        engine.get(f"c{number}").wait(20)
+    assert b'"id":"one"' in Path(state_dir, "keeper", "journal").read_bytes()
+    kill(state_dir, *ALL)
+    engine.get("one").stop(0)
+
+
 def describe_standing(pid: int) -> tuple[object, ...]:
     """Return what a process has of its parent: CPUs, policy, niceness, limits."""
     limits = (resource.RLIMIT_FSIZE, resource.RLIMIT_STACK, resource.RLIMIT_MSGQUEUE)

@@ -208,6 +208,7 @@ class Keeper:
         self._starts.hold_again()
         with suppress(OSError):
             if self._child_has_changed and time.monotonic() >= self._reap_again_at:
+                self._starts.spare.reap()
                 self._members.reap_orphans()
                 self._child_has_changed = False
                 self._reap_again_at = time.monotonic() + _REAP_SECONDS
@@ -522,6 +523,8 @@ class Keeper:
             self._firsts.pop(container.pid, None)
 
     def _rewrite(self) -> None:
+        if self._unadopted:  # of these the journal alone knows
+            return
         if self._journal.has_grown() and not any(
             each.is_durable and not each.is_acknowledged for each in self._containers.values()
         ):

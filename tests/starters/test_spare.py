@@ -156,6 +156,15 @@ def test_a_spare_that_was_killed_is_replaced(engine: Engine, state_dir: str) -> 
     engine.get("first").stop(0)
 
 
+def test_a_spare_that_was_killed_is_reaped_though_nothing_is_started(engine: Engine, state_dir: str) -> None:
+    """It stays no zombie until the next start, which may never come."""
+    run(engine, "first")
+    spare = wait_for_spare(state_dir)
+    os.kill(spare, signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{spare}"), "it to be reaped")
+    engine.get("first").stop(0)
+
+
 @pytest.mark.parametrize("number", [0, signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 def test_what_holds_the_memory_of_a_spare_is_no_part_of_its_container(
     engine: Engine, state_dir: str, number: int

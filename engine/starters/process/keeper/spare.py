@@ -75,16 +75,20 @@ class Spare:
         each page we write to after a fork is copied, once for both.
         """
         is_urgent, self.is_wanted = self.is_wanted, True
+        self.reap()
         gate, self._gate = self._gate, None
-        if gate is not None and has_ended(gate.pidfd):  # somebody has killed it
-            gate.end()
-            gate = None
         if gate is None:
             gate = _fork_gate()
             if is_urgent:
                 with suppress(Exception):  # the one that is asked for is there
                     self._gate = _fork_gate()
         return gate
+
+    def reap(self) -> None:
+        """Give up the one that waits if it has ended, for somebody has killed it."""
+        if self._gate is not None and has_ended(self._gate.pidfd):
+            gate, self._gate = self._gate, None
+            gate.end()
 
     def give_up(self) -> None:
         """End the one that waits."""

@@ -27,6 +27,7 @@ from limpet import Engine, errors
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter, find_facts
 from limpet.engine.starters.process.client import ANSWER_TIMEOUT_SECONDS, Connection, KeeperClient, KeeperGoneError
+from limpet.engine.starters.process.keeper.gate import EXECUTES
 from limpet.engine.starters.process.keeper.kernel import read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.starter import _Held
@@ -214,6 +215,24 @@ def wait_for_another_copier(state_dir: str, before: int) -> None:
     wait_until(lambda: find_keepers(state_dir).get("limpet-copier", before) != before, "the next copier")
 
 
+def leave_by_all(state_dir: str, prepared: Prepared) -> None:
+    """Kill all keepers, and wait until the process has ended and somebody else has reaped it."""
+    kill(state_dir, *ALL)
+    wait_until(lambda: read_stat_of(prepared.identity.pid, prepared.pidfd) is None, "its end to be reaped")
+
+
+def leave_untold(prepared: Prepared) -> None:
+    """Have its keeper not be told that it is to go."""
+    held = prepared.own
+    assert isinstance(held, _Held)
+    held.connection.tell = lambda *_: None  # type: ignore[method-assign]
+
+
+def blind_keepers(state_dir: str) -> None:
+    """Stop them, so that they see no end, and write none down."""
+    stop_by_signal(*(find_keepers(state_dir)[name] for name in ("limpet-anchor", "limpet-keeper")))
+
+
 @pytest.mark.parametrize("case", ["its gate opened", "its gate closed", "it was killed at its gate"])
 def test_a_start_that_all_keepers_leave_is_told_by_its_process(
     engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, case: str
@@ -230,8 +249,7 @@ def test_a_start_that_all_keepers_leave_is_told_by_its_process(
             assert wait_for_end(prepared.pidfd, 20)
         if case == "it was killed at its gate":  # as by a keeper that takes over; it reports nothing
             signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
-        kill(state_dir, *ALL)
-        wait_until(lambda: read_stat_of(prepared.identity.pid, prepared.pidfd) is None, "its end to be reaped")
+        leave_by_all(state_dir, prepared)
         real(self, prepared)
 
     monkeypatch.setattr(ProcessStarter, "go", go)
@@ -247,6 +265,96 @@ def test_a_start_that_all_keepers_leave_is_told_by_its_process(
         assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
         assert "never ran" in container.status.message
     assert Path(container.metadata.root_dir, "working", "ran").exists() is is_open
+
+
+@pytest.mark.parametrize("program", ["sleep 1000", "exit 7"])
+def test_what_may_have_been_a_gate_gives_no_code(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """One that was killed amid its exec, by a keeper that is gone, too, has no code; which it ended with is its own."""
+    real = ProcessStarter.go
+
+    def go(self: ProcessStarter, prepared: Prepared) -> None:
+        held = prepared.own
+        assert isinstance(held, _Held)
+        if program == "exit 7":
+            held.connection.tell({"op": "go", "id": held.container_id})
+            assert wait_for_end(prepared.pidfd, 20)
+        else:
+            stop_by_signal(
+                *(find_keepers(state_dir)[name] for name in ("limpet-anchor", "limpet-keeper"))
+            )  # sees nothing
+            os.lseek(held.plan, EXECUTES, os.SEEK_SET)
+            signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
+        leave_by_all(state_dir, prepared)
+        real(self, prepared)
+
+    monkeypatch.setattr(ProcessStarter, "go", go)
+    container = make(engine, "one", "sh", "-c", program)
+    container.start()
+    codes = {7, 255} if program == "exit 7" else {255}  # before Linux 6.15 a pidfd tells none
+    assert container.wait(20).exit_code in codes
+
+
+def test_a_start_that_fails_otherwise_gives_no_code_of_its_gate(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What became of it is not known then; all keepers are killed, and its process was killed at its gate."""
+
+    def fail(held: _Held, prepared: Prepared) -> bool:
+        blind_keepers(state_dir)
+        signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
+        leave_by_all(state_dir, prepared)
+        raise MemoryError
+
+    monkeypatch.setattr("limpet.engine.starters.process.starter._has_executed", fail)
+    go = ProcessStarter.go
+
+    def go_untold(self: ProcessStarter, prepared: Prepared) -> None:
+        leave_untold(prepared)
+        go(self, prepared)
+
+    monkeypatch.setattr(ProcessStarter, "go", go_untold)
+    container = make(engine, "one", "true")
+    with pytest.raises(MemoryError):
+        container.start()
+    assert container.wait(20).exit_code == 255
+
+
+def test_a_start_is_told_though_all_keepers_are_killed_as_it_is_given_up(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs at its gate, and the keeper kills it when it is asked to; then that one is killed, and the anchor."""
+    ask, go = KeeperClient.ask, ProcessStarter.go
+    starts: list[Prepared] = []
+    asked: list[Message] = []
+
+    def kill_all_after_signal(self: KeeperClient, message: Message, **options: bool) -> Message | None:
+        if message["op"] == "end" and not asked:
+            (prepared,) = starts
+            asked.append(message)
+            return {"pid": prepared.identity.pid, "start": prepared.identity.start_ticks, "executed": None}
+        answer = ask(self, message, **options)
+        if message["op"] == "signal":
+            leave_by_all(state_dir, *starts)
+        return answer
+
+    def hang(self: ProcessStarter, prepared: Prepared) -> None:
+        starts.append(prepared)
+        monkeypatch.setattr("limpet.engine.starters.process.starter._has_executed", time_out)
+        monkeypatch.setattr(KeeperClient, "ask", kill_all_after_signal)
+        leave_untold(prepared)
+        go(self, prepared)
+
+    def time_out(held: _Held, prepared: Prepared) -> bool:
+        raise errors.KeeperError("nothing has happened")
+
+    monkeypatch.setattr(ProcessStarter, "go", hang)
+    container = make(engine, "one", "touch", "ran")
+    with pytest.raises(errors.StartError, match="it did not come through its gate: nothing has happened"):
+        container.start()
+    assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
+    assert not Path(container.metadata.root_dir, "working", "ran").exists()
 
 
 def test_a_copier_that_was_killed_leaves_no_zombie(engine: Engine, state_dir: str) -> None:
@@ -511,6 +619,24 @@ def test_an_anchor_that_was_stopped_takes_over(state_dir: str) -> None:
     with Engine.open(state_dir) as engine:
         assert engine.get("one").wait(20).exit_code == 3
         assert make(engine, "two", "true").start().state is not ContainerState.UNKNOWN
+
+
+def test_a_keeper_that_is_killed_as_an_engine_opens_has_told_its_journal(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has begun and taken over, and is killed before it is asked: the next one tells the same."""
+    end = leave_one(state_dir)
+    end.touch()
+    wait_until(lambda: b'"end"' in Path(state_dir, "keeper", "journal").read_bytes(), "its end to be noted")
+    real = ProcessStarter.open
+
+    def open_and_kill(self: ProcessStarter, state_dir: str) -> None:
+        real(self, state_dir)
+        kill(state_dir, *ALL)
+
+    monkeypatch.setattr(ProcessStarter, "open", open_and_kill)
+    with Engine.open(state_dir) as engine:
+        assert engine.get("one").exit_code == 3
 
 
 def test_a_gate_that_dies_or_hangs_is_no_start(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

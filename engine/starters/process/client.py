@@ -283,17 +283,20 @@ class KeeperClient:
         if connection is not None:
             self.give_back(connection)
 
-    def ask(self, message: Message) -> Message | None:
-        """Return the keeper's answer to a request that may be repeated; None if there is no keeper.
+    def ask(self, message: Message, *, begin: bool = False) -> Message | None:
+        """Return the keeper's answer to a request that may be repeated; None if there is none, and none is to `begin`.
 
-        A keeper that died is asked again: the anchor has taken over. Raises KeeperError.
+        One of another pid namespace counts as none, here in either case. A keeper that died is asked again: the anchor
+        has taken over. Raises KeeperError, with `begin` UnsupportedError.
         """
         for _ in range(3):
             try:
-                with self.connection(begin=False) as connection:
+                with self.connection(begin=begin) as connection:
                     return None if connection is None else connection.ask(message)[0]
             except KeeperGoneError:
                 self.forget_connections()
+            except ForeignKeeperError:
+                return None
         raise KeeperError(f"the keeper in {self._directory} ends whenever it is asked for {message['op']!r}")
 
     def ask_for_many(self, message: Message, many: Sequence[Message]) -> "list[Message]":

@@ -19,14 +19,13 @@ from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_l
 from limpet.engine.starters.process.cgroups.parents import Notes
 from limpet.engine.starters.process.client import (
     Connection,
-    ForeignKeeperError,
     KeeperClient,
     KeeperGoneError,
     is_copying,
     portions,
 )
 from limpet.engine.starters.process.handed_on import read_handed_on
-from limpet.engine.starters.process.keeper.gate import EXECUTES
+from limpet.engine.starters.process.keeper.gate import EXECUTES, is_of_program
 from limpet.engine.starters.process.keeper.kernel import read_stat, read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.keeper.root import open_view, read_view
@@ -44,6 +43,7 @@ from limpet.recovery.host import (
     identify,
     open_pidfd,
     read_exit_code,
+    read_wait_status,
     wait_for_end,
     wait_readable,
 )
@@ -119,8 +119,9 @@ class ProcessStarter:
         self._cgroups = Notes("")
         self._scope = ""
         """What tells this state directory from others on this host, also when it is renamed."""
-        self._is_missed = False
-        """True if a keeper has left ends, and none could begin that reads them."""
+        self._doubtful: set[str] = set()
+        """Containers of which it is not known whether their programs were executed: what the kernel tells of an end may
+        be their gates'."""
         self._bare: set[str] = set()
         """Containers started here, of which there is nothing but processes: no log, no cgroup."""
         self._spent: set[str] = set()
@@ -143,7 +144,6 @@ class ProcessStarter:
             with self._keeper.connection(begin=self._keeper.has_left_ends):
                 pass
         except (KeeperError, UnsupportedError) as error:
-            self._is_missed = not isinstance(error, ForeignKeeperError)
             _log.warning("state directory %s: %s", state_dir, error)
 
     def close(self) -> None:
@@ -179,6 +179,7 @@ class ProcessStarter:
         Raises StartError, StateDirectoryError if the bundle's config.json is damaged.
         """
         self._spent.discard(launch.id)
+        self._doubtful.discard(launch.id)
         if launch.resources is None and not launch.log_path:
             self._bare.add(launch.id)
         spec = read_spec(launch.bundle_path)
@@ -211,6 +212,7 @@ class ProcessStarter:
         held = prepared.own
         assert isinstance(held, _Held)
         request: Message = {"op": "go", "id": held.container_id}
+        self._doubtful.add(held.container_id)
         try:
             held.connection.tell(request)
             if _has_executed(held, prepared):
@@ -228,7 +230,9 @@ class ProcessStarter:
             self._keeper.give_back(held.connection)
         finally:
             held.give_up()
-        if not answer["executed"]:
+        if answer["executed"] is not None:
+            self._doubtful.discard(held.container_id)
+        if answer["executed"] is False:
             close_all((prepared.pidfd,))
             raise StartError(self._explain(held.container_id, answer))
 
@@ -311,14 +315,19 @@ class ProcessStarter:
         return members
 
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
-        """Return how the process ended, as the keeper has seen it; without one, as the kernel tells it."""
+        """Return how the process ended, as the keeper has seen it; without one, as the kernel tells, or its journal."""
         answer = self._ask_about(container_id, identity)
-        if answer is not None and self._is_vouched_for(answer):
-            return self._read_exit(container_id, answer, identity, pidfd)
-        self._hold_inherited(container_id, identity.pid, pidfd)
-        if answer is not None:
-            return self._read_exit(container_id, answer, identity, pidfd)
-        return _read_exit_alone(identity, pidfd)
+        if answer is None or not self._is_vouched_for(answer):
+            self._hold_inherited(container_id, identity.pid, pidfd)
+        if answer is None:
+            found = self._read_exit_alone(container_id, identity, pidfd)
+            if found is None or found.code is not None:
+                return found
+            with suppress(KeeperError, UnsupportedError):
+                answer = self._ask_about(container_id, identity, begin=self._keeper.has_left_ends)
+            if answer is None:
+                return found
+        return self._read_exit(container_id, answer, identity, pidfd)
 
     def _hold_inherited(self, container_id: str, pid: int, pidfd: int) -> None:
         """Hold a process that has come to us, until its end is written down: nobody else will reap it."""
@@ -336,8 +345,26 @@ class ProcessStarter:
         if found.is_all and container_id in self._bare:
             self._spent.add(container_id)
         if found.code is None and not found.never_ran and pidfd >= 0:  # the keeper came too late; our pidfd may tell
-            return Exit(read_exit_code(identity.pid, pidfd))
+            return Exit(self._read_code(container_id, identity, pidfd))
         return found
+
+    def _read_exit_alone(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
+        """Return how a process ended that no keeper knows; None while its parent may still reap it."""
+        if pidfd < 0:
+            return Exit(None)
+        code = self._read_code(container_id, identity, pidfd)
+        if code is not None:
+            return Exit(code)
+        is_reaped = read_stat_of(identity.pid, pidfd) is None
+        return Exit(None) if is_reaped else None
+
+    def _read_code(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> int | None:
+        """Return the exit code that the kernel tells, None if it tells none, or may tell that of a gate."""
+        if container_id in self._doubtful:
+            status = read_wait_status(identity.pid, pidfd)
+            if status is None or not is_of_program(status):
+                return None
+        return read_exit_code(identity.pid, pidfd)
 
     def read_exits(self, ended: Mapping[str, tuple[ProcessIdentity, int]]) -> dict[str, Exit | None]:
         """Do what `read_exit` does for many, each with its pidfd; what the keeper has not seen itself is left out."""
@@ -395,8 +422,8 @@ class ProcessStarter:
     def _is_spent(self, container_id: str) -> bool:
         """Say whether it is known that there is nothing to release; whoever asks again has it looked at."""
         is_spent = container_id in self._spent
-        self._spent.discard(container_id)
-        self._bare.discard(container_id)
+        for known in (self._spent, self._bare, self._doubtful):
+            known.discard(container_id)
         return is_spent
 
     def _remove_cgroups(self, container_id: str, freezer: Freezer) -> None:
@@ -417,16 +444,18 @@ class ProcessStarter:
         return HostProbe(containers_dir, witness=self._witness, compare=self._compare)
 
     def _witness(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
-        """Say what the keeper knows of a container's process. Raises KeeperError, UnsupportedError."""
-        if self._is_missed:
-            with self._keeper.connection(begin=True):
-                self._is_missed = False
+        """Say what the keeper knows of a container's process. Raises KeeperError, UnsupportedError.
+
+        Not without a keeper where one has left a journal, however often it is killed: to whoever looks at the process
+        alone, what is at its gate, or has ended there, is the container.
+        """
+        begin = self._keeper.has_left_ends
         if identity is None:
-            answer = self._keeper.ask({"op": "end", "id": container_id})
+            answer = self._keeper.ask({"op": "end", "id": container_id}, begin=begin)
             # One that is held at its gate runs no program, and ends with the step that holds it.
             is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
             return Witnessed(Process.ALIVE) if is_alive else None
-        answer = self._ask_until_known(container_id, identity)
+        answer = self._ask_until_known(container_id, identity, begin=begin)
         if answer is None or ("end" not in answer and not self._is_vouched_for(answer)):
             return None
         if "end" not in answer:
@@ -489,35 +518,34 @@ class ProcessStarter:
     def _settle_start(self, held: _Held, prepared: Prepared, problem: str) -> Message:
         """Return what became of a start whose keeper died or did not answer; if it still hangs, it is ended."""
         container_id = held.container_id
+        why: Message = {}
         answer = None
-        with suppress(KeeperError):  # it hangs: then the process tells, as where there is none
+        with suppress(KeeperError):  # it hangs, or dies in its turn: then the process tells, as where there is none
             answer = self._ask_about(container_id, prepared.identity)
-        if answer is None or not self._is_vouched_for(answer):
-            executed = _settle_without_keeper(held, prepared)
-            if not executed:
-                reap_when_over(prepared.pidfd)
-            return {"executed": executed, "why": f"its keeper was killed or hangs: {problem}"}
-        if answer.get("executed") is None:
-            self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
-            wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
-            answer = self._ask_about(container_id, prepared.identity) or answer
-            answer.setdefault("why", f"it did not come through its gate: {problem}")
-            if answer.get("executed") is None:  # the keeper cannot look
-                answer["executed"] = _may_have_executed(prepared)
-        return {"executed": False} | answer
+            if answer is not None and self._is_vouched_for(answer) and answer.get("executed") is None:
+                why = {"why": f"it did not come through its gate: {problem}"}
+                self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
+                wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
+                answer = self._ask_about(container_id, prepared.identity)
+        if answer is not None and self._is_vouched_for(answer) and answer.get("executed") is not None:
+            return why | answer
+        executed = _settle_without_keeper(held, prepared)
+        if executed is False:
+            reap_when_over(prepared.pidfd)
+        return {"executed": executed, "why": f"its keeper was killed or hangs: {problem}"} | why
 
-    def _ask_until_known(self, container_id: str, identity: ProcessIdentity) -> Message | None:
+    def _ask_until_known(self, container_id: str, identity: ProcessIdentity, *, begin: bool) -> Message | None:
         """Do the same, and give one whose engine was killed amid its start a moment to execute its program, or end."""
         end = time.monotonic() + _SETTLED_SECONDS
-        while (answer := self._ask_about(container_id, identity)) is not None and time.monotonic() < end:
+        while (answer := self._ask_about(container_id, identity, begin=begin)) is not None and time.monotonic() < end:
             if "end" in answer or answer.get("executed") is not None:
                 break
             time.sleep(_LOOK_AGAIN_SECONDS)
         return answer
 
-    def _ask_about(self, container_id: str, identity: ProcessIdentity) -> Message | None:
+    def _ask_about(self, container_id: str, identity: ProcessIdentity, *, begin: bool = False) -> Message | None:
         """Return what the keeper knows of the very process; None if it knows nothing of it, or there is none."""
-        answer = self._keeper.ask({"op": "end", "id": container_id})
+        answer = self._keeper.ask({"op": "end", "id": container_id}, begin=begin)
         return answer if answer is not None and _is_about(answer, identity) else None
 
     @staticmethod
@@ -625,27 +653,28 @@ def _has_executed(held: _Held, prepared: Prepared) -> bool:
     return stat is not None and stat.start_ticks == prepared.identity.start_ticks and stat.has_executed
 
 
-def _settle_without_keeper(held: _Held, prepared: Prepared) -> bool:
+def _settle_without_keeper(held: _Held, prepared: Prepared) -> bool | None:
     """Say whether a process that no keeper is the parent of has executed its program; if it has not, it is ended.
 
     The gate closed with the last keeper, so the process goes on or ends, or was killed by a keeper that took over and
-    is gone, too; and anybody may reap it. Its report tells then, or how far it came: "never ran" is not said of what
-    may have run. Raises OSError.
+    is gone, too; and anybody may reap it. Its report tells then, or how far it came. None if it may have, and nobody
+    knows: "never ran" is not said of what may have run, nor a code that may be its gate's. Raises OSError.
     """
     told = _read_report(held.report)
     if told:
         return False
-    if told is None and not _may_have_executed(prepared):
+    if told is None and _has_gone_on(prepared) is False:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
         wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
-    return _may_have_executed(prepared) and not held.is_left_at_gate
+    has_gone_on = _has_gone_on(prepared)
+    return False if has_gone_on is None and held.is_left_at_gate else has_gone_on
 
 
-def _may_have_executed(prepared: Prepared) -> bool:
-    """Say whether a process has executed its program, or is gone: "never ran" is not said of what may have run."""
+def _has_gone_on(prepared: Prepared) -> bool | None:
+    """Say whether a process has executed its program; None once it is gone."""
     stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
-    return stat is None or stat.has_executed
+    return None if stat is None else stat.has_executed
 
 
 def _read_report(report: int) -> bytes | None:
@@ -671,17 +700,6 @@ def _give_working_directory(path: str, user: User) -> None:
     if user.uid is not None:
         with suppress(FileNotFoundError):  # a launch without a bundle
             os.chown(path, user.uid, -1 if user.gid is None else user.gid, follow_symlinks=False)
-
-
-def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:
-    """Return how a process ended that no keeper knows; None while its parent may still reap it."""
-    if pidfd < 0:
-        return Exit(None)
-    code = read_exit_code(identity.pid, pidfd)
-    if code is not None:
-        return Exit(code)
-    is_reaped = read_stat_of(identity.pid, pidfd) is None
-    return Exit(None) if is_reaped else None
 
 
 def _name_signal(number: int) -> str:

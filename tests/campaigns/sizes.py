@@ -36,6 +36,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "errors": Campaign("failed operations, each with the disks after it", 7, 375, 5_000, every=6),
     "refusals": Campaign("system calls of an engine and its keeper that are refused", 6, 240, 5_000),
     "stops": Campaign("stops of the keeper's processes, each at a call", 1, 55, every=2),
+    "deaths": Campaign("kills of several of an engine's processes at once", 2, 80),
     "damage": Campaign("damaged states", 240, 5_000, 100_000),
     "bits": Campaign("flipped bits of a closed database", 90, 3_600, 48_000),
     "hostile": Campaign("hostile inputs", 181, 7_260, 100_000),

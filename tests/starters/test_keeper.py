@@ -610,6 +610,35 @@ def leave_one(state_dir: str) -> Path:
         return Path(container.metadata.root_dir, "working", "end")
 
 
+def test_a_keeper_that_dies_as_it_is_greeted_is_not_taken_for_none(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The anchor takes over, and knows what has left its container's group: a stop reaches all of it."""
+    one = make(engine, "one", "sh", "-c", "setsid sleep 1000 & echo $! > left; exec sleep 1000")
+    one.start()
+    left = Path(one.metadata.root_dir, "working", "left")
+    wait_until(lambda: left.exists() and left.read_text(), "the first to have another")
+    greet = KeeperClient._greet
+    killed: list[int] = []
+
+    def kill_amid_greeting(self: KeeperClient, connection: Connection) -> Connection:
+        if not killed:
+            killed.append(connection.ask({"op": "hello"})[0]["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+            wait_until(lambda: not is_running(killed[0]), "the keeper to end")
+        return greet(self, connection)
+
+    starter = engine.starter
+    assert isinstance(starter, ProcessStarter)
+    starter._keeper.forget_connections()
+    monkeypatch.setattr(KeeperClient, "_greet", kill_amid_greeting)
+    identity = one.status.identity
+    assert identity is not None
+    assert starter.signal("one", identity, 0) == 2
+    assert killed
+    one.stop(0)
+
+
 def test_an_anchor_that_was_stopped_takes_over(state_dir: str) -> None:
     """It is stopped, and then the keeper is killed: the next engine has it go on, and knows what ended meanwhile."""
     end = leave_one(state_dir)

@@ -39,6 +39,8 @@ _PATIENCE_SECONDS = 1.0
 """As often it is seen, while an answer does not come, whether one of the keeper's processes is stopped."""
 _BEGIN_TIMEOUT_SECONDS = 20.0
 _RETRY_SECONDS = 0.002
+_TRIES = 3
+"""With keepers that die one after the other."""
 _DYING_SECONDS = 1.0
 """How long a keeper that was killed may hold its lock."""
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from keeper.main import main; main()"
@@ -289,7 +291,7 @@ class KeeperClient:
         One of another pid namespace counts as none, here in either case. A keeper that died is asked again: the anchor
         has taken over. Raises KeeperError, with `begin` UnsupportedError.
         """
-        for _ in range(3):
+        for _ in range(_TRIES):
             try:
                 with self.connection(begin=begin) as connection:
                     return None if connection is None else connection.ask(message)[0]
@@ -316,7 +318,7 @@ class KeeperClient:
 
     def tell(self, message: Message) -> None:
         """Send what has no answer; nothing happens if there is no keeper. Raises KeeperError."""
-        for _ in range(3):
+        for _ in range(_TRIES):
             try:
                 with self.connection(begin=False) as connection:
                     if connection is not None:
@@ -350,7 +352,17 @@ class KeeperClient:
             return False
 
     def _connect(self) -> Connection | None:
-        """Connect to the keeper that lives; None if there is none. Raises KeeperError."""
+        """Connect to the keeper that lives; None if there is none. Raises KeeperError.
+
+        Of one that dies meanwhile the anchor takes over: that is no time without a keeper.
+        """
+        for _ in range(_TRIES):
+            with suppress(KeeperGoneError):
+                return self._connect_once()
+        return None
+
+    def _connect_once(self) -> Connection | None:
+        """Do so, unless that one dies meanwhile. Raises KeeperGoneError, KeeperError."""
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             connection = Connection(link, self._directory)
@@ -363,7 +375,7 @@ class KeeperClient:
             if uid != os.geteuid():
                 raise KeeperError(f"the keeper in {quote_path(self._directory)} is of uid {uid}; run as that user")
             return self._greet(connection)
-        except (FileNotFoundError, ConnectionRefusedError, KeeperGoneError):
+        except (FileNotFoundError, ConnectionRefusedError):
             link.close()
             return None
         except OSError as error:

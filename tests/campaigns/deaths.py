@@ -9,6 +9,7 @@ with a code of its own; then one more engine says what became of each:
 - "never ran" is said only of what has not begun;
 - what is said to run does so;
 - that nobody saw the end is said only where keeper and anchor had been killed;
+- what it has said is in its log once, if there was a keeper all the time;
 - the next start works, and in the end no process is left, and no descriptor in the engine.
 
 Run it as `python -m tests.campaigns.deaths FIRST_SEED COUNT [credulous]`; the last are engines that take the end of
@@ -381,7 +382,7 @@ def _be_engine(directory: str, seed: int, share: float, is_credulous: bool) -> N
     before = open_descriptors()
     with Engine.open(f"{directory}/state") as engine:
         with suppress(AlreadyExistsError):
-            engine.create_sandbox({"metadata": {"name": _SANDBOX}}, id=_SANDBOX)
+            engine.create_sandbox(_describe_sandbox(directory), id=_SANDBOX)
         for number in range(6):
             kind = by_chance.choice([*_KINDS])
             try:
@@ -400,11 +401,16 @@ def _be_engine(directory: str, seed: int, share: float, is_credulous: bool) -> N
         _tell(directory, violations=[f"descriptors are left: {left}"])
 
 
+def _describe_sandbox(directory: str) -> dict[str, Any]:
+    return {"metadata": {"name": _SANDBOX}, "log_directory": f"{directory}/logs"}
+
+
 def _make(engine: Engine, key: str, kind: str) -> Container:
     config = {
         "metadata": {"name": key},
         "image": {"image": "host"},
-        "command": ["sh", "-c", f"echo $$ >> {_MARK}; {_KINDS[kind].script}"],
+        "command": ["sh", "-c", f"echo $$ >> {_MARK}; echo said; {_KINDS[kind].script}"],
+        "log_path": f"{key}.log",
     }
     return engine.create_container(config, _SANDBOX, id=key, restart=_KINDS[kind].restart)
 
@@ -431,7 +437,7 @@ def _judge_all(directory: str, share: float, is_credulous: bool, killed: _Killed
     violations: list[str] = []
     with Engine.open(f"{directory}/state") as engine:
         with suppress(AlreadyExistsError):
-            engine.create_sandbox({"metadata": {"name": _SANDBOX}}, id=_SANDBOX)
+            engine.create_sandbox(_describe_sandbox(directory), id=_SANDBOX)
         _wait_until_settled(engine)
         for container in engine.list():
             what, wrong = _judge(container, killed)
@@ -508,6 +514,10 @@ def _judge(container: Container, killed: _Killed) -> tuple[str, str]:
     is_killed = any(pid in each for each in killed.programs.values())
     if status.exit_code not in {*_KINDS[kind].codes, *((137,) if is_killed else ())}:
         return "code", f"it does not end with {status.exit_code}"
+    if kind in {"brief", "short"} and status.exit_code in _KINDS[kind].codes:
+        said = [each.text for each in container.read_log()]
+        if said != [b"said\n"] and (said or len(killed.keepers) < 2):  # nobody holds a pipe when all are dead
+            return "code", f"its log has {said}"
     return "code", ""
 
 

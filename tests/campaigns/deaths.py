@@ -493,6 +493,8 @@ def _read_state(pid: int) -> str:
 def _judge(container: Container, killed: _Killed) -> tuple[str, str]:
     """Return what is told of a container, and what is wrong about it, "" if nothing is."""
     status, kind = container.status, container.metadata.name.partition("-")[0]
+    if kind == "again" and status.state is ContainerState.RUNNING:  # its policy has started it just now
+        status = container.wait(_PATIENCE_SECONDS)
     has_begun = _find_mark(container).exists()
     if status.state is ContainerState.CREATED or (status.state is ContainerState.UNKNOWN and not status.created_at):
         return "created", "it has begun" if has_begun else ""

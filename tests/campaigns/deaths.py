@@ -221,7 +221,7 @@ def _be_killer(directory: str, seed: int, is_credulous: bool) -> None:
         gate = 0
         if by_chance.random() < 0.6:
             gate = _wait_for_gate(ours)
-            roles = by_chance.choice((*_AMID_START, roles))
+            roles = ("gate", "keepers") if is_credulous else by_chance.choice((*_AMID_START, roles))
         for role in roles:
             if role == "successor":
                 _wait_for_end(gate)
@@ -291,6 +291,8 @@ def _kill_one(by_chance: random.Random, role: str, top: int, engine: int, killed
         victims = _find_victims(role, by_chance, top, engine)
     if not victims:
         return
+    if role == "gate" and number == signal.SIGKILL and not _stop_at_gate(victims[0]):
+        role = "program"
     if number == signal.SIGKILL and role in {"gate", "program"}:  # the former may have become the latter just now
         killed.programs[role].update(victims)
     if number == signal.SIGKILL and role in {"keeper", "keepers", "anchor"}:
@@ -299,6 +301,16 @@ def _kill_one(by_chance: random.Random, role: str, top: int, engine: int, killed
         with suppress(ProcessLookupError):
             os.kill(victim, number)
         killed.did.append(f"{signal.Signals(number).name} {role} {victim}")
+
+
+def _stop_at_gate(pid: int) -> bool:
+    """Stop a process; say whether it is a gate still: between a look and a kill it may become the program."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 0.1
+    while _read_state(pid)[:1] not in {"T", "Z", "g"} and time.monotonic() < deadline:
+        pass
+    return _read_name(pid) == "limpet-gate"
 
 
 def _find_victims(role: str, by_chance: random.Random, top: int, engine: int) -> list[int]:

@@ -1240,8 +1240,9 @@ def test_what_could_not_be_looked_at_yet_stays_in_the_journal(
         make(engine, f"c{number}", "true").start()
         engine.get(f"c{number}").wait(20)
     assert b'"id":"one"' in Path(state_dir, "keeper", "journal").read_bytes()
+    monkeypatch.undo()
     kill(state_dir, *ALL)
-    engine.get("one").stop(0)
+    assert engine.get("one").stop(0).exit_code == 137
 
 
 def describe_standing(pid: int) -> tuple[object, ...]:

@@ -812,6 +812,37 @@ def test_an_interpreter_that_is_none_is_refused(state_dir: str, tmp_path: Path) 
     assert not marker.exists()
 
 
+DIES_AS_IT_BEGINS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from keeper import main
+with open(COUNT, "a") as file:
+    file.write("x")
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if os.stat(COUNT).st_size <= DEATHS:
+    main.WHERE = die
+main.main()
+"""
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+@pytest.mark.parametrize("where", ["_take_lock", "become_subreaper"])
+def test_a_keeper_that_is_killed_as_it_begins_is_begun_again(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, deaths: int
+) -> None:
+    """Whether the process that was spawned is killed or its anchor; of one that always is, that is told."""
+    program = DIES_AS_IT_BEGINS.replace("COUNT", repr(str(tmp_path / "count"))).replace("DEATHS", str(deaths))
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", program.replace("WHERE", where))
+    container = make(engine, "one", "true")
+    if deaths == 2:
+        container.start()
+        assert container.wait(20).exit_code == 0
+    else:
+        with pytest.raises(errors.StartError, match="the keeper cannot begin: it was killed as it began"):
+            container.start()
+
+
 def test_what_keeps_a_keeper_from_serving_is_told_at_once(state_dir: str) -> None:
     """It fails after whoever was spawned has forked it: the start waited for 20 seconds, and did not learn why."""
     journal = Path(state_dir, "keeper", "journal")

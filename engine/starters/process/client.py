@@ -21,7 +21,7 @@ from typing import TypeVar
 from limpet.engine.starters.orphans import reap_with_session
 from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import require_interpreter
-from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, LOCK, SOCKET
+from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, KILLED, LOCK, SOCKET
 from limpet.engine.starters.process.keeper.messages import LONGEST, VERSION, Message, encode, read_peer, receive, send
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
@@ -419,18 +419,21 @@ class KeeperClient:
         """Have a keeper begin, and connect to it. Raises KeeperError, UnsupportedError."""
         with self._beginning:
             deadline = time.monotonic() + _BEGIN_TIMEOUT_SECONDS
-            complaint = ""
-            while time.monotonic() < deadline:
+            complaint, killed = "", 0
+            while time.monotonic() < deadline and killed < _TRIES:
                 connection = self._connect()
                 if connection is not None:
                     return connection
                 status, complaint = self._spawn(deadline)
-                if status not in {0, ANOTHER_LIVES, None}:
+                if status == KILLED:
+                    killed += 1
+                elif status not in {0, ANOTHER_LIVES, None}:
                     break
                 if status == ANOTHER_LIVES:
                     _let_go_on(self._directory)  # who began it may be gone
                     time.sleep(_RETRY_SECONDS)  # it is about to serve, or about to end
-            raise KeeperError(f"the keeper cannot begin: {complaint or 'it does not answer'}")
+            silence = "it was killed as it began" if killed else "it does not answer"
+            raise KeeperError(f"the keeper cannot begin: {complaint or silence}")
 
     def _spawn(self, deadline: float) -> tuple[int | None, str]:
         """Run the keeper's program until it serves, or cannot; return its exit status, None if not known, and why."""
@@ -521,7 +524,10 @@ def _is_locked(directory: str) -> bool:
 
 
 def _wait(pid: int, deadline: float) -> int | None:
-    """Return a child's exit status; None if somebody else has reaped it. One that takes too long is ended."""
+    """Return a child's exit status, KILLED if a signal has ended it; None if somebody else has reaped it.
+
+    One that takes too long is ended.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except OSError as error:
@@ -539,7 +545,9 @@ def _wait(pid: int, deadline: float) -> int | None:
                 let_go_on(pid, pidfd)
         found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
         reap_with_session(pidfd, pid)  # it has begun a session of its own, in which all of a keeper's processes stay
-        return None if found is None else found.si_status
+        if found is None:
+            return None
+        return int(found.si_status) if found.si_code == os.CLD_EXITED else KILLED
     except ChildProcessError:
         return None
     finally:

@@ -35,6 +35,8 @@ DIRECTORY = 3
 """The descriptor that it is given: the keeper's own directory."""
 ANOTHER_LIVES = 3
 """The exit status if another keeper holds the lock."""
+KILLED = 4
+"""The same if the anchor ended without a word."""
 _BACKLOG = 512
 _OOM_SCORES = ("-900", "0")
 """The first that may be set: below 0 needs CAP_SYS_RESOURCE, and the host's own may make it the first to be killed."""
@@ -87,7 +89,7 @@ def _require_begun(begun: int) -> None:
     poll = select.poll()
     poll.register(begun, select.POLLIN)
     if poll.poll(_TOLD_SECONDS * 1000) and (why := os.read(begun, _LONGEST_REASON)) != _BEGUN:
-        sys.exit(why.decode(errors="replace") or "it ended as it began")
+        sys.exit(why.decode(errors="replace") or KILLED)
 
 
 def _anchor(listener: socket.socket, told: int) -> NoReturn:

@@ -145,7 +145,10 @@ class FleetUnknownError(FleetError):
 
 
 class FleetFencedError(FleetError):
-    """Another engine stands for this node in the fleet now; the message says which. Nothing more is sent."""
+    """Another engine stands for this node in the fleet now, or the fleet has what this one has lost; the message says.
+
+    Nothing more is sent.
+    """
 
 
 class FleetTooNewError(FleetError, StoreTooNewError):

@@ -79,6 +79,10 @@ UPDATE fleet_node SET heard_at = clock_timestamp(), doubts = coalesce(%s, doubts
 _EVICT = """
 SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
 WHERE application_name = %s AND datname = current_database() AND pid <> pg_backend_pid()"""
+_NEWEST = f"""
+SELECT {", ".join(EventRow._fields)} FROM event
+WHERE node = %(node)s AND EXISTS (SELECT FROM fleet_node WHERE name = %(node)s AND directory = %(directory)s)
+ORDER BY revision DESC LIMIT 100"""  # noqa: S608  # our own names
 _MOST_CHARACTERS = 64 << 20
 """Rows are split into several statements beyond that: a server takes 1 GB in a message, and keeps it in memory."""
 ALTERED = -1
@@ -176,6 +180,16 @@ def load_revision(connection: Connection, node: str) -> int:
     """Return the revision up to which the fleet has a node's changes, 0 for one it does not know. Raises FleetError."""
     row = connection.execute("SELECT revision FROM fleet_node WHERE name = %s", (node,)).fetchone()
     return 0 if row is None else int(row[0])
+
+
+def load_newest_event(connection: Connection, node: str, directory: str) -> EventRow | None:
+    """Return the newest event of a node whose name is this state directory's, None if the fleet has none.
+
+    Events that were altered there are passed over. Raises FleetError.
+    """
+    rows = connection.execute(_NEWEST, {"node": node, "directory": directory}).fetchall()
+    events: Iterator[EventRow] = (sql.from_record(EventRow, row) for row in rows)
+    return next((event for event in events if row_is_sound(node, event)), None)
 
 
 def beat(connection: Connection, held: Claim, doubts: Doubts | None = None) -> None:

@@ -1,8 +1,8 @@
 """Making a state directory for a node that is lost, from what the fleet has of it.
 
 First the node's place is taken over, so that whatever is left of the old one can add nothing any more; then the records
-are read and the database is made, whole or not at all. A kill in between leaves a directory without a database: do it
-again.
+are read and the database is made, whole or not at all. A kill in between leaves a directory without a database, which
+no engine opens: do it again.
 """
 
 import os

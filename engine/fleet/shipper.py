@@ -20,7 +20,7 @@ from limpet.engine.fleet.batch import Claim, Doubts
 from limpet.engine.fleet.recent import MOST, Recent
 from limpet.engine.fleet.upgrade import require_schema
 from limpet.recovery.thread import Thread
-from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError, ResourcesError
+from limpet.schema.errors import FleetError, FleetFencedError, FleetUnknownError, LimpetError, ResourcesError, quote
 from limpet.schema.events import OF_ITEMS, OF_SANDBOXES, EventKind
 from limpet.schema.rows import EventRow
 from limpet.schema.telling import get_log
@@ -343,11 +343,28 @@ class Shipper:
         if self._held is None or batch.load_revision(connection, self._node) < self._cursor:
             self._is_whole = False
         if self._held is None:
+            self._require_same_history(connection)
             self._held = batch.claim(connection, self._node, *self._directory, doubts)
         else:
             batch.beat(connection, self._held, doubts)
         self._told = doubts
         return self._held
+
+    def _require_same_history(self, connection: Connection) -> None:
+        """Raise FleetFencedError if the fleet has what this node has never written, or does not know any more.
+
+        Its disk was put back to an earlier state, or its database is new: what the fleet has may be all there is.
+        """
+        newest = batch.load_newest_event(connection, self._node, self._directory[0])
+        if newest is None:
+            return
+        ours = self._extractor.extract([newest.revision], lambda _: {})
+        if ours.pruned < newest.revision and not ours.damaged and newest not in ours.events:
+            raise FleetFencedError(
+                f"the fleet has changes of node {quote(self._node)} that this state directory has not, the newest"
+                f" with revision {newest.revision}: its database is new, or was put back from a backup; nothing is"
+                " sent. To have them, restore the node from the fleet into a new directory"
+            )
 
     def _expect_callers(self, seconds: float) -> None:
         """Wait until as many wait as last; with the lock held.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from importlib import import_module
 
 import psycopg
 import pytest
@@ -30,6 +31,10 @@ def wait_for_trouble(store: Store) -> str:
     wait_until(lambda: store.fleet_lag and store.fleet_lag.error, "the trouble to be told")
     assert store.fleet_lag is not None
     return store.fleet_lag.error
+
+
+def fail(*_: object) -> None:
+    raise MemoryError
 
 
 def fill(base: Base, state_dir: str) -> None:
@@ -120,8 +125,8 @@ def test_another_directory_of_the_same_name_is_refused(base: Base, state_dir: st
     assert fleet_rows(base) == before
 
 
-def test_the_same_directory_elsewhere_fences_its_past(base: Base, state_dir: str) -> None:
-    """A directory that was moved, and one whose backup was put back, is the node; what was newer goes."""
+def test_what_was_put_back_from_a_backup_changes_nothing(base: Base, state_dir: str) -> None:
+    """It is told what the fleet has, also later, with as many changes; until the node's row is removed there."""
     fill(base, state_dir)
     shutil.copytree(state_dir, f"{state_dir}-backup")
     with Store.open(state_dir, node="n7", fleet=base.url) as store:
@@ -132,10 +137,50 @@ def test_the_same_directory_elsewhere_fences_its_past(base: Base, state_dir: str
         if os.path.exists(f"{state_dir}/{name}"):
             os.unlink(f"{state_dir}/{name}")
     shutil.copy(f"{state_dir}-backup/store.db", f"{state_dir}/store.db")
+    before = fleet_rows(base)
+    for _ in range(2):
+        with Store.open(state_dir, node="n7", fleet=base.url, fleet_ack="sync") as store:
+            assert "this state directory has not" in wait_for_trouble(store)
+            for number in range(10):
+                with pytest.raises(errors.FleetFencedError, match="restore the node from the fleet"):
+                    store.put("k", "of the backup", number)
+        assert fleet_rows(base) == before
+    base.ask("DELETE FROM limpet.fleet_node")
     with Store.open(state_dir, node="n7", fleet=base.url) as store:
         wait_sent(store)
         assert store.find("k", "newer") is None
     assert fleet_rows(base) == local_rows(state_dir)
+
+
+def test_a_restore_that_was_cut_off_loses_nothing(base: Base, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has made so far is no state directory: an engine there would have the fleet forget all."""
+    fill(base, state_dir)
+    shutil.rmtree(state_dir)
+    before = fleet_rows(base)
+    again = f"{state_dir}-again"
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(import_module("limpet.engine.fleet.restore"), "make_database", fail)
+        restore(base.url, "n7", again, is_forced=True)
+    for _ in range(2):
+        with pytest.raises(errors.StateDirectoryError, match="its database was not: make it again"):
+            Engine.open(again, node="n7", fleet=base.url)
+    assert restore(base.url, "n7", again, is_forced=True).containers == 2
+    with Engine.open(again, node="n7", fleet=base.url) as engine:
+        wait_sent(engine.store)
+        assert len(engine.list()) == 2
+    assert len(fleet_rows(base)["item"]) == len(before["item"])
+
+
+def test_a_database_that_is_new_changes_nothing(base: Base, state_dir: str) -> None:
+    """Somebody has removed it, and what tells of it; the directory is the node's still."""
+    fill(base, state_dir)
+    before = fleet_rows(base)
+    for name in os.listdir(state_dir):
+        if name.startswith(("store.db", "owner.json")):
+            os.unlink(f"{state_dir}/{name}")
+    with Store.open(state_dir, node="n7", fleet=base.url) as store:
+        assert "its database is new, or was put back" in wait_for_trouble(store)
+    assert fleet_rows(base) == before
 
 
 def test_the_command_restores(base: Base, state_dir: str) -> None:

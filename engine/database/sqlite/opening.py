@@ -14,6 +14,7 @@ from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.durable import make_directory, sync_directory
 from limpet.engine.state.names import BACKUPS, DATABASE
 from limpet.engine.state.owner import Owner
+from limpet.schema.errors import StateDirectoryError, quote_path
 from limpet.schema.revision import SCHEMA_REVISION
 
 
@@ -63,6 +64,7 @@ def open_database(directory: StateDirectory, node: str, pragmas: Pragmas = WRITE
         backup_path = directory.join(f"{BACKUPS}/before-{SCHEMA_REVISION}-{os.urandom(4).hex()}.db")
         reader = prepare_database(path, node, backup_path, pragmas, is_torn=is_torn)
     else:
+        _require_no_copy(directory, node)
         create_database(path, pragmas)
         reader = Reader(path, node)
     with ExitStack() as undo:
@@ -77,3 +79,16 @@ def open_database(directory: StateDirectory, node: str, pragmas: Pragmas = WRITE
         directory.write_owner(owner)
         undo.pop_all()
     return SqliteDatabase(directory, writer, reader, owner)
+
+
+def _require_no_copy(directory: StateDirectory, node: str) -> None:
+    """Refuse to begin anew where a copy was to be made, and a kill came in between.
+
+    Raises StateDirectoryError.
+    """
+    original = directory.find_original(node)
+    if original:
+        raise StateDirectoryError(
+            f"state directory {quote_path(directory.path)} was to be made from {quote_path(original)}, and its database"
+            " was not: make it again, or give another directory"
+        )

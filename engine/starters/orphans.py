@@ -84,11 +84,14 @@ class _Reaper:
 _reaper = _Reaper()
 
 
-def reap_when_over(pidfd: int) -> None:
-    """Reap the process behind a pidfd, which stays the caller's, once it has ended, if it comes to this process."""
+def reap_when_over(pidfd: int, session: int = 0) -> None:
+    """Reap the process behind a pidfd, which stays the caller's, once it has ended, if it comes to this process.
+
+    With it go the orphans of its `session`, if one is given: see `reap_with_session`.
+    """
     if takes_orphans():
         with suppress(OSError):  # for want of descriptors
-            _add(os.dup(pidfd), 0)
+            _add(os.dup(pidfd), session)
 
 
 def reap_with_session(pidfd: int, session: int) -> None:

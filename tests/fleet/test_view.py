@@ -209,6 +209,7 @@ def test_it_may_be_kept_open(base: Base, state_dir: str) -> None:
     base.cut_connections()
     assert [one.id for one in fleet.list()] == expected
     session = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND application_name = 'limpet' ORDER BY pid"
+    wait_until(lambda: len(base.ask(session, base.name)) == 1, "the connections that were cut to be over")
     parents = base.ask(session, base.name)
     child = os.fork()
     if child == 0:

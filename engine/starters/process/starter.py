@@ -12,7 +12,7 @@ import msgspec
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.environment import require_names, require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
-from limpet.engine.starters.orphans import reap_when_over, reap_with_session, takes_orphans
+from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.cgroups.freezer import Freezer
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
@@ -127,7 +127,7 @@ class ProcessStarter:
         self._spent: set[str] = set()
         """Of these the keeper has told that no process is left, either."""
         self._inherited_ends: dict[str, tuple[int, int]] = {}
-        """Pidfds and pids of what has ended as a child of ours, for we take orphans and its keepers were killed."""
+        """Pidfds and pids of what has ended without a keeper, where this process takes orphans."""
 
     def open(self, state_dir: str) -> None:
         """Look for the keeper that serves this state directory; one is begun when it is needed.
@@ -330,12 +330,9 @@ class ProcessStarter:
         return self._read_exit(container_id, answer, identity, pidfd)
 
     def _hold_inherited(self, container_id: str, pid: int, pidfd: int) -> None:
-        """Hold a process that has come to us, until its end is written down: nobody else will reap it."""
-        if pidfd < 0 or container_id in self._inherited_ends or not takes_orphans():
-            return
-        with suppress(OSError):
-            stat = read_stat_of(pid, pidfd)
-            if stat is not None and stat.parent == os.getpid():
+        """Hold a process that comes to us, if it does, until its end is written down: nobody else will reap it."""
+        if pidfd >= 0 and container_id not in self._inherited_ends and takes_orphans():
+            with suppress(OSError):
                 self._inherited_ends[container_id] = os.dup(pidfd), pid
 
     def _read_exit(self, container_id: str, answer: Message, identity: ProcessIdentity, pidfd: int) -> Exit | None:
@@ -380,8 +377,7 @@ class ProcessStarter:
         for key in container_ids:
             pidfd, pid = self._inherited_ends.pop(key, (-1, 0))
             if pidfd >= 0:
-                with suppress(OSError):  # the host program has reaped it itself
-                    reap_with_session(pidfd, pid)
+                reap_when_over(pidfd, pid)  # its keeper may be about to end still
                 close_all((pidfd,))
         for ids in portions(container_ids):
             self._keeper.tell({"op": "ack", "ids": ids})

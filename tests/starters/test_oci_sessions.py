@@ -142,6 +142,21 @@ def test_a_terminal_and_its_size(sleeping: Container) -> None:
     session.close()
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_command_has_the_oom_score_of_its_container(shared: Engine, runtime: str) -> None:
+    """From its first instruction on, and whatever the engine has: crun 1.8 does not see to it."""
+    asked = config(f"score-{runtime}", "sleep 1000", linux={"resources": {"oom_score_adj": 321}})
+    container = shared.create_container(asked, runtime)
+    container.start()
+    args = ["cat", "/proc/self/oom_score_adj"]
+    assert container.execute(args).output == b"321\n"
+    for terminal in (False, True):
+        session = keep(container.open_command(args, terminal=terminal))
+        assert (read_all(session)["stdout"].strip(), session.wait(10)) == (b"321", 0)
+    container.stop(0)
+    container.release()
+
+
 def test_sizes_that_no_terminal_can_have(sleeping: Container) -> None:
     """A command begins with the nearest that it can have, as when its terminal is given one later."""
     slow = ["/bin/sh", "-c", "sleep 0.3; busybox stty size"]  # crun gives it one while the program begins

@@ -30,7 +30,7 @@ from limpet.engine.starters.oci.resources import (
 )
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.sessions import CommandSession, clamp, tell_conmon
-from limpet.engine.starters.oci.tools import has_unified_cgroups
+from limpet.engine.starters.oci.tools import has_unified_cgroups, with_oom_score
 from limpet.engine.starters.oci.written import read_config
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
@@ -65,13 +65,24 @@ class Call(Protocol):
         timeout: float = 0,
         most_bytes: int = 64 << 10,
         directory: str = "",
+        begun_by: Sequence[str] = (),
         see_to: Callable[[int], None] = have_go_on,
     ) -> Outcome:
-        """Return how it ended that worked in a directory. At its deadline it is killed, with what it has started."""
+        """Return how it ended that worked in a directory. At its deadline it is killed, with what it has started.
+
+        `begun_by` is a command that becomes the runtime.
+        """
 
 
 def execute(
-    call: Call, run: RunDirectory, processes: Processes, cgroup: str, args: Sequence[str], timeout: float
+    call: Call,
+    run: RunDirectory,
+    processes: Processes,
+    cgroup: str,
+    args: Sequence[str],
+    timeout: float,
+    *,
+    is_crun: bool,
 ) -> Executed:
     """Run a command in the container; see `abilities.Executor`. Raises InvalidStateError if that is frozen."""
     _require_not_frozen(processes, cgroup)
@@ -89,6 +100,7 @@ def execute(
             timeout=max(timeout, _LEAST_SECONDS),
             most_bytes=_EXEC_BYTES,
             directory=run.path,
+            begun_by=_begin(files, is_crun=is_crun),
             see_to=see_to,
         )
         if outcome.code is None and has_ended:
@@ -120,23 +132,24 @@ def open_command(
     args: Sequence[str],
     *,
     size: tuple[int, int] | None,
-    hands_over: bool,
+    is_crun: bool,
 ) -> CommandSession:
     """Run a command in the container, connected; `runtime` is the command that runs the runtime.
 
-    It has a terminal if that has a size. `hands_over` says that the runtime can hand that over, and still wait for the
-    command's end; others copy what is written. Raises InvalidStateError if the container is frozen.
+    It has a terminal if that has a size. crun hands that over: the last that crun 1.8 copies it shows as an error of
+    its own. runc copies what is written, for it hands over only to leave. Raises InvalidStateError if the container is
+    frozen.
     """
     _require_not_frozen(processes, cgroup)
     size = size and (clamp(size[0]), clamp(size[1]))
     files = CommandFiles.write(run, args, size)
     try:
-        door = files.listen() if size is not None and hands_over else None
+        door = files.listen() if size is not None and is_crun else None
     except BaseException:
         files.remove()
         raise
     return CommandSession(
-        [*runtime, *files.arguments(processes.oci_id, has_door=door is not None)],
+        [*_begin(files, is_crun=is_crun), *runtime, *files.arguments(processes.oci_id, has_door=door is not None)],
         size=size,
         directory=run.path,
         door=door,
@@ -144,6 +157,11 @@ def open_command(
         end_orphan=lambda: files.end_orphan(processes, cgroup),
         resize=lambda packed: None if door else _resize(_await_pid(files), processes, cgroup, packed),
     )
+
+
+def _begin(files: CommandFiles, *, is_crun: bool) -> Sequence[str]:
+    """Return what begins the runtime: crun 1.8 passes over the oom score of a command, which then has crun's own."""
+    return with_oom_score(files.oom_score) if is_crun else ()
 
 
 def _require_not_frozen(processes: Processes, cgroup: str) -> None:

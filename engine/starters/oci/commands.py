@@ -18,6 +18,7 @@ from limpet.engine.starters.oci.cgroups import list_processes as list_members
 from limpet.engine.starters.oci.executable import MISSING, find_flaw
 from limpet.engine.starters.oci.exits import FAILED_TO_EXECUTE, is_process, read_program
 from limpet.engine.starters.oci.family import have_go_on, kill_family, list_processes
+from limpet.engine.starters.oci.resources import lowest_oom_score
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
 from limpet.recovery.host import open_pidfd, read_stat
@@ -65,6 +66,12 @@ class CommandFiles:
             files.remove()
             raise
         return files
+
+    @property
+    def oom_score(self) -> int:
+        """The command's oom_score_adj, which is the container's, as far as this process may give it."""
+        given: int = self._config.get("process", {}).get("oomScoreAdj", 0)
+        return max(given, lowest_oom_score())
 
     def arguments(self, oci_id: str, *, has_door: bool = False) -> list[str]:
         """Return the arguments for the runtime, which works in the directory of the start."""

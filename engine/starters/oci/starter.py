@@ -488,8 +488,8 @@ class OciStarter:
         """Run a command in the container, with its user and environment."""
         with _told(f"container {container_id}"):
             directory, processes = self._find(container_id, identity)
-            cgroup = self._cgroup_name(processes.oci_id)
-            return abilities.execute(self._call, directory, processes, cgroup, args, timeout)
+            cgroup, is_crun = self._cgroup_name(processes.oci_id), self._tools.find(self._runtime).kind == "crun"
+            return abilities.execute(self._call, directory, processes, cgroup, args, timeout, is_crun=is_crun)
 
     def open_command(
         self,
@@ -512,8 +512,7 @@ class OciStarter:
                 cgroup,
                 args,
                 size=size if terminal else None,
-                # crun 1.8 shows the last that it copies as an error of its own; runc hands over only to leave.
-                hands_over=self._tools.find(self._runtime).kind == "crun",
+                is_crun=self._tools.find(self._runtime).kind == "crun",
             )
 
     def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
@@ -866,14 +865,17 @@ class OciStarter:
         most_bytes: int = 64 << 10,
         directory: str = "",
         pass_fds: Sequence[int] = (),
+        begun_by: Sequence[str] = (),
         see_to: Callable[[int], None] = have_go_on,
     ) -> Outcome:
-        """Run the runtime. Raises UnsupportedError if it is not installed, OSError if it cannot be executed.
+        """Run the runtime, which `begun_by` becomes.
+
+        Raises UnsupportedError if it is not installed, OSError if it cannot be executed.
 
         What neither works in a `directory` nor inherits anything is ended by the next engine if this one is killed.
         """
         root = self._root.make()
-        command = [*self._command(), "--root", root, *arguments]
+        command = [*begun_by, *self._command(), "--root", root, *arguments]
         with ExitStack() as stack:
             if not directory and not pass_fds:
                 directory, pass_fds = root, (stack.enter_context(calls.held(root)),)

@@ -73,6 +73,11 @@ def command_of(runtime: Tool) -> Sequence[str]:
     return (runtime.path,)
 
 
+def with_oom_score(score: int) -> Sequence[str]:
+    """Return what gives itself an oom score and becomes the program that comes next, which hands it on."""
+    return ("/bin/sh", "-c", 'echo "$0" >/proc/self/oom_score_adj && exec "$@"', str(score))
+
+
 def has_hybrid_cgroups() -> bool:
     """Return whether cgroup v2 has controllers here beside those of v1."""
     try:

@@ -14,6 +14,7 @@ from limpet.schema.errors import InvalidInputError, quote, quote_path
 from limpet.schema.image import ImageConfig
 from limpet.schema.lengths import require_path_fits
 
+_OF_KERNEL = ("/proc/", "/sys/")
 _LONGEST_NAME = 255 - len(".20260101-000000.000001")
 
 
@@ -28,8 +29,8 @@ def choose_stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
 def choose_log_path(log_directory: str, log_path: str) -> str:
     """Return the absolute path of a container's log, "" if it keeps none.
 
-    Raises InvalidInputError if it would leave the log directory, also through a link in it, and if what is no directory
-    is on its way.
+    Raises InvalidInputError if it would leave the log directory, also through a link in it, if what is no directory is
+    on its way, and where nobody can make files.
     """
     if not log_path:
         return ""
@@ -47,6 +48,8 @@ def choose_log_path(log_directory: str, log_path: str) -> str:
             f"log_path {quote(log_path)}: its name has more than {_LONGEST_NAME} bytes, which leaves no room for"
             " those of rotated logs"
         )
+    if f"{directory}/".startswith(_OF_KERNEL):
+        raise InvalidInputError(f"log_directory {quote_path(log_directory)}: the kernel lets nobody make files there")
     above = directory
     while not os.path.lexists(above):
         above = os.path.dirname(above)

@@ -104,6 +104,9 @@ def test_a_log_below_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     for directory in ("file", "file/below", "file/"):
         with pytest.raises(InvalidInputError, match=r"^log_directory '.*/file' is no directory"):
             choose_log_path(f"{tmp_path}/{directory}", "x.log")
+    for directory in ("/proc/nosuch", "/sys", "/proc/self/fd"):
+        with pytest.raises(InvalidInputError, match=r"^log_directory '/.*: the kernel lets nobody make files there"):
+            choose_log_path(directory, "x.log")
     for path in ("file/x.log", "file/new/x.log"):
         with pytest.raises(InvalidInputError, match=r"^log_path 'file/.*/file' is no directory"):
             choose_log_path(str(tmp_path), path)

@@ -130,7 +130,8 @@ def refused(**linux):
     except errors.InvalidInputError as error:
         return str(error)
 sysctls = {"kernel.hostname": "by-sysctl", "kernel.msgmax": "4096", "net.core.somaxconn": "99"}
-paths = "/proc/sys/kernel/msgmax /proc/sys/net/core/somaxconn"
+sysctls["net.ipv4.ping_group_range"] = "0 0"
+paths = "/proc/sys/kernel/msgmax /proc/sys/net/core/somaxconn /proc/sys/net/ipv4/ping_group_range"
 devices = [{"host_path": "/dev/full", "permissions": "r"}]
 pids = {"security_context": {"namespace_options": {"pid": "POD"}}}
 print(json.dumps({
@@ -140,7 +141,8 @@ print(json.dumps({
     "parent": told("d", "echo on", {"linux": {"cgroup_parent": "/some/where"}}),
     "device": told("e", "test -c /dev/full && echo there", {}, devices=devices),
     "refused": [refused(sysctls={name: value}) for name, value in (
-        ("vm.swappiness", "1"), ("kernel.domainname", "x"), ("net.no.such", "1"), ("kernel.msgmax", "x")
+        ("vm.swappiness", "1"), ("kernel.domainname", "x"), ("net.no.such", "1"), ("kernel.msgmax", "x"),
+        *(("net.ipv4.ping_group_range", each) for each in ("0 70000000", "1 0", "0", "0 x")),
     )],
 }))
 engine.close()
@@ -151,7 +153,7 @@ def test_what_fields_do_without_root(home: str) -> None:
     """Each is seen inside, told, or refused by its name before anything is started."""
     require_tools(*TOOLS)
     said = json.loads(run(home, FIELDS))
-    assert said["sysctls"] == [["by-sysctl", "4096", "99"], []]
+    assert said["sysctls"] == [["by-sysctl", "4096", "99", "0\t0"], []]
     (inode,), names = said["ipc"]
     assert (inode, names) == (f"{os.stat('/proc/self/ns/ipc').st_ino}]", ["namespace_options"])
     assert said["pid"] == [["1"], ["namespace_options"]]
@@ -160,7 +162,11 @@ def test_what_fields_do_without_root(home: str) -> None:
     assert all(each.startswith("sysctls ") for each in said["refused"])
     refused = said["refused"]
     assert [each.split("sysctls ")[1].split(":")[0] for each in refused] == [
-        f"'{name}'" for name in ("vm.swappiness", "kernel.domainname", "net.no.such", "kernel.msgmax")
+        f"'{name}'"
+        for name in (
+            *("vm.swappiness", "kernel.domainname", "net.no.such", "kernel.msgmax"),
+            *["net.ipv4.ping_group_range"] * 4,
+        )
     ]
 
 

@@ -6,13 +6,14 @@ That is one, root in the container, and with newuidmap and newgidmap (Debian's `
 
 import os
 import pwd
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from limpet.engine.starters.oci.command import clean_environment
-from limpet.schema.errors import InvalidInputError
+from limpet.schema.errors import InvalidInputError, quote
 
 _OWN_SYS = ["rbind", "nosuid", "noexec", "nodev", "ro"]
 _QUEUES = "/dev/mqueue"
@@ -71,6 +72,17 @@ def require_mapped(kind: str, wanted: Sequence[int], mappings: Sequence[Mapping[
                 f"{kind} {number}: an engine that is not root can give its containers {kind}s below {most} alone;"
                 f" install uidmap, and give this user a range in /etc/sub{kind}"
             )
+
+
+def require_mapped_groups(field: str, text: str) -> None:
+    """Raise InvalidInputError unless a text is two numbers of groups that a container can have, as the kernel wants."""
+    numbers = text.split()
+    if len(numbers) != 2 or not all(re.fullmatch("[0-9]{1,10}", each) for each in numbers):
+        raise InvalidInputError(f"{field}: two numbers of groups are needed, not {quote(text)}")
+    try:
+        require_mapped("gid", [int(each) for each in numbers], _find_mappings("gid"))
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{field}: {error}") from error
 
 
 def _find_mappings(kind: str) -> list[dict[str, int]]:

@@ -24,6 +24,7 @@ from limpet.engine.starters.oci.command import LOOK_SECONDS, Outcome, is_any_lef
 from limpet.engine.starters.oci.family import have_holders_go_on
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
+from limpet.engine.starters.oci.rootless import require_mapped_groups
 from limpet.engine.starters.orphans import reap_when_over
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
@@ -49,7 +50,7 @@ _NAMES = frozenset({HOSTNAME, "kernel.domainname"})
 _OF_NO_RUNTIME = re.compile(r"kernel\.(msg|sem|shm)_next_id")
 """What runc and crun take for the host's, and refuse."""
 _OF_GROUPS = "net.ipv4.ping_group_range"
-"""Whose values are groups: which of them there are is known in the container alone."""
+"""Whose values are groups: which of them there are is another matter in the user namespace of a container."""
 _HOST_NAME_BYTES = 64
 """Of each of these (uname(2)); the kernel drops the rest without a word."""
 _SHM = "shm"
@@ -270,6 +271,8 @@ def try_sysctls(config: PodSandboxConfig, timeout: float) -> None:
     Raises InvalidInputError, also for one that only root may set, or that this kernel has not; UnsupportedError.
     """
     require_sysctls(config)
+    if (groups := sysctls_of(config).get(_OF_GROUPS)) is not None:
+        require_mapped_groups(f"sysctls {_OF_GROUPS!r}", groups)
     names = [name for name in sysctls_of(config) if is_of_runtime(name) and name != _OF_GROUPS]
     if not names:
         return

@@ -47,8 +47,12 @@ class _Reaper:
         """Reap the process behind a pidfd, which is ours from now on. Raises OSError."""
         with self._guard:
             ends = self._ends = self._ends or select.epoll()
-            ends.register(pidfd, select.EPOLLIN)  # also amid a wait for the others
-            self._sessions[pidfd] = session
+            self._sessions[pidfd] = session  # before it can be seen that it has ended, amid a wait for the others
+            try:
+                ends.register(pidfd, select.EPOLLIN)
+            except BaseException:
+                del self._sessions[pidfd]
+                raise
             if self._thread is None or not self._thread.is_alive():
                 thread = Thread(self._run, "limpet-reaper", (ends,))
                 with suppress(RuntimeError):  # for want of threads: a later call tries again

@@ -1,14 +1,18 @@
 """What is left of a keeper where orphans come to the engine's process: all of it is reaped, and nothing else."""
 
 import os
+import select
 import subprocess
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from limpet import Engine, errors
+from limpet.engine.starters import orphans
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter
 from limpet.engine.starters.process.client import KeeperClient
@@ -50,6 +54,44 @@ def test_what_is_left_of_a_keeper_is_reaped(
             assert list_children() > before
             kill(state_dir, *killed)
     wait_until(lambda: list_children() <= before, "all to be reaped")
+
+
+class QuickEnds:
+    """An epoll that tells of an end before the one who asks for it goes on, as on a machine with many processors."""
+
+    def __init__(self) -> None:
+        self._real, self._told = select.epoll(), threading.Event()
+        self.is_waited_for, self.is_quick = threading.Event(), False
+
+    def register(self, descriptor: int, events: int) -> None:
+        self._real.register(descriptor, events)
+        assert not self.is_quick or self._told.wait(20)
+
+    def unregister(self, descriptor: int) -> None:
+        self._real.unregister(descriptor)
+        self._told.set()
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        self.is_waited_for.set()
+        return self._real.poll(timeout)
+
+
+def test_one_that_has_ended_is_reaped_at_once() -> None:
+    """Its end can be seen before it is noted what to do then: the thread that reaps ended, and nothing was reaped."""
+    reaper, ends = orphans._Reaper(), QuickEnds()
+    reaper._ends = cast("select.epoll", ends)
+    running, ended = (subprocess.Popen(["sleep", seconds]) for seconds in ("1000", "0"))
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        reaper.add(os.pidfd_open(running.pid), 0)  # so that the thread is there
+        assert ends.is_waited_for.wait(20)
+        ends.is_quick = True
+        reaper.add(os.pidfd_open(ended.pid), 0)
+        wait_until(lambda: is_reaped(ended.pid), "it to be reaped")
+    finally:
+        running.kill()
+    wait_until(lambda: is_reaped(running.pid), "the other one to be reaped")
+    assert (running.wait(), ended.wait()) == (0, 0)  # as what nobody can tell any more
 
 
 @pytest.mark.usefixtures("subreaper", "children")

@@ -1,5 +1,6 @@
 """A runtime that hangs, fails or answers rubbish is told as such within its deadline, and leaves nothing behind."""
 
+import glob
 import os
 import resource
 import shutil
@@ -8,13 +9,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from limpet import Engine, errors
+from limpet.engine import Container
 from limpet.engine.starters.oci import OciStarter, sessions
 from limpet.engine.starters.oci.cgroups import list_directories
+from limpet.recovery.host import read_stat
 from limpet.schema import ContainerState, Reason
 from limpet.schema.cri import LinuxContainerResources
 from tests.conftest import EngineProcess, find_processes, is_running, read_output, wait_until
@@ -406,3 +410,74 @@ def test_an_exit_that_cannot_be_read_now_is_asked_again(state_dir: str, tmp_path
     found = starter.read_exit("short", identity, -1)
     assert found is not None
     assert found.code == 9
+
+
+@pytest.mark.parametrize("is_by_next", [False, True])
+def test_both_killed_amid_making_it(
+    state_dir: str, tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch, is_by_next: bool
+) -> None:
+    """Of conmon and runtime the cgroups stayed, which nothing else tells of; the next who comes removes them, too."""
+    key = f"cut{os.getpid()}"
+
+    def find_cgroups() -> list[str]:
+        return [each for place in ("limpet", "*/limpet") for each in glob.glob(f"/sys/fs/cgroup/{place}/*-{key}")]
+
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        cut = engine.create_container(config(key, "echo ran"), "a", id=key)
+        (runtime.parent / "create").write_text(
+            f"""/usr/sbin/runc "$@" & runc=$!
+            until ls -d /sys/fs/cgroup/limpet/*-{key} /sys/fs/cgroup/*/limpet/*-{key}; do kill -0 $runc || break; done
+            kill -9 $runc $PPID; exec sleep 10""".replace("; do", " | grep .; do")
+        )
+        with monkeypatch.context() as patched:
+            if is_by_next:
+                patched.setattr(OciStarter, "_discard", lambda *_: None)
+            with pytest.raises(errors.StartError):
+                cut.start()
+        assert bool(find_cgroups()) is is_by_next
+        cut.remove()
+        assert find_cgroups() == []
+
+
+def list_children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def wait_for_end_of(container: Container) -> None:
+    with closing(container.open_command(["true"])) as session:
+        session.wait(20)
+
+
+def is_parent(pid: int) -> bool:
+    return bool(list_children_of(pid))
+
+
+def is_reaped(pid: str) -> bool:
+    return not os.path.exists(f"/proc/{pid}")
+
+
+@pytest.mark.usefixtures("subreaper")
+def test_a_command_that_nobody_knows_is_reaped(state_dir: str, tmp_path: Path, runtime: Path) -> None:
+    """Its runtime was killed before it had said which it is: the container could not end. Its first process stays."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        one = engine.get("one")
+        pid = one.start().pid
+        monitor = processes_of(state_dir, "one").monitor.pid
+        os.kill(monitor, signal.SIGKILL)
+        wait_until(lambda: read_stat(pid)[1] == str(os.getpid()).encode(), "it to come to us")
+        (runtime.parent / "exec").write_text("kill -9 $$")
+        acts: list[Callable[[], object]] = [
+            lambda: one.execute(["true"]),
+            lambda: wait_for_end_of(one),
+            engine.recover,
+        ]
+        for act in acts:
+            with subprocess.Popen(["nsenter", "-t", str(pid), "-p", "sleep", "1000"]) as entered:
+                wait_until(partial(is_parent, entered.pid), "it to be in there")
+                (lost,) = list_children_of(entered.pid)
+                entered.kill()
+            with suppress(errors.StartError):
+                act()
+            wait_until(partial(is_reaped, lost), "it to be reaped")
+        assert is_running(pid)
+        one.stop(0)

@@ -133,13 +133,19 @@ def open_command(
     *,
     size: tuple[int, int] | None,
     is_crun: bool,
+    reap_lost: Callable[[], None],
 ) -> CommandSession:
     """Run a command in the container, connected; `runtime` is the command that runs the runtime.
 
     It has a terminal if that has a size. crun hands that over: the last that crun 1.8 copies it shows as an error of
-    its own. runc copies what is written, for it hands over only to leave. Raises InvalidStateError if the container is
-    frozen.
+    its own. runc copies what is written, for it hands over only to leave. `reap_lost` is called once its runtime was
+    killed. Raises InvalidStateError if the container is frozen.
     """
+
+    def end_orphan() -> None:
+        files.end_orphan(processes, cgroup)
+        reap_lost()
+
     _require_not_frozen(processes, cgroup)
     size = size and (clamp(size[0]), clamp(size[1]))
     files = CommandFiles.write(run, args, size)
@@ -154,7 +160,7 @@ def open_command(
         directory=run.path,
         door=door,
         files=files,
-        end_orphan=lambda: files.end_orphan(processes, cgroup),
+        end_orphan=end_orphan,
         resize=lambda packed: None if door else _resize(_await_pid(files), processes, cgroup, packed),
     )
 

@@ -62,6 +62,15 @@ def _find_file(above: str, names: Sequence[str]) -> str:
     return ""
 
 
+def make_lines(path: str) -> tuple[str, ...]:
+    """Return the lines of /proc/PID/cgroup that a process would have in the cgroup at `path` of each hierarchy.
+
+    Raises OSError.
+    """
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        return tuple(":".join((*line.split(":", 2)[:2], path)) for line in file)
+
+
 def list_directories(lines: Sequence[str], name: str) -> Iterator[tuple[str, str]]:
     """Yield controllers ("" for version 2) and directory of each cgroup that is called `name` and is there.
 

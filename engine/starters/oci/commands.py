@@ -8,6 +8,7 @@ and works in that directory.
 
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,10 +18,11 @@ from typing import Any
 from limpet.engine.starters.oci.cgroups import list_processes as list_members
 from limpet.engine.starters.oci.executable import MISSING, find_flaw
 from limpet.engine.starters.oci.exits import FAILED_TO_EXECUTE, is_process, read_program
-from limpet.engine.starters.oci.family import have_go_on, kill_family, list_processes
+from limpet.engine.starters.oci.family import have_go_on, kill_family, list_children, list_processes
 from limpet.engine.starters.oci.resources import lowest_oom_score
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
+from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.recovery.host import open_pidfd, read_stat
 from limpet.schema.errors import InvalidStateError
 
@@ -187,6 +189,41 @@ def end_left(left: Iterable[tuple[RunDirectory, CommandFiles]], name_cgroup: Cal
         if processes is not None:
             files.end_orphan(processes, name_cgroup(processes.oci_id))
         files.remove()
+
+
+def reap_lost(runs: Iterable[RunDirectory]) -> None:
+    """Kill and reap commands whose runtime was killed before it had said which these are, if they have come to us.
+
+    Such a child of this process is in the pid namespace of a container's own, which does not end before it is reaped.
+    `runs` are those of all containers: the first process of one comes to us, too, when its conmon is killed. Raises
+    OSError.
+    """
+    if not takes_orphans():
+        return
+    known = [processes for run in runs if (processes := run.read_processes()) is not None]
+    namespaces = {each for processes in known if (each := _find_own_pids(processes))}
+    firsts = {processes.init.pid for processes in known}
+    for pid in list_children() if namespaces else ():
+        with suppress(OSError), open_pidfd(pid) as pidfd:
+            is_lost = pid not in firsts and _stat_pids(pid) in namespaces
+            if is_lost and int(read_stat(pid)[1]) == os.getpid():  # asked after it was opened: it is the one
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                reap_when_over(pidfd)
+
+
+def _find_own_pids(processes: Processes) -> tuple[int, int] | None:
+    """Return what tells the pid namespace of a container's own from others, None if it has none, or has ended."""
+    with suppress(OSError):
+        if processes.has_own_pids:
+            with open_pidfd(processes.init.pid) as pidfd:
+                found = _stat_pids(processes.init.pid)
+                return found if is_process(processes.init, pidfd) else None
+    return None
+
+
+def _stat_pids(pid: int) -> tuple[int, int]:
+    found = os.stat(f"/proc/{pid}/ns/pid")
+    return found.st_dev, found.st_ino
 
 
 def _find_runtimes(runs: Mapping[str, RunDirectory]) -> Iterator[tuple[int, RunDirectory]]:

@@ -76,6 +76,11 @@ def list_processes() -> Iterator[tuple[int, int, int]]:
             yield pid, int(stat[1]), int(stat[3])
 
 
+def list_children() -> list[int]:
+    """Return this process's children, also those that have ended. Raises OSError."""
+    return [pid for pid, stat in _read_stats() if int(stat[1]) == os.getpid()]
+
+
 def has_half_dead(pid: int) -> bool:
     """Say whether a process that descends from another has lost its first thread, and is not over. Raises OSError."""
     return any(stat[0] == b"Z" and not is_zombie(stat) for stat in _read_family(pid).values())

@@ -26,6 +26,7 @@ from limpet.engine.starters.oci import abilities, calls
 from limpet.engine.starters.oci.cgroups import (
     find_frozen_place,
     is_frozen,
+    make_lines,
     remove,
     require_cgroup_parent,
     signal_processes,
@@ -33,7 +34,7 @@ from limpet.engine.starters.oci.cgroups import (
 )
 from limpet.engine.starters.oci.cni import PLUGINS, Plugins
 from limpet.engine.starters.oci.command import Outcome, is_any_left, run
-from limpet.engine.starters.oci.commands import end_left, find_left
+from limpet.engine.starters.oci.commands import end_left, find_left, reap_lost
 from limpet.engine.starters.oci.conmon import Order, end_monitor, free_of_limits, is_of_run, make_container
 from limpet.engine.starters.oci.executable import find_flaw
 from limpet.engine.starters.oci.exits import (
@@ -78,6 +79,8 @@ from limpet.engine.starters.oci.spec import complete, make_spec, require_ids_of_
 from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
 from limpet.engine.starters.oci.unapplied import find_unapplied
+from limpet.engine.starters.oci.written import PLAIN_CONFIG, read_config
+from limpet.engine.starters.orphans import takes_orphans
 from limpet.engine.starters.pidfds import KEPT_DESCRIPTORS, adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.state.descriptors import close_all, has_free_descriptors
@@ -475,8 +478,15 @@ class OciStarter:
         commands = find_left(run for each in runs.values() for run in each)
         if commands:
             end_left(commands, self._cgroup_name)
+        self._reap_lost()
         for container_id in self._root.entries():
             self._end_if_left(container_id, has_ended)
+
+    def _reap_lost(self) -> None:
+        """Reap commands of which nobody can tell which they are; what cannot be looked at now is by a later call."""
+        with suppress(OSError):
+            names = os.listdir(self._containers_dir) if takes_orphans() else ()
+            reap_lost(run for name in names for run in list_runs(os.path.join(self._containers_dir, name)))
 
     def probe(self, containers_dir: str) -> HostProbe:
         """Return what looks at the processes and the bundles, and at what conmon has left in them."""
@@ -489,7 +499,11 @@ class OciStarter:
         with _told(f"container {container_id}"):
             directory, processes = self._find(container_id, identity)
             cgroup, is_crun = self._cgroup_name(processes.oci_id), self._tools.find(self._runtime).kind == "crun"
-            return abilities.execute(self._call, directory, processes, cgroup, args, timeout, is_crun=is_crun)
+            try:
+                return abilities.execute(self._call, directory, processes, cgroup, args, timeout, is_crun=is_crun)
+            except StartError:
+                self._reap_lost()
+                raise
 
     def open_command(
         self,
@@ -513,6 +527,7 @@ class OciStarter:
                 args,
                 size=size if terminal else None,
                 is_crun=self._tools.find(self._runtime).kind == "crun",
+                reap_lost=self._reap_lost,
             )
 
     def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
@@ -658,13 +673,13 @@ class OciStarter:
         try:
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(whole)
-            os.rename(path, directory.join("config.plain"))
+            os.rename(path, directory.join(PLAIN_CONFIG))
             os.symlink(f"/proc/{os.getpid()}/fd/{descriptor}", link)
             os.rename(link, path)
             yield
         finally:
             os.close(descriptor)
-            os.replace(directory.join("config.plain"), path)
+            os.replace(directory.join(PLAIN_CONFIG), path)
 
     def _identify(
         self, launch: Launch, directory: RunDirectory, pid: int, config: Mapping[str, Any], look: "_Look"
@@ -808,8 +823,8 @@ class OciStarter:
                 )
         for each in runs:
             processes = each.read_processes()
-            if processes is not None and processes.entry.startswith(f"{self._root.find()}/"):
-                self._end_rest(container_id, processes)
+            if processes is None or processes.entry.startswith(f"{self._root.find()}/"):
+                self._end_rest(container_id, each)
             if not end_monitor(each, now=processes is None):
                 _log.warning("container %s: its conmon does not end", container_id)
 
@@ -831,14 +846,20 @@ class OciStarter:
             return False
         return remove_entry(processes.entry)
 
-    def _end_rest(self, container_id: str, processes: Processes) -> None:
-        """Kill what is left in the container's cgroups, as where a pid namespace is shared, and remove them."""
-        name, deadline = self._cgroup_name(processes.oci_id), time.monotonic() + _END_SECONDS
-        thaw(processes.cgroups, name)  # what is frozen takes no SIGKILL (cgroup v1)
-        while signal_processes(processes.cgroups, name, signal.SIGKILL) and time.monotonic() < deadline:
+    def _end_rest(self, container_id: str, run: RunDirectory) -> None:
+        """Kill what is left in the container's cgroups, as where a pid namespace is shared, and remove them.
+
+        Of one that was killed amid making them, with its conmon, the runtime knows nothing.
+        """
+        processes = run.read_processes()
+        path = read_config(run).get("linux", {}).get("cgroupsPath", "") if processes is None else ""
+        cgroups = processes.cgroups if processes else make_lines(path)
+        name, deadline = self._cgroup_name(to_oci_id(container_id)), time.monotonic() + _END_SECONDS
+        thaw(cgroups, name)  # what is frozen takes no SIGKILL (cgroup v1)
+        while signal_processes(cgroups, name, signal.SIGKILL) and time.monotonic() < deadline:
             time.sleep(0.005)
         # The runtime gives up where the kernel is not yet done with them.
-        while (left := remove(processes.cgroups, name)) and time.monotonic() < deadline:
+        while (left := remove(cgroups, name)) and time.monotonic() < deadline:
             time.sleep(0.005)
         if left:
             _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
@@ -848,6 +869,7 @@ class OciStarter:
         try:
             if self._root.entry(container_id):
                 self._call("delete", "-f", to_oci_id(container_id))
+            self._end_rest(container_id, directory)
             if not end_monitor(directory, now=True) or self._root.entry(container_id):
                 _log.warning("container %s: something is left of its start", container_id)
         except (OSError, UnsupportedError) as error:

@@ -481,3 +481,5 @@ def test_a_command_that_nobody_knows_is_reaped(state_dir: str, tmp_path: Path, r
             wait_until(partial(is_reaped, lost), "it to be reaped")
         assert is_running(pid)
         one.stop(0)
+        one.release()
+        wait_until(partial(is_reaped, str(pid)), "it to be reaped, too")

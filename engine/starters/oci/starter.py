@@ -80,7 +80,7 @@ from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import Tools, command_of, has_unified_cgroups
 from limpet.engine.starters.oci.unapplied import find_unapplied
 from limpet.engine.starters.oci.written import PLAIN_CONFIG, read_config
-from limpet.engine.starters.orphans import takes_orphans
+from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.pidfds import KEPT_DESCRIPTORS, adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.state.descriptors import close_all, has_free_descriptors
@@ -812,6 +812,7 @@ class OciStarter:
         for each in runs:
             if not _may_have_run(each):
                 each.mark_never_ran()  # before it is ended, which looks like an end of its program
+            _reap_first(each.read_processes())
         self._runs.forget(self._bundle(container_id))
         if len(runs) == 1 and self._forget_ended(container_id, runs[0]):
             return
@@ -953,6 +954,14 @@ class OciStarter:
     def _is_bundle_busy(self, name: str) -> bool:
         with self._is_free:
             return any(file_name(each) == name for each in self._busy)
+
+
+def _reap_first(processes: Processes | None) -> None:
+    """Reap a container's first process once it has ended, if it has come to us, as its conmon was killed."""
+    if processes is not None and takes_orphans():
+        with suppress(OSError), open_pidfd(processes.init.pid) as pidfd:
+            if is_process(processes.init, pidfd) and int(read_stat(processes.init.pid)[1]) == os.getpid():
+                reap_when_over(pidfd)
 
 
 @contextmanager

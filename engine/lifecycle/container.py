@@ -156,8 +156,7 @@ class Container:
         """Start the program; RUNNING and durable when this returns.
 
         `secret_env` are variables for this start, over all others: they are written to no file, and shown in no error.
-        Raises InvalidStateError for anything but CREATED, if it was stopped before, in a sandbox that is NOTREADY, and
-        while another runs with the same log;
+        Raises InvalidStateError for anything but CREATED, if it was stopped before, and in a sandbox that is NOTREADY;
         StartError if the program cannot be executed: the container is EXITED then, with code 128 and reason StartError;
         InvalidInputError for variables that no environment can hold.
         """
@@ -566,10 +565,9 @@ class Container:
                 raise self._refuse("start", "it was stopped before it was started; create another")
             if self.is_in_stopped_sandbox():
                 raise self._refuse("start", f"its sandbox {self.metadata.sandbox_id} is NOTREADY; make another")
-            starter, path = self._starter, self._runtime.bring_home(self.metadata).log_path
+            starter = self._starter
             try:
-                with self._runtime.log_writers.claimed(self.id, path):
-                    return self._prepare_and_go(starter, secrets)
+                return self._prepare_and_go(starter, secrets)
             except StartError as error:
                 message = str(error)
                 self._update(lambda old: end_never_run(old, message, finished_at=_now()))

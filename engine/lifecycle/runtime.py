@@ -14,7 +14,6 @@ from weakref import WeakValueDictionary
 from msgspec.structs import replace
 
 from limpet.engine.images import ImageStore
-from limpet.engine.lifecycle.log_writers import LogWriters
 from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter, Starters
@@ -48,7 +47,6 @@ class Runtime:
     """Does what is to be done next of a container or sandbox: see `Timetable`."""
     watcher: Watcher = field(init=False)
     timetable: Timetable = field(init=False)
-    log_writers: LogWriters = field(init=False)
     _holding: threading.local = field(default_factory=threading.local)
     _bells: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
     """By container, what wakes each waiting caller. No Condition: a signal handler that raises can leave one locked."""
@@ -60,7 +58,6 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self.timetable = Timetable(self._follow_up_at_once)
-        self.log_writers = LogWriters(self.store, self.bring_home)
         self.watcher = Watcher(self.store, self._take_end, self._take_alone, self.ring)
 
     def _follow_up_at_once(self, entry: Entry) -> float | None:

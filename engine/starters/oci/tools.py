@@ -74,8 +74,14 @@ def command_of(runtime: Tool) -> Sequence[str]:
 
 
 def with_oom_score(score: int) -> Sequence[str]:
-    """Return what gives itself an oom score and becomes the program that comes next, which hands it on."""
-    return ("/bin/sh", "-c", 'echo "$0" >/proc/self/oom_score_adj && exec "$@"', str(score))
+    """Return what gives itself an oom score and becomes the program that comes next, which hands it on.
+
+    That is nothing where this process has that score, or where util-linux's choom(1) is missing.
+    """
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        own = int(file.read())
+    choom = shutil.which("choom") if score != own else None
+    return (choom, "-n", str(score), "--") if choom else ()
 
 
 def has_hybrid_cgroups() -> bool:

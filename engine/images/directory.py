@@ -228,6 +228,11 @@ class DirectoryImageStore:
                 self._require_no_builtin(images)
                 unique = {image.digest: (name, image) for name, image in images.items()}
                 for blob, file_name in unique_blobs(blob for _, image in unique.values() for blob in image.blobs):
+                    if blob.urls and files.find(file_name) is None:
+                        raise InvalidInputError(
+                            f"layer {blob.digest} is not in it; the image says where it is: {blob.urls[0]};"
+                            f" get it from there, if you trust it, and put it at {file_name}"
+                        )
                     with files.open(file_name) as stream:
                         self._blobs.put(blob, stream)
                 budget = Budget()
@@ -369,7 +374,7 @@ def list_images(root: str) -> list[ImageSummary]:
 
 def _label(path: str) -> str:
     """Return the name for an unnamed image: that of its directory or archive."""
-    label = os.path.basename(os.path.abspath(path))
+    label = os.path.basename(os.path.abspath(os.fsdecode(path)))
     return re.sub(r"(\.tar|\.tgz|\.tar\.(gz|zst))$", "", label)
 
 

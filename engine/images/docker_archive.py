@@ -10,7 +10,7 @@ import msgspec
 
 from limpet.engine.images.documents import Documents
 from limpet.engine.images.files import Files
-from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest, unique_blobs
+from limpet.engine.images.manifests import FoundImage, named_after_path, read_configuration, read_manifest, unique_blobs
 from limpet.engine.images.oci import (
     CONFIG_TYPE,
     LAYER_TYPES,
@@ -23,7 +23,7 @@ from limpet.engine.images.oci import (
     platform_rank,
     this_platform,
 )
-from limpet.engine.images.streams import HashingReader, sniff
+from limpet.engine.images.streams import SNIFFED_BYTES, HashingReader, sniff
 from limpet.schema.errors import InvalidInputError
 from limpet.schema.image import ImageName
 
@@ -51,7 +51,8 @@ def find_in_docker_archive(files: Files, label: str) -> dict[ImageName, FoundIma
     images = {}
     for entry in entries:
         image = _describe(documents, layers, entry)
-        images.update({ImageName.parse(tag): image for tag in entry.repo_tags or [label]})
+        names = [ImageName.parse(tag) for tag in entry.repo_tags or []] or [named_after_path(label)]
+        images.update(dict.fromkeys(names, image))
     return images
 
 
@@ -85,7 +86,7 @@ class _Layers:
     def _read(self, path: str) -> Descriptor:
         with self._files.open(path) as stream:
             reader = HashingReader(stream, "sha256")
-            compression = sniff(reader.read(4))
+            compression = sniff(reader.read(SNIFFED_BYTES))
             reader.drain()
         media_type = next(kind for kind, how in LAYER_TYPES.items() if how is compression)
         return Descriptor(media_type=media_type, digest=reader.digest, size=reader.size)

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from limpet.engine.images.layer import clean_path
 from limpet.engine.images.limits import Budget
 from limpet.engine.images.oci import Compression
-from limpet.engine.images.streams import CHUNK_BYTES, ByteStream, Decompressor, sniff
+from limpet.engine.images.streams import CHUNK_BYTES, SNIFFED_BYTES, ByteStream, Decompressor, sniff
 from limpet.engine.images.tar import Kind, read_tar
 from limpet.schema.errors import InvalidInputError
 from limpet.schema.layout import TEMPORARY_PREFIX
@@ -49,11 +49,11 @@ def open_files(path: str, scratch: str) -> Iterator[Files]:
         os.close(descriptor)
         if not stat.S_ISDIR(mode):
             raise InvalidInputError(f"neither a directory nor a file; {_CURE}")
-        yield _Directory(path)
+        yield _Directory(os.fsdecode(path))
         return
     budget = Budget()
     with os.fdopen(descriptor, "rb") as file:
-        compression = sniff(file.read(4))
+        compression = sniff(file.read(SNIFFED_BYTES))
         file.seek(0)
         if compression is Compression.NONE:
             yield _Archive(file, budget)
@@ -115,6 +115,10 @@ class _Archive:
             elif member.kind is Kind.SYMLINK:  # docker save stores a repeated layer as a link
                 target = os.path.join(os.path.dirname(name), member.link)
                 self._places[os.fsdecode(name)] = os.path.normpath(os.fsdecode(target))
+            elif member.kind is Kind.HARD_LINK:  # tar's form of a file that it has already, as from a deduplicated disk
+                place = self._find(os.fsdecode(clean_path(member.link)))
+                if place is not None:
+                    self._places[os.fsdecode(name)] = place
 
     def find(self, name: str) -> Hashable | None:
         return self._find(name)

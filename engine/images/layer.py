@@ -84,7 +84,7 @@ class _Layer:
         self._tree = tree
         self._budget = budget
         self.left_out: list[bytes] = []
-        """The device nodes that were not made."""
+        """The device nodes that were not made, and hard links to them."""
         self._brought: set[bytes] = set()
         """This layer's paths and all their parent directories: its whiteouts must not remove them."""
 
@@ -112,15 +112,26 @@ class _Layer:
             case Kind.FILE:
                 self._tree.put_file(path, member.attributes, member.size, chunks)
             case Kind.SYMLINK:
-                if b"\0" in member.link:
-                    raise InvalidInputError("it is a symbolic link whose target contains a NUL")
+                if not member.link or b"\0" in member.link:
+                    raise InvalidInputError("it is a symbolic link whose target is empty or contains a NUL")
                 self._tree.put_symlink(path, member.attributes, member.link)
             case Kind.HARD_LINK:
-                self._tree.put_hard_link(path, self._link_path(member.link))
+                self._put_hard_link(path, self._link_path(member.link))
             case Kind.FIFO:
                 self._tree.put_fifo(path, member.attributes)
             case Kind.CHARACTER_DEVICE | Kind.BLOCK_DEVICE:
                 self._put_device(path, member)
+
+    def _put_hard_link(self, path: bytes, existing: bytes) -> None:
+        if self._tree.is_left_out(existing):
+            self._leave_out(path)
+            return
+        try:
+            self._tree.put_hard_link(path, existing)
+        except FileNotFoundError as error:
+            raise InvalidInputError(f"it is a hard link to {show(existing)}, which is not there") from error
+        except PermissionError as error:
+            raise InvalidInputError(f"it is a hard link to {show(existing)}: {error.strerror}") from error
 
     def _put_device(self, path: bytes, member: Member) -> None:
         self._tree.remove(path)
@@ -128,6 +139,10 @@ class _Layer:
             with suppress(PermissionError):  # an ordinary user, or a user namespace
                 self._tree.put_character_device(path, member.attributes, member.device)
                 return
+        self._leave_out(path)
+
+    def _leave_out(self, path: bytes) -> None:
+        self._tree.leave_out(path)
         self.left_out.append(path)
 
     def _link_path(self, link: bytes) -> bytes:
@@ -154,8 +169,7 @@ class _Layer:
             path = paths.pop()
             if path not in self._brought:
                 self._tree.remove(path)
-                continue
-            with suppress(NotADirectoryError):
+            else:
                 paths.extend(self._tree.children(path))
 
 

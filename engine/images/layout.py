@@ -12,7 +12,14 @@ from limpet.engine.images.docker_archive import find_in_docker_archive
 from limpet.engine.images.documents import Documents
 from limpet.engine.images.files import Files
 from limpet.engine.images.limits import MAX_DESCRIPTORS
-from limpet.engine.images.manifests import FoundImage, is_image, read_configuration, read_manifest, unique_blobs
+from limpet.engine.images.manifests import (
+    FoundImage,
+    is_image,
+    named_after_path,
+    read_configuration,
+    read_manifest,
+    unique_blobs,
+)
 from limpet.engine.images.oci import (
     CONFIG_TYPES,
     INDEX_TYPES,
@@ -161,7 +168,7 @@ class _Search:
             platform = self._platforms[descriptor.digest]
         rank = platform_rank(platform)
         if rank is None:
-            self.others.add(str(platform))
+            self.others.add(str(platform) or "an image whose configuration names no platform")
         return rank
 
     def _read(self, descriptor: Descriptor) -> FoundImage | None:
@@ -188,9 +195,7 @@ class _Search:
 
 def _image_name(annotation: str, label: str) -> ImageName:
     """Return the full name. A single word is a tag, as most tools write it; the label is prefixed to it."""
-    if not annotation:
-        annotation = label
-    elif ":" not in annotation and "/" not in annotation:
-        annotation = f"{label}:{annotation}"
+    if ":" not in annotation and "/" not in annotation:
+        return named_after_path(label, annotation)
     name = ImageName.parse(annotation)
     return ImageName(name.repository, name.tag)

@@ -14,6 +14,7 @@ from limpet.engine.images.oci import (
     require_digest,
 )
 from limpet.schema.errors import InvalidInputError
+from limpet.schema.image import ImageName
 
 _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 """How the types of layers begin, those included that limpet does not unpack."""
@@ -38,6 +39,15 @@ def is_image(manifest: Manifest) -> bool:
     """
     is_layered = not manifest.layers or any(layer.media_type.startswith(_LAYERS) for layer in manifest.layers)
     return manifest.config.media_type in CONFIG_TYPES and is_layered
+
+
+def named_after_path(label: str, tag: str = "") -> ImageName:
+    """Return the name of an image that has none, or a tag alone. Raises InvalidInputError."""
+    try:
+        return ImageName.parse(f"{label}:{tag}" if tag else label)
+    except InvalidInputError as error:
+        reason = f"the image has {'a tag alone' if tag else 'no name'}, so it is named after its directory or archive"
+        raise InvalidInputError(f"{error}; {reason}: rename that") from error
 
 
 def unique_blobs(blobs: Iterable[tuple[Descriptor, str]]) -> list[tuple[Descriptor, str]]:

@@ -79,6 +79,8 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     size: int
     platform: Platform | None = None
     annotations: dict[str, str] | None = None
+    urls: tuple[str, ...] | None = None
+    """Where a blob is that may be missing beside the image: of a non-distributable layer."""
 
     def __post_init__(self) -> None:
         require_digest(self.digest)

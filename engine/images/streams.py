@@ -90,11 +90,23 @@ def _open(stream: ByteStream, compression: Compression) -> ByteStream:
 
 _MAGIC = {b"\x1f\x8b": Compression.GZIP, b"\x28\xb5\x2f\xfd": Compression.ZSTD}
 
+_UNREAD = {b"\xfd7zXZ\0": "xz", b"BZh91AY&SY": "bzip2", b"PK\3\4": "zip", b"\4\x22\x4d\x18": "lz4"}
+"""What others are compressed with. "BZh" alone may begin the name of a tar file's first member."""
+
+SNIFFED_BYTES = 10
+"""What `sniff` needs of a file's beginning."""
+
 _SKIPPED = frozenset(bytes((first,)) for first in range(0x50, 0x60))
 
 
 def sniff(beginning: bytes) -> Compression:
-    """Return how a file is compressed, judging by its first four bytes."""
+    """Return how a file is compressed, judging by its first bytes.
+
+    Raises InvalidInputError if it is by something that limpet does not read.
+    """
+    for magic, what in _UNREAD.items():
+        if beginning.startswith(magic):
+            raise InvalidInputError(f"is compressed with {what}, which limpet does not read; use gzip or zstd")
     if beginning[:1] in _SKIPPED and beginning[1:4] == b"\x2a\x4d\x18":  # zstd, too: RFC 8878, 3.1.2
         return Compression.ZSTD
     return next((how for magic, how in _MAGIC.items() if beginning.startswith(magic)), Compression.NONE)

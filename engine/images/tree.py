@@ -49,6 +49,7 @@ class Tree:
         self._root = os.open(target, _DIRECTORY_FLAGS)
         self._is_root_user = os.geteuid() == 0
         self._directories = {b"": _IMPLIED}
+        self._left_out: set[bytes] = set()
         self._near: tuple[bytes, int] = b"", os.dup(self._root)
         """The last opened directory, because members come in the order of a walk."""
 
@@ -147,6 +148,20 @@ class Tree:
             self._apply_by_name(parent, name, attributes)
             os.chmod(name, attributes.mode, dir_fd=parent)
 
+    def leave_out(self, path: bytes) -> None:
+        """Have nothing at `path`, where a layer has something that is not to be made."""
+        self.remove(path)
+        self._left_out.add(path)
+
+    def is_left_out(self, path: bytes) -> bool:
+        """Return whether nothing is at `path` because that was left out."""
+        if path not in self._left_out:
+            return False
+        with contextlib.suppress(FileNotFoundError), self._parent(path, make=False) as (parent, name):
+            os.stat(name, dir_fd=parent, follow_symlinks=False)
+            return False
+        return True
+
     def put_hard_link(self, path: bytes, existing: bytes) -> None:
         """Make `path` another name of `existing`, which may itself be a symbolic link."""
         if (existing + b"/").startswith(path + b"/"):
@@ -159,7 +174,9 @@ class Tree:
         """Remove whatever is at `path`, directories with their content. A missing path is not an error."""
         if not path:
             raise InvalidInputError("it would replace the root directory")
-        with contextlib.suppress(FileNotFoundError), self._parent(path, make=False) as (parent, name):
+        # NotADirectoryError: nothing can be below a file.
+        missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with missing, self._parent(path, make=False) as (parent, name):
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=parent)
                 return
@@ -171,11 +188,11 @@ class Tree:
             os.rmdir(name, dir_fd=parent)  # the remembered directory is `parent`, so it stays valid
 
     def children(self, path: bytes) -> list[bytes]:
-        """Return the paths of the directory's entries; none if it is missing. Raises NotADirectoryError."""
+        """Return the paths of the directory's entries; none if it is missing, or something else."""
         try:
             with self._directory(path) as descriptor:
                 names = os.listdir(descriptor)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return [os.path.join(path, os.fsencode(name)) for name in names]
 

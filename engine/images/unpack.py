@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from limpet.engine.images.layer import apply_layer
 from limpet.engine.images.limits import Budget
-from limpet.engine.images.streams import Decompressor, HashingReader, sniff
+from limpet.engine.images.streams import SNIFFED_BYTES, Decompressor, HashingReader, sniff
 from limpet.engine.images.tar import read_tar
 from limpet.engine.images.tree import Tree
 from limpet.schema.errors import InvalidInputError, StoreDamagedError
@@ -47,7 +47,7 @@ def _unpack_layer(layer: LayerFile, tree: Tree, budget: Budget) -> None:
     except FileNotFoundError as error:
         raise StoreDamagedError(f"the blob {layer.path} is missing") from error
     with file:
-        compression = sniff(file.read(4))  # its media type says so, too, and is wrong at times: others look as well
+        compression = sniff(file.read(SNIFFED_BYTES))  # its media type says so, too, but is wrong at times
         file.seek(0)
         blob = HashingReader(file, layer.digest)
         content = HashingReader(Decompressor(blob, compression, budget), layer.diff_id)

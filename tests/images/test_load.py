@@ -1,10 +1,12 @@
 """Loading: what real layouts look like, which of their images are taken, and what is refused."""
 
+import bz2
 import errno
 import fcntl
 import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -243,6 +245,16 @@ def docker_archive(path: Path, layer_compression: str = "") -> Path:
     return path
 
 
+def test_a_hard_link_in_an_archive_is_the_file(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """tar writes a file that it has already as a link to its first name, whichever of them the layout needs."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO])
+    os.link(layout.path / "index.json", layout.path / "a")
+    order = ["--sort=name", "-C", str(layout.path), "."]
+    subprocess.run(["tar", "-cf", str(tmp_path / "l.tar"), *order], check=True)
+    assert store.load(os.fsencode(tmp_path / "l.tar")) == [APP]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("compression", ["", "gzip"])
 def test_docker_save_archives_are_read(tmp_path: Path, store: DirectoryImageStore, compression: str) -> None:
     """An archive without an index, whose second layer is a link to the first, gives both of its names."""
@@ -315,7 +327,14 @@ BROKEN = {  # what was done to a good layout: what is said of it
     "negative size": (lambda it: relist(it, size=-1), "invalid size -1"),
     "no image": (lambda it: relist(it, mediaType="text/plain"), "only: text/plain"),
     "other machine": (lambda it: relist(it, platform=OTHER), "only: linux/m68k"),
+    "machine not named": (
+        lambda it: relist(it, **it.add_manifest([HELLO], configuration={"architecture": "", "os": ""})),
+        "only: an image whose configuration names no platform",
+    ),
     "bad name": (lambda it: relist(it, annotations={NAME: "a b:1"}), "no spaces"),
+    "bad tag": (lambda it: relist(it, annotations={NAME: "a b"}), "named after its directory or archive"),
+    "layer elsewhere": (lambda it: relist(it, **elsewhere(it)), "the image says where it is: https://layers/1"),
+    "layer of xz": (lambda it: relist(it, **packed(it, lzma.compress)), "is compressed with xz"),
     "two without names": (lambda it: it.add_image([tar(member("b"))], "") and relist(it, annotations={}), "2 images"),
     "no layers": (lambda it: relist(it, **it.add_manifest([])), "has no layers"),
     "artifact": (
@@ -349,6 +368,17 @@ def to_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def elsewhere(layout: Layout) -> dict[str, Any]:
+    """A manifest whose layer is not in the layout: it says where to get it."""
+    layer = layout.add_blob(b"x", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+    layout.blob_path(layer["digest"]).unlink()
+    return layout.add_manifest([HELLO], layers=[layer | {"urls": ["https://layers/1"]}])
+
+
+def packed(layout: Layout, pack: Callable[[bytes], bytes]) -> dict[str, Any]:
+    return layout.add_manifest([HELLO], layers=[layout.add_blob(pack(HELLO), LAYER)])
+
+
 def relist(layout: Layout, **fields: object) -> None:
     layout.index[0] |= fields
     layout.write_json("index.json", {"schemaVersion": 2, "manifests": layout.index})
@@ -376,6 +406,8 @@ SOURCES = {  # what is at the path: what is said
     "a pipe": (os.mkfifo, "neither a directory nor a file"),
     "an empty file": (lambda path: path.write_bytes(b""), "no file oci-layout"),
     "noise": (lambda path: path.write_bytes(b"noise" * 999), "invalid checksum"),
+    "an xz archive": (lambda path: path.write_bytes(lzma.compress(HELLO)), "is compressed with xz"),
+    "a bzip2 archive": (lambda path: path.write_bytes(bz2.compress(HELLO)), "is compressed with bzip2"),
     "a tar file without a layout": (lambda path: path.write_bytes(HELLO), "no file oci-layout"),
     "a cut tar file": (lambda path: path.write_bytes(HELLO[:700]), "in the middle of a header"),
     "a cut gzip file": (lambda path: path.write_bytes(gzip.compress(HELLO)[:-20]), "damaged or truncated (tar+gzip)"),

@@ -232,16 +232,19 @@ HOSTILE = {  # layers, from the lowest: what is said of the member
     "whiteout of nothing": ([[member(".wh.")]], "without a file name"),
     "inside a whiteout": ([[member(".wh.d/x")]], "has the name of a whiteout"),
     "hard link out": ([[hard_link("h", f"{OUT}/secret")]], "leads out of the root"),
-    "hard link to an absolute path": ([[hard_link("h", "{outside}/secret")]], "No such file"),
-    "hard link through a link": ([[symlink("l", OUT), hard_link("h", "l/secret")]], "No such file"),
+    "hard link to an absolute path": ([[hard_link("h", "{outside}/secret")]], "which is not there"),
+    "hard link through a link": (
+        [[symlink("l", OUT), hard_link("h", "l/secret")]],
+        "'outside/secret', which is not there",
+    ),
     "hard link to a directory": ([[directory("d"), hard_link("h", "d")]], "Operation not permitted"),
-    "hard link to nothing": ([[hard_link("h", "none")]], "No such file"),
+    "hard link to nothing": ([[hard_link("h", "none")]], "it is a hard link to 'none', which is not there"),
     "hard link to itself": ([[member("h"), hard_link("h", "h")]], "which it would replace"),
     "hard link to what it replaces": ([[member("d/x"), hard_link("d", "d/x")]], "which it would replace"),
     "unknown type": ([[member("x", kind=b"Z")]], "unknown member type"),
     "NUL in a name": ([raw_name(b"a\0b")], "a NUL"),
     "NUL in a link": ([[symlink("l", "x", pax_headers={"linkpath": "a\0b"})]], "contains a NUL"),
-    "empty link": ([[symlink("l", "")]], "No such file"),
+    "empty link": ([[symlink("l", "")]], "target is empty"),
     "name of 10 kB": ([[member("x" * 10_000)]], "longer than 4095 bytes"),
     "path of 10 kB": ([[member("x/" * 5_000 + "y")]], "longer than 4095 bytes"),
     "part of 300 bytes": ([[member("x" * 300)]], "name too long"),
@@ -338,6 +341,17 @@ TAKEN = {  # the upper layer, over a base whose lib is usr/lib: what the root ha
     "a disk": ([device("sda", 8, 0, tarfile.BLKTYPE)], MERGED),
     "the memory": ([device("mem", 1, 1)], MERGED),
     "a block device with null's numbers": ([device("x", 1, 3, tarfile.BLKTYPE)], MERGED),
+    "a whiteout below a file": ([member("usr/lib"), member("usr/lib/.wh.old")], MERGED - {"usr/lib/old"}),
+    "a whiteout below a lower file": ([member("outside/old/.wh.x")], MERGED),
+    "opaque below a file": ([member("usr/lib"), member("usr/lib/.wh..wh..opq")], MERGED - {"usr/lib/old"}),
+    "a hard link to a disk": (
+        [device("sda", 8, 0, tarfile.BLKTYPE), hard_link("lib/old", "sda")],
+        MERGED - {"usr/lib/old"},
+    ),
+    "a hard link to what replaced a disk": (
+        [device("sda", 8, 0, tarfile.BLKTYPE), member("sda"), hard_link("new", "sda")],
+        MERGED | {"sda", "new"},
+    ),
     "a disk in a file's place": ([device("lib/old", 8, 0, tarfile.BLKTYPE)], MERGED - {"usr/lib/old"}),
 }
 
@@ -359,8 +373,11 @@ def test_harmless_devices_are_made_and_the_others_named(tmp_path: Path, caplog: 
     """null is made, with owner and mode, by who may; a disk that all may read never is; the log names what is not."""
     null, _ = device("dev/null", 1, 3)
     null.mode = 0o666
-    root = unpack(tmp_path, [(null, b""), device("dev/sda", 8, 0, tarfile.BLKTYPE), device("dev/console", 5, 1)])
+    lower = [(null, b""), device("dev/sda", 8, 0, tarfile.BLKTYPE), device("dev/console", 5, 1)]
+    root = unpack(tmp_path, lower, [hard_link("dev/disk", "dev/sda")])
     assert "'dev/sda', 'dev/console'" in caplog.text
+    assert "'dev/disk'" in caplog.text
+    assert not os.path.lexists(root / "dev/disk")
     made = root / "dev/null"
     if made.exists():
         assert made.is_char_device()

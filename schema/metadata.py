@@ -25,10 +25,10 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     config: ContainerConfig
     image_manifest: ImageManifest
     log_path: str = ""
-    """Absolute path of the log file; empty if the output is discarded."""
+    """Absolute path of the log file when this was written; empty if the output is discarded."""
     stop_signal: str = "SIGTERM"
     root_dir: str = ""
-    """Absolute path of the bundle; empty if the runtime keeps the bundle elsewhere."""
+    """Absolute path of the bundle when this was written; empty if the runtime keeps the bundle elsewhere."""
     starter: str = ""
     """The name of the starter that runs it; empty for a container whose runtime has processes of its own."""
     restart_policy: str = "no"

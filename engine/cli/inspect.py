@@ -13,6 +13,7 @@ from limpet.engine.cli.options import Place, complete_id, output_option, place_o
 from limpet.engine.cli.output import age, paint, print_json, print_lines, printable, rfc3339
 from limpet.engine.inspection.snapshot import SandboxView, Snapshot, View
 from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status, to_cri_status
+from limpet.engine.state.homes import bring_home, bring_sandbox_home, log_directory
 from limpet.recovery.evidence import Observation
 from limpet.recovery.sandbox_rules import UNREMARKABLE
 from limpet.schema.errors import StoreDamagedError
@@ -62,7 +63,7 @@ def _make_document(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 
 def _make_sandbox_document(snapshot: Snapshot, view: SandboxView) -> dict[str, Any]:
-    metadata, status = view.metadata, view.status
+    metadata, status = bring_sandbox_home(view.metadata, snapshot.path), view.status
     told = None if status is None else to_json(to_cri_sandbox_status(metadata, status), camel_case=True)
     return {
         "kind": "sandbox",
@@ -92,7 +93,7 @@ def _full_status(status: Status) -> dict[str, Any]:
 def _load_metadata(snapshot: Snapshot, view: View) -> tuple[Metadata | None, str]:
     """Return a container's metadata (None if damaged), and the damage found in its metadata and status."""
     try:
-        return snapshot.metadata(view.id), view.damage
+        return bring_home(snapshot.metadata(view.id), snapshot.path), view.damage
     except StoreDamagedError as error:
         return None, "; ".join(filter(None, (view.damage, str(error))))
 
@@ -110,7 +111,7 @@ def _describe(snapshot: Snapshot, key: str) -> list[str]:
 
 
 def _sandbox_lines(snapshot: Snapshot, view: SandboxView) -> Iterator[_Line]:
-    metadata, status, disk = view.metadata, view.status, view.checkpoint
+    metadata, status, disk = bring_sandbox_home(view.metadata, snapshot.path), view.status, view.checkpoint
     named = metadata.config.metadata
     yield "name", metadata.name
     yield "namespace", named.namespace
@@ -130,7 +131,7 @@ def _sandbox_lines(snapshot: Snapshot, view: SandboxView) -> Iterator[_Line]:
     yield "created", _when(metadata.created_at)
     yield "handler", metadata.runtime_handler
     yield "labels", _pairs(metadata.config.labels)
-    yield "logs", metadata.config.log_directory
+    yield "logs", log_directory(view.metadata, snapshot.path) if metadata.config.log_directory else ""
     yield "directory", metadata.root_dir
     yield "damage", view.damage
     for each in snapshot.list(sandbox_id=metadata.id):

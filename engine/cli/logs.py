@@ -12,6 +12,7 @@ from limpet.engine.cli.entries import await_output_of, print_entries
 from limpet.engine.cli.options import Place, complete_id, place_option
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.logs import read_log
+from limpet.engine.state.homes import bring_home, log_directory
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState
@@ -67,7 +68,7 @@ def command(
     """
     with Snapshot.open(place.state_dir, node=place.node) as snapshot:
         found = snapshot.get(id)
-        metadata = snapshot.metadata(found.id)
+        metadata = bring_home(snapshot.metadata(found.id), snapshot.path)
         top = _find_top(snapshot, metadata)
     if not metadata.log_path:
         raise NotFoundError(f"container {metadata.id} keeps no log: its config has no log_path")
@@ -84,7 +85,7 @@ def _find_top(snapshot: Snapshot, metadata: Metadata) -> str:
         sandbox = snapshot.sandbox(metadata.sandbox_id)
     except (NotFoundError, StoreDamagedError):
         return os.path.dirname(metadata.log_path)
-    return sandbox.config.log_directory or os.path.join(sandbox.root_dir, "logs")
+    return log_directory(sandbox, snapshot.path)
 
 
 def _make_is_over(place: Place, container_id: str) -> Callable[[], bool]:

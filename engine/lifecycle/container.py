@@ -142,7 +142,9 @@ class Container:
         added_at = 0
         if not status.created_at:
             added_at = next((one.at for one in self._runtime.store.history(self.id)), 0)
-        return to_cri_status(self.metadata, status, read_user(self._bundle.path), added_at=added_at)
+        return to_cri_status(
+            self._runtime.locate(self.metadata), status, read_user(self._bundle.path), added_at=added_at
+        )
 
     def create(self, mount_type: MountType = MountType.PLAIN) -> Status:
         """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.
@@ -325,7 +327,7 @@ class Container:
         written, or if what the program left behind still writes to it. Raises NotFoundError if it keeps no log, or has
         none yet.
         """
-        path = self.metadata.log_path
+        path = self._runtime.locate(self.metadata).log_path
         if not path:
             raise NotFoundError(f"container {self.id}: its config has no log_path")
         self._await_output()

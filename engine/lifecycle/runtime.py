@@ -11,13 +11,12 @@ from functools import partial
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from msgspec.structs import replace
-
 from limpet.engine.images import ImageStore
 from limpet.engine.lifecycle.timetable import Entry, Kind, Timetable
 from limpet.engine.lifecycle.watcher import Watcher
 from limpet.engine.starters import Starter, Starters
 from limpet.engine.state.descriptors import system_errors_told
+from limpet.engine.state.homes import bring_home, log_directory
 from limpet.engine.state.reads import giving_way, is_amid_a_change
 from limpet.engine.state.steps import run_whole
 from limpet.engine.state.surroundings import require_no_shutdown
@@ -90,14 +89,23 @@ class Runtime:
 
         Raises InvalidStateError in a copy of a state directory, if its log is outside: that one is the original's.
         """
-        path = self.bundle_path(metadata.id)
-        if metadata.root_dir == path:  # as nearly always; whether this is a copy is read from the disk
-            return metadata
-        return bring_home(metadata, path, is_copy=self.store.directory.is_copy)
+        home = self.locate(metadata)
+        if home is metadata or not home.log_path or home.log_path != metadata.log_path:
+            return home
+        if self.store.directory.is_copy:  # which is read from the disk
+            raise InvalidStateError(
+                f"container {metadata.id}: its log {quote_path(metadata.log_path)} is outside of this state directory,"
+                " and that of the one of which this is a copy; create another container, with a log of its own"
+            )
+        return home
+
+    def locate(self, metadata: Metadata) -> Metadata:
+        """Return the same, for who only reads: also of a log that is the original's."""
+        return bring_home(metadata, self.store.directory.path)
 
     def log_directory(self, sandbox: SandboxMetadata) -> str:
         """Return where the logs of a sandbox's containers go: its config's log_directory, else one of its own."""
-        return sandbox.config.log_directory or os.path.join(self.sandbox_path(sandbox.id), "logs")
+        return log_directory(sandbox, self.store.directory.path)
 
     def exclusive(self, owner_id: str) -> AbstractContextManager[None]:
         """Keep other steps of the same container (or sandbox) out while the block runs."""
@@ -283,19 +291,3 @@ def _ring(container_id: str, bell: Callable[[], object]) -> None:
         if not isinstance(error, Exception) and threading.get_ident() == threading.main_thread().ident:
             raise
         _log.exception("container %s: what was to be called at each change of it has raised", container_id)
-
-
-def bring_home(metadata: Metadata, bundle_path: str, *, is_copy: bool) -> Metadata:
-    """Return the metadata of a container whose bundle is at `bundle_path` now: see `Runtime.bring_home`."""
-    if metadata.root_dir == bundle_path:
-        return metadata
-    then, now = (os.path.dirname(os.path.dirname(path)) for path in (metadata.root_dir, bundle_path))
-    log_path = metadata.log_path
-    if log_path.startswith(f"{then}/"):
-        log_path = f"{now}{log_path[len(then) :]}"
-    elif log_path and is_copy:
-        raise InvalidStateError(
-            f"container {metadata.id}: its log {quote_path(log_path)} is that of {quote_path(then)}, of which this"
-            " state directory is a copy; create another container, with a log of its own"
-        )
-    return replace(metadata, root_dir=bundle_path, log_path=log_path)

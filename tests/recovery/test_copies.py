@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from limpet.engine import Engine, Store, errors, recover
+from limpet.engine import Container, Engine, Store, errors, recover
+from limpet.engine.cli import limpet as group
 from limpet.engine.inspection import Snapshot
-from limpet.engine.lifecycle.runtime import bring_home
+from limpet.engine.state.homes import bring_home
 from limpet.recovery import Boot, Observation, Process
 from limpet.schema import ContainerState, Reason
 from tests.conftest import is_running, wait_until
@@ -229,13 +231,11 @@ def test_a_copy_never_writes_the_originals_logs(engine: Engine, state_dir: str, 
     outside = engine.create_sandbox({"metadata": {"name": "out"}, "log_directory": str(tmp_path / "logs")})
     for sandbox in (inside, outside):
         engine.create_container(config, sandbox.id, id=sandbox.metadata.name)
-    there = f"{state_dir}.copy/containers"
     metadata = engine.get("in").metadata
-    for is_copy in (False, True):
-        home = bring_home(metadata, f"{there}/in", is_copy=is_copy)
-        assert home.log_path == f"{state_dir}.copy/sandboxes/{inside.id}/logs/c.log"
-        assert home.root_dir == f"{there}/in"
-    assert bring_home(engine.get("out").metadata, f"{there}/out", is_copy=False).log_path == f"{tmp_path}/logs/c.log"
+    home = bring_home(metadata, f"{state_dir}.copy")
+    assert home.log_path == f"{state_dir}.copy/sandboxes/{inside.id}/logs/c.log"
+    assert home.root_dir == f"{state_dir}.copy/containers/in"
+    assert bring_home(engine.get("out").metadata, f"{state_dir}.copy").log_path == f"{tmp_path}/logs/c.log"
     with Engine.open(copy(state_dir, f"{state_dir}.copy")) as other:
         other.get("in").start()
         other.get("in").wait(20)
@@ -244,6 +244,44 @@ def test_a_copy_never_writes_the_originals_logs(engine: Engine, state_dir: str, 
         assert other.get("out").state is ContainerState.CREATED
     assert not os.path.exists(metadata.log_path)
     assert not os.path.exists(engine.get("out").metadata.log_path)
+
+
+@pytest.mark.parametrize("log_directory", ["", "logs of my own"])
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_logs_are_read_and_written_where_the_directory_is_now(state_dir: str, how: str, log_directory: str) -> None:
+    """By the engine and by the commands, with a log directory of the sandbox's own in the state directory, too."""
+
+    def create(engine: Engine, name: str) -> Container:
+        hello = {"image": {"image": "host"}, "command": ["echo", "hello"], "log_path": f"{name}.log"}
+        return engine.create_container({"metadata": {"name": name}, **hello}, sandbox, id=name)
+
+    with Engine.open(state_dir) as engine:
+        own = {"log_directory": f"{state_dir}/{log_directory}"} if log_directory else {}
+        sandbox = engine.create_sandbox({"metadata": {"name": "s"}, **own}).id
+        for name in ("ended", "created"):
+            create(engine, name)
+        engine.get("ended").start()
+        engine.get("ended").wait(20)
+        assert [entry.text for entry in engine.get("ended").read_log()] == [b"hello\n"]
+    there = f"{state_dir}.there"
+    if how == "moved":
+        os.rename(state_dir, there)
+    else:
+        copy(state_dir, there)
+        for name in ("containers", "sandboxes", log_directory or "images"):
+            shutil.rmtree(f"{state_dir}/{name}")
+    with Engine.open(there) as engine:
+        create(engine, "new")
+        for name in ("created", "new"):
+            engine.get(name).start()
+            engine.get(name).wait(20)
+        for name in ("ended", "created", "new"):
+            assert [entry.text for entry in engine.get(name).read_log()] == [b"hello\n"]
+            assert engine.get(name).cri_status().log_path.startswith(f"{there}/")
+            said = CliRunner().invoke(group, ["-s", there, "logs", name])
+            assert (said.exit_code, said.output) == (0, "hello\n")
+            assert state_dir not in CliRunner().invoke(group, ["-s", there, "inspect", name]).output.replace(there, "")
+    assert not os.path.exists(f"{state_dir}/{log_directory or 'sandboxes'}")
 
 
 def test_another_nodes_bundles_are_left_alone(pid: int, state_dir: str) -> None:

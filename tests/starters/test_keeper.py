@@ -397,6 +397,25 @@ def test_the_next_copier_goes_on_with_every_log(engine: Engine, state_dir: str) 
         assert lines(log) == [*range(len(lines(log)))]
 
 
+@pytest.mark.parametrize("killed", [("limpet-copier",), ALL])
+def test_the_next_copier_finds_the_logs_of_a_moved_directory(state_dir: str, killed: tuple[str, ...]) -> None:
+    """Whoever is killed once the state directory has been moved, the output goes on where the log is now."""
+    moved = f"{state_dir}.moved"
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        make(engine, "one", "sh", "-c", "while echo line; do sleep 0.01; done", log_path="one.log").start()
+    os.rename(state_dir, moved)
+    before = find_keepers(moved)["limpet-copier"]
+    kill(moved, *killed)
+    with Engine.open(moved) as engine:
+        wait_for_another_copier(moved, before)
+        one = engine.get("one")
+        lines = len(list(one.read_log()))
+        wait_until(lambda: len(list(one.read_log())) > lines, "the log to grow")
+        one.stop(0)
+    assert not os.path.exists(state_dir)
+
+
 def test_the_keeper_that_is_shown_is_the_one_that_lives(engine: Engine, state_dir: str) -> None:
     """It is the containers' parent: the first, and the one that takes its place."""
     assert find_facts(state_dir).keeper_pid == 0

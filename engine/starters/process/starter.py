@@ -488,6 +488,9 @@ class ProcessStarter:
                     "max_files": _LOG_FILES,
                     "pipes": file_name(launch.id),
                 }
+                state_dir = os.path.dirname(os.path.dirname(launch.bundle_path))
+                if f"{directory}/".startswith(f"{state_dir}/"):
+                    request["log"]["within"] = directory[len(state_dir) + 1 :]
             own = [*opened]
             for last in (False, False, True):
                 connection = self._keeper.take(begin=True)

@@ -214,7 +214,7 @@ class Copies:
             if self._link is None or "name" not in log:
                 continue
             try:
-                directory = self._unsent[key] = self._unsent[key] or [_open_directory(log["directory"])]
+                directory = self._unsent[key] = self._unsent[key] or [self._open_directory(log)]
                 note = self._open_note(_name_pipes(key, log))
             except OSError as error:
                 self._troubles[key] = str(error)
@@ -231,6 +231,23 @@ class Copies:
             self._troubles.pop(key, None)
             for descriptor in directory:
                 close(descriptor)
+
+    def _open_directory(self, log: Record) -> int:
+        """Open the directory of a log, following no link on the way. Raises OSError.
+
+        One within the state directory is where that is now: it may have been moved since the container was started.
+        """
+        within = log.get("within")
+        path, start = (log["directory"], "/") if within is None else (within, "..")
+        flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        directory = os.open(start, flags, dir_fd=self._directory)
+        for name in filter(None, path.split("/")):
+            try:
+                below = os.open(name, flags, dir_fd=directory)
+            finally:
+                close(directory)
+            directory = below
+        return directory
 
     def _finish(self, key: str) -> None:
         self._troubles.pop(key, None)
@@ -288,16 +305,3 @@ def _become_copier(link: socket.socket, directory: int) -> None:
         copier.run(link, directory)
     finally:
         os._exit(1)
-
-
-def _open_directory(path: str) -> int:
-    """Open a directory, following no link on the way. Raises OSError."""
-    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    directory = os.open("/", flags)
-    for name in path.strip("/").split("/"):
-        try:
-            below = os.open(name, flags, dir_fd=directory)
-        finally:
-            close(directory)
-        directory = below
-    return directory

@@ -140,7 +140,8 @@ def main(args: list[str] | None = None) -> NoReturn:
 
         drop_output()
         reason = error.strerror or str(error)
-        _fail(f"{error.filename}: {reason}" if error.filename else reason, exit_status(error))
+        # What has no name is the output: all else is told by limpet's errors.
+        _fail(f"{error.filename or 'the output cannot be written'}: {reason}", exit_status(error))
 
 
 def _fill_standard_streams() -> None:

@@ -152,7 +152,7 @@ def run_command(
         status = RUN_FAILED
     except OSError as error:  # where the output takes no more
         drop_output()
-        note(f"limpet: {error.strerror or error}")
+        note(f"limpet: the output cannot be written: {error.strerror or error}")
         status = RUN_FAILED
     click.get_current_context().exit(status)
 

@@ -22,7 +22,7 @@ from limpet.engine.inspection.feed import SnapshotFeed
 from limpet.engine.reconcile import examine_all, judge_sandboxes
 from limpet.engine.starters import make_host_probe
 from limpet.engine.state.descriptors import fill_standard_numbers
-from limpet.engine.state.directory import check_directory, require_ours
+from limpet.engine.state.directory import check_directory, require_ours, require_short
 from limpet.engine.state.entries import require_entries, resolve_directory
 from limpet.engine.state.identity import find_original
 from limpet.engine.state.lock import find_holder
@@ -444,6 +444,7 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
     if not os.path.lexists(path):
         raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
     check_directory(path, is_read=True)
+    require_short(path)
     try:
         require_ours(path)
         _require_plausible(path)

@@ -53,7 +53,7 @@ class StateDirectory:
         fill_standard_numbers()
         try:
             path = os.path.abspath(path)
-            _require_short(path)
+            require_short(path)
             make_directory(path)
             _make_private(path, check_directory(path))
             require_entries(path, ENTRIES)
@@ -168,7 +168,7 @@ class StateDirectory:
         self._lock.release()
 
 
-def _require_short(path: str) -> None:
+def require_short(path: str) -> None:
     """Refuse a path that is too long for what is opened in it, before anything is made. Raises StateDirectoryError."""
     found = len(os.fsencode(os.path.realpath(path)))
     if found > _LONGEST_PATH:

@@ -112,6 +112,8 @@ class Draft:
 
     def add(self, metadata: Metadata, status: Status) -> Record:
         """Add a container. Raises AlreadyExistsError, NotFoundError for its sandbox, InvalidInputError."""
+        _require_kind(Metadata, metadata)
+        _require_kind(Status, status)
         key = require_id(metadata.id)
         require_name(metadata.name)
         parse_restart_policy(metadata.restart_policy)
@@ -211,12 +213,13 @@ class Draft:
 
     def add_sandbox(self, metadata: SandboxMetadata, status: SandboxStatus | None = None) -> None:
         """Add a sandbox, READY unless a status says otherwise. Raises AlreadyExistsError, InvalidInputError."""
+        _require_kind(SandboxMetadata, metadata)
+        _require_kind(SandboxStatus, status := status or SandboxStatus())
         key = require_id(metadata.id)
         require_name(metadata.name)
         if self._find_sandbox(key) is not None:
             raise AlreadyExistsError(f"sandbox {key} exists already; delete it first, or use another id")
         self._require_free_sandbox_name(metadata)
-        status = status or SandboxStatus()
         require_namespaces(status.namespaces)
         if not status.boot_id and status.state is SandboxState.READY:
             status = replace(status, boot_id=read_boot_id() or "")
@@ -355,6 +358,7 @@ class Draft:
 
     def declare_gone(self, container_id: str, why: str) -> Status:
         """Settle an Unknown container on a person's word: see `Store.declare_gone`, also for what is raised."""
+        _require_kind(str, why)
         if not why.strip():
             raise InvalidInputError(f"container {quote(container_id)}: say why you know that it is gone")
         status, checkpoint = self.status(container_id), self.checkpoint(container_id)
@@ -581,3 +585,9 @@ def _leave_restart_to_original(old: StatusRow, status: Status) -> Status:
     if old.reason == Reason.COPIED and status.finished_at and not status.stop_requested_at:
         return replace(status, stop_requested_at=status.finished_at, stop_deadline=status.finished_at)
     return status
+
+
+def _require_kind(kind: type, value: object) -> None:
+    """Raise InvalidInputError, with the type of what was given, unless it is of this kind."""
+    if not isinstance(value, kind):
+        raise InvalidInputError(f"give a {kind.__name__}, not {type(value).__name__}")

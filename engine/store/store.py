@@ -21,7 +21,7 @@ from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.steps import may_be_called_again, run_whole, whole
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
-from limpet.engine.store.doubt import NOT_VERIFIED, Doubt
+from limpet.engine.store.doubt import NOT_VERIFIED, Doubt, require_doubt
 from limpet.engine.store.draft import Draft
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.fleet import FleetLink
@@ -452,8 +452,9 @@ class Store:
     def doubt(self, container_id: str, doubt: Doubt) -> None:
         """Flag a container Unknown, in memory alone: the next status that is written takes the flag away.
 
-        One that has ended stays so.
+        One that has ended stays so. Raises InvalidInputError for what is no doubt.
         """
+        require_doubt(require_text("container", container_id), doubt)
         self._memory.doubt(container_id, doubt)
         self.fleet.note(Changes(), self.revision)
 

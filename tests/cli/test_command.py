@@ -187,10 +187,13 @@ def test_an_output_that_takes_nothing(limpet: Limpet, target: str) -> None:
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     if target == "/dev/full":
-        assert (done.returncode, done.stderr) == (1, "limpet: No space left on device\n")
+        assert (done.returncode, done.stderr) == (1, "limpet: the output cannot be written: No space left on device\n")
         command = command.replace("ps -o json", "run --rm host echo said")
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, done.stderr) == (125, "limpet: No space left on device\n")  # 1 would be the program's
+        assert (done.returncode, done.stderr) == (
+            125,
+            "limpet: the output cannot be written: No space left on device\n",
+        )  # 1 would be the program's
 
 
 def test_interrupted(limpet: Limpet, state_dir: str) -> None:

@@ -20,6 +20,25 @@ from tests.records import RUNNING, metadata, sandbox
 pytestmark = pytest.mark.usefixtures("database")
 
 
+@pytest.mark.parametrize("wrong", [None, 5, b"x", {}, Store], ids=repr)
+def test_what_is_no_record_is_refused_and_changes_nothing(store: Store, wrong: Any) -> None:
+    """A dictionary for a Metadata, say: by an error that says what to give."""
+    store.add(metadata("alpha"), RUNNING)
+    status: Any = wrong or 5  # nothing means that of a new one
+    for call in (
+        lambda: store.add(wrong),
+        lambda: store.add_sandbox(wrong),
+        lambda: store.add(metadata("beta"), status),
+        lambda: store.add_sandbox(sandbox("t"), status),
+        lambda: store.doubt("alpha", wrong),
+        lambda: store.declare_gone("alpha", wrong),
+    ):
+        with pytest.raises(errors.InvalidInputError, match=r"give a|say why"):
+            call()
+    assert [(each.id, each.status) for each in store.list()] == [("alpha", RUNNING)]
+    assert store.sandbox_ids == {"s"}
+
+
 def test_add_get_list_delete(store: Store) -> None:
     """What is added is found by id, prefix, name, state, labels and sandbox; what is deleted is gone."""
     store.add_sandbox(sandbox("t"))

@@ -73,6 +73,9 @@ def test_a_path_that_is_too_long_for_a_database_is_refused_before_anything_is_ma
         with pytest.raises(errors.StateDirectoryError, match="has 481 bytes"):
             Store.open(path)
     assert not too_long.exists()
+    above.rename(too_long)
+    with pytest.raises(errors.StateDirectoryError, match="has 481 bytes"):
+        Snapshot.open(too_long)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives its rights up")

@@ -362,4 +362,4 @@ def test_output_that_cannot_be_written_is_one_message() -> None:
     with open("/dev/full", "wb") as full:
         command = [sys.executable, "-m", "limpet", "--version"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "limpet: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "limpet: the output cannot be written: No space left on device\n")

@@ -322,3 +322,31 @@ time.sleep(1000)
         container.release()
         wait_until(lambda: not conmons_of(state_dir), "its conmon to end")
         assert runtime_entries(state_dir, runtime) == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_moved_state_directory_goes_on(state_dir: str, runtime: str) -> None:
+    """What runs there is paused, resumed and stopped by the cgroup that it has, and the code of what ends is known."""
+    loop = "while :; do sleep 0.02; done"
+    with open_engine(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", runtime_handler=runtime)
+        for name, script in (
+            ("stays", loop),
+            ("ends", "while [ ! -e /work/go ]; do sleep 0.02; done; echo bye; exit 5"),
+        ):
+            one = engine.create_container(config(name, script), "pod", id=name)
+            one.start()
+    monitor = processes_of(state_dir, "ends").monitor.pid
+    moved = f"{state_dir}-moved"
+    os.rename(state_dir, moved)
+    Path(moved, "containers", "ends", "rootfs", "work", "go").touch()
+    wait_until(lambda: not is_running(monitor), "its conmon to end")
+    with open_engine(moved) as engine:
+        ends, stays = engine.get("ends"), engine.get("stays")
+        assert (ends.exit_code, [entry.text for entry in ends.read_log()]) == (5, [b"bye\n"])
+        assert stays.pause().paused
+        assert stays.is_frozen()
+        assert not stays.resume().paused
+        assert not stays.is_frozen()
+        assert stays.stop(0).exit_code == 137
+        engine.get_sandbox("pod").remove(force=True)

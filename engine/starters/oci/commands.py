@@ -174,20 +174,20 @@ def find_left(runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, CommandF
     return found
 
 
-def end_left(left: Iterable[tuple[RunDirectory, CommandFiles]], name_cgroup: Callable[[str], str]) -> None:
+def end_left(left: Iterable[tuple[RunDirectory, CommandFiles]], name_cgroup: Callable[[Processes], str]) -> None:
     """Kill these commands with what they have started, and their runtimes, and remove their files. Raises OSError."""
     left = list(left)
     for pid, run in _find_runtimes({os.path.realpath(run.path): run for run, _ in left}):
         processes = run.read_processes()
         with suppress(OSError), open_pidfd(pid) as pidfd:
-            is_program = processes is not None and is_inside(pid, processes, name_cgroup(processes.oci_id))
+            is_program = processes is not None and is_inside(pid, processes, name_cgroup(processes))
             # Asked after it was opened: it is the one. A shell of somebody who looks around there has a terminal.
             if not is_program and _is_in(pid, os.path.realpath(run.path)) and not int(read_stat(pid)[4]):
                 kill_family(pid, pidfd, sessions=True)
     for run, files in left:
         processes = run.read_processes()
         if processes is not None:
-            files.end_orphan(processes, name_cgroup(processes.oci_id))
+            files.end_orphan(processes, name_cgroup(processes))
         files.remove()
 
 

@@ -74,6 +74,7 @@ def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] =
                     stderr=said,
                     pass_fds=[answered.fileno(), begun.fileno(), *([order.log_directory] if order.log_name else [])],
                     begins_users=True,
+                    directory=order.run.join("exits"),
                     environment={
                         **clean_environment(),
                         "LC_ALL": "C.UTF-8",  # in others it takes no options that are not ASCII
@@ -127,11 +128,13 @@ def _command(order: Order) -> list[str]:
     program, *options = order.runtime
     # Through our own descriptor: whoever may write in the log's directory leads conmon nowhere else with a link.
     log = f"k8s-file:/proc/self/fd/{order.log_directory}/{order.log_name}" if order.log_name else "none"
+    # What it writes later has paths from where it works, for the state directory may be moved; which is not the
+    # directory of the start itself, by which the runtimes of commands are told.
     return [
         order.conmon, "--api-version", "1", "-c", order.oci_id, "-u", order.oci_id, "-n", order.oci_id,
         "-r", program, *(each for option in options for each in ("--runtime-arg", option)),
         "-b", run.path, "-p", run.join("pidfile"), "-P", run.join("conmon-pidfile"),
-        "--exit-dir", run.join("exits"), "--persist-dir", run.path, "-l", log, "--log-level", "error",
+        "--exit-dir", ".", "--persist-dir", "..", "-l", log, "--log-level", "error",
         "--full-attach",
         *(["-i"] if order.stdin else []),
         *(["--leave-stdin-open"] if order.stdin and not order.stdin_once else []),

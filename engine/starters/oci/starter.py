@@ -398,7 +398,7 @@ class OciStarter:
                     if number:
                         signal.pidfd_send_signal(pidfd, number)
                     if number == signal.SIGKILL and processes is not None:
-                        thaw(cgroups, self._cgroup_name(processes.oci_id))  # or it would not take it (cgroup v1)
+                        thaw(cgroups, self._cgroup_of(processes))  # or it would not take it (cgroup v1)
         except ProcessLookupError:
             pass
         except PermissionError as error:
@@ -409,7 +409,7 @@ class OciStarter:
             let_monitor_go_on(processes.monitor)
         if processes is None or processes.has_own_pids or only_session:
             return left
-        name = self._cgroup_name(processes.oci_id)
+        name = self._cgroup_of(processes)
         return max(left, signal_processes(cgroups, name, number if number == signal.SIGKILL else 0))
 
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
@@ -477,7 +477,7 @@ class OciStarter:
                     end_monitor(left, now=True)
         commands = find_left(run for each in runs.values() for run in each)
         if commands:
-            end_left(commands, self._cgroup_name)
+            end_left(commands, self._cgroup_of)
         self._reap_lost()
         for container_id in self._root.entries():
             self._end_if_left(container_id, has_ended)
@@ -498,7 +498,7 @@ class OciStarter:
         """Run a command in the container, with its user and environment."""
         with _told(f"container {container_id}"):
             directory, processes = self._find(container_id, identity)
-            cgroup, is_crun = self._cgroup_name(processes.oci_id), self._tools.find(self._runtime).kind == "crun"
+            cgroup, is_crun = self._cgroup_of(processes), self._tools.find(self._runtime).kind == "crun"
             try:
                 return abilities.execute(self._call, directory, processes, cgroup, args, timeout, is_crun=is_crun)
             except StartError:
@@ -518,7 +518,7 @@ class OciStarter:
         with _told(f"container {container_id}"):
             directory, processes = self._find(container_id, identity)
             runtime = [*self._command(), "--root", self._root.make()]
-            cgroup = self._cgroup_name(processes.oci_id)
+            cgroup = self._cgroup_of(processes)
             return abilities.open_command(
                 runtime,
                 directory,
@@ -541,30 +541,30 @@ class OciStarter:
         """Freeze all processes of the container. Raises UnsupportedError with the reason if that cannot be done."""
         with _told(f"container {container_id}"):
             _, processes = self._find(container_id, identity)
-            abilities.freeze(self._call, processes, self._cgroup_name(processes.oci_id))
+            abilities.freeze(self._call, processes, self._cgroup_of(processes))
 
     def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
         """Let them go on. Raises UnsupportedError with the reason."""
         found = self._runs.find(self._bundle(container_id), identity)
         if found is not None:
-            abilities.thaw(found[1], self._cgroup_name(found[1].oci_id))
+            abilities.thaw(found[1], self._cgroup_of(found[1]))
 
     def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
         """Return whether they are frozen."""
         found = self._runs.find(self._bundle(container_id), identity)
-        return found is not None and is_frozen(found[1].cgroups, self._cgroup_name(found[1].oci_id))
+        return found is not None and is_frozen(found[1].cgroups, self._cgroup_of(found[1]))
 
     def measure(self, container_id: str, identity: ProcessIdentity) -> Stats:
         """Return what the container uses, as its cgroups tell."""
         with _told(f"container {container_id}"):
             _, processes = self._find(container_id, identity)
-            return abilities.measure_container(processes, self._cgroup_name(processes.oci_id))
+            return abilities.measure_container(processes, self._cgroup_of(processes))
 
     def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
         """Put these limits into force."""
         with _told(f"container {container_id}"):
             run, processes = self._find(container_id, identity)
-            cgroup, is_runc = self._cgroup_name(processes.oci_id), self._tools.find(self._runtime).kind == "runc"
+            cgroup, is_runc = self._cgroup_of(processes), self._tools.find(self._runtime).kind == "runc"
             return abilities.change_limits(self._call, run, processes, cgroup, limits, is_runc=is_runc)
 
     def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
@@ -842,7 +842,7 @@ class OciStarter:
             or processes.entry != self._root.entry(container_id)
             or observe_program(processes) is not Program.ENDED
             or not end_monitor(run)
-            or remove(processes.cgroups, self._cgroup_name(processes.oci_id))  # some are left: something is in them
+            or remove(processes.cgroups, self._cgroup_of(processes))  # some are left: something is in them
         ):
             return False
         return remove_entry(processes.entry)
@@ -855,7 +855,8 @@ class OciStarter:
         processes = run.read_processes()
         path = read_config(run).get("linux", {}).get("cgroupsPath", "") if processes is None else ""
         cgroups = processes.cgroups if processes else make_lines(path)
-        name, deadline = self._cgroup_name(to_oci_id(container_id)), time.monotonic() + _END_SECONDS
+        name = self._cgroup_of(processes) if processes else self._cgroup_name(to_oci_id(container_id))
+        deadline = time.monotonic() + _END_SECONDS
         thaw(cgroups, name)  # what is frozen takes no SIGKILL (cgroup v1)
         while signal_processes(cgroups, name, signal.SIGKILL) and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -919,8 +920,14 @@ class OciStarter:
         return os.path.join(self._containers_dir, file_name(container_id))
 
     def _cgroup_name(self, oci_id: str) -> str:
-        """Return the name of a container's cgroup, which no other state directory's has."""
-        return f"{sha256(self._root.make().encode()).hexdigest()[:12]}-{oci_id}"
+        """Return the name of a new container's cgroup, which no other state directory's has, a copy of it included."""
+        return _name_cgroup(os.path.basename(self._root.make()), oci_id)
+
+    def _cgroup_of(self, processes: Processes) -> str:
+        """Return the name of a container's cgroup; one that is nobody's if it was made for another state directory."""
+        own, given = self._cgroup_name(processes.oci_id), os.path.basename(processes.cgroup)
+        # An older version took the path, which a state directory that is moved does not keep.
+        return given if given == _name_cgroup(self._root.make(), processes.oci_id) else own
 
     def _cgroup_path(self, launch: Launch) -> str:
         linux = launch.sandbox.config.linux if launch.sandbox else None
@@ -1040,3 +1047,7 @@ def _log_of(launch: Launch) -> Iterator[tuple[int, str]]:
         yield descriptor, name
     finally:
         os.close(descriptor)
+
+
+def _name_cgroup(place: str, oci_id: str) -> str:
+    return f"{sha256(place.encode()).hexdigest()[:12]}-{oci_id}"

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
@@ -87,10 +88,21 @@ class Cluster:
             assert connection.execute("SELECT pg_promote(true, 30)").fetchall() == [(True,)]
 
     def end(self, number: signal.Signals) -> None:
-        """Send the postmaster a signal, and wait until it has ended. May be repeated."""
+        """Send the postmaster a signal, and wait until it has ended. May be repeated.
+
+        A child that is just being forked may not be told of a QUIT, nor be killed then: PostgreSQL 15 waits for it.
+        """
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(60)
+        try:
+            self._process.wait(10 if number == signal.SIGQUIT else 60)
+        except subprocess.TimeoutExpired:
+            if number != signal.SIGQUIT:
+                raise
+            pid = self._process.pid
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            self._process.wait(60)
 
     def connect(self, database: str) -> "psycopg.Connection[Any]":
         return psycopg.connect(host=self.directory, dbname=database, user="limpet", autocommit=True)

@@ -341,6 +341,7 @@ def test_a_moved_state_directory_goes_on(state_dir: str, runtime: str) -> None:
     os.rename(state_dir, moved)
     Path(moved, "containers", "ends", "rootfs", "work", "go").touch()
     wait_until(lambda: not is_running(monitor), "its conmon to end")
+    assert os.path.isdir(processes_of(moved, "stays").entry)
     with open_engine(moved) as engine:
         ends, stays = engine.get("ends"), engine.get("stays")
         assert (ends.exit_code, [entry.text for entry in ends.read_log()]) == (5, [b"bye\n"])

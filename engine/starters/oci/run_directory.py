@@ -5,7 +5,7 @@ processes.json   which processes these are                exit, oom             
 starting         the runtime was asked to let it go       attach, ctl, winsz        conmon's doors
 executed         the program was seen to be executed      conmon.log                what conmon itself says
 never-ran        it was ended while it was held           exec-TOKEN.json, .pid     a command, and its pid
-exits/ID         what `exit` says, once more; not read    limits-before.json        see `limit_files`
+exits/ID, oom    what `exit` and `oom` say; not read      limits-before.json        see `limit_files`
 
 Each start has one of its own, so that a conmon which comes late can write into no other's.
 """
@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from limpet.engine.state.durable import make_one_directory, write_unflushed
 from limpet.engine.state.names import OCI
@@ -26,6 +27,8 @@ from limpet.schema.identity import ProcessIdentity
 
 _PROCESSES = "processes.json"
 _MOST_BYTES = 64 << 10
+_BELOW_STATE = 4
+"""So many names has a start's path below the state directory, and so many has that of the runtime's directory of it."""
 _YOUNG_SECONDS = 60.0
 
 
@@ -93,10 +96,19 @@ class RunDirectory:
         write_unflushed(self.join(_PROCESSES), msgspec.json.encode(processes))
 
     def read_processes(self) -> Processes | None:
-        """Return which processes these are; None if that was not written, or is damaged. Raises OSError."""
+        """Return which processes these are; None if that was not written, or is damaged. Raises OSError.
+
+        The runtime's directory has the path of now: the state directory may have been moved since it was written.
+        """
         with suppress(FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError):
-            return msgspec.json.decode(read_small_file(self.join(_PROCESSES), _MOST_BYTES), type=Processes)
+            found = msgspec.json.decode(read_small_file(self.join(_PROCESSES), _MOST_BYTES), type=Processes)
+            return replace(found, entry=self._bring_home(found.entry))
         return None
+
+    def _bring_home(self, entry: str) -> str:
+        below = entry.split("/")[-_BELOW_STATE:]
+        state_dir = self.path.rsplit("/", _BELOW_STATE)[0]
+        return os.path.join(state_dir, *below) if below[0] == OCI else entry
 
     def is_being_started(self) -> bool:
         """Return whether a start by the runtime is still under way, perhaps one of an engine that is dead."""

@@ -824,7 +824,7 @@ class OciStarter:
                 )
         for each in runs:
             processes = each.read_processes()
-            if processes is None or processes.entry.startswith(f"{self._root.find()}/"):
+            if processes is None or self._is_ours(processes):
                 self._end_rest(container_id, each)
             if not end_monitor(each, now=processes is None):
                 _log.warning("container %s: its conmon does not end", container_id)
@@ -921,13 +921,16 @@ class OciStarter:
 
     def _cgroup_name(self, oci_id: str) -> str:
         """Return the name of a new container's cgroup, which no other state directory's has, a copy of it included."""
-        return _name_cgroup(os.path.basename(self._root.make()), oci_id)
+        return f"{sha256(os.path.basename(self._root.make()).encode()).hexdigest()[:12]}-{oci_id}"
 
     def _cgroup_of(self, processes: Processes) -> str:
         """Return the name of a container's cgroup; one that is nobody's if it was made for another state directory."""
-        own, given = self._cgroup_name(processes.oci_id), os.path.basename(processes.cgroup)
-        # An older version took the path, which a state directory that is moved does not keep.
-        return given if given == _name_cgroup(self._root.make(), processes.oci_id) else own
+        name = os.path.basename(processes.cgroup) if self._is_ours(processes) else ""
+        return name or self._cgroup_name(processes.oci_id)
+
+    def _is_ours(self, processes: Processes) -> bool:
+        """Return whether a container was made for this state directory, not for one of which this is a copy."""
+        return os.path.dirname(processes.entry) == self._root.find()
 
     def _cgroup_path(self, launch: Launch) -> str:
         linux = launch.sandbox.config.linux if launch.sandbox else None
@@ -1047,7 +1050,3 @@ def _log_of(launch: Launch) -> Iterator[tuple[int, str]]:
         yield descriptor, name
     finally:
         os.close(descriptor)
-
-
-def _name_cgroup(place: str, oci_id: str) -> str:
-    return f"{sha256(place.encode()).hexdigest()[:12]}-{oci_id}"

@@ -39,33 +39,21 @@ from limpet.engine.starters.process import ProcessStarter
 from limpet.schema.errors import AlreadyExistsError, LimpetError
 from limpet.schema.status import ContainerState, Reason
 from limpet.testing import open_descriptors
+from tests.campaigns.slow import slow_down
 
 _SANDBOX = "jobs"
 _MARK = "began"
 _PATIENCE_SECONDS = 25.0
 _LEFT_SECONDS = 20.0
 _PR_SET_CHILD_SUBREAPER = 36
-_LATEST_SECONDS = 0.03
 _SLOW_KEEPER = """
-import random, sys, time
+import sys
 sys.path.insert(0, sys.argv[1])
+sys.path.append(HERE)
 from keeper import adoption, gate, journal, keeper, main, starts
+from slow import slow_down
 
 keeper._IDLE_SECONDS, keeper._TICK_SECONDS = 0.2, 0.05
-
-def slow_down(owner, name):
-    real = getattr(owner, name)
-
-    def late(*given, **named):
-        by_chance = random.SystemRandom()
-        if by_chance.random() < SHARE:
-            time.sleep(by_chance.random() * LATEST)
-        result = real(*given, **named)
-        if by_chance.random() < SHARE:
-            time.sleep(by_chance.random() * LATEST)
-        return result
-
-    setattr(owner, name, late)
 
 for owner, names in {
     adoption: ("read_stat_of", "kill", "has_ended"),
@@ -77,7 +65,7 @@ for owner, names in {
     main: ("_has_finished",),
 }.items():
     for name in names:
-        slow_down(owner, name)
+        slow_down(owner, name, SHARE)
 main.main()
 """
 
@@ -357,7 +345,9 @@ def _read_name(pid: int) -> str:
 
 def _prepare(share: float, is_credulous: bool) -> None:
     """Have this process, and the keepers that it begins, be slow at random."""
-    program = _SLOW_KEEPER.replace("SHARE", str(share)).replace("LATEST", str(_LATEST_SECONDS))
+    program = _SLOW_KEEPER.replace("SHARE", str(share)).replace(
+        "HERE", repr(os.path.dirname(os.path.abspath(__file__)))
+    )
     client = import_module("limpet.engine.starters.process.client")
     setattr(client, "_PROGRAM", program)  # noqa: B010
     starter: Any = import_module("limpet.engine.starters.process.starter")
@@ -369,22 +359,7 @@ def _prepare(share: float, is_credulous: bool) -> None:
         (starter, ("_settle_without_keeper", "_has_executed", "_has_gone_on")),
     ):
         for name in names:
-            _slow_down(owner, name, share)
-
-
-def _slow_down(owner: Any, name: str, share: float) -> None:
-    real = getattr(owner, name)
-    by_chance = random.SystemRandom()
-
-    def late(*given: Any, **named: Any) -> Any:
-        if by_chance.random() < share:
-            time.sleep(by_chance.random() * _LATEST_SECONDS)
-        result = real(*given, **named)
-        if by_chance.random() < share:
-            time.sleep(by_chance.random() * _LATEST_SECONDS)
-        return result
-
-    setattr(owner, name, late)
+            slow_down(owner, name, share)
 
 
 def _be_engine(directory: str, seed: int, share: float, is_credulous: bool) -> None:

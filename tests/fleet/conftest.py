@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
 import pytest
 
+from limpet.engine.starters.process.keeper.kernel import read_children
 from tests.conftest import require_tools, wait_until
 
 PASSWORD = "s3cret-of-the-fleet"
@@ -99,9 +99,8 @@ class Cluster:
         except subprocess.TimeoutExpired:
             if number != signal.SIGQUIT:
                 raise
-            pid = self._process.pid
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+            for child in read_children(self._process.pid):
+                os.kill(child, signal.SIGKILL)
             self._process.wait(60)
 
     def connect(self, database: str) -> "psycopg.Connection[Any]":

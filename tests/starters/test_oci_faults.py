@@ -18,6 +18,7 @@ from limpet import Engine, errors
 from limpet.engine import Container
 from limpet.engine.starters.oci import OciStarter, sessions
 from limpet.engine.starters.oci.cgroups import list_directories
+from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.recovery.host import read_stat
 from limpet.schema import ContainerState, Reason
 from limpet.schema.cri import LinuxContainerResources
@@ -439,20 +440,16 @@ def test_both_killed_amid_making_it(
         assert find_cgroups() == []
 
 
-def list_children_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
 def wait_for_end_of(container: Container) -> None:
     with closing(container.open_command(["true"])) as session:
         session.wait(20)
 
 
 def is_parent(pid: int) -> bool:
-    return bool(list_children_of(pid))
+    return bool(read_children(pid))
 
 
-def is_reaped(pid: str) -> bool:
+def is_reaped(pid: int) -> bool:
     return not os.path.exists(f"/proc/{pid}")
 
 
@@ -474,7 +471,7 @@ def test_a_command_that_nobody_knows_is_reaped(state_dir: str, tmp_path: Path, r
         for act in acts:
             with subprocess.Popen(["nsenter", "-t", str(pid), "-p", "sleep", "1000"]) as entered:
                 wait_until(partial(is_parent, entered.pid), "it to be in there")
-                (lost,) = list_children_of(entered.pid)
+                (lost,) = read_children(entered.pid)
                 entered.kill()
             with suppress(errors.StartError):
                 act()
@@ -482,4 +479,4 @@ def test_a_command_that_nobody_knows_is_reaped(state_dir: str, tmp_path: Path, r
         assert is_running(pid)
         one.stop(0)
         one.release()
-        wait_until(partial(is_reaped, str(pid)), "it to be reaped, too")
+        wait_until(partial(is_reaped, pid), "it to be reaped, too")

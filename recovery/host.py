@@ -248,8 +248,11 @@ def read_exit_code(pid: int, pidfd: int) -> int | None:
     The kernel has it if the process was reaped (Linux 6.15), /proc/PID/stat until it is reaped.
     """
     wait_status = read_wait_status(pid, pidfd)
-    if wait_status is None:
-        return None
+    return None if wait_status is None else to_exit_code(wait_status)
+
+
+def to_exit_code(wait_status: int) -> int:
+    """Return the exit code that stands for what wait(2) tells: 128 + signal where one ended it."""
     code = os.waitstatus_to_exitcode(wait_status)
     return code if code >= 0 else 128 - code
 

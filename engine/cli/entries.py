@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 from limpet.engine.cli.output import rfc3339
 from limpet.engine.logs import Entry, await_output
-from limpet.engine.starters.process import is_copied
+from limpet.engine.starters.process import output_seen
 
 
 def await_output_of(state_dir: str, container_id: str) -> None:
     """Return once all that a container which has ended has written is in its log, if that can be known and is soon."""
-    await_output(lambda: not is_copied(state_dir, container_id))
+    with output_seen(state_dir, container_id) as is_copying:
+        await_output(is_copying)
 
 
 def print_entries(entries: Iterable[Entry], *, timestamps: bool = False, at_once: bool = False) -> None:

@@ -4,7 +4,7 @@ Read `starter` (what the engine calls), `spec` (what is to be run), `client` (ho
 `keeper`, which starts the processes and sees how they end.
 """
 
-from limpet.engine.starters.process.facts import find_facts, is_copied
+from limpet.engine.starters.process.facts import find_facts, output_seen
 from limpet.engine.starters.process.starter import ProcessStarter, make_starter
 
-__all__ = ["ProcessStarter", "find_facts", "is_copied", "make_starter"]
+__all__ = ["ProcessStarter", "find_facts", "make_starter", "output_seen"]

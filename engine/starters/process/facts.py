@@ -2,8 +2,8 @@
 
 import os
 import socket
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -43,11 +43,12 @@ def find_facts(state_dir: str) -> StarterFacts:
     )
 
 
-def is_copied(state_dir: str, container_id: str) -> bool:
-    """Say whether the output of one that has ended is in its log, as far as its keeper knows."""
+@contextmanager
+def output_seen(state_dir: str, container_id: str) -> Iterator[Callable[[], bool]]:
+    """Yield what says whether output of one that has ended is on its way to its log, as far as its keeper knows."""
     keeper = KeeperClient(os.path.join(state_dir, KEEPER))
     try:
-        return not is_copying(keeper, container_id)
+        yield lambda: is_copying(keeper, container_id)
     finally:
         keeper.close()
 

@@ -42,8 +42,8 @@ from limpet.recovery.host import (
     has_ended,
     identify,
     open_pidfd,
-    read_exit_code,
     read_wait_status,
+    to_exit_code,
     wait_for_end,
     wait_readable,
 )
@@ -357,11 +357,10 @@ class ProcessStarter:
 
     def _read_code(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> int | None:
         """Return the exit code that the kernel tells, None if it tells none, or may tell that of a gate."""
-        if container_id in self._doubtful:
-            status = read_wait_status(identity.pid, pidfd)
-            if status is None or not is_of_program(status):
-                return None
-        return read_exit_code(identity.pid, pidfd)
+        status = read_wait_status(identity.pid, pidfd)
+        if status is None or (container_id in self._doubtful and not is_of_program(status)):
+            return None
+        return to_exit_code(status)
 
     def read_exits(self, ended: Mapping[str, tuple[ProcessIdentity, int]]) -> dict[str, Exit | None]:
         """Do what `read_exit` does for many, each with its pidfd; what the keeper has not seen itself is left out."""

@@ -61,7 +61,8 @@ def restore(url: str, node: str, state_dir: str, *, is_forced: bool = False) -> 
 
 def _restore(connection: Connection, node: str, directory: StateDirectory, path: str, *, is_forced: bool) -> Restored:
     row = connection.execute("SELECT host || ':' || path FROM fleet_node WHERE name = %s", (node,)).fetchone()
-    identity = directory.name_original(str(row[0]) if row else "")
+    # One that was cut off has taken the node's place already: then the fleet knows no more where it was.
+    identity = directory.name_original(directory.find_original(node) or (str(row[0]) if row else ""))
     try:
         take_over(connection, node, identity, directory.path, is_forced=is_forced)
     except LimpetError:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from limpet import Engine, Snapshot, Store, errors
 from limpet.engine.fleet import Fleet, batch, restore
 from limpet.engine.fleet.address import Address
+from limpet.engine.state.identity import read_identity
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import ContainerState, Reason, end
 from tests.conftest import wait_until
@@ -165,6 +166,9 @@ def test_a_restore_that_was_cut_off_loses_nothing(base: Base, state_dir: str, mo
         with pytest.raises(errors.StateDirectoryError, match="its database was not: make it again"):
             Engine.open(again, node="n7", fleet=base.url)
     assert restore(base.url, "n7", again, is_forced=True).containers == 2
+    identity = read_identity(again)
+    assert identity is not None
+    assert identity.original.endswith(f":{state_dir}"), "not the one that was cut off"
     with Engine.open(again, node="n7", fleet=base.url) as engine:
         wait_sent(engine.store)
         assert len(engine.list()) == 2

@@ -26,6 +26,7 @@ from limpet.schema import errors
 from limpet.schema.status import ContainerState
 from tests.conftest import EngineProcess, count_sockets, in_thread, wait_until
 from tests.failures import Failing
+from tests.stops import stop_by_signal
 
 LIVE = """
 engine = Engine.open(state_dir)
@@ -306,7 +307,7 @@ def test_a_fork_does_not_keep_the_engine_up(state_dir: str) -> None:
 
 def test_an_engine_that_hangs_is_given_up(state_dir: str, live: EngineProcess) -> None:
     """Without a line for so long the command ends with an error that says what is not known."""
-    os.kill(live.pid, signal.SIGSTOP)
+    stop_by_signal(live.pid)
     with pytest.raises(errors.EngineGoneError, match="may hang") as raised:
         ask_live(state_dir, Info(), silence=1.5)  # it holds the lock
     assert raised.value.may_live

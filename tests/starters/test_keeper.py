@@ -39,6 +39,7 @@ from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import EngineProcess, find_processes, in_thread, is_running, read_descriptors, wait_until
 from tests.output import read_output
 from tests.starters.host import make
+from tests.stops import has_taken_stop, read_state, stop_by_signal
 from tests.tools_image import load_tools
 
 Start = Callable[[str], EngineProcess]
@@ -444,26 +445,6 @@ def test_a_keeper_that_was_stopped_goes_on_once_it_is_needed(engine: Engine, sta
     assert container.stop(5).exit_code == 128 + signal.SIGTERM
     assert make(engine, "two", "sh", "-c", "exit 4").start().state is not ContainerState.UNKNOWN
     assert engine.get("two").wait(20).exit_code == 4
-
-
-def stop_by_signal(*pids: int) -> None:
-    """Send SIGSTOP to one after the other, and wait until each is stopped: its parent may have it go on soon after."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda pid=pid: has_taken_stop(pid), "it to stop")  # type: ignore[misc] # bound at once
-
-
-def has_taken_stop(pid: int) -> bool:
-    """Say whether a process is stopped, or was, and goes on: a SIGSTOP that was sent to it is not pending any more."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return (
-        read_state(pid) == "T" or not int(status.partition("\nShdPnd:")[2].split()[0], 16) >> (signal.SIGSTOP - 1) & 1
-    )
-
-
-def read_state(pid: int) -> str:
-    """Return the letter by which proc(5) tells what a process does."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_release_asks_nobody_where_all_is_known_to_be_gone(engine: Engine, state_dir: str) -> None:

@@ -33,6 +33,7 @@ from tests.starters.oci import (
     processes_of,
     runtime_entries,
 )
+from tests.stops import stop_by_signal
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_a_conmon_that_is_late_is_waited_for(
     monkeypatch.setattr(probe, "let_monitor_go_on", lambda _: None)
     engine.create_container(config("one", "sleep 0.3; exit 9"), runtime, id="one").start()
     processes = processes_of(state_dir, "one")
-    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    stop_by_signal(processes.monitor.pid)
     engine.close()
     wait_until(lambda: read_stat(processes.init.pid)[0] == b"Z", "its end")
     with open_engine(state_dir) as opened:
@@ -79,7 +80,7 @@ def test_a_stop_has_a_stopped_conmon_go_on(engine: Engine, state_dir: str, runti
     """Its container ends at once, and conmon is what has to say so."""
     container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
     container.start()
-    os.kill(processes_of(state_dir, "one").monitor.pid, signal.SIGSTOP)
+    stop_by_signal(processes_of(state_dir, "one").monitor.pid)
     assert container.stop(0).exit_code == 128 + signal.SIGKILL
 
 
@@ -87,7 +88,7 @@ def test_a_conmon_that_was_stopped_goes_on_when_an_engine_is_opened(engine: Engi
     """Its container has ended while no engine was there: how is told at once, and not Unknown until somebody acts."""
     engine.create_container(config("one", "sleep 0.3; exit 9"), "runc", id="one").start()
     processes = processes_of(state_dir, "one")
-    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    stop_by_signal(processes.monitor.pid)
     engine.close()
     wait_until(lambda: read_stat(processes.init.pid)[0] == b"Z", "its end")
     with open_engine(state_dir) as again:
@@ -103,7 +104,7 @@ def test_a_stopped_conmon_goes_on_when_it_is_needed(engine: Engine, state_dir: s
     monitor = processes_of(state_dir, "one").monitor.pid
 
     def stop_conmon() -> None:
-        os.kill(monitor, signal.SIGSTOP)
+        stop_by_signal(monitor)
         wait_until(lambda: read_stat(monitor)[0] == b"T", "it to stop")
 
     stop_conmon()
@@ -117,7 +118,7 @@ def test_a_stopped_conmon_goes_on_when_it_is_needed(engine: Engine, state_dir: s
     container.stop(0)
     short = engine.create_container(config("short", "sleep 0.2; exit 9"), runtime, id="short")
     short.start()
-    os.kill(processes_of(state_dir, "short").monitor.pid, signal.SIGSTOP)
+    stop_by_signal(processes_of(state_dir, "short").monitor.pid)
     assert short.wait(20).exit_code == 9
 
 
@@ -170,7 +171,7 @@ def test_a_stopped_conmon_writes_down_the_end_before_its_own(engine: Engine, sta
     engine.create_container(config("one", "sleep 1000"), "runc", id="one").start()
     processes = processes_of(state_dir, "one")
     engine.close()
-    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    stop_by_signal(processes.monitor.pid)
     wait_until(lambda: read_stat(processes.monitor.pid)[0] == b"T", "it to stop")
     os.kill(processes.init.pid, signal.SIGKILL)
     (run,) = list_runs(f"{state_dir}/containers/one")
@@ -206,7 +207,7 @@ def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkey
     """It writes the exit file and ends between the look for that file and the look for itself."""
     engine.create_container(config("one", "sleep 0.3; exit 9"), "runc", id="one").start()
     processes = processes_of(state_dir, "one")
-    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    stop_by_signal(processes.monitor.pid)
     engine.close()
     wait_until(lambda: read_stat(processes.init.pid)[0] == b"Z", "its end")
 

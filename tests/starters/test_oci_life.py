@@ -35,6 +35,7 @@ from tests.starters.oci import (
     processes_of,
     runtime_entries,
 )
+from tests.stops import stop_by_signal
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_conmons_end_tells_of_the_containers(engine: Engine, state_dir: str, mon
     container = engine.create_container(config("one", "sleep 1000"), "crun")
     container.start()
     processes = processes_of(state_dir, container.id)
-    os.kill(processes.monitor.pid, signal.SIGSTOP)
+    stop_by_signal(processes.monitor.pid)
     wait_until(lambda: read_stat(processes.monitor.pid)[0] == b"T", "conmon is stopped")
     os.kill(processes.init.pid, signal.SIGKILL)
     assert container.wait(30).exit_code == 137

@@ -32,6 +32,7 @@ from tests.starters.oci import (
     open_engine,
     processes_of,
 )
+from tests.stops import stop_by_signal
 
 SANDBOX: dict[str, Any] = {
     "metadata": {"name": "pod"},
@@ -244,7 +245,7 @@ def test_a_first_process_that_was_stopped_goes_on(engine: Engine) -> None:
     """With the next container; or whatever its containers leave would stay there as zombies."""
     sandbox = engine.create_sandbox(SHARED, runtime_handler="runc")
     (first,) = find_first(os.stat(sandbox.status.namespaces["pid"]).st_ino)
-    os.kill(first, signal.SIGSTOP)
+    stop_by_signal(first)
     try:
         run(engine, sandbox, "one", "true", {"pid": "POD"})
         assert Path(f"/proc/{first}/stat").read_text().split()[2] == "S"
@@ -296,7 +297,7 @@ def test_a_target_that_ends_as_it_is_to_be_joined(
     def open_late(launch: Launch) -> Iterator[str]:
         if not is_reaped:
             monkeypatch.setattr(starter, "let_monitor_go_on", lambda _: None)
-            os.kill(processes.monitor.pid, signal.SIGSTOP)
+            stop_by_signal(processes.monitor.pid)
         with open_pidfd(processes.init.pid) as pidfd:
             os.kill(processes.init.pid, signal.SIGKILL)
             assert wait_for_end(pidfd, 20)

@@ -21,6 +21,7 @@ from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.recovery.host import open_pidfd, wait_for_end
 from limpet.schema.runtime_spec import ProcessSpec, Root, Spec
 from tests.conftest import is_running, wait_until
+from tests.stops import stop_by_signal
 
 _UNHURRIED = (
     "import sys; sys.path.insert(0, sys.argv[1]); from keeper import keeper, main;"
@@ -255,7 +256,7 @@ def test_nobody_holds_a_gate_whose_engine_was_found_gone_by_another_start(
     answer, given = connection.ask({"op": "prepare", "id": "before", "report": True}, [plan])
     connection.tell({"op": "go", "id": "before"})
     wait_until(lambda: Path(f"/proc/{answer['pid']}/comm").read_text() == "sleep\n", "its program to be executed")
-    os.kill(keeper, signal.SIGSTOP)
+    stop_by_signal(keeper)
     connection.tell({"op": "prepare", "id": "next"}, [plan])
     connection.close()
     os.kill(keeper, signal.SIGCONT)

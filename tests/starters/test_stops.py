@@ -16,8 +16,9 @@ from limpet.schema import ContainerState, Reason
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import is_running, wait_until
 from tests.starters.host import make
-from tests.starters.test_keeper import find_keepers, leave_one, stop_by_signal
+from tests.starters.test_keeper import find_keepers, leave_one
 from tests.starters.test_spare import wait_for_spare
+from tests.stops import read_state, stop_by_signal
 
 CLIENT = "limpet.engine.starters.process.client"
 STOPS = """
@@ -87,10 +88,6 @@ def test_a_gate_is_stopped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> N
 
 def read_name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
-
-
-def read_state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_keeper_goes_on_while_no_engine_lives(state_dir: str) -> None:

@@ -31,8 +31,8 @@ WHY_UNKNOWN = (
 )
 _REAPED_SECONDS = 0.5
 """How long the kernel may take from giving an exit code to somebody else until it tells us."""
-_RESTORED = {signal.SIGPIPE, signal.SIGXFSZ}
-"""Which `subprocess` sees to."""
+_PUT_BACK = frozenset(signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ})
+"""All but glibc's own two, and those that `subprocess` sees to. Asked for once: each is made an enum anew."""
 _others: set[int] = set()
 _RESET = """import os, signal, sys
 gate = int(sys.argv.pop(1))
@@ -159,7 +159,7 @@ def _gate(*, begins_users: bool) -> Iterator[tuple[int, Callable[[], object]]]:
     That is so unless signals are to be put back, or somebody else waits for children: then it is not begun before it is
     held by its pidfd. It takes as long as a Python does to begin: 15 ms.
     """
-    ignored = _read_ignored() & signal.valid_signals() - _RESTORED  # two more are glibc's own
+    ignored = _read_ignored() & _PUT_BACK
     is_needed = ignored if begins_users else ignored & {signal.SIGCHLD}
     if not (is_needed or _others or signal.pthread_sigmask(signal.SIG_BLOCK, ())):
         yield -1, lambda: None

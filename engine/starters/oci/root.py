@@ -18,6 +18,7 @@ from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote, 
 _KEPT = frozenset({"state.json", "status", "config.json", "exec.fifo"})
 """What runc and crun keep of a container."""
 _SAFE = re.compile(r"[A-Za-z0-9_.-]", re.ASCII)
+_UNCHANGED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 _LONGEST = 180
 """Of the 255 bytes of a file name: a cgroup's name has more in front."""
 
@@ -27,15 +28,19 @@ def to_oci_id(container_id: str) -> str:
 
     Raises InvalidInputError for an id that grows too long.
     """
-    encoded = "".join(
-        chr(byte) if _SAFE.fullmatch(chr(byte)) and (index or byte not in b".-") else f"+{byte:02x}"
-        for index, byte in enumerate(container_id.encode())
-    )
+    encoded = container_id if _UNCHANGED.fullmatch(container_id) else _encode(container_id)
     if len(encoded) > _LONGEST:
         raise InvalidInputError(
             f"id {quote(container_id)}: it is too long for an OCI runtime: {len(encoded)} of {_LONGEST} bytes"
         )
     return encoded
+
+
+def _encode(container_id: str) -> str:
+    return "".join(
+        chr(byte) if _SAFE.fullmatch(chr(byte)) and (index or byte not in b".-") else f"+{byte:02x}"
+        for index, byte in enumerate(container_id.encode())
+    )
 
 
 def from_oci_id(name: str) -> str:

@@ -1,8 +1,8 @@
 """Lives: what it takes to start a container, to have it live from create to delete, and to clear many away.
 
 A cell of limpet first counts flushes, then has `size` containers run, measures single lives beside them and lives from
-many threads, and removes those that run with their sandbox. The others have only lives: nothing is kept beside which
-they would run.
+many threads, and removes those that run with their sandbox. Of the others those that keep what they have started live
+beside as many, and are asked for them anew.
 """
 
 import os
@@ -75,7 +75,15 @@ def measure_life(cell: Cell) -> Figures:
 def _measure_other(cell: Cell) -> Figures:
     starts: list[float] = []
     lives: list[float] = []
+    reopened = {}
     with closing(_OTHERS[cell.contender](cell.directory)) as other:
+        other.hold(cell.size)
+        began = time.perf_counter()
+        running = other.reopen()
+        if running is not None:
+            reopened["reopen_ms"] = (time.perf_counter() - began) * 1e3
+            if running != cell.size:
+                raise UnavailableError(f"of {cell.size} that were started {running} are said to run")
         deadline = time.perf_counter() + cell.seconds
         while len(lives) < _LEAST_LIVES or time.perf_counter() < deadline:
             began = time.perf_counter()
@@ -85,7 +93,7 @@ def _measure_other(cell: Cell) -> Figures:
                 starts.append(start)
         many = _measure_threads(other.live, cell.seconds)
     took = median(lives)
-    figures = {"life_ms": took * 1e3, "life_us": took * 1e6, **many}
+    figures = {"life_ms": took * 1e3, "life_us": took * 1e6, **many, **reopened}
     return {**figures, **_describe_starts(starts)} if starts else figures
 
 

@@ -1,4 +1,4 @@
-"""Other ways to run a program: a child process, bwrap, and the OCI runtimes runc and crun.
+"""Other ways to run a program: a child process, bwrap, the OCI runtimes runc and crun, and Podman with these.
 
 None of them keeps state that survives a power cut. Each runs /bin/true, as the engine does.
 """
@@ -13,13 +13,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import msgspec
 
 from limpet.benchmarks.contenders import UnavailableError
 
 PROGRAM = "/bin/true"
+SLEEPER = ("/bin/sleep", "100000")
+"""What those run that are kept."""
 _CLONE_NEWNS = 0x20000  # linux/sched.h
 _MS_REC_PRIVATE = 0x4000 | 0x40000  # linux/mount.h: MS_REC | MS_PRIVATE
 _UNIFIED = "/sys/fs/cgroup/unified"
@@ -41,6 +43,16 @@ class Other(ABC):
 
         Raises UnavailableError if it cannot be done here.
         """
+
+    def hold(self, count: int) -> None:  # noqa: B027  # most of them keep nothing
+        """Have so many run while the others live, if it keeps what it has started. Raises UnavailableError."""
+
+    def reopen(self) -> int | None:
+        """Ask anew, as after a restart, for all that it has started; return how many run, None if it keeps nothing.
+
+        Raises UnavailableError.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027  # most of them leave nothing but files
         """Remove what it has outside of its directory."""
@@ -76,15 +88,20 @@ class OciRuntime(Other):
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
         self._command = [find_program(self.program), "--root", os.path.join(self.directory, "root")]
-        self._bundle = os.path.join(self.directory, "bundle")
-        os.makedirs(os.path.join(self._bundle, "rootfs"))
-        with open(os.path.join(self._bundle, "config.json"), "wb") as file:
-            file.write(msgspec.json.encode(_make_config()))
+        self._bundle = self._make_bundle("bundle", PROGRAM)
         self._numbers = count()
+        self._held: list[str] = []
+
+    def _make_bundle(self, name: str, *args: str) -> str:
+        path = os.path.join(self.directory, name)
+        os.makedirs(os.path.join(path, "rootfs"))
+        with open(os.path.join(path, "config.json"), "wb") as file:
+            file.write(msgspec.json.encode(_make_config(args)))
+        return path
 
     def live(self) -> None:
         """Create and start a container, wait for its end, and delete it."""
-        key = f"limpet-bench-{os.getpid()}-{next(self._numbers)}"
+        key = self._choose_id()
         pid_file = os.path.join(self.directory, key)
         run_command([*self._command, "create", "--bundle", self._bundle, "--pid-file", pid_file, key])
         try:
@@ -95,6 +112,26 @@ class OciRuntime(Other):
         finally:
             run_command([*self._command, "delete", "--force", key])
         os.unlink(pid_file)
+
+    def _choose_id(self) -> str:
+        return f"limpet-bench-{os.getpid()}-{next(self._numbers)}"
+
+    def hold(self, count: int) -> None:
+        """Create and start so many that run."""
+        bundle = self._make_bundle("held", *SLEEPER)
+        for _ in range(count):
+            self._held.append(key := self._choose_id())
+            run_command([*self._command, "create", "--bundle", bundle, key])
+            run_command([*self._command, "start", key])
+
+    def reopen(self) -> int:
+        """Ask for the list of all, with their states: there is no more of a restart."""
+        return read_command([*self._command, "list"]).count(" running ")
+
+    def close(self) -> None:
+        """Delete those that run."""
+        for key in self._held:
+            run_command([*self._command, "delete", "--force", key])
 
 
 class Runc(OciRuntime):
@@ -113,7 +150,78 @@ class Crun(OciRuntime):
         leave_out_unified()
 
 
-OTHERS: Mapping[str, type[Other]] = {"popen": Child, "bwrap": Bwrap, "runc": Runc, "crun": Crun}
+class UnderPodman(Other):
+    """Podman, which has a runtime make containers under conmon, too, and keeps its own state of them.
+
+    It has no manager that stays: each command opens its state anew. Its containers keep no logs, as limpet's here.
+    """
+
+    program: ClassVar[str]
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        places = [f"--{name}={os.path.join(self.directory, name)}" for name in ("root", "runroot", "tmpdir")]
+        self._command = [
+            find_program("podman"), f"--runtime={find_program(self.program)}", "--storage-driver=vfs",
+            "--cgroup-manager=cgroupfs", *places,
+        ]  # fmt: skip
+        self._rootfs = os.path.join(self.directory, "rootfs")
+        os.mkdir(self._rootfs)
+
+    def live(self) -> float:
+        """Create and start a container, wait for its end, and remove it. The start is over once it was started."""
+        key = self._create(PROGRAM)
+        began = time.perf_counter()
+        run_command([*self._command, "start", key])
+        took = time.perf_counter() - began
+        run_command([*self._command, "wait", key])
+        run_command([*self._command, "rm", key])
+        return took
+
+    def _create(self, *args: str) -> str:
+        binds = [f"--volume={path}:{path}:ro" for path in HOST_DIRECTORIES]
+        limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]  # its own defaults need a capability
+        options = [*binds, *limits, "--network=none", "--log-driver=none", "--rootfs", self._rootfs]
+        return read_command([*self._command, "create", *options, *args]).strip()
+
+    def hold(self, count: int) -> None:
+        """Create and start so many that run."""
+        for _ in range(count):
+            run_command([*self._command, "start", self._create(*SLEEPER)])
+
+    def reopen(self) -> int:
+        """Ask for all that run, which has it open its state anew."""
+        return len(read_command([*self._command, "ps", "--quiet"]).split())
+
+    def close(self) -> None:
+        """Remove those that run."""
+        run_command([*self._command, "rm", "--all", "--force", "--time=0"])
+
+
+class RuncUnderPodman(UnderPodman):
+    """Podman with runc."""
+
+    program = "runc"
+
+
+class CrunUnderPodman(UnderPodman):
+    """Podman with crun, which is given one version of cgroups, as crun alone is."""
+
+    program = "crun"
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        leave_out_unified()
+
+
+OTHERS: Mapping[str, type[Other]] = {
+    "popen": Child,
+    "bwrap": Bwrap,
+    "runc": Runc,
+    "crun": Crun,
+    "podman-runc": RuncUnderPodman,
+    "podman-crun": CrunUnderPodman,
+}
 
 
 def find_program(program: str) -> str:
@@ -126,8 +234,20 @@ def find_program(program: str) -> str:
 
 def run_command(command: Sequence[str]) -> None:
     """Run a command to its end. Raises UnavailableError with what it said if it fails."""
+    _run(command, subprocess.DEVNULL)
+
+
+def read_command(command: Sequence[str]) -> str:
+    """Run a command to its end, and return what it prints. Raises UnavailableError with what it said if it fails."""
+    with tempfile.TemporaryFile() as printed:
+        _run(command, printed)
+        printed.seek(0)
+        return printed.read().decode(errors="replace")
+
+
+def _run(command: Sequence[str], stdout: int | IO[bytes]) -> None:
     with tempfile.TemporaryFile() as said:  # not a pipe: a container inherits it, and would keep that open
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, check=False)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=said, check=False)
         if done.returncode:
             said.seek(0)
             name, text = os.path.basename(command[0]), said.read(_MOST_SAID).decode(errors="replace").strip()
@@ -145,14 +265,14 @@ def wait_for_end(pidfd: int) -> None:
         os.close(pidfd)
 
 
-def _make_config() -> dict[str, object]:
+def _make_config(args: Sequence[str]) -> dict[str, object]:
     """Return a config.json: https://github.com/opencontainers/runtime-spec/blob/main/config.md."""
     binds = [
         {"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]} for path in HOST_DIRECTORIES
     ]
     return {
         "ociVersion": "1.0.2",
-        "process": {"args": [PROGRAM], "env": ["PATH=/usr/bin:/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "process": {"args": list(args), "env": ["PATH=/usr/bin:/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
         "root": {"path": "rootfs"},
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},

@@ -50,6 +50,7 @@ lint: $(VENV)/.installed ## check style and the direction of imports
 types: $(VENV)/.installed ## check types
 	$(BIN)/mypy
 	$(BIN)/mypy docs/examples
+	MYPYPATH=benchmarks/peers $(BIN)/mypy benchmarks/peers/crashes.py benchmarks/peers/plot.py
 
 docs: $(VENV)/.installed ## build the documentation into build/site; a warning is an error
 	$(BIN)/mkdocs build --strict --quiet

@@ -25,7 +25,8 @@ def main(results: str, target: str) -> None:
     with matplotlib.rc_context(_STYLE):
         figure = import_module("matplotlib.figure").Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
-        ran = [one for one in json.loads(Path(results).read_text(encoding="utf-8"))["results"] if "error" not in one]
+        tried = json.loads(Path(results).read_text(encoding="utf-8"))["results"]
+        ran = [one for one in tried if one["trial"] == "crash" and "error" not in one]
         for name in dict.fromkeys(one["manager"] for one in ran):
             points = [(one["count"], one["seconds"]) for one in ran if one["manager"] == name]
             axes.plot(*zip(*points, strict=True), marker="o", label=name, color=_COLOURS.get(name))

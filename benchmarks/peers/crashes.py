@@ -130,9 +130,9 @@ class Trial:
         time.sleep(1)  # what works for it, such as conmon, may be amid that start still
 
     def _look_at_unsure(self, said: Mapping[str, Said], marked: Mapping[str, list[int]]) -> dict[str, int]:
-        """Return 1 if it was being started, runs, and is not known: nobody would ever end it."""
-        unsure = self._unsure
-        return {"runs_unknown": int(bool(unsure and marked[unsure] and not (unsure in said and said[unsure].runs)))}
+        """Return 1 if the one that was being started runs and is not said to, or the other way round."""
+        is_said_to_run = self._unsure in said and said[self._unsure].runs
+        return {"cut_off_start": int(bool(self._unsure) and is_said_to_run is not bool(marked[self._unsure]))}
 
     def end(self) -> None:
         """End what is left."""
@@ -244,7 +244,7 @@ def parse() -> argparse.Namespace:
 
 _COLUMNS = (
     "lost", "said_to_run_but_ended", "said_to_have_ended_but_runs", "wrong_code", "unknown_code", "doubled",
-    "runs_unknown", "strangers_signalled", "left", "seconds",
+    "cut_off_start", "strangers_signalled", "left", "seconds",
 )  # fmt: skip
 _BOOT_COLUMNS = ("lost", "said_to_run_but_ended", "codes_made_up", "codes_forgotten", "started_again")
 

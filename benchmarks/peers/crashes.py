@@ -97,6 +97,7 @@ class Trial:
         reboot(self._workdir, [self._workdir / name for name in self._manager.volatile])
         self._manager.begin()
         said = self._manager.ask()
+        time.sleep(1)
         return {"version": version, **compare_after_boot(self._started, said, find_marked(self._ids))}
 
     def _start(self, most_seconds: float) -> tuple[str, float]:

@@ -32,5 +32,11 @@ print("ended", open(f"/proc/self/task/{os.getpid()}/children").read())
 
 def test_children_that_another_thread_reaps_are_ended() -> None:
     """As an engine's own thread does, where orphans come to its process."""
-    done = subprocess.run([sys.executable, "-c", RACE], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", RACE],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert (done.stdout, done.stderr) == ("ended \n", "")

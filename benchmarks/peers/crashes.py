@@ -39,6 +39,7 @@ from programs import (
     have_end,
     is_inside,
     reboot,
+    remove_cgroups,
     renew_run,
     run_inside,
     take_pid,
@@ -58,7 +59,8 @@ class Trial:
         self._manager = kind(workdir)
         self._workdir = workdir
         self._chance = chance
-        self._programs = draw(count, f"{chance.getrandbits(24):06x}")
+        self.token = f"{chance.getrandbits(24):06x}"
+        self._programs = draw(count, self.token)
         self._ids = [program.id for program in self._programs]
         self._started: list[Program] = []
         """Those that were started when the manager was killed, as it has said."""
@@ -195,6 +197,7 @@ def try_one(
         finally:
             trial.end()
             end_all(workdir)
+            remove_cgroups(trial.token)
             boot_again()
 
 

@@ -158,6 +158,14 @@ def renew_run() -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run"], check=True)
 
 
+def remove_cgroups(token: str) -> None:
+    """Remove the cgroups that containers of this trial have left, and those that Podman has: none that is in use."""
+    for above, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
+        if token in os.path.basename(above) or "/libpod_parent" in above:
+            with suppress(OSError):
+                os.rmdir(above)
+
+
 def unmount(workdir: Path) -> None:
     """Unmount all that is mounted in a directory."""
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]

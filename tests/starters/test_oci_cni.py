@@ -85,6 +85,16 @@ def test_a_network_is_made_and_removed(state_dir: str, plugins: Path, tmp_path: 
     assert asked(plugins) == [*ADDED, *DELETED]
 
 
+def test_relative_directories(state_dir: str, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of where the starter was made, though plugins work elsewhere, and so may the host program."""
+    monkeypatch.chdir(plugins.parent)
+    starter = OciStarter("runc", cni="net.d", cni_plugins="none::plugins")
+    monkeypatch.chdir("/")
+    with Engine.open(state_dir, runtimes={"runc": starter}) as engine:
+        engine.create_sandbox(POD, id="pod", runtime_handler="runc").remove()
+    assert asked(plugins) == [*ADDED, *DELETED]
+
+
 def test_what_fails_is_repeated(state_dir: str, plugins: Path) -> None:
     """An ADD that fails makes nothing, and is taken back; a DEL that fails keeps the sandbox until it succeeds."""
     with open_with(state_dir, plugins) as engine:

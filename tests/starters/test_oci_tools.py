@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from limpet.engine.starters.oci import tools
+from limpet.engine.starters.oci import OciStarter, tools
 from limpet.engine.starters.oci.tools import Tool, Tools, command_of, has_hybrid_cgroups
-from limpet.schema.errors import UnsupportedError
+from limpet.schema.errors import InvalidInputError, UnsupportedError
 
 
 def make(path: Path, said: str, code: int = 0) -> str:
@@ -59,6 +59,25 @@ def test_what_is_not_there_or_cannot_be_executed(tmp_path: Path) -> None:
     (tmp_path / "lost").chmod(0o755)
     with pytest.raises(UnsupportedError, match="cannot be executed: No such file or directory"):
         Tools().find(str(tmp_path / "lost"))
+
+
+@pytest.mark.parametrize("path", ["", "bin"])
+def test_a_relative_path_is_that_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Given as the program's, or in PATH: what runs it works elsewhere, and found /bin's there, or none."""
+    (tmp_path / "bin").mkdir()
+    made = make(tmp_path / "bin" / "myrunc", "runc version 1.1.1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
+    assert Tools().find("myrunc" if path else "bin/myrunc").path == made
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/", "a\nb"])
+def test_a_starters_name_is_that_of_a_directory(name: str) -> None:
+    """Or what the runtime keeps would be elsewhere in the state directory, or outside."""
+    with pytest.raises(InvalidInputError, match=r"^name "):
+        OciStarter("runc", name=name)
 
 
 def test_a_program_is_asked_again_when_it_has_changed_or_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,8 +85,9 @@ class Plugins:
     """The plugins of a configuration directory, whose first file by name is used."""
 
     def __init__(self, config_dir: str, plugins: str = PLUGINS) -> None:
-        self._config_dir = config_dir
-        self._plugins = plugins
+        self._config_dir = os.path.abspath(config_dir)
+        # Who is called works in another directory.
+        self._plugins = ":".join(os.path.abspath(each) for each in plugins.split(":") if each)
 
     def add(self, directory: str, container_id: str, namespace: str, timeout: float) -> Network:
         """Have the sandbox's network made; what is left of an earlier try goes first. `directory` is the sandbox's.

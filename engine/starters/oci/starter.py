@@ -105,7 +105,7 @@ from limpet.schema.errors import (
 from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS
-from limpet.schema.metadata import SandboxMetadata
+from limpet.schema.metadata import SandboxMetadata, require_name
 from limpet.schema.status import Resources
 from limpet.schema.telling import get_log
 
@@ -173,7 +173,8 @@ class _Look:
 class OciStarter:
     """Runs containers with an OCI runtime, each under conmon. Thread-safe.
 
-    `runtime` and `conmon` are programs by name or path. `name` is the starter's, the runtime's own if it is not given.
+    `runtime` and `conmon` are programs by name or path. `name` is the starter's, the runtime's own if it is not given,
+    and has no slash: a directory is called so.
     With `cni`, a directory of configurations such as /etc/cni/net.d, sandboxes that are not on the host's network get
     one from the plugins in `cni_plugins`, directories with ":" between them. Without, they have loopback alone.
 
@@ -193,7 +194,7 @@ class OciStarter:
         require_wait(timeout, "timeout")
         if cni_plugins != PLUGINS and not cni:
             raise InvalidInputError(f"cni_plugins {quote(cni_plugins)}: give `cni`, too: what they are asked for")
-        self.name = name or os.path.basename(runtime)
+        self.name = require_name(name or os.path.basename(runtime))
         self._runtime = runtime
         self._conmon = conmon
         self._timeout = timeout

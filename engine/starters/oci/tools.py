@@ -46,7 +46,7 @@ class Tools:
             with suppress(OSError):
                 found = os.stat(path)
         if path is None or found is None:
-            path = shutil.which(program, path=where)
+            path = find_program(program)
             if path is None:
                 name = os.path.basename(program)
                 raise UnsupportedError(f"{program} is not installed; on Debian: apt-get install {name}")
@@ -58,13 +58,22 @@ class Tools:
         return self._known[key]
 
 
+def find_program(program: str) -> str | None:
+    """Return the absolute path of a program by name or path, None if it is not there.
+
+    What runs it works in another directory, where a relative path, also one of PATH, leads to another program.
+    """
+    path = shutil.which(program, path=clean_environment()["PATH"])
+    return path and os.path.abspath(path)
+
+
 def command_of(runtime: Tool) -> Sequence[str]:
     """Return the command that runs the runtime on this host: its path, behind a wrapper where it needs one.
 
     Raises UnsupportedError if the wrapper is not installed.
     """
     if runtime.kind == "crun" and has_hybrid_cgroups():
-        unshare = shutil.which("unshare", path=clean_environment()["PATH"])
+        unshare = find_program("unshare")
         if unshare is None:
             raise UnsupportedError(
                 "unshare is not installed, and crun needs it on this host; apt-get install util-linux"
@@ -80,7 +89,7 @@ def with_oom_score(score: int) -> Sequence[str]:
     """
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
         own = int(file.read())
-    choom = shutil.which("choom") if score != own else None
+    choom = find_program("choom") if score != own else None
     return (choom, "-n", str(score), "--") if choom else ()
 
 

@@ -73,7 +73,7 @@ class Reason(StrEnum):
     MONITOR_GONE = "MonitorGone"
     """It runs, and who would have seen how it ends has ended."""
     OOM_KILLED = "OOMKilled"
-    """Its memory limit ended it: the kernel killed a process of it."""
+    """Its memory limit was reached, the kernel killed a process of it, and it has not ended well."""
     DAMAGED = "Damaged"
     """Its record on disk cannot be read."""
     COPIED = "Copied"
@@ -161,14 +161,19 @@ def find_exit_code(status: Status) -> int | None:
 def end(
     status: Status, exit_code: int | None, *, finished_at: int, message: str = "", is_out_of_memory: bool = False
 ) -> Status:
-    """Return `status` as ended: with `exit_code`, or with 255 and reason Unknown if it was not observed."""
+    """Return `status` as ended: with `exit_code`, or with 255 and reason Unknown if it was not observed.
+
+    Of one that is out of memory the kernel has killed a process. One that ends with 0 all the same has lost another
+    than its first, and could do without.
+    """
     if exit_code is None:
         reason, code = Reason.UNKNOWN, EXIT_CODE_UNKNOWN
         message = message or "it ended, and its exit code was not observed"
     else:
         reason, code = (Reason.ERROR if exit_code else Reason.COMPLETED), exit_code
-    if is_out_of_memory:
-        reason, message = Reason.OOM_KILLED, message or "it was killed: its memory limit was reached"
+    if is_out_of_memory and exit_code != 0:
+        reason = Reason.OOM_KILLED
+        message = message or "its memory limit was reached, and the kernel killed a process of it"
     return replace(
         status,
         pid=0,

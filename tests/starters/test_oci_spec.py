@@ -265,6 +265,18 @@ def test_limits(shared: Engine, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_one_that_does_without_what_was_killed_has_completed(shared: Engine, runtime: str) -> None:
+    """Its memory limit has ended another process than its first, which ended well, and nothing else is said."""
+    script = "busybox tail /dev/zero; echo $?"
+    asked = config("able", script, linux={"resources": {"memory_limit_in_bytes": str(8 << 20)}})
+    able = shared.create_container(asked, runtime)
+    able.start()
+    status = able.wait(30)
+    assert "137" in read_output(able, 0)
+    assert (status.exit_code, status.reason, status.message) == (0, "Completed", "")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
     """Each field by name, and `strict` refuses it; a config that asks for what is done has none."""
     asked = {

@@ -1,11 +1,13 @@
 """Makes a sandbox's namespaces and pins them: run as a program of its own, with the standard library alone.
 
-It reads JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes", "is_trial"}. It enters new namespaces, sets up
-loopback, hostname and sysctls, and binds each namespace to a file of its kind's name in the directory, where it stays
-without any process. A pid namespace needs one: its first process, which reaps and does nothing else. A trial is an
-ordinary user's, in a user namespace, and pins nothing.
+It reads JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes", "follows_first", "is_trial"}. It enters new
+namespaces, sets up loopback, hostname and sysctls, and binds each namespace to a file of its kind's name in the
+directory, where it stays without any process. The file `mounts` there names the mount namespace in which that is so. A
+pid namespace needs a process: its first, which reaps and does nothing else. A trial is an ordinary user's, in a user
+namespace, and pins nothing.
 
-Kernel interfaces: unshare(2), user_namespaces(7), mount(2), netdevice(7), prctl(2), pid_namespaces(7).
+Kernel interfaces: unshare(2), setns(2), user_namespaces(7), mount_namespaces(7), mount(2), netdevice(7), prctl(2),
+pid_namespaces(7).
 """
 
 import ctypes
@@ -19,7 +21,7 @@ import sys
 from typing import Any
 
 _CLONE = {"net": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000, "pid": 0x20000000}
-_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PR_SET_NAME = 15
@@ -41,6 +43,10 @@ def main() -> None:
     _set_sysctls(asked["sysctls"])
     if is_trial:
         return
+    if asked["follows_first"]:
+        _enter_first(directory)
+    with open(os.path.join(directory, "mounts"), "x", encoding="ascii") as file:
+        file.write(os.readlink("/proc/self/ns/mnt"))
     if "ipc" in kinds:
         path = os.path.join(directory, "shm")
         os.mkdir(path)
@@ -60,6 +66,19 @@ def _set_sysctls(sysctls: dict[str, str]) -> None:
                 file.write(value)
         except OSError as error:
             raise OSError(error.errno, error.strerror, f"sysctls {name!r}") from error
+
+
+def _enter_first(directory: str) -> None:
+    """Enter the mount namespace of process 1, if the directory is there, too: else, or where we may not, stay here."""
+    here = os.stat(directory)
+    own, first = (os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) for pid in ("self", "1"))
+    if _libc.setns(first, _CLONE_NEWNS) == 0:
+        try:
+            is_same = os.path.samestat(os.stat(directory), here)
+        except OSError:
+            is_same = False
+        if not is_same:
+            _check(_libc.setns(own, _CLONE_NEWNS), "setns")
 
 
 def _enter_users() -> None:

@@ -3,6 +3,10 @@
 Pins are on a tmpfs, as they end with the boot: `/run/limpet/<boot>.<...>/<sandbox>/{net,ipc,uts,pid,shm}`. The middle
 name is that of the runtime's own directory (see `root`), so what is there is this state directory's and no copy's. A
 directory is locked while it is worked on, also by a `pin` that outlives its engine.
+
+A mount is seen in one mount namespace, and a unit of systemd's may have a new one each time that it is started. Such a
+one follows that of process 1, in which pins are made then. Where none follows another, what an engine has pinned is not
+seen by one elsewhere: it is held nevertheless, while a process is where it was made, and freed by any.
 """
 
 import ctypes
@@ -21,19 +25,20 @@ from limpet.engine.starters.abilities import Holdings
 from limpet.engine.starters.oci import pin
 from limpet.engine.starters.oci.cni import Plugins, end_left, read_network
 from limpet.engine.starters.oci.command import LOOK_SECONDS, Outcome, is_any_left, run
-from limpet.engine.starters.oci.family import have_holders_go_on
+from limpet.engine.starters.oci.family import have_holders_go_on, list_processes
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.rootless import require_mapped_groups
 from limpet.engine.starters.orphans import reap_when_over
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
+from limpet.engine.starters.propagation import read_propagation
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.durable import sync_filesystem
 from limpet.recovery.host import has_ended, open_pidfd, read_boot_id
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.cri import NamespaceMode, PodSandboxConfig
-from limpet.schema.errors import InvalidInputError, ResourcesError, UnsupportedError, quote, quote_path
+from limpet.schema.errors import InvalidInputError, ResourcesError, StartError, UnsupportedError, quote, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.metadata import SandboxMetadata
 
@@ -53,6 +58,7 @@ _OF_GROUPS = "net.ipv4.ping_group_range"
 """Whose values are groups: which of them there are is another matter in the user namespace of a container."""
 _HOST_NAME_BYTES = 64
 """Of each of these (uname(2)); the kernel drops the rest without a word."""
+_MOUNTS = "mounts"
 _SHM = "shm"
 _SHM_BYTES = 64 << 20
 _LOCK_SECONDS = 10.0
@@ -135,6 +141,7 @@ class SandboxHoldings:
             "hostname": require_hostname(config.hostname) if config.hostname else "",
             "sysctls": {name: value for name, value in sysctls_of(config).items() if kind_of_sysctl(name) in kinds},
             "shm_bytes": _SHM_BYTES,
+            "follows_first": _follows_first(path),
         }
         outcome = _run_pin(asked, timeout, (lock,))
         if outcome.code != 0:
@@ -143,11 +150,14 @@ class SandboxHoldings:
 
     def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
         """Say whether those of the namespaces that are ours are all still there, and can be used. Raises OSError."""
-        wanted = {path for path in namespaces.values() if is_pin(path)}
-        if wanted and not wanted <= set(find_mounts(self.pins_of(sandbox_id))):
-            return False
+        pins = self.pins_of(sandbox_id)
+        wanted, view = {path for path in namespaces.values() if is_pin(path)}, ""
+        if wanted and not wanted <= set(find_mounts(pins)):
+            view = _find_view(pins)
+            if not view or not all(map(_is_pinned, (view + path for path in wanted))):
+                return False
         pids = namespaces.get("pid", "")
-        return not is_pin(pids) or has_first(pids)
+        return not is_pin(pids) or has_first(view + pids)
 
     def vacate(self, sandbox_id: str, timeout: float) -> None:
         """Free all that it holds; what is already free is fine. Raises ResourcesError if something cannot be freed."""
@@ -223,8 +233,9 @@ class SandboxHoldings:
         """End the first process of its pid namespace, and unmount and remove all pins."""
         pinned = os.path.join(path, "pid")
         mounted = list(find_mounts(path))  # perhaps one over another, by somebody else
-        if pinned in mounted:
-            _end_pids(pinned)
+        view = "" if pinned in mounted else _find_view(path)
+        if pinned in mounted or (view and _is_pinned(view + pinned)):
+            _end_pids(view + pinned)
         for name in (*_FILES.values(), _SHM):
             each = os.path.join(path, name)
             for _ in range(mounted.count(each)):
@@ -233,7 +244,57 @@ class SandboxHoldings:
                 if name == _SHM:
                     os.rmdir(each)
                 else:
-                    os.unlink(each)
+                    os.unlink(each)  # which unmounts it in other mount namespaces
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, _MOUNTS))
+
+
+def require_seen(path: str) -> None:
+    """Raise StartError for a pin in another mount namespace: no runtime that is started here could use it."""
+    if not _is_pinned(path) and _find_view(os.path.dirname(path)):
+        raise StartError(
+            f"namespaces: {quote_path(path)} is mounted in another mount namespace, that of the engine which made the"
+            " sandbox; start it from there, or make another sandbox"
+        )
+
+
+def _is_pinned(path: str) -> bool:
+    """Return whether something is mounted at the path of a pin: what is there is of another file system."""
+    with suppress(FileNotFoundError):
+        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    return False
+
+
+def _find_view(pins: str) -> str:
+    """Return what is before the path of a directory of pins where those are mounted, if they were made elsewhere.
+
+    That is the root directory of a process in the mount namespace of then. "" if they were made in ours, or no process
+    is left there. Raises OSError.
+    """
+    try:
+        with open(os.path.join(pins, _MOUNTS), encoding="ascii") as file:
+            made_in = file.read()
+    except FileNotFoundError:
+        return ""
+    if made_in == os.readlink("/proc/self/ns/mnt"):
+        return ""
+    here = os.stat(pins)
+    for pid, _, _ in list_processes():
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            view = f"/proc/{pid}/root"
+            if os.readlink(f"/proc/{pid}/ns/mnt") == made_in and os.path.samestat(os.stat(view + pins), here):
+                return view
+    return ""
+
+
+def _follows_first(path: str) -> bool:
+    """Return whether what is mounted below a path in the mount namespace of process 1 is seen in ours, and not back."""
+    found = re.search(r"\bmaster:([0-9]+)", read_propagation(path) or "")
+    if found is None:
+        return False
+    with suppress(OSError), open("/proc/1/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return any(f"shared:{found[1]}" in line.partition(" - ")[0].split(" ") for line in file)
+    return False
 
 
 def choose_kinds(config: PodSandboxConfig) -> list[str]:

@@ -73,7 +73,14 @@ from limpet.engine.starters.oci.run_directory import (
     list_runs,
     make_run_directory,
 )
-from limpet.engine.starters.oci.sandboxes import SandboxHoldings, choose_kinds, has_first, is_pin, try_sysctls
+from limpet.engine.starters.oci.sandboxes import (
+    SandboxHoldings,
+    choose_kinds,
+    has_first,
+    is_pin,
+    require_seen,
+    try_sysctls,
+)
 from limpet.engine.starters.oci.sessions import AttachedSession
 from limpet.engine.starters.oci.spec import complete, make_spec, require_ids_of_runc
 from limpet.engine.starters.oci.target import open_target
@@ -593,6 +600,8 @@ class OciStarter:
             if frozen := find_frozen_place(config["linux"].get("cgroupsPath", "/")):
                 raise StartError(f"the cgroup {quote_path(frozen)} is frozen, and so would be its processes; thaw it")
             for each in config["linux"]["namespaces"]:
+                if is_pin(each.get("path", "")):
+                    require_seen(each["path"])
                 require_namespace(each["type"], each.get("path", ""))
                 if each["type"] == "pid" and is_pin(each.get("path", "")) and not has_first(each["path"]):
                     raise StartError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.starters.oci import cgroups
+from limpet.recovery.mounts import Mount
 from limpet.schema.cri import LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata
 from limpet.schema.errors import InvalidInputError
 
@@ -143,6 +144,19 @@ def test_processes_of_its_own_cgroups_alone(root: Path) -> None:
     (root / "cpuset/limpet/cgroup.procs").write_text("1\n")
     assert cgroups.list_processes([*V1, *V2, *OTHER], NAME) == {12, 13, 14}
     assert cgroups.list_processes(OTHER, NAME) == set()
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_where_a_part_of_a_hierarchy_is_mounted(root: Path, monkeypatch: pytest.MonkeyPatch, *, is_own: bool) -> None:
+    """As for an engine in a container of Docker's: /proc tells the host's paths, and its own cgroups are mounted."""
+    fill(root, {"memory/cgroup.procs": "12\n"})
+    part = "/docker/1" if is_own else "/docker/2"
+    mounted = Mount("0:31", "/docker/1", f"{root}/memory", "cgroup", frozenset({"memory"}))
+    monkeypatch.setattr(cgroups, "read_mounts", lambda: [mounted])
+    assert cgroups.list_processes([f"4:memory:{part}/limpet/{NAME}"], NAME) == ({12} if is_own else set())
+    hosts = [line.split(":") for line in cgroups.make_lines("/x")]
+    assert {path for _, name, path in hosts if name == "memory"} <= {"/docker/1/x"}
+    assert {path for _, name, path in hosts if name != "memory"} == {"/x"}
 
 
 def test_signals_reach_all_of_them(root: Path) -> None:

@@ -12,7 +12,7 @@ from limpet import errors
 from limpet.schema import ContainerState
 from limpet.schema.sandbox_status import SandboxState
 from tests.conftest import PACKAGES, is_running, wait_until
-from tests.starters.oci import config, load_busybox, open_engine
+from tests.starters.oci import config, end_everything, load_busybox, open_engine
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's sandboxes hold namespaces")
 
@@ -48,6 +48,33 @@ for script in "$MAKE" "$LOOK" "$LOOK" "$REMOVE"; do
     unshare --mount --propagation slave "$@" "$script" "$STATE" "$RUNTIME" || exit 1
 done
 test -z "$(ls "/run/limpet/$(ls "$STATE/oci/$RUNTIME")")" && ! grep -q "$STATE" /proc/[0-9]*/cmdline && echo all is free
+"""
+
+AS_DOCKER_DOES = """
+cd /sys/fs/cgroup && mount -t tmpfs none /mnt || exit 1
+for each in *; do
+    mkdir "$each/$NAME" "/mnt/$each" || exit 1
+done
+for each in cpus mems; do
+    cat "cpuset/cpuset.$each" > "cpuset/$NAME/cpuset.$each" || exit 1
+done
+for each in *; do
+    echo $$ > "$each/$NAME/cgroup.procs" && mount --bind "$each/$NAME" "/mnt/$each" || exit 1
+done
+umount -l /sys/fs/cgroup && mount --move /mnt /sys/fs/cgroup && cd / && exec "$@"
+"""
+LIFE = """
+engine.create_sandbox({"metadata": {"name": "pod"}}, id="pod", runtime_handler=sys.argv[2])
+start("first")
+(container,) = engine.list()
+used = container.measure()
+container.pause()
+print(used.processes, used.memory_bytes > 0, container.is_frozen())
+container.resume()
+print(container.is_frozen(), container.execute(["echo", "on"]).output)
+container.pause()
+print(container.stop(0).exit_code)
+engine.get_sandbox("pod").remove(force=True)
 """
 
 
@@ -110,3 +137,26 @@ def test_mounts_that_follow_those_of_process_1(state_dir: str, tmp_path: Path, r
     assert once == "READY ['RUNNING'] int"
     assert again == "READY ['RUNNING', 'RUNNING'] tuple"  # "second" is taken
     assert end == "all is free"
+
+
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/cpuset").is_dir(), reason="a container sees its own cgroups in version 2")
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_an_engine_in_a_container_as_docker_makes_it(state_dir: str, tmp_path: Path, runtime: str) -> None:
+    """With cgroup v1 it has its own cgroups, and reads the host's paths: what is paused goes on, and all is removed."""
+    with open_engine(state_dir) as engine:
+        load_busybox(engine, tmp_path / "image")
+    name = f"limpet-test-{os.getpid()}-{runtime}"
+    script = [sys.executable, "-c", f"{BEGIN}{LIFE}{CLOSE}", state_dir, runtime]
+    try:
+        done = subprocess.run(
+            [*OTHER_VIEW, "sh", "-c", AS_DOCKER_DOES, "sh", *script],
+            capture_output=True, text=True, timeout=100, check=False, cwd="/",
+            env={**PACKAGES, "NAME": name, "PATH": os.environ["PATH"]},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["1 True True", "False b'on\\n'", "137"]
+        assert list(Path("/sys/fs/cgroup").glob(f"*/{name}/limpet/*-*")) == []
+    finally:
+        end_everything(state_dir)
+        for path in [*Path("/sys/fs/cgroup").glob(f"*/{name}/limpet"), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+            path.rmdir()

@@ -5,12 +5,16 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 
 from limpet.recovery.host import open_pidfd
+from limpet.recovery.mounts import read_mounts
 from limpet.schema.cri import PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, quote, quote_path
 
 _ROOT = "/sys/fs/cgroup"
+_TOPMOST = 1
+"""The inode of a hierarchy's topmost cgroup."""
 _V1 = "freezer.state"
 _FREEZERS = {"freezer": (_V1, "FROZEN", "THAWED"), "": ("cgroup.freeze", "1", "0")}
 """By controllers, as /proc/PID/cgroup has them: the file, and the words for freezing and thawing."""
@@ -65,10 +69,13 @@ def _find_file(above: str, names: Sequence[str]) -> str:
 def make_lines(path: str) -> tuple[str, ...]:
     """Return the lines of /proc/PID/cgroup that a process would have in the cgroup at `path` of each hierarchy.
 
-    Raises OSError.
+    `path` is as a runtime takes it, below what is mounted. Raises OSError.
     """
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-        return tuple(":".join((*line.split(":", 2)[:2], path)) for line in file)
+        found = [line.split(":", 2)[:2] for line in file]
+    return tuple(
+        f"{number}:{controllers}:{_find_root(_list_places(controllers)[-1])}{path}" for number, controllers in found
+    )
 
 
 def list_directories(lines: Sequence[str], name: str) -> Iterator[tuple[str, str]]:
@@ -80,11 +87,34 @@ def list_directories(lines: Sequence[str], name: str) -> Iterator[tuple[str, str
         _, controllers, path = line.split(":", 2)
         if os.path.basename(path) != name:  # not the container's own: the runtime made none there
             continue
-        above = [controllers.removeprefix("name=")] if controllers else [".", "unified"]
-        for each in above:
-            directory = os.path.normpath(f"{_ROOT}/{each}/{path}")
+        for place in _list_places(controllers):
+            directory = os.path.normpath(f"{place}/{path.removeprefix(_find_root(place))}")
             if os.path.isdir(directory):
                 yield controllers, directory
+
+
+def _list_places(controllers: str) -> Sequence[str]:
+    """Return where the hierarchy of some controllers, "" for version 2, may be mounted."""
+    return [f"{_ROOT}/{controllers.removeprefix('name=')}"] if controllers else [_ROOT, f"{_ROOT}/unified"]
+
+
+def _find_root(place: str) -> str:
+    """Return the cgroup that is mounted at a place, "" for the topmost of its hierarchy, as on any host.
+
+    In a container as Docker makes it with version 1 it is the container's, while /proc tells the paths of the host.
+    """
+    try:
+        found = os.stat(place)
+    except OSError:
+        return ""
+    return "" if found.st_ino == _TOPMOST else _read_root(place, found.st_dev, found.st_ino)
+
+
+@cache
+def _read_root(place: str, *_: int) -> str:
+    """Return the same, for the device and inode that are there, from what the kernel tells of mounts."""
+    roots = [mount.root for mount in read_mounts() if mount.point == place and mount.kind in {"cgroup", "cgroup2"}]
+    return roots[-1].rstrip("/") if roots else ""
 
 
 def list_processes(lines: Sequence[str], name: str) -> set[int]:

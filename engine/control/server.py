@@ -150,6 +150,7 @@ class ControlServer:
                     os.unlink(SOCKET, dir_fd=directory)
                 os.fchmod(door.fileno(), SOCKET_MODE)
                 door.bind(f"/proc/self/fd/{directory}/{SOCKET}")  # a path may be longer than a socket's address
+                os.chmod(SOCKET, SOCKET_MODE, dir_fd=directory)  # a umask may have taken more than it may
             finally:
                 os.close(directory)
             door.listen(_BACKLOG)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from limpet.engine.images.oci import DIGEST_ALGORITHMS, Descriptor, blob_path
 from limpet.engine.images.streams import CHUNK_BYTES, ByteStream, HashingReader, require_match
-from limpet.engine.state.durable import make_directory, sync_directory, temporary_path
+from limpet.engine.state.durable import make_directory, open_made, sync_directory, temporary_path
 from limpet.schema.errors import StoreDamagedError
 
 
@@ -55,7 +55,7 @@ class BlobDirectory:
             return
         directory = os.path.dirname(self.path(blob.digest))
         temporary = temporary_path(directory)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = open_made(temporary, os.O_WRONLY | os.O_EXCL)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 reader = HashingReader(stream, blob.digest)

@@ -26,7 +26,7 @@ from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
 from limpet.engine.state.descriptors import close_all
-from limpet.engine.state.durable import make_directory, make_one_directory, remove_tree, temporary_path
+from limpet.engine.state.durable import make_directory, make_one_directory, open_made, remove_tree, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.engine.state.holders import find_stopped
 from limpet.recovery.mounts import find_mounts
@@ -319,7 +319,7 @@ class DirectoryImageStore:
         The kernel releases it when this process ends, whatever the cause. A load takes as long as its image is large,
         and is waited for; but not a process that has the lock and is stopped.
         """
-        descriptor = os.open(os.path.join(self._root, "lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_made(os.path.join(self._root, "lock"), os.O_RDONLY)
         try:
             _take(descriptor, how)
             yield

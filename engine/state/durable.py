@@ -35,6 +35,22 @@ def make_one_directory(path: str | bytes, mode: int = 0o700, *, dir_fd: int | No
         os.chmod(path, stat.S_IMODE(found) | mode & 0o700, dir_fd=dir_fd)
 
 
+def open_made(path: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+    """Open a file that is made where it is missing: with `mode`, in the way of `make_one_directory`.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    try:
+        found = os.fstat(descriptor).st_mode
+        if mode & 0o700 & ~found:
+            os.fchmod(descriptor, stat.S_IMODE(found) | mode & 0o700)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def make_directory(path: str, mode: int = 0o700) -> None:
     """Create the directory `path` and its missing parents with `mode` less the umask, durable level by level.
 
@@ -97,7 +113,7 @@ def write_unflushed(path: str, data: bytes) -> None:
 def _put_file(path: str, data: bytes, mode: int, flush: Callable[[int], None]) -> None:
     directory = os.path.dirname(os.path.abspath(path))
     temporary = temporary_path(directory)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    descriptor = open_made(temporary, os.O_WRONLY | os.O_EXCL, mode)
     try:
         try:
             while data:

@@ -133,17 +133,17 @@ def test_closed_by_several_threads_at_once(state_dir: str) -> None:
         engine.get("one").stop(0)
 
 
-def test_a_umask_that_takes_rights_from_the_owner(state_dir: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask", [0o177, 0o777])
+def test_a_umask_that_takes_rights_from_the_owner(state_dir: str, tmp_path: Path, mask: int) -> None:
     """As programs set it for a moment to make a socket: what limpet makes then is of use to its user all the same.
 
     And what every user of a container is to read is for everybody, as with any other umask.
     """
-    old_mask = os.umask(0o177)
+    layout = oci_layout.Layout(tmp_path / "layout")
+    layout.add_image([oci_layout.tar(oci_layout.member("a/b/file", b"x"))], "app:1")
+    old_mask = os.umask(mask)
     try:
         with Engine.open(state_dir) as engine:
-            layout = oci_layout.Layout(tmp_path / "layout")
-            layout.add_image([oci_layout.tar(oci_layout.member("a/b/file", b"x"))], "app:1")
-            os.umask(0o177)
             engine.images.load(str(tmp_path / "layout"))
             logs = str(tmp_path / "above" / "logs")
             sandbox = engine.create_sandbox({"metadata": {"name": "s"}, "log_directory": logs})
@@ -153,11 +153,13 @@ def test_a_umask_that_takes_rights_from_the_owner(state_dir: str, tmp_path: Path
             container = engine.create_container(config | {"metadata": {"name": "d"}}, sandbox)
             container.start()
             assert container.wait(timeout=20).exit_code == 3
-            made = [each for top in (state_dir, str(tmp_path / "above")) for each, *_ in os.walk(top)]
+            made = [each for top in (state_dir, str(tmp_path / "above")) for each in os.walk(top)]
+            files = [os.path.join(above, name) for above, _, names in made for name in names]
+            unusable = [each for each in files if os.stat(each).st_mode & 0o600 != 0o600]
     finally:
         os.umask(old_mask)
     assert len(made) > 10
-    unusable = [each for each in made if os.stat(each).st_mode & 0o700 != 0o700]
+    unusable += [above for above, *_ in made if os.stat(above).st_mode & 0o700 != 0o700]
     assert not unusable
     etc = Path(state_dir, "containers", image.id, "rootfs", "etc")
     assert [each.stat().st_mode & 0o777 for each in (etc, etc / "hosts")] == [0o755, 0o644]

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from limpet.engine.state.durable import open_made
 from limpet.schema.errors import (
     ClosedError,
     DiskFullError,
@@ -155,7 +156,7 @@ def _decode_what_can_be(text: bytes) -> str:
 
 def create_file(path: str) -> None:
     """Make the empty file of a new database, private from the first moment. Raises OSError."""
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    os.close(open_made(path, os.O_EXCL | os.O_WRONLY))
 
 
 def finish_rollback(path: str) -> None:

@@ -32,6 +32,7 @@ from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.sessions import CommandSession, clamp, tell_conmon
 from limpet.engine.starters.oci.tools import has_unified_cgroups, with_oom_score
 from limpet.engine.starters.oci.written import read_config
+from limpet.engine.state.durable import open_made
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidInputError,
@@ -244,7 +245,7 @@ def change_limits(
     unapplied |= find_unapplied_limits(limits, is_unified=has_unified_cgroups())
     wanted = json.dumps(make_limits(limits, unapplied)).encode()
     path = run.join("limits.json")
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+    with open(open_made(path, os.O_WRONLY | os.O_TRUNC), "wb") as file:
         file.write(wanted)
     before = keep_limits(run, processes.cgroups, cgroup, tuple(limits.unified))
     is_done, left = False, dict[str, str]()

@@ -23,6 +23,7 @@ from limpet.engine.starters.oci.resources import lowest_oom_score
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
+from limpet.engine.state.durable import open_made
 from limpet.recovery.host import open_pidfd, read_stat
 from limpet.schema.errors import InvalidStateError
 
@@ -61,7 +62,7 @@ class CommandFiles:
         files = cls(run, os.urandom(6).hex(), {**config, "process": process})
         _under_way.add(files._token)
         try:
-            descriptor = os.open(files.process, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = open_made(files.process, os.O_WRONLY | os.O_EXCL)
             with open(descriptor, "wb") as file:
                 file.write(json.dumps(process).encode())
         except BaseException:

@@ -22,6 +22,7 @@ from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_fa
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.signals import let_go_on
+from limpet.engine.state.durable import open_made
 from limpet.engine.state.forks import undisturbed
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, open_pidfd, read_stat, wait_for_end, wait_readable
@@ -62,7 +63,7 @@ def make_container(order: Order, timeout: float, meanwhile: Callable[[], None] =
     """
     deadline = time.monotonic() + timeout
     with ExitStack() as stack:
-        said = stack.enter_context(open(order.run.join("conmon.log"), "wb"))
+        said = stack.enter_context(open(open_made(order.run.join("conmon.log"), os.O_WRONLY | os.O_TRUNC), "wb"))
         with undisturbed():
             answer, answered = _pipe(stack)
             begun, begin = _pipe(stack)

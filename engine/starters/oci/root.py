@@ -7,11 +7,10 @@ device and inode of itself. One whose name is not true of it is never given to a
 
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Sequence
 
-from limpet.engine.state.durable import make_directory, remove_tree
+from limpet.engine.state.durable import make_directory, make_one_directory, remove_tree, temporary_path
 from limpet.recovery.host import read_boot_id, read_pid_namespace
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote, quote_path
 
@@ -83,7 +82,8 @@ class RuntimeRoot:
                 if not self.find():
                     make_directory(os.path.dirname(self.above))
                     make_directory(self.above)
-                    temporary = tempfile.mkdtemp(dir=self.above, prefix=".tmp-")
+                    temporary = temporary_path(self.above)
+                    make_one_directory(temporary)
                     path = os.path.join(self.above, _true_name(temporary))
                     os.rename(temporary, path)
                     self._path = path

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from limpet.engine.state.durable import make_one_directory, write_unflushed
+from limpet.engine.state.durable import make_one_directory, open_made, write_unflushed
 from limpet.engine.state.names import OCI
 from limpet.recovery.files import read_small_file
 from limpet.schema.identity import ProcessIdentity
@@ -72,7 +72,7 @@ class RunDirectory:
 
     def mark(self, name: str) -> None:
         """Make an empty entry: it survives a kill, and after a power cut nothing asks for it."""
-        os.close(os.open(self.join(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(open_made(self.join(name), os.O_WRONLY))
 
     def was_let_go(self) -> bool:
         """Return whether the runtime was asked to let the program run, so that it may have."""

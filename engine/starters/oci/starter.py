@@ -91,6 +91,7 @@ from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.pidfds import KEPT_DESCRIPTORS, adopt_process
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.state.descriptors import close_all, has_free_descriptors
+from limpet.engine.state.durable import open_made
 from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
 from limpet.engine.state.turn import require_wait
 from limpet.recovery.files import read_small_file
@@ -1042,7 +1043,7 @@ def _is_over(run: RunDirectory) -> bool:
 
 
 def _write_private(path: str, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = open_made(path, os.O_WRONLY | os.O_EXCL)
     with open(descriptor, "wb") as file:
         file.write(data)
 
@@ -1055,8 +1056,7 @@ def _log_of(launch: Launch) -> Iterator[tuple[int, str]]:
         return
     descriptor, name = open_log_directory(launch.log_directory or os.path.dirname(launch.log_path), launch.log_path)
     try:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        os.close(os.open(name, flags, 0o600, dir_fd=descriptor))
+        os.close(open_made(name, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor))
         yield descriptor, name
     finally:
         os.close(descriptor)

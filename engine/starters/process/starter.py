@@ -34,6 +34,7 @@ from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
 from limpet.engine.state.descriptors import close_all, system_errors_told
+from limpet.engine.state.durable import open_made
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import (
@@ -689,8 +690,7 @@ def _read_report(report: int) -> bytes | None:
 
 def _make_log(directory: int, name: str) -> None:
     """Make the log's file where there is none. Raises OSError for what output cannot go to: a link, a pipe."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    os.close(os.open(name, flags, 0o600, dir_fd=directory))
+    os.close(open_made(name, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory))
 
 
 def _give_working_directory(path: str, user: User) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
+from limpet.engine.state.durable import open_made
 
 _FILE: Final = "cgroups"
 _LONGEST: Final = 1 << 16
@@ -37,7 +38,7 @@ class Notes:
             self._noted[parent] = None
             # Without the note its cgroup is found by its keeper, while that lives: no reason to go without limits.
             with suppress(OSError):
-                file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                file = open_made(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
                 try:
                     os.write(file, f"{parent}\n".encode(errors="surrogateescape"))
                 finally:

@@ -132,9 +132,14 @@ def end_everything(state_dir: str) -> None:
 def free_sandboxes(state_dir: str) -> None:
     """Free what the sandboxes of a state directory still hold."""
     for root in Path(state_dir, "oci").glob("*/*"):
-        pins = os.path.join(PINS, root.name)
-        for mount in find_mounts(pins):
-            if os.path.basename(mount) == "pid":
-                sandboxes._end_pids(mount)  # or its first process would stay for ever
-            subprocess.run(["umount", "-l", mount], check=True)
-        shutil.rmtree(pins, ignore_errors=True)
+        free_pins(root.name)
+
+
+def free_pins(root_name: str) -> None:
+    """Free what is pinned for a runtime's own directory of this name."""
+    pins = os.path.join(PINS, root_name)
+    for mount in find_mounts(pins):
+        if os.path.basename(mount) == "pid":
+            sandboxes._end_pids(mount)  # or its first process would stay for ever
+        subprocess.run(["umount", "-l", mount], check=True)
+    shutil.rmtree(pins, ignore_errors=True)

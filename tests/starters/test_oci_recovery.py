@@ -11,10 +11,19 @@ from pathlib import Path
 import pytest
 
 from limpet import Engine, Snapshot
+from limpet.engine.starters.oci import cgroups
 from limpet.engine.starters.oci.run_directory import list_runs
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
-from tests.starters.oci import config, end_everything, load_busybox, open_engine, processes_of, runtime_entries
+from tests.starters.oci import (
+    config,
+    end_everything,
+    free_pins,
+    load_busybox,
+    open_engine,
+    processes_of,
+    runtime_entries,
+)
 
 RUNTIMES = ("runc", "crun")
 each_runtime = pytest.mark.parametrize("runtime", ["runc", pytest.param("crun", marks=pytest.mark.long)])
@@ -251,6 +260,8 @@ def test_after_a_reboot(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert list(above.iterdir()) == []
         assert is_running(processes.init.pid)  # whoever has that pid now is left alone
         engine.get("one-runc").stop(0)
+    cgroups.remove(processes.cgroups, os.path.basename(processes.cgroup))
+    free_pins(root.name)
 
 
 @each_runtime

@@ -6,6 +6,7 @@ from contextlib import suppress
 from itertools import islice
 
 from limpet.engine.aio.loops import require_loop
+from limpet.engine.aio.opening import open_once
 from limpet.engine.aio.workers import Workers
 from limpet.engine.lifecycle.container import DEFAULT_EXEC_TIMEOUT_SECONDS, DEFAULT_STOP_TIMEOUT_SECONDS, Container
 from limpet.engine.logs import Entry
@@ -24,7 +25,8 @@ class AsyncContainer:
     """One container of an `AsyncEngine`. A task that waits for its end, or for a stop, holds no thread.
 
     A task that is cancelled leaves each step whole: one that has not begun is taken back, and otherwise the task is
-    cancelled once it is done. Only waiting ends at once; a stop that was begun goes on.
+    cancelled once it is done. Only waiting ends at once; a stop that was begun goes on, and a session that the task
+    does not get is closed.
     """
 
     def __init__(self, container: Container, workers: Workers) -> None:
@@ -138,11 +140,13 @@ class AsyncContainer:
         self, args: Sequence[str], *, terminal: bool = False, size: tuple[int, int] = (0, 0)
     ) -> Session:
         """See `Container.open_command`. The session is one for threads: its reads block."""
-        return await self._workers.slow(lambda: self.container.open_command(args, terminal=terminal, size=size))
+        return await open_once(
+            lambda: self.container.open_command(args, terminal=terminal, size=size), self._workers.slow
+        )
 
     async def attach(self) -> Session:
         """See `Container.attach`. The session is one for threads: its reads block."""
-        return await self._workers.slow(self.container.attach)
+        return await open_once(self.container.attach, self._workers.slow)
 
     async def measure(self) -> Stats:
         """See `Container.measure`."""

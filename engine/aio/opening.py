@@ -76,15 +76,18 @@ async def open_whole(open_it: Callable[[float], _Opened], wait: float) -> _Opene
     """Return what `open_it` opens, given how long to wait for the lock; what nobody wants any more is closed."""
 
     def attempt(part: float) -> Awaitable[_Opened]:
-        return _open_once(lambda: open_it(part))
+        return open_once(lambda: open_it(part), in_own_thread)
 
     return await open_in_parts_async(attempt, wait)
 
 
-async def _open_once(open_it: Callable[[], _Opened]) -> _Opened:
+async def open_once(
+    open_it: Callable[[], _Opened], in_thread: Callable[[Callable[[], None]], Awaitable[None]]
+) -> _Opened:
+    """Return what `open_it` opens in a thread; what a cancelled task does not get is closed."""
     attempt: Attempt[_Opened] = Attempt()
     try:
-        await in_own_thread(lambda: attempt.run(open_it))
+        await in_thread(lambda: attempt.run(open_it))
     except BaseException:
         try:
             attempt.discard()  # whoever waited is gone, and the thread may still be at it

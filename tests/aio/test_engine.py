@@ -389,3 +389,34 @@ def test_a_failure_of_a_workers_own_keeps_no_task_waiting(
             assert (await container.renew(2**62)).expires_at == 2**62
 
     run(state_dir, body)
+
+
+@pytest.mark.parametrize(("opens", "given"), [("open_command", (["true"],)), ("attach", ())])
+def test_a_session_that_a_cancelled_task_does_not_get_is_closed(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, opens: str, given: tuple[object, ...]
+) -> None:
+    """Nobody else could: its command would run on, with descriptors of this process."""
+    begun, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Opened:
+        def close(self) -> None:
+            closed.set()
+
+    def open_it(*_: object, **__: object) -> Opened:
+        begun.set()
+        assert go_on.wait(20)
+        return Opened()
+
+    monkeypatch.setattr(Container, opens, open_it)
+
+    async def body(engine: AsyncEngine, pod: AsyncSandbox) -> None:
+        container = await engine.create_container(config("one", "true"), pod)
+        task = asyncio.create_task(getattr(container, opens)(*given))
+        await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert closed.is_set()
+
+    run(state_dir, body)

@@ -221,9 +221,12 @@ class Container:
         return Patience(self.id, status.identity.pid, grace, self._find_doubt)
 
     def _find_doubt(self) -> str:
-        """Return why it is Unknown, if it is."""
+        """Return why it is Unknown, if it is, or why it could not be killed."""
         status = self._runtime.store.status(self.id)
-        return status.message if status.unknown else ""
+        if status.unknown:
+            return status.message
+        why_not = self._runtime.watcher.why_not_killed(self.id)
+        return f"it cannot be killed: {why_not}" if why_not else ""
 
     def is_stopped(self, status: Status) -> bool:
         """Say whether its end is written down and nothing of it is left, given what `begin_stop` returned."""

@@ -16,7 +16,7 @@ class Patience:
     """What is left of the time in which all of a container is to end."""
 
     def __init__(self, container_id: str, pid: int, grace: float, find_doubt: Callable[[], str]) -> None:
-        """Begin; SIGKILL comes after `grace` seconds at most. `find_doubt` says why its end is not written down."""
+        """Begin; SIGKILL comes after `grace` seconds at most. `find_doubt` says what is known to be in the way."""
         self._container_id = container_id
         self._find_doubt = find_doubt
         self._pid = pid

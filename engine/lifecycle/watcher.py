@@ -104,6 +104,8 @@ class _Kill(NamedTuple):
     when: float
     """In seconds of the monotonic clock."""
     starter: Starter
+    why_not: str = ""
+    """Why that has failed; it is tried again."""
 
 
 class _Recording(Request):
@@ -247,6 +249,12 @@ class Watcher:
             self._next_kill = min(at, self._next_kill)
         if is_next:
             self._wake()
+
+    def why_not_killed(self, container_id: str) -> str:
+        """Return why SIGKILL, whose time has come, could not be sent to a container; "" if nothing is known of that."""
+        with self._lock:
+            kill = self._kills.get(container_id)
+        return kill.why_not if kill is not None else ""
 
     def close(self) -> None:
         """Stop watching. The containers run on; recovery finds what has not been written down. May be repeated."""
@@ -557,7 +565,8 @@ class Watcher:
         for starter, group in by_starter((kill.starter, kill) for kill in kills) if len(kills) > 1 else ():
             if isinstance(starter, Plural):
                 killed.update(starter.signal_many({one.container_id: one.identity for one in group}, signal.SIGKILL))
-        later = [kill for kill in kills if kill.container_id not in killed and not self._kill(kill)]
+        left = ((kill, self._kill(kill)) for kill in kills if kill.container_id not in killed)
+        later = [kill._replace(why_not=why_not) for kill, why_not in left if why_not]
         with self._lock:  # only now: what fails on the way is done again
             for kill in due:
                 if self._kills.get(kill.container_id) is kill:
@@ -566,14 +575,14 @@ class Watcher:
                 self._kills.setdefault(kill.container_id, kill._replace(when=time.monotonic() + _RETRY_SECONDS))
             self._next_kill = min((kill.when for kill in self._kills.values()), default=math.inf)
 
-    def _kill(self, kill: _Kill) -> bool:
-        """Kill it; return False if that is to be tried again."""
+    def _kill(self, kill: _Kill) -> str:
+        """Kill it; return why that failed, and is to be tried again."""
         try:
             kill.starter.signal(kill.container_id, kill.identity, signal.SIGKILL)
         except LimpetError as error:
             _log.warning("container %s cannot be killed now: %s", kill.container_id, error)
-            return False
-        return True
+            return str(error)
+        return ""
 
     def _is_still_of(self, container_id: str, identity: ProcessIdentity) -> bool:
         """Say whether a container is the one that had this process: it may be deleted, and another have its id."""

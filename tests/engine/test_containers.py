@@ -119,6 +119,28 @@ def test_a_stop_that_ends_nothing_is_over_after_a_while(state_dir: str, monkeypa
         assert container.wait(20).exit_code == 3
 
 
+class Forbidden(FakeStarter):
+    """Its processes may not be killed by us, as one that has become root's."""
+
+    def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
+        if number == signal.SIGKILL:
+            raise errors.UnsupportedError("signal 9: Operation not permitted")
+        return super().signal(container_id, identity, number, only_session=only_session)
+
+
+def test_a_stop_says_why_nothing_could_be_killed(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process hangs, and no SIGKILL is on its way to any."""
+    monkeypatch.setattr(patience, "_KILL_TIMEOUT_SECONDS", 0.2)
+    starter = Forbidden()
+    with Engine.open(state_dir, starter=starter) as engine:
+        container = make(engine, "x")
+        container.start()
+        with pytest.raises(errors.InvalidStateError, match="it cannot be killed: signal 9: Operation not permitted"):
+            container.stop(0)
+        starter.end(container.id, 3)
+        assert container.wait(20).exit_code == 3
+
+
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 def test_what_a_callback_raises_keeps_no_end_from_others(
     engine: Engine, error: type[BaseException], caplog: pytest.LogCaptureFixture

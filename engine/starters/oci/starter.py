@@ -411,7 +411,7 @@ class OciStarter:
         except ProcessLookupError:
             pass
         except PermissionError as error:
-            raise UnsupportedError(f"signal {number}: {error.strerror}; run as root") from error
+            raise UnsupportedError(f"signal {number}: {error.strerror}; run as root, with CAP_KILL") from error
         except OSError as error:
             raise ResourcesError(f"signal {number} to container {container_id}: {error.strerror}") from error
         if number and processes is not None:

@@ -183,6 +183,7 @@ def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
     session.close()
     with pytest.raises(errors.InvalidStateError, match="closed"):
         session.read(1)
+    assert session.wait(20) == 137  # it had begun
     wait_until(lambda: count() == 0, "the command to be gone")
     with pytest.raises(errors.WaitTimeoutError, match="was killed"):
         sleeping.execute(["/bin/sh", "-c", script], timeout=0.5)

@@ -327,6 +327,7 @@ class CommandSession:
         if self._is_closed:
             return
         self._is_closed = True
+        self._has_begun()  # its files go, and who waits asks later
         self.hang_up()
         reap(self._process)
         self._poll.close()

@@ -150,7 +150,8 @@ def test_processes_of_its_own_cgroups_alone(root: Path) -> None:
 def test_where_a_part_of_a_hierarchy_is_mounted(root: Path, monkeypatch: pytest.MonkeyPatch, *, is_own: bool) -> None:
     """As for an engine in a container of Docker's: /proc tells the host's paths, and its own cgroups are mounted."""
     fill(root, {"memory/cgroup.procs": "12\n"})
-    part = "/docker/1" if is_own else "/docker/2"
+    fill(root / "memory" / "2", {"cgroup.procs": "13\n"})
+    part = "/docker/1" if is_own else "/docker/12"
     mounted = Mount("0:31", "/docker/1", f"{root}/memory", "cgroup", frozenset({"memory"}))
     monkeypatch.setattr(cgroups, "read_mounts", lambda: [mounted])
     assert cgroups.list_processes([f"4:memory:{part}/limpet/{NAME}"], NAME) == ({12} if is_own else set())

@@ -88,7 +88,9 @@ def list_directories(lines: Sequence[str], name: str) -> Iterator[tuple[str, str
         if os.path.basename(path) != name:  # not the container's own: the runtime made none there
             continue
         for place in _list_places(controllers):
-            directory = os.path.normpath(f"{place}/{path.removeprefix(_find_root(place))}")
+            root = _find_root(place)
+            below = path[len(root) :] if f"{path}/".startswith(f"{root}/") else path
+            directory = os.path.normpath(f"{place}/{below}")
             if os.path.isdir(directory):
                 yield controllers, directory
 

@@ -120,6 +120,21 @@ def test_what_fails_is_repeated(state_dir: str, plugins: Path) -> None:
             engine.get_sandbox(name).delete()
 
 
+def test_a_copy_leaves_the_originals_network_alone(state_dir: str, plugins: Path, tmp_path: Path) -> None:
+    """No plugin is asked for a copy of the state directory: what it would free is there, and used."""
+    copy = str(tmp_path / "copy")
+    with open_with(state_dir, plugins) as engine:
+        sandbox = engine.create_sandbox(POD, id="pod", runtime_handler="runc")
+        shutil.copytree(state_dir, copy, ignore=lambda *_: {"engine.sock"})
+        with open_with(copy, plugins) as other:
+            assert other.get_sandbox("pod").status.reason is SandboxReason.COPIED
+            other.recover()
+            other.get_sandbox("pod").remove()
+        assert asked(plugins) == ADDED
+        sandbox.remove()
+    assert asked(plugins) == [*ADDED, *DELETED]
+
+
 def test_killed_amid_it(state_dir: str, plugins: Path, engine_process: Callable[[str], EngineProcess]) -> None:
     """What a plugin was asked for is taken back by the next engine, and made again; without plugins that is refused."""
     (plugins / "ADD.sh").write_text("echo amid >> " + str(plugins / "asked") + "; sleep 1")

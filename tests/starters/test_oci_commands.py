@@ -116,7 +116,7 @@ def test_those_of_dead_engines_are_found(run: RunDirectory, tmp_path: Path) -> N
         (run.path, "exec-b.json"),
     ]
     files.remove()
-    end_left(found, lambda _: "name")
+    end_left(found, lambda _: "name", lambda _: True)
     assert sorted(os.listdir(run.path)) == ["config.json", "other-c.json"]
 
 
@@ -139,7 +139,7 @@ def test_the_runtime_of_one_is_ended(run: RunDirectory, tmp_path: Path) -> None:
     runtime, other = leave(tmp_path), leave(tmp_path / "elsewhere")
     own = subprocess.Popen(["sleep", "1000"], cwd=tmp_path, start_new_session=True)
     try:
-        end_left(find_left([run]), lambda _: "name")
+        end_left(find_left([run]), lambda _: "name", lambda _: True)
         wait_until(lambda: is_over(runtime), "the runtime to end")
         assert not is_over(other)
         assert own.poll() is None
@@ -150,8 +150,12 @@ def test_the_runtime_of_one_is_ended(run: RunDirectory, tmp_path: Path) -> None:
     assert commands._under_way == set()
 
 
-def test_one_whose_runtime_was_killed_is_ended(run: RunDirectory, tmp_path: Path) -> None:
-    """By its pid, if that is one of the container's and was not there before it was asked for."""
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_one_whose_runtime_was_killed_is_ended(run: RunDirectory, tmp_path: Path, *, is_ours: bool) -> None:
+    """By its pid, if that is one of the container's and was not there before it was asked for.
+
+    In a copy of a state directory it is the original's, which has not ended.
+    """
     (tmp_path / "elsewhere").mkdir()
     older = leave(tmp_path / "elsewhere")
     with open_pidfd(os.getpid()) as pidfd:
@@ -163,11 +167,17 @@ def test_one_whose_runtime_was_killed_is_ended(run: RunDirectory, tmp_path: Path
     (tmp_path / "exec-a.pid").write_text(str(older))
     (tmp_path / "exec-b.pid").write_text(str(command))
     try:
-        end_left(find_left([run]), lambda _: "name")
-        wait_until(lambda: is_over(command), "the command to end")
+        end_left(find_left([run]), lambda _: "name", lambda _: is_ours)
+        assert find_left([run]) == []
+        if is_ours:
+            wait_until(lambda: is_over(command), "the command to end")
+        else:
+            time.sleep(0.2)
         assert not is_over(older)
+        assert is_over(command) is is_ours
     finally:
-        os.kill(older, signal.SIGKILL)
+        for each in (older, *(() if is_ours else (command,))):
+            os.kill(each, signal.SIGKILL)
 
 
 def age_of(pid: int) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from limpet import Engine, Snapshot
-from limpet.engine.starters.oci import cgroups
+from limpet.engine.starters.oci import cgroups, commands
 from limpet.engine.starters.oci.run_directory import list_runs
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
@@ -227,9 +227,18 @@ def test_a_copy_ends_nothing_of_the_original(state_dir: str, tmp_path: Path) -> 
         for name in RUNTIMES:
             engine.get(f"one-{name}").start()
         pids = [processes_of(state_dir, f"one-{name}").init.pid for name in RUNTIMES]
+        sessions = [engine.get(f"one-{name}").open_command(["/bin/sleep", "1000"]) for name in RUNTIMES]
+        found = [Path(next(list_runs(f"{state_dir}/containers/one-{name}")).path) for name in RUNTIMES]
+        wait_until(lambda: all([*each.glob("exec-*.pid")] for each in found), "the commands")
+        pids += [int(path.read_text()) for each in found for path in each.glob("exec-*.pid")]
     copy = str(tmp_path / "copy")
     shutil.copytree(state_dir, copy, symlinks=True, ignore=lambda _, names: {"attach", "ctl", "winsz", "exec.fifo"})
+    commands._under_way.clear()  # as if the copy were opened by another process
     with open_engine(copy) as engine:
+        first = engine.create_sandbox({"metadata": {"name": "first"}}, runtime_handler="runc")
+        engine.create_container(config("first", "true"), first, id="first").start()
+        engine.recover()
+        assert not [*Path(copy).glob("containers/*/oci/*/exec-*")]
         for name in RUNTIMES:
             assert engine.get(f"one-{name}").state is ContainerState.UNKNOWN
             assert engine.get(f"one-{name}").status.reason == Reason.COPIED
@@ -239,7 +248,10 @@ def test_a_copy_ends_nothing_of_the_original(state_dir: str, tmp_path: Path) -> 
         engine.create_container(config("own", "exit 4"), own, id="own").start()
         assert engine.get("own").wait(20).exit_code == 4
         own.remove(force=True)
+        first.remove(force=True)
     assert all(map(is_running, pids))
+    for session in sessions:
+        session.close()
     with open_engine(state_dir) as engine:
         for name in RUNTIMES:
             assert engine.get(f"one-{name}").state is ContainerState.RUNNING

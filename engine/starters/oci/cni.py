@@ -20,6 +20,7 @@ from limpet.engine.starters.oci.command import Outcome, clean_environment, escap
 from limpet.engine.starters.oci.family import kill_family, list_processes
 from limpet.engine.state.durable import sync_directory, write_file, write_unflushed
 from limpet.engine.state.holders import has_open
+from limpet.engine.state.identity import read_identity
 from limpet.engine.state.surroundings import may_access
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
@@ -71,6 +72,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     plugins: list[dict[str, Any]]
     container_id: str
     namespace: str
+    state: str = ""
+    """The id of the state directory that it was written down in: a copy has another. "" where none was noted."""
     result: dict[str, Any] | None = None
     """What the last plugin answered; None until all have."""
 
@@ -96,7 +99,7 @@ class Plugins:
         repeated. Raises OSError.
         """
         self.delete(directory, timeout)
-        network = self._read_config(container_id, namespace)
+        network = self._read_config(container_id, namespace, _read_state_id(directory))
         for plugin in network.plugins:  # before any is asked: no DEL is due then, which would need them, too
             self._find(plugin["type"])
         path = os.path.join(directory, _FILE)
@@ -132,7 +135,7 @@ class Plugins:
         os.unlink(os.path.join(directory, _FILE))
         sync_directory(directory)
 
-    def _read_config(self, container_id: str, namespace: str) -> Network:
+    def _read_config(self, container_id: str, namespace: str, state: str) -> Network:
         try:
             names = sorted(each for each in os.listdir(self._config_dir) if each.endswith((".conflist", ".conf")))
         except OSError as error:
@@ -153,6 +156,7 @@ class Plugins:
                 ],
                 container_id=container_id,
                 namespace=namespace,
+                state=state,
             )
             msgspec.json.encode(network)  # as it is going to be written down
             return network
@@ -289,14 +293,24 @@ def _end(pid: int, pidfd: int) -> None:
 
 
 def read_network(directory: str) -> Network | None:
-    """Return what was asked of plugins for the sandbox of this directory. Raises StateDirectoryError if damaged."""
+    """Return what was asked of plugins for the sandbox of this directory. Raises StateDirectoryError if damaged.
+
+    None in a copy of a state directory: the network is the original's.
+    """
     path = os.path.join(directory, _FILE)
     try:
-        return msgspec.json.decode(read_small_file(path, _NETWORK_BYTES), type=Network)
+        network = msgspec.json.decode(read_small_file(path, _NETWORK_BYTES), type=Network)
+        return network if network.state in {"", _read_state_id(directory)} else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise StateDirectoryError(f"{quote_path(path)} cannot be read: {error}") from error
+
+
+def _read_state_id(directory: str) -> str:
+    """Return the id of the state directory that a sandbox's directory is in. Raises OSError."""
+    identity = read_identity(os.path.dirname(os.path.dirname(directory)))
+    return identity.id if identity is not None else ""
 
 
 def _require_match(field: str, name: object, pattern: re.Pattern[str]) -> str:

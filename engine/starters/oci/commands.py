@@ -175,8 +175,15 @@ def find_left(runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, CommandF
     return found
 
 
-def end_left(left: Iterable[tuple[RunDirectory, CommandFiles]], name_cgroup: Callable[[Processes], str]) -> None:
-    """Kill these commands with what they have started, and their runtimes, and remove their files. Raises OSError."""
+def end_left(
+    left: Iterable[tuple[RunDirectory, CommandFiles]],
+    name_cgroup: Callable[[Processes], str],
+    is_ours: Callable[[Processes], bool],
+) -> None:
+    """Kill these commands with what they have started, and their runtimes, and remove their files. Raises OSError.
+
+    In a copy of a state directory the files are there, too, and the commands are the original's: see `is_ours`.
+    """
     left = list(left)
     for pid, run in _find_runtimes({os.path.realpath(run.path): run for run, _ in left}):
         processes = run.read_processes()
@@ -187,7 +194,7 @@ def end_left(left: Iterable[tuple[RunDirectory, CommandFiles]], name_cgroup: Cal
                 kill_family(pid, pidfd, sessions=True)
     for run, files in left:
         processes = run.read_processes()
-        if processes is not None:
+        if processes is not None and is_ours(processes):
             files.end_orphan(processes, name_cgroup(processes))
         files.remove()
 

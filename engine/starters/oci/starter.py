@@ -486,7 +486,7 @@ class OciStarter:
                     end_monitor(left, now=True)
         commands = find_left(run for each in runs.values() for run in each)
         if commands:
-            end_left(commands, self._cgroup_of)
+            end_left(commands, self._cgroup_of, self._is_ours)
         self._reap_lost()
         for container_id in self._root.entries():
             self._end_if_left(container_id, has_ended)

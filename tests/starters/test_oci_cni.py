@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,24 @@ def test_what_fails_is_repeated(state_dir: str, plugins: Path) -> None:
         assert not Path(state_dir, "sandboxes/pod/network.json").exists()
         for name in ("pod", "other"):
             engine.get_sandbox(name).delete()
+
+
+def test_plugins_know_a_sandbox_by_an_id_of_its_own(state_dir: str, plugins: Path, tmp_path: Path) -> None:
+    """Of characters that all of them take, and another one in each state directory: they keep leases by it."""
+    ids = plugins / "ids"
+    for command in ("ADD", "DEL"):
+        (plugins / f"{command}.sh").write_text(f"echo $CNI_CONTAINERID >> {ids}\n")
+    keys = ("pod", "a/b", "-x", "ü x", "a" * 200)
+    for path in (state_dir, str(tmp_path / "other")):
+        with open_with(path, plugins) as engine:
+            for key in keys:
+                engine.create_sandbox(
+                    {"metadata": {"name": key.replace("/", "")}}, id=key, runtime_handler="runc"
+                ).delete()
+    told = ids.read_text().split()
+    assert len(told) == 2 * len(keys) * 4
+    assert len(set(told)) == 2 * len(keys)
+    assert all(re.fullmatch("[0-9a-f]{64}", each) for each in told)
 
 
 def test_a_copy_leaves_the_originals_network_alone(state_dir: str, plugins: Path, tmp_path: Path) -> None:
@@ -331,7 +350,7 @@ def test_a_configuration_and_a_result_of_a_megabyte(state_dir: str, plugins: Pat
     assert asked(plugins) == ["DEL first eth0 1"]
 
 
-HANGS = 'case $CNI_CONTAINERID in stuck*) echo $$ >> "{pids}"; sleep 1000 & wait;; esac\n'
+HANGS = 'case $CNI_NETNS in */stuck*) echo $$ >> "{pids}"; sleep 1000 & wait;; esac\n'
 """For sandboxes whose id begins with `stuck`, with a child of its own that holds its output."""
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from ipaddress import ip_interface
 from typing import Any
 
@@ -92,14 +93,14 @@ class Plugins:
         # Who is called works in another directory.
         self._plugins = ":".join(os.path.abspath(each) for each in plugins.split(":") if each)
 
-    def add(self, directory: str, container_id: str, namespace: str, timeout: float) -> Network:
+    def add(self, directory: str, namespace: str, timeout: float) -> Network:
         """Have the sandbox's network made; what is left of an earlier try goes first. `directory` is the sandbox's.
 
         Raises UnsupportedError if there is no configuration, or a plugin refuses: then nothing is left, or DEL is to be
         repeated. Raises OSError.
         """
         self.delete(directory, timeout)
-        network = self._read_config(container_id, namespace, _read_state_id(directory))
+        network = self._read_config(directory, namespace)
         for plugin in network.plugins:  # before any is asked: no DEL is due then, which would need them, too
             self._find(plugin["type"])
         path = os.path.join(directory, _FILE)
@@ -135,7 +136,7 @@ class Plugins:
         os.unlink(os.path.join(directory, _FILE))
         sync_directory(directory)
 
-    def _read_config(self, container_id: str, namespace: str, state: str) -> Network:
+    def _read_config(self, directory: str, namespace: str) -> Network:
         try:
             names = sorted(each for each in os.listdir(self._config_dir) if each.endswith((".conflist", ".conf")))
         except OSError as error:
@@ -143,6 +144,7 @@ class Plugins:
         if not names:
             raise UnsupportedError(f"CNI: {quote_path(self._config_dir)} has no file of a network (*.conflist)")
         path = os.path.join(self._config_dir, names[0])
+        state = _read_state_id(directory)
         try:
             config = json.loads(read_small_file(path, _MOST_BYTES))
             plugins = config["plugins"] if path.endswith(".conflist") else [config]
@@ -154,7 +156,7 @@ class Plugins:
                 plugins=[
                     {**plugin, "type": _require_match("a plugin's type", plugin["type"], _PLUGIN)} for plugin in plugins
                 ],
-                container_id=container_id,
+                container_id=_make_id(state, directory),
                 namespace=namespace,
                 state=state,
             )
@@ -266,14 +268,14 @@ def end_left(directory: str) -> None:
             with open_pidfd(left.process.pid) as pidfd:
                 if compare(left.process, pidfd)[0] is Process.ALIVE and left.process.pid not in _under_way:
                     _end(left.process.pid, pidfd)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, StateDirectoryError):
         return  # there is none, or nothing proves that it is one
 
 
 def _end_unnoted(path: str) -> None:
     """Kill the plugin that was called, and of which nobody has written down which process it is. Raises OSError."""
-    note = os.stat(path)
-    called_for = f"CNI_CONTAINERID={os.path.basename(os.path.dirname(path))}"
+    note, network = os.stat(path), read_network(os.path.dirname(path))
+    called_for = f"CNI_CONTAINERID={network.container_id if network is not None else ''}"
     for pid, parent, _ in list_processes():
         if os.getpid() not in {pid, parent}:
             with suppress(OSError), open_pidfd(pid) as pidfd:
@@ -311,6 +313,11 @@ def _read_state_id(directory: str) -> str:
     """Return the id of the state directory that a sandbox's directory is in. Raises OSError."""
     identity = read_identity(os.path.dirname(os.path.dirname(directory)))
     return identity.id if identity is not None else ""
+
+
+def _make_id(state: str, directory: str) -> str:
+    """Return what plugins know a sandbox by: of characters that they take, and no other state directory's."""
+    return sha256(f"{state}/{os.path.basename(directory)}".encode()).hexdigest()
 
 
 def _require_match(field: str, name: object, pattern: re.Pattern[str]) -> str:

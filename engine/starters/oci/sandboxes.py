@@ -100,7 +100,7 @@ class SandboxHoldings:
         addresses: tuple[str, ...] = ()
         if self._plugins is not None and "network" in made:
             try:
-                network = self._plugins.add(directory, file_name(sandbox.id), made["network"], timeout)
+                network = self._plugins.add(directory, made["network"], timeout)
             except BaseException:
                 self._remove(path)
                 raise

@@ -17,7 +17,7 @@ from limpet.engine.drill.small_image import make_archive
 from limpet.engine.engine import HOST_IMAGE, Engine
 from limpet.engine.images import DirectoryImageStore
 from limpet.engine.starters.oci import OciStarter
-from limpet.engine.state.names import SANDBOXES
+from limpet.engine.state.names import CONTAINERS, SANDBOXES
 from limpet.schema.errors import LimpetError, NotFoundError, UnsupportedError
 
 RUNTIMES = ("runc", "crun")
@@ -131,6 +131,10 @@ def clean(state_dir: str, runtime: str) -> None:
     starter = OciStarter(runtime)
     starter.open(state_dir)
     starter.end_leftovers(lambda _: True)
+    with suppress(FileNotFoundError):
+        for name in os.listdir(os.path.join(state_dir, CONTAINERS)):  # what has ended is a release's affair
+            with suppress(LimpetError):
+                starter.release(name)
     with suppress(FileNotFoundError):
         for name in os.listdir(os.path.join(state_dir, SANDBOXES)):
             with suppress(LimpetError):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from limpet import Engine, Snapshot
+from limpet.engine.drill.runtimes import clean
 from limpet.engine.starters.oci import cgroups, commands
 from limpet.engine.starters.oci.run_directory import list_runs
 from limpet.schema import ContainerState, Reason
@@ -205,6 +206,20 @@ def test_conmon_is_killed(state_dir: str, runtime: str) -> None:
         assert container.stop(0).exit_code in {137, 255}
         container.release()
         assert runtime_entries(state_dir, runtime) == []
+
+
+@each_runtime
+def test_a_drill_leaves_no_cgroup_of_one_that_nobody_released(state_dir: str, runtime: str) -> None:
+    """As of one whose conmon was killed, and whose end nobody saw: the drill's own cleaning is all that comes."""
+    with open_engine(state_dir) as engine:
+        container = engine.get(f"one-{runtime}")
+        container.start()
+        processes = processes_of(state_dir, container.id)
+        os.kill(processes.monitor.pid, signal.SIGKILL)
+        os.kill(processes.init.pid, signal.SIGKILL)
+        container.wait(20)
+    clean(state_dir, runtime)
+    assert [*cgroups.list_directories(processes.cgroups, os.path.basename(processes.cgroup))] == []
 
 
 @each_runtime

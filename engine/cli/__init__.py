@@ -6,6 +6,7 @@ calls the library and prints the result. A program can get the same result with 
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
 from typing import NoReturn
@@ -125,7 +126,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         # Without standalone mode click returns the verb's exit status.
         sys.exit(limpet.main(args, prog_name="limpet", standalone_mode=False))
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
@@ -156,5 +158,6 @@ def _fill_standard_streams() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"limpet: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # the exit status tells it, where stderr takes nothing
+        click.echo(f"limpet: {' '.join(message.split())}", err=True)
     sys.exit(status)

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -59,8 +58,7 @@ class Stopping:
         if self._has_begun:
             self._stop()
         elif self._signals == 1:
-            with suppress(OSError):
-                note(f"limpet: container {self._name} is stopped once it has begun; the next signal ends this command")
+            note(f"limpet: container {self._name} is stopped once it has begun; the next signal ends this command")
         else:
             self._restore()
             raise SystemExit(128 + number)

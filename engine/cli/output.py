@@ -8,6 +8,7 @@ import textwrap
 import time
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -281,8 +282,9 @@ def recorded_state(state: ContainerState | SandboxState) -> str:
 
 
 def note(text: str) -> None:
-    """Print a note to stderr."""
-    click.echo(printable(text), err=True)
+    """Print a note to stderr. One that nobody can take keeps nothing from being done, and changes no exit status."""
+    with suppress(OSError):
+        click.echo(printable(text), err=True)
 
 
 def terminal_width() -> int | None:

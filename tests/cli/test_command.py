@@ -196,6 +196,26 @@ def test_an_output_that_takes_nothing(limpet: Limpet, target: str) -> None:
         )  # 1 would be the program's
 
 
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        ("nonsense", 2),
+        ("ps --nonsense", 2),
+        ("inspect nobody", 3),
+        ("rm nobody noone", 3),
+        ("run --rm host /nowhere", 125),
+        ("run --rm host sh -c 'echo wrong >&2; exit 1'", 125),
+    ],
+)
+def test_errors_that_nobody_can_read(limpet: Limpet, args: str, status: int) -> None:
+    """Where stderr takes nothing, the exit status is what it would be, and what was to be done is done."""
+    make_state(limpet.state_dir)
+    command = f"{sys.executable} -m limpet -s {limpet.state_dir} {args} 2> /dev/full"
+    assert subprocess.run(["bash", "-c", command], timeout=60, check=False).returncode == status
+    if "nowhere" in args:
+        assert limpet.ok("ps", "-aq", "--state", "exited") == ""
+
+
 def test_interrupted(limpet: Limpet, state_dir: str) -> None:
     """Ctrl-C ends a verb with 130 and without a traceback."""
     make_state(state_dir)

@@ -17,7 +17,7 @@ from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState
 
-_SPAN = re.compile(r"(?:[0-9]+[dhms])+")
+_SPAN = re.compile(r"(?:[0-9]{1,18}[dhms])+")
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 

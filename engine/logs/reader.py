@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import stat
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def read_log(
 def _read(files: "_Files", wanted: _Wanted, tail: int | None, is_over: Callable[[], bool] | None) -> Iterator[Entry]:
     joiner = Joiner()
     is_formatted = False
-    held: deque[Entry] | None = None if tail is None else deque(maxlen=tail)
+    held: deque[Entry] | None = None if tail is None else deque(maxlen=min(tail, sys.maxsize))
     start = files.open_first(wanted) if tail is None else files.open_tail(tail + _MORE_LINES, wanted)
     for line in _walk(files, start, is_over):
         if line is None:

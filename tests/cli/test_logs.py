@@ -50,6 +50,8 @@ def test_logs_prints_each_stream_where_it_belongs(state_dir: str, limpet: Limpet
         "2026-01-31T12:00:03.000000005Z two",
     ]
     assert limpet("logs", "c", "--since", "yesterday").returncode == 2
+    assert limpet("logs", "c", "--since", f"{'9' * 5000}h").returncode == 2
+    assert limpet.ok("logs", "c", "-n", "9" * 400) == "one\ntwo\n"
 
 
 def test_logs_says_why_there_are_none(state_dir: str, limpet: Limpet, tmp_path: Path) -> None:

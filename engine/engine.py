@@ -64,7 +64,7 @@ from limpet.schema.errors import (
 from limpet.schema.file_name import find_owners
 from limpet.schema.history import Transition
 from limpet.schema.image import ImageName, MountType
-from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id, require_id
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, new_id, require_id, require_text
 from limpet.schema.restart import RestartKind, parse_restart_policy
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus, require_namespaces
 from limpet.schema.status import ContainerState, Status
@@ -492,7 +492,8 @@ class Engine:
 
     def delete(self, container_id: str) -> bool:
         """Forget a container by its exact id; see `Container.delete`. Its record may be damaged."""
-        return container_id in self.store and Container(self._runtime, container_id).delete()
+        key = require_text("container", container_id)
+        return key in self.store and Container(self._runtime, key).delete()
 
     def prune(self, *, sandboxes: bool = False) -> Pruned:
         """Remove all containers that have ended; say what is gone.

@@ -11,6 +11,11 @@ def encode_any(value: object) -> bytes:
         return msgspec.json.encode(_escape(msgspec.to_builtins(value, builtin_types=(msgspec.Raw,))))
 
 
+def plain(text: str) -> str:
+    """Return a text as a plain one: of a class of its own, as numpy's and markupsafe's texts are, it is in no JSON."""
+    return str.__str__(text)
+
+
 def _escape(value: object) -> object:
     match value:
         case str():

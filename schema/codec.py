@@ -123,7 +123,9 @@ def value_to_text(what: str, value: object) -> str:
                 f"{what}: it would not be read back as it is; give str, int, float, bool, list, dict"
             )
         text = encoded.decode()
-    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError, RecursionError) as error:
+    except (msgspec.MsgspecError, OverflowError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
         raise InvalidInputError(f"{what}: it cannot be written as JSON: {error}") from error
     if len(encoded) > MAX_VALUE_BYTES:
         raise InvalidInputError(f"{what}: {len(encoded)} bytes as JSON, and at most {MAX_VALUE_BYTES} are kept")
@@ -420,7 +422,7 @@ def sandbox_status_to_row(node: str, sandbox_id: str, seq: int, status: SandboxS
         )
         encoded = _encode(row)
         _sandbox_status_row.decode(encoded)
-    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
+    except (msgspec.MsgspecError, OverflowError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, InvalidInputError):
             raise
         reason = _name_column(error, SandboxStatusRow._fields)
@@ -503,6 +505,8 @@ def _seal(node: str, row: ContainerRow | SandboxRow) -> int:
         return seal((node, *row[:-1]))
     except UnicodeEncodeError as error:
         raise InvalidInputError(f"{row.id}: {error.object!r} cannot be written as UTF-8") from error
+    except TypeError as error:  # a text of a class of its own, say
+        raise InvalidInputError(f"{row.id}: {error}") from error
 
 
 def _to_text(record_id: str, value: object) -> str:

@@ -20,7 +20,11 @@ def quote_path(path: object) -> str:
 def _quote(text: object, longest: int) -> str:
     if isinstance(text, str) and len(text) > longest:
         return f"{text[:60]!r}... ({len(text)} characters)"
-    return repr(text)
+    try:
+        shown = repr(text)
+    except Exception:  # noqa: BLE001  # it is the caller's code, or a number of more digits than Python writes
+        return f"({type(text).__name__})"
+    return shown if isinstance(text, str) or len(shown) <= _MAX_PATH else f"{shown[:60]}... ({type(text).__name__})"
 
 
 class LimpetError(Exception):

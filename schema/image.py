@@ -5,6 +5,7 @@ from typing import Self
 
 import msgspec
 
+from limpet.schema.any_text import plain
 from limpet.schema.errors import InvalidInputError, quote
 
 DEFAULT_TAG = "latest"
@@ -32,7 +33,7 @@ class ImageName(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `repository[:tag][@algorithm:hex]`. Raises InvalidInputError if it is empty or malformed."""
-        name, at, digest = text.partition("@")
+        name, at, digest = plain(text).partition("@")
         head, colon, tag = name.rpartition(":")
         if not colon or "/" in tag:  # the colon belongs to a port (host:5000/app), not a tag
             head, tag = name, ""

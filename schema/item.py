@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from limpet.schema.any_text import plain
 from limpet.schema.errors import InvalidInputError, quote
 
 MAX_ITEM_NAME_LENGTH = 256
@@ -26,5 +27,5 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 def require_item_name(what: str, text: object) -> str:
     """Return `text` if it is a valid kind or key. Raises InvalidInputError otherwise."""
     if isinstance(text, str) and 1 <= len(text) <= MAX_ITEM_NAME_LENGTH and text.isprintable():
-        return text
-    raise InvalidInputError(f"item's {what} {quote(str(text))}: use 1 to {MAX_ITEM_NAME_LENGTH} printable characters")
+        return plain(text)
+    raise InvalidInputError(f"item's {what} {quote(text)}: use 1 to {MAX_ITEM_NAME_LENGTH} printable characters")

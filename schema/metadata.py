@@ -4,6 +4,7 @@ import os
 
 import msgspec
 
+from limpet.schema.any_text import plain
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.image import ImageManifest
@@ -67,14 +68,14 @@ def require_id(text: str) -> str:
         raise InvalidInputError(
             f"id {quote(text)}: use 1 to {MAX_ID_LENGTH} printable characters, with no space at its beginning or end"
         )
-    return text
+    return plain(text)
 
 
 def require_node(text: str) -> str:
     """Return `text` if it is a valid node name. Raises InvalidInputError otherwise."""
     if not _is_printable(text, MAX_NAME_LENGTH):
         raise InvalidInputError(f"node {quote(text)}: use 1 to {MAX_NAME_LENGTH} printable characters")
-    return text
+    return plain(text)
 
 
 def require_name(text: str) -> str:
@@ -83,7 +84,17 @@ def require_name(text: str) -> str:
         raise InvalidInputError(
             f"name {quote(text)}: use 1 to {MAX_NAME_LENGTH} printable characters without '/', not '.' or '..'"
         )
-    return text
+    return plain(text)
+
+
+def require_text(kind: str, text: object) -> str:
+    """Return what is to name a container or a sandbox if it is text. Raises InvalidInputError otherwise.
+
+    Anything else is told by its type: its repr is code of the caller's, which may ask the store, amid this question.
+    """
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{kind}: give its id as text, not {type(text).__name__}")
+    return plain(text)
 
 
 def _is_printable(text: object, longest: int) -> bool:

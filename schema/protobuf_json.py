@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 from msgspec import inspect
 
+from limpet.schema.any_text import plain
 from limpet.schema.errors import InvalidInputError
 from limpet.schema.telling import get_log
 from limpet.schema.yaml_text import read_yaml
@@ -245,7 +246,7 @@ def _read_string(_kind: Any, value: object, path: str, reading: _Reading) -> Any
         _refuse(path, "a string", value)
     if not is_text(value):
         _refuse(path, "without NUL characters and lone surrogates", value)
-    return str.__str__(value)  # a plain string, even for a StrEnum
+    return plain(value)
 
 
 _READERS: dict[type[inspect.Type], Callable[[Any, object, str, _Reading], Any]] = {

@@ -18,7 +18,7 @@ def find_differences(url: str, node: str, database: str) -> list[str]:
 
     A node that has unsent changes differs. Raises InvalidInputError, StoreError, FleetError.
     """
-    require_node(node)
+    node = require_node(node)
     with comparing(url) as find:
         return find(node, database)
 

@@ -45,7 +45,7 @@ def restore(url: str, node: str, state_dir: str, *, is_forced: bool = False) -> 
     Raises AlreadyExistsError if there is a database already, NotFoundError, InvalidStateError, StateDirectoryError,
     StoreError, InvalidInputError, FleetError.
     """
-    require_node(node)
+    node = require_node(node)
     address = Address(url)
     with address.connect() as connection:
         require_current(address, connection)

@@ -40,6 +40,7 @@ from limpet.schema.errors import (
     StateDirectoryError,
     StoreDamagedError,
     UnsupportedError,
+    quote,
     quote_path,
 )
 from limpet.schema.image import DEFAULT_TAG, ImageConfig, ImageManifest, ImageName, MountType
@@ -137,7 +138,9 @@ class DirectoryImageStore:
         """Unpack the image into `target`, and flush nothing: see ImageStore."""
         name = ImageName.of(name)
         if mount_type not in _MOUNT_TYPES:
-            raise UnsupportedError(f"mount type {mount_type!r}: this store supports only {MountType.PLAIN.value!r}")
+            raise UnsupportedError(
+                f"mount type {quote(mount_type)}: this store supports only {MountType.PLAIN.value!r}"
+            )
         _require_empty_directory(target)
         with self._translated(f"mount image {name} at {target}"), self._locked(fcntl.LOCK_SH):
             record = self._find(name)
@@ -147,6 +150,7 @@ class DirectoryImageStore:
 
     def unmount(self, target: str) -> None:
         """Check that nothing is mounted at or below `target`; PLAIN itself mounts nothing."""
+        _require_target(target)
         try:
             with self._translated(f"unmount {quote_path(target)}"):
                 mounts = find_mounts(target)
@@ -392,7 +396,13 @@ def _id_prefix(name: ImageName) -> str:
     return name.repository if name.tag == DEFAULT_TAG and _ID.fullmatch(name.repository) else ""
 
 
+def _require_target(target: object) -> None:
+    if not isinstance(target, str | os.PathLike):  # a number is a file descriptor of somebody's
+        raise InvalidInputError(f"mount target: give a path, as text, not {type(target).__name__}")
+
+
 def _require_empty_directory(target: str) -> None:
+    _require_target(target)
     try:
         descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (OSError, ValueError) as error:

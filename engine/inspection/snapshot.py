@@ -52,7 +52,7 @@ from limpet.schema.codec import (
 )
 from limpet.schema.errors import NotFoundError, StateDirectoryError, StoreDamagedError, quote_path
 from limpet.schema.history import Transition
-from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node, require_text
 from limpet.schema.rows import NameRow, SandboxRow, StatusRow
 from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Reason, Status, mark_copied, read_state
@@ -125,6 +125,7 @@ class Snapshot:
         use the directory; StoreDamagedError, StoreTooNewError or another StoreError.
         """
         path = require_state(state_dir)
+        node = require_node(node)
         fill_standard_numbers()
         require_entries(path, _READ)
         if find_holder(path) is None:
@@ -288,11 +289,13 @@ class Snapshot:
 
     def metadata(self, container_id: str) -> Metadata:
         """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""
-        return self.source.ask(lambda reader: reader.metadata(container_id))
+        key = require_text("container", container_id)
+        return self.source.ask(lambda reader: reader.metadata(key))
 
     def history(self, container_id: str) -> "Sequence[Transition]":
         """Return the recorded state changes of the container with exactly this id, oldest first."""
-        return self.source.ask(lambda reader: reader.history(container_id))
+        key = require_text("container", container_id)
+        return self.source.ask(lambda reader: reader.history(key))
 
     def watch(
         self,

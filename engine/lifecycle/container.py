@@ -946,7 +946,8 @@ def require_expiry(expires_at: object) -> None:
     """Raise InvalidInputError for what is no time of an expiry, in nanoseconds since the epoch, or 0."""
     if type(expires_at) is not int or (expires_at and not _EARLIEST <= expires_at <= _LATEST):
         raise InvalidInputError(
-            f"expires_at {expires_at!r}: nanoseconds since the epoch are needed, as of time.time_ns(), or 0 for never"
+            f"expires_at {quote(expires_at)}: nanoseconds since the epoch are needed, as of time.time_ns(), or 0 for"
+            " never"
         )
 
 

@@ -19,7 +19,6 @@ from limpet.engine.store.deadlines import (
     times_of_sandbox,
 )
 from limpet.engine.store.doubt import Doubt, status_with_doubt
-from limpet.engine.store.match import require_text
 from limpet.engine.store.memory import Memory
 from limpet.engine.store.record import Record
 from limpet.engine.store.rows import Kept
@@ -52,7 +51,8 @@ from limpet.schema.errors import (
 )
 from limpet.schema.events import STATE_CHANGES, EventKind
 from limpet.schema.item import Item, require_item_name
-from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name
+from limpet.schema.metadata import Metadata, SandboxMetadata, require_id, require_name, require_text
+from limpet.schema.protobuf_json import is_text
 from limpet.schema.restart import parse_restart_policy
 from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, SandboxStatusRow, StatusRow
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus, require_namespaces
@@ -94,8 +94,9 @@ class Draft:
 
     def status(self, container_id: str) -> Status:
         """Return a container's status as this draft has it. Raises NotFoundError."""
+        row = self._row(container_id)
         doubt = self.doubts.get(container_id, self._memory.doubts.get(container_id))
-        return status_with_doubt(self._row(container_id), doubt)
+        return status_with_doubt(row, doubt)
 
     def version(self, container_id: str) -> int:
         """Return the version of a container's status, which grows by one each time; 0 if the record is damaged.
@@ -158,11 +159,12 @@ class Draft:
         Raises VersionConflictError if its version is not the one that is expected, NotFoundError, InvalidInputError,
         StoreDamagedError.
         """
+        container_id = require_text("container", container_id)
         old_row = self._row(container_id)
         if expect is not None and (not old_row or old_row.seq != expect):
             found = old_row.seq if old_row else "damaged"
             raise VersionConflictError(
-                f"container {container_id}: its version is {found}, not {expect}; read it again, and decide anew"
+                f"container {container_id}: its version is {found}, not {quote(expect)}; read it again, and decide anew"
             )
         if not isinstance(status, Status):
             raise InvalidInputError(f"container {container_id}: expected a Status, got {type(status).__name__}")
@@ -191,6 +193,7 @@ class Draft:
 
     def delete(self, container_id: str) -> bool:
         """Remove a container and its history; return False if it is gone already."""
+        container_id = require_text("container", container_id)
         kept = self._find(container_id)
         if kept is None:
             return False
@@ -246,7 +249,8 @@ class Draft:
         old = self._sandbox(sandbox_id)
         if expect is not None and old.row.seq != expect:
             raise VersionConflictError(
-                f"sandbox {sandbox_id}: its version is {old.row.seq}, not {expect}; read it again, and decide anew"
+                f"sandbox {sandbox_id}: its version is {old.row.seq}, not {quote(expect)}; read it again, and"
+                " decide anew"
             )
         before = row_to_sandbox_status(self._node, old.row)
         status = fn(before)
@@ -300,6 +304,7 @@ class Draft:
         Raises VersionConflictError if the present version is not `expect`, where 0 means that there is none;
         InvalidInputError for a value that JSON cannot hold or that is too long, or for a kind or key that is none.
         """
+        kind, key = require_item_name("kind", kind), require_item_name("key", key)
         old = self._find_item_row(kind, key)
         version = 0 if old is None else old.version
         _require_version(kind, key, version, expect)
@@ -415,7 +420,9 @@ class Draft:
         self.changes.events += sealed
 
     def add_report(self, number: int, at: int, report: str) -> None:
-        """Keep the report of a recovery pass."""
+        """Keep the report of a recovery pass. Raises InvalidInputError for what no row can hold."""
+        if not all(type(each) is int and 0 <= each < 2**63 for each in (number, at)) or not is_text(report):
+            raise InvalidInputError(f"report {quote(number)}: its number, its time and its text cannot be stored")
         self.changes.reports.append(ReportRow(number, at, report))
 
     def close(self) -> None:
@@ -519,8 +526,7 @@ class Draft:
             )
 
     def _find_item_row(self, kind: str, key: str) -> ItemRow | None:
-        require_item_name("kind", kind)
-        require_item_name("key", key)
+        kind, key = require_item_name("kind", kind), require_item_name("key", key)
         if (kind, key) in self.changes.items:
             return self.changes.items[kind, key]
         return None if (kind, key) in self.changes.deleted_items else self._journal.load_item(kind, key)
@@ -576,7 +582,8 @@ def _require_version(kind: str, key: str, version: int, expect: int | None) -> N
     if expect is not None and version != expect:
         found = f"its version is {version}" if version else "it is not there"
         raise VersionConflictError(
-            f"item {kind} {quote(key)}: {found}, and version {expect} was expected; read it again, and decide anew"
+            f"item {kind} {quote(key)}: {found}, and version {quote(expect)} was expected; read it again, and decide"
+            " anew"
         )
 
 

@@ -4,23 +4,14 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from itertools import chain
 from typing import Any, NamedTuple, Self
 
+from limpet.schema.any_text import plain
 from limpet.schema.codec import read_labels
 from limpet.schema.errors import AmbiguousError, InvalidInputError, NotFoundError, quote
-from limpet.schema.metadata import SandboxMetadata
+from limpet.schema.metadata import SandboxMetadata, require_text
 from limpet.schema.rows import NameRow
 
 _NAMED = 4
 """How many candidates an error names."""
-
-
-def require_text(kind: str, text: object) -> str:
-    """Return what is to name a container or a sandbox if it is text. Raises InvalidInputError otherwise.
-
-    Anything else is told by its type: its repr is code of the caller's, which may ask the store, amid this question.
-    """
-    if not isinstance(text, str):
-        raise InvalidInputError(f"{kind}: give its id as text, not {type(text).__name__}")
-    return text
 
 
 class Named(NamedTuple):
@@ -57,7 +48,8 @@ class Named(NamedTuple):
         `find_ids` returns the ids that begin with it, where that takes less than to look at all. Raises NotFoundError
         if it means none, AmbiguousError if it means several, InvalidInputError if it is no text.
         """
-        if require_text(kind, text) in ids:
+        text = require_text(kind, text)
+        if text in ids:
             return text
         named = list(find_named())
         if named:
@@ -122,7 +114,8 @@ class Filter(NamedTuple):
         texts: Iterable[object] = chain.from_iterable((labels or {}).items())
         if not all(isinstance(text, str) for text in texts):
             raise InvalidInputError(f"labels {quote(labels)}: give text for keys and values")
-        return cls(id or "", name or "", sandbox_id or "", labels or {}, extra or {})
+        plain_labels = {plain(key): plain(value) for key, value in (labels or {}).items()}
+        return cls(plain(id or ""), plain(name or ""), plain(sandbox_id or ""), plain_labels, extra or {})
 
     @property
     def asks_for_names(self) -> bool:

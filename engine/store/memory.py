@@ -14,14 +14,14 @@ from limpet.engine.database import EventPage, Records
 from limpet.engine.state.reads import View
 from limpet.engine.store.deadlines import Deadlines, Of, times_of_container, times_of_sandbox
 from limpet.engine.store.doubt import DAMAGED, NOT_VERIFIED, Doubt, status_with_doubt
-from limpet.engine.store.match import Filter, Named, require_text
+from limpet.engine.store.match import Filter, Named
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.rows import DAMAGED_ROW, Rows
 from limpet.engine.store.sandboxes import Sandboxes
 from limpet.schema.codec import row_to_sandbox_status, row_to_status
 from limpet.schema.errors import NotFoundError, StoreDamagedError, quote
 from limpet.schema.identity import ProcessIdentity
-from limpet.schema.metadata import Metadata, SandboxMetadata
+from limpet.schema.metadata import Metadata, SandboxMetadata, require_text
 from limpet.schema.rows import EventRow, NameRow
 from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import Status
@@ -163,7 +163,8 @@ class Memory:
         return [*self.rows] if ended else [*{*self.rows.open(), *self.doubts.copy()}]
 
     def _resolve(self, text: str) -> str:
-        if require_text("container", text) in self.rows:
+        text = require_text("container", text)
+        if text in self.rows:
             return text
         named = [row for row in (self._records.load_names(text) if text else ()) if row.id in self.rows]
         return Named.resolve(text, self.rows.keys(), lambda: map(Named.container, named), "container", self._load_ids)

@@ -26,7 +26,7 @@ from limpet.engine.store.draft import Draft
 from limpet.engine.store.feed import Bells, StoreFeed
 from limpet.engine.store.fleet import FleetLink
 from limpet.engine.store.listing import Listing
-from limpet.engine.store.match import Filter, require_text
+from limpet.engine.store.match import Filter
 from limpet.engine.store.memory import Memory
 from limpet.engine.store.record import Record, Unsettled
 from limpet.engine.store.watch import Wanted, Watch
@@ -44,7 +44,7 @@ from limpet.schema.errors import (
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
 from limpet.schema.item import Item, require_item_name
-from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node
+from limpet.schema.metadata import DEFAULT_NODE, Metadata, SandboxMetadata, require_node, require_text
 from limpet.schema.restart import RestartKind
 from limpet.schema.sandbox_status import SandboxStatus
 from limpet.schema.status import ContainerState, Status, mark_copied, read_state
@@ -109,7 +109,7 @@ class Store:
         Raises StateDirectoryLockedError, StateDirectoryError, StoreDamagedError, StoreTooNewError or another
         StoreError, InvalidInputError for an invalid node's name or for what is no path, and leaves the state untouched.
         """
-        require_node(node)
+        node = require_node(node)
         require_wait(wait)
         link = FleetLink(FleetChoice(fleet, fleet_ack, fleet_timeout))
         directory = StateDirectory.acquire(state_dir, wait=wait)
@@ -407,7 +407,7 @@ class Store:
     def metadata(self, container_id: str) -> Metadata:
         """Return a container's metadata. Raises NotFoundError, StoreDamagedError."""
         self.require_open()
-        require_text("container", container_id)
+        container_id = require_text("container", container_id)
         try:
             return self._records.metadata(container_id)
         except NotFoundError as error:
@@ -454,7 +454,8 @@ class Store:
 
         One that has ended stays so. Raises InvalidInputError for what is no doubt.
         """
-        require_doubt(require_text("container", container_id), doubt)
+        container_id = require_text("container", container_id)
+        require_doubt(container_id, doubt)
         self._memory.doubt(container_id, doubt)
         self.fleet.note(Changes(), self.revision)
 

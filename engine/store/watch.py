@@ -18,6 +18,8 @@ from limpet.schema.rows import EventRow, NameRow
 
 PAGE = 256
 """So many events are read at once."""
+_LAST = 2**63 - 1
+"""SQLite has no greater number, so no event has a later revision."""
 
 
 class Feed(Protocol):
@@ -60,7 +62,7 @@ class Wanted:
             raise InvalidInputError(f"kinds {quote(kinds)}: give a list of them")
         try:
             self._kinds = frozenset(map(EventKind, kinds))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InvalidInputError(f"kinds: {error}; use {', '.join(EventKind)}") from error
 
     def accepts(self, row: EventRow, feed: Feed) -> bool:
@@ -94,11 +96,11 @@ class Cursor:
         if type(since) is not int or since < 0:
             raise InvalidInputError(f"since: {quote(since)} is no revision; give that of a list or an event")
         self.revision = since
-        page = feed.read(since, PAGE)
+        page = feed.read(min(since, _LAST), PAGE)
         if since > page.newest:
             raise InvalidInputError(
-                f"since: revision {since} is to come yet, the newest is {page.newest}; if an older database was put"
-                " back, list anew and watch from the list's revision"
+                f"since: revision {quote(since)} is to come yet, the newest is {page.newest}; if an older database was"
+                " put back, list anew and watch from the list's revision"
             )
         self.add(page)
 

@@ -353,7 +353,7 @@ class Reader:
         with self._pool.lend() as connection:
             try:
                 return fetch_all(connection, statement, (self.node, *parameters))
-            except UnicodeEncodeError:  # what cannot be written as UTF-8 is in no row
+            except (UnicodeEncodeError, OverflowError):  # what cannot be written is in no row
                 return []
 
 

@@ -368,12 +368,16 @@ class Writer:
     def _read_all(self, statement: str, *parameters: object) -> list[AnyRow]:
         try:
             return fetch_all(self._connection, statement, (self._node, *parameters))
+        except (UnicodeEncodeError, OverflowError):  # what cannot be written is in no row
+            return []
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
 
     def _read_one(self, statement: str, parameters: AnyRow) -> AnyRow | None:
         try:
             row: AnyRow | None = self._connection.execute(statement, parameters).fetchone()
+        except (UnicodeEncodeError, OverflowError):  # as in `_read_all`
+            return None
         except _SQLITE_ERRORS as error:
             raise translate(self._path, error) from error
         return row

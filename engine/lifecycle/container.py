@@ -37,6 +37,7 @@ from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources, NamespaceMode
 from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import (
+    ClosedError,
     InvalidInputError,
     InvalidStateError,
     LimpetError,
@@ -75,7 +76,10 @@ class Container:
         self._bundle = ContainerBundle(runtime.bundle_path(container_id), container_id, runtime.store.node)
 
     def __repr__(self) -> str:
-        state = self.state.name if self.id in self._runtime.store else "deleted"
+        try:
+            state = self.state.name if self.id in self._runtime.store else "deleted"
+        except LimpetError as error:  # a debugger shows what it can, and a log what it is given
+            state = "closed" if isinstance(error, ClosedError) else "deleted"
         return f"<Container {self.id}: {state}>"
 
     def __eq__(self, other: object) -> bool:

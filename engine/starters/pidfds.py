@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 
 from limpet.engine.state.descriptors import has_free_descriptors
+from limpet.recovery.host import read_pid_namespace
 from limpet.schema.errors import NotFoundError, ResourcesError
 from limpet.schema.identity import ProcessIdentity
 
@@ -24,7 +25,7 @@ def adopt_process(identity: ProcessIdentity, why_not: Callable[[int], str]) -> i
     except OSError as error:
         if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
             raise ResourcesError(f"process {identity.pid}: {error.strerror}") from error
-        raise NotFoundError(f"process {identity.pid}: {error.strerror}") from error
+        raise NotFoundError(f"process {identity.pid}: {_or_elsewhere(identity, error.strerror)}") from error
     try:
         reason = why_not(pidfd)
     except BaseException:
@@ -32,5 +33,15 @@ def adopt_process(identity: ProcessIdentity, why_not: Callable[[int], str]) -> i
         raise
     if reason:
         os.close(pidfd)
-        raise NotFoundError(f"process {identity.pid} cannot be shown to be the container's: {reason}")
+        raise NotFoundError(
+            f"process {identity.pid} cannot be shown to be the container's: {_or_elsewhere(identity, reason)}"
+        )
     return pidfd
+
+
+def _or_elsewhere(identity: ProcessIdentity, reason: str | None) -> str | None:
+    """Return why it is not the process, or that its number is of another pid namespace: here it is somebody else's."""
+    here = read_pid_namespace()
+    if here == identity.pid_namespace:
+        return reason
+    return f"that number is of pid namespace {identity.pid_namespace}, this is {here or 'not readable'}"

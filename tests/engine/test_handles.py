@@ -296,3 +296,11 @@ def test_an_engine_without_a_thread_to_watch_leaves_nothing_open(
     gc.collect()
     assert sorted(os.listdir("/proc/self/fd")) == before
     Engine.open(state_dir).close()
+
+
+def test_a_handle_is_shown_once_its_engine_is_closed(state_dir: str) -> None:
+    """A log line or a debugger that shows it does not raise."""
+    with Engine.open(state_dir) as engine:
+        pod = engine.create_sandbox({"metadata": {"name": "pod"}})
+        container = engine.create_container(config("c", "true"), pod, id="c")
+    assert repr(container) == "<Container c: closed>"

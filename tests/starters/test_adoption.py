@@ -33,6 +33,9 @@ def test_the_very_process_is_held_or_none(identity: ProcessIdentity) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(errors.NotFoundError, match="cannot be shown to be the container's: it began later"):
         adopt_process(identity, lambda _: "it began later")
+    elsewhere = replace(identity, pid_namespace=1)
+    with pytest.raises(errors.NotFoundError, match="that number is of pid namespace 1, this is "):
+        adopt_process(elsewhere, lambda _: "pid 7 was reused")
     with pytest.raises(InterruptedError):
         adopt_process(identity, fail)
     gone = subprocess.Popen(["true"])

@@ -21,6 +21,7 @@ from limpet.recovery.report import Report
 from limpet.schema.cri import PodSandboxConfig, parse_pod_sandbox_config
 from limpet.schema.errors import (
     InvalidInputError,
+    InvalidStateError,
     LimpetError,
     NotFoundError,
     StoreDamagedError,
@@ -331,9 +332,22 @@ def _remove_container(engine: Served, container: Container, *, force: bool) -> I
     if container.remove(force=force, timeout=0):
         yield Removal(kind="container", id=container.id, name=name)
     if sandbox_id in engine.store.sandbox_ids:
+        yield from _remove_if_spent(engine, sandbox_id)
+
+
+def _remove_if_spent(engine: Served, sandbox_id: str) -> Iterator[Removal]:
+    """Remove a sandbox that was made for one container, unless others are in it."""
+    with suppress(NotFoundError):  # another command has removed it just now
         sandbox = engine.get_sandbox(sandbox_id)
-        if sandbox.metadata.config.annotations.get(MADE_BY) and not sandbox.containers():
-            sandbox.delete()
+        if not sandbox.metadata.config.annotations.get(MADE_BY) or sandbox.containers():
+            return
+        try:
+            is_removed = sandbox.delete()
+        except InvalidStateError:
+            if not sandbox.containers():
+                raise
+            return  # another command has put one into it just now
+        if is_removed:
             yield Removal(kind="sandbox", id=sandbox.id, name=sandbox.metadata.name)
 
 
@@ -342,8 +356,7 @@ def _remove_sandbox(engine: Served, sandbox: Sandbox, *, force: bool) -> Iterato
         sandbox.begin_stop(0)  # side by side; nothing comes in from now on
     for container in sandbox.containers() if force else ():
         yield from _remove_container(engine, container, force=True)
-    if sandbox.id in engine.store.sandbox_ids:
-        sandbox.delete()
+    if sandbox.delete():
         yield Removal(kind="sandbox", id=sandbox.id, name=sandbox.metadata.name)
 
 

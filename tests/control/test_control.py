@@ -10,7 +10,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,9 +20,20 @@ from typing import Any
 import pytest
 
 from limpet.engine import Engine
-from limpet.engine.control import ControlServer, NoEngineError, ask_live, open_live
+from limpet.engine.control import ControlServer, NoEngineError, ask_live, open_live, perform
 from limpet.engine.control.messages import LONGEST_REQUEST
-from limpet.engine.control.requests import Attach, CreateAndStart, Done, Info, Load, Recover, Remove, Stop, Wait
+from limpet.engine.control.requests import (
+    MADE_BY,
+    Attach,
+    CreateAndStart,
+    Done,
+    Info,
+    Load,
+    Recover,
+    Remove,
+    Stop,
+    Wait,
+)
 from limpet.recovery.report import Report
 from limpet.schema import errors
 from limpet.schema.status import ContainerState
@@ -115,6 +128,23 @@ def test_a_request_that_is_asked_again_does_nothing_twice(state_dir: str) -> Non
         assert first.status.pid == second.status.pid
         assert len(engine.list()) == len(engine.list_sandboxes()) == 1
         engine.get("c").stop(0)
+
+
+def test_what_several_remove_is_told_once(state_dir: str) -> None:
+    """Each container and sandbox is told by the one request that removed it; the others fail at nothing."""
+    with Engine.open(state_dir) as engine:
+        for turn in range(8):
+            key = f"s{turn}"
+            own = {"metadata": {"name": key}, "annotations": {MADE_BY: "run"}}
+            for number in range(3):
+                config = {"metadata": {"name": f"c{number}"}, "image": {"image": "host"}, "command": ["true"]}
+                made = f"{key}-c{number}"
+                perform(engine, CreateAndStart(id=made, config=config, sandbox_id=key, sandbox_config=own))
+                engine.get(made).wait(20)
+            asked = [Remove(id=f"{key}-c{number}", force=True) for number in range(3)]
+            with ThreadPoolExecutor(len(asked)) as threads:
+                told = [each.id for removals in threads.map(partial(perform, engine), asked) for each in removals]
+            assert sorted(told) == [key, *(request.id for request in asked)]
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from limpet.schema.status import ContainerState
 def command(ctx: click.Context, place: Place, *, sandboxes: bool, dry_run: bool, as_json: bool) -> None:
     """Remove all containers that have exited, with their bundles and their records.
 
-    Those that are CREATED, RUNNING or UNKNOWN stay. A sandbox that was made by limpet run goes with its last container,
-    others stay without --sandboxes. The exit status is 7 if something could not be removed.
+    Those that are CREATED, RUNNING or UNKNOWN stay, and those that wait for their restart. A sandbox that was made by
+    limpet run goes with its last container, others stay without --sandboxes. The exit status is 7 if something could
+    not be removed.
     """
     if dry_run:
         with Snapshot.open(place.state_dir, node=place.node) as snapshot:
@@ -48,7 +49,7 @@ def command(ctx: click.Context, place: Place, *, sandboxes: bool, dry_run: bool,
 def _predict(snapshot: Snapshot, *, sandboxes: bool) -> Iterator[Removal]:
     in_use: dict[str, bool] = {}
     for view in snapshot.list():
-        is_over = view.status.state is ContainerState.EXITED and not view.status.unknown
+        is_over = view.status.state is ContainerState.EXITED and not view.status.unknown and not view.restart_at
         in_use[view.sandbox_id] = in_use.get(view.sandbox_id, False) or not is_over
         if is_over:
             yield Removal(kind="container", id=view.id, name=view.name)

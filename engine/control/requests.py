@@ -365,7 +365,8 @@ def _prune(engine: Served, request: Prune) -> Pruned:
     problems: dict[str, str] = {}
     for container in engine.list(state=ContainerState.EXITED):
         try:
-            removed += _remove_container(engine, container, force=False)
+            if not container.restart_at:
+                removed += _remove_container(engine, container, force=False)
         except NotFoundError:  # somebody else was faster
             continue
         except LimpetError as error:

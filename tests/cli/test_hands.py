@@ -14,6 +14,7 @@ import pytest
 
 from limpet.engine import Engine, Store
 from limpet.engine.cli.output import Cell, Column, Ids, cut_middle, measure, render_table, short_id, size
+from limpet.engine.control.requests import MADE_BY
 from limpet.engine.drill.small_image import IMAGE, make_archive
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.schema import errors
@@ -132,6 +133,22 @@ def test_prune(somewhere: Limpet) -> None:
     assert (planned["dry_run"], done["dry_run"], done["problems"]) == (True, False, {})
     assert [one["name"] for one in somewhere.json("ps", "-a")["containers"]] == ["alive"]
     assert somewhere.json("prune", "--sandboxes")["removed"] == []
+
+
+def test_prune_leaves_what_waits_for_its_restart(limpet: Limpet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service between two attempts is not over: it is there still, and told in no dry run."""
+    monkeypatch.setattr("limpet.schema.restart.FIRST_DELAY_NS", 600 * 10**9)
+    config = {"metadata": {"name": "web"}, "image": {"image": "host"}, "command": ["false"]}
+    with Engine.open(limpet.state_dir) as engine:
+        pod = engine.create_sandbox({"metadata": {"name": "web"}, "annotations": {MADE_BY: "run"}})
+        web = engine.create_container(config, pod, restart="always")
+        web.start()
+        web.wait(20)
+        for options in ([], ["--dry-run"], ["--sandboxes"], ["--sandboxes", "--dry-run"]):
+            assert limpet.json("prune", *options)["removed"] == []
+        assert web.restart_at
+        web.stop()
+        assert [each["kind"] for each in limpet.json("prune")["removed"]] == ["container", "sandbox"]
 
 
 def test_prune_keeps_sandboxes_that_are_empty_unless_asked(limpet: Limpet) -> None:

@@ -30,6 +30,7 @@ from limpet.engine.inspection.snapshot import Snapshot, View, require_state
 from limpet.engine.lifecycle.deleted import find_last_status
 from limpet.engine.starters import Starter
 from limpet.engine.starters.abilities import Session
+from limpet.engine.state.directory import check_directory
 from limpet.engine.state.entries import resolve_directory
 from limpet.engine.state.names import OCI
 from limpet.recovery.evidence import Process
@@ -81,7 +82,7 @@ class Hands:
     def __init__(self, place: Place, *, makes: bool = False, runtime: str = "") -> None:
         self._place = place
         self._runtime = runtime
-        self.state_dir = resolve_directory(place.state_dir) if makes else require_state(place.state_dir)
+        self.state_dir = _require_usable(place.state_dir) if makes else require_state(place.state_dir)
         self._opening = threading.Lock()
         self._engine: Engine | None = None
         self._seen: dict[str, View] = {}
@@ -261,6 +262,14 @@ class Hands:
         from limpet.engine.starters.oci import OciStarter  # noqa: PLC0415  # it takes long to load
 
         return {name: OciStarter(name) for name in sorted(names)}
+
+
+def _require_usable(state_dir: str) -> str:
+    """Return the path of a state directory, which may be missing. Raises StateDirectoryError for another user's."""
+    path = resolve_directory(state_dir)
+    if os.path.lexists(path):
+        check_directory(path, is_read=True)
+    return path
 
 
 def each(texts: Iterable[str], do: Callable[[str], _T]) -> tuple[list[_T], int]:

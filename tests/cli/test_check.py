@@ -3,6 +3,8 @@
 import os
 import shutil
 import sqlite3
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from limpet.engine import Engine
 from limpet.engine.inspection.check import has_wal_reset_bug
 from tests.cli.conftest import Jobs, Limpet, photograph
+from tests.conftest import PACKAGES, find_interpreter
 
 
 def make_state(state_dir: str) -> None:
@@ -114,6 +117,24 @@ def test_another_users_state(limpet: Limpet) -> None:
         assert done.returncode == 1
         assert "belongs to user 12345" in done.stderr
     assert photograph(limpet.state_dir) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@pytest.mark.parametrize("line", ["ps", "stop one", "run -d host true", "load image.tar"])
+def test_a_state_of_another_user_is_told_to_be_that(line: str) -> None:
+    """Also by the verbs that make a state directory where there is none."""
+    interpreter = find_interpreter(12345)
+    if not interpreter:
+        pytest.skip("another user cannot read this installation")
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        make_state(os.path.join(place, "state"))
+        script = "import os\nos.setgroups([]); os.setgid(12345); os.setuid(12345)\nfrom limpet.engine.cli import main\n"
+        script += f"main(['-s', {place + '/state'!r}, *{line.split()}])"
+        done = subprocess.run(
+            [interpreter, "-c", script], capture_output=True, text=True, cwd="/", env=PACKAGES, timeout=60, check=False
+        )
+    assert "belongs to user 0, you are user 12345" in done.stderr
 
 
 FOUND: dict[str, tuple[Callable[[Path], object], int, str, str]] = {

@@ -68,8 +68,10 @@ def _read(files: "_Files", wanted: _Wanted, tail: int | None, is_over: Callable[
     start = files.open_first(wanted) if tail is None else files.open_tail(tail + _MORE_LINES, wanted)
     for line in _walk(files, start, is_over):
         if line is None:
-            yield from held or ()
-            held = None
+            if held is not None:
+                held.extend(joiner.flush())  # a line that is not finished is one of the last
+                yield from held
+                held = None
             yield from joiner.flush()
             continue
         entry, is_whole = parse(line)

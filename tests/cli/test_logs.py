@@ -51,6 +51,13 @@ def test_logs_prints_each_stream_where_it_belongs(state_dir: str, limpet: Limpet
     ]
     assert limpet("logs", "c", "--since", "yesterday").returncode == 2
     assert limpet("logs", "c", "--since", f"{'9' * 5000}h").returncode == 2
+    with path.open("a") as log:
+        log.write("2026-01-31T12:00:05.000000000Z stdout P not finished")
+        assert limpet.ok("logs", "c", "-n", "1") == "two\n"  # it is just being written
+        log.write("\n")
+    assert limpet.ok("logs", "c", "-n", "1") == "not finished"
+    assert limpet.ok("logs", "c", "-n", "0") == ""
+    path.write_text(LINES)
     assert limpet.ok("logs", "c", "-n", "9" * 400) == "one\ntwo\n"
 
 

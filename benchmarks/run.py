@@ -29,6 +29,7 @@ from limpet.benchmarks.goals import GOALS, judge
 from limpet.benchmarks.machine import describe_machine, describe_versions
 from limpet.benchmarks.population import MAX_FILES, Population
 from limpet.benchmarks.processes import CellRunner, populate
+from limpet.engine.state.entries import require_utf8
 
 _DEFAULTS: Mapping[Extent, tuple[int, float]] = {"quick": (1, 0.15), "normal": (5, 0.8), "full": (5, 1.0)}
 """How many turns, and how many seconds a cell takes."""
@@ -137,6 +138,7 @@ def order_cells(cases: Sequence[Case], settings: Settings) -> Iterator[tuple[int
 
 @contextmanager
 def _work_directory(parent: str) -> Iterator[str]:
+    require_utf8(os.path.realpath(parent))
     directory = tempfile.mkdtemp(prefix="limpet-bench-", dir=parent)
     try:
         yield directory

@@ -18,6 +18,7 @@ from limpet.engine.cli.options import output_option
 from limpet.engine.cli.output import Cell, Column, Row, fill, note, paint, print_json, print_lines, render_table
 from limpet.engine.cli.plot import Plot, plot_option
 from limpet.engine.cli.progress import progress_bar
+from limpet.engine.state.entries import require_utf8
 
 if TYPE_CHECKING:
     from limpet.engine.drill import DrillReport, Failure, Happening
@@ -147,6 +148,7 @@ def command(
         raise click.UsageError(f"--plot can show {_MOST_ROUNDS_IN_A_PLOT} rounds at most; use fewer --rounds")
     happenings: list[Happening] | None = [] if plot else None
     directory = os.path.join(tempfile.gettempdir(), f"limpet-drill-{secrets.token_hex(6)}")
+    require_utf8(os.path.realpath(directory))  # no engine takes it otherwise, which is no fault that a drill finds
     try:
         with _raise_on_signals():
             try:

@@ -101,6 +101,26 @@ def test_an_ordinary_user_gets_a_result(temporary: str) -> None:
     assert processes_below(temporary) == []
 
 
+@pytest.mark.parametrize("command", ["drill --rounds 1 --containers 1", "bench --quick --only life --dir ."])
+def test_a_directory_that_is_not_utf8_is_no_fault_of_an_engine(tmp_path: Path, command: str) -> None:
+    """No engine takes it: that is said before anything is tried."""
+    directory = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(directory)
+    done = subprocess.run(
+        [*DRILL[:-1], *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=directory,
+        env=os.environ | {"TMPDIR": os.fsdecode(directory)},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is not UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(directory) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing(temporary: str, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM, also again and again, end it; no process and no directory is left."""

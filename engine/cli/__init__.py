@@ -142,8 +142,9 @@ def main(args: list[str] | None = None) -> NoReturn:
 
         drop_output()
         reason = error.strerror or str(error)
-        # What has no name is the output: all else is told by limpet's errors.
-        _fail(f"{error.filename or 'the output cannot be written'}: {reason}", exit_status(error))
+        # What has no name is the output, or where a path begins: all else is told by limpet's errors.
+        nameless = "the working directory" if isinstance(error, FileNotFoundError) else "the output cannot be written"
+        _fail(f"{error.filename or nameless}: {reason}", exit_status(error))
 
 
 def _fill_standard_streams() -> None:

@@ -216,6 +216,19 @@ def test_errors_that_nobody_can_read(limpet: Limpet, args: str, status: int) -> 
         assert limpet.ok("ps", "-aq", "--state", "exited") == ""
 
 
+@pytest.mark.parametrize("line", ["load image.tar", "backup copy", "history one --plot x.svg", "ps -s state"])
+def test_a_working_directory_that_is_gone(limpet: Limpet, tmp_path: Path, line: str) -> None:
+    """It is what is named, and not the output."""
+    make_state(limpet.state_dir)
+    place = tmp_path / "gone"
+    place.mkdir()
+    command = f"cd {place} && rmdir {place} && {sys.executable} -m limpet -s {limpet.state_dir} {line}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "No such file or directory" in done.stderr
+    assert "output" not in done.stderr
+
+
 def test_interrupted(limpet: Limpet, state_dir: str) -> None:
     """Ctrl-C ends a verb with 130 and without a traceback."""
     make_state(state_dir)

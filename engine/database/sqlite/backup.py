@@ -43,7 +43,10 @@ def copy(reader: Reader, target_path: str) -> Sequence[str]:
 def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]]) -> list[str]:
     if not isinstance(target_path, str | os.PathLike):
         raise InvalidInputError(f"backup to {quote(target_path)}: give a path")
-    target_path = os.path.abspath(target_path)
+    try:
+        target_path = os.path.abspath(target_path)
+    except FileNotFoundError as error:
+        raise StoreError(f"backup to {quote_path(target_path)}: the working directory: {error.strerror}") from error
     directory = os.path.dirname(target_path)
     if os.path.lexists(target_path):
         raise AlreadyExistsError(f"{target_path} exists already; name a new file")

@@ -21,6 +21,7 @@ from limpet.engine.cli.output import (
     size,
     terminal_width,
 )
+from limpet.engine.cli.talking import ended_by_signals
 from limpet.engine.inspection.snapshot import Snapshot, View
 from limpet.engine.inspection.usage import Look, Usage, cpu_share, look
 from limpet.schema.status import ContainerState
@@ -74,7 +75,8 @@ def command(place: Place, *, once: bool, interval: float, no_trunc: bool, as_jso
             print_lines(_render(lines, None if no_trunc else terminal_width()))
         return
     try:
-        _show(place, interval, no_trunc=no_trunc)
+        with ended_by_signals():  # the terminal is as before then
+            _show(place, interval, no_trunc=no_trunc)
     except KeyboardInterrupt:  # as it is meant to end
         return
 

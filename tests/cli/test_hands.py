@@ -533,7 +533,7 @@ def test_rows_never_look_alike(limpet: Limpet) -> None:
 
 
 def test_top_is_live_on_a_terminal_alone(limpet: Limpet, jobs: Jobs) -> None:
-    """Elsewhere it prints once; on a terminal it goes on until Ctrl-C, and ends with 0."""
+    """Elsewhere it prints once; on a terminal until Ctrl-C, and ends with 0. Any signal leaves that as it was."""
     assert {one["name"] for one in limpet.json("top")["containers"]} == {"alive", "dying"}
     assert "alive" in limpet.ok("top")
     script = (
@@ -544,17 +544,20 @@ def test_top_is_live_on_a_terminal_alone(limpet: Limpet, jobs: Jobs) -> None:
         "while seen.count(b'running: 2') < 2:\n"
         "    assert select.select([ours], [], [], 30)[0]\n"
         "    seen += os.read(ours, 65536)\n"
-        "os.write(ours, b'\\x03')\n"
+        "number = int(sys.argv[1])\n"
+        "os.write(ours, b'\\x03') if number == signal.SIGINT else os.kill(pid, number)\n"
         "while True:\n"
-        "    try: os.read(ours, 65536)\n"
+        "    try: seen += os.read(ours, 65536)\n"
         "    except OSError: break\n"
-        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), b'alive' in seen)\n"
+        "shown = seen.rfind(b'\\x1b[?25h') > seen.rfind(b'\\x1b[?25l')\n"
+        "left = seen.count(b'\\x1b[?1049h') == seen.count(b'\\x1b[?1049l')\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), b'alive' in seen, shown, left)\n"
     )
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "24"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environment
-    )
-    assert done.stdout == "0 True\n", done.stderr
+    for number, status in ((signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        command = [sys.executable, "-c", script, str(int(number))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+        assert done.stdout == f"{status} True True True\n", done.stderr
 
 
 def test_ids_in_tables() -> None:

@@ -11,7 +11,7 @@ from limpet.schema.image import ImageConfig
 from limpet.schema.runtime_spec import User
 
 _MAX_ID = 2**32 - 2
-"""The kernel takes 2**32 - 1 for "unchanged"."""
+"""The kernel takes 2**32 - 1 for "unchanged": who asked for it would stay root."""
 _MOST_GROUPS = 65_536
 """NGROUPS_MAX; with more runc hangs."""
 
@@ -89,13 +89,14 @@ def choose_user(
         account = accounts.find_user(user)
         if account is None and isinstance(user, str):
             raise InvalidInputError(f"{asked.user_field} {quote(user)}: /etc/passwd has no such user; give its number")
-        uid = account.uid if account else _require_id(asked.user_field, user)
+        uid = _require_id(asked.user_field, account.uid if account else user)
         gid = _find_gid(asked, accounts)
         if gid is None:
-            gid = account.gid if account else 0 if rights.has_own_ids else uid
+            own = account.gid if account else 0 if rights.has_own_ids else uid
+            gid = _require_id(f"{asked.user_field} {uid}: group", own)
         merged: Sequence[int] = extra
         if account and rights.uid == 0 and context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE:
-            merged = [*extra, *accounts.groups_of(account)]
+            merged = [*extra, *(_require_id("/etc/group: group", each) for each in accounts.groups_of(account))]
         result = User(uid=uid, gid=gid, additional_gids=tuple(dict.fromkeys(merged)))
     if (count := len(result.additional_gids)) > _MOST_GROUPS:
         raise InvalidInputError(
@@ -131,7 +132,7 @@ def _find_gid(asked: _Asked, accounts: Accounts) -> int | None:
     gid = accounts.find_group(asked.group)
     if gid is None:
         raise InvalidInputError(f"{asked.group_field} {quote(asked.group)}: /etc/group has no such group")
-    return gid
+    return _require_id(asked.group_field, gid)
 
 
 def _require_id(field: str, value: object) -> int:

@@ -238,6 +238,49 @@ def test_who_the_program_runs_as(
     assert (chosen.uid, chosen.gid, set(chosen.additional_gids)) == expected
 
 
+NO_IDS: dict[str, tuple[str, str, str]] = {
+    "the kernel's own user": ("app:x:4294967295:5::/:", "", "image user 4294967295: a number"),
+    "the kernel's own group": ("app:x:7:4294967295::/:", "", "image user 7: group 4294967295: a number"),
+    "large": ("app:x:1099511627776:5::/:", "", "image user 1099511627776: a number"),
+    "endless": (f"app:x:{'1' * 5000}:5::/:", "", "image user 1{20}: a number"),
+    "group of the image": ("app:x:7:8::/:", "own:x:4294967295:", "image group 4294967295: a number"),
+    "supplementary group": ("app:x:7:8::/:", "own:x:8:\nmore:x:4294967295:app", "/etc/group: group 4294967295"),
+}
+
+
+@pytest.mark.parametrize(("passwd", "group", "told"), NO_IDS.values(), ids=NO_IDS)
+def test_an_images_files_name_no_id_that_none_can_have(tmp_path: Path, passwd: str, group: str, told: str) -> None:
+    """Whom the kernel cannot have a process be is refused: with 4294967295 the program would go on as root."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "passwd").write_text(f"other:x:{'9' * 5000}:1::/:\n{passwd}\n")
+    (tmp_path / "etc" / "group").write_text(f"other:x:{'9' * 5000}:\n{group}\n")
+    config = parse_container_config({"metadata": {"name": "n"}, "image": {"image": "x"}})
+    image = ImageConfig(user="app:own" if "own" in group else "app")
+    with pytest.raises(errors.InvalidInputError, match=told):
+        choose_user(image, config, RootAccounts(str(tmp_path)), Rights(0, 0, (), True))
+
+
+@pytest.mark.parametrize("comment", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_line_of_the_images_passwd_ends_with_a_newline_alone(tmp_path: Path, comment: str) -> None:
+    """No other character of a comment cuts an account off, or makes one up."""
+    (tmp_path / "etc").mkdir()
+    line = f"app:x:7:8:a{comment}made-up:x:0:0::/root:/bin/sh"
+    (tmp_path / "etc" / "passwd").write_text(f"{line}\nlast:x:9:9::/last:/bin/sh", encoding="utf-8")
+    accounts = RootAccounts(str(tmp_path))
+    found = {name: accounts.find_user(name) for name in ("app", "made-up", "last")}
+    assert {name: each.uid for name, each in found.items() if each is not None} == {"app": 7, "last": 9}
+
+
+@pytest.mark.parametrize("home", ["", "/a\0b", "/\udcff", "/" + "h" * 200_000])
+def test_a_home_that_no_environment_can_hold_is_the_root(tmp_path: Path, home: str) -> None:
+    """The start would fail of it."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "passwd").write_bytes(f"app:x:7:8::{home}:/bin/sh\n".encode("utf-8", "surrogateescape"))
+    found = RootAccounts(str(tmp_path)).find_user("app")
+    assert found is not None
+    assert found.home == "/"
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"run_as_user": {"value": -1}}, "run_as_user -1"),
     "the kernel's own": ({"run_as_user": {"value": 2**32 - 1}}, "run_as_user 4294967295"),

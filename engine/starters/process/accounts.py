@@ -13,6 +13,9 @@ from limpet.schema.protobuf_json import is_utf8
 
 _MAX_BYTES = 4 << 20
 """Of /etc/passwd and of /etc/group in an image: some 50,000 users."""
+_DIGITS = 20
+"""Of a number that are read: no id has as many."""
+_PATH_MAX = 4096
 
 
 class HostAccounts:
@@ -47,10 +50,11 @@ class RootAccounts:
     def find_user(self, user: str | int) -> Account | None:
         """Return a user by name or number. Raises InvalidInputError if /etc/passwd cannot be read."""
         for fields in self._read("etc/passwd", 7):
-            if fields[2].isdecimal() and fields[3].isdecimal():
-                account = Account(fields[0], int(fields[2]), int(fields[3]), fields[5] or "/", fields[6])
+            if _is_number(fields[3]):
+                home = fields[5] if _is_home(fields[5]) else "/"
+                account = Account(fields[0], _to_number(fields[2]), _to_number(fields[3]), home, fields[6])
                 if user in {account.name, account.uid}:
-                    return account if is_utf8(account.home) else account._replace(home="/")
+                    return account
         return None
 
     def find_group(self, name: str) -> int | None:
@@ -63,16 +67,33 @@ class RootAccounts:
 
     def _groups(self) -> Iterator[tuple[str, int, Sequence[str]]]:
         for fields in self._read("etc/group", 4):
-            if fields[2].isdecimal():
-                yield fields[0], int(fields[2]), fields[3].split(",")
+            yield fields[0], _to_number(fields[2]), fields[3].split(",")
 
     def _read(self, path: str, count: int) -> Iterator[Sequence[str]]:
-        """Yield the fields of each line that has at least `count`."""
+        """Yield the fields of each line that has at least `count`, the third of them a number.
+
+        A line ends with a newline alone, as for everybody else who reads these files: a comment may hold the other
+        characters that str.splitlines() takes for one.
+        """
         text = read_in_root(self._root, path, _MAX_BYTES).decode("utf-8", "surrogateescape")
-        for line in text.splitlines():
+        for line in text.split("\n"):
             fields = line.strip().split(":")
-            if len(fields) >= count and fields[2].isascii():
+            if len(fields) >= count and _is_number(fields[2]):
                 yield fields
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+def _to_number(text: str) -> int:
+    """Return a number, or one that is too large for an id as well: int() raises for thousands of digits."""
+    return int(text.lstrip("0")[:_DIGITS] or "0")
+
+
+def _is_home(text: str) -> bool:
+    """Say whether HOME can be that: a path that config.json and an environment can hold."""
+    return bool(text) and is_utf8(text) and "\0" not in text and len(text.encode()) < _PATH_MAX
 
 
 def read_in_root(root: str, path: str, max_bytes: int) -> bytes:

@@ -6,7 +6,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 MOUNTINFO = "/proc/self/mountinfo"
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
@@ -40,8 +40,17 @@ class Mount(NamedTuple):
 
 def read_mounts() -> list[Mount]:
     """Return all mounts. Raises OSError if they cannot be read."""
-    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as lines:
+    with open_lines(MOUNTINFO) as lines:
         return list(parse_mounts(lines))
+
+
+def open_lines(path: str) -> TextIO:
+    r"""Open a file of /proc in whose lines are names that anybody chooses. Raises OSError.
+
+    Its lines end with "\n" alone, which the kernel escapes in names: nothing else that Python takes for an end, such
+    as "\r" here, or also "\f" and U+2028 in str.splitlines().
+    """
+    return open(path, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def parse_mounts(lines: Iterable[str]) -> Iterator[Mount]:

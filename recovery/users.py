@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
-from limpet.recovery.mounts import Mount, parse_mounts, read_mounts
+from limpet.recovery.mounts import Mount, open_lines, parse_mounts, read_mounts
 
 _TIME_LIMIT_SECONDS = 5.0
 _MOST_MOUNTS_BYTES = 1 << 20
@@ -118,7 +118,7 @@ def _find_place(path: str, mounts: Collection[Mount]) -> tuple[str, str]:
 def _read_start(path: str) -> Iterator[str]:
     """Yield the lines of a file up to the limit. Raises OSError if there is more."""
     left = _MOST_MOUNTS_BYTES
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open_lines(path) as file:
         while line := file.readline(left):
             left -= len(line)
             if left <= 0:

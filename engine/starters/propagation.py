@@ -2,6 +2,8 @@
 
 import os
 
+from limpet.recovery.mounts import MOUNTINFO, open_lines
+
 
 def read_propagation(path: str) -> str | None:
     """Return the optional fields of the mount that a path is on (proc_pid_mountinfo(5)).
@@ -17,6 +19,6 @@ def read_propagation(path: str) -> str | None:
             mount_id = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
     finally:
         os.close(descriptor)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open_lines(MOUNTINFO) as file:
         lines = (line.split(" ") for line in file)
         return next((" ".join(fields[6 : fields.index("-")]) for fields in lines if fields[0] == mount_id), "")

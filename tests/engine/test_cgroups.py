@@ -24,7 +24,7 @@ from limpet.engine.starters.process.cgroups.limits import (
     remove_limits,
     was_out_of_memory,
 )
-from limpet.engine.starters.process.cgroups.parents import find_parents
+from limpet.engine.starters.process.cgroups.parents import Notes, find_parents
 from limpet.engine.starters.process.cgroups.settings import Refusals, make_settings, requested_fields, shares_to_weight
 from limpet.schema.cri import HugepageLimit, LinuxContainerResources
 from limpet.schema.metadata import new_id
@@ -201,6 +201,7 @@ HYBRID_MOUNTS = """\
             },
             "/mnt/with space/b:c",
         ),
+        ("4:memory:/docker/c1/a\x0c\r\u2028b\n", HYBRID_MOUNTS, {"memory": "/sys/fs/cgroup/memory/a\x0c\r\u2028b"}, ""),
         ("4:memory:/docker/c1\n0::/\n", HYBRID_MOUNTS, {"memory": "/sys/fs/cgroup/memory"}, "/mnt/with space"),
         ("4:memory:/docker/c12\n0::/../other\n", HYBRID_MOUNTS, {}, ""),
         ("4:memory:/\n0::/\n", "22 27 0:21 / /proc rw,relatime - proc proc rw\n", {}, ""),
@@ -211,6 +212,14 @@ def test_own_cgroups_are_found(cgroup: str, mountinfo: str, v1: dict[str, str], 
     """Co-mounted controllers, partial mounts, named hierarchies and cgroup namespaces are read as they are."""
     own = find_cgroups(cgroup, mountinfo)
     assert (own.v1, own.v2) == (v1, v2)
+
+
+def test_a_cgroup_is_noted_whatever_its_name(tmp_path: Path) -> None:
+    """A newline alone, which no cgroup's name has, ends a line."""
+    parents = ["/sys/fs/cgroup/a\rb", "/sys/fs/cgroup/a\x0cb", "/sys/fs/cgroup/a\u2028b", "/sys/fs/cgroup/\udcff"]
+    for parent in parents:
+        Notes(str(tmp_path)).note(parent)
+    assert list(Notes(str(tmp_path)).noted) == parents
 
 
 @pytest.mark.parametrize(

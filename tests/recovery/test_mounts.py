@@ -96,3 +96,34 @@ def test_the_mount_of_a_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
             assert read_mount_id(descriptor) == found[path]
         os.close(descriptor)
     assert found["/"] != found["/proc"]
+
+
+NAMES = (
+    "carriage\rreturn",
+    "form\ffeed",
+    "group\x1cseparator",
+    "next\x85line",
+    "line\u2028separator",
+    "new\nline",
+    "a - b c",
+)
+
+# Mounts at names that end a line elsewhere, and asks all who read mountinfo.
+ODD = """
+import os, subprocess, sys
+from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
+from limpet.engine.starters.propagation import read_propagation
+from limpet.recovery.mounts import read_mounts
+before = read_cgroups(0)
+for path in sys.argv[1:]:
+    os.mkdir(path)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
+points = {mount.point for mount in read_mounts()}
+told = [set(sys.argv[1:]) <= points, read_cgroups(0) == before, read_propagation("/") is not None]
+print(*told)
+"""
+
+
+def test_a_mount_whose_name_ends_a_line_elsewhere_is_one_mount(tmp_path: Path) -> None:
+    """The kernel escapes a newline alone: any user may mount at such names, and whoever reads all mounts reads them."""
+    assert apart(ODD, *(str(tmp_path / name) for name in NAMES)).split() == ["True", "True", "True"]

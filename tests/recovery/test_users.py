@@ -81,6 +81,16 @@ def test_a_mount_in_another_mount_namespace_is_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("namespaces")
+def test_no_name_of_a_neighbours_mount_ends_the_look(tmp_path: Path) -> None:
+    """Any user may mount at one with a carriage return, in a namespace of its own: the kernel does not escape it."""
+    for name in ("a\rb", "used"):
+        (tmp_path / name).mkdir()
+    script = f"mount -t tmpfs x '{tmp_path}/a\rb' && mount --bind '{tmp_path}/used' '{tmp_path}/a\rb' && echo ready"
+    with running("unshare", *AS_ROOT, "-m", "sh", "-c", f"{script} && exec sleep 1000"):
+        assert list(find_users([str(tmp_path / "used")]).pids) == [str(tmp_path / "used")]
+
+
+@pytest.mark.usefixtures("namespaces")
 def test_the_look_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of descriptors, thousands of mounts, or a slow kernel: it stops in time, and says so."""
     begun = time.monotonic()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 
 from limpet.recovery.host import open_pidfd
-from limpet.recovery.mounts import read_mounts
+from limpet.recovery.mounts import open_lines, read_mounts
 from limpet.schema.cri import PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, quote, quote_path
 
@@ -71,7 +71,7 @@ def make_lines(path: str) -> tuple[str, ...]:
 
     `path` is as a runtime takes it, below what is mounted. Raises OSError.
     """
-    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    with open_lines("/proc/self/cgroup") as file:
         found = [line.split(":", 2)[:2] for line in file]
     return tuple(
         f"{number}:{controllers}:{_find_root(_list_places(controllers)[-1])}{path}" for number, controllers in found

@@ -20,6 +20,7 @@ from limpet.engine.starters.signals import let_go_on
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import compare, has_ended, observe_boot, open_pidfd, read_stat
+from limpet.recovery.mounts import open_lines
 from limpet.schema.identity import ProcessIdentity
 
 _CODE = re.compile(rb"[0-9]{1,3}")
@@ -175,7 +176,7 @@ def may_be(identity: ProcessIdentity, pidfd: int) -> bool:
 
 def read_cgroups(pid: int) -> tuple[str, ...]:
     """Return the cgroups of a process, as the lines of /proc/PID/cgroup (cgroups(7)). Raises OSError."""
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    with open_lines(f"/proc/{pid}/cgroup") as file:
         return tuple(sorted(line.rstrip("\n") for line in file))
 
 

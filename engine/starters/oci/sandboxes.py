@@ -36,7 +36,7 @@ from limpet.engine.starters.propagation import read_propagation
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.durable import sync_filesystem
 from limpet.recovery.host import has_ended, open_pidfd, read_boot_id
-from limpet.recovery.mounts import find_mounts
+from limpet.recovery.mounts import find_mounts, open_lines
 from limpet.schema.cri import NamespaceMode, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, ResourcesError, StartError, UnsupportedError, quote, quote_path
 from limpet.schema.file_name import file_name
@@ -468,6 +468,6 @@ def _find_candidates(path: str) -> list[int]:
 def _is_first(pid: int, namespace: os.stat_result) -> bool:
     if not os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), namespace):
         return False
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+    with open_lines(f"/proc/{pid}/status") as file:
         numbers = next((line.split() for line in file if line.startswith("NSpid:")), [])
     return bool(numbers) and numbers[-1] == "1"

@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from limpet.recovery.mounts import MOUNTINFO, Mount, parse_mounts
+from limpet.recovery.mounts import MOUNTINFO, Mount, open_lines, parse_mounts
 
 _DELEGATION_MARKS = ("trusted.delegate", "user.delegate")
 """The extended attributes that systemd sets to "1" on a cgroup it gave away (CGROUP_DELEGATION.md; user.* from 251)."""
@@ -47,18 +47,18 @@ class Cgroups(NamedTuple):
 
 def read_cgroups(pid: int) -> Cgroups:
     """Return the cgroups of a process, 0 for this one. Raises OSError where there are none or /proc cannot be read."""
-    with open(f"/proc/{pid or 'self'}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    with open_lines(f"/proc/{pid or 'self'}/cgroup") as file:
         cgroup = file.read()
-    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape") as file:
+    with open_lines(MOUNTINFO) as file:
         return find_cgroups(cgroup, file.read())
 
 
 def find_cgroups(cgroup: str, mountinfo: str) -> Cgroups:
     """Return the cgroups from the text of /proc/self/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5))."""
-    mounts = list(parse_mounts(mountinfo.splitlines()))
+    mounts = list(parse_mounts(filter(None, mountinfo.split("\n"))))
     v1: dict[str, str] = {}
     v2 = v2_mount_point = ""
-    for line in cgroup.splitlines():
+    for line in filter(None, cgroup.split("\n")):
         number, names, path = line.split(":", 2)
         controllers = {name for name in names.split(",") if name and not name.startswith("name=")}
         kind = "cgroup2" if number == "0" else "cgroup"

@@ -11,6 +11,7 @@ from typing import Final
 
 from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
 from limpet.engine.state.durable import open_made
+from limpet.recovery.mounts import open_lines
 
 _FILE: Final = "cgroups"
 _LONGEST: Final = 1 << 16
@@ -24,8 +25,8 @@ class Notes:
         """`directory` need not be there yet."""
         self._path = os.path.join(directory, _FILE)
         self._noted: dict[str, None] = {}
-        with suppress(OSError), open(self._path, encoding="utf-8", errors="surrogateescape") as file:
-            self._noted = dict.fromkeys(line for line in file.read(_LONGEST).splitlines() if line.startswith("/"))
+        with suppress(OSError), open_lines(self._path) as file:
+            self._noted = dict.fromkeys(line for line in file.read(_LONGEST).split("\n") if line.startswith("/"))
 
     @property
     def noted(self) -> Collection[str]:

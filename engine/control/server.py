@@ -59,6 +59,8 @@ _MOST_STEPS = 64
 _MOST_LONG_STEPS = 48
 """How many of these may be such as take long: there is always room for one that ends what the others wait for."""
 _MOST_STREAMS = 64
+_LONGEST_SLEEP_SECONDS = 5.0
+"""After so long it is seen that somebody has closed our descriptors: nothing wakes us then."""
 _CLOSE_SECONDS = 1.0
 """How long the end of steps and sessions is waited for when the engine is closed."""
 _BACKLOG = 128
@@ -202,7 +204,7 @@ class ControlServer:
 
     def _ring(self) -> None:
         """Wake the loop, unless it is over."""
-        with self._guard:
+        with self._guard, suppress(OSError):  # somebody has closed it, which is seen in a while
             if not self._is_over:
                 os.eventfd_write(self._wake, 1)
 
@@ -240,7 +242,7 @@ class ControlServer:
         for number, caller in self._callers.items():
             poll.register(number, caller.events)
         is_quiet = accepts and not self._callers
-        for number, event in poll.poll(None if is_quiet else BEAT_SECONDS * 1000 / 4):
+        for number, event in poll.poll(1000 * (_LONGEST_SLEEP_SECONDS if is_quiet else BEAT_SECONDS / 4)):
             if number == self._wake:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._wake)

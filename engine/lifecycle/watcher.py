@@ -50,6 +50,8 @@ _RETRY_SECONDS = 1.0
 _ALONE_SECONDS = 0.5
 """How long after its monitor's end a container's own is waited for, which is why most of them end."""
 _WAKE_TRIES = 3
+_LONGEST_SLEEP_SECONDS = 5.0
+"""After so long it is seen that somebody has closed our descriptors: nothing wakes us then."""
 _EXIT_SECONDS = 10.0
 """How long to ask for the exit of a process that has ended."""
 _SLOW_SECONDS = 0.5
@@ -343,7 +345,7 @@ class Watcher:
             due += [self._next_kill]
             due += [watch.alone_at for watch in self._attended.values() if watch.alone_at]
         due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
-        return max(0.0, first - now) if (first := min(due)) < math.inf else -1
+        return max(0.0, min(min(due) - now, _LONGEST_SLEEP_SECONDS))
 
     def _look(self, ready: Sequence[tuple[int, int]]) -> None:
         now = time.monotonic()

@@ -72,6 +72,16 @@ print(two.wait(20).exit_code, container.stop(0).exit_code)
 pod.remove(force=True)
 engine.close()
 """
+CLOSED = """
+threading.Event().wait(0.2)  # the engine's threads sleep
+os.closerange(3, 4096)
+for ask in (lambda: begin("two", "true"), engine.close, engine.close):
+    try:
+        ask()
+        print("done")
+    except errors.LimpetError:
+        print("refused")
+"""
 REFUSE = """
 import ctypes, struct, sys
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
@@ -232,6 +242,16 @@ def test_a_log_handler_that_raises_ends_nothing(state_dir: str, error: str) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "told\n3 137\n")
     assert error.partition("(")[0] in done.stderr
+
+
+def test_who_closes_all_that_the_engine_has_open_is_kept_waiting_by_nothing(state_dir: str) -> None:
+    """As a program that becomes a daemon too late: each call is refused, and the next engine knows what is true."""
+    command = [sys.executable, "-c", LIFE + CLOSED, state_dir]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\nrefused\ndone\n"), done.stderr
+    with Engine.open(state_dir) as engine:
+        assert [one.state for one in engine.list()] == [ContainerState.RUNNING]
+        engine.get_sandbox("pod").remove(force=True, timeout=0)
 
 
 def test_a_task_that_asyncio_does_not_run_is_refused(engine: Engine) -> None:

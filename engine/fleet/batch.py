@@ -346,7 +346,7 @@ def _name(node: str, directory: str, path: str) -> dict[str, object]:
     return {
         "node": node,
         "directory": directory,
-        "host": socket.gethostname(),
+        "host": os.fsencode(socket.gethostname()).decode(errors="backslashreplace"),
         "pid": os.getpid(),
         "path": os.fsencode(path).decode(errors="backslashreplace"),
     }

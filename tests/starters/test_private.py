@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from typing import Any
 import pytest
 
 from limpet.engine import Container, Engine, errors
+from limpet.engine.fleet import batch
 from limpet.engine.lifecycle.cri_status import to_cri_status
 from limpet.engine.starters import number_of_signal
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.process.accounts import RootAccounts
 from limpet.engine.starters.process.keeper.root import _mount, open_in_root
+from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.starter import ProcessStarter
 from limpet.engine.starters.signals import to_cri_signal
 from limpet.engine.starters.users import Rights, choose_user
@@ -420,6 +423,16 @@ def test_the_images_passwd_is_read_within_bounds_and_within_the_root(tmp_path: P
         file.truncate(5 << 20)
     with pytest.raises(errors.InvalidInputError, match="larger"):
         RootAccounts(str(root)).find_user("evil")
+
+
+def test_a_name_of_the_host_that_is_no_text_is_written_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sethostname(2) takes any bytes: they are in the image's /etc/hostname, and escaped where the fleet is told."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "caf\udce9")
+    write_root_files(str(tmp_path), None)
+    assert (tmp_path / "etc" / "hostname").read_bytes() == b"caf\xe9\n"
+    assert batch._name("n", "id", "/state")["host"] == "caf\\xe9"
 
 
 # --- a root of its own ---------------------------------------------------------------------------------------------

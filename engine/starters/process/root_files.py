@@ -92,8 +92,9 @@ def _hosts(sandbox: PodSandboxConfig | None) -> bytes:
 
 
 def _hostname(sandbox: PodSandboxConfig | None) -> bytes:
-    name = require_hostname(sandbox.hostname) if sandbox and sandbox.hostname else socket.gethostname()
-    return f"{name}\n".encode()
+    if sandbox and sandbox.hostname:
+        return f"{require_hostname(sandbox.hostname)}\n".encode()
+    return os.fsencode(socket.gethostname()) + b"\n"  # any bytes, as sethostname(2) takes them
 
 
 def require_hostname(name: str) -> str:

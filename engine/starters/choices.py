@@ -12,7 +12,7 @@ from limpet.schema.cri import ContainerConfig
 from limpet.schema.cri import Signal as CriSignal
 from limpet.schema.errors import InvalidInputError, quote, quote_path
 from limpet.schema.image import ImageConfig
-from limpet.schema.lengths import require_path_fits
+from limpet.schema.lengths import require_path_fits, require_same_bytes
 
 _OF_KERNEL = ("/proc/", "/sys/")
 _LONGEST_NAME = 255 - len(".20260101-000000.000001")
@@ -34,6 +34,8 @@ def choose_log_path(log_directory: str, log_path: str) -> str:
     """
     if not log_path:
         return ""
+    for field, value in (("log_directory", log_directory), ("log_path", log_path)):
+        require_same_bytes(field, value)
     if not os.path.isabs(log_directory):
         raise InvalidInputError(f"log_directory {quote_path(log_directory)}: an absolute path is needed")
     root = os.path.realpath(log_directory)

@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,45 @@ def test_the_longest_path() -> None:
     for path, root in (("/" + "y" * 256, ""), ("/y" * 2048, ""), ("/y" * 2045 + "z", "/root")):
         with pytest.raises(InvalidInputError, match=r"^x "):
             require_path_fits("x", path, root)
+
+
+OTHERWISE = """
+from limpet.engine.starters import choose_log_path
+from limpet.engine.starters.oci import mounts, resources
+from limpet.engine.starters.process import spec
+from limpet.schema.cri import ContainerConfig, ContainerMetadata, Device, ImageSpec, Mount
+from limpet.schema.errors import InvalidInputError
+from limpet.schema.lengths import require_path_fits
+
+path = "/caf\\xe9"
+mount = Mount(host_path=path, container_path="/there")
+config = ContainerConfig(
+    metadata=ContainerMetadata(name="c"), image=ImageSpec(image="i"), devices=(Device(host_path=path),)
+)
+for ask in (
+    lambda: choose_log_path(path, "one.log"),
+    lambda: choose_log_path("/", path[1:]),
+    lambda: require_path_fits("working_dir", path),
+    lambda: spec._make_mount(mount),
+    lambda: mounts._bind(mount),
+    lambda: resources.make_devices(config, "/", privileged=False),
+):
+    try:
+        ask()
+    except InvalidInputError as error:
+        field, _, why = str(error).partition(" ")
+        assert "ascii" in why and "PYTHONUTF8" in why, why
+        print(field)
+"""
+
+
+def test_a_path_that_is_other_bytes_here_than_for_the_keeper_is_refused() -> None:
+    """As in a locale that is not UTF-8, where Python is told not to mind: the error names field and way out."""
+    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", OTHERWISE]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    fields = ["log_directory", "log_path", "working_dir", "mounts.host_path", "mounts.host_path", "devices.host_path"]
+    assert (done.stdout.split(), done.stderr) == (fields, "")
 
 
 @pytest.mark.parametrize("where", ["command", "args", "envs", "secret_env"])

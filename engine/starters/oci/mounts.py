@@ -9,6 +9,7 @@ from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.propagation import read_propagation
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
 from limpet.schema.errors import InvalidInputError, quote_path
+from limpet.schema.lengths import require_same_bytes
 
 _PROPAGATIONS = {
     MountPropagation.PRIVATE: "rprivate",
@@ -156,6 +157,7 @@ def _bind(mount: Mount) -> dict[str, Any]:
     path = mount.container_path
     if not os.path.isabs(path) or place_of(path) == "/" or "\0" in path:
         raise InvalidInputError(f"mounts.container_path {quote_path(path)}: an absolute path below / is needed")
+    require_same_bytes("mounts.host_path", mount.host_path)
     if not os.path.isabs(mount.host_path) or not os.path.exists(mount.host_path):
         raise InvalidInputError(
             f"mounts.host_path {quote_path(mount.host_path)} does not exist, or is not absolute; make it, or leave out"

@@ -14,7 +14,7 @@ from limpet.engine.starters.oci.tools import has_controller
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.schema.cri import ContainerConfig, LinuxContainerResources, Mount
 from limpet.schema.errors import InvalidInputError, quote_path
-from limpet.schema.lengths import require_path_fits
+from limpet.schema.lengths import require_path_fits, require_same_bytes
 from limpet.schema.status import Resources
 
 _CPU = {
@@ -132,6 +132,7 @@ def make_devices(
     rules: list[dict[str, Any]] = [{"allow": privileged, "access": "rwm"}]
     taken = {place_of(mount.container_path) for mount in mounts_of(config)}
     for device in config.devices:
+        require_same_bytes("devices.host_path", device.host_path)
         try:
             found = os.stat(device.host_path)
         except (OSError, ValueError) as error:

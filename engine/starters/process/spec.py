@@ -16,7 +16,7 @@ from limpet.schema.command_line import choose_args
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote_path
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS, WORKING
-from limpet.schema.lengths import require_path_fits
+from limpet.schema.lengths import require_path_fits, require_same_bytes
 from limpet.schema.runtime_spec import MountSpec, ProcessSpec, Root, Spec
 
 _PROPAGATIONS = {
@@ -80,6 +80,7 @@ def _make_mount(mount: Mount) -> MountSpec:
             f"mounts.container_path {quote_path(mount.container_path)}: an absolute path below / is needed"
         )
     require_path_fits("mounts.container_path", mount.container_path)
+    require_same_bytes("mounts.host_path", mount.host_path)
     if not os.path.isabs(mount.host_path):
         raise InvalidInputError(f"mounts.host_path {quote_path(mount.host_path)}: an absolute path is needed")
     try:

@@ -1,5 +1,6 @@
 """Who a container's program runs as: chosen by its config and its image, looked up in the image's own /etc/passwd."""
 
+import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ _MAX_ID = 2**32 - 2
 """The kernel takes 2**32 - 1 for "unchanged": who asked for it would stay root."""
 _MOST_GROUPS = 65_536
 """NGROUPS_MAX; with more runc hangs."""
+_CAP_SETGID, _CAP_SETUID = 6, 7
+_CAPABILITY_VERSION = 0x20080522
+"""Of capget(2): two words of capabilities, each effective, permitted, inheritable."""
+_ALL_IDS = (range(_MAX_ID + 1),)
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Account(NamedTuple):
@@ -48,11 +54,43 @@ class Rights:
     groups: Sequence[int]
     has_own_ids: bool
     """True if the container has a root of its own, where an ordinary user is whoever it says, in a user namespace."""
+    sets_groups: bool = True
+    """Of root alone: whether it may set supplementary groups."""
+    uids: Sequence[range] = _ALL_IDS
+    """Of root alone: which users it may become."""
+    gids: Sequence[range] = _ALL_IDS
 
     @classmethod
     def of_this_process(cls, *, has_own_root: bool) -> "Rights":
-        """Return what this process may do, for a container with or without a root of its own."""
-        return cls(os.geteuid(), os.getegid(), os.getgroups(), has_own_root)
+        """Return what this process may do, for a container with or without a root of its own. Raises OSError."""
+        uid, gid = os.geteuid(), os.getegid()
+        if uid != 0:
+            return cls(uid, gid, os.getgroups(), has_own_root, sets_groups=False)
+        uids = _read_ids("uid_map") if has_capability(_CAP_SETUID) else (range(uid, uid + 1),)
+        gids = _read_ids("gid_map") if has_capability(_CAP_SETGID) else (range(gid, gid + 1),)
+        return cls(uid, gid, os.getgroups(), has_own_root, may_set_groups(), uids, gids)
+
+
+def may_set_groups() -> bool:
+    """Say whether this process may set supplementary groups: as root, unless its user namespace denies that."""
+    if os.geteuid() != 0 or not has_capability(_CAP_SETGID):
+        return False
+    with open("/proc/self/setgroups", encoding="utf-8") as file:  # user_namespaces(7)
+        return file.read().strip() != "deny"
+
+
+def has_capability(number: int) -> bool:
+    """Say whether this thread has a capability in effect."""
+    header, found = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
+    word, bit = divmod(number, 32)
+    return not _libc.capget(header, found) and bool(found[3 * word] >> bit & 1)
+
+
+def _read_ids(name: str) -> tuple[range, ...]:
+    """Return the ids that there are in this process's user namespace: all of them in the machine's own."""
+    with open(f"/proc/self/{name}", encoding="utf-8") as file:
+        lines = [[int(number) for number in line.split()] for line in file]
+    return tuple(range(first, first + count) for first, _, count in lines)
 
 
 @dataclass(frozen=True)
@@ -95,7 +133,8 @@ def choose_user(
             own = account.gid if account else 0 if rights.has_own_ids else uid
             gid = _require_id(f"{asked.user_field} {uid}: group", own)
         merged: Sequence[int] = extra
-        if account and rights.uid == 0 and context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE:
+        is_merge = context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE
+        if account and is_merge and rights.uid == 0 and rights.sets_groups:
             merged = [*extra, *(_require_id("/etc/group: group", each) for each in accounts.groups_of(account))]
         result = User(uid=uid, gid=gid, additional_gids=tuple(dict.fromkeys(merged)))
     if (count := len(result.additional_gids)) > _MOST_GROUPS:
@@ -142,8 +181,24 @@ def _require_id(field: str, value: object) -> int:
 
 
 def _require_rights(user: User, extra: Sequence[int], asked: _Asked, rights: Rights) -> None:
-    """Refuse what an ordinary user may not do. Root is told by the kernel, at the start."""
+    """Refuse what this process may not do: all but itself for an ordinary user, and what some kinds of root may not."""
     if rights.uid == 0:
+        for field, value, ids in (
+            (asked.user_field, user.uid, rights.uids),
+            (asked.group_field, user.gid, rights.gids),
+            *(("supplemental_groups", each, rights.gids) for each in user.additional_gids),
+        ):
+            if value is not None and not any(value in each for each in ids):
+                raise InvalidInputError(
+                    f"{field} {value}: this process may not become that; it takes CAP_SETUID and CAP_SETGID, and a"
+                    " place in its user namespace (/proc/self/uid_map, gid_map)"
+                )
+        missing = set() if rights.sets_groups else set(extra) - {rights.gid, *rights.groups}
+        if missing:
+            raise InvalidInputError(
+                f"supplemental_groups {sorted(missing)}: this process may set none; it takes CAP_SETGID, and a user"
+                " namespace that allows it (/proc/self/setgroups)"
+            )
         return
     if not rights.has_own_ids and user.uid not in {None, rights.uid}:
         raise InvalidInputError(f"{asked.user_field} {user.uid}: user {rights.uid} may become nobody else; run as root")

@@ -305,6 +305,59 @@ def test_a_user_that_cannot_be_is_refused_at_create(engine: Engine, context: dic
     assert not engine.list(name=asked["metadata"]["name"])
 
 
+HALF_ROOT = """
+import sys
+from limpet.engine import Engine, errors
+with Engine.open(sys.argv[1]) as engine:
+    (image,) = engine.images.load(sys.argv[2])
+    pod = engine.create_sandbox({"metadata": {"name": "pod"}})
+    config = {"metadata": {"name": "one"}, "image": {"image": str(image)}, "command": ["/bin/sh", "-c", "id -u"]}
+    container = engine.create_container({**config, "log_path": "one.log"}, pod)
+    container.start()
+    print(container.wait(30).exit_code, b"".join(entry.text for entry in container.read_log()))
+    print(*container.status.unapplied)
+    for name, field in (("two", {"run_as_user": {"value": 1234}}), ("three", {"supplemental_groups": [29]})):
+        try:
+            engine.create_container({**config, "metadata": {"name": name}, "linux": {"security_context": field}}, pod)
+        except errors.InvalidInputError as error:
+            print(str(error).split(":")[0])
+    pod.remove(force=True, timeout=0)
+"""
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_root_in_a_user_namespace_of_one_user_runs_images(tmp_path: Path) -> None:
+    """It may set no groups there, and become nobody else: what asks for that is refused, or told, and nothing fails."""
+    group = oci_layout.member("etc/group", GROUP.replace(b"video:x:44:", b"video:x:44:root"))
+    write_tools(tmp_path / "image", {}, oci_layout.member("etc/passwd", PASSWD), group)
+    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", HALF_ROOT]
+    done = subprocess.run(
+        [*command, str(tmp_path / "state"), str(tmp_path / "image")], capture_output=True, text=True, check=False
+    )
+    told = ["0 b'0\\n'", "supplemental_groups_policy", "run_as_user 1234", "supplemental_groups 29"]
+    assert (done.stdout.splitlines(), done.stderr) == (told, "")
+
+
+def test_root_that_may_not_all_is_told_what_it_may_not_do(tmp_path: Path) -> None:
+    """Its own groups may be asked for, and users and groups that it may become."""
+    (tmp_path / "etc").mkdir()
+    rights = Rights(0, 0, (27,), True, sets_groups=False, uids=(range(1), range(1000, 2000)), gids=(range(100),))
+
+    def choose(**context: Any) -> Any:
+        config = {"metadata": {"name": "n"}, "image": {"image": "x"}, "linux": {"security_context": context}}
+        return choose_user(ImageConfig(), parse_container_config(config), RootAccounts(str(tmp_path)), rights)[0]
+
+    assert choose(run_as_user={"value": 1999}, run_as_group={"value": 99}, supplemental_groups=[27, 0]).uid == 1999
+    for context, told in (
+        ({"run_as_user": {"value": 2000}}, "run_as_user 2000: "),
+        ({"run_as_user": {"value": 0}, "run_as_group": {"value": 100}}, "run_as_group 100: "),
+        ({"supplemental_groups": [27, 100]}, "supplemental_groups 100: "),
+        ({"supplemental_groups": [27, 28]}, r"supplemental_groups \[28\]: "),
+    ):
+        with pytest.raises(errors.InvalidInputError, match=told):
+            choose(**context)
+
+
 def test_an_ordinary_user_is_told_what_it_may_not_do(tmp_path: Path) -> None:
     """Another uid, another gid and foreign groups are refused by the field's name; its own are taken."""
     accounts, rights = RootAccounts(str(tmp_path)), Rights(1000, 1000, (27,), False)

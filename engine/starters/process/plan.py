@@ -10,6 +10,7 @@ from typing import Any
 
 from limpet.engine.starters.environment import choose_host_environment
 from limpet.engine.starters.process.accounts import HostAccounts
+from limpet.engine.starters.users import may_set_groups
 from limpet.schema.runtime_spec import MountSpec, Spec
 
 _PROPAGATIONS = {"rslave": "slave", "rshared": "shared"}
@@ -44,7 +45,7 @@ def make_plan(
         "uid": user.uid,
         "gid": user.gid,
         "groups": user.additional_gids,
-        "setgroups": is_root,
+        "setgroups": may_set_groups(),
         "no_new_privs": process.no_new_privileges,
         "own_uts_namespace": is_root,
         "hostname": spec.hostname,

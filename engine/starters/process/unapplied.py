@@ -1,6 +1,5 @@
 """What a config asks for and this starter does not do: a table of fields, each with the reason."""
 
-import ctypes
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import msgspec
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.process.accounts import RootAccounts
 from limpet.engine.starters.propagation import read_propagation
-from limpet.engine.starters.users import Rights, choose_user
+from limpet.engine.starters.users import Rights, choose_user, has_capability, may_set_groups
 from limpet.schema.cri import (
     ContainerConfig,
     LinuxContainerSecurityContext,
@@ -25,9 +24,6 @@ from limpet.schema.cri import (
 from limpet.schema.layout import ROOTFS
 
 _CAP_SYS_ADMIN = 21
-_CAPABILITY_VERSION = 0x20080522
-"""Of capget(2): two words of capabilities, each effective, permitted, inheritable."""
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,8 @@ def find_abilities() -> Abilities:
     """Return what this process's user and capabilities allow."""
     if os.geteuid():
         return Abilities(own_mounts=True, own_hostname=False, shared_mounts=False, user_groups=False)
-    is_admin = _has_capability(_CAP_SYS_ADMIN)
-    return Abilities(own_mounts=is_admin, own_hostname=is_admin, shared_mounts=is_admin, user_groups=True)
+    is_admin = has_capability(_CAP_SYS_ADMIN)
+    return Abilities(own_mounts=is_admin, own_hostname=is_admin, shared_mounts=is_admin, user_groups=may_set_groups())
 
 
 def find_unapplied(launch: Launch, abilities: Abilities) -> dict[str, str]:
@@ -79,7 +75,7 @@ def find_unapplied(launch: Launch, abilities: Abilities) -> dict[str, str]:
         found["mounts.propagation"] = lost
     found |= _find_of_sandbox(launch, abilities)
     if not abilities.user_groups and _has_groups(launch):
-        found["supplemental_groups_policy"] = "the groups that /etc/group gives need root"
+        found["supplemental_groups_policy"] = "the groups that /etc/group gives need root that may set them"
     return found
 
 
@@ -194,9 +190,3 @@ _MOUNT_FIELDS: Mapping[str, str] = {
 def _written_name(message: msgspec.Struct, name: str) -> str:
     """Return the field's name as JSON has it."""
     return next(field.encode_name for field in msgspec.structs.fields(message) if field.name == name)
-
-
-def _has_capability(number: int) -> bool:
-    header, found = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
-    word, bit = divmod(number, 32)
-    return not _libc.capget(header, found) and bool(found[3 * word] >> bit & 1)

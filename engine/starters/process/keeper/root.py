@@ -22,6 +22,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -72,7 +73,11 @@ def enter_root(plan: dict[str, Any]) -> None:
         raise OSError(errno.EPERM, "there is no mount namespace here", plan["mounts"][0]["target"])
     os.close(open_in_root(root, _to_bytes(plan["cwd"]), make="directory"))
     os.fchdir(root)
-    os.chroot(b".")
+    try:
+        os.chroot(b".")
+    except OSError as error:
+        error.filename, error.strerror = plan["root"], f"chroot(2): {error.strerror}"
+        raise
     os.close(root)
 
 
@@ -255,11 +260,11 @@ def become_user(plan: dict[str, Any]) -> None:
         directory = os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     groups, gid, uid = plan["groups"], plan["gid"], plan["uid"]
     if plan["setgroups"] and (groups or uid is not None):
-        os.setgroups(groups)
+        _call(os.setgroups, groups)
     if gid is not None and (gid,) * 3 != os.getresgid():
-        os.setresgid(gid, gid, gid)
+        _call(os.setresgid, gid, gid, gid)
     if uid is not None and (uid,) * 3 != os.getresuid():
-        os.setresuid(uid, uid, uid)
+        _call(os.setresuid, uid, uid, uid)
     try:
         os.fchdir(directory) if directory >= 0 else os.chdir(cwd)
     except OSError as error:
@@ -269,6 +274,15 @@ def become_user(plan: dict[str, Any]) -> None:
         os.close(directory)
     if plan["no_new_privs"] and _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no_new_privs cannot be set")
+
+
+def _call(call: Callable[..., None], *args: object) -> None:
+    """Make a call that names no file. Raises OSError that says which it was."""
+    try:
+        call(*args)
+    except OSError as error:
+        error.strerror = f"{call.__name__}(2): {error.strerror}"
+        raise
 
 
 def write_map(name: str, text: str) -> None:

@@ -221,7 +221,7 @@ def _read_enum(kind: Any, value: object, path: str, _reading: _Reading) -> Any:
     if type(value) is int and 0 <= value < len(names):
         return kind.cls(names[value])
     listed = f"one of {', '.join(names)}" if len(names) <= 8 else f"a {kind.cls.__name__} such as {names[0]}"
-    near = _nearest(value, names)
+    near = _nearest(_as_enum_name(value) if isinstance(value, str) else value, names)
     hint = f"; did you mean {near}?" if near else ""
     return _refuse(path, f"{listed} or a number from 0 to {len(names) - 1}", value, hint)
 
@@ -304,6 +304,11 @@ def _unknown_field(message_type: type, key: object, place: str) -> str:
     names = ", ".join(field.encode_name for field in _kind(message_type).fields)
     hint = f"did you mean {near}?" if near else f"it has {names}"
     return f"`{place}` is not a field of {message_type.__name__}; {hint}"
+
+
+def _as_enum_name(text: str) -> str:
+    """Return a name as the CRI writes it: what others call SIGRTMIN+3, or sigterm, is SIGRTMINPLUS3, and SIGTERM."""
+    return text[:80].upper().replace("+", "PLUS").replace("-", "MINUS")
 
 
 def _nearest(name: object, names: list[str]) -> str:

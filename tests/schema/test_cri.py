@@ -311,6 +311,13 @@ REFUSALS = {
             "did you mean SIGTERM?"
         ),
     ),
+    "a signal's other name": (
+        valid(stop_signal="sigrtmin+3"),
+        (
+            "`stop_signal` must be a Signal such as RUNTIME_DEFAULT or a number from 0 to 65, not 'sigrtmin+3'; "
+            "did you mean SIGRTMINPLUS3?"
+        ),
+    ),
     "NUL": (valid(command=["a\0"]), r"`command[0]` must be without NUL characters and lone surrogates, not 'a\x00'"),
     "surrogate in a key": (
         valid(labels={"\ud800": ""}),

@@ -1,5 +1,6 @@
 """How long a stop is waited for, and what is raised when that is over."""
 
+import os
 import time
 from collections.abc import Callable
 
@@ -34,12 +35,19 @@ class Patience:
                 raise InvalidStateError(f"container {self._container_id}: {doubt}; try again")
             raise InvalidStateError(
                 f"container {self._container_id}: process {self._pid}, or one that it left, has not ended"
-                f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; it may hang in the kernel, or a cgroup above its own"
-                " may be frozen (state D); try again"
+                f" {_KILL_TIMEOUT_SECONDS:.0f} s after SIGKILL; {_may_be()}; try again"
             )
         pause = self._pause
         self._pause = min(pause * 2, _LONGEST_LOOK_SECONDS)
         return pause
+
+
+def _may_be() -> str:
+    """Return what keeps a process from being ended by SIGKILL."""
+    kernel = "it may hang in the kernel, or a cgroup above its own may be frozen (state D)"
+    if os.geteuid() == 0:
+        return kernel
+    return f"{kernel}, or it is another user's by now (sudo), whom only that user or root can end"
 
 
 def require_seconds(timeout: object) -> None:

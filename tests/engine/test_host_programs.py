@@ -235,6 +235,15 @@ def test_a_stop_whose_end_cannot_be_written_down_says_so() -> None:
         Patience("one", 4711, -60, lambda: "").next_pause()
 
 
+@pytest.mark.parametrize(("uid", "is_told"), [(0, False), (1000, True)])
+def test_a_stop_that_may_not_end_a_process_says_so(uid: int, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has become root by sudo is root's to end: an engine that is not root tells that, too."""
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    with pytest.raises(errors.InvalidStateError, match="state D") as caught:
+        Patience("one", 4711, -60, lambda: "").next_pause()
+    assert ("only that user or root can end" in str(caught.value)) is is_told
+
+
 @pytest.mark.parametrize("error", ["ValueError('no such format')", "SystemExit(3)"])
 def test_a_log_handler_that_raises_ends_nothing(state_dir: str, error: str) -> None:
     """What the watcher tells the host program's log is lost, and no end of a container; the engine can be closed."""

@@ -404,7 +404,12 @@ class ProcessStarter:
         while answer := self._keeper.ask({"op": "release", "id": container_id}):
             took = time.monotonic() - began
             if answer.get("left") and took > _END_TIMEOUT_SECONDS:
-                _log.warning("container %s: %d of its processes do not end", container_id, answer["left"])
+                _log.warning(
+                    "container %s: %d of its processes do not end%s",
+                    container_id,
+                    answer["left"],
+                    "; if they are another user's by now (sudo), end them as root" if os.geteuid() else "",
+                )
                 break
             if not answer.get("left") and (not answer.get("copying") or took > _COPY_TIMEOUT_SECONDS):
                 break

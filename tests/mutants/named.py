@@ -81,9 +81,9 @@ NAMED = {
         ("tests/recovery/test_probe.py",),
     ),
     "ENOENT from pidfd_open, in the keeper": Named(
-        "engine/starters/process/keeper/adoption.py",
-        "_NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}",
-        "_NO_PROCESS = {errno.ESRCH, errno.EINVAL}",
+        "engine/starters/process/keeper/kernel.py",
+        "NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}",
+        "NO_PROCESS = {errno.ESRCH, errno.EINVAL}",
         ("tests/starters/test_keeper_anew.py",),
     ),
     "orders that a runtime takes from annotations": Named(

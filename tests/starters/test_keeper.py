@@ -14,6 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,16 @@ from limpet.recovery.host import read_stat, wait_for_end
 from limpet.schema import ContainerState, Reason
 from limpet.testing import open_descriptors
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
-from tests.conftest import EngineProcess, find_processes, in_thread, is_running, read_descriptors, wait_until
+from tests.conftest import (
+    PACKAGES,
+    EngineProcess,
+    find_interpreter,
+    find_processes,
+    in_thread,
+    is_running,
+    read_descriptors,
+    wait_until,
+)
 from tests.output import read_output
 from tests.starters.host import make
 from tests.stops import has_taken_stop, read_state, stop_by_signal
@@ -1427,3 +1437,58 @@ def test_the_keeper_keeps_nothing_of_its_program(engine: Engine, state_dir: str)
     open_to_all = {name for name, mode in found.items() if mode & 0o077 and not stat.S_ISLNK(mode)}
     assert open_to_all == {"fifo/one.out", "fifo/one.err"}  # which whoever the container is may open, by its own links
     engine.get("one").stop(0)
+
+
+HIDDEN = """
+import os, signal, sys, time
+from limpet import Engine
+from limpet.engine.starters.process import find_facts
+state, programs = sys.argv[1], sys.argv[2:]
+engine = Engine.open(state)
+pod = engine.create_sandbox({"metadata": {"name": "pod"}})
+for name in programs:
+    config = {"metadata": {"name": os.path.basename(name)}, "image": {"image": "host"}, "command": [name, "600"]}
+    container = engine.create_container(config, pod)
+    container.start()
+    print(os.path.exists(f"/proc/{container.status.pid}/stat"), container.state.name)
+keeper = find_facts(state).keeper_pid
+os.kill(keeper, signal.SIGKILL)  # the anchor takes over what it cannot see
+engine.close()
+with Engine.open(state) as engine:
+    for container in sorted(engine.list(), key=lambda one: one.name):
+        print(container.name, container.state.name, container.stop(20).exit_code)
+    engine.get_sandbox("pod").remove(force=True, timeout=0)
+"""
+AS_NOBODY = """
+import os, sys
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount /proc so")
+def test_a_program_that_proc_hides_is_seen_to_run_and_ended() -> None:
+    """Where /proc hides what its reader may not look into (hidepid): a set-uid program, and one that none may read."""
+    interpreter = find_interpreter(65534)
+    if not interpreter:
+        pytest.skip("another user cannot read this installation")
+    with tempfile.TemporaryDirectory(prefix="limpet-hidden-", dir="/tmp") as place:
+        os.chown(place, 65534, 65534)
+        for name, mode in (("set-uid", 0o4755), ("unreadable", 0o711)):
+            shutil.copyfile("/bin/sleep", f"{place}/{name}")
+            os.chmod(f"{place}/{name}", mode)
+        hidden = ["sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh"]
+        script = [interpreter, "-c", AS_NOBODY, HIDDEN, f"{place}/state", f"{place}/set-uid", f"{place}/unreadable"]
+        done = subprocess.run(
+            ["unshare", "--mount", *hidden, *script],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=PACKAGES,
+        )
+    told = ["False RUNNING", "False RUNNING", "set-uid RUNNING 143", "unreadable RUNNING 143"]
+    assert done.stdout.splitlines() == told, done.stderr

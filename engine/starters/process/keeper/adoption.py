@@ -1,6 +1,5 @@
 """Taking over what a keeper that died knew: which processes are still the ones that it wrote down."""
 
-import errno
 import os
 import signal
 import time
@@ -8,6 +7,8 @@ import time
 from .container import Container
 from .gate import is_of_program
 from .kernel import (
+    NO_PROCESS,
+    UNKNOWN_TICKS,
     Stat,
     close,
     has_ended,
@@ -20,8 +21,6 @@ from .kernel import (
 )
 from .members import Members
 
-_NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
-"""What pidfd_open(2) says of a number that is no process's: nobody's, 0, or a thread's."""
 _END_SECONDS = 1.0
 """How long one that was stopped, or killed, may take to do so before we go on."""
 _LOOK_AGAIN_SECONDS = 0.0005
@@ -36,14 +35,15 @@ def find_again(container: Container, anonymous: os.stat_result) -> bool:
     try:
         container.pidfd = os.pidfd_open(container.pid)
     except OSError as error:
-        if error.errno not in _NO_PROCESS:
+        if error.errno not in NO_PROCESS:
             raise
     stat = read_stat_of(container.pid, container.pidfd) if container.pidfd >= 0 else None
     container.is_stranger = stat is None or stat.parent != os.getpid()
     if stat is not None:
         inode = read_inode(container.pidfd, anonymous)
         has_proof = bool(inode and container.inode)
-        if inode == container.inode if has_proof else stat.start_ticks == container.start_ticks:
+        starts = {container.start_ticks} if container.is_stranger else {container.start_ticks, UNKNOWN_TICKS}
+        if inode == container.inode if has_proof else stat.start_ticks in starts:
             container.is_proven = has_proof or not container.is_stranger
             if container.end is None or not container.is_stranger:
                 return True  # of a stranger that is known to have ended nothing is to be seen

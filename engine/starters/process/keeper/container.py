@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from .journal import Record
-from .kernel import Stat, read_children, read_stat, read_uts_namespace
+from .kernel import UNKNOWN_TICKS, Stat, read_children, read_stat, read_uts_namespace
 
 
 class Orphans:
@@ -165,7 +165,8 @@ class Container:
         strays = {pid: self.strays[pid] for pid in self._find_strays(self.strays)}
         for pid in set(members) - {self.pid, *strays}:
             stat = read_stat(pid)
-            if stat is not None and stat.session != self.pid and not self._is_in_namespace(pid):
+            is_known = stat is not None and stat.start_ticks != UNKNOWN_TICKS
+            if stat is not None and is_known and stat.session != self.pid and not self._is_in_namespace(pid):
                 strays[pid] = stat.start_ticks
         self.strays = strays
 

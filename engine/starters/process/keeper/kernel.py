@@ -30,6 +30,10 @@ _LAST = (1 << 32) - 1
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
+NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
+"""What pidfd_open(2) says of a number that is no process's: nobody's, 0, or a thread's."""
+UNKNOWN_TICKS = -1
+"""The start time of a process that /proc hides."""
 _GONE_OR_HIDDEN = (FileNotFoundError, ProcessLookupError, PermissionError)
 _CHUNK = 1 << 15
 _HAS_CHILDREN_FILES = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
@@ -107,10 +111,51 @@ def open_null() -> tuple[int, int]:
 
 
 def read_stat(pid: int) -> Stat | None:
-    """Return what /proc says of a process, None if it is gone. A zombie tells it, too, and anybody may ask.
+    """Return what /proc says of a process, None if it is gone. A zombie tells it, too, and mostly anybody may ask.
 
     Raises OSError if it cannot be looked at now: that is no answer.
     """
+    stat = _read_visible(pid)
+    return _read_hidden(pid) if stat is None and os.geteuid() != 0 else stat
+
+
+def _read_hidden(pid: int) -> Stat | None:
+    """Return what is known of a process that /proc hides from an ordinary user (hidepid, proc(5)), None if it is gone.
+
+    It has executed a program, set-uid or one that nobody may read: before, it was as visible as we are. Its start time
+    is not known. Raises OSError if it cannot be looked at now.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in NO_PROCESS:
+            return None
+        raise
+    try:
+        stat = _read_visible(pid)  # now that the pidfd holds it: the number may be another's
+        session = os.getsid(pid)
+        with suppress(PermissionError):  # it is there
+            signal.pidfd_send_signal(pidfd, 0)
+        if stat is None:
+            parent = os.getpid() if _is_child(pidfd) else 0
+            stat = Stat("Z" if has_ended(pidfd) else "R", parent, session, 0, UNKNOWN_TICKS, 0, 1)
+    except ProcessLookupError:
+        return None
+    finally:
+        close(pidfd)
+    return stat
+
+
+def _is_child(pidfd: int) -> bool:
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _read_visible(pid: int) -> Stat | None:
+    """Return what /proc says of a process, None if it is gone, or hidden. Raises OSError."""
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except _GONE_OR_HIDDEN:

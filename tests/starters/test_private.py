@@ -459,6 +459,46 @@ with Engine.open(state) as engine:
     assert not left
 
 
+UNABLE = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_SYS_PTRACE = 24, 19
+assert not ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_PTRACE, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
+"""
+DAEMON = """
+import os, signal, sys, time
+from limpet.engine import Engine
+from limpet.engine.starters.process import find_facts
+state, mark = sys.argv[1:]
+with Engine.open(state) as engine:
+    jobs = engine.create_sandbox({"metadata": {"name": "jobs"}})
+    linux = {"security_context": {"run_as_user": {"value": 1234}}}
+    command = ["sh", "-c", f"(setsid sleep {mark} &); echo; sleep 600"]
+    for name in ("one", "two"):
+        config = {"metadata": {"name": name}, "image": {"image": "host"}, "command": command, "log_path": name}
+        container = engine.create_container({**config, "linux": linux}, jobs)
+        container.start()
+        while not any(container.read_log()):
+            time.sleep(0.01)
+        print(container.stop(20).exit_code)
+        container.release()
+        os.kill(find_facts(state).keeper_pid, signal.SIGKILL)  # the next is told what the one before it knew
+"""
+
+
+@pytest.mark.usefixtures("namespaces")
+@as_root
+def test_daemons_of_another_user_are_told_without_the_right_to_look_into_them(tmp_path: Path) -> None:
+    """As in a container of somebody else that has CAP_SYS_ADMIN and not CAP_SYS_PTRACE: they end with their own."""
+    mark = f"7{os.getpid()}"
+    command = [sys.executable, "-c", UNABLE, DAEMON, str(tmp_path / "state"), mark]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    left = find_processes("sleep", mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert (done.stdout.split(), left) == (["143", "143"], []), done.stderr
+
+
 @as_root
 def test_the_images_passwd_is_read_within_bounds_and_within_the_root(tmp_path: Path) -> None:
     """A link leads nowhere outside, a device or a huge file is refused."""

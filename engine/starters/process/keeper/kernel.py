@@ -13,11 +13,12 @@ import signal
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+_T = TypeVar("_T")
 PF_FORKNOEXEC = 0x40
 """In field 9 of /proc/PID/stat (include/linux/sched.h): forked, and has executed nothing since. A zombie keeps it."""
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 4, 15, 36
+_PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 3, 4, 15, 36
 _CLONE_VM, _CLONE_PARENT = 0x100, 0x8000
 _IONBF = 2
 """stdio.h: without a buffer."""
@@ -375,7 +376,7 @@ def hold_memory(until: int) -> None:
 def read_uts_namespace(pid: int) -> tuple[int, int] | None:
     """Return device and inode of a process's UTS namespace, None if it is gone or hidden. Raises OSError."""
     try:
-        found = os.stat(f"/proc/{pid}/ns/uts")
+        found = _look_as_its_user(pid, lambda: os.stat(f"/proc/{pid}/ns/uts"))
     except _GONE_OR_HIDDEN:
         return None
     return found.st_dev, found.st_ino
@@ -387,7 +388,7 @@ def hold_uts_namespace(pid: int) -> int:
     While it is open, no other namespace gets the same inode number. Raises OSError if that cannot be found out now.
     """
     try:
-        descriptor = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _look_as_its_user(pid, lambda: os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC))
     except _GONE_OR_HIDDEN:
         return -1
     try:
@@ -399,6 +400,28 @@ def hold_uts_namespace(pid: int) -> int:
         close(descriptor)
         return -1
     return descriptor
+
+
+def _look_as_its_user(pid: int, look: Callable[[], _T]) -> _T:
+    """Look into a process of /proc; as its user, where root may look into its own processes alone (CAP_SYS_PTRACE).
+
+    That is no help with one that has itself become another user, and executed nothing since. Raises OSError.
+    """
+    try:
+        return look()
+    except PermissionError:
+        if os.geteuid() != 0:
+            raise
+        owner = os.stat(f"/proc/{pid}")
+    is_dumpable = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    group = _libc.setfsgid(ctypes.c_uint(owner.st_gid))
+    user = _libc.setfsuid(ctypes.c_uint(owner.st_uid))
+    try:
+        return look()
+    finally:
+        _libc.setfsuid(ctypes.c_uint(user))
+        _libc.setfsgid(ctypes.c_uint(group))
+        _libc.prctl(_PR_SET_DUMPABLE, is_dumpable, 0, 0, 0)  # which each of these takes, and our forks need
 
 
 def read_exit_of_stranger(pid: int, pidfd: int) -> int | None:

@@ -183,9 +183,10 @@ def _require_id(field: str, value: object) -> int:
 def _require_rights(user: User, extra: Sequence[int], asked: _Asked, rights: Rights) -> None:
     """Refuse what this process may not do: all but itself for an ordinary user, and what some kinds of root may not."""
     if rights.uid == 0:
+        group_field = f"{asked.user_field} {user.uid}: group" if asked.group is None else asked.group_field
         for field, value, ids in (
             (asked.user_field, user.uid, rights.uids),
-            (asked.group_field, user.gid, rights.gids),
+            (group_field, user.gid, rights.gids),
             *(("supplemental_groups", each, rights.gids) for each in user.additional_gids),
         ):
             if value is not None and not any(value in each for each in ids):

@@ -341,6 +341,7 @@ def test_root_in_a_user_namespace_of_one_user_runs_images(tmp_path: Path) -> Non
 def test_root_that_may_not_all_is_told_what_it_may_not_do(tmp_path: Path) -> None:
     """Its own groups may be asked for, and users and groups that it may become."""
     (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "passwd").write_bytes(b"app:x:1500:1500::/:\n")
     rights = Rights(0, 0, (27,), True, sets_groups=False, uids=(range(1), range(1000, 2000)), gids=(range(100),))
 
     def choose(**context: Any) -> Any:
@@ -351,6 +352,7 @@ def test_root_that_may_not_all_is_told_what_it_may_not_do(tmp_path: Path) -> Non
     for context, told in (
         ({"run_as_user": {"value": 2000}}, "run_as_user 2000: "),
         ({"run_as_user": {"value": 0}, "run_as_group": {"value": 100}}, "run_as_group 100: "),
+        ({"run_as_user": {"value": 1500}}, "run_as_user 1500: group 1500: "),
         ({"supplemental_groups": [27, 100]}, "supplemental_groups 100: "),
         ({"supplemental_groups": [27, 28]}, r"supplemental_groups \[28\]: "),
     ):

@@ -36,7 +36,7 @@ def find_users(directories: Collection[str], *, time_limit_seconds: float = _TIM
 
     A process uses a directory as its root, its working directory, its program, an open file, or as a mount in a mount
     namespace of its own; memory that is mapped does not count. Another user's process cannot reach into our private
-    directory, so only our own count as hidden.
+    directory, so only our own count as hidden; of root, all: it has started them as anybody.
     """
     if not directories:
         return Users()
@@ -50,7 +50,7 @@ def find_users(directories: Collection[str], *, time_limit_seconds: float = _TIM
                 continue
             except OSError as error:
                 # An init that we may not inspect is the machine's, with more rights than ours.
-                if name != "1" and _is_ours(name):
+                if name != "1" and _may_be_ours(name):
                     hidden = f"process {name} cannot be inspected: {error.strerror}"
     except _OutOfTimeError:
         hidden = f"there is more to look at than {time_limit_seconds:g} s allow"
@@ -126,8 +126,8 @@ def _read_start(path: str) -> Iterator[str]:
             yield line
 
 
-def _is_ours(pid: str) -> bool:
+def _may_be_ours(pid: str) -> bool:
     try:
-        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+        return os.geteuid() in {0, os.stat(f"/proc/{pid}").st_uid}
     except FileNotFoundError:
         return False

@@ -90,6 +90,24 @@ def test_no_name_of_a_neighbours_mount_ends_the_look(tmp_path: Path) -> None:
         assert list(find_users([str(tmp_path / "used")]).pids) == [str(tmp_path / "used")]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other users")
+def test_what_root_may_not_inspect_may_use_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without CAP_SYS_PTRACE root sees nothing of another user's process, which may be a container of its own."""
+    real = os.readlink
+    with subprocess.Popen(["sleep", "1000"], user=1234, cwd="/") as process:
+
+        def readlink(path: str) -> str:
+            if path.startswith(f"/proc/{process.pid}/"):
+                raise PermissionError(13, "Permission denied", path)
+            return real(path)
+
+        monkeypatch.setattr(os, "readlink", readlink)
+        try:
+            assert find_users([str(tmp_path)]).hidden == f"process {process.pid} cannot be inspected: Permission denied"
+        finally:
+            process.kill()
+
+
 @pytest.mark.usefixtures("namespaces")
 def test_the_look_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of descriptors, thousands of mounts, or a slow kernel: it stops in time, and says so."""

@@ -19,12 +19,16 @@ def raise_descriptor_limit() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            _original = _original or (soft, hard)
+            _original = soft, hard
 
 
 def original_descriptor_limit() -> tuple[int, int]:
-    """Return the soft and the hard limit as they were before `raise_descriptor_limit`, for what we start."""
-    return _original or resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Return the soft and the hard limit as they were before `raise_descriptor_limit`, for what we start.
+
+    If the host program has set others since, those are what it wants.
+    """
+    now = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _original if _original is not None and now == (_original[1], _original[1]) else now
 
 
 def fill_standard_numbers() -> None:

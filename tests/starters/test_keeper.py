@@ -1244,6 +1244,31 @@ say("ready")
         engine.get("a").stop(0)
 
 
+def test_a_limit_of_open_files_that_is_set_later_is_handed_on(engine_process: Start) -> None:
+    """What an engine has raised for itself is put back in containers; what its program has set since, they get."""
+    process = engine_process(
+        """
+import resource
+def tell_limit(name):
+    config = {"metadata": {"name": name}, "image": {"image": "host"}, "log_path": name}
+    container = engine.create_container({**config, "command": ["sh", "-c", "ulimit -Sn; ulimit -Hn"]}, "jobs")
+    container.start()
+    container.wait(20)
+    say(" ".join(entry.text.decode().strip() for entry in container.read_log()))
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (500, 1000))
+engine = Engine.open(state_dir)
+engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+tell_limit("one")
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 900))
+tell_limit("two")
+Engine.open(state_dir + "-other").close()
+tell_limit("three")
+"""
+    )
+    assert [process.read() for _ in range(3)] == [["500", "1000"], ["300", "900"], ["300", "900"]]
+
+
 def test_a_keeper_without_descriptors_says_whose_are_missing(engine: Engine, state_dir: str) -> None:
     """Its limit is that of who began it: what the engine has says nothing, and the number of an error even less."""
     make(engine, "one", "sleep", "1000").start()

@@ -5,7 +5,8 @@ asks for is done by a thread of its own, which no signal reaches; the main threa
 step that has not begun, and otherwise waits for its end, which is near, before it lets the interrupt through. A second
 interrupt does not wait: the step goes on behind it. What a step has made for a caller that will not hear of it is
 undone, where it can be: nobody would own it. A thread that has done a step stays for a moment, for the next one: to
-start a thread takes longer than many a step.
+start a thread takes longer than many a step. It does none once the main thread has another standing (CPUs, niceness)
+than when it began it: what is started in a step gets that of its thread.
 
 A signal handler of the host program may itself call limpet. The call that it has interrupted cannot go on before the
 handler returns, so it must hold no lock that the handler's call waits for: where there is such a handler, the main
@@ -106,30 +107,40 @@ class _Step(Generic[_T]):
 _asker = threading.local()
 """Of a thread that does something for another: who waits for it."""
 _Steps = Queue[_Step[Any]]
-_waiting: list[_Steps] = []
-"""Of each thread that has nothing to do, where it takes a step from. Who pops it may put one."""
+_waiting: list[tuple[object, _Steps]] = []
+"""Of each thread that has nothing to do, its standing, and where it takes a step from. Who pops it may put one."""
 os.register_at_fork(after_in_child=_waiting.clear)  # a child has none of these threads
 
 
-def _run_steps(steps: _Steps) -> None:
+def _read_standing() -> object:
+    """Return what this thread hands on to one that it begins."""
+    with suppress(OSError):  # a sandbox around us
+        scheduling = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority, os.sched_getaffinity(0)
+        return os.getpriority(os.PRIO_PROCESS, 0), scheduling
+    return None
+
+
+def _run_steps(standing: object, steps: _Steps) -> None:
     """Run step after step. One that comes too late stays where it is, and is run by its caller."""
     with acting_for(threading.main_thread().ident or 0), suppress(Empty):
         while True:
             steps.get(timeout=_STAY_SECONDS).run()
-            _waiting.append(steps)
+            _waiting.append((standing, steps))
     with suppress(ValueError):
-        _waiting.remove(steps)
+        _waiting.remove((standing, steps))
 
 
 def _begin(step: _Step[_T]) -> None:
     """Have a thread run it. Raises RuntimeError if there is none and none can be started."""
-    try:
-        steps = _waiting.pop()
-    except IndexError:
+    standing = _read_standing()
+    began, steps = None, None
+    with suppress(IndexError):
+        began, steps = _waiting.pop()
+    if steps is None or began != standing:  # that one ends by itself
         steps = _Steps()
         if sys.is_finalizing():  # it would be started, and never run
-            raise RuntimeError("the interpreter is ending") from None
-        _thread.start_new_thread(_run_steps, (steps,))
+            raise RuntimeError("the interpreter is ending")
+        _thread.start_new_thread(_run_steps, (standing, steps))
     steps.put(step)
 
 

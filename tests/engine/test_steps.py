@@ -19,6 +19,21 @@ def test_one_thread_runs_step_after_step_and_goes_when_there_are_no_more() -> No
     assert run_whole(threading.get_native_id) != threading.get_native_id()
 
 
+def test_a_step_has_the_standing_of_the_main_thread() -> None:
+    """What it starts, a container, gets the CPUs, the policy and the niceness that its thread has."""
+    cpus, before = os.sched_getaffinity(0), os.sched_getscheduler(0)
+    try:
+        for policy, allowed in ((os.SCHED_BATCH, {min(cpus)}), (os.SCHED_OTHER, {max(cpus)})):
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+            os.sched_setaffinity(0, allowed)
+            for _ in range(2):
+                found = run_whole(lambda: (os.sched_getscheduler(0), os.sched_getaffinity(0)))
+                assert found == (policy, allowed)
+    finally:
+        os.sched_setscheduler(0, before, os.sched_param(0))
+        os.sched_setaffinity(0, cpus)
+
+
 def test_a_step_that_fails_leaves_the_thread_to_the_next() -> None:
     """The error is the caller's."""
     for _ in range(3):

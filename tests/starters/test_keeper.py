@@ -1517,3 +1517,33 @@ def test_a_program_that_proc_hides_is_seen_to_run_and_ended() -> None:
         )
     told = ["False RUNNING", "False RUNNING", "set-uid RUNNING 143", "unreadable RUNNING 143"]
     assert done.stdout.splitlines() == told, done.stderr
+
+
+NO_EXEC = """
+import os, shutil, subprocess, sys
+from limpet import Engine, errors
+place = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "tmpfs", place], check=True)
+shutil.copy("/bin/true", place)
+with Engine.open(os.path.join(place, "state")) as engine:
+    engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+    there = f"{place}/true"
+    for name, command, path in (("a", there, ""), ("b", "true", place), ("c", "true", f"{place}:/bin")):
+        config = {"metadata": {"name": name}, "image": {"image": "host"}, "command": [command]}
+        container = engine.create_container({**config, "envs": [{"key": "PATH", "value": path}]}, "jobs")
+        try:
+            container.start()
+            print(container.wait(20).exit_code)
+        except errors.StartError as error:
+            print(str(error).rpartition(": its ")[2])
+"""
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_a_program_on_a_mount_that_executes_none_is_told_so(tmp_path: Path) -> None:
+    """As a hardened host's /var is, where images are unpacked: the program's own file permits it."""
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    command = ["unshare", *as_root, "--mount", sys.executable, "-c", NO_EXEC, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    told = ["file system is mounted noexec", "file system is mounted noexec", "0"]
+    assert (done.stdout.splitlines(), done.stderr) == (told, "")

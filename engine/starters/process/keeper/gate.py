@@ -222,6 +222,13 @@ def _execute(args: list[bytes], environment: dict[bytes, bytes]) -> None:
         time.sleep(_BUSY_AGAIN_SECONDS)
 
 
+def _tell_mount(problem: OSError, path: bytes) -> None:
+    """Tell whether it is the mount that keeps a program from being executed: nothing of its file shows that."""
+    with suppress(OSError):
+        if os.statvfs(path).f_flag & os.ST_NOEXEC:
+            problem.strerror = f"{problem.strerror}: its file system is mounted noexec"
+
+
 def _try_to_execute(name: bytes, args: list[bytes], environment: dict[bytes, bytes]) -> OSError:
     """Return what keeps it from being executed."""
     places = [b""] if b"/" in name else environment.get(b"PATH", _DEFAULT_PATH).split(b":")
@@ -233,6 +240,7 @@ def _try_to_execute(name: bytes, args: list[bytes], environment: dict[bytes, byt
             continue
         except PermissionError as error:
             problem = error  # somewhere else it may be executable
+            _tell_mount(problem, os.path.join(place, name))
         except OSError as error:
             return error
     return problem

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from limpet.engine.logs.entries import Entry, Joiner, parse
 from limpet.engine.state.beneath import open_parent_beneath
+from limpet.engine.state.descriptors import to_limpet_error
 from limpet.schema.errors import LimpetError, NotFoundError, StateDirectoryError, quote_path
 
 _BLOCK = 1 << 16
@@ -20,6 +21,8 @@ _ROTATED = r"\.[0-9]{8}-[0-9]{6}(\.[0-9]{6})?"
 _MORE_LINES = 16
 """So many lines before the last ones are read too: where reading begins, parts of a line may be missing."""
 _LOOK_SECONDS = 0.1
+_NO_FILE = {errno.ELOOP, errno.ENOTDIR, errno.EPERM}
+"""What is said of a link, or of what is no file."""
 _QUIET_SECONDS = 0.5
 """So long without output, a line that is not finished is shown, and a container that has ended has no more to come."""
 
@@ -281,4 +284,6 @@ class _Files:
 def _translate(path: str, error: OSError) -> LimpetError:
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"log {quote_path(path)} does not exist: none was written yet, or it was removed")
-    return StateDirectoryError(f"log {quote_path(path)}: {error.strerror}; only a file that is no link is read")
+    if error.errno in _NO_FILE:
+        return StateDirectoryError(f"log {quote_path(path)}: {error.strerror}; only a file that is no link is read")
+    return to_limpet_error(f"log {quote_path(path)}", error)

@@ -71,10 +71,11 @@ def system_errors_told(what: str) -> Iterator[None]:
     except LimpetError:
         raise
     except OSError as error:
-        raise _translate(what, error) from error
+        raise to_limpet_error(what, error) from error
 
 
-def _translate(what: str, error: OSError) -> LimpetError:
+def to_limpet_error(what: str, error: OSError) -> LimpetError:
+    """Return what `system_errors_told` raises for an error."""
     where = f"{quote_path(error.filename)}: " if error.filename else ""
     reason = error.strerror or os.strerror(error.errno or errno.EIO)
     if error.errno in {errno.EMFILE, errno.ENFILE}:

@@ -1,5 +1,6 @@
 """Reading logs: all that is there, across rotation and while it is written; never through a link."""
 
+import errno
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from limpet.engine.logs import read_log
 from limpet.engine.starters.log_directory import open_log_directory
-from limpet.schema.errors import NotFoundError, StartError, StateDirectoryError
+from limpet.schema.errors import NotFoundError, ResourcesError, StartError, StateDirectoryError
 from tests.conftest import wait_until
 from tests.logs.conftest import Keeper, numbers, write_numbers
 
@@ -137,6 +138,29 @@ def test_a_rotation_at_any_moment_hides_nothing(
         assert read(path, tail=tail)[:5] == whole
     (tmp_path / "c.log").unlink()
     assert read(path, tail=tail)[:5] == whole
+
+
+def test_a_log_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a descriptor it is the limit that is in the way, and not the file."""
+    path = tmp_path / "a.log"
+    path.write_bytes(b"one\n")
+
+    def read() -> list[bytes]:
+        return [entry.text for entry in read_log(str(tmp_path), str(path))]
+
+    assert read() == [b"one\n"]
+    for number, kind, told in (
+        (errno.EMFILE, ResourcesError, "RLIMIT_NOFILE"),
+        (errno.EIO, StateDirectoryError, "Input/output error$"),
+    ):
+
+        def refuse(*_: object, number: int = number, **__: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr("limpet.engine.logs.reader.open_parent_beneath", refuse)
+            with pytest.raises(kind, match=told):
+                read()
 
 
 def test_no_link_or_pipe_is_read(tmp_path: Path) -> None:

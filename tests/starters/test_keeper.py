@@ -1269,6 +1269,16 @@ tell_limit("three")
     assert [process.read() for _ in range(3)] == [["500", "1000"], ["300", "900"], ["300", "900"]]
 
 
+def test_a_folder_of_pipes_that_is_cleared_away_is_made_again(engine: Engine, state_dir: str) -> None:
+    """As what is old and empty is where a state directory is in /tmp: what starts then has a log all the same."""
+    make(engine, "one", "sleep", "1000").start()
+    os.rmdir(os.path.join(state_dir, "keeper", "fifo"))
+    second = make(engine, "two", "sh", "-c", "echo here", log_path="two.log")
+    second.start()
+    assert read_output(second.metadata.log_path, "here\n") == "here\n"
+    engine.get("one").stop(0)
+
+
 def test_a_keeper_without_descriptors_says_whose_are_missing(engine: Engine, state_dir: str) -> None:
     """Its limit is that of who began it: what the engine has says nothing, and the number of an error even less."""
     make(engine, "one", "sleep", "1000").start()

@@ -42,8 +42,7 @@ class Copies:
         self._link: socket.socket | None = None
         self.pid = 0
         """The copier's; 0 while there is none."""
-        with suppress(FileExistsError):
-            os.mkdir(_FOLDER, 0o700, dir_fd=directory)
+        self._make_folder()
         self.start_copier()
 
     def start_copier(self) -> socket.socket:
@@ -78,6 +77,7 @@ class Copies:
         self._remove(key, pipes, _STREAMS)
         opened = []
         try:
+            self._make_folder()  # who clears away what is old has perhaps removed it, empty as it was
             for stream in _STREAMS:
                 path = f"{pipes}.{stream}"
                 self._untidied.discard(path)
@@ -181,6 +181,10 @@ class Copies:
         self._send_all()
         for key in [key for key in self._released if key in self._troubles]:
             self.give_up(key)
+
+    def _make_folder(self) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(_FOLDER, 0o700, dir_fd=self._directory)
 
     def _keep(self, key: str, log: Record, readers: list[int]) -> None:
         self._last_serial += 1

@@ -16,6 +16,7 @@ from limpet.engine.starters.process.keeper import journal, keeper
 from limpet.engine.starters.process.keeper.copies import Copies
 from limpet.engine.starters.process.keeper.journal import Journal, Record
 from limpet.engine.starters.process.keeper.kernel import become_subreaper
+from limpet.engine.starters.process.keeper.listener import SOCKET
 from limpet.engine.starters.process.keeper.main import LOCK
 from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.recovery.host import read_boot_id
@@ -72,6 +73,8 @@ class KeeperLife:
         # A keeper that is slow to answer, as on a busy machine, is one by the lock that it holds.
         lock = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # It listens elsewhere; where nothing had its socket's name, it would have been removed, and be made again.
+        os.close(os.open(os.path.join(directory, SOCKET), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         name = f"\0limpet-keeper-life-{os.getpid()}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(name)

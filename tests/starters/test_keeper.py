@@ -1279,6 +1279,23 @@ def test_a_folder_of_pipes_that_is_cleared_away_is_made_again(engine: Engine, st
     engine.get("one").stop(0)
 
 
+def test_a_socket_that_is_cleared_away_is_made_again(state_dir: str) -> None:
+    """By the keeper, soon, and by the anchor that takes over from that: engines after this one find them."""
+    leave_one(state_dir)
+    path = os.path.join(state_dir, "keeper", "socket")
+    os.unlink(path)
+    wait_until(lambda: os.path.exists(path), "the socket")
+    for number, killed in enumerate(((), KEEPER)):
+        kill(state_dir, *killed)
+        with Engine.open(state_dir) as engine:
+            assert engine.get("one").state is ContainerState.RUNNING
+            container = make(engine, f"c{number}", "sh", "-c", "exit 3")
+            container.start()
+            assert container.wait(20).exit_code == 3
+    with Engine.open(state_dir) as engine:
+        engine.get("one").stop(0)
+
+
 def test_a_keeper_without_descriptors_says_whose_are_missing(engine: Engine, state_dir: str) -> None:
     """Its limit is that of who began it: what the engine has says nothing, and the number of an error even less."""
     make(engine, "one", "sleep", "1000").start()

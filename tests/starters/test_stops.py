@@ -41,7 +41,7 @@ main.main()
     "name",
     [
         pytest.param("main.give_up_other_ids", id="before it has the lock"),
-        pytest.param("main._listen", id="with the lock"),
+        pytest.param("main.listen", id="with the lock"),
         pytest.param("os.execv", id="a child that tries the kernel out"),
         pytest.param("main.become_subreaper", id="the anchor, and the keeper, before they are any"),
         pytest.param("main.copier.run", id="the copier"),

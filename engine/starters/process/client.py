@@ -21,7 +21,8 @@ from typing import TypeVar
 from limpet.engine.starters.orphans import reap_with_session
 from limpet.engine.starters.process import keeper
 from limpet.engine.starters.process.interpreter import require_interpreter
-from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, KILLED, LOCK, SOCKET
+from limpet.engine.starters.process.keeper.listener import SOCKET
+from limpet.engine.starters.process.keeper.main import ANOTHER_LIVES, KILLED, LOCK
 from limpet.engine.starters.process.keeper.messages import LONGEST, VERSION, Message, encode, read_peer, receive, send
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.descriptors import close_all
@@ -419,20 +420,22 @@ class KeeperClient:
         """Have a keeper begin, and connect to it. Raises KeeperError, UnsupportedError."""
         with self._beginning:
             deadline = time.monotonic() + _BEGIN_TIMEOUT_SECONDS
-            complaint, killed = "", 0
+            complaint, killed, other_lives = "", 0, False
             while time.monotonic() < deadline and killed < _TRIES:
                 connection = self._connect()
                 if connection is not None:
                     return connection
                 status, complaint = self._spawn(deadline)
-                if status == KILLED:
+                if status == KILLED and time.monotonic() < deadline:  # else by us, for it has taken too long
                     killed += 1
-                elif status not in {0, ANOTHER_LIVES, None}:
+                elif status not in {0, ANOTHER_LIVES, KILLED, None}:
                     break
+                other_lives = status == ANOTHER_LIVES or (other_lives and status == KILLED)
                 if status == ANOTHER_LIVES:
                     _let_go_on(self._directory)  # who began it may be gone
                     time.sleep(_RETRY_SECONDS)  # it is about to serve, or about to end
-            silence = "it was killed as it began" if killed else "it does not answer"
+            silence = "another one lives, and does not listen" if other_lives else "it does not answer"
+            silence = "it was killed as it began" if killed else silence
             raise KeeperError(f"the keeper cannot begin: {complaint or silence}")
 
     def _spawn(self, deadline: float) -> tuple[int | None, str]:

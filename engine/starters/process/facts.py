@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
 from limpet.engine.starters.process.client import KeeperClient, is_copying
-from limpet.engine.starters.process.keeper.main import SOCKET
+from limpet.engine.starters.process.keeper.listener import SOCKET
 from limpet.engine.starters.process.keeper.messages import read_peer
 from limpet.engine.starters.process.unapplied import find_abilities
 from limpet.engine.state.names import KEEPER

@@ -32,6 +32,7 @@ from .kernel import (
     read_exit_of_stranger,
     read_stat,
 )
+from .listener import find_file, listen
 from .loop import Loop
 from .members import Members
 from .messages import LONGEST, VERSION, Message, divide, encode, read_peer, receive, send
@@ -90,7 +91,7 @@ class Keeper:
         self._just_ended: list[Container] = []  # of these it is not known yet whether anything is left
         self._child_has_changed = self._may_be_stopped = True
         self._reap_again_at = 0.0
-        self._look_again_at = 0.0
+        self._look_again_at = self._listen_again_at = 0.0
         self._idle_since = time.monotonic()
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
@@ -202,6 +203,8 @@ class Keeper:
 
     def _tick(self) -> None:
         self._let_ours_go_on()
+        with suppress(OSError):
+            self._see_that_we_can_be_reached()
         self._adopt_all()
         with suppress(OSError):
             self._starts.settle_opened(_OPENED_SECONDS)
@@ -235,6 +238,19 @@ class Keeper:
         for pid in self._find_ours():
             with suppress(OSError):
                 let_go_on(pid)
+
+    def _see_that_we_can_be_reached(self) -> None:
+        """Listen anew where our socket's file was removed, as by what clears away old files: no engine finds us."""
+        now = time.monotonic()
+        if now < self._listen_again_at:
+            return
+        self._listen_again_at = now + _LOOK_SECONDS
+        if os.fstat(self._directory).st_nlink and find_file(self._directory) is None:
+            listener = listen(self._directory)
+            self._loop.watch(listener.fileno(), self._accept)
+            before, self._listener = self._listener, listener
+            self._loop.unwatch(before.fileno())
+            before.close()
 
     def _find_ours(self) -> Iterator[int]:
         """Yield the processes that work for us, gates included."""

@@ -29,15 +29,15 @@ from .kernel import (
     read_stat,
     reset_internal_signals,
 )
+from .listener import find_file, listen, listen_again
 
-LOCK, SOCKET = "lock", "socket"
+LOCK = "lock"
 DIRECTORY = 3
 """The descriptor that it is given: the keeper's own directory."""
 ANOTHER_LIVES = 3
 """The exit status if another keeper holds the lock."""
 KILLED = 4
 """The same if the anchor ended without a word."""
-_BACKLOG = 512
 _OOM_SCORES = ("-900", "0")
 """The first that may be set: below 0 needs CAP_SYS_RESOURCE, and the host's own may make it the first to be killed."""
 _RAISED = (
@@ -69,7 +69,7 @@ def main() -> None:
         sys.exit(ANOTHER_LIVES)
     _require_proc()
     _require_executed_flag()
-    listener = _listen()
+    listener = listen(DIRECTORY)
     reset_internal_signals()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
@@ -95,7 +95,7 @@ def _require_begun(begun: int) -> None:
 def _anchor(listener: socket.socket, told: int) -> NoReturn:
     try:
         become_subreaper()
-        anchor = os.getpid()
+        anchor, made = os.getpid(), find_file(DIRECTORY)
         copies = Copies(DIRECTORY)
         keeper = os.fork()
         if keeper:
@@ -107,7 +107,7 @@ def _anchor(listener: socket.socket, told: int) -> NoReturn:
         else:
             become_subreaper()
         name_process("limpet-keeper")
-        listener.listen(_BACKLOG)  # who listened last is whom SO_PEERCRED names
+        listener = listen_again(listener, DIRECTORY, made)
         served = Keeper(DIRECTORY, listener, anchor, copies)
         _tell(told, _BEGUN)
         served.run()
@@ -180,17 +180,6 @@ def _take_lock() -> int:
     except BlockingIOError:
         return -1
     return lock
-
-
-def _listen() -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    name = f"/proc/self/fd/{DIRECTORY}/{SOCKET}"  # a socket's path has at most 107 bytes, a state directory's more
-    with suppress(FileNotFoundError):
-        os.unlink(name)
-    listener.bind(name)
-    os.chmod(name, 0o600)
-    listener.listen(_BACKLOG)
-    return listener
 
 
 def _take_what_it_may_have() -> None:

@@ -276,7 +276,8 @@ GROUPS = {
             f"engine/starters/process/{name}.py"
             for name in (
                 "keeper/container", "keeper/gate", "keeper/journal", "keeper/keeper",
-                "keeper/adoption", "keeper/kernel", "keeper/main", "keeper/members", "keeper/spare", "keeper/starts",
+                "keeper/adoption", "keeper/kernel", "keeper/listener", "keeper/main", "keeper/members", "keeper/spare",
+                "keeper/starts",
             )
         ),
         16,

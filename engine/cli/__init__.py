@@ -123,6 +123,18 @@ def main(args: list[str] | None = None) -> NoReturn:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # escape characters that the terminal cannot show
     try:
+        _run(args)
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            from limpet.engine.cli.output import drop  # noqa: PLC0415  # only this needs it
+
+            drop(sys.stderr)
+
+
+def _run(args: list[str] | None) -> NoReturn:
+    try:
         # Without standalone mode click returns the verb's exit status.
         sys.exit(limpet.main(args, prog_name="limpet", standalone_mode=False))
     except click.ClickException as error:
@@ -138,9 +150,9 @@ def main(args: list[str] | None = None) -> NoReturn:
             raise
         _fail(f"{_COMPLETE} is set, but not the variables that a shell sets with it ({error}); unset it", 2)
     except OSError as error:
-        from limpet.engine.cli.output import drop_output  # noqa: PLC0415  # only this needs it
+        from limpet.engine.cli.output import drop  # noqa: PLC0415  # only this needs it
 
-        drop_output()
+        drop(sys.stdout)
         reason = error.strerror or str(error)
         # What has no name is the output, or where a path begins: all else is told by limpet's errors.
         nameless = "the working directory" if isinstance(error, FileNotFoundError) else "the output cannot be written"

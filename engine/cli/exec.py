@@ -1,11 +1,13 @@
 """`limpet exec`: run a command in a container."""
 
+import sys
+
 import click
 
 from limpet.engine.cli.exits import RUN_FAILED
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, complete_id, place_option
-from limpet.engine.cli.output import drop_output, note
+from limpet.engine.cli.output import drop, note
 from limpet.engine.cli.talking import ended_by_signals, find_size, talk
 from limpet.engine.cli.wording import tell_error
 from limpet.engine.control.requests import Execute
@@ -40,7 +42,7 @@ def exec_command(
         note(f"limpet: {tell_error(error)}")
         status = RUN_FAILED
     except OSError as error:  # its output takes no more; the command is killed
-        drop_output()
+        drop(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             note(f"limpet: the output cannot be written: {error.strerror}")
         status = RUN_FAILED

@@ -1,13 +1,14 @@
 """Waits for a container's end, or prints what it writes until then; signals that end a program stop it instead."""
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any, Self
 
 from limpet.engine.cli.entries import await_output_of, print_entries
 from limpet.engine.cli.hands import Hands
-from limpet.engine.cli.output import drop_output, note
+from limpet.engine.cli.output import drop, note
 from limpet.engine.cli.wording import tell_error
 from limpet.engine.control.requests import Began, Done, Stop, Wait
 from limpet.engine.logs import read_log
@@ -125,5 +126,5 @@ def follow_until_end(hands: Hands, began: Began) -> Done:
         except NotFoundError:
             pass
         except BrokenPipeError:
-            drop_output()
+            drop(sys.stdout)
     return end.result()

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import click
 import msgspec
@@ -83,13 +83,13 @@ def print_line(text: str) -> None:
     sys.stdout.flush()
 
 
-def drop_output() -> None:
-    """Discard output that could not be printed: Python would try again at exit, and print an error."""
+def drop(stream: TextIO) -> None:
+    """Discard what a standard stream could not take: Python would try again at exit, and exit with 120."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 import click
 
@@ -10,7 +11,7 @@ from limpet.engine.cli.exits import RUN_FAILED
 from limpet.engine.cli.following import Stopping, follow_until_end, wait_for_end
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, output_option, parse_labels, place_option, require_text
-from limpet.engine.cli.output import drop_output, note, print_json, print_lines
+from limpet.engine.cli.output import drop, note, print_json, print_lines
 from limpet.engine.cli.wording import tell_error
 from limpet.engine.control.requests import MADE_BY, Began, CreateAndStart, Done, Remove
 from limpet.schema.errors import AlreadyExistsError, InvalidInputError, LimpetError, StartError
@@ -151,7 +152,7 @@ def run_command(
         note(f"limpet: {tell_error(error).replace(key, name)}")
         status = RUN_FAILED
     except OSError as error:  # where the output takes no more
-        drop_output()
+        drop(sys.stdout)
         note(f"limpet: the output cannot be written: {error.strerror or error}")
         status = RUN_FAILED
     click.get_current_context().exit(status)

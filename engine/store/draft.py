@@ -421,7 +421,8 @@ class Draft:
 
     def add_report(self, number: int, at: int, report: str) -> None:
         """Keep the report of a recovery pass. Raises InvalidInputError for what no row can hold."""
-        if not all(type(each) is int and 0 <= each < 2**63 for each in (number, at)) or not is_text(report):
+        fits = all(type(each) is int and -(2**63) <= each < 2**63 for each in (number, at))  # a clock may be anywhere
+        if not fits or not is_text(report):
             raise InvalidInputError(f"report {quote(number)}: its number, its time and its text cannot be stored")
         self.changes.reports.append(ReportRow(number, at, report))
 

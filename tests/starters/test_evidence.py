@@ -78,7 +78,9 @@ def test_whoever_holds_the_report_hides_no_start(engine: Engine, monkeypatch: py
     held: list[int] = []
 
     def go(self: ProcessStarter, prepared: Prepared) -> None:
-        held.append(os.open(f"/proc/{prepared.identity.pid}/fd/4", os.O_WRONLY | os.O_CLOEXEC))
+        report = f"/proc/{prepared.identity.pid}/fd/4"
+        wait_until(lambda: os.path.exists(report), "the gate to be told what it is to become")
+        held.append(os.open(report, os.O_WRONLY | os.O_CLOEXEC))
         GO(self, prepared)
 
     monkeypatch.setattr(ProcessStarter, "go", go)

@@ -67,7 +67,7 @@ def test_a_text_of_a_class_of_its_own_is_a_text(state_dir: str) -> None:
 
 def test_a_report_that_cannot_be_stored_is_refused(engine: Engine) -> None:
     """What cannot be stored leaves no change behind that each later one would stumble over."""
-    for number, at, report in ((None, 1, "x"), (WRONG, 1, "x"), (1, -1, "x"), (1, 1, b"x"), (1, 1, "\udc80")):
+    for number, at, report in ((None, 1, "x"), (WRONG, 1, "x"), (1, 2**63, "x"), (1, 1, b"x"), (1, 1, "\udc80")):
         wrong: Any = number
         text: Any = report
         with pytest.raises(errors.InvalidInputError, match="report"), engine.store.transaction() as draft:

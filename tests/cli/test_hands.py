@@ -539,7 +539,8 @@ def test_top_is_live_on_a_terminal_alone(limpet: Limpet, jobs: Jobs) -> None:
     script = (
         "import os, pty, select, signal, sys, time\n"
         "pid, ours = pty.fork()\n"
-        f"if pid == 0: os.execv(sys.executable, [sys.executable, '-m', 'limpet', '-s', {limpet.state_dir!r}, 'top'])\n"
+        f"top = [sys.executable, '-m', 'limpet', '-s', {limpet.state_dir!r}, 'top', '--interval', '0.3']\n"
+        "if pid == 0: os.execv(sys.executable, top)\n"
         "seen = b''\n"
         "while seen.count(b'running: 2') < 2:\n"
         "    assert select.select([ours], [], [], 30)[0]\n"

@@ -253,6 +253,7 @@ def test_a_log_handler_that_raises_ends_nothing(state_dir: str, error: str) -> N
     assert error.partition("(")[0] in done.stderr
 
 
+@pytest.mark.long
 def test_who_closes_all_that_the_engine_has_open_is_kept_waiting_by_nothing(state_dir: str) -> None:
     """As a program that becomes a daemon too late: each call is refused, and the next engine knows what is true."""
     command = [sys.executable, "-c", LIFE + CLOSED, state_dir]

@@ -78,9 +78,15 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.fixture(autouse=True)
-def _forget_parents():  # type: ignore[no-untyped-def]
+def _forget_parents(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Forget where a test has paused, and remove the cgroups of what it has not released."""
     yield
     freezer._remember_parents.cache_clear()
+    for keeper in tmp_path.rglob("keeper"):
+        found = keeper.parent.stat()
+        for parent, _ in freezer._find_parents(0):
+            for left in Path(parent).glob(f"limpet-pause-{found.st_dev:x}-{found.st_ino:x}-*"):
+                left.rmdir()
 
 
 def test_a_paused_one_does_nothing_until_it_is_resumed(engine: Engine, state_dir: str, kind: str) -> None:

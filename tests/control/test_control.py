@@ -260,10 +260,12 @@ def test_stops_that_take_long_keep_no_other_waiting(state_dir: str, monkeypatch:
     """However many give a container time to end, it can be killed meanwhile, which ends them all."""
     monkeypatch.setattr("limpet.engine.control.server._MOST_STEPS", 3)
     monkeypatch.setattr("limpet.engine.control.server._MOST_LONG_STEPS", 2)
-    script = "trap '' TERM; while :; do sleep 0.1; done"
+    ready = Path(state_dir, "ready")
+    script = f"trap '' TERM; : > {ready}; while :; do sleep 0.1; done"
     config = {"metadata": {"name": "x"}, "image": {"image": "host"}, "command": ["sh", "-c", script]}
     with Engine.open(state_dir) as engine:
         engine.create_container(config, engine.create_sandbox({"metadata": {"name": "p"}}).id, id="c").start()
+        wait_until(ready.exists, "the program to ignore SIGTERM")
         stopping = [in_thread(lambda: ask_live(state_dir, Stop(id="c", timeout=600))) for _ in range(4)]
         wait_until(lambda: bool(engine._control._pending), "one to wait for its turn")
         for thread, outcome in (in_thread(lambda: ask_live(state_dir, Stop(id="c", timeout=0))), *stopping):

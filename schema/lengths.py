@@ -6,7 +6,7 @@ import sys
 
 from limpet.schema.errors import InvalidInputError, quote_path
 
-_NAME_BYTES, _PATH_BYTES = 255, 4095
+_NAME_BYTES, PATH_BYTES = 255, 4095
 """The most that the kernel takes (NAME_MAX, and PATH_MAX without its end)."""
 STRING_BYTES = 32 * resource.getpagesize() - 1
 """The most that one argument or variable may have, without its end (MAX_ARG_STRLEN, execve(2))."""
@@ -34,7 +34,7 @@ def require_path_fits(field: str, path: str, root: str = "") -> None:
     require_same_bytes(field, path)
     if any(len(os.fsencode(name)) > _NAME_BYTES for name in path.split("/")):
         raise InvalidInputError(f"{field} {quote_path(path)}: a name in it has more than {_NAME_BYTES} bytes")
-    most = _PATH_BYTES - len(os.fsencode(root))
+    most = PATH_BYTES - len(os.fsencode(root))
     if len(os.fsencode(path)) > most:
         raise InvalidInputError(f"{field} {quote_path(path)}: it has more than {most} bytes")
 

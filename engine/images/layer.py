@@ -13,6 +13,7 @@ from limpet.engine.images.tar import Chunks, Kind, Member
 from limpet.engine.images.tar_fields import show
 from limpet.engine.images.tree import Tree
 from limpet.schema.errors import InvalidInputError
+from limpet.schema.lengths import PATH_BYTES
 from limpet.schema.telling import get_log
 
 WHITEOUT_PREFIX = b".wh."
@@ -26,9 +27,6 @@ WHITEOUT_DEVICE = (0, 0)
 ALLOWED_DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)})
 """null, zero, full, random, urandom, tty, ptmx: the default devices of the runtime-spec (config-linux.md). Any other,
 such as a disk that everybody may read, would give an image's author what only the host may give."""
-
-MAX_PATH_BYTES = 4095
-"""PATH_MAX without its NUL: longer paths cannot be opened."""
 
 _FAULT_OF_MEMBER = frozenset(
     {
@@ -153,8 +151,8 @@ class _Layer:
 
     def _resolve(self, path: bytes) -> bytes:
         resolved = self._tree.resolve(path)
-        if len(resolved) > MAX_PATH_BYTES:
-            raise InvalidInputError(f"its path is longer than {MAX_PATH_BYTES} bytes once its links are followed")
+        if len(resolved) > PATH_BYTES:
+            raise InvalidInputError(f"its path is longer than {PATH_BYTES} bytes once its links are followed")
         return resolved
 
     def _bring(self, path: bytes) -> None:
@@ -188,8 +186,8 @@ def clean_path(name: bytes) -> bytes:
         elif part not in {b"", b"."}:
             parts.append(part)
     path = b"/".join(parts)
-    if not name or b"\0" in path or len(path) > MAX_PATH_BYTES:
-        raise InvalidInputError(f"its path is empty, contains a NUL, or is longer than {MAX_PATH_BYTES} bytes")
+    if not name or b"\0" in path or len(path) > PATH_BYTES:
+        raise InvalidInputError(f"its path is empty, contains a NUL, or is longer than {PATH_BYTES} bytes")
     return path
 
 

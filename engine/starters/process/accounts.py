@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.engine.starters.users import Account
 from limpet.schema.errors import InvalidInputError
+from limpet.schema.lengths import PATH_BYTES
 from limpet.schema.protobuf_json import is_utf8
 
 _MAX_BYTES = 4 << 20
 """Of /etc/passwd and of /etc/group in an image: some 50,000 users."""
 _DIGITS = 20
 """Of a number that are read: no id has as many."""
-_PATH_MAX = 4096
 
 
 class HostAccounts:
@@ -93,7 +93,7 @@ def _to_number(text: str) -> int:
 
 def _is_home(text: str) -> bool:
     """Say whether HOME can be that: a path that config.json and an environment can hold."""
-    return bool(text) and is_utf8(text) and "\0" not in text and len(text.encode()) < _PATH_MAX
+    return bool(text) and is_utf8(text) and "\0" not in text and len(text.encode()) <= PATH_BYTES
 
 
 def read_in_root(root: str, path: str, max_bytes: int) -> bytes:

@@ -292,7 +292,7 @@ def _follows_first(path: str) -> bool:
     found = re.search(r"\bmaster:([0-9]+)", read_propagation(path) or "")
     if found is None:
         return False
-    with suppress(OSError), open("/proc/1/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with suppress(OSError), open_lines("/proc/1/mountinfo") as file:
         return any(f"shared:{found[1]}" in line.partition(" - ")[0].split(" ") for line in file)
     return False
 

@@ -45,7 +45,7 @@ def make_plan(
         "uid": user.uid,
         "gid": user.gid,
         "groups": user.additional_gids,
-        "setgroups": may_set_groups(),
+        "setgroups": (bool(user.additional_gids) or user.uid is not None) and may_set_groups(),
         "no_new_privs": process.no_new_privileges,
         "own_uts_namespace": is_root,
         "hostname": spec.hostname,

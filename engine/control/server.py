@@ -41,7 +41,7 @@ from limpet.engine.control.requests import (
 )
 from limpet.engine.control.served import Served
 from limpet.engine.control.streams import serve_stream
-from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.descriptors import NOTICED_SECONDS, close_all
 from limpet.engine.state.durable import make_one_directory
 from limpet.engine.state.names import CONTROL
 from limpet.recovery.queues import Empty, Queue
@@ -59,8 +59,6 @@ _MOST_STEPS = 64
 _MOST_LONG_STEPS = 48
 """How many of these may be such as take long: there is always room for one that ends what the others wait for."""
 _MOST_STREAMS = 64
-_LONGEST_SLEEP_SECONDS = 5.0
-"""After so long it is seen that somebody has closed our descriptors: nothing wakes us then."""
 _CLOSE_SECONDS = 1.0
 """How long the end of steps and sessions is waited for when the engine is closed."""
 _BACKLOG = 128
@@ -242,7 +240,7 @@ class ControlServer:
         for number, caller in self._callers.items():
             poll.register(number, caller.events)
         is_quiet = accepts and not self._callers
-        for number, event in poll.poll(1000 * (_LONGEST_SLEEP_SECONDS if is_quiet else BEAT_SECONDS / 4)):
+        for number, event in poll.poll(1000 * (NOTICED_SECONDS if is_quiet else BEAT_SECONDS / 4)):
             if number == self._wake:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._wake)

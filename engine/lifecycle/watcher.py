@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 
 from limpet.engine.starters import Exit, Starter
 from limpet.engine.starters.abilities import Monitored, Plural, by_starter
-from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.descriptors import NOTICED_SECONDS, close_all
 from limpet.engine.store import Draft, Request, Store
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import has_ended, observe_process
@@ -50,8 +50,6 @@ _RETRY_SECONDS = 1.0
 _ALONE_SECONDS = 0.5
 """How long after its monitor's end a container's own is waited for, which is why most of them end."""
 _WAKE_TRIES = 3
-_LONGEST_SLEEP_SECONDS = 5.0
-"""After so long it is seen that somebody has closed our descriptors: nothing wakes us then."""
 _EXIT_SECONDS = 10.0
 """How long to ask for the exit of a process that has ended."""
 _SLOW_SECONDS = 0.5
@@ -345,7 +343,7 @@ class Watcher:
             due += [self._next_kill]
             due += [watch.alone_at for watch in self._attended.values() if watch.alone_at]
         due += [recording.begun + _SLOW_SECONDS for recording in self._recordings if not recording.is_slow]
-        return max(0.0, min(min(due) - now, _LONGEST_SLEEP_SECONDS))
+        return max(0.0, min(min(due) - now, NOTICED_SECONDS))
 
     def _look(self, ready: Sequence[tuple[int, int]]) -> None:
         now = time.monotonic()

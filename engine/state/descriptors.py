@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 
 from limpet.schema.errors import LimpetError, ResourcesError, StateDirectoryError, quote_path
 
+NOTICED_SECONDS = 5.0
+"""After so long a thread that sleeps sees that somebody has closed its descriptors: nothing wakes it then."""
 _LAST_STANDARD = 2
 _original: tuple[int, int] | None = None
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import time
-from itertools import count
 from typing import Any, ClassVar
 
 from limpet.benchmarks.contenders import UnavailableError
@@ -37,11 +36,10 @@ class UnderConmon(Other):
         self._command = [find_program(self.runtime), "--root", os.path.join(self.directory, "root")]
         self._config = self._make_config()
         self._files = self._read_files()
-        self._numbers = count()
 
     def live(self) -> float:
         """Create and start a container, wait for its end, and delete it. The start is over once it was started."""
-        key = f"limpet-bench-{os.getpid()}-{next(self._numbers)}"
+        key = self.choose_id()
         bundle = os.path.join(self.directory, key)
         self._make_bundle(bundle, key)
         began = time.perf_counter()

@@ -37,6 +37,7 @@ class Other(ABC):
 
     def __init__(self, directory: str) -> None:
         self.directory = os.path.abspath(directory)  # a runtime works in the bundle, where a relative one is another
+        self._numbers = count()
 
     @abstractmethod
     def live(self) -> float | None:
@@ -44,6 +45,10 @@ class Other(ABC):
 
         Raises UnavailableError if it cannot be done here.
         """
+
+    def choose_id(self) -> str:
+        """Return an id that no other container here has."""
+        return f"limpet-bench-{os.getpid()}-{next(self._numbers)}"
 
     def hold(self, count: int) -> None:  # noqa: B027  # most of them keep nothing
         """Have so many run while the others live, if it keeps what it has started. Raises UnavailableError."""
@@ -90,7 +95,6 @@ class OciRuntime(Other):
         super().__init__(directory)
         self._command = [find_program(self.program), "--root", os.path.join(self.directory, "root")]
         self._bundle = self._make_bundle("bundle", PROGRAM)
-        self._numbers = count()
         self._held: list[str] = []
 
     def _make_bundle(self, name: str, *args: str) -> str:
@@ -102,7 +106,7 @@ class OciRuntime(Other):
 
     def live(self) -> None:
         """Create and start a container, wait for its end, and delete it."""
-        key = self._choose_id()
+        key = self.choose_id()
         pid_file = os.path.join(self.directory, key)
         run_command([*self._command, "create", "--bundle", self._bundle, "--pid-file", pid_file, key])
         try:
@@ -114,14 +118,11 @@ class OciRuntime(Other):
             run_command([*self._command, "delete", "--force", key])
         os.unlink(pid_file)
 
-    def _choose_id(self) -> str:
-        return f"limpet-bench-{os.getpid()}-{next(self._numbers)}"
-
     def hold(self, count: int) -> None:
         """Create and start so many that run."""
         bundle = self._make_bundle("held", *SLEEPER)
         for _ in range(count):
-            self._held.append(key := self._choose_id())
+            self._held.append(key := self.choose_id())
             run_command([*self._command, "create", "--bundle", bundle, key])
             run_command([*self._command, "start", key])
 

@@ -84,7 +84,7 @@ def find_marked(ids: Sequence[str]) -> dict[str, list[int]]:
             text = b" ".join(words).decode(errors="replace")
             key = next((word.removesuffix(";") for word in text.replace("/", " ").replace(".sh", " ").split()
                         if word.removesuffix(";") in wanted), "")  # fmt: skip
-            if key and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            if key and not _has_ended(pid):
                 found[key].append(pid)
     return found
 
@@ -148,7 +148,7 @@ def reboot(workdir: Path, volatile: Collection[Path]) -> None:
 
 def boot_again() -> None:
     """Let the machine have its own boot id again, if it was rebooted."""
-    if any(line.split()[1] == _BOOT_ID for line in Path("/proc/mounts").read_text().splitlines()):
+    if _BOOT_ID in _list_mounts():
         subprocess.run(["umount", _BOOT_ID], check=True)
 
 
@@ -168,8 +168,7 @@ def remove_cgroups(token: str) -> None:
 
 def unmount(workdir: Path) -> None:
     """Unmount all that is mounted in a directory."""
-    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for mount in sorted((each for each in mounts if each.startswith(f"{workdir}/")), reverse=True):
+    for mount in sorted((each for each in _list_mounts() if each.startswith(f"{workdir}/")), reverse=True):
         subprocess.run(["umount", "-l", mount], check=False)
 
 
@@ -212,6 +211,15 @@ def _list_living() -> list[int]:
     living = []
     for pid in _list_pids():
         with suppress(OSError):
-            if pid not in {1, os.getpid()} and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][1] not in "ZX":
+            if pid not in {1, os.getpid()} and not _has_ended(pid):
                 living.append(pid)
     return living
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a process waits to be reaped. Raises OSError if it is gone."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def _list_mounts() -> list[str]:
+    return [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]

@@ -38,7 +38,7 @@ def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
         return Bundle.HIDDEN, f"{path}: {error.strerror}"
     if marker is None or (marker.limpet, marker.id) != ("container", container_id):
         return Bundle.FOREIGN, f"{path} does not contain limpet's marker for this container"
-    return (Bundle.WHOLE if {CONFIG_FILE, ROOTFS} <= names else Bundle.PARTIAL), ""
+    return (Bundle.WHOLE if CONFIG_FILE in names and names & {ROOTFS, WORKING} else Bundle.PARTIAL), ""
 
 
 def is_begun(path: str) -> bool:

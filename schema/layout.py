@@ -2,8 +2,8 @@
 
 <bundle>/.limpet.json   the marker, written first: this directory is ours to remove
                         (not flushed by itself; config.json carries the same, for when a power cut took it)
-<bundle>/rootfs/        the root file system
-<bundle>/working/       the program's working directory where the image has none of its own
+<bundle>/rootfs/        the root file system, of an image with layers
+<bundle>/working/       of a built-in image instead: the program's working directory where nobody names another
 <bundle>/config.json    what is to be run, written last: the bundle is whole
 <bundle>/limits.json    limits that are being put into force while it runs; gone once they are written down
 """

@@ -164,12 +164,12 @@ class ContainerBundle(Bundle):
 
     @property
     def rootfs(self) -> str:
-        """The directory that an image is unpacked into; empty for a built-in image."""
+        """The directory that an image is unpacked into; there is none for a built-in image."""
         return os.path.join(self.path, ROOTFS)
 
     @property
     def working(self) -> str:
-        """The directory that a program without a working directory of its own is started in."""
+        """The directory that a built-in image's program without a working directory of its own is started in."""
         return os.path.join(self.path, WORKING)
 
     def make(self) -> None:
@@ -180,15 +180,17 @@ class ContainerBundle(Bundle):
         except OSError as error:
             raise _translate(self.path, error) from error
 
-    def begin(self) -> None:
-        """Make the bundle's empty directories; what a create that was cut short has left is removed first."""
+    def begin(self, *, has_root: bool = True) -> None:
+        """Make the bundle, with an empty `rootfs`, or `working` where it has no root file system of its own.
+
+        What a create that was cut short has left is removed first.
+        """
         found, _ = observe_bundle(self.path, self._id)
         if found in {Found.PARTIAL, Found.WHOLE}:
             self.remove()
         self.make()
         try:
-            for path in (self.rootfs, self.working):
-                make_one_directory(path, 0o755)
+            make_one_directory(self.rootfs if has_root else self.working, 0o755)
         except OSError as error:
             raise _translate(self.path, error) from error
 

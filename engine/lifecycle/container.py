@@ -550,11 +550,13 @@ class Container:
             if status.created_at or status.finished_at or status.released:
                 raise self._refuse("create", "only one that was never created can be")
             try:
-                self._bundle.begin()
                 image = self.metadata.image_manifest
+                if image.is_builtin and mount_type != MountType.PLAIN:
+                    raise UnsupportedError(f"mount type {quote(mount_type)}: a built-in image has nothing to mount")
+                self._bundle.begin(has_root=not image.is_builtin)
                 if not image.is_builtin:
                     self._bundle.flush_marker()
-                self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
+                    self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
                 launch = self._launch()
                 unapplied = self._starter.find_unapplied(launch)
                 self._bundle.finish(self._starter.make_config(launch), has_content=not image.is_builtin)

@@ -16,16 +16,16 @@ from limpet.testing import Violation
 _FILES = ("file", "usr/bin/program")
 _CONFIG = b'{"annotations":{"kept":"yes"}}'
 _STEPS: Sequence[tuple[str, Callable[[ContainerBundle], object]]] = (
-    ("bare", lambda one: (one.begin(), one.finish(_CONFIG))),
+    ("bare", lambda one: (one.begin(has_root=False), one.finish(_CONFIG))),
     (
         "full",
         lambda one: (one.begin(), one.flush_marker(), _fill(one.rootfs), one.finish(_CONFIG, has_content=True)),
     ),
-    ("full", lambda one: _fill(one.working)),
+    ("full", lambda one: _fill(f"{one.rootfs}/srv")),
     ("full", lambda one: one.remove()),
     ("bare", lambda one: one.remove()),
     ("full", lambda one: (one.begin(), one.flush_marker(), _fill(one.rootfs), one.remove())),
-    ("bare", lambda one: (one.begin(), one.finish(_CONFIG))),
+    ("bare", lambda one: (one.begin(has_root=False), one.finish(_CONFIG))),
 )
 _WHOLE = MappingProxyType({"bare": {1, 2, 3, 7}, "full": {2, 3}})
 """After how many steps each is whole: not while one of its steps is under way."""

@@ -31,6 +31,7 @@ WHOLE, PARTIAL, FOREIGN = Bundle.WHOLE, Bundle.PARTIAL, Bundle.FOREIGN
         ({".limpet.json": MARKER}, PARTIAL),
         ({".limpet.json": OTHER}, FOREIGN),
         ({".limpet.json": MARKER, "rootfs/": "", "config.json": "{}"}, WHOLE),
+        ({".limpet.json": MARKER, "working/": "", "config.json": "{}"}, WHOLE),
         ({".limpet.json": "", "rootfs/": "", "config.json": CONFIG}, WHOLE),
         ({".limpet.json": "\0" * 50, "rootfs/file": "x", "config.json": CONFIG}, WHOLE),
         ({"rootfs/file": "x", "config.json": CONFIG}, WHOLE),

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -46,6 +46,25 @@ class Accounts(Protocol):
 
 
 @dataclass(frozen=True)
+class RootRights:
+    """What root may do about users: not each kind of it may do all."""
+
+    sets_groups: bool = True
+    """Whether it may set supplementary groups."""
+    uids: Sequence[range] = _ALL_IDS
+    """Which users it may become."""
+    gids: Sequence[range] = _ALL_IDS
+
+    @classmethod
+    def of_this_process(cls) -> "RootRights":
+        """Return what this process may do, which is root's. Raises OSError."""
+        gid = os.getegid()
+        uids = _read_ids("uid_map") if has_capability(_CAP_SETUID) else (range(1),)
+        gids = _read_ids("gid_map") if has_capability(_CAP_SETGID) else (range(gid, gid + 1),)
+        return cls(may_set_groups(), uids, gids)
+
+
+@dataclass(frozen=True)
 class Rights:
     """What this process may do about users."""
 
@@ -54,21 +73,13 @@ class Rights:
     groups: Sequence[int]
     has_own_ids: bool
     """True if the container has a root of its own, where an ordinary user is whoever it says, in a user namespace."""
-    sets_groups: bool = True
-    """Of root alone: whether it may set supplementary groups."""
-    uids: Sequence[range] = _ALL_IDS
-    """Of root alone: which users it may become."""
-    gids: Sequence[range] = _ALL_IDS
+    of_root: Callable[[], RootRights] = RootRights
+    """Asked of root alone, and only if another user or a group is asked for."""
 
     @classmethod
     def of_this_process(cls, *, has_own_root: bool) -> "Rights":
-        """Return what this process may do, for a container with or without a root of its own. Raises OSError."""
-        uid, gid = os.geteuid(), os.getegid()
-        if uid != 0:
-            return cls(uid, gid, os.getgroups(), has_own_root, sets_groups=False)
-        uids = _read_ids("uid_map") if has_capability(_CAP_SETUID) else (range(uid, uid + 1),)
-        gids = _read_ids("gid_map") if has_capability(_CAP_SETGID) else (range(gid, gid + 1),)
-        return cls(uid, gid, os.getgroups(), has_own_root, may_set_groups(), uids, gids)
+        """Return what this process may do, for a container with or without a root of its own."""
+        return cls(os.geteuid(), os.getegid(), os.getgroups(), has_own_root, RootRights.of_this_process)
 
 
 def may_set_groups() -> bool:
@@ -134,7 +145,7 @@ def choose_user(
             gid = _require_id(f"{asked.user_field} {uid}: group", own)
         merged: Sequence[int] = extra
         is_merge = context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE
-        if account and is_merge and rights.uid == 0 and rights.sets_groups:
+        if account and is_merge and rights.uid == 0 and rights.of_root().sets_groups:
             merged = [*extra, *(_require_id("/etc/group: group", each) for each in accounts.groups_of(account))]
         result = User(uid=uid, gid=gid, additional_gids=tuple(dict.fromkeys(merged)))
     if (count := len(result.additional_gids)) > _MOST_GROUPS:
@@ -182,19 +193,22 @@ def _require_id(field: str, value: object) -> int:
 
 def _require_rights(user: User, extra: Sequence[int], asked: _Asked, rights: Rights) -> None:
     """Refuse what this process may not do: all but itself for an ordinary user, and what some kinds of root may not."""
+    if user == User():
+        return
     if rights.uid == 0:
+        root = rights.of_root()
         group_field = f"{asked.user_field} {user.uid}: group" if asked.group is None else asked.group_field
         for field, value, ids in (
-            (asked.user_field, user.uid, rights.uids),
-            (group_field, user.gid, rights.gids),
-            *(("supplemental_groups", each, rights.gids) for each in user.additional_gids),
+            (asked.user_field, user.uid, root.uids),
+            (group_field, user.gid, root.gids),
+            *(("supplemental_groups", each, root.gids) for each in user.additional_gids),
         ):
             if value is not None and not any(value in each for each in ids):
                 raise InvalidInputError(
                     f"{field} {value}: this process may not become that; it takes CAP_SETUID and CAP_SETGID, and a"
                     " place in its user namespace (/proc/self/uid_map, gid_map)"
                 )
-        missing = set() if rights.sets_groups else set(extra) - {rights.gid, *rights.groups}
+        missing = set() if root.sets_groups else set(extra) - {rights.gid, *rights.groups}
         if missing:
             raise InvalidInputError(
                 f"supplemental_groups {sorted(missing)}: this process may set none; it takes CAP_SETGID, and a user"

@@ -26,7 +26,7 @@ from limpet.engine.starters.process.keeper.root import _mount, open_in_root
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.starter import ProcessStarter
 from limpet.engine.starters.signals import to_cri_signal
-from limpet.engine.starters.users import Rights, choose_user
+from limpet.engine.starters.users import Rights, RootRights, choose_user
 from limpet.schema import ImageConfig
 from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_container_config
 from tests import oci_layout
@@ -342,7 +342,8 @@ def test_root_that_may_not_all_is_told_what_it_may_not_do(tmp_path: Path) -> Non
     """Its own groups may be asked for, and users and groups that it may become."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "passwd").write_bytes(b"app:x:1500:1500::/:\n")
-    rights = Rights(0, 0, (27,), True, sets_groups=False, uids=(range(1), range(1000, 2000)), gids=(range(100),))
+    of_root = RootRights(sets_groups=False, uids=(range(1), range(1000, 2000)), gids=(range(100),))
+    rights = Rights(0, 0, (27,), True, lambda: of_root)
 
     def choose(**context: Any) -> Any:
         config = {"metadata": {"name": "n"}, "image": {"image": "x"}, "linux": {"security_context": context}}

@@ -36,16 +36,14 @@ class Abilities:
     """A UTS namespace."""
     shared_mounts: bool
     """Mounts that reach the host, which a user namespace keeps apart."""
-    user_groups: bool
-    """Supplementary groups of the program's user."""
 
 
 def find_abilities() -> Abilities:
     """Return what this process's user and capabilities allow."""
     if os.geteuid():
-        return Abilities(own_mounts=True, own_hostname=False, shared_mounts=False, user_groups=False)
+        return Abilities(own_mounts=True, own_hostname=False, shared_mounts=False)
     is_admin = has_capability(_CAP_SYS_ADMIN)
-    return Abilities(own_mounts=is_admin, own_hostname=is_admin, shared_mounts=is_admin, user_groups=may_set_groups())
+    return Abilities(own_mounts=is_admin, own_hostname=is_admin, shared_mounts=is_admin)
 
 
 def find_unapplied(launch: Launch, abilities: Abilities) -> dict[str, str]:
@@ -74,7 +72,7 @@ def find_unapplied(launch: Launch, abilities: Abilities) -> dict[str, str]:
     if lost:
         found["mounts.propagation"] = lost
     found |= _find_of_sandbox(launch, abilities)
-    if not abilities.user_groups and _has_groups(launch):
+    if _has_groups(launch) and not may_set_groups():
         found["supplemental_groups_policy"] = "the groups that /etc/group gives need root that may set them"
     return found
 

@@ -199,7 +199,7 @@ class Keeper:
 
     def _has_leftovers(self) -> bool:
         """Say whether anything is left of a container that has ended."""
-        return not all(map(_works_for_us, self._members.orphans().pids))
+        return bool(self._members.orphans().pids)
 
     def _tick(self) -> None:
         self._let_ours_go_on()
@@ -258,7 +258,7 @@ class Keeper:
         known = (anchor, self._copies.pid, self._flushing[0] if self._flushing else 0, *self._starts.gates)
         yield from filter(None, known)
         with suppress(OSError):
-            yield from (pid for pid in self._members.orphans().pids if _works_for_us(pid))
+            yield from self._members.helpers()
 
     # Requests
 
@@ -665,17 +665,6 @@ def _explain(error: Exception) -> str:
             " (pids.max) or of its user (RLIMIT_NPROC), or try again once containers have ended"
         )
     return f"{type(error).__name__}: {error}"
-
-
-def _works_for_us(pid: int) -> bool:
-    """Say whether a child of ours is none of a container's: it is of our session.
-
-    That is what holds a gate's memory, and the gate that a keeper before us had forked ahead: it ends by itself.
-    """
-    try:
-        return os.getsid(pid) == os.getsid(0)
-    except ProcessLookupError:  # it is gone
-        return True
 
 
 def _fit(records: Sequence[Message]) -> Sequence[Message]:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from .container import Container, Orphans
@@ -20,21 +20,28 @@ class Members:
         self._firsts = firsts
         self._list_ours = list_ours
         self._orphans_now: Orphans | None = None
+        self._helpers_now: set[int] = set()
 
     def look_anew(self) -> None:
         """Have the next look see all that has ended, and come to us, until now."""
         self._orphans_now = None
 
     def orphans(self) -> Orphans:
-        """Return our children that are neither a container's first process nor of our own making."""
+        """Return our children that are neither a container's first process nor work for us."""
         if self._orphans_now is None:
-            children = set(read_children(os.getpid()))
-            self._orphans_now = Orphans(children.difference(self._firsts, self._list_ours()))
+            children = set(read_children(os.getpid())).difference(self._firsts, self._list_ours())
+            self._helpers_now = set(filter(_works_for_us, children))
+            self._orphans_now = Orphans(children - self._helpers_now)
         return self._orphans_now
 
+    def helpers(self) -> Collection[int]:
+        """Return our children that work for us, and whose pids nobody has told us."""
+        self.orphans()
+        return self._helpers_now
+
     def reap_orphans(self) -> None:
-        """Reap those that have ended."""
-        for pid in self.orphans().pids:
+        """Reap what has ended of all these."""
+        for pid in (*self.orphans().pids, *self.helpers()):
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
@@ -138,6 +145,18 @@ class Members:
 
     def _orphans_of(self, container: Container) -> Orphans:
         return Orphans(list_processes()) if container.is_stranger else self.orphans()
+
+
+def _works_for_us(pid: int) -> bool:
+    """Say whether a child of ours is none of a container's: it is of our session.
+
+    That is what holds a gate's memory, and the gate that a keeper before us had forked ahead: it ends by itself. What
+    descends from a container is of a session that is younger than its gate, which nothing leaves for ours.
+    """
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:  # it is gone
+        return True
 
 
 def _find_group(container: Container, members: Iterable[int]) -> set[int]:

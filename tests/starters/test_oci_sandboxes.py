@@ -15,7 +15,7 @@ import pytest
 from limpet import Engine, errors
 from limpet.engine import Container, Sandbox
 from limpet.engine.starters.contract import Launch
-from limpet.engine.starters.oci import pin, sandboxes, starter
+from limpet.engine.starters.oci import pin, sandboxes, starter, starts
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.target import open_target
@@ -306,7 +306,7 @@ def test_a_target_that_ends_as_it_is_to_be_joined(
         with open_target(launch) as path:
             yield path
 
-    monkeypatch.setattr(starter, "open_target", open_late)
+    monkeypatch.setattr(starts, "open_target", open_late)
     with pytest.raises(errors.StartError, match=r"target_id .*: that container has ended"):
         late.start()
     assert os.path.exists(f"/proc/{processes.init.pid}") is not is_reaped

@@ -310,6 +310,12 @@ class Starts:
             close_all((pidfd,))
             if is_over:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+            if is_gone:
+                raise StartError(
+                    f"its first process, {pid}, lives and /proc does not show it, for it is another user's: /proc is"
+                    " mounted with hidepid (proc(5)); have this user's group named there by gid=, or leave the"
+                    " container's user out"
+                ) from error
             raise
 
     def _go(self, held: Held, prepared: Prepared) -> str:

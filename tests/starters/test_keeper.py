@@ -1574,3 +1574,61 @@ def test_a_program_on_a_mount_that_executes_none_is_told_so(tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     told = ["file system is mounted noexec", "file system is mounted noexec", "0"]
     assert (done.stdout.splitlines(), done.stderr) == (told, "")
+
+
+REFUSING = """
+import errno, sys
+sys.path.insert(0, sys.argv[1])
+from keeper import main, members
+
+def signal(self, containers, number, *given, real=members.Members.signal):
+    if any(each.id == "refused" for each in containers):
+        raise OSError(errno.ENFILE, "Too many open files in system")
+    return real(self, containers, number, *given)
+
+members.Members.signal = signal
+main.main()
+"""
+"""The keeper's program, which cannot look for the processes of one container."""
+
+
+def test_leftovers_that_cannot_be_ended_keep_no_engine_from_opening(
+    engine_process: Start, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill has come between ends and their daemons': one cannot be looked at now, and the other one is ended."""
+    lasting = ["sh", "-c", "setsid sleep 3000 & echo $! >PID; exit 3"]
+    process = engine_process(
+        """
+import limpet.engine.starters.process.client as client
+from limpet.engine.starters.process import ProcessStarter
+client._PROGRAM = THE_KEEPER
+ProcessStarter.signal = lambda *_, **__: 0
+ProcessStarter.forget_exits = lambda *_: None
+engine = Engine.open(state_dir)
+engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+for key in ("other", "refused"):
+    command = [each.replace("PID", f"{state_dir}.{key}") for each in THE_COMMAND]
+    engine.create_container({"metadata": {"name": key}, "image": {"image": "host"}, "command": command},
+        "jobs", id=key).start()
+    engine.get(key).wait(20)
+say("ended"); time.sleep(999)
+""".replace("THE_KEEPER", repr(REFUSING)).replace("THE_COMMAND", repr(lasting))
+    )
+    process.read()
+    process.kill()
+    pids = {key: int(Path(f"{state_dir}.{key}").read_text()) for key in ("other", "refused")}
+    try:
+        with Engine.open(state_dir) as engine:
+            assert {each.exit_code for each in engine.list()} == {3}
+            wait_until(lambda: not is_running(pids["other"]), "what one has left to be ended")
+            assert is_running(pids["refused"])
+            monkeypatch.setattr(KeeperClient, "ask", refuse_to_answer)
+            engine.recover()
+    finally:
+        for pid in pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def refuse_to_answer(_: KeeperClient, message: Message, **__: object) -> Message:
+    raise errors.KeeperError(f"the keeper has not answered {message['op']!r} for 10 s")

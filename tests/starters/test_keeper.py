@@ -1632,3 +1632,43 @@ say("ended"); time.sleep(999)
 
 def refuse_to_answer(_: KeeperClient, message: Message, **__: object) -> Message:
     raise errors.KeeperError(f"the keeper has not answered {message['op']!r} for 10 s")
+
+
+SLOW_TO_FLUSH = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from keeper import journal, main
+
+def fdatasync(file, real=os.fdatasync):
+    real(file)
+    time.sleep(1)
+    with open("NOTE", "a") as note:
+        print(os.fstat(file).st_ino, file=note)
+
+os.fdatasync, journal._WORTH_REWRITING = fdatasync, 2000
+main.main()
+"""
+"""The keeper's program, on a slow disk, and with a journal that has soon grown enough to be rewritten."""
+
+
+def test_a_journal_that_is_being_flushed_is_not_replaced(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is reaped after a flush is in the file that was flushed, though others' ends are taken meanwhile."""
+    note = Path(state_dir + ".flushed")
+    program = SLOW_TO_FLUSH.replace("NOTE", str(note))
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", program)
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        take = engine.starter.forget_exits
+        monkeypatch.setattr(engine.starter, "forget_exits", lambda ids: take([each for each in ids if each != "slow"]))
+        slow = make(engine, "slow", "true")
+        slow.start()
+        for number in range(100):
+            other = make(engine, f"c{number}", "true")
+            other.start()
+            other.wait(20)
+            if note.exists():
+                break
+        identity = slow.status.identity
+        assert identity is not None
+        wait_until(lambda: not os.path.exists(f"/proc/{identity.pid}"), "the keeper to reap it")
+        assert str(os.stat(f"{state_dir}/keeper/journal").st_ino) in note.read_text().split()

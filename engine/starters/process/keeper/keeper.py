@@ -539,7 +539,7 @@ class Keeper:
             self._firsts.pop(container.pid, None)
 
     def _rewrite(self) -> None:
-        if self._unadopted:  # of these the journal alone knows
+        if self._unadopted or self._flushing is not None:  # of these the journal alone knows, or it is being flushed
             return
         if self._journal.has_grown() and not any(
             each.is_durable and not each.is_acknowledged for each in self._containers.values()

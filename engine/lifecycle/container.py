@@ -31,6 +31,7 @@ from limpet.engine.starters.abilities import (
     Stats,
     lacks,
 )
+from limpet.engine.state.presence import is_there
 from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
@@ -835,7 +836,7 @@ class Container:
             if is_running or not is_settled:
                 raise self._refuse("delete", "stop and release it first")
             # The bundle is the last that a release removes: with it gone, nothing is left.
-            if not status.unknown and not (status.released and not os.path.lexists(self._bundle.path)):
+            if not status.unknown and not (status.released and not is_there(self._bundle.path)):
                 self.remove_bundle()
             return self._forget()
 

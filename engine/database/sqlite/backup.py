@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from limpet.engine.database.sqlite.reader import Reader
 from limpet.engine.state.durable import rename_new, sync_directory, sync_file, temporary_path
@@ -67,6 +68,6 @@ def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"backup to {quote_path(target_path)}: {reason}") from error
     finally:
-        if os.path.lexists(temporary):
+        with suppress(FileNotFoundError):
             os.unlink(temporary)
     return damage

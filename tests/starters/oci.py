@@ -57,6 +57,7 @@ def load_busybox(engine: Engine, directory: Path, *, needs_root: bool = True, **
         *(oci_layout.symlink(f"bin/{name}", "busybox") for name in APPLETS),
         oci_layout.member("bin/garbage", b"\x01garbage", mode=0o755),
         oci_layout.member("bin/lost", b"#!/no/such/interpreter\n", mode=0o755),
+        oci_layout.member("bin/private", busybox, mode=0o700),
         oci_layout.member("bin/short", busybox[:300], mode=0o755),
         oci_layout.member("bin/shorter", busybox[:30], mode=0o755),
         oci_layout.member("bin/nul", b"#!/bin/no\0such\n", mode=0o755),

@@ -103,6 +103,20 @@ def test_signals_and_ends(engine: Engine, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_its_user_may_not_execute_was_never_executed(engine: Engine, runtime: str) -> None:
+    """A StartError, also of a command: crun's init ends with 1 then, as a program may."""
+    linux: dict[str, Any] = {"linux": {"security_context": {"run_as_username": "web"}}}
+    refused = engine.create_container({**config("private", **linux), "command": ["/bin/private"]}, runtime)
+    with pytest.raises(errors.StartError, match="permission denied"):
+        refused.start()
+    assert (refused.status.exit_code, refused.status.message[:10]) == (128, "never ran:")
+    container = engine.create_container(config("other", "sleep 60", **linux), runtime)
+    container.start()
+    with pytest.raises(errors.StartError, match="permission denied"):
+        container.execute(["/bin/private"])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_what_was_never_executed_is_told(engine: Engine, state_dir: str, runtime: str) -> None:
     """A missing, damaged or orphaned program is a StartError: 128, "never ran", and nothing is left at the runtime.
 

@@ -46,19 +46,21 @@ def find_flaw(config: Mapping[str, Any]) -> str:
     program: str = process["args"][0]
     if _are_too_long([*process["args"], *process.get("env", ())]):
         return f"exec {program}: argument list too long"
-    root = _Root(
-        path_of_root, [each for mount in config.get("mounts", ()) if (each := mount["destination"]) not in _USUAL]
-    )
+    mounts = [each for mount in config.get("mounts", ()) if (each := mount["destination"]) not in _USUAL]
+    root = _Root(path_of_root, mounts, _User.of(config))
     if "/" in program:
-        paths = [posixpath.join(process.get("cwd", "/"), program)]
+        places = [program]
     else:
         search = next((each[5:] for each in process.get("env", ()) if each.startswith("PATH=")), "/usr/bin:/bin")
-        paths = [posixpath.join(each or ".", program) for each in search.split(":")]
+        places = [posixpath.join(each or ".", program) for each in search.split(":")]
+    directory = process.get("cwd", "/") if "/" in program else ""
     try:
-        for path in map(posixpath.normpath, paths):
+        for place in places:
+            path = posixpath.normpath(posixpath.join(directory, place))
             head = root.read_head(path)
             if head is not None:
-                return _find_flaw_in(root, path, head, _DEPTH)
+                is_refused = posixpath.isabs(place) and not root.may_execute(path)
+                return f"exec {path}: permission denied" if is_refused else _find_flaw_in(root, path, head, _DEPTH)
     except _MountedError:
         return ""
     return MISSING
@@ -87,15 +89,44 @@ def _find_flaw_in(root: "_Root", path: str, head: bytes, depth: int) -> str:
     else:
         return f"exec {path}: exec format error"
     below = root.read_head(posixpath.normpath(posixpath.join("/", interpreter))) if interpreter else None
-    if below is None:
-        if root.mounts:  # a link may lead to it
-            raise _MountedError
-        return f"exec {path}: its interpreter {interpreter!r} is missing"
+    if below is None and root.mounts:  # a link may lead to it
+        raise _MountedError
+    if below is None or (posixpath.isabs(interpreter) and not root.may_execute(posixpath.normpath(interpreter))):
+        why = "is missing" if below is None else "may not be executed: permission denied"
+        return f"exec {path}: its interpreter {interpreter!r} {why}"
     return _find_flaw_in(root, path, below, depth - 1) if head.startswith(b"#!") else ""
 
 
 class _MountedError(Exception):
     """What is asked for is on a mount that only the container has, or may be."""
+
+
+class _User(NamedTuple):
+    """Who a program runs as, and so what it may execute (path_resolution(7))."""
+
+    uid: int
+    groups: frozenset[int]
+    may_pass: bool
+    """Whether it may go through any directory: by a capability, or because its ids are not those of the files."""
+    overrides: bool
+    """Whether it may execute what anybody may."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "_User":
+        process = config["process"]
+        user = process.get("user", {})
+        effective = process.get("capabilities", {"effective": ["CAP_DAC_OVERRIDE"]}).get("effective", ())
+        overrides = "CAP_DAC_OVERRIDE" in effective or "uidMappings" in config.get("linux", {})
+        groups = frozenset([user.get("gid", 0), *user.get("additionalGids", ())])
+        return cls(user.get("uid", 0), groups, overrides or "CAP_DAC_READ_SEARCH" in effective, overrides)
+
+    def may_execute(self, status: os.stat_result) -> bool:
+        """Return whether it may execute a file, or go through a directory."""
+        if self.may_pass if stat.S_ISDIR(status.st_mode) else self.overrides:
+            return True
+        if status.st_uid == self.uid:
+            return bool(status.st_mode & stat.S_IXUSR)
+        return bool(status.st_mode & (stat.S_IXGRP if status.st_gid in self.groups else stat.S_IXOTH))
 
 
 class _Root(NamedTuple):
@@ -104,6 +135,7 @@ class _Root(NamedTuple):
     path: str
     mounts: Sequence[str]
     """Where something is mounted that may hold programs."""
+    user: _User
 
     def read_head(self, path: str) -> bytes | None:
         """Return how a file begins, found as a process in the root would; None if there is none that may be executed.
@@ -132,9 +164,39 @@ class _Root(NamedTuple):
                 return None
             raise
 
+    def may_execute(self, path: str) -> bool:
+        """Return whether the user may execute a file that is there, and go through the directories that lead to it.
+
+        Those on the way of a link that leads to a link are not looked at. Raises OSError.
+        """
+        top = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            above = os.readlink(f"/proc/self/fd/{top}")
+            for way in (path, _find_place(top, path).removeprefix(above)):
+                parts = way.strip("/").split("/")
+                for count in range(len(parts) + 1):
+                    found = open_in_root(top, os.fsencode("/".join(parts[:count])))
+                    try:
+                        if not self.user.may_execute(os.fstat(found)):
+                            return False
+                    finally:
+                        os.close(found)
+            return True
+        finally:
+            os.close(top)
+
     def _require_free(self, path: str) -> None:
         if any(f"{path}/".startswith(f"{mount.rstrip('/')}/") for mount in self.mounts):
             raise _MountedError
+
+
+def _find_place(top: int, path: str) -> str:
+    """Return the path, without links, of what a path in a root leads to. Raises OSError."""
+    found = open_in_root(top, os.fsencode(path))
+    try:
+        return os.readlink(f"/proc/self/fd/{found}")
+    finally:
+        os.close(found)
 
 
 def _our_machine() -> bytes:

@@ -128,6 +128,16 @@ def test_an_image_gets_nothing_of_the_engine(engine: Engine, image: str) -> None
     assert "HOME=/root" in text.splitlines()
 
 
+def test_an_image_without_a_path_has_the_usual_one(engine: Engine, tmp_path: Path) -> None:
+    """As in an OCI container, and in containerd and Docker: its programs are found, also those that others start."""
+    program = oci_layout.member("usr/local/sbin/told", b'#!/bin/sh\necho "$PATH" > /told\n', mode=0o755)
+    name = str(load_tools(engine, tmp_path / "pathless", {}, program))
+    container = engine.create_container(ask(name, "told"), "s")
+    container.start()
+    assert container.wait(30).exit_code == 0
+    assert read(container) == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+
+
 def test_arguments_and_environment_are_bytes(tmp_path: Path) -> None:
     """What is not UTF-8 in the host's variables, and text in a config, reach the program byte for byte."""
     starter = ProcessStarter({**os.environb, b"TZ": b"\xff\xe9"})
@@ -652,6 +662,18 @@ def test_a_mount_that_is_refused_is_an_error(tmp_path: Path) -> None:
         _mount("x", str(tmp_path), "nosuchfs", 0, None)
     with pytest.raises(OSError, match=rf"mounting it: .*{tmp_path}"):
         _mount(None, str(tmp_path), None, 32 | 4096 | 1, None)  # MS_REMOUNT | MS_BIND | MS_RDONLY: it is no mount
+
+
+@as_root
+def test_a_working_directory_may_be_one_that_the_user_may_not_enter(engine: Engine, tmp_path: Path) -> None:
+    """Images have root's own at times; every runtime runs them, and from there nothing of it can be reached."""
+    directories = [oci_layout.directory("root", mode=0o700), oci_layout.directory("root/below", mode=0o755)]
+    config = {"User": "1234", "WorkingDir": "/root", "Env": ["PATH=/bin"]}
+    name = load_tools(engine, tmp_path / "closed", config, *directories)
+    script = 'test "$(pwd)" = /root && ! ls . && ! cd /root && cd / && ! cd root/below'
+    container = engine.create_container(ask(str(name), "sh", "-c", script), "s")
+    container.start()
+    assert container.wait(30).exit_code == 0
 
 
 def test_a_relative_working_directory_is_refused(engine: Engine) -> None:

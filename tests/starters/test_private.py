@@ -240,7 +240,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[int, int, set[int]]]] = {
 def test_who_the_program_runs_as(
     tmp_path: Path, user: str, context: dict[str, Any], expected: tuple[int, int, set[int]]
 ) -> None:
-    """Config before image, names and numbers from the root's own /etc/passwd and /etc/group."""
+    """Config before image, names and numbers from the root's own /etc/passwd and /etc/group; its group is of all."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "passwd").write_bytes(PASSWD)
     (tmp_path / "etc" / "group").write_bytes(GROUP)
@@ -248,7 +248,23 @@ def test_who_the_program_runs_as(
         {"metadata": {"name": "n"}, "image": {"image": "x"}, "linux": {"security_context": context}}
     )
     chosen, _ = choose_user(ImageConfig(user=user), config, RootAccounts(str(tmp_path)), Rights(0, 0, (), True))
-    assert (chosen.uid, chosen.gid, set(chosen.additional_gids)) == expected
+    uid, gid, more = expected
+    assert (chosen.uid, chosen.gid, set(chosen.additional_gids)) == (uid, gid, {gid, *more})
+
+
+@as_root
+@pytest.mark.parametrize("name", ["host", "tools"])
+def test_nobody_can_give_up_what_its_group_is_forbidden(engine: Engine, image: str, name: str) -> None:
+    """The group is one of all that the program has, as after a login: else a setgid program could take its place."""
+    context = {"run_as_user": {"value": 1234}, "run_as_group": {"value": 4321}, "supplemental_groups": [3]}
+    fields = {"linux": {"security_context": context}, "log_path": f"groups-{name}"}
+    command = ("sh", "-c", "while read -r line; do case $line in Groups*) echo $line;; esac; done < /proc/self/status")
+    container = engine.create_container(ask(image if name == "tools" else name, *command, **fields), "s")
+    container.start()
+    assert container.wait(30).exit_code == 0
+    wait_until(lambda: read_output(container, 1), "the groups")
+    of_the_image = {"29"} if name == "tools" else set()
+    assert set(read_output(container, 1)[0].split()) == {"Groups:", "3", "4321"} | of_the_image
 
 
 NO_IDS: dict[str, tuple[str, str, str]] = {
@@ -749,7 +765,7 @@ def test_the_streams_can_be_opened_by_the_containers_user(engine: Engine, image:
     script = "echo first > /dev/stdout; echo second >> /dev/stderr; echo third > /dev/stdout"
     container = engine.create_container(ask(image, "sh", "-c", script, linux=context, log_path="streams"), "s")
     assert container.cri_status().user == ContainerUser(
-        linux=LinuxContainerUser(uid=1234, gid=4321, supplemental_groups=(29,))
+        linux=LinuxContainerUser(uid=1234, gid=4321, supplemental_groups=(4321, 29))
     )
     container.start()
     assert container.wait(30).exit_code == 0

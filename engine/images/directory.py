@@ -69,6 +69,12 @@ class _Image(NamedTuple):
         """Configuration and layers."""
         return [self.manifest.config, *(self.manifest.layers or [])]
 
+    @property
+    def volumes(self) -> Sequence[str]:
+        """Directories that the image's programs count on, whether a layer has them or not."""
+        config = self.configuration.config
+        return tuple(config.volumes or ()) if config else ()
+
 
 class DirectoryImageStore:
     """An ImageStore in the directory `root`, which is created if missing. Processes and threads may share it.
@@ -146,7 +152,7 @@ class DirectoryImageStore:
             record = self._find(name)
             if record.digest:
                 image = self._open(record.digest)
-                unpack(str(name), self._layer_files(image), target, Budget())
+                unpack(str(name), self._layer_files(image), image.volumes, target, Budget())
 
     def unmount(self, target: str) -> None:
         """Check that nothing is mounted at or below `target`; PLAIN itself mounts nothing."""
@@ -257,7 +263,8 @@ class DirectoryImageStore:
         scratch = temporary_path(self._root)
         make_one_directory(scratch)
         try:
-            unpack(str(name), self._layer_files(self._open(digest)), scratch, budget, with_content=False)
+            image = self._open(digest)
+            unpack(str(name), self._layer_files(image), image.volumes, scratch, budget, with_content=False)
         finally:
             remove_tree(scratch)
 

@@ -120,6 +120,7 @@ class RunConfig(msgspec.Struct, kw_only=True, rename="pascal"):
     cmd: tuple[str, ...] | None = None
     working_dir: str | None = None
     stop_signal: str | None = None
+    volumes: dict[str, object] | None = None
     labels: dict[str, str] | None = None
 
     def to_image_config(self) -> ImageConfig:
@@ -131,6 +132,7 @@ class RunConfig(msgspec.Struct, kw_only=True, rename="pascal"):
             cmd=self.cmd or (),
             working_dir=self.working_dir or "",
             stop_signal=self.stop_signal or "",
+            volumes=tuple(self.volumes or ()),
             labels=self.labels or {},
         )
 

@@ -193,6 +193,9 @@ class _Search:
                 kind = manifest.layers[0].media_type
             self.others.add(f"an artifact of type {kind!r}")
             return None
+        if not manifest.layers:  # as of `umoci new`, to which layers are added under another tag
+            self.others.add("an image that has no layers, so it has nothing to run")
+            return None
         manifest = read_manifest(data)
         configuration = read_configuration(self._documents.read_blob(manifest.config), manifest)
         self._platforms[descriptor.digest] = configuration.platform

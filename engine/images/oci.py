@@ -56,6 +56,7 @@ LAYER_TYPES = {
     "application/vnd.docker.image.rootfs.diff.tar": Compression.NONE,
     "application/vnd.docker.image.rootfs.diff.tar.gzip": Compression.GZIP,
     "application/vnd.docker.image.rootfs.diff.tar.zstd": Compression.ZSTD,
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": Compression.NONE,
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": Compression.GZIP,
 }
 

@@ -166,6 +166,45 @@ def test_who_may_execute_a_program(tmp_path: Path, modes: dict[str, int], progra
     assert found.stdout.strip() == codes
 
 
+PERMITTED = """
+import ctypes, os, struct, sys
+from limpet.engine.starters.oci.executable import find_flaw
+program, script = sys.argv[1:]
+libc = ctypes.CDLL(None)
+seen = set()
+for number, name in ((12, "CAP_NET_ADMIN"), (34, "CAP_SYSLOG")):
+    for version in (0x02000000, 0x02000001):  # with the flag "effective", and without
+        bits = 1 << number
+        data = struct.pack("<5I", version, bits & 0xFFFFFFFF, 0, bits >> 32, 0)
+        os.setxattr(program, "security.capability", data)
+        for bounding in ([], [name]):
+            for args in ([program], [script]):
+                if os.fork() == 0:
+                    if not bounding:
+                        assert libc.prctl(24, number, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+                    try:
+                        os.execv(args[0], args)
+                    except PermissionError:
+                        os._exit(126)
+                is_refused = os.waitstatus_to_exitcode(os.wait()[1]) == 126
+                seen.add(is_refused)
+                capabilities = {"bounding": bounding, "effective": ["CAP_DAC_OVERRIDE"]}
+                process = {"args": args, "capabilities": capabilities}
+                found = find_flaw({"process": process, "root": {"path": "/"}})
+                assert ("not permitted" in found) == is_refused, (name, version, bounding, args, found)
+                assert found == "" or (name in found and args[0] in found)
+assert seen == {True, False}
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file capabilities")
+def test_a_program_that_counts_on_capabilities(tmp_path: Path) -> None:
+    """It is refused where its file has the flag "effective" and it would not get all, as the kernel does it."""
+    program = put(tmp_path, "/program", Path("/bin/true").read_bytes())
+    script = put(tmp_path, "/script", f"#!{program}\n".encode())
+    subprocess.run([sys.executable, "-c", PERMITTED, str(program), str(script)], check=True)
+
+
 def test_as_many_scripts_as_the_kernel_takes(tmp_path: Path) -> None:
     """Those that are each other's interpreters: the kernel itself says how many."""
     last = "/bin/true"

@@ -117,17 +117,21 @@ def test_an_images_volumes(engine: Engine, tmp_path: Path, runtime: str) -> None
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_what_its_user_may_not_execute_was_never_executed(engine: Engine, runtime: str) -> None:
-    """A StartError, also of a command: crun's init ends with 1 then, as a program may."""
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [("/bin/private", "permission denied"), ("/bin/counting", "operation not permitted: it counts on CAP_NET_ADMIN")],
+)
+def test_what_its_user_may_not_execute_was_never_executed(engine: Engine, runtime: str, program: str, why: str) -> None:
+    """A StartError, also of a command: the runtime's init ends with 1 then, as a program may."""
     linux: dict[str, Any] = {"linux": {"security_context": {"run_as_username": "web"}}}
-    refused = engine.create_container({**config("private", **linux), "command": ["/bin/private"]}, runtime)
-    with pytest.raises(errors.StartError, match="permission denied"):
+    refused = engine.create_container({**config("refused", **linux), "command": [program]}, runtime)
+    with pytest.raises(errors.StartError, match=why):
         refused.start()
     assert (refused.status.exit_code, refused.status.message[:10]) == (128, "never ran:")
     container = engine.create_container(config("other", "sleep 60", **linux), runtime)
     container.start()
-    with pytest.raises(errors.StartError, match="permission denied"):
-        container.execute(["/bin/private"])
+    with pytest.raises(errors.StartError, match=why):
+        container.execute([program])
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -79,6 +79,8 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", om
     cmd: tuple[str, ...] = ()
     working_dir: str = ""
     stop_signal: str = ""
+    volumes: tuple[str, ...] = ()
+    """Directories that the program counts on, whether a layer has them or not."""
     labels: dict[str, str] = {}
 
 

@@ -21,6 +21,10 @@ HOST_VARIABLES: Mapping[str, str] = {
 """What a container of the `host` image gets of the engine's environment, and why. No other variable is handed on."""
 
 
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where neither an image with layers nor its config have one, as Docker and containerd do it."""
+
+
 def merge_environment(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
     """Return NAME=value for each variable; the image's, overridden by the config's.
 
@@ -39,6 +43,12 @@ def merge_environment(image: ImageConfig, config: ContainerConfig) -> tuple[str,
         require_string_fits(f"environment variable {quote(pair.key)}", f"{pair.key}={pair.value}")
         merged[pair.key] = pair.value
     return tuple(f"{name}={value}" for name, value in merged.items())
+
+
+def add_missing(environment: tuple[str, ...], defaults: Mapping[str, str]) -> tuple[str, ...]:
+    """Return NAME=value for each variable, with those of the defaults that are not among them."""
+    given = {entry.partition("=")[0] for entry in environment}
+    return (*environment, *(f"{name}={value}" for name, value in defaults.items() if name not in given))
 
 
 def choose_host_environment(

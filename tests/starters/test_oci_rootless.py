@@ -34,7 +34,7 @@ said["resources"] = sorted(one.status.resources.unapplied)
 refused = {}
 for name, context in (
     ("user", {"run_as_user": {"value": 70000000}}),
-    ("groups", {"supplemental_groups": [0]}),
+    ("groups", {"supplemental_groups": [0, 7]}),
     ("pid", {"namespace_options": {"pid": "NODE"}}),
 ):
     try:
@@ -103,7 +103,7 @@ def test_an_ordinary_user_has_containers(home: str) -> None:
     assert "/etc/subuid" in said["refused"]["user"]
     assert "CONTAINER" in said["refused"]["pid"]
     assert said["refused"]["cni"].startswith("cni: only root's sandboxes")
-    assert "supplemental_groups [0]" in said["refused"]["groups"]
+    assert "supplemental_groups [7]" in said["refused"]["groups"]
     assert (said["exec"], said["left"]) == ("0\n", "")
     assert is_running(int(pid))
     find = ["pgrep", "-fx", said["command"]]

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.store import Draft, Store
 from limpet.recovery.intents import Place, Step, decide_step, make_intent, restart_due_at
+from limpet.schema.cri import LinuxContainerConfig
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.metadata import Metadata, new_id
 from limpet.schema.restart import RestartKind, next_delay
@@ -54,8 +55,8 @@ def find_restart(store: Store, metadata: Metadata, status: Status) -> int:
 def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
     """Add the attempt after this one, unless that is not to be any more; return its id, None if nothing was added.
 
-    Labels, extra and expiry are carried along. Raises InvalidStateError in a copy of a state directory, if its log is
-    outside; NotFoundError, StoreError.
+    Labels, extra, expiry and limits are carried along. Raises InvalidStateError in a copy of a state directory, if its
+    log is outside; NotFoundError, StoreError.
     """
     home = runtime.bring_home(metadata)
     with runtime.store.transaction() as draft:
@@ -69,7 +70,11 @@ def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
         following = replace(
             home,
             id=key,
-            config=replace(config, metadata=replace(config.metadata, attempt=config.metadata.attempt + 1)),
+            config=replace(
+                config,
+                metadata=replace(config.metadata, attempt=config.metadata.attempt + 1),
+                linux=_carry_limits(config.linux, status),
+            ),
             root_dir=runtime.bundle_path(key),
             restart_count=metadata.restart_count + 1,
             restart_delay=next_delay(metadata, status),
@@ -77,6 +82,13 @@ def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
         draft.add(following, Status(extra=status.extra, expires_at=status.expires_at))
         draft.carry_expiry(metadata.id, key)
     return key
+
+
+def _carry_limits(linux: LinuxContainerConfig | None, status: Status) -> LinuxContainerConfig | None:
+    """Return that part of a config with the limits that the container had at last: they may have been changed."""
+    if status.resources is None:
+        return linux
+    return replace(linux or LinuxContainerConfig(), resources=status.resources.requested)
 
 
 def cancel_next(store: Store, metadata: Metadata) -> None:

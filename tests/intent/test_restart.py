@@ -15,7 +15,10 @@ from limpet.engine.lifecycle.attempts import add_next, find_follower, find_place
 from limpet.engine.starters import Launch, Prepared
 from limpet.recovery.intents import Place
 from limpet.schema import ContainerState, restart
+from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.identity import ProcessIdentity
 from limpet.schema.sandbox_status import SandboxReason, stop_sandbox
+from limpet.schema.status import Resources
 from limpet.testing import FakeStarter
 from tests.conftest import is_running, wait_until
 from tests.records import metadata, sandbox
@@ -266,6 +269,29 @@ def test_restarts_work_with_any_starter(state_dir: str) -> None:
         fake.end(second.id, 7)
         wait_for_attempt(engine, 2)
         assert isinstance(engine.get_sandbox("pod"), Sandbox)
+
+
+class Limiting(FakeStarter):
+    """A fake that takes new limits."""
+
+    def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
+        return Resources(requested=limits)
+
+
+@pytest.mark.parametrize("linux", [None, {"resources": {"memory_limit_in_bytes": 64 << 20, "cpu_shares": 512}}])
+def test_limits_that_were_changed_while_it_ran_are_carried_along(state_dir: str, linux: object) -> None:
+    """As when a service that keeps running out of memory is given more: not what its config asked for at first."""
+    fake = Limiting()
+    with Engine.open(state_dir, starter=fake) as engine:
+        first = make(engine, "any", linux=linux)
+        first.start()
+        first.change_limits(LinuxContainerResources(memory_limit_in_bytes=128 << 20))
+        fake.end(first.id, 137)
+        second = wait_for_attempt(engine, 1)
+        assert second.status.resources == Resources(
+            requested=LinuxContainerResources(memory_limit_in_bytes=128 << 20, cpu_shares=512 if linux else 0)
+        )
+        second.stop()
 
 
 def test_the_next_attempt_is_added_once_and_only_while_it_is_wanted(engine: Engine) -> None:

@@ -7,10 +7,12 @@ it leaves an attempt that waits, a kill after it one that is to be started, and 
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.starters import choose_stop_signal
 from limpet.engine.store import Draft, Store
 from limpet.recovery.intents import Place, Step, decide_step, make_intent, restart_due_at
 from limpet.schema.cri import LinuxContainerConfig
-from limpet.schema.errors import NotFoundError, StoreDamagedError
+from limpet.schema.errors import InvalidInputError, NotFoundError, StoreDamagedError
+from limpet.schema.image import ImageName
 from limpet.schema.metadata import Metadata, new_id
 from limpet.schema.restart import RestartKind, next_delay
 from limpet.schema.status import Status
@@ -58,7 +60,7 @@ def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
     Labels, extra, expiry and limits are carried along. Raises InvalidStateError in a copy of a state directory, if its
     log is outside; NotFoundError, StoreError.
     """
-    home = runtime.bring_home(metadata)
+    home = _with_image_of_now(runtime, runtime.bring_home(metadata))
     with runtime.store.transaction() as draft:
         status = draft.status(metadata.id)
         is_last = _find_in_draft(draft, metadata, 1) is None
@@ -82,6 +84,16 @@ def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
         draft.add(following, Status(extra=status.extra, expires_at=status.expires_at))
         draft.carry_expiry(metadata.id, key)
     return key
+
+
+def _with_image_of_now(runtime: Runtime, metadata: Metadata) -> Metadata:
+    """Return the metadata with the image that its config names now: another may have been loaded since."""
+    try:
+        image = runtime.images.manifest(ImageName.parse(metadata.config.image.image))
+        stop_signal = choose_stop_signal(metadata.config, image.config)
+    except (InvalidInputError, NotFoundError, StoreDamagedError):  # as will be told when the attempt is made
+        return metadata
+    return replace(metadata, image_manifest=image, stop_signal=stop_signal)
 
 
 def _carry_limits(linux: LinuxContainerConfig | None, status: Status) -> LinuxContainerConfig | None:

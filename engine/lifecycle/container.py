@@ -414,7 +414,10 @@ class Container:
         return self._runtime.step(self._release)
 
     def expire(self, expires_at: int) -> None:
-        """Begin to stop it because its time is over, unless it was renewed since it had this one."""
+        """Begin to stop it because its time is over, unless it was renewed since it had this one.
+
+        A stop that was asked for before, and gives it more time, is hurried, also for what one that has ended left.
+        """
 
         def request(old: Status) -> Status:
             if old.expires_at != expires_at:
@@ -424,11 +427,22 @@ class Container:
 
         with self._runtime.exclusive(self.id):
             status = self.status
-            if status.state is ContainerState.RUNNING and not status.stop_requested_at:
+            if status.stop_requested_at:
+                self._hurry(status)
+            elif status.state is ContainerState.RUNNING:
                 status = self._update_unless_ended(request)
                 if status.stop_requested_at and status.identity is not None:
                     self.thaw()
                     self._send_stop(status.identity, DEFAULT_STOP_TIMEOUT_SECONDS, signals=True)
+
+    def _hurry(self, status: Status) -> None:
+        """Leave what is being stopped no more time than a stop has."""
+        if self._find_grace(status) > DEFAULT_STOP_TIMEOUT_SECONDS:
+            latest = _now() + int(DEFAULT_STOP_TIMEOUT_SECONDS * 1e9)
+            status = self._update(lambda old: replace(old, stop_deadline=min(old.stop_deadline, latest)))
+        if status.state is ContainerState.RUNNING and status.identity is not None:
+            self.thaw()
+            self._send_stop(status.identity, self._find_grace(status), signals=False)
 
     def release_expired(self, expires_at: int) -> None:
         """Release it because its time is over, unless it was started, or was renewed since it had this one."""

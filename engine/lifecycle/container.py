@@ -50,7 +50,7 @@ from limpet.schema.errors import (
     quote,
 )
 from limpet.schema.identity import ProcessIdentity
-from limpet.schema.image import MountType
+from limpet.schema.image import ImageManifest, MountType
 from limpet.schema.metadata import Metadata
 from limpet.schema.protobuf_json import is_text
 from limpet.schema.restart import RestartKind
@@ -155,7 +155,8 @@ class Container:
         """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.
 
         A create that was cut short may be repeated. Raises InvalidStateError if it is created already,
-        InvalidInputError for an unsuitable image or config; the bundle is then removed again.
+        InvalidInputError for an unsuitable image or config, NotFoundError for an image that is not there any more; the
+        bundle is then removed again.
         """
         return self._runtime.step(lambda: self._create(mount_type))
 
@@ -414,7 +415,10 @@ class Container:
         return self._runtime.step(self._release)
 
     def expire(self, expires_at: int) -> None:
-        """Begin to stop it because its time is over, unless it was renewed since it had this one."""
+        """Begin to stop it because its time is over, unless it was renewed since it had this one.
+
+        A stop that was asked for before, and gives it more time, is hurried, also for what one that has ended left.
+        """
 
         def request(old: Status) -> Status:
             if old.expires_at != expires_at:
@@ -424,11 +428,22 @@ class Container:
 
         with self._runtime.exclusive(self.id):
             status = self.status
-            if status.state is ContainerState.RUNNING and not status.stop_requested_at:
+            if status.stop_requested_at:
+                self._hurry(status)
+            elif status.state is ContainerState.RUNNING:
                 status = self._update_unless_ended(request)
                 if status.stop_requested_at and status.identity is not None:
                     self.thaw()
                     self._send_stop(status.identity, DEFAULT_STOP_TIMEOUT_SECONDS, signals=True)
+
+    def _hurry(self, status: Status) -> None:
+        """Leave what is being stopped no more time than a stop has."""
+        if self._find_grace(status) > DEFAULT_STOP_TIMEOUT_SECONDS:
+            latest = _now() + int(DEFAULT_STOP_TIMEOUT_SECONDS * 1e9)
+            status = self._update(lambda old: replace(old, stop_deadline=min(old.stop_deadline, latest)))
+        if status.state is ContainerState.RUNNING and status.identity is not None:
+            self.thaw()
+            self._send_stop(status.identity, self._find_grace(status), signals=False)
 
     def release_expired(self, expires_at: int) -> None:
         """Release it because its time is over, unless it was started, or was renewed since it had this one."""
@@ -558,6 +573,7 @@ class Container:
                 if not image.is_builtin:
                     self._bundle.flush_marker()
                     self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
+                    self._require_still(image)
                 launch = self._launch()
                 unapplied = self._starter.find_unapplied(launch)
                 self._bundle.finish(self._starter.make_config(launch), has_content=not image.is_builtin)
@@ -566,6 +582,15 @@ class Container:
                 raise
             return self._update(
                 lambda old: replace(old, created_at=_now(), reason="", message="", unapplied=unapplied, unknown=False)
+            )
+
+    def _require_still(self, image: ImageManifest) -> None:
+        """Raise NotFoundError if its image's name is another's by now: what was unpacked is not what it records."""
+        found = self._runtime.images.manifest(image.name).digest
+        if found != image.digest:
+            raise NotFoundError(
+                f"container {self.id}: its image {image.name} is not there any more: the name is that of {found} by"
+                f" now, and was that of {image.digest} when the container was added; add another"
             )
 
     def _start(self, secrets: Mapping[str, str]) -> Status:

@@ -34,6 +34,22 @@ def test_each_start_has_one_of_its_own(tmp_path: Path) -> None:
     assert list(list_runs(str(tmp_path / "file"))) == []
 
 
+def test_what_is_no_directory_of_ours_is_passed_over(run: RunDirectory, tmp_path: Path) -> None:
+    """A stray file and links, beside the starts and in the place of all: nothing is marked in what they lead to."""
+    above = Path(run.path).parent
+    around = tmp_path / "around"
+    (around / "inner").mkdir(parents=True)
+    (above / "stray").touch()
+    (above / "link").symlink_to(around)
+    assert [each.path for each in list_runs(str(tmp_path))] == [run.path]
+    above.rename(tmp_path / "before")
+    above.symlink_to(around)
+    assert list(list_runs(str(tmp_path))) == []
+    with pytest.raises(NotADirectoryError, match="it is a symbolic link"):
+        make_run_directory(str(tmp_path))
+    assert os.listdir(around) == ["inner"]
+
+
 def test_marks(run: RunDirectory) -> None:
     """They may be made twice, and a link that leads nowhere is one; whoever was let go, or executed, may have run."""
     assert not run.has("starting")

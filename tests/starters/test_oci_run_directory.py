@@ -75,7 +75,7 @@ def test_one_that_never_ran_was_not_let_go(run: RunDirectory, was_starting: bool
     assert run.has("never-ran")
 
 
-def test_processes_are_read_as_they_were_written(run: RunDirectory) -> None:
+def test_processes_are_read_as_they_were_written(run: RunDirectory, tmp_path: Path) -> None:
     """None if nothing was, or what is there is damaged, whatever by."""
     assert run.read_processes() is None
     run.write_processes(PROCESSES)
@@ -85,6 +85,14 @@ def test_processes_are_read_as_they_were_written(run: RunDirectory) -> None:
     for damaged in (b"", whole[:-1], b"\xff" + whole, whole.replace(b'"init"', b'"inix"'), b"[]"):
         path.write_bytes(damaged)
         assert run.read_processes() is None
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert run.read_processes() is None
+    path.unlink()
+    path.mkdir()
+    assert run.read_processes() is None
+    path.rmdir()
+    path.write_bytes(whole)
     assert RunDirectory(run.join("processes.json")).read_processes() is None
 
 

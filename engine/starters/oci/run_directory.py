@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from limpet.engine.state.durable import make_one_directory, open_made, write_unflushed
 from limpet.engine.state.names import OCI
-from limpet.recovery.files import read_small_file
+from limpet.recovery.files import find_small_file, read_small_file
 from limpet.schema.identity import ProcessIdentity
 
 _PROCESSES = "processes.json"
@@ -101,8 +101,8 @@ class RunDirectory:
 
         The runtime's directory has the path of now: the state directory may have been moved since it was written.
         """
-        with suppress(FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError):
-            found = msgspec.json.decode(read_small_file(self.join(_PROCESSES), _MOST_BYTES), type=Processes)
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            found = msgspec.json.decode(find_small_file(self.join(_PROCESSES), _MOST_BYTES) or b"", type=Processes)
             return replace(found, entry=self._bring_home(found.entry))
         return None
 

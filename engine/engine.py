@@ -588,7 +588,7 @@ class Engine:
         with self._runtime.exclusive(sandbox.id), suppress(NotFoundError):
             try:
                 sandbox.set_right()
-            except (InvalidInputError, UnsupportedError, ResourcesError) as error:
+            except (InvalidInputError, UnsupportedError, ResourcesError, StateDirectoryError) as error:
                 _log.warning("sandbox %s: what it holds cannot be set right now: %s", sandbox.id, error)
 
     def declare_gone(self, container_id: str, why: str) -> Status:

@@ -71,10 +71,13 @@ class Bundle:
             raise _translate(self.path, error) from error
 
     def is_missing(self) -> bool:
-        """Say whether the directory is not there, or not marked yet. Raises OSError."""
-        if os.path.islink(self.path) or not is_directory(self.path):
-            return not is_there(self.path)
-        return is_begun(self.path)
+        """Say whether the directory is not there, or not marked yet. Raises StateDirectoryError."""
+        try:
+            if os.path.islink(self.path) or not is_directory(self.path):
+                return not is_there(self.path)
+            return is_begun(self.path)
+        except OSError as error:
+            raise _translate(self.path, error) from error
 
     def remove(self) -> None:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.

@@ -1279,12 +1279,20 @@ def test_a_folder_of_pipes_that_is_cleared_away_is_made_again(engine: Engine, st
     engine.get("one").stop(0)
 
 
-def test_a_socket_that_is_cleared_away_is_made_again(state_dir: str) -> None:
-    """By the keeper, soon, and by the anchor that takes over from that: engines after this one find them."""
+@pytest.mark.parametrize("instead", ["nothing", "a file", "a link"])
+def test_a_socket_that_is_cleared_away_is_made_again(state_dir: str, instead: str) -> None:
+    """By the keeper, soon, and by the anchor that takes over from that: engines after this one find them.
+
+    A backup that is put back may have an empty file in its place.
+    """
     leave_one(state_dir)
     path = os.path.join(state_dir, "keeper", "socket")
     os.unlink(path)
-    wait_until(lambda: os.path.exists(path), "the socket")
+    if instead == "a file":
+        Path(path).touch()
+    elif instead == "a link":
+        os.symlink("/nowhere", path)
+    wait_until(lambda: os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode), "the socket")
     for number, killed in enumerate(((), KEEPER)):
         kill(state_dir, *killed)
         with Engine.open(state_dir) as engine:
@@ -1293,6 +1301,22 @@ def test_a_socket_that_is_cleared_away_is_made_again(state_dir: str) -> None:
             container.start()
             assert container.wait(20).exit_code == 3
     with Engine.open(state_dir) as engine:
+        engine.get("one").stop(0)
+
+
+def test_a_directory_in_the_place_of_the_socket_is_told(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper removes none, which somebody has made: what is to be moved away is named, and then all goes on."""
+    leave_one(state_dir)
+    path = os.path.join(state_dir, "keeper", "socket")
+    os.unlink(path)
+    os.mkdir(path)
+    monkeypatch.setattr("limpet.engine.starters.process.client._BEGIN_TIMEOUT_SECONDS", 1.0)
+    with Engine.open(state_dir) as engine:
+        with pytest.raises(errors.StartError, match=f"{path}' is no socket; move it away and try again"):
+            make(engine, "two", "true").start()
+        os.rmdir(path)
+        wait_until(lambda: os.path.exists(path), "the socket")
+        engine.recover()
         engine.get("one").stop(0)
 
 

@@ -123,7 +123,13 @@ def test_a_stopped_conmon_goes_on_when_it_is_needed(engine: Engine, state_dir: s
     assert short.wait(20).exit_code == 9
 
 
+def put_directory(path: str) -> None:
+    os.unlink(path)
+    os.mkdir(path)
+
+
 ALTERED: dict[str, Callable[[RunDirectory], object]] = {
+    "a directory of processes": lambda run: put_directory(run.join("processes.json")),
     "no processes": lambda run: os.unlink(run.join("processes.json")),
     "damaged processes": lambda run: Path(run.join("processes.json")).write_bytes(b'{"init":'),
     "no mark of the start": lambda run: os.unlink(run.join("starting")),

@@ -273,6 +273,27 @@ def test_a_copy_ends_nothing_of_the_original(state_dir: str, tmp_path: Path) -> 
             engine.get(f"one-{name}").stop(0)
 
 
+@each_runtime
+def test_the_original_of_a_copy_is_found_by_its_conmon(state_dir: str, tmp_path: Path, runtime: str) -> None:
+    """Wherever it was moved, as where its parent was renamed and copied back: what it runs is left alone."""
+    with open_engine(state_dir) as engine:
+        pid = engine.get(f"one-{runtime}").start().pid
+    away = tmp_path / "where" / "no" / "path" / "leads"
+    away.parent.mkdir(parents=True)
+    os.rename(state_dir, away)
+    try:
+        shutil.copytree(away, state_dir, symlinks=True, ignore=lambda _, names: {"attach", "ctl", "winsz", "exec.fifo"})
+        with open_engine(state_dir) as engine:
+            assert engine.get(f"one-{runtime}").status.reason == Reason.COPIED
+        assert is_running(pid)
+        shutil.rmtree(state_dir)
+    finally:
+        os.rename(away, state_dir)
+    with open_engine(state_dir) as engine:
+        assert engine.get(f"one-{runtime}").state is ContainerState.RUNNING
+        engine.get(f"one-{runtime}").stop(0)
+
+
 def test_after_a_reboot(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the runtime kept of another boot is removed unread, and every container has ended with it."""
     with open_engine(state_dir) as engine:

@@ -240,7 +240,7 @@ class Keeper:
                 let_go_on(pid)
 
     def _see_that_we_can_be_reached(self) -> None:
-        """Listen anew where our socket's file was removed, as by what clears away old files: no engine finds us."""
+        """Listen anew where our socket's file was removed, or replaced by what is none: no engine finds us."""
         now = time.monotonic()
         if now < self._listen_again_at:
             return

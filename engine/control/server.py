@@ -151,6 +151,9 @@ class ControlServer:
                 os.fchmod(door.fileno(), SOCKET_MODE)
                 door.bind(f"/proc/self/fd/{directory}/{SOCKET}")  # a path may be longer than a socket's address
                 os.chmod(SOCKET, SOCKET_MODE, dir_fd=directory)  # a umask may have taken more than it may
+            except IsADirectoryError as error:
+                path = os.path.join(directory_path, SOCKET)
+                raise IsADirectoryError(error.errno, "it is a directory; move it away and try again", path) from error
             finally:
                 os.close(directory)
             door.listen(_BACKLOG)

@@ -80,6 +80,17 @@ def read_all(link: socket.socket) -> bytes:
     return data
 
 
+def test_a_directory_in_the_place_of_the_socket_is_named(state_dir: str) -> None:
+    """With its whole path, and what to do: nobody but who made it knows what it is for."""
+    Engine.open(state_dir).close()
+    path = os.path.join(state_dir, "control", "engine.sock")
+    os.mkdir(path)
+    with pytest.raises(errors.StateDirectoryError, match=f"'{path}': it is a directory; move it away and try again"):
+        Engine.open(state_dir)
+    os.rmdir(path)
+    Engine.open(state_dir).close()
+
+
 def test_the_socket_is_private_and_goes_with_the_engine(state_dir: str) -> None:
     """Nobody else may reach it; a close takes it away, and nothing but a directory stays."""
     with Engine.open(state_dir):

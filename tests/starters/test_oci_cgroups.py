@@ -224,6 +224,20 @@ def test_it_is_frozen_and_thawed_in_both_versions(
     assert sorted(path.name for path in (root / "memory" / below).iterdir()) == ["freezer.state"]
 
 
+def test_what_is_not_frozen_needs_no_thawing(root: Path) -> None:
+    """A stop thaws first; where cgroups are read-only, as for a unit with ProtectControlGroups, it could do nothing."""
+    told = {"freezer/freezer.self_freezing": "0\n", "cgroup.freeze": "0\n"}
+    fill(root, {**told, "freezer/freezer.state": "THAWED\n"})
+    below = Path("limpet", NAME)
+    cgroups.thaw([*V1, *V2], NAME)
+    assert (root / "freezer" / below / "freezer.state").read_text() == "THAWED\n"
+    assert (root / below / "cgroup.freeze").read_text() == "0\n"
+    fill(root, {"freezer/freezer.self_freezing": "1\n", "cgroup.freeze": "1\n"})
+    cgroups.thaw([*V1, *V2], NAME)
+    assert (root / "freezer" / below / "freezer.state").read_text() == "THAWED"
+    assert (root / below / "cgroup.freeze").read_text() == "0"
+
+
 def test_it_is_asked_again_until_it_is_frozen(root: Path) -> None:
     """And no longer than there is time; where nothing is frozen by version 1, nothing is waited for."""
     assert cgroups.await_frozen([*V1, *V2], NAME, 0)

@@ -215,7 +215,10 @@ def freeze(lines: Sequence[str], name: str) -> None:
 
 
 def thaw(lines: Sequence[str], name: str) -> None:
-    """Let the container's processes go on, without the runtime, which may hang. Raises OSError."""
+    """Let the container's processes go on, without the runtime, which may hang. Raises OSError.
+
+    One that is not frozen needs nothing, also where cgroups are read-only, as for a unit with `ProtectControlGroups`.
+    """
     _tell_freezers(lines, name, is_wanted=False)
 
 
@@ -223,7 +226,8 @@ def _tell_freezers(lines: Sequence[str], name: str, *, is_wanted: bool) -> None:
     for controllers, directory in list_directories(lines, name):
         file_name, *words = _FREEZERS.get(controllers, ("",))
         path = os.path.join(directory, file_name)
-        if file_name and os.path.exists(path):
+        is_told = controllers in _TOLD and _read(directory, _TOLD[controllers]).strip() == str(int(is_wanted))
+        if file_name and os.path.exists(path) and not is_told:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(words[0] if is_wanted else words[1])
 

@@ -897,7 +897,9 @@ class Container:
             except NotFoundError as error:
                 raise self._refuse("stop", f"{error}; nothing was signalled, and recover() may tell later") from error
             os.close(pidfd)  # it lives after all: the next look will say so
-            raise self._refuse("stop", "its process has appeared just now; recover() and stop it again")
+            raise self._refuse(
+                "stop", "its process is there; see what kept the look from saying so, recover() and stop it again"
+            )
         if not status.created_at:
             raise self._refuse("stop", "it was never created")
         # It holds no process: nothing to signal.

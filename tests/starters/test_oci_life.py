@@ -105,8 +105,16 @@ def test_signals_and_ends(engine: Engine, runtime: str) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_an_images_volumes(engine: Engine, tmp_path: Path, runtime: str) -> None:
-    """They are there; and with a root that is read-only it is told that they are, too, where nothing is mounted."""
+    """They are there; and with a root that is read-only it is told that they are, too, where nothing is mounted.
+
+    A file may be mounted there as well as a directory.
+    """
     load_busybox(engine, tmp_path / "volumes", Volumes={"/data/": {}})
+    (tmp_path / "file").write_text("content")
+    mount = {"host_path": str(tmp_path / "file"), "container_path": "/data"}
+    container = engine.create_container(config("file", "test $(cat /data) = content", mounts=[mount]), runtime)
+    container.start()
+    assert container.wait(20).exit_code == 0
     read_only: dict[str, Any] = {"linux": {"security_context": {"readonly_rootfs": True}}}
     mounts = [{"host_path": str(tmp_path / "volumes"), "container_path": "/data"}]
     told = []

@@ -89,7 +89,7 @@ from limpet.engine.starters.oci.unapplied import find_unapplied
 from limpet.engine.starters.oci.written import PLAIN_CONFIG, read_config
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.pidfds import KEPT_DESCRIPTORS, adopt_process
-from limpet.engine.starters.process.root_files import write_root_files
+from limpet.engine.starters.process.root_files import make_room, write_root_files
 from limpet.engine.state.descriptors import close_all, has_free_descriptors
 from limpet.engine.state.durable import open_made
 from limpet.engine.state.names import CONTAINERS, OCI, SANDBOXES
@@ -268,6 +268,7 @@ class OciStarter:
             keep_sysfs_writable(spec)
         root = os.path.join(launch.bundle_path, ROOTFS)
         write_root_files(root, sandbox)
+        make_room(root, launch.metadata.image_manifest.config.volumes, config.mounts)
         require_places(config, root, is_runc=kind == "runc")
         return spec
 

@@ -100,7 +100,7 @@ class Step(StrEnum):
     FINISH_STOP = "finish the stop"
     """Thaw it, signal it, and kill what is left of it at the stop's deadline."""
     EXPIRE = "stop"
-    """Stop it, with the grace of a stop, because its time is over."""
+    """Stop it, with the grace of a stop, because its time is over; hurry a stop that would take longer."""
     RELEASE = "release"
     """Release it, because its time is over."""
     FREEZE = "freeze"
@@ -195,8 +195,8 @@ INTENT_RULES: tuple[IntentRule, ...] = (
         _ENDED | {Standing.RELEASED},
         place=_OUTDATED,
     ),
-    _row("stopping", _S.FINISH_STOP, "it was asked to stop", _ALIVE, stop=_ASKED),
-    _row("expired", _S.EXPIRE, "its time is over", _ALIVE, stop=_UNASKED, expiry=_OVER),
+    _row("stopping", _S.FINISH_STOP, "it was asked to stop", _ALIVE, stop=_ASKED, expiry=_IN_TIME),
+    _row("expired", _S.EXPIRE, "its time is over", _ALIVE, expiry=_OVER),
     _row("pausing", _S.FREEZE, "it is to be paused, and is not yet", {Standing.RUNNING}, pause=_PAUSED, **_CALM),
     _row("resuming", _S.THAW, "it is to run, and is frozen", {Standing.FROZEN}, pause=_UNPAUSED, **_CALM),
     _row("running", _S.NONE, "it runs, as it should", {Standing.RUNNING}, pause=_UNPAUSED, **_CALM),

@@ -7,9 +7,12 @@ it leaves an attempt that waits, a kill after it one that is to be started, and 
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.starters import choose_stop_signal
 from limpet.engine.store import Draft, Store
 from limpet.recovery.intents import Place, Step, decide_step, make_intent, restart_due_at
-from limpet.schema.errors import NotFoundError, StoreDamagedError
+from limpet.schema.cri import LinuxContainerConfig
+from limpet.schema.errors import InvalidInputError, NotFoundError, StoreDamagedError
+from limpet.schema.image import ImageName
 from limpet.schema.metadata import Metadata, new_id
 from limpet.schema.restart import RestartKind, next_delay
 from limpet.schema.status import Status
@@ -54,10 +57,10 @@ def find_restart(store: Store, metadata: Metadata, status: Status) -> int:
 def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
     """Add the attempt after this one, unless that is not to be any more; return its id, None if nothing was added.
 
-    Labels, extra and expiry are carried along. Raises InvalidStateError in a copy of a state directory, if its log is
-    outside; NotFoundError, StoreError.
+    Labels, extra, expiry and limits are carried along. Raises InvalidStateError in a copy of a state directory, if its
+    log is outside; NotFoundError, StoreError.
     """
-    home = runtime.bring_home(metadata)
+    home = _with_image_of_now(runtime, runtime.bring_home(metadata))
     with runtime.store.transaction() as draft:
         status = draft.status(metadata.id)
         is_last = _find_in_draft(draft, metadata, 1) is None
@@ -69,7 +72,11 @@ def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
         following = replace(
             home,
             id=key,
-            config=replace(config, metadata=replace(config.metadata, attempt=config.metadata.attempt + 1)),
+            config=replace(
+                config,
+                metadata=replace(config.metadata, attempt=config.metadata.attempt + 1),
+                linux=_carry_limits(config.linux, status),
+            ),
             root_dir=runtime.bundle_path(key),
             restart_count=metadata.restart_count + 1,
             restart_delay=next_delay(metadata, status),
@@ -77,6 +84,23 @@ def add_next(runtime: Runtime, metadata: Metadata) -> str | None:
         draft.add(following, Status(extra=status.extra, expires_at=status.expires_at))
         draft.carry_expiry(metadata.id, key)
     return key
+
+
+def _with_image_of_now(runtime: Runtime, metadata: Metadata) -> Metadata:
+    """Return the metadata with the image that its config names now: another may have been loaded since."""
+    try:
+        image = runtime.images.manifest(ImageName.parse(metadata.config.image.image))
+        stop_signal = choose_stop_signal(metadata.config, image.config)
+    except (InvalidInputError, NotFoundError, StoreDamagedError):  # as will be told when the attempt is made
+        return metadata
+    return replace(metadata, image_manifest=image, stop_signal=stop_signal)
+
+
+def _carry_limits(linux: LinuxContainerConfig | None, status: Status) -> LinuxContainerConfig | None:
+    """Return that part of a config with the limits that the container had at last: they may have been changed."""
+    if status.resources is None:
+        return linux
+    return replace(linux or LinuxContainerConfig(), resources=status.resources.requested)
 
 
 def cancel_next(store: Store, metadata: Metadata) -> None:

@@ -31,6 +31,7 @@ from limpet.engine.starters.abilities import (
     Stats,
     lacks,
 )
+from limpet.engine.state.presence import is_there
 from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
@@ -154,7 +155,8 @@ class Container:
         """Make the bundle: unpack the image and write down what is to be run. The container is then CREATED.
 
         A create that was cut short may be repeated. Raises InvalidStateError if it is created already,
-        InvalidInputError for an unsuitable image or config; the bundle is then removed again.
+        InvalidInputError for an unsuitable image or config, NotFoundError for an image that is not there any more; the
+        bundle is then removed again.
         """
         return self._runtime.step(lambda: self._create(mount_type))
 
@@ -413,7 +415,10 @@ class Container:
         return self._runtime.step(self._release)
 
     def expire(self, expires_at: int) -> None:
-        """Begin to stop it because its time is over, unless it was renewed since it had this one."""
+        """Begin to stop it because its time is over, unless it was renewed since it had this one.
+
+        A stop that was asked for before, and gives it more time, is hurried, also for what one that has ended left.
+        """
 
         def request(old: Status) -> Status:
             if old.expires_at != expires_at:
@@ -423,11 +428,22 @@ class Container:
 
         with self._runtime.exclusive(self.id):
             status = self.status
-            if status.state is ContainerState.RUNNING and not status.stop_requested_at:
+            if status.stop_requested_at:
+                self._hurry(status)
+            elif status.state is ContainerState.RUNNING:
                 status = self._update_unless_ended(request)
                 if status.stop_requested_at and status.identity is not None:
                     self.thaw()
                     self._send_stop(status.identity, DEFAULT_STOP_TIMEOUT_SECONDS, signals=True)
+
+    def _hurry(self, status: Status) -> None:
+        """Leave what is being stopped no more time than a stop has."""
+        if self._find_grace(status) > DEFAULT_STOP_TIMEOUT_SECONDS:
+            latest = _now() + int(DEFAULT_STOP_TIMEOUT_SECONDS * 1e9)
+            status = self._update(lambda old: replace(old, stop_deadline=min(old.stop_deadline, latest)))
+        if status.state is ContainerState.RUNNING and status.identity is not None:
+            self.thaw()
+            self._send_stop(status.identity, self._find_grace(status), signals=False)
 
     def release_expired(self, expires_at: int) -> None:
         """Release it because its time is over, unless it was started, or was renewed since it had this one."""
@@ -556,7 +572,7 @@ class Container:
                 self._bundle.begin(has_root=not image.is_builtin)
                 if not image.is_builtin:
                     self._bundle.flush_marker()
-                    self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
+                    self._runtime.images.mount(image.exact_name, mount_type, self._bundle.rootfs)
                 launch = self._launch()
                 unapplied = self._starter.find_unapplied(launch)
                 self._bundle.finish(self._starter.make_config(launch), has_content=not image.is_builtin)
@@ -835,7 +851,7 @@ class Container:
             if is_running or not is_settled:
                 raise self._refuse("delete", "stop and release it first")
             # The bundle is the last that a release removes: with it gone, nothing is left.
-            if not status.unknown and not (status.released and not os.path.lexists(self._bundle.path)):
+            if not status.unknown and not (status.released and not is_there(self._bundle.path)):
                 self.remove_bundle()
             return self._forget()
 

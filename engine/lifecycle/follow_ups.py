@@ -137,6 +137,7 @@ class FollowUps:
             and status.identity
             and self._runtime.starter_of(container.id).signal(container.id, status.identity, 0)
         ):
+            container.expire(status.expires_at)
             return _LOOK_AGAIN_SECONDS
         container.release_expired(status.expires_at)
         return None if container.status.released else 0.0

@@ -6,7 +6,8 @@ at it (its process ends, and the watcher writes that down) keeps what was writte
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -21,7 +22,7 @@ from limpet.recovery.probe import HostProbe, Probe
 from limpet.recovery.report import Finding, Report, make_finding
 from limpet.recovery.rules import Action, Ruling, Verdict
 from limpet.schema.any_text import encode_any
-from limpet.schema.errors import InvalidInputError
+from limpet.schema.errors import InvalidInputError, LimpetError, NotFoundError
 from limpet.schema.status import ContainerState, Reason
 
 Actor = Callable[[str, Verdict], None]
@@ -58,9 +59,10 @@ def recover(
     seconds, or raises, makes its own container Unknown, with that reason, and no other.
     """
     begun, now, boot_id = time.monotonic_ns(), time.time_ns(), read_boot_id()
+    probe = probe or HostProbe()
     containers = store.unsettled(leftovers)
     settled = len(store) - len(containers)
-    examined = examine_all(containers, probe or HostProbe(), now, look_timeout)
+    examined = examine_all(containers, probe, now, look_timeout)
     with store.transaction() as draft:
         # A container that has changed since it was looked at keeps that change: its verdict is dropped.
         examined = [applied for one in examined if (applied := _apply(draft, one)) is not None]
@@ -75,7 +77,7 @@ def recover(
             sandboxes=recover_sandboxes(store, draft, boot_id=boot_id, now=now),
         )
         draft.add_report(report.number, now, encode_any(report).decode())
-    findings = tuple(_act(store, one, actors or {}) for one in examined)
+    findings = _act_on(store, examined, probe, actors or {}, look_timeout)
     return replace(report, findings=findings, took_ns=time.monotonic_ns() - begun)
 
 
@@ -88,12 +90,8 @@ def reexamine(
     look_timeout: float = LOOK_TIMEOUT_SECONDS,
 ) -> Finding | None:
     """Find out what is true of one container, and write it down; None if it has ended, or is gone."""
-    containers = [one for one in store.unsettled() if one.record.id == container_id]
-    for one in examine_all(containers, probe, time.time_ns(), look_timeout):
-        with store.transaction() as draft:
-            applied = _apply(draft, one)
-        return None if applied is None else _act(store, applied, actors)
-    return None
+    findings = _act_on(store, _look_again(store, {container_id}, probe, look_timeout), probe, actors, look_timeout)
+    return findings[0] if findings else None
 
 
 def examine_all(
@@ -134,7 +132,30 @@ def _apply(draft: Draft, one: Examined) -> Examined | None:
     return one
 
 
-def _act(store: Store, one: Examined, actors: Mapping[Action, Actor]) -> Finding:
+def _look_again(store: Store, ids: Collection[str], probe: Probe, look_timeout: float) -> "list[Examined]":
+    """Look at these containers and write down what is true of them; return those that have not changed meanwhile."""
+    containers = [one for one in store.unsettled() if one.record.id in ids]
+    examined = examine_all(containers, probe, time.time_ns(), look_timeout)
+    if not examined:
+        return []
+    with store.transaction() as draft:
+        return [applied for one in examined if (applied := _apply(draft, one)) is not None]
+
+
+def _act_on(
+    store: Store, examined: Sequence[Examined], probe: Probe, actors: Mapping[Action, Actor], look_timeout: float
+) -> tuple[Finding, ...]:
+    """Carry out what follows from the verdicts. What has ended since it was seen alive is looked at once more."""
+    gone: set[str] = set()
+    findings = {one.finding.id: _act(store, one, actors, gone) for one in examined}
+    with suppress(LimpetError):  # then they stay Unknown until the next pass
+        for one in _look_again(store, gone, probe, look_timeout) if gone else ():
+            findings[one.finding.id] = _act(store, one, actors, set())
+    return tuple(findings.values())
+
+
+def _act(store: Store, one: Examined, actors: Mapping[Action, Actor], gone: set[str]) -> Finding:
+    """Carry out what follows from one verdict; add it to `gone` if it cannot be watched as it is not there any more."""
     finding = one.finding
     for action in one.verdict.actions:
         try:
@@ -144,6 +165,8 @@ def _act(store: Store, one: Examined, actors: Mapping[Action, Actor]) -> Finding
             finding = replace(finding, problem=f"{action.value}: {error}")
             if action is Action.ADOPT:
                 finding = _doubt(store, finding, f"it was seen alive, and cannot be watched: {error}; recover again")
+                if isinstance(error, NotFoundError):
+                    gone.add(finding.id)
     return finding
 
 

@@ -71,9 +71,7 @@ def require_names(names: Iterable[str]) -> tuple[str, ...]:
     found: tuple[object, ...] = tuple(names) if is_list else (names,)
     for name in found:
         if not is_list or not _is_variable(name, ""):
-            raise InvalidInputError(
-                f"inherit_env {quote(str(name))}: a list of names of variables is needed, without '='"
-            )
+            raise InvalidInputError(f"inherit_env {quote(name)}: a list of names of variables is needed, without '='")
     return tuple(map(str, found))
 
 
@@ -85,7 +83,7 @@ def require_secrets(variables: Mapping[str, str]) -> dict[str, str]:
         )
     for name, value in variables.items():
         if not _is_variable(name, value):
-            raise InvalidInputError(f"secret_env {quote(str(name))}: texts are needed, a name without '=' and no NUL")
+            raise InvalidInputError(f"secret_env {quote(name)}: texts are needed, a name without '=' and no NUL")
         require_string_fits(f"secret_env {quote(name)}", f"{name}={value}")
     return dict(variables)
 

@@ -55,6 +55,23 @@ def test_what_expired_is_stopped_and_released(engine: Engine) -> None:
     wait_until(lambda: not Path(container.metadata.root_dir).exists(), "its bundle to be gone")
 
 
+@pytest.mark.parametrize(("script", "code"), [("{}", 137), ("({}) & wait", 143)], ids=["runs on", "has left something"])
+def test_a_stop_that_would_take_longer_is_hurried(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, script: str, code: int
+) -> None:
+    """What was given an hour to stop has the grace of an expiry once its time is over, and is released then."""
+    monkeypatch.setattr("limpet.engine.lifecycle.container.DEFAULT_STOP_TIMEOUT_SECONDS", 0.5)
+    stubborn = "trap '' TERM; touch up; while :; do sleep 0.01; done"
+    container = make(engine, "sh", "-c", script.format(stubborn), expires_at=soon(2))
+    due = container.status.expires_at
+    container.start()
+    wait_until(Path(container.metadata.root_dir, "working", "up").exists, "it to be ready")
+    container.begin_stop(3600)
+    wait_until(lambda: container.status.released, "it to be released")
+    assert time.time_ns() >= due + SECOND // 2
+    assert container.status.exit_code == code
+
+
 @pytest.mark.parametrize("start", [False, True])
 def test_what_does_not_run_is_released_when_it_expires(engine: Engine, start: bool) -> None:
     """Created or ended, it is released; nothing else becomes of it."""

@@ -11,11 +11,16 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine import Container, Engine, Sandbox, Store, errors
+from limpet.engine.drill.small_image import make_archive
 from limpet.engine.lifecycle.attempts import add_next, find_follower, find_place
 from limpet.engine.starters import Launch, Prepared
 from limpet.recovery.intents import Place
 from limpet.schema import ContainerState, restart
+from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.identity import ProcessIdentity
+from limpet.schema.image import ImageName
 from limpet.schema.sandbox_status import SandboxReason, stop_sandbox
+from limpet.schema.status import Resources
 from limpet.testing import FakeStarter
 from tests.conftest import is_running, wait_until
 from tests.records import metadata, sandbox
@@ -266,6 +271,60 @@ def test_restarts_work_with_any_starter(state_dir: str) -> None:
         fake.end(second.id, 7)
         wait_for_attempt(engine, 2)
         assert isinstance(engine.get_sandbox("pod"), Sandbox)
+
+
+class Limiting(FakeStarter):
+    """A fake that takes new limits."""
+
+    def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
+        return Resources(requested=limits)
+
+
+@pytest.mark.parametrize("linux", [None, {"resources": {"memory_limit_in_bytes": 64 << 20, "cpu_shares": 512}}])
+def test_limits_that_were_changed_while_it_ran_are_carried_along(state_dir: str, linux: object) -> None:
+    """As when a service that keeps running out of memory is given more: not what its config asked for at first."""
+    fake = Limiting()
+    with Engine.open(state_dir, starter=fake) as engine:
+        first = make(engine, "any", linux=linux)
+        first.start()
+        first.change_limits(LinuxContainerResources(memory_limit_in_bytes=128 << 20))
+        fake.end(first.id, 137)
+        second = wait_for_attempt(engine, 1)
+        assert second.status.resources == Resources(
+            requested=LinuxContainerResources(memory_limit_in_bytes=128 << 20, cpu_shares=512 if linux else 0)
+        )
+        second.stop()
+
+
+def load(engine: Engine, directory: Path, text: str) -> str:
+    """Load an image `small:1` with a file that says so; return its digest."""
+    archive = directory / "image.tar"
+    archive.write_bytes(make_archive("small:1", {"text": text.encode()}))
+    engine.images.load(str(archive))
+    return engine.images.manifest(ImageName.parse("small:1")).digest
+
+
+def test_an_attempt_is_of_the_image_that_has_the_name_now(state_dir: str, tmp_path: Path) -> None:
+    """Its record names what was unpacked; one that was added before the name moved, and is made after, is refused."""
+    fake = FakeStarter()
+    with Engine.open(state_dir, starter=fake) as engine:
+        digests = [load(engine, tmp_path, "old")]
+        first = make(engine, "any", image={"image": "small:1"})
+        config = {"metadata": {"name": "late"}, "image": {"image": "small:1"}, "command": ["any"]}
+        late = engine.add_container(config, "pod")
+        digests.append(load(engine, tmp_path, "new"))
+        first.start()
+        fake.end(first.id, 1)
+        second = wait_for_attempt(engine, 1)
+        found = [
+            (one.metadata.image_manifest.digest, Path(one.metadata.root_dir, "rootfs", "text").read_text())
+            for one in (first, second)
+        ]
+        assert found == list(zip(digests, ("old", "new"), strict=True))
+        with pytest.raises(errors.NotFoundError, match=digests[1]):
+            late.create()
+        assert not os.path.exists(late.metadata.root_dir)
+        second.stop()
 
 
 def test_the_next_attempt_is_added_once_and_only_while_it_is_wanted(engine: Engine) -> None:

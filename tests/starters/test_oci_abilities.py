@@ -14,6 +14,7 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine import Container
+from limpet.engine.starters.oci import abilities
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState
 from limpet.schema.cri import LinuxContainerResources
@@ -198,6 +199,16 @@ def test_the_log_and_its_rotation(counting: Container, shared: Engine) -> None:
     assert said.stdout.split()[-3:] == lines[-3:]
     with pytest.raises(errors.InvalidStateError):
         counting.reopen_log()
+
+
+def test_a_log_whose_container_ends_as_it_is_reopened(counting: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is said at once, and not that somebody who is attached may hold conmon up."""
+    monkeypatch.setattr(abilities, "tell_conmon", lambda *_: counting.stop(0))  # conmon ends before it reads that
+    os.rename(counting.metadata.log_path, f"{counting.metadata.log_path}.1")
+    begun = time.monotonic()
+    with pytest.raises(errors.InvalidStateError, match="its conmon has ended"):
+        counting.reopen_log()
+    assert time.monotonic() - begun < 4
 
 
 def test_a_log_that_was_not_renamed_stays(counting: Container) -> None:

@@ -381,7 +381,7 @@ def test_one_that_ends_while_it_is_identified(
             assert wait_for_end(pidfd, 20)
         return read_program(pid)
 
-    monkeypatch.setattr("limpet.engine.starters.oci.starter.read_program", read_late)
+    monkeypatch.setattr("limpet.engine.starters.oci.starts.read_program", read_late)
     one = shared.create_container(config(f"ends{runtime}{is_over}", "true"), runtime)
     before = len(open_descriptors())
     with pytest.raises(errors.StartError, match="its first process ended before its program was executed"):

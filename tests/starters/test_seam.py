@@ -11,7 +11,7 @@ import pytest
 from limpet import Engine, Snapshot, Store, errors, recover
 from limpet.recovery import Boot, HostProbe, Observation, Process, Subject
 from limpet.recovery.looks import look_at_all
-from limpet.schema import ContainerState, Reason
+from limpet.schema import ContainerState, ProcessIdentity, Reason
 from limpet.testing import FakeStarter
 from tests.conftest import wait_until
 from tests.records import RUNNING, metadata, sandbox
@@ -78,6 +78,28 @@ def test_containers_outlive_their_engine(state_dir: str, fake: FakeStarter) -> N
         assert second.get("ended").status.exit_code == 4
         fake.end("alive", 5)
         assert second.get("alive").wait(timeout=10).exit_code == 5
+
+
+class EndsAsItIsAdopted(FakeStarter):
+    """Its containers end after they were seen alive, and before somebody watches them."""
+
+    def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
+        self.end(container_id, 4)
+        raise errors.NotFoundError(f"process {identity.pid}: No such process")
+
+
+def test_what_ends_between_the_look_and_the_watch_is_looked_at_once_more(state_dir: str) -> None:
+    """Its end is told, and its policy followed; it does not stay Unknown until somebody asks for another recovery."""
+    fake = EndsAsItIsAdopted()
+    with Engine.open(state_dir, starter=fake) as first:
+        first.create_sandbox(SANDBOX, id="jobs")
+        first.create_container(config("one"), "jobs", id="one").start()
+        first.create_container(config("again"), "jobs", id="again", restart="always").start()
+    with Engine.open(state_dir, starter=fake) as second:
+        one = second.get("one").status
+        assert (one.state, one.exit_code) == (ContainerState.EXITED, 4), one
+        assert {each.state for each in second.recovery.findings} == {"EXITED"}
+        wait_until(lambda: len(second.list(name="again")) == 2, "the next attempt")
 
 
 def test_an_engine_leaves_other_starters_containers_alone(state_dir: str, fake: FakeStarter) -> None:

@@ -285,8 +285,7 @@ def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
 
     Where it was not renamed conmon goes on with it: a new one would take its place, and all that is in it be lost.
     """
-    if not is_monitor_alive(processes):
-        raise InvalidStateError("its conmon has ended, so nothing more comes to its log")
+    _require_monitor(processes)
     if _require_place(processes.monitor.pid, log_path):
         return
     before = _inode(log_path)
@@ -296,12 +295,19 @@ def reopen_log(run: RunDirectory, processes: Processes, log_path: str) -> None:
         raise InvalidStateError(f"its conmon cannot be asked: {error.strerror}") from error
     deadline = time.monotonic() + _REOPEN_SECONDS
     while _inode(log_path) in {0, before}:
+        _require_monitor(processes)  # it ends with its container
         if time.monotonic() > deadline:
             raise InvalidStateError(
                 f"its conmon has not begun a new log after {_REOPEN_SECONDS:g} s, and does so when it can go on:"
                 " somebody who is attached and does not read holds it up"
             )
         time.sleep(0.002)
+
+
+def _require_monitor(processes: Processes) -> None:
+    """Raise InvalidStateError if the container's conmon has ended."""
+    if not is_monitor_alive(processes):
+        raise InvalidStateError("its conmon has ended, so nothing more comes to its log")
 
 
 def _require_place(monitor: int, log_path: str) -> bool:

@@ -188,7 +188,7 @@ def _count_noticed_refusals(trial: Trial) -> int:
     report = call_faults(
         RefusedLifeOfTakers(),
         roles=ROLES,
-        failures={"gate/fchdir": ["EIO"]},
+        failures={"gate/chdir": ["EIO"]},
         seed=trial.seed,
         workers=trial.workers,
         progress=trial.progress,

@@ -49,7 +49,7 @@ def test_what_was_found_once_is_not_found_again(size: Size) -> None:
 @pytest.mark.timeout(300)
 def test_a_dead_gate_that_is_taken_for_a_start_is_found_out() -> None:
     """An engine that does not ask whether the program was executed says RUNNING of what never ran."""
-    order = f"failures={{'gate/fchdir': ['EIO']}}, most=1, workers={WORKERS}"
+    order = f"failures={{'gate/chdir': ['EIO']}}, most=1, workers={WORKERS}"
     report = run(f"call_faults(RefusedLifeOfTakers(), roles=ROLES, {order})")
     assert report["false_verdicts"] > 0, report
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from limpet.engine.starters.oci import command
-from limpet.engine.starters.oci.family import kill_family
+from limpet.engine.starters.oci.family import find_half_dead, kill_family
 from limpet.recovery.host import open_pidfd, wait_for_end
 from tests.conftest import is_running, wait_until
 
 KILL = """
 import subprocess, sys
-from limpet.engine.starters.oci.family import kill_family
+from limpet.engine.starters.oci.family import find_half_dead, kill_family
 from limpet.recovery.host import open_pidfd, read_stat, wait_for_end
 given = sys.argv[1:]
 children = [] if given else [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
@@ -118,3 +118,19 @@ def test_a_program_that_cannot_be_killed_is_not_waited_for(tmp_path: Path, monke
     assert not os.path.exists(f"/proc/{pid}")
     wait_until(lambda: not (cgroup / "cgroup.procs").read_text(), "all to end")
     cgroup.rmdir()
+
+
+HALF_DEAD = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=[60]).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_what_has_lost_its_first_thread() -> None:
+    """It is told while others of its threads live, and not once it has ended, reaped or not."""
+    with subprocess.Popen([sys.executable, "-c", HALF_DEAD]) as process:
+        wait_until(lambda: process.pid in {pid for pid, _ in find_half_dead(os.getpid())}, "its first thread to end")
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert process.pid not in {pid for pid, _ in find_half_dead(os.getpid())}

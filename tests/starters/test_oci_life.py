@@ -1,6 +1,7 @@
 """A container's whole life under runc and crun: made, held, let go, seen to end, and nothing left of it."""
 
 import errno
+import itertools
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from limpet import Engine, errors
 from limpet.engine import Container
 from limpet.engine.lifecycle import watcher
-from limpet.engine.starters.oci import OciStarter
+from limpet.engine.starters.oci import OciStarter, conmon
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.engine.starters.oci.conmon import end_monitor
 from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_program, read_program
@@ -104,8 +105,16 @@ def test_signals_and_ends(engine: Engine, runtime: str) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_an_images_volumes(engine: Engine, tmp_path: Path, runtime: str) -> None:
-    """They are there; and with a root that is read-only it is told that they are, too, where nothing is mounted."""
+    """They are there; and with a root that is read-only it is told that they are, too, where nothing is mounted.
+
+    A file may be mounted there as well as a directory.
+    """
     load_busybox(engine, tmp_path / "volumes", Volumes={"/data/": {}})
+    (tmp_path / "file").write_text("content")
+    mount = {"host_path": str(tmp_path / "file"), "container_path": "/data"}
+    container = engine.create_container(config("file", "test $(cat /data) = content", mounts=[mount]), runtime)
+    container.start()
+    assert container.wait(20).exit_code == 0
     read_only: dict[str, Any] = {"linux": {"security_context": {"readonly_rootfs": True}}}
     mounts = [{"host_path": str(tmp_path / "volumes"), "container_path": "/data"}]
     told = []
@@ -132,6 +141,18 @@ def test_what_its_user_may_not_execute_was_never_executed(engine: Engine, runtim
     container.start()
     with pytest.raises(errors.StartError, match=why):
         container.execute([program])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_just_ends_has_lost_no_thread(engine: Engine, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the runtime that ends may be seen between the end of its first thread and that of the others."""
+    looks = itertools.count()
+    monkeypatch.setattr(conmon, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(conmon, "find_half_dead", lambda _: {(next(looks), b"1")})
+    container = engine.create_container(config("one", "exit 3"), runtime)
+    container.start()
+    assert container.wait(20).exit_code == 3
+    assert next(looks) > 0
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -692,6 +692,18 @@ def test_a_working_directory_may_be_one_that_the_user_may_not_enter(engine: Engi
     assert container.wait(30).exit_code == 0
 
 
+@pytest.mark.usefixtures("namespaces")
+def test_a_file_may_be_mounted_on_an_images_volume(engine: Engine, tmp_path: Path) -> None:
+    """A volume is a directory, unless the config mounts something else there."""
+    (tmp_path / "file").write_text("content")
+    name = str(load_tools(engine, tmp_path / "volumes", {"Env": ["PATH=/bin"], "Volumes": {"/a": {}, "/b/": {}}}))
+    mount = {"host_path": str(tmp_path / "file"), "container_path": "/a"}
+    script = 'test "$(cat /a)" = content && test -d /b'
+    container = engine.create_container(ask(name, "sh", "-c", script, mounts=[mount]), "s")
+    container.start()
+    assert container.wait(30).exit_code == 0
+
+
 def test_a_relative_working_directory_is_refused(engine: Engine) -> None:
     """It would be taken from wherever the engine is."""
     asked = ask("host", "true", working_dir="tmp")

@@ -18,7 +18,7 @@ from io import FileIO
 from limpet.engine.starters.oci.child import Child
 from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
 from limpet.engine.starters.oci.exits import may_be
-from limpet.engine.starters.oci.family import has_half_dead, have_go_on, kill_family
+from limpet.engine.starters.oci.family import find_half_dead, have_go_on, kill_family
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.starters.signals import let_go_on
@@ -152,6 +152,7 @@ def _pipe(stack: ExitStack) -> tuple[FileIO, FileIO]:
 def _read_line(descriptor: int, deadline: float, run: RunDirectory) -> bytes:
     """Return the line that conmon writes, b"" if none came in time. Raises StartError if none can come."""
     line = bytearray()
+    half_dead: set[tuple[int, bytes]] = set()
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     while not line.endswith(b"\n") and len(line) < _ANSWER_BYTES:
@@ -160,7 +161,8 @@ def _read_line(descriptor: int, deadline: float, run: RunDirectory) -> bytes:
                 return b""
             monitor = run.read_pid("conmon-pidfile")
             if monitor > 0 and (is_of_run(run, monitor) or _has_pipe(monitor, descriptor)):
-                if has_half_dead(monitor):
+                seen_before, half_dead = half_dead, find_half_dead(monitor)
+                if seen_before & half_dead:
                     raise StartError("a thread of its first process was killed")
                 have_go_on(monitor)
             continue

@@ -81,9 +81,13 @@ def list_children() -> list[int]:
     return [pid for pid, stat in _read_stats() if int(stat[1]) == os.getpid()]
 
 
-def has_half_dead(pid: int) -> bool:
-    """Say whether a process that descends from another has lost its first thread, and is not over. Raises OSError."""
-    return any(stat[0] == b"Z" and not is_zombie(stat) for stat in _read_family(pid).values())
+def find_half_dead(pid: int) -> set[tuple[int, bytes]]:
+    """Return which processes that descend from another have lost their first thread, and are not over. Raises OSError.
+
+    One that just ends may be seen so, too: only what is found twice has lost it for good. Each has its start time.
+    """
+    family = _read_family(pid).items()
+    return {(each, stat[_START]) for each, stat in family if stat[0] == b"Z" and not is_zombie(stat)}
 
 
 def have_go_on(pid: int, is_own: Callable[[int], bool] = lambda _: True) -> None:

@@ -60,7 +60,7 @@ from limpet.engine.starters.oci.starts import Starts, held_of
 from limpet.engine.starters.oci.tools import has_unified_cgroups
 from limpet.engine.starters.oci.unapplied import find_unapplied
 from limpet.engine.starters.pidfds import adopt_process
-from limpet.engine.starters.process.root_files import write_root_files
+from limpet.engine.starters.process.root_files import make_room, write_root_files
 from limpet.engine.state.names import SANDBOXES
 from limpet.engine.state.turn import require_wait
 from limpet.recovery.host import has_ended, open_pidfd, read_exit_code
@@ -177,6 +177,7 @@ class OciStarter:
             keep_sysfs_writable(spec)
         root = os.path.join(launch.bundle_path, ROOTFS)
         write_root_files(root, sandbox)
+        make_room(root, launch.metadata.image_manifest.config.volumes, config.mounts)
         require_places(config, root, is_runc=kind == "runc")
         return spec
 

@@ -1,15 +1,17 @@
 """The files in /etc that a root file system gets of its sandbox and its host: resolv.conf, hosts, hostname.
 
-As every runtime whose containers use the host's network has it; they take the place of the image's own.
+As every runtime whose containers use the host's network has it; they take the place of the image's own. And room for
+files that are mounted there.
 """
 
 import os
 import socket
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.engine.state.durable import sync_filesystem
-from limpet.schema.cri import DNSConfig, PodSandboxConfig
+from limpet.schema.cri import DNSConfig, Mount, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote
 
 _MAX_BYTES = 1 << 20
@@ -41,6 +43,25 @@ def write_root_files(root: str, sandbox: PodSandboxConfig | None) -> None:
         raise StateDirectoryError(f"root file system {root}: {error.strerror} (etc/{error.filename})") from error
     finally:
         os.close(etc)
+
+
+def make_room(root: str, volumes: Sequence[str], mounts: Iterable[Mount]) -> None:
+    """Remove the empty directory of an image's volume where a file is to be mounted, as others let one do."""
+    places = {os.path.normpath(f"/{each.lstrip('/')}") for each in volumes}
+    for mount in mounts:
+        path = os.path.normpath(f"/{mount.container_path.lstrip('/')}")
+        if path not in places or os.path.isdir(mount.host_path):
+            continue
+        with suppress(OSError, ValueError):  # whatever else is there: the mount says what is wrong with it
+            top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                above = open_in_root(top, os.path.dirname(path).encode())
+            finally:
+                os.close(top)
+            try:
+                os.rmdir(os.path.basename(path), dir_fd=above)
+            finally:
+                os.close(above)
 
 
 def name_address(root: str, hostname: str, address: str) -> None:

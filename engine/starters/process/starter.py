@@ -31,7 +31,7 @@ from limpet.engine.starters.process.keeper.kernel import read_stat, read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.keeper.root import open_view, read_view
 from limpet.engine.starters.process.plan import make_plan, write_plan
-from limpet.engine.starters.process.root_files import write_root_files
+from limpet.engine.starters.process.root_files import make_room, write_root_files
 from limpet.engine.starters.process.spec import make_spec, read_spec
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
 from limpet.engine.state.descriptors import close_all, system_errors_told
@@ -162,7 +162,9 @@ class ProcessStarter:
         spec = make_spec(launch, find_abilities())
         if spec.root.path:
             sandbox = None if launch.sandbox is None else launch.sandbox.config
-            write_root_files(os.path.join(launch.bundle_path, ROOTFS), sandbox)
+            root, metadata = os.path.join(launch.bundle_path, ROOTFS), launch.metadata
+            write_root_files(root, sandbox)
+            make_room(root, metadata.image_manifest.config.volumes, metadata.config.mounts)
         elif os.geteuid() == 0:
             _give_working_directory(os.path.join(launch.bundle_path, WORKING), spec.process.user)
         return msgspec.json.encode(spec)

@@ -34,7 +34,7 @@ _COLUMNS = (
 
 
 @click.command("stats")
-@click.argument("ids", metavar="ID...", nargs=-1, shell_complete=complete_id)
+@click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=complete_id)
 @no_trunc_option
 @output_option
 @place_option

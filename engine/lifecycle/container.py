@@ -126,7 +126,7 @@ class Container:
     @property
     def labels(self) -> Mapping[str, str]:
         """Its labels, from its config. Raises StoreDamagedError, as `metadata` does."""
-        return self.metadata.config.labels
+        return dict(self.metadata.config.labels)  # whoever changes them changes nothing here
 
     @property
     def exit_code(self) -> int | None:

@@ -102,7 +102,7 @@ class Sandbox:
     @property
     def labels(self) -> Mapping[str, str]:
         """Its labels, from its config."""
-        return self.metadata.config.labels
+        return dict(self.metadata.config.labels)  # whoever changes them changes nothing here
 
     @property
     def log_directory(self) -> str:

@@ -56,7 +56,7 @@ from limpet.schema.protobuf_json import is_text
 from limpet.schema.restart import parse_restart_policy
 from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, SandboxStatusRow, StatusRow
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus, require_namespaces
-from limpet.schema.status import Reason, Status, declare_gone
+from limpet.schema.status import ContainerState, Reason, Status, declare_gone
 
 
 class Draft:
@@ -370,9 +370,11 @@ class Draft:
         if checkpoint is None:
             raise StoreDamagedError(f"container {container_id}: {status.message}")
         if not status.unknown:
-            raise InvalidStateError(
-                f"cannot declare container {container_id} gone: it is {status.state.name}, not Unknown"
+            is_new = status.state is ContainerState.UNKNOWN
+            state = (
+                "was never created, and has no process; delete it" if is_new else f"is {status.state.name}, not Unknown"
             )
+            raise InvalidStateError(f"cannot declare container {container_id} gone: it {state}")
         settled = self.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
         self.doubt(container_id, None)
         return settled

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Table, Text
 
 from limpet.engine import Engine, Store
+from limpet.engine.cli import VERBS
 from limpet.recovery import RULES, SANDBOX_RULES
 from limpet.recovery.intents import INTENT_RULES
 from limpet.recovery.orphans import ORPHAN_RULES
@@ -48,6 +49,12 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     paths = re.findall(r"`((?:benchmarks|engine|recovery|schema|tests|docs)/[\w./-]+)`", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing + [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_command_lines_page_lists_every_verb() -> None:
+    """The table of verbs has each of them once."""
+    rows = re.findall(r"^\| (`.+?`) \|", (ROOT / "docs" / "command-line.md").read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"`([a-z]+)[`\s]", " ".join(rows) + " ")) == sorted(VERBS)
 
 
 def test_the_architecture_lists_every_room() -> None:

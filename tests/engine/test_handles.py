@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,6 +130,18 @@ def test_what_a_container_says_of_itself(engine: Engine, pod: Sandbox) -> None:
     with pytest.raises(errors.StartError):
         missing.start()
     assert missing.exit_code is None
+
+
+def test_labels_that_are_read_are_the_callers_own(engine: Engine) -> None:
+    """Who changes them, as for the config of another container, changes those of none."""
+    pod = engine.create_sandbox({"metadata": {"name": "labelled"}, "labels": {"app": "web"}})
+    job = engine.create_container(config("job", "true", labels={"app": "web"}), pod)
+    for handle in (job, pod):
+        labels: Any = handle.labels
+        labels["app"] = "other"
+    seen = [job.labels, engine.get(job.id).labels, pod.labels, engine.get_sandbox(pod.id).labels]
+    assert seen == [{"app": "web"}] * 4
+    pod.remove(force=True)
 
 
 def test_deleting_what_is_gone_does_nothing(engine: Engine, pod: Sandbox) -> None:

@@ -59,6 +59,9 @@ def test_only_what_is_unknown_is_settled_by_a_persons_word(state_dir: str) -> No
         with pytest.raises(errors.InvalidStateError, match="it is RUNNING, not Unknown"):
             store.declare_gone("one", "I have seen it")
         assert store.status("one") == RUNNING
+        store.add(metadata("new"))
+        with pytest.raises(errors.InvalidStateError, match="gone: it was never created, and has no process; delete it"):
+            store.declare_gone("new", "I have seen it")
     with Store.open(state_dir) as store:
         assert store.declare_gone("one", "I have seen it").exit_code == 255
         assert store.status("one").state is ContainerState.EXITED

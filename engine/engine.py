@@ -429,7 +429,7 @@ class Engine:
         With `strict`, InvalidInputError names each field that asks for what the starter does not do.
         """
         config = parse_container_config(config)
-        place = sandbox if isinstance(sandbox, Sandbox) else self.get_sandbox(sandbox)
+        place = self._find_place(sandbox)
         manifest = self.images.manifest(ImageName.parse(config.image.image))
         starter = self._runtime.starters.choose(place.metadata.runtime_handler)
         key = new_id() if id is None else require_id(id)
@@ -456,6 +456,14 @@ class Engine:
         if expires_at:
             self._runtime.note_container(key)
         return container
+
+    def _find_place(self, sandbox: Sandbox | str) -> Sandbox:
+        """Return a sandbox as it is here: one that is given itself may be another engine's, or of an id made anew."""
+        if not isinstance(sandbox, Sandbox):
+            return self.get_sandbox(sandbox)
+        if sandbox.id not in self.store.sandbox_ids:
+            raise NotFoundError(f"sandbox {quote(sandbox.id)} does not exist; create it first")
+        return self.get_sandbox(sandbox.id)
 
     def get(self, container_id: str) -> Container:
         """Return the container with this id, else with this name, else the one whose id begins with it.
@@ -516,7 +524,7 @@ class Engine:
 
     def exclusive(self, owner_id: str) -> AbstractContextManager[None]:
         """Keep other steps of the same container or sandbox out while the block runs."""
-        return self._runtime.exclusive(owner_id)
+        return self._runtime.exclusive(require_text("container or sandbox", owner_id))
 
     def recover(self) -> Report:
         """Look at every container that has not ended, now, and return the report; may be called at any time."""
@@ -580,7 +588,7 @@ class Engine:
         with self._runtime.exclusive(sandbox.id), suppress(NotFoundError):
             try:
                 sandbox.set_right()
-            except (InvalidInputError, UnsupportedError, ResourcesError) as error:
+            except (InvalidInputError, UnsupportedError, ResourcesError, StateDirectoryError) as error:
                 _log.warning("sandbox %s: what it holds cannot be set right now: %s", sandbox.id, error)
 
     def declare_gone(self, container_id: str, why: str) -> Status:

@@ -23,8 +23,13 @@ def find_small_file(path: str, limit: int) -> bytes | None:
 
 def read_small_file(path: str, limit: int) -> bytes:
     """Return the content of `path`. Raises OSError, also if it is not a file or is larger than `limit` bytes."""
-    # Without O_NONBLOCK, opening a pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):  # "too many levels" says of one link what is not so
+            raise OSError(errno.ELOOP, "it is a symbolic link", path) from error
+        raise
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Self
 
 import msgspec
+from msgspec.structs import replace
 
 from limpet.schema.any_text import plain
 from limpet.schema.errors import InvalidInputError, quote
@@ -79,6 +80,8 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", om
     cmd: tuple[str, ...] = ()
     working_dir: str = ""
     stop_signal: str = ""
+    volumes: tuple[str, ...] = ()
+    """Directories that the program counts on, whether a layer has them or not."""
     labels: dict[str, str] = {}
 
 
@@ -91,6 +94,11 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     config: ImageConfig = ImageConfig()
     layers: tuple[str, ...] = ()
     """The layers' digests, lowest first; none for a built-in image, which uses the host's own files."""
+
+    @property
+    def exact_name(self) -> ImageName:
+        """Its name with its digest, which stands for this very image, whoever else has the name by now."""
+        return replace(self.name, digest=self.digest)
 
     @property
     def is_builtin(self) -> bool:

@@ -1,7 +1,7 @@
 """The engine for asyncio: what `Engine` does, awaited; thousands of tasks may wait without a thread for each."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from limpet.engine.aio.answers import close_in_own_thread, in_own_thread
@@ -59,7 +59,7 @@ class AsyncEngine(Closing):
         fleet_timeout: float = FLEET_TIMEOUT_SECONDS,
     ) -> "Opening[AsyncEngine]":
         """Open an engine without blocking the loop: `await` it, or `async with` it. See `Engine.open`."""
-        inherited = tuple(inherit_env)
+        inherited = tuple(inherit_env) if isinstance(inherit_env, Iterator) else inherit_env  # each try reads it
 
         def open_engine(part: float) -> Engine:
             return Engine.open(
@@ -129,7 +129,7 @@ class AsyncEngine(Closing):
                 expires_at=expires_at,
             )
 
-        return self._sandbox(await self._workers.slow(create, id or ""))
+        return self._sandbox(await self._workers.slow(create, id))
 
     async def get_or_create_sandbox(
         self, config: PodSandboxConfig | bytes | str | Mapping[str, Any], *, id: str | None = None
@@ -162,7 +162,7 @@ class AsyncEngine(Closing):
                 expires_at=expires_at,
                 extra=extra,
             ),
-            id or "",
+            id,
         )
         return self._container(made)
 
@@ -183,7 +183,7 @@ class AsyncEngine(Closing):
             lambda: self.engine.add_container(
                 config, place, id=id, strict=strict, restart=restart, expires_at=expires_at, extra=extra
             ),
-            id or "",
+            id,
         )
         return self._container(added)
 

@@ -89,20 +89,21 @@ class Workers:
         self._waiting: dict[str, deque[tuple[_Pool, Step[Any]]]] = {}
         """By container or sandbox of which a step is under way, the steps that come after it."""
 
-    async def quick(self, act: Callable[[], _T], key: str = "") -> _T:
+    async def quick(self, act: Callable[[], _T], key: object = "") -> _T:
         """Return what `act` returns, after all steps before it that have the same key. It should be quick."""
         return await self._do(self._quick, act, key)
 
-    async def slow(self, act: Callable[[], _T], key: str = "") -> _T:
+    async def slow(self, act: Callable[[], _T], key: object = "") -> _T:
         """Do the same with what may take long, such as unpacking an image."""
         return await self._do(self._slow, act, key)
 
-    async def _do(self, pool: _Pool, act: Callable[[], _T], key: str) -> _T:
+    async def _do(self, pool: _Pool, act: Callable[[], _T], key: object) -> _T:
         if os.getpid() != self._pid:
             raise ClosedError("this engine was opened by another process; a fork cannot use it: open one in the child")
         step = Step(act)
-        if not self._must_wait(pool, step, key):
-            self._put(pool, step, key)
+        name = key if isinstance(key, str) else ""  # what is no text is refused by the step
+        if not self._must_wait(pool, step, name):
+            self._put(pool, step, name)
         result: _T = await wait_for(step)
         return result
 

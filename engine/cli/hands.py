@@ -32,7 +32,7 @@ from limpet.engine.starters import Starter
 from limpet.engine.starters.abilities import Session
 from limpet.engine.state.directory import check_directory
 from limpet.engine.state.entries import resolve_directory
-from limpet.engine.state.names import OCI
+from limpet.engine.state.names import DATABASE, OCI
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import observe_process
 from limpet.schema.errors import (
@@ -83,6 +83,7 @@ class Hands:
         self._place = place
         self._runtime = runtime
         self.state_dir = _require_usable(place.state_dir) if makes else require_state(place.state_dir)
+        self._is_there = os.path.lexists(os.path.join(self.state_dir, DATABASE))
         self._opening = threading.Lock()
         self._engine: Engine | None = None
         self._seen: dict[str, View] = {}
@@ -114,6 +115,7 @@ class Hands:
                 return self._ask_once(request, patience)
             except NotFoundError:
                 if was_asked and isinstance(request, Remove):  # the engine that ended had done it
+                    require_state(self.state_dir)
                     return (Removal(kind="container", id=request.id, name=""),)
                 raise
             except StateDirectoryLockedError as error:
@@ -241,7 +243,10 @@ class Hands:
                 raise ClosedError("the command is ending")
             if self._engine is not None:
                 return self._engine, False
+            if self._is_there:  # if it was moved or removed meanwhile, no empty one takes its place
+                require_state(self.state_dir)
             self._engine = Engine.open(self.state_dir, node=self._place.node, runtimes=self._find_runtimes())
+            self._is_there = True
             return self._engine, True
 
     def _find_runtimes(self) -> dict[str, Starter]:

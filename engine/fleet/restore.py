@@ -16,6 +16,7 @@ from limpet.engine.fleet.rows import from_record
 from limpet.engine.fleet.upgrade import require_current
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.names import DATABASE, IDENTITY
+from limpet.engine.state.presence import is_there
 from limpet.schema.codec import row_is_sound
 from limpet.schema.errors import AlreadyExistsError, FleetError, LimpetError, quote_path
 from limpet.schema.metadata import require_node
@@ -52,7 +53,7 @@ def restore(url: str, node: str, state_dir: str, *, is_forced: bool = False) -> 
         directory = StateDirectory.acquire(state_dir)
         try:
             path = directory.join(DATABASE)
-            if os.path.lexists(path):
+            if is_there(path):
                 raise AlreadyExistsError(f"{quote_path(path)} exists already; restore into a new directory")
             return _restore(connection, node, directory, path, is_forced=is_forced)
         finally:

@@ -69,6 +69,12 @@ class _Image(NamedTuple):
         """Configuration and layers."""
         return [self.manifest.config, *(self.manifest.layers or [])]
 
+    @property
+    def volumes(self) -> Sequence[str]:
+        """Directories that the image's programs count on, whether a layer has them or not."""
+        config = self.configuration.config
+        return tuple(config.volumes or ()) if config else ()
+
 
 class DirectoryImageStore:
     """An ImageStore in the directory `root`, which is created if missing. Processes and threads may share it.
@@ -146,7 +152,7 @@ class DirectoryImageStore:
             record = self._find(name)
             if record.digest:
                 image = self._open(record.digest)
-                unpack(str(name), self._layer_files(image), target, Budget())
+                unpack(str(name), self._layer_files(image), image.volumes, target, Budget())
 
     def unmount(self, target: str) -> None:
         """Check that nothing is mounted at or below `target`; PLAIN itself mounts nothing."""
@@ -230,6 +236,8 @@ class DirectoryImageStore:
             with open_files(path, self._root) as files:
                 images = find_images(files, _label(path))
                 self._require_no_builtin(images)
+                for name in images:
+                    _require_no_digest(name)
                 unique = {image.digest: (name, image) for name, image in images.items()}
                 for blob, file_name in unique_blobs(blob for _, image in unique.values() for blob in image.blobs):
                     if blob.urls and files.find(file_name) is None:
@@ -255,7 +263,8 @@ class DirectoryImageStore:
         scratch = temporary_path(self._root)
         make_one_directory(scratch)
         try:
-            unpack(str(name), self._layer_files(self._open(digest)), scratch, budget, with_content=False)
+            image = self._open(digest)
+            unpack(str(name), self._layer_files(image), image.volumes, scratch, budget, with_content=False)
         finally:
             remove_tree(scratch)
 
@@ -267,16 +276,19 @@ class DirectoryImageStore:
 
     def _find(self, name: ImageName) -> ImageRecord:
         """Return the record of the image with this name, digest or id. Raises NotFoundError, StoreDamagedError."""
-        try:
-            return self._records.get(name)
-        except NotFoundError:
-            prefix = _id_prefix(name)
-            found = [each for each in self._records.readable() if self._has_id(each, prefix)] if prefix else []
-            if not found:
-                raise
-            if len({record.digest for record in found}) > 1:
-                raise NotFoundError(f"several images have an id that begins with {prefix}; give more of it") from None
-            return found[0]
+        prefix = _id_prefix(name)
+        if not _is_digest(prefix):  # a whole one is no name, whatever an older version has loaded
+            try:
+                return self._records.get(name)
+            except NotFoundError:
+                if not prefix:
+                    raise
+        found = [each for each in self._records.readable() if self._has_id(each, prefix)]
+        if not found:
+            raise NotFoundError(f"image {name} is not in the store; load it first")
+        if len({record.digest for record in found}) > 1:
+            raise NotFoundError(f"several images have an id that begins with {prefix}; give more of it")
+        return found[0]
 
     def _has_id(self, record: ImageRecord, prefix: str) -> bool:
         """Return whether the digest of the image's configuration, manifest or index begins so."""
@@ -385,6 +397,18 @@ def _label(path: str) -> str:
 def _require_plain(name: ImageName) -> None:
     if ImageName.parse(str(name)) != name or name.digest:
         raise InvalidInputError(f"image name {str(name)!r}: it must have a repository and a tag, and no digest")
+    _require_no_digest(name)
+
+
+def _require_no_digest(name: ImageName) -> None:
+    """Raise InvalidInputError for a name that is a digest, by which an image could pass for another one."""
+    if _is_digest(_id_prefix(name)):
+        raise InvalidInputError(f"image name {str(name)!r}: it is a digest, which stands for its image alone")
+
+
+def _is_digest(prefix: str) -> bool:
+    """Return whether what a name may be the beginning of is whole."""
+    return len(prefix.rpartition(":")[2]) in DIGEST_ALGORITHMS.values()
 
 
 def _id_prefix(name: ImageName) -> str:

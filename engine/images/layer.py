@@ -75,6 +75,24 @@ def apply_layer(tree: Tree, members: Iterator[tuple[Member, Chunks]], budget: Bu
         _log.warning("device nodes of a layer are left out: %s%s", shown, more)
 
 
+def make_volume(tree: Tree, volume: str, budget: Budget) -> None:
+    """Make a directory that an image's programs count on, where no layer has brought anything.
+
+    Raises InvalidInputError for one that cannot be; OSError if the disk fails.
+    """
+    try:
+        above = path = _require_short(tree.follow(clean_path(volume.encode())))
+        while above:
+            budget.take_name(above)
+            above = above.rpartition(b"/")[0]
+        with suppress(NotADirectoryError):
+            tree.make_directory(path)
+    except OSError as error:
+        if error.errno not in _FAULT_OF_MEMBER:
+            raise
+        raise InvalidInputError(error.strerror) from error
+
+
 class _Layer:
     """The members of one layer, and the paths it has created so far."""
 
@@ -150,10 +168,7 @@ class _Layer:
             raise InvalidInputError(f"it is a hard link to {show(link)}: {error}") from error
 
     def _resolve(self, path: bytes) -> bytes:
-        resolved = self._tree.resolve(path)
-        if len(resolved) > PATH_BYTES:
-            raise InvalidInputError(f"its path is longer than {PATH_BYTES} bytes once its links are followed")
-        return resolved
+        return _require_short(self._tree.resolve(path))
 
     def _bring(self, path: bytes) -> None:
         while path not in self._brought:
@@ -189,6 +204,12 @@ def clean_path(name: bytes) -> bytes:
     if not name or b"\0" in path or len(path) > PATH_BYTES:
         raise InvalidInputError(f"its path is empty, contains a NUL, or is longer than {PATH_BYTES} bytes")
     return path
+
+
+def _require_short(resolved: bytes) -> bytes:
+    if len(resolved) > PATH_BYTES:
+        raise InvalidInputError(f"its path is longer than {PATH_BYTES} bytes once its links are followed")
+    return resolved
 
 
 def _hidden_name(whiteout: bytes) -> bytes:

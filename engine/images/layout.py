@@ -3,7 +3,8 @@
 Sources: image-spec image-layout.md, image-index.md, annotations.md; containerd's annotation for full names.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 import msgspec
@@ -42,6 +43,7 @@ CONTAINERD_NAME = "io.containerd.image.name"
 _DIRECTORY_TRANSPORT = b"Directory Transport Version"
 """How its file `version` begins."""
 REFERENCE_NAME = "org.opencontainers.image.ref.name"
+_DIGEST = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 def find_images(files: Files, label: str) -> dict[ImageName, FoundImage]:
@@ -78,13 +80,18 @@ def _find_in_layout(documents: Documents, label: str) -> dict[ImageName, FoundIm
         notes = descriptor.annotations or {}
         tops.setdefault(notes.get(CONTAINERD_NAME) or notes.get(REFERENCE_NAME) or "", []).append(descriptor)
     search = _Search(documents)
-    images = {}
-    for annotation, descriptors in tops.items():
+    images: dict[ImageName, FoundImage] = {}
+    named: dict[ImageName, str] = {}
+    for annotation, descriptors in sorted(tops.items(), key=lambda each: _names_by_digest(each[0])):
         suited = search.find(descriptors, every=not annotation)
         if len(suited) > 1:
             raise InvalidInputError(f"{len(suited)} images without a name; annotate them with {REFERENCE_NAME}")
-        if suited:
-            images[_image_name(annotation, label)] = suited[0]
+        if not suited or _has_name(annotation, suited[0].digest, named):
+            continue
+        name = _image_name(annotation, label)
+        if named.setdefault(name.normalized, suited[0].digest) != suited[0].digest:
+            raise InvalidInputError(f"two of its images have the name {name}; annotate them with {REFERENCE_NAME}")
+        images[name] = suited[0]
     if not images:
         raise InvalidInputError(
             f"it has no image for {this_platform()}, only: {', '.join(sorted(search.others)) or 'nothing'}"
@@ -186,6 +193,9 @@ class _Search:
                 kind = manifest.layers[0].media_type
             self.others.add(f"an artifact of type {kind!r}")
             return None
+        if not manifest.layers:  # as of `umoci new`, to which layers are added under another tag
+            self.others.add("an image that has no layers, so it has nothing to run")
+            return None
         manifest = read_manifest(data)
         configuration = read_configuration(self._documents.read_blob(manifest.config), manifest)
         self._platforms[descriptor.digest] = configuration.platform
@@ -193,8 +203,25 @@ class _Search:
         return FoundImage(descriptor.digest, data, unique_blobs(blobs))
 
 
+def _names_by_digest(annotation: str) -> bool:
+    """Return whether an image is named by a digest without a tag, as containerd names what has other names as well."""
+    name, at, _ = annotation.partition("@")
+    return ":" not in name.rpartition("/")[2] if at else _DIGEST.fullmatch(annotation) is not None
+
+
+def _has_name(annotation: str, digest: str, named: Mapping[ImageName, str]) -> bool:
+    """Return whether an image that is named by a digest has a name of the same repository by which it is found, too."""
+    if not _names_by_digest(annotation):
+        return False
+    names = [name for name, found in named.items() if found == digest]
+    repository = ImageName.parse(annotation).normalized.repository
+    return any("@" not in annotation or name.repository == repository for name in names)
+
+
 def _image_name(annotation: str, label: str) -> ImageName:
     """Return the full name. A single word is a tag, as most tools write it; the label is prefixed to it."""
+    if _DIGEST.fullmatch(annotation):
+        return named_after_path(label)
     if ":" not in annotation and "/" not in annotation:
         return named_after_path(label, annotation)
     name = ImageName.parse(annotation)

@@ -56,6 +56,7 @@ LAYER_TYPES = {
     "application/vnd.docker.image.rootfs.diff.tar": Compression.NONE,
     "application/vnd.docker.image.rootfs.diff.tar.gzip": Compression.GZIP,
     "application/vnd.docker.image.rootfs.diff.tar.zstd": Compression.ZSTD,
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": Compression.NONE,
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": Compression.GZIP,
 }
 
@@ -120,6 +121,7 @@ class RunConfig(msgspec.Struct, kw_only=True, rename="pascal"):
     cmd: tuple[str, ...] | None = None
     working_dir: str | None = None
     stop_signal: str | None = None
+    volumes: dict[str, object] | None = None
     labels: dict[str, str] | None = None
 
     def to_image_config(self) -> ImageConfig:
@@ -131,6 +133,7 @@ class RunConfig(msgspec.Struct, kw_only=True, rename="pascal"):
             cmd=self.cmd or (),
             working_dir=self.working_dir or "",
             stop_signal=self.stop_signal or "",
+            volumes=tuple(self.volumes or ()),
             labels=self.labels or {},
         )
 

@@ -72,10 +72,10 @@ class Tree:
         except FileNotFoundError:  # there is no link before what is missing
             return path
         except NotADirectoryError:
-            return os.path.join(self._follow(above), name)
+            return os.path.join(self.follow(above), name)
 
-    def _follow(self, path: bytes) -> bytes:
-        """Return the directory that `path` leads to, as for a process whose root this is."""
+    def follow(self, path: bytes) -> bytes:
+        """Return the directory that `path` leads to, as for a process whose root this is. Raises OSError (ELOOP)."""
         resolved: list[bytes] = []
         left = path.split(b"/")[::-1]
         links = steps = 0
@@ -114,6 +114,11 @@ class Tree:
             with self._parent(path) as (parent, name):
                 make_one_directory(name, dir_fd=parent)
         self._directories[path] = attributes
+
+    def make_directory(self, path: bytes) -> None:
+        """Create a directory, and those on its way, where nothing is. Raises NotADirectoryError for something else."""
+        with self._directory(path, make=True):
+            pass
 
     def put_file(self, path: bytes, attributes: Attributes, size: int, chunks: Chunks) -> None:
         """Create a file, replacing what exists, as a new inode: other links keep the old content."""

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from limpet.engine.images.layer import apply_layer
+from limpet.engine.images.layer import apply_layer, make_volume
 from limpet.engine.images.limits import Budget
 from limpet.engine.images.streams import SNIFFED_BYTES, Decompressor, HashingReader, sniff
 from limpet.engine.images.tar import read_tar
+from limpet.engine.images.tar_fields import show
 from limpet.engine.images.tree import Tree
 from limpet.schema.errors import InvalidInputError, StoreDamagedError
 
@@ -20,13 +21,21 @@ class LayerFile(NamedTuple):
     """Digest of the uncompressed tar file, from the image's configuration."""
 
 
-def unpack(image: str, layers: Sequence[LayerFile], target: str, budget: Budget, *, with_content: bool = True) -> None:
-    """Unpack the layers, lowest first, into the empty directory `target`.
+def unpack(
+    image: str,
+    layers: Sequence[LayerFile],
+    volumes: Sequence[str],
+    target: str,
+    budget: Budget,
+    *,
+    with_content: bool = True,
+) -> None:
+    """Unpack the layers, lowest first, into the empty directory `target`, and make the volumes that none brings.
 
     Without content, each layer is read and checked in the same way, but no data of files is written.
 
-    Raises InvalidInputError, naming image, layer and member, for an invalid layer; StoreDamagedError if a layer
-    is not what was loaded; OSError. After an error the tree is incomplete.
+    Raises InvalidInputError, naming image, layer and member, for an invalid layer or volume; StoreDamagedError if a
+    layer is not what was loaded; OSError. After an error the tree is incomplete.
     """
     with Tree(target, with_content=with_content) as tree:
         for layer in layers:
@@ -38,6 +47,11 @@ def unpack(image: str, layers: Sequence[LayerFile], target: str, budget: Budget,
                 ) from error
             except StoreDamagedError as error:
                 raise StoreDamagedError(f"image {image}: {error}; load it again from a good copy") from error
+        for volume in volumes:
+            try:
+                make_volume(tree, volume, budget)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"image {image}, volume {show(volume.encode())}: {error}") from error
         tree.finish()
 
 

@@ -21,13 +21,14 @@ from limpet.engine.database.sqlite import Reader, Source, examine_wal, require_p
 from limpet.engine.inspection.feed import SnapshotFeed
 from limpet.engine.reconcile import examine_all, judge_sandboxes
 from limpet.engine.starters import make_host_probe
-from limpet.engine.state.descriptors import fill_standard_numbers
+from limpet.engine.state.descriptors import fill_standard_numbers, system_errors_told
 from limpet.engine.state.directory import check_directory, require_ours, require_short
 from limpet.engine.state.entries import require_entries, resolve_directory
 from limpet.engine.state.identity import find_original
 from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
 from limpet.engine.state.owner import read_owner
+from limpet.engine.state.presence import is_there
 from limpet.engine.store import (
     Filter,
     Listing,
@@ -134,7 +135,8 @@ class Snapshot:
         try:
             source.ask(lambda reader: reader.require_current())
             _require_node(path, node, source.ask(lambda reader: sorted(reader.epochs())))
-            return cls(path, node, source)
+            with system_errors_told(f"state directory {quote_path(path)}"):
+                return cls(path, node, source)
         except BaseException:
             source.close()
             raise
@@ -444,18 +446,18 @@ def require_state(state_dir: str | os.PathLike[str]) -> str:
     StoreDamagedError if something is missing from it.
     """
     path = resolve_directory(state_dir)
-    if not os.path.lexists(path):
-        raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
-    check_directory(path, is_read=True)
-    require_short(path)
     try:
+        if not is_there(path):
+            raise NotFoundError(f"state directory {quote_path(path)} does not exist; give another with --state-dir")
+        check_directory(path, is_read=True)
+        require_short(path)
         require_ours(path)
         _require_plausible(path)
+        if not is_there(os.path.join(path, DATABASE)):
+            raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
     except OSError as error:
         raise StateDirectoryError(f"state directory {path}: {error.strerror}; use one that you can read") from error
-    if os.path.lexists(os.path.join(path, DATABASE)):
-        return path
-    raise NotFoundError(f"state directory {path} is empty: no engine has opened it yet")
+    return path
 
 
 def _require_plausible(path: str) -> None:

@@ -26,6 +26,7 @@ from limpet.engine.state.durable import (
     write_unflushed,
     write_with_tree,
 )
+from limpet.engine.state.presence import is_directory, is_there
 from limpet.recovery.bundles import is_begun, observe_bundle, read_marker
 from limpet.recovery.evidence import Bundle as Found
 from limpet.recovery.files import read_small_file
@@ -70,10 +71,13 @@ class Bundle:
             raise _translate(self.path, error) from error
 
     def is_missing(self) -> bool:
-        """Say whether the directory is not there, or not marked yet. Raises OSError."""
-        if os.path.islink(self.path) or not os.path.isdir(self.path):
-            return not os.path.lexists(self.path)
-        return is_begun(self.path)
+        """Say whether the directory is not there, or not marked yet. Raises StateDirectoryError."""
+        try:
+            if os.path.islink(self.path) or not is_directory(self.path):
+                return not is_there(self.path)
+            return is_begun(self.path)
+        except OSError as error:
+            raise _translate(self.path, error) from error
 
     def remove(self) -> None:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.
@@ -83,7 +87,7 @@ class Bundle:
         """
         require_id(self._id)
         try:
-            if not os.path.lexists(self.path):
+            if not is_there(self.path):
                 return
             if os.path.islink(self.path) or not (self._is_ours() or is_begun(self.path)):
                 raise InvalidStateError(f"{self.path} is not ours; it was left alone, move it away yourself")

@@ -31,6 +31,7 @@ from limpet.engine.starters.abilities import (
     Stats,
     lacks,
 )
+from limpet.engine.state.presence import is_there
 from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
@@ -49,7 +50,7 @@ from limpet.schema.errors import (
     quote,
 )
 from limpet.schema.identity import ProcessIdentity
-from limpet.schema.image import ImageManifest, MountType
+from limpet.schema.image import MountType
 from limpet.schema.metadata import Metadata
 from limpet.schema.protobuf_json import is_text
 from limpet.schema.restart import RestartKind
@@ -571,8 +572,7 @@ class Container:
                 self._bundle.begin(has_root=not image.is_builtin)
                 if not image.is_builtin:
                     self._bundle.flush_marker()
-                    self._runtime.images.mount(image.name, mount_type, self._bundle.rootfs)
-                    self._require_still(image)
+                    self._runtime.images.mount(image.exact_name, mount_type, self._bundle.rootfs)
                 launch = self._launch()
                 unapplied = self._starter.find_unapplied(launch)
                 self._bundle.finish(self._starter.make_config(launch), has_content=not image.is_builtin)
@@ -581,15 +581,6 @@ class Container:
                 raise
             return self._update(
                 lambda old: replace(old, created_at=_now(), reason="", message="", unapplied=unapplied, unknown=False)
-            )
-
-    def _require_still(self, image: ImageManifest) -> None:
-        """Raise NotFoundError if its image's name is another's by now: what was unpacked is not what it records."""
-        found = self._runtime.images.manifest(image.name).digest
-        if found != image.digest:
-            raise NotFoundError(
-                f"container {self.id}: its image {image.name} is not there any more: the name is that of {found} by"
-                f" now, and was that of {image.digest} when the container was added; add another"
             )
 
     def _start(self, secrets: Mapping[str, str]) -> Status:
@@ -860,7 +851,7 @@ class Container:
             if is_running or not is_settled:
                 raise self._refuse("delete", "stop and release it first")
             # The bundle is the last that a release removes: with it gone, nothing is left.
-            if not status.unknown and not (status.released and not os.path.lexists(self._bundle.path)):
+            if not status.unknown and not (status.released and not is_there(self._bundle.path)):
                 self.remove_bundle()
             return self._forget()
 

@@ -1,6 +1,5 @@
 """Removing many containers that have ended: what is written of them is written in few transactions."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from msgspec.structs import replace
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.starters.abilities import Plural, by_starter
+from limpet.engine.state.presence import is_there
 from limpet.recovery.thread import Thread
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.restart import RestartKind
@@ -119,7 +119,7 @@ def _forget(runtime: Runtime, containers: Sequence[Container]) -> set[str]:
             with suppress(NotFoundError):  # somebody else was faster
                 status = draft.status(container.id)
                 # The bundle is the last that a release removes: with it gone, nothing is left.
-                is_empty = status.released and not os.path.lexists(runtime.bundle_path(container.id))
+                is_empty = status.released and not is_there(runtime.bundle_path(container.id))
                 if is_empty and _is_over(status) and draft.delete(container.id):
                     gone.add(container.id)
     for key in gone:

@@ -202,9 +202,11 @@ class Sandbox:
         if status.state is SandboxState.NOTREADY:
             if all(container.state is ContainerState.EXITED for container in self.containers()):
                 self._try_to_vacate()
-        elif not starter.is_furnished(self.metadata, status.namespaces):
+            return
+        if not starter.is_furnished(self.metadata, status.namespaces):
+            self.bundle.make()  # never in a directory that is not ours
             self.furnish()
-        elif not starter.holds(self.id, status.namespaces):
+        if not starter.holds(self.id, self.status.namespaces):
             now, why = time.time_ns(), "its namespaces have ended, or somebody has unmounted them; make another"
             self._runtime.store.update_sandbox(
                 self.id, lambda old: stop_sandbox(old, SandboxReason.LOST, at=now, message=why)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.durable import make_directory, remove_tree, sync_directory
 from limpet.engine.state.names import QUARANTINE
+from limpet.engine.state.presence import is_there
 from limpet.recovery.orphans import QUARANTINE_MOST, Disposal, Orphan, judge_orphan
 from limpet.recovery.report import Report
 from limpet.recovery.users import find_users
@@ -52,7 +53,7 @@ def dispose(directory: StateDirectory, report: Report, exclusive: Exclusive) -> 
 
 def _dispose(directory: StateDirectory, orphan: Orphan) -> Orphan:
     try:
-        if not os.path.lexists(orphan.path):
+        if not is_there(orphan.path):
             return orphan
         if orphan.disposal is Disposal.REMOVE:
             remove_tree(orphan.path)

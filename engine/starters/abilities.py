@@ -53,6 +53,8 @@ class Furnisher(Protocol):
     def furnish(self, sandbox: SandboxMetadata, given: Mapping[str, str]) -> Holdings:
         """Make what it is to hold beside the namespaces given; what is left of an earlier try goes first.
 
+        Where all that it is to hold is given, as by its own record, none of it is touched: its files alone are made.
+
         Return all namespaces, also those given. Raises InvalidInputError, UnsupportedError, ResourcesError: then it
         holds nothing.
         """

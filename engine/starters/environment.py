@@ -21,6 +21,10 @@ HOST_VARIABLES: Mapping[str, str] = {
 """What a container of the `host` image gets of the engine's environment, and why. No other variable is handed on."""
 
 
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where neither an image with layers nor its config have one, as Docker and containerd do it."""
+
+
 def merge_environment(image: ImageConfig, config: ContainerConfig) -> tuple[str, ...]:
     """Return NAME=value for each variable; the image's, overridden by the config's.
 
@@ -39,6 +43,12 @@ def merge_environment(image: ImageConfig, config: ContainerConfig) -> tuple[str,
         require_string_fits(f"environment variable {quote(pair.key)}", f"{pair.key}={pair.value}")
         merged[pair.key] = pair.value
     return tuple(f"{name}={value}" for name, value in merged.items())
+
+
+def add_missing(environment: tuple[str, ...], defaults: Mapping[str, str]) -> tuple[str, ...]:
+    """Return NAME=value for each variable, with those of the defaults that are not among them."""
+    given = {entry.partition("=")[0] for entry in environment}
+    return (*environment, *(f"{name}={value}" for name, value in defaults.items() if name not in given))
 
 
 def choose_host_environment(
@@ -61,9 +71,7 @@ def require_names(names: Iterable[str]) -> tuple[str, ...]:
     found: tuple[object, ...] = tuple(names) if is_list else (names,)
     for name in found:
         if not is_list or not _is_variable(name, ""):
-            raise InvalidInputError(
-                f"inherit_env {quote(str(name))}: a list of names of variables is needed, without '='"
-            )
+            raise InvalidInputError(f"inherit_env {quote(name)}: a list of names of variables is needed, without '='")
     return tuple(map(str, found))
 
 
@@ -75,7 +83,7 @@ def require_secrets(variables: Mapping[str, str]) -> dict[str, str]:
         )
     for name, value in variables.items():
         if not _is_variable(name, value):
-            raise InvalidInputError(f"secret_env {quote(str(name))}: texts are needed, a name without '=' and no NUL")
+            raise InvalidInputError(f"secret_env {quote(name)}: texts are needed, a name without '=' and no NUL")
         require_string_fits(f"secret_env {quote(name)}", f"{name}={value}")
     return dict(variables)
 

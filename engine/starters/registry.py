@@ -102,8 +102,6 @@ class Starters:
             try:
                 starter.end_leftovers(has_ended)
             except LimpetError as error:
-                if starter is self.default:
-                    raise
                 _log.warning("starter %s: leftovers stay: %s", starter.name, error)
 
     def vacate_others(self, find_ids: Callable[[], Collection[str]]) -> None:

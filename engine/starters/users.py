@@ -122,7 +122,8 @@ def choose_user(
     The config's run_as_user or run_as_username, else the image's `user[:group]`, else root in a root of its own and
     the engine's own user on the host. A group that is not given is the user's in /etc/passwd; without an entry 0 in a
     root of its own (as containerd and Docker do), and on the host, where 0 is a privilege, the user's number.
-    Supplementary groups are those of the config, and with policy Merge those in which /etc/group has the user.
+    Supplementary groups are that group, those of the config, and with policy Merge those in which /etc/group has the
+    user.
 
     Raises InvalidInputError, naming the field, for an unknown name, a number out of range, and what this process has
     no right to.
@@ -143,10 +144,12 @@ def choose_user(
         if gid is None:
             own = account.gid if account else 0 if rights.has_own_ids else uid
             gid = _require_id(f"{asked.user_field} {uid}: group", own)
-        merged: Sequence[int] = extra
-        is_merge = context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE
-        if account and is_merge and rights.uid == 0 and rights.of_root().sets_groups:
-            merged = [*extra, *(_require_id("/etc/group: group", each) for each in accounts.groups_of(account))]
+        merged = list(extra)
+        if rights.uid == 0 and rights.of_root().sets_groups:
+            # A program could give up the group, and what is forbidden to it, if it had that as its own alone.
+            merged = [gid, *extra]
+            if account and context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE:
+                merged += [_require_id("/etc/group: group", each) for each in accounts.groups_of(account)]
         result = User(uid=uid, gid=gid, additional_gids=tuple(dict.fromkeys(merged)))
     if (count := len(result.additional_gids)) > _MOST_GROUPS:
         raise InvalidInputError(

@@ -15,6 +15,7 @@ from limpet.engine.state.identity import find_original, make_copy, read_identity
 from limpet.engine.state.lock import Lock, find_holder, has_holder_ended, is_lock, locked_error
 from limpet.engine.state.names import DATABASE, ENTRIES, FILES, IDENTITY, KEEPER, LOCK, OURS, OWNER
 from limpet.engine.state.owner import Owner, load_owner
+from limpet.engine.state.presence import is_there
 from limpet.engine.state.surroundings import require_system_calls
 from limpet.engine.state.turn import collect_garbage, patience_with_given_up, pauses
 from limpet.recovery.mounts import find_file_system
@@ -136,7 +137,7 @@ class StateDirectory:
         """Remove the copy of a keeper's files: what it noted is of the original's containers. May be repeated."""
         path = self.join(KEEPER)
         try:
-            if os.path.lexists(path):
+            if is_there(path):
                 remove_tree(path)
         except OSError as error:
             raise StateDirectoryError(f"{error.filename or path}: {error.strerror}; nothing was started") from error

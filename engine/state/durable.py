@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from limpet.engine.state.presence import is_directory
 from limpet.recovery.mounts import read_mount_id
 from limpet.schema.layout import TEMPORARY_PREFIX
 
@@ -59,7 +60,7 @@ def make_directory(path: str, mode: int = 0o700) -> None:
     """
     missing: list[str] = []
     path = os.path.abspath(path)
-    while not _is_directory(path):
+    while not is_directory(path):
         missing.append(path)
         path = os.path.dirname(path)
     # Also for an existing one: a crash may have come between its mkdir and this fsync. Its parents are
@@ -69,17 +70,9 @@ def make_directory(path: str, mode: int = 0o700) -> None:
         try:
             make_one_directory(path, mode)
         except FileExistsError:  # another thread may have been faster
-            if not os.path.isdir(path):
+            if not is_directory(path):
                 raise
         _sync_name(path)
-
-
-def _is_directory(path: str) -> bool:
-    """Return whether a directory exists. Raises OSError for an unusable path, such as one that is too long."""
-    try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
@@ -197,7 +190,7 @@ def remove_tree(path: str) -> None:
     path = os.path.abspath(path)
     remove_unflushed(path)
     # Also for a missing one: a crash may have come between its rmdir and this fsync.
-    if os.path.isdir(os.path.dirname(path)):
+    if is_directory(os.path.dirname(path)):
         _sync_name(path)
 
 

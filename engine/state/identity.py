@@ -2,8 +2,8 @@
 
 Its path does not tell: a directory can be renamed, mounted elsewhere, or copied with all that is in it. So it has a
 random id, and its device, inode and path are recorded with that. Where these differ, either the directory was moved to
-another file system, or it is a copy. It is a copy if the original is still there, at its recorded path or renamed
-beside it or beside us.
+another file system, or it is a copy. It is a copy if the original is still there: at its recorded path, renamed beside
+it or beside us, or anywhere that a keeper or a conmon looks after its containers.
 """
 
 import json
@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from limpet.engine.state.durable import write_file
 from limpet.engine.state.names import IDENTITY
+from limpet.engine.state.served import find_served
 from limpet.engine.state.surroundings import may_access
 from limpet.recovery.files import find_small_file
 
@@ -62,7 +63,8 @@ def find_original(path: str, node: str) -> str:
     here = os.stat(path)
     if (here.st_dev, here.st_ino) == (record.device, record.inode):
         return record.original if record.original and node not in record.settled_nodes else ""
-    return next((other for other in _find_candidates(path, record) if _is_original(other, record, here)), "")
+    found = next((other for other in _find_candidates(path, record) if _is_original(other, record, here)), "")
+    return os.path.realpath(found) if found.startswith("/proc/") else found
 
 
 def make_copy(path: str, original: str) -> Identity:
@@ -100,6 +102,7 @@ def _find_candidates(path: str, record: Identity) -> Iterator[str]:
                 yield from (each.path for each in islice(entries, _MOST_NEIGHBOURS) if each.inode() == record.inode)
         except (FileNotFoundError, NotADirectoryError, PermissionError):  # not there any more, or not ours to read
             continue
+    yield from find_served(record.device, record.inode)
 
 
 def _is_original(path: str, record: Identity, here: os.stat_result) -> bool:

@@ -1,6 +1,8 @@
 """Waiting for a state directory that another has open: how long, and how often it is tried."""
 
 import gc
+import math
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -129,5 +131,5 @@ def _parts(wait: float) -> Iterator[float]:
 
 def require_wait(wait: object, name: str = "wait") -> None:
     """Raise InvalidInputError unless `wait` is seconds, 0 or more; `math.inf` is for as long as it takes."""
-    if not (isinstance(wait, int | float) and wait >= 0):  # not a number is neither
+    if not (isinstance(wait, int | float) and (0 <= wait <= sys.float_info.max or wait == math.inf)):
         raise InvalidInputError(f"{name} {quote(wait)}: seconds are needed, 0 or more")

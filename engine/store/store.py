@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from limpet.engine.database import Changes, Database, EventPage
 from limpet.engine.database.sqlite import open_database
+from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.steps import may_be_called_again, run_whole, whole
@@ -40,6 +41,7 @@ from limpet.schema.errors import (
     NotFoundError,
     StoreDamagedError,
     StoreError,
+    quote_path,
 )
 from limpet.schema.history import Transition
 from limpet.schema.identity import ProcessIdentity, has_sound_types
@@ -114,7 +116,8 @@ class Store:
         link = FleetLink(FleetChoice(fleet, fleet_ack, fleet_timeout))
         directory = StateDirectory.acquire(state_dir, wait=wait)
         try:
-            database = open_database(directory, node)
+            with system_errors_told(f"state directory {quote_path(directory.path)}"):
+                database = open_database(directory, node)
             try:
                 store = cls(directory, database, link)
             except BaseException:

@@ -420,3 +420,60 @@ def test_a_session_that_a_cancelled_task_does_not_get_is_closed(
         assert closed.is_set()
 
     run(state_dir, body)
+
+
+def test_an_id_that_is_no_text_is_refused_as_without_asyncio(state_dir: str) -> None:
+    """Also one that no dict can have as a key."""
+    wrong: Any = []
+
+    async def body(engine: AsyncEngine, pod: AsyncSandbox) -> None:
+        for begin in (engine.create_container, engine.add_container):
+            with pytest.raises(errors.InvalidInputError, match="id"):
+                await begin(config("job", "true"), pod, id=[pod.id])  # type: ignore[arg-type]
+        with pytest.raises(errors.InvalidInputError, match="id"):
+            await engine.create_sandbox({"metadata": {"name": "other"}}, id=[pod.id])  # type: ignore[arg-type]
+        with pytest.raises(errors.InvalidInputError, match="id"):
+            await engine.delete(wrong)
+
+    run(state_dir, body)
+
+
+@pytest.mark.parametrize("names", ["PATH", 7])
+def test_what_is_no_list_of_names_is_refused_as_without_asyncio(state_dir: str, names: Any) -> None:
+    """A text is not taken for the names of its letters."""
+
+    async def open_it() -> None:
+        async with AsyncEngine.open(state_dir, inherit_env=names):
+            pass
+
+    with pytest.raises(errors.InvalidInputError, match="inherit_env"):
+        asyncio.run(open_it())
+
+
+def test_names_that_can_be_read_once_are_read_at_each_try(state_dir: str) -> None:
+    """While another has the state directory open, the opening is tried again and again."""
+
+    async def open_it() -> list[str]:
+        opening = asyncio.ensure_future(begin())
+        await asyncio.sleep(0.5)
+        first.close()
+        engine = await opening
+        pod = await engine.create_sandbox({"metadata": {"name": "pod"}})
+        job = await engine.create_container(config("job", "sh", "-c", "echo $ONCE", log_path="job.log"), pod)
+        await job.start()
+        await job.wait(timeout=10)
+        said = [entry.text.decode() async for entry in job.read_log()]
+        await pod.remove(force=True)
+        await engine.close()
+        return said
+
+    async def begin() -> AsyncEngine:
+        return await AsyncEngine.open(state_dir, inherit_env=iter(["ONCE"]), wait=20)
+
+    os.environ["ONCE"] = "read"
+    first = Engine.open(state_dir)
+    try:
+        assert asyncio.run(open_it()) == ["read\n"]
+    finally:
+        del os.environ["ONCE"]
+        first.close()

@@ -296,6 +296,26 @@ def test_a_wait_outlasts_engines_that_come_and_go(limpet: Limpet, begin: Begin) 
     assert waiting.communicate(timeout=60) == ("137\n", "")
 
 
+@pytest.mark.parametrize("verb", ["wait", "run"])
+def test_no_empty_state_takes_the_place_of_one_that_is_moved(limpet: Limpet, begin: Begin, verb: str) -> None:
+    """Who waits says that the state is gone; where it is, the end is found."""
+    moved = f"{limpet.state_dir}.moved"
+    if verb == "wait":
+        limpet.ok("run", "-d", "--name", "job", "host", "sleep", "1000")
+    waiting = begin("wait", "job") if verb == "wait" else begin("run", "--name", "job", "host", "sleep", "1000")
+    wait_until(lambda: state_of(limpet, "job") == "RUNNING", "nothing runs")
+    time.sleep(2)  # it keeps no engine open from here on
+    with Snapshot.open(limpet.state_dir) as snapshot:
+        pid = snapshot.get("job").status.pid
+    os.rename(limpet.state_dir, moved)
+    os.kill(pid, signal.SIGKILL)
+    _, said = waiting.communicate(timeout=20)
+    assert (waiting.returncode, os.path.lexists(limpet.state_dir)) == ({"wait": 3, "run": 125}[verb], False), said
+    assert "does not exist" in said
+    os.rename(moved, limpet.state_dir)
+    assert limpet.ok("wait", "--quiet", "job") == "137\n"
+
+
 def test_who_waits_is_told_of_the_end_of_what_another_removes(limpet: Limpet, begin: Begin) -> None:
     """Without a live engine, too: the command that removes it opens one for as long as that takes."""
     limpet.ok("run", "-d", "--name", "x", "host", "sleep", "1000")

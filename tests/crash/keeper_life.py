@@ -4,6 +4,7 @@ import fcntl
 import os
 import select
 import socket
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import ClassVar, NamedTuple, NoReturn
@@ -73,8 +74,8 @@ class KeeperLife:
         # A keeper that is slow to answer, as on a busy machine, is one by the lock that it holds.
         lock = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # It listens elsewhere; where nothing had its socket's name, it would have been removed, and be made again.
-        os.close(os.open(os.path.join(directory, SOCKET), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # It listens elsewhere; where no socket had its socket's name, it would have been removed, and be made again.
+        os.mknod(os.path.join(directory, SOCKET), stat.S_IFSOCK | 0o600)
         name = f"\0limpet-keeper-life-{os.getpid()}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(name)

@@ -255,6 +255,29 @@ def test_a_sandbox_is_given_in_each_way(engine: Engine, pod: Sandbox) -> None:
         assert len(engine.list(sandbox_id=text, state="created")) == 4
 
 
+def test_a_sandbox_that_is_given_stands_for_the_one_of_its_id_here(
+    engine: Engine, pod: Sandbox, tmp_path: Path
+) -> None:
+    """A handle of another engine, or of one that was removed, brings neither its log directory nor its starter."""
+    logged = config("job", "echo", "here", log_path="job.log")
+    with Engine.open(tmp_path / "other") as other:
+        foreign = other.create_sandbox({"metadata": {"name": "other"}}, id="only-there")
+        with pytest.raises(errors.NotFoundError, match="only-there"):
+            engine.create_container(logged, foreign)
+        foreign = other.create_sandbox({"metadata": {"name": "pod"}}, id=pod.id)
+        job = engine.create_container(logged, foreign)
+        assert job.start().pid
+        job.wait(timeout=10)
+        assert [entry.text for entry in job.read_log()] == [b"here\n"]
+        assert not os.path.exists(foreign.log_directory)
+    job.remove()
+    pod.delete()
+    engine.create_sandbox({"metadata": {"name": "anew"}, "log_directory": str(tmp_path / "logs")}, id=pod.id)
+    again = engine.create_container(logged, pod)
+    assert again.metadata.log_path == str(tmp_path / "logs/job.log")
+    engine.get_sandbox(pod.id).remove(force=True)
+
+
 def test_a_strict_sandbox_is_refused_for_what_no_container_gets(engine: Engine) -> None:
     """With strict, a sandbox that asks for what is not done is refused by the fields' names, and not made."""
     names = {"name": "pod", "uid": "u", "namespace": "n"}

@@ -92,6 +92,10 @@ CALLS: dict[str, Callable[[Engine, Snapshot], object]] = {
     "unmount of a descriptor": lambda engine, _: engine.images.unmount(WRONG),
     "mount at nothing": lambda engine, _: engine.images.mount("host", MountType.PLAIN, Unseen()),  # type: ignore[arg-type]
     "mount of nothing": lambda engine, _: engine.images.mount("host", Unseen(), "/tmp"),  # type: ignore[arg-type]
+    "exclusive": lambda engine, _: engine.exclusive(None),  # type: ignore[arg-type]
+    "secret_env": lambda engine, _: engine.get("c").start({HUGE: "a"}),
+    "inherit_env": lambda _, snapshot: Engine.open(snapshot.path + "-2", inherit_env=[HUGE]),
+    "wait for a lock": lambda _, snapshot: Engine.open(snapshot.path, wait=HUGE),
     "delete": lambda engine, _: engine.delete(bytearray(b"c")),  # type: ignore[arg-type]
     "timeout": lambda engine, _: engine.get("c").wait(Unseen()),  # type: ignore[arg-type]
     "declare_gone": lambda engine, _: engine.store.declare_gone(bytearray(b"c"), "why"),  # type: ignore[arg-type]

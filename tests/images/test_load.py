@@ -180,6 +180,29 @@ def test_artifacts_beside_an_image_are_passed_over(
     assert store.manifest(loaded).digest == image["digest"]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar",
+    ],
+)
+def test_layers_that_are_not_compressed(tmp_path: Path, store: DirectoryImageStore, kind: str) -> None:
+    """Whatever their type says of who may hand them on, and whose it is."""
+    layout = Layout(tmp_path / "app")
+    layout.add_image([HELLO], compression="", layers=[layout.add_blob(HELLO, kind)])
+    assert store.load(str(layout.path)) == [APP]
+
+
+def test_an_image_without_layers_beside_another_is_passed_over(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """What one begins with in a layout, and what is made of it."""
+    layout = Layout(tmp_path / "app")
+    layout.add_image([], "empty")
+    layout.add_image([HELLO], "full")
+    assert store.load(str(layout.path)) == [ImageName("app", "full")]
+
+
 def test_each_document_of_a_layout_is_read_once_and_all_have_a_limit(
     tmp_path: Path, store: DirectoryImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

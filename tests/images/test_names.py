@@ -129,6 +129,49 @@ def test_a_name_comes_before_an_id(tmp_path: Path, store: DirectoryImageStore) -
     assert find(store, image_id) == named
 
 
+def test_a_whole_digest_is_no_name(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """Nobody's image answers to the digest of another: not by a tag, nor by what an archive says that its name is."""
+    digest = load(store, tmp_path, "app:1")
+    other = load(store, tmp_path, "other:1", tar(member("other")))
+    image_id = config_digest(tmp_path / "store", digest)
+    for name in (image_id, digest, image_id[7:], f"{image_id[7:]}:latest", "sha512:" + 128 * "a"):
+        with pytest.raises(InvalidInputError, match="it is a digest"):
+            store.tag("other:1", name)
+    stranger = Layout(tmp_path / "stranger")
+    stranger.add_image([tar(member("stranger"))], image_id)
+    assert store.load(str(stranger.path)) == [ImageName("stranger")]
+    assert (find(store, image_id), find(store, digest), find(store, other)) == (digest, digest, other)
+    stranger.index.clear()
+    stranger.add_image([tar(member("stranger"))], f"{image_id[7:]}:latest")
+    with pytest.raises(InvalidInputError, match="it is a digest"):
+        store.load(str(stranger.path))
+
+
+def test_a_digest_beside_a_name_adds_none(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """As containerd has each image of Kubernetes: nobody said that it is `latest`. Elsewhere, it has no other name."""
+    layout = Layout(tmp_path / "layout")
+    image = layout.add_manifest([HELLO])
+    digest: str = image["digest"]
+    for name in (f"a.b/app@{digest}", sha256(b"its configuration"), "a.b/app:1", f"c.d/app@{digest}"):
+        layout.list_manifest(image, name)
+    assert store.load(str(layout.path)) == [ImageName("a.b/app", "1"), ImageName("c.d/app")]
+    assert find(store, f"a.b/app@{digest}") == find(store, f"c.d/app@{digest}") == digest
+    assert not store.check("a.b/app")
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """One of them took the other's name, unsaid: a name may have several spellings, and a digest is of `latest`."""
+    layout = Layout(tmp_path / "layout")
+    first, second = (layout.add_manifest([tar(member(name))]) for name in "ab")
+    for name in ("docker.io/library/app", "library/app:latest", "docker.io/library/app@" + second["digest"]):
+        layout.index.clear()
+        layout.list_manifest(first, "docker.io/library/app:latest")
+        layout.list_manifest(second, name)
+        with pytest.raises(InvalidInputError, match="two of its images have the name"):
+            store.load(str(layout.path))
+    assert store.list() == []
+
+
 def test_an_image_can_be_given_more_names(tmp_path: Path, store: DirectoryImageStore) -> None:
     """tag by name or id; each name can go alone, with the last one the blobs, and by its id all go at once."""
     empty = names(tmp_path / "store")

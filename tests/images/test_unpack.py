@@ -38,11 +38,11 @@ APP = ImageName("app", "1")
 Members = list[tuple[Any, bytes]]
 
 
-def unpack(path: Path, *layers: Members | bytes, compression: str = "") -> Path:
+def unpack(path: Path, *layers: Members | bytes, compression: str = "", config: Any = None) -> Path:
     """Load an image of these layers and mount it; return the root file system."""
     layout = Layout(path / "layout")
     tars = [layer if isinstance(layer, bytes) else tar(*layer) for layer in layers]
-    layout.add_image(tars, compression=compression)
+    layout.add_image(tars, compression=compression, configuration={"config": config})
     store = DirectoryImageStore(str(path / "store"))
     store.load(str(layout.path))
     target = path / "rootfs"
@@ -384,6 +384,58 @@ def test_harmless_devices_are_made_and_the_others_named(tmp_path: Path, caplog: 
         assert (made.stat().st_rdev, made.stat().st_mode & 0o7777) == (os.makedev(1, 3), 0o666)
     else:
         assert "dev/null" in caplog.text
+
+
+VOLUMED = [
+    directory("brought", mode=0o700, mtime=5),
+    member("file"),
+    directory("closed", mode=0o555),
+    directory("to"),
+    symlink("link", "/to/there"),
+    symlink("out", "../../outside"),
+]
+VOLUMES = {  # of an image's configuration: what is there in the end that no layer has brought
+    "/new": {"new"},
+    "new/": {"new"},
+    "/new/../new/deep": {"new", "new/deep"},
+    "/brought": set(),
+    "/closed/new": {"closed/new"},
+    "/link": {"to/there"},
+    "/out/new": {"outside", "outside/new"},
+    "/file": set(),
+    "/file/below": set(),
+    "/": set(),
+}
+
+
+@pytest.mark.parametrize(("volume", "expected"), VOLUMES.items(), ids=VOLUMES)
+def test_an_images_volumes_are_there(tmp_path: Path, volume: str, expected: set[str]) -> None:
+    """Programs count on them, and other runtimes have them; what is there stays as it is, and nothing leads out."""
+    root = unpack(tmp_path, VOLUMED, config={"Volumes": {volume: {}}})
+    assert names(root) == {"brought", "file", "closed", "to", "link", "out"} | expected
+    for name in expected:
+        assert (root / name).is_dir()
+        assert (root / name).stat().st_mode & 0o7777 == 0o755
+    assert ((root / "brought").stat().st_mode & 0o7777, (root / "brought").stat().st_mtime) == (0o700, 5)
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize(
+    ("volume", "message"),
+    [("/../x", "leads out"), ("/a\0b", "NUL"), ("/" + 300 * "n", "name too long"), ("/l/x", "too many")],
+)
+def test_a_volume_that_cannot_be_is_refused_at_load(tmp_path: Path, volume: str, message: str) -> None:
+    """With its name, and not when a container is created."""
+    with pytest.raises(InvalidInputError, match=f"(?i)volume '/.*{message}"):
+        unpack(tmp_path, [symlink("l", "l")], config={"Volumes": {volume: {}}})
+    assert not (tmp_path / "rootfs").exists()
+
+
+def test_names_of_volumes_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document of 4 MiB could name directories whose paths together fill the memory."""
+    monkeypatch.setattr(limits, "MAX_NAME_BYTES", 10_000_000)
+    with pytest.raises(InvalidInputError, match="10000000 bytes of names"):
+        unpack(tmp_path, [member("f")], config={"Volumes": {f"/{number}" + 1000 * "/d": {} for number in range(20)}})
 
 
 def test_an_image_that_cannot_be_unpacked_is_refused_at_load(tmp_path: Path, store: DirectoryImageStore) -> None:

@@ -94,7 +94,7 @@ NAMED = {
     ),
     "a start that a recovery ends": Named(
         "engine/starters/oci/starter.py",
-        "        self._take(launch.id)\n",
+        "        self._busy.take(launch.id)\n",
         "        pass\n",
         ("tests/starters/test_oci_evidence.py", "-k", "under_way"),
     ),

@@ -161,6 +161,25 @@ def test_the_original_is_found_under_another_name(pid: int, state_dir: str) -> N
         assert (rule_of(original), original.get("one").status.pid) == ("survivor", pid)
 
 
+def test_the_original_is_found_by_what_it_runs(pid: int, state_dir: str, tmp_path: Path) -> None:
+    """Its parent renamed and copied back, as before an upgrade: no path leads to it, but its keeper lives there."""
+    above = tmp_path / "above"
+    above.mkdir()
+    os.rename(state_dir, above / "state")
+    with Engine.open(above / "state") as engine:  # which writes down where it is
+        assert engine.get("one").status.pid == pid
+    os.rename(above, f"{above}.before")
+    copied = copy(f"{above}.before", str(above)) + "/state"
+    with Snapshot.open(copied) as snapshot:
+        assert snapshot.list()[0].status.reason == Reason.COPIED
+    with Engine.open(copied) as other:
+        assert rule_of(other) == "copied"
+        assert f"{above}.before/state, which looks after it" in other.get("one").status.message
+        with pytest.raises(errors.InvalidStateError, match="is a copy"):
+            other.get("one").stop(0)
+    assert is_running(pid)
+
+
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 def test_the_same_directory_under_two_names_is_no_copy(pid: int, state_dir: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from limpet.engine.inspection.dry_run import predict_recovery
 from limpet.recovery.host import read_boot_id
 from limpet.recovery.report import Report
 from limpet.schema import ProcessIdentity, Status
+from limpet.schema.layout import MARKER_FILE
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, SandboxStatus
 from tests.conftest import EngineProcess, is_running
 from tests.engine_lives import LIVE
@@ -127,6 +128,26 @@ def test_an_older_record_gets_the_present_boot_unless_its_containers_tell(store:
     }
     assert [store.sandbox_status(key).boot_id for key in "abcd"] == [here, "", here, here]
     assert not recover(store).sandboxes
+
+
+@pytest.mark.parametrize(("is_link", "why"), [(False, "it is not a file"), (True, "it is a symbolic link")])
+def test_a_damaged_directory_is_that_sandboxs_trouble(
+    state_dir: str, caplog: pytest.LogCaptureFixture, *, is_link: bool, why: str
+) -> None:
+    """What is in its marker's place stops neither the opening nor another sandbox; the log says which, and why."""
+    with Engine.open(state_dir) as engine:
+        marker = Path(engine.create_sandbox({"metadata": {"name": "bad"}}, id="bad").metadata.root_dir, MARKER_FILE)
+    marker.unlink()
+    if is_link:
+        marker.symlink_to("elsewhere")
+    else:
+        marker.mkdir()
+    with Engine.open(state_dir) as engine:
+        assert f"sandbox bad: what it holds cannot be set right now: bundle {marker.parent}: {why}" in caplog.text
+        engine.create_sandbox({"metadata": {"name": "good"}}, id="good").remove()
+        with pytest.raises(errors.StateDirectoryError, match=why):
+            engine.get_sandbox("bad").remove()
+    assert os.path.lexists(marker)
 
 
 def test_a_copy_gives_up_what_the_original_holds(state_dir: str) -> None:

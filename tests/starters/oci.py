@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ TOOLS = ("conmon", "runc", "crun", "busybox")
 APPLETS = ("sh", "cat", "ls", "id", "sleep", "test", "env", "true", "false", "echo", "grep", "pwd", "mount", "hostname")
 PASSWD = b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/home/web:/bin/sh\n"
 GROUP = b"root:x:0:\nweb:x:1001:\nextra:x:1002:web\n"
+
+NEEDS = struct.pack("<5I", 0x02000001, 1 << 12, 0, 0, 0).decode()
+"""A file's capabilities: its program counts on CAP_NET_ADMIN."""
 
 _INIT = ProcessIdentity(pid=4711, start_ticks=1, boot_id="boot", pidfd_inode=2, pid_namespace=3)
 PROCESSES = Processes(
@@ -57,6 +61,8 @@ def load_busybox(engine: Engine, directory: Path, *, needs_root: bool = True, **
         *(oci_layout.symlink(f"bin/{name}", "busybox") for name in APPLETS),
         oci_layout.member("bin/garbage", b"\x01garbage", mode=0o755),
         oci_layout.member("bin/lost", b"#!/no/such/interpreter\n", mode=0o755),
+        oci_layout.member("bin/private", busybox, mode=0o700),
+        oci_layout.member("bin/counting", busybox, mode=0o755, pax_headers={"SCHILY.xattr.security.capability": NEEDS}),
         oci_layout.member("bin/short", busybox[:300], mode=0o755),
         oci_layout.member("bin/shorter", busybox[:30], mode=0o755),
         oci_layout.member("bin/nul", b"#!/bin/no\0such\n", mode=0o755),

@@ -1279,12 +1279,20 @@ def test_a_folder_of_pipes_that_is_cleared_away_is_made_again(engine: Engine, st
     engine.get("one").stop(0)
 
 
-def test_a_socket_that_is_cleared_away_is_made_again(state_dir: str) -> None:
-    """By the keeper, soon, and by the anchor that takes over from that: engines after this one find them."""
+@pytest.mark.parametrize("instead", ["nothing", "a file", "a link"])
+def test_a_socket_that_is_cleared_away_is_made_again(state_dir: str, instead: str) -> None:
+    """By the keeper, soon, and by the anchor that takes over from that: engines after this one find them.
+
+    A backup that is put back may have an empty file in its place.
+    """
     leave_one(state_dir)
     path = os.path.join(state_dir, "keeper", "socket")
     os.unlink(path)
-    wait_until(lambda: os.path.exists(path), "the socket")
+    if instead == "a file":
+        Path(path).touch()
+    elif instead == "a link":
+        os.symlink("/nowhere", path)
+    wait_until(lambda: os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode), "the socket")
     for number, killed in enumerate(((), KEEPER)):
         kill(state_dir, *killed)
         with Engine.open(state_dir) as engine:
@@ -1293,6 +1301,22 @@ def test_a_socket_that_is_cleared_away_is_made_again(state_dir: str) -> None:
             container.start()
             assert container.wait(20).exit_code == 3
     with Engine.open(state_dir) as engine:
+        engine.get("one").stop(0)
+
+
+def test_a_directory_in_the_place_of_the_socket_is_told(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper removes none, which somebody has made: what is to be moved away is named, and then all goes on."""
+    leave_one(state_dir)
+    path = os.path.join(state_dir, "keeper", "socket")
+    os.unlink(path)
+    os.mkdir(path)
+    monkeypatch.setattr("limpet.engine.starters.process.client._BEGIN_TIMEOUT_SECONDS", 1.0)
+    with Engine.open(state_dir) as engine:
+        with pytest.raises(errors.StartError, match=f"{path}' is no socket; move it away and try again"):
+            make(engine, "two", "true").start()
+        os.rmdir(path)
+        wait_until(lambda: os.path.exists(path), "the socket")
+        engine.recover()
         engine.get("one").stop(0)
 
 
@@ -1574,3 +1598,101 @@ def test_a_program_on_a_mount_that_executes_none_is_told_so(tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     told = ["file system is mounted noexec", "file system is mounted noexec", "0"]
     assert (done.stdout.splitlines(), done.stderr) == (told, "")
+
+
+REFUSING = """
+import errno, sys
+sys.path.insert(0, sys.argv[1])
+from keeper import main, members
+
+def signal(self, containers, number, *given, real=members.Members.signal):
+    if any(each.id == "refused" for each in containers):
+        raise OSError(errno.ENFILE, "Too many open files in system")
+    return real(self, containers, number, *given)
+
+members.Members.signal = signal
+main.main()
+"""
+"""The keeper's program, which cannot look for the processes of one container."""
+
+
+def test_leftovers_that_cannot_be_ended_keep_no_engine_from_opening(
+    engine_process: Start, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill has come between ends and their daemons': one cannot be looked at now, and the other one is ended."""
+    lasting = ["sh", "-c", "setsid sleep 3000 & echo $! >PID; exit 3"]
+    process = engine_process(
+        """
+import limpet.engine.starters.process.client as client
+from limpet.engine.starters.process import ProcessStarter
+client._PROGRAM = THE_KEEPER
+ProcessStarter.signal = lambda *_, **__: 0
+ProcessStarter.forget_exits = lambda *_: None
+engine = Engine.open(state_dir)
+engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+for key in ("other", "refused"):
+    command = [each.replace("PID", f"{state_dir}.{key}") for each in THE_COMMAND]
+    engine.create_container({"metadata": {"name": key}, "image": {"image": "host"}, "command": command},
+        "jobs", id=key).start()
+    engine.get(key).wait(20)
+say("ended"); time.sleep(999)
+""".replace("THE_KEEPER", repr(REFUSING)).replace("THE_COMMAND", repr(lasting))
+    )
+    process.read()
+    process.kill()
+    pids = {key: int(Path(f"{state_dir}.{key}").read_text()) for key in ("other", "refused")}
+    try:
+        with Engine.open(state_dir) as engine:
+            assert {each.exit_code for each in engine.list()} == {3}
+            wait_until(lambda: not is_running(pids["other"]), "what one has left to be ended")
+            assert is_running(pids["refused"])
+            monkeypatch.setattr(KeeperClient, "ask", refuse_to_answer)
+            engine.recover()
+    finally:
+        for pid in pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def refuse_to_answer(_: KeeperClient, message: Message, **__: object) -> Message:
+    raise errors.KeeperError(f"the keeper has not answered {message['op']!r} for 10 s")
+
+
+SLOW_TO_FLUSH = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from keeper import journal, main
+
+def fdatasync(file, real=os.fdatasync):
+    real(file)
+    time.sleep(1)
+    with open("NOTE", "a") as note:
+        print(os.fstat(file).st_ino, file=note)
+
+os.fdatasync, journal._WORTH_REWRITING = fdatasync, 2000
+main.main()
+"""
+"""The keeper's program, on a slow disk, and with a journal that has soon grown enough to be rewritten."""
+
+
+def test_a_journal_that_is_being_flushed_is_not_replaced(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is reaped after a flush is in the file that was flushed, though others' ends are taken meanwhile."""
+    note = Path(state_dir + ".flushed")
+    program = SLOW_TO_FLUSH.replace("NOTE", str(note))
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", program)
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        take = engine.starter.forget_exits
+        monkeypatch.setattr(engine.starter, "forget_exits", lambda ids: take([each for each in ids if each != "slow"]))
+        slow = make(engine, "slow", "true")
+        slow.start()
+        for number in range(100):
+            other = make(engine, f"c{number}", "true")
+            other.start()
+            other.wait(20)
+            if note.exists():
+                break
+        identity = slow.status.identity
+        assert identity is not None
+        wait_until(lambda: not os.path.exists(f"/proc/{identity.pid}"), "the keeper to reap it")
+        assert str(os.stat(f"{state_dir}/keeper/journal").st_ino) in note.read_text().split()

@@ -1,9 +1,18 @@
 """Which capabilities a container gets: pure, of what is asked for and of what this process has."""
 
+import struct
+
 import pytest
 
 from limpet.engine.starters.oci import capabilities
-from limpet.engine.starters.oci.capabilities import DEFAULT, choose, find_missing, find_undropped, to_spec
+from limpet.engine.starters.oci.capabilities import (
+    DEFAULT,
+    choose,
+    find_missing,
+    find_not_given,
+    find_undropped,
+    to_spec,
+)
 from limpet.schema.cri import Capability
 from limpet.schema.errors import InvalidInputError
 
@@ -73,3 +82,20 @@ def test_another_user_has_the_ambient_ones_alone() -> None:
     other = to_spec(["CHOWN", "KILL"], ["KILL"], is_root=False)
     assert other.pop("bounding") == ["CAP_CHOWN", "CAP_KILL"]
     assert other == {each: ["CAP_KILL"] for each in ("effective", "permitted", "inheritable", "ambient")}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "expected"),
+    [
+        ((0x02000001, 1 << 12 | 1 << 13, 1 << 13, 1 << 2, 1 << 2), ["CAP_NET_ADMIN"]),
+        ((0x02000001, 1 << 12 | 1 << 13, 0, 1 << 2, 0), ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYSLOG"]),
+        ((0x02000001, 1 << 10, 0, 0, 0), []),
+        ((0x02000000, 1 << 12, 0, 0, 0), []),
+        ((0x03000001, 1 << 12, 0, 0, 0), []),
+    ],
+)
+def test_what_a_file_counts_on(attribute: tuple[int, ...], expected: list[str]) -> None:
+    """What is in the bounding set, or inherited by program and file, is there; all is asked for only with the flag."""
+    given = {"bounding": ["CAP_NET_BIND_SERVICE"], "inheritable": ["CAP_NET_RAW", "CAP_SYSLOG", "CAP_NET_ADMIN"]}
+    assert find_not_given(struct.pack("<5I", *attribute), given) == expected
+    assert find_not_given(b"", given) == []

@@ -15,10 +15,11 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.starters.contract import Exit, Prepared
-from limpet.engine.starters.oci import OciStarter, exits, probe, starter
+from limpet.engine.starters.oci import OciStarter, exits, probe, starter, starts
 from limpet.engine.starters.oci.conmon import end_monitor, is_of_run
 from limpet.engine.starters.oci.exits import Program
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, list_runs, make_run_directory
+from limpet.engine.starters.oci.starts import Starts
 from limpet.recovery import Process
 from limpet.recovery.host import has_ended, open_pidfd, read_stat
 from limpet.schema import ContainerState, Reason
@@ -122,7 +123,13 @@ def test_a_stopped_conmon_goes_on_when_it_is_needed(engine: Engine, state_dir: s
     assert short.wait(20).exit_code == 9
 
 
+def put_directory(path: str) -> None:
+    os.unlink(path)
+    os.mkdir(path)
+
+
 ALTERED: dict[str, Callable[[RunDirectory], object]] = {
+    "a directory of processes": lambda run: put_directory(run.join("processes.json")),
     "no processes": lambda run: os.unlink(run.join("processes.json")),
     "damaged processes": lambda run: Path(run.join("processes.json")).write_bytes(b'{"init":'),
     "no mark of the start": lambda run: os.unlink(run.join("starting")),
@@ -236,7 +243,7 @@ def test_a_program_that_changes_its_own_file(
         wait_until(lambda: exits.observe_program(processes) is Program.ENDED, "its end")
         return Program.ENDED
 
-    monkeypatch.setattr(starter, "await_program", look_late)
+    monkeypatch.setattr(starts, "await_program", look_late)
     for name, script, expected in (
         ("removes", "/bin/busybox rm /work/own; exit 1", (255, Reason.UNKNOWN)),
         ("spoils", "echo garbage > /work/own; exit 1", (255, Reason.UNKNOWN)),
@@ -265,7 +272,7 @@ def test_a_start_that_was_given_up_too_early_is_a_start(
         wait_until(lambda: exits.observe_program(processes) is Program.EXECUTED, "its program to be executed")
         return Program.HELD
 
-    monkeypatch.setattr(starter, "await_program", look_early)
+    monkeypatch.setattr(starts, "await_program", look_early)
     container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
     assert container.start().state is ContainerState.RUNNING
     wait_until(lambda: read_stat(container.status.pid)[0] == b"S", "it to go on")
@@ -287,7 +294,7 @@ def test_a_start_that_was_given_up_as_it_ended_is_a_start(engine: Engine, monkey
             wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "its conmon to reap it")
         return read_stat(pid)
 
-    monkeypatch.setattr(starter, "await_program", look_early)
+    monkeypatch.setattr(starts, "await_program", look_early)
     monkeypatch.setattr(exits, "read_stat", read_late)
     container = engine.create_container(config("one", "sleep 1000"), "crun", id="one")
     container.start()
@@ -300,7 +307,8 @@ def test_what_was_never_executed_is_told_without_the_kernels_word(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
     """Before Linux 6.15 it says nothing of who was reaped: conmon does."""
-    monkeypatch.setattr(starter, "read_exit_code", lambda *_: None)
+    for module in (starter, starts):
+        monkeypatch.setattr(module, "read_exit_code", lambda *_: None)
     container = engine.create_container(config("one", command=["/bin/garbage"]), runtime, id="one")
     with pytest.raises(errors.StartError, match="format error"):
         container.start()
@@ -312,13 +320,13 @@ def test_a_start_under_way_is_not_taken_for_a_left_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
     """A recovery comes once the container is made, and before it is let go."""
-    real = OciStarter._identify
+    real = Starts._identify
 
-    def identify_late(self: OciStarter, *args: Any) -> Prepared:
-        self.end_leftovers(lambda _: False)
+    def identify_late(self: Starts, *args: Any) -> Prepared:
+        self._ends.end_leftovers(lambda _: False)
         return real(self, *args)
 
-    monkeypatch.setattr(OciStarter, "_identify", identify_late)
+    monkeypatch.setattr(Starts, "_identify", identify_late)
     container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
     assert container.start().state is ContainerState.RUNNING
     assert container.stop(0).exit_code == 137

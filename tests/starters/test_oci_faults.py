@@ -18,6 +18,7 @@ from limpet import Engine, errors
 from limpet.engine import Container
 from limpet.engine.starters.oci import OciStarter, sessions
 from limpet.engine.starters.oci.cgroups import list_directories
+from limpet.engine.starters.oci.ends import Ends
 from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.recovery.host import read_stat
 from limpet.schema import ContainerState, Reason
@@ -432,7 +433,7 @@ def test_both_killed_amid_making_it(
         )
         with monkeypatch.context() as patched:
             if is_by_next:
-                patched.setattr(OciStarter, "_discard", lambda *_: None)
+                patched.setattr(Ends, "discard", lambda *_: None)
             with pytest.raises(errors.StartError):
                 cut.start()
         assert bool(find_cgroups()) is is_by_next

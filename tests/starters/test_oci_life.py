@@ -103,6 +103,38 @@ def test_signals_and_ends(engine: Engine, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_images_volumes(engine: Engine, tmp_path: Path, runtime: str) -> None:
+    """They are there; and with a root that is read-only it is told that they are, too, where nothing is mounted."""
+    load_busybox(engine, tmp_path / "volumes", Volumes={"/data/": {}})
+    read_only: dict[str, Any] = {"linux": {"security_context": {"readonly_rootfs": True}}}
+    mounts = [{"host_path": str(tmp_path / "volumes"), "container_path": "/data"}]
+    told = []
+    for number, fields in enumerate(({}, read_only, {**read_only, "mounts": mounts})):
+        container = engine.create_container(config(f"v{number}", "echo > /data/file", **fields), runtime)
+        container.start()
+        told.append((container.wait(20).exit_code, list(container.status.unapplied)))
+    assert told == [(0, []), (1, ["image.volumes"]), (0, [])]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [("/bin/private", "permission denied"), ("/bin/counting", "operation not permitted: it counts on CAP_NET_ADMIN")],
+)
+def test_what_its_user_may_not_execute_was_never_executed(engine: Engine, runtime: str, program: str, why: str) -> None:
+    """A StartError, also of a command: the runtime's init ends with 1 then, as a program may."""
+    linux: dict[str, Any] = {"linux": {"security_context": {"run_as_username": "web"}}}
+    refused = engine.create_container({**config("refused", **linux), "command": [program]}, runtime)
+    with pytest.raises(errors.StartError, match=why):
+        refused.start()
+    assert (refused.status.exit_code, refused.status.message[:10]) == (128, "never ran:")
+    container = engine.create_container(config("other", "sleep 60", **linux), runtime)
+    container.start()
+    with pytest.raises(errors.StartError, match=why):
+        container.execute([program])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_what_was_never_executed_is_told(engine: Engine, state_dir: str, runtime: str) -> None:
     """A missing, damaged or orphaned program is a StartError: 128, "never ran", and nothing is left at the runtime.
 
@@ -328,7 +360,7 @@ def test_one_that_ends_while_it_is_identified(
             assert wait_for_end(pidfd, 20)
         return read_program(pid)
 
-    monkeypatch.setattr("limpet.engine.starters.oci.starter.read_program", read_late)
+    monkeypatch.setattr("limpet.engine.starters.oci.starts.read_program", read_late)
     one = shared.create_container(config(f"ends{runtime}{is_over}", "true"), runtime)
     before = len(open_descriptors())
     with pytest.raises(errors.StartError, match="its first process ended before its program was executed"):

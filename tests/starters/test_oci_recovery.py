@@ -31,9 +31,9 @@ each_runtime = pytest.mark.parametrize("runtime", ["runc", pytest.param("crun", 
 Start = Callable[[str], EngineProcess]
 
 PRELUDE = """
-from limpet.engine.starters.oci import OciStarter
-from limpet.engine.starters.oci import starter as oci
+from limpet.engine.starters.oci import OciStarter, ends
 from limpet.engine.starters.oci.run_directory import RunDirectory
+from limpet.engine.starters.oci.starts import Starts
 from limpet.engine.lifecycle.container import Container
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -43,11 +43,11 @@ KILLS = {
     "while it is made": "RunDirectory.write_processes = die",
     "before the checkpoint": "Store.update = die",
     "before go": "OciStarter.go = die",
-    "before the runtime's start": "OciStarter._start = die",
+    "before the runtime's start": "Starts._start = die",
     "after the runtime's start": (
-        "start = OciStarter._start\n"
+        "start = Starts._start\n"
         "def started(*given):\n    start(*given)\n    die()\n"
-        "OciStarter._start = started"
+        "Starts._start = started"
     ),
     "before it is marked": (
         "mark = RunDirectory.mark\n"
@@ -59,8 +59,8 @@ KILLS = {
 
 RELEASES = {
     "before": "OciStarter.release = die",
-    "once the cgroups are gone": "oci.remove_entry = die",
-    "amid the runtime's entry": "oci.remove_entry = lambda path: (os.unlink(path + '/' + os.listdir(path)[0]), die())",
+    "once the cgroups are gone": "ends.remove_entry = die",
+    "amid the runtime's entry": "ends.remove_entry = lambda path: (os.unlink(path + '/' + os.listdir(path)[0]), die())",
     "after": (
         "release = OciStarter.release\n"
         "OciStarter.release = lambda self, container_id: (release(self, container_id), die())"
@@ -271,6 +271,27 @@ def test_a_copy_ends_nothing_of_the_original(state_dir: str, tmp_path: Path) -> 
         for name in RUNTIMES:
             assert engine.get(f"one-{name}").state is ContainerState.RUNNING
             engine.get(f"one-{name}").stop(0)
+
+
+@each_runtime
+def test_the_original_of_a_copy_is_found_by_its_conmon(state_dir: str, tmp_path: Path, runtime: str) -> None:
+    """Wherever it was moved, as where its parent was renamed and copied back: what it runs is left alone."""
+    with open_engine(state_dir) as engine:
+        pid = engine.get(f"one-{runtime}").start().pid
+    away = tmp_path / "where" / "no" / "path" / "leads"
+    away.parent.mkdir(parents=True)
+    os.rename(state_dir, away)
+    try:
+        shutil.copytree(away, state_dir, symlinks=True, ignore=lambda _, names: {"attach", "ctl", "winsz", "exec.fifo"})
+        with open_engine(state_dir) as engine:
+            assert engine.get(f"one-{runtime}").status.reason == Reason.COPIED
+        assert is_running(pid)
+        shutil.rmtree(state_dir)
+    finally:
+        os.rename(away, state_dir)
+    with open_engine(state_dir) as engine:
+        assert engine.get(f"one-{runtime}").state is ContainerState.RUNNING
+        engine.get(f"one-{runtime}").stop(0)
 
 
 def test_after_a_reboot(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

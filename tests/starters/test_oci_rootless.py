@@ -34,7 +34,7 @@ said["resources"] = sorted(one.status.resources.unapplied)
 refused = {}
 for name, context in (
     ("user", {"run_as_user": {"value": 70000000}}),
-    ("groups", {"supplemental_groups": [0]}),
+    ("groups", {"supplemental_groups": [0, 7]}),
     ("pid", {"namespace_options": {"pid": "NODE"}}),
 ):
     try:
@@ -103,7 +103,7 @@ def test_an_ordinary_user_has_containers(home: str) -> None:
     assert "/etc/subuid" in said["refused"]["user"]
     assert "CONTAINER" in said["refused"]["pid"]
     assert said["refused"]["cni"].startswith("cni: only root's sandboxes")
-    assert "supplemental_groups [0]" in said["refused"]["groups"]
+    assert "supplemental_groups [7]" in said["refused"]["groups"]
     assert (said["exec"], said["left"]) == ("0\n", "")
     assert is_running(int(pid))
     find = ["pgrep", "-fx", said["command"]]
@@ -170,6 +170,7 @@ def test_what_fields_do_without_root(home: str) -> None:
     ]
 
 
+with_ids = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give another user a range of ids")
 WITH_IDS = """
 load_busybox(engine, home / "image", needs_root=False)
 sandbox = engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="runc")
@@ -200,16 +201,49 @@ engine.close()
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give another user a range of ids")
-def test_with_a_range_of_ids(home: str) -> None:
-    """By newuidmap other users are had than root; their processes are known, run in, stopped and cleared away."""
+HIDDEN = """
+load_busybox(engine, home / "image", needs_root=False)
+sandbox = engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="runc")
+web = {"security_context": {"run_as_user": {"value": 1003}, "run_as_group": {"value": 1001}}}
+try:
+    engine.create_container(config("one", "sleep 1000", linux=web), sandbox).start()
+except errors.StartError as error:
+    print(error)
+two = engine.create_container(config("two", "exit 7"), sandbox)
+two.start()
+print(two.wait(20).exit_code)
+sandbox.remove(force=True)
+engine.close()
+"""
+
+
+def run_with_ids(home: str, script: str, *options: str, before: str = "true") -> list[str]:
+    """Run a script as a user with a range of ids, in namespaces of its own; return what it prints."""
     require_tools(*TOOLS, "newuidmap")
     ids = os.path.join(home, "ids")
     with open(ids, "w", encoding="utf-8") as file:
         file.write("nobody:200000:65536\n")
     paths = ("/etc/subuid", "/etc/subgid")
     mounts = "; ".join(f"[ -e {path} ] || touch {path}; mount --bind {ids} {path}" for path in paths)
-    found = run(home, WITH_IDS, ["unshare", "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh"]).splitlines()
+    within = ["unshare", "--mount", *options, "sh", "-ec", f'{mounts}; {before}; exec "$@"', "sh"]
+    return run(home, script, within).splitlines()
+
+
+@with_ids
+def test_a_first_process_that_proc_hides_is_told(home: str) -> None:
+    """A user that is not its own is another's (hidepid); its own processes it sees, and containers of these run."""
+    hide = "mount -o remount,hidepid=2 /proc"  # which concerns all mounts of that pid namespace's
+    found = run_with_ids(home, HIDDEN, "--pid", "--fork", "--mount-proc", before=hide)
+    assert "/proc does not show it" in found[0]
+    assert "hidepid" in found[0]
+    assert found[1] == "7"
+    assert os.listdir(os.path.join(home, "state/containers")) == []
+
+
+@with_ids
+def test_with_a_range_of_ids(home: str) -> None:
+    """By newuidmap other users are had than root; their processes are known, run in, stopped and cleared away."""
+    found = run_with_ids(home, WITH_IDS)
     assert json.loads(found[0]) == [7, ["1003", "1001"], "1003\n", ["44", "88"], 137]
     assert "/no/such/interpreter" in found[1] or "no such file" in found[1].lower()
     assert os.listdir(os.path.join(home, "state/containers")) == []

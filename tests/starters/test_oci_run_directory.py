@@ -34,6 +34,22 @@ def test_each_start_has_one_of_its_own(tmp_path: Path) -> None:
     assert list(list_runs(str(tmp_path / "file"))) == []
 
 
+def test_what_is_no_directory_of_ours_is_passed_over(run: RunDirectory, tmp_path: Path) -> None:
+    """A stray file and links, beside the starts and in the place of all: nothing is marked in what they lead to."""
+    above = Path(run.path).parent
+    around = tmp_path / "around"
+    (around / "inner").mkdir(parents=True)
+    (above / "stray").touch()
+    (above / "link").symlink_to(around)
+    assert [each.path for each in list_runs(str(tmp_path))] == [run.path]
+    above.rename(tmp_path / "before")
+    above.symlink_to(around)
+    assert list(list_runs(str(tmp_path))) == []
+    with pytest.raises(NotADirectoryError, match="it is a symbolic link"):
+        make_run_directory(str(tmp_path))
+    assert os.listdir(around) == ["inner"]
+
+
 def test_marks(run: RunDirectory) -> None:
     """They may be made twice, and a link that leads nowhere is one; whoever was let go, or executed, may have run."""
     assert not run.has("starting")
@@ -59,7 +75,7 @@ def test_one_that_never_ran_was_not_let_go(run: RunDirectory, was_starting: bool
     assert run.has("never-ran")
 
 
-def test_processes_are_read_as_they_were_written(run: RunDirectory) -> None:
+def test_processes_are_read_as_they_were_written(run: RunDirectory, tmp_path: Path) -> None:
     """None if nothing was, or what is there is damaged, whatever by."""
     assert run.read_processes() is None
     run.write_processes(PROCESSES)
@@ -69,6 +85,14 @@ def test_processes_are_read_as_they_were_written(run: RunDirectory) -> None:
     for damaged in (b"", whole[:-1], b"\xff" + whole, whole.replace(b'"init"', b'"inix"'), b"[]"):
         path.write_bytes(damaged)
         assert run.read_processes() is None
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert run.read_processes() is None
+    path.unlink()
+    path.mkdir()
+    assert run.read_processes() is None
+    path.rmdir()
+    path.write_bytes(whole)
     assert RunDirectory(run.join("processes.json")).read_processes() is None
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,12 +16,13 @@ import pytest
 from limpet import Engine, errors
 from limpet.engine import Container, Sandbox
 from limpet.engine.starters.contract import Launch
-from limpet.engine.starters.oci import pin, sandboxes, starter
+from limpet.engine.starters.oci import pin, sandboxes, starter, starts
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.target import open_target
 from limpet.recovery.host import open_pidfd, read_boot_id, read_stat, wait_for_end
 from limpet.recovery.mounts import find_mounts
+from limpet.schema import ContainerState
 from limpet.schema.sandbox_status import SandboxState
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import (
@@ -167,6 +169,38 @@ def test_strict_knows_what_the_sandbox_holds(engine: Engine) -> None:
     engine.create_container(config("strict", "true", **options), sandbox, strict=True)
 
 
+@pytest.mark.parametrize("gone", ["etc/hosts", ""])
+def test_files_that_somebody_removed_are_made_again(engine: Engine, gone: str) -> None:
+    """And nothing else: what it holds is what its containers use, and the first process of it would end them all."""
+    sandbox = engine.create_sandbox({**SHARED, "hostname": "pod-one"}, runtime_handler="runc")
+    pods = {"linux": {"security_context": {"namespace_options": {"pid": "POD"}}}}
+    container = engine.create_container(config("one", "sleep 1000", **pods), sandbox, id="one")
+    pid = container.start().pid
+    held = {path: os.stat(path).st_ino for path in sandbox.status.namespaces.values()}
+    path = Path(sandbox.metadata.root_dir, gone)
+    path.unlink() if gone else shutil.rmtree(path)
+    engine.recover()
+    assert (container.state, is_running(pid)) == (ContainerState.RUNNING, True)
+    assert {path: os.stat(path).st_ino for path in sandbox.status.namespaces.values()} == held
+    assert "pod-one" in Path(sandbox.metadata.root_dir, "etc/hosts").read_text()
+    sandbox.remove(force=True)
+
+
+def test_nothing_is_made_where_a_link_leads(engine: Engine, tmp_path: Path) -> None:
+    """In the place of its directory: what it leads to is somebody else's."""
+    sandbox = engine.create_sandbox(SANDBOX, id="pod", runtime_handler="runc")
+    path = Path(sandbox.metadata.root_dir)
+    shutil.rmtree(path)
+    (tmp_path / "around").mkdir()
+    path.symlink_to(tmp_path / "around")
+    engine.recover()
+    assert os.listdir(tmp_path / "around") == []
+    with pytest.raises(errors.InvalidStateError, match="is not ours"):
+        sandbox.remove()
+    path.unlink()
+    sandbox.remove()
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_shared_pid_namespace_that_has_ended(engine: Engine, runtime: str) -> None:
     """Somebody kills its first process: a start says so, and the next recovery makes the sandbox NOTREADY."""
@@ -306,7 +340,7 @@ def test_a_target_that_ends_as_it_is_to_be_joined(
         with open_target(launch) as path:
             yield path
 
-    monkeypatch.setattr(starter, "open_target", open_late)
+    monkeypatch.setattr(starts, "open_target", open_late)
     with pytest.raises(errors.StartError, match=r"target_id .*: that container has ended"):
         late.start()
     assert os.path.exists(f"/proc/{processes.init.pid}") is not is_reaped

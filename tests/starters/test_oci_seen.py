@@ -99,7 +99,7 @@ FIELDS: Mapping[str, Seen] = {
     f"{_SECURITY}.run_as_group.value": Seen("1003", "id -g", "1003", {f"{_SECURITY}.run_as_user.value": "1000"}),
     f"{_SECURITY}.run_as_username": Seen("web", "id -u", "1000"),
     f"{_SECURITY}.readonly_rootfs": Seen(True, "(echo > /tmp/file) 2>/dev/null || echo refused", "refused"),
-    f"{_SECURITY}.supplemental_groups": Seen(["2000"], _STATUS.format("Groups"), "Groups:\t2000 "),
+    f"{_SECURITY}.supplemental_groups": Seen(["2000"], _STATUS.format("Groups"), "Groups:\t0 2000 "),
     f"{_SECURITY}.supplemental_groups_policy": Seen("Strict", "id -G", "1001", {f"{_SECURITY}.run_as_username": "web"}),
     f"{_SECURITY}.no_new_privs": Seen(True, _STATUS.format("NoNewPrivs"), "NoNewPrivs:\t1"),
     f"{_SECURITY}.masked_paths": Seen(["/etc/passwd"], "cat /etc/passwd | grep -c ''", "0"),

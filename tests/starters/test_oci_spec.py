@@ -53,6 +53,8 @@ def test_users_and_groups(shared: Engine, runtime: str) -> None:
     ]
     strict = {**asked, "supplemental_groups_policy": "Strict"}
     assert run(shared, runtime, "id -G", strict) == ["1001 2000"]
+    (groups,) = run(shared, runtime, "grep Groups: /proc/self/status", strict)
+    assert groups.split() == ["Groups:", "1001", "2000"], "so that no program gives up what its group is forbidden"
     numbers = {"run_as_user": {"value": "12"}, "run_as_group": {"value": "34"}}
     assert run(shared, runtime, "id -u; id -g", numbers) == ["12", "34"]
 

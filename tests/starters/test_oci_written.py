@@ -17,3 +17,6 @@ def test_what_is_no_config_is_an_empty_one(tmp_path: Path, content: bytes | None
     (tmp_path / "config.json").write_bytes(b'{"process": {}}')
     assert read_config(RunDirectory(str(tmp_path))) == {"process": {}}
     assert read_config(RunDirectory(str(tmp_path / "config.json"))) == {}
+    (tmp_path / "config.json").rename(tmp_path / "elsewhere")
+    (tmp_path / "config.json").symlink_to("elsewhere")
+    assert read_config(RunDirectory(str(tmp_path))) == {}

@@ -128,6 +128,16 @@ def test_an_image_gets_nothing_of_the_engine(engine: Engine, image: str) -> None
     assert "HOME=/root" in text.splitlines()
 
 
+def test_an_image_without_a_path_has_the_usual_one(engine: Engine, tmp_path: Path) -> None:
+    """As in an OCI container, and in containerd and Docker: its programs are found, also those that others start."""
+    program = oci_layout.member("usr/local/sbin/told", b'#!/bin/sh\necho "$PATH" > /told\n', mode=0o755)
+    name = str(load_tools(engine, tmp_path / "pathless", {}, program))
+    container = engine.create_container(ask(name, "told"), "s")
+    container.start()
+    assert container.wait(30).exit_code == 0
+    assert read(container) == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+
+
 def test_arguments_and_environment_are_bytes(tmp_path: Path) -> None:
     """What is not UTF-8 in the host's variables, and text in a config, reach the program byte for byte."""
     starter = ProcessStarter({**os.environb, b"TZ": b"\xff\xe9"})
@@ -230,7 +240,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[int, int, set[int]]]] = {
 def test_who_the_program_runs_as(
     tmp_path: Path, user: str, context: dict[str, Any], expected: tuple[int, int, set[int]]
 ) -> None:
-    """Config before image, names and numbers from the root's own /etc/passwd and /etc/group."""
+    """Config before image, names and numbers from the root's own /etc/passwd and /etc/group; its group is of all."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "passwd").write_bytes(PASSWD)
     (tmp_path / "etc" / "group").write_bytes(GROUP)
@@ -238,7 +248,23 @@ def test_who_the_program_runs_as(
         {"metadata": {"name": "n"}, "image": {"image": "x"}, "linux": {"security_context": context}}
     )
     chosen, _ = choose_user(ImageConfig(user=user), config, RootAccounts(str(tmp_path)), Rights(0, 0, (), True))
-    assert (chosen.uid, chosen.gid, set(chosen.additional_gids)) == expected
+    uid, gid, more = expected
+    assert (chosen.uid, chosen.gid, set(chosen.additional_gids)) == (uid, gid, {gid, *more})
+
+
+@as_root
+@pytest.mark.parametrize("name", ["host", "tools"])
+def test_nobody_can_give_up_what_its_group_is_forbidden(engine: Engine, image: str, name: str) -> None:
+    """The group is one of all that the program has, as after a login: else a setgid program could take its place."""
+    context = {"run_as_user": {"value": 1234}, "run_as_group": {"value": 4321}, "supplemental_groups": [3]}
+    fields = {"linux": {"security_context": context}, "log_path": f"groups-{name}"}
+    command = ("sh", "-c", "while read -r line; do case $line in Groups*) echo $line;; esac; done < /proc/self/status")
+    container = engine.create_container(ask(image if name == "tools" else name, *command, **fields), "s")
+    container.start()
+    assert container.wait(30).exit_code == 0
+    wait_until(lambda: read_output(container, 1), "the groups")
+    of_the_image = {"29"} if name == "tools" else set()
+    assert set(read_output(container, 1)[0].split()) == {"Groups:", "3", "4321"} | of_the_image
 
 
 NO_IDS: dict[str, tuple[str, str, str]] = {
@@ -654,6 +680,18 @@ def test_a_mount_that_is_refused_is_an_error(tmp_path: Path) -> None:
         _mount(None, str(tmp_path), None, 32 | 4096 | 1, None)  # MS_REMOUNT | MS_BIND | MS_RDONLY: it is no mount
 
 
+@as_root
+def test_a_working_directory_may_be_one_that_the_user_may_not_enter(engine: Engine, tmp_path: Path) -> None:
+    """Images have root's own at times; every runtime runs them, and from there nothing of it can be reached."""
+    directories = [oci_layout.directory("root", mode=0o700), oci_layout.directory("root/below", mode=0o755)]
+    config = {"User": "1234", "WorkingDir": "/root", "Env": ["PATH=/bin"]}
+    name = load_tools(engine, tmp_path / "closed", config, *directories)
+    script = 'test "$(pwd)" = /root && ! ls . && ! cd /root && cd / && ! cd root/below'
+    container = engine.create_container(ask(str(name), "sh", "-c", script), "s")
+    container.start()
+    assert container.wait(30).exit_code == 0
+
+
 def test_a_relative_working_directory_is_refused(engine: Engine) -> None:
     """It would be taken from wherever the engine is."""
     asked = ask("host", "true", working_dir="tmp")
@@ -727,7 +765,7 @@ def test_the_streams_can_be_opened_by_the_containers_user(engine: Engine, image:
     script = "echo first > /dev/stdout; echo second >> /dev/stderr; echo third > /dev/stdout"
     container = engine.create_container(ask(image, "sh", "-c", script, linux=context, log_path="streams"), "s")
     assert container.cri_status().user == ContainerUser(
-        linux=LinuxContainerUser(uid=1234, gid=4321, supplemental_groups=(29,))
+        linux=LinuxContainerUser(uid=1234, gid=4321, supplemental_groups=(4321, 29))
     )
     container.start()
     assert container.wait(30).exit_code == 0

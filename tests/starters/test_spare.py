@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,7 +13,7 @@ import pytest
 
 from limpet import Engine
 from limpet.engine.lifecycle.container import Container
-from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.client import ANSWER_TIMEOUT_SECONDS, KeeperClient
 from limpet.engine.starters.process.handed_on import read_handed_on
 from limpet.engine.starters.process.keeper.gate import NOT_EXECUTED, become_container
 from limpet.engine.starters.process.keeper.kernel import read_children
@@ -33,6 +34,27 @@ _IMPATIENT = (
     " keeper._IDLE_SECONDS = keeper._TICK_SECONDS = 0.05; main.main()"
 )
 """The keeper's program, which does not stay as long when nothing is left for it."""
+
+_REFUSED_ONCE = """
+import errno, os, sys
+sys.path.insert(0, sys.argv[1])
+from keeper import main, starts
+
+def write(descriptor, data, real=os.write):
+    if data == b"g" and pending:
+        raise OSError(errno.ENOBUFS, pending.pop())
+    return real(descriptor, data)
+
+def hold(pid, real=starts.hold_uts_namespace):
+    if pending:
+        raise MemoryError(pending.pop())
+    return real(pid)
+
+pending = ["no memory now"]
+REFUSE
+main.main()
+"""
+"""The keeper's program, to which the kernel refuses something once."""
 
 
 @pytest.fixture
@@ -269,3 +291,16 @@ def test_nobody_holds_a_gate_whose_engine_was_found_gone_by_another_start(
     client.close()
     for each in (plan, *given):
         os.close(each)
+
+
+@pytest.mark.parametrize("refused", ["os.write = write", "starts.hold_uts_namespace = hold"])
+def test_a_gate_that_could_not_be_opened_is_opened_a_moment_later(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """The keeper has no memory just as it opens a gate: nobody tells it to again, and the start is no other for it."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", _REFUSED_ONCE.replace("REFUSE", refused))
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        began = time.monotonic()
+        assert run(engine, "a", "sh", "-c", "exit 3").wait(10).exit_code == 3
+        assert time.monotonic() - began < ANSWER_TIMEOUT_SECONDS / 2

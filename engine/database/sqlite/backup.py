@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from limpet.engine.database.sqlite.reader import Reader
 from limpet.engine.state.durable import rename_new, sync_directory, sync_file, temporary_path
@@ -49,7 +50,7 @@ def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]
         raise StoreError(f"backup to {quote_path(target_path)}: the working directory: {error.strerror}") from error
     directory = os.path.dirname(target_path)
     if os.path.lexists(target_path):
-        raise AlreadyExistsError(f"{target_path} exists already; name a new file")
+        raise AlreadyExistsError(f"{quote_path(target_path)} exists already; name a new file")
     temporary = temporary_path(directory)
     try:
         reader.copy_to(temporary)
@@ -62,11 +63,11 @@ def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]
         rename_new(temporary, target_path)
         sync_directory(directory)
     except FileExistsError as error:  # made meanwhile
-        raise AlreadyExistsError(f"{target_path} exists already; name a new file") from error
+        raise AlreadyExistsError(f"{quote_path(target_path)} exists already; name a new file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a lone surrogate
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"backup to {quote_path(target_path)}: {reason}") from error
     finally:
-        if os.path.lexists(temporary):
+        with suppress(FileNotFoundError):
             os.unlink(temporary)
     return damage

@@ -16,7 +16,8 @@ from limpet.engine.database.sqlite.connection import (
     writing,
 )
 from limpet.engine.database.sqlite.reader import Reader, too_new
-from limpet.engine.state.durable import sync_directory, sync_file, temporary_path
+from limpet.engine.state.durable import rename_new, sync_directory, sync_file, temporary_path
+from limpet.engine.state.presence import is_there
 from limpet.schema.ddl import CREATE
 from limpet.schema.errors import StoreError
 from limpet.schema.revision import SCHEMA_REVISION
@@ -40,7 +41,7 @@ def create_database(path: str, pragmas: Pragmas, fill: Callable[[sqlite3.Connect
         _create_tables(temporary, pragmas, fill)
         _require_whole(temporary)
         sync_file(temporary)
-        os.rename(temporary, path)
+        rename_new(temporary, path)
         sync_directory(directory)
     except OSError as error:
         raise StoreError(f"{path}: it could not be made ({error.strerror})") from error
@@ -55,7 +56,7 @@ def _require_whole(path: str) -> None:
 
     SQLite moves the WAL when it closes the database, and does not say so if that fails.
     """
-    if os.path.lexists(path + "-wal"):
+    if is_there(path + "-wal"):
         raise StoreError(f"{path}: it could not be written out; see whether the disk is full or failing")
 
 
@@ -66,7 +67,7 @@ def prepare_database(path: str, node: str, backup_path: str, pragmas: Pragmas, *
 
     Raises StoreTooNewError if a newer limpet made it, StoreDamagedError if it is not limpet's; it is left untouched.
     """
-    if os.path.lexists(path + "-journal"):
+    if is_there(path + "-journal"):
         # A restored backup was being turned to WAL when it was killed: a reader may not undo what is half done.
         finish_rollback(path)
     reader = Reader(path, node)

@@ -14,6 +14,7 @@ from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.durable import make_directory, sync_directory
 from limpet.engine.state.names import BACKUPS, DATABASE
 from limpet.engine.state.owner import Owner
+from limpet.engine.state.presence import is_there
 from limpet.schema.errors import StateDirectoryError, quote_path
 from limpet.schema.revision import SCHEMA_REVISION
 
@@ -58,7 +59,7 @@ def open_database(directory: StateDirectory, node: str, pragmas: Pragmas = WRITE
     last = directory.read_owner()
     directory.remove_temporary_files()
     require_plausible_files(directory.path, last)
-    if os.path.lexists(path):
+    if is_there(path):
         is_torn = examine_wal(path + "-wal").is_torn
         make_directory(directory.join(BACKUPS))
         backup_path = directory.join(f"{BACKUPS}/before-{SCHEMA_REVISION}-{os.urandom(4).hex()}.db")

@@ -5,15 +5,19 @@ from collections.abc import Mapping
 
 from limpet.engine.state.names import CONTAINERS, DATABASE, OWNER
 from limpet.engine.state.owner import Owner
+from limpet.engine.state.presence import is_directory, is_there
 from limpet.schema.errors import StoreDamagedError
 
 
 def require_plausible_files(path: str, owner: Owner | None) -> None:
-    """Raise StoreDamagedError if a file is missing from the state directory `path` that its last owner left there."""
+    """Raise StoreDamagedError if a file is missing from the state directory `path` that its last owner left there.
+
+    Raises OSError if they cannot be looked at.
+    """
     database, owner_file = os.path.join(path, DATABASE), os.path.join(path, OWNER)
-    if not os.path.lexists(database):
+    if not is_there(database):
         containers = os.path.join(path, CONTAINERS)
-        if owner is not None or os.path.lexists(database + "-wal") or os.path.isdir(containers):
+        if owner is not None or is_there(database + "-wal") or is_directory(containers):
             remove = "" if owner is None else f" and move {owner_file} away"
             raise StoreDamagedError(
                 f"{database} is missing, but its state directory has been in use; put a backup there{remove},"
@@ -22,7 +26,7 @@ def require_plausible_files(path: str, owner: Owner | None) -> None:
     elif os.path.getsize(database) == 0:
         # SQLite treats it as a new database, even read-only, and removes the WAL next to it.
         raise StoreDamagedError(f"{database} is empty: it was truncated or replaced. Restore a backup")
-    elif owner is not None and not owner.closed and not os.path.lexists(database + "-wal"):
+    elif owner is not None and not owner.closed and not is_there(database + "-wal"):
         raise StoreDamagedError(
             f"{database}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
             " have been in it. If another program (such as sqlite3) has moved them into the database since, or if you"

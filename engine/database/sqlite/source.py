@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from limpet.engine.database.sqlite.reader import Reader
+from limpet.engine.state.presence import is_there
 from limpet.schema.errors import LimpetError, StoreError
 
 _Answer = TypeVar("_Answer")
@@ -67,11 +68,13 @@ class _StillReader(Reader):
 
 
 def _read_fingerprint(path: str) -> _Fingerprint | None:
-    """Return what changes with the file; None where it has a WAL, and so more to it than the file."""
+    """Return what changes with the file; None where it has a WAL, and so more to it. Raises StoreError."""
     try:
         found = os.stat(path)
+        if is_there(path + "-wal"):
+            return None
     except FileNotFoundError:
         return None
-    if os.path.lexists(path + "-wal"):
-        return None
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror}") from error
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,6 +1,7 @@
 """Capabilities (capabilities(7)): those that a container has by default, and what its config adds and drops."""
 
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,8 @@ _NAMES = (
     "CHECKPOINT_RESTORE",
 )  # fmt: skip
 """By their numbers, from 0."""
+_ATTRIBUTE = struct.Struct("<5I")
+_VERSION_2, _EFFECTIVE = 0x02000000, 1
 
 
 @cache
@@ -65,6 +68,27 @@ def to_spec(chosen: Sequence[str], ambient: Sequence[str], *, is_root: bool) -> 
     effective = bounding if is_root else kept
     spec = {"bounding": bounding, "effective": effective, "permitted": effective}
     return {**spec, "inheritable": kept, "ambient": kept} if kept else spec
+
+
+def find_not_given(attribute: bytes, spec: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return which capabilities of a program's file execve(2) refuses it for, with the runtime-spec's `capabilities`.
+
+    A file's "effective" flag says that its program counts on all that the file permits: it is not begun with fewer.
+    `attribute` is the file's security.capability (capabilities(7)); one of another user namespace's says nothing.
+    """
+    if len(attribute) != _ATTRIBUTE.size:
+        return []
+    kind, permitted, inheritable, more_permitted, more_inheritable = _ATTRIBUTE.unpack(attribute)
+    if kind != _VERSION_2 | _EFFECTIVE:
+        return []
+    bounding, inherited = (set(spec.get(name, ())) for name in ("bounding", "inheritable"))
+    lost = []
+    for number, name in enumerate(_prefix(_NAMES)):
+        is_permitted = (permitted | more_permitted << 32) >> number & 1
+        is_inherited = name in inherited and (inheritable | more_inheritable << 32) >> number & 1
+        if is_permitted and not is_inherited and name not in bounding:
+            lost.append(name)
+    return lost
 
 
 def _normalize(asked: Capability) -> tuple[list[str], list[str], list[str]]:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from limpet.engine.starters.oci.capabilities import find_not_given
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.schema.lengths import STRING_BYTES
 
@@ -46,19 +47,21 @@ def find_flaw(config: Mapping[str, Any]) -> str:
     program: str = process["args"][0]
     if _are_too_long([*process["args"], *process.get("env", ())]):
         return f"exec {program}: argument list too long"
-    root = _Root(
-        path_of_root, [each for mount in config.get("mounts", ()) if (each := mount["destination"]) not in _USUAL]
-    )
+    mounts = [each for mount in config.get("mounts", ()) if (each := mount["destination"]) not in _USUAL]
+    root = _Root(path_of_root, mounts, _User.of(config))
     if "/" in program:
-        paths = [posixpath.join(process.get("cwd", "/"), program)]
+        places = [program]
     else:
         search = next((each[5:] for each in process.get("env", ()) if each.startswith("PATH=")), "/usr/bin:/bin")
-        paths = [posixpath.join(each or ".", program) for each in search.split(":")]
+        places = [posixpath.join(each or ".", program) for each in search.split(":")]
+    directory = process.get("cwd", "/") if "/" in program else ""
     try:
-        for path in map(posixpath.normpath, paths):
+        for place in places:
+            path = posixpath.normpath(posixpath.join(directory, place))
             head = root.read_head(path)
             if head is not None:
-                return _find_flaw_in(root, path, head, _DEPTH)
+                is_refused = posixpath.isabs(place) and not root.may_execute(path)
+                return f"exec {path}: permission denied" if is_refused else _find_flaw_in(root, path, head, _DEPTH)
     except _MountedError:
         return ""
     return MISSING
@@ -72,30 +75,74 @@ def _are_too_long(strings: Sequence[str]) -> bool:
     return max(sizes) > STRING_BYTES + 1 or sum(sizes) + _POINTER_BYTES * len(sizes) > room
 
 
-def _find_flaw_in(root: "_Root", path: str, head: bytes, depth: int) -> str:
+def _find_flaw_in(root: "_Root", path: str, head: bytes, depth: int, told: str = "") -> str:
+    """Return why a file that begins so cannot be executed, as `told`, for which it is an interpreter."""
+    told = told or path
     if head.startswith(b"#!"):
         words = head[2:].split(b"\n")[0].split()
         interpreter = words[0].partition(b"\0")[0].decode("utf-8", "surrogateescape") if words else ""
         if not depth:
-            return f"exec {path}: too many levels of interpreters"
+            return f"exec {told}: too many levels of interpreters"
     elif head.startswith(b"\x7fELF"):
-        if head[4:6] + head[18:20] != _our_machine() or _is_truncated(head):
-            return f"exec {path}: exec format error: it is made for another kind of machine, or damaged"
+        if flaw := _find_flaw_of_elf(root, path, head):
+            return f"exec {told}: {flaw}"
         interpreter = _elf_interpreter(head)
-        if not interpreter:
-            return ""
     else:
-        return f"exec {path}: exec format error"
-    below = root.read_head(posixpath.normpath(posixpath.join("/", interpreter))) if interpreter else None
-    if below is None:
-        if root.mounts:  # a link may lead to it
-            raise _MountedError
-        return f"exec {path}: its interpreter {interpreter!r} is missing"
-    return _find_flaw_in(root, path, below, depth - 1) if head.startswith(b"#!") else ""
+        return f"exec {told}: exec format error"
+    if not interpreter and not head.startswith(b"#!"):
+        return ""
+    place = posixpath.normpath(posixpath.join("/", interpreter))
+    below = root.read_head(place) if interpreter else None
+    if below is None and root.mounts:  # a link may lead to it
+        raise _MountedError
+    if below is None or (posixpath.isabs(interpreter) and not root.may_execute(place)):
+        why = "is missing" if below is None else "may not be executed: permission denied"
+        return f"exec {told}: its interpreter {interpreter!r} {why}"
+    return _find_flaw_in(root, place, below, depth - 1, told) if head.startswith(b"#!") else ""
+
+
+def _find_flaw_of_elf(root: "_Root", path: str, head: bytes) -> str:
+    if head[4:6] + head[18:20] != _our_machine() or _is_truncated(head):
+        return "exec format error: it is made for another kind of machine, or damaged"
+    lost = root.find_lost_capabilities(path)
+    return f"operation not permitted: it counts on {', '.join(lost)}, by its file" if lost else ""
 
 
 class _MountedError(Exception):
     """What is asked for is on a mount that only the container has, or may be."""
+
+
+class _User(NamedTuple):
+    """Who a program runs as, and so what it may execute (path_resolution(7))."""
+
+    uid: int
+    groups: frozenset[int]
+    may_pass: bool
+    """Whether it may go through any directory: by a capability, or because its ids are not those of the files."""
+    overrides: bool
+    """Whether it may execute what anybody may."""
+    capabilities: Mapping[str, Sequence[str]] | None
+    """As the runtime-spec has them; None where those of a file do not count."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "_User":
+        process = config["process"]
+        user = process.get("user", {})
+        has_own_users = "uidMappings" in config.get("linux", {})
+        capabilities = None if has_own_users else process.get("capabilities")
+        effective = ("CAP_DAC_OVERRIDE",) if capabilities is None else capabilities.get("effective", ())
+        overrides = "CAP_DAC_OVERRIDE" in effective
+        groups = frozenset([user.get("gid", 0), *user.get("additionalGids", ())])
+        may_pass = overrides or "CAP_DAC_READ_SEARCH" in effective
+        return cls(user.get("uid", 0), groups, may_pass, overrides, capabilities)
+
+    def may_execute(self, status: os.stat_result) -> bool:
+        """Return whether it may execute a file, or go through a directory."""
+        if self.may_pass if stat.S_ISDIR(status.st_mode) else self.overrides:
+            return True
+        if status.st_uid == self.uid:
+            return bool(status.st_mode & stat.S_IXUSR)
+        return bool(status.st_mode & (stat.S_IXGRP if status.st_gid in self.groups else stat.S_IXOTH))
 
 
 class _Root(NamedTuple):
@@ -104,6 +151,7 @@ class _Root(NamedTuple):
     path: str
     mounts: Sequence[str]
     """Where something is mounted that may hold programs."""
+    user: _User
 
     def read_head(self, path: str) -> bytes | None:
         """Return how a file begins, found as a process in the root would; None if there is none that may be executed.
@@ -132,9 +180,57 @@ class _Root(NamedTuple):
                 return None
             raise
 
+    def may_execute(self, path: str) -> bool:
+        """Return whether the user may execute a file that is there, and go through the directories that lead to it.
+
+        Those on the way of a link that leads to a link are not looked at. Raises OSError.
+        """
+        top = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            above = os.readlink(f"/proc/self/fd/{top}")
+            for way in (path, _find_place(top, path).removeprefix(above)):
+                parts = way.strip("/").split("/")
+                for count in range(len(parts) + 1):
+                    found = open_in_root(top, os.fsencode("/".join(parts[:count])))
+                    try:
+                        if not self.user.may_execute(os.fstat(found)):
+                            return False
+                    finally:
+                        os.close(found)
+            return True
+        finally:
+            os.close(top)
+
+    def find_lost_capabilities(self, path: str) -> list[str]:
+        """Return which capabilities a program counts on by its file and would not get. Raises OSError."""
+        if self.user.capabilities is None:
+            return []
+        top = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            place = _find_place(top, path)
+        finally:
+            os.close(top)
+        try:
+            attribute = os.getxattr(place, "security.capability")
+            is_heeded = not os.statvfs(place).f_flag & os.ST_NOSUID
+        except OSError as error:
+            if error.errno in {errno.ENODATA, errno.EOPNOTSUPP, errno.EOVERFLOW}:  # the last: another user namespace's
+                return []
+            raise
+        return find_not_given(attribute, self.user.capabilities) if is_heeded else []
+
     def _require_free(self, path: str) -> None:
         if any(f"{path}/".startswith(f"{mount.rstrip('/')}/") for mount in self.mounts):
             raise _MountedError
+
+
+def _find_place(top: int, path: str) -> str:
+    """Return the path, without links, of what a path in a root leads to. Raises OSError."""
+    found = open_in_root(top, os.fsencode(path))
+    try:
+        return os.readlink(f"/proc/self/fd/{found}")
+    finally:
+        os.close(found)
 
 
 def _our_machine() -> bytes:

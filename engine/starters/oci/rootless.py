@@ -34,9 +34,9 @@ def adapt(spec: Mapping[str, Any]) -> dict[str, Any]:
     user = spec["process"]["user"]
     require_mapped("uid", [user["uid"]], uids)
     require_mapped("gid", [user["gid"]], gids)
-    if user["additionalGids"]:
+    if more := [each for each in user["additionalGids"] if each != user["gid"]]:
         raise InvalidInputError(
-            f"supplemental_groups {user['additionalGids']}: runc gives none where the engine is not root;"
+            f"supplemental_groups {more}: runc gives none where the engine is not root;"
             " leave them out, and set supplemental_groups_policy to Strict if they are the image's"
         )
     linux = {name: value for name, value in spec["linux"].items() if name not in {"resources", "cgroupsPath"}}
@@ -51,7 +51,8 @@ def adapt(spec: Mapping[str, Any]) -> dict[str, Any]:
         for each in spec["mounts"]
         if each["type"] != "cgroup" and (each["type"] != "mqueue" or is_ipc_own or os.path.isdir(_QUEUES))
     ]
-    return {**spec, "linux": linux, "mounts": mounts}
+    process = {**spec["process"], "user": {**user, "additionalGids": []}}
+    return {**spec, "process": process, "linux": linux, "mounts": mounts}
 
 
 def require_own_pids(namespaces: Sequence[Mapping[str, str]]) -> None:

@@ -10,6 +10,7 @@ exits/ID, oom    what `exit` and `oom` say; not read      limits-before.json    
 Each start has one of its own, so that a conmon which comes late can write into no other's.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -22,7 +23,7 @@ from msgspec.structs import replace
 
 from limpet.engine.state.durable import make_one_directory, open_made, write_unflushed
 from limpet.engine.state.names import OCI
-from limpet.recovery.files import read_small_file
+from limpet.recovery.files import find_small_file, read_small_file
 from limpet.schema.identity import ProcessIdentity
 
 _PROCESSES = "processes.json"
@@ -100,8 +101,8 @@ class RunDirectory:
 
         The runtime's directory has the path of now: the state directory may have been moved since it was written.
         """
-        with suppress(FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError):
-            found = msgspec.json.decode(read_small_file(self.join(_PROCESSES), _MOST_BYTES), type=Processes)
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            found = msgspec.json.decode(find_small_file(self.join(_PROCESSES), _MOST_BYTES) or b"", type=Processes)
             return replace(found, entry=self._bring_home(found.entry))
         return None
 
@@ -145,6 +146,8 @@ def make_run_directory(bundle_path: str) -> RunDirectory:
     above = os.path.join(bundle_path, OCI)
     with suppress(FileExistsError):
         make_one_directory(above)
+    if os.path.islink(above):
+        raise NotADirectoryError(errno.ENOTDIR, "it is a symbolic link", above)
     run = RunDirectory(os.path.join(above, os.urandom(6).hex()))
     make_one_directory(run.path)
     make_one_directory(run.join("exits"))
@@ -154,9 +157,12 @@ def make_run_directory(bundle_path: str) -> RunDirectory:
 def list_runs(bundle_path: str) -> Iterator[RunDirectory]:
     """Yield those of a bundle: one, unless a start was cut short."""
     above = os.path.join(bundle_path, OCI)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        for name in sorted(os.listdir(above)):
-            yield RunDirectory(os.path.join(above, name))
+    names = list[str]()
+    if not os.path.islink(above):  # what a link leads to is somebody else's
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(above) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    for name in names:
+        yield RunDirectory(os.path.join(above, name))
 
 
 class _Known(NamedTuple):

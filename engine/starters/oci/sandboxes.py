@@ -84,9 +84,11 @@ class SandboxHoldings:
         require_sysctls(sandbox.config)
         self._require_not_pinned(sandbox.id, given)
         directory = self.directory_of(sandbox.id)
+        if _names_all(sandbox.config, given):  # they may be in use: its files alone are missing
+            self._write_files(directory, sandbox.config)
+            return Holdings(given)
         self._delete_network(directory, timeout)
-        write_root_files(directory, sandbox.config)
-        sync_filesystem(directory)
+        self._write_files(directory, sandbox.config)
         kept = {kind: path for kind, path in given.items() if not is_pin(path)}
         kinds = [kind for kind in choose_kinds(sandbox.config) if kind not in kept]
         self._root.make()
@@ -105,9 +107,19 @@ class SandboxHoldings:
                 self._remove(path)
                 raise
             addresses = network.addresses
-            if addresses and sandbox.config.hostname:
-                name_address(directory, sandbox.config.hostname, addresses[0])
+            self._name_address(directory, sandbox.config)
         return Holdings({**kept, **made}, addresses)
+
+    def _write_files(self, directory: str, config: PodSandboxConfig) -> None:
+        write_root_files(directory, config)
+        sync_filesystem(directory)
+        self._name_address(directory, config)
+
+    def _name_address(self, directory: str, config: PodSandboxConfig) -> None:
+        """Have the sandbox's hostname stand for the first address of its network, if it has one."""
+        network = read_network(directory)
+        if network is not None and network.addresses and config.hostname:
+            name_address(directory, config.hostname, network.addresses[0])
 
     def _require_not_pinned(self, sandbox_id: str, given: Mapping[str, str]) -> None:
         """Raise InvalidInputError for a namespace that is held for another sandbox: it would end with that one."""
@@ -130,9 +142,7 @@ class SandboxHoldings:
     def is_furnished(self, sandbox: SandboxMetadata, namespaces: Mapping[str, str]) -> bool:
         """Say whether its files were written, and its record names all that it is to hold."""
         etc = os.path.join(self.directory_of(sandbox.id), "etc")
-        return set(choose_kinds(sandbox.config)) <= set(namespaces) and all(
-            os.path.isfile(os.path.join(etc, name)) for name in ETC
-        )
+        return _names_all(sandbox.config, namespaces) and all(os.path.isfile(os.path.join(etc, name)) for name in ETC)
 
     def _pin(self, path: str, kinds: Sequence[str], config: PodSandboxConfig, lock: int, timeout: float) -> None:
         asked = {
@@ -247,6 +257,11 @@ class SandboxHoldings:
                     os.unlink(each)  # which unmounts it in other mount namespaces
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(path, _MOUNTS))
+
+
+def _names_all(config: PodSandboxConfig, namespaces: Mapping[str, str]) -> bool:
+    """Return whether these are all that a sandbox is to have, as its record says once all was made."""
+    return set(choose_kinds(config)) <= set(namespaces)
 
 
 def require_seen(path: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limpet.engine.starters.contract import Launch
-from limpet.engine.starters.environment import merge_environment
+from limpet.engine.starters.environment import DEFAULT_PATH, add_missing, merge_environment
 from limpet.engine.starters.oci.annotations import choose_annotations
 from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import choose, to_spec
@@ -50,8 +50,6 @@ from limpet.schema.layout import ROOTFS
 _VERSION = "1.0.2"
 _UMASK = 0o022
 _MOST_OF_RUNC = 2**31 - 1
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where neither image nor config have one, as Docker and containerd do it."""
 _MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
     "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
@@ -80,9 +78,8 @@ def make_spec(launch: Launch, *, is_unified: bool) -> dict[str, Any]:
     user, account = choose_user(image.config, config, RootAccounts(root), Rights(0, 0, (), has_own_ids=True))
     env = merge_environment(image.config, config)
     env = tuple(entry for entry in env if entry != "HOME=")  # for which runc takes the user's, as if it was not given
-    given = {entry.partition("=")[0] for entry in env}
-    defaults = {"PATH": _PATH, "HOME": account.home if account else "/", **({"TERM": "xterm"} if config.tty else {})}
-    env = (*env, *(f"{name}={value}" for name, value in defaults.items() if name not in given))
+    home, terminal = account.home if account else "/", {"TERM": "xterm"} if config.tty else {}
+    env = add_missing(env, {"PATH": DEFAULT_PATH, "HOME": home, **terminal})
     namespaces = make_namespaces(config, launch.namespaces, is_unified=is_unified)
     hostname = _choose_hostname(launch)
     chosen, ambient = choose(context.capabilities or Capability(), privileged=context.privileged)

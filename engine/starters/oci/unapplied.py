@@ -9,7 +9,7 @@ from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.oci.annotations import find_orders
 from limpet.engine.starters.oci.apparmor import choose_apparmor
 from limpet.engine.starters.oci.capabilities import find_missing, find_undropped
-from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of
+from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of, place_of
 from limpet.engine.starters.oci.namespaces import (
     JOINED,
     config_in_sandbox,
@@ -59,6 +59,8 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
         lost = "crun works in a mount namespace of its own here, so nothing that is mounted reaches the host"
     if lost:
         found["mounts.propagation"] = lost
+    if context.readonly_rootfs and _has_volumes(launch):
+        found["image.volumes"] = "they are read-only, as the root is: nothing is mounted there"
     orders = find_orders(config)
     if orders:
         found["annotations"] = orders
@@ -72,6 +74,12 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     if limits:
         found |= find_unapplied_limits(limits, is_unified=is_unified)
     return found | _find_of_sandbox(launch)
+
+
+def _has_volumes(launch: Launch) -> bool:
+    """Return whether the image has volumes at which the config mounts nothing."""
+    mounted = [place_of(mount.container_path) for mount in mounts_of(launch.metadata.config)]
+    return any(place_of(each) not in mounted for each in launch.metadata.image_manifest.config.volumes)
 
 
 def _find_of_security(context: LinuxContainerSecurityContext) -> dict[str, str]:

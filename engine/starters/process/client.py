@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import threading
 import time
@@ -434,9 +435,17 @@ class KeeperClient:
                 if status == ANOTHER_LIVES:
                     _let_go_on(self._directory)  # who began it may be gone
                     time.sleep(_RETRY_SECONDS)  # it is about to serve, or about to end
-            silence = "another one lives, and does not listen" if other_lives else "it does not answer"
+            silence = self._tell_silent() if other_lives else "it does not answer"
             silence = "it was killed as it began" if killed else silence
             raise KeeperError(f"the keeper cannot begin: {complaint or silence}")
+
+    def _tell_silent(self) -> str:
+        """Say why a keeper that lives is not reached."""
+        path = os.path.join(self._directory, SOCKET)
+        with suppress(OSError):
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):  # a directory: what else is there the keeper replaces
+                return f"another one lives, and {quote_path(path)} is no socket; move it away and try again"
+        return "another one lives, and does not listen"
 
     def _spawn(self, deadline: float) -> tuple[int | None, str]:
         """Run the keeper's program until it serves, or cannot; return its exit status, None if not known, and why."""

@@ -5,7 +5,7 @@ import os
 import msgspec
 
 from limpet.engine.starters.contract import Launch
-from limpet.engine.starters.environment import merge_environment
+from limpet.engine.starters.environment import DEFAULT_PATH, add_missing, merge_environment
 from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.process.accounts import HostAccounts, RootAccounts
 from limpet.engine.starters.process.root_files import require_hostname
@@ -34,8 +34,8 @@ def make_spec(launch: Launch, abilities: Abilities) -> Spec:
     rights = Rights.of_this_process(has_own_root=bool(root))
     user, account = choose_user(image.config, config, accounts, rights)
     env = merge_environment(image.config, config)
-    if root and not any(entry.startswith("HOME=") for entry in env):
-        env = (*env, f"HOME={account.home if account else '/'}")
+    if root:
+        env = add_missing(env, {"PATH": DEFAULT_PATH, "HOME": account.home if account else "/"})
     context = config.linux.security_context if config.linux else None
     hostname = launch.sandbox.config.hostname if launch.sandbox else ""
     return Spec(

@@ -18,6 +18,7 @@ from limpet.engine.starters.process.cgroups.freezer import Freezer
 from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
 from limpet.engine.starters.process.cgroups.parents import Notes
 from limpet.engine.starters.process.client import (
+    ANSWER_TIMEOUT_SECONDS,
     Connection,
     KeeperClient,
     KeeperGoneError,
@@ -450,11 +451,23 @@ class ProcessStarter:
             _log.warning("container %s: a cgroup is left: %s", container_id, "; ".join(left))
 
     def end_leftovers(self, has_ended: Callable[[str], bool]) -> None:
-        """Kill processes of containers that have ended: a kill may have come between the end and this."""
+        """Kill processes of containers that have ended: a kill may have come between the end and this.
+
+        What cannot be looked at keeps no other from it, unless the keeper hangs. Raises KeeperError then, too.
+        """
+        until = time.monotonic() + ANSWER_TIMEOUT_SECONDS
+        problem = None
         for record in self._list_containers():
             if ("end" in record or record.get("acknowledged")) and has_ended(record["id"]):
-                self._keeper.ask({"op": "signal", "id": record["id"], "number": signal.SIGKILL})
-                self.forget_exits([record["id"]])
+                try:
+                    self._keeper.ask({"op": "signal", "id": record["id"], "number": signal.SIGKILL})
+                    self.forget_exits([record["id"]])
+                except KeeperError as error:
+                    problem = error
+                    if time.monotonic() > until:
+                        break
+        if problem is not None:
+            raise problem
 
     def probe(self, containers_dir: str) -> HostProbe:
         """Return what looks at the processes and the bundles, and knows the ends that the keeper has seen."""

@@ -16,6 +16,7 @@ from limpet.engine.starters.process.cgroups.files import read_text, write_line
 from limpet.engine.starters.process.cgroups.hierarchies import Cgroups, read_cgroups
 from limpet.engine.starters.process.cgroups.parents import find_parents
 from limpet.engine.starters.process.cgroups.settings import Refusals, Setting, make_settings, requested_fields
+from limpet.engine.state.presence import is_there
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.file_name import file_name
 from limpet.schema.status import Resources
@@ -67,9 +68,9 @@ def remove_limits(container_id: str, beside: int = 0, noted: Collection[str] = (
         parents = find_parents(beside, noted)
     except OSError as error:
         return (_describe(error),)
-    for path in [path for parent in parents if os.path.lexists(path := f"{parent}/{name}")]:
+    for parent in parents:
         try:
-            _remove(path)
+            _remove(f"{parent}/{name}")
         except OSError as error:
             left.append(_describe(error))
     return tuple(left)
@@ -188,7 +189,7 @@ def _set(path: str, setting: Setting, refusals: Refusals) -> None:
 
 def _remove(path: str) -> None:
     deadline = time.monotonic() + _LEAVE_TIMEOUT_SECONDS
-    while os.path.lexists(path):  # looked at first: a read-only cgroup file system refuses to remove what is not there
+    while is_there(path):  # looked at first: a read-only cgroup file system refuses to remove what is not there
         try:
             os.rmdir(path)
         except FileNotFoundError:

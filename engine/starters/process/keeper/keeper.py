@@ -176,7 +176,7 @@ class Keeper:
             self._ended
             or self._unreadable
             or self._unadopted
-            or self._starts.has_unheld
+            or self._starts.has_undone
             or not self._journal.is_written
             or self._copies.need_care
             or self._may_be_stopped
@@ -208,7 +208,7 @@ class Keeper:
         self._adopt_all()
         with suppress(OSError):
             self._starts.settle_opened(_OPENED_SECONDS)
-        self._starts.hold_again()
+        self._starts.do_again()
         with suppress(OSError):
             if self._child_has_changed and time.monotonic() >= self._reap_again_at:
                 self._starts.spare.reap()
@@ -240,7 +240,7 @@ class Keeper:
                 let_go_on(pid)
 
     def _see_that_we_can_be_reached(self) -> None:
-        """Listen anew where our socket's file was removed, as by what clears away old files: no engine finds us."""
+        """Listen anew where our socket's file was removed, or replaced by what is none: no engine finds us."""
         now = time.monotonic()
         if now < self._listen_again_at:
             return
@@ -539,7 +539,7 @@ class Keeper:
             self._firsts.pop(container.pid, None)
 
     def _rewrite(self) -> None:
-        if self._unadopted:  # of these the journal alone knows
+        if self._unadopted or self._flushing is not None:  # of these the journal alone knows, or it is being flushed
             return
         if self._journal.has_grown() and not any(
             each.is_durable and not each.is_acknowledged for each in self._containers.values()

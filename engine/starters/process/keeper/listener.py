@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 from contextlib import suppress
 
 SOCKET = "socket"
@@ -37,9 +38,9 @@ def listen_again(listener: socket.socket, directory: int, made: tuple[int, int] 
 
 
 def find_file(directory: int) -> tuple[int, int] | None:
-    """Return which file the socket in a directory is, None if there is none. Raises OSError."""
+    """Return which file the socket in a directory is, None if no socket has its name. Raises OSError."""
     try:
         found = os.stat(SOCKET, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None

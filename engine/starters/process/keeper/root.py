@@ -251,13 +251,14 @@ def _open_name(directory: int, name: bytes, make: str) -> int:
 def become_user(plan: dict[str, Any]) -> None:
     """Take the plan's groups, group and user, which needs the right to, and its working directory. Raises OSError.
 
-    The directory is opened before: a user may be in one below directories that only others may enter, if it may enter
-    the directory itself.
+    The directory is entered before, as by other runtimes: an image's may be one that its user may not enter (/root).
     """
     cwd = _to_bytes(plan["cwd"])
-    directory = -1
-    with suppress(PermissionError):  # perhaps it is the user alone who may
-        directory = os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir(cwd)
+        is_there = True
+    except PermissionError:  # perhaps it is the user alone who may
+        is_there = False
     groups, gid, uid = plan["groups"], plan["gid"], plan["uid"]
     if plan["setgroups"] and (groups or uid is not None):
         _call(os.setgroups, groups)
@@ -265,13 +266,8 @@ def become_user(plan: dict[str, Any]) -> None:
         _call(os.setresgid, gid, gid, gid)
     if uid is not None and (uid,) * 3 != os.getresuid():
         _call(os.setresuid, uid, uid, uid)
-    try:
-        os.fchdir(directory) if directory >= 0 else os.chdir(cwd)
-    except OSError as error:
-        error.filename = plan["cwd"]
-        raise
-    if directory >= 0:
-        os.close(directory)
+    if not is_there:
+        os.chdir(cwd)
     if plan["no_new_privs"] and _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no_new_privs cannot be set")
 

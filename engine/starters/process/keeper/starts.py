@@ -69,9 +69,9 @@ class Starts:
         return bool(self._opened or self.wants_spare)
 
     @property
-    def has_unheld(self) -> bool:
-        """Say whether `hold_again` has anything to try."""
-        return bool(self._unheld)
+    def has_undone(self) -> bool:
+        """Say whether `do_again` has anything to try."""
+        return bool(self._unheld or self._find_unopened())
 
     def prepare(self, connection: socket.socket, request: Message, descriptors: list[int]) -> None:
         """Give a container a gate, and answer. It is held until `go`; whatever fails, no process is left."""
@@ -169,11 +169,18 @@ class Starts:
         self.close_gate(container)
         self._close_report(container)
 
-    def hold_again(self) -> None:
-        """Try again to hold what could not be held."""
+    def do_again(self) -> None:
+        """Try again to open and to hold what could not be opened or held."""
+        for container in self._find_unopened():
+            self._open_gate(container)
         for container in list(self._unheld.values()):
             self._hold_uts(container)
             self._journal.append({"id": container.id, "uts": container.uts_inode})
+
+    def _find_unopened(self) -> list[Container]:
+        """Return those whose gates are to be open by now, and could not be opened."""
+        starting = (self._containers[key] for key in self._starting)
+        return [each for each in starting if each.is_ready and each.is_wanted and each.gate >= 0]
 
     def give_up_spare(self, after_seconds: float = 0) -> None:
         """End the gate that waits if nothing was started for so long."""
@@ -216,22 +223,27 @@ class Starts:
         So it comes before the gate is opened; mostly the engine is writing down meanwhile that the container runs.
         """
         self._loop.unwatch(container.gate)
+        container.is_ready = True  # nothing tells of it again, whatever fails from here on
         self._hold_uts(container)
         if container.uts_inode:
             self._journal.append({"id": container.id, "uts": container.uts_inode})
-        container.is_ready = True
         if container.is_wanted:
             self._open_gate(container)
 
     def _open_gate(self, container: Container) -> None:
-        """Open it. Who has the report sees there what comes of it, and we look later: they need the processors now."""
-        if container.is_report_given:
-            self._opened[container.id] = time.monotonic()
-        else:
-            self._watch_report(container)
-        with suppress(ConnectionError):  # it has ended: the report says why, or nothing
-            os.write(container.gate, b"g")
+        """Open it, now or at the next tick.
+
+        Who has the report sees there what comes of it, and we look later: they need the processors now.
+        """
+        try:
+            with suppress(ConnectionError):  # it has ended: the report says why, or nothing
+                os.write(container.gate, b"g")
+        except OSError:  # the kernel has no memory for it now
+            return
         self.close_gate(container)
+        self._opened[container.id] = time.monotonic()
+        if not container.is_report_given:
+            self.settle_opened()
 
     def _watch_report(self, container: Container) -> None:
         self._loop.watch(container.report, lambda: self.read_report(container))

@@ -474,6 +474,30 @@ def test_the_log_outlives_the_engine(state_dir: str, engine_process) -> None:  #
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+def test_a_log_that_was_renamed_is_begun_anew(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As logrotate asks for it; one that was not renamed goes on, and no line is lost of either."""
+    script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.001; done"
+    pod = engine.create_sandbox({"metadata": {"name": "pod"}})
+    fields = {"metadata": {"name": "n"}, "image": {"image": "host"}, "command": ["sh", "-c", script]}
+    container = engine.create_container(fields | {"log_path": "n.log"}, pod)
+    container.start()
+    path = Path(container.metadata.log_path)
+    wait_until(lambda: path.exists() and path.read_text().count("\n") > 5, "output")
+    container.reopen_log()
+    path.rename(f"{path}.20260101-000000")
+    container.reopen_log()
+    assert path.exists()
+    wait_until(lambda: path.read_text().count("\n") > 5, "output in the new log")
+    monkeypatch.setattr("limpet.engine.starters.process.starter._REOPEN_SECONDS", 0.2)
+    elsewhere = path.parent.rename(f"{path.parent}-moved")
+    with pytest.raises(errors.InvalidStateError, match="no new log was begun"):
+        container.reopen_log()
+    elsewhere.rename(path.parent)
+    container.stop(0)
+    numbers = [int(entry.text) for entry in container.read_log()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
 @pytest.mark.parametrize("log_path", ["../out", "/abs", "a/../../out", "link/out", "", ".", "d/" + "x" * 233])
 def test_log_paths_stay_in_the_log_directory(engine: Engine, tmp_path: Path, log_path: str) -> None:
     """A log path that would leave its directory, also through a link, is refused; an empty one means no log.

@@ -237,7 +237,6 @@ def test_a_starter_that_cannot(state_dir: str) -> None:
         container.start()
         for wish in (
             container.measure,
-            container.reopen_log,
             lambda: container.execute(["true"]),
             lambda: container.change_limits(LinuxContainerResources()),
         ):

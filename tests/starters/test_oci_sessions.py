@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from limpet import Engine, errors
 from limpet.engine import Container
 from limpet.engine.starters.abilities import Session
 from limpet.engine.starters.oci import abilities
+from limpet.engine.starters.oci.commands import CommandFiles
 from limpet.schema import ContainerState
 from tests.conftest import find_processes, read_output, wait_until
 from tests.starters.host import list_children
@@ -263,6 +266,32 @@ def test_no_command_in_what_is_paused(sleeping: Container) -> None:
             begin(["true"])
     sleeping.resume()
     assert sleeping.execute(["true"]).code == 0
+
+
+def test_no_command_in_what_is_paused_or_ends_as_it_is_asked_for(
+    sleeping: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said to be frozen, or to have ended, and not that the command cannot be executed."""
+    write = CommandFiles.write
+    meanwhile: Callable[[], object] = sleeping.pause
+
+    def write_and_wait(*about: Any) -> CommandFiles:
+        files = write(*about)
+        meanwhile()
+        return files
+
+    def open_and_wait(args: Sequence[str]) -> None:
+        with closing(sleeping.open_command(args)) as session:
+            session.wait(20)
+
+    monkeypatch.setattr(CommandFiles, "write", write_and_wait)
+    for begin in (sleeping.execute, open_and_wait):
+        with pytest.raises(errors.InvalidStateError, match="are frozen"):
+            begin(["true"])
+        sleeping.resume()
+    meanwhile = partial(sleeping.stop, 0)
+    with pytest.raises(errors.InvalidStateError, match="it has ended"):
+        sleeping.execute(["true"])
 
 
 def test_without_descriptors_nothing_is_left_of_a_command(sleeping: Container, shared: Engine) -> None:

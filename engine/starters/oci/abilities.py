@@ -18,7 +18,7 @@ from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.child import UNKNOWN
 from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on, is_inside
-from limpet.engine.starters.oci.exits import is_monitor_alive
+from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_program
 from limpet.engine.starters.oci.family import have_go_on
 from limpet.engine.starters.oci.limit_files import forget_limits, keep_limits, put_back
 from limpet.engine.starters.oci.resources import (
@@ -37,6 +37,7 @@ from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
+    LimpetError,
     ResourcesError,
     StartError,
     UnsupportedError,
@@ -112,7 +113,7 @@ def execute(
         if outcome.code is None:
             raise WaitTimeoutError(f"{args[0]!r} had not ended after {timeout:g} s, and was killed")
         if not files.read_pid():
-            raise StartError(outcome.problem)
+            raise _explain(processes, cgroup, outcome.problem)
         if outcome.code == UNKNOWN:
             raise ResourcesError(f"{args[0]!r}: {outcome.problem}")
         if outcome.code < 0:
@@ -162,6 +163,7 @@ def open_command(
         door=door,
         files=files,
         end_orphan=end_orphan,
+        explain=lambda said: _explain(processes, cgroup, said),
         resize=lambda packed: None if door else _resize(_await_pid(files), processes, cgroup, packed),
     )
 
@@ -178,6 +180,19 @@ def _require_not_frozen(processes: Processes, cgroup: str) -> None:
             f"no command can begin in the container: its processes are frozen, by the cgroup {quote_path(frozen)};"
             f" {'resume it' if os.path.basename(frozen) == cgroup else 'thaw that'} first"
         )
+
+
+def _explain(processes: Processes, cgroup: str, said: str) -> LimpetError:
+    """Return why a command has not begun: its container was frozen or has ended meanwhile, or what the runtime said."""
+    try:
+        _require_not_frozen(processes, cgroup)
+        if observe_program(processes) is Program.ENDED:
+            return InvalidStateError("no command can begin in the container: it has ended")
+    except InvalidStateError as error:
+        return error
+    except OSError:  # that cannot be seen now
+        pass
+    return StartError(said)
 
 
 def _await_pid(files: CommandFiles) -> int:

@@ -33,7 +33,7 @@ from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.forks import undisturbed
 from limpet.engine.state.pipes import write_to_pipe
 from limpet.recovery.host import wait_for_end
-from limpet.schema.errors import InvalidStateError, ResourcesError, StartError, WaitTimeoutError
+from limpet.schema.errors import InvalidStateError, LimpetError, ResourcesError, StartError, WaitTimeoutError
 
 _BLOCK = 65536
 _PACKET = 8192
@@ -65,7 +65,8 @@ class CommandSession:
 
     It has a terminal if that has a size, in rows and columns. The runtime works in `directory`; the `files` are removed
     in the end. At `door`, if there is one, the runtime hands over the terminal: then it is not in between. `end_orphan`
-    ends a command whose runtime was killed, and `resize` gives its terminal a size.
+    ends a command whose runtime was killed, `explain` tells why one has not begun, given what the runtime said, and
+    `resize` gives its terminal a size.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class CommandSession:
         door: socket.socket | None,
         files: CommandFiles,
         end_orphan: Callable[[], None],
+        explain: Callable[[str], LimpetError],
         resize: Callable[[bytes], None],
     ) -> None:
-        self._files, self._end_orphan, self._resize = files, end_orphan, resize
+        self._files, self._end_orphan, self._explain, self._resize = files, end_orphan, explain, resize
         self._terminal = -1
         self._tail = b""
         self._guard = threading.RLock()  # of the input; a signal may come amid a write, and close
@@ -305,7 +307,7 @@ class CommandSession:
                 self._have_runtime_go_on()
         if not self._has_begun():
             said = shorten(self._tail.decode(errors="replace"))
-            raise StartError(said or f"the runtime ended with {code} and said nothing")
+            raise self._explain(said or f"the runtime ended with {code} and said nothing")
         if code == UNKNOWN:
             raise ResourcesError(WHY_UNKNOWN)
         if code < 0:

@@ -50,7 +50,7 @@ from limpet.recovery.host import (
     wait_readable,
 )
 from limpet.recovery.probe import HostProbe, Witnessed
-from limpet.schema.errors import KeeperError, StartError, UnsupportedError, quote_path
+from limpet.schema.errors import InvalidStateError, KeeperError, StartError, UnsupportedError, quote_path
 from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import ROOTFS, WORKING
@@ -63,6 +63,7 @@ _END_TIMEOUT_SECONDS = 5.0
 _COPY_TIMEOUT_SECONDS = 1.0
 _SETTLED_SECONDS = 2.0
 _LOOK_AGAIN_SECONDS = 0.005
+_REOPEN_SECONDS = 5.0
 _LOG_BYTES, _LOG_FILES = 10 << 20, 5
 """When a log is rotated, and how many files of it there are: kubelet's containerLogMaxSize and containerLogMaxFiles."""
 
@@ -305,6 +306,21 @@ class ProcessStarter:
     def is_frozen(self, container_id: str, identity: ProcessIdentity) -> bool:
         """Say whether its cgroup is frozen, or being frozen."""
         return self._freezer(container_id, identity.pid).is_frozen()
+
+    def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
+        """Have the log copier begin a new log where the old one was renamed; one that was not goes on."""
+        request: Message = {"op": "reopen", "id": container_id, "pid": identity.pid, "start": identity.start_ticks}
+        answer = self._keeper.ask(request)
+        if answer is None or "unknown" in answer:
+            raise InvalidStateError(f"container {container_id}: no keeper knows it, so nothing more comes to its log")
+        deadline = time.monotonic() + _REOPEN_SECONDS
+        while not os.path.lexists(log_path):
+            if time.monotonic() > deadline:
+                raise InvalidStateError(
+                    f"container {container_id}: no new log was begun after {_REOPEN_SECONDS:g} s: nothing has its"
+                    " output open any more, or no log can be made there"
+                )
+            time.sleep(_LOOK_AGAIN_SECONDS)
 
     def _freezer(self, container_id: str, pid: int = 0) -> Freezer:
         return Freezer(container_id, pid, self._scope, self._cgroups, self._keeper.keeper_pid)

@@ -158,14 +158,23 @@ class Engine:
         require_wait(look_timeout, "look_timeout")
         choice = FleetChoice(fleet, fleet_ack, fleet_timeout)
         raise_descriptor_limit()
-        with system_errors_told("the starters"):  # which are loaded now
-            chosen = Starters(starter, runtimes, inherit_env)
+
+        # Told on the thread that does it, where no signal reaches: what a handler raises may be an OSError, too.
+        def choose() -> Starters:
+            with system_errors_told("the starters"):  # which are loaded now
+                return Starters(starter, runtimes, inherit_env)
+
+        chosen = run_whole(choose)
         attempt: Attempt[Self] = Attempt()
 
         def open_whole(part: float) -> None:
             open_it = partial(cls._open, state_dir, node, images, chosen, look_timeout, part, choice)
-            with system_errors_told(f"state directory {quote_path(state_dir)}"):
-                run_whole(lambda: attempt.run(open_it))
+
+            def run() -> None:
+                with system_errors_told(f"state directory {quote_path(state_dir)}"):
+                    attempt.run(open_it)
+
+            run_whole(run)
 
         try:
             open_in_parts(open_whole, wait)

@@ -32,6 +32,7 @@ from limpet.engine.starters.abilities import (
     lacks,
 )
 from limpet.engine.state.presence import is_there
+from limpet.engine.state.steps import run_whole
 from limpet.engine.store import Draft
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
@@ -236,8 +237,9 @@ class Container:
 
     def is_stopped(self, status: Status) -> bool:
         """Say whether its end is written down and nothing of it is left, given what `begin_stop` returned."""
-        assert status.identity is not None
-        return self._has_ended() and not self._starter.signal(self.id, status.identity, 0)
+        identity = status.identity
+        assert identity is not None
+        return self._has_ended() and not run_whole(lambda: self._starter.signal(self.id, identity, 0))
 
     def resume_stop(self, status: Status, identity: ProcessIdentity) -> None:
         """Go on with a stop that an engine before this one has begun, with what is left of its time."""

@@ -158,9 +158,8 @@ class Runtime:
         Whatever the system refuses on the way is raised as a LimpetError; ClosedError at the end of the interpreter.
         """
         require_no_shutdown()
-        with system_errors_told(f"state directory {quote_path(self.store.directory.path)}"):
-            is_within = getattr(self._holding, "depth", 0)
-            result = self._step(step) if is_within else run_whole(lambda: self._step(step), undo)
+        is_within = getattr(self._holding, "depth", 0)
+        result = self._step(step) if is_within else run_whole(lambda: self._step(step), undo)
         try:
             if not self.store.is_closed:
                 self.store.fleet.wait()
@@ -173,7 +172,9 @@ class Runtime:
         return result
 
     def _step(self, step: Callable[[], _T]) -> _T:
-        with self.store.fleet.later():
+        # In here, where no signal reaches: a handler's TimeoutError is an OSError, too, and not the system's.
+        what = f"state directory {quote_path(self.store.directory.path)}"
+        with system_errors_told(what), self.store.fleet.later():
             return step()
 
     def wait_for_change(self, container_id: str, is_done: Callable[[], bool], timeout: float | None) -> bool:

@@ -7,6 +7,7 @@ from importlib import import_module
 from limpet.engine.starters.abilities import Furnisher
 from limpet.engine.starters.contract import Starter
 from limpet.engine.state.names import OCI
+from limpet.engine.state.presence import is_directory
 from limpet.recovery.evidence import Observation
 from limpet.recovery.probe import HostProbe, Probe, Subject, Witness, Witnessed
 from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, StoreDamagedError, quote
@@ -121,7 +122,7 @@ def make_probe(starters: Starters, containers_dir: str) -> Probe:
     its process's identity shows that.
     """
     own = {starter.name: starter.probe(containers_dir) for starter in starters}
-    if set(own) == {PROCESS} and not os.path.isdir(os.path.join(os.path.dirname(containers_dir), OCI)):
+    if set(own) == {PROCESS} and not is_directory(os.path.join(os.path.dirname(containers_dir), OCI)):
         return own[PROCESS]  # nobody's metadata has to be read
     other = make_host_probe(containers_dir)
     return _ProbeByStarter(own, lambda container_id: own[starters.find_keeper(container_id).name], other)
@@ -133,7 +134,7 @@ def make_host_probe(containers_dir: str) -> HostProbe:
         return HostProbe()
 
     def ask_bundle(container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
-        if not os.path.isdir(os.path.join(containers_dir, file_name(container_id), OCI)):
+        if not is_directory(os.path.join(containers_dir, file_name(container_id), OCI)):
             return None
         witness: Witness = import_module(_OCI_PROBE).BundleWitness(containers_dir)
         return witness(container_id, identity)

@@ -60,7 +60,7 @@ def make_directory(path: str, mode: int = 0o700) -> None:
     """
     missing: list[str] = []
     path = os.path.abspath(path)
-    while not is_directory(path):
+    while not _is_directory(path):
         missing.append(path)
         path = os.path.dirname(path)
     # Also for an existing one: a crash may have come between its mkdir and this fsync. Its parents are
@@ -73,6 +73,14 @@ def make_directory(path: str, mode: int = 0o700) -> None:
             if not is_directory(path):
                 raise
         _sync_name(path)
+
+
+def _is_directory(path: str) -> bool:
+    """Return whether a directory exists. Raises OSError for an unusable path, such as one that is too long."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600) -> None:

@@ -18,8 +18,8 @@ def is_there(path: str) -> bool:
 
 
 def is_directory(path: str) -> bool:
-    """Say whether this is a directory, or a link to one. Raises OSError, also if there is a file on the way."""
+    """Say whether this is a directory, or a link to one. Raises OSError."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

@@ -1,6 +1,8 @@
 """A signal handler of the host program, or a finalizer, may call limpet itself, whatever call it has interrupted."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -246,3 +248,63 @@ def test_a_finalizer_amid_a_look_at_memory_lets_others_write(engine_process: Cal
     """
     process = engine_process(LIFE + FINALIZERS + dedent(script))
     assert [process.read() for _ in range(2)] == [["True"]] * 2
+
+
+TIMEOUTS = """
+import faulthandler, os, random, signal, sys, time
+from limpet import Engine, errors
+
+faulthandler.dump_traceback_later(50, exit=True)
+state_dir, left, got, told = sys.argv[1], 0, 0, []
+may_raise = False
+
+def handle(*_):
+    global may_raise, left
+    if may_raise:
+        may_raise, left = False, left + 1
+        raise TimeoutError("the caller's own")
+
+signal.signal(signal.SIGALRM, handle)
+
+def within(seconds, call):
+    global may_raise, got
+    before = left
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        may_raise = True
+        try:
+            return call()
+        finally:
+            may_raise = False
+    except TimeoutError as error:
+        got += str(error) == "the caller's own"
+    except errors.LimpetError as error:
+        if left > before:
+            told.append(f"{type(error).__name__}: {error}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+chance = random.Random(1)
+Engine.open(state_dir).close()
+for number in range(12):
+    engine = within(chance.uniform(0.001, 0.03), lambda: Engine.open(state_dir)) or Engine.open(state_dir, wait=20)
+    within(chance.uniform(0.001, 0.01), lambda: engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs"))
+    config = {"metadata": {"name": "a"}, "image": {"image": "host"}, "command": ["sleep", "1000"]}
+    within(chance.uniform(0.001, 0.01), lambda: engine.create_container(config, "jobs", id="a"))
+    for container in engine.list():
+        within(chance.uniform(0.001, 0.01), container.start)
+        for _ in range(3):
+            within(chance.uniform(0.0001, 0.005), lambda: container.stop(0))
+    within(chance.uniform(0.0001, 0.01), lambda: engine.get("a").remove(force=True, timeout=0))
+    within(chance.uniform(0.0001, 0.005), engine.close)
+    engine.close()
+print(left, got, told, flush=True)
+"""
+
+
+def test_what_a_handler_raises_comes_to_the_caller(tmp_path: Path) -> None:
+    """A deadline by SIGALRM raises TimeoutError, an OSError: it is neither kept nor told as an error of the disk."""
+    command = [sys.executable, "-c", TIMEOUTS, str(tmp_path / "state")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    raised, got, told = done.stdout.split(maxsplit=2)
+    assert (int(raised) > 10, got, told.strip()) == (True, raised, "[]"), done.stderr

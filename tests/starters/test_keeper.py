@@ -1696,3 +1696,40 @@ def test_a_journal_that_is_being_flushed_is_not_replaced(state_dir: str, monkeyp
         assert identity is not None
         wait_until(lambda: not os.path.exists(f"/proc/{identity.pid}"), "the keeper to reap it")
         assert str(os.stat(f"{state_dir}/keeper/journal").st_ino) in note.read_text().split()
+
+
+DEAF_ONCE = """
+import errno, sys
+sys.path.insert(0, sys.argv[1])
+from keeper import loop, main
+
+def watch(self, descriptor, handler, real=loop.Loop.watch):
+    if handler.__name__ == "_listen":
+        heard.append(descriptor)
+        if len(heard) == 2:
+            raise OSError(errno.ENOSPC, "max_user_watches")
+    return real(self, descriptor, handler)
+
+heard, loop.Loop.watch = [], watch
+main.main()
+"""
+"""The keeper's program, which the kernel refuses to tell of its second copier."""
+
+
+def test_output_is_copied_on_though_the_next_copier_cannot_be_watched(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copier is killed, and the kernel has no room for the next one's link: the one after that gets all pipes."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", DEAF_ONCE)
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        script = "echo one; while [ ! -e GO ]; do sleep 0.02; done; echo two".replace("GO", state_dir + ".go")
+        container = make(engine, "a", "sh", "-c", script, log_path="a.log")
+        container.start()
+        read_output(container.metadata.log_path, "one\n")
+        time.sleep(0.2)  # one that ends sooner is begun anew at the next tick only
+        kill(state_dir, "limpet-copier")
+        Path(state_dir + ".go").touch()
+        assert container.wait(20).exit_code == 0
+        read_output(container.metadata.log_path, "one\ntwo\n")
+        wait_until(lambda: not os.listdir(f"{state_dir}/keeper/fifo"), "its pipes to be removed")

@@ -1,5 +1,6 @@
 """A runtime that hangs, fails or answers rubbish is told as such within its deadline, and leaves nothing behind."""
 
+import errno
 import glob
 import os
 import resource
@@ -412,6 +413,32 @@ def test_an_exit_that_cannot_be_read_now_is_asked_again(state_dir: str, tmp_path
     found = starter.read_exit("short", identity, -1)
     assert found is not None
     assert found.code == 9
+
+
+def test_marks_that_cannot_be_looked_for_are_not_said_to_be_missing(
+    state_dir: str, tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its mark a start was not let go: that the disk refuses a look does not say that the program never ran."""
+    with open_with(state_dir, runtime, tmp_path) as engine:
+        engine.create_container(config("short", "exit 9"), "a", id="short").start()
+        identity = engine.get("short").wait(20).identity
+    assert identity is not None
+    starter = OciStarter(str(runtime))
+    starter.open(state_dir)
+    look = os.lstat
+
+    def refuse(path: str) -> os.stat_result:
+        if os.path.basename(path) in {"starting", "executed"}:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return look(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", refuse)
+        with pytest.raises(errors.ResourcesError, match="Input/output error"):
+            starter.read_exit("short", identity, -1)
+    found = starter.read_exit("short", identity, -1)
+    assert found is not None
+    assert (found.code, found.never_ran) == (9, "")
 
 
 @pytest.mark.parametrize("is_by_next", [False, True])

@@ -17,6 +17,7 @@ from limpet.engine.starters.oci.executable import MISSING, find_flaw
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
 from limpet.engine.starters.signals import let_go_on
+from limpet.engine.state.presence import is_there
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import compare, has_ended, observe_boot, open_pidfd, read_stat
@@ -221,5 +222,5 @@ def may_be_of_init(code: int) -> bool:
 
 
 def is_start_unfinished(processes: Processes) -> bool:
-    """Return whether the runtime still keeps the pipe at which it holds the container until it is started."""
-    return os.path.lexists(os.path.join(processes.entry, "exec.fifo"))
+    """Return whether the runtime still keeps the pipe at which it holds a container until its start. Raises OSError."""
+    return is_there(os.path.join(processes.entry, "exec.fifo"))

@@ -21,6 +21,7 @@ from limpet.engine.starters.oci.exits import (
 )
 from limpet.engine.starters.oci.run_directory import KnownRuns, Processes, RunDirectory, list_runs
 from limpet.engine.state.names import OCI
+from limpet.engine.state.presence import is_directory
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import has_ended, observe_boot, observe_process, open_pidfd
 from limpet.recovery.probe import Witnessed
@@ -50,7 +51,7 @@ class BundleWitness:
     def __call__(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
         """Return what is known of the very process; of one that the record does not name, whether it runs."""
         bundle = os.path.join(self._containers_dir, file_name(container_id))
-        if not os.path.isdir(os.path.join(bundle, OCI)):
+        if not is_directory(os.path.join(bundle, OCI)):
             return None
         if identity is None:
             return _see_unnamed(bundle)

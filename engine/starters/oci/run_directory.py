@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from limpet.engine.state.durable import make_one_directory, open_made, write_unflushed
 from limpet.engine.state.names import OCI
+from limpet.engine.state.presence import is_there
 from limpet.recovery.files import find_small_file, read_small_file
 from limpet.schema.identity import ProcessIdentity
 
@@ -68,8 +69,8 @@ class RunDirectory:
         return os.path.join(self.path, name)
 
     def has(self, name: str) -> bool:
-        """Return whether an entry is there."""
-        return os.path.lexists(self.join(name))
+        """Return whether an entry is there. Raises OSError."""
+        return is_there(self.join(name))
 
     def mark(self, name: str) -> None:
         """Make an empty entry: it survives a kill, and after a power cut nothing asks for it."""

@@ -12,6 +12,7 @@ from limpet.engine.starters.process.client import KeeperClient, is_copying
 from limpet.engine.starters.process.keeper.listener import SOCKET
 from limpet.engine.starters.process.keeper.messages import read_peer
 from limpet.engine.starters.process.unapplied import find_abilities
+from limpet.engine.starters.users import may_set_groups
 from limpet.engine.state.names import KEEPER
 
 
@@ -39,7 +40,7 @@ def find_facts(state_dir: str) -> StarterFacts:
         keeper_pid=keeper_pid,
         cgroup=cgroup,
         cgroup_problem=problem,
-        abilities=asdict(find_abilities()),
+        abilities={**asdict(find_abilities()), "user_groups": may_set_groups()},  # of a program's user
     )
 
 

@@ -175,7 +175,11 @@ class Copies:
         """Try again what could not be done. Raises OSError."""
         if self._link is None:
             link = self.start_copier()
-            self._watch(link.fileno(), self._listen)
+            try:
+                self._watch(link.fileno(), self._listen)
+            except BaseException:
+                self._leave_copier()  # nobody would hear it, and it has nothing to copy: another one is begun
+                raise
             self._unsent = dict.fromkeys(self._kept, ()) | self._unsent
         self._tidy()
         self._send_all()
@@ -205,12 +209,17 @@ class Copies:
                 if message["id"] in self._released:
                     self.give_up(message["id"])
             return
-        self._unwatch(self._link.fileno())
-        self._link.close()
-        self._link = None
-        self.pid = 0  # whose child it is reaps it, as any other: it has closed its link, and has not ended yet
+        self._leave_copier()
         if time.monotonic() - self._started_at > _PAUSE_SECONDS:
             self.care()
+
+    def _leave_copier(self) -> None:
+        """Close the link, by which it ends. Whose child it is reaps it, as any other: it has not ended yet."""
+        if self._link is not None:
+            self._unwatch(self._link.fileno())
+            self._link.close()
+            self._link = None
+            self.pid = 0
 
     def _send_all(self) -> None:
         for key in list(self._unsent):

@@ -217,7 +217,7 @@ engine.close()
 """
 
 
-def run_with_ids(home: str, script: str, *options: str, before: str = "true") -> list[str]:
+def run_with_ids(home: str, script: str, *options: str, before: str = "true", after: str = "true") -> list[str]:
     """Run a script as a user with a range of ids, in namespaces of its own; return what it prints."""
     require_tools(*TOOLS, "newuidmap")
     ids = os.path.join(home, "ids")
@@ -225,18 +225,22 @@ def run_with_ids(home: str, script: str, *options: str, before: str = "true") ->
         file.write("nobody:200000:65536\n")
     paths = ("/etc/subuid", "/etc/subgid")
     mounts = "; ".join(f"[ -e {path} ] || touch {path}; mount --bind {ids} {path}" for path in paths)
-    within = ["unshare", "--mount", *options, "sh", "-ec", f'{mounts}; {before}; exec "$@"', "sh"]
+    within = ["unshare", "--mount", *options, "sh", "-ec", f'{mounts}; {before}; "$@"; {after}', "sh"]
     return run(home, script, within).splitlines()
 
 
 @with_ids
 def test_a_first_process_that_proc_hides_is_told(home: str) -> None:
-    """A user that is not its own is another's (hidepid); its own processes it sees, and containers of these run."""
+    """A user that is not its own is another's (hidepid); its own processes it sees, and containers of these run.
+
+    What it does not see is ended all the same.
+    """
     hide = "mount -o remount,hidepid=2 /proc"  # which concerns all mounts of that pid namespace's
-    found = run_with_ids(home, HIDDEN, "--pid", "--fork", "--mount-proc", before=hide)
+    namespaces = ("--pid", "--fork", "--mount-proc")
+    found = run_with_ids(home, HIDDEN, *namespaces, before=hide, after="pgrep -f '[r]unc init' || echo nothing is left")
     assert "/proc does not show it" in found[0]
     assert "hidepid" in found[0]
-    assert found[1] == "7"
+    assert found[1:] == ["7", "nothing is left"]
     assert os.listdir(os.path.join(home, "state/containers")) == []
 
 

@@ -44,6 +44,7 @@ from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import has_unified_cgroups
 from limpet.engine.starters.oci.written import PLAIN_CONFIG
 from limpet.engine.starters.pidfds import KEPT_DESCRIPTORS
+from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.engine.state.descriptors import close_all, has_free_descriptors
 from limpet.engine.state.durable import open_made
 from limpet.engine.state.names import OCI
@@ -307,6 +308,8 @@ class Starts:
             # Then /proc says nothing more of it, and does not a moment before, either.
             is_gone = isinstance(error, FileNotFoundError) and str(error.filename).startswith(f"/proc/{pid}/")
             is_over = is_gone and wait_for_end(pidfd, _END_SECONDS)
+            if is_gone and not is_over and monitor is not None:
+                _kill_hidden(monitor, pid, pidfd)
             close_all((pidfd,))
             if is_over:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
@@ -390,6 +393,14 @@ def _hinting_at_seccomp(launch: Launch) -> Iterator[None]:
             raise
         path = quote_path(profile.localhost_ref)
         raise StartError(f"{why}; perhaps its seccomp profile {path} forbids what the runtime needs") from error
+
+
+def _kill_hidden(monitor: ProcessIdentity, pid: int, pidfd: int) -> None:
+    """Kill a first process that /proc does not show, if it is its conmon's child: its runtime takes it for ended."""
+    with suppress(OSError):
+        if pid in read_children(monitor.pid):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            wait_for_end(pidfd, _END_SECONDS)
 
 
 def _close(prepared: Prepared) -> None:

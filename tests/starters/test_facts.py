@@ -11,6 +11,7 @@ from limpet.engine.starters.process import facts
 from limpet.engine.starters.process.cgroups.hierarchies import Cgroups
 from limpet.engine.starters.process.facts import find_facts
 from limpet.engine.starters.process.unapplied import find_abilities
+from limpet.engine.starters.users import may_set_groups
 from tests.conftest import is_running, wait_until
 from tests.starters.host import make
 
@@ -65,7 +66,7 @@ def test_where_cgroups_are_made(
     assert problem in found.cgroup_problem
     assert bool(problem) is bool(found.cgroup_problem)
     assert asked == [0]  # this process, where there is no keeper
-    assert found.abilities == asdict(find_abilities())
+    assert found.abilities == {**asdict(find_abilities()), "user_groups": may_set_groups()}
 
 
 def test_cgroups_are_made_beside_the_keeper(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,12 @@ def list_children() -> list[int]:
     return [pid for pid, stat in _read_stats() if int(stat[1]) == os.getpid()]
 
 
+def is_child(pid: int, parent: int) -> bool:
+    """Say whether a process is a child of another's first thread, also if /proc hides it (hidepid). Raises OSError."""
+    with open(f"/proc/{parent}/task/{parent}/children", "rb") as file:  # CONFIG_PROC_CHILDREN
+        return b"%d" % pid in file.read().split()
+
+
 def find_half_dead(pid: int) -> set[tuple[int, bytes]]:
     """Return which processes that descend from another have lost their first thread, and are not over. Raises OSError.
 

@@ -31,7 +31,7 @@ from limpet.engine.starters.oci.exits import (
     read_program,
     settle_program,
 )
-from limpet.engine.starters.oci.family import have_go_on
+from limpet.engine.starters.oci.family import have_go_on, is_child
 from limpet.engine.starters.oci.namespaces import require_namespace
 from limpet.engine.starters.oci.resources import find_unapplied_limits, list_applied
 from limpet.engine.starters.oci.root import to_oci_id
@@ -44,7 +44,6 @@ from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import has_unified_cgroups
 from limpet.engine.starters.oci.written import PLAIN_CONFIG
 from limpet.engine.starters.pidfds import KEPT_DESCRIPTORS
-from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.engine.state.descriptors import close_all, has_free_descriptors
 from limpet.engine.state.durable import open_made
 from limpet.engine.state.names import OCI
@@ -398,7 +397,7 @@ def _hinting_at_seccomp(launch: Launch) -> Iterator[None]:
 def _kill_hidden(monitor: ProcessIdentity, pid: int, pidfd: int) -> None:
     """Kill a first process that /proc does not show, if it is its conmon's child: its runtime takes it for ended."""
     with suppress(OSError):
-        if pid in read_children(monitor.pid):
+        if is_child(pid, monitor.pid):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             wait_for_end(pidfd, _END_SECONDS)
 

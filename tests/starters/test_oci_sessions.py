@@ -169,6 +169,19 @@ def test_sizes_that_no_terminal_can_have(sleeping: Container) -> None:
         assert (said, session.wait(10)) == (b"%d %d\r\n" % (rows, columns) if given > 0 else said, 0)
 
 
+def test_what_is_closed_before_its_runtime_has_told_its_pid_is_killed(
+    sleeping: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs a moment before: that it never began is not said of it."""
+    mark = f"4715{os.getpid()}"
+    session = keep(sleeping.open_command(["sleep", mark]))
+    wait_until(lambda: len(find_processes("sleep", mark)) == 1, "the command")
+    monkeypatch.setattr(CommandFiles, "read_pid", lambda _: 0)
+    session.close()
+    assert session.wait(20) == 137
+    assert find_processes("sleep", mark) == []
+
+
 def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:
     """A command ends with its connection or at its deadline, and what it has started; nothing is left on disk.
 

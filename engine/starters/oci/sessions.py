@@ -298,14 +298,15 @@ class CommandSession:
                     signal.pidfd_send_signal(self._pidfd, signal.SIGWINCH)
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Return the command's exit code."""
+        """Return the command's exit code: that of SIGKILL if `close` came first, whether or not it had begun."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (code := self._process.poll()) is None:
             if not wait_for_end(self._pidfd, _until_look(deadline)):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise WaitTimeoutError(f"the command had not ended after {timeout:g} s")
                 self._have_runtime_go_on()
-        if not self._has_begun():
+        was_killed = self._is_closed and code == -signal.SIGKILL
+        if not was_killed and not self._has_begun():  # the runtime writes that down a little later
             said = shorten(self._tail.decode(errors="replace"))
             raise self._explain(said or f"the runtime ended with {code} and said nothing")
         if code == UNKNOWN:

@@ -68,6 +68,6 @@ def _copy(reader: Reader, target_path: str, verify: Callable[[Reader], list[str]
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"backup to {quote_path(target_path)}: {reason}") from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(temporary)
     return damage

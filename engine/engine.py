@@ -470,8 +470,7 @@ class Engine:
         """Return a sandbox as it is here: one that is given itself may be another engine's, or of an id made anew."""
         if not isinstance(sandbox, Sandbox):
             return self.get_sandbox(sandbox)
-        if sandbox.id not in self.store.sandbox_ids:
-            raise NotFoundError(f"sandbox {quote(sandbox.id)} does not exist; create it first")
+        self.store.sandbox_status(sandbox.id)  # there is one with exactly this id: no name is meant
         return self.get_sandbox(sandbox.id)
 
     def get(self, container_id: str) -> Container:

@@ -115,6 +115,11 @@ def read_stat(pid: int) -> list[bytes]:
     return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
+def read_name(pid: int) -> bytes:
+    """Return what a process calls itself (comm in proc(5)), 15 bytes at most. Raises OSError."""
+    return _read(f"/proc/{pid}/comm").removesuffix(b"\n")
+
+
 def is_zombie(stat: Sequence[bytes]) -> bool:
     """Say whether a process has ended, by its fields. While its first thread alone is a zombie, others go on."""
     return stat[0] in {b"Z", b"X"} and int(stat[17]) <= 1
@@ -214,12 +219,12 @@ def is_runc_init(pid: int) -> bool:
     By its name (comm in proc(5)), which any program may give itself: it proves nothing, and raises a doubt.
     """
     try:
-        return _read(f"/proc/{pid}/comm") == _RUNC_INIT
+        return read_name(pid) == _RUNC_INIT
     except OSError:
         return False
 
 
-_RUNC_INIT = b"runc:[2:INIT]\n"
+_RUNC_INIT = b"runc:[2:INIT]"
 """The name that runc gives to the process that becomes the container (libcontainer/nsenter/nsexec.c)."""
 _NAMES_A_THREAD = {errno.EINVAL, errno.ENOENT}
 """What pidfd_open(2) says of a number that is a thread's and no process's: the first before Linux 6.15."""

@@ -3,7 +3,6 @@
 Sources: image-spec image-layout.md, image-index.md, annotations.md; containerd's annotation for full names.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
@@ -33,6 +32,7 @@ from limpet.engine.images.oci import (
     Platform,
     blob_path,
     decode,
+    is_digest,
     platform_rank,
     this_platform,
 )
@@ -43,7 +43,6 @@ CONTAINERD_NAME = "io.containerd.image.name"
 _DIRECTORY_TRANSPORT = b"Directory Transport Version"
 """How its file `version` begins."""
 REFERENCE_NAME = "org.opencontainers.image.ref.name"
-_DIGEST = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 def find_images(files: Files, label: str) -> dict[ImageName, FoundImage]:
@@ -206,7 +205,7 @@ class _Search:
 def _names_by_digest(annotation: str) -> bool:
     """Return whether an image is named by a digest without a tag, as containerd names what has other names as well."""
     name, at, _ = annotation.partition("@")
-    return ":" not in name.rpartition("/")[2] if at else _DIGEST.fullmatch(annotation) is not None
+    return ":" not in name.rpartition("/")[2] if at else is_digest(annotation)
 
 
 def _has_name(annotation: str, digest: str, named: Mapping[ImageName, str]) -> bool:
@@ -220,7 +219,7 @@ def _has_name(annotation: str, digest: str, named: Mapping[ImageName, str]) -> b
 
 def _image_name(annotation: str, label: str) -> ImageName:
     """Return the full name. A single word is a tag, as most tools write it; the label is prefixed to it."""
-    if _DIGEST.fullmatch(annotation):
+    if is_digest(annotation):
         return named_after_path(label)
     if ":" not in annotation and "/" not in annotation:
         return named_after_path(label, annotation)

@@ -187,10 +187,15 @@ DIGEST_ALGORITHMS = {"sha256": 64, "sha512": 128}
 _DIGEST = re.compile("([a-z0-9]+):([0-9a-f]+)")
 
 
+def is_digest(text: str) -> bool:
+    """Return whether a text is a digest by one of these algorithms."""
+    match = _DIGEST.fullmatch(text)
+    return match is not None and DIGEST_ALGORITHMS.get(match[1]) == len(match[2])
+
+
 def require_digest(text: str) -> str:
     """Return `text` if it is a digest, and so a safe file name. Raises InvalidInputError otherwise."""
-    match = _DIGEST.fullmatch(text)
-    if not match or DIGEST_ALGORITHMS.get(match[1]) != len(match[2]):
+    if not is_digest(text):
         raise InvalidInputError(f"digest {text[:150]!r}: expected sha256:<64 hex digits> or sha512:<128>")
     return text
 

@@ -132,6 +132,8 @@ def choose_user(
     asked = _read_asked(image, context)
     user = 0 if asked.user is None and rights.has_own_ids else asked.user
     extra = tuple(_require_id("supplemental_groups", each) for each in context.supplemental_groups)
+    is_anything_asked = user is not None or bool(extra)
+    root = rights.of_root() if rights.uid == 0 and is_anything_asked else RootRights()
     if user is None:
         account = accounts.find_user(rights.uid)
         result = User(additional_gids=extra)
@@ -145,7 +147,7 @@ def choose_user(
             own = account.gid if account else 0 if rights.has_own_ids else uid
             gid = _require_id(f"{asked.user_field} {uid}: group", own)
         merged = list(extra)
-        if rights.uid == 0 and rights.of_root().sets_groups:
+        if rights.uid == 0 and root.sets_groups:
             # A program could give up the group, and what is forbidden to it, if it had that as its own alone.
             merged = [gid, *extra]
             if account and context.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE:
@@ -155,7 +157,7 @@ def choose_user(
         raise InvalidInputError(
             f"supplemental_groups: {count:,} with those of /etc/group; a process can have {_MOST_GROUPS:,}"
         )
-    _require_rights(result, extra, asked, rights)
+    _require_rights(result, extra, asked, rights, root)
     return result, account
 
 
@@ -194,12 +196,9 @@ def _require_id(field: str, value: object) -> int:
     return value
 
 
-def _require_rights(user: User, extra: Sequence[int], asked: _Asked, rights: Rights) -> None:
+def _require_rights(user: User, extra: Sequence[int], asked: _Asked, rights: Rights, root: RootRights) -> None:
     """Refuse what this process may not do: all but itself for an ordinary user, and what some kinds of root may not."""
-    if user == User():
-        return
     if rights.uid == 0:
-        root = rights.of_root()
         group_field = f"{asked.user_field} {user.uid}: group" if asked.group is None else asked.group_field
         for field, value, ids in (
             (asked.user_field, user.uid, root.uids),

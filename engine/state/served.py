@@ -7,7 +7,8 @@ found by that also where no path leads: renamed, or in another mount namespace.
 import os
 from collections.abc import Iterator
 
-_COMM_BYTES = 16
+from limpet.recovery.host import read_name
+
 _PLACES = {
     b"limpet-anchor": "fd/3/..",
     b"limpet-keeper": "fd/3/..",
@@ -24,7 +25,7 @@ def find_served(device: int, inode: int) -> Iterator[str]:
     """
     for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         try:
-            place = _PLACES.get(_read_name(pid)) if os.stat(f"/proc/{pid}").st_uid == os.geteuid() else None
+            place = _PLACES.get(read_name(int(pid))) if os.stat(f"/proc/{pid}").st_uid == os.geteuid() else None
         except (FileNotFoundError, ProcessLookupError):  # it has ended
             continue
         if place is not None and _has_numbers(path := f"/proc/{pid}/{place}", device, inode):
@@ -37,11 +38,3 @@ def _has_numbers(path: str, device: int, inode: int) -> bool:
     except OSError:  # it has ended, or what it works in is gone, or not ours to see
         return False
     return (found.st_dev, found.st_ino) == (device, inode)
-
-
-def _read_name(pid: str) -> bytes:
-    descriptor = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, _COMM_BYTES).rstrip(b"\n")
-    finally:
-        os.close(descriptor)

@@ -9,17 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fcntl import ioctl
-from typing import Protocol
 
 from limpet.engine.starters.abilities import Executed, Stats
 from limpet.engine.starters.oci.cgroups import await_frozen, find_frozen, is_frozen, lift_quota, measure
 from limpet.engine.starters.oci.cgroups import freeze as freeze_cgroups
 from limpet.engine.starters.oci.cgroups import thaw as thaw_cgroups
 from limpet.engine.starters.oci.child import UNKNOWN
-from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.commands import CommandFiles, have_runtime_go_on, is_inside
 from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_program
-from limpet.engine.starters.oci.family import have_go_on
 from limpet.engine.starters.oci.limit_files import forget_limits, keep_limits, put_back
 from limpet.engine.starters.oci.resources import (
     find_unapplied_limits,
@@ -29,6 +26,7 @@ from limpet.engine.starters.oci.resources import (
     make_limits,
 )
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
+from limpet.engine.starters.oci.runtime import Runtime
 from limpet.engine.starters.oci.sessions import CommandSession, clamp, tell_conmon
 from limpet.engine.starters.oci.tools import has_unified_cgroups, with_oom_score
 from limpet.engine.starters.oci.written import read_config
@@ -58,51 +56,25 @@ _PID_SECONDS = 1.0
 """How long a runtime may take to say which process a command is, before it is taken to hang."""
 
 
-class Call(Protocol):
-    """Runs the runtime with these arguments."""
-
-    def __call__(
-        self,
-        *arguments: str,
-        timeout: float = 0,
-        most_bytes: int = 64 << 10,
-        directory: str = "",
-        begun_by: Sequence[str] = (),
-        see_to: Callable[[int], None] = have_go_on,
-    ) -> Outcome:
-        """Return how it ended that worked in a directory. At its deadline it is killed, with what it has started.
-
-        `begun_by` is a command that becomes the runtime.
-        """
-
-
-def execute(
-    call: Call,
-    run: RunDirectory,
-    processes: Processes,
-    cgroup: str,
-    args: Sequence[str],
-    timeout: float,
-    *,
-    is_crun: bool,
-) -> Executed:
+def execute(runtime: Runtime, run: RunDirectory, processes: Processes, args: Sequence[str], timeout: float) -> Executed:
     """Run a command in the container; see `abilities.Executor`. Raises InvalidStateError if that is frozen."""
+    cgroup = runtime.cgroup_of(processes)
     _require_not_frozen(processes, cgroup)
     files = CommandFiles.write(run, args, None)
     has_ended = False
 
-    def see_to(runtime: int) -> None:
+    def see_to(pid: int) -> None:
         nonlocal has_ended
-        have_runtime_go_on(runtime)
+        have_runtime_go_on(pid)
         has_ended = files.has_ended(processes, cgroup)
 
     try:
-        outcome = call(
+        outcome = runtime.call(
             *files.arguments(processes.oci_id),
             timeout=max(timeout, _LEAST_SECONDS),
             most_bytes=_EXEC_BYTES,
             directory=run.path,
-            begun_by=_begin(files, is_crun=is_crun),
+            begun_by=_begin(runtime, files),
             see_to=see_to,
         )
         if outcome.code is None and has_ended:
@@ -127,17 +99,15 @@ def execute(
 
 
 def open_command(
-    runtime: Sequence[str],
+    runtime: Runtime,
     run: RunDirectory,
     processes: Processes,
-    cgroup: str,
     args: Sequence[str],
     *,
     size: tuple[int, int] | None,
-    is_crun: bool,
     reap_lost: Callable[[], None],
 ) -> CommandSession:
-    """Run a command in the container, connected; `runtime` is the command that runs the runtime.
+    """Run a command in the container, connected.
 
     It has a terminal if that has a size. crun hands that over: the last that crun 1.8 copies it shows as an error of
     its own. runc copies what is written, for it hands over only to leave. `reap_lost` is called once its runtime was
@@ -148,16 +118,17 @@ def open_command(
         files.end_orphan(processes, cgroup)
         reap_lost()
 
+    command, cgroup = runtime.command_with_root(), runtime.cgroup_of(processes)
     _require_not_frozen(processes, cgroup)
     size = size and (clamp(size[0]), clamp(size[1]))
     files = CommandFiles.write(run, args, size)
     try:
-        door = files.listen() if size is not None and is_crun else None
+        door = files.listen() if size is not None and runtime.kind == "crun" else None
     except BaseException:
         files.remove()
         raise
     return CommandSession(
-        [*_begin(files, is_crun=is_crun), *runtime, *files.arguments(processes.oci_id, has_door=door is not None)],
+        [*_begin(runtime, files), *command, *files.arguments(processes.oci_id, has_door=door is not None)],
         size=size,
         directory=run.path,
         door=door,
@@ -168,9 +139,9 @@ def open_command(
     )
 
 
-def _begin(files: CommandFiles, *, is_crun: bool) -> Sequence[str]:
+def _begin(runtime: Runtime, files: CommandFiles) -> Sequence[str]:
     """Return what begins the runtime: crun 1.8 passes over the oom score of a command, which then has crun's own."""
-    return with_oom_score(files.oom_score) if is_crun else ()
+    return with_oom_score(files.oom_score) if runtime.kind == "crun" else ()
 
 
 def _require_not_frozen(processes: Processes, cgroup: str) -> None:
@@ -214,11 +185,12 @@ def _resize(pid: int, processes: Processes, cgroup: str, size: bytes) -> None:
             os.close(terminal)
 
 
-def freeze(call: Call, processes: Processes, cgroup: str) -> None:
+def freeze(runtime: Runtime, processes: Processes) -> None:
     """Freeze the container. Raises UnsupportedError: then nothing of it is frozen."""
+    cgroup = runtime.cgroup_of(processes)
     is_held = bool(find_frozen(processes.cgroups, cgroup))
     if not is_held:
-        outcome = call("pause", processes.oci_id)
+        outcome = runtime.call("pause", processes.oci_id)
         if outcome.code != 0:
             thaw(processes, cgroup)
             raise UnsupportedError(f"the runtime cannot freeze it: {outcome.problem}")
@@ -249,14 +221,15 @@ def measure_container(processes: Processes, cgroup: str) -> Stats:
 
 
 def change_limits(
-    call: Call, run: RunDirectory, processes: Processes, cgroup: str, limits: LinuxContainerResources, *, is_runc: bool
+    runtime: Runtime, run: RunDirectory, processes: Processes, limits: LinuxContainerResources
 ) -> Resources:
     """Put limits into force. Raises InvalidInputError if the runtime or the kernel refuses them.
 
     Then those from before are in force, as they are if it is interrupted; where the kernel refuses that, too, what is
     in force instead is named.
     """
-    unapplied = find_unchangeable(run, limits, is_runc=is_runc)
+    cgroup = runtime.cgroup_of(processes)
+    unapplied = find_unchangeable(run, limits, is_runc=runtime.kind == "runc")
     unapplied |= find_unapplied_limits(limits, is_unified=has_unified_cgroups())
     wanted = json.dumps(make_limits(limits, unapplied)).encode()
     path = run.join("limits.json")
@@ -265,7 +238,7 @@ def change_limits(
     before = keep_limits(run, processes.cgroups, cgroup, tuple(limits.unified))
     is_done, left = False, dict[str, str]()
     try:
-        outcome = call("update", "-r", path, processes.oci_id)
+        outcome = runtime.call("update", "-r", path, processes.oci_id)
         is_done, why = outcome.code == 0, outcome.problem
         if is_done and lifts_quota(limits):
             is_done = False

@@ -24,7 +24,7 @@ from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.state.durable import open_made
-from limpet.recovery.host import open_pidfd, read_stat
+from limpet.recovery.host import open_pidfd, read_name, read_stat
 from limpet.schema.errors import InvalidStateError
 
 _PREFIX = "exec-"
@@ -142,12 +142,7 @@ def have_runtime_go_on(pid: int) -> None:
     """Continue a runtime that runs a command, as `family.have_go_on` does; but not the command."""
     with suppress(OSError):
         program = read_program(pid)
-        have_go_on(pid, lambda each: read_program(each) == program or _read_name(each).startswith(_INIT))
-
-
-def _read_name(pid: int) -> bytes:
-    with open(f"/proc/{pid}/comm", "rb") as file:
-        return file.read()
+        have_go_on(pid, lambda each: read_program(each) == program or read_name(each).startswith(_INIT))
 
 
 def is_inside(pid: int, processes: Processes, cgroup: str) -> bool:

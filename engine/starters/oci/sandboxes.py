@@ -85,10 +85,12 @@ class SandboxHoldings:
         self._require_not_pinned(sandbox.id, given)
         directory = self.directory_of(sandbox.id)
         if _names_all(sandbox.config, given):  # they may be in use: its files alone are missing
-            self._write_files(directory, sandbox.config)
+            _write_files(directory, sandbox.config)
+            network = read_network(directory)
+            _name_first(directory, sandbox.config, network.addresses if network else ())
             return Holdings(given)
         self._delete_network(directory, timeout)
-        self._write_files(directory, sandbox.config)
+        _write_files(directory, sandbox.config)
         kept = {kind: path for kind, path in given.items() if not is_pin(path)}
         kinds = [kind for kind in choose_kinds(sandbox.config) if kind not in kept]
         self._root.make()
@@ -102,24 +104,12 @@ class SandboxHoldings:
         addresses: tuple[str, ...] = ()
         if self._plugins is not None and "network" in made:
             try:
-                network = self._plugins.add(directory, made["network"], timeout)
+                addresses = self._plugins.add(directory, made["network"], timeout).addresses
             except BaseException:
                 self._remove(path)
                 raise
-            addresses = network.addresses
-            self._name_address(directory, sandbox.config)
+            _name_first(directory, sandbox.config, addresses)
         return Holdings({**kept, **made}, addresses)
-
-    def _write_files(self, directory: str, config: PodSandboxConfig) -> None:
-        write_root_files(directory, config)
-        sync_filesystem(directory)
-        self._name_address(directory, config)
-
-    def _name_address(self, directory: str, config: PodSandboxConfig) -> None:
-        """Have the sandbox's hostname stand for the first address of its network, if it has one."""
-        network = read_network(directory)
-        if network is not None and network.addresses and config.hostname:
-            name_address(directory, config.hostname, network.addresses[0])
 
     def _require_not_pinned(self, sandbox_id: str, given: Mapping[str, str]) -> None:
         """Raise InvalidInputError for a namespace that is held for another sandbox: it would end with that one."""
@@ -257,6 +247,17 @@ class SandboxHoldings:
                     os.unlink(each)  # which unmounts it in other mount namespaces
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(path, _MOUNTS))
+
+
+def _write_files(directory: str, config: PodSandboxConfig) -> None:
+    write_root_files(directory, config)
+    sync_filesystem(directory)
+
+
+def _name_first(directory: str, config: PodSandboxConfig, addresses: Sequence[str]) -> None:
+    """Have the sandbox's hostname stand for the first of its addresses, if it has both."""
+    if addresses and config.hostname:
+        name_address(directory, config.hostname, addresses[0])
 
 
 def _names_all(config: PodSandboxConfig, namespaces: Mapping[str, str]) -> bool:

@@ -368,12 +368,9 @@ class OciStarter:
         """Run a command in the container, with its user and environment."""
         with _told(f"container {container_id}"):
             directory, processes = self._find(container_id, identity)
-            cgroup, is_crun = self._runtime.cgroup_of(processes), self._runtime.kind == "crun"
             try:
-                return abilities.execute(
-                    self._runtime.call, directory, processes, cgroup, args, timeout, is_crun=is_crun
-                )
-            except StartError:
+                return abilities.execute(self._runtime, directory, processes, args, timeout)
+            except (StartError, InvalidStateError):
                 self._ends.reap_lost()
                 raise
 
@@ -389,17 +386,9 @@ class OciStarter:
         """Run a command in the container, connected to it."""
         with _told(f"container {container_id}"):
             directory, processes = self._find(container_id, identity)
-            runtime = self._runtime.command_with_root()
-            cgroup = self._runtime.cgroup_of(processes)
+            wanted = size if terminal else None
             return abilities.open_command(
-                runtime,
-                directory,
-                processes,
-                cgroup,
-                args,
-                size=size if terminal else None,
-                is_crun=self._runtime.kind == "crun",
-                reap_lost=self._ends.reap_lost,
+                self._runtime, directory, processes, args, size=wanted, reap_lost=self._ends.reap_lost
             )
 
     def attach(self, container_id: str, identity: ProcessIdentity, *, terminal: bool, has_input: bool) -> Session:
@@ -413,7 +402,7 @@ class OciStarter:
         """Freeze all processes of the container. Raises UnsupportedError with the reason if that cannot be done."""
         with _told(f"container {container_id}"):
             _, processes = self._find(container_id, identity)
-            abilities.freeze(self._runtime.call, processes, self._runtime.cgroup_of(processes))
+            abilities.freeze(self._runtime, processes)
 
     def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
         """Let them go on. Raises UnsupportedError with the reason."""
@@ -436,8 +425,7 @@ class OciStarter:
         """Put these limits into force."""
         with _told(f"container {container_id}"):
             run, processes = self._find(container_id, identity)
-            cgroup, is_runc = self._runtime.cgroup_of(processes), self._runtime.kind == "runc"
-            return abilities.change_limits(self._runtime.call, run, processes, cgroup, limits, is_runc=is_runc)
+            return abilities.change_limits(self._runtime, run, processes, limits)
 
     def reopen_log(self, container_id: str, identity: ProcessIdentity, log_path: str) -> None:
         """Have conmon begin a new log where the old one was renamed."""

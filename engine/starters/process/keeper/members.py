@@ -4,12 +4,20 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from .container import Container, Orphans
 from .kernel import close, kill, list_processes, read_children
 
 _ROUNDS_OF_SIGKILL = 5
 _MORE_LOOKS = 9
+
+
+class _Children(NamedTuple):
+    """Our children whose pids nobody has told us."""
+
+    orphans: Orphans
+    helpers: Collection[int]
 
 
 class Members:
@@ -19,29 +27,31 @@ class Members:
         """`firsts` are the containers by their first processes; `list_ours` tells which children are none's."""
         self._firsts = firsts
         self._list_ours = list_ours
-        self._orphans_now: Orphans | None = None
-        self._helpers_now: set[int] = set()
+        self._children_now: _Children | None = None
 
     def look_anew(self) -> None:
         """Have the next look see all that has ended, and come to us, until now."""
-        self._orphans_now = None
+        self._children_now = None
 
     def orphans(self) -> Orphans:
         """Return our children that are neither a container's first process nor work for us."""
-        if self._orphans_now is None:
-            children = set(read_children(os.getpid())).difference(self._firsts, self._list_ours())
-            self._helpers_now = set(filter(_works_for_us, children))
-            self._orphans_now = Orphans(children - self._helpers_now)
-        return self._orphans_now
+        return self._look_at_children().orphans
 
     def helpers(self) -> Collection[int]:
         """Return our children that work for us, and whose pids nobody has told us."""
-        self.orphans()
-        return self._helpers_now
+        return self._look_at_children().helpers
+
+    def _look_at_children(self) -> "_Children":
+        if self._children_now is None:
+            children = set(read_children(os.getpid())).difference(self._firsts, self._list_ours())
+            helpers = set(filter(_works_for_us, children))
+            self._children_now = _Children(Orphans(children - helpers), helpers)
+        return self._children_now
 
     def reap_orphans(self) -> None:
         """Reap what has ended of all these."""
-        for pid in (*self.orphans().pids, *self.helpers()):
+        children = self._look_at_children()
+        for pid in (*children.orphans.pids, *children.helpers):
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
@@ -61,7 +71,7 @@ class Members:
             pending = [each for each in pending if not members[each.id]]
             if not pending or before == self.orphans().pids:
                 break
-            before, self._orphans_now = self.orphans().pids, None
+            before, self._children_now = self.orphans().pids, None
         for container in pending:
             container.is_empty = container.end is not None
         if any(each.is_empty for each in pending):  # what they left are zombies, all of which were orphans just now
@@ -70,7 +80,7 @@ class Members:
 
     def find_but(self, container: Container, but_not: int) -> list[int]:
         """Return the pids of all that belongs to a container now, without the one that asks."""
-        self._orphans_now = None
+        self._children_now = None
         return [pid for pid in self.find([container])[container.id] if pid != but_not]
 
     def signal(
@@ -87,7 +97,7 @@ class Members:
         left: dict[str, int] = {}
         pending = containers
         for _ in range(_ROUNDS_OF_SIGKILL if number == signal.SIGKILL else 1):
-            self._orphans_now = None
+            self._children_now = None
             found = self.find(pending)
             for container in pending:
                 members = found[container.id]
@@ -102,7 +112,7 @@ class Members:
             pending = [each for each in pending if left[each.id]]
             if not pending or not number:
                 break
-        self._orphans_now = None
+        self._children_now = None
         return left
 
     def _signal_members(self, container: Container, members: Sequence[int], number: int, but_not: int) -> None:
@@ -123,7 +133,7 @@ class Members:
             try:
                 # Looked at again now that the pidfd holds it: the number may be another's by now.
                 for _ in range(2):  # as in `_members`
-                    self._orphans_now = None
+                    self._children_now = None
                     if self._is_member(container, pid):
                         kill(pidfd, number)
                         break

@@ -283,19 +283,22 @@ def _read_reaped_status(pidfd: int) -> int | None:
 
 def _read_zombie_status(pid: int, pidfd: int) -> int | None:
     try:
-        fields = read_stat(pid)
-        signal.pidfd_send_signal(pidfd, 0)  # if it was reaped meanwhile, the fields may be those of another
+        fields, may_see = read_stat(pid), _may_see(pid)
+        signal.pidfd_send_signal(pidfd, 0)  # if it was reaped meanwhile, both may be of another, or of none
     except PermissionError:
         return None  # nor does its stat say how it ended
     except OSError:
         return _read_reaped_status(pidfd)
-    if not is_zombie(fields) or not _may_see(pid):
+    if not is_zombie(fields) or not may_see:
         return _read_reaped_status(pidfd)
     return int(fields[49])  # exit_code, the 52nd field
 
 
 def _may_see(pid: int) -> bool:
-    """Return whether /proc/PID/stat shows us the real exit code, not 0 in its place (proc_pid_stat(5))."""
+    """Return whether /proc/PID/stat shows us the real exit code, not 0 in its place (proc_pid_stat(5)).
+
+    True of one that was reaped, too: whoever asks makes sure that it was not.
+    """
     try:
         os.readlink(f"/proc/{pid}/cwd")  # needs the same permission; a zombie has no cwd
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from limpet.recovery import Boot, HostProbe, Observation, Process, host
 from limpet.recovery.probe import Witnessed
 from limpet.schema import ProcessIdentity, Status
 from tests.conftest import wait_until
+from tests.drill.test_command import as_nobody
 
 AS_ROOT = () if os.geteuid() == 0 else ("--user", "--map-root-user")
 
@@ -74,6 +75,32 @@ def test_the_kernel_tells_how_a_process_ended_that_another_has_reaped() -> None:
             process.wait()
             assert host.has_ended(pidfd)
             assert host.read_exit_code(process.pid, pidfd) == code
+
+
+REAPED_AMID_THE_LOOK = """
+import ctypes, os
+from limpet.recovery import host
+look = os.readlink
+def look_late(path):
+    os.waitpid(pid, 0)
+    return look(path)
+pid = os.fork()
+if pid == 0:
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    os._exit(5)
+with host.open_pidfd(pid) as pidfd:
+    host.wait_for_end(pidfd, 20)
+    os.readlink = look_late
+    print(host.read_exit_code(pid, pidfd))
+"""
+
+
+def test_what_is_reaped_amid_the_look_at_it_has_not_ended_with_0() -> None:
+    """The stat of a zombie that we may not see has 0 for its code; that it is gone a moment later permits nothing."""
+    command = [sys.executable, "-c", REAPED_AMID_THE_LOOK]
+    command = command if os.geteuid() else as_nobody(command)
+    told = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=True).stdout
+    assert told.strip() in {"5", "None"}  # the kernel keeps it since Linux 6.15
 
 
 def test_looks_keep_no_descriptor() -> None:

@@ -157,6 +157,7 @@ def test_tables_name_what_is_missing_failed_or_not_durable() -> None:
     assert "NOTHING HERE WAS DURABLE" in text
 
 
+@pytest.mark.long
 def test_the_legend_has_each_contender_once(tmp_path: Path) -> None:
     """limpet from threads and from asyncio tasks is one line of the legend; a line is named after what was measured."""
     from limpet.benchmarks.plots import draw_plots

@@ -313,6 +313,7 @@ def on_terminal(limpet: Limpet, columns: int, *args: str, until: int = 0, **vari
 _PS, _RECOVER = ("ps", "-a"), ("recover", "--dry-run")
 
 
+@pytest.mark.long
 def test_tables_fit_the_terminal(limpet: Limpet, jobs: Jobs) -> None:
     """On a terminal no line is wider than it, in colour unless that is not wanted; elsewhere nothing is cut."""
     jobs.kill_engine_then_one()

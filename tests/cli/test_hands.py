@@ -278,6 +278,7 @@ def test_a_command_that_waits_keeps_nobody_out(limpet: Limpet, engine_process: S
     process.communicate()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("engine_process")  # whose teardown ends the container
 def test_a_wait_outlasts_engines_that_come_and_go(limpet: Limpet, begin: Begin) -> None:
     """Each is soon closed or killed, as those of other commands are; at the end the state is locked for a moment."""

@@ -52,6 +52,7 @@ def cramped() -> Iterator[Base]:
         os.rmdir(disk)
 
 
+@pytest.mark.long
 def test_a_full_disk_there_harms_nobody_here(cramped: Base, state_dir: str) -> None:
     """Containers live on, calls in sync mode say what is not known, and all of it arrives once there is room again."""
     base = cramped

@@ -191,6 +191,7 @@ SAYS_THE_PID_LATE = """for word; do [ "$last" = --pid-file ] && file=$word; last
 """
 
 
+@pytest.mark.long
 def test_a_deadline_before_a_command_is_known(state_dir: str, tmp_path: Path, runtime: Path) -> None:
     """The runtime has started it, and not yet said which process it is: it does not run on in the container."""
     command = ["sleep", f"4718{os.getpid()}"]

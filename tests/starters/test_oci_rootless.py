@@ -229,6 +229,7 @@ def run_with_ids(home: str, script: str, *options: str, before: str = "true", af
     return run(home, script, within).splitlines()
 
 
+@pytest.mark.long
 @with_ids
 def test_a_first_process_that_proc_hides_is_told(home: str) -> None:
     """A user that is not its own is another's (hidepid); its own processes it sees, and containers of these run.

@@ -387,6 +387,7 @@ print("over", flush=True)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_host_program_that_a_broken_pipe_would_end(tmp_path: Path, runtime: str) -> None:
     """It writes to a command that has ended, and for a client that goes away amid its output, and lives on."""

@@ -10,8 +10,7 @@ with a code of its own; then one more engine says what became of each:
 - what is said to run does so;
 - that nobody saw the end is said only where keeper and anchor had been killed;
 - what it has said is in its log once, if there was a keeper all the time;
-- the next start works, and in the end no process is left, and no descriptor in the engine; a gate that was stopped as
-  all keepers died is continued by this campaign, for nobody else is left to do it.
+- the next start works, and in the end no process is left, and no descriptor in the engine.
 
 Run it as `python -m tests.campaigns.deaths FIRST_SEED COUNT [credulous]`; the last are engines that take the end of
 a gate for that of a program.
@@ -37,7 +36,6 @@ from typing import Any, NamedTuple, NoReturn
 from limpet.engine import Engine
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.starters.process import ProcessStarter
-from limpet.engine.starters.process.keeper.main import LOCK
 from limpet.schema.errors import AlreadyExistsError, LimpetError
 from limpet.schema.status import ContainerState, Reason
 from limpet.testing import open_descriptors
@@ -156,8 +154,6 @@ def _be_first(directory: str, seed: int, is_credulous: bool) -> None:
                 deadline = time.monotonic() + _LEFT_SECONDS
             elif not pid:
                 time.sleep(0.0005)
-                if is_over:
-                    _continue_gates()
         left = [f"{pid} ({_read_name(pid)})" for pid in _find_descendants(os.getpid())]
         violations = [] if is_over else ["the trial hangs"]
         if left:
@@ -171,20 +167,6 @@ def _be_first(directory: str, seed: int, is_credulous: bool) -> None:
             with suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
-
-
-def _continue_gates() -> None:
-    """Continue gates that were stopped as all keepers died: nobody else is left to do it, and they end by themselves.
-
-    Who has the keeper's lock open is continued by the next engine, or is no gate.
-    """
-    for pid in _find_descendants(os.getpid()):
-        with suppress(OSError):
-            state, parent = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
-            opened = [os.readlink(each.path) for each in os.scandir(f"/proc/{pid}/fd")]
-            has_lock = any(each.endswith(f"/{LOCK}") for each in opened)
-            if (state, int(parent), has_lock) == ("T", os.getpid(), False):
-                os.kill(pid, signal.SIGCONT)
 
 
 def _tell(directory: str, **fields: Any) -> None:

@@ -13,14 +13,18 @@ import pytest
 
 from limpet import Engine
 from limpet.engine.lifecycle.container import Container
+from limpet.engine.starters.contract import Prepared
+from limpet.engine.starters.process import ProcessStarter
 from limpet.engine.starters.process.client import ANSWER_TIMEOUT_SECONDS, KeeperClient
 from limpet.engine.starters.process.handed_on import read_handed_on
 from limpet.engine.starters.process.keeper.gate import NOT_EXECUTED, become_container
 from limpet.engine.starters.process.keeper.kernel import read_children
 from limpet.engine.starters.process.keeper.spare import Spare
 from limpet.engine.starters.process.plan import make_plan, write_plan
-from limpet.recovery.host import open_pidfd, wait_for_end
+from limpet.recovery.host import open_pidfd, read_stat, wait_for_end
+from limpet.schema.errors import StartError
 from limpet.schema.runtime_spec import ProcessSpec, Root, Spec
+from limpet.schema.status import Reason
 from tests.conftest import is_running, wait_until
 from tests.stops import stop_by_signal
 
@@ -35,6 +39,11 @@ _IMPATIENT = (
 )
 """The keeper's program, which does not stay as long when nothing is left for it."""
 
+_CONTINUES_NO_GATE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from keeper import main, spare;"
+    " spare.go_on_at = lambda *_: None; main.main()"
+)
+"""The keeper's program, whose end continues no gate: as where one is stopped a moment after that."""
 _REFUSED_ONCE = """
 import errno, os, sys
 sys.path.insert(0, sys.argv[1])
@@ -230,6 +239,30 @@ def test_the_spare_ends_with_its_keeper(engine: Engine, state_dir: str) -> None:
     wait_until(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is reaped")
     engine.close()
     wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), "the keeper has ended")
+
+
+def test_a_gate_that_is_stopped_as_all_keepers_die_ends(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is left who would continue it, so it need not see for itself that its gate has closed."""
+
+    def go(starter: ProcessStarter, prepared: Prepared) -> None:
+        keeper = find_keeper(state_dir)
+        stop_by_signal(prepared.identity.pid)
+        for each in (int(read_stat(keeper)[1]), keeper):
+            os.kill(each, signal.SIGKILL)
+        ended.append(wait_for_end(prepared.pidfd, 5))
+        monkeypatch.undo()
+        starter.go(prepared)
+
+    ended: list[bool] = []
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", _CONTINUES_NO_GATE)
+    monkeypatch.setattr(ProcessStarter, "go", go)
+    with Engine.open(state_dir) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        with pytest.raises(StartError):
+            run(engine, "first")
+        assert ended == [True]
+        assert engine.get("first").status.reason == Reason.START_ERROR
+        assert run(engine, "second", "sh", "-c", "exit 7").wait(20).exit_code == 7
 
 
 @pytest.mark.long

@@ -1,9 +1,10 @@
 """The gate: what a container's process is before it is the container's program.
 
 It is forked from the keeper, often before anybody asks for it (see `spare`), handed a plan, and held. The engine writes
-its identity to disk and then opens the gate; if engine or keeper dies first, the gate closes, and the process ends
-without having run a line of the user's program. Otherwise it becomes what the plan says and executes the program in its
-own place, so that pid, start time and pidfd inode stay those that were written down.
+its identity to disk and then opens the gate. If the engine dies first, the gate closes, and the process ends without
+having run a line of the user's program; if the keeper does, the kernel kills it. Otherwise it becomes what the plan
+says and executes the program in its own place, so that pid, start time and pidfd inode stay those that were written
+down.
 """
 
 import errno
@@ -17,7 +18,15 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from .kernel import close_from, hold_memory, leave_session_keyring, name_process, unshare
+from .kernel import (
+    close_from,
+    end_with_parent,
+    hold_memory,
+    leave_session_keyring,
+    name_process,
+    outlive_parent,
+    unshare,
+)
 from .messages import lent, receive
 from .root import become_user, enter_root, enter_view
 
@@ -54,6 +63,7 @@ def become_container(control: int, until: int) -> NoReturn:
     """
     told = -1  # until they are its own, its numbers are the keeper's
     try:
+        end_with_parent()  # one that is stopped just then would see no end of file, and nobody would continue it
         _take_descriptors(control, until)
         told = _REPORT
         _forget_the_keeper()
@@ -139,6 +149,7 @@ def _become_program(document: dict[str, Any]) -> None:
     if problem is not None:
         raise problem
     fcntl.fcntl(_CONTROL, fcntl.F_SETFL, 0)  # nothing continues the program: what holds our memory holds this, too
+    outlive_parent()
     become_user(document)  # only now: while it is held, none of that user's processes may signal it
     os.lseek(_PLAN, EXECUTES, os.SEEK_SET)
     _execute(args, environment)

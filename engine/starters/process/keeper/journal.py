@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from .kernel import close_from, go_on_alone
+from .kernel import close_from, end_with_parent
 
 Record = dict[str, Any]
 """`id` names the container; the other fields are added to what is known of it, and `forgotten` ends that."""
@@ -89,7 +89,7 @@ class Journal:
 
     def _flush_and_exit(self) -> NoReturn:
         try:
-            go_on_alone()
+            end_with_parent()
             high = [fcntl.fcntl(each, fcntl.F_DUPFD, _FIRST_FREE) for each in (self._file, self._directory)]
             file, directory = (os.dup2(each, number) for number, each in enumerate(high))
             close_from(2)  # a copy of a gate's pipe would keep that gate open

@@ -246,9 +246,14 @@ def go_on_at(descriptor: int, pid: int) -> None:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def go_on_alone() -> None:
-    """Have the kernel continue this process, should it be stopped, when its parent ends (prctl(2))."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, stopped or not (PR_SET_PDEATHSIG in prctl(2))."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def outlive_parent() -> None:
+    """Take that back: an exec does not."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
 def _signal_ours(pid: int, number: int, is_due: Callable[[Stat], bool]) -> None:

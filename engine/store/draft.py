@@ -56,7 +56,7 @@ from limpet.schema.protobuf_json import is_text
 from limpet.schema.restart import parse_restart_policy
 from limpet.schema.rows import AnyRow, ItemRow, NameRow, OpenEvent, ReportRow, SandboxStatusRow, StatusRow
 from limpet.schema.sandbox_status import SandboxState, SandboxStatus, require_namespaces
-from limpet.schema.status import ContainerState, Reason, Status, declare_gone
+from limpet.schema.status import ContainerState, Reason, Status, declare_gone, end_never_run
 
 
 class Draft:
@@ -357,9 +357,12 @@ class Draft:
             self.mark_stopped(metadata.id, status)
 
     def mark_stopped(self, container_id: str, status: Status) -> None:
-        """Write down that somebody has stopped a container that does not run: nothing restarts it."""
+        """Write down that somebody has stopped a container that does not run: nothing restarts it, nor makes it."""
         now = max(time.time_ns(), 1)
-        self.replace(container_id, replace(status, stop_requested_at=now, stop_deadline=now))
+        stopped = replace(status, stop_requested_at=now, stop_deadline=now)
+        if not status.created_at and not status.finished_at:
+            stopped = end_never_run(stopped, "it was stopped before it was made", finished_at=now)
+        self.replace(container_id, stopped)
 
     def declare_gone(self, container_id: str, why: str) -> Status:
         """Settle an Unknown container on a person's word: see `Store.declare_gone`, also for what is raised."""

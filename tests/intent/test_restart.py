@@ -336,10 +336,13 @@ def test_the_next_attempt_is_added_once_and_only_while_it_is_wanted(engine: Engi
     first = add_next(engine._runtime, container.metadata)
     assert first is not None
     assert add_next(engine._runtime, container.metadata) is None
-    engine.get(first).stop()
-    with pytest.raises(errors.InvalidStateError, match="stopped before it was started"):
+    stopped = engine.get(first).stop()
+    assert (stopped.state.name, stopped.exit_code, stopped.reason) == ("EXITED", 128, "StartError")
+    assert "stopped before it was made" in stopped.message
+    assert engine.get(first).wait(1) == stopped
+    with pytest.raises(errors.InvalidStateError):
         engine.get(first).create()
-        engine.get(first).start()
+    assert add_next(engine._runtime, engine.get(first).metadata) is None
     other = make(engine, "sh", "-c", "exit 1", name="other")
     other.start()
     other.wait(20)

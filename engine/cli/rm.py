@@ -19,8 +19,9 @@ from limpet.engine.control.requests import Removal, Remove
 def command(ctx: click.Context, place: Place, ids: tuple[str, ...], *, force: bool, as_json: bool) -> None:
     """Remove the containers (or sandboxes) with these ids or names, with their bundles and their records.
 
-    A sandbox that was made by limpet run goes with its last container. An UNKNOWN container is removed with -f if a
-    look shows what became of it; settle it with limpet resolve if you know that it is gone.
+    By its name a container goes with the attempts that its restart policy has made it after, by its id alone. A sandbox
+    that was made by limpet run goes with its last container. An UNKNOWN container is removed with -f if a look shows
+    what became of it; settle it with limpet resolve if you know that it is gone.
     """
     with Hands(place) as hands:
         found, status = each(ids, lambda text: hands.ask(Remove(id=text, force=force)))

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limpet.engine.control.served import Served, find
+from limpet.engine.lifecycle.attempts import find_earlier
 from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.starters.abilities import Session, Stats
@@ -324,7 +325,17 @@ def _remove(engine: Served, request: Remove) -> tuple[Removal, ...]:
     found = find(engine, request.id)
     if isinstance(found, Sandbox):
         return tuple(_remove_sandbox(engine, found, force=request.force))
-    return tuple(_remove_container(engine, found, force=request.force))
+    earlier = _find_earlier(engine, found) if request.id == _name_of(found) else []
+    several = [found, *earlier]  # in this order: one that is not to be removed keeps those before it
+    return tuple(removal for each in several for removal in _remove_container(engine, each, force=request.force))
+
+
+def _find_earlier(engine: Served, container: Container) -> Iterator[Container]:
+    """Return the attempts of its name that its restart policy has made it after."""
+    with suppress(StoreDamagedError):
+        for key in find_earlier(engine.store, container.metadata):
+            with suppress(NotFoundError):  # another command has removed it just now
+                yield engine.get(key)
 
 
 def _remove_container(engine: Served, container: Container, *, force: bool) -> Iterator[Removal]:

@@ -31,6 +31,17 @@ def find_follower(store: Store, metadata: Metadata) -> str | None:
     return found if found is not None and _is_made_by_policy(store, found, metadata, 1) else None
 
 
+def find_earlier(store: Store, metadata: Metadata) -> list[str]:
+    """Return the ids of the attempts whose policy has led to this one, the latest first."""
+    found: list[str] = []
+    while len(found) < metadata.restart_count:
+        key = find_attempt(store, metadata, -1 - len(found))
+        if key is None or not _is_made_by_policy(store, key, metadata, -1 - len(found)):
+            break
+        found.append(key)
+    return found
+
+
 def find_place(store: Store, metadata: Metadata) -> Place:
     """Return which of the attempts of its name this one is."""
     following = [find_attempt(store, metadata, steps) for steps in (1, 2)]

@@ -629,3 +629,9 @@ def test_what_is_run_with_a_policy_is_started_again(limpet: Limpet, engine_proce
     wait_until(lambda: attempts("web") == {0: "EXITED", 1: "RUNNING"}, "a restart of what was killed")
     limpet.ok("stop", "web")
     assert limpet.json("ps")["containers"] == []
+    (last,) = (each["id"] for each in limpet.json("ps", "-a", "flaky")["containers"] if each["attempt"] == 1)
+    limpet.ok("rm", last)
+    assert attempts("flaky") == {0: "EXITED"}
+    limpet.ok("rm", "web")  # and its name is free again
+    assert attempts("web") == {}
+    assert {each["name"] for each in limpet.json("pods")["sandboxes"]} == {"flaky"}

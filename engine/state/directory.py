@@ -164,6 +164,17 @@ class StateDirectory:
         """Wake whoever watches the directory's lock for what becomes durable here. Writes nothing."""
         self._lock.touch()
 
+    def require_lock(self) -> None:
+        """Raise StateDirectoryError if somebody has closed what this process has open, its lock at least.
+
+        The numbers of what was closed are soon others': what is written to them comes into files that are not ours.
+        """
+        if not self._lock.is_held():
+            raise StateDirectoryError(
+                f"{self.path}: the lock is gone, for this program has closed descriptors that are not its own, as"
+                " os.closerange() does; nothing is written any more, close this and open the state directory again"
+            )
+
     def release(self) -> None:
         """Release the lock; the file stays. Repeating it is fine."""
         self._lock.release()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from io import FileIO
 from typing import Self
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from limpet.engine.state.names import LOCK
 from limpet.recovery.files import read_small_file
@@ -36,7 +36,7 @@ class Lock:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
-                    _held.add(file)
+                    _held[file] = os.fstat(file.fileno())
                     os.fchmod(file.fileno(), 0o600)
                     os.ftruncate(file.fileno(), 0)
                     file.write(json.dumps({"pid": os.getpid()}).encode())
@@ -57,21 +57,42 @@ class Lock:
             with suppress(OSError):  # whoever was to be woken looks by itself, a little later
                 os.pread(self._file.fileno(), 1, 0)
 
+    def is_held(self) -> bool:
+        """Say whether this process has it: not once it is given up, nor if its descriptor was closed by somebody."""
+        return _is_open(self._file)
+
     def release(self) -> None:
         """Give the lock up, also where a fork still has a copy. Repeating it is fine."""
-        if not self._file.closed:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
-            finally:
-                self._file.close()
+        if self._file.closed:
+            return
+        if not self.is_held():
+            _lost.add(self._file)
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        finally:
+            self._file.close()
 
 
-_held: WeakSet[FileIO] = WeakSet()
+_held: WeakKeyDictionary[FileIO, os.stat_result] = WeakKeyDictionary()
+"""What is locked, and which file each is."""
+_lost: set[FileIO] = set()
+"""What somebody else has closed: never to be closed once more, which would be whatever has the number by now."""
+
+
+def _is_open(file: FileIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), _held[file])
+    except (OSError, ValueError):
+        return False
 
 
 def _close_after_fork() -> None:
     for file in list(_held):
-        file.close()
+        if _is_open(file):
+            file.close()
+        else:
+            _lost.add(file)
 
 
 os.register_at_fork(after_in_child=_close_after_fork)

@@ -39,6 +39,7 @@ from limpet.schema.errors import (
     ClosedError,
     LimpetError,
     NotFoundError,
+    StateDirectoryError,
     StoreDamagedError,
     StoreError,
     quote_path,
@@ -516,11 +517,20 @@ class Store:
             self._committer.close()
             self.fleet.leave()
             try:
+                self._require_lock()
                 self._database.close()
             except Exception:
                 self._give_up()
                 raise
             self._give_up()
+
+    def _require_lock(self) -> None:
+        """Raise StateDirectoryError if the lock is lost: the database's descriptors are left alone then, too."""
+        try:
+            self.directory.require_lock()
+        except StateDirectoryError:
+            self._database.abandon()
+            raise
 
     def _give_up(self) -> None:
         self.directory.release()
@@ -607,6 +617,8 @@ class Store:
         After a MemoryError nothing was written: one that comes when the change is made is nobody's.
         """
         interrupt: BaseException | None = None
+        if draft.changes:
+            self._require_lock()
         self._unsettled = draft
         if draft.changes:
             try:
@@ -652,6 +664,7 @@ class Store:
 
     def _has_landed(self, draft: Draft, error: BaseException) -> bool:
         try:
+            self._require_lock()
             has_landed = self._journal.has_landed(draft.changes, error)
         except LimpetError:  # it cannot be found out
             self._unsettled = None

@@ -212,7 +212,7 @@ def kill_at(workload: Workload, point: KillPoint, place: str, deadline_seconds: 
 
 
 def _kill_at(workload: Workload, point: KillPoint, place: str, deadline_seconds: float) -> list[bytes]:
-    """Do the same as `kill_at`, and again if the life ends before that: with threads it has more or fewer operations."""
+    """Do the same as `kill_at`, and again if the life ends before that: one with threads may have a few steps less."""
     for _ in range(_TRIES - 1):
         with suppress(NotReachedError):
             return kill_at(workload, point, place, deadline_seconds)

@@ -509,12 +509,14 @@ class Container:
                 self._put_into_force(starter, status.identity, wanted)
 
     def remove_bundle(self) -> None:
-        """Remove what is on disk of a container that is released or was never created. May be repeated."""
-        self._starter.release(self.id)
-        self.remove_files()
+        """Remove what is on disk of a container that is released or was never created. May be repeated.
+
+        Raises InvalidStateError for any other.
+        """
+        self._runtime.step(self._remove_bundle)
 
     def remove_files(self) -> None:
-        """Do the same where its starter has released it."""
+        """Remove what is on disk of one that its starter has released."""
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 
@@ -833,8 +835,20 @@ class Container:
                 raise self._refuse("release", "stop it first")
             if not status.released:
                 status = self._update(lambda old: replace(old, released=True))
-            self.remove_bundle()
+            self._clear()
             return status
+
+    def _remove_bundle(self) -> None:
+        with self._runtime.exclusive(self.id):
+            status = self.status
+            if self._runtime.store.is_damaged(self.id) or (status.created_at and not status.released):
+                raise self._refuse("remove the bundle of", "stop and release it first")
+            self._clear()
+
+    def _clear(self) -> None:
+        """End what is left of it, and remove what is on disk."""
+        self._starter.release(self.id)
+        self.remove_files()
 
     def _delete(self) -> bool:
         with self._runtime.exclusive(self.id):
@@ -854,7 +868,7 @@ class Container:
                 raise self._refuse("delete", "stop and release it first")
             # The bundle is the last that a release removes: with it gone, nothing is left.
             if not status.unknown and not (status.released and not is_there(self._bundle.path)):
-                self.remove_bundle()
+                self._clear()
             return self._forget()
 
     def _forget(self) -> bool:

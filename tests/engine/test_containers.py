@@ -456,6 +456,25 @@ def test_running_cannot_be_released_or_deleted(engine: Engine) -> None:
     assert container.state is ContainerState.RUNNING
 
 
+def test_a_bundle_is_removed_of_what_needs_none(state_dir: str) -> None:
+    """Not of a container that runs, has ended or may start, nor by an engine that is closed: another may have it."""
+    with Engine.open(state_dir) as engine:
+        container = make(engine, "sleep", "1000")
+        with pytest.raises(errors.InvalidStateError, match="CREATED; stop and release it first"):
+            container.remove_bundle()
+        container.start()
+        with pytest.raises(errors.InvalidStateError, match="RUNNING; stop and release it first"):
+            container.remove_bundle()
+    with pytest.raises(errors.ClosedError):
+        container.remove_bundle()
+    with Engine.open(state_dir) as later:
+        again = later.get(container.id)
+        assert os.path.exists(f"{again.metadata.root_dir}/config.json")
+        again.stop(0)
+        again.release()
+        again.remove_bundle()
+
+
 def test_the_log_outlives_the_engine(state_dir: str, engine_process) -> None:  # type: ignore[no-untyped-def]
     """Output goes on into the log while no engine runs; nothing blocks and nothing is lost."""
     process = engine_process(

@@ -517,6 +517,7 @@ class Container:
 
     def remove_files(self) -> None:
         """Remove what is on disk of one that its starter has released."""
+        self._runtime.store.require_open()
         self._runtime.images.unmount(self._bundle.rootfs)
         self._bundle.remove()
 

@@ -165,6 +165,7 @@ class Sandbox:
 
     def vacate(self) -> None:
         """Have its starter free what it holds. May be repeated. Raises ResourcesError if that is to be tried again."""
+        self._runtime.store.require_open()
         starter = self._furnisher
         if starter is not None:
             starter.vacate(self.id)
@@ -193,12 +194,12 @@ class Sandbox:
 
     def set_right(self) -> None:
         """See to what it holds after a crash: finish the making, free what nobody needs, find out what is lost."""
+        status = self.status
         if self.bundle.is_missing():
             self.bundle.make()  # a kill came between its row and its marked directory
         starter = self._furnisher
         if starter is None:
             return
-        status = self.status
         if status.state is SandboxState.NOTREADY:
             if all(container.state is ContainerState.EXITED for container in self.containers()):
                 self._try_to_vacate()

@@ -2,10 +2,13 @@
 
 import asyncio
 import gc
+import inspect
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +335,48 @@ def test_an_engine_without_a_thread_to_watch_leaves_nothing_open(
     gc.collect()
     assert sorted(os.listdir("/proc/self/fd")) == before
     Engine.open(state_dir).close()
+
+
+def find_calls(handle: Container | Sandbox) -> Iterator[Callable[[], object]]:
+    """Return the public methods that take nothing, and properties."""
+    for name in sorted(name for name in dir(type(handle)) if not name.startswith("_")):
+        found = inspect.getattr_static(handle, name)
+        needed = [
+            each.name
+            for each in (inspect.signature(found).parameters.values() if inspect.isfunction(found) else ())
+            if each.default is each.empty and each.name != "self"
+        ]
+        if not needed and not inspect.iscoroutinefunction(found):
+            call: Callable[[], object] = partial(getattr, handle, name)
+            yield (lambda call=call: call()()) if inspect.isfunction(found) else call  # type: ignore[misc]
+
+
+def test_handles_of_a_closed_engine_do_nothing_to_the_next_ones(state_dir: str) -> None:
+    """Whatever is called: no process is ended, no file removed, nothing written; nobody waits."""
+    with Engine.open(state_dir) as engine:
+        pod = engine.create_sandbox({"metadata": {"name": "pod"}})
+        runs, ended, made = (
+            engine.create_container(config(name, *command, log_path=f"{name}.log"), pod)
+            for name, command in (("runs", ("sleep", "1000")), ("ended", ("true",)), ("made", ("true",)))
+        )
+        runs.start()
+        ended.start()
+        ended.wait(20)
+    with Engine.open(state_dir) as later:
+
+        def look() -> list[object]:
+            files = [(path, names) for path, _, names in os.walk(state_dir) if "keeper" not in path]
+            records = [(each.id, each.status) for each in later.store.list()]
+            return [*records, *files, later.store.revision]
+
+        before = look()
+        calls = [call for handle in (runs, ended, made, pod) for call in find_calls(handle)]
+        assert len(calls) > 100
+        for call in calls:
+            with suppress(errors.LimpetError):
+                call()
+        assert look() == before
+        later.get_sandbox(pod.id).remove(force=True, timeout=0)
 
 
 def test_a_handle_is_shown_once_its_engine_is_closed(state_dir: str) -> None:

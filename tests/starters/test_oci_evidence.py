@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from limpet import Engine, errors
 from limpet.engine.starters.contract import Exit, Prepared
 from limpet.engine.starters.oci import OciStarter, exits, probe, starter, starts
+from limpet.engine.starters.oci.busy import Busy
 from limpet.engine.starters.oci.conmon import end_monitor, is_of_run
 from limpet.engine.starters.oci.exits import Program
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, list_runs, make_run_directory
@@ -319,16 +321,45 @@ def test_what_was_never_executed_is_told_without_the_kernels_word(
 def test_a_start_under_way_is_not_taken_for_a_left_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
-    """A recovery comes once the container is made, and before it is let go."""
+    """A recovery comes once the container is made, and before it is let go: each starter looks at all bundles."""
     real = Starts._identify
 
     def identify_late(self: Starts, *args: Any) -> Prepared:
-        self._ends.end_leftovers(lambda _: False)
+        engine._runtime.starters.end_leftovers(lambda _: False)
         return real(self, *args)
 
     monkeypatch.setattr(Starts, "_identify", identify_late)
     container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
     assert container.start().state is ContainerState.RUNNING
+    assert container.stop(0).exit_code == 137
+
+
+def test_a_start_that_is_done_amid_a_recovery_is_not_taken_for_a_left_one(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recovery has found it while the container was made, and asks who is at work once it runs."""
+    real, real_answer = Starts._identify, Busy.has_bundle
+    is_made, may_go_on = threading.Event(), threading.Event()
+
+    def identify_late(self: Starts, *args: Any) -> Prepared:
+        is_made.set()
+        assert may_go_on.wait(20)
+        return real(self, *args)
+
+    def answer_late(self: Busy, name: str) -> bool:
+        may_go_on.set()
+        starting.join(20)
+        return real_answer(self, name)
+
+    monkeypatch.setattr(Starts, "_identify", identify_late)
+    monkeypatch.setattr(Busy, "has_bundle", answer_late)
+    container = engine.create_container(config("one", "sleep 1000"), "crun", id="one")
+    starting = threading.Thread(target=container.start)
+    starting.start()
+    assert is_made.wait(20)
+    engine._runtime.starters.end_leftovers(lambda _: False)
+    assert container.state is ContainerState.RUNNING
+    assert is_running(processes_of(state_dir, "one").monitor.pid)
     assert container.stop(0).exit_code == 137
 
 

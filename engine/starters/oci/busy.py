@@ -3,8 +3,12 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 from limpet.schema.file_name import file_name
+
+_guard = threading.Lock()
+_served: "WeakValueDictionary[str, Busy]" = WeakValueDictionary()
 
 
 class Busy:
@@ -43,3 +47,9 @@ class Busy:
         """Say whether somebody works on the container whose bundle has this name."""
         with self._is_free:
             return any(file_name(each) == name for each in self._ids)
+
+
+def busy_of(state_dir: str) -> Busy:
+    """Return what all starters of a state directory share: each looks for what is left in all bundles there."""
+    with _guard:
+        return _served.setdefault(state_dir, Busy())

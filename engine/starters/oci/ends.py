@@ -75,9 +75,10 @@ class Ends:
         """
         above = self._runtime.containers_dir
         runs = {name: [*list_runs(os.path.join(above, name))] for name in os.listdir(above)}
+        # Asked before what is written: who has made what was found above, and works no more, has written it by now.
         for name, each in runs.items():
-            for left in each:
-                if left.read_processes() is None and not left.was_let_go() and not self._busy.has_bundle(name):
+            for left in () if self._busy.has_bundle(name) else each:
+                if left.read_processes() is None and not left.was_let_go():
                     left.await_pid("conmon-pidfile", _CONMON_SECONDS)
                     end_monitor(left, now=True)
         left_commands = commands.find_left(run for each in runs.values() for run in each)

@@ -14,7 +14,7 @@ from typing import Any
 from limpet.engine.starters.abilities import Executed, Holdings, Session, Stats
 from limpet.engine.starters.contract import Exit, Launch, Prepared
 from limpet.engine.starters.oci import abilities, calls
-from limpet.engine.starters.oci.busy import Busy
+from limpet.engine.starters.oci.busy import busy_of
 from limpet.engine.starters.oci.cgroups import (
     is_frozen,
     require_cgroup_parent,
@@ -116,8 +116,6 @@ class OciStarter:
         self._runtime = Runtime(runtime, conmon, self.name, timeout)
         self._plugins = Plugins(cni, cni_plugins) if cni else None
         self._runs = KnownRuns()
-        self._busy = Busy()
-        self._ends = Ends(self._runtime, self._runs, self._busy)
         self._serve("")
 
     def open(self, state_dir: str) -> None:
@@ -142,6 +140,8 @@ class OciStarter:
 
     def _serve(self, state_dir: str) -> None:
         self._runtime.open(state_dir)
+        self._busy = busy_of(state_dir)
+        self._ends = Ends(self._runtime, self._runs, self._busy)
         self._holdings = SandboxHoldings(os.path.join(state_dir, SANDBOXES), self._runtime.root, self._plugins)
         self._starts = Starts(self._runtime, self._runs, self._ends, self._holdings)
 

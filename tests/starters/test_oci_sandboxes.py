@@ -20,6 +20,7 @@ from limpet.engine.starters.oci import pin, sandboxes, starter, starts
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.target import open_target
+from limpet.engine.state.descriptors import close_all
 from limpet.recovery.host import open_pidfd, read_boot_id, read_stat, wait_for_end
 from limpet.recovery.mounts import find_mounts
 from limpet.schema import ContainerState
@@ -370,6 +371,47 @@ def test_what_a_kill_leaves(engine: Engine, state_dir: str) -> None:
     engine.recover()
     assert not os.path.exists(pins_of(lost))
     assert os.stat(kept.status.namespaces["network"]).st_ino == inode
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kind", ["net", "ipc", "shm"])
+def test_what_somebody_has_unmounted_is_not_used(engine: Engine, runtime: str, kind: str) -> None:
+    """No container gets a directory of the host as its /dev/shm: a start says why, and the sandbox is NOTREADY."""
+    sandbox = engine.create_sandbox(SANDBOX, runtime_handler=runtime)
+    path = os.path.join(pins_of(sandbox), kind)
+    subprocess.run(["umount", path], check=True)
+    with pytest.raises(errors.StartError, match=f"somebody has unmounted '{path}'; make another sandbox"):
+        run(engine, sandbox, "one", "echo x > /dev/shm/x", {})
+    engine.recover()
+    assert (sandbox.state, sandbox.status.reason) == (SandboxState.NOTREADY, "Lost")
+    sandbox.remove(force=True)
+
+
+def test_the_first_process_of_what_is_pinned_no_more_ends(engine: Engine) -> None:
+    """Somebody has unmounted its pid namespace: nothing of a sandbox is there once that is removed."""
+    sandbox = engine.create_sandbox(SHARED, runtime_handler="runc")
+    other = engine.create_sandbox({**SHARED, "metadata": {"name": "other"}}, runtime_handler="runc")
+    (first,) = find_first(os.stat(sandbox.status.namespaces["pid"]).st_ino)
+    (others,) = find_first(os.stat(other.status.namespaces["pid"]).st_ino)
+    pins = pins_of(sandbox)
+    subprocess.run(["umount", sandbox.status.namespaces["pid"]], check=True)
+    sandbox.remove()
+    assert not is_running(first)
+    assert is_running(others)
+    assert not os.path.exists(pins)
+    other.remove()
+
+
+def test_the_first_process_of_a_pid_namespace_has_no_descriptor(engine: Engine) -> None:
+    """Nor the lock of its pins, whatever number that has in an engine with many files open: it lives for long."""
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        sandbox = engine.create_sandbox(SHARED, runtime_handler="runc")
+    finally:
+        close_all(opened)
+    (first,) = find_first(os.stat(sandbox.status.namespaces["pid"]).st_ino)
+    assert os.listdir(f"/proc/{first}/fd") == []
+    sandbox.remove()
 
 
 def test_a_bad_hostname_makes_nothing(engine: Engine, state_dir: str) -> None:

@@ -3,8 +3,8 @@
 It reads JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes", "follows_first", "is_trial"}. It enters new
 namespaces, sets up loopback, hostname and sysctls, and binds each namespace to a file of its kind's name in the
 directory, where it stays without any process. The file `mounts` there names the mount namespace in which that is so. A
-pid namespace needs a process: its first, which reaps and does nothing else. A trial is an ordinary user's, in a user
-namespace, and pins nothing.
+pid namespace needs a process: its first, which reaps and does nothing else, and works in the directory. A trial is an
+ordinary user's, in a user namespace, and pins nothing.
 
 Kernel interfaces: unshare(2), setns(2), user_namespaces(7), mount_namespaces(7), mount(2), netdevice(7), prctl(2),
 pid_namespaces(7).
@@ -97,17 +97,17 @@ def _begin_pids(path: str) -> None:
     if pid == 0:
         os.close(begin)
         if os.read(wait, 1):
-            _reap_for_ever()
+            _reap_for_ever(os.path.dirname(path))
         os._exit(0)
     os.close(wait)
     _pin(f"/proc/{pid}/ns/pid", path)
     os.write(begin, b"\0")
 
 
-def _reap_for_ever() -> None:
+def _reap_for_ever(directory: str) -> None:
     os.setsid()
-    os.chdir("/")
-    os.closerange(0, 1024)
+    os.chdir(directory)  # by which it is found once somebody has unmounted the pin
+    os.closerange(0, max(map(int, os.listdir("/proc/self/fd"))) + 1)  # a lock has the number that it has in the engine
     _libc.prctl(_PR_SET_NAME, b"limpet-pause", 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     while True:

@@ -35,7 +35,7 @@ from limpet.engine.starters.process.root_files import name_address, require_host
 from limpet.engine.starters.propagation import read_propagation
 from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.durable import sync_filesystem
-from limpet.recovery.host import has_ended, open_pidfd, read_boot_id
+from limpet.recovery.host import has_ended, open_pidfd, read_boot_id, read_name
 from limpet.recovery.mounts import find_mounts, open_lines
 from limpet.schema.cri import NamespaceMode, PodSandboxConfig
 from limpet.schema.errors import InvalidInputError, ResourcesError, StartError, UnsupportedError, quote, quote_path
@@ -58,6 +58,8 @@ _OF_GROUPS = "net.ipv4.ping_group_range"
 """Whose values are groups: which of them there are is another matter in the user namespace of a container."""
 _HOST_NAME_BYTES = 64
 """Of each of these (uname(2)); the kernel drops the rest without a word."""
+_FIRST = b"limpet-pause"
+"""What the first process of a pid namespace calls itself: see `pin`."""
 _MOUNTS = "mounts"
 _SHM = "shm"
 _SHM_BYTES = 64 << 20
@@ -149,9 +151,11 @@ class SandboxHoldings:
             raise UnsupportedError(f"a sandbox's namespaces cannot be made: {outcome.problem}")
 
     def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
-        """Say whether those of the namespaces that are ours are all still there, and can be used. Raises OSError."""
+        """Say whether those of the namespaces that are ours, and /dev/shm, are all there, and of use. Raises OSError."""
         pins = self.pins_of(sandbox_id)
         wanted, view = {path for path in namespaces.values() if is_pin(path)}, ""
+        if (ipc := namespaces.get("ipc", "")) in wanted:
+            wanted.add(_shm_of(ipc))
         if wanted and not wanted <= set(find_mounts(pins)):
             view = _find_view(pins)
             if not view or not all(map(_is_pinned, (view + path for path in wanted))):
@@ -204,9 +208,9 @@ class SandboxHoldings:
     def mounts_for(self, sandbox_id: str, namespaces: Mapping[str, str]) -> dict[str, str]:
         """Return what its containers mount of it: where in the container, and the path here."""
         found = {}
-        shm = os.path.join(self.pins_of(sandbox_id), _SHM)
-        if os.path.dirname(namespaces.get("ipc", "")) == os.path.dirname(shm) and os.path.isdir(shm):
-            found["/dev/shm"] = shm  # noqa: S108
+        ipc = namespaces.get("ipc", "")
+        if os.path.dirname(ipc) == self.pins_of(sandbox_id):
+            found["/dev/shm"] = _shm_of(ipc)  # noqa: S108
         for name in ETC:
             path = os.path.join(self.directory_of(sandbox_id), "etc", name)
             if os.path.isfile(path):
@@ -236,6 +240,8 @@ class SandboxHoldings:
         view = "" if pinned in mounted else _find_view(path)
         if pinned in mounted or (view and _is_pinned(view + pinned)):
             _end_pids(view + pinned)
+        elif os.path.lexists(pinned):  # somebody has unmounted it
+            _end_unpinned(path)
         for name in (*_FILES.values(), _SHM):
             each = os.path.join(path, name)
             for _ in range(mounted.count(each)):
@@ -265,13 +271,24 @@ def _names_all(config: PodSandboxConfig, namespaces: Mapping[str, str]) -> bool:
     return set(choose_kinds(config)) <= set(namespaces)
 
 
-def require_seen(path: str) -> None:
-    """Raise StartError for a pin in another mount namespace: no runtime that is started here could use it."""
-    if not _is_pinned(path) and _find_view(os.path.dirname(path)):
-        raise StartError(
-            f"namespaces: {quote_path(path)} is mounted in another mount namespace, that of the engine which made the"
-            " sandbox; start it from there, or make another sandbox"
-        )
+def _shm_of(ipc: str) -> str:
+    """Return where the /dev/shm is that is pinned with an IPC namespace."""
+    return os.path.join(os.path.dirname(ipc), _SHM)
+
+
+def require_pinned(path: str) -> None:
+    """Raise StartError for a namespace's pin that is none any more, or one in another mount namespace.
+
+    No runtime that is started here could use it. With an IPC namespace goes its /dev/shm.
+    """
+    for each in (path, *((_shm_of(path),) if os.path.basename(path) == _FILES["ipc"] else ())):
+        if not _is_pinned(each):
+            if _find_view(os.path.dirname(each)):
+                raise StartError(
+                    f"namespaces: {quote_path(each)} is mounted in another mount namespace, that of the engine which"
+                    " made the sandbox; start it from there, or make another sandbox"
+                )
+            raise StartError(f"namespaces: somebody has unmounted {quote_path(each)}; make another sandbox")
 
 
 def _is_pinned(path: str) -> bool:
@@ -456,14 +473,27 @@ def _end_pids(path: str) -> None:
     namespace = os.stat(path)
     for pid in _find_candidates(path):
         with suppress(ProcessLookupError, FileNotFoundError), open_pidfd(pid) as pidfd:
-            if not _is_first(pid, namespace):
-                continue
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            reap_when_over(pidfd)
-            deadline = time.monotonic() + _END_SECONDS
-            while not has_ended(pidfd) and time.monotonic() < deadline:
-                time.sleep(0.005)
-            return
+            if _is_first(pid, namespace):
+                _kill(pidfd)
+                return
+
+
+def _end_unpinned(directory: str) -> None:
+    """Do the same where the namespace is pinned no more: its first process works in the directory of the pins."""
+    here = os.stat(directory)
+    for pid, _, _ in list_processes():
+        with suppress(ProcessLookupError, FileNotFoundError, PermissionError), open_pidfd(pid) as pidfd:
+            if read_name(pid) == _FIRST and os.path.samestat(os.stat(f"/proc/{pid}/cwd"), here):
+                _kill(pidfd)
+
+
+def _kill(pidfd: int) -> None:
+    """Kill the first process of a pid namespace, and wait until it is gone."""
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    reap_when_over(pidfd)
+    deadline = time.monotonic() + _END_SECONDS
+    while not has_ended(pidfd) and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def _find_candidates(path: str) -> list[int]:

@@ -38,7 +38,7 @@ from limpet.engine.starters.oci.root import to_oci_id
 from limpet.engine.starters.oci.rootless import adapt, is_rootless
 from limpet.engine.starters.oci.run_directory import KnownRuns, Processes, RunDirectory, make_run_directory
 from limpet.engine.starters.oci.runtime import Runtime
-from limpet.engine.starters.oci.sandboxes import SandboxHoldings, has_first, is_pin, require_seen
+from limpet.engine.starters.oci.sandboxes import SandboxHoldings, has_first, is_pin, require_pinned
 from limpet.engine.starters.oci.spec import complete
 from limpet.engine.starters.oci.target import open_target
 from limpet.engine.starters.oci.tools import has_unified_cgroups
@@ -175,7 +175,7 @@ class Starts:
                 raise StartError(f"the cgroup {quote_path(frozen)} is frozen, and so would be its processes; thaw it")
             for each in config["linux"]["namespaces"]:
                 if is_pin(each.get("path", "")):
-                    require_seen(each["path"])
+                    require_pinned(each["path"])
                 require_namespace(each["type"], each.get("path", ""))
                 if each["type"] == "pid" and is_pin(each.get("path", "")) and not has_first(each["path"]):
                     raise StartError(

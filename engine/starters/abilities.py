@@ -162,7 +162,8 @@ class Freezer(Protocol):
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
         """Freeze all processes of the container, and wait until they are; one that is frozen stays so.
 
-        Raises UnsupportedError with the reason if that cannot be done: then nothing of it is frozen.
+        Raises UnsupportedError with the reason if that cannot be done, InvalidStateError if it has ended: then nothing
+        of it is frozen.
         """
 
     def thaw(self, container_id: str, identity: ProcessIdentity) -> None:
@@ -185,7 +186,10 @@ class Limiter(Protocol):
     """Changes the limits of a container that runs."""
 
     def change_limits(self, container_id: str, identity: ProcessIdentity, limits: LinuxContainerResources) -> Resources:
-        """Put these limits into force in place of all before. Raises InvalidInputError for what the host refuses."""
+        """Put these limits into force in place of all before.
+
+        Raises InvalidInputError for what the host refuses, InvalidStateError if it has ended.
+        """
 
 
 @runtime_checkable

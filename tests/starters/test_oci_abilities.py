@@ -14,7 +14,7 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine import Container
-from limpet.engine.starters.oci import abilities
+from limpet.engine.starters.oci import OciStarter, abilities
 from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState
 from limpet.schema.cri import LinuxContainerResources
@@ -252,3 +252,18 @@ def test_a_frozen_one_is_released(counting: Container) -> None:
     os.kill(counting.status.pid, signal.SIGKILL)
     assert counting.stop(5).exit_code == 137
     counting.release()
+
+
+def test_what_is_asked_of_one_that_has_just_ended(shared: Engine) -> None:
+    """Nobody has written down yet that it has: the caller's limits are not to blame, nor is runc; crun does it all."""
+    container = shared.create_container(config(f"c{time.monotonic_ns()}", "sleep 1000"), "runc")
+    status, starter = container.start(), container._starter
+    assert status.identity is not None
+    assert isinstance(starter, OciStarter)
+    os.kill(status.pid, signal.SIGKILL)
+    container.wait(20)
+    with pytest.raises(errors.InvalidStateError, match="ended"):
+        starter.change_limits(container.id, status.identity, LinuxContainerResources(cpu_shares=99))
+    with pytest.raises(errors.InvalidStateError, match="ended"):
+        starter.freeze(container.id, status.identity)
+    container.release()

@@ -157,13 +157,21 @@ def _explain(processes: Processes, cgroup: str, said: str) -> LimpetError:
     """Return why a command has not begun: its container was frozen or has ended meanwhile, or what the runtime said."""
     try:
         _require_not_frozen(processes, cgroup)
-        if observe_program(processes) is Program.ENDED:
-            return InvalidStateError("no command can begin in the container: it has ended")
     except InvalidStateError as error:
         return error
     except OSError:  # that cannot be seen now
         pass
+    if _has_ended(processes):
+        return InvalidStateError("no command can begin in the container: it has ended")
     return StartError(said)
+
+
+def _has_ended(processes: Processes) -> bool:
+    """Return whether the container has ended, which nobody may have written down yet; False if that cannot be seen."""
+    try:
+        return observe_program(processes) is Program.ENDED
+    except OSError:
+        return False
 
 
 def _await_pid(files: CommandFiles) -> int:
@@ -186,13 +194,15 @@ def _resize(pid: int, processes: Processes, cgroup: str, size: bytes) -> None:
 
 
 def freeze(runtime: Runtime, processes: Processes) -> None:
-    """Freeze the container. Raises UnsupportedError: then nothing of it is frozen."""
+    """Freeze the container. Raises UnsupportedError, InvalidStateError if it has ended: then nothing is frozen."""
     cgroup = runtime.cgroup_of(processes)
     is_held = bool(find_frozen(processes.cgroups, cgroup))
     if not is_held:
         outcome = runtime.call("pause", processes.oci_id)
         if outcome.code != 0:
             thaw(processes, cgroup)
+            if _has_ended(processes):
+                raise InvalidStateError("it cannot be frozen: it has ended")
             raise UnsupportedError(f"the runtime cannot freeze it: {outcome.problem}")
     try:
         if is_held and not is_frozen(processes.cgroups, cgroup):  # and somebody else may thaw what is above it
@@ -223,7 +233,7 @@ def measure_container(processes: Processes, cgroup: str) -> Stats:
 def change_limits(
     runtime: Runtime, run: RunDirectory, processes: Processes, limits: LinuxContainerResources
 ) -> Resources:
-    """Put limits into force. Raises InvalidInputError if the runtime or the kernel refuses them.
+    """Put limits into force. Raises InvalidInputError for what is refused, InvalidStateError if it has ended.
 
     Then those from before are in force, as they are if it is interrupted; where the kernel refuses that, too, what is
     in force instead is named.
@@ -249,6 +259,8 @@ def change_limits(
         forget_limits(run)
     if is_done:
         return list_applied(limits, unapplied)
+    if _has_ended(processes):
+        raise InvalidStateError("the limits cannot be changed: the container has ended")
     told = "; ".join(f"{path} is {text.strip()!r}" for path, text in left.items())
     raise InvalidInputError(
         f"the limits cannot be changed: {why}; "

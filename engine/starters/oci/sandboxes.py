@@ -151,7 +151,7 @@ class SandboxHoldings:
             raise UnsupportedError(f"a sandbox's namespaces cannot be made: {outcome.problem}")
 
     def holds(self, sandbox_id: str, namespaces: Mapping[str, str]) -> bool:
-        """Say whether those of the namespaces that are ours, and /dev/shm, are all there, and of use. Raises OSError."""
+        """Say whether those of the namespaces that are ours, and /dev/shm, are there, and of use. Raises OSError."""
         pins = self.pins_of(sandbox_id)
         wanted, view = {path for path in namespaces.values() if is_pin(path)}, ""
         if (ipc := namespaces.get("ipc", "")) in wanted:

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from limpet.engine.state.presence import is_directory
@@ -283,7 +284,8 @@ def _remove_files(descriptor: int) -> list[bytes]:
         if entry.is_dir(follow_symlinks=False):
             directories.append(os.fsencode(entry.name))
         else:
-            os.unlink(entry.name, dir_fd=descriptor)
+            with suppress(FileNotFoundError):  # whose it is has removed it meanwhile, as a command does that has ended
+                os.unlink(entry.name, dir_fd=descriptor)
     return directories
 
 

@@ -157,6 +157,23 @@ def test_removing_a_tree_is_durable_and_may_be_repeated(tmp_path: Path, steps: l
     durable.remove_tree(str(tmp_path / "no/parent"))
 
 
+def test_removing_a_tree_of_which_something_goes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that ends meanwhile removes its files: they are gone, as is wanted."""
+    for name in ("one", "two"):
+        (tmp_path / "tree/below").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree/below" / name).write_text("")
+    real = os.unlink
+
+    def unlink(path: str, *, dir_fd: int | None = None) -> None:
+        real(path, dir_fd=dir_fd)
+        for left in (tmp_path / "tree/below").iterdir():
+            real(left)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    durable.remove_tree(str(tmp_path / "tree"))
+    assert not (tmp_path / "tree").exists()
+
+
 def test_removing_a_tree_stops_at_a_mount(tmp_path: Path) -> None:
     """What is mounted in a tree, be it from the same file system, keeps its content."""
     kept, point = tmp_path / "kept", tmp_path / "tree/point"

@@ -2,17 +2,20 @@
 
 The host program may fork in another thread at any time. A fork waits for what begins a program, and for the instant in
 which a file is opened or closed; what is open then and may be no fork's, it closes at once. A file that is open for
-writing cannot be executed, whoever has it open.
+writing cannot be executed, whoever has it open; and who reads a pipe comes to no end while a fork could write.
 """
 
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import IO
+from weakref import WeakSet
 
 _FORK_SECONDS = 5.0
 """How long a fork waits: what it waits for may hang, as where a program is on a disk that does."""
 _open: set[int] = set()
+_hidden: "WeakSet[IO[bytes]]" = WeakSet()
 _guard = threading.RLock()  # a signal's handler may fork amid what a fork waits for
 _forking = threading.local()
 
@@ -39,6 +42,20 @@ def opened_here(path: bytes, flags: int, mode: int, *, dir_fd: int) -> Iterator[
             os.close(descriptor)
 
 
+def hide(file: IO[bytes]) -> None:
+    """Have forks from now on have /dev/null in place of this file. It is opened, and this called, undisturbed.
+
+    Its number stays taken there: what would close the file is in the fork, too.
+    """
+    _hidden.add(file)
+
+
+def close_hidden(file: IO[bytes]) -> None:
+    """Close a file that is hidden; no fork has it. May be repeated."""
+    with undisturbed():
+        file.close()
+
+
 def _before_fork() -> None:
     _forking.guard = _guard if _guard.acquire(timeout=_FORK_SECONDS) else None
 
@@ -48,12 +65,23 @@ def _after_fork() -> None:
         _forking.guard.release()
 
 
+def _empty_hidden() -> None:
+    with suppress(OSError):
+        if found := [file.fileno() for file in _hidden if not file.closed]:
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            for each in found:
+                os.dup2(nothing, each, inheritable=False)
+            os.close(nothing)
+    _hidden.clear()
+
+
 def _after_fork_in_child() -> None:
     global _guard  # noqa: PLW0603  # another thread, which is not here, may hold it
     for each in _open:
         with suppress(OSError):
             os.close(each)
     _open.clear()
+    _empty_hidden()
     _guard = threading.RLock()
 
 

@@ -252,3 +252,50 @@ def test_what_forks_close(tmp_path: Path) -> None:
         os.waitpid(pid, 0)
         os.close(read)
         os.close(write)
+
+
+@pytest.mark.parametrize("ends_by", ["close_input", "close"])
+def test_an_input_ends_though_a_fork_lives(tmp_path: Path, ends_by: str) -> None:
+    """A worker that the host has forked meanwhile, and that runs for long, does not keep it open."""
+    with open(tmp_path / "said", "wb") as said:
+        one = Child(["cat"], stdin=subprocess.PIPE, stdout=said.fileno(), stderr=said, environment=os.environ)
+    has_begun, begin = os.pipe()
+    assert one.stdin is not None
+    number = one.stdin.fileno()
+    pid = os.fork()
+    if not pid:
+        os.write(begin, b"x" if os.readlink(f"/proc/self/fd/{number}") == os.devnull else b"-")
+        signal.pause()
+    try:
+        assert os.read(has_begun, 1) == b"x"
+        os.write(number, b"here")
+        getattr(one, ends_by)()
+        assert one.wait(10)
+        assert one.poll() == 0
+        assert (tmp_path / "said").read_bytes() == b"here"
+    finally:
+        one.kill()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for each in (has_begun, begin):
+            os.close(each)
+        one.wait(10)
+        one.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_is_not_open_any_more_is_not_hidden() -> None:
+    """A fork keeps what has got the number since, also where nobody has closed the file."""
+    with undisturbed():
+        file = os.fdopen(os.dup(0), "rb", buffering=0)
+        forks.hide(file)
+    number = file.fileno()
+    del file
+    read, write = os.pipe()
+    assert number in {read, write}
+    pid = os.fork()
+    if not pid:
+        os._exit(os.readlink(f"/proc/self/fd/{number}") == os.devnull)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(read)
+    os.close(write)

@@ -20,7 +20,7 @@ from typing import IO
 
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.state.descriptors import close_all
-from limpet.engine.state.forks import undisturbed
+from limpet.engine.state.forks import close_hidden, hide, undisturbed
 from limpet.recovery.host import has_ended, read_wait_status, wait_for_end
 
 UNKNOWN = 1 << 16
@@ -84,6 +84,8 @@ class Child:
                 start_new_session=True,
                 bufsize=-1 if is_buffered else 0,
             )
+            if self._process.stdin is not None:
+                hide(self._process.stdin)
             self.pid, self.pidfd = self._process.pid, -1
             try:
                 self.pidfd = os.pidfd_open(self.pid)
@@ -146,8 +148,14 @@ class Child:
             close_all([self.pidfd] if self.pidfd >= 0 and self._code is not None else [])
             self.pidfd = self.pidfd if self._code is None else -1
 
+    def close_input(self) -> None:
+        """Have its input end, if it is a pipe. May be repeated."""
+        if self._process.stdin is not None:
+            close_hidden(self._process.stdin)
+
     def _close_streams(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        self.close_input()
+        for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
 

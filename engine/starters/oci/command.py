@@ -178,7 +178,7 @@ def _read(
                     given = _write_some(key.fd, given)
                     if not given:
                         selector.unregister(process.stdin)
-                        process.stdin.close()
+                        process.close_input()
                     continue
                 chunk = os.read(key.fd, 65536)
                 if not chunk:

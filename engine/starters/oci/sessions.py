@@ -282,9 +282,9 @@ class CommandSession:
         """Close its input."""
         if self._terminal >= 0:
             self.write(_END_OF_TEXT)
-        elif self._process.stdin is not None:
+        else:
             with self._guard:
-                self._process.stdin.close()
+                self._process.close_input()
 
     def resize(self, rows: int, columns: int) -> None:
         """Give its terminal a size, and the runtime's, which some hand on and others do not."""
